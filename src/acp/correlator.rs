@@ -1,0 +1,82 @@
+//! Which answer belongs to which request.
+
+use std::collections::HashMap;
+
+/// Hands out request ids and remembers what each open request was for.
+///
+/// Ids count up from 1 and are never used again within a connection, so a late or repeated answer finds
+/// nothing and is dropped by the caller.
+#[derive(Debug)]
+pub struct Correlator<T> {
+    next_id: u64,
+    limit: usize,
+    open: HashMap<u64, T>,
+}
+
+/// The connection already has as many open requests as it may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{limit} requests are waiting for an answer on this connection, which is the limit")]
+pub struct TooManyOpen {
+    /// The limit that was reached.
+    pub limit: usize,
+}
+
+impl<T> Correlator<T> {
+    /// Makes a correlator that holds at most `limit` open requests.
+    pub fn new(limit: usize) -> Self {
+        Self { next_id: 1, limit, open: HashMap::new() }
+    }
+
+    /// Remembers `what` and returns the id to send with the request.
+    pub fn open(&mut self, what: T) -> Result<u64, TooManyOpen> {
+        if self.open.len() >= self.limit {
+            return Err(TooManyOpen { limit: self.limit });
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.open.insert(id, what);
+        Ok(id)
+    }
+
+    /// Takes out what the answer with this id belongs to; `None` for an answer that nobody waits for.
+    pub fn take(&mut self, id: u64) -> Option<T> {
+        self.open.remove(&id)
+    }
+
+    /// Empties the correlator, for a connection that ended.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
+        self.open.drain().map(|(_, what)| what)
+    }
+
+    /// How many requests wait for an answer.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether nothing waits for an answer.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_taken_once() {
+        let mut correlator = Correlator::new(2);
+        let id = correlator.open("prompt").unwrap();
+        assert_eq!(correlator.take(id), Some("prompt"));
+        assert_eq!(correlator.take(id), None);
+    }
+
+    #[test]
+    fn the_limit_refuses_and_an_answer_makes_room() {
+        let mut correlator = Correlator::new(1);
+        let id = correlator.open(()).unwrap();
+        assert_eq!(correlator.open(()), Err(TooManyOpen { limit: 1 }));
+        correlator.take(id);
+        assert_ne!(correlator.open(()).unwrap(), id);
+    }
+}

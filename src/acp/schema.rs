@@ -1,0 +1,93 @@
+//! The one place that names the official schema crate.
+//!
+//! Only the types on which this crate acts are listed; everything else travels as raw JSON. Spec:
+//! <https://agentclientprotocol.com/protocol/v1/schema>.
+
+pub use agent_client_protocol_schema::v1::{
+    AGENT_METHOD_NAMES, AgentCapabilities, CLIENT_METHOD_NAMES, ClientCapabilities, CloseSessionRequest,
+    ContentBlock, CreateTerminalRequest, CreateTerminalResponse, FileSystemCapabilities, Implementation,
+    InitializeRequest, InitializeResponse, KillTerminalRequest, LoadSessionRequest, NewSessionRequest,
+    NewSessionResponse, PermissionOption, PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse,
+    ReleaseTerminalRequest, RequestId, RequestPermissionRequest, ResumeSessionRequest, StopReason,
+    TerminalExitStatus, TerminalOutputRequest, TerminalOutputResponse, WaitForTerminalExitRequest,
+    WriteTextFileRequest,
+};
+
+/// The only protocol version that is offered and accepted (an integer since version 1).
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Methods that the agent answers.
+pub mod agent_method {
+    /// First message of every connection.
+    pub const INITIALIZE: &str = "initialize";
+    /// Signs in with one of the methods that the agent offered.
+    pub const AUTHENTICATE: &str = "authenticate";
+    /// Creates a conversation.
+    pub const SESSION_NEW: &str = "session/new";
+    /// Brings a conversation back and replays it before it answers.
+    pub const SESSION_LOAD: &str = "session/load";
+    /// Brings a conversation back without replaying it.
+    pub const SESSION_RESUME: &str = "session/resume";
+    /// Cancels and frees a conversation.
+    pub const SESSION_CLOSE: &str = "session/close";
+    /// Selects one of the modes that the agent offered.
+    pub const SESSION_SET_MODE: &str = "session/set_mode";
+    /// Sets one of the options that the agent offered.
+    pub const SESSION_SET_CONFIG_OPTION: &str = "session/set_config_option";
+    /// Runs one turn.
+    pub const SESSION_PROMPT: &str = "session/prompt";
+    /// Notification: ends the running turn.
+    pub const SESSION_CANCEL: &str = "session/cancel";
+}
+
+/// Methods that the client answers.
+pub mod client_method {
+    /// Notification: progress of a turn.
+    pub const SESSION_UPDATE: &str = "session/update";
+    /// Asks the user before a tool call.
+    pub const SESSION_REQUEST_PERMISSION: &str = "session/request_permission";
+    /// Reads a file of the workspace.
+    pub const FS_READ_TEXT_FILE: &str = "fs/read_text_file";
+    /// Writes a file of the workspace.
+    pub const FS_WRITE_TEXT_FILE: &str = "fs/write_text_file";
+    /// Starts a command in the workspace.
+    pub const TERMINAL_CREATE: &str = "terminal/create";
+    /// Reads what a command has printed.
+    pub const TERMINAL_OUTPUT: &str = "terminal/output";
+    /// Ends a command and forgets it.
+    pub const TERMINAL_RELEASE: &str = "terminal/release";
+    /// Waits for the end of a command.
+    pub const TERMINAL_WAIT_FOR_EXIT: &str = "terminal/wait_for_exit";
+    /// Ends a command and keeps its output.
+    pub const TERMINAL_KILL: &str = "terminal/kill";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn method_names_are_those_of_the_official_schema() {
+        let agent = AGENT_METHOD_NAMES;
+        assert_eq!(agent_method::INITIALIZE, agent.initialize);
+        assert_eq!(agent_method::AUTHENTICATE, agent.authenticate);
+        assert_eq!(agent_method::SESSION_NEW, agent.session_new);
+        assert_eq!(agent_method::SESSION_LOAD, agent.session_load);
+        assert_eq!(agent_method::SESSION_RESUME, agent.session_resume);
+        assert_eq!(agent_method::SESSION_CLOSE, agent.session_close);
+        assert_eq!(agent_method::SESSION_SET_MODE, agent.session_set_mode);
+        assert_eq!(agent_method::SESSION_SET_CONFIG_OPTION, agent.session_set_config_option);
+        assert_eq!(agent_method::SESSION_PROMPT, agent.session_prompt);
+        assert_eq!(agent_method::SESSION_CANCEL, agent.session_cancel);
+        let client = CLIENT_METHOD_NAMES;
+        assert_eq!(client_method::SESSION_UPDATE, client.session_update);
+        assert_eq!(client_method::SESSION_REQUEST_PERMISSION, client.session_request_permission);
+        assert_eq!(client_method::FS_READ_TEXT_FILE, client.fs_read_text_file);
+        assert_eq!(client_method::FS_WRITE_TEXT_FILE, client.fs_write_text_file);
+        assert_eq!(client_method::TERMINAL_CREATE, client.terminal_create);
+        assert_eq!(client_method::TERMINAL_OUTPUT, client.terminal_output);
+        assert_eq!(client_method::TERMINAL_RELEASE, client.terminal_release);
+        assert_eq!(client_method::TERMINAL_WAIT_FOR_EXIT, client.terminal_wait_for_exit);
+        assert_eq!(client_method::TERMINAL_KILL, client.terminal_kill);
+    }
+}

@@ -1,0 +1,10 @@
+//! Our own wire types: what clients send and get, and what supervisor and runtime say to each other
+//! beside ACP.
+//!
+//! Invariant: types only. Nothing here decides; names are camelCase on the wire and each type is part of
+//! the OpenAPI document or of the runtime's door.
+
+pub mod automation;
+pub mod problem;
+pub mod result;
+pub mod runtime;

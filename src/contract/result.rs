@@ -1,0 +1,210 @@
+//! The result of a turn, as every route and every way to ask for it gives it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::turn::{MAX_DIAGNOSTICS, Severity};
+
+/// The result envelope. These top-level keys and no others; under 32 KB as a whole.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ACPSessionResult {
+    /// How the turn ended for the caller.
+    pub stop_reason: ResultStopReason,
+    /// Tokens; 0/0 with `meta.usageKnown: false` where the agent does not tell.
+    pub usage: ResultUsage,
+    /// What became of branch, issue and pull request; absent for a session without a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub github_automation: Option<super::automation::GithubAutomation>,
+    /// Where, how and how fast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta: Option<ResultMeta>,
+    /// Remarks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 100)]
+    pub diagnostics: Vec<ResultDiagnostic>,
+}
+
+/// How a turn ended for the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultStopReason {
+    /// The agent ended it: end_turn, max_tokens, max_turn_requests or refusal.
+    Completed,
+    /// It was cancelled.
+    Cancelled,
+    /// Everything else; `meta.errorCode` says what.
+    Error,
+}
+
+/// Tokens of a turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultUsage {
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+}
+
+/// `meta` of a result.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultMeta {
+    /// The session.
+    pub session_id: String,
+    /// The turn.
+    pub prompt_id: String,
+    /// What carried the turn: `acp` or `http`.
+    pub protocol: String,
+    /// What the router had chosen: `acp` or `http`.
+    pub route: String,
+    /// The negotiated ACP version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol_version: Option<u16>,
+    /// The agent's own stop reason: end_turn, max_tokens, max_turn_requests, refusal or cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acp_stop_reason: Option<String>,
+    /// All agent_message_chunk text of the turn; cut when long, the transcript has it whole.
+    pub message: String,
+    /// Whether `message` was cut.
+    pub message_truncated: bool,
+    /// Where the agent worked.
+    pub workspace: ResultWorkspace,
+    /// Whether the workspace is rolled back to HTTP, and why.
+    pub rollback: ResultRollback,
+    /// The version of the automation contract; present with `githubAutomation`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub github_automation_version: Option<String>,
+    /// The stable code of what went wrong; present with `stopReason: error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<String>,
+    /// Whether a fresh agent got the conversation so far as one block of context ahead of the prompt.
+    pub context_injected: bool,
+    /// Whether the agent told its tokens.
+    pub usage_known: bool,
+    /// How long it took.
+    pub timings: ResultTimings,
+}
+
+/// Where the agent worked.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultWorkspace {
+    /// The absolute path in the runtime.
+    pub path: String,
+    /// Whether it is removed with its last session.
+    pub is_ephemeral: bool,
+}
+
+/// Whether the workspace is rolled back.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultRollback {
+    /// Whether turns go over HTTP.
+    pub active: bool,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who or what flipped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<String>,
+}
+
+/// How long a turn took, in milliseconds with three decimals.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultTimings {
+    /// From acceptance until the agent got the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued_ms: Option<f64>,
+    /// From acceptance until the first update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_update_ms: Option<f64>,
+    /// From acceptance until the end.
+    pub total_ms: f64,
+    /// Updates of the agent.
+    pub updates: u64,
+}
+
+/// A remark about a turn.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultDiagnostic {
+    /// How bad it is.
+    #[schema(value_type = String)]
+    pub severity: Severity,
+    /// One sentence.
+    pub message: String,
+    /// More, where there is more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    pub context: Option<serde_json::Value>,
+}
+
+/// The largest result, in bytes (mission: under 32 KB).
+pub const MAX_RESULT_BYTES: usize = 32_000;
+
+impl ACPSessionResult {
+    /// Writes it as JSON within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then shortens the
+    /// message, and says so.
+    pub fn to_bounded_json(mut self) -> String {
+        self.diagnostics.truncate(MAX_DIAGNOSTICS);
+        loop {
+            let json =
+                serde_json::to_string(&self).unwrap_or_else(|cause| unreachable!("our own types serialise: {cause}"));
+            if json.len() <= MAX_RESULT_BYTES {
+                return json;
+            }
+            let over = json.len() - MAX_RESULT_BYTES;
+            if !self.diagnostics.is_empty() {
+                let keep = self.diagnostics.len() / 2;
+                self.diagnostics.truncate(keep);
+            } else if let Some(meta) = self.meta.as_mut().filter(|meta| !meta.message.is_empty()) {
+                // Escapes make JSON longer than text, so cutting by the excess converges.
+                let keep = meta.message.len().saturating_sub(over.max(64));
+                let keep = meta.message.floor_char_boundary(keep);
+                meta.message.truncate(keep);
+                meta.message_truncated = true;
+            } else {
+                return json;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_stays_within_its_bound_whatever_the_agent_said() {
+        let diagnostic = ResultDiagnostic { severity: Severity::Warn, message: "\u{1}".repeat(300), context: None };
+        let result = ACPSessionResult {
+            stop_reason: ResultStopReason::Completed,
+            usage: ResultUsage::default(),
+            github_automation: None,
+            meta: Some(ResultMeta {
+                session_id: String::new(),
+                prompt_id: String::new(),
+                protocol: "acp".into(),
+                route: "acp".into(),
+                protocol_version: Some(1),
+                acp_stop_reason: None,
+                message: "\u{1}".repeat(16 * 1024),
+                message_truncated: false,
+                workspace: ResultWorkspace { path: "/w".into(), is_ephemeral: false },
+                rollback: ResultRollback::default(),
+                github_automation_version: None,
+                error_code: None,
+                context_injected: false,
+                usage_known: false,
+                timings: ResultTimings::default(),
+            }),
+            diagnostics: vec![diagnostic; 200],
+        };
+        let json = result.to_bounded_json();
+        assert!(json.len() <= MAX_RESULT_BYTES);
+        let back: ACPSessionResult = serde_json::from_str(&json).unwrap();
+        assert!(back.meta.unwrap().message_truncated);
+    }
+}

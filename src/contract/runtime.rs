@@ -1,0 +1,186 @@
+//! What supervisor and runtime say to each other beside plain ACP.
+//!
+//! Two doors: `GET /acp` is ACP over WebSocket, with the additions of [`InitializeMeta`] and the
+//! notifications below, all of which a plain ACP peer can ignore or leave out. The HTTP door prepares and
+//! inspects workspaces: `GET /status`, `POST /workspace/prepare`, `POST /workspace/diff`. Both doors want
+//! the bearer token, if one is configured, and answer errors as [`Problem`](super::problem::Problem).
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::ids::FolderId;
+
+/// The key of our additions under `_meta`.
+pub const META_KEY: &str = "lumilink";
+
+/// Notification: the agent printed a line that is not JSON ([`StrayLine`]).
+pub const STRAY_LINE: &str = "_lumilink/stray_line";
+/// Notification: the agent's process ended ([`AgentExited`]); the socket closes right after.
+pub const AGENT_EXITED: &str = "_lumilink/agent_exited";
+
+/// WebSocket close codes of the runtime's door.
+pub mod close_code {
+    /// The client ended the session; its agent is killed.
+    pub const NORMAL: u16 = 1000;
+    /// The runtime is shutting down.
+    pub const GOING_AWAY: u16 = 1001;
+    /// The peer broke the rules: a frame that is no JSON-RPC message, or more than the agent reads.
+    pub const POLICY: u16 = 1008;
+    /// A frame was larger than the limit.
+    pub const TOO_BIG: u16 = 1009;
+    /// The agent ended, or said something larger than the limit.
+    pub const AGENT_ENDED: u16 = 1011;
+}
+
+/// `initialize` → `_meta.lumilink`, from the supervisor. All of it is optional: a plain client gets the
+/// default agent, in the folder of the `cwd` of its first session.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InitializeMeta {
+    /// Which configured agent to start; the default one where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// The agent's working directory: a path that `prepare` answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+}
+
+/// `error.data.lumilink` of an `initialize` that the runtime itself refused.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusalMeta {
+    /// The name of a [`crate::domain::outcome::ErrorCode`].
+    pub code: String,
+}
+
+/// Params of [`STRAY_LINE`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StrayLine {
+    /// The line, cut to 300 characters.
+    pub line: String,
+}
+
+/// Params of [`AGENT_EXITED`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentExited {
+    /// The exit code, if it exited.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// The signal, if one ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// The end of what it wrote to stderr, at most 4 KiB.
+    #[serde(default)]
+    pub stderr_tail: String,
+    /// Set where the runtime ended it because of what it said: the name of an
+    /// [`ErrorCode`](crate::domain::outcome::ErrorCode), `frame_too_large` for instance.
+    #[serde(default)]
+    pub code: Option<String>,
+}
+
+/// Where a workspace is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkspaceRef {
+    /// Its folder under the root; not used where `path` is given.
+    pub folder_id: FolderId,
+    /// An existing folder of the caller, under one of `[workspaces] allow_paths`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// What to check out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkout {
+    /// `owner/name`, or an https or ssh URL.
+    pub repository: String,
+    /// The branch; the repository's default where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+}
+
+/// `POST /workspace/prepare`. Idempotent: a workspace that is there is left as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrepareWorkspace {
+    /// Which one.
+    pub workspace: WorkspaceRef,
+    /// What to clone (shallow) into it when it is new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkout: Option<Checkout>,
+}
+
+/// Answer to [`PrepareWorkspace`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PreparedWorkspace {
+    /// The absolute path, links resolved.
+    pub path: String,
+    /// Whether the runtime removes it when its last session is closed.
+    pub is_ephemeral: bool,
+}
+
+/// `POST /workspace/diff`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiffWorkspace {
+    /// Which one.
+    pub workspace: WorkspaceRef,
+}
+
+/// Answer to [`DiffWorkspace`], and the body of `GET /acp/session/{id}/diff`: what changed since the
+/// workspace was prepared.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkspaceDiff {
+    /// The changed files, at most 1,000.
+    pub files: Vec<ChangedFile>,
+    /// A unified diff with git's extended headers, cut at `[limits] diff_bytes`.
+    pub patch: String,
+    /// Whether files or patch were cut.
+    pub truncated: bool,
+}
+
+/// One file of a [`WorkspaceDiff`].
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangedFile {
+    /// Relative to the workspace.
+    pub path: String,
+    /// What happened to it.
+    pub status: ChangeStatus,
+    /// Lines added; absent for a binary file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub additions: Option<u64>,
+    /// Lines removed; absent for a binary file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletions: Option<u64>,
+}
+
+/// What happened to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeStatus {
+    /// It is new.
+    Added,
+    /// Its content or mode changed.
+    Modified,
+    /// It is gone.
+    Deleted,
+}
+
+/// Answer to `GET /status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeStatus {
+    /// Version of the program.
+    pub version: String,
+    /// Names of the configured agents; the first is the default one.
+    pub agents: Vec<String>,
+    /// Agent processes that run now.
+    pub agent_processes: u64,
+    /// The most that may run.
+    pub max_agents: u64,
+}

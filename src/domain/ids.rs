@@ -1,0 +1,139 @@
+//! Identities: who a session, turn and workspace is.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// A session of ours; a UUID of version 7, so that ids sort by age. The agent's own session id is
+    /// another one and is not shown as this.
+    SessionId
+}
+uuid_id! {
+    /// One prompt turn; a UUID of version 7.
+    PromptId
+}
+uuid_id! {
+    /// The folder of a workspace under the root: made by us, so that no caller's text becomes a path.
+    FolderId
+}
+
+/// A name that a caller chose (`installationId`, `workspaceId`, `userId`) is not usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ : @ - and begin with a letter or digit")]
+pub struct BadName;
+
+/// The longest name that a caller may choose, in characters; it has to fit an index and a log line.
+pub const MAX_NAME_LENGTH: usize = 128;
+
+fn checked_name(text: &str) -> Result<&str, BadName> {
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte));
+    if first && rest && text.len() <= MAX_NAME_LENGTH { Ok(text) } else { Err(BadName) }
+}
+
+macro_rules! name_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as it was given.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = BadName;
+
+            fn try_from(text: String) -> Result<Self, BadName> {
+                checked_name(&text)?;
+                Ok(Self(text))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadName;
+
+            fn from_str(text: &str) -> Result<Self, BadName> {
+                checked_name(text).map(|text| Self(text.to_owned()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_id! {
+    /// The tenant.
+    InstallationId
+}
+name_id! {
+    /// A workspace within its tenant; alone it is ambiguous, [`WorkspaceKey`] is not.
+    WorkspaceId
+}
+name_id! {
+    /// The person for whom a session works.
+    UserId
+}
+
+/// A workspace: (tenant, workspace), everywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkspaceKey {
+    /// The tenant.
+    pub installation_id: InstallationId,
+    /// The tenant's name for the workspace.
+    pub workspace_id: WorkspaceId,
+}
+
+impl fmt::Display for WorkspaceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.installation_id, self.workspace_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_be_a_path_or_an_option_are_refused() {
+        for bad in ["", "-x", "..", ".git", "a/b", "a b", "a\0", "ü", &"a".repeat(129)] {
+            assert!(bad.parse::<WorkspaceId>().is_err(), "{bad:?}");
+        }
+        for good in ["a", "ws-1", "octo_org.repo:main", "1", &"a".repeat(128)] {
+            assert!(good.parse::<WorkspaceId>().is_ok(), "{good:?}");
+        }
+    }
+}

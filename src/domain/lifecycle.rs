@@ -1,0 +1,114 @@
+//! The states of a session, and what each of them allows.
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::ErrorCode;
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Its agent is being started, for the first time or again.
+    Starting,
+    /// Its agent waits for a prompt.
+    Idle,
+    /// A turn is running.
+    Running,
+    /// It was idle for long: no process, no seat; the next prompt brings it back.
+    Hibernated,
+    /// It was not used for so long that only a load brings it back.
+    Expired,
+    /// The service stopped in the middle of its turn; a load brings it back.
+    Interrupted,
+    /// Its agent failed too often; a load brings it back.
+    Failed,
+    /// It was closed for good.
+    Closed,
+}
+
+impl SessionState {
+    /// Every state.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Idle,
+        Self::Running,
+        Self::Hibernated,
+        Self::Expired,
+        Self::Interrupted,
+        Self::Failed,
+        Self::Closed,
+    ];
+
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Hibernated => "hibernated",
+            Self::Expired => "expired",
+            Self::Interrupted => "interrupted",
+            Self::Failed => "failed",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Whether it holds a seat and an agent process.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Idle | Self::Running)
+    }
+
+    /// Whether a prompt may bring it back by itself, or why not.
+    pub fn admits_prompt(self) -> Result<(), ErrorCode> {
+        match self {
+            Self::Starting | Self::Idle | Self::Running | Self::Hibernated => Ok(()),
+            Self::Expired | Self::Interrupted => Err(ErrorCode::SessionNotLoaded),
+            Self::Failed => Err(ErrorCode::SessionFailed),
+            Self::Closed => Err(ErrorCode::SessionClosed),
+        }
+    }
+
+    /// Whether a load may bring it back, or why not.
+    pub fn admits_load(self) -> Result<(), ErrorCode> {
+        match self {
+            Self::Closed => Err(ErrorCode::SessionClosed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a session stands after a restart of the service, given where its row says it stood. Its
+    /// agent died with the embedded runtime or was let go by the separate one.
+    pub fn after_restart(self) -> Self {
+        match self {
+            Self::Running => Self::Interrupted,
+            Self::Starting | Self::Idle => Self::Hibernated,
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_session_stays_closed_and_every_other_can_be_loaded() {
+        for state in SessionState::ALL {
+            assert_eq!(state.admits_load().is_ok(), state != SessionState::Closed, "{state:?}");
+            assert_eq!(SessionState::from_name(state.as_str()), Some(state));
+        }
+    }
+
+    #[test]
+    fn nothing_is_live_after_a_restart() {
+        for state in SessionState::ALL {
+            assert!(!state.after_restart().is_live(), "{state:?}");
+        }
+        assert_eq!(SessionState::Running.after_restart(), SessionState::Interrupted);
+    }
+}

@@ -1,0 +1,19 @@
+//! Every rule, number and text that a test could want, as pure functions and plain values.
+//!
+//! Invariant: no I/O, no clock, no actor, no runtime, no database; `now` is an argument. Whoever changes
+//! a decision changes it here and nowhere else.
+
+pub mod clock;
+pub mod context;
+pub mod event;
+pub mod ids;
+pub mod lifecycle;
+pub mod outcome;
+pub mod permission;
+pub mod prompt;
+pub mod redaction;
+pub mod replay;
+pub mod restart;
+pub mod text;
+pub mod transcript;
+pub mod turn;

@@ -1,0 +1,97 @@
+//! Text that may be kept: secrets that are known by their shape are taken out.
+
+use std::{borrow::Cow, fmt, sync::LazyLock};
+
+use regex::Regex;
+
+/// What stands in place of a secret.
+pub const REDACTED: &str = "[redacted]";
+
+/// Shapes of secrets: GitHub tokens, API keys of the usual model providers and clouds, JSON Web Tokens,
+/// bearer headers, private keys, and passwords in URLs. A shape that is not listed is not found: this
+/// is the second line, the first is that secrets are never put into text.
+static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
+    let shapes = [
+        r"gh[pousr]_[A-Za-z0-9]{20,255}",
+        r"github_pat_[A-Za-z0-9_]{20,255}",
+        r"sk-[A-Za-z0-9_-]{16,255}",
+        r"AKIA[0-9A-Z]{16}",
+        r"AIza[0-9A-Za-z_-]{35}",
+        r"xox[abprs]-[A-Za-z0-9-]{10,255}",
+        r"eyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{8,8192}\.[A-Za-z0-9_-]{8,4096}",
+        r"(?i:bearer) +[A-Za-z0-9._~+/=-]{16,4096}",
+        r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]{0,16384}-----END [A-Z ]{0,20}PRIVATE KEY-----",
+        r"://[^/\s:@]{1,255}:[^/\s@]{1,255}@",
+    ];
+    Regex::new(&shapes.join("|")).unwrap_or_else(|cause| unreachable!("the shapes are a constant: {cause}"))
+});
+
+/// Text without secrets of a known shape; the only kind that goes to disk, log, toast or GitHub.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redacted(String);
+
+impl Redacted {
+    /// Takes the secrets out.
+    pub fn new(text: &str) -> Self {
+        Self(redact(text).into_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The text, owned.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn redact(text: &str) -> Cow<'_, str> {
+    SECRETS.replace_all(text, |found: &regex::Captures<'_>| {
+        // Keeps what makes the surrounding text readable, and JSON valid.
+        if found[0].starts_with("://") { format!("://{REDACTED}@") } else { REDACTED.to_owned() }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_taken_out_and_the_rest_stays() {
+        for secret in [
+            "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+            "github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz",
+            "sk-ant-api03-abcdefghijklmnop",
+            "AKIAIOSFODNN7EXAMPLE",
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
+            "Bearer abcdefghijklmnop1234",
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----",
+        ] {
+            let text = format!("before {secret} after");
+            assert_eq!(Redacted::new(&text).as_str(), format!("before {REDACTED} after"), "{secret}");
+        }
+        assert_eq!(Redacted::new("https://u:p4ss@host/x").as_str(), "https://[redacted]@host/x");
+        let harmless = "a task-force of bearers went to http://host:80/path and mailed a@b";
+        assert_eq!(Redacted::new(harmless).as_str(), harmless);
+    }
+
+    #[test]
+    fn redaction_keeps_json_valid() {
+        let json = r#"{"a":"https://u:p4ss@host","b":"ghp_abcdefghijklmnopqrstuvwxyz0123456789"}"#;
+        assert!(serde_json::from_str::<serde_json::Value>(Redacted::new(json).as_str()).is_ok());
+    }
+}

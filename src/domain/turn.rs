@@ -1,0 +1,320 @@
+//! One prompt turn: its states, what is gathered while it runs, and its one outcome.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{
+    clock::Timestamp,
+    outcome::{ErrorCode, Failure},
+    text,
+};
+use crate::acp::{jsonrpc::RpcError, schema::StopReason};
+
+/// Where a turn stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TurnState {
+    /// On disk; the agent has not seen it.
+    Accepted,
+    /// The agent has it.
+    Running,
+    /// Ended by itself.
+    Completed,
+    /// Ended because somebody asked for it.
+    Cancelled,
+    /// Ended with an error.
+    Failed,
+    /// The service stopped in the middle of it.
+    Interrupted,
+}
+
+impl TurnState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Accepted, Self::Running, Self::Completed, Self::Cancelled, Self::Failed, Self::Interrupted];
+
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Whether nothing more can happen to it.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Accepted | Self::Running)
+    }
+}
+
+/// How a turn ended; exactly one for each turn that began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TurnOutcome {
+    /// The agent gave a stop reason other than cancelled.
+    Completed(StopReason),
+    /// It was cancelled; `confirmed` is false where the agent had to be killed for it.
+    Cancelled {
+        /// Whether the agent itself said so.
+        confirmed: bool,
+    },
+    /// It failed.
+    Failed(Failure),
+}
+
+impl TurnOutcome {
+    /// Every label that [`Self::label`] gives, for metrics that start at 0.
+    pub const LABELS: [&'static str; 4] = ["completed", "cancelled", "failed", "interrupted"];
+
+    /// The state in which it leaves the turn.
+    pub fn state(&self) -> TurnState {
+        match self {
+            Self::Completed(_) => TurnState::Completed,
+            Self::Cancelled { .. } => TurnState::Cancelled,
+            Self::Failed(failure) if failure.code == ErrorCode::Interrupted => TurnState::Interrupted,
+            Self::Failed(_) => TurnState::Failed,
+        }
+    }
+
+    /// Its metric label.
+    pub fn label(&self) -> &'static str {
+        self.state().as_str()
+    }
+}
+
+/// Tokens of a turn, where the agent tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+}
+
+/// Reads an agent's answer to `session/prompt`. An unknown stop reason counts as the end of the turn
+/// under protocol version 1 only if it is one of the five; anything else is a violation.
+pub fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, Option<Usage>) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Answer {
+        stop_reason: String,
+        #[serde(default)]
+        usage: Option<AnswerUsage>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct AnswerUsage {
+        #[serde(default)]
+        input_tokens: u64,
+        #[serde(default)]
+        output_tokens: u64,
+    }
+
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return (TurnOutcome::Failed(super::outcome::classify_agent_error(&error)), None),
+    };
+    let parsed: Answer = match serde_json::from_str(answer.get()) {
+        Ok(parsed) => parsed,
+        Err(cause) => {
+            let detail = format!("the agent's answer to the prompt has no usable stop reason: {cause}");
+            return (TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail)), None);
+        }
+    };
+    let usage =
+        parsed.usage.map(|usage| Usage { input_tokens: usage.input_tokens, output_tokens: usage.output_tokens });
+    let outcome = match parsed.stop_reason.as_str() {
+        "end_turn" => TurnOutcome::Completed(StopReason::EndTurn),
+        "max_tokens" => TurnOutcome::Completed(StopReason::MaxTokens),
+        "max_turn_requests" => TurnOutcome::Completed(StopReason::MaxTurnRequests),
+        "refusal" => TurnOutcome::Completed(StopReason::Refusal),
+        "cancelled" => TurnOutcome::Cancelled { confirmed: true },
+        other => {
+            let detail = format!("the agent ended the turn with the unknown stop reason {:?}", text::cut(other, 64));
+            TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail))
+        }
+    };
+    (outcome, usage)
+}
+
+/// The agent's own stop reason under its spec name.
+pub fn stop_reason_name(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::EndTurn => "end_turn",
+        StopReason::MaxTokens => "max_tokens",
+        StopReason::MaxTurnRequests => "max_turn_requests",
+        StopReason::Refusal => "refusal",
+        StopReason::Cancelled => "cancelled",
+        _ => "unknown",
+    }
+}
+
+/// The longest `meta.message`, in bytes; a result stays under 32 KB whatever the agent says.
+pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
+/// The most diagnostics that a result carries (mission: at most 100).
+pub const MAX_DIAGNOSTICS: usize = 100;
+/// The longest diagnostic message, in characters; 100 of them have to fit beside the message.
+pub const MAX_DIAGNOSTIC_CHARS: usize = 300;
+
+/// How bad a diagnostic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// For developers.
+    Debug,
+    /// For the curious.
+    Info,
+    /// Something was tolerated.
+    Warn,
+    /// Something was lost.
+    Error,
+}
+
+/// A remark about a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// One sentence.
+    pub message: String,
+}
+
+/// Gathers what the result of a turn needs while the turn runs; bounded whatever the agent sends.
+#[derive(Debug)]
+pub struct TurnProgress {
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When the agent got it.
+    pub sent_at: Option<Timestamp>,
+    /// When the first update came.
+    pub first_update_at: Option<Timestamp>,
+    /// Updates so far.
+    pub updates: u64,
+    /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
+    pub message: String,
+    /// Whether the message was cut.
+    pub message_cut: bool,
+    /// Tokens, once the agent told.
+    pub usage: Option<Usage>,
+    /// Remarks, at most [`MAX_DIAGNOSTICS`].
+    pub diagnostics: Vec<Diagnostic>,
+    /// Lines of the agent that were no JSON.
+    pub stray_lines: u32,
+}
+
+/// Stray lines that a turn survives (mission: up to 10 a turn, more is a protocol failure).
+pub const MAX_STRAY_LINES: u32 = 10;
+
+impl TurnProgress {
+    /// Starts to gather.
+    pub fn new(accepted_at: Timestamp) -> Self {
+        Self {
+            accepted_at,
+            sent_at: None,
+            first_update_at: None,
+            updates: 0,
+            message: String::new(),
+            message_cut: false,
+            usage: None,
+            diagnostics: Vec::new(),
+            stray_lines: 0,
+        }
+    }
+
+    /// Counts one update.
+    pub fn on_update(&mut self, now: Timestamp) {
+        self.updates += 1;
+        self.first_update_at.get_or_insert(now);
+    }
+
+    /// Adds text of an `agent_message_chunk`.
+    pub fn on_message_text(&mut self, chunk: &str) {
+        if self.message_cut {
+            return;
+        }
+        let room = MAX_MESSAGE_BYTES - self.message.len();
+        if chunk.len() <= room {
+            self.message.push_str(chunk);
+        } else {
+            self.message.push_str(text::cut_bytes(chunk, room));
+            self.message_cut = true;
+        }
+    }
+
+    /// Adds a remark; the ones after [`MAX_DIAGNOSTICS`] are dropped, the oldest tell most.
+    pub fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            let message = text::cut(message.as_ref(), MAX_DIAGNOSTIC_CHARS);
+            self.diagnostics.push(Diagnostic { severity, message });
+        }
+    }
+
+    /// Notes a line of the agent that was no JSON. An error ends the turn.
+    pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
+        self.stray_lines += 1;
+        self.remark(Severity::Warn, format!("the agent printed a line that is not JSON: {line}"));
+        if self.stray_lines > MAX_STRAY_LINES {
+            let detail = format!("the agent printed more than {MAX_STRAY_LINES} lines that are not JSON in one turn");
+            return Err(Failure::new(ErrorCode::ProtocolViolation, detail));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn every_stop_reason_of_the_protocol_ends_a_turn_and_no_other_does() {
+        for (name, state) in [
+            ("end_turn", TurnState::Completed),
+            ("max_tokens", TurnState::Completed),
+            ("max_turn_requests", TurnState::Completed),
+            ("refusal", TurnState::Completed),
+            ("cancelled", TurnState::Cancelled),
+            ("tired", TurnState::Failed),
+        ] {
+            let answer = raw(&format!(r#"{{"stopReason":"{name}"}}"#));
+            assert_eq!(read_prompt_answer(Ok(&answer)).0.state(), state, "{name}");
+        }
+        assert_eq!(read_prompt_answer(Ok(&raw("null"))).0.state(), TurnState::Failed);
+    }
+
+    #[test]
+    fn usage_is_read_where_the_agent_tells() {
+        let answer = raw(r#"{"stopReason":"end_turn","usage":{"inputTokens":3,"outputTokens":4,"x":null}}"#);
+        assert_eq!(read_prompt_answer(Ok(&answer)).1, Some(Usage { input_tokens: 3, output_tokens: 4 }));
+    }
+
+    #[test]
+    fn a_message_is_cut_at_its_limit_and_never_inside_a_character() {
+        let mut progress = TurnProgress::new(Timestamp(0));
+        progress.on_message_text(&"x".repeat(MAX_MESSAGE_BYTES - 1));
+        progress.on_message_text("é");
+        progress.on_message_text("more");
+        assert!(progress.message_cut);
+        assert_eq!(progress.message.len(), MAX_MESSAGE_BYTES - 1);
+    }
+
+    #[test]
+    fn the_eleventh_stray_line_fails_the_turn() {
+        let mut progress = TurnProgress::new(Timestamp(0));
+        for _ in 0..10 {
+            progress.on_stray_line("noise").unwrap();
+        }
+        assert_eq!(progress.on_stray_line("noise").unwrap_err().code, ErrorCode::ProtocolViolation);
+    }
+}

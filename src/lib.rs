@@ -1,0 +1,6 @@
+//! LumiLink
+pub mod acp;
+pub mod config;
+pub mod contract;
+pub mod domain;
+pub mod transport;

@@ -1,0 +1,3 @@
+//! Ways to an agent.
+
+pub mod pipe;
