@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn a_string_becomes_one_text_block() {
         let prompt = parse(r#""fix \"it\"""#).unwrap();
-        assert_eq!(prompt.as_json(), r#"[{"text":"fix \"it\"","type":"text"}]"#);
+        assert_eq!(prompt.as_json(), r#"[{"type":"text","text":"fix \"it\""}]"#);
         assert_eq!(prompt.text(), "fix \"it\"");
     }
 
