@@ -1,3 +1,135 @@
-//! Ways to an agent.
+//! Ways to an agent: the traits by which a session sees one, and the transports behind them.
+//!
+//! Invariant: a transport frames and carries; it never decides how a turn ended and never retries. What
+//! it reports, it reports in the order in which the agent said it.
 
+use std::pin::Pin;
+
+use futures_util::{Stream, future::BoxFuture};
+use serde_json::value::RawValue;
+
+use crate::{
+    acp::{jsonrpc::RpcError, schema::RequestId},
+    domain::{outcome::Failure, prompt::Kinds},
+};
+
+pub mod acp_connection;
 pub mod pipe;
+pub mod websocket;
+pub mod workspace_door;
+
+pub use pipe::{CloseReason, SendError};
+
+/// A way to agents.
+pub trait Transport: Send + Sync {
+    /// Starts an agent and a conversation with it, or brings one back. Ends within the handshake timeout.
+    /// Dropping the future ends the agent. A failure has no side effect that outlives it, so a retry is
+    /// safe.
+    fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>>;
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct OpenRequest {
+    /// Name of the configured agent; the default one where absent.
+    pub agent: Option<String>,
+    /// The folder in which it works, absolute, as the runtime knows it.
+    pub cwd: String,
+    /// ACP `mcpServers`, raw.
+    pub mcp_servers: Box<RawValue>,
+    /// The agent's own id of an earlier conversation that is to go on.
+    pub previous: Option<String>,
+    /// Cookies that the runtime set for this session before; they keep a session on its replica.
+    pub cookies: Option<String>,
+}
+
+/// A conversation that has begun.
+pub struct OpenedSession {
+    /// For saying things to the agent.
+    pub link: Box<dyn AgentSession>,
+    /// What the agent says, ending with [`AgentEvent::Closed`].
+    pub events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
+    /// The first request id that the session may use.
+    pub next_call: u64,
+    /// What the handshake told.
+    pub facts: AgentFacts,
+}
+
+/// What a handshake told about an agent.
+#[derive(Debug, Clone)]
+pub struct AgentFacts {
+    /// Id of the connection, as the runtime named it.
+    pub connection_id: String,
+    /// The negotiated version.
+    pub protocol_version: u16,
+    /// The agent's own session id.
+    pub agent_session_id: String,
+    /// Whether the agent itself still knows the earlier conversation.
+    pub remembers: bool,
+    /// The content blocks that it takes.
+    pub takes: Kinds,
+    /// Whether it offers `session/close`.
+    pub can_close: bool,
+    /// `agentInfo`, raw.
+    pub info: Option<Box<RawValue>>,
+    /// `agentCapabilities`, raw.
+    pub capabilities: Option<Box<RawValue>>,
+    /// `modes` of the session, raw.
+    pub modes: Option<Box<RawValue>>,
+    /// `configOptions` of the session, raw.
+    pub config_options: Option<Box<RawValue>>,
+    /// Cookies to send on the next connection of this session.
+    pub cookies: Option<String>,
+}
+
+/// A conversation, for saying things. Every method queues at once or fails; none waits.
+pub trait AgentSession: Send {
+    /// Asks for one turn. The answer comes as [`AgentEvent::Answered`] with `call`.
+    fn prompt(&mut self, call: u64, blocks: &[Box<RawValue>]) -> Result<(), SendError>;
+    /// Asks for the end of the running turn.
+    fn cancel(&mut self) -> Result<(), SendError>;
+    /// Selects a mode (`session/set_mode`).
+    fn set_mode(&mut self, call: u64, mode_id: &str) -> Result<(), SendError>;
+    /// Sets an option (`session/set_config_option`); `value` is a string or a boolean.
+    fn set_config_option(&mut self, call: u64, config_id: &str, value: &serde_json::Value) -> Result<(), SendError>;
+    /// Ends the conversation (`session/close`), for agents that offer it.
+    fn close(&mut self, call: u64) -> Result<(), SendError>;
+    /// Answers a request of the agent.
+    fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>) -> Result<(), SendError>;
+}
+
+/// What an agent says.
+#[derive(Debug)]
+pub enum AgentEvent {
+    /// `session/update`: progress of the turn, raw.
+    Update(Box<RawValue>),
+    /// Any other notification, raw.
+    Notification {
+        /// Its method.
+        method: String,
+        /// Its params.
+        params: Box<RawValue>,
+    },
+    /// A request; it has to be answered.
+    Request {
+        /// To be repeated in the answer.
+        id: RequestId,
+        /// Its method.
+        method: String,
+        /// Its params.
+        params: Box<RawValue>,
+    },
+    /// An answer to a call of ours.
+    Answered {
+        /// The call.
+        call: u64,
+        /// What came of it.
+        result: Result<Box<RawValue>, RpcError>,
+    },
+    /// A line that is not JSON; `line` is cut.
+    StrayLine(String),
+    /// JSON that is not the protocol; the agent cannot be trusted any more.
+    Violation(String),
+    /// The end; nothing follows.
+    Closed(CloseReason),
+}
