@@ -27,6 +27,11 @@ impl<T> Correlator<T> {
         Self { next_id: 1, limit, open: HashMap::new() }
     }
 
+    /// Lets ids go on from `next_id`, after somebody else has used the ones before.
+    pub fn start_at(&mut self, next_id: u64) {
+        self.next_id = self.next_id.max(next_id);
+    }
+
     /// Remembers `what` and returns the id to send with the request.
     pub fn open(&mut self, what: T) -> Result<u64, TooManyOpen> {
         if self.open.len() >= self.limit {

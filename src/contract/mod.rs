@@ -5,6 +5,8 @@
 //! the OpenAPI document or of the runtime's door.
 
 pub mod automation;
+pub mod health;
 pub mod problem;
 pub mod result;
 pub mod runtime;
+pub mod session;

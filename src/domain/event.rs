@@ -19,6 +19,8 @@ pub enum EventKind {
     Status,
     /// Something was tolerated.
     Diagnostic,
+    /// A notification of the agent that the protocol does not know, raw.
+    Notification,
     /// A turn ended; the event carries its result.
     Result,
 }
@@ -32,6 +34,7 @@ impl EventKind {
             Self::PermissionResolved => "permission_resolved",
             Self::Status => "status",
             Self::Diagnostic => "diagnostic",
+            Self::Notification => "notification",
             Self::Result => "result",
         }
     }

@@ -8,6 +8,7 @@ pub mod context;
 pub mod event;
 pub mod ids;
 pub mod lifecycle;
+pub mod mcp;
 pub mod outcome;
 pub mod permission;
 pub mod prompt;

@@ -1,0 +1,206 @@
+//! Every message on one page: who sends it to whom, what comes back, and what happens when the mailbox is
+//! full.
+//!
+//! Commands are imperative, facts are past. All of them are sent with `send`, which waits for room, except
+//! [`SessionEnded`]: each guard owns a sender of its own, which always has one place.
+
+use std::sync::Arc;
+
+use actix::Message;
+use serde_json::value::RawValue;
+use tokio::sync::{oneshot, watch};
+
+use super::{event_feed::EventFeed, session_shared::SessionSpec};
+use crate::{
+    domain::{
+        ids::{PromptId, SessionId},
+        outcome::Failure,
+        prompt::Prompt,
+        turn::TurnState,
+    },
+    store::{Idempotency, PromptRow},
+    transport::AgentFacts,
+};
+
+/// http → session: runs one turn. Replies when the turn is on disk, not when it ends.
+#[derive(Message)]
+#[rtype(result = "Result<TurnBegun, PromptRefused>")]
+pub struct RunPrompt {
+    /// The new turn's id.
+    pub prompt_id: PromptId,
+    /// What is asked.
+    pub prompt: Prompt,
+    /// Key and hash of the body, where the caller gave a key.
+    pub idempotency: Option<Idempotency>,
+    /// The request's span; the turn's span is its child.
+    pub span: tracing::Span,
+}
+
+/// What became of a [`RunPrompt`].
+pub enum TurnBegun {
+    /// The turn is on disk and runs.
+    Accepted(TurnHandle),
+    /// The same key asked before, and that turn still runs.
+    Joined(TurnHandle),
+    /// The same key asked before, and that turn has ended.
+    Ended(Box<PromptRow>),
+}
+
+/// For following a turn.
+#[derive(Clone)]
+pub struct TurnHandle {
+    /// The turn.
+    pub prompt_id: PromptId,
+    /// The turn's events come after this one.
+    pub after_event: u64,
+    /// The session's events.
+    pub feed: EventFeed,
+    /// Set once, after the end is on disk; a dropped sender means that the turn never began.
+    pub ended: watch::Receiver<Option<Arc<TurnEnded>>>,
+}
+
+/// How a turn ended, for those who wait for it.
+#[derive(Debug)]
+pub struct TurnEnded {
+    /// The turn.
+    pub prompt_id: PromptId,
+    /// Its final state.
+    pub state: TurnState,
+    /// `ACPSessionResult` as JSON.
+    pub result: Box<RawValue>,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+    /// The id of its `result` event; absent where the end could not be written down.
+    pub event_id: Option<u64>,
+}
+
+/// Why a prompt was refused; nothing was started and nothing written.
+#[derive(Debug)]
+pub struct PromptRefused {
+    /// Why.
+    pub failure: Failure,
+    /// The turn that is running, for `turn_in_progress`.
+    pub running: Option<PromptId>,
+}
+
+impl From<Failure> for PromptRefused {
+    fn from(failure: Failure) -> Self {
+        Self { failure, running: None }
+    }
+}
+
+/// http → session: ends the running turn. Replies at once whether there was one.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct CancelTurn {
+    /// Only this turn; whichever runs where absent.
+    pub prompt_id: Option<PromptId>,
+}
+
+/// http → session: answers a permission request that waits.
+#[derive(Message)]
+#[rtype(result = "Result<(), Failure>")]
+pub struct AnswerPermission {
+    /// From the `permission_request` event.
+    pub request_id: String,
+    /// The chosen option; `None` cancels the request.
+    pub option_id: Option<String>,
+}
+
+/// http → session: selects a mode. Replies with the agent's answer.
+#[derive(Message)]
+#[rtype(result = "Result<Box<RawValue>, Failure>")]
+pub struct SetMode {
+    /// One of the session's modes.
+    pub mode_id: String,
+}
+
+/// http → session: sets an option. Replies with the agent's answer.
+#[derive(Message)]
+#[rtype(result = "Result<Box<RawValue>, Failure>")]
+pub struct SetConfigOption {
+    /// One of the session's options.
+    pub config_id: String,
+    /// A string or a boolean.
+    pub value: serde_json::Value,
+}
+
+/// supervisor → session: end. A running turn is cancelled first. The end is told by [`SessionEnded`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EndSession {
+    /// Why: `Closed` or `Drained`.
+    pub cause: EndCause,
+}
+
+/// session (its guard) → supervisor: the session ended. Sent exactly once, also by a panic; always accepted,
+/// since each guard owns its sender.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct SessionEnded {
+    /// Which one.
+    pub session_id: SessionId,
+    /// Which start of it; an older one's end is of no interest any more.
+    pub generation: u64,
+    /// Why.
+    pub cause: EndCause,
+}
+
+/// Why a session's actor ended.
+#[derive(Debug, Clone)]
+pub enum EndCause {
+    /// Its agent could not be started.
+    StartFailed(Failure),
+    /// Its agent crashed, hung, broke the protocol, or did not confirm a cancel.
+    Broken(Failure),
+    /// A fault of ours.
+    Panicked,
+    /// Nobody used it for long.
+    Idle,
+    /// Somebody closed it.
+    Closed,
+    /// The service stops.
+    Drained,
+}
+
+/// workspaces → supervisor: starts a session, or tells about one that is live already. Replies when its agent
+/// is ready, or why it is not; then nothing is left of it.
+#[derive(Message)]
+#[rtype(result = "Result<Arc<AgentFacts>, Failure>")]
+pub struct StartSession {
+    /// What to start.
+    pub spec: Arc<SessionSpec>,
+    /// Restarts, event id and so on of an earlier life.
+    pub past: Past,
+    /// Its seat.
+    pub seat: super::capacity_guard::Permit,
+}
+
+/// What a session that comes back brings along.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    /// The agent's own session id.
+    pub agent_session_id: Option<String>,
+    /// The newest event id that clients have seen.
+    pub last_event_id: u64,
+    /// Restarts so far.
+    pub restarts: u32,
+}
+
+/// workspaces → supervisor: closes a session. Replies when its agent is let go and its row says so; `false`
+/// where it was not live.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct CloseSession {
+    /// Which one.
+    pub session_id: SessionId,
+}
+
+/// workspaces → supervisor: ends every session; those with a running turn are cancelled. Replies when all are
+/// gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DrainSessions;
+
+/// A reply that is given later.
+pub type Later<T> = oneshot::Sender<T>;

@@ -1,0 +1,16 @@
+//! Thin shells over `domain/`: they hold state, carry messages and own timers.
+//!
+//! Invariant: actors do not import each other, they import [`messages`] and hold recipients; only parent →
+//! child is an import (workspaces → workspace_supervisor → session). A session never heals itself: the one
+//! restart rule is in the workspace supervisor.
+
+pub mod capacity_guard;
+pub mod event_feed;
+pub mod messages;
+pub mod parts;
+pub mod permission_desk;
+pub mod session;
+pub mod session_shared;
+pub mod turn_ticket;
+pub mod workspace_supervisor;
+pub mod workspaces;

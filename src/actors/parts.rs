@@ -1,0 +1,68 @@
+//! What every session needs, made once by `app/`.
+
+use std::{sync::Arc, time::Duration};
+
+use super::session_shared::SessionIndex;
+use crate::{
+    config::Config,
+    domain::{clock::Clock, permission::PermissionPolicy, restart::RestartLimits},
+    store::Store,
+    telemetry::metrics::Metrics,
+    transport::Transport,
+};
+
+/// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
+pub struct Parts {
+    /// Where turns are kept.
+    pub store: Store,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The way to agents.
+    pub transport: Arc<dyn Transport>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The live sessions.
+    pub index: SessionIndex,
+    /// Timing and bounds.
+    pub settings: SessionSettings,
+}
+
+/// Timing and bounds of sessions, from the configuration.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// Silence after which a turn fails.
+    pub inactivity_timeout: Duration,
+    /// How long a cancel may stay unconfirmed.
+    pub cancel_grace: Duration,
+    /// How long a session may be idle before it hibernates.
+    pub idle_timeout: Duration,
+    /// How long a permission request waits for a person.
+    pub permission_timeout: Duration,
+    /// For workspaces that did not choose one.
+    pub default_policy: PermissionPolicy,
+    /// The restart rule.
+    pub restart: RestartLimits,
+    /// Events held per session.
+    pub replay_events: usize,
+    /// Bytes of them.
+    pub replay_bytes: usize,
+}
+
+impl SessionSettings {
+    /// Reads them from the configuration.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            inactivity_timeout: config.turn.inactivity_timeout(),
+            cancel_grace: config.turn.cancel_grace(),
+            idle_timeout: Duration::from_secs(config.session.idle_timeout_s),
+            permission_timeout: Duration::from_secs(config.permission.timeout_s),
+            default_policy: config.permission.policy,
+            restart: RestartLimits {
+                max_restarts: config.supervision.max_restarts,
+                within: Duration::from_secs(config.supervision.within_s),
+            },
+            replay_events: config.limits.replay_events,
+            replay_bytes: config.limits.replay_bytes,
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What the agent says, and what the session does about it.
+
+use actix::{AsyncContext, Context, ResponseActFuture, StreamHandler, WrapFuture};
+use serde_json::{json, value::RawValue};
+use tokio::sync::oneshot;
+
+use super::{Call, Session, turn::not_ready};
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{RequestId, client_method},
+    },
+    actors::{
+        messages::EndCause,
+        permission_desk::{Answer, Received},
+    },
+    domain::{
+        event::EventKind,
+        outcome::{ErrorCode, Failure, classify_agent_error},
+        permission::PermissionPolicy,
+        transcript::TranscriptEntry,
+        turn::{Severity, TurnOutcome, read_prompt_answer},
+    },
+    store::TranscriptAppend,
+    telemetry::labels::PermissionAnswer,
+    transport::{AgentEvent, AgentSession, SendError, acp_connection::closed_in_turn},
+};
+
+/// Complete transcript entries that are written together before the turn ends.
+const ENTRIES_PER_WRITE: usize = 32;
+/// Entries that wait for a database that is too slow before the agent has to wait as well.
+const MAX_ENTRIES_WAITING: usize = 1000;
+
+impl StreamHandler<AgentEvent> for Session {
+    fn handle(&mut self, event: AgentEvent, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        self.shared.view().last_heard = Some(now);
+        if let Some(turn) = &mut self.turn {
+            turn.heard = now;
+        }
+        match event {
+            AgentEvent::Update(update) => self.on_update(&update, ctx),
+            AgentEvent::Notification { method, params } => {
+                let update = json!({"method": method, "params": params});
+                let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+                self.shared.feed.announce(prompt, EventKind::Notification, &update);
+            }
+            AgentEvent::Request { id, method, params } => self.on_request(id, &method, &params, ctx),
+            AgentEvent::Answered { call, result } => self.on_answer(call, result, ctx),
+            AgentEvent::StrayLine(line) => {
+                let ticket = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut());
+                if let Some(Err(failure)) = ticket.map(|ticket| ticket.on_stray_line(&line)) {
+                    self.fail(failure, ctx);
+                }
+            }
+            AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
+            AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
+        }
+    }
+
+    fn finished(&mut self, ctx: &mut Context<Self>) {
+        // Every stream says `Closed` first, which has stopped the actor; this is for one that does not.
+        if self.link.is_some() {
+            self.fail(Failure::new(ErrorCode::ConnectionLost, "the agent's stream ended without a word"), ctx);
+        }
+    }
+}
+
+impl Session {
+    fn on_update(&mut self, update: &RawValue, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        let Some(turn) = &mut self.turn else {
+            self.shared.feed.publish(None, EventKind::Update, update);
+            return;
+        };
+        let prompt_id = turn.prompt_id();
+        let Some(ticket) = &mut turn.ticket else { return };
+        ticket.on_update(update, now);
+        let entries = ticket.take_entries(ENTRIES_PER_WRITE);
+        if entries.is_empty() {
+            return;
+        }
+        let spec = &self.shared.spec;
+        let append = TranscriptAppend {
+            session_id: spec.session_id,
+            key: spec.workspace.clone(),
+            prompt_id: Some(prompt_id),
+            entries,
+            now,
+        };
+        let Err((_, append)) = self.parts.store.try_append(append) else { return };
+        if append.entries.len() < MAX_ENTRIES_WAITING {
+            ticket.put_back(append.entries);
+            return;
+        }
+        // Nothing more is read from the agent until the database has taken these.
+        let parts = self.parts.clone();
+        let writing = async move {
+            if let Err(cause) = parts.store.append(append).await {
+                tracing::error!(marker = "[ACP]", %cause, "transcript entries were lost");
+            }
+        };
+        ctx.wait(writing.into_actor(self));
+    }
+
+    fn on_request(&mut self, id: RequestId, method: &str, params: &RawValue, ctx: &mut Context<Self>) {
+        if method != client_method::SESSION_REQUEST_PERMISSION {
+            let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}"));
+            return self.respond(&id, Err(refusal), ctx);
+        }
+        // Outside a turn, or once it is being cancelled, nothing is permitted any more.
+        let policy = match &self.turn {
+            Some(turn) if !turn.is_cancelled() => self.shared.spec.policy.get(),
+            _ => return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx),
+        };
+        match self.desk.receive(policy, id.clone(), params) {
+            Received::Answer(answer) => self.answer_permission("", answer, PermissionPolicy::as_str(policy), ctx),
+            Received::Malformed(cause) => {
+                let refusal = RpcError::new(jsonrpc::INVALID_PARAMS, format!("not a permission request: {cause}"));
+                self.respond(&id, Err(refusal), ctx);
+            }
+            Received::Waits { request_id, event } => {
+                let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+                self.shared.feed.announce(prompt, EventKind::PermissionRequest, &event);
+                ctx.run_later(self.parts.settings.permission_timeout, move |this, ctx| {
+                    if let Some(answer) = this.desk.time_out(&request_id) {
+                        this.answer_permission(&request_id, answer, "timeout", ctx);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Answers a permission request and writes down who decided what.
+    pub(super) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
+        self.write_down_permission(request_id, &answer, by);
+        self.respond(&answer.id, Ok(answer.response), ctx);
+    }
+
+    /// Answers everything that waits for a person with `cancelled`.
+    pub(super) fn cancel_permissions(&mut self) {
+        for (request_id, answer) in self.desk.cancel_all() {
+            self.write_down_permission(&request_id, &answer, "cancel");
+            if let Some(link) = &mut self.link {
+                // A link that does not take it is found out by the turn itself.
+                let _ = link.respond(&answer.id, Ok(answer.response));
+            }
+        }
+    }
+
+    fn write_down_permission(&mut self, request_id: &str, answer: &Answer, by: &str) {
+        let outcome = if answer.option_id.is_some() { "selected" } else { "cancelled" };
+        self.parts.metrics.permission_settled(match (by, &answer.option_id) {
+            ("timeout", _) => PermissionAnswer::TimedOut,
+            (_, None) => PermissionAnswer::Cancelled,
+            _ if answer.allows => PermissionAnswer::Allowed,
+            _ => PermissionAnswer::Rejected,
+        });
+        let update = json!({"requestId": request_id, "outcome": outcome, "optionId": answer.option_id, "by": by});
+        let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+        self.shared.feed.announce(prompt, EventKind::PermissionResolved, &update);
+        if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+            let text = match &answer.option_id {
+                Some(option) => format!("permission: {option} (by {by})"),
+                None => format!("permission: cancelled (by {by})"),
+            };
+            ticket.note(TranscriptEntry::with_payload("permission", &text, &update.to_string()));
+        }
+    }
+
+    fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>, ctx: &mut Context<Self>) {
+        if let Some(Err(cause)) = self.link.as_mut().map(|link| link.respond(id, result)) {
+            self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
+        }
+    }
+
+    fn on_answer(&mut self, call: u64, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
+        match self.calls.take(call) {
+            Some(Call::Prompt) => self.on_prompt_answer(result, ctx),
+            Some(Call::Close) => {
+                let cause = self.ending.clone().unwrap_or(EndCause::Closed);
+                self.stop(cause, ctx);
+            }
+            Some(Call::Asked(later)) => {
+                let _ = later.send(result.map_err(|error| classify_agent_error(&error)));
+            }
+            None => {
+                let ticket = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut());
+                if let Some(ticket) = ticket {
+                    ticket.remark(Severity::Warn, "the agent answered a request twice, or one that was never sent");
+                }
+            }
+        }
+    }
+
+    fn on_prompt_answer(&mut self, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
+        let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
+        let (outcome, usage) = match result {
+            Ok(answer) => read_prompt_answer(Ok(&answer)),
+            // Some agents answer a cancelled prompt with the error of their aborted request.
+            Err(error) if cancelled || error.code == jsonrpc::REQUEST_CANCELLED => {
+                (TurnOutcome::Cancelled { confirmed: true }, None)
+            }
+            Err(error) => read_prompt_answer(Err(error)),
+        };
+        let broken = match &outcome {
+            TurnOutcome::Failed(failure) if failure.code == ErrorCode::ProtocolViolation => Some(failure.clone()),
+            _ => None,
+        };
+        match broken {
+            Some(failure) => self.fail(failure, ctx),
+            None => self.end_turn(outcome, usage, ctx),
+        }
+    }
+
+    /// Calls the agent for a caller who waits for the answer.
+    pub(super) fn call(
+        &mut self,
+        send: impl FnOnce(&mut dyn AgentSession, u64) -> Result<(), SendError>,
+    ) -> ResponseActFuture<Self, Result<Box<RawValue>, Failure>> {
+        let (later, answer) = oneshot::channel();
+        let sent = match (&mut self.link, &self.ending) {
+            (Some(link), None) => match self.calls.open(Call::Asked(later)) {
+                Ok(call) => send(link.as_mut(), call)
+                    .map_err(|cause| Failure::new(ErrorCode::ConnectionLost, cause.to_string())),
+                Err(cause) => Err(Failure::new(ErrorCode::TurnInProgress, cause.to_string())),
+            },
+            (_, ending) => Err(not_ready(ending.as_ref())),
+        };
+        let limit = self.parts.settings.inactivity_timeout;
+        let waiting = async move {
+            sent?;
+            let gone = || Failure::new(ErrorCode::ConnectionLost, "the agent ended before it answered");
+            match tokio::time::timeout(limit, answer).await {
+                Ok(answer) => answer.map_err(|_| gone())?,
+                Err(_) => Err(Failure::new(ErrorCode::InactivityTimeout, "the agent did not answer")),
+            }
+        };
+        Box::pin(waiting.into_actor(self))
+    }
+}

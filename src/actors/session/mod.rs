@@ -1,0 +1,189 @@
+//! One ACP session: one agent, one turn at a time.
+//!
+//! The actor lives as long as its agent. Whatever breaks, it ends its turn, tells its supervisor through its
+//! guard, and stops; a fresh one takes its place.
+
+mod agent_says;
+mod connect;
+mod turn;
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Recipient, SpawnHandle};
+use serde_json::{json, value::RawValue};
+
+use self::turn::Turn;
+use super::{
+    messages::{EndCause, EndSession, Later, Past, SessionEnded},
+    parts::Parts,
+    permission_desk::PermissionDesk,
+    session_shared::{ConnectionStatus, SessionShared},
+};
+use crate::{
+    acp::correlator::Correlator,
+    domain::{
+        event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure, routing::Route,
+        turn::TurnOutcome,
+    },
+    transport::{AgentFacts, AgentSession},
+};
+
+/// What carries turns; the fallback will be the other one.
+pub const ROUTE: Route = Route::Acp;
+
+/// Messages that wait for a session: prompts, cancels and answers of its callers. More than 16 at once on one
+/// session is no use that we know; their senders wait.
+const MAILBOX: usize = 16;
+/// Calls of ours that wait for the agent's answer: one prompt, and mode or option changes of callers.
+const MAX_CALLS: usize = 32;
+
+/// One ACP session.
+pub struct Session {
+    parts: Arc<Parts>,
+    shared: Arc<SessionShared>,
+    guard: EndGuard,
+    start: Option<Start>,
+    link: Option<Box<dyn AgentSession>>,
+    facts: Option<Arc<AgentFacts>>,
+    calls: Correlator<Call>,
+    turn: Option<Turn>,
+    desk: PermissionDesk,
+    /// The conversation so far, for an agent that did not see it; goes ahead of the next prompt.
+    context: Option<String>,
+    /// Set once the session is to end, with the reason.
+    ending: Option<EndCause>,
+    idle_timer: Option<SpawnHandle>,
+}
+
+/// How a session's actor starts.
+pub struct Start {
+    /// Backoff of a restart.
+    pub delay: Duration,
+    /// What an earlier life left.
+    pub past: Past,
+    /// Cookies of the earlier connection.
+    pub cookies: Option<String>,
+    /// Told when the agent is ready, or why it is not.
+    pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
+}
+
+/// A call that waits for the agent's answer.
+enum Call {
+    Prompt,
+    /// For a caller who waits.
+    Asked(Later<Result<Box<RawValue>, Failure>>),
+    Close,
+}
+
+/// Tells the supervisor about the end of a session, exactly once; on drop it says that the actor panicked.
+pub struct EndGuard {
+    supervisor: Option<Recipient<SessionEnded>>,
+    session_id: SessionId,
+    generation: u64,
+}
+
+impl EndGuard {
+    /// Makes the guard of one start of a session.
+    pub fn new(supervisor: Recipient<SessionEnded>, session_id: SessionId, generation: u64) -> Self {
+        Self { supervisor: Some(supervisor), session_id, generation }
+    }
+
+    fn tell(&mut self, cause: EndCause) {
+        if let Some(supervisor) = self.supervisor.take() {
+            let ended = SessionEnded { session_id: self.session_id, generation: self.generation, cause };
+            // Refused only by a supervisor that is gone, and then nobody is left to restart anything.
+            let _ = supervisor.try_send(ended);
+        }
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.tell(EndCause::Panicked);
+    }
+}
+
+impl Session {
+    /// Makes the actor of a session; it connects when it is started.
+    pub fn new(parts: Arc<Parts>, shared: Arc<SessionShared>, guard: EndGuard, start: Start) -> Self {
+        Self {
+            parts,
+            shared,
+            guard,
+            start: Some(start),
+            link: None,
+            facts: None,
+            calls: Correlator::new(MAX_CALLS),
+            turn: None,
+            desk: PermissionDesk::default(),
+            context: None,
+            ending: None,
+            idle_timer: None,
+        }
+    }
+
+    /// Ends the running turn with a failure, if there is one, and the session.
+    fn fail(&mut self, failure: Failure, ctx: &mut Context<Self>) {
+        let outcome = match &self.turn {
+            // The agent went away when it was asked to end the turn: that is the end that was asked for.
+            Some(turn) if turn.is_cancelled() => TurnOutcome::Cancelled { confirmed: false },
+            _ => TurnOutcome::Failed(failure.clone()),
+        };
+        self.end_turn(outcome, None, ctx);
+        let cause = self.ending.take().unwrap_or(EndCause::Broken(failure));
+        self.stop(cause, ctx);
+    }
+
+    /// Lets the agent go and ends the actor.
+    fn stop(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
+        self.link = None;
+        self.ending = Some(cause.clone());
+        self.guard.tell(cause);
+        ctx.stop();
+    }
+
+    /// Publishes where the session stands.
+    fn announce(&self, state: SessionState, connection: ConnectionStatus) {
+        self.shared.move_to(state, &self.parts.metrics).connection = connection;
+        let update = json!({"state": state, "connection": connection.as_str()});
+        self.shared.feed.announce(None, EventKind::Status, &update);
+    }
+
+    fn arm_idle_timer(&mut self, ctx: &mut Context<Self>) {
+        self.disarm_idle_timer(ctx);
+        let idle = self.parts.settings.idle_timeout;
+        self.idle_timer = Some(ctx.run_later(idle, |this, ctx| {
+            if this.turn.is_none() {
+                this.stop(EndCause::Idle, ctx);
+            }
+        }));
+    }
+
+    fn disarm_idle_timer(&mut self, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.idle_timer.take() {
+            ctx.cancel_future(timer);
+        }
+    }
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.connect(ctx);
+    }
+}
+
+impl Handler<EndSession> for Session {
+    type Result = ();
+
+    fn handle(&mut self, message: EndSession, ctx: &mut Self::Context) {
+        self.ending = Some(message.cause.clone());
+        if self.turn.is_some() {
+            self.cancel_turn(ctx);
+            return;
+        }
+        self.let_go(message.cause, ctx);
+    }
+}

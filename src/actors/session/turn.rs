@@ -1,0 +1,324 @@
+//! The one turn of a session, from the prompt to its end.
+
+use std::sync::Arc;
+
+use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, SpawnHandle, WrapFuture};
+use tokio::sync::watch;
+
+use super::{Call, Session};
+use crate::{
+    actors::{
+        messages::{
+            AnswerPermission, CancelTurn, EndCause, PromptRefused, RunPrompt, SetConfigOption, SetMode, TurnBegun,
+            TurnEnded, TurnHandle,
+        },
+        turn_ticket::TurnTicket,
+    },
+    domain::{
+        clock::Timestamp,
+        ids::PromptId,
+        lifecycle::SessionState,
+        outcome::{ErrorCode, Failure},
+        prompt::Prompt,
+        transcript::TranscriptEntry,
+        turn::{TurnOutcome, Usage},
+    },
+    store::{self, Acceptance, Idempotency, NewTurn},
+};
+
+/// The turn that is being accepted, waits for its agent, or runs.
+pub(super) struct Turn {
+    handle: TurnHandle,
+    idempotency: Option<Idempotency>,
+    /// Absent while the turn is being written down.
+    pub(super) ticket: Option<TurnTicket>,
+    /// Present until the agent got it.
+    prompt: Option<Prompt>,
+    /// When the agent last said something.
+    pub(super) heard: Timestamp,
+    cancel_asked: bool,
+    inactivity_timer: Option<SpawnHandle>,
+    grace_timer: Option<SpawnHandle>,
+}
+
+impl Turn {
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancel_asked
+    }
+
+    pub(super) fn prompt_id(&self) -> PromptId {
+        self.handle.prompt_id
+    }
+}
+
+impl Handler<RunPrompt> for Session {
+    type Result = ResponseActFuture<Self, Result<TurnBegun, PromptRefused>>;
+
+    fn handle(&mut self, message: RunPrompt, ctx: &mut Self::Context) -> Self::Result {
+        match self.begin(message, ctx) {
+            Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
+            Begin::Write(new_turn, ticket) => {
+                let parts = self.parts.clone();
+                let writing = async move { (parts.store.accept_turn(*new_turn).await, ticket) };
+                Box::pin(
+                    writing
+                        .into_actor(self)
+                        .map(|(acceptance, ticket), this, ctx| this.written_down(acceptance, ticket, ctx)),
+                )
+            }
+        }
+    }
+}
+
+enum Begin {
+    Answer(Result<TurnBegun, PromptRefused>),
+    Write(Box<NewTurn>, TurnTicket),
+}
+
+impl Session {
+    fn begin(&mut self, message: RunPrompt, ctx: &mut Context<Self>) -> Begin {
+        let RunPrompt { prompt_id, prompt, idempotency, span } = message;
+        if let Some(turn) = &self.turn {
+            return Begin::Answer(join(turn, idempotency.as_ref()));
+        }
+        if self.ending.is_some() {
+            let failure = Failure::new(ErrorCode::SessionClosed, "the session is being closed");
+            return Begin::Answer(Err(failure.into()));
+        }
+        if let Some(facts) = &self.facts
+            && let Err(failure) = prompt.check_taken_by(facts.takes)
+        {
+            return Begin::Answer(Err(failure.into()));
+        }
+        let slot = match self.parts.store.reserve_end() {
+            Ok(slot) => slot,
+            Err(cause) => return Begin::Answer(Err(store::failure(&cause).into())),
+        };
+        self.disarm_idle_timer(ctx);
+        let now = self.parts.clock.now();
+        let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
+        let feed = self.shared.feed.clone();
+        let span =
+            tracing::info_span!(parent: &span, "session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
+        let ticket = TurnTicket::new(self.parts.clone(), self.shared.clone(), prompt_id, slot, ended, now, span);
+        let new_turn = NewTurn {
+            prompt_id,
+            session_id: self.shared.spec.session_id,
+            key: self.shared.spec.workspace.clone(),
+            idempotency: idempotency.clone(),
+            preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
+            user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
+            now,
+        };
+        self.turn = Some(Turn {
+            handle: TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching },
+            idempotency,
+            ticket: None,
+            prompt: Some(prompt),
+            heard: now,
+            cancel_asked: false,
+            inactivity_timer: None,
+            grace_timer: None,
+        });
+        Begin::Write(Box::new(new_turn), ticket)
+    }
+
+    fn written_down(
+        &mut self,
+        acceptance: Result<Acceptance, store::StoreError>,
+        mut ticket: TurnTicket,
+        ctx: &mut Context<Self>,
+    ) -> Result<TurnBegun, PromptRefused> {
+        let refused = match acceptance {
+            Ok(Acceptance::Accepted) => {
+                ticket.accepted();
+                let Some(turn) = &mut self.turn else {
+                    // Only this function and the end of a turn take it away, and the turn has not begun.
+                    return Err(
+                        Failure::new(ErrorCode::Internal, "the turn went away while it was written down").into()
+                    );
+                };
+                turn.ticket = Some(ticket);
+                let begun = TurnBegun::Accepted(turn.handle.clone());
+                let prompt_id = turn.prompt_id();
+                let state = if self.link.is_some() { SessionState::Running } else { SessionState::Starting };
+                self.shared.move_to(state, &self.parts.metrics).running = Some(prompt_id);
+                if turn.cancel_asked {
+                    self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
+                } else {
+                    self.dispatch(ctx);
+                }
+                return Ok(begun);
+            }
+            Ok(Acceptance::Existing(row)) => Ok(TurnBegun::Ended(Box::new(row))),
+            Ok(Acceptance::Mismatch(_)) => Err(mismatch().into()),
+            Err(cause) => Err(PromptRefused::from(store::failure(&cause))),
+        };
+        ticket.discard();
+        self.turn = None;
+        match self.ending.take() {
+            Some(cause) => self.let_go(cause, ctx),
+            None => self.arm_idle_timer(ctx),
+        }
+        refused
+    }
+
+    /// Sends the prompt to the agent, once there is one and the turn is on disk.
+    pub(super) fn dispatch(&mut self, ctx: &mut Context<Self>) {
+        let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
+        let Some(ticket) = &mut turn.ticket else { return };
+        let Some(prompt) = turn.prompt.take() else { return };
+        if let Err(failure) = prompt.check_taken_by(facts.takes) {
+            return self.end_turn(TurnOutcome::Failed(failure), None, ctx);
+        }
+        let context = self.context.take();
+        let blocks = prompt.with_context(context.as_deref(), facts.takes);
+        let sent = match self.calls.open(Call::Prompt) {
+            Ok(call) => link.prompt(call, &blocks).map_err(|cause| cause.to_string()),
+            Err(cause) => Err(cause.to_string()),
+        };
+        let now = self.parts.clock.now();
+        turn.heard = now;
+        match sent {
+            Ok(()) => {
+                ticket.sent(now, context.is_some());
+                self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
+            }
+            Err(cause) => {
+                let detail = format!("the prompt could not be handed over: {cause}");
+                self.fail(Failure::new(ErrorCode::ConnectionLost, detail), ctx);
+            }
+        }
+    }
+
+    /// Looks at the silence again after `wait`.
+    fn watch_inactivity(&mut self, wait: std::time::Duration, ctx: &mut Context<Self>) {
+        let timer = ctx.run_later(wait, |this, ctx| {
+            let limit = this.parts.settings.inactivity_timeout;
+            let Some(turn) = &mut this.turn else { return };
+            let now = this.parts.clock.now();
+            if this.desk.is_waiting() {
+                // A person is being waited for, under a limit of its own.
+                turn.heard = now;
+            }
+            let silent = now.since(turn.heard);
+            if silent < limit {
+                return this.watch_inactivity(limit - silent, ctx);
+            }
+            let detail = format!("the agent said nothing for {} s", limit.as_secs_f32());
+            this.fail(Failure::new(ErrorCode::InactivityTimeout, detail), ctx);
+        });
+        if let Some(turn) = &mut self.turn {
+            turn.inactivity_timer = Some(timer);
+        }
+    }
+
+    /// Asks the agent to end the turn, answers what it waits for, and gives it the grace. A turn that the
+    /// agent has not seen ends at once.
+    pub(super) fn cancel_turn(&mut self, ctx: &mut Context<Self>) {
+        let Some(turn) = &mut self.turn else { return };
+        if std::mem::replace(&mut turn.cancel_asked, true) {
+            return;
+        }
+        if turn.prompt.is_some() {
+            if turn.ticket.is_some() {
+                self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
+            }
+            return;
+        }
+        let told = self.link.as_mut().map(|link| link.cancel());
+        self.cancel_permissions();
+        if let Some(Err(cause)) = told {
+            return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
+        }
+        let grace = ctx.run_later(self.parts.settings.cancel_grace, |this, ctx| {
+            let detail = "the agent did not confirm the cancel within its grace";
+            this.fail(Failure::new(ErrorCode::CancelUnconfirmed, detail), ctx);
+        });
+        if let Some(turn) = &mut self.turn {
+            turn.grace_timer = Some(grace);
+        }
+    }
+
+    /// Ends the turn, if there is one, with its one outcome.
+    pub(super) fn end_turn(&mut self, outcome: TurnOutcome, usage: Option<Usage>, ctx: &mut Context<Self>) {
+        self.cancel_permissions();
+        let Some(turn) = self.turn.take() else { return };
+        for timer in [turn.inactivity_timer, turn.grace_timer].into_iter().flatten() {
+            ctx.cancel_future(timer);
+        }
+        match turn.ticket {
+            Some(ticket) => ticket.end(outcome, usage),
+            // It is still being written down; its ticket is with that future and ends it.
+            None => return,
+        }
+        match self.ending.take() {
+            Some(cause) => self.let_go(cause, ctx),
+            None => self.arm_idle_timer(ctx),
+        }
+    }
+}
+
+fn join(turn: &Turn, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
+    match (asked, &turn.idempotency) {
+        (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(turn.handle.clone())),
+        (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
+        _ => Err(PromptRefused {
+            failure: Failure::new(ErrorCode::TurnInProgress, "the session's turn is still running"),
+            running: Some(turn.prompt_id()),
+        }),
+    }
+}
+
+fn mismatch() -> Failure {
+    Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key came before with another body")
+}
+
+impl Handler<CancelTurn> for Session {
+    type Result = bool;
+
+    fn handle(&mut self, message: CancelTurn, ctx: &mut Self::Context) -> bool {
+        let meant = |turn: &Turn| message.prompt_id.is_none_or(|wanted| wanted == turn.prompt_id());
+        if !self.turn.as_ref().is_some_and(meant) {
+            return false;
+        }
+        self.cancel_turn(ctx);
+        true
+    }
+}
+
+impl Handler<AnswerPermission> for Session {
+    type Result = Result<(), Failure>;
+
+    fn handle(&mut self, message: AnswerPermission, ctx: &mut Self::Context) -> Self::Result {
+        let answer = self.desk.answer(&message.request_id, message.option_id)?;
+        self.answer_permission(&message.request_id, answer, "user", ctx);
+        Ok(())
+    }
+}
+
+impl Handler<SetMode> for Session {
+    type Result = ResponseActFuture<Self, Result<Box<serde_json::value::RawValue>, Failure>>;
+
+    fn handle(&mut self, message: SetMode, _: &mut Self::Context) -> Self::Result {
+        let mode_id = message.mode_id;
+        self.call(|link, call| link.set_mode(call, &mode_id))
+    }
+}
+
+impl Handler<SetConfigOption> for Session {
+    type Result = ResponseActFuture<Self, Result<Box<serde_json::value::RawValue>, Failure>>;
+
+    fn handle(&mut self, message: SetConfigOption, _: &mut Self::Context) -> Self::Result {
+        let SetConfigOption { config_id, value } = message;
+        self.call(|link, call| link.set_config_option(call, &config_id, &value))
+    }
+}
+
+/// Why a session that is not idle and not running can do nothing else.
+pub(super) fn not_ready(ending: Option<&EndCause>) -> Failure {
+    match ending {
+        Some(_) => Failure::new(ErrorCode::SessionClosed, "the session is being closed"),
+        None => Failure::new(ErrorCode::ConnectionLost, "the session's agent is being started; try again"),
+    }
+}

@@ -1,0 +1,178 @@
+//! What is known about a live session outside its actor, and where live sessions are found.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU8, atomic::Ordering},
+};
+
+use actix::Addr;
+use serde_json::value::RawValue;
+use tokio::sync::watch;
+
+use super::{event_feed::EventFeed, session::Session, workspace_supervisor::WorkspaceSupervisor};
+use crate::{
+    domain::{
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceKey},
+        lifecycle::SessionState,
+        permission::PermissionPolicy,
+    },
+    telemetry::Metrics,
+    transport::AgentFacts,
+};
+
+/// What a session is; it does not change while the session lives.
+#[derive(Debug)]
+pub struct SessionSpec {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its workspace.
+    pub workspace: WorkspaceKey,
+    /// Name of its agent; the default one where absent.
+    pub agent: Option<String>,
+    /// The folder in which the agent works.
+    pub cwd: String,
+    /// Whether that folder goes with the session.
+    pub is_ephemeral: bool,
+    /// ACP `mcpServers`, raw.
+    pub mcp_servers: Box<RawValue>,
+    /// How its workspace answers permission requests.
+    pub policy: SharedPolicy,
+}
+
+/// A workspace's permission policy; one for all of its sessions, and changeable while they live.
+#[derive(Debug, Clone)]
+pub struct SharedPolicy(Arc<AtomicU8>);
+
+const POLICIES: [PermissionPolicy; 4] =
+    [PermissionPolicy::AllowOnce, PermissionPolicy::AllowAlways, PermissionPolicy::Reject, PermissionPolicy::Ask];
+
+impl SharedPolicy {
+    /// Starts with a policy.
+    pub fn new(policy: PermissionPolicy) -> Self {
+        let shared = Self(Arc::default());
+        shared.set(policy);
+        shared
+    }
+
+    /// The policy now.
+    pub fn get(&self) -> PermissionPolicy {
+        POLICIES.get(usize::from(self.0.load(Ordering::Acquire))).copied().unwrap_or_default()
+    }
+
+    /// Changes it for all sessions of the workspace.
+    pub fn set(&self, policy: PermissionPolicy) {
+        let index = POLICIES.iter().position(|it| *it == policy).unwrap_or_default();
+        self.0.store(u8::try_from(index).unwrap_or_default(), Ordering::Release);
+    }
+}
+
+/// How the way to a session's agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionStatus {
+    /// For the first time.
+    Connecting,
+    /// It stands.
+    Connected,
+    /// It broke, and the session is being started again.
+    Reconnecting,
+    /// It broke for good.
+    Error,
+}
+
+impl ConnectionStatus {
+    /// Its name in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Reconnecting => "reconnecting",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What can be told about a session at any time.
+#[derive(Debug, Clone)]
+pub struct SessionView {
+    /// Where it stands.
+    pub state: SessionState,
+    /// How the way to its agent is.
+    pub connection: ConnectionStatus,
+    /// The turn that runs.
+    pub running: Option<PromptId>,
+    /// When its agent last said something.
+    pub last_heard: Option<Timestamp>,
+    /// Restarts since it was created.
+    pub restarts: u32,
+    /// What the last handshake told.
+    pub facts: Option<Arc<AgentFacts>>,
+}
+
+/// The part of a live session that outlives its actor's restarts.
+#[derive(Debug)]
+pub struct SessionShared {
+    /// What it is.
+    pub spec: Arc<SessionSpec>,
+    /// Its events.
+    pub feed: EventFeed,
+    view: Mutex<SessionView>,
+}
+
+impl SessionShared {
+    /// Starts with a view.
+    pub fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
+        Self { spec, feed, view: Mutex::new(view) }
+    }
+
+    /// Changes the state, counts the change, and gives the view for what goes with it.
+    pub fn move_to(&self, state: SessionState, metrics: &Metrics) -> MutexGuard<'_, SessionView> {
+        let mut view = self.view();
+        metrics.session_changed(Some(view.state), Some(state));
+        view.state = state;
+        view
+    }
+
+    /// The view, to read or to change; not to be held across an await.
+    pub fn view(&self) -> MutexGuard<'_, SessionView> {
+        // Fields are set one by one and each is valid, so a poisoned view is still whole.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A live session as callers find it.
+pub struct LiveSession {
+    /// What is known.
+    pub shared: Arc<SessionShared>,
+    /// Its supervisor.
+    pub supervisor: Addr<WorkspaceSupervisor>,
+    /// Its actor now; another one after a restart. The sender is gone when the session is.
+    pub actor: watch::Receiver<Addr<Session>>,
+}
+
+/// The live sessions by id. Kept by the supervisors, read by everyone; cheap to clone.
+#[derive(Clone, Default)]
+pub struct SessionIndex(Arc<RwLock<HashMap<SessionId, Arc<LiveSession>>>>);
+
+impl SessionIndex {
+    /// Finds a live session.
+    pub fn get(&self, id: SessionId) -> Option<Arc<LiveSession>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Adds one.
+    pub fn insert(&self, session: Arc<LiveSession>) {
+        let id = session.shared.spec.session_id;
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, session);
+    }
+
+    /// Takes one out.
+    pub fn remove(&self, id: SessionId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// All of them, for drain and for figures.
+    pub fn all(&self) -> Vec<Arc<LiveSession>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}

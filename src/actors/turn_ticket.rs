@@ -1,0 +1,318 @@
+//! One begun turn. Whoever drops it ends it, so a turn ends exactly once whatever happens to its actor.
+
+use std::sync::Arc;
+
+use serde_json::{json, value::RawValue};
+use tokio::sync::watch;
+
+use super::{messages::TurnEnded, parts::Parts, session::ROUTE, session_shared::SessionShared};
+use crate::{
+    contract::result::{
+        ACPSessionResult, ResultDiagnostic, ResultMeta, ResultRollback, ResultStopReason, ResultTimings, ResultUsage,
+        ResultWorkspace,
+    },
+    domain::{
+        clock::Timestamp,
+        event::EventKind,
+        ids::PromptId,
+        lifecycle::SessionState,
+        outcome::{ErrorCode, Failure},
+        redaction::Redacted,
+        transcript::{TranscriptBuilder, TranscriptEntry},
+        turn::{Severity, TurnOutcome, TurnProgress, stop_reason_name},
+    },
+    store::{EndSlot, TurnEnd},
+};
+
+/// A turn that has begun and has not ended.
+pub struct TurnTicket(Option<Box<Begun>>);
+
+struct Begun {
+    parts: Arc<Parts>,
+    shared: Arc<SessionShared>,
+    prompt_id: PromptId,
+    slot: EndSlot,
+    ended: watch::Sender<Option<Arc<TurnEnded>>>,
+    progress: TurnProgress,
+    transcript: TranscriptBuilder,
+    entries: Vec<TranscriptEntry>,
+    context_injected: bool,
+    counted: bool,
+    span: tracing::Span,
+}
+
+impl TurnTicket {
+    /// Makes the ticket of a turn that is about to be written down. `slot` is its place in the writer's
+    /// queue for the end, so that an end can always be queued.
+    pub fn new(
+        parts: Arc<Parts>,
+        shared: Arc<SessionShared>,
+        prompt_id: PromptId,
+        slot: EndSlot,
+        ended: watch::Sender<Option<Arc<TurnEnded>>>,
+        now: Timestamp,
+        span: tracing::Span,
+    ) -> Self {
+        Self(Some(Box::new(Begun {
+            parts,
+            shared,
+            prompt_id,
+            slot,
+            ended,
+            progress: TurnProgress::new(now),
+            transcript: TranscriptBuilder::default(),
+            entries: Vec::new(),
+            context_injected: false,
+            counted: false,
+            span,
+        })))
+    }
+
+    /// Notes that the turn is on disk; from here on it counts.
+    pub fn accepted(&mut self) {
+        if let Some(begun) = &mut self.0 {
+            begun.counted = true;
+            begun.parts.metrics.turn_started(ROUTE);
+        }
+    }
+
+    /// Drops the ticket of a turn that was not written down after all.
+    pub fn discard(mut self) {
+        self.0 = None;
+    }
+
+    /// The turn.
+    pub fn prompt_id(&self) -> Option<PromptId> {
+        self.0.as_ref().map(|begun| begun.prompt_id)
+    }
+
+    /// Notes that the agent got the prompt.
+    pub fn sent(&mut self, now: Timestamp, context_injected: bool) {
+        if let Some(begun) = &mut self.0 {
+            begun.progress.sent_at = Some(now);
+            begun.context_injected = context_injected;
+        }
+    }
+
+    /// Notes an update of the agent and hands it to the readers.
+    pub fn on_update(&mut self, raw: &RawValue, now: Timestamp) {
+        let Some(begun) = &mut self.0 else { return };
+        let view = crate::domain::transcript::view_update(raw);
+        begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
+        let first = begun.progress.first_update_at.is_none();
+        begun.progress.on_update(now);
+        if first {
+            begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
+        }
+        begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw);
+        if let Some(view) = view {
+            if view.kind == "agent_message_chunk"
+                && let Some(text) = &view.text
+            {
+                begun.progress.on_message_text(text);
+            }
+            begun.transcript.on_update(&view, raw, &mut begun.entries);
+        }
+    }
+
+    /// Puts an entry of ours into the transcript.
+    pub fn note(&mut self, entry: TranscriptEntry) {
+        if let Some(begun) = &mut self.0 {
+            begun.transcript.close(&mut begun.entries);
+            begun.entries.push(entry);
+        }
+    }
+
+    /// Notes a remark and tells the readers.
+    pub fn remark(&mut self, severity: Severity, message: &str) {
+        if let Some(begun) = &mut self.0 {
+            begun.progress.remark(severity, message);
+            let update = json!({"severity": severity, "message": message});
+            begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
+        }
+    }
+
+    /// Notes a line of the agent that was no JSON; an error has to end the turn.
+    pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
+        let Some(begun) = &mut self.0 else { return Ok(()) };
+        let update = json!({"severity": Severity::Warn, "message": "the agent printed a line that is not JSON"});
+        begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
+        begun.progress.on_stray_line(line)
+    }
+
+    /// Complete entries that can go to disk before the turn ends; empty while there are fewer than
+    /// `at_least`.
+    pub fn take_entries(&mut self, at_least: usize) -> Vec<TranscriptEntry> {
+        match &mut self.0 {
+            Some(begun) if begun.entries.len() >= at_least => std::mem::take(&mut begun.entries),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Puts entries back that could not be queued.
+    pub fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
+        if let Some(begun) = &mut self.0 {
+            entries.append(&mut begun.entries);
+            begun.entries = entries;
+        }
+    }
+
+    /// Ends the turn: result, transcript and session state go to disk in one transaction, then everyone who
+    /// waits is told.
+    pub fn end(mut self, outcome: TurnOutcome, usage: Option<crate::domain::turn::Usage>) {
+        if let Some(mut begun) = self.0.take() {
+            begun.progress.usage = usage;
+            begun.finish(outcome);
+        }
+    }
+}
+
+impl Drop for TurnTicket {
+    fn drop(&mut self) {
+        if let Some(begun) = self.0.take() {
+            let failure = Failure::new(ErrorCode::Internal, "the session's actor died in the middle of the turn");
+            begun.finish(TurnOutcome::Failed(failure));
+        }
+    }
+}
+
+impl Begun {
+    fn finish(mut self: Box<Self>, outcome: TurnOutcome) {
+        let now = self.parts.clock.now();
+        let took = now.since(self.progress.accepted_at);
+        self.transcript.finish(&mut self.entries);
+        let failure = match &outcome {
+            TurnOutcome::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        if let Some(failure) = &failure {
+            self.entries.push(TranscriptEntry::text(
+                "info",
+                &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
+            ));
+        }
+        let result = self.result(&outcome, now).to_bounded_json();
+        if self.counted {
+            self.parts.metrics.turn_ended(ROUTE, &outcome, took);
+        }
+        self.log(&outcome, took);
+        let state = self.shared.view().state;
+        let state = if state == SessionState::Running { SessionState::Idle } else { state };
+        self.shared.move_to(state, &self.parts.metrics).running = None;
+        let end = TurnEnd {
+            prompt_id: self.prompt_id,
+            session_id: self.shared.spec.session_id,
+            key: self.shared.spec.workspace.clone(),
+            state: outcome.state(),
+            result: Some(Redacted::new(&result)),
+            error: failure.clone(),
+            entries: self.entries,
+            session_state: SessionState::Idle,
+            agent_session_id: None,
+            // The result itself is one event more.
+            last_event_id: self.shared.feed.last_id() + 1,
+            now,
+        };
+        let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
+        let result = RawValue::from_string(result).unwrap_or_else(|_| RawValue::NULL.to_owned());
+        self.slot.end_turn(
+            end,
+            Box::new(move |written| {
+                let event_id = written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result));
+                let ending = TurnEnded { prompt_id, state, result, failure, event_id };
+                ended.send_replace(Some(Arc::new(ending)));
+            }),
+        );
+    }
+
+    fn log(&self, outcome: &TurnOutcome, took: std::time::Duration) {
+        let _in_span = self.span.enter();
+        let spec = &self.shared.spec;
+        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        match outcome {
+            TurnOutcome::Failed(failure) => tracing::warn!(
+                marker = "[ACP]",
+                session_id = %spec.session_id,
+                prompt_id = %self.prompt_id,
+                workspace = %spec.workspace,
+                outcome = outcome.label(),
+                error_code = failure.code.as_str(),
+                error_class = failure.code.class().as_str(),
+                detail = %Redacted::new(&failure.detail),
+                updates = self.progress.updates,
+                duration_ms,
+                "turn ended"
+            ),
+            _ => tracing::info!(
+                marker = "[ACP]",
+                session_id = %spec.session_id,
+                prompt_id = %self.prompt_id,
+                workspace = %spec.workspace,
+                outcome = outcome.label(),
+                updates = self.progress.updates,
+                duration_ms,
+                "turn ended"
+            ),
+        }
+    }
+
+    fn result(&mut self, outcome: &TurnOutcome, now: Timestamp) -> ACPSessionResult {
+        let (stop_reason, acp_stop_reason, error_code) = match outcome {
+            TurnOutcome::Completed(reason) => (ResultStopReason::Completed, Some(stop_reason_name(*reason)), None),
+            TurnOutcome::Cancelled { confirmed } => {
+                if !confirmed {
+                    let message =
+                        "the agent did not confirm the cancel and was killed; the next turn gets a fresh one";
+                    self.progress.remark(Severity::Warn, message);
+                }
+                (ResultStopReason::Cancelled, confirmed.then_some("cancelled"), None)
+            }
+            TurnOutcome::Failed(failure) => {
+                self.progress.remark(Severity::Error, &failure.detail);
+                (ResultStopReason::Error, None, Some(failure.code.as_str().to_owned()))
+            }
+        };
+        let spec = &self.shared.spec;
+        let since = |at: Option<Timestamp>| at.map(|at| milliseconds(at.since(self.progress.accepted_at)));
+        let usage = self.progress.usage;
+        ACPSessionResult {
+            stop_reason,
+            usage: usage.map_or_else(ResultUsage::default, |usage| ResultUsage {
+                input_tokens: usage.input_tokens,
+                output_tokens: usage.output_tokens,
+            }),
+            github_automation: None,
+            meta: Some(ResultMeta {
+                session_id: spec.session_id.to_string(),
+                prompt_id: self.prompt_id.to_string(),
+                protocol: ROUTE.as_str().to_owned(),
+                route: ROUTE.as_str().to_owned(),
+                protocol_version: self.shared.view().facts.as_ref().map(|facts| facts.protocol_version),
+                acp_stop_reason: acp_stop_reason.map(str::to_owned),
+                message: std::mem::take(&mut self.progress.message),
+                message_truncated: self.progress.message_cut,
+                workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
+                rollback: ResultRollback::default(),
+                github_automation_version: None,
+                error_code,
+                context_injected: self.context_injected,
+                usage_known: usage.is_some(),
+                timings: ResultTimings {
+                    queued_ms: since(self.progress.sent_at),
+                    first_update_ms: since(self.progress.first_update_at),
+                    total_ms: milliseconds(now.since(self.progress.accepted_at)),
+                    updates: self.progress.updates,
+                },
+            }),
+            diagnostics: std::mem::take(&mut self.progress.diagnostics)
+                .into_iter()
+                .map(|it| ResultDiagnostic { severity: it.severity, message: it.message, context: None })
+                .collect(),
+        }
+    }
+}
+
+/// Milliseconds with three decimals.
+fn milliseconds(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,322 @@
+//! Starts, watches and restarts the sessions of one workspace. The only restart rule is here.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use serde_json::json;
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    capacity_guard::Permit,
+    event_feed::EventFeed,
+    messages::{CloseSession, DrainSessions, EndCause, EndSession, Later, Past, SessionEnded, StartSession},
+    parts::Parts,
+    session::{EndGuard, Session, Start},
+    session_shared::{ConnectionStatus, LiveSession, SessionShared, SessionView},
+};
+use crate::{
+    domain::{
+        event::EventKind,
+        ids::{SessionId, WorkspaceKey},
+        lifecycle::SessionState,
+        outcome::{ErrorCode, Failure},
+        redaction::Redacted,
+        restart::{RestartPolicy, Verdict},
+    },
+    store::SessionChange,
+    telemetry::labels::RestartCause,
+    transport::AgentFacts,
+};
+
+/// Starts, closes and ends of one workspace's sessions that wait. Ends are always taken, since each guard has
+/// a place of its own; the others wait for room.
+const MAILBOX: usize = 64;
+
+/// The sessions of one workspace.
+pub struct WorkspaceSupervisor {
+    workspace: WorkspaceKey,
+    parts: Arc<Parts>,
+    children: HashMap<SessionId, Child>,
+    drained: Vec<Later<()>>,
+}
+
+struct Child {
+    shared: Arc<SessionShared>,
+    restarts: RestartPolicy,
+    generation: u64,
+    actor: watch::Sender<Addr<Session>>,
+    /// Until the first start is known to have worked, its failure is the caller's and not restarted.
+    proven: bool,
+    closing: Vec<Later<()>>,
+    _seat: Permit,
+}
+
+impl WorkspaceSupervisor {
+    /// Makes the supervisor of a workspace without sessions.
+    pub fn new(workspace: WorkspaceKey, parts: Arc<Parts>) -> Self {
+        Self { workspace, parts, children: HashMap::new(), drained: Vec::new() }
+    }
+
+    fn spawn(
+        &self,
+        shared: &Arc<SessionShared>,
+        generation: u64,
+        start: Start,
+        ctx: &mut Context<Self>,
+    ) -> Addr<Session> {
+        let guard = EndGuard::new(ctx.address().recipient(), shared.spec.session_id, generation);
+        Session::new(self.parts.clone(), shared.clone(), guard, start).start()
+    }
+
+    fn adopt(
+        &mut self,
+        message: StartSession,
+        ready: Later<Result<Arc<AgentFacts>, Failure>>,
+        ctx: &mut Context<Self>,
+    ) {
+        let StartSession { spec, past, seat } = message;
+        let settings = &self.parts.settings;
+        let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
+        let view = SessionView {
+            state: SessionState::Starting,
+            connection: ConnectionStatus::Connecting,
+            running: None,
+            last_heard: None,
+            restarts: past.restarts,
+            facts: None,
+        };
+        let id = spec.session_id;
+        let shared = Arc::new(SessionShared::new(spec, feed, view));
+        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready) };
+        let (actor, watching) = watch::channel(self.spawn(&shared, 0, start, ctx));
+        let child = Child {
+            shared: shared.clone(),
+            restarts: RestartPolicy::new(settings.restart),
+            generation: 0,
+            actor,
+            proven: false,
+            closing: Vec::new(),
+            _seat: seat,
+        };
+        self.children.insert(id, child);
+        let live = LiveSession { shared, supervisor: ctx.address(), actor: watching };
+        self.parts.index.insert(Arc::new(live));
+        self.parts.metrics.session_changed(None, Some(SessionState::Starting));
+    }
+
+    fn on_broken(&mut self, id: SessionId, cause: RestartCause, failure: Failure, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        let Some(child) = self.children.get_mut(&id) else { return };
+        if !child.closing.is_empty() {
+            return self.settle(id, SessionState::Closed, None, ctx);
+        }
+        match child.restarts.on_end(now) {
+            Verdict::GiveUp => {
+                let detail = format!("it failed too often in a short time; the last failure: {}", failure.detail);
+                self.settle(id, SessionState::Failed, Some(Failure::new(failure.code, detail)), ctx);
+            }
+            Verdict::Restart(delay) => {
+                self.parts.metrics.restarted(cause);
+                child.generation += 1;
+                let shared = child.shared.clone();
+                let past = {
+                    let mut view = shared.move_to(SessionState::Starting, &self.parts.metrics);
+                    view.connection = ConnectionStatus::Reconnecting;
+                    view.running = None;
+                    view.restarts += 1;
+                    let facts = view.facts.clone();
+                    (
+                        facts.as_ref().map(|facts| facts.agent_session_id.clone()),
+                        facts.and_then(|facts| facts.cookies.clone()),
+                        view.restarts,
+                    )
+                };
+                let (agent_session_id, cookies, restarts) = past;
+                tracing::warn!(
+                    marker = "[ACP]",
+                    session_id = %id,
+                    workspace = %self.workspace,
+                    cause = cause.as_str(),
+                    detail = %Redacted::new(&failure.detail),
+                    restarts,
+                    delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                    "session is started again"
+                );
+                let update = json!({
+                    "state": SessionState::Starting,
+                    "connection": ConnectionStatus::Reconnecting.as_str(),
+                    "cause": cause.as_str(),
+                });
+                shared.feed.announce(None, EventKind::Status, &update);
+                let past = Past { agent_session_id, last_event_id: 0, restarts };
+                let generation = child.generation;
+                let start = Start { delay, past, cookies, ready: None };
+                let actor = self.spawn(&shared, generation, start, ctx);
+                if let Some(child) = self.children.get_mut(&id) {
+                    child.actor.send_replace(actor);
+                }
+            }
+        }
+    }
+
+    /// Writes down where a session ended, then forgets it: whoever looks for it finds either the live
+    /// session or the row.
+    fn settle(&mut self, id: SessionId, state: SessionState, failure: Option<Failure>, ctx: &mut Context<Self>) {
+        let Some(child) = self.children.get(&id) else { return };
+        let shared = child.shared.clone();
+        let (restarts, agent_session_id) = {
+            let mut view = shared.move_to(state, &self.parts.metrics);
+            view.connection = ConnectionStatus::Error;
+            view.running = None;
+            (view.restarts, view.facts.as_ref().map(|facts| facts.agent_session_id.clone()))
+        };
+        let last_event_id = shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
+        tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
+        let change = SessionChange {
+            state: Some(state),
+            failure,
+            agent_session_id,
+            restarts: Some(restarts),
+            last_event_id: Some(last_event_id),
+            ..SessionChange::new(id, self.parts.clock.now())
+        };
+        let parts = self.parts.clone();
+        let writing = async move { parts.store.update_session(change).await };
+        ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
+            if let Err(cause) = written {
+                // The row is set right by the recovery of the next start, or by the next load.
+                tracing::error!(marker = "[ACP]", session_id = %id, %cause, "the end of a session was not written down");
+            }
+            this.forget(id);
+        }));
+    }
+
+    fn forget(&mut self, id: SessionId) {
+        self.parts.index.remove(id);
+        let Some(child) = self.children.remove(&id) else { return };
+        self.parts.metrics.session_changed(Some(child.shared.view().state), None);
+        for later in child.closing {
+            let _ = later.send(());
+        }
+        if self.children.is_empty() {
+            for later in self.drained.drain(..) {
+                let _ = later.send(());
+            }
+        }
+    }
+
+    fn end(&self, id: SessionId, cause: EndCause) {
+        if let Some(child) = self.children.get(&id) {
+            let actor = child.actor.borrow().clone();
+            // A session whose actor is gone already has told so, and is settled by that.
+            actix::spawn(async move { actor.send(EndSession { cause }).await });
+        }
+    }
+}
+
+impl Actor for WorkspaceSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<StartSession> for WorkspaceSupervisor {
+    type Result = ResponseFuture<Result<Arc<AgentFacts>, Failure>>;
+
+    fn handle(&mut self, message: StartSession, ctx: &mut Self::Context) -> Self::Result {
+        if let Some(child) = self.children.get(&message.spec.session_id) {
+            let facts = child.shared.view().facts.clone();
+            let starting =
+                || Failure::new(ErrorCode::ConnectionLost, "the session is being started already; try again");
+            return Box::pin(std::future::ready(facts.ok_or_else(starting)));
+        }
+        let (ready, answer) = oneshot::channel();
+        let id = message.spec.session_id;
+        self.adopt(message, ready, ctx);
+        let this = ctx.address();
+        Box::pin(async move {
+            let closed = || Failure::new(ErrorCode::SessionClosed, "the session was closed while it started");
+            let started = answer.await.map_err(|_| closed())?;
+            if started.is_ok() {
+                let _ = this.send(Proven(id)).await;
+            }
+            started
+        })
+    }
+}
+
+/// supervisor → itself: the first start of a session worked. Waits for room.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+struct Proven(SessionId);
+
+impl Handler<Proven> for WorkspaceSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, Proven(id): Proven, _: &mut Self::Context) {
+        if let Some(child) = self.children.get_mut(&id) {
+            child.proven = true;
+        }
+    }
+}
+
+impl Handler<SessionEnded> for WorkspaceSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: SessionEnded, ctx: &mut Self::Context) {
+        let SessionEnded { session_id: id, generation, cause } = message;
+        let Some(child) = self.children.get(&id) else { return };
+        if child.generation != generation {
+            return;
+        }
+        match cause {
+            // The caller of the start is told; nothing of the session is kept.
+            EndCause::StartFailed(failure) if !child.proven => {
+                self.parts.metrics.error(failure.code);
+                self.forget(id);
+            }
+            EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
+            EndCause::Broken(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
+            EndCause::Panicked => {
+                let failure = Failure::new(ErrorCode::Internal, "the session's actor panicked");
+                self.on_broken(id, RestartCause::Panic, failure, ctx);
+            }
+            EndCause::Idle | EndCause::Drained => self.settle(id, SessionState::Hibernated, None, ctx),
+            EndCause::Closed => self.settle(id, SessionState::Closed, None, ctx),
+        }
+    }
+}
+
+impl Handler<CloseSession> for WorkspaceSupervisor {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, message: CloseSession, _: &mut Self::Context) -> Self::Result {
+        let (later, closed) = oneshot::channel();
+        let Some(child) = self.children.get_mut(&message.session_id) else {
+            return Box::pin(std::future::ready(false));
+        };
+        child.closing.push(later);
+        self.end(message.session_id, EndCause::Closed);
+        Box::pin(async move { closed.await.is_ok() })
+    }
+}
+
+impl Handler<DrainSessions> for WorkspaceSupervisor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: DrainSessions, _: &mut Self::Context) -> Self::Result {
+        if self.children.is_empty() {
+            return Box::pin(std::future::ready(()));
+        }
+        let (later, drained) = oneshot::channel();
+        self.drained.push(later);
+        for id in self.children.keys() {
+            self.end(*id, EndCause::Drained);
+        }
+        Box::pin(async move {
+            let _ = drained.await;
+        })
+    }
+}

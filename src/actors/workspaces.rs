@@ -1,0 +1,382 @@
+//! The directory: from ids to live sessions, and from nothing to a session.
+//!
+//! A handle, not an actor: finding a session costs no hop. What starts, ends or restarts a session is asked
+//! of its workspace's supervisor.
+
+use std::{
+    collections::{HashMap, hash_map::DefaultHasher},
+    future::Future,
+    hash::{Hash, Hasher},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::{Actor, Addr, ArbiterHandle, Handler, Message, dev::ToEnvelope};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{
+    capacity_guard::{CapacityGuard, Permit},
+    messages::{CancelTurn, CloseSession, DrainSessions, Past, StartSession},
+    parts::Parts,
+    session::Session,
+    session_shared::{LiveSession, SessionSpec, SharedPolicy},
+    workspace_supervisor::WorkspaceSupervisor,
+};
+use crate::{
+    contract::runtime::{Checkout, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, WorkspaceDiff, WorkspaceRef},
+    domain::{
+        ids::{FolderId, SessionId, UserId, WorkspaceKey},
+        lifecycle::{Protocol, SessionMode, SessionState},
+        mcp,
+        outcome::{ErrorCode, Failure},
+        permission::PermissionPolicy,
+        redaction::Redacted,
+    },
+    store::{self, NewSession, NewWorkspace, SessionChange, SessionRow, WorkspaceRow},
+    transport::{AgentFacts, workspace_door::WorkspaceDoor},
+};
+
+/// How long a caller waits for a session that is just being started again before it is told to retry.
+const RESTART_WAIT: Duration = Duration::from_secs(10);
+
+/// The directory. Cheap to clone.
+#[derive(Clone)]
+pub struct Workspaces(Arc<Inner>);
+
+struct Inner {
+    parts: Arc<Parts>,
+    door: WorkspaceDoor,
+    capacity: CapacityGuard,
+    arbiters: Vec<ArbiterHandle>,
+    supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
+    draining: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Supervised {
+    supervisor: Addr<WorkspaceSupervisor>,
+    policy: SharedPolicy,
+}
+
+/// A session as it is asked for.
+#[derive(Debug, Clone)]
+pub struct OpenSession {
+    /// Its workspace.
+    pub workspace: WorkspaceKey,
+    /// For whom.
+    pub user_id: Option<UserId>,
+    /// Name of the agent; the default one where absent.
+    pub agent: Option<String>,
+    /// With or without git.
+    pub mode: SessionMode,
+    /// Whether its changes are to become pull requests.
+    pub enable_git_ops: bool,
+    /// What to check out into a new workspace.
+    pub checkout: Option<Checkout>,
+    /// An existing folder.
+    pub path: Option<String>,
+    /// Changes the workspace's policy.
+    pub permission_policy: Option<PermissionPolicy>,
+    /// ACP `mcpServers`, raw.
+    pub mcp_servers: Box<RawValue>,
+}
+
+/// A session that is ready for prompts.
+pub struct ReadySession {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its workspace.
+    pub workspace: WorkspaceKey,
+    /// Where its agent works.
+    pub path: String,
+    /// Whether that folder goes with the session.
+    pub is_ephemeral: bool,
+    /// What its handshake told.
+    pub facts: Arc<AgentFacts>,
+}
+
+impl Workspaces {
+    /// Makes an empty directory whose supervisors live on `arbiters`.
+    pub fn new(
+        parts: Arc<Parts>,
+        door: WorkspaceDoor,
+        capacity: CapacityGuard,
+        arbiters: Vec<ArbiterHandle>,
+    ) -> Self {
+        let supervisors = Mutex::default();
+        Self(Arc::new(Inner { parts, door, capacity, arbiters, supervisors, draining: AtomicBool::new(false) }))
+    }
+
+    /// What sessions share.
+    pub fn parts(&self) -> &Arc<Parts> {
+        &self.0.parts
+    }
+
+    /// The seats.
+    pub fn capacity(&self) -> &CapacityGuard {
+        &self.0.capacity
+    }
+
+    /// The runtime's workspaces and status.
+    pub fn door(&self) -> &WorkspaceDoor {
+        &self.0.door
+    }
+
+    /// Refuses while the service is stopping.
+    pub fn admission(&self) -> Result<(), Failure> {
+        if self.0.draining.load(Ordering::Acquire) {
+            return Err(Failure::new(ErrorCode::Draining, "the service is shutting down"));
+        }
+        Ok(())
+    }
+
+    /// Creates a session: seat, workspace, agent, row, in this order; what fails leaves nothing behind but
+    /// the workspace.
+    pub async fn open(&self, request: OpenSession) -> Result<ReadySession, Failure> {
+        self.admission()?;
+        let seat = self.0.capacity.admit()?;
+        let parts = &self.0.parts;
+        let row = self.workspace_row(&request).await?;
+        let prepared = self.prepare(&row, request.checkout.clone()).await?;
+        let session_id = SessionId(Uuid::now_v7());
+        let mcp = mcp::without_secrets(&request.mcp_servers);
+        let (supervised, spec) = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers);
+        let facts = start(&supervised, spec, Past::default(), seat).await?;
+        let new = NewSession {
+            session_id,
+            key: request.workspace.clone(),
+            workspace: None,
+            user_id: request.user_id,
+            agent: request.agent.unwrap_or_else(|| DEFAULT_AGENT.to_owned()),
+            mode: request.mode,
+            enable_git_ops: request.enable_git_ops,
+            state: SessionState::Idle,
+            agent_session_id: Some(facts.agent_session_id.clone()),
+            mcp_servers: mcp,
+            protocol: Protocol::Acp,
+            protocol_version: Some(facts.protocol_version),
+            agent_facts: Some(agent_facts(&facts)),
+            now: parts.clock.now(),
+        };
+        if let Err(cause) = parts.store.create_session(new).await {
+            let _ = supervised.supervisor.send(CloseSession { session_id }).await;
+            return Err(store::failure(&cause));
+        }
+        Ok(ready(session_id, request.workspace, prepared, facts))
+    }
+
+    /// Brings a session back that is not live; tells about one that is.
+    pub async fn load(&self, row: &SessionRow, mcp_servers: Option<Box<RawValue>>) -> Result<ReadySession, Failure> {
+        self.admission()?;
+        row.state
+            .admits_load()
+            .map_err(|code| Failure::new(code, format!("the session is {}", row.state.as_str())))?;
+        let parts = &self.0.parts;
+        let workspace = parts.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
+        let workspace =
+            workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
+        let seat = self.0.capacity.admit_returning();
+        let prepared = self.prepare(&workspace, None).await?;
+        let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
+        let mcp_servers = mcp_servers.unwrap_or_else(kept);
+        let (supervised, spec) =
+            self.place(&workspace, &prepared, row.session_id, agent_name(&row.agent), mcp_servers);
+        let past = Past {
+            agent_session_id: row.agent_session_id.clone(),
+            last_event_id: row.last_event_id,
+            restarts: row.restarts,
+        };
+        let facts = start(&supervised, spec, past, seat).await?;
+        let change = SessionChange {
+            state: Some(SessionState::Idle),
+            agent_session_id: Some(facts.agent_session_id.clone()),
+            protocol_version: Some(facts.protocol_version),
+            agent_facts: Some(agent_facts(&facts)),
+            ..SessionChange::new(row.session_id, parts.clock.now())
+        };
+        parts.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
+        Ok(ready(row.session_id, row.key.clone(), prepared, facts))
+    }
+
+    /// The live session with this id.
+    pub fn live(&self, id: SessionId) -> Option<Arc<LiveSession>> {
+        self.0.parts.index.get(id)
+    }
+
+    /// Sends a message to a session, waiting for its fresh actor while it is being started again. The message
+    /// is made anew for each try; one that was lost with a dying actor has had no effect but what it wrote
+    /// down under its own id. `None`: the session is not live any more.
+    pub async fn ask<M>(&self, live: &LiveSession, make: impl Fn() -> M) -> Option<M::Result>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        Session: Handler<M>,
+        <Session as Actor>::Context: ToEnvelope<Session, M>,
+    {
+        let mut actor = live.actor.clone();
+        let asking = async {
+            loop {
+                let now = actor.borrow_and_update().clone();
+                if let Ok(answer) = now.send(make()).await {
+                    return Some(answer);
+                }
+                if actor.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        tokio::time::timeout(RESTART_WAIT, asking).await.ok().flatten()
+    }
+
+    /// Closes a session. `false` where it was not live.
+    pub async fn close(&self, id: SessionId) -> bool {
+        match self.live(id) {
+            Some(live) => live.supervisor.send(CloseSession { session_id: id }).await.unwrap_or(false),
+            None => false,
+        }
+    }
+
+    /// What changed in a session's workspace.
+    pub async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
+        self.0.door.diff(&DiffWorkspace { workspace: reference(row) }).await
+    }
+
+    /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
+    /// every agent is let go.
+    pub async fn drain(&self, deadline: impl Future<Output = ()>) {
+        self.0.draining.store(true, Ordering::Release);
+        let mut deadline = std::pin::pin!(deadline);
+        let index = &self.0.parts.index;
+        let mut look = tokio::time::interval(Duration::from_millis(50));
+        while index.all().iter().any(|live| live.shared.view().running.is_some()) {
+            tokio::select! {
+                () = &mut deadline => break,
+                _ = look.tick() => {}
+            }
+        }
+        for live in index.all() {
+            if live.shared.view().running.is_some() {
+                let actor = live.actor.borrow().clone();
+                let _ = actor.send(CancelTurn { prompt_id: None }).await;
+            }
+        }
+        let supervisors: Vec<_> = {
+            let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+            supervisors.values().map(|it| it.supervisor.clone()).collect()
+        };
+        for supervisor in supervisors {
+            let _ = supervisor.send(DrainSessions).await;
+        }
+    }
+
+    async fn workspace_row(&self, request: &OpenSession) -> Result<WorkspaceRow, Failure> {
+        let new = NewWorkspace {
+            key: request.workspace.clone(),
+            folder_id: FolderId(Uuid::now_v7()),
+            repository: request.checkout.as_ref().map(|it| it.repository.clone()),
+            branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
+            path: request.path.clone(),
+            permission_policy: request.permission_policy,
+            now: self.0.parts.clock.now(),
+        };
+        let row = self.0.parts.store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
+        let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
+        let repository = request.checkout.as_ref().map(|it| &it.repository);
+        if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
+            let detail = "the workspace exists with another repository or path";
+            return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+        }
+        Ok(row)
+    }
+
+    async fn prepare(&self, row: &WorkspaceRow, checkout: Option<Checkout>) -> Result<PreparedWorkspace, Failure> {
+        let stored = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
+        let request = PrepareWorkspace { workspace: reference(row), checkout: checkout.or(stored) };
+        self.0.door.prepare(&request).await
+    }
+
+    /// The supervisor of the workspace, made where there is none, and the spec of a session in it.
+    fn place(
+        &self,
+        row: &WorkspaceRow,
+        prepared: &PreparedWorkspace,
+        session_id: SessionId,
+        agent: Option<String>,
+        mcp_servers: Box<RawValue>,
+    ) -> (Supervised, Arc<SessionSpec>) {
+        let policy = row.permission_policy.unwrap_or(self.0.parts.settings.default_policy);
+        let supervised = self.supervised(&row.key, policy);
+        let spec = SessionSpec {
+            session_id,
+            workspace: row.key.clone(),
+            agent,
+            cwd: prepared.path.clone(),
+            is_ephemeral: prepared.is_ephemeral,
+            mcp_servers,
+            policy: supervised.policy.clone(),
+        };
+        (supervised, Arc::new(spec))
+    }
+
+    fn supervised(&self, key: &WorkspaceKey, policy: PermissionPolicy) -> Supervised {
+        let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = supervisors.get(key).filter(|it| it.supervisor.connected()).cloned();
+        let supervised = found.unwrap_or_else(|| {
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            let arbiter = usize::try_from(hasher.finish() % self.0.arbiters.len() as u64).unwrap_or_default();
+            let actor = WorkspaceSupervisor::new(key.clone(), self.0.parts.clone());
+            let supervisor = WorkspaceSupervisor::start_in_arbiter(&self.0.arbiters[arbiter], |_| actor);
+            let supervised = Supervised { supervisor, policy: SharedPolicy::new(policy) };
+            supervisors.insert(key.clone(), supervised.clone());
+            supervised
+        });
+        supervised.policy.set(policy);
+        supervised
+    }
+}
+
+async fn start(
+    supervised: &Supervised,
+    spec: Arc<SessionSpec>,
+    past: Past,
+    seat: Permit,
+) -> Result<Arc<AgentFacts>, Failure> {
+    let gone = |_| Failure::new(ErrorCode::Internal, "the workspace's supervisor is gone");
+    supervised.supervisor.send(StartSession { spec, past, seat }).await.map_err(gone)?
+}
+
+fn ready(
+    session_id: SessionId,
+    workspace: WorkspaceKey,
+    prepared: PreparedWorkspace,
+    facts: Arc<AgentFacts>,
+) -> ReadySession {
+    ReadySession { session_id, workspace, path: prepared.path, is_ephemeral: prepared.is_ephemeral, facts }
+}
+
+fn reference(row: &WorkspaceRow) -> WorkspaceRef {
+    WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
+}
+
+/// What is kept of an agent's handshake.
+fn agent_facts(facts: &AgentFacts) -> Redacted {
+    let facts = serde_json::json!({
+        "agentInfo": facts.info,
+        "agentCapabilities": facts.capabilities,
+        "modes": facts.modes,
+        "configOptions": facts.config_options,
+    });
+    Redacted::new(&facts.to_string())
+}
+
+/// The name under which a session keeps that it named no agent.
+pub const DEFAULT_AGENT: &str = "default";
+
+fn agent_name(kept: &str) -> Option<String> {
+    (kept != DEFAULT_AGENT).then(|| kept.to_owned())
+}

@@ -1,0 +1,115 @@
+//! Builds every part in order, and takes them down in the reverse order.
+//!
+//! Invariant: this is the only place that names all the parts. A part gets what it needs as a value; none
+//! looks for another.
+
+mod demo;
+mod start;
+mod stop;
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+pub use self::{demo::demo, start::Service};
+use crate::{
+    config::Loaded,
+    domain::outcome::Failure,
+    runtime,
+    store::{BadDatabaseUrl, DatabaseUrl, Store, StoreError},
+};
+
+/// Why the program does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The database cannot be used.
+    #[error("database: {0}")]
+    Store(#[from] StoreError),
+    /// The database's URL is none.
+    #[error("database.url: {0}")]
+    DatabaseUrl(#[from] BadDatabaseUrl),
+    /// The metrics cannot be made.
+    #[error("metrics: {0}")]
+    Metrics(#[from] crate::telemetry::metrics::MetricsError),
+    /// The runtime cannot be started.
+    #[error("runtime: {0}")]
+    Runtime(#[from] runtime::StartError),
+    /// The runtime's address cannot be used.
+    #[error("{0}")]
+    Door(#[from] Failure),
+    /// An address cannot be bound, or a file not be written.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// A step of the tour did not do what it says.
+    #[error("the tour failed: {0}")]
+    Demo(String),
+}
+
+impl AppError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |cause| Self::Io { what, cause }
+    }
+}
+
+/// What to do beside serving.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// File that gets `{"http": "http://ADDR:PORT", "pid": N}` once it serves.
+    pub announce: Option<PathBuf>,
+}
+
+/// Serves until SIGTERM or Ctrl-C, then stops cleanly. A second signal ends the process at once.
+pub async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    let service = Service::start(&loaded).await?;
+    announce(options.announce.as_deref(), service.address())?;
+    stop::signal().await;
+    service.stop().await;
+    Ok(())
+}
+
+/// Runs the container side alone until SIGTERM or Ctrl-C.
+pub async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(), AppError> {
+    let options = start::runtime_options(&loaded, loaded.config.runtime.listen, loaded.config.runtime.token.clone())?;
+    let running = runtime::start(options).await?;
+    tracing::info!(marker = "[ACP]", address = %running.address(), "runtime serves");
+    announce(announce_to.as_deref(), running.address())?;
+    stop::signal().await;
+    running.stop(stop::kill_grace(&loaded.config)).await;
+    tracing::info!(marker = "[ACP]", "stopped");
+    Ok(())
+}
+
+/// Brings the tables up to date.
+pub async fn migrate(loaded: Loaded) -> Result<(), AppError> {
+    let url = database_url(&loaded)?;
+    for name in Store::migrate(&url)? {
+        tracing::info!(migration = name, "applied");
+    }
+    Ok(())
+}
+
+fn database_url(loaded: &Loaded) -> Result<DatabaseUrl, AppError> {
+    use secrecy::ExposeSecret;
+    Ok(match &loaded.config.database.url {
+        Some(url) => url.expose_secret().parse()?,
+        None => DatabaseUrl::Sqlite(loaded.data_dir.join("lumilink.db")),
+    })
+}
+
+/// Writes the file whole or not at all: whoever waits for it reads it as soon as it is there.
+fn announce(to: Option<&Path>, address: SocketAddr) -> Result<(), AppError> {
+    let Some(to) = to else { return Ok(()) };
+    let text = serde_json::json!({"http": format!("http://{address}"), "pid": std::process::id()}).to_string();
+    let beside = to.with_extension("new");
+    std::fs::write(&beside, text)
+        .and_then(|()| std::fs::rename(&beside, to))
+        .map_err(AppError::io(format!("--announce {}", to.display())))
+}

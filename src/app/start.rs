@@ -1,0 +1,147 @@
+//! From a configuration to a service.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use actix::Arbiter;
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::{AppError, database_url};
+use crate::{
+    actors::{
+        capacity_guard::CapacityGuard,
+        parts::{Parts, SessionSettings},
+        session_shared::SessionIndex,
+        workspaces::Workspaces,
+    },
+    config::{Config, Loaded},
+    domain::clock::Clock,
+    http::{self, HttpFace},
+    runtime::{self, RunningRuntime, RuntimeOptions},
+    store::{Store, StoreObserver, StoreOptions},
+    telemetry::{Metrics, SystemClock, labels::Queue},
+    transport::{
+        acp_connection::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor,
+    },
+};
+
+/// Everything that runs.
+pub struct Service {
+    pub(super) config: Config,
+    pub(super) http: HttpFace,
+    pub(super) workspaces: Workspaces,
+    pub(super) arbiters: Vec<Arbiter>,
+    pub(super) runtime: Option<RunningRuntime>,
+    pub(super) store: Store,
+}
+
+impl Service {
+    /// Starts every part, the ones first that others need.
+    pub async fn start(loaded: &Loaded) -> Result<Self, AppError> {
+        let config = &loaded.config;
+        std::fs::create_dir_all(&loaded.data_dir)
+            .map_err(AppError::io(format!("data folder {}", loaded.data_dir.display())))?;
+        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = open_store(loaded, &metrics)?;
+        let recovered = store.recover(clock.now()).await?;
+        tracing::info!(marker = "[ACP]", turns = recovered.interrupted_turns, sessions = recovered.sessions, "recovered");
+
+        let (runtime, endpoint) = runtime_of(loaded, &metrics).await?;
+        let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
+        let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
+        let auth_methods = config.agents.iter().map(|(name, agent)| (name.clone(), agent.auth_method.clone()));
+        let auth_methods = auth_methods.chain([(String::new(), config.agent.auth_method.clone())]);
+        let transport = AcpTransport {
+            endpoint,
+            handshake_timeout: Duration::from_secs(config.runtime.handshake_timeout_s),
+            auth_methods: auth_methods.filter_map(|(name, method)| Some((name, method?))).collect(),
+        };
+        let parts = Parts {
+            store: store.clone(),
+            metrics,
+            transport: Arc::new(transport),
+            clock,
+            index: SessionIndex::default(),
+            settings: SessionSettings::new(config),
+        };
+        let arbiters: Vec<_> = (0..session_threads()).map(|_| Arbiter::new()).collect();
+        let handles = arbiters.iter().map(Arbiter::handle).collect();
+        let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions), handles);
+        let http = http::serve(workspaces.clone(), config)
+            .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
+        tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
+        Ok(Self { config: config.clone(), http, workspaces, arbiters, runtime, store })
+    }
+
+    /// Where the API is.
+    pub fn address(&self) -> SocketAddr {
+        self.http.address
+    }
+}
+
+/// Threads on which sessions live: half of the processors, the other half serves HTTP and writes.
+fn session_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
+fn open_store(loaded: &Loaded, metrics: &Metrics) -> Result<Store, AppError> {
+    Ok(Store::open(StoreOptions {
+        url: database_url(loaded)?,
+        readers: StoreOptions::DEFAULT_READERS,
+        write_queue: loaded.config.limits.write_queue,
+        observer: Arc::new(Observer(metrics.clone())),
+    })?)
+}
+
+/// The runtime to use: the configured one, or one that is started here on a loopback port that nobody else
+/// can use, since its token is made up now and never leaves this process.
+async fn runtime_of(loaded: &Loaded, metrics: &Metrics) -> Result<(Option<RunningRuntime>, Endpoint), AppError> {
+    let config = &loaded.config;
+    let endpoint = |url: String, token| Endpoint {
+        url,
+        token,
+        frame_bytes: config.limits.frame_bytes,
+        pipe: pipe_limits(config),
+    };
+    if let Some(url) = &config.runtime.url {
+        return Ok((None, endpoint(url.clone(), config.runtime.token.clone())));
+    }
+    let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut options = runtime_options(loaded, listen, Some(token.clone()))?;
+    options.observer = Arc::new(Observer(metrics.clone()));
+    let running = runtime::start(options).await?;
+    let url = format!("ws://{}/acp", running.address());
+    Ok((Some(running), endpoint(url, Some(token))))
+}
+
+fn pipe_limits(config: &Config) -> PipeLimits {
+    PipeLimits { frames: config.limits.queue_frames, bytes: config.limits.queue_bytes }
+}
+
+/// The runtime's part of the configuration.
+pub(super) fn runtime_options(
+    loaded: &Loaded,
+    listen: SocketAddr,
+    token: Option<SecretString>,
+) -> Result<RuntimeOptions, AppError> {
+    todo!()
+}
+
+/// Hands what store and runtime tell on to the metrics.
+struct Observer(Metrics);
+
+impl StoreObserver for Observer {
+    fn on_commit(&self, rows: usize, lag: Duration, took: Duration) {
+        self.0.committed(rows, lag, took);
+    }
+
+    fn on_failure(&self) {
+        self.0.commit_failed();
+    }
+
+    fn on_queue_depth(&self, waiting: usize) {
+        self.0.queue_depth(Queue::Writes, waiting);
+    }
+}

@@ -1,0 +1,60 @@
+//! The way down, and the signals that begin it.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal as listen};
+
+use super::Service;
+use crate::config::Config;
+
+/// How long answers and rows may take once every session is gone.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Waits for SIGTERM or Ctrl-C. The next one ends the process at once, with the exit code that shells give to
+/// an interrupted program.
+pub(super) async fn signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()))
+    else {
+        // Without signals there is no clean end; the process is stopped from outside.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(marker = "[ACP]", "stopping");
+    actix::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(130);
+    });
+}
+
+/// How long agents may take to end.
+pub(super) fn kill_grace(config: &Config) -> Duration {
+    Duration::from_millis(config.runtime.kill_grace_ms)
+}
+
+impl Service {
+    /// Admission closes and readiness goes off; running turns may end until `[drain] timeout_s`, the rest is
+    /// cancelled; sessions are let go; then HTTP, runtime and store end in this order.
+    pub async fn stop(self) {
+        let deadline = tokio::time::sleep(Duration::from_secs(self.config.drain.timeout_s));
+        self.workspaces.drain(deadline).await;
+        self.http.handle.stop(true).await;
+        if let Some(runtime) = self.runtime {
+            runtime.stop(kill_grace(&self.config)).await;
+        }
+        if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
+            tracing::error!(marker = "[ACP]", "the database did not take everything before the end");
+        }
+        for arbiter in self.arbiters {
+            arbiter.stop();
+            // A thread that panicked has nothing left to end.
+            let _ = arbiter.join();
+        }
+        tracing::info!(marker = "[ACP]", "stopped");
+    }
+}

@@ -1,0 +1,304 @@
+//! A deterministic ACP agent on stdio, steered by words in the prompt: what the demo shows and the tests
+//! break.
+//!
+//! The last text block of a prompt is a script: commands parted by ` ; `, run in order. A command that is not
+//! in this table is echoed.
+//!
+//! | command | does |
+//! |---|---|
+//! | `echo TEXT` | says TEXT in up to three chunks |
+//! | `write NAME TEXT` | writes a file, through `fs/write_text_file` where offered, with a tool call |
+//! | `read NAME` | says a file's content, through `fs/read_text_file` where offered |
+//! | `run COMMAND` | runs it through `terminal/*` where offered, and says its output |
+//! | `sleep SECONDS` | works on a tool call for so long; a cancel ends it |
+//! | `ticks N MS` | says N chunks with pauses |
+//! | `think` | thinks one thought |
+//! | `plan` | publishes a plan of three entries and completes it |
+//! | `ask` | asks for permission and says what came of it |
+//! | `mode NAME` | switches its mode by itself |
+//! | `crash` | says something, writes to stderr, exits with 42 |
+//! | `segv` | says something, kills itself by signal 11 |
+//! | `hang` | falls silent; sees no cancel |
+//! | `ignore-cancel` | falls silent; sees no cancel, and ignores SIGTERM |
+//! | `garbage N` | prints N lines that are not JSON |
+//! | `bad-frame` | ends the turn with a stop reason that the protocol does not have |
+//! | `error CODE MESSAGE` | ends the turn with a JSON-RPC error |
+//! | `provider-error`, `auth-error` | end it with the errors of an overloaded provider, of a missing sign-in |
+//! | `refuse`, `max-tokens` | end it with that stop reason |
+//! | `flood N` | sends N updates as fast as it can |
+//! | `huge BYTES` | says one chunk of that size |
+//! | `grandchild` | starts `sleep 1000` and says its process id |
+//! | `unknown-update`, `unknown-request`, `unknown-notification` | says what no client knows |
+//! | `context` | says how many blocks stood ahead of the prompt, and their text |
+//! | `count` | says how many prompts this process has seen |
+//! | `usage IN OUT` | tells tokens with the answer |
+//! | `env NAME`, `cwd`, `pid` | say that |
+
+mod flags;
+mod lines;
+mod script;
+mod turn;
+
+use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
+
+use serde_json::{Value, json};
+
+use self::{
+    flags::Flags,
+    lines::{Lines, Read},
+};
+
+/// Speaks ACP on stdin and stdout until stdin ends. Wrong flags: exit code 2.
+pub fn run(arguments: Vec<String>) -> ExitCode {
+    let flags = match Flags::parse(arguments) {
+        Ok(flags) => flags,
+        Err(problem) => {
+            eprintln!("demo-agent: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    match Agent::new(flags).serve() {
+        // Whoever spoke with us is gone.
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
+    }
+}
+
+/// One conversation.
+struct Conversation {
+    cwd: PathBuf,
+    mode: String,
+    tone: String,
+    /// What was said: by the user, and by us.
+    said: Vec<(String, String)>,
+}
+
+/// The agent.
+struct Agent {
+    flags: Flags,
+    lines: Lines,
+    conversations: BTreeMap<String, Conversation>,
+    reads_files: bool,
+    writes_files: bool,
+    runs_commands: bool,
+    signed_in: bool,
+    next_request: u64,
+    prompts_seen: u64,
+}
+
+const MODES: [(&str, &str); 2] = [("code", "Code"), ("ask", "Ask")];
+const TONES: [(&str, &str); 2] = [("plain", "Plain"), ("loud", "Loud")];
+
+impl Agent {
+    fn new(flags: Flags) -> Self {
+        Self {
+            signed_in: !flags.require_auth,
+            flags,
+            lines: Lines::new(),
+            conversations: BTreeMap::new(),
+            reads_files: false,
+            writes_files: false,
+            runs_commands: false,
+            next_request: 1,
+            prompts_seen: 0,
+        }
+    }
+
+    fn serve(mut self) -> io::Result<()> {
+        self.flags.misbehave_at_start(&mut self.lines)?;
+        while let Read::Line(line) = self.lines.read(None)? {
+            let Ok(message) = serde_json::from_str::<Value>(&line) else {
+                let error = json!({"code": -32700, "message": "not JSON"});
+                self.lines.write(&json!({"jsonrpc": "2.0", "id": null, "error": error}))?;
+                continue;
+            };
+            self.handle(&message)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, message: &Value) -> io::Result<()> {
+        let (Some(method), id) = (message["method"].as_str(), message.get("id").cloned()) else { return Ok(()) };
+        let params = &message["params"];
+        let Some(id) = id else {
+            // A cancel without a turn asks for nothing.
+            return Ok(());
+        };
+        if method == "session/prompt" {
+            return self.run_turn(&id, params);
+        }
+        let result = self.answer(method, params)?;
+        self.respond(&id, result)
+    }
+
+    fn respond(&mut self, id: &Value, result: Result<Value, (i64, String)>) -> io::Result<()> {
+        let answer = match result {
+            Ok(result) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
+            Err((code, message)) => {
+                json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}})
+            }
+        };
+        self.lines.write(&answer)
+    }
+
+    /// Answers everything but a prompt.
+    fn answer(&mut self, method: &str, params: &Value) -> io::Result<Result<Value, (i64, String)>> {
+        let unknown_session = || Err((-32002, "no such session".to_owned()));
+        let id = params["sessionId"].as_str().unwrap_or_default().to_owned();
+        Ok(match method {
+            "initialize" if self.flags.refuse_handshake => Err((-32603, "this agent refuses".into())),
+            "initialize" => Ok(self.initialize(params)),
+            "authenticate" => {
+                self.signed_in = true;
+                Ok(json!({}))
+            }
+            "session/new" | "session/load" | "session/resume" if !self.signed_in => {
+                Err((-32000, "Authentication required".into()))
+            }
+            "session/new" => Ok(self.begin(params)),
+            "session/load" if self.flags.loads => match self.bring_back(&id, params) {
+                true => {
+                    self.replay(&id)?;
+                    Ok(self.offers(&id))
+                }
+                false => unknown_session(),
+            },
+            "session/resume" if self.flags.resumes => match self.bring_back(&id, params) {
+                true => Ok(self.offers(&id)),
+                false => unknown_session(),
+            },
+            "session/close" => match self.conversations.remove(&id) {
+                Some(_) => Ok(json!({})),
+                None => unknown_session(),
+            },
+            "session/set_mode" => self.set_mode(&id, params["modeId"].as_str().unwrap_or_default()),
+            "session/set_config_option" => self.set_tone(&id, params),
+            other => Err((-32601, format!("no method {other}"))),
+        })
+    }
+
+    fn initialize(&mut self, params: &Value) -> Value {
+        let offered = &params["clientCapabilities"];
+        self.reads_files = offered["fs"]["readTextFile"] == true;
+        self.writes_files = offered["fs"]["writeTextFile"] == true;
+        self.runs_commands = offered["terminal"] == true;
+        let version = match self.flags.echo_version {
+            true => params["protocolVersion"].clone(),
+            false => json!(self.flags.protocol_version),
+        };
+        let mut session = json!({"close": {}});
+        if self.flags.resumes {
+            session["resume"] = json!({});
+        }
+        json!({
+            "protocolVersion": version,
+            "agentInfo": {"name": "lumilink-demo-agent", "title": "Demo agent", "version": env!("CARGO_PKG_VERSION")},
+            "agentCapabilities": {
+                "loadSession": self.flags.loads,
+                "promptCapabilities": {"image": true, "embeddedContext": true},
+                "sessionCapabilities": session,
+            },
+            "authMethods": if self.flags.require_auth { json!([{"id": "demo", "name": "Demo sign-in"}]) } else { json!([]) },
+        })
+    }
+
+    fn begin(&mut self, params: &Value) -> Value {
+        // Unique across processes, so that one of them can bring back what another has begun.
+        let id = format!("demo-{}", uuid::Uuid::now_v7());
+        let conversation = Conversation {
+            cwd: PathBuf::from(params["cwd"].as_str().unwrap_or(".")),
+            mode: MODES[0].0.to_owned(),
+            tone: TONES[0].0.to_owned(),
+            said: Vec::new(),
+        };
+        self.conversations.insert(id.clone(), conversation);
+        self.keep(&id);
+        let mut answer = self.offers(&id);
+        answer["sessionId"] = json!(id);
+        answer
+    }
+
+    fn offers(&self, id: &str) -> Value {
+        let Some(conversation) = self.conversations.get(id) else { return json!({}) };
+        let named = |(id, name): &(&str, &str)| json!({"id": id, "name": name});
+        json!({
+            "modes": {"currentModeId": conversation.mode, "availableModes": MODES.iter().map(named).collect::<Vec<_>>()},
+            "configOptions": tone_options(&conversation.tone),
+        })
+    }
+
+    fn set_mode(&mut self, id: &str, mode: &str) -> Result<Value, (i64, String)> {
+        let known = MODES.iter().any(|(known, _)| *known == mode);
+        match self.conversations.get_mut(id) {
+            Some(conversation) if known => {
+                conversation.mode = mode.to_owned();
+                Ok(json!({}))
+            }
+            Some(_) => Err((-32602, format!("no mode {mode:?}"))),
+            None => Err((-32002, "no such session".into())),
+        }
+    }
+
+    fn set_tone(&mut self, id: &str, params: &Value) -> Result<Value, (i64, String)> {
+        let tone = params["value"].as_str().unwrap_or_default();
+        let known = params["configId"] == "tone" && TONES.iter().any(|(known, _)| *known == tone);
+        match self.conversations.get_mut(id) {
+            Some(conversation) if known => {
+                conversation.tone = tone.to_owned();
+                Ok(json!({"configOptions": tone_options(tone)}))
+            }
+            Some(_) => Err((-32602, "no such option or value".into())),
+            None => Err((-32002, "no such session".into())),
+        }
+    }
+
+    /// Whether the conversation is there, from this process or from what another one kept.
+    fn bring_back(&mut self, id: &str, params: &Value) -> bool {
+        if !self.conversations.contains_key(id)
+            && let Some(said) = self.flags.kept(id)
+        {
+            let conversation = Conversation {
+                cwd: PathBuf::from(params["cwd"].as_str().unwrap_or(".")),
+                mode: MODES[0].0.to_owned(),
+                tone: TONES[0].0.to_owned(),
+                said,
+            };
+            self.conversations.insert(id.to_owned(), conversation);
+        }
+        self.conversations.contains_key(id)
+    }
+
+    fn keep(&self, id: &str) {
+        if let Some(conversation) = self.conversations.get(id) {
+            self.flags.keep(id, &conversation.said);
+        }
+    }
+
+    fn replay(&mut self, id: &str) -> io::Result<()> {
+        let said = self.conversations.get(id).map(|it| it.said.clone()).unwrap_or_default();
+        for (user, agent) in said {
+            self.update(id, &chunk("user_message_chunk", &user))?;
+            self.update(id, &chunk("agent_message_chunk", &agent))?;
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, id: &str, update: &Value) -> io::Result<()> {
+        let params = json!({"sessionId": id, "update": update});
+        self.lines.write(&json!({"jsonrpc": "2.0", "method": "session/update", "params": params}))
+    }
+}
+
+fn chunk(kind: &str, text: &str) -> Value {
+    json!({"sessionUpdate": kind, "content": {"type": "text", "text": text}})
+}
+
+fn tone_options(tone: &str) -> Value {
+    let named = |(id, name): &(&str, &str)| json!({"value": id, "name": name});
+    json!([{
+        "id": "tone",
+        "name": "Tone",
+        "type": "select",
+        "currentValue": tone,
+        "options": TONES.iter().map(named).collect::<Vec<_>>(),
+    }])
+}

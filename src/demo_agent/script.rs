@@ -1,0 +1,69 @@
+//! The words of a prompt as commands.
+
+/// One command of a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Command {
+    /// Its first word.
+    pub word: String,
+    /// What stands behind it.
+    pub rest: String,
+}
+
+/// The commands of a script, in order.
+pub(super) fn commands(script: &str) -> Vec<Command> {
+    script
+        .split(" ; ")
+        .map(|command| {
+            let command = command.trim();
+            let (word, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+            Command { word: word.to_owned(), rest: rest.trim().to_owned() }
+        })
+        .collect()
+}
+
+impl Command {
+    /// The word at a place behind the first, as a number; `otherwise` where there is none.
+    pub fn number(&self, place: usize, otherwise: u64) -> u64 {
+        self.rest.split_whitespace().nth(place).and_then(|word| word.parse().ok()).unwrap_or(otherwise)
+    }
+
+    /// The first word behind the command, and what stands behind that.
+    pub fn name_and_text(&self) -> (&str, &str) {
+        self.rest.split_once(char::is_whitespace).unwrap_or((&self.rest, ""))
+    }
+
+    /// The command as it was written.
+    pub fn whole(&self) -> String {
+        format!("{} {}", self.word, self.rest).trim().to_owned()
+    }
+}
+
+/// A text in up to three chunks, which together are the text.
+pub(super) fn chunks(text: &str) -> Vec<&str> {
+    let third = text.len().div_ceil(3).max(1);
+    let mut rest = text;
+    let mut chunks = Vec::new();
+    while !rest.is_empty() {
+        let (chunk, more) = rest.split_at(rest.ceil_char_boundary(third.min(rest.len())));
+        chunks.push(chunk);
+        rest = more;
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_parted_and_a_chunked_text_is_whole() {
+        let script = commands("write a.txt hello  world ; sleep 2 ; crash");
+        assert_eq!(script[0].name_and_text(), ("a.txt", "hello  world"));
+        assert_eq!(script[1].number(0, 9), 2);
+        assert_eq!(script[2], Command { word: "crash".into(), rest: String::new() });
+        for text in ["", "a", "ä", "hello wörld", "äöü"] {
+            assert_eq!(chunks(text).concat(), text);
+            assert!(chunks(text).len() <= 3);
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! One turn of the demo agent.
+
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command as Process, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    Agent, chunk,
+    lines::Read,
+    script::{Command, chunks, commands},
+};
+
+/// A turn that runs.
+struct Turn {
+    session: String,
+    cancelled: bool,
+    answer: String,
+    /// Blocks ahead of the prompt, and their text.
+    ahead: Vec<String>,
+    stop_reason: String,
+    usage: Option<(u64, u64)>,
+    error: Option<(i64, String)>,
+    tools: u32,
+}
+
+impl Agent {
+    /// Runs a prompt and answers it.
+    pub(super) fn run_turn(&mut self, id: &Value, params: &Value) -> io::Result<()> {
+        let session = params["sessionId"].as_str().unwrap_or_default().to_owned();
+        if !self.conversations.contains_key(&session) {
+            return self.respond(id, Err((-32002, "no such session".into())));
+        }
+        self.prompts_seen += 1;
+        let blocks = params["prompt"].as_array().cloned().unwrap_or_default();
+        let texts = |block: &Value| {
+            let text = block["text"].as_str().or_else(|| block["resource"]["text"].as_str());
+            text.unwrap_or_default().to_owned()
+        };
+        let script = blocks.iter().rev().find(|block| block["type"] == "text").map(texts).unwrap_or_default();
+        let mut turn = Turn {
+            session,
+            cancelled: false,
+            answer: String::new(),
+            ahead: blocks.iter().take(blocks.len().saturating_sub(1)).map(texts).collect(),
+            stop_reason: "end_turn".into(),
+            usage: None,
+            error: None,
+            tools: 0,
+        };
+        for command in commands(&script) {
+            self.perform(&command, &mut turn)?;
+            if turn.cancelled || turn.error.is_some() || turn.stop_reason != "end_turn" {
+                break;
+            }
+        }
+        if let Some(conversation) = self.conversations.get_mut(&turn.session) {
+            conversation.said.push((script, turn.answer.clone()));
+        }
+        self.keep(&turn.session);
+        let answer = match turn.error {
+            Some(error) => Err(error),
+            None => {
+                let stop_reason = if turn.cancelled { "cancelled" } else { turn.stop_reason.as_str() };
+                let mut answer = json!({"stopReason": stop_reason});
+                if let Some((input, output)) = turn.usage {
+                    let total = input + output;
+                    answer["usage"] = json!({"inputTokens": input, "outputTokens": output, "totalTokens": total});
+                }
+                Ok(answer)
+            }
+        };
+        self.respond(id, answer)
+    }
+
+    fn perform(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        match command.word.as_str() {
+            "echo" => self.say_in_chunks(turn, &command.rest),
+            "write" => self.write_file(command, turn),
+            "read" => self.read_file(command, turn),
+            "run" => self.run_command(command, turn),
+            "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
+            "ticks" => self.tick(turn, command.number(0, 5), Duration::from_millis(command.number(1, 100))),
+            "think" => self.update(&turn.session, &chunk("agent_thought_chunk", "Let me think about that.")),
+            "plan" => self.plan(turn),
+            "ask" => self.ask(turn),
+            "mode" => {
+                let answer = self.set_mode(&turn.session, &command.rest);
+                match answer {
+                    Ok(_) => {
+                        let update = json!({"sessionUpdate": "current_mode_update", "currentModeId": command.rest});
+                        self.update(&turn.session, &update)
+                    }
+                    Err((_, message)) => self.say(turn, &message),
+                }
+            }
+            "flood" => (0..command.number(0, 1000)).try_for_each(|n| self.say(turn, &format!("{n} "))),
+            "huge" => {
+                let size = usize::try_from(command.number(0, 1_000_000)).unwrap_or_default();
+                self.say(turn, &"x".repeat(size))
+            }
+            "context" => {
+                let said = format!("{} blocks ahead: {}", turn.ahead.len(), turn.ahead.join("\n"));
+                self.say(turn, &said)
+            }
+            "count" => self.say(turn, &self.prompts_seen.to_string()),
+            "env" => {
+                #[expect(clippy::disallowed_methods, reason = "it says what it was given")]
+                let value = std::env::var(&command.rest).unwrap_or_else(|_| "unset".into());
+                self.say(turn, &value)
+            }
+            "cwd" => {
+                let folder = std::env::current_dir()?.display().to_string();
+                self.say(turn, &folder)
+            }
+            "pid" => self.say(turn, &std::process::id().to_string()),
+            _ => self.end_or_misbehave(command, turn),
+        }
+    }
+
+    /// Commands that end the turn in a way of their own, or break something.
+    fn end_or_misbehave(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        match command.word.as_str() {
+            "refuse" => turn.stop_reason = "refusal".into(),
+            "max-tokens" => turn.stop_reason = "max_tokens".into(),
+            "bad-frame" => turn.stop_reason = "bored".into(),
+            "error" => {
+                let (code, message) = command.name_and_text();
+                turn.error = Some((code.parse().unwrap_or(-32603), message.to_owned()));
+            }
+            "provider-error" => turn.error = Some((-32603, "Internal error: API Error: 529 Overloaded".into())),
+            "auth-error" => turn.error = Some((-32000, "Authentication required".into())),
+            "usage" => turn.usage = Some((command.number(0, 0), command.number(1, 0))),
+            "crash" => {
+                self.say(turn, "about to crash")?;
+                eprintln!("demo-agent: crashes, as it was told");
+                std::process::exit(42);
+            }
+            "segv" => {
+                self.say(turn, "about to die")?;
+                // SAFETY: a signal to ourselves has no precondition.
+                unsafe { libc::raise(libc::SIGSEGV) };
+            }
+            "hang" => self.hang()?,
+            "ignore-cancel" => {
+                // SAFETY: ignoring a signal installs no handler.
+                unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+                self.hang()?;
+            }
+            "garbage" => {
+                for n in 0..command.number(0, 1) {
+                    self.lines.write_raw(&format!("this is not JSON, line {n}"))?;
+                }
+            }
+            "grandchild" => {
+                let quiet = Stdio::null;
+                let child =
+                    Process::new("sleep").arg("1000").stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn()?;
+                self.say(turn, &child.id().to_string())?;
+            }
+            "unknown-update" => {
+                let update = json!({"sessionUpdate": "unheard_of", "answer": 42, "_meta": {"kept": true}});
+                self.update(&turn.session, &update)?;
+            }
+            "unknown-notification" => {
+                self.lines.write(&json!({"jsonrpc": "2.0", "method": "_demo/news", "params": {"kept": true}}))?;
+            }
+            "unknown-request" => {
+                let answer = self.request(turn, "_demo/unknown", json!({}))?;
+                let said = answer["error"]["code"].to_string();
+                self.say(turn, &said)?;
+            }
+            _ => self.say_in_chunks(turn, &command.whole())?,
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
+        turn.answer.push_str(text);
+        self.update(&turn.session, &chunk("agent_message_chunk", text))
+    }
+
+    fn say_in_chunks(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
+        chunks(text).into_iter().try_for_each(|part| self.say(turn, part))
+    }
+
+    /// Reads nothing and says nothing until it is killed.
+    fn hang(&mut self) -> io::Result<()> {
+        loop {
+            self.lines.wait(Duration::from_secs(3600))?;
+        }
+    }
+
+    /// Pauses, and sees a cancel.
+    fn pause(&mut self, turn: &mut Turn, time: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + time;
+        while !turn.cancelled {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            match self.lines.read(Some(left))? {
+                Read::Line(line) => self.meanwhile(turn, &line)?,
+                Read::Silence => {}
+                Read::End => std::process::exit(0),
+            }
+        }
+        Ok(())
+    }
+
+    /// What may come in the middle of a turn.
+    fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { return Ok(()) };
+        match (message["method"].as_str(), message.get("id")) {
+            (Some("session/cancel"), _) => turn.cancelled = true,
+            (Some("session/prompt"), Some(id)) => {
+                self.respond(&id.clone(), Err((-32600, "a turn is running".into())))?;
+            }
+            (Some(method), Some(id)) => {
+                if method == "session/close" {
+                    turn.cancelled = true;
+                }
+                let answer = self.answer(method, &message["params"])?;
+                self.respond(&id.clone(), answer)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Asks the client, and waits for its answer.
+    fn request(&mut self, turn: &mut Turn, method: &str, params: Value) -> io::Result<Value> {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.lines.write(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))?;
+        loop {
+            match self.lines.read(None)? {
+                Read::Line(line) => {
+                    let message: Value = serde_json::from_str(&line).unwrap_or_default();
+                    if message["method"].is_null() && message["id"] == id {
+                        return Ok(message);
+                    }
+                    self.meanwhile(turn, &line)?;
+                }
+                Read::Silence => {}
+                Read::End => std::process::exit(0),
+            }
+        }
+    }
+
+    fn tool(&mut self, turn: &mut Turn, kind: &str, title: &str) -> io::Result<String> {
+        turn.tools += 1;
+        let tool = format!("tool-{}-{}", self.prompts_seen, turn.tools);
+        let update = json!({
+            "sessionUpdate": "tool_call",
+            "toolCallId": tool,
+            "title": title,
+            "kind": kind,
+            "status": "in_progress",
+        });
+        self.update(&turn.session, &update)?;
+        Ok(tool)
+    }
+
+    fn tool_ends(&mut self, turn: &Turn, tool: &str, works: bool, content: Value) -> io::Result<()> {
+        let status = if works { "completed" } else { "failed" };
+        let update =
+            json!({"sessionUpdate": "tool_call_update", "toolCallId": tool, "status": status, "content": content});
+        self.update(&turn.session, &update)
+    }
+
+    fn work(&mut self, turn: &mut Turn, time: Duration) -> io::Result<()> {
+        let tool = self.tool(turn, "execute", "Working")?;
+        self.pause(turn, time)?;
+        let works = !turn.cancelled;
+        self.tool_ends(turn, &tool, works, json!([]))
+    }
+
+    fn tick(&mut self, turn: &mut Turn, count: u64, pause: Duration) -> io::Result<()> {
+        for n in 1..=count {
+            self.say(turn, &format!("tick {n} "))?;
+            self.pause(turn, pause)?;
+            if turn.cancelled {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self, turn: &mut Turn) -> io::Result<()> {
+        let steps = ["Read", "Think", "Write"];
+        for done in 0..=steps.len() {
+            let entry = |(place, step): (usize, &&str)| {
+                let status = match place {
+                    place if place < done => "completed",
+                    place if place == done => "in_progress",
+                    _ => "pending",
+                };
+                json!({"content": step, "priority": "medium", "status": status})
+            };
+            let entries: Vec<_> = steps.iter().enumerate().map(entry).collect();
+            self.update(&turn.session, &json!({"sessionUpdate": "plan", "entries": entries}))?;
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, turn: &mut Turn) -> io::Result<()> {
+        let tool = self.tool(turn, "edit", "Something that needs permission")?;
+        let params = json!({
+            "sessionId": turn.session,
+            "toolCall": {"toolCallId": tool, "title": "Something that needs permission", "kind": "edit"},
+            "options": [
+                {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
+                {"optionId": "allow-all", "name": "Always allow", "kind": "allow_always"},
+                {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
+            ],
+        });
+        let answer = self.request(turn, "session/request_permission", params)?;
+        let outcome = &answer["result"]["outcome"];
+        let chosen = outcome["optionId"].as_str().unwrap_or("cancelled").to_owned();
+        self.tool_ends(turn, &tool, chosen.starts_with("allow"), json!([]))?;
+        if outcome["outcome"] == "cancelled" && turn.cancelled {
+            return Ok(());
+        }
+        self.say(turn, &chosen)
+    }
+
+    fn write_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let (name, text) = command.name_and_text();
+        let path = self.absolute(turn, name);
+        let tool = self.tool(turn, "edit", &format!("Write {name}"))?;
+        let problem = if self.writes_files {
+            let params = json!({"sessionId": turn.session, "path": path, "content": text});
+            let answer = self.request(turn, "fs/write_text_file", params)?;
+            answer["error"]["message"].as_str().map(str::to_owned)
+        } else {
+            fs::write(&path, text).err().map(|cause| cause.to_string())
+        };
+        let diff = json!([{"type": "diff", "path": path, "newText": text}]);
+        self.tool_ends(turn, &tool, problem.is_none(), diff)?;
+        match problem {
+            None => self.say(turn, &format!("wrote {name}")),
+            Some(problem) => self.say(turn, &format!("could not write {name}: {problem}")),
+        }
+    }
+
+    fn read_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let path = self.absolute(turn, &command.rest);
+        let tool = self.tool(turn, "read", &format!("Read {}", command.rest))?;
+        let read = if self.reads_files {
+            let params = json!({"sessionId": turn.session, "path": path});
+            let answer = self.request(turn, "fs/read_text_file", params)?;
+            match answer["result"]["content"].as_str() {
+                Some(content) => Ok(content.to_owned()),
+                None => Err(answer["error"]["message"].as_str().unwrap_or("no content").to_owned()),
+            }
+        } else {
+            fs::read_to_string(&path).map_err(|cause| cause.to_string())
+        };
+        self.tool_ends(turn, &tool, read.is_ok(), json!([]))?;
+        match read {
+            Ok(content) => self.say(turn, &content),
+            Err(problem) => self.say(turn, &format!("could not read {}: {problem}", command.rest)),
+        }
+    }
+
+    fn run_command(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        if !self.runs_commands {
+            return self.say(turn, "no terminal is offered");
+        }
+        let tool = self.tool(turn, "execute", &format!("Run {}", command.rest))?;
+        let session = turn.session.clone();
+        let params =
+            json!({"sessionId": session, "command": "sh", "args": ["-c", command.rest], "outputByteLimit": 65536});
+        let created = self.request(turn, "terminal/create", params)?;
+        let Some(terminal) = created["result"]["terminalId"].as_str().map(str::to_owned) else {
+            self.tool_ends(turn, &tool, false, json!([]))?;
+            let problem = created["error"]["message"].as_str().unwrap_or("no terminal").to_owned();
+            return self.say(turn, &problem);
+        };
+        let which = json!({"sessionId": session, "terminalId": terminal});
+        let shown = json!({
+            "sessionUpdate": "tool_call_update",
+            "toolCallId": tool,
+            "content": [{"type": "terminal", "terminalId": terminal}],
+        });
+        self.update(&session, &shown)?;
+        let ended = self.request(turn, "terminal/wait_for_exit", which.clone())?;
+        let output = self.request(turn, "terminal/output", which.clone())?;
+        self.request(turn, "terminal/release", which)?;
+        self.tool_ends(turn, &tool, ended["result"]["exitCode"] == 0, json!([]))?;
+        let text = output["result"]["output"].as_str().unwrap_or_default().to_owned();
+        self.say(turn, &format!("{text}(exit {})", ended["result"]["exitCode"]))
+    }
+
+    fn absolute(&self, turn: &Turn, name: &str) -> String {
+        let folder = self.conversations.get(&turn.session).map(|conversation| conversation.cwd.clone());
+        folder.unwrap_or_default().join(Path::new(name)).display().to_string()
+    }
+}

@@ -1,0 +1,227 @@
+//! Who may ask: host names, origins, the token, and the media type.
+//!
+//! Browsers are hostile even on loopback: any page may send requests here, and any name may be made to
+//! resolve to this address.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use actix_web::{
+    Error, HttpResponse, ResponseError,
+    body::{BoxBody, EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{
+        Method,
+        header::{self, HeaderMap, HeaderValue},
+    },
+    middleware::Next,
+    web,
+};
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+
+use super::{HttpState, problem::ApiError};
+use crate::{config::settings::Server, domain::outcome::ErrorCode};
+
+/// The rules, from `[server]`.
+#[derive(Debug)]
+pub struct Guard {
+    token: Option<SecretString>,
+    hosts: HashSet<String>,
+    origins: HashSet<String>,
+}
+
+/// What is open without a token: probes of an orchestrator, and documentation that is the same everywhere.
+const OPEN: [&str; 4] = ["/livez", "/readyz", "/docs/", "/openapi.json"];
+
+/// Headers that a page of an allowed origin may send.
+const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-event-id, prefer, x-request-id";
+/// Headers that it may read.
+const CORS_EXPOSED: &str = "location, retry-after, x-request-id";
+
+impl Guard {
+    /// Reads the rules.
+    pub fn new(server: &Server) -> Self {
+        let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
+        Self {
+            token: server.token.clone(),
+            hosts: lower(&server.allowed_hosts),
+            origins: lower(&server.allowed_origins),
+        }
+    }
+
+    /// The origin to answer to, where the request names an allowed one.
+    fn check(&self, request: &ServiceRequest) -> Result<Option<HeaderValue>, ApiError> {
+        let headers = request.headers();
+        let host = text(headers, header::HOST).unwrap_or_default().to_lowercase();
+        if !self.is_ours(&host) {
+            let detail = format!("the host name {host:?} is not one of this service");
+            return Err(ApiError::new(ErrorCode::ForbiddenOrigin, detail));
+        }
+        let origin = self.allowed_origin(headers, &host)?;
+        if request.method() == Method::OPTIONS {
+            return Ok(origin);
+        }
+        let open = OPEN
+            .iter()
+            .any(|path| request.path() == *path || (path.ends_with('/') && request.path().starts_with(path)));
+        if !open {
+            self.check_token(headers)?;
+        }
+        if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !is_json(headers) {
+            return Err(ApiError::new(ErrorCode::UnsupportedMediaType, "the body must be JSON"));
+        }
+        Ok(origin)
+    }
+
+    /// Whether a `Host` is this service. An address cannot be made to point elsewhere, a name can: names
+    /// have to be listed.
+    fn is_ours(&self, host: &str) -> bool {
+        let name = match host.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or_default(),
+            None => host.split(':').next().unwrap_or_default(),
+        };
+        name == "localhost" || name.parse::<IpAddr>().is_ok() || self.hosts.contains(name)
+    }
+
+    fn allowed_origin(&self, headers: &HeaderMap, host: &str) -> Result<Option<HeaderValue>, ApiError> {
+        let Some(value) = headers.get(header::ORIGIN) else { return Ok(None) };
+        let origin = value.to_str().unwrap_or_default().to_lowercase();
+        let own = ["http://", "https://"].iter().any(|scheme| origin.strip_prefix(scheme) == Some(host));
+        if own {
+            return Ok(None);
+        }
+        if self.origins.contains(&origin) {
+            return Ok(Some(value.clone()));
+        }
+        Err(ApiError::new(
+            ErrorCode::ForbiddenOrigin,
+            format!("pages of the origin {origin:?} may not call this service"),
+        ))
+    }
+
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let given = text(headers, header::AUTHORIZATION).unwrap_or_default();
+        let given = given.strip_prefix("Bearer ").unwrap_or_default();
+        if bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes())) {
+            return Ok(());
+        }
+        Err(ApiError::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong"))
+    }
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = text(headers, header::CONTENT_TYPE).unwrap_or_default();
+    media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Lets a request pass, or answers in its place.
+pub async fn guard<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<BoxBody, B>>, Error> {
+    let Some(state) = request.app_data::<web::Data<HttpState>>().cloned() else {
+        let error = ApiError::new(ErrorCode::Internal, "the service is not configured");
+        return Ok(request.into_response(error.error_response().map_into_left_body()));
+    };
+    let origin = match state.guard.check(&request) {
+        Ok(origin) => origin,
+        Err(error) => return Ok(request.into_response(error.error_response().map_into_left_body())),
+    };
+    let mut answer = match (&origin, request.method() == Method::OPTIONS) {
+        (Some(_), true) => request.into_response(preflight().map_into_left_body()),
+        _ => next.call(request).await?.map_into_right_body(),
+    };
+    if let Some(origin) = origin {
+        let headers = answer.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(CORS_EXPOSED));
+    }
+    Ok(answer)
+}
+
+fn preflight() -> HttpResponse {
+    HttpResponse::NoContent()
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, OPTIONS"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS))
+        .insert_header((header::ACCESS_CONTROL_MAX_AGE, "600"))
+        .finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn guard() -> Guard {
+        Guard::new(&Server {
+            token: Some("secret".to_owned().into()),
+            allowed_hosts: vec!["acp.example.com".into()],
+            allowed_origins: vec!["https://app.example.com".into()],
+            ..Server::default()
+        })
+    }
+
+    fn code(request: TestRequest) -> Option<ErrorCode> {
+        let request = request.insert_header(("authorization", "Bearer secret")).to_srv_request();
+        guard().check(&request).err().and_then(|error| ErrorCode::from_name(&error.problem().code))
+    }
+
+    #[test]
+    fn a_rebound_name_and_a_foreign_page_are_refused() {
+        for host in
+            ["localhost:8080", "127.0.0.1", "[::1]:80", "10.0.0.7:8080", "acp.example.com", "ACP.example.com:443"]
+        {
+            assert_eq!(code(TestRequest::get().insert_header(("host", host))), None, "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "", "acp.example.com.evil"] {
+            let refused = code(TestRequest::get().insert_header(("host", host)));
+            assert_eq!(refused, Some(ErrorCode::ForbiddenOrigin), "{host}");
+        }
+        for (origin, allowed) in [
+            ("https://app.example.com", true),
+            ("http://localhost:8080", true),
+            ("http://localhost:9090", false),
+            ("https://app.example.com.evil", false),
+            ("null", false),
+        ] {
+            let request =
+                TestRequest::get().insert_header(("host", "localhost:8080")).insert_header(("origin", origin));
+            assert_eq!(code(request).is_none(), allowed, "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_form_of_a_page_is_refused_by_its_media_type() {
+        let post = |media_type: &'static str| {
+            TestRequest::post().insert_header(("host", "localhost")).insert_header(("content-type", media_type))
+        };
+        assert_eq!(code(post("text/plain")), Some(ErrorCode::UnsupportedMediaType));
+        assert_eq!(code(post("application/json; charset=utf-8")), None);
+    }
+
+    #[test]
+    fn the_token_is_wanted_everywhere_but_at_probes_and_documentation() {
+        for (path, token, allowed) in [
+            ("/acp/sessions", "Bearer secret", true),
+            ("/acp/sessions", "Bearer wrong!", false),
+            ("/acp/sessions", "", false),
+            ("/metrics", "", false),
+            ("/livez", "", true),
+            ("/livezz", "", false),
+            ("/docs/index.html", "", true),
+        ] {
+            let request = TestRequest::with_uri(path)
+                .insert_header(("host", "localhost"))
+                .insert_header(("authorization", token))
+                .to_srv_request();
+            assert_eq!(guard().check(&request).is_ok(), allowed, "{path} {token}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! How the service is: for people, probes and Prometheus.
+
+use actix_web::{HttpResponse, get, web};
+
+use super::{HttpState, problem::ApiError};
+use crate::{
+    contract::{
+        health::{CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth},
+        problem::Problem,
+    },
+    domain::{outcome::ErrorCode, routing::Route},
+    telemetry::{Metrics, metrics::TEXT_FORMAT},
+};
+
+/// Tells how the service and its parts are.
+#[utoipa::path(
+    tag = "operations",
+    responses(
+        (status = 200, description = "The figures; `status` sums them up", body = Health),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/health")]
+pub async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
+    let workspaces = &state.workspaces;
+    let database = match workspaces.parts().store.ping().await {
+        Ok(()) => PartHealth { status: "ok", detail: None },
+        Err(cause) => PartHealth { status: "unavailable", detail: Some(cause.to_string()) },
+    };
+    let runtime = match workspaces.door().status().await {
+        Ok(status) => RuntimeHealth {
+            status: "ok",
+            detail: None,
+            version: Some(status.version),
+            agent_processes: Some(status.agent_processes),
+        },
+        Err(failure) => RuntimeHealth {
+            status: "unavailable",
+            detail: Some(failure.detail),
+            version: None,
+            agent_processes: None,
+        },
+    };
+    let whole = database.status == "ok" && runtime.status == "ok";
+    let status = match (workspaces.admission(), whole) {
+        (Err(_), _) => "draining",
+        (Ok(()), true) => "ok",
+        (Ok(()), false) => "degraded",
+    };
+    let metrics = &workspaces.parts().metrics;
+    let capacity = workspaces.capacity();
+    web::Json(Health {
+        status,
+        version: env!("CARGO_PKG_VERSION"),
+        protocols: Protocols { acp: protocol(metrics, Route::Acp), http: protocol(metrics, Route::Http) },
+        capacity: CapacityHealth { sessions: capacity.taken(), max_sessions: capacity.limit() },
+        database,
+        runtime,
+    })
+}
+
+fn protocol(metrics: &Metrics, route: Route) -> ProtocolHealth {
+    ProtocolHealth {
+        turns_started: metrics.turns_started(route),
+        turns_completed: metrics.turns_ended(route, "completed"),
+        turns_failed: metrics.turns_ended(route, "failed"),
+        turns_cancelled: metrics.turns_ended(route, "cancelled"),
+    }
+}
+
+/// Whether the process serves at all.
+#[utoipa::path(tag = "operations", responses((status = 200, description = "It does", body = Probe)))]
+#[get("/livez")]
+pub async fn livez() -> web::Json<Probe> {
+    web::Json(Probe { status: "ok" })
+}
+
+/// Whether new work should be sent here: not while it drains, and not without its database.
+#[utoipa::path(
+    tag = "operations",
+    responses(
+        (status = 200, description = "It should", body = Probe),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/readyz")]
+pub async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
+    state.workspaces.admission()?;
+    state.workspaces.parts().store.ping().await?;
+    Ok(web::Json(Probe { status: "ok" }))
+}
+
+/// Figures for Prometheus.
+#[utoipa::path(
+    tag = "operations",
+    responses((status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"))
+)]
+#[get("/metrics")]
+pub async fn get_metrics(state: web::Data<HttpState>) -> Result<HttpResponse, ApiError> {
+    let text = state.workspaces.parts().metrics.render();
+    let text = text.map_err(|cause| ApiError::new(ErrorCode::Internal, cause.to_string()))?;
+    Ok(HttpResponse::Ok().content_type(TEXT_FORMAT).body(text))
+}

@@ -1,0 +1,185 @@
+//! The public HTTP face: the route table, and what all handlers share.
+//!
+//! Invariant: handlers read, check and ask; they never write to the database and never decide about a
+//! session. Every error leaves as a problem document, chosen in `contract/problem.rs`.
+
+mod guard;
+mod health;
+mod openapi;
+pub mod problem;
+mod prompts;
+mod session_reads;
+mod sessions;
+mod stream;
+mod trace;
+
+use std::{net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+
+use actix_web::{
+    App, HttpRequest, HttpServer,
+    dev::ServerHandle,
+    middleware::from_fn,
+    web::{self, Data},
+};
+use serde::de::DeserializeOwned;
+use utoipa::openapi::OpenApi;
+use utoipa_actix_web::AppExt;
+use utoipa_swagger_ui::SwaggerUi;
+
+use self::{guard::Guard, problem::ApiError};
+use crate::{
+    actors::workspaces::Workspaces,
+    config::Config,
+    domain::{ids::SessionId, outcome::ErrorCode},
+    store::SessionRow,
+};
+
+/// What handlers share.
+pub struct HttpState {
+    /// Sessions.
+    pub workspaces: Workspaces,
+    /// Settings.
+    pub config: Config,
+    guard: Guard,
+}
+
+/// The face while it serves.
+pub struct HttpFace {
+    /// Where.
+    pub address: SocketAddr,
+    /// For stopping it.
+    pub handle: ServerHandle,
+}
+
+/// Answers that are being written when the server stops get this long; turns have ended by then.
+const SHUTDOWN_S: u64 = 2;
+
+/// How long a client may take to send its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Binds and serves. Fails when the address cannot be bound.
+pub fn serve(workspaces: Workspaces, config: &Config) -> std::io::Result<HttpFace> {
+    let state = HttpState { workspaces, config: config.clone(), guard: Guard::new(&config.server) };
+    let state = Data::new(state);
+    let workers = match config.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        workers => workers,
+    };
+    let body_bytes = config.limits.body_bytes;
+    let document = Arc::new(document());
+    let server = HttpServer::new(move || {
+        let (app, _) = App::new().into_utoipa_app().configure(routes).split_for_parts();
+        app.app_data(state.clone())
+            .app_data(web::PayloadConfig::new(body_bytes))
+            .app_data(web::QueryConfig::default().error_handler(|cause, _| bad_input(&cause).into()))
+            .app_data(web::PathConfig::default().error_handler(|cause, _| bad_input(&cause).into()))
+            .app_data(Data::from(document.clone()))
+            .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", (*document).clone()))
+            .default_service(web::to(no_route))
+            .wrap(from_fn(guard::guard))
+            .wrap(from_fn(trace::trace))
+    })
+    .workers(workers)
+    .client_request_timeout(HEADER_TIMEOUT)
+    .shutdown_timeout(SHUTDOWN_S)
+    .disable_signals()
+    .bind(config.server.listen)?;
+    let address = server.addrs().first().copied().unwrap_or(config.server.listen);
+    let server = server.run();
+    let handle = server.handle();
+    actix::spawn(server);
+    Ok(HttpFace { address, handle })
+}
+
+/// The route table.
+fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
+    table
+        .service(sessions::new_session)
+        .service(prompts::run_prompt)
+        .service(sessions::cancel_turn)
+        .service(sessions::answer_permission)
+        .service(sessions::set_mode)
+        .service(sessions::set_config)
+        .service(sessions::load_session)
+        .service(sessions::close_session)
+        .service(session_reads::get_session)
+        .service(session_reads::get_transcript)
+        .service(session_reads::get_diff)
+        .service(prompts::get_prompt)
+        .service(session_reads::list_sessions)
+        .service(session_reads::list_workspaces)
+        .service(session_reads::list_agents)
+        .service(health::get_health)
+        .service(health::livez)
+        .service(health::readyz)
+        .service(health::get_metrics);
+}
+
+/// The OpenAPI document of the routes above.
+pub fn document() -> OpenApi {
+    let (_, document) = App::new().into_utoipa_app().configure(routes).split_for_parts();
+    openapi::complete(document)
+}
+
+async fn no_route(request: HttpRequest, document: Data<OpenApi>) -> Result<actix_web::HttpResponse, ApiError> {
+    let path = request.path();
+    let known = document.paths.paths.keys().any(|template| matches(template, path));
+    if known {
+        let detail = format!("{} is not possible on {path}", request.method());
+        return Err(ApiError::new(ErrorCode::MethodNotAllowed, detail));
+    }
+    Err(ApiError::new(ErrorCode::NotFound, format!("no route {path}")))
+}
+
+/// Whether a path fits a template such as `/acp/session/{id}`.
+fn matches(template: &str, path: &str) -> bool {
+    let (mut template, mut path) = (template.split('/'), path.split('/'));
+    loop {
+        match (template.next(), path.next()) {
+            (None, None) => return true,
+            (Some(part), Some(given)) if part == given || (part.starts_with('{') && !given.is_empty()) => {}
+            _ => return false,
+        }
+    }
+}
+
+fn bad_input(cause: &impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, cause.to_string())
+}
+
+/// Reads a JSON body.
+fn parse_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|cause| bad_input(&format!("body: {cause}")))
+}
+
+/// Reads an id; one that is malformed is as unknown as any other.
+fn path_id<T: FromStr>(text: &str, what: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, format!("no {what} with this id")))
+}
+
+async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {
+    let row = state.workspaces.parts().store.session(id).await?;
+    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no session {id}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_documented_and_every_schema_is_there() {
+        let document = document();
+        assert_eq!(document.paths.paths.len(), 19);
+        let components = document.components.unwrap();
+        for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
+            assert!(components.schemas.contains_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_fits_its_template_and_no_other() {
+        assert!(matches("/acp/session/{id}", "/acp/session/7"));
+        assert!(!matches("/acp/session/{id}", "/acp/session/"));
+        assert!(!matches("/acp/session/{id}", "/acp/session/7/diff"));
+    }
+}

@@ -1,0 +1,46 @@
+//! The OpenAPI document: made from the handlers, completed with what no handler names.
+
+use utoipa::{
+    OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+};
+
+use crate::contract::{
+    automation::GithubAutomation,
+    result::ACPSessionResult,
+    toast::{Toast, TranscriptNote},
+};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "LumiLink",
+        description = "Sessions with coding agents that speak the Agent Client Protocol. Errors are \
+            application/problem+json (RFC 9457) with a stable `code`.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    components(schemas(ACPSessionResult, GithubAutomation, Toast, TranscriptNote)),
+    tags(
+        (name = "sessions", description = "Open, load, steer, read and close sessions"),
+        (name = "turns", description = "Run, follow and cancel prompt turns"),
+        (name = "workspaces", description = "Workspaces and agents"),
+        (name = "operations", description = "Health, probes and figures"),
+    )
+)]
+struct Base;
+
+/// Adds to the routes' own document what stands in no route.
+pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    let mut base = Base::openapi();
+    base.merge(std::mem::take(&mut document));
+    let token = SecurityScheme::Http(
+        HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("`[server] token`, if one is configured"))
+            .build(),
+    );
+    base.components.get_or_insert_default().add_security_scheme("token", token);
+    base.security =
+        Some(vec![SecurityRequirement::new("token", Vec::<String>::new()), SecurityRequirement::default()]);
+    base
+}

@@ -1,0 +1,217 @@
+//! What can be read about sessions and workspaces.
+
+use actix_web::{get, web};
+use serde_json::value::RawValue;
+
+use super::{HttpState, find_session, path_id, problem::ApiError, sessions::state_of};
+use crate::{
+    contract::{
+        problem::Problem,
+        runtime::WorkspaceDiff,
+        session::{
+            AgentItem, FailureInfo, Mode, Page, SessionInfo, SessionQuery, TranscriptItem, TranscriptPage,
+            TranscriptQuery, WorkspaceItem, WorkspaceQuery,
+        },
+    },
+    domain::{
+        ids::SessionId,
+        lifecycle::SessionMode,
+        outcome::{ErrorCode, Failure},
+    },
+    store::{self, Cursor, SessionFilter, SessionRow, WorkspaceFilter},
+};
+
+/// Tells how a session is.
+#[utoipa::path(
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId")),
+    responses(
+        (status = 200, description = "The session", body = SessionInfo),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id}")]
+pub async fn get_session(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<SessionInfo>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let row = find_session(&state, id).await?;
+    let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
+    let path = workspace.and_then(|workspace| workspace.workspace_path);
+    Ok(web::Json(SessionInfo { workspace_path: path, ..info(&state, row, true) }))
+}
+
+/// What the row says, and what is known of a live session beside it.
+fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
+    let live = state.workspaces.live(row.session_id);
+    let view = live.as_ref().map(|live| live.shared.view().clone());
+    let standing = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
+    SessionInfo {
+        session_id: row.session_id,
+        installation_id: row.key.installation_id,
+        workspace_id: row.key.workspace_id,
+        user_id: row.user_id,
+        agent: row.agent,
+        mode: match row.mode {
+            SessionMode::Development => Mode::Development,
+            SessionMode::Conversation => Mode::Conversation,
+        },
+        state: standing,
+        failure: row.failure.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
+        connection_status: view.as_ref().map(|view| view.connection.as_str()),
+        last_heartbeat: view.as_ref().and_then(|view| view.last_heard).map(|at| at.to_string()),
+        running_prompt_id: view.as_ref().and_then(|view| view.running),
+        protocol: row.protocol.as_str(),
+        protocol_version: row.protocol_version,
+        restarts: view.as_ref().map_or(row.restarts, |view| view.restarts),
+        last_event_id: live.map_or(row.last_event_id, |live| live.shared.feed.last_id()),
+        workspace_path: None,
+        agent_facts: row.agent_facts.filter(|_| whole).and_then(|facts| RawValue::from_string(facts).ok()),
+        created_at: row.created.to_string(),
+        last_used_at: row.last_used.to_string(),
+    }
+}
+
+/// The conversation as it is on disk, oldest entry first.
+#[utoipa::path(
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId"), TranscriptQuery),
+    responses(
+        (status = 200, description = "A page", body = TranscriptPage),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id}/transcript")]
+pub async fn get_transcript(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<TranscriptQuery>,
+) -> Result<web::Json<TranscriptPage>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    find_session(&state, id).await?;
+    let limit = page_size(&state, query.limit)?;
+    let after = query.after.map_or(Ok(0), u64::try_from);
+    let after = after.map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "after: must not be negative"))?;
+    let rows = state.workspaces.parts().store.transcript(id, after, limit).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.seq.to_string()) };
+    let entries = rows.into_iter().map(|row| TranscriptItem {
+        seq: i64::try_from(row.seq).unwrap_or(i64::MAX),
+        prompt_id: row.prompt_id,
+        event_type: row.entry.event_type,
+        text: row.entry.text.into_string(),
+        payload: row.entry.payload.and_then(|payload| RawValue::from_string(payload.into_string()).ok()),
+        created_at: row.created.to_string(),
+    });
+    Ok(web::Json(TranscriptPage { entries: entries.collect(), next_cursor }))
+}
+
+/// What changed in the session's workspace since it was prepared.
+#[utoipa::path(
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId")),
+    responses(
+        (status = 200, description = "Files and patch", body = WorkspaceDiff),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id}/diff")]
+pub async fn get_diff(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<WorkspaceDiff>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let row = find_session(&state, id).await?;
+    let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
+    let gone = || ApiError::new(ErrorCode::NotFound, "the session's workspace is gone");
+    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(gone)?).await?))
+}
+
+/// Lists sessions, newest first.
+#[utoipa::path(
+    tag = "sessions",
+    params(SessionQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<SessionInfo>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/sessions")]
+pub async fn list_sessions(
+    state: web::Data<HttpState>,
+    query: web::Query<SessionQuery>,
+) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
+    let SessionQuery { installation_id, workspace_id, user_id, state: wanted, limit, cursor } = query.into_inner();
+    let page = page(&state, limit, cursor)?;
+    let limit = page.limit;
+    let filter = SessionFilter { installation_id, workspace_id, user_id, state: wanted };
+    let rows = state.workspaces.parts().store.list_sessions(filter, page).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
+    let items = rows.into_iter().map(|row| info(&state, row, false)).collect();
+    Ok(web::Json(Page { items, next_cursor }))
+}
+
+/// Lists workspaces, newest first.
+#[utoipa::path(
+    tag = "workspaces",
+    params(WorkspaceQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<WorkspaceItem>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/workspaces")]
+pub async fn list_workspaces(
+    state: web::Data<HttpState>,
+    query: web::Query<WorkspaceQuery>,
+) -> Result<web::Json<Page<WorkspaceItem>>, ApiError> {
+    let WorkspaceQuery { installation_id, workspace_id, limit, cursor } = query.into_inner();
+    let page = page(&state, limit, cursor)?;
+    let limit = page.limit;
+    let filter = WorkspaceFilter { installation_id, workspace_id };
+    let rows = state.workspaces.parts().store.list_workspaces(filter, page).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
+    let items = rows.into_iter().map(|row| WorkspaceItem {
+        installation_id: row.key.installation_id,
+        workspace_id: row.key.workspace_id,
+        repository: row.repository,
+        path: row.workspace_path,
+        permission_policy: row.permission_policy,
+        created_at: row.created.to_string(),
+        last_used_at: row.last_used.to_string(),
+    });
+    Ok(web::Json(Page { items: items.collect(), next_cursor }))
+}
+
+/// Lists the agents that sessions may name.
+#[utoipa::path(
+    tag = "workspaces",
+    responses(
+        (status = 200, description = "The agents", body = Page<AgentItem>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/agents")]
+pub async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
+    let status = state.workspaces.door().status().await?;
+    let item = |(index, name)| AgentItem { name, is_default: index == 0 };
+    Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))
+}
+
+fn page_size(state: &HttpState, limit: Option<usize>) -> Result<usize, ApiError> {
+    let most = state.config.limits.page_entries.min(store::MAX_PAGE);
+    match limit {
+        Some(limit) if limit == 0 || limit > most => {
+            Err(Failure::new(ErrorCode::InvalidRequest, format!("limit: must be 1 to {most}")).into())
+        }
+        Some(limit) => Ok(limit),
+        // A screen full.
+        None => Ok(most.min(50)),
+    }
+}
+
+fn page(state: &HttpState, limit: Option<usize>, cursor: Option<String>) -> Result<store::Page, ApiError> {
+    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
+    let after = cursor.map(|cursor| cursor.parse::<Cursor>().map_err(bad)).transpose()?;
+    Ok(store::Page { limit: page_size(state, limit)?, after })
+}

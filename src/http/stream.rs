@@ -1,0 +1,204 @@
+//! A turn as server-sent events.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use actix_web::{HttpResponse, web::Bytes};
+use futures_util::{Stream, StreamExt, stream};
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::{problem::ApiError, prompts::not_durable};
+use crate::{
+    actors::{
+        event_feed::Subscription,
+        messages::{TurnEnded, TurnHandle},
+    },
+    contract::session::PromptAccepted,
+    domain::{
+        event::{EventKind, SessionEvent},
+        outcome::ErrorCode,
+    },
+    telemetry::Metrics,
+};
+
+/// How often a silent stream shows that it is alive; proxies cut idle connections after 30 to 60 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Answers with a stream of events.
+pub fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header(("Cache-Control", "no-store"))
+        // Some proxies hold back what they do not know to be a stream.
+        .insert_header(("X-Accel-Buffering", "no"))
+        .streaming(events.map(Ok::<_, actix_web::Error>))
+}
+
+/// One event as it stands on the wire.
+fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
+    let mut text = String::with_capacity(data.len() + 64);
+    text.push_str("event: ");
+    text.push_str(event);
+    if let Some(id) = id {
+        text.push_str("\nid: ");
+        text.push_str(&id.to_string());
+    }
+    // JSON may have been written with line ends by the agent; each line is a data line of its own.
+    for line in data.lines() {
+        text.push_str("\ndata: ");
+        text.push_str(line);
+    }
+    text.push_str("\n\n");
+    text.into()
+}
+
+fn json_of(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
+}
+
+/// The stream of a turn that had ended before it was asked for.
+pub fn ended_before(accepted: &PromptAccepted, result: &RawValue) -> impl Stream<Item = Bytes> + use<> {
+    stream::iter([wire("accepted", None, &json_of(accepted)), wire("result", None, result.get())])
+}
+
+struct Following {
+    turn: TurnHandle,
+    live: Option<tokio::sync::mpsc::Receiver<SessionEvent>>,
+    ready: VecDeque<Bytes>,
+    last_id: u64,
+    done: bool,
+    beat: Interval,
+    reader: Reader,
+}
+
+enum Next {
+    Event(Option<SessionEvent>),
+    Ended(Option<Arc<TurnEnded>>),
+    Silence,
+}
+
+/// Counts a reader for as long as it is there.
+struct Reader(Metrics);
+
+impl Reader {
+    fn new(metrics: Metrics) -> Self {
+        metrics.subscriber_came();
+        Self(metrics)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.subscriber_left();
+    }
+}
+
+/// The stream of a turn from its first event: what is held of it, what comes, and at last its result. A reader
+/// that does not keep up gets a `gap` and then the result; the transcript has what it missed.
+pub fn follow(turn: TurnHandle, accepted: &PromptAccepted, metrics: Metrics) -> impl Stream<Item = Bytes> + use<> {
+    let Subscription { replay, live } = turn.feed.subscribe(turn.after_event);
+    let mut beat = interval(KEEP_ALIVE);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beat.reset();
+    let mut following = Following {
+        last_id: turn.after_event,
+        turn,
+        live: Some(live),
+        ready: VecDeque::from([wire("accepted", None, &json_of(accepted))]),
+        done: false,
+        beat,
+        reader: Reader::new(metrics),
+    };
+    if let Some(until) = replay.gap_until {
+        following.gap(until.saturating_sub(1));
+    }
+    for event in replay.events {
+        following.take(event);
+    }
+    stream::unfold(following, |mut following| async move {
+        let next = following.next().await?;
+        Some((next, following))
+    })
+}
+
+impl Following {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(ready) = self.ready.pop_front() {
+                return Some(ready);
+            }
+            if self.done {
+                return None;
+            }
+            let next = tokio::select! {
+                biased;
+                event = recv(&mut self.live) => Next::Event(event),
+                ended = self.turn.ended.wait_for(Option::is_some) => Next::Ended(ended.ok().and_then(|it| it.clone())),
+                _ = self.beat.tick() => Next::Silence,
+            };
+            match next {
+                Next::Event(Some(event)) => self.take(event),
+                Next::Event(None) => {
+                    self.reader.0.slow_reader();
+                    self.live = None;
+                    self.gap(self.turn.feed.last_id());
+                }
+                Next::Ended(ended) => self.finish(ended),
+                Next::Silence => return Some(Bytes::from_static(b": still here\n\n")),
+            }
+        }
+    }
+
+    fn take(&mut self, event: SessionEvent) {
+        self.last_id = event.id;
+        // The result comes from the turn itself, which also knows when it could not be written down.
+        if event.prompt_id == Some(self.turn.prompt_id) && event.kind != EventKind::Result {
+            self.ready.push_back(wire(event.kind.as_str(), Some(event.id), &event.data));
+        }
+    }
+
+    fn gap(&mut self, until: u64) {
+        let gap = json!({
+            "promptId": self.turn.prompt_id,
+            "type": "gap",
+            "update": {"after": self.last_id, "until": until, "readOn": "the session's transcript has what was missed"},
+        });
+        self.ready.push_back(wire("gap", None, &gap.to_string()));
+    }
+
+    fn finish(&mut self, ended: Option<Arc<TurnEnded>>) {
+        // What was published before the end and not yet read comes first.
+        while let Some(event) = self.live.as_mut().and_then(|live| live.try_recv().ok()) {
+            self.take(event);
+        }
+        self.done = true;
+        let last = match ended {
+            Some(ended) if ended.event_id.is_some() => wire("result", ended.event_id, ended.result.get()),
+            Some(ended) => wire("problem", None, &json_of(&not_durable(&ended).problem())),
+            None => {
+                let error = ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be written down");
+                wire("problem", None, &json_of(&error.problem()))
+            }
+        };
+        self.ready.push_back(last);
+    }
+}
+
+async fn recv(live: &mut Option<tokio::sync::mpsc::Receiver<SessionEvent>>) -> Option<SessionEvent> {
+    match live {
+        Some(live) => live.recv().await,
+        // Cut off already: the end of the turn is what is waited for.
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_with_line_ends_stays_one_event() {
+        assert_eq!(wire("update", Some(7), "{\n1}"), "event: update\nid: 7\ndata: {\ndata: 1}\n\n");
+    }
+}
