@@ -92,6 +92,58 @@ impl SessionState {
     }
 }
 
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionMode {
+    /// Work on the workspace's repository.
+    #[default]
+    Development,
+    /// Talk only: no git.
+    Conversation,
+}
+
+impl SessionMode {
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Conversation => "conversation",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Development, Self::Conversation].into_iter().find(|mode| mode.as_str() == name)
+    }
+}
+
+/// What carries a session or a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// ACP over WebSocket.
+    #[default]
+    Acp,
+    /// The managed fallback.
+    Http,
+}
+
+impl Protocol {
+    /// Its name in answers, rows and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Acp => "acp",
+            Self::Http => "http",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Acp, Self::Http].into_iter().find(|protocol| protocol.as_str() == name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

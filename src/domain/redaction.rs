@@ -36,6 +36,11 @@ impl Redacted {
         Self(redact(text).into_owned())
     }
 
+    /// Text that was redacted before it was kept, read back; for the store alone.
+    pub fn from_kept(text: String) -> Self {
+        Self(text)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,0 +1,274 @@
+//! What is kept, in SQLite or PostgreSQL: workspaces, sessions, turns and transcripts.
+//!
+//! Invariant: diesel, r2d2 and SQL are in this folder alone, and one thread writes. Writes queue for it
+//! and are told after the commit; reads use a pool of connections that cannot write, on blocking threads.
+//! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
+
+mod columns;
+mod connection;
+mod migrations;
+mod pool;
+mod prompts;
+mod recovery;
+#[rustfmt::skip]
+mod schema;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod transcript;
+mod workspaces;
+mod writer;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::{
+    columns::{BadCursor, Cursor, MAX_PAGE, Page},
+    connection::{BadDatabaseUrl, DatabaseUrl},
+    prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
+    recovery::Recovered,
+    sessions::{NewSession, SessionChange, SessionFilter, SessionRow},
+    transcript::{TranscriptAppend, TranscriptRow},
+    workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
+};
+use self::{
+    connection::AnyConnection,
+    pool::ReadPool,
+    writer::{Job, Message, Outage, WriteTx, Writer},
+};
+
+/// Why the store did not do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Too much is queued already; nothing was done. Safe to retry later.
+    #[error("too much waits for the database")]
+    Busy,
+    /// The database cannot be reached, or refuses for a reason of its own: locked, full, read-only.
+    /// Safe to retry later.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// What is there contradicts what was to be written; a retry changes nothing.
+    #[error("contradicts what is stored: {0}")]
+    Conflict(String),
+    /// What is stored, or was to be, is not what this version understands: a fault of ours.
+    #[error("not as this version keeps it: {0}")]
+    Corrupt(String),
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl From<diesel::result::Error> for StoreError {
+    fn from(cause: diesel::result::Error) -> Self {
+        use diesel::result::{DatabaseErrorKind as Kind, Error};
+        match &cause {
+            Error::DatabaseError(kind, said) => match kind {
+                Kind::UniqueViolation
+                | Kind::ForeignKeyViolation
+                | Kind::NotNullViolation
+                | Kind::CheckViolation
+                | Kind::RestrictViolation
+                | Kind::ExclusionViolation => Self::Conflict(said.message().to_owned()),
+                // SQLite tells these apart by their text alone.
+                _ if said.message().contains("malformed") || said.message().contains("not a database") => {
+                    Self::Corrupt(said.message().to_owned())
+                }
+                _ => Self::Unavailable(said.message().to_owned()),
+            },
+            Error::DeserializationError(_)
+            | Error::SerializationError(_)
+            | Error::QueryBuilderError(_)
+            | Error::NotFound => Self::Corrupt(cause.to_string()),
+            _ => Self::Unavailable(cause.to_string()),
+        }
+    }
+}
+
+/// Is told what the writer does; called on its thread, so it must not block.
+pub trait StoreObserver: Send + Sync + 'static {
+    /// A transaction was committed: `rows` were written, the oldest of its writes had waited for `lag`
+    /// when it began, and it took `took` with its commit.
+    fn on_commit(&self, rows: usize, lag: Duration, took: Duration);
+    /// A write was not done, for a reason other than a conflict.
+    fn on_failure(&self);
+    /// So many writes wait behind the ones that were just taken.
+    fn on_queue_depth(&self, waiting: usize);
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Where the database is.
+    pub url: DatabaseUrl,
+    /// Connections for reading; [`StoreOptions::DEFAULT_READERS`] unless something speaks against it.
+    pub readers: u32,
+    /// Writes that may wait, ends of running turns included (`[limits] write_queue`).
+    pub write_queue: usize,
+    /// Is told what the writer does.
+    pub observer: Arc<dyn StoreObserver>,
+}
+
+impl StoreOptions {
+    /// Reads are short; 8 at a time keep two processors busy and a small PostgreSQL calm.
+    pub const DEFAULT_READERS: u32 = 8;
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("url", &self.url)
+            .field("readers", &self.readers)
+            .field("write_queue", &self.write_queue)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place in the writer's queue.
+#[derive(Debug)]
+struct Place(mpsc::OwnedPermit<Message>);
+
+impl Place {
+    fn send(self, job: Job) {
+        self.0.send(Message::Write(job));
+    }
+}
+
+struct Inner {
+    queue: mpsc::Sender<Message>,
+    readers: ReadPool,
+    observer: Arc<dyn StoreObserver>,
+    /// Ends with the writer's thread.
+    writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+/// The store; clones are the same one. When the last is dropped, the writer finishes what is queued.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+/// How long [`Store::close`] waits for the writer: for what is queued, and for turns that still hold a
+/// place for their end.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Store {
+    /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
+    /// process migrates. Safe to retry.
+    pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
+        let StoreOptions { url, readers, write_queue, observer } = options;
+        for name in migrations::run(&url)? {
+            tracing::info!(%name, "migration done");
+        }
+        let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
+        let writer = Writer::new(url.clone(), received, observer.clone())?;
+        let (ending, ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || {
+                writer.run();
+                // Nobody listens where the store was dropped without being closed.
+                let _ = ending.send(());
+            })
+            .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
+        let readers = ReadPool::new(url, readers);
+        let writer_ended = Mutex::new(Some(ended));
+        Ok(Self { inner: Arc::new(Inner { queue, readers, observer, writer_ended }) })
+    }
+
+    /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
+    /// retry, and while others do the same.
+    pub fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
+        migrations::run(url)
+    }
+
+    /// Finishes what is queued, and the ends of turns that still hold a place for it, for up to 10 s;
+    /// then refuses everything with [`StoreError::Closed`]. Says whether all of it was finished. To be
+    /// called last. A dropped future has closed the store all the same, or not at all.
+    pub async fn close(&self) -> bool {
+        self.inner.readers.close();
+        let finished = tokio::time::timeout(CLOSE_PATIENCE, async {
+            // An error means that the writer has ended.
+            let _ = self.inner.queue.send(Message::Close).await;
+            let ended = self.inner.writer_ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match ended {
+                Some(ended) => ended.await.is_ok(),
+                None => true,
+            }
+        })
+        .await;
+        let finished = finished.unwrap_or(false);
+        if !finished {
+            tracing::error!("the store was closed before everything was written");
+        }
+        finished
+    }
+
+    /// Asks the database for a sign of life, through the connections for reading. Cancel-safe.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.read(|connection| {
+            if connection.is_alive() { Ok(()) } else { Err(StoreError::Unavailable("no answer to a ping".into())) }
+        })
+        .await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.inner.readers.read(query).await
+    }
+
+    /// Queues a write of new work and waits for its commit.
+    async fn write<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.write_as(Outage::Refuse, run).await
+    }
+
+    async fn write_as<T: Send + 'static>(
+        &self,
+        outage: Outage,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let place = self.place()?;
+        place.send(Job::new(outage, run, move |outcome| {
+            // Nobody listens where the caller's future was dropped.
+            let _ = answer.send(outcome);
+        }));
+        answered.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Queues a write whose outcome nobody waits for; the writer logs and observes a failure.
+    fn write_unattended(
+        &self,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let place = self.place().inspect_err(|_| self.observe_failure())?;
+        place.send(Job::new(Outage::Refuse, run, drop));
+        Ok(())
+    }
+
+    fn place(&self) -> Result<Place, StoreError> {
+        self.inner.queue.clone().try_reserve_owned().map(Place).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => StoreError::Busy,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
+        })
+    }
+
+    fn observe_failure(&self) {
+        self.inner.observer.on_failure();
+    }
+}

@@ -1,0 +1,107 @@
+//! Reads: a pool of connections that cannot write, used off the arbiters.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    StoreError,
+    connection::{AnyConnection, DatabaseUrl, Purpose},
+};
+
+/// Reads that may wait for a connection. At a millisecond a read and 8 connections, the last of them
+/// waits for 32 ms; whoever comes after is told `Busy`, because a longer queue only makes every answer
+/// late.
+const MAX_WAITING: usize = 256;
+
+/// How long a read waits for the pool to make a connection.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Makes connections for the pool.
+#[derive(Debug)]
+struct Readers {
+    url: DatabaseUrl,
+}
+
+impl r2d2::ManageConnection for Readers {
+    type Connection = AnyConnection;
+    type Error = StoreError;
+
+    fn connect(&self) -> Result<AnyConnection, StoreError> {
+        self.url.connect(Purpose::Read)
+    }
+
+    fn is_valid(&self, connection: &mut AnyConnection) -> Result<(), StoreError> {
+        if connection.is_alive() { Ok(()) } else { Err(StoreError::Unavailable("the connection is lost".into())) }
+    }
+
+    fn has_broken(&self, connection: &mut AnyConnection) -> bool {
+        std::thread::panicking() || diesel::r2d2::R2D2Connection::is_broken(connection)
+    }
+}
+
+/// Tells the log why the pool has no connection.
+#[derive(Debug)]
+struct LogPoolErrors;
+
+impl r2d2::HandleError<StoreError> for LogPoolErrors {
+    fn handle_error(&self, cause: StoreError) {
+        tracing::warn!(%cause, "no connection for reading");
+    }
+}
+
+/// The reading side of the store.
+#[derive(Debug)]
+pub(super) struct ReadPool {
+    pool: r2d2::Pool<Readers>,
+    waiting: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+}
+
+impl ReadPool {
+    /// Makes the pool; its first connections are made in the background.
+    pub(super) fn new(url: DatabaseUrl, readers: u32) -> Self {
+        let readers = readers.max(1);
+        let pool = r2d2::Pool::builder()
+            .max_size(readers)
+            .min_idle(Some(1))
+            .connection_timeout(CONNECT_PATIENCE)
+            // A SQLite connection is not lost; asking the server costs a round trip.
+            .test_on_check_out(matches!(url, DatabaseUrl::Postgres(_)))
+            .error_handler(Box::new(LogPoolErrors))
+            .build_unchecked(Readers { url });
+        let readers = readers as usize;
+        Self {
+            pool,
+            waiting: Arc::new(Semaphore::new(readers + MAX_WAITING)),
+            running: Arc::new(Semaphore::new(readers)),
+        }
+    }
+
+    /// Runs a query on a blocking thread. As many run as there are connections, so that no blocking
+    /// thread ever waits for another one. Cancel-safe: a query whose caller is gone runs to its end, and
+    /// its places are held until then.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let waiting = self.waiting.clone().try_acquire_owned().map_err(|refused| match refused {
+            tokio::sync::TryAcquireError::NoPermits => StoreError::Busy,
+            tokio::sync::TryAcquireError::Closed => StoreError::Closed,
+        })?;
+        let running = self.running.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let pool = self.pool.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let _places = (waiting, running);
+            let mut connection = pool.get().map_err(|cause| StoreError::Unavailable(cause.to_string()))?;
+            query(&mut connection)
+        });
+        reading.await.map_err(|cause| StoreError::Corrupt(format!("a read panicked: {cause}")))?
+    }
+
+    /// Refuses further reads.
+    pub(super) fn close(&self) {
+        self.waiting.close();
+        self.running.close();
+    }
+}

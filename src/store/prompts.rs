@@ -1,0 +1,304 @@
+//! The table of prompts: a turn is accepted once and ends once.
+
+use std::time::Duration;
+
+use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+
+use super::{
+    Store, StoreError,
+    columns::{self, clean, clean_option},
+    connection::AnyConnection,
+    schema::prompts,
+    sessions::{self, AfterTurn},
+    transcript::{Entries, TranscriptAppend},
+    writer::{Job, Outage, WriteTx},
+};
+use crate::domain::{
+    clock::Timestamp,
+    ids::{PromptId, SessionId, WorkspaceKey},
+    lifecycle::SessionState,
+    outcome::Failure,
+    redaction::Redacted,
+    transcript::TranscriptEntry,
+    turn::TurnState,
+};
+
+/// How long an `Idempotency-Key` is remembered (mission: 24 h); after that it is free again, whatever
+/// became of its turn.
+pub const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A caller's key, and what it was sent with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The key; unique within the session.
+    pub key: String,
+    /// A digest of the request's body, as text.
+    pub body_hash: String,
+}
+
+/// A turn to accept.
+#[derive(Debug, Clone)]
+pub struct NewTurn {
+    /// Its id, new.
+    pub prompt_id: PromptId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The session's workspace.
+    pub key: WorkspaceKey,
+    /// The caller's key, where one was sent.
+    pub idempotency: Option<Idempotency>,
+    /// The beginning of the prompt, for lists.
+    pub preview: Redacted,
+    /// What the user said, for the transcript.
+    pub user_entry: TranscriptEntry,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What became of a turn to accept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Acceptance {
+    /// It is on disk, with the user's transcript entry.
+    Accepted,
+    /// The same key came with the same body before: this is that turn. Nothing was written.
+    Existing(PromptRow),
+    /// The same key came with another body before. Nothing was written.
+    Mismatch(PromptRow),
+}
+
+/// A turn as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptRow {
+    /// Its id.
+    pub prompt_id: PromptId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The session's workspace.
+    pub key: WorkspaceKey,
+    /// The caller's key, as long as it is remembered.
+    pub idempotency: Option<Idempotency>,
+    /// Where it stands.
+    pub state: TurnState,
+    /// The beginning of the prompt.
+    pub preview: String,
+    /// The result as JSON; absent while it runs and when it was interrupted.
+    pub result: Option<String>,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// When it was accepted.
+    pub accepted: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+}
+
+/// How a turn ended, and everything that is to be kept about it.
+#[derive(Debug, Clone)]
+pub struct TurnEnd {
+    /// The turn.
+    pub prompt_id: PromptId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The session's workspace.
+    pub key: WorkspaceKey,
+    /// A final state; another one is taken as `failed`.
+    pub state: TurnState,
+    /// The result as JSON.
+    pub result: Option<Redacted>,
+    /// Why it failed; redacted on the way in.
+    pub error: Option<Failure>,
+    /// The rest of its transcript.
+    pub entries: Vec<TranscriptEntry>,
+    /// Where it leaves the session.
+    pub session_state: SessionState,
+    /// The agent's own id of the session, where it is new.
+    pub agent_session_id: Option<String>,
+    /// The last event that the session's readers got.
+    pub last_event_id: u64,
+    /// The time.
+    pub now: Timestamp,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = prompts, treat_none_as_default_value = false)]
+struct Record {
+    prompt_id: String,
+    session_id: String,
+    installation_id: String,
+    workspace_id: String,
+    idempotency_key: Option<String>,
+    body_hash: Option<String>,
+    state: String,
+    preview: String,
+    result: Option<String>,
+    error_code: Option<String>,
+    error_detail: Option<String>,
+    accepted_us: i64,
+    ended_us: Option<i64>,
+}
+
+impl Record {
+    fn read(self) -> Result<PromptRow, StoreError> {
+        let idempotency = self.idempotency_key.zip(self.body_hash);
+        Ok(PromptRow {
+            prompt_id: columns::parse(&self.prompt_id, "prompts.prompt_id")?,
+            session_id: columns::parse(&self.session_id, "prompts.session_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            idempotency: idempotency.map(|(key, body_hash)| Idempotency { key, body_hash }),
+            state: columns::named(TurnState::from_name, &self.state, "prompts.state")?,
+            preview: self.preview,
+            result: self.result,
+            error: columns::failure(self.error_code, self.error_detail),
+            accepted: Timestamp(self.accepted_us),
+            ended: self.ended_us.map(Timestamp),
+        })
+    }
+}
+
+fn find(connection: &mut AnyConnection, prompt_id: &str) -> diesel::QueryResult<Option<Record>> {
+    prompts::table.find(prompt_id).first(connection).optional()
+}
+
+/// The turn that holds this key. A key that has been held too long is taken from its turn.
+fn holder(tx: &mut WriteTx<'_>, record: &Record, key: &str) -> Result<Option<Record>, StoreError> {
+    let holder: Option<Record> = prompts::table
+        .filter(prompts::session_id.eq(record.session_id.as_str()))
+        .filter(prompts::idempotency_key.eq(key))
+        .first(tx.connection)
+        .optional()?;
+    let Some(holder) = holder else { return Ok(None) };
+    if Timestamp(record.accepted_us).since(Timestamp(holder.accepted_us)) < IDEMPOTENCY_PERIOD {
+        return Ok(Some(holder));
+    }
+    tx.rows += diesel::update(prompts::table.find(holder.prompt_id.as_str()))
+        .set((prompts::idempotency_key.eq(None::<&str>), prompts::body_hash.eq(None::<&str>)))
+        .execute(tx.connection)?;
+    Ok(None)
+}
+
+fn accept(tx: &mut WriteTx<'_>, record: &Record, said: &mut Entries) -> Result<Acceptance, StoreError> {
+    if tx.in_doubt && find(tx.connection, &record.prompt_id)?.is_some() {
+        return Ok(Acceptance::Accepted);
+    }
+    if let Some(key) = &record.idempotency_key
+        && let Some(holder) = holder(tx, record, key)?
+    {
+        let same = holder.body_hash == record.body_hash;
+        let holder = holder.read()?;
+        return Ok(if same { Acceptance::Existing(holder) } else { Acceptance::Mismatch(holder) });
+    }
+    tx.rows += diesel::insert_into(prompts::table).values(record).execute(tx.connection)?;
+    said.write(tx)?;
+    sessions::turn_began(tx, &record.session_id, Timestamp(record.accepted_us))?;
+    Ok(Acceptance::Accepted)
+}
+
+/// A place in the writer's queue, taken before a turn is accepted, so that its end can always be
+/// written. Dropped unused, the place is free again.
+#[derive(Debug)]
+pub struct EndSlot {
+    place: super::Place,
+}
+
+impl EndSlot {
+    /// Queues the end of a turn; never blocks, so it may be called from `Drop`. `done` is told on the
+    /// writer's thread, after the commit, and must not block; a panic in it goes no further. A turn that
+    /// has ended already, or was never accepted, stays as it is, which is no error. While the database is
+    /// away the end is kept and tried again for a minute.
+    pub fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
+        let state = if end.state.is_final() { end.state } else { TurnState::Failed };
+        let prompt_id = end.prompt_id.to_string();
+        let session_id = end.session_id.to_string();
+        let result = clean_option(end.result.map(Redacted::into_string));
+        let detail = end.error.as_ref().map(columns::clean_detail);
+        let code = end.error.as_ref().map(|error| error.code.as_str());
+        let agent_session_id = clean_option(end.agent_session_id);
+        let mut entries = Entries::new(TranscriptAppend {
+            session_id: end.session_id,
+            key: end.key,
+            prompt_id: Some(end.prompt_id),
+            entries: end.entries,
+            now: end.now,
+        });
+        let run = move |tx: &mut WriteTx<'_>| {
+            let open = prompts::table.filter(prompts::prompt_id.eq(prompt_id.as_str()));
+            let ended = diesel::update(open.filter(prompts::ended_us.is_null()))
+                .set((
+                    prompts::state.eq(state.as_str()),
+                    prompts::result.eq(result.as_deref()),
+                    prompts::error_code.eq(code),
+                    prompts::error_detail.eq(detail.as_deref()),
+                    prompts::ended_us.eq(end.now.0),
+                ))
+                .execute(tx.connection)?;
+            if ended == 0 {
+                return Ok(());
+            }
+            tx.rows += ended;
+            entries.write(tx)?;
+            let after = AfterTurn {
+                session_id: &session_id,
+                state: end.session_state,
+                agent_session_id: agent_session_id.as_deref(),
+                last_event_id: end.last_event_id,
+                now: end.now,
+            };
+            sessions::turn_ended(tx, &after)
+        };
+        self.place.send(Job::new(Outage::Keep, run, done));
+    }
+}
+
+impl Store {
+    /// Takes a place in the writer's queue for the end of a turn. Full queue: [`StoreError::Busy`].
+    pub fn reserve_end(&self) -> Result<EndSlot, StoreError> {
+        self.place().map(|place| EndSlot { place })
+    }
+
+    /// Accepts a turn: its row, the user's transcript entry and the session's state `running`, in one
+    /// transaction; or finds the turn that has the same idempotency key. An unknown session or an id that
+    /// exists is a [`StoreError::Conflict`]. A dropped future may have written.
+    pub async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
+        let (key, hash) = turn.idempotency.map(|given| (clean(given.key), clean(given.body_hash))).unzip();
+        let record = Record {
+            prompt_id: turn.prompt_id.to_string(),
+            session_id: turn.session_id.to_string(),
+            installation_id: turn.key.installation_id.to_string(),
+            workspace_id: turn.key.workspace_id.to_string(),
+            idempotency_key: key,
+            body_hash: hash,
+            state: TurnState::Accepted.as_str().to_owned(),
+            preview: clean(turn.preview.into_string()),
+            result: None,
+            error_code: None,
+            error_detail: None,
+            accepted_us: turn.now.0,
+            ended_us: None,
+        };
+        let mut said = Entries::new(TranscriptAppend {
+            session_id: turn.session_id,
+            key: turn.key,
+            prompt_id: Some(turn.prompt_id),
+            entries: vec![turn.user_entry],
+            now: turn.now,
+        });
+        self.write(move |tx| accept(tx, &record, &mut said)).await
+    }
+
+    /// Notes that the agent has the prompt, without waiting for the outcome; a turn that has ended stays
+    /// as it is. Full queue: [`StoreError::Busy`].
+    pub fn try_mark_running(&self, prompt_id: PromptId) -> Result<(), StoreError> {
+        let prompt_id = prompt_id.to_string();
+        self.write_unattended(move |tx| {
+            let open = prompts::table.filter(prompts::prompt_id.eq(prompt_id.as_str()));
+            tx.rows += diesel::update(open.filter(prompts::ended_us.is_null()))
+                .set(prompts::state.eq(TurnState::Running.as_str()))
+                .execute(tx.connection)?;
+            Ok(())
+        })
+    }
+
+    /// One turn. Cancel-safe.
+    pub async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
+        self.read(move |connection| find(connection, &prompt_id.to_string())?.map(Record::read).transpose()).await
+    }
+}

@@ -1,0 +1,383 @@
+//! The table of sessions.
+
+use diesel::{
+    AsChangeset, BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable,
+    RunQueryDsl,
+};
+
+use super::{
+    Store, StoreError,
+    columns::{self, Cursor, Page, clean, clean_option},
+    connection::AnyConnection,
+    schema::sessions,
+    workspaces::{self, NewWorkspace},
+    writer::WriteTx,
+};
+use crate::domain::{
+    clock::Timestamp,
+    ids::{InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
+    lifecycle::{Protocol, SessionMode, SessionState},
+    outcome::Failure,
+    redaction::Redacted,
+};
+
+/// A session as it is opened.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its workspace.
+    pub key: WorkspaceKey,
+    /// Makes the workspace in the same transaction where it does not exist; not needed after
+    /// [`Store::find_or_create_workspace`].
+    pub workspace: Option<NewWorkspace>,
+    /// For whom it works.
+    pub user_id: Option<UserId>,
+    /// The name of its agent.
+    pub agent: String,
+    /// What it is for.
+    pub mode: SessionMode,
+    /// Whether git may be used on its behalf.
+    pub enable_git_ops: bool,
+    /// Where it stands.
+    pub state: SessionState,
+    /// The agent's own id of it, where it has one already.
+    pub agent_session_id: Option<String>,
+    /// The MCP servers that its agent is given, as a JSON array. Kept as it is given, since a load needs
+    /// it whole: it is the caller's part to leave secrets out.
+    pub mcp_servers: String,
+    /// What carries it.
+    pub protocol: Protocol,
+    /// The negotiated version, where there was a handshake.
+    pub protocol_version: Option<u16>,
+    /// What the agent said about itself, as a JSON object.
+    pub agent_facts: Option<Redacted>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// A session as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionRow {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its workspace.
+    pub key: WorkspaceKey,
+    /// For whom it works.
+    pub user_id: Option<UserId>,
+    /// The name of its agent.
+    pub agent: String,
+    /// What it is for.
+    pub mode: SessionMode,
+    /// Whether git may be used on its behalf.
+    pub enable_git_ops: bool,
+    /// Where it stands, or stood when the service stopped.
+    pub state: SessionState,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// The agent's own id of it.
+    pub agent_session_id: Option<String>,
+    /// JSON array.
+    pub mcp_servers: String,
+    /// What carries it.
+    pub protocol: Protocol,
+    /// The negotiated version.
+    pub protocol_version: Option<u16>,
+    /// JSON object.
+    pub agent_facts: Option<String>,
+    /// How often its agent was started again.
+    pub restarts: u32,
+    /// The last event that its readers got; ids go on from here.
+    pub last_event_id: u64,
+    /// When it was opened.
+    pub created: Timestamp,
+    /// When it was last live.
+    pub last_used: Timestamp,
+}
+
+impl SessionRow {
+    /// The place of this row in [`Store::list_sessions`].
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created: self.created, id: self.session_id.to_string() }
+    }
+}
+
+/// What changed about a session; what is absent stays as it is.
+#[derive(Debug, Clone)]
+pub struct SessionChange {
+    /// Which session.
+    pub session_id: SessionId,
+    /// Its new state. A new state without a failure clears the failure.
+    pub state: Option<SessionState>,
+    /// Why it failed; redacted on the way in.
+    pub failure: Option<Failure>,
+    /// The agent's own id of it.
+    pub agent_session_id: Option<String>,
+    /// What carries it.
+    pub protocol: Option<Protocol>,
+    /// The negotiated version.
+    pub protocol_version: Option<u16>,
+    /// What the agent said about itself, as a JSON object.
+    pub agent_facts: Option<Redacted>,
+    /// How often its agent was started again.
+    pub restarts: Option<u32>,
+    /// The last event that its readers got.
+    pub last_event_id: Option<u64>,
+    /// The time. It becomes the time of last use unless the new state is one that is not live.
+    pub now: Timestamp,
+}
+
+impl SessionChange {
+    /// A change of nothing but the time of last use, to be filled in.
+    pub fn new(session_id: SessionId, now: Timestamp) -> Self {
+        Self {
+            session_id,
+            state: None,
+            failure: None,
+            agent_session_id: None,
+            protocol: None,
+            protocol_version: None,
+            agent_facts: None,
+            restarts: None,
+            last_event_id: None,
+            now,
+        }
+    }
+}
+
+/// Which sessions to list.
+#[derive(Debug, Clone, Default)]
+pub struct SessionFilter {
+    /// Only those of a tenant.
+    pub installation_id: Option<InstallationId>,
+    /// Only those of workspaces of this name.
+    pub workspace_id: Option<WorkspaceId>,
+    /// Only those of a user.
+    pub user_id: Option<UserId>,
+    /// Only those in this state.
+    pub state: Option<SessionState>,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = sessions, treat_none_as_default_value = false)]
+struct Record {
+    session_id: String,
+    installation_id: String,
+    workspace_id: String,
+    user_id: Option<String>,
+    agent: String,
+    mode: String,
+    enable_git_ops: bool,
+    state: String,
+    failure_code: Option<String>,
+    failure_detail: Option<String>,
+    agent_session_id: Option<String>,
+    mcp_servers: String,
+    protocol: String,
+    protocol_version: Option<i32>,
+    agent_facts: Option<String>,
+    restarts: i32,
+    last_event_id: i64,
+    created_us: i64,
+    last_used_us: i64,
+}
+
+impl Record {
+    fn new(new: NewSession) -> Self {
+        Self {
+            session_id: new.session_id.to_string(),
+            installation_id: new.key.installation_id.to_string(),
+            workspace_id: new.key.workspace_id.to_string(),
+            user_id: new.user_id.map(|user| user.to_string()),
+            agent: clean(new.agent),
+            mode: new.mode.as_str().to_owned(),
+            enable_git_ops: new.enable_git_ops,
+            state: new.state.as_str().to_owned(),
+            failure_code: None,
+            failure_detail: None,
+            agent_session_id: clean_option(new.agent_session_id),
+            mcp_servers: clean(new.mcp_servers),
+            protocol: new.protocol.as_str().to_owned(),
+            protocol_version: new.protocol_version.map(i32::from),
+            agent_facts: clean_option(new.agent_facts.map(Redacted::into_string)),
+            restarts: 0,
+            last_event_id: 0,
+            created_us: new.now.0,
+            last_used_us: new.now.0,
+        }
+    }
+
+    fn read(self) -> Result<SessionRow, StoreError> {
+        Ok(SessionRow {
+            session_id: columns::parse(&self.session_id, "sessions.session_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            user_id: self.user_id.map(|user| columns::parse(&user, "sessions.user_id")).transpose()?,
+            agent: self.agent,
+            mode: columns::named(SessionMode::from_name, &self.mode, "sessions.mode")?,
+            enable_git_ops: self.enable_git_ops,
+            state: columns::named(SessionState::from_name, &self.state, "sessions.state")?,
+            failure: columns::failure(self.failure_code, self.failure_detail),
+            agent_session_id: self.agent_session_id,
+            mcp_servers: self.mcp_servers,
+            protocol: columns::named(Protocol::from_name, &self.protocol, "sessions.protocol")?,
+            protocol_version: self.protocol_version.and_then(|version| u16::try_from(version).ok()),
+            agent_facts: self.agent_facts,
+            restarts: u32::try_from(self.restarts).unwrap_or(0),
+            last_event_id: columns::unsigned(self.last_event_id),
+            created: Timestamp(self.created_us),
+            last_used: Timestamp(self.last_used_us),
+        })
+    }
+}
+
+/// The outer `Option` says whether to change, the inner one is the new value.
+#[derive(AsChangeset)]
+#[diesel(table_name = sessions)]
+struct Changes {
+    state: Option<&'static str>,
+    failure_code: Option<Option<&'static str>>,
+    failure_detail: Option<Option<String>>,
+    agent_session_id: Option<String>,
+    protocol: Option<&'static str>,
+    protocol_version: Option<i32>,
+    agent_facts: Option<String>,
+    restarts: Option<i32>,
+    last_event_id: Option<i64>,
+    last_used_us: Option<i64>,
+}
+
+fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    let failure = change.failure.as_ref().map(|failure| (failure.code.as_str(), columns::clean_detail(failure)));
+    let touches_failure = failure.is_some() || change.state.is_some();
+    let (code, detail) = failure.unzip();
+    let session_id = change.session_id.to_string();
+    let changes = Changes {
+        state: change.state.map(SessionState::as_str),
+        failure_code: touches_failure.then_some(code),
+        failure_detail: touches_failure.then_some(detail),
+        agent_session_id: clean_option(change.agent_session_id),
+        protocol: change.protocol.map(Protocol::as_str),
+        protocol_version: change.protocol_version.map(i32::from),
+        agent_facts: clean_option(change.agent_facts.map(Redacted::into_string)),
+        restarts: change.restarts.map(|restarts| i32::try_from(restarts).unwrap_or(i32::MAX)),
+        last_event_id: change.last_event_id.map(columns::signed),
+        last_used_us: change.state.is_none_or(SessionState::is_live).then_some(change.now.0),
+    };
+    move |tx| {
+        tx.rows += diesel::update(open(&session_id)).set(&changes).execute(tx.connection)?;
+        Ok(())
+    }
+}
+
+/// A session's row, unless it is closed: nothing of a closed one changes, whatever comes late.
+#[diesel::dsl::auto_type(no_type_alias)]
+fn open<'a>(session_id: &'a str) -> _ {
+    let state: &'static str = "closed";
+    sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
+}
+
+/// Notes that a turn of the session begins.
+pub(super) fn turn_began(tx: &mut WriteTx<'_>, session_id: &str, now: Timestamp) -> Result<(), StoreError> {
+    tx.rows += diesel::update(open(session_id))
+        .set((sessions::state.eq(SessionState::Running.as_str()), sessions::last_used_us.eq(now.0)))
+        .execute(tx.connection)?;
+    Ok(())
+}
+
+/// What the end of a turn changes about its session.
+pub(super) struct AfterTurn<'a> {
+    pub(super) session_id: &'a str,
+    pub(super) state: SessionState,
+    pub(super) agent_session_id: Option<&'a str>,
+    pub(super) last_event_id: u64,
+    pub(super) now: Timestamp,
+}
+
+/// Notes that a turn of the session ended.
+pub(super) fn turn_ended(tx: &mut WriteTx<'_>, after: &AfterTurn<'_>) -> Result<(), StoreError> {
+    let row = diesel::update(open(after.session_id));
+    let common = (
+        sessions::state.eq(after.state.as_str()),
+        sessions::last_event_id.eq(columns::signed(after.last_event_id)),
+        sessions::last_used_us.eq(after.now.0),
+    );
+    tx.rows += match after.agent_session_id {
+        Some(id) => row.set((common, sessions::agent_session_id.eq(id))).execute(tx.connection)?,
+        None => row.set(common).execute(tx.connection)?,
+    };
+    Ok(())
+}
+
+fn exists(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryResult<bool> {
+    let found = sessions::table.find(session_id).select(sessions::created_us).first::<i64>(connection);
+    Ok(found.optional()?.is_some())
+}
+
+impl Store {
+    /// Keeps a new session, and its workspace where that is new. An id that exists, or a workspace that
+    /// does not, is a [`StoreError::Conflict`]. A dropped future may have written.
+    pub async fn create_session(&self, mut new: NewSession) -> Result<(), StoreError> {
+        let workspace = new.workspace.take();
+        let record = Record::new(new);
+        self.write(move |tx| {
+            if tx.in_doubt && exists(tx.connection, &record.session_id)? {
+                return Ok(());
+            }
+            if let Some(workspace) = &workspace {
+                workspaces::find_or_create(tx, workspace)?;
+            }
+            tx.rows += diesel::insert_into(sessions::table).values(&record).execute(tx.connection)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Changes a session. One that is unknown or closed stays as it is, which is no error. Safe to retry.
+    /// A dropped future may have written.
+    pub async fn update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
+        self.write(change(changed)).await
+    }
+
+    /// The same without waiting for the outcome: a write that fails later is logged and observed. Full
+    /// queue: [`StoreError::Busy`], and nothing is written.
+    pub fn try_update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
+        self.write_unattended(change(changed))
+    }
+
+    /// One session. Cancel-safe.
+    pub async fn session(&self, session_id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+        self.read(move |connection| {
+            let row = sessions::table.find(session_id.to_string());
+            row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// A page of sessions, the newest first. Cancel-safe.
+    pub async fn list_sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, StoreError> {
+        self.read(move |connection| {
+            let mut rows = sessions::table.into_boxed();
+            if let Some(tenant) = &filter.installation_id {
+                rows = rows.filter(sessions::installation_id.eq(tenant.as_str()));
+            }
+            if let Some(workspace) = &filter.workspace_id {
+                rows = rows.filter(sessions::workspace_id.eq(workspace.as_str()));
+            }
+            if let Some(user) = &filter.user_id {
+                rows = rows.filter(sessions::user_id.eq(user.as_str()));
+            }
+            if let Some(state) = filter.state {
+                rows = rows.filter(sessions::state.eq(state.as_str()));
+            }
+            if let Some(Cursor { created, id }) = &page.after {
+                rows = rows
+                    .filter(sessions::created_us.le(created.0))
+                    .filter(sessions::created_us.lt(created.0).or(sessions::session_id.lt(id.as_str())));
+            }
+            let rows = rows.order((sessions::created_us.desc(), sessions::session_id.desc()));
+            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+}

@@ -1,0 +1,334 @@
+//! A database of its own for every test, and rows to put into it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use diesel::{Connection, PgConnection, SqliteConnection, connection::SimpleConnection};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        clock::Timestamp,
+        ids::{FolderId, PromptId, SessionId, WorkspaceKey},
+        lifecycle::{Protocol, SessionMode, SessionState},
+        redaction::Redacted,
+        transcript::TranscriptEntry,
+        turn::TurnState,
+    },
+    store::{
+        DatabaseUrl, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreObserver, StoreOptions,
+        TranscriptAppend, TurnEnd,
+    },
+};
+
+/// Defines each test twice: `name::sqlite` and `name::postgres`.
+macro_rules! both_databases {
+    ($(async fn $name:ident($database:ident: TestDatabase) $body:block)*) => {$(
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            async fn test($database: $crate::store::tests::TestDatabase) $body
+
+            #[test]
+            fn sqlite() {
+                $crate::store::tests::fixture::run($crate::store::tests::TestDatabase::sqlite, test);
+            }
+
+            #[test]
+            fn postgres() {
+                $crate::store::tests::fixture::run($crate::store::tests::TestDatabase::postgres, test);
+            }
+        }
+    )*};
+}
+pub(super) use both_databases;
+
+/// No test takes this long.
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
+
+pub(super) fn run<F: Future<Output = ()>>(make: fn() -> TestDatabase, test: fn(TestDatabase) -> F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let database = make();
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, test(database)).await.expect("the test took too long") });
+}
+
+enum Kind {
+    Sqlite(tempfile::TempDir),
+    Postgres { server: String, name: String },
+}
+
+/// An empty database, dropped with this.
+pub(super) struct TestDatabase {
+    kind: Kind,
+    pub(super) seen: Arc<Seen>,
+}
+
+impl TestDatabase {
+    pub(super) fn sqlite() -> Self {
+        Self { kind: Kind::Sqlite(tempfile::tempdir().unwrap()), seen: Arc::default() }
+    }
+
+    pub(super) fn postgres() -> Self {
+        let server = std::env::var("LUMILINK_TEST_POSTGRES").unwrap_or_else(|_| {
+            panic!(
+                "LUMILINK_TEST_POSTGRES has to be the URL of a PostgreSQL server, such as \
+                 postgres://postgres@127.0.0.1:5432/postgres: run `tests/run`, which starts one"
+            )
+        });
+        let name = format!("lumilink_test_{}", Uuid::new_v4().simple());
+        PgConnection::establish(&server).unwrap().batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
+        Self { kind: Kind::Postgres { server, name }, seen: Arc::default() }
+    }
+
+    pub(super) fn url(&self) -> DatabaseUrl {
+        match &self.kind {
+            Kind::Sqlite(folder) => DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            Kind::Postgres { server, name } => {
+                let (server, parameters) = server.split_once('?').unwrap_or((server, ""));
+                let (server, _) = server.rsplit_once('/').unwrap();
+                format!("{server}/{name}?{parameters}").trim_end_matches('?').parse().unwrap()
+            }
+        }
+    }
+
+    pub(super) fn options(&self) -> StoreOptions {
+        StoreOptions { url: self.url(), readers: 4, write_queue: 1024, observer: self.seen.clone() }
+    }
+
+    pub(super) fn open(&self) -> Store {
+        Store::open(self.options()).unwrap()
+    }
+
+    /// Makes the database refuse writes until the guard is dropped.
+    pub(super) fn take_down(&self) -> Outage {
+        match &self.kind {
+            Kind::Sqlite(folder) => {
+                let path = folder.path().join("test.db");
+                let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+                other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+                Outage::Sqlite(other)
+            }
+            Kind::Postgres { server, name } => {
+                let mut maintenance = PgConnection::establish(server).unwrap();
+                maintenance.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).unwrap();
+                end_connections(&mut maintenance, name);
+                Outage::Postgres { maintenance, name: name.clone() }
+            }
+        }
+    }
+
+    /// Ends all connections of the server to this database; on SQLite nothing can.
+    pub(super) fn cut_connections(&self) {
+        if let Kind::Postgres { server, name } = &self.kind {
+            end_connections(&mut PgConnection::establish(server).unwrap(), name);
+        }
+    }
+}
+
+fn end_connections(maintenance: &mut PgConnection, name: &str) {
+    maintenance
+        .batch_execute(&format!(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+        ))
+        .unwrap();
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        if let Kind::Postgres { server, name } = &self.kind {
+            let dropped = PgConnection::establish(server)
+                .map(|mut server| server.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")));
+            if !matches!(dropped, Ok(Ok(()))) && !std::thread::panicking() {
+                panic!("the database {name} could not be dropped");
+            }
+        }
+    }
+}
+
+/// A database that refuses writes as long as this lives.
+pub(super) enum Outage {
+    Sqlite(SqliteConnection),
+    Postgres { maintenance: PgConnection, name: String },
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        match self {
+            Self::Sqlite(other) => other.batch_execute("ROLLBACK").unwrap(),
+            Self::Postgres { maintenance, name } => {
+                maintenance.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).unwrap();
+            }
+        }
+    }
+}
+
+/// What the writer said.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) commits: Mutex<Vec<usize>>,
+    pub(super) failures: AtomicUsize,
+    pub(super) deepest: AtomicUsize,
+}
+
+impl StoreObserver for Seen {
+    fn on_commit(&self, rows: usize, _lag: Duration, _took: Duration) {
+        self.commits.lock().unwrap().push(rows);
+    }
+
+    fn on_failure(&self) {
+        self.failures.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn on_queue_depth(&self, waiting: usize) {
+        self.deepest.fetch_max(waiting, Ordering::SeqCst);
+    }
+}
+
+/// Keeps the writer busy until it is released.
+pub(super) struct Held {
+    release: mpsc::Sender<()>,
+    task: tokio::task::JoinHandle<Result<(), StoreError>>,
+}
+
+impl Held {
+    pub(super) async fn release(self) {
+        self.release.send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+pub(super) async fn hold(store: &Store) -> Held {
+    let (started, starts) = tokio::sync::oneshot::channel();
+    let (release, released) = mpsc::channel();
+    let mut started = Some(started);
+    let store = store.clone();
+    let task = tokio::spawn(async move {
+        store
+            .write(move |_| {
+                if let Some(started) = started.take() {
+                    started.send(()).unwrap();
+                    released.recv_timeout(DEADLINE).unwrap();
+                }
+                Ok(())
+            })
+            .await
+    });
+    starts.await.unwrap();
+    Held { release, task }
+}
+
+/// Waits until something is so.
+pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        tokio::task::yield_now().await;
+    }
+}
+
+pub(super) fn at(us: i64) -> Timestamp {
+    Timestamp(1_800_000_000_000_000 + us)
+}
+
+pub(super) fn key(tenant: &str, name: &str) -> WorkspaceKey {
+    WorkspaceKey { installation_id: tenant.parse().unwrap(), workspace_id: name.parse().unwrap() }
+}
+
+pub(super) fn new_workspace(key: &WorkspaceKey, us: i64) -> NewWorkspace {
+    NewWorkspace {
+        key: key.clone(),
+        folder_id: FolderId(Uuid::now_v7()),
+        repository: Some("octo/repo".into()),
+        branch: None,
+        path: None,
+        permission_policy: None,
+        now: at(us),
+    }
+}
+
+pub(super) fn new_session(us: i64) -> NewSession {
+    let key = key("acme", "web");
+    NewSession {
+        session_id: SessionId(Uuid::now_v7()),
+        workspace: Some(new_workspace(&key, us)),
+        key,
+        user_id: Some("ada".parse().unwrap()),
+        agent: "demo".into(),
+        mode: SessionMode::Development,
+        enable_git_ops: true,
+        state: SessionState::Idle,
+        agent_session_id: Some("agent-1".into()),
+        mcp_servers: "[]".into(),
+        protocol: Protocol::Acp,
+        protocol_version: Some(1),
+        agent_facts: Some(Redacted::new(r#"{"agentInfo":{"name":"demo"}}"#)),
+        now: at(us),
+    }
+}
+
+pub(super) async fn session(store: &Store) -> SessionId {
+    let new = new_session(0);
+    let id = new.session_id;
+    store.create_session(new).await.unwrap();
+    id
+}
+
+pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
+    NewTurn {
+        prompt_id: PromptId(Uuid::now_v7()),
+        session_id,
+        key: key("acme", "web"),
+        idempotency: None,
+        preview: Redacted::new("fix it"),
+        user_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
+        now: at(us),
+    }
+}
+
+pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> TurnEnd {
+    TurnEnd {
+        prompt_id,
+        session_id,
+        key: key("acme", "web"),
+        state: TurnState::Completed,
+        result: Some(Redacted::new(r#"{"stopReason":"completed"}"#)),
+        error: None,
+        entries: vec![TranscriptEntry::text("agent_message", "done")],
+        session_state: SessionState::Idle,
+        agent_session_id: Some("agent-2".into()),
+        last_event_id: 7,
+        now: at(us),
+    }
+}
+
+pub(super) fn append(session_id: SessionId, texts: &[&str]) -> TranscriptAppend {
+    TranscriptAppend {
+        session_id,
+        key: key("acme", "web"),
+        prompt_id: None,
+        entries: texts.iter().map(|text| TranscriptEntry::text("agent_message", text)).collect(),
+        now: at(0),
+    }
+}
+
+pub(super) async fn texts(store: &Store, session_id: SessionId) -> Vec<String> {
+    let rows = store.transcript(session_id, 0, 1000).await.unwrap();
+    for (index, row) in rows.iter().enumerate() {
+        assert_eq!(row.seq, index as u64 + 1, "numbers without gaps");
+    }
+    rows.into_iter().map(|row| row.entry.text.into_string()).collect()
+}
+
+/// Ends a turn and waits for the outcome.
+pub(super) async fn end(store: &Store, end: TurnEnd) -> Result<(), StoreError> {
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    store.reserve_end().unwrap().end_turn(end, Box::new(|result| done.send(result).unwrap()));
+    outcome.await.unwrap()
+}

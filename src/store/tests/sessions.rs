@@ -1,0 +1,146 @@
+//! Sessions, workspaces and what a restart does to them.
+
+use super::fixture::*;
+use crate::{
+    domain::{
+        ids::FolderId,
+        lifecycle::{Protocol, SessionMode, SessionState},
+        outcome::{ErrorCode, Failure},
+        permission::PermissionPolicy,
+        redaction::Redacted,
+        turn::TurnState,
+    },
+    store::{NewSession, NewWorkspace, Recovered, SessionChange, StoreError},
+};
+
+both_databases! {
+    async fn a_session_comes_back_as_it_was_opened(database: TestDatabase) {
+        let store = database.open();
+        let new = new_session(5);
+        store.create_session(new.clone()).await.unwrap();
+        let row = store.session(new.session_id).await.unwrap().unwrap();
+        assert_eq!((row.session_id, &row.key, &row.user_id), (new.session_id, &new.key, &new.user_id));
+        assert_eq!((row.mode, row.enable_git_ops, row.state), (SessionMode::Development, true, SessionState::Idle));
+        assert_eq!((row.protocol, row.protocol_version), (Protocol::Acp, Some(1)));
+        assert_eq!((row.agent.as_str(), row.mcp_servers.as_str(), row.failure), ("demo", "[]", None));
+        assert_eq!(row.agent_facts.as_deref(), new.agent_facts.as_ref().map(Redacted::as_str));
+        assert_eq!((row.restarts, row.last_event_id, row.created, row.last_used), (0, 0, at(5), at(5)));
+        assert!(matches!(store.create_session(new).await, Err(StoreError::Conflict(_))));
+        assert!(store.session(new_session(0).session_id).await.unwrap().is_none());
+        let homeless = NewSession { workspace: None, key: key("acme", "nowhere"), ..new_session(0) };
+        assert!(matches!(store.create_session(homeless).await, Err(StoreError::Conflict(_))));
+    }
+
+    async fn a_change_changes_what_it_names_and_a_closed_session_stays_as_it_is(database: TestDatabase) {
+        let store = database.open();
+        let id = session(&store).await;
+        let failed = SessionChange {
+            state: Some(SessionState::Failed),
+            failure: Some(Failure::new(ErrorCode::AgentCrashed, "five times")),
+            restarts: Some(5),
+            ..SessionChange::new(id, at(10))
+        };
+        store.update_session(failed).await.unwrap();
+        let row = store.session(id).await.unwrap().unwrap();
+        assert_eq!((row.state, row.restarts, row.last_used), (SessionState::Failed, 5, at(0)));
+        assert_eq!(row.failure, Some(Failure::new(ErrorCode::AgentCrashed, "five times")));
+        assert_eq!(row.agent_session_id.as_deref(), Some("agent-1"), "not named, not changed");
+
+        let loaded = SessionChange {
+            state: Some(SessionState::Idle),
+            agent_session_id: Some("agent-9".into()),
+            protocol: Some(Protocol::Http),
+            protocol_version: Some(2),
+            agent_facts: Some(Redacted::new("{}")),
+            last_event_id: Some(99),
+            ..SessionChange::new(id, at(20))
+        };
+        store.update_session(loaded).await.unwrap();
+        let row = store.session(id).await.unwrap().unwrap();
+        assert_eq!((row.state, row.failure, row.last_used), (SessionState::Idle, None, at(20)));
+        assert_eq!((row.agent_session_id.as_deref(), row.last_event_id), (Some("agent-9"), 99));
+        assert_eq!((row.protocol, row.protocol_version, row.restarts), (Protocol::Http, Some(2), 5));
+
+        store.update_session(SessionChange::new(id, at(21))).await.unwrap();
+        assert_eq!(store.session(id).await.unwrap().unwrap().last_used, at(21));
+        for state in [SessionState::Closed, SessionState::Idle] {
+            store.try_update_session(SessionChange { state: Some(state), ..SessionChange::new(id, at(30)) }).unwrap();
+        }
+        until("closed", async || store.session(id).await.unwrap().unwrap().state == SessionState::Closed).await;
+        store.append(append(id, &["behind both"])).await.unwrap();
+        assert_eq!(store.session(id).await.unwrap().unwrap().state, SessionState::Closed);
+        let unknown = SessionChange { restarts: Some(1), ..SessionChange::new(new_session(0).session_id, at(0)) };
+        store.update_session(unknown).await.unwrap();
+    }
+
+    async fn a_workspace_is_made_once_and_what_exists_wins(database: TestDatabase) {
+        let store = database.open();
+        let web = key("acme", "web");
+        let tries: Vec<_> = (0..10)
+            .map(|n| {
+                let (store, new) = (store.clone(), new_workspace(&web, n));
+                tokio::spawn(async move { store.find_or_create_workspace(new).await.unwrap() })
+            })
+            .collect();
+        let mut folders = Vec::new();
+        for one in tries {
+            folders.push(one.await.unwrap().folder_id);
+        }
+        folders.dedup();
+        assert_eq!(folders.len(), 1);
+
+        store.set_workspace_path(web.clone(), "/data/w".into()).await.unwrap();
+        let again = NewWorkspace {
+            folder_id: FolderId(uuid::Uuid::nil()),
+            repository: Some("other/repo".into()),
+            path: Some("/elsewhere".into()),
+            permission_policy: Some(PermissionPolicy::Ask),
+            ..new_workspace(&web, 100)
+        };
+        let row = store.find_or_create_workspace(again).await.unwrap();
+        assert_eq!(row, store.workspace(web.clone()).await.unwrap().unwrap());
+        assert_eq!((row.folder_id, row.repository.as_deref()), (folders[0], Some("octo/repo")));
+        assert_eq!((row.path.as_deref(), row.workspace_path.as_deref()), (None, Some("/data/w")));
+        assert_eq!((row.permission_policy, row.last_used), (Some(PermissionPolicy::Ask), at(100)));
+        let row = store.find_or_create_workspace(new_workspace(&web, 101)).await.unwrap();
+        assert_eq!(row.permission_policy, Some(PermissionPolicy::Ask), "none given, none changed");
+
+        store.find_or_create_workspace(new_workspace(&key("other", "web"), 0)).await.unwrap();
+        let named = store.workspaces_named("web".parse().unwrap()).await.unwrap();
+        assert_eq!(named.iter().map(|row| row.key.to_string()).collect::<Vec<_>>(), ["acme/web", "other/web"]);
+        let unknown = store.set_workspace_path(key("acme", "none"), "/x".into()).await;
+        assert!(matches!(unknown, Err(StoreError::Conflict(_))));
+    }
+
+    async fn a_restart_interrupts_what_ran_and_lets_the_rest_sleep(database: TestDatabase) {
+        let store = database.open();
+        let mut expected = Vec::new();
+        for state in SessionState::ALL {
+            let new = NewSession { state, ..new_session(0) };
+            expected.push((new.session_id, state.after_restart()));
+            store.create_session(new).await.unwrap();
+        }
+        let (done, open) = (session(&store).await, session(&store).await);
+        expected.extend([(done, SessionState::Hibernated), (open, SessionState::Interrupted)]);
+        let (ended, left) = (new_turn(done, 1), new_turn(open, 2));
+        let (ended_id, left_id) = (ended.prompt_id, left.prompt_id);
+        store.accept_turn(ended).await.unwrap();
+        end(&store, turn_end(done, ended_id, 3)).await.unwrap();
+        store.accept_turn(left).await.unwrap();
+        // As if the crash had come between two writes.
+        let stale = SessionChange { state: Some(SessionState::Idle), ..SessionChange::new(open, at(3)) };
+        store.update_session(stale).await.unwrap();
+        assert!(store.close().await);
+
+        let store = database.open();
+        assert_eq!(store.recover(at(50)).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 5 });
+        for (id, state) in expected {
+            assert_eq!(store.session(id).await.unwrap().unwrap().state, state);
+        }
+        let turn = store.prompt(left_id).await.unwrap().unwrap();
+        assert_eq!((turn.state, turn.ended, turn.result), (TurnState::Interrupted, Some(at(50)), None));
+        assert_eq!(turn.error.map(|error| error.code), Some(ErrorCode::Interrupted));
+        assert_eq!(store.prompt(ended_id).await.unwrap().unwrap().state, TurnState::Completed);
+        assert_eq!(store.recover(at(51)).await.unwrap(), Recovered::default());
+    }
+}

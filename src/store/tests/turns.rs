@@ -1,0 +1,203 @@
+//! Turns and transcripts.
+
+use super::fixture::*;
+use crate::{
+    domain::{
+        lifecycle::SessionState,
+        outcome::{ErrorCode, Failure},
+        redaction::Redacted,
+        transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
+        turn::TurnState,
+    },
+    store::{Acceptance, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, StoreError, TurnEnd},
+};
+
+fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {
+    NewTurn { idempotency: Some(Idempotency { key: key.into(), body_hash: hash.into() }), ..turn }
+}
+
+both_databases! {
+    async fn a_turn_is_accepted_and_ends_with_everything_it_left(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = new_turn(session, 10);
+        let prompt = turn.prompt_id;
+        assert_eq!(store.accept_turn(turn).await.unwrap(), Acceptance::Accepted);
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.state, row.accepted, row.ended), (TurnState::Accepted, at(10), None));
+        assert_eq!((row.preview.as_str(), row.key), ("fix it", key("acme", "web")));
+        assert_eq!(store.session(session).await.unwrap().unwrap().state, SessionState::Running);
+
+        store.try_mark_running(prompt).unwrap();
+        until("running", async || store.prompt(prompt).await.unwrap().unwrap().state == TurnState::Running).await;
+
+        end(&store, turn_end(session, prompt, 20)).await.unwrap();
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.state, row.ended), (TurnState::Completed, Some(at(20))));
+        assert_eq!(row.result.as_deref(), Some(r#"{"stopReason":"completed"}"#));
+        let after = store.session(session).await.unwrap().unwrap();
+        assert_eq!((after.state, after.last_event_id, after.last_used), (SessionState::Idle, 7, at(20)));
+        assert_eq!(after.agent_session_id.as_deref(), Some("agent-2"));
+        let entries = store.transcript(session, 0, 10).await.unwrap();
+        let seen: Vec<_> = entries
+            .iter()
+            .map(|row| (row.seq, row.prompt_id, row.entry.event_type.as_str(), row.entry.text.as_str()))
+            .collect();
+        assert_eq!(seen, [(1, Some(prompt), "user_message", "fix it"), (2, Some(prompt), "agent_message", "done")]);
+        assert_eq!(entries[0].entry.payload.as_ref().map(Redacted::as_str), Some(r#"[{"type":"text"}]"#));
+    }
+
+    async fn a_turn_ends_once(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        let failed = TurnEnd {
+            state: TurnState::Failed,
+            result: None,
+            error: Some(Failure::new(ErrorCode::AgentCrashed, "with ghp_abcdefghijklmnopqrstuvwxyz0123456789")),
+            ..turn_end(session, prompt, 2)
+        };
+        end(&store, failed).await.unwrap();
+        let late = TurnEnd { session_state: SessionState::Failed, ..turn_end(session, prompt, 3) };
+        end(&store, late).await.unwrap();
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.state, row.ended, row.result), (TurnState::Failed, Some(at(2)), None));
+        assert_eq!(row.error, Some(Failure::new(ErrorCode::AgentCrashed, "with [redacted]")));
+        assert_eq!(texts(&store, session).await, ["fix it", "done"]);
+        assert_eq!(store.session(session).await.unwrap().unwrap().state, SessionState::Idle);
+
+        let never_accepted = new_turn(session, 4).prompt_id;
+        end(&store, turn_end(session, never_accepted, 4)).await.unwrap();
+        assert!(store.prompt(never_accepted).await.unwrap().is_none());
+    }
+
+    async fn one_key_is_one_execution_for_a_day(database: TestDatabase) {
+        let store = database.open();
+        let (session, other) = (session(&store).await, session(&store).await);
+        let first = keyed(new_turn(session, 0), "k", "h1");
+        let prompt = first.prompt_id;
+        assert_eq!(store.accept_turn(first).await.unwrap(), Acceptance::Accepted);
+
+        let repeat = keyed(new_turn(session, 5), "k", "h1");
+        let Acceptance::Existing(row) = store.accept_turn(repeat).await.unwrap() else { panic!() };
+        assert_eq!((row.prompt_id, row.state), (prompt, TurnState::Accepted));
+        let changed = keyed(new_turn(session, 6), "k", "h2");
+        let Acceptance::Mismatch(row) = store.accept_turn(changed).await.unwrap() else { panic!() };
+        assert_eq!(row.prompt_id, prompt);
+        assert_eq!(texts(&store, session).await.len(), 1, "neither wrote anything");
+        let elsewhere = keyed(new_turn(other, 7), "k", "h2");
+        assert_eq!(store.accept_turn(elsewhere).await.unwrap(), Acceptance::Accepted);
+
+        let period = i64::try_from(IDEMPOTENCY_PERIOD.as_micros()).unwrap();
+        let just_within = keyed(new_turn(session, period - 1), "k", "h1");
+        assert!(matches!(store.accept_turn(just_within).await.unwrap(), Acceptance::Existing(_)));
+        let a_day_later = keyed(new_turn(session, period), "k", "h2");
+        let second = a_day_later.prompt_id;
+        assert_eq!(store.accept_turn(a_day_later).await.unwrap(), Acceptance::Accepted);
+        assert_eq!(store.prompt(prompt).await.unwrap().unwrap().idempotency, None);
+        let held = store.prompt(second).await.unwrap().unwrap().idempotency;
+        assert_eq!(held, Some(Idempotency { key: "k".into(), body_hash: "h2".into() }));
+    }
+
+    async fn the_same_key_at_the_same_time_is_one_execution(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let tries: Vec<_> = (0..20)
+            .map(|n| {
+                let (store, turn) = (store.clone(), keyed(new_turn(session, n), "k", "h"));
+                tokio::spawn(async move { store.accept_turn(turn).await.unwrap() })
+            })
+            .collect();
+        let mut accepted = 0;
+        for one in tries {
+            accepted += usize::from(one.await.unwrap() == Acceptance::Accepted);
+        }
+        assert_eq!((accepted, texts(&store, session).await.len()), (1, 1));
+    }
+
+    async fn a_turn_of_an_unknown_session_is_a_conflict(database: TestDatabase) {
+        let store = database.open();
+        let known = new_turn(session(&store).await, 1);
+        let unknown = new_turn(new_session(0).session_id, 1);
+        assert!(matches!(store.accept_turn(unknown).await, Err(StoreError::Conflict(_))));
+        store.accept_turn(known.clone()).await.unwrap();
+        assert!(matches!(store.accept_turn(known).await, Err(StoreError::Conflict(_))), "the id exists");
+    }
+
+    async fn any_text_comes_back_as_it_went_in_apart_from_nul(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let long = "🦀é".repeat(MAX_ENTRY_BYTES / 6);
+        let said = ["", "👩‍👩‍👧‍👦 🇺🇳 \u{10ffff} \u{feff}", "quote ' \" \\ % $1 ? --", &long, "a\0b\0"];
+        store.append(append(session, &said)).await.unwrap();
+        let mut expected: Vec<_> = said.iter().map(|text| (*text).to_owned()).collect();
+        expected[4] = "a\u{fffd}b\u{fffd}".into();
+        assert_eq!(texts(&store, session).await, expected);
+
+        let turn = NewTurn {
+            preview: Redacted::new("p\0"),
+            user_entry: TranscriptEntry::with_payload("user_message\0", "u\0", "{\0}"),
+            ..keyed(new_turn(session, 1), "k\0", "h\0")
+        };
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        let ended = TurnEnd {
+            state: TurnState::Failed,
+            result: Some(Redacted::new("{\0}")),
+            error: Some(Failure::new(ErrorCode::AgentError, "e\0")),
+            agent_session_id: Some("a\0".into()),
+            ..turn_end(session, prompt, 2)
+        };
+        end(&store, ended).await.unwrap();
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.preview.as_str(), row.result.as_deref()), ("p\u{fffd}", Some("{\u{fffd}}")));
+    }
+
+    async fn many_entries_at_once_keep_their_order(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let many: Vec<_> = (0..1201).map(|n| n.to_string()).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        for part in many.chunks(601) {
+            store.append(append(session, part)).await.unwrap();
+        }
+        let mut seen = texts(&store, session).await;
+        let rest = store.transcript(session, 1000, 1000).await.unwrap();
+        assert_eq!(rest[0].seq, 1001);
+        seen.extend(rest.into_iter().map(|row| row.entry.text.into_string()));
+        assert_eq!(seen, many);
+    }
+
+    async fn a_new_start_goes_on_counting_where_the_last_one_stopped(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        store.append(append(session, &["a", "b"])).await.unwrap();
+        assert!(store.close().await);
+        let store = database.open();
+        store.append(append(session, &["c"])).await.unwrap();
+        assert_eq!(texts(&store, session).await, ["a", "b", "c"]);
+    }
+
+    async fn what_was_said_last_is_bounded_and_oldest_first(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        for n in 0..40 {
+            let mut one = append(session, &[&format!("user {n}"), "thinking", &format!("agent {n}")]);
+            one.entries[0].event_type = "user_message".into();
+            one.entries[1].event_type = "agent_thought".into();
+            store.try_append(one).unwrap();
+        }
+        until("all entries", async || store.transcript_len(session).await.unwrap() == 120).await;
+        let said = store.last_said(session, 50).await.unwrap();
+        let texts: Vec<_> = said.iter().map(|said| said.text.as_str()).collect();
+        assert_eq!((texts.len(), texts[0], texts[49]), (50, "user 15", "agent 39"));
+        assert!(said[0].by_user && !said[49].by_user);
+        let long = "x".repeat(MAX_ENTRY_BYTES / 2);
+        store.append(append(session, &[&long, &long, "end"])).await.unwrap();
+        let said = store.last_said(session, 50).await.unwrap();
+        assert_eq!(said.len(), 3, "what does not fit the context anyway is not read");
+        assert!(store.last_said(new_session(0).session_id, 5).await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,199 @@
+//! The writer: groups, isolation of failures, outages, bounds, closing.
+
+use std::sync::atomic::Ordering;
+
+use super::fixture::*;
+use crate::store::{Store, StoreError, StoreOptions, transcript::Entries};
+
+both_databases! {
+    async fn many_processes_that_start_at_once_migrate_once(database: TestDatabase) {
+        let url = database.url();
+        let threads: Vec<_> = (0..6)
+            .map(|_| {
+                let url = url.clone();
+                std::thread::spawn(move || Store::migrate(&url))
+            })
+            .collect();
+        let ran: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect();
+        assert_eq!(ran.iter().filter(|ran| !ran.is_empty()).count(), 1, "{ran:?}");
+        assert_eq!(Store::migrate(&url).unwrap(), Vec::<String>::new());
+    }
+
+    async fn what_queued_while_the_writer_was_busy_is_one_transaction(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let held = hold(&store).await;
+        let before = database.seen.commits.lock().unwrap().len();
+        for n in 0..100 {
+            store.try_append(append(session, &[&n.to_string()])).unwrap();
+        }
+        held.release().await;
+        until("100 entries", async || store.transcript_len(session).await.unwrap() == 100).await;
+        // A reader may see a commit a moment before it is observed.
+        let commits = || database.seen.commits.lock().unwrap()[before..].to_vec();
+        until("both commits", async || commits().len() >= 2).await;
+        let commits = commits();
+        assert_eq!(commits, [0, 100], "what held the writer, and then all of them");
+        let expected: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+        assert_eq!(texts(&store, session).await, expected);
+    }
+
+    async fn a_bad_write_does_not_hurt_its_neighbours(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let held = hold(&store).await;
+        let good = |text: &'static str| {
+            let store = store.clone();
+            tokio::spawn(async move { store.append(append(session, &[text])).await })
+        };
+        let before = good("before");
+        let mut twice = new_session(0);
+        twice.session_id = session;
+        let conflict = tokio::spawn({
+            let store = store.clone();
+            async move { store.create_session(twice).await }
+        });
+        let panics = tokio::spawn({
+            let store = store.clone();
+            async move { store.write::<()>(|_| panic!("a bug, on purpose")).await }
+        });
+        let broken = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let run = |tx: &mut crate::store::writer::WriteTx<'_>| {
+                    diesel::connection::SimpleConnection::batch_execute(tx.connection, "nonsense")?;
+                    Ok(())
+                };
+                store.write(run).await
+            }
+        });
+        let after = good("after");
+        until("a full queue", async || store.inner.queue.capacity() == 1024 - 5).await;
+        held.release().await;
+        assert!(matches!(conflict.await.unwrap(), Err(StoreError::Conflict(_))));
+        assert!(matches!(panics.await.unwrap(), Err(StoreError::Corrupt(_))));
+        assert!(matches!(broken.await.unwrap(), Err(StoreError::Unavailable(_))));
+        before.await.unwrap().unwrap();
+        after.await.unwrap().unwrap();
+        let mut seen = texts(&store, session).await;
+        seen.sort();
+        assert_eq!(seen, ["after", "before"]);
+        assert_eq!(database.seen.failures.load(Ordering::SeqCst), 2, "a conflict is no failure");
+    }
+
+    async fn a_full_queue_refuses_new_work_but_takes_the_ends_of_turns(database: TestDatabase) {
+        let store = Store::open(StoreOptions { write_queue: 4, ..database.options() }).unwrap();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        let slot = store.reserve_end().unwrap();
+        store.accept_turn(turn).await.unwrap();
+        let held = hold(&store).await;
+        for _ in 0..3 {
+            store.try_append(append(session, &["x"])).unwrap();
+        }
+        let (refused, back) = store.try_append(append(session, &["y"])).unwrap_err();
+        assert_eq!((refused, back.entries.len()), (StoreError::Busy, 1));
+        assert_eq!(store.accept_turn(new_turn(session, 2)).await, Err(StoreError::Busy));
+        assert!(matches!(store.reserve_end(), Err(StoreError::Busy)));
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        slot.end_turn(turn_end(session, prompt, 2), Box::new(|result| done.send(result).unwrap()));
+        held.release().await;
+        assert_eq!(outcome.await.unwrap(), Ok(()));
+        assert_eq!(texts(&store, session).await, ["fix it", "x", "x", "x", "done"]);
+        assert!(database.seen.failures.load(Ordering::SeqCst) >= 1);
+        drop(store.reserve_end().unwrap());
+    }
+
+    async fn a_cut_connection_is_made_again(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        for round in 0..3 {
+            store.ping().await.unwrap();
+            database.cut_connections();
+            store.append(append(session, &["still here"])).await.unwrap();
+            // And in the middle of a transaction.
+            let held = hold(&store).await;
+            store.try_append(append(session, &["and here"])).unwrap();
+            database.cut_connections();
+            held.release().await;
+            until("both", async || store.transcript_len(session).await.unwrap() == 2 * (round + 1)).await;
+        }
+        assert_eq!(database.seen.failures.load(Ordering::SeqCst), 0);
+    }
+
+    async fn while_the_database_is_away_new_work_is_refused_and_ends_are_kept(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        let outage = database.take_down();
+        let refused = store.create_session(new_session(2)).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        let ending = tokio::spawn({
+            let store = store.clone();
+            async move { end(&store, turn_end(session, prompt, 3)).await }
+        });
+        store.try_append(append(session, &["kept"])).unwrap();
+        let refused = store.create_session(new_session(4)).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        assert!(!ending.is_finished());
+        drop(outage);
+        ending.await.unwrap().unwrap();
+        until("the kept entry", async || store.transcript_len(session).await.is_ok_and(|len| len == 3)).await;
+        store.create_session(new_session(5)).await.unwrap();
+    }
+
+    async fn closing_finishes_what_is_queued_and_what_holds_a_place(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        let slot = store.reserve_end().unwrap();
+        store.accept_turn(turn).await.unwrap();
+        for _ in 0..300 {
+            store.try_append(append(session, &["x"])).unwrap();
+        }
+        let closing = tokio::spawn({
+            let store = store.clone();
+            async move { store.close().await }
+        });
+        until("the end of new work", async || store.inner.queue.is_closed()).await;
+        assert_eq!(store.append(append(session, &["late"])).await, Err(StoreError::Closed));
+        assert_eq!(store.ping().await, Err(StoreError::Closed));
+        slot.end_turn(turn_end(session, prompt, 2), Box::new(|result| result.unwrap()));
+        assert!(closing.await.unwrap(), "closed in order");
+        assert!(store.close().await, "closing twice is harmless");
+        let store = database.open();
+        assert_eq!(store.transcript_len(session).await.unwrap(), 302);
+        assert_eq!(store.prompt(prompt).await.unwrap().unwrap().ended, Some(at(2)));
+    }
+
+    async fn an_append_whose_commit_was_in_doubt_is_not_written_twice(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let mut entries = Entries::new(append(session, &["once", "and once"]));
+        store
+            .write(move |tx| {
+                entries.write(tx)?;
+                tx.in_doubt = true;
+                entries.write(tx)
+            })
+            .await
+            .unwrap();
+        assert_eq!(texts(&store, session).await, ["once", "and once"]);
+    }
+
+    async fn a_panic_in_what_is_told_goes_no_further(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        let slot = store.reserve_end().unwrap();
+        slot.end_turn(turn_end(session, prompt, 2), Box::new(|_| panic!("a bug, on purpose")));
+        store.append(append(session, &["next"])).await.unwrap();
+        assert_eq!(texts(&store, session).await, ["fix it", "done", "next"]);
+    }
+}
