@@ -3,4 +3,5 @@ pub mod acp;
 pub mod config;
 pub mod contract;
 pub mod domain;
+pub mod telemetry;
 pub mod transport;
