@@ -8,3 +8,4 @@ pub mod automation;
 pub mod problem;
 pub mod result;
 pub mod runtime;
+pub mod toast;

@@ -16,10 +16,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::{
-    config::settings::{Log, LogFormat},
-    domain::{redaction::Redacted, text},
-};
+use crate::domain::{redaction::Redacted, text};
 
 /// Values of the field `marker`, by which operators find lines.
 pub mod marker {
@@ -43,27 +40,37 @@ const LAST_CUT_CHARS: usize = 1_000;
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// `[log] level` is no filter.
-    #[error("log.level: {0}")]
+    /// The level is no filter.
+    #[error("the log level is no filter: {0}")]
     Level(#[from] tracing_subscriber::filter::ParseError),
     /// It was set up before; there is one log for each process.
     #[error("the log is set up already: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Sets up the log of this process. The filter comes from the settings alone, never from `RUST_LOG`.
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineForm {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`; it comes
+/// from the settings alone, never from `RUST_LOG`.
 ///
 /// # Errors
 /// Where the level is no filter, or the log was set up before.
-pub fn init(settings: &Log) -> Result<(), LoggingError> {
-    let filter = EnvFilter::builder().parse(&settings.level)?;
+pub fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
+    let filter = EnvFilter::builder().parse(level)?;
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match settings.format {
-        LogFormat::Json => {
+    match form {
+        LineForm::Json => {
             registry.with(layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()))).try_init()?;
         }
-        LogFormat::Text => {
+        LineForm::Text => {
             registry.with(layer.with_ansi(false).event_format(BoundedText(Format::default()))).try_init()?;
         }
     }
