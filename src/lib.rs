@@ -1,5 +1,6 @@
 //! LumiLink
 pub mod acp;
+pub mod client;
 pub mod config;
 pub mod contract;
 pub mod domain;
