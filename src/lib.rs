@@ -1,6 +1,7 @@
 //! LumiLink
 pub mod acp;
 pub mod client;
+pub mod commands;
 pub mod config;
 pub mod contract;
 pub mod domain;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     clean::clean_line,
-    error::{ClientError, causes},
+    error::{ClientError, causes, lost_or_unreachable},
     requests::{NewSession, OpenedSession, Page, PermissionChoice, PromptRequest, PromptStatus, SessionFilter},
     stream::TurnStream,
 };
@@ -256,11 +256,6 @@ impl ApiClient {
     async fn send(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         call.send().await.map_err(|error| lost_or_unreachable(&error, &self.base))
     }
-}
-
-pub(super) fn lost_or_unreachable(error: &reqwest::Error, base: &url::Url) -> ClientError {
-    let (url, cause) = (base.to_string(), causes(error));
-    if error.is_connect() { ClientError::Unreachable { url, cause } } else { ClientError::Lost { url, cause } }
 }
 
 /// Flat members as pairs; what is absent stays away.

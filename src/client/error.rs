@@ -77,3 +77,9 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
     }
     super::clean::clean_line(&text)
 }
+
+/// What became of a request that got no answer.
+pub(super) fn lost_or_unreachable(error: &reqwest::Error, base: &url::Url) -> ClientError {
+    let (url, cause) = (base.to_string(), causes(error));
+    if error.is_connect() { ClientError::Unreachable { url, cause } } else { ClientError::Lost { url, cause } }
+}

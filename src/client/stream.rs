@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    api::lost_or_unreachable,
     clean::clean_line,
-    error::ClientError,
+    error::{ClientError, lost_or_unreachable},
     sse::{MAX_EVENT_BYTES, SseError, SseEvent, SseParser},
 };
 use crate::contract::{problem::Problem, result::ACPSessionResult};

@@ -55,6 +55,7 @@ pub fn current_program() -> std::io::Result<PathBuf> {
 impl Environment {
     /// Reads the environment of this process. Variables that are not UTF-8 are left out: no setting and no
     /// agent can use them.
+    #[expect(clippy::disallowed_methods, reason = "the one place")]
     pub fn of_process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

@@ -9,88 +9,18 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Config,
-    environment::{Environment, absolute},
+    environment::absolute,
     error::{ConfigError, Origin},
     layers::Layers,
+    sources::{DEFAULT_AGENT, Sources, sqlite_path},
     validate::validate,
 };
 
-/// The name under which `[agent]` stands beside `[agents.<name>]`.
-pub const DEFAULT_AGENT: &str = "default";
 /// Names the data folder where no flag does.
 const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";
 /// The data folder where nobody names one: in the current folder, so that trying it out leaves its traces
 /// in one place.
 const DEFAULT_DATA_DIR: &str = ".lumilink";
-
-/// A door of the program; a door that is going to be opened beyond loopback needs a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Face {
-    /// The public HTTP API.
-    Server,
-    /// The runtime's doors.
-    Runtime,
-}
-
-/// One setting from the command line.
-#[derive(Debug, Clone)]
-pub struct Flag {
-    /// The flag as it was written, for messages.
-    pub name: String,
-    /// `section.key`.
-    pub setting: String,
-    /// The value as text.
-    pub value: String,
-}
-
-impl Flag {
-    /// A flag of its own for one setting.
-    pub fn new(name: &str, setting: &str, value: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), setting: setting.to_owned(), value: value.into() }
-    }
-
-    /// Reads the argument of `--set`.
-    ///
-    /// # Errors
-    /// Where it is not `section.key=value`.
-    pub fn parse_set(argument: &str) -> Result<Self, String> {
-        let parts = argument.split_once('=').filter(|(setting, _)| setting.contains('.'));
-        let (setting, value) = parts.ok_or("must be section.key=value, such as turn.inactivity_timeout_s=60")?;
-        Ok(Self::new("--set", setting.trim(), value))
-    }
-
-    /// The setting in parts. Below `env` stands the name of a variable, dots and all.
-    fn path(&self) -> Vec<String> {
-        let mut path = Vec::new();
-        let mut rest = self.setting.as_str();
-        while let Some((part, below)) = rest.split_once('.') {
-            path.push(part.to_owned());
-            rest = below;
-            if part == "env" {
-                break;
-            }
-        }
-        path.push(rest.to_owned());
-        path
-    }
-}
-
-/// Where settings come from, in rising priority: defaults, `file`, `environment`, `flags`.
-#[derive(Debug, Clone, Default)]
-pub struct Sources {
-    /// A TOML file; it has to exist.
-    pub file: Option<PathBuf>,
-    /// The environment.
-    pub environment: Environment,
-    /// The command line.
-    pub flags: Vec<Flag>,
-    /// `--data-dir`; else `LUMILINK_DATA_DIR`, else `.lumilink` in `current_folder`.
-    pub data_dir: Option<PathBuf>,
-    /// What relative paths are relative to.
-    pub current_folder: PathBuf,
-    /// The doors that are going to be opened.
-    pub faces: Vec<Face>,
-}
 
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
@@ -114,6 +44,9 @@ pub struct Loaded {
 /// ones; rules are checked all at once.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut layers = Layers::default();
+    for preference in &sources.preferences {
+        layers.add_text(Origin::Default, &preference.path(), &preference.value);
+    }
     if let Some(path) = &sources.file {
         layers.add_file(&absolute(path, &sources.current_folder))?;
     }
@@ -160,13 +93,6 @@ fn make_absolute(config: &mut Config, data_dir: &Path, current: &Path) {
         },
     };
     config.database.url = Some(url.into());
-}
-
-/// The path of a `sqlite:PATH` address; `None` for another kind of database.
-pub(super) fn sqlite_path(url: &str) -> Option<&str> {
-    let path = url.strip_prefix("sqlite:")?;
-    // `sqlite:///abs` is what other tools write for the same.
-    Some(path.strip_prefix("//").unwrap_or(path))
 }
 
 #[cfg(test)]

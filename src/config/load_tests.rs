@@ -1,7 +1,11 @@
 use secrecy::ExposeSecret;
 
 use super::*;
-use crate::config::{render::render, settings::LogFormat};
+use crate::config::{
+    render::render,
+    settings::LogFormat,
+    sources::{Face, Flag},
+};
 
 fn sources(environment: &[(&str, &str)], flags: &[&str]) -> Sources {
     Sources {
@@ -185,4 +189,14 @@ fn what_is_printed_is_toml_that_loads_and_names_each_source() {
 fn a_missing_file_is_an_error_that_names_it() {
     let sources = Sources { file: Some("nowhere.toml".into()), ..sources(&[], &[]) };
     assert!(load(&sources).unwrap_err().to_string().starts_with("file:/here/nowhere.toml: cannot be read"));
+}
+
+#[test]
+fn what_a_command_prefers_is_below_everything_that_anybody_says() {
+    let preferring = |environment| Sources {
+        preferences: vec![Flag::new("demo", "log.level", "error")],
+        ..sources(environment, &[])
+    };
+    assert_eq!(load(&preferring(&[])).unwrap().config.log.level, "error");
+    assert_eq!(load(&preferring(&[("LUMILINK_LOG__LEVEL", "debug")])).unwrap().config.log.level, "debug");
 }

@@ -10,10 +10,12 @@ mod layers;
 pub mod load;
 pub mod render;
 pub mod settings;
+pub mod sources;
 mod validate;
 
 pub use client::ClientSettings;
 pub use environment::Environment;
 pub use error::ConfigError;
-pub use load::{DEFAULT_AGENT, Face, Flag, Loaded, Sources, load};
+pub use load::{Loaded, load};
 pub use settings::Config;
+pub use sources::{DEFAULT_AGENT, Face, Flag, Sources};

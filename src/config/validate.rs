@@ -7,8 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     Config,
     error::{BadSetting, ConfigError, Origin},
-    load::{DEFAULT_AGENT, Face, sqlite_path},
     settings::Agent,
+    sources::{DEFAULT_AGENT, Face, sqlite_path},
 };
 
 /// The smallest frame limit, in bytes: the handshake of an agent that offers many models and modes takes
