@@ -1,1 +1,10 @@
-fn main() {}
+//! Arguments, command, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use lumilink::commands::{self, Cli};
+
+fn main() -> ExitCode {
+    commands::run(Cli::parse())
+}

@@ -342,7 +342,8 @@ impl Turn {
     }
 }
 
-const HIDDEN: &str = "[hidden]";
+/// What stands in place of a secret.
+pub(super) const HIDDEN: &str = "[hidden]";
 
 fn hidden<S: Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
     match secret {

@@ -1,8 +1,8 @@
 //! Our own wire types: what clients send and get, and what supervisor and runtime say to each other
 //! beside ACP.
 //!
-//! Invariant: types only. Nothing here decides; names are camelCase on the wire and each type is part of
-//! the OpenAPI document or of the runtime's door.
+//! Invariant: types and the rules of their form, nothing that acts. Names are camelCase on the wire and each
+//! type is part of the OpenAPI document or of the runtime's door.
 
 pub mod automation;
 pub mod health;
@@ -10,3 +10,4 @@ pub mod problem;
 pub mod result;
 pub mod runtime;
 pub mod session;
+pub mod toast;

@@ -15,6 +15,7 @@ pub mod prompt;
 pub mod redaction;
 pub mod replay;
 pub mod restart;
+pub mod routing;
 pub mod text;
 pub mod transcript;
 pub mod turn;

@@ -1,0 +1,244 @@
+//! One turn on a terminal or in a script: shows it, asks what has to be asked, and cancels it on Ctrl-C.
+
+use std::{
+    io::{BufRead, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{
+    ApiClient, ClientError,
+    follow::{Events, follow},
+    json_lines::{event_object, json_line},
+    printer::{OfferedOption, Printer, permission_options},
+    requests::{PermissionChoice, PromptRequest},
+    stream::{Happened, TurnEvent},
+};
+use crate::contract::result::ResultStopReason;
+
+/// How often the timer moves.
+const TICK: Duration = Duration::from_millis(100);
+const SPINNER: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
+
+/// How a turn is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct ConsoleOptions {
+    /// One JSON object a line, and nothing is asked.
+    pub json: bool,
+    /// Whether permission requests may be asked on the terminal; needs a terminal on standard input.
+    pub ask: bool,
+}
+
+/// Runs one turn and shows it on standard output. The timer stands on standard error, and only where that
+/// is a terminal. Ctrl-C cancels the turn; a second one gives up waiting for its end. Answers whether the
+/// turn was completed.
+///
+/// # Errors
+/// Where the turn could not be begun or followed to its end.
+pub async fn run_turn(
+    client: &ApiClient,
+    request: PromptRequest,
+    options: ConsoleOptions,
+) -> Result<bool, ClientError> {
+    let ask = options.ask && !options.json && std::io::stdin().is_terminal();
+    let mut console = Console {
+        client: client.clone(),
+        session_id: request.session_id.clone(),
+        prompt_id: None,
+        printer: Printer::new(std::io::stdout()),
+        json: options.json,
+        timer: Timer::new(!options.json && std::io::stderr().is_terminal()),
+        questions: Vec::new(),
+        keyboard: None,
+        ask,
+    };
+    let interrupts = signal(SignalKind::interrupt())?;
+    console.run(follow(client.clone(), request), interrupts).await
+}
+
+struct Console<W: Write> {
+    client: ApiClient,
+    session_id: String,
+    prompt_id: Option<String>,
+    printer: Printer<W>,
+    json: bool,
+    timer: Timer,
+    questions: Vec<Question>,
+    keyboard: Option<mpsc::Receiver<String>>,
+    ask: bool,
+}
+
+/// A permission request that waits for the user.
+struct Question {
+    request_id: String,
+    options: Vec<OfferedOption>,
+}
+
+impl<W: Write> Console<W> {
+    async fn run(&mut self, mut events: Events, mut interrupts: Signal) -> Result<bool, ClientError> {
+        let mut tick = tokio::time::interval(TICK);
+        let mut cancelling = false;
+        loop {
+            tokio::select! {
+                event = events.recv() => {
+                    self.timer.hide();
+                    let Some(event) = event else { return Err(ClientError::Interrupted) };
+                    if let Some(completed) = self.show(&event?).await? {
+                        return Ok(completed);
+                    }
+                }
+                _ = interrupts.recv() => {
+                    self.timer.hide();
+                    if cancelling {
+                        return Err(ClientError::Interrupted);
+                    }
+                    cancelling = true;
+                    self.cancel(&mut interrupts).await?;
+                }
+                line = next_line(&mut self.keyboard), if !self.questions.is_empty() => {
+                    self.answer(line.as_deref()).await?;
+                }
+                _ = tick.tick() => {
+                    // A line that is being written, or a question, is not to be painted over.
+                    if self.printer.at_line_start() && self.questions.is_empty() {
+                        self.timer.show();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Shows one event; the answer is there after the last.
+    async fn show(&mut self, event: &TurnEvent) -> Result<Option<bool>, ClientError> {
+        if self.json {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", json_line(&event_object(event)?)?)?;
+            out.flush()?;
+        } else {
+            self.printer.event(event)?;
+        }
+        match event {
+            TurnEvent::Accepted(accepted) => self.prompt_id = Some(accepted.prompt_id.clone()),
+            TurnEvent::Happened(happened) => self.note_question(happened)?,
+            TurnEvent::Result(result) => return Ok(Some(result.stop_reason == ResultStopReason::Completed)),
+            TurnEvent::Problem(_) => return Ok(Some(false)),
+        }
+        Ok(None)
+    }
+
+    fn note_question(&mut self, happened: &Happened) -> Result<(), ClientError> {
+        let Some(request_id) = happened.update["requestId"].as_str().filter(|_| self.ask) else { return Ok(()) };
+        match happened.kind.as_str() {
+            "permission_request" => {
+                let options = permission_options(&happened.update);
+                self.questions.push(Question { request_id: request_id.to_owned(), options });
+                self.keyboard.get_or_insert_with(read_keyboard);
+                self.print_question()
+            }
+            "permission_resolved" => {
+                self.questions.retain(|question| question.request_id != request_id);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn print_question(&mut self) -> Result<(), ClientError> {
+        if let Some(question) = self.questions.first() {
+            let line = format!("[permission] 1 to {}, or nothing to cancel, then Enter:", question.options.len());
+            self.printer.line(&line)?;
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, line: Option<&str>) -> Result<(), ClientError> {
+        let Some(question) = self.questions.first() else { return Ok(()) };
+        let choice = match line.map(str::trim) {
+            None | Some("") => PermissionChoice::Cancelled,
+            Some(typed) => {
+                let chosen = typed.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+                match chosen.and_then(|index| question.options.get(index)) {
+                    Some(option) => PermissionChoice::Option(option.id.clone()),
+                    None => return self.print_question(),
+                }
+            }
+        };
+        let question = self.questions.remove(0);
+        match self.client.permission(&self.session_id, &question.request_id, &choice).await {
+            // Somebody else was faster, or it timed out: the stream says so.
+            Ok(()) | Err(ClientError::Problem(_)) => {}
+            Err(error) => self.printer.line(&format!("[permission] not answered: {error}"))?,
+        }
+        self.print_question()
+    }
+
+    async fn cancel(&mut self, interrupts: &mut Signal) -> Result<(), ClientError> {
+        if !self.json {
+            self.printer.line("[turn] cancelling; Ctrl-C again to leave at once")?;
+        }
+        let prompt_id = self.prompt_id.clone();
+        let cancelled = tokio::select! {
+            cancelled = self.client.cancel(&self.session_id, prompt_id.as_deref()) => cancelled,
+            _ = interrupts.recv() => return Err(ClientError::Interrupted),
+        };
+        match cancelled {
+            Err(error) if !self.json => Ok(self.printer.line(&format!("[turn] not cancelled: {error}"))?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The next line of the keyboard; `None` at its end. Cancel-safe.
+async fn next_line(keyboard: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
+    match keyboard {
+        Some(lines) => lines.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads lines in a thread of its own: a read of a terminal cannot be given up, only left behind.
+fn read_keyboard() -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// What moves while nothing else does.
+struct Timer {
+    began: Instant,
+    enabled: bool,
+    shown: bool,
+    turns: usize,
+}
+
+impl Timer {
+    fn new(enabled: bool) -> Self {
+        Self { began: Instant::now(), enabled, shown: false, turns: 0 }
+    }
+
+    // A terminal that cannot be written to is no reason to end a turn.
+    fn show(&mut self) {
+        if self.enabled {
+            self.turns = (self.turns + 1) % SPINNER.len();
+            self.shown = true;
+            let seconds = self.began.elapsed().as_secs_f32();
+            let _ = write!(std::io::stderr(), "\r{} {seconds:.1} s ", SPINNER[self.turns]);
+        }
+    }
+
+    fn hide(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(std::io::stderr(), "\r\u{1b}[K");
+        }
+    }
+}

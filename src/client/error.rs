@@ -1,0 +1,85 @@
+//! What can go wrong between a client and the server.
+
+use super::sse::SseError;
+use crate::contract::problem::Problem;
+
+/// A call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server answered with a problem.
+    #[error("{} [{}, request {}]", .0.detail, .0.code, .0.request_id)]
+    Problem(Box<Problem>),
+    /// Something answered that is not our server: another status without a problem document.
+    #[error("{url} answered {status}: {body}")]
+    Unexpected {
+        /// What was asked.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body, cleaned.
+        body: String,
+    },
+    /// The server could not be reached; nothing was started.
+    #[error("cannot reach {url}: {cause}")]
+    Unreachable {
+        /// What was asked.
+        url: String,
+        /// Why.
+        cause: String,
+    },
+    /// The connection broke after the request was sent: the server may have done what was asked.
+    #[error("the connection to {url} was lost: {cause}")]
+    Lost {
+        /// What was asked.
+        url: String,
+        /// Why.
+        cause: String,
+    },
+    /// The event stream is not what the API says.
+    #[error("the event stream is not readable: {0}")]
+    Stream(#[from] SseError),
+    /// The body is not what the API says.
+    #[error("the answer is not what the API says: {0}")]
+    Decode(#[from] serde_json::Error),
+    /// The client could not be set up: TLS roots, or a token that no header can carry.
+    #[error("the client cannot be set up: {0}")]
+    Setup(String),
+    /// Nothing could be read from or written to the terminal.
+    #[error("terminal: {0}")]
+    Terminal(#[from] std::io::Error),
+    /// The user does not want to wait for the end.
+    #[error("interrupted; the turn goes on in the server until it is cancelled")]
+    Interrupted,
+}
+
+impl ClientError {
+    /// Whether a call that may be repeated is worth repeating.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Lost { .. } => true,
+            Self::Problem(problem) => problem.status == 503,
+            Self::Unexpected { status, .. } => matches!(status, 502..=504),
+            _ => false,
+        }
+    }
+}
+
+/// The whole chain of causes on one line: the outermost sentence of the HTTP client says little.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut inner = error.source();
+    while let Some(cause) = inner {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        inner = cause.source();
+    }
+    super::clean::clean_line(&text)
+}
+
+/// What became of a request that got no answer.
+pub(super) fn lost_or_unreachable(error: &reqwest::Error, base: &url::Url) -> ClientError {
+    let (url, cause) = (base.to_string(), causes(error));
+    if error.is_connect() { ClientError::Unreachable { url, cause } } else { ClientError::Lost { url, cause } }
+}

@@ -1,0 +1,25 @@
+//! A turn for scripts: one JSON object a line.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{clean::escape_json, stream::TurnEvent};
+
+/// One line, without its end. Texts of agents are escaped so far that a terminal does not act on them.
+pub fn json_line(value: &impl Serialize) -> Result<String, serde_json::Error> {
+    Ok(escape_json(&serde_json::to_string(value)?))
+}
+
+/// An event as an object with a `type`.
+pub fn event_object(event: &TurnEvent) -> Result<Value, serde_json::Error> {
+    Ok(match event {
+        TurnEvent::Accepted(accepted) => {
+            let mut object = serde_json::to_value(accepted)?;
+            object["type"] = "accepted".into();
+            object
+        }
+        TurnEvent::Happened(happened) => serde_json::to_value(happened)?,
+        TurnEvent::Result(result) => json!({"type": "result", "result": result}),
+        TurnEvent::Problem(problem) => json!({"type": "problem", "problem": problem}),
+    })
+}

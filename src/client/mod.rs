@@ -1,0 +1,21 @@
+//! Our own client of the HTTP session API, for the command line, the demo and the benchmarks.
+//!
+//! Invariant: it knows the API as any other client does, through `contract/` and the wire, never through
+//! the server's code. What an agent or server says is hostile until it went through [`clean`].
+
+pub mod api;
+pub mod clean;
+pub mod console;
+pub mod error;
+pub mod follow;
+pub mod json_lines;
+pub mod printer;
+pub mod requests;
+pub mod sse;
+pub mod stream;
+
+pub use api::ApiClient;
+pub use error::ClientError;
+pub use follow::follow;
+pub use requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter};
+pub use stream::{TurnEvent, TurnStream};

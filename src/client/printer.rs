@@ -1,0 +1,248 @@
+//! A turn for people: text as it comes, tools with their status, the plan, and how it ended.
+
+use std::{collections::HashMap, io::Write};
+
+use serde_json::Value;
+
+use super::{
+    clean::{clean, clean_line},
+    stream::{Happened, TurnEvent},
+};
+use crate::{
+    contract::{
+        problem::Problem,
+        result::{ACPSessionResult, ResultStopReason},
+    },
+    domain::text,
+};
+
+/// The longest title that is shown, in characters: about a line.
+const MAX_TITLE_CHARS: usize = 100;
+/// Tool calls whose titles are remembered; an agent that opens more gets them shown without.
+const MAX_TOOLS: usize = 1000;
+
+/// What the text that is being written belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Open {
+    Nothing,
+    Message,
+    Thought,
+}
+
+/// Writes a turn. Whatever the agent says, only text reaches the terminal.
+#[derive(Debug)]
+pub struct Printer<W> {
+    out: W,
+    open: Open,
+    at_line_start: bool,
+    tools: HashMap<String, (String, String)>,
+}
+
+impl<W: Write> Printer<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, open: Open::Nothing, at_line_start: true, tools: HashMap::new() }
+    }
+
+    /// Whether a line of one's own can be written now without breaking a text.
+    pub fn at_line_start(&self) -> bool {
+        self.at_line_start
+    }
+
+    /// Writes one event.
+    ///
+    /// # Errors
+    /// Where the terminal or pipe cannot be written to.
+    pub fn event(&mut self, event: &TurnEvent) -> std::io::Result<()> {
+        match event {
+            TurnEvent::Accepted(accepted) => {
+                let joined = if accepted.duplicate { " (joined)" } else { "" };
+                self.line(&format!("[turn] {}{joined}", accepted.prompt_id))?;
+            }
+            TurnEvent::Happened(happened) => self.happened(happened)?,
+            TurnEvent::Result(result) => self.line(&result_line(result))?,
+            TurnEvent::Problem(problem) => self.line(&problem_line(problem))?,
+        }
+        self.out.flush()
+    }
+
+    /// Writes one line, on a line of its own.
+    ///
+    /// # Errors
+    /// As [`Self::event`].
+    pub fn line(&mut self, line: &str) -> std::io::Result<()> {
+        self.end_text()?;
+        writeln!(self.out, "{}", clean_line(line))
+    }
+
+    fn happened(&mut self, happened: &Happened) -> std::io::Result<()> {
+        let update = &happened.update;
+        match happened.kind.as_str() {
+            "update" => self.update(update),
+            "permission_request" => {
+                let title = title_of(&update["toolCall"]).unwrap_or_else(|| "the agent asks".to_owned());
+                self.line(&format!("[permission] {title}"))?;
+                for (index, option) in permission_options(update).iter().enumerate() {
+                    self.line(&format!("  {}. {}", index + 1, option.name))?;
+                }
+                Ok(())
+            }
+            "permission_resolved" => {
+                let by = ["optionId", "outcome", "reason"].iter().find_map(|name| update[*name].as_str());
+                self.line(&format!("[permission] answered: {}", short(by.unwrap_or("cancelled"))))
+            }
+            "status" => {
+                let state = ["state", "status", "connection"].iter().find_map(|name| update[*name].as_str());
+                self.line(&format!("[session] {}", short(state.unwrap_or("changed"))))
+            }
+            "gap" => self.line("[gap] some updates are not held any more; the transcript has them"),
+            "diagnostic" => {
+                let message = update["message"].as_str().unwrap_or_default();
+                self.line(&format!("[note] {}", short(message)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn update(&mut self, update: &Value) -> std::io::Result<()> {
+        let kind = update["sessionUpdate"].as_str().unwrap_or_default();
+        match kind {
+            "agent_message_chunk" => self.text(Open::Message, &update["content"]),
+            "agent_thought_chunk" => self.text(Open::Thought, &update["content"]),
+            "tool_call" | "tool_call_update" => self.tool(update),
+            "plan" => self.plan(&update["entries"]),
+            "current_mode_update" => {
+                self.line(&format!("[mode] {}", short(update["currentModeId"].as_str().unwrap_or_default())))
+            }
+            // They say nothing about this turn, or the result says it again.
+            "user_message_chunk"
+            | "available_commands_update"
+            | "config_option_update"
+            | "session_info_update"
+            | "usage_update" => Ok(()),
+            other => self.line(&format!("[{}]", short(other))),
+        }
+    }
+
+    fn text(&mut self, part: Open, content: &Value) -> std::io::Result<()> {
+        let text = match content["text"].as_str() {
+            Some(text) => clean(text),
+            None => format!("[{}]", short(content["type"].as_str().unwrap_or("content"))),
+        };
+        if text.is_empty() {
+            return Ok(());
+        }
+        if self.open != part {
+            self.end_text()?;
+            self.open = part;
+            if part == Open::Thought {
+                write!(self.out, "[thinking] ")?;
+            }
+        }
+        write!(self.out, "{text}")?;
+        self.at_line_start = text.ends_with('\n');
+        Ok(())
+    }
+
+    fn tool(&mut self, update: &Value) -> std::io::Result<()> {
+        let id = update["toolCallId"].as_str().unwrap_or_default();
+        let before = self.tools.get(id).cloned();
+        let known = before.as_ref();
+        let title = title_of(update).or_else(|| known.map(|(title, _)| title.clone()));
+        let status = update["status"].as_str().map(short).or_else(|| known.map(|(_, status)| status.clone()));
+        let now = (title.unwrap_or_else(|| "tool".to_owned()), status.unwrap_or_else(|| "pending".to_owned()));
+        if before.as_ref() == Some(&now) {
+            return Ok(()); // only its content grew
+        }
+        self.line(&format!("[tool] {} ({})", now.0, now.1))?;
+        if before.is_some() || self.tools.len() < MAX_TOOLS {
+            self.tools.insert(id.to_owned(), now);
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self, entries: &Value) -> std::io::Result<()> {
+        let entries = entries.as_array().map_or(&[][..], Vec::as_slice);
+        let done = entries.iter().filter(|entry| entry["status"] == "completed").count();
+        self.line(&format!("[plan] {done} of {} done", entries.len()))?;
+        for entry in entries {
+            let mark = match entry["status"].as_str() {
+                Some("completed") => "x",
+                Some("in_progress") => ">",
+                _ => " ",
+            };
+            self.line(&format!("  [{mark}] {}", short(entry["content"].as_str().unwrap_or_default())))?;
+        }
+        Ok(())
+    }
+
+    fn end_text(&mut self) -> std::io::Result<()> {
+        if !self.at_line_start {
+            writeln!(self.out)?;
+        }
+        self.at_line_start = true;
+        self.open = Open::Nothing;
+        Ok(())
+    }
+}
+
+/// What a permission request offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferedOption {
+    /// To be sent back.
+    pub id: String,
+    /// To be shown, cleaned.
+    pub name: String,
+}
+
+/// The options of a permission request.
+pub fn permission_options(update: &Value) -> Vec<OfferedOption> {
+    let options = update["options"].as_array().map_or(&[][..], Vec::as_slice);
+    let read = options.iter().filter_map(|option| {
+        let id = option["optionId"].as_str()?.to_owned();
+        let name = short(option["name"].as_str().unwrap_or(&id));
+        Some(OfferedOption { id, name })
+    });
+    read.collect()
+}
+
+fn title_of(tool_call: &Value) -> Option<String> {
+    tool_call["title"].as_str().filter(|title| !title.is_empty()).map(short)
+}
+
+fn short(said: &str) -> String {
+    text::cut(&clean_line(said), MAX_TITLE_CHARS)
+}
+
+/// How a turn ended, on one line.
+pub fn result_line(result: &ACPSessionResult) -> String {
+    let mut line = match result.stop_reason {
+        ResultStopReason::Completed => "completed",
+        ResultStopReason::Cancelled => "cancelled",
+        ResultStopReason::Error => "failed",
+    }
+    .to_owned();
+    let Some(meta) = &result.meta else { return line };
+    if let Some(reason) = meta.acp_stop_reason.as_ref().or(meta.error_code.as_ref()) {
+        line += &format!(" ({})", short(reason));
+    }
+    if meta.usage_known {
+        line += &format!(", {} tokens in, {} out", result.usage.input_tokens, result.usage.output_tokens);
+    }
+    let timings = &meta.timings;
+    if let Some(first) = timings.first_update_ms {
+        line += &format!(", first update after {first:.1} ms");
+    }
+    line + &format!(", {} updates in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
+}
+
+/// Why a turn did not end well, on one line.
+pub fn problem_line(problem: &Problem) -> String {
+    let (detail, code, request) =
+        (clean_line(&problem.detail), clean_line(&problem.code), clean_line(&problem.request_id));
+    format!("failed: {detail} [{code}, request {request}]")
+}
+
+#[cfg(test)]
+#[path = "printer_tests.rs"]
+mod tests;

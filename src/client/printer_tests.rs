@@ -1,0 +1,94 @@
+use serde_json::json;
+
+use super::*;
+
+fn printed(updates: &[Value]) -> String {
+    let mut out = Vec::new();
+    let mut printer = Printer::new(&mut out);
+    for update in updates {
+        let (kind, update) = match update["kind"].as_str() {
+            Some(kind) => (kind.to_owned(), update["update"].clone()),
+            None => ("update".to_owned(), update.clone()),
+        };
+        let happened = Happened { id: None, kind, session_id: String::new(), prompt_id: None, update };
+        printer.event(&TurnEvent::Happened(happened)).unwrap();
+    }
+    String::from_utf8(out).unwrap()
+}
+
+fn chunk(kind: &str, text: &str) -> Value {
+    json!({"sessionUpdate": kind, "content": {"type": "text", "text": text}})
+}
+
+#[test]
+fn text_flows_and_everything_else_stands_on_a_line_of_its_own() {
+    let out = printed(&[
+        chunk("agent_thought_chunk", "hm"),
+        chunk("agent_message_chunk", "Hel"),
+        chunk("agent_message_chunk", "lo\n"),
+        chunk("agent_message_chunk", "there"),
+        json!({"sessionUpdate": "tool_call", "toolCallId": "1", "title": "Write a.txt", "status": "pending"}),
+        json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "content": []}),
+        json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "status": "completed"}),
+        json!({"sessionUpdate": "plan", "entries": [
+            {"content": "look", "status": "completed"}, {"content": "write", "status": "in_progress"}]}),
+        json!({"sessionUpdate": "usage_update"}),
+        json!({"sessionUpdate": "unheard_of"}),
+    ]);
+    assert_eq!(
+        out,
+        "[thinking] hm\nHello\nthere\n[tool] Write a.txt (pending)\n[tool] Write a.txt (completed)\n\
+         [plan] 1 of 2 done\n  [x] look\n  [>] write\n[unheard_of]\n"
+    );
+}
+
+#[test]
+fn a_permission_request_shows_its_options() {
+    let out = printed(&[
+        json!({"kind": "permission_request", "update": {"requestId": "r", "toolCall": {"title": "rm -rf"},
+            "options": [{"optionId": "a", "name": "Allow"}, {"optionId": "b", "name": "Reject"}]}}),
+        json!({"kind": "permission_resolved", "update": {"optionId": "a"}}),
+    ]);
+    assert_eq!(out, "[permission] rm -rf\n  1. Allow\n  2. Reject\n[permission] answered: a\n");
+}
+
+#[test]
+fn nothing_that_an_agent_says_reaches_the_terminal_as_a_command() {
+    let evil = "\u{1b}]0;pwned\u{7}\u{9b}2J\r\u{202e}";
+    let out = printed(&[
+        chunk("agent_message_chunk", evil),
+        chunk("agent_thought_chunk", evil),
+        json!({"sessionUpdate": "tool_call", "toolCallId": evil, "title": format!("{evil}\nfake"), "status": evil}),
+        json!({"sessionUpdate": "plan", "entries": [{"content": evil, "status": evil}]}),
+        json!({"sessionUpdate": "current_mode_update", "currentModeId": evil}),
+        json!({"sessionUpdate": evil}),
+        json!({"sessionUpdate": "agent_message_chunk", "content": {"type": evil}}),
+        json!({"kind": "permission_request", "update": {"toolCall": {"title": evil}, "options": [{"optionId": "x", "name": evil}]}}),
+        json!({"kind": "permission_resolved", "update": {"optionId": evil}}),
+        json!({"kind": "status", "update": {"state": evil}}),
+        json!({"kind": "diagnostic", "update": {"message": evil}}),
+    ]);
+    assert!(
+        !out.chars().any(|character| character != '\n' && (character.is_control() || character == '\u{202e}')),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn the_result_says_how_how_much_and_how_long() {
+    let result: ACPSessionResult = serde_json::from_value(json!({
+        "stopReason": "completed",
+        "usage": {"inputTokens": 12, "outputTokens": 34},
+        "meta": {
+            "sessionId": "s", "promptId": "p", "protocol": "acp", "route": "acp", "acpStopReason": "end_turn",
+            "message": "", "messageTruncated": false, "workspace": {"path": "/w", "isEphemeral": false},
+            "rollback": {"active": false}, "contextInjected": false, "usageKnown": true,
+            "timings": {"firstUpdateMs": 1.25, "totalMs": 7.0, "updates": 3}
+        }
+    }))
+    .unwrap();
+    assert_eq!(
+        result_line(&result),
+        "completed (end_turn), 12 tokens in, 34 out, first update after 1.2 ms, 3 updates in 7.0 ms over acp"
+    );
+}

@@ -1,0 +1,103 @@
+//! What commands share: flags, the loaded configuration, the log, and exit codes.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use crate::{
+    client::ClientError,
+    config::{self, ConfigError, Environment, Face, Flag, Loaded, Sources, environment::current_folder},
+};
+
+/// `EX_CONFIG` of sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+
+/// The flags of every command that loads the configuration.
+#[derive(Debug, Clone, Args)]
+pub struct CommonFlags {
+    /// TOML file with settings.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on, such as 127.0.0.1:8080; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Folder for the database and the workspaces [default: .lumilink].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// sqlite:PATH or postgres://user:password@host/name; better in LUMILINK_DATABASE__URL, which other
+    /// users of the machine cannot read.
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// Any setting; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = Flag::parse_set)]
+    pub settings: Vec<Flag>,
+    /// What the command prefers to the defaults.
+    #[arg(skip)]
+    pub preferences: Vec<Flag>,
+}
+
+impl CommonFlags {
+    /// Loads the configuration for the doors that the command opens. `--listen` is the address of the
+    /// first of them, of the server where there is none.
+    ///
+    /// # Errors
+    /// Where a source cannot be used, or the current folder is gone.
+    pub fn load(&self, faces: &[Face]) -> Result<Loaded, CommandError> {
+        let listen = match faces.first() {
+            Some(Face::Runtime) => "runtime.listen",
+            _ => "server.listen",
+        };
+        let mut flags = self.settings.clone();
+        flags.extend(self.listen.iter().map(|value| Flag::new("--listen", listen, value)));
+        flags.extend(self.database_url.iter().map(|value| Flag::new("--database-url", "database.url", value)));
+        let sources = Sources {
+            file: self.config.clone(),
+            environment: Environment::of_process(),
+            flags,
+            data_dir: self.data_dir.clone(),
+            current_folder: current_folder().map_err(|cause| CommandError::failed("the current folder", &cause))?,
+            faces: faces.to_vec(),
+            preferences: self.preferences.clone(),
+        };
+        Ok(config::load(&sources)?)
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A call to the server failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CommandError {
+    /// A failure of something, with its cause.
+    pub fn failed(what: &str, cause: &dyn std::error::Error) -> Self {
+        Self::Failed(format!("{what}: {cause}"))
+    }
+
+    /// Tells the user, and gives the exit code.
+    pub fn report(self) -> ExitCode {
+        // Without standard error there is nobody to tell; the exit code remains.
+        let _ = writeln!(std::io::stderr(), "lumilink: {self}");
+        match self {
+            Self::Config(_) => ExitCode::from(EXIT_CONFIG),
+            Self::Client(_) | Self::Failed(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Writes one line to standard output.
+///
+/// # Errors
+/// Where nobody reads it.
+pub fn print(line: &str) -> Result<(), CommandError> {
+    writeln!(std::io::stdout(), "{line}").map_err(|cause| CommandError::failed("standard output", &cause))
+}

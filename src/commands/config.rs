@@ -1,0 +1,13 @@
+//! `lumilink config`
+
+use std::process::ExitCode;
+
+use super::common::{CommandError, CommonFlags, print};
+use crate::config::{Face, render::render};
+
+/// Prints the effective configuration; checks it for every door.
+pub fn run(flags: &CommonFlags) -> Result<ExitCode, CommandError> {
+    let loaded = flags.load(&[Face::Server, Face::Runtime])?;
+    print(render(&loaded).trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,41 @@
+//! The command line: one thin file per subcommand.
+//!
+//! Invariant: a command turns arguments into one call below and its answer into an exit code; it decides
+//! nothing else.
+
+mod common;
+mod config;
+mod session;
+mod session_view;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use common::CommandError;
+
+/// Supervises sessions of coding agents that speak the Agent Client Protocol.
+#[derive(Debug, Parser)]
+#[command(name = "lumilink", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prints the effective configuration with the source of each value, secrets hidden.
+    Config(common::CommonFlags),
+    /// Works with sessions of a running server.
+    Session(session::SessionArgs),
+}
+
+/// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
+/// configuration that cannot be used.
+pub fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Config(flags) => config::run(&flags),
+        Command::Session(arguments) => session::run(arguments),
+    };
+    done.unwrap_or_else(CommandError::report)
+}

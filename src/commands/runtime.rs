@@ -1,0 +1,30 @@
+//! `lumilink runtime`
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use super::{
+    common::{CommandError, CommonFlags},
+    log,
+};
+use crate::{app, config::Face};
+
+/// How to run the container side.
+#[derive(Debug, Args)]
+pub struct RuntimeArgs {
+    #[command(flatten)]
+    common: CommonFlags,
+    /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
+    #[arg(long, value_name = "FILE")]
+    announce: Option<PathBuf>,
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+pub fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
+    let loaded = arguments.common.load(&[Face::Runtime])?;
+    log::start(&loaded.config.log)?;
+    let served = actix::System::new().block_on(app::runtime(loaded, arguments.announce));
+    served.map_err(|cause| CommandError::failed("runtime", &cause))?;
+    Ok(ExitCode::SUCCESS)
+}

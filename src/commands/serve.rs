@@ -1,0 +1,34 @@
+//! `lumilink serve`
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use super::{
+    common::{CommandError, CommonFlags},
+    log,
+};
+use crate::{
+    app::{self, ServeOptions},
+    config::Face,
+};
+
+/// How to serve.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    common: CommonFlags,
+    /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
+    #[arg(long, value_name = "FILE")]
+    announce: Option<PathBuf>,
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+pub fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
+    let loaded = arguments.common.load(&[Face::Server])?;
+    log::start(&loaded.config.log)?;
+    let options = ServeOptions { announce: arguments.announce };
+    let served = actix::System::new().block_on(app::serve(loaded, options));
+    served.map_err(|cause| CommandError::failed("serve", &cause))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,240 @@
+//! `lumilink session …`
+
+use std::{io::Read, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{
+    common::{CommandError, print},
+    session_view::{diff_text, entry_text, session_row, value_text},
+};
+use crate::{
+    client::{
+        ApiClient, ClientError, NewSession, PromptRequest, SessionFilter,
+        clean::clean_line,
+        console::{ConsoleOptions, run_turn},
+        json_lines::json_line,
+    },
+    config::{ClientSettings, Environment},
+};
+
+/// The longest prompt that is read from standard input, in bytes: more than any server takes by default.
+const MAX_PROMPT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Which server, and what to do there.
+#[derive(Debug, Args)]
+pub struct SessionArgs {
+    /// Address of the server; else LUMILINK_URL [default: http://127.0.0.1:8080].
+    #[arg(long, global = true, value_name = "URL")]
+    server: Option<String>,
+    /// Bearer token; else LUMILINK_TOKEN, which other users of the machine cannot read.
+    #[arg(long, global = true, value_name = "TOKEN")]
+    token: Option<SecretString>,
+    /// Prints JSON, one object a line, for scripts.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Opens a session and prints its id.
+    New(NewArgs),
+    /// Runs one prompt and shows the turn; exit code 0 only where it was completed. Ctrl-C cancels it.
+    Prompt {
+        /// The session.
+        session: String,
+        /// The prompt; `-` reads it from standard input.
+        text: String,
+    },
+    /// Cancels the turn that runs.
+    Cancel {
+        /// The session.
+        session: String,
+        /// Only this turn.
+        #[arg(long, value_name = "ID")]
+        prompt: Option<String>,
+    },
+    /// Prints what was said and done.
+    Transcript {
+        /// The session.
+        session: String,
+    },
+    /// Lists sessions.
+    List(ListArgs),
+    /// Prints where a session stands.
+    Show {
+        /// The session.
+        session: String,
+    },
+    /// Brings an idle, expired, interrupted or failed session back.
+    Load {
+        /// The session.
+        session: String,
+    },
+    /// Prints what changed in a session's workspace.
+    Diff {
+        /// The session.
+        session: String,
+    },
+    /// Ends a session and frees what it holds.
+    Close {
+        /// The session.
+        session: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NewArgs {
+    /// The workspace, by your name for it.
+    #[arg(long, value_name = "NAME")]
+    workspace: String,
+    /// The tenant.
+    #[arg(long, value_name = "NAME")]
+    installation: String,
+    /// The person for whom it works.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// owner/name or a URL, to be cloned into the workspace.
+    #[arg(long, value_name = "REPOSITORY", conflicts_with = "path")]
+    repository: Option<String>,
+    /// The branch of the repository.
+    #[arg(long, value_name = "NAME", requires = "repository")]
+    branch: Option<String>,
+    /// An existing folder of the server.
+    #[arg(long, value_name = "FOLDER")]
+    path: Option<String>,
+    /// A configured agent.
+    #[arg(long, value_name = "NAME")]
+    agent: Option<String>,
+    /// development or conversation.
+    #[arg(long, value_name = "MODE")]
+    mode: Option<String>,
+    /// allow-once, allow-always, reject or ask.
+    #[arg(long, value_name = "POLICY")]
+    permission: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Of this tenant.
+    #[arg(long, value_name = "NAME")]
+    installation: Option<String>,
+    /// Of this workspace.
+    #[arg(long, value_name = "NAME")]
+    workspace: Option<String>,
+    /// In this state.
+    #[arg(long, value_name = "STATE")]
+    state: Option<String>,
+}
+
+/// Does it. One thread is enough for one turn.
+pub fn run(arguments: SessionArgs) -> Result<ExitCode, CommandError> {
+    let environment = Environment::of_process();
+    let settings = ClientSettings::resolve(arguments.server.as_deref(), arguments.token, &environment)?;
+    let client = ApiClient::new(&settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|cause| CommandError::failed("the event loop", &cause))?;
+    runtime.block_on(act(&client, arguments.action, arguments.json))
+}
+
+async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode, CommandError> {
+    match action {
+        Action::New(arguments) => {
+            let opened = client.new_session(&arguments.into()).await?;
+            if json { print_json(&opened)? } else { print(&clean_line(&opened.session_id))? }
+        }
+        Action::Prompt { session, text } => {
+            let from_stdin = text == "-";
+            let text = if from_stdin { read_stdin()? } else { text };
+            let request = PromptRequest::text(session, text);
+            let completed = run_turn(client, request, ConsoleOptions { json, ask: !from_stdin }).await?;
+            return Ok(if completed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Action::Cancel { session, prompt } => {
+            let cancelled = client.cancel(&session, prompt.as_deref()).await?;
+            let line = if cancelled { "cancelled" } else { "no turn was running" };
+            if json { print_json(&json!({"cancelled": cancelled}))? } else { print(line)? }
+        }
+        Action::Transcript { session } => transcript(client, &session, json).await?,
+        Action::List(arguments) => list(client, arguments, json).await?,
+        Action::Show { session } => show(&client.session(&session).await?, json)?,
+        Action::Load { session } => show(&client.load(&session).await?, json)?,
+        Action::Diff { session } => {
+            let diff = client.diff(&session).await?;
+            if json { print_json(&diff)? } else { print(&diff_text(&diff))? }
+        }
+        Action::Close { session } => {
+            client.close(&session).await?;
+            if json { print_json(&json!({"closed": true}))? } else { print("closed")? }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn transcript(client: &ApiClient, session: &str, json: bool) -> Result<(), CommandError> {
+    let mut cursor = None;
+    loop {
+        let page = client.transcript(session, cursor.as_deref(), None).await?;
+        for entry in &page.items {
+            if json { print_json(entry)? } else { print(&entry_text(entry))? }
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+async fn list(client: &ApiClient, arguments: ListArgs, json: bool) -> Result<(), CommandError> {
+    let mut filter = SessionFilter {
+        installation_id: arguments.installation,
+        workspace_id: arguments.workspace,
+        state: arguments.state,
+        ..SessionFilter::default()
+    };
+    loop {
+        let page = client.sessions(&filter).await?;
+        for session in &page.items {
+            if json { print_json(session)? } else { print(&session_row(session))? }
+        }
+        filter.cursor = page.next_cursor;
+        if filter.cursor.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+fn show(value: &Value, json: bool) -> Result<(), CommandError> {
+    if json { print_json(value) } else { print(value_text(value).trim_end()) }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
+    print(&json_line(value).map_err(ClientError::from)?)
+}
+
+fn read_stdin() -> Result<String, CommandError> {
+    let mut text = String::new();
+    let mut input = std::io::stdin().lock().take(MAX_PROMPT_BYTES);
+    input.read_to_string(&mut text).map_err(|cause| CommandError::failed("standard input", &cause))?;
+    Ok(text)
+}
+
+impl From<NewArgs> for NewSession {
+    fn from(arguments: NewArgs) -> Self {
+        Self {
+            workspace_id: arguments.workspace,
+            installation_id: arguments.installation,
+            user_id: arguments.user,
+            repository: arguments.repository,
+            branch: arguments.branch,
+            path: arguments.path,
+            agent: arguments.agent,
+            mode: arguments.mode,
+            permission_policy: arguments.permission,
+        }
+    }
+}

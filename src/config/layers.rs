@@ -1,0 +1,165 @@
+//! One source of settings after the other, and which of them a value came from.
+
+use std::{collections::BTreeMap, path::Path};
+
+use figment::{
+    Metadata, Profile, Provider,
+    error::{Actual, Kind},
+    value::{Dict, Map, Value},
+};
+
+use super::error::{ConfigError, Origin};
+
+/// What one source says.
+struct Layer {
+    origin: Origin,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.to_string())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// All sources in rising priority.
+#[derive(Default)]
+pub(super) struct Layers {
+    figment: figment::Figment,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Layers {
+    /// Adds a TOML file.
+    pub fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let origin = Origin::File(path.to_owned());
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::new("", origin.clone(), format!("cannot be read: {cause}")))?;
+        let table: toml::Table = toml::from_str(&text).map_err(|cause| {
+            // The parser's long form quotes the line, which may be the one with the secret.
+            let line = cause.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            ConfigError::new("", origin.clone(), format!("is not TOML: line {line}: {}", cause.message()))
+        })?;
+        let values = Value::serialize(&table).ok().and_then(Value::into_dict);
+        let values = values.ok_or_else(|| ConfigError::new("", origin.clone(), "is not a table of settings"))?;
+        self.add(origin, values);
+        Ok(())
+    }
+
+    /// Adds one value, given as text: lists and maps as JSON, anything else as it stands. Whether a text
+    /// is a number or a switch is decided by the setting's type, so a token of digits stays a token.
+    pub fn add_text(&mut self, origin: Origin, path: &[String], text: &str) {
+        let mut value = Value::from(text);
+        if text.trim_start().starts_with(['[', '{']) {
+            let parsed = serde_json::from_str::<serde_json::Value>(text).ok();
+            if let Some(parsed) = parsed.and_then(|json| Value::serialize(json).ok()) {
+                value = parsed;
+            }
+        }
+        let mut values = Dict::new();
+        let Some((last, above)) = path.split_last() else { return };
+        values.insert(last.clone(), value);
+        for part in above.iter().rev() {
+            values = Dict::from([(part.clone(), Value::from(values))]);
+        }
+        self.add(origin, values);
+    }
+
+    fn add(&mut self, origin: Origin, values: Dict) {
+        note_origins(&mut self.origins, &origin, String::new(), &values);
+        let figment = std::mem::take(&mut self.figment);
+        self.figment = figment.merge(Layer { origin, values });
+    }
+
+    /// Where the value of a setting came from: its own origin, else that of what it is part of, else that
+    /// of a part of it.
+    pub fn origin_of(&self, setting: &str) -> Origin {
+        let mut name = setting;
+        loop {
+            if let Some(origin) = self.origins.get(name) {
+                return origin.clone();
+            }
+            match name.rsplit_once('.') {
+                Some((above, _)) => name = above,
+                None => break,
+            }
+        }
+        let below = format!("{setting}.");
+        let part = self.origins.iter().rev().find(|(name, _)| name.starts_with(&below));
+        part.map_or(Origin::Default, |(_, origin)| origin.clone())
+    }
+
+    /// The settings of all sources together.
+    pub fn extract(&self) -> Result<super::Config, ConfigError> {
+        self.figment.extract_lossy().map_err(|error| {
+            let problems = error.into_iter().map(|error| self.explain(&error)).collect();
+            ConfigError { problems }
+        })
+    }
+
+    /// Every leaf with its origin.
+    pub fn into_origins(self) -> BTreeMap<String, Origin> {
+        self.origins
+    }
+
+    fn explain(&self, error: &figment::Error) -> super::error::BadSetting {
+        let mut path = error.path.clone();
+        if let Kind::UnknownField(name, _) = &error.kind
+            && path.last() != Some(name)
+        {
+            path.push(name.clone());
+        }
+        let setting = path.join(".");
+        let what = match &error.kind {
+            Kind::UnknownField(_, known) if path.len() < 2 => {
+                format!("is not a section; sections are {}", known.join(", "))
+            }
+            Kind::UnknownField(_, known) => format!("is not a setting; here are {}", known.join(", ")),
+            Kind::UnknownVariant(found, known) => format!("is {found:?}, must be one of {}", known.join(", ")),
+            Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
+                format!("is {}, must be {}", shown(&setting, found), wanted_as_words(wanted))
+            }
+            Kind::ISizeOutOfRange(found) => format!("is {found}, must be 0 or more"),
+            _ if setting.ends_with(".listen") => "must be an address and a port, such as 127.0.0.1:8080".to_owned(),
+            _ => error.kind.to_string(),
+        };
+        super::error::BadSetting { origin: self.origin_of(&setting), setting, what }
+    }
+}
+
+/// Whether the value of a setting is never shown.
+pub(super) fn is_secret(setting: &str) -> bool {
+    setting.ends_with(".token") || setting == "database.url" || setting.split('.').any(|part| part == "env")
+}
+
+fn shown(setting: &str, found: &Actual) -> String {
+    if is_secret(setting) { "of another type".to_owned() } else { found.to_string() }
+}
+
+fn wanted_as_words(wanted: &str) -> String {
+    match wanted {
+        "u16" | "u32" | "u64" | "usize" => "a whole number of 0 or more".to_owned(),
+        "a sequence" => "a list, such as [\"a\", \"b\"]".to_owned(),
+        "a map" => "a table, such as {\"NAME\": \"value\"}".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "path string" => "a path".to_owned(),
+        other if other.starts_with("struct ") => "a section of settings".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn note_origins(origins: &mut BTreeMap<String, Origin>, origin: &Origin, above: String, values: &Dict) {
+    for (name, value) in values {
+        let setting = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        match value {
+            Value::Dict(_, values) => note_origins(origins, origin, setting, values),
+            _ => {
+                origins.insert(setting, origin.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! From sources to one checked value.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    Config,
+    environment::absolute,
+    error::{ConfigError, Origin},
+    layers::Layers,
+    sources::{DEFAULT_AGENT, Sources, sqlite_path},
+    validate::validate,
+};
+
+/// Names the data folder where no flag does.
+const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";
+/// The data folder where nobody names one: in the current folder, so that trying it out leaves its traces
+/// in one place.
+const DEFAULT_DATA_DIR: &str = ".lumilink";
+
+/// A configuration that can be used.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Every setting, paths absolute; `workspaces.root` and `database.url` are always set.
+    pub config: Config,
+    /// Where everything is kept that has no place of its own; absolute. It need not exist yet.
+    pub data_dir: PathBuf,
+    /// The whole environment of each agent, by its name; [`DEFAULT_AGENT`] is `[agent]`.
+    pub agent_environments: BTreeMap<String, BTreeMap<String, SecretString>>,
+    /// Where each value came from that is not a default, by `section.key`.
+    pub origins: BTreeMap<String, Origin>,
+    /// Where the data folder came from.
+    pub data_dir_origin: Origin,
+}
+
+/// Reads, joins and checks all sources.
+///
+/// # Errors
+/// Names each setting that is wrong, where it came from, and what it may be. A type error hides later
+/// ones; rules are checked all at once.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let mut layers = Layers::default();
+    for preference in &sources.preferences {
+        layers.add_text(Origin::Default, &preference.path(), &preference.value);
+    }
+    if let Some(path) = &sources.file {
+        layers.add_file(&absolute(path, &sources.current_folder))?;
+    }
+    for (variable, path, value) in sources.environment.settings() {
+        layers.add_text(Origin::Environment(variable.to_owned()), &path, value);
+    }
+    for flag in &sources.flags {
+        layers.add_text(Origin::Flag(flag.name.clone()), &flag.path(), &flag.value);
+    }
+    let mut config = layers.extract()?;
+    validate(&config, &sources.faces, |setting| layers.origin_of(setting))?;
+    let (data_dir, data_dir_origin) = data_dir(sources);
+    make_absolute(&mut config, &data_dir, &sources.current_folder);
+    let agents = std::iter::once((DEFAULT_AGENT, &config.agent))
+        .chain(config.agents.iter().map(|(name, agent)| (name.as_str(), agent)));
+    let agent_environments =
+        agents.map(|(name, agent)| (name.to_owned(), sources.environment.of_agent(agent))).collect();
+    Ok(Loaded { config, data_dir, agent_environments, origins: layers.into_origins(), data_dir_origin })
+}
+
+fn data_dir(sources: &Sources) -> (PathBuf, Origin) {
+    let (path, origin) = match (&sources.data_dir, sources.environment.get(DATA_DIR_VARIABLE)) {
+        (Some(flag), _) => (flag.as_path(), Origin::Flag("--data-dir".into())),
+        (None, Some(variable)) => (Path::new(variable), Origin::Environment(DATA_DIR_VARIABLE.into())),
+        (None, None) => (Path::new(DEFAULT_DATA_DIR), Origin::Default),
+    };
+    (absolute(path, &sources.current_folder), origin)
+}
+
+fn make_absolute(config: &mut Config, data_dir: &Path, current: &Path) {
+    let workspaces = &mut config.workspaces;
+    workspaces.root = Some(match &workspaces.root {
+        Some(root) => absolute(root, current),
+        None => data_dir.join("workspaces"),
+    });
+    for path in &mut workspaces.allow_paths {
+        *path = absolute(path, current);
+    }
+    let url = match &config.database.url {
+        None => format!("sqlite:{}", data_dir.join("lumilink.db").display()),
+        Some(url) => match sqlite_path(url.expose_secret()) {
+            Some(path) => format!("sqlite:{}", absolute(Path::new(path), current).display()),
+            None => url.expose_secret().to_owned(),
+        },
+    };
+    config.database.url = Some(url.into());
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+//! The effective configuration as TOML, with the source of each value beside it and every secret hidden.
+
+use std::fmt::Write;
+
+use secrecy::ExposeSecret;
+use serde_json::{Map, Value};
+
+use super::{error::Origin, layers::is_secret, load::Loaded, settings::HIDDEN, sources::sqlite_path};
+
+/// Writes it. Secrets are hidden, so what is printed can be read by anybody but not loaded as it is where
+/// there are any.
+pub fn render(loaded: &Loaded) -> String {
+    let mut out = String::new();
+    let data_dir = loaded.data_dir.display();
+    let _ = writeln!(out, "# data folder: {data_dir}  ({})", loaded.data_dir_origin);
+    // Our own types always make an object.
+    if let Ok(Value::Object(sections)) = serde_json::to_value(&loaded.config) {
+        for (name, section) in &sections {
+            match (name.as_str(), section) {
+                ("agents", Value::Object(agents)) => {
+                    for (agent, settings) in agents {
+                        render_section(&mut out, loaded, &format!("agents.{agent}"), settings);
+                    }
+                }
+                _ => render_section(&mut out, loaded, name, section),
+            }
+        }
+    }
+    out
+}
+
+fn render_section(out: &mut String, loaded: &Loaded, section: &str, settings: &Value) {
+    let Value::Object(settings) = settings else { return };
+    let _ = write!(out, "\n[{section}]\n");
+    for (key, value) in settings {
+        let setting = format!("{section}.{key}");
+        let origin = origin_of(loaded, &setting, value);
+        let _ = match shown(loaded, &setting, value) {
+            Some(text) => writeln!(out, "{key} = {text}  # {origin}"),
+            None => writeln!(out, "# {key} is not set  # {origin}"),
+        };
+    }
+}
+
+/// The origin of a value; of a table all origins, since each of its entries may have another.
+fn origin_of(loaded: &Loaded, setting: &str, value: &Value) -> String {
+    if let Some(origin) = loaded.origins.get(setting) {
+        return origin.to_string();
+    }
+    let mut origins: Vec<String> = match value {
+        Value::Object(entries) => entries
+            .keys()
+            .filter_map(|name| loaded.origins.get(&format!("{setting}.{name}")))
+            .map(Origin::to_string)
+            .collect(),
+        _ => Vec::new(),
+    };
+    origins.sort();
+    origins.dedup();
+    if origins.is_empty() { Origin::Default.to_string() } else { origins.join(", ") }
+}
+
+fn shown(loaded: &Loaded, setting: &str, value: &Value) -> Option<String> {
+    if setting == "database.url" {
+        let url = loaded.config.database.url.as_ref()?.expose_secret();
+        return Some(toml_text(&database_shown(url)));
+    }
+    match value {
+        Value::Null => None,
+        // The types hide their secrets when they are serialised; this is the second lock.
+        Value::String(_) if is_secret(setting) => Some(toml_text(HIDDEN)),
+        other => Some(toml_value(other)),
+    }
+}
+
+/// The address without its password, and without options, which may hold one too.
+fn database_shown(url: &str) -> String {
+    if sqlite_path(url).is_some() {
+        return url.to_owned();
+    }
+    match url::Url::parse(url) {
+        Ok(mut parsed) => {
+            if parsed.password().is_some() && parsed.set_password(Some("hidden")).is_err() {
+                return HIDDEN.to_owned();
+            }
+            if parsed.query().is_some() {
+                parsed.set_query(Some("hidden"));
+            }
+            parsed.to_string()
+        }
+        Err(_) => HIDDEN.to_owned(),
+    }
+}
+
+fn toml_text(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+fn toml_value(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("[{}]", items.iter().map(toml_value).collect::<Vec<_>>().join(", ")),
+        Value::Object(entries) => toml_table(entries),
+        Value::String(text) => toml_text(text),
+        other => other.to_string(),
+    }
+}
+
+fn toml_table(entries: &Map<String, Value>) -> String {
+    let entries: Vec<_> =
+        entries.iter().map(|(name, value)| format!("{} = {}", toml_text(name), toml_value(value))).collect();
+    if entries.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", entries.join(", ")) }
+}

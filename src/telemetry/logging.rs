@@ -1,0 +1,247 @@
+//! The log: one line for each event on standard error, JSON or text, without secrets of a known shape and
+//! never longer than a log collector takes.
+
+use std::fmt;
+
+use serde_json::Value;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{Format, Json, JsonFields, Writer},
+    },
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::domain::{redaction::Redacted, text};
+
+/// Values of the field `marker`, by which operators find lines.
+pub mod marker {
+    /// The protocol and its connections.
+    pub const ACP: &str = "[ACP]";
+    /// GitHub automation.
+    pub const GITHUB_AUTO: &str = "[GITHUB-AUTO]";
+    /// Flips between routes.
+    pub const ROLLBACK: &str = "[ROLLBACK]";
+    /// Seats and alerts.
+    pub const CAPACITY: &str = "[CAPACITY]";
+}
+
+/// The longest line, in bytes, its end included (mission: under 32 KB).
+pub const MAX_LINE_BYTES: usize = 32_000;
+/// What each text of a line that is too long is cut to first, in characters.
+const FIRST_CUT_CHARS: usize = 2_000;
+/// What is left of the message where even short texts are too many.
+const LAST_CUT_CHARS: usize = 1_000;
+
+/// The log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The level is no filter.
+    #[error("the log level is no filter: {0}")]
+    Level(#[from] tracing_subscriber::filter::ParseError),
+    /// It was set up before; there is one log for each process.
+    #[error("the log is set up already: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineForm {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`; it comes
+/// from the settings alone, never from `RUST_LOG`.
+///
+/// # Errors
+/// Where the level is no filter, or the log was set up before.
+pub fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
+    let filter = EnvFilter::builder().parse(level)?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match form {
+        LineForm::Json => {
+            registry.with(layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()))).try_init()?;
+        }
+        LineForm::Text => {
+            registry.with(layer.with_ansi(false).event_format(BoundedText(Format::default()))).try_init()?;
+        }
+    }
+    Ok(())
+}
+
+fn json_format() -> Format<Json> {
+    Format::default().json().flatten_event(true).with_current_span(true).with_span_list(false)
+}
+
+/// One JSON object a line.
+struct BoundedJson(Format<Json>);
+
+impl<S, N> FormatEvent<S, N> for BoundedJson
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        let line = Redacted::new(line.trim_end());
+        let line = line.as_str();
+        if line.len() < MAX_LINE_BYTES { writeln!(to, "{line}") } else { writeln!(to, "{}", bounded_json(line)) }
+    }
+}
+
+/// Text for people.
+struct BoundedText(Format);
+
+impl<S, N> FormatEvent<S, N> for BoundedText
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        let line = Redacted::new(line.trim_end());
+        let kept = text::cut_bytes(line.as_str(), MAX_LINE_BYTES - 8);
+        let mark = if kept.len() < line.as_str().len() { text::CUT_MARK } else { "" };
+        // An event is one line, whatever its texts contain.
+        for character in kept.chars() {
+            match character {
+                '\n' => to.write_str("\\n")?,
+                other if other.is_control() && other != '\t' => to.write_char('\u{fffd}')?,
+                other => to.write_char(other)?,
+            }
+        }
+        writeln!(to, "{mark}")
+    }
+}
+
+/// Cuts the texts of a line that is too long; where that is not enough, keeps what tells when, where and
+/// what.
+fn bounded_json(line: &str) -> String {
+    let Ok(Value::Object(mut fields)) = serde_json::from_str(line) else {
+        return format!(r#"{{"level":"ERROR","message":"a log line of {} bytes was dropped"}}"#, line.len());
+    };
+    for value in fields.values_mut() {
+        cut_texts(value, FIRST_CUT_CHARS);
+    }
+    fields.insert("truncated".into(), true.into());
+    let whole = Value::Object(fields.clone()).to_string();
+    if whole.len() < MAX_LINE_BYTES {
+        return whole;
+    }
+    fields.retain(|name, _| {
+        ["timestamp", "level", "target", "message", "marker", "truncated"].contains(&name.as_str())
+    });
+    for value in fields.values_mut() {
+        cut_texts(value, LAST_CUT_CHARS);
+    }
+    Value::Object(fields).to_string()
+}
+
+fn cut_texts(value: &mut Value, chars: usize) {
+    match value {
+        Value::String(text) => *text = text::cut(text, chars),
+        Value::Array(items) => items.iter_mut().for_each(|item| cut_texts(item, chars)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| cut_texts(field, chars)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Sink {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn logged(json: bool, log: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let layer = tracing_subscriber::fmt::layer().with_writer(sink.clone());
+        let registry = tracing_subscriber::registry();
+        if json {
+            let layer = layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()));
+            tracing::subscriber::with_default(registry.with(layer), log);
+        } else {
+            let layer = layer.with_ansi(false).event_format(BoundedText(Format::default()));
+            tracing::subscriber::with_default(registry.with(layer), log);
+        }
+        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_one_flat_object_with_its_marker_and_its_span() {
+        let out = logged(true, || {
+            let _span = tracing::info_span!("session.turn", route = "acp").entered();
+            tracing::info!(marker = marker::ACP, updates = 3, "a turn\nended");
+        });
+        assert_eq!(out.lines().count(), 1);
+        let line: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(line["marker"], "[ACP]");
+        assert_eq!(line["updates"], 3);
+        assert_eq!(line["message"], "a turn\nended");
+        assert_eq!(line["span"]["name"], "session.turn");
+        assert_eq!(line["span"]["route"], "acp");
+    }
+
+    #[test]
+    fn a_line_stays_within_its_bound_and_is_still_json() {
+        let long = "\u{1}x".repeat(100_000);
+        let out = logged(true, || tracing::error!(marker = marker::ACP, detail = %long, "said"));
+        assert!(out.len() <= MAX_LINE_BYTES, "{}", out.len());
+        let line: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&line["message"], &line["truncated"]), (&Value::from("said"), &Value::from(true)));
+        let many = logged(true, || {
+            tracing::error!(a = %long, b = %long, c = %long, d = %long, e = %long, f = %long, g = %long, "said");
+        });
+        assert!(many.len() <= MAX_LINE_BYTES && serde_json::from_str::<Value>(&many).is_ok());
+    }
+
+    #[test]
+    fn no_secret_of_a_known_shape_is_logged() {
+        let secret = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
+        for json in [true, false] {
+            let out = logged(json, || tracing::warn!(header = secret, "Bearer abcdefghijklmnop1234"));
+            assert!(!out.contains("ghp_") && !out.contains("abcdefghijklmnop"), "{out}");
+        }
+    }
+
+    #[test]
+    fn text_is_one_line_an_event_without_control_characters() {
+        let long = "é".repeat(50_000);
+        let out = logged(false, || tracing::info!("one\ntwo \u{1b}[31mred {long}"));
+        assert_eq!(out.lines().count(), 1);
+        assert!(out.len() <= MAX_LINE_BYTES && !out.contains('\u{1b}'), "{}", out.len());
+    }
+}

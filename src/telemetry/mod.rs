@@ -1,0 +1,13 @@
+//! Metrics, logs and the clock.
+//!
+//! Invariant: metric names and the metrics library stand here alone, nothing is global but the log, and no
+//! label carries an id.
+
+pub mod clock;
+mod family;
+pub mod labels;
+pub mod logging;
+pub mod metrics;
+
+pub use clock::SystemClock;
+pub use metrics::Metrics;
