@@ -1,1 +1,23 @@
+//! Black-box tests: they speak HTTP, WebSocket and signals to the built program, one file per capability.
 
+mod harness;
+
+mod cancel;
+mod cli;
+mod config;
+mod demo;
+mod drain;
+mod idempotency;
+mod interop;
+mod metrics;
+mod openapi;
+mod permission;
+mod prompt;
+mod protocol;
+mod runtime_alone;
+mod security;
+mod sessions;
+mod store_both;
+mod stream;
+mod supervision;
+mod workspaces;

@@ -1,0 +1,70 @@
+//! Cancelling a turn, truthfully.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{DEADLINE, Program, api::result_of, json};
+
+#[test]
+fn a_running_turn_is_cancelled_and_says_so() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    assert!(session.cancel());
+    let events = stream.rest();
+    let result = result_of(&program.api, &events);
+    assert_eq!(result["stopReason"], "cancelled");
+    assert_eq!(result["meta"]["acpStopReason"], "cancelled");
+    assert_eq!(session.ends(&prompt_id)["state"], "cancelled");
+    assert_eq!(session.says("echo next"), "next");
+}
+
+#[test]
+fn cancelling_an_idle_session_says_that_nothing_ran() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    assert!(!session.cancel());
+    session.completes("echo a");
+    assert!(!session.cancel());
+}
+
+#[test]
+fn a_cancel_for_another_turn_leaves_the_running_one_alone() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let first = session.starts("echo first");
+    session.ends(&first);
+    let (second, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    let stale = session.post("cancel", json!({"promptId": first})).expect(200);
+    assert_eq!(stale["cancelled"], false);
+    assert_eq!(session.state()["state"], "running");
+    let meant = session.post("cancel", json!({"promptId": second})).expect(200);
+    assert_eq!(meant["cancelled"], true);
+    stream.rest();
+}
+
+#[test]
+fn an_agent_that_ignores_a_cancel_is_replaced_after_the_grace() {
+    let program = Program::builder().set("turn.cancel_grace_s", 1).start();
+    let session = program.api.open("ws");
+    let before = session.says("pid");
+    let (prompt_id, mut stream) = session.is_busy_with("echo started ; ignore-cancel ; sleep 60");
+    let begin = Instant::now();
+    assert!(session.cancel());
+    stream.rest();
+    let ended = session.ends(&prompt_id);
+    assert!(begin.elapsed() < DEADLINE && begin.elapsed() >= Duration::from_millis(500), "{:?}", begin.elapsed());
+    assert_eq!((&ended["state"], &ended["result"]["stopReason"]), (&json!("cancelled"), &json!("cancelled")));
+    session.becomes("idle");
+    assert_ne!(session.says("pid"), before, "the session has a fresh agent");
+}
+
+#[test]
+fn a_cancel_answers_a_waiting_permission_request() {
+    let program = Program::builder().set("permission.policy", "ask").start();
+    let session = program.api.open("ws");
+    let mut stream = session.streams("ask");
+    stream.until("the request", |event| event.name == "permission_request");
+    assert!(session.cancel());
+    assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "cancelled");
+    assert_eq!(session.says("echo next"), "next");
+}

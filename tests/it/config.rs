@@ -1,0 +1,102 @@
+//! Configuration: file, environment, flags, in rising priority.
+
+use std::{fs, process::Output};
+
+use crate::harness::{lumilink, program::Folder};
+
+fn run(folder: &Folder, env: &[(&str, &str)], arguments: &[&str]) -> Output {
+    std::process::Command::new(lumilink())
+        .args(arguments)
+        .envs(env.iter().copied())
+        .env("HOME", folder.path())
+        .current_dir(folder.path())
+        .output()
+        .expect("the program runs")
+}
+
+fn printed(folder: &Folder, env: &[(&str, &str)], arguments: &[&str]) -> String {
+    let output = run(folder, env, &[&["config"], arguments].concat());
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    stdout
+}
+
+/// The line of a setting's key, whatever else the line says about it.
+fn line_with<'a>(printed: &'a str, key: &str) -> &'a str {
+    printed.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("no `{key}` in:\n{printed}"))
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let folder = Folder::new();
+    let file = folder.path().join("l.toml");
+    fs::write(&file, "[session]\nidle_timeout_s = 111\n").unwrap();
+    let file = file.to_str().unwrap();
+    let env = [("LUMILINK_SESSION__IDLE_TIMEOUT_S", "222")];
+    let flag = ["--config", file, "--set", "session.idle_timeout_s=333"];
+    assert!(line_with(&printed(&folder, &[], &[]), "idle_timeout_s").contains("1800"));
+    assert!(line_with(&printed(&folder, &[], &["--config", file]), "idle_timeout_s").contains("111"));
+    assert!(line_with(&printed(&folder, &env, &["--config", file]), "idle_timeout_s").contains("222"));
+    assert!(line_with(&printed(&folder, &env, &flag), "idle_timeout_s").contains("333"));
+}
+
+#[test]
+fn each_value_says_where_it_came_from() {
+    let folder = Folder::new();
+    let env = [("LUMILINK_TURN__CANCEL_GRACE_S", "7")];
+    let printed = printed(&folder, &env, &["--set", "turn.inactivity_timeout_s=8"]);
+    assert!(line_with(&printed, "cancel_grace_s").contains("LUMILINK_TURN__CANCEL_GRACE_S"), "{printed}");
+    assert!(line_with(&printed, "inactivity_timeout_s").contains("--set"), "{printed}");
+}
+
+#[test]
+fn fr_008_secrets_are_hidden() {
+    let folder = Folder::new();
+    let env = [
+        ("LUMILINK_SERVER__TOKEN", "secret-token-value"),
+        ("LUMILINK_DATABASE__URL", "postgres://u:secret-password@localhost/x"),
+    ];
+    let printed = printed(&folder, &env, &["--set", "runtime.token=secret-runtime-token"]);
+    assert!(!printed.contains("secret-"), "{printed}");
+    assert!(printed.contains("hidden"), "{printed}");
+}
+
+#[test]
+fn lists_are_json_in_the_environment_and_in_flags() {
+    let folder = Folder::new();
+    let env = [("LUMILINK_SERVER__ALLOWED_ORIGINS", r#"["https://a.example","https://b.example"]"#)];
+    let printed = printed(&folder, &env, &["--set", r#"agent.command=["my-agent","--flag"]"#]);
+    assert!(printed.contains("https://b.example") && printed.contains("my-agent"), "{printed}");
+}
+
+#[test]
+fn a_bad_value_names_itself_and_what_it_may_be_and_exits_78() {
+    let folder = Folder::new();
+    for (setting, name) in [
+        ("log.format=xml", "json"),
+        ("server.listen=somewhere", "server.listen"),
+        ("turn.cancel_grace_s=soon", "turn.cancel_grace_s"),
+        ("permission.policy=maybe", "allow-once"),
+        ("server.no_such_setting=1", "no_such_setting"),
+        ("no_such_section.x=1", "no_such_section"),
+    ] {
+        for command in ["config", "serve"] {
+            let output = run(&folder, &[], &[command, "--set", setting]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(78), "{command} {setting}: {said}");
+            assert!(said.contains(name), "{command} {setting} says what it may be: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_toml_exits_78() {
+    let folder = Folder::new();
+    let bad = folder.path().join("bad.toml");
+    fs::write(&bad, "[server\n").unwrap();
+    for file in ["/nonexistent/lumilink.toml", bad.to_str().unwrap()] {
+        let output = run(&folder, &[], &["config", "--config", file]);
+        assert_eq!(output.status.code(), Some(78), "{file}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(file), "it names the file");
+    }
+}

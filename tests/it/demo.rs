@@ -1,0 +1,35 @@
+//! The newcomer's five minutes.
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::harness::{eventually, lumilink, processes, program::Folder, wait_for};
+
+#[test]
+fn demo_once_shows_everything_and_exits_0_well_under_a_minute() {
+    let folder = Folder::new();
+    let begin = Instant::now();
+    let mut child = Command::new(lumilink())
+        .args(["demo", "--once", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(folder.path().join("data"))
+        .env("HOME", folder.path())
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // Its output is a few screens and fits the pipes, so it may be read after the end.
+    let status = wait_for(Duration::from_secs(60), "the demo ends", || child.try_wait().ok().flatten());
+    let output = child.wait_with_output().expect("its output");
+    let said = String::from_utf8_lossy(&output.stdout).to_lowercase();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(status.success(), "{status}\n{said}\n{log}");
+    assert!(begin.elapsed() < Duration::from_secs(40), "it took {:?}", begin.elapsed());
+    for part in ["session", "cancel", "crash", "/docs/", "/metrics"] {
+        assert!(said.contains(part), "the demo shows `{part}`:\n{said}");
+    }
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+}

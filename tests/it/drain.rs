@@ -1,0 +1,81 @@
+//! SIGTERM ends cleanly.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{DEADLINE, Program, eventually, json, processes, program::Folder, wait_for};
+
+#[test]
+fn sigterm_with_nothing_running_exits_0_at_once() {
+    let mut program = Program::start();
+    program.api.open("ws").completes("echo a");
+    let begin = Instant::now();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_turn_that_ends_in_time_is_finished_and_kept() {
+    let mut program = Program::start();
+    let session = program.api.open("ws");
+    let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 2 ; echo finished");
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    let events = stream.rest();
+    assert!(crate::harness::sse::message_of(&events).contains("finished"), "{events:#?}");
+    let folder = program.folder.clone();
+    drop(program);
+    let program = Program::builder().folder(&folder).start();
+    let turn = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
+    assert_eq!(turn["state"], "completed", "{turn}");
+}
+
+#[test]
+fn a_turn_that_does_not_end_in_time_is_ended_and_said_to_be() {
+    let mut program = Program::builder().set("drain.timeout_s", 1).start();
+    let session = program.api.open("ws");
+    let (prompt_id, stream) = session.is_busy_with("echo started ; sleep 60");
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    drop(stream);
+    let folder = program.folder.clone();
+    drop(program);
+    let program = Program::builder().folder(&folder).start();
+    let turn = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
+    assert!(["cancelled", "interrupted"].contains(&turn["state"].as_str().unwrap()), "{turn}");
+}
+
+#[test]
+fn while_draining_readiness_is_off_and_new_work_is_refused() {
+    let mut program = Program::start();
+    program.turns_may_run();
+    let session = program.api.open("ws");
+    let (_, mut stream) = session.is_busy_with("echo started ; sleep 4");
+    program.signal(libc::SIGTERM);
+    wait_for(DEADLINE, "readiness is off", || (program.api.get("/readyz").status == 503).then_some(()));
+    program.api.get("/livez").expect(200);
+    let refused = program.api.post("/acp/session/new", json!({"workspaceId": "w", "installationId": "t"}));
+    assert!(!refused.header("retry-after").is_empty());
+    refused.problem(503, "draining");
+    stream.rest();
+    assert_eq!(program.ends(DEADLINE), Some(0));
+}
+
+#[test]
+fn open_event_streams_do_not_hold_up_the_end() {
+    let mut program = Program::start();
+    let session = program.api.open("ws");
+    let mut stream = program.api.events(&format!("/acp/session/{}/events", session.id));
+    let begin = Instant::now();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    stream.rest();
+}
+
+#[test]
+fn agents_of_a_killed_program_do_not_live_on() {
+    let folder = Folder::new();
+    let mut program = Program::builder().folder(&folder).start();
+    let pid: i32 = program.api.open("ws").says("pid").trim().parse().expect("a pid");
+    program.turns_may_run();
+    program.signal(libc::SIGKILL);
+    eventually("the agent is gone", || !processes::is_alive(pid));
+    program.kill();
+}

@@ -1,0 +1,355 @@
+//! The program's HTTP face, every answer checked against the program's own OpenAPI document.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use super::{
+    DEADLINE, Value, block_on,
+    contract::{Contract, Operation},
+    json,
+    sse::{Event, Sse},
+    wait_for,
+};
+
+/// A client of one program. Clones share the record of what was called.
+#[derive(Debug, Clone)]
+pub struct Api {
+    base: String,
+    token: Option<String>,
+    client: reqwest::Client,
+    contract: Arc<OnceLock<Contract>>,
+    called: Arc<Mutex<BTreeSet<Operation>>>,
+}
+
+/// An answer, read to its end.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The header lines.
+    pub headers: reqwest::header::HeaderMap,
+    /// The body as text.
+    pub text: String,
+    /// The body as JSON; null where it is none.
+    pub body: Value,
+}
+
+/// A request that is being put together.
+#[must_use = "a call does nothing until it is sent"]
+pub struct Call {
+    api: Api,
+    method: String,
+    path: String,
+    request: reqwest::RequestBuilder,
+}
+
+impl Api {
+    /// A client of the program at `base`.
+    pub fn new(base: &str, token: Option<String>) -> Self {
+        // No proxy and no redirects: a black-box test wants to see what the program itself says.
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(120))
+            .build()
+            .expect("an HTTP client");
+        let (contract, called) = (Arc::default(), Arc::default());
+        Self { base: base.to_owned(), token, client, contract, called }
+    }
+
+    /// `http://ADDR:PORT`.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Begins a request.
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.client.request(method.parse().expect("a method"), url);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        Call { api: self.clone(), method: method.to_owned(), path: path.to_owned(), request }
+    }
+
+    /// `GET`.
+    pub fn get(&self, path: &str) -> Answer {
+        self.call("GET", path).send()
+    }
+
+    /// `POST` with a JSON body.
+    pub fn post(&self, path: &str, body: Value) -> Answer {
+        self.call("POST", path).json(&body).send()
+    }
+
+    /// `GET` with a stream of events as the answer.
+    pub fn events(&self, path: &str) -> Sse {
+        self.call("GET", path).header("accept", "text/event-stream").stream()
+    }
+
+    /// The program's OpenAPI document.
+    pub fn contract(&self) -> &Contract {
+        self.contract.get_or_init(|| {
+            let mut request = self.client.get(format!("{}/openapi.json", self.base));
+            if let Some(token) = &self.token {
+                request = request.bearer_auth(token);
+            }
+            let document = block_on(async { request.send().await?.error_for_status()?.json::<Value>().await });
+            Contract::new(document.expect("GET /openapi.json"))
+        })
+    }
+
+    /// Which operations of the document were called through this client and answered without an error.
+    pub fn called(&self) -> BTreeSet<Operation> {
+        self.called.lock().expect("a lock").clone()
+    }
+
+    /// Opens a session in a workspace of tenant `tenant-1`.
+    pub fn open(&self, workspace: &str) -> Session {
+        self.open_with(json!({"workspaceId": workspace, "installationId": "tenant-1"}))
+    }
+
+    /// Opens a session with a body of one's own.
+    pub fn open_with(&self, body: Value) -> Session {
+        Session::of(self.clone(), self.post("/acp/session/new", body).expect(201))
+    }
+
+    fn record(&self, method: &str, path: &str, status: u16) {
+        if let Some(operation) = self.contract().operation(method, path)
+            && status < 400
+        {
+            self.called.lock().expect("a lock").insert(operation);
+        }
+    }
+}
+
+impl Call {
+    /// Adds a header.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    /// Sets a JSON body.
+    pub fn json(mut self, body: &Value) -> Self {
+        self.request = self.request.json(body);
+        self
+    }
+
+    /// Sets a body that need not be JSON.
+    pub fn body(mut self, body: impl Into<String>) -> Self {
+        self.request = self.request.body(body.into());
+        self
+    }
+
+    /// Sends it, reads the answer and checks it.
+    pub fn send(self) -> Answer {
+        let Self { api, method, path, request } = self;
+        let (status, headers, text) = block_on(async {
+            let response = request.send().await?;
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
+            Ok::<_, reqwest::Error>((status, headers, response.text().await?))
+        })
+        .unwrap_or_else(|cause| panic!("{method} {path}: {cause:?}"));
+        let answer = Answer { status, headers, body: serde_json::from_str(&text).unwrap_or_default(), text };
+        answer.check_form(&method, &path);
+        api.contract().check(&method, &path, status, &answer.media_type(), &answer.text);
+        api.record(&method, &path, status);
+        answer
+    }
+
+    /// Sends it and reads the answer as a stream of events.
+    pub fn stream(self) -> Sse {
+        let Self { api, method, path, request } = self;
+        let response = block_on(request.send()).unwrap_or_else(|cause| panic!("{method} {path}: {cause:?}"));
+        let status = response.status().as_u16();
+        let media_type = header(response.headers(), "content-type");
+        assert!(media_type.starts_with("text/event-stream"), "{method} {path} -> {status} {media_type}");
+        assert!(response.headers().contains_key("x-request-id"), "a stream has a request id too");
+        api.record(&method, &path, status);
+        Sse::new(response)
+    }
+}
+
+fn header(headers: &reqwest::header::HeaderMap, name: &str) -> String {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+impl Answer {
+    /// A header; empty where it is absent.
+    pub fn header(&self, name: &str) -> String {
+        header(&self.headers, name)
+    }
+
+    /// Fails the test where the status is another one; gives the body.
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        self.body
+    }
+
+    /// Fails the test where this is not a problem with this status and code; gives the body.
+    pub fn problem(self, status: u16, code: &str) -> Value {
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
+        self.body
+    }
+
+    fn media_type(&self) -> String {
+        self.header("content-type").split(';').next().unwrap_or_default().trim().to_owned()
+    }
+
+    /// What holds for every answer, whatever the document says.
+    fn check_form(&self, method: &str, path: &str) {
+        let place = format!("{method} {path} -> {}: {}", self.status, self.text);
+        let request_id = self.header("x-request-id");
+        assert!(!request_id.is_empty(), "no X-Request-Id: {place}");
+        if self.status >= 400 {
+            assert_eq!(self.media_type(), "application/problem+json", "{place}");
+            assert_eq!(self.body["status"].as_u64(), Some(u64::from(self.status)), "{place}");
+            assert_eq!(self.body["requestId"].as_str(), Some(request_id.as_str()), "{place}");
+            assert!(self.body["detail"].as_str().is_some_and(|it| it.len() > 10), "no advice: {place}");
+        }
+    }
+}
+
+/// An open session.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// The client that opened it.
+    pub api: Api,
+    /// Its id.
+    pub id: String,
+    /// The answer to `new`.
+    pub opened: Value,
+}
+
+impl Session {
+    fn of(api: Api, opened: Value) -> Self {
+        let id = opened["sessionId"].as_str().expect("`sessionId` is a string").to_owned();
+        Self { api, id, opened }
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> std::path::PathBuf {
+        self.opened["workspace"]["path"].as_str().expect("`workspace.path` is a string").into()
+    }
+
+    /// Begins a prompt.
+    pub fn call(&self, prompt: impl Into<Value>) -> Call {
+        let prompt: Value = prompt.into();
+        self.api.call("POST", "/acp/session/prompt").json(&json!({"sessionId": self.id, "prompt": prompt}))
+    }
+
+    /// Runs a turn and gives the answer, whatever it is.
+    pub fn prompt(&self, prompt: &str) -> Answer {
+        self.call(prompt).send()
+    }
+
+    /// Runs a turn that has to complete; gives the result.
+    pub fn completes(&self, prompt: &str) -> Value {
+        let result = self.prompt(prompt).expect(200);
+        assert_eq!(result["stopReason"], "completed", "{result}");
+        result
+    }
+
+    /// Runs a turn that has to complete; gives what the agent said.
+    pub fn says(&self, prompt: &str) -> String {
+        self.completes(prompt)["meta"]["message"].as_str().expect("`meta.message` is a string").to_owned()
+    }
+
+    /// Runs a turn as a stream of events.
+    pub fn streams(&self, prompt: &str) -> Sse {
+        self.call(prompt).header("accept", "text/event-stream").stream()
+    }
+
+    /// Starts a turn and does not wait for it; gives its id.
+    pub fn starts(&self, prompt: &str) -> String {
+        let answer = self.call(prompt).header("prefer", "respond-async").send();
+        let location = answer.header("location");
+        let body = answer.expect(202);
+        let id = body["promptId"].as_str().expect("`promptId` is a string").to_owned();
+        assert_eq!(location, format!("/acp/prompt/{id}"));
+        id
+    }
+
+    /// Waits for the end of a turn; gives what `GET /acp/prompt/{id}` says.
+    pub fn ends(&self, prompt_id: &str) -> Value {
+        let path = format!("/acp/prompt/{prompt_id}");
+        wait_for(DEADLINE, "the turn ends", || {
+            let body = self.api.get(&path).expect(200);
+            let state = body["state"].as_str().expect("`state` is a string");
+            (!["accepted", "running"].contains(&state)).then_some(body)
+        })
+    }
+
+    /// Starts a turn and waits until the agent has said something in it; gives its id and the stream.
+    pub fn is_busy_with(&self, prompt: &str) -> (String, Sse) {
+        let mut stream = self.streams(prompt);
+        let seen = stream.until("an update", |event| event.name == "update");
+        let id = seen.iter().find_map(|event| event.data["promptId"].as_str()).expect("a prompt id").to_owned();
+        (id, stream)
+    }
+
+    /// Cancels whatever runs; gives whether something ran.
+    pub fn cancel(&self) -> bool {
+        let body = self.post("cancel", json!({}));
+        body.expect(200)["cancelled"].as_bool().expect("`cancelled` is a boolean")
+    }
+
+    /// Posts to one of the session's own routes, its id added.
+    pub fn post(&self, action: &str, mut body: Value) -> Answer {
+        body["sessionId"] = json!(self.id);
+        self.api.post(&format!("/acp/session/{action}"), body)
+    }
+
+    /// What `GET /acp/session/{id}` says.
+    pub fn state(&self) -> Value {
+        self.get("").expect(200)
+    }
+
+    /// Waits for a state.
+    pub fn becomes(&self, state: &str) -> Value {
+        let mut last = Value::Null;
+        let what = format!("session state `{state}`");
+        wait_for(DEADLINE, &what, || {
+            last = self.state();
+            (last["state"] == state).then(|| last.clone())
+        })
+    }
+
+    /// Gets one of the session's own routes, `/transcript` for instance.
+    pub fn get(&self, path: &str) -> Answer {
+        self.api.get(&format!("/acp/session/{}{path}", self.id))
+    }
+
+    /// The whole transcript, page by page.
+    pub fn transcript(&self) -> Vec<Value> {
+        let (mut entries, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(&format!("/transcript{cursor}")).expect(200);
+            entries.extend(page["entries"].as_array().expect("`entries` is an array").iter().cloned());
+            match page["nextCursor"].as_str() {
+                Some(next) => cursor = format!("?cursor={next}"),
+                None => return entries,
+            }
+        }
+    }
+
+    /// The transcript as (eventType, text).
+    pub fn conversation(&self) -> Vec<(String, String)> {
+        let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        self.transcript().iter().map(|entry| (text(entry, "eventType"), text(entry, "text"))).collect()
+    }
+}
+
+/// The result at the end of a stream, checked against the document.
+pub fn result_of<'a>(api: &Api, events: &'a [Event]) -> &'a Value {
+    let last = events.last().expect("a stream has events");
+    assert_eq!(last.name, "result", "a stream of a turn ends with its result: {last:?}");
+    // The result itself, or the session event that carries it as its update.
+    let result = if last.data.get("stopReason").is_some() { &last.data } else { &last.data["update"] };
+    api.contract().check_component("ACPSessionResult", result);
+    result
+}

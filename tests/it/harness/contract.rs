@@ -1,0 +1,152 @@
+//! Checks answers against the OpenAPI document of the program that gave them.
+
+use std::collections::BTreeSet;
+
+use super::{Value, json};
+
+/// A program's OpenAPI document.
+#[derive(Debug)]
+pub struct Contract {
+    document: Value,
+}
+
+/// A method and a path template, as the document has them.
+pub type Operation = (String, String);
+
+impl Contract {
+    /// Takes the document.
+    pub fn new(document: Value) -> Self {
+        Self { document }
+    }
+
+    /// The document.
+    pub fn document(&self) -> &Value {
+        &self.document
+    }
+
+    /// Every operation of the document.
+    pub fn operations(&self) -> BTreeSet<Operation> {
+        let paths = self.document["paths"].as_object().expect("`paths` is an object");
+        paths
+            .iter()
+            .flat_map(|(path, item)| {
+                let item = item.as_object().expect("a path item is an object");
+                item.keys().filter(|key| is_method(key)).map(move |method| (method.to_uppercase(), path.clone()))
+            })
+            .collect()
+    }
+
+    /// The operation that a request belongs to; a literal segment is a better match than a parameter.
+    pub fn operation(&self, method: &str, path: &str) -> Option<Operation> {
+        let path = path.split('?').next().unwrap_or(path);
+        let paths = self.document["paths"].as_object()?;
+        let mut matching: Vec<_> = paths
+            .iter()
+            .filter(|(template, item)| item.get(method.to_lowercase()).is_some() && matches(template, path))
+            .map(|(template, _)| template)
+            .collect();
+        matching.sort_by_key(|template| template.matches('{').count());
+        Some((method.to_uppercase(), (*matching.first()?).clone()))
+    }
+
+    /// Fails the test where an answer is not what the document says. An error that the operation does not
+    /// list (a refusal ahead of the handler) has to be a `Problem`.
+    pub fn check(&self, method: &str, path: &str, status: u16, media_type: &str, body: &str) {
+        let place = format!("{method} {path} -> {status} {media_type}: {body}");
+        let declared = self.operation(method, path).and_then(|(method, template)| {
+            let responses = &self.document["paths"][template][method.to_lowercase()]["responses"];
+            let range = format!("{}XX", status / 100);
+            [status.to_string(), range, "default".into()].iter().find_map(|key| responses.get(key)).cloned()
+        });
+        let Some(response) = declared else {
+            assert!(status >= 400, "this answer is not in the document: {place}");
+            return self.check_schema(&json!({"$ref": "#/components/schemas/Problem"}), body, &place);
+        };
+        let response = self.resolve(&response);
+        let Some(content) = response.get("content").and_then(Value::as_object).filter(|it| !it.is_empty()) else {
+            assert!(body.is_empty() || !media_type.contains("json"), "the document has no body for this: {place}");
+            return;
+        };
+        let Some(content) = content.get(media_type) else {
+            panic!("the document has only {:?} for this: {place}", content.keys().collect::<Vec<_>>());
+        };
+        if media_type.contains("json") {
+            self.check_schema(content.get("schema").unwrap_or(&Value::Bool(true)), body, &place);
+        }
+    }
+
+    /// Fails the test where a value is not what the named component says.
+    pub fn check_component(&self, name: &str, value: &Value) {
+        assert!(self.document["components"]["schemas"].get(name).is_some(), "the document has a component {name}");
+        let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+        self.check_schema(&schema, &value.to_string(), name);
+    }
+
+    /// Whether a value is what the named component says.
+    pub fn is_component(&self, name: &str, value: &Value) -> bool {
+        self.validator(&json!({"$ref": format!("#/components/schemas/{name}")})).is_valid(value)
+    }
+
+    fn check_schema(&self, schema: &Value, body: &str, place: &str) {
+        let value: Value = serde_json::from_str(body).unwrap_or_else(|cause| panic!("not JSON: {cause}: {place}"));
+        let faults: Vec<_> = self
+            .validator(schema)
+            .iter_errors(&value)
+            .map(|fault| format!("{fault} at {}", fault.instance_path()))
+            .collect();
+        assert!(faults.is_empty(), "an answer is not what the document says: {faults:#?}\n{place}");
+    }
+
+    fn validator(&self, schema: &Value) -> jsonschema::Validator {
+        let schema = json!({
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "components": self.document["components"],
+            "allOf": [schema],
+        });
+        jsonschema::validator_for(&schema).unwrap_or_else(|cause| panic!("not a schema: {cause}"))
+    }
+
+    fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
+        match value.get("$ref").and_then(Value::as_str).and_then(|it| it.strip_prefix('#')) {
+            Some(pointer) => self.document.pointer(pointer).expect("a reference within the document"),
+            None => value,
+        }
+    }
+}
+
+fn is_method(key: &str) -> bool {
+    ["get", "put", "post", "delete", "patch", "head", "options"].contains(&key)
+}
+
+fn matches(template: &str, path: &str) -> bool {
+    let (mut left, mut right) = (template.split('/'), path.split('/'));
+    loop {
+        match (left.next(), right.next()) {
+            (None, None) => return true,
+            (Some(want), Some(have)) if want == have || (want.starts_with('{') && !have.is_empty()) => {}
+            _ => return false,
+        }
+    }
+}
+
+#[test]
+fn a_path_finds_its_template_and_a_literal_wins() {
+    let contract = Contract::new(json!({"paths": {
+        "/acp/session/{id}": {"get": {}}, "/acp/session/new": {"get": {}, "post": {}}
+    }}));
+    let found = |path| contract.operation("GET", path).map(|(_, template)| template);
+    assert_eq!(found("/acp/session/new").as_deref(), Some("/acp/session/new"));
+    assert_eq!(found("/acp/session/1?x=/").as_deref(), Some("/acp/session/{id}"));
+    assert_eq!(found("/acp/session"), None);
+}
+
+#[test]
+fn an_answer_of_another_shape_is_noticed() {
+    let contract = Contract::new(json!({
+        "components": {"schemas": {"A": {"type": "object", "required": ["b"], "properties": {"b": {"type": "string"}}}}},
+        "paths": {"/a": {"get": {"responses": {"200": {"content": {"application/json":
+            {"schema": {"$ref": "#/components/schemas/A"}}}}}}}}
+    }));
+    contract.check("GET", "/a", 200, "application/json", r#"{"b":"x"}"#);
+    assert!(contract.is_component("A", &json!({"b": ""})) && !contract.is_component("A", &json!({"b": 1})));
+}

@@ -1,0 +1,89 @@
+//! Requests that no well-behaved client would send.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct RawAnswer {
+    /// The status; 0 where the connection was closed without an answer.
+    pub status: u16,
+    /// The header lines, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body as it came, chunk marks included.
+    pub body: String,
+}
+
+impl RawAnswer {
+    /// The first header of this name, in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// One request, written as it is given.
+#[derive(Debug, Clone)]
+pub struct RawRequest {
+    line: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl RawRequest {
+    /// Begins a request without any header.
+    pub fn new(method: &str, path: &str) -> Self {
+        Self { line: format!("{method} {path} HTTP/1.1"), headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets the body, with its length.
+    pub fn body(mut self, body: &str) -> Self {
+        self.body = body.as_bytes().to_vec();
+        self.header("Content-Length", &body.len().to_string())
+    }
+
+    /// Sends it on a connection of its own and reads until the end of the connection, or for 10 s.
+    pub fn send(self, to: SocketAddr) -> RawAnswer {
+        let mut bytes = format!("{}\r\n", self.line);
+        for (name, value) in self.headers {
+            bytes.push_str(&format!("{name}: {value}\r\n"));
+        }
+        bytes.push_str("Connection: close\r\n\r\n");
+        let mut bytes = bytes.into_bytes();
+        bytes.extend(self.body);
+        exchange(to, &bytes)
+    }
+}
+
+/// Writes bytes and reads what comes back.
+pub fn exchange(to: SocketAddr, bytes: &[u8]) -> RawAnswer {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("the server listens");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
+    // A server may refuse and close before it has read everything: its answer counts, not our write.
+    let _ = stream.write_all(bytes);
+    let mut text = Vec::new();
+    let mut buffer = [0u8; 8192];
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..read]);
+    }
+    parse(&String::from_utf8_lossy(&text))
+}
+
+fn parse(text: &str) -> RawAnswer {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|it| it.parse().ok()).unwrap_or(0);
+    let headers = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.trim().to_lowercase(), value.trim().to_owned()))
+        .collect();
+    RawAnswer { status, headers, body: body.to_owned() }
+}

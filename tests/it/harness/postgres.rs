@@ -1,0 +1,52 @@
+//! PostgreSQL databases of the tests' own.
+
+/// A database of a test's own on the PostgreSQL server of `tests/run`; dropped with it.
+#[derive(Debug)]
+pub struct PostgresDatabase {
+    maintenance: String,
+    name: String,
+}
+
+impl PostgresDatabase {
+    /// Creates it.
+    pub fn create() -> Self {
+        let maintenance = std::env::var("LUMILINK_TEST_POSTGRES").unwrap_or_else(|_| {
+            panic!("LUMILINK_TEST_POSTGRES names no PostgreSQL server: run tests/run, which starts one")
+        });
+        let name = format!("it_{}", uuid::Uuid::new_v4().simple());
+        let database = Self { maintenance, name };
+        database.execute(&format!("CREATE DATABASE {}", database.name));
+        database
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        let mut url = url::Url::parse(&self.maintenance).expect("LUMILINK_TEST_POSTGRES is a URL");
+        url.set_path(&self.name);
+        url.to_string()
+    }
+
+    fn execute(&self, sql: &str) {
+        use diesel::{Connection, PgConnection, RunQueryDsl};
+        let mut connection = PgConnection::establish(&self.maintenance).expect("the PostgreSQL server answers");
+        diesel::sql_query(sql).execute(&mut connection).expect(sql);
+    }
+}
+
+impl Drop for PostgresDatabase {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        }
+    }
+}
+
+#[test]
+fn a_database_is_made_under_a_url_of_its_own_and_dropped() {
+    let database = PostgresDatabase::create();
+    let url = database.url();
+    assert!(url.contains(&database.name), "the URL names it");
+    drop(database);
+    use diesel::{Connection, PgConnection};
+    assert!(PgConnection::establish(&url).is_err(), "it is gone");
+}

@@ -1,0 +1,341 @@
+//! Starts the built program, and sees that it leaves nothing behind.
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use super::{Api, DEADLINE, Value, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes, wait_for};
+pub use super::{
+    postgres::PostgresDatabase,
+    process::{Folder, Process},
+};
+
+/// Turns that began, without labels.
+pub const TURNS_STARTED: &str = "lumilink_turns_started_total";
+/// Turns that ended, by route and outcome.
+pub const TURNS_ENDED: &str = "lumilink_turns_ended_total";
+
+/// How a program is to be started.
+#[derive(Debug)]
+pub struct Builder {
+    folder: Folder,
+    settings: Vec<(String, String)>,
+    config: Option<String>,
+    env: Vec<(String, String)>,
+    token: Option<String>,
+    postgres: Option<PostgresDatabase>,
+    separate_runtime: Option<String>,
+}
+
+impl Builder {
+    /// Adds `--set key=value`.
+    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+        self.settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Uses the demo agent with flags.
+    pub fn demo_agent(self, flags: &[&str]) -> Self {
+        let command = super::demo_agent(flags);
+        self.set("agent.command", command)
+    }
+
+    /// Adds a configuration file.
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config = Some(toml.to_owned());
+        self
+    }
+
+    /// Adds an environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Works in this folder instead of a new one.
+    pub fn folder(mut self, folder: &Folder) -> Self {
+        self.folder = folder.clone();
+        self
+    }
+
+    /// Keeps its records in a PostgreSQL database of its own.
+    pub fn postgres(mut self) -> Self {
+        self.postgres = Some(PostgresDatabase::create());
+        self
+    }
+
+    /// Wants a bearer token; the [`Api`] of the program sends it.
+    pub fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self.set("server.token", token)
+    }
+
+    /// Runs the container side as a process of its own, with this token between the two.
+    pub fn separate_runtime(mut self, token: &str) -> Self {
+        self.separate_runtime = Some(token.to_owned());
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(mut self) -> Program {
+        let (mut runtime, mut runtime_url) = (None, None);
+        if let Some(token) = self.separate_runtime.clone() {
+            let (process, listen) = self.start_runtime(&token);
+            runtime = Some(process);
+            runtime_url = Some(format!("ws://{listen}/acp"));
+            self = self.set("runtime.url", format!("ws://{listen}/acp")).set("runtime.token", token);
+        }
+        let announce = self.folder.path().join(format!("announce-{}.json", uuid::Uuid::new_v4().simple()));
+        let data = self.folder.path().join("data");
+        let mut arguments = vec!["serve".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
+        arguments.extend(["--data-dir".into(), data.display().to_string()]);
+        arguments.extend(["--announce".into(), announce.display().to_string()]);
+        if let Some(database) = &self.postgres {
+            arguments.extend(["--database-url".into(), database.url()]);
+        }
+        if let Some(toml) = &self.config {
+            let file = self.folder.path().join("lumilink.toml");
+            fs::write(&file, toml).expect("the configuration can be written");
+            arguments.extend(["--config".into(), file.display().to_string()]);
+        }
+        arguments.extend(self.setting_arguments());
+        let mut process = Process::start("serve", &self.folder, &arguments, &self.env);
+        let announced: Value = wait_for(DEADLINE, "the program announces its address", || {
+            process.assert_running();
+            serde_json::from_str(&fs::read_to_string(&announce).ok()?).ok()
+        });
+        let base = announced["http"].as_str().expect("`http` is a string").to_owned();
+        assert_eq!(announced["pid"].as_i64(), Some(i64::from(process.pid())), "the announced pid");
+        let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
+        Program {
+            api: Api::new(&base, self.token.clone()),
+            address,
+            process,
+            runtime,
+            runtime_url,
+            expected_errors: Vec::new(),
+            turns_may_run: false,
+            stopped: false,
+            _postgres: self.postgres,
+            folder: self.folder,
+            token: self.token,
+        }
+    }
+
+    fn start_runtime(&self, token: &str) -> (Process, SocketAddr) {
+        let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let root = self.folder.path().join("runtime-workspaces");
+        fs::create_dir_all(&root).expect("a folder");
+        let mut arguments = vec!["runtime".to_owned()];
+        for (key, value) in [
+            ("runtime.listen", listen.to_string()),
+            ("runtime.token", token.to_owned()),
+            ("workspaces.root", root.display().to_string()),
+        ] {
+            arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+        }
+        arguments.extend(self.setting_arguments());
+        let mut process = Process::start("runtime", &self.folder, &arguments, &self.env);
+        wait_for(DEADLINE, "the runtime listens", || {
+            process.assert_running();
+            std::net::TcpStream::connect(listen).ok()
+        });
+        (process, listen)
+    }
+
+    fn setting_arguments(&self) -> Vec<String> {
+        self.settings.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]).collect()
+    }
+}
+
+/// A running program. Dropping it stops it and checks that it ended well: exit 0 on SIGTERM, no ERROR
+/// logged that was not expected, every turn that began has ended, and no process left.
+#[derive(Debug)]
+pub struct Program {
+    /// Its HTTP face.
+    pub api: Api,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its folder.
+    pub folder: Folder,
+    process: Process,
+    runtime: Option<Process>,
+    runtime_url: Option<String>,
+    expected_errors: Vec<String>,
+    turns_may_run: bool,
+    stopped: bool,
+    _postgres: Option<PostgresDatabase>,
+    token: Option<String>,
+}
+
+impl Program {
+    /// Begins to describe a program.
+    pub fn builder() -> Builder {
+        Builder {
+            folder: Folder::new(),
+            settings: Vec::new(),
+            config: None,
+            env: Vec::new(),
+            token: None,
+            postgres: None,
+            separate_runtime: None,
+        }
+    }
+
+    /// Starts one with the defaults: SQLite, embedded runtime, demo agent.
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// Says that an ERROR line with this text is part of the test.
+    pub fn expect_error(&mut self, text: &str) {
+        self.expected_errors.push(text.to_owned());
+    }
+
+    /// Says that this test stops or kills the program in the middle of a turn.
+    pub fn turns_may_run(&mut self) {
+        self.turns_may_run = true;
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// The separate runtime.
+    pub fn runtime(&mut self) -> &mut Process {
+        self.runtime.as_mut().expect("a separate runtime was asked for")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Its metrics now, over a connection that needs no runtime of ours.
+    pub fn metrics(&self) -> Scrape {
+        let mut request = RawRequest::new("GET", "/metrics").header("Host", &self.address.to_string());
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", &format!("Bearer {token}"));
+        }
+        let answer = request.send(self.address);
+        assert_eq!(answer.status, 200, "GET /metrics: {}", answer.body);
+        let text = match answer.header("transfer-encoding") {
+            Some(coding) if coding.contains("chunked") => dechunk(&answer.body),
+            _ => answer.body,
+        };
+        Scrape::parse(&text)
+    }
+
+    /// The `[runtime] url` of a program with a separate runtime.
+    pub fn runtime_url(&self) -> String {
+        self.runtime_url.clone().expect("a separate runtime was asked for")
+    }
+
+    /// Sends a signal to the program itself.
+    pub fn signal(&self, signal: i32) {
+        processes::signal(self.pid(), signal);
+    }
+
+    /// Kills it as a power cut would, its children too.
+    pub fn kill(&mut self) {
+        self.stopped = true;
+        self.kill_everything();
+    }
+
+    /// Sends SIGTERM and waits for the end; gives the exit code.
+    pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
+        self.signal(libc::SIGTERM);
+        self.ends(deadline)
+    }
+
+    /// Waits for the end of a program that was told to stop; gives the exit code.
+    pub fn ends(&mut self, deadline: Duration) -> Option<i32> {
+        let status = self.process.wait(deadline);
+        self.stopped = true;
+        status.code()
+    }
+
+    /// Stops it now and makes all checks, for a test that goes on afterwards.
+    pub fn stop(mut self) -> Folder {
+        self.finish();
+        self.folder.clone()
+    }
+
+    fn finish(&mut self) {
+        if !self.stopped {
+            self.process.assert_running();
+            if !self.turns_may_run {
+                eventually("every turn that began has ended", || {
+                    let scrape = self.metrics();
+                    assert!(scrape.has(TURNS_STARTED, &[]) && scrape.has(TURNS_ENDED, &[]), "turns are counted");
+                    scrape.sum(TURNS_STARTED, &[]) == scrape.sum(TURNS_ENDED, &[])
+                });
+            }
+            let code = self.terminate(DEADLINE);
+            assert_eq!(code, Some(0), "exit code after SIGTERM; the log:\n{}", self.log());
+        }
+        if let Some(mut runtime) = self.runtime.take() {
+            runtime.assert_running();
+            processes::signal(runtime.pid(), libc::SIGTERM);
+            let status = runtime.wait(DEADLINE);
+            assert_eq!(status.code(), Some(0), "exit code of the runtime; its log:\n{}", runtime.log());
+            self.check_log(&runtime.log());
+        }
+        eventually("no process of this run is left", || processes::with_marker(self.folder.path()).is_empty());
+        self.check_log(&self.log());
+    }
+
+    fn check_log(&self, log: &str) {
+        for line in log.lines() {
+            let is_error = serde_json::from_str::<Value>(line)
+                .map_or_else(|_| line.contains("panicked at"), |line| line["level"] == "ERROR");
+            let is_expected = self.expected_errors.iter().any(|text| line.contains(text.as_str()));
+            assert!(!is_error || is_expected, "an error was logged that no test expected: {line}");
+        }
+    }
+
+    fn kill_everything(&mut self) {
+        self.process.kill();
+        if let Some(runtime) = &mut self.runtime {
+            runtime.kill();
+        }
+        for left in processes::with_marker(self.folder.path()) {
+            processes::signal(left.pid, libc::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        /// Kills whatever is left, also when a check fails.
+        struct Kill<'a>(&'a mut Program);
+        impl Drop for Kill<'_> {
+            fn drop(&mut self) {
+                self.0.kill_everything();
+            }
+        }
+        let program = Kill(self);
+        if std::thread::panicking() {
+            let log = program.0.log();
+            let tail: Vec<_> = log.lines().rev().take(40).collect();
+            eprintln!("--- end of the program's log ---");
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            return;
+        }
+        program.0.finish();
+    }
+}
+
+fn dechunk(body: &str) -> String {
+    let (mut rest, mut text) = (body, String::new());
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let Ok(size @ 1..) = usize::from_str_radix(size.trim(), 16) else { break };
+        text.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+    }
+    text
+}
+
+#[test]
+fn a_chunked_body_is_put_together() {
+    assert_eq!(dechunk("3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"), "abcd");
+}

@@ -1,0 +1,203 @@
+//! Other people's agents through the whole path, and other people's client at the runtime's door.
+
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+};
+
+use crate::harness::{
+    DEADLINE, Program, Session,
+    acp_schema::{AcpSchema, Recorder},
+    agents::{self, InteropAgent},
+    api::result_of,
+    block_on, demo_agent, json,
+    program::Folder,
+    sse::message_of,
+    stdio_client::StdioClient,
+    stub_model::{FILE_CONTENT, StubModel},
+    wait_for,
+};
+
+fn client_capabilities() -> crate::harness::Value {
+    json!({"protocolVersion": 1, "clientInfo": {"name": "it", "version": "0"},
+           "clientCapabilities": {"fs": {"readTextFile": true, "writeTextFile": true}}})
+}
+
+/// New, two prompts, a file, cancel: over the agent's stdio, without the program.
+fn works_alone(agent: &InteropAgent, folder: &Folder) {
+    let cwd = folder.path().join("alone");
+    fs::create_dir_all(&cwd).unwrap();
+    let recorder = Recorder::new(folder);
+    let mut client = StdioClient::start(agent, &recorder.command(&agent.command), &cwd);
+    assert_eq!(client.call("initialize", client_capabilities(), |_| None)["protocolVersion"], 1);
+    let opened = client.call("session/new", json!({"cwd": cwd, "mcpServers": []}), |_| None);
+    let id = opened["sessionId"].as_str().expect("a session id").to_owned();
+    if let Some(mode) = agent.mode {
+        client.call("session/set_mode", json!({"sessionId": id, "modeId": mode}), |_| None);
+    }
+    let file = cwd.join("hello.txt");
+    let prompt = |text: String| json!({"sessionId": id, "prompt": [{"type": "text", "text": text}]});
+    let text = format!("please write-file {} now", file.display());
+    assert_eq!(client.call("session/prompt", prompt(text), |_| None)["stopReason"], "end_turn");
+    assert!(!agent.writes_files || fs::read_to_string(&file).unwrap() == FILE_CONTENT);
+    let mut cancelled = false;
+    let ended = client.call("session/prompt", prompt("count slowly".into()), |update| {
+        let begins = update["sessionUpdate"] == "agent_message_chunk" && !cancelled;
+        cancelled |= begins;
+        begins.then(|| id.clone())
+    });
+    assert_eq!(ended["stopReason"], "cancelled");
+    let ended = client.call("session/prompt", prompt("and again".into()), |_| None);
+    assert_eq!(ended["stopReason"], "end_turn");
+    let methods = recorder.check(&AcpSchema::load());
+    assert_eq!(methods.iter().filter(|method| *method == "session/prompt").count(), 3);
+}
+
+/// The same script through supervisor and runtime, recorded and checked against the official schema.
+fn works_through_the_whole_path(agent: &InteropAgent, folder: &Folder) {
+    let recorder = Recorder::new(folder);
+    let toml = agent.as_toml(Some(recorder.command(&agent.command)));
+    let program = Program::builder().folder(folder).config(&toml).start();
+    let session = program.api.open("ws");
+    if let Some(mode) = agent.mode {
+        session.post("mode", json!({"modeId": mode})).expect(200);
+    }
+    let file = session.path().join("hello.txt");
+    let events = session.streams(&format!("please write-file {} now", file.display())).rest();
+    assert_eq!(result_of(&program.api, &events)["stopReason"], "completed", "{events:#?}");
+    assert!(!message_of(&events).is_empty(), "the agent said something");
+    if agent.writes_files {
+        assert_eq!(fs::read_to_string(&file).unwrap(), FILE_CONTENT);
+        assert!(session.get("/diff").expect(200)["files"].to_string().contains("hello.txt"));
+    }
+    session.completes("say something");
+    let mut stream = session.streams("count slowly");
+    stream.until("the first words", |event| event.data["update"]["sessionUpdate"] == "agent_message_chunk");
+    assert!(session.cancel());
+    assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "cancelled");
+    session.completes("say something again");
+    assert_eq!(session.conversation().iter().filter(|(kind, _)| kind == "user_message").count(), 4);
+    if agent.loads {
+        loads(&session);
+    }
+    session.post("close", json!({})).expect(200);
+    assert_eq!(session.state()["state"], "closed");
+    drop(program);
+    let methods = recorder.check(&AcpSchema::load());
+    for method in ["initialize", "session/new", "session/prompt", "session/cancel"] {
+        assert!(methods.iter().any(|sent| sent == method), "{method} was sent: {methods:?}");
+    }
+}
+
+fn loads(session: &Session) {
+    let before = session.conversation().len();
+    session.post("load", json!({})).expect(200);
+    session.becomes("idle");
+    assert_eq!(session.conversation().len(), before, "what a load replays is not written a second time");
+    session.completes("say something after the load");
+}
+
+#[test]
+fn the_sdk_example_works_alone() {
+    works_alone(&agents::sdk_example(), &Folder::new());
+}
+
+#[test]
+fn goose_works_alone_with_the_stub_model() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    works_alone(&agents::goose(model.url(), folder.path()), &folder);
+}
+
+#[test]
+fn claude_works_alone_with_the_stub_model() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    works_alone(&agents::claude(model.url(), folder.path()), &folder);
+}
+
+#[test]
+fn the_sdk_example_works_through_the_whole_path() {
+    works_through_the_whole_path(&agents::sdk_example(), &Folder::new());
+}
+
+#[test]
+fn goose_works_through_the_whole_path() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    works_through_the_whole_path(&agents::goose(model.url(), folder.path()), &folder);
+}
+
+#[test]
+fn claude_works_through_the_whole_path() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    works_through_the_whole_path(&agents::claude(model.url(), folder.path()), &folder);
+}
+
+/// The official Rust client over WebSocket, which knows nothing of our additions.
+#[test]
+fn somebody_elses_client_drives_the_runtimes_door() {
+    use agent_client_protocol::{
+        Agent, Client,
+        schema::ProtocolVersion,
+        v1::{
+            ConnectionTo,
+            schema::{
+                ContentBlock, InitializeRequest, NewSessionRequest, PromptRequest, SessionNotification, StopReason,
+                TextContent,
+            },
+        },
+    };
+    let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let cwd = program.folder.path().join("runtime-workspaces").join("of-a-plain-client");
+    fs::create_dir_all(&cwd).unwrap();
+    let transport = agent_client_protocol_http::HttpClient::builder_with_endpoint(program.runtime_url())
+        .configure_http(|http| {
+            let mut headers = reqwest::header::HeaderMap::new();
+            headers.insert("authorization", "Bearer runtime-token-0123456789".parse().expect("a header"));
+            http.no_proxy().default_headers(headers)
+        })
+        .build()
+        .expect("a client");
+    let updates = Arc::new(Mutex::new(Vec::new()));
+    let seen = updates.clone();
+    let run = Client
+        .v1()
+        .on_receive_notification(
+            async move |notification: SessionNotification, _| {
+                seen.lock().expect("a lock").push(format!("{:?}", notification.update));
+                Ok(())
+            },
+            agent_client_protocol::on_receive_notification!(),
+        )
+        .connect_with(transport, |connection: ConnectionTo<Agent>| async move {
+            let request = InitializeRequest::new(ProtocolVersion::V1);
+            let agent = connection.send_request(request).block_task().await?;
+            assert_eq!(agent.protocol_version, ProtocolVersion::V1);
+            let opened = connection.send_request(NewSessionRequest::new(cwd)).block_task().await?;
+            for text in ["echo one", "echo two"] {
+                let prompt = vec![ContentBlock::Text(TextContent::new(text))];
+                let request = PromptRequest::new(opened.session_id.clone(), prompt);
+                let ended = connection.send_request(request).block_task().await?;
+                assert_eq!(ended.stop_reason, StopReason::EndTurn);
+            }
+            Ok(())
+        });
+    let ended = block_on(async { tokio::time::timeout(DEADLINE, run).await });
+    ended.expect("it ends in time").expect("it ends well");
+    wait_for(DEADLINE, "both answers came as updates", || {
+        let seen = updates.lock().expect("a lock").join("\n");
+        (seen.contains("one") && seen.contains("two")).then_some(())
+    });
+}
+
+#[test]
+fn the_runtime_uses_the_agent_that_a_session_names() {
+    let folder = Folder::new();
+    let toml = format!(
+        "{}\n[agents.example]\ncommand = {}\n",
+        "[agent]\nterminal = false",
+        json!(agents::sdk_example().command)
+    );
+    let program = Program::builder().folder(&folder).config(&toml).set("agent.command", demo_agent(&[])).start();
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "example"});
+    let session = program.api.open_with(body);
+    assert!(session.completes("anything")["meta"]["message"].as_str().is_some_and(|it| !it.is_empty()));
+}

@@ -1,0 +1,170 @@
+//! The OpenAPI document tells the truth, and the tests know all of it.
+
+use std::collections::BTreeSet;
+
+use crate::harness::{Program, Value, json};
+
+#[test]
+fn the_document_is_openapi_3_1_and_every_operation_tells_its_errors() {
+    let program = Program::start();
+    let document = program.api.contract().document();
+    assert!(document["openapi"].as_str().is_some_and(|it| it.starts_with("3.1")), "{}", document["openapi"]);
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let responses = operation["responses"].as_object().expect("responses");
+            assert!(!responses.is_empty(), "{method} {path} has no responses");
+            let is_api = path.starts_with("/acp/");
+            let tells = responses.keys().any(|key| key.starts_with('4') || key == "default");
+            assert!(!is_api || tells, "{method} {path} tells no error");
+        }
+    }
+}
+
+#[test]
+fn every_reference_of_the_document_leads_somewhere() {
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(members) => {
+                if let Some(Value::String(reference)) = members.get("$ref") {
+                    found.insert(reference.clone());
+                }
+                members.values().for_each(|member| references(member, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+    let program = Program::start();
+    let document = program.api.contract().document();
+    let mut found = BTreeSet::new();
+    references(document, &mut found);
+    assert!(!found.is_empty());
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} leads outside"));
+        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+    }
+}
+
+#[test]
+fn the_contracts_own_components_carry_their_rules() {
+    let program = Program::start();
+    let contract = program.api.contract();
+    for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
+        assert!(contract.document()["components"]["schemas"][name].is_object(), "no component {name}");
+    }
+    let issue = json!({"id": 1, "number": 2, "url": "https://github.com/o/r/issues/2", "title": "t"});
+    let diagnostics = json!({"durationMs": 1, "attempts": 1, "logs": []});
+    let with = |more: Value| {
+        let mut automation = json!({"status": "success", "mode": "github", "diagnostics": diagnostics});
+        for (key, value) in more.as_object().unwrap() {
+            automation[key] = value.clone();
+        }
+        automation
+    };
+    let good = [
+        with(json!({"issue": issue})),
+        with(json!({"mode": "commit-only"})),
+        with(json!({"status": "skipped", "skipReason": "rateLimited", "toastMessage": "t", "transcriptNote": "n"})),
+        with(json!({"status": "error", "error": {"code": "c", "message": "m", "retryable": true}})),
+    ];
+    for automation in good {
+        contract.check_component("GithubAutomation", &automation);
+    }
+    let bad = [
+        with(json!({})),
+        with(json!({"issue": issue, "skipReason": "other"})),
+        with(json!({"status": "skipped"})),
+        with(json!({"status": "skipped", "skipReason": "because", "toastMessage": "t", "transcriptNote": "n"})),
+        with(
+            json!({"status": "skipped", "skipReason": "other", "toastMessage": "t".repeat(141), "transcriptNote": "n"}),
+        ),
+        with(json!({"status": "error"})),
+    ];
+    for automation in bad {
+        assert!(!contract.is_component("GithubAutomation", &automation), "{automation} is against the rules");
+    }
+}
+
+#[test]
+fn a_result_with_another_top_level_key_is_against_the_document() {
+    let program = Program::start();
+    let mut result = program.api.open("ws").completes("echo a");
+    program.api.contract().check_component("ACPSessionResult", &result);
+    result["extra"] = json!(1);
+    assert!(!program.api.contract().is_component("ACPSessionResult", &result));
+}
+
+#[test]
+fn the_documentation_is_served_without_any_cdn() {
+    let program = Program::start();
+    let page = program.api.get("/docs/");
+    assert_eq!(page.status, 200);
+    assert!(page.text.contains("swagger"), "{}", page.text);
+    let outside = ["src=\"http", "href=\"http", "src=\"//", "href=\"//"];
+    assert!(!outside.iter().any(|it| page.text.contains(it)), "{}", page.text);
+}
+
+/// Calls every route of the document, so that a route which no test knows fails this one.
+#[test]
+fn every_route_of_the_document_is_exercised() {
+    let program = Program::builder().set("permission.policy", "ask").start();
+    let api = &program.api;
+    for path in ["/livez", "/readyz", "/metrics", "/openapi.json", "/acp/health", "/acp/agents", "/acp/workspaces"] {
+        api.get(path).expect(200);
+    }
+    let session = api.open("ws");
+    session.completes("echo a");
+    api.get("/acp/sessions").expect(200);
+    for path in ["", "/transcript", "/diff"] {
+        session.get(path).expect(200);
+    }
+    drop(api.events(&format!("/acp/session/{}/events", session.id)));
+    let prompt_id = session.starts("echo b");
+    session.ends(&prompt_id);
+    let mut stream = session.streams("ask");
+    let seen = stream.until("the request", |event| event.name == "permission_request");
+    let request_id = &seen.last().unwrap().data["update"]["requestId"];
+    session.post("permission", json!({"requestId": request_id, "cancelled": true})).expect(200);
+    stream.rest();
+    session.post("cancel", json!({})).expect(200);
+    let mode = &session.opened["modes"]["availableModes"][0]["id"];
+    assert!(mode.is_string(), "the demo agent offers modes: {}", session.opened);
+    session.post("mode", json!({"modeId": mode})).expect(200);
+    let option = &session.opened["configOptions"][0];
+    assert!(option["id"].is_string(), "the demo agent offers options: {}", session.opened);
+    session.post("config", json!({"configId": option["id"], "value": option["currentValue"]})).expect(200);
+    session.post("load", json!({})).expect(200);
+    session.post("close", json!({})).expect(200);
+    let missed: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
+    assert!(missed.is_empty(), "no test calls {missed:?}");
+}
+
+#[test]
+fn every_route_of_the_issue_is_in_the_document() {
+    let program = Program::start();
+    let operations = program.api.contract().operations();
+    for (method, path) in [
+        ("POST", "/acp/session/new"),
+        ("POST", "/acp/session/prompt"),
+        ("POST", "/acp/session/cancel"),
+        ("POST", "/acp/session/permission"),
+        ("POST", "/acp/session/mode"),
+        ("POST", "/acp/session/config"),
+        ("POST", "/acp/session/load"),
+        ("POST", "/acp/session/close"),
+        ("GET", "/acp/sessions"),
+        ("GET", "/acp/workspaces"),
+        ("GET", "/acp/agents"),
+        ("GET", "/acp/session/{id}"),
+        ("GET", "/acp/session/{id}/transcript"),
+        ("GET", "/acp/session/{id}/diff"),
+        ("GET", "/acp/session/{id}/events"),
+        ("GET", "/acp/prompt/{id}"),
+        ("GET", "/acp/health"),
+        ("GET", "/metrics"),
+        ("GET", "/livez"),
+        ("GET", "/readyz"),
+    ] {
+        assert!(operations.contains(&(method.to_owned(), path.to_owned())), "{method} {path} is missing");
+    }
+}

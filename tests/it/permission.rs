@@ -1,0 +1,67 @@
+//! Who answers an agent's permission requests.
+
+use crate::harness::{Program, Session, api::result_of, json, sse::message_of};
+
+fn open(program: &Program, policy: &str) -> Session {
+    let body =
+        json!({"workspaceId": format!("ws-{policy}"), "installationId": "tenant-1", "permissionPolicy": policy});
+    program.api.open_with(body)
+}
+
+#[test]
+fn a_policy_answers_at_once_and_only_as_far_as_it_says() {
+    let program = Program::start();
+    for (policy, allows) in [("allow-once", true), ("allow-always", true), ("reject", false)] {
+        let events = open(&program, policy).streams("ask").rest();
+        let said = message_of(&events).to_lowercase();
+        assert!(!events.iter().any(|event| event.name == "permission_request"), "nobody is asked under {policy}");
+        assert_eq!(said.contains("allow"), allows, "under {policy} the agent said: {said}");
+    }
+}
+
+#[test]
+fn under_ask_the_request_is_an_event_and_the_answer_reaches_the_agent() {
+    let program = Program::start();
+    let session = open(&program, "ask");
+    let mut stream = session.streams("ask");
+    let seen = stream.until("the request", |event| event.name == "permission_request");
+    let request = &seen.last().unwrap().data["update"];
+    let options = request["options"].as_array().expect("options");
+    let allow = options.iter().find(|option| option["kind"] == "allow_once").expect("an option that allows once");
+    let answer = json!({"requestId": request["requestId"], "optionId": allow["optionId"]});
+    session.post("permission", answer.clone()).expect(200);
+    let rest = stream.rest();
+    assert_eq!(result_of(&program.api, &rest)["stopReason"], "completed");
+    assert!(rest.iter().any(|event| event.name == "permission_resolved"), "{rest:#?}");
+    session.post("permission", answer).problem(409, "permission_not_pending");
+}
+
+#[test]
+fn an_option_that_was_not_offered_is_refused_and_the_request_waits_on() {
+    let program = Program::start();
+    let session = open(&program, "ask");
+    let mut stream = session.streams("ask");
+    let seen = stream.until("the request", |event| event.name == "permission_request");
+    let request_id = &seen.last().unwrap().data["update"]["requestId"];
+    let odd = session.post("permission", json!({"requestId": request_id, "optionId": "no-such-option"}));
+    assert!([400, 409].contains(&odd.status), "{}", odd.text);
+    session.post("permission", json!({"requestId": request_id, "cancelled": true})).expect(200);
+    result_of(&program.api, &stream.rest());
+}
+
+#[test]
+fn silence_rejects() {
+    let program = Program::builder().set("permission.timeout_s", 1).start();
+    let session = open(&program, "ask");
+    let events = session.streams("ask").rest();
+    assert_eq!(result_of(&program.api, &events)["stopReason"], "completed");
+    assert!(!message_of(&events).to_lowercase().contains("allow"), "{events:#?}");
+}
+
+#[test]
+fn what_was_decided_is_in_the_transcript() {
+    let program = Program::start();
+    let session = open(&program, "reject");
+    session.completes("ask");
+    assert!(session.conversation().iter().any(|(kind, _)| kind == "permission"), "{:?}", session.conversation());
+}

@@ -1,0 +1,83 @@
+//! Two processes, as on two machines.
+
+use crate::harness::{DEADLINE, Program, api::result_of, hostile::RawRequest, json, processes, wait_for};
+
+#[test]
+fn a_turn_goes_through_a_runtime_of_its_own() {
+    let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let session = program.api.open("ws");
+    assert_eq!(session.says("echo two processes"), "two processes");
+    session.completes("write a.txt content");
+    assert!(session.path().starts_with(program.folder.path().canonicalize().unwrap().join("runtime-workspaces")));
+    assert!(session.path().join("a.txt").exists());
+    session.prompt("crash").problem(502, "agent_crashed");
+    session.becomes("idle");
+    assert_eq!(session.says("echo again"), "again");
+}
+
+#[test]
+fn cancel_and_diff_work_over_the_wire_too() {
+    let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let session = program.api.open("ws");
+    let (_, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    assert!(session.cancel());
+    assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "cancelled");
+    session.completes("write new.txt x");
+    assert!(session.get("/diff").expect(200)["files"].to_string().contains("new.txt"));
+}
+
+#[test]
+fn both_doors_of_the_runtime_want_the_token() {
+    let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let log = program.log();
+    let listen: std::net::SocketAddr = {
+        let url = program.runtime_url();
+        url.strip_prefix("ws://")
+            .and_then(|it| it.strip_suffix("/acp"))
+            .and_then(|it| it.parse().ok())
+            .expect("a URL")
+    };
+    for token in [None, Some("Bearer wrong")] {
+        for (method, path) in [("GET", "/status"), ("POST", "/workspace/prepare"), ("GET", "/acp")] {
+            let mut request = RawRequest::new(method, path)
+                .header("Host", &listen.to_string())
+                .header("Content-Type", "application/json")
+                .header("Upgrade", "websocket")
+                .header("Sec-WebSocket-Version", "13")
+                .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+            if let Some(token) = token {
+                request = request.header("Authorization", token);
+            }
+            let answer = request.body("{}").send(listen);
+            assert_eq!(answer.status, 401, "{method} {path} with {token:?}: {}", answer.body);
+        }
+    }
+    assert!(!log.contains("runtime-token-0123456789"));
+}
+
+#[test]
+fn a_supervisor_with_the_wrong_token_says_so() {
+    let first = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let other = Program::builder().set("runtime.url", first.runtime_url()).set("runtime.token", "wrong").start();
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
+    let problem = other.api.post("/acp/session/new", body).problem(503, "runtime_unavailable");
+    assert!(problem["detail"].as_str().unwrap().contains("token"), "{problem}");
+}
+
+#[test]
+fn a_runtime_that_is_not_there_is_a_clear_problem_and_one_that_comes_back_is_used() {
+    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let session = program.api.open("ws");
+    session.completes("echo a");
+    let pid = program.runtime().pid();
+    processes::signal(pid, libc::SIGSTOP);
+    processes::signal(pid, libc::SIGCONT);
+    assert_eq!(session.says("echo after a pause"), "after a pause");
+    let nowhere = format!("ws://127.0.0.1:{}/acp", crate::harness::free_port());
+    let lonely = Program::builder().set("runtime.url", nowhere).start();
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
+    let answer = lonely.api.post("/acp/session/new", body);
+    assert!(!answer.header("retry-after").is_empty());
+    answer.problem(503, "runtime_unavailable");
+    wait_for(DEADLINE, "health tells it", || lonely.api.get("/acp/health").text.contains("untime").then_some(()));
+}

@@ -1,0 +1,197 @@
+//! Safe from the start: browsers are hostile even on loopback.
+
+use std::time::Duration;
+
+use crate::harness::{
+    Program,
+    hostile::{RawRequest, exchange},
+    json,
+    program::{Folder, Process},
+};
+
+const ROUTES: [(&str, &str); 7] = [
+    ("GET", "/acp/sessions"),
+    ("GET", "/acp/health"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs/"),
+    ("POST", "/acp/session/new"),
+    ("GET", "/no/such/route"),
+];
+
+fn to(program: &Program, method: &str, path: &str) -> RawRequest {
+    RawRequest::new(method, path).header("Host", &program.address.to_string())
+}
+
+fn new_session() -> String {
+    json!({"workspaceId": "ws", "installationId": "tenant-1"}).to_string()
+}
+
+#[test]
+fn a_foreign_host_name_is_refused_on_every_route() {
+    let program = Program::start();
+    for (method, path) in ROUTES {
+        for host in ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example"] {
+            let answer = RawRequest::new(method, path)
+                .header("Host", host)
+                .header("Content-Type", "application/json")
+                .body(&new_session())
+                .send(program.address);
+            assert_eq!(answer.status, 403, "{method} {path} with Host {host}: {}", answer.body);
+            assert!(answer.body.contains("forbidden_origin"), "{}", answer.body);
+        }
+    }
+    assert_eq!(program.api.get("/acp/sessions").expect(200)["items"], json!([]), "nothing was created");
+}
+
+#[test]
+fn a_request_without_a_host_is_refused() {
+    let program = Program::start();
+    let answer = exchange(program.address, b"GET /acp/sessions HTTP/1.1\r\nConnection: close\r\n\r\n");
+    assert!([400, 403].contains(&answer.status), "{answer:?}");
+}
+
+#[test]
+fn loopback_names_are_taken() {
+    let program = Program::start();
+    let port = program.address.port();
+    for host in [format!("localhost:{port}"), format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+        let answer = RawRequest::new("GET", "/acp/sessions").header("Host", &host).send(program.address);
+        assert_eq!(answer.status, 200, "{host}: {}", answer.body);
+    }
+}
+
+#[test]
+fn a_foreign_origin_is_refused_on_every_route() {
+    let program = Program::builder().set("server.allowed_origins", json!(["https://app.example"])).start();
+    for (method, path) in ROUTES {
+        let near = [
+            "https://evil.example",
+            "null",
+            "https://app.example.evil",
+            "http://app.example",
+            "https://app.example:8443",
+        ];
+        for origin in near {
+            let answer = to(&program, method, path)
+                .header("Origin", origin)
+                .header("Content-Type", "application/json")
+                .body(&new_session())
+                .send(program.address);
+            assert_eq!(answer.status, 403, "{method} {path} from {origin}: {}", answer.body);
+            assert_eq!(answer.header("access-control-allow-origin"), None);
+        }
+    }
+    let allowed = to(&program, "GET", "/acp/sessions").header("Origin", "https://app.example").send(program.address);
+    assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, Some("https://app.example")));
+}
+
+#[test]
+fn a_preflight_is_answered_for_allowed_origins_only() {
+    let program = Program::builder().set("server.allowed_origins", json!(["https://app.example"])).start();
+    let preflight = |origin: &str| {
+        to(&program, "OPTIONS", "/acp/session/new")
+            .header("Origin", origin)
+            .header("Access-Control-Request-Method", "POST")
+            .header("Access-Control-Request-Headers", "content-type")
+            .send(program.address)
+    };
+    let allowed = preflight("https://app.example");
+    assert!([200, 204].contains(&allowed.status), "{allowed:?}");
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://app.example"));
+    let refused = preflight("https://evil.example");
+    assert_eq!(refused.header("access-control-allow-origin"), None);
+    assert_eq!(refused.status, 403);
+}
+
+#[test]
+fn a_form_or_plain_text_cannot_create_anything() {
+    let program = Program::start();
+    for media_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""] {
+        let mut request = to(&program, "POST", "/acp/session/new");
+        if !media_type.is_empty() {
+            request = request.header("Content-Type", media_type);
+        }
+        let answer = request.body(&new_session()).send(program.address);
+        assert_eq!(answer.status, 415, "{media_type}: {}", answer.body);
+        assert!(answer.body.contains("unsupported_media_type"));
+    }
+    assert_eq!(program.api.get("/acp/sessions").expect(200)["items"], json!([]));
+}
+
+#[test]
+fn a_body_over_the_limit_is_413() {
+    let program = Program::builder().set("limits.body_bytes", 10_000).start();
+    let session = program.api.open("ws");
+    session.prompt(&"x".repeat(20_000)).problem(413, "payload_too_large");
+    assert_eq!(session.says("echo small"), "small");
+}
+
+#[test]
+fn with_a_token_nothing_but_the_probes_answers_without_it() {
+    let program = Program::builder().token("a-token-of-some-length").start();
+    assert_eq!(program.api.open("ws").says("echo in"), "in");
+    for (method, path) in ROUTES.into_iter().filter(|(_, path)| !["/docs/", "/openapi.json"].contains(path)) {
+        for token in [None, Some("Bearer wrong"), Some("Bearer "), Some("Basic YTpi"), Some("a-token-of-some-length")]
+        {
+            let mut request = to(&program, method, path).header("Content-Type", "application/json");
+            if let Some(token) = token {
+                request = request.header("Authorization", token);
+            }
+            let answer = request.body(&new_session()).send(program.address);
+            assert_eq!(answer.status, 401, "{method} {path} with {token:?}: {}", answer.body);
+        }
+    }
+    for probe in ["/livez", "/readyz"] {
+        assert_eq!(to(&program, "GET", probe).send(program.address).status, 200, "{probe}");
+    }
+    assert!(!program.log().contains("a-token-of-some-length"));
+}
+
+#[test]
+fn neither_process_listens_beyond_loopback_without_a_token() {
+    for arguments in [
+        ["serve", "--listen", "0.0.0.0:0"].as_slice(),
+        &["serve", "--set", "server.listen=[::]:0"],
+        &["runtime", "--set", "runtime.listen=0.0.0.0:0"],
+    ] {
+        let folder = Folder::new();
+        let arguments: Vec<_> = arguments.iter().map(|it| (*it).to_owned()).collect();
+        let mut process = Process::start("refused", &folder, &arguments, &[]);
+        let status = process.wait(Duration::from_secs(20));
+        assert_eq!(status.code(), Some(78), "{arguments:?}: {}", process.log());
+        assert!(process.log().contains("token"), "it says what is missing: {}", process.log());
+    }
+}
+
+#[test]
+fn an_unknown_route_and_a_wrong_method_are_problems_too() {
+    let program = Program::start();
+    program.api.get("/no/such/route").problem(404, "not_found");
+    program.api.get("/acp/session/prompt").problem(405, "method_not_allowed");
+    program.api.call("DELETE", "/acp/sessions").send().problem(405, "method_not_allowed");
+}
+
+#[test]
+fn nonsense_on_the_socket_leaves_the_server_alone() {
+    let program = Program::start();
+    for bytes in [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /acp/session/new HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /acp/session/new HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let answer = exchange(program.address, bytes);
+        assert!(answer.status == 0 || answer.status >= 400, "{answer:?}");
+    }
+    program.api.get("/livez").expect(200);
+}
+
+#[test]
+fn answers_carry_a_request_id_and_take_the_callers_only_where_it_is_harmless() {
+    let program = Program::start();
+    let mine = program.api.call("GET", "/acp/sessions").header("x-request-id", "trace-0123456789").send();
+    assert!(!mine.header("x-request-id").is_empty());
+    let long = program.api.call("GET", "/acp/sessions").header("x-request-id", &"x".repeat(5000)).send();
+    assert!(long.header("x-request-id").len() < 200);
+}

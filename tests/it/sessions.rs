@@ -1,0 +1,170 @@
+//! The life of a session: closed, loaded, hibernated, expired, and over a restart of the program.
+
+use crate::harness::{DEADLINE, Program, eventually, json, processes, wait_for};
+
+#[test]
+fn closing_frees_the_agent_and_a_closed_session_takes_no_prompt() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let pid: i32 = session.says("pid").trim().parse().expect("a pid");
+    session.post("close", json!({})).expect(200);
+    eventually("the agent is gone", || !processes::is_alive(pid));
+    assert_eq!(session.state()["state"], "closed");
+    session.prompt("echo a").problem(409, "session_closed");
+    session.post("load", json!({})).problem(409, "session_closed");
+    assert_eq!(session.conversation().len(), 2, "its transcript stays");
+}
+
+#[test]
+fn closing_in_the_middle_of_a_turn_ends_the_turn() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    session.post("close", json!({})).expect(200);
+    stream.rest();
+    let ended = session.ends(&prompt_id);
+    assert!(["cancelled", "failed"].contains(&ended["state"].as_str().unwrap()), "{ended}");
+}
+
+#[test]
+fn lists_are_filtered_and_paged() {
+    let program = Program::builder().set("limits.page_entries", 2).start();
+    for (workspace, tenant) in [("a", "one"), ("a", "one"), ("b", "one"), ("a", "two")] {
+        program.api.open_with(json!({"workspaceId": workspace, "installationId": tenant, "userId": "u"}));
+    }
+    let count = |query: &str| {
+        let (mut items, mut cursor) = (0, String::new());
+        loop {
+            let page = program.api.get(&format!("/acp/sessions?{query}{cursor}")).expect(200);
+            let got = page["items"].as_array().unwrap().len();
+            assert!(got <= 2, "a page has at most two: {page}");
+            items += got;
+            match page["nextCursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return items,
+            }
+        }
+    };
+    assert_eq!(count("installationId=one"), 3);
+    assert_eq!(count("installationId=one&workspaceId=a"), 2);
+    assert_eq!(count("installationId=two"), 1);
+    assert_eq!(count("userId=u"), 4);
+    assert_eq!(count("state=closed"), 0);
+    let workspaces = program.api.get("/acp/workspaces?installationId=one").expect(200);
+    assert_eq!(workspaces["items"].as_array().unwrap().len(), 2, "{workspaces}");
+}
+
+#[test]
+fn a_page_cursor_or_filter_that_is_nonsense_is_refused() {
+    let program = Program::start();
+    for query in ["cursor=%00", "state=asleep", "limit=0", "limit=x"] {
+        let answer = program.api.get(&format!("/acp/sessions?{query}"));
+        answer.problem(400, "invalid_request");
+    }
+}
+
+#[test]
+fn an_idle_session_hibernates_and_the_next_prompt_brings_it_back() {
+    let program = Program::builder().set("session.idle_timeout_s", 1).start();
+    let session = program.api.open("ws");
+    let pid: i32 = session.says("pid").trim().parse().expect("a pid");
+    session.becomes("hibernated");
+    eventually("the agent is gone", || !processes::is_alive(pid));
+    assert_eq!(session.says("echo back"), "back");
+}
+
+#[test]
+fn a_session_that_is_not_used_expires_and_can_be_loaded() {
+    let program = Program::builder().set("session.idle_timeout_s", 1).set("session.max_age_s", 1).start();
+    let session = program.api.open("ws");
+    session.completes("echo a");
+    session.becomes("expired");
+    session.prompt("echo b").problem(409, "session_not_loaded");
+    session.post("load", json!({})).expect(200);
+    assert_eq!(session.says("echo b"), "b");
+}
+
+#[test]
+fn a_turn_is_never_cut_short_by_the_idle_timeout() {
+    let program = Program::builder().set("session.idle_timeout_s", 1).start();
+    let session = program.api.open("ws");
+    assert_eq!(session.says("sleep 3 ; echo done"), "done");
+}
+
+#[test]
+fn nfr_004_sessions_and_transcripts_survive_a_restart_of_the_program() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    session.completes("write kept.txt content ; echo said before");
+    let folder = program.stop();
+    let program = Program::builder().folder(&folder).start();
+    let again = crate::harness::Session { api: program.api.clone(), ..session };
+    assert_eq!(again.state()["state"], "hibernated");
+    assert!(again.conversation().iter().any(|(_, text)| text.contains("said before")));
+    assert!(again.says("read kept.txt").contains("content"), "the next prompt brings it back");
+}
+
+#[test]
+fn nfr_004_a_turn_that_a_power_cut_ended_is_interrupted_and_its_session_can_be_loaded() {
+    let mut program = Program::start();
+    let session = program.api.open("ws");
+    let (prompt_id, stream) = session.is_busy_with("echo started ; sleep 60");
+    program.kill();
+    drop(stream);
+    let folder = program.folder.clone();
+    drop(program);
+    let program = Program::builder().folder(&folder).start();
+    let again = crate::harness::Session { api: program.api.clone(), ..session };
+    assert_eq!(again.ends(&prompt_id)["state"], "interrupted");
+    assert_eq!(again.state()["state"], "interrupted");
+    again.prompt("echo a").problem(409, "session_not_loaded");
+    again.post("load", json!({})).expect(200);
+    assert_eq!(again.says("echo a"), "a");
+}
+
+#[test]
+fn an_agent_with_load_keeps_its_own_conversation() {
+    let program = Program::start();
+    let memory = program.folder.path().join("agent-memory");
+    std::fs::create_dir(&memory).unwrap();
+    let flags = ["--persist", memory.to_str().unwrap()];
+    let program = Program::builder().demo_agent(&flags).set("session.idle_timeout_s", 1).start();
+    let session = program.api.open("ws");
+    session.completes("echo a");
+    session.becomes("hibernated");
+    let result = session.completes("echo b");
+    assert_eq!(result["meta"]["contextInjected"], false, "the agent remembers by itself: {result}");
+    assert_eq!(session.conversation().len(), 4, "what the load replayed is not written a second time");
+}
+
+#[test]
+fn nfr_002_a_seat_too_many_is_refused_at_once_and_a_resume_is_not() {
+    let program = Program::builder().set("limits.sessions", 2).start();
+    let (one, _two) = (program.api.open("ws"), program.api.open("ws"));
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
+    let refused = program.api.post("/acp/session/new", body.clone());
+    assert!(!refused.header("retry-after").is_empty());
+    refused.problem(503, "capacity_exhausted");
+    one.prompt("crash").problem(502, "agent_crashed");
+    one.becomes("idle");
+    one.post("load", json!({})).expect(200);
+    one.post("close", json!({})).expect(200);
+    wait_for(DEADLINE, "the seat is free again", || {
+        (program.api.post("/acp/session/new", body.clone()).status == 201).then_some(())
+    });
+}
+
+#[test]
+fn modes_and_options_are_set_where_the_agent_offers_them_and_refused_where_not() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let mode = &session.opened["modes"]["availableModes"][0]["id"];
+    if mode.is_string() {
+        session.post("mode", json!({"modeId": mode})).expect(200);
+    }
+    let refused = session.post("mode", json!({"modeId": "no-such-mode"}));
+    assert!([400, 422].contains(&refused.status), "{}", refused.text);
+    let refused = session.post("config", json!({"configId": "no-such-option", "value": "x"}));
+    assert!([400, 422].contains(&refused.status), "{}", refused.text);
+    assert_eq!(session.says("echo fine"), "fine");
+}

@@ -1,0 +1,148 @@
+//! Agents stay in their workspace, with a cleared environment.
+
+use std::{fs, os::unix::fs::symlink};
+
+use crate::harness::{Program, json, program::Folder};
+
+#[test]
+fn an_agent_works_in_the_folder_of_its_workspace_under_the_root() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    session.completes("write notes.txt hello from the agent");
+    assert_eq!(fs::read_to_string(session.path().join("notes.txt")).unwrap().trim(), "hello from the agent");
+    assert!(session.says("read notes.txt").contains("hello from the agent"));
+    assert_eq!(session.says("cwd").trim(), session.path().display().to_string());
+    let root = program.folder.path().join("data").canonicalize().unwrap();
+    assert!(session.path().starts_with(root), "{}", session.path().display());
+}
+
+#[test]
+fn workspaces_of_the_same_name_of_two_tenants_are_two() {
+    let program = Program::start();
+    let body = |tenant: &str| json!({"workspaceId": "ws", "installationId": tenant});
+    let (one, two) = (program.api.open_with(body("one")), program.api.open_with(body("two")));
+    assert_ne!(one.path(), two.path());
+    assert!(!one.path().display().to_string().contains("ws/") && !one.path().ends_with("ws"), "made by the server");
+}
+
+#[test]
+fn nothing_escapes_by_dots_by_an_absolute_path_or_by_a_link() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let secret = program.folder.path().join("secret.txt");
+    fs::write(&secret, "outside-content").unwrap();
+    symlink(&secret, session.path().join("link.txt")).unwrap();
+    symlink(program.folder.path(), session.path().join("folder")).unwrap();
+    let outside = secret.display().to_string();
+    for name in
+        ["../../secret.txt", "../../../../../../etc/passwd", "/etc/passwd", &outside, "link.txt", "folder/secret.txt"]
+    {
+        let answer = session.prompt(&format!("read {name}"));
+        assert!(
+            !answer.text.contains("outside-content") && !answer.text.contains("root:"),
+            "{name}: {}",
+            answer.text
+        );
+    }
+    for name in ["../../written.txt", "folder/written.txt", "link.txt", "/tmp/lumilink-it-written.txt"] {
+        session.prompt(&format!("write {name} pwned"));
+    }
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "outside-content");
+    assert!(!program.folder.path().join("written.txt").exists());
+    assert!(!std::path::Path::new("/tmp/lumilink-it-written.txt").exists());
+    assert!(!session.path().parent().unwrap().join("written.txt").exists());
+}
+
+#[test]
+fn ids_that_could_be_a_path_or_an_option_are_refused() {
+    let program = Program::start();
+    for id in ["..", "../x", "a/b", "-x", ".git", "", "a b"] {
+        for body in [
+            json!({"workspaceId": id, "installationId": "tenant-1"}),
+            json!({"workspaceId": "ws", "installationId": id}),
+        ] {
+            program.api.post("/acp/session/new", body).problem(400, "invalid_request");
+        }
+    }
+}
+
+#[test]
+fn fr_008_an_agent_starts_with_a_cleared_environment() {
+    let program = Program::builder()
+        .env("AWS_SECRET_ACCESS_KEY", "not-for-agents")
+        .env("SOME_TOKEN", "not-for-agents")
+        .env("LANG", "C.UTF-8")
+        .config("[agent]\nenv = { GIVEN = \"for-the-agent\" }\n")
+        .start();
+    let session = program.api.open("ws");
+    for name in ["AWS_SECRET_ACCESS_KEY", "SOME_TOKEN"] {
+        assert!(!session.says(&format!("env {name}")).contains("not-for-agents"), "{name}");
+    }
+    assert!(session.says("env GIVEN").contains("for-the-agent"));
+    assert!(session.says("env LANG").contains("C.UTF-8"));
+    assert!(session.says("env PATH").contains('/'));
+    assert!(!program.log().contains("for-the-agent"), "values of agent.env are secrets");
+}
+
+#[test]
+fn an_existing_folder_is_used_only_where_it_is_allowed() {
+    let (allowed, elsewhere) = (Folder::new(), Folder::new());
+    let inside = allowed.path().join("project");
+    fs::create_dir(&inside).unwrap();
+    fs::write(inside.join("here.txt"), "found").unwrap();
+    symlink(elsewhere.path(), allowed.path().join("way-out")).unwrap();
+    let allow = json!([allowed.path()]);
+    let program = Program::builder().set("workspaces.allow_paths", allow).start();
+    let body = |path: &std::path::Path| json!({"workspaceId": "ws", "installationId": "tenant-1", "path": path, "mode": "conversation"});
+    let session = program.api.open_with(body(&inside));
+    assert!(session.says("read here.txt").contains("found"));
+    for path in [elsewhere.path(), &allowed.path().join("way-out"), &allowed.path().join("project/../..")] {
+        let mut other = body(path);
+        other["workspaceId"] = json!("other");
+        program.api.post("/acp/session/new", other).problem(403, "path_not_allowed");
+    }
+}
+
+#[test]
+fn the_diff_shows_what_changed_without_any_remote() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    session.completes("write new.txt some content");
+    let diff = session.get("/diff").expect(200);
+    let files = diff["files"].as_array().unwrap();
+    assert!(files.iter().any(|file| file["path"] == "new.txt" && file["status"] == "added"), "{diff}");
+    assert!(diff["patch"].as_str().unwrap().contains("+some content"), "{diff}");
+}
+
+#[test]
+fn commands_run_in_the_workspace_and_can_be_switched_off() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    session.completes("run echo made > by-command.txt");
+    let made = session.path().join("by-command.txt").exists() || session.says("run pwd").contains("workspaces");
+    assert!(made, "the command ran in the workspace");
+    let without = Program::builder().set("agent.terminal", false).start();
+    let session = without.api.open("ws");
+    let answer = session.prompt("run touch not-made.txt");
+    assert!(!session.path().join("not-made.txt").exists(), "{}", answer.text);
+}
+
+#[test]
+fn files_can_be_switched_off() {
+    let program = Program::builder().set("agent.fs", false).start();
+    let session = program.api.open("ws");
+    session.prompt("write not-made.txt x");
+    assert!(!session.path().join("not-made.txt").exists());
+}
+
+#[test]
+fn a_second_agent_is_chosen_by_its_name() {
+    let second = crate::harness::demo_agent(&["--no-load"]);
+    let program = Program::builder().config(&format!("[agents.second]\ncommand = {second}\n")).start();
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "second"});
+    assert_eq!(program.api.open_with(body).says("echo a"), "a");
+    let agents = program.api.get("/acp/agents").expect(200);
+    assert!(agents.to_string().contains("second"), "{agents}");
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "third"});
+    program.api.post("/acp/session/new", body).problem(422, "unknown_agent");
+}
