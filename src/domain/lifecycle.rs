@@ -81,6 +81,15 @@ impl SessionState {
         }
     }
 
+    /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
+    /// expired.
+    pub fn at_age(self, unused: std::time::Duration, max_age: std::time::Duration) -> Self {
+        match self {
+            Self::Hibernated if unused >= max_age => Self::Expired,
+            other => other,
+        }
+    }
+
     /// Where a session stands after a restart of the service, given where its row says it stood. Its
     /// agent died with the embedded runtime or was let go by the separate one.
     pub fn after_restart(self) -> Self {
@@ -115,32 +124,6 @@ impl SessionMode {
     /// Reads the name back.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Development, Self::Conversation].into_iter().find(|mode| mode.as_str() == name)
-    }
-}
-
-/// What carries a session or a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// ACP over WebSocket.
-    #[default]
-    Acp,
-    /// The managed fallback.
-    Http,
-}
-
-impl Protocol {
-    /// Its name in answers, rows and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Acp => "acp",
-            Self::Http => "http",
-        }
-    }
-
-    /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Acp, Self::Http].into_iter().find(|protocol| protocol.as_str() == name)
     }
 }
 

@@ -23,4 +23,9 @@ impl Route {
             Self::Http => "http",
         }
     }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|route| route.as_str() == name)
+    }
 }

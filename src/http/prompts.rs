@@ -138,8 +138,10 @@ async fn begin(
             }
         }
         let row = find_session(state, session_id).await?;
+        let parts = workspaces.parts();
         if let Some(asked) = &idempotency
-            && let Some(before) = workspaces.parts().store.prompt_with_key(session_id, asked.key.clone()).await?
+            && let Some(before) =
+                parts.store.prompt_with_key(session_id, asked.key.clone(), parts.clock.now()).await?
         {
             return if before.idempotency.as_ref() == Some(asked) {
                 Ok(TurnBegun::Ended(Box::new(before)))

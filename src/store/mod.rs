@@ -27,6 +27,8 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::domain::outcome::{ErrorCode, Failure};
+
 pub use self::{
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
@@ -271,4 +273,13 @@ impl Store {
     fn observe_failure(&self) {
         self.inner.observer.on_failure();
     }
+}
+
+/// What a caller is told about a store that did not do something.
+pub fn failure(cause: &StoreError) -> Failure {
+    let code = match cause {
+        StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,
+        StoreError::Conflict(_) | StoreError::Corrupt(_) => ErrorCode::Internal,
+    };
+    Failure::new(code, cause.to_string())
 }

@@ -301,4 +301,23 @@ impl Store {
     pub async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
         self.read(move |connection| find(connection, &prompt_id.to_string())?.map(Record::read).transpose()).await
     }
+
+    /// The turn of a session that holds this `Idempotency-Key` at `now`. Cancel-safe.
+    pub async fn prompt_with_key(
+        &self,
+        session_id: SessionId,
+        key: String,
+        now: Timestamp,
+    ) -> Result<Option<PromptRow>, StoreError> {
+        self.read(move |connection| {
+            let holder: Option<Record> = prompts::table
+                .filter(prompts::session_id.eq(session_id.to_string()))
+                .filter(prompts::idempotency_key.eq(key))
+                .filter(prompts::accepted_us.gt(now.minus(IDEMPOTENCY_PERIOD).0))
+                .first(connection)
+                .optional()?;
+            holder.map(Record::read).transpose()
+        })
+        .await
+    }
 }

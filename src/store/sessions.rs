@@ -16,9 +16,10 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
-    lifecycle::{Protocol, SessionMode, SessionState},
+    lifecycle::{SessionMode, SessionState},
     outcome::Failure,
     redaction::Redacted,
+    routing::Route,
 };
 
 /// A session as it is opened.
@@ -47,7 +48,7 @@ pub struct NewSession {
     /// it whole: it is the caller's part to leave secrets out.
     pub mcp_servers: String,
     /// What carries it.
-    pub protocol: Protocol,
+    pub protocol: Route,
     /// The negotiated version, where there was a handshake.
     pub protocol_version: Option<u16>,
     /// What the agent said about itself, as a JSON object.
@@ -80,7 +81,7 @@ pub struct SessionRow {
     /// JSON array.
     pub mcp_servers: String,
     /// What carries it.
-    pub protocol: Protocol,
+    pub protocol: Route,
     /// The negotiated version.
     pub protocol_version: Option<u16>,
     /// JSON object.
@@ -114,7 +115,7 @@ pub struct SessionChange {
     /// The agent's own id of it.
     pub agent_session_id: Option<String>,
     /// What carries it.
-    pub protocol: Option<Protocol>,
+    pub protocol: Option<Route>,
     /// The negotiated version.
     pub protocol_version: Option<u16>,
     /// What the agent said about itself, as a JSON object.
@@ -219,7 +220,7 @@ impl Record {
             failure: columns::failure(self.failure_code, self.failure_detail),
             agent_session_id: self.agent_session_id,
             mcp_servers: self.mcp_servers,
-            protocol: columns::named(Protocol::from_name, &self.protocol, "sessions.protocol")?,
+            protocol: columns::named(Route::from_name, &self.protocol, "sessions.protocol")?,
             protocol_version: self.protocol_version.and_then(|version| u16::try_from(version).ok()),
             agent_facts: self.agent_facts,
             restarts: u32::try_from(self.restarts).unwrap_or(0),
@@ -256,7 +257,7 @@ fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), S
         failure_code: touches_failure.then_some(code),
         failure_detail: touches_failure.then_some(detail),
         agent_session_id: clean_option(change.agent_session_id),
-        protocol: change.protocol.map(Protocol::as_str),
+        protocol: change.protocol.map(Route::as_str),
         protocol_version: change.protocol_version.map(i32::from),
         agent_facts: clean_option(change.agent_facts.map(Redacted::into_string)),
         restarts: change.restarts.map(|restarts| i32::try_from(restarts).unwrap_or(i32::MAX)),

@@ -187,6 +187,16 @@ impl Metrics {
         self.all.turns_started.add(route, 1);
     }
 
+    /// Turns that began on a route since the start.
+    pub fn turns_started(&self, route: Route) -> u64 {
+        self.all.turns_started.get(route).map_or(0, |counter| counter.get())
+    }
+
+    /// Turns that ended on a route with one of [`TurnOutcome::LABELS`] since the start.
+    pub fn turns_ended(&self, route: Route, outcome: &'static str) -> u64 {
+        self.all.turns_ended.get(RouteOutcome { route, outcome }).map_or(0, |counter| counter.get())
+    }
+
     /// A turn ended, `duration` after its acceptance; to be called once for each turn that began. The error
     /// of a failed turn is counted as well.
     pub fn turn_ended(&self, route: Route, outcome: &TurnOutcome, duration: Duration) {

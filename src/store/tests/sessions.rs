@@ -4,10 +4,11 @@ use super::fixture::*;
 use crate::{
     domain::{
         ids::FolderId,
-        lifecycle::{Protocol, SessionMode, SessionState},
+        lifecycle::{SessionMode, SessionState},
         outcome::{ErrorCode, Failure},
         permission::PermissionPolicy,
         redaction::Redacted,
+        routing::Route,
         turn::TurnState,
     },
     store::{NewSession, NewWorkspace, Recovered, SessionChange, StoreError},
@@ -21,7 +22,7 @@ both_databases! {
         let row = store.session(new.session_id).await.unwrap().unwrap();
         assert_eq!((row.session_id, &row.key, &row.user_id), (new.session_id, &new.key, &new.user_id));
         assert_eq!((row.mode, row.enable_git_ops, row.state), (SessionMode::Development, true, SessionState::Idle));
-        assert_eq!((row.protocol, row.protocol_version), (Protocol::Acp, Some(1)));
+        assert_eq!((row.protocol, row.protocol_version), (Route::Acp, Some(1)));
         assert_eq!((row.agent.as_str(), row.mcp_servers.as_str(), row.failure), ("demo", "[]", None));
         assert_eq!(row.agent_facts.as_deref(), new.agent_facts.as_ref().map(Redacted::as_str));
         assert_eq!((row.restarts, row.last_event_id, row.created, row.last_used), (0, 0, at(5), at(5)));
@@ -49,7 +50,7 @@ both_databases! {
         let loaded = SessionChange {
             state: Some(SessionState::Idle),
             agent_session_id: Some("agent-9".into()),
-            protocol: Some(Protocol::Http),
+            protocol: Some(Route::Http),
             protocol_version: Some(2),
             agent_facts: Some(Redacted::new("{}")),
             last_event_id: Some(99),
@@ -59,7 +60,7 @@ both_databases! {
         let row = store.session(id).await.unwrap().unwrap();
         assert_eq!((row.state, row.failure, row.last_used), (SessionState::Idle, None, at(20)));
         assert_eq!((row.agent_session_id.as_deref(), row.last_event_id), (Some("agent-9"), 99));
-        assert_eq!((row.protocol, row.protocol_version, row.restarts), (Protocol::Http, Some(2), 5));
+        assert_eq!((row.protocol, row.protocol_version, row.restarts), (Route::Http, Some(2), 5));
 
         store.update_session(SessionChange::new(id, at(21))).await.unwrap();
         assert_eq!(store.session(id).await.unwrap().unwrap().last_used, at(21));
