@@ -1,13 +1,90 @@
-//! LumiLink
-pub mod acp;
-pub mod actors;
-pub mod client;
+//! LumiLink supervises sessions of coding agents that speak the Agent Client Protocol (ACP).
+//!
+//! A client opens a session over HTTP and sends prompts. Each session is an actor, supervised per workspace; it
+//! speaks ACP to a coding agent that works in a container on a checkout. This page is the architecture: who has
+//! read it can guess the file for any behaviour.
+//!
+//! # Two processes, one program
+//!
+//! ```text
+//!  client ──HTTP──▶ lumilink serve ──ACP over WebSocket──▶ lumilink runtime ──ACP over stdio──▶ agent
+//!                    http/ actors/        transport/           runtime/
+//!                    store/               (acp_connection,     (acp_socket, workspaces,
+//!                                          websocket)           fs and terminals)
+//! ```
+//!
+//! `serve` embeds a runtime on a loopback port when none is configured, and the built-in [`demo_agent`] when no
+//! agent is. The path is the same: nothing is short-cut.
+//!
+//! # Floors
+//!
+//! An import goes down, never up, and never sideways between folders of one floor. `tests/architecture.rs` holds
+//! this, and the rules below that a program can check.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 8 | `main.rs`: arguments → command → exit code |
+//! | 7 | [`commands`]: one thin file per subcommand |
+//! | 6 | [`app`]: builds every part in order, takes them down in the reverse order; the demo's tour |
+//! | 5 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
+//! | 4 | [`actors`]: thin shells over `domain` |
+//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL |
+//! | 2 | [`contract`]: our wire types · [`config`]: the only reader of the environment · [`telemetry`]: metrics, logs, clock |
+//! | 1 | [`domain`]: every rule, number and text, pure; `now` is an argument |
+//! | 0 | [`acp`]: frames, correlation, and the ACP messages under their spec names |
+//!
+//! # Invariants
+//!
+//! 1. `domain` decides, actors only carry. A rule that needs an actor to be tested is in the wrong place.
+//! 2. One restart rule, in the workspace supervisor: a fresh actor from a factory, backoff, 5 restarts in 30 s,
+//!    then `failed`. A session never heals itself.
+//! 3. A turn has exactly one outcome: whoever drops its ticket ends it ([`actors::turn_ticket`]).
+//! 4. One database writer; handlers read. What has been acknowledged is on disk. A blocked database refuses new
+//!    work and never blocks an arbiter.
+//! 5. Every queue has a bound, and its doc says why that number and what happens when it is full.
+//! 6. Text goes to disk or log only as [`Redacted`](domain::redaction::Redacted); a secret has a type that cannot
+//!    be printed.
+//! 7. A child process never outlives its session: own process group, killed as a group, reaped.
+//! 8. HTTP status codes are chosen in [`contract::problem`] alone, metric names in [`telemetry`] alone.
+//! 9. Constants do not change under test: tests set small values through the same configuration.
+//!
+//! # Walks
+//!
+//! - **New session**: [`http`] → [`actors::capacity_guard`] (a seat) → [`actors::workspaces`] (workspace row, the
+//!   runtime prepares the folder) → [`actors::workspace_supervisor`] → [`actors::session`] → [`transport`] →
+//!   runtime → agent; the row is written, then the caller is told.
+//! - **Prompt**: [`http`] → session, found without a hop → store (the turn is on disk) → transport → runtime →
+//!   agent. Updates come back to the session, which publishes them ([`actors::event_feed`]) and gathers the
+//!   transcript. The end, the rest of the transcript and the session's state are one transaction; the writer tells
+//!   the waiting handler after the commit.
+//! - **Crash**: the runtime sees the process end, says everything that the agent had said, then how it ended → the
+//!   session ends its turn with a classified failure and stops → its guard tells the supervisor → a fresh session
+//!   takes its place, with the agent's own memory or the conversation as context.
+//! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
+//!   → HTTP, runtime, store.
+//!
+//! # What is not here
+//!
+//! No module named utils, no global state but the log, no retry inside a transport, no clock in `domain`.
+
 pub mod commands;
+
+pub mod app;
+
+pub mod client;
+pub mod demo_agent;
+pub mod http;
+pub mod runtime;
+
+pub mod actors;
+
+pub mod store;
+pub mod transport;
+
 pub mod config;
 pub mod contract;
-pub mod demo_agent;
-pub mod domain;
-pub mod http;
-pub mod store;
 pub mod telemetry;
-pub mod transport;
+
+pub mod domain;
+
+pub mod acp;

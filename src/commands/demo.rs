@@ -9,7 +9,7 @@ use super::{
     log,
 };
 use crate::{
-    app,
+    app::{self, ServeOptions},
     config::{Face, Flag},
 };
 
@@ -33,7 +33,8 @@ pub fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
     arguments.common.preferences = quiet.map(|(setting, value)| Flag::new("demo", setting, value)).into();
     let loaded = arguments.common.load(&[Face::Server])?;
     log::start(&loaded.config.log)?;
-    let shown = actix::System::new().block_on(app::demo(loaded, arguments.once, arguments.announce));
+    let options = ServeOptions { announce: arguments.announce };
+    let shown = actix::System::new().block_on(app::demo(loaded, arguments.once, options));
     shown.map_err(|cause| CommandError::failed("demo", &cause))?;
     Ok(ExitCode::SUCCESS)
 }

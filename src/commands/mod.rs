@@ -5,6 +5,13 @@
 
 mod common;
 mod config;
+mod demo;
+mod demo_agent;
+mod log;
+mod migrate;
+mod openapi;
+mod runtime;
+mod serve;
 mod session;
 mod session_view;
 
@@ -24,6 +31,19 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serves the session API until SIGTERM or Ctrl-C.
+    Serve(serve::ServeArgs),
+    /// Serves with everything embedded and shows a tour of what it does.
+    Demo(demo::DemoArgs),
+    /// Runs the container side alone: agents and workspaces behind ACP over WebSocket.
+    Runtime(runtime::RuntimeArgs),
+    /// The built-in agent: speaks ACP on standard input and output.
+    #[command(hide = true)]
+    DemoAgent(demo_agent::DemoAgentArgs),
+    /// Brings the database's tables up to date and ends.
+    Migrate(common::CommonFlags),
+    /// Prints the OpenAPI document.
+    Openapi,
     /// Prints the effective configuration with the source of each value, secrets hidden.
     Config(common::CommonFlags),
     /// Works with sessions of a running server.
@@ -34,6 +54,12 @@ enum Command {
 /// configuration that cannot be used.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Runtime(arguments) => runtime::run(arguments),
+        Command::DemoAgent(arguments) => return demo_agent::run(arguments),
+        Command::Migrate(flags) => migrate::run(&flags),
+        Command::Openapi => openapi::run(),
         Command::Config(flags) => config::run(&flags),
         Command::Session(arguments) => session::run(arguments),
     };

@@ -1,0 +1,163 @@
+//! A tour of the main job, through the public API alone.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use super::{AppError, ServeOptions, Service, announce, stop};
+use crate::{
+    client::{ApiClient, ClientError, NewSession, PromptRequest, TurnEvent, printer::Printer},
+    config::{Loaded, client::ClientSettings},
+    contract::result::{ACPSessionResult, ResultStopReason},
+};
+
+/// How long any one step may take; the slowest of them takes about a second.
+const STEP: Duration = Duration::from_secs(20);
+/// How soon a session has to be usable again after its agent crashed.
+const USABLE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash.
+/// Goes on serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
+/// says.
+pub async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
+    let service = Service::start(&loaded).await?;
+    announce(options.announce.as_deref(), service.address())?;
+    let toured = tour(service.address(), &loaded).await;
+    if let (Ok(()), false) = (&toured, once) {
+        say(&where_to_look(service.address(), &loaded.data_dir));
+        stop::signal().await;
+    }
+    service.stop().await;
+    toured
+}
+
+fn say(text: &str) {
+    // A tour that nobody sees goes on.
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+fn where_to_look(address: SocketAddr, data_dir: &std::path::Path) -> String {
+    format!(
+        "\nServing until Ctrl-C. Where to look:\n  \
+         API          http://{address}/acp/sessions\n  \
+         Documents    http://{address}/docs/\n  \
+         Metrics      http://{address}/metrics\n  \
+         Health       http://{address}/acp/health\n  \
+         Data         {}\n\
+         From another terminal:\n  \
+         lumilink session new --server http://{address} --installation demo --workspace mine",
+        data_dir.display()
+    )
+}
+
+/// What goes wrong in a step.
+fn failed(step: &str) -> impl Fn(ClientError) -> AppError {
+    move |cause| AppError::Demo(format!("{step}: {cause}"))
+}
+
+fn check(holds: bool, what: &str) -> Result<(), AppError> {
+    if holds { Ok(()) } else { Err(AppError::Demo(what.to_owned())) }
+}
+
+struct Tour {
+    client: ApiClient,
+    session: String,
+}
+
+async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
+    let url = format!("http://{address}/").parse().map_err(|_| AppError::Demo("the address is no URL".into()))?;
+    let settings = ClientSettings { url, token: loaded.config.server.token.clone() };
+    let client = ApiClient::new(&settings).map_err(failed("client"))?;
+    say(&format!("LumiLink {} at http://{address}\n", env!("CARGO_PKG_VERSION")));
+
+    say("1. A session in a workspace: its agent starts and shakes hands.");
+    let began = Instant::now();
+    // A workspace of its own for each tour, so that each begins with an empty folder.
+    let workspace_id = format!("tour-{}", Uuid::new_v4().simple());
+    let request = NewSession { workspace_id, installation_id: "demo".into(), ..NewSession::default() };
+    let opened = client.new_session(&request).await.map_err(failed("new session"))?;
+    let folder = PathBuf::from(opened.more["workspace"]["path"].as_str().unwrap_or_default());
+    say(&format!("   session {} in {:.1} ms\n", opened.session_id, began.elapsed().as_secs_f64() * 1e3));
+    let tour = Tour { client, session: opened.session_id };
+
+    say("2. A prompt that makes the agent write a file, streamed as it happens.");
+    let result = tour.turn("think ; plan ; write hello.txt Hello from the agent ; echo Done.", false).await?;
+    check(result.stop_reason == ResultStopReason::Completed, "the turn that writes a file did not complete")?;
+    // With a separate runtime the folder is in its container; the diff is the same everywhere.
+    let diff = tour.client.diff(&tour.session).await.map_err(failed("diff"))?;
+    check(diff.files.iter().any(|file| file.path == "hello.txt"), "the file is not in the workspace's diff")?;
+    say(&format!("   {} changed in {}\n", diff.files[0].path, folder.display()));
+
+    say("3. A long turn, cancelled.");
+    let result = tour.turn("sleep 60", true).await?;
+    check(result.stop_reason == ResultStopReason::Cancelled, "the long turn was not cancelled")?;
+    say("");
+
+    say("4. An agent that crashes in the middle of a turn, and the session right after.");
+    let result = tour.turn("crash", false).await?;
+    check(result.stop_reason == ResultStopReason::Error, "the crash was not reported")?;
+    let crashed = Instant::now();
+    let result = tour.turn("context", false).await?;
+    check(result.stop_reason == ResultStopReason::Completed, "the session was not usable after the crash")?;
+    check(crashed.elapsed() < USABLE_AGAIN, "the session was not usable within a second of the crash")?;
+    let facts = tour.client.session(&tour.session).await.map_err(failed("session"))?;
+    check(facts["restarts"] == 1, "the session does not tell its restart")?;
+    say(&format!(
+        "   usable again after {:.0} ms; the fresh agent got the conversation so far as context\n",
+        crashed.elapsed().as_secs_f64() * 1e3
+    ));
+
+    say("5. The session is closed, and its agent with it.");
+    tour.client.close(&tour.session).await.map_err(failed("close"))?;
+    let limit = tokio::time::timeout(STEP, tour.no_agent_left());
+    limit.await.map_err(|_| AppError::Demo("an agent process is left".into()))??;
+    say("   no agent process is left");
+    Ok(())
+}
+
+impl Tour {
+    /// Waits until the runtime has reaped the agent, which ends a moment after its session.
+    async fn no_agent_left(&self) -> Result<(), AppError> {
+        let mut look = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            look.tick().await;
+            let health = self.client.health().await.map_err(failed("health"))?;
+            if health["runtime"]["agentProcesses"] == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs one turn and prints it as it streams; cancels it at its first update where asked to.
+    async fn turn(&self, text: &str, cancel: bool) -> Result<ACPSessionResult, AppError> {
+        say(&format!("   > {text}"));
+        let limit = tokio::time::timeout(STEP, self.stream(text, cancel));
+        limit.await.map_err(|_| AppError::Demo(format!("{text:?} took longer than {} s", STEP.as_secs())))?
+    }
+
+    async fn stream(&self, text: &str, cancel: bool) -> Result<ACPSessionResult, AppError> {
+        let request = PromptRequest::text(&self.session, text);
+        let mut stream = self.client.prompt_stream(&request).await.map_err(failed("prompt"))?;
+        let mut printer = Printer::new(io::stdout());
+        let mut cancelled = !cancel;
+        while let Some(event) = stream.next().await.map_err(failed("stream"))? {
+            printer.event(&event).map_err(AppError::io("standard output"))?;
+            match event {
+                TurnEvent::Happened(_) if !cancelled => {
+                    cancelled = true;
+                    let was_running = self.client.cancel(&self.session, None).await.map_err(failed("cancel"))?;
+                    check(was_running, "the cancel found no running turn")?;
+                }
+                TurnEvent::Result(result) => return Ok(*result),
+                TurnEvent::Problem(problem) => return Err(AppError::Demo(problem.detail.clone())),
+                TurnEvent::Accepted(_) | TurnEvent::Happened(_) => {}
+            }
+        }
+        Err(AppError::Demo(format!("the stream of {text:?} ended without a result")))
+    }
+}
