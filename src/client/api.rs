@@ -146,14 +146,14 @@ impl ApiClient {
         self.get(&["acp", "sessions"], filter).await
     }
 
-    /// One page of a transcript, oldest first.
+    /// One page of a transcript, oldest first: the entries after the one that `after` names.
     pub async fn transcript(
         &self,
         session_id: &str,
-        cursor: Option<&str>,
+        after: Option<&str>,
         limit: Option<u32>,
     ) -> Result<Page, ClientError> {
-        let query = SessionFilter { cursor: cursor.map(str::to_owned), limit, ..SessionFilter::default() };
+        let query = json!({"after": after, "limit": limit});
         self.get(&["acp", "session", session_id, "transcript"], &query).await
     }
 

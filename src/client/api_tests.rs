@@ -115,9 +115,9 @@ async fn a_problem_is_typed_and_anything_else_is_named() {
 async fn what_only_reads_is_tried_again_and_what_changes_something_is_not() {
     let page = r#"{"entries":[{"text":"a"}],"nextCursor":"c2"}"#;
     let server = Canned::new(vec![problem(503, "draining"), ok(page), String::new(), ok("{}")]).await;
-    let page = server.client.transcript("s", Some("c1"), Some(5)).await.unwrap();
+    let page = server.client.transcript("s", Some("7"), Some(5)).await.unwrap();
     assert_eq!((page.items.len(), page.next_cursor.as_deref()), (1, Some("c2")));
-    assert!(server.asked()[1].starts_with("GET /base/acp/session/s/transcript?cursor=c1&limit=5 "));
+    assert!(server.asked()[1].starts_with("GET /base/acp/session/s/transcript?after=7&limit=5 "));
     assert!(matches!(server.client.load("s").await, Err(ClientError::Lost { .. })));
     assert_eq!(server.asked().len(), 3);
 }

@@ -103,7 +103,7 @@ pub struct SessionFilter {
 #[serde(rename_all = "camelCase")]
 pub struct Page {
     /// The entries.
-    #[serde(alias = "entries", alias = "sessions")]
+    #[serde(alias = "entries")]
     pub items: Vec<Value>,
     /// Asks for the next page; absent on the last one.
     #[serde(default)]

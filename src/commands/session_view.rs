@@ -31,8 +31,7 @@ fn payload_text(payload: &Value) -> String {
 /// One line of the list of sessions.
 pub fn session_row(session: &Value) -> String {
     let shown = |name: &str| session[name].as_str().map_or_else(|| "-".to_owned(), clean_line);
-    let id = if session["sessionId"].is_string() { shown("sessionId") } else { shown("id") };
-    [id, shown("state"), shown("installationId"), shown("workspaceId"), shown("updatedAt")].join("  ")
+    ["sessionId", "state", "installationId", "workspaceId", "lastUsedAt"].map(shown).join("  ")
 }
 
 /// An object, one member a line.
