@@ -10,6 +10,7 @@ pub mod messages;
 pub mod parts;
 pub mod permission_desk;
 pub mod session;
+pub mod session_index;
 pub mod session_shared;
 pub mod turn_ticket;
 pub mod workspace_supervisor;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::session_shared::SessionIndex;
+use super::session_index::SessionIndex;
 use crate::{
     config::Config,
     domain::{clock::Clock, permission::PermissionPolicy, restart::RestartLimits},

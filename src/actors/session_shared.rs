@@ -1,15 +1,13 @@
-//! What is known about a live session outside its actor, and where live sessions are found.
+//! What is known about a live session outside its actor.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU8, atomic::Ordering},
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU8, Ordering},
 };
 
-use actix::Addr;
 use serde_json::value::RawValue;
-use tokio::sync::watch;
 
-use super::{event_feed::EventFeed, session::Session, workspace_supervisor::WorkspaceSupervisor};
+use super::event_feed::EventFeed;
 use crate::{
     domain::{
         clock::Timestamp,
@@ -137,42 +135,5 @@ impl SessionShared {
     pub fn view(&self) -> MutexGuard<'_, SessionView> {
         // Fields are set one by one and each is valid, so a poisoned view is still whole.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A live session as callers find it.
-pub struct LiveSession {
-    /// What is known.
-    pub shared: Arc<SessionShared>,
-    /// Its supervisor.
-    pub supervisor: Addr<WorkspaceSupervisor>,
-    /// Its actor now; another one after a restart. The sender is gone when the session is.
-    pub actor: watch::Receiver<Addr<Session>>,
-}
-
-/// The live sessions by id. Kept by the supervisors, read by everyone; cheap to clone.
-#[derive(Clone, Default)]
-pub struct SessionIndex(Arc<RwLock<HashMap<SessionId, Arc<LiveSession>>>>);
-
-impl SessionIndex {
-    /// Finds a live session.
-    pub fn get(&self, id: SessionId) -> Option<Arc<LiveSession>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    /// Adds one.
-    pub fn insert(&self, session: Arc<LiveSession>) {
-        let id = session.shared.spec.session_id;
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, session);
-    }
-
-    /// Takes one out.
-    pub fn remove(&self, id: SessionId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-
-    /// All of them, for drain and for figures.
-    pub fn all(&self) -> Vec<Arc<LiveSession>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

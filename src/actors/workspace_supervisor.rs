@@ -12,7 +12,8 @@ use super::{
     messages::{CloseSession, DrainSessions, EndCause, EndSession, Later, Past, SessionEnded, StartSession},
     parts::Parts,
     session::{EndGuard, Session, Start},
-    session_shared::{ConnectionStatus, LiveSession, SessionShared, SessionView},
+    session_index::{LiveSession, Mailbox},
+    session_shared::{ConnectionStatus, SessionShared, SessionView},
 };
 use crate::{
     domain::{
@@ -44,7 +45,7 @@ struct Child {
     shared: Arc<SessionShared>,
     restarts: RestartPolicy,
     generation: u64,
-    actor: watch::Sender<Addr<Session>>,
+    mailbox: watch::Sender<Mailbox>,
     /// Until the first start is known to have worked, its failure is the caller's and not restarted.
     proven: bool,
     closing: Vec<Later<()>>,
@@ -57,15 +58,9 @@ impl WorkspaceSupervisor {
         Self { workspace, parts, children: HashMap::new(), drained: Vec::new() }
     }
 
-    fn spawn(
-        &self,
-        shared: &Arc<SessionShared>,
-        generation: u64,
-        start: Start,
-        ctx: &mut Context<Self>,
-    ) -> Addr<Session> {
+    fn spawn(&self, shared: &Arc<SessionShared>, generation: u64, start: Start, ctx: &mut Context<Self>) -> Mailbox {
         let guard = EndGuard::new(ctx.address().recipient(), shared.spec.session_id, generation);
-        Session::new(self.parts.clone(), shared.clone(), guard, start).start()
+        mailbox(&Session::new(self.parts.clone(), shared.clone(), guard, start).start())
     }
 
     fn adopt(
@@ -88,18 +83,18 @@ impl WorkspaceSupervisor {
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
         let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready) };
-        let (actor, watching) = watch::channel(self.spawn(&shared, 0, start, ctx));
+        let (mailbox, watching) = watch::channel(self.spawn(&shared, 0, start, ctx));
         let child = Child {
             shared: shared.clone(),
             restarts: RestartPolicy::new(settings.restart),
             generation: 0,
-            actor,
+            mailbox,
             proven: false,
             closing: Vec::new(),
             _seat: seat,
         };
         self.children.insert(id, child);
-        let live = LiveSession { shared, supervisor: ctx.address(), actor: watching };
+        let live = LiveSession { shared, supervisor: ctx.address().recipient(), mailbox: watching };
         self.parts.index.insert(Arc::new(live));
         self.parts.metrics.session_changed(None, Some(SessionState::Starting));
     }
@@ -151,9 +146,9 @@ impl WorkspaceSupervisor {
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
                 let start = Start { delay, past, cookies, ready: None };
-                let actor = self.spawn(&shared, generation, start, ctx);
+                let mailbox = self.spawn(&shared, generation, start, ctx);
                 if let Some(child) = self.children.get_mut(&id) {
-                    child.actor.send_replace(actor);
+                    child.mailbox.send_replace(mailbox);
                 }
             }
         }
@@ -207,10 +202,21 @@ impl WorkspaceSupervisor {
 
     fn end(&self, id: SessionId, cause: EndCause) {
         if let Some(child) = self.children.get(&id) {
-            let actor = child.actor.borrow().clone();
+            let end = child.mailbox.borrow().end.clone();
             // A session whose actor is gone already has told so, and is settled by that.
-            actix::spawn(async move { actor.send(EndSession { cause }).await });
+            actix::spawn(async move { end.send(EndSession { cause }).await });
         }
+    }
+}
+
+fn mailbox(actor: &Addr<Session>) -> Mailbox {
+    Mailbox {
+        run_prompt: actor.clone().recipient(),
+        cancel_turn: actor.clone().recipient(),
+        answer_permission: actor.clone().recipient(),
+        set_mode: actor.clone().recipient(),
+        set_config_option: actor.clone().recipient(),
+        end: actor.clone().recipient(),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, ArbiterHandle, Handler, Message, dev::ToEnvelope};
+use actix::{Actor, Addr, ArbiterHandle, Message, Recipient};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -22,8 +22,8 @@ use super::{
     capacity_guard::{CapacityGuard, Permit},
     messages::{CancelTurn, CloseSession, DrainSessions, Past, StartSession},
     parts::Parts,
-    session::Session,
-    session_shared::{LiveSession, SessionSpec, SharedPolicy},
+    session_index::{LiveSession, Mailbox},
+    session_shared::{SessionSpec, SharedPolicy},
     workspace_supervisor::WorkspaceSupervisor,
 };
 use crate::{
@@ -211,21 +211,24 @@ impl Workspaces {
     /// Sends a message to a session, waiting for its fresh actor while it is being started again. The message
     /// is made anew for each try; one that was lost with a dying actor has had no effect but what it wrote
     /// down under its own id. `None`: the session is not live any more.
-    pub async fn ask<M>(&self, live: &LiveSession, make: impl Fn() -> M) -> Option<M::Result>
+    pub async fn ask<M>(
+        &self,
+        live: &LiveSession,
+        taker: impl Fn(&Mailbox) -> Recipient<M>,
+        make: impl Fn() -> M,
+    ) -> Option<M::Result>
     where
-        M: Message + Send + 'static,
+        M: Message + Send,
         M::Result: Send,
-        Session: Handler<M>,
-        <Session as Actor>::Context: ToEnvelope<Session, M>,
     {
-        let mut actor = live.actor.clone();
+        let mut mailbox = live.mailbox.clone();
         let asking = async {
             loop {
-                let now = actor.borrow_and_update().clone();
+                let now = taker(&mailbox.borrow_and_update());
                 if let Ok(answer) = now.send(make()).await {
                     return Some(answer);
                 }
-                if actor.changed().await.is_err() {
+                if mailbox.changed().await.is_err() {
                     return None;
                 }
             }
@@ -261,8 +264,8 @@ impl Workspaces {
         }
         for live in index.all() {
             if live.shared.view().running.is_some() {
-                let actor = live.actor.borrow().clone();
-                let _ = actor.send(CancelTurn { prompt_id: None }).await;
+                let cancel = live.mailbox.borrow().cancel_turn.clone();
+                let _ = cancel.send(CancelTurn { prompt_id: None }).await;
             }
         }
         let supervisors: Vec<_> = {

@@ -11,7 +11,7 @@ use crate::{
     actors::{
         capacity_guard::CapacityGuard,
         parts::{Parts, SessionSettings},
-        session_shared::SessionIndex,
+        session_index::SessionIndex,
         workspaces::Workspaces,
     },
     config::{Config, Loaded},
@@ -21,7 +21,7 @@ use crate::{
     store::{Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue},
     transport::{
-        acp_connection::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor,
+        acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor,
     },
 };
 

@@ -6,6 +6,7 @@
 
 pub mod automation;
 pub mod health;
+pub mod lists;
 pub mod problem;
 pub mod result;
 pub mod runtime;

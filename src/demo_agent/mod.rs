@@ -37,6 +37,7 @@
 mod flags;
 mod lines;
 mod script;
+mod tools;
 mod turn;
 
 use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};

@@ -1,8 +1,7 @@
 //! One turn of the demo agent.
 
 use std::{
-    fs, io,
-    path::Path,
+    io,
     process::{Command as Process, Stdio},
     time::{Duration, Instant},
 };
@@ -14,11 +13,12 @@ use super::{
     lines::Read,
     script::{Command, chunks, commands},
 };
+use crate::config::environment::{Environment, current_folder};
 
 /// A turn that runs.
-struct Turn {
-    session: String,
-    cancelled: bool,
+pub(super) struct Turn {
+    pub session: String,
+    pub cancelled: bool,
     answer: String,
     /// Blocks ahead of the prompt, and their text.
     ahead: Vec<String>,
@@ -109,12 +109,11 @@ impl Agent {
             }
             "count" => self.say(turn, &self.prompts_seen.to_string()),
             "env" => {
-                #[expect(clippy::disallowed_methods, reason = "it says what it was given")]
-                let value = std::env::var(&command.rest).unwrap_or_else(|_| "unset".into());
-                self.say(turn, &value)
+                let environment = Environment::of_process();
+                self.say(turn, environment.get(&command.rest).unwrap_or("unset"))
             }
             "cwd" => {
-                let folder = std::env::current_dir()?.display().to_string();
+                let folder = current_folder()?.display().to_string();
                 self.say(turn, &folder)
             }
             "pid" => self.say(turn, &std::process::id().to_string()),
@@ -179,7 +178,7 @@ impl Agent {
         Ok(())
     }
 
-    fn say(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
+    pub(super) fn say(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
         turn.answer.push_str(text);
         self.update(&turn.session, &chunk("agent_message_chunk", text))
     }
@@ -233,7 +232,7 @@ impl Agent {
     }
 
     /// Asks the client, and waits for its answer.
-    fn request(&mut self, turn: &mut Turn, method: &str, params: Value) -> io::Result<Value> {
+    pub(super) fn request(&mut self, turn: &mut Turn, method: &str, params: Value) -> io::Result<Value> {
         let id = self.next_request;
         self.next_request += 1;
         self.lines.write(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))?;
@@ -252,7 +251,7 @@ impl Agent {
         }
     }
 
-    fn tool(&mut self, turn: &mut Turn, kind: &str, title: &str) -> io::Result<String> {
+    pub(super) fn tool(&mut self, turn: &mut Turn, kind: &str, title: &str) -> io::Result<String> {
         turn.tools += 1;
         let tool = format!("tool-{}-{}", self.prompts_seen, turn.tools);
         let update = json!({
@@ -266,7 +265,7 @@ impl Agent {
         Ok(tool)
     }
 
-    fn tool_ends(&mut self, turn: &Turn, tool: &str, works: bool, content: Value) -> io::Result<()> {
+    pub(super) fn tool_ends(&mut self, turn: &Turn, tool: &str, works: bool, content: Value) -> io::Result<()> {
         let status = if works { "completed" } else { "failed" };
         let update =
             json!({"sessionUpdate": "tool_call_update", "toolCallId": tool, "status": status, "content": content});
@@ -306,99 +305,5 @@ impl Agent {
             self.update(&turn.session, &json!({"sessionUpdate": "plan", "entries": entries}))?;
         }
         Ok(())
-    }
-
-    fn ask(&mut self, turn: &mut Turn) -> io::Result<()> {
-        let tool = self.tool(turn, "edit", "Something that needs permission")?;
-        let params = json!({
-            "sessionId": turn.session,
-            "toolCall": {"toolCallId": tool, "title": "Something that needs permission", "kind": "edit"},
-            "options": [
-                {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
-                {"optionId": "allow-all", "name": "Always allow", "kind": "allow_always"},
-                {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
-            ],
-        });
-        let answer = self.request(turn, "session/request_permission", params)?;
-        let outcome = &answer["result"]["outcome"];
-        let chosen = outcome["optionId"].as_str().unwrap_or("cancelled").to_owned();
-        self.tool_ends(turn, &tool, chosen.starts_with("allow"), json!([]))?;
-        if outcome["outcome"] == "cancelled" && turn.cancelled {
-            return Ok(());
-        }
-        self.say(turn, &chosen)
-    }
-
-    fn write_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
-        let (name, text) = command.name_and_text();
-        let path = self.absolute(turn, name);
-        let tool = self.tool(turn, "edit", &format!("Write {name}"))?;
-        let problem = if self.writes_files {
-            let params = json!({"sessionId": turn.session, "path": path, "content": text});
-            let answer = self.request(turn, "fs/write_text_file", params)?;
-            answer["error"]["message"].as_str().map(str::to_owned)
-        } else {
-            fs::write(&path, text).err().map(|cause| cause.to_string())
-        };
-        let diff = json!([{"type": "diff", "path": path, "newText": text}]);
-        self.tool_ends(turn, &tool, problem.is_none(), diff)?;
-        match problem {
-            None => self.say(turn, &format!("wrote {name}")),
-            Some(problem) => self.say(turn, &format!("could not write {name}: {problem}")),
-        }
-    }
-
-    fn read_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
-        let path = self.absolute(turn, &command.rest);
-        let tool = self.tool(turn, "read", &format!("Read {}", command.rest))?;
-        let read = if self.reads_files {
-            let params = json!({"sessionId": turn.session, "path": path});
-            let answer = self.request(turn, "fs/read_text_file", params)?;
-            match answer["result"]["content"].as_str() {
-                Some(content) => Ok(content.to_owned()),
-                None => Err(answer["error"]["message"].as_str().unwrap_or("no content").to_owned()),
-            }
-        } else {
-            fs::read_to_string(&path).map_err(|cause| cause.to_string())
-        };
-        self.tool_ends(turn, &tool, read.is_ok(), json!([]))?;
-        match read {
-            Ok(content) => self.say(turn, &content),
-            Err(problem) => self.say(turn, &format!("could not read {}: {problem}", command.rest)),
-        }
-    }
-
-    fn run_command(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
-        if !self.runs_commands {
-            return self.say(turn, "no terminal is offered");
-        }
-        let tool = self.tool(turn, "execute", &format!("Run {}", command.rest))?;
-        let session = turn.session.clone();
-        let params =
-            json!({"sessionId": session, "command": "sh", "args": ["-c", command.rest], "outputByteLimit": 65536});
-        let created = self.request(turn, "terminal/create", params)?;
-        let Some(terminal) = created["result"]["terminalId"].as_str().map(str::to_owned) else {
-            self.tool_ends(turn, &tool, false, json!([]))?;
-            let problem = created["error"]["message"].as_str().unwrap_or("no terminal").to_owned();
-            return self.say(turn, &problem);
-        };
-        let which = json!({"sessionId": session, "terminalId": terminal});
-        let shown = json!({
-            "sessionUpdate": "tool_call_update",
-            "toolCallId": tool,
-            "content": [{"type": "terminal", "terminalId": terminal}],
-        });
-        self.update(&session, &shown)?;
-        let ended = self.request(turn, "terminal/wait_for_exit", which.clone())?;
-        let output = self.request(turn, "terminal/output", which.clone())?;
-        self.request(turn, "terminal/release", which)?;
-        self.tool_ends(turn, &tool, ended["result"]["exitCode"] == 0, json!([]))?;
-        let text = output["result"]["output"].as_str().unwrap_or_default().to_owned();
-        self.say(turn, &format!("{text}(exit {})", ended["result"]["exitCode"]))
-    }
-
-    fn absolute(&self, turn: &Turn, name: &str) -> String {
-        let folder = self.conversations.get(&turn.session).map(|conversation| conversation.cwd.clone());
-        folder.unwrap_or_default().join(Path::new(name)).display().to_string()
     }
 }

@@ -4,6 +4,7 @@ use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 use serde_json::value::RawValue;
 
 use crate::{
+    actors::messages::TurnEnded,
     contract::problem::{PROBLEM_JSON, Problem, retry_after_s, status_of},
     domain::{
         ids::PromptId,
@@ -35,6 +36,14 @@ impl ApiError {
     /// An error with a code and a sentence.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Failure::new(code, detail).into()
+    }
+
+    /// The answer to a turn whose end is known and is not on disk.
+    pub fn not_durable(ended: &TurnEnded) -> Self {
+        let detail = "the turn ended, and its end could not be written down; `result` is all there is of it";
+        Self::new(ErrorCode::DatabaseUnavailable, detail)
+            .about(ended.prompt_id)
+            .with_result(Some(ended.result.clone()))
     }
 
     /// Names the turn that it is about.
@@ -82,7 +91,8 @@ impl std::fmt::Display for ApiError {
 
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(status_of(self.failure.code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        let status = status_of(self.failure.code);
+        StatusCode::from_u16(status).unwrap_or_else(|_| unreachable!("{status} is a status"))
     }
 
     fn error_response(&self) -> HttpResponse {

@@ -133,7 +133,7 @@ async fn begin(
                 idempotency: idempotency.clone(),
                 span: span.clone(),
             };
-            if let Some(begun) = workspaces.ask(&live, make).await {
+            if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
                 return begun.map_err(refused);
             }
         }
@@ -180,17 +180,9 @@ async fn ended(mut turn: TurnHandle) -> Result<Arc<TurnEnded>, ApiError> {
 /// A turn's end as an answer.
 fn answer(ended: &TurnEnded) -> Result<HttpResponse, ApiError> {
     if ended.event_id.is_none() {
-        return Err(not_durable(ended));
+        return Err(ApiError::not_durable(ended));
     }
     answer_with(ended.prompt_id, ended.failure.clone(), ended.result.clone())
-}
-
-/// The answer to a turn whose end is known and is not on disk.
-pub(super) fn not_durable(ended: &TurnEnded) -> ApiError {
-    let detail = "the turn ended, and its end could not be written down; `result` is all there is of it";
-    ApiError::new(ErrorCode::DatabaseUnavailable, detail)
-        .about(ended.prompt_id)
-        .with_result(Some(ended.result.clone()))
 }
 
 fn answer_with(

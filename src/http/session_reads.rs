@@ -6,12 +6,13 @@ use serde_json::value::RawValue;
 use super::{HttpState, find_session, path_id, problem::ApiError, sessions::state_of};
 use crate::{
     contract::{
+        lists::{
+            AgentItem, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery, WorkspaceItem,
+            WorkspaceQuery,
+        },
         problem::Problem,
         runtime::WorkspaceDiff,
-        session::{
-            AgentItem, FailureInfo, Mode, Page, SessionInfo, SessionQuery, TranscriptItem, TranscriptPage,
-            TranscriptQuery, WorkspaceItem, WorkspaceQuery,
-        },
+        session::{FailureInfo, Mode, SessionInfo},
     },
     domain::{
         ids::SessionId,

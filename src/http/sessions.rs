@@ -8,7 +8,7 @@ use super::{HttpState, find_session, parse_body, path_id, problem::ApiError};
 use crate::{
     actors::{
         messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
-        session_shared::LiveSession,
+        session_index::LiveSession,
         workspaces::{OpenSession, ReadySession},
     },
     contract::{
@@ -158,7 +158,11 @@ pub async fn cancel_turn(state: web::Data<HttpState>, body: web::Bytes) -> Resul
     let id: SessionId = path_id(&body.session_id, "session")?;
     let prompt_id: Option<PromptId> = body.prompt_id.as_deref().map(|id| path_id(id, "prompt")).transpose()?;
     let cancelled = match state.workspaces.live(id) {
-        Some(live) => state.workspaces.ask(&live, || CancelTurn { prompt_id }).await.unwrap_or(false),
+        Some(live) => state
+            .workspaces
+            .ask(&live, |it| it.cancel_turn.clone(), || CancelTurn { prompt_id })
+            .await
+            .unwrap_or(false),
         None => {
             find_session(&state, id).await?;
             false
@@ -205,7 +209,7 @@ pub async fn answer_permission(
     };
     let live = live(&state, &body.session_id).await?;
     let make = || AnswerPermission { request_id: body.request_id.clone(), option_id: option_id.clone() };
-    state.workspaces.ask(&live, make).await.ok_or_else(went_away)??;
+    state.workspaces.ask(&live, |it| it.answer_permission.clone(), make).await.ok_or_else(went_away)??;
     Ok(web::Json(PermissionAnswered { request_id: body.request_id }))
 }
 
@@ -223,7 +227,7 @@ pub async fn set_mode(state: web::Data<HttpState>, body: web::Bytes) -> Result<w
     let body: ModeBody = parse_body(&body)?;
     let live = live(&state, &body.session_id).await?;
     let make = || SetMode { mode_id: body.mode_id.clone() };
-    let answer = state.workspaces.ask(&live, make).await.ok_or_else(went_away)??;
+    let answer = state.workspaces.ask(&live, |it| it.set_mode.clone(), make).await.ok_or_else(went_away)??;
     Ok(web::Json(AgentAnswer { answer }))
 }
 
@@ -244,6 +248,7 @@ pub async fn set_config(state: web::Data<HttpState>, body: web::Bytes) -> Result
     }
     let live = live(&state, &body.session_id).await?;
     let make = || SetConfigOption { config_id: body.config_id.clone(), value: body.value.clone() };
-    let answer = state.workspaces.ask(&live, make).await.ok_or_else(went_away)??;
+    let answer =
+        state.workspaces.ask(&live, |it| it.set_config_option.clone(), make).await.ok_or_else(went_away)??;
     Ok(web::Json(AgentAnswer { answer }))
 }

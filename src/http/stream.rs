@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{json, value::RawValue};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::{problem::ApiError, prompts::not_durable};
+use super::problem::ApiError;
 use crate::{
     actors::{
         event_feed::Subscription,
@@ -175,7 +175,7 @@ impl Following {
         self.done = true;
         let last = match ended {
             Some(ended) if ended.event_id.is_some() => wire("result", ended.event_id, ended.result.get()),
-            Some(ended) => wire("problem", None, &json_of(&not_durable(&ended).problem())),
+            Some(ended) => wire("problem", None, &json_of(&ApiError::not_durable(&ended).problem())),
             None => {
                 let error = ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be written down");
                 wire("problem", None, &json_of(&error.problem()))

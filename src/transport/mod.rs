@@ -14,6 +14,7 @@ use crate::{
 };
 
 pub mod acp_connection;
+pub mod acp_transport;
 pub mod pipe;
 pub mod websocket;
 pub mod workspace_door;

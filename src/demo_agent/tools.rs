@@ -1,0 +1,103 @@
+//! What the demo agent does with its client's help: ask, write, read, run.
+
+use std::{fs, io, path::Path};
+
+use serde_json::json;
+
+use super::{Agent, script::Command, turn::Turn};
+
+impl Agent {
+    pub(super) fn ask(&mut self, turn: &mut Turn) -> io::Result<()> {
+        let tool = self.tool(turn, "edit", "Something that needs permission")?;
+        let params = json!({
+            "sessionId": turn.session,
+            "toolCall": {"toolCallId": tool, "title": "Something that needs permission", "kind": "edit"},
+            "options": [
+                {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
+                {"optionId": "allow-all", "name": "Always allow", "kind": "allow_always"},
+                {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
+            ],
+        });
+        let answer = self.request(turn, "session/request_permission", params)?;
+        let outcome = &answer["result"]["outcome"];
+        let chosen = outcome["optionId"].as_str().unwrap_or("cancelled").to_owned();
+        self.tool_ends(turn, &tool, chosen.starts_with("allow"), json!([]))?;
+        if outcome["outcome"] == "cancelled" && turn.cancelled {
+            return Ok(());
+        }
+        self.say(turn, &chosen)
+    }
+
+    pub(super) fn write_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let (name, text) = command.name_and_text();
+        let path = self.absolute(turn, name);
+        let tool = self.tool(turn, "edit", &format!("Write {name}"))?;
+        let problem = if self.writes_files {
+            let params = json!({"sessionId": turn.session, "path": path, "content": text});
+            let answer = self.request(turn, "fs/write_text_file", params)?;
+            answer["error"]["message"].as_str().map(str::to_owned)
+        } else {
+            fs::write(&path, text).err().map(|cause| cause.to_string())
+        };
+        let diff = json!([{"type": "diff", "path": path, "newText": text}]);
+        self.tool_ends(turn, &tool, problem.is_none(), diff)?;
+        match problem {
+            None => self.say(turn, &format!("wrote {name}")),
+            Some(problem) => self.say(turn, &format!("could not write {name}: {problem}")),
+        }
+    }
+
+    pub(super) fn read_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let path = self.absolute(turn, &command.rest);
+        let tool = self.tool(turn, "read", &format!("Read {}", command.rest))?;
+        let read = if self.reads_files {
+            let params = json!({"sessionId": turn.session, "path": path});
+            let answer = self.request(turn, "fs/read_text_file", params)?;
+            match answer["result"]["content"].as_str() {
+                Some(content) => Ok(content.to_owned()),
+                None => Err(answer["error"]["message"].as_str().unwrap_or("no content").to_owned()),
+            }
+        } else {
+            fs::read_to_string(&path).map_err(|cause| cause.to_string())
+        };
+        self.tool_ends(turn, &tool, read.is_ok(), json!([]))?;
+        match read {
+            Ok(content) => self.say(turn, &content),
+            Err(problem) => self.say(turn, &format!("could not read {}: {problem}", command.rest)),
+        }
+    }
+
+    pub(super) fn run_command(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        if !self.runs_commands {
+            return self.say(turn, "no terminal is offered");
+        }
+        let tool = self.tool(turn, "execute", &format!("Run {}", command.rest))?;
+        let session = turn.session.clone();
+        let params =
+            json!({"sessionId": session, "command": "sh", "args": ["-c", command.rest], "outputByteLimit": 65536});
+        let created = self.request(turn, "terminal/create", params)?;
+        let Some(terminal) = created["result"]["terminalId"].as_str().map(str::to_owned) else {
+            self.tool_ends(turn, &tool, false, json!([]))?;
+            let problem = created["error"]["message"].as_str().unwrap_or("no terminal").to_owned();
+            return self.say(turn, &problem);
+        };
+        let which = json!({"sessionId": session, "terminalId": terminal});
+        let shown = json!({
+            "sessionUpdate": "tool_call_update",
+            "toolCallId": tool,
+            "content": [{"type": "terminal", "terminalId": terminal}],
+        });
+        self.update(&session, &shown)?;
+        let ended = self.request(turn, "terminal/wait_for_exit", which.clone())?;
+        let output = self.request(turn, "terminal/output", which.clone())?;
+        self.request(turn, "terminal/release", which)?;
+        self.tool_ends(turn, &tool, ended["result"]["exitCode"] == 0, json!([]))?;
+        let text = output["result"]["output"].as_str().unwrap_or_default().to_owned();
+        self.say(turn, &format!("{text}(exit {})", ended["result"]["exitCode"]))
+    }
+
+    fn absolute(&self, turn: &Turn, name: &str) -> String {
+        let folder = self.conversations.get(&turn.session).map(|conversation| conversation.cwd.clone());
+        folder.unwrap_or_default().join(Path::new(name)).display().to_string()
+    }
+}
