@@ -32,6 +32,8 @@ pub struct RunPrompt {
     pub prompt: Prompt,
     /// Key and hash of the body, where the caller gave a key.
     pub idempotency: Option<Idempotency>,
+    /// Whether an earlier try may have been written down by an actor that died before it answered.
+    pub again: bool,
     /// The request's span; the turn's span is its child.
     pub span: tracing::Span,
 }

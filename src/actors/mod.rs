@@ -12,6 +12,8 @@ pub mod permission_desk;
 pub mod session;
 pub mod session_index;
 pub mod session_shared;
+#[cfg(test)]
+mod supervision_tests;
 pub mod turn_ticket;
 pub mod workspace_supervisor;
 pub mod workspaces;

@@ -209,13 +209,13 @@ impl Workspaces {
     }
 
     /// Sends a message to a session, waiting for its fresh actor while it is being started again. The message
-    /// is made anew for each try; one that was lost with a dying actor has had no effect but what it wrote
-    /// down under its own id. `None`: the session is not live any more.
+    /// is made anew for each try and told whether it is a repeat: one that was lost with a dying actor may have
+    /// had its effect. `None`: the session is not live any more.
     pub async fn ask<M>(
         &self,
         live: &LiveSession,
         taker: impl Fn(&Mailbox) -> Recipient<M>,
-        make: impl Fn() -> M,
+        make: impl Fn(bool) -> M,
     ) -> Option<M::Result>
     where
         M: Message + Send,
@@ -223,11 +223,13 @@ impl Workspaces {
     {
         let mut mailbox = live.mailbox.clone();
         let asking = async {
+            let mut again = false;
             loop {
                 let now = taker(&mailbox.borrow_and_update());
-                if let Ok(answer) = now.send(make()).await {
+                if let Ok(answer) = now.send(make(again)).await {
                     return Some(answer);
                 }
+                again = true;
                 if mailbox.changed().await.is_err() {
                     return None;
                 }

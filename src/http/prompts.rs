@@ -127,10 +127,11 @@ async fn begin(
     // Twice: a session can hibernate between being found and being asked.
     for _ in 0..2 {
         if let Some(live) = workspaces.live(session_id) {
-            let make = || RunPrompt {
+            let make = |again| RunPrompt {
                 prompt_id,
                 prompt: prompt.clone(),
                 idempotency: idempotency.clone(),
+                again,
                 span: span.clone(),
             };
             if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {

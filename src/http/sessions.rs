@@ -160,7 +160,7 @@ pub async fn cancel_turn(state: web::Data<HttpState>, body: web::Bytes) -> Resul
     let cancelled = match state.workspaces.live(id) {
         Some(live) => state
             .workspaces
-            .ask(&live, |it| it.cancel_turn.clone(), || CancelTurn { prompt_id })
+            .ask(&live, |it| it.cancel_turn.clone(), |_| CancelTurn { prompt_id })
             .await
             .unwrap_or(false),
         None => {
@@ -208,7 +208,7 @@ pub async fn answer_permission(
         _ => return Err(ApiError::new(ErrorCode::InvalidRequest, "give either `optionId` or `cancelled: true`")),
     };
     let live = live(&state, &body.session_id).await?;
-    let make = || AnswerPermission { request_id: body.request_id.clone(), option_id: option_id.clone() };
+    let make = |_| AnswerPermission { request_id: body.request_id.clone(), option_id: option_id.clone() };
     state.workspaces.ask(&live, |it| it.answer_permission.clone(), make).await.ok_or_else(went_away)??;
     Ok(web::Json(PermissionAnswered { request_id: body.request_id }))
 }
@@ -226,7 +226,7 @@ pub async fn answer_permission(
 pub async fn set_mode(state: web::Data<HttpState>, body: web::Bytes) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ModeBody = parse_body(&body)?;
     let live = live(&state, &body.session_id).await?;
-    let make = || SetMode { mode_id: body.mode_id.clone() };
+    let make = |_| SetMode { mode_id: body.mode_id.clone() };
     let answer = state.workspaces.ask(&live, |it| it.set_mode.clone(), make).await.ok_or_else(went_away)??;
     Ok(web::Json(AgentAnswer { answer }))
 }
@@ -247,7 +247,7 @@ pub async fn set_config(state: web::Data<HttpState>, body: web::Bytes) -> Result
         return Err(ApiError::new(ErrorCode::InvalidRequest, "value: must be a string or a boolean"));
     }
     let live = live(&state, &body.session_id).await?;
-    let make = || SetConfigOption { config_id: body.config_id.clone(), value: body.value.clone() };
+    let make = |_| SetConfigOption { config_id: body.config_id.clone(), value: body.value.clone() };
     let answer =
         state.workspaces.ask(&live, |it| it.set_config_option.clone(), make).await.ok_or_else(went_away)??;
     Ok(web::Json(AgentAnswer { answer }))

@@ -15,6 +15,8 @@ use crate::{
 
 pub mod acp_connection;
 pub mod acp_transport;
+#[cfg(test)]
+pub mod fake;
 pub mod pipe;
 pub mod websocket;
 pub mod workspace_door;

@@ -23,7 +23,7 @@ use crate::{
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
     },
-    store::{self, Acceptance, Idempotency, NewTurn},
+    store::{self, Acceptance, Idempotency, NewTurn, Store},
 };
 
 /// The turn that is being accepted, waits for its agent, or runs.
@@ -57,9 +57,9 @@ impl Handler<RunPrompt> for Session {
     fn handle(&mut self, message: RunPrompt, ctx: &mut Self::Context) -> Self::Result {
         match self.begin(message, ctx) {
             Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
-            Begin::Write(new_turn, ticket) => {
+            Begin::Write(new_turn, ticket, again) => {
                 let parts = self.parts.clone();
-                let writing = async move { (parts.store.accept_turn(*new_turn).await, ticket) };
+                let writing = async move { (accept(&parts.store, *new_turn, again).await, ticket) };
                 Box::pin(
                     writing
                         .into_actor(self)
@@ -70,14 +70,22 @@ impl Handler<RunPrompt> for Session {
     }
 }
 
+/// Writes a turn down, unless an earlier try did.
+async fn accept(store: &Store, new_turn: NewTurn, again: bool) -> Result<Acceptance, store::StoreError> {
+    if again && let Some(row) = store.prompt(new_turn.prompt_id).await? {
+        return Ok(Acceptance::Existing(row));
+    }
+    store.accept_turn(new_turn).await
+}
+
 enum Begin {
     Answer(Result<TurnBegun, PromptRefused>),
-    Write(Box<NewTurn>, TurnTicket),
+    Write(Box<NewTurn>, TurnTicket, bool),
 }
 
 impl Session {
     fn begin(&mut self, message: RunPrompt, ctx: &mut Context<Self>) -> Begin {
-        let RunPrompt { prompt_id, prompt, idempotency, span } = message;
+        let RunPrompt { prompt_id, prompt, idempotency, again, span } = message;
         if let Some(turn) = &self.turn {
             return Begin::Answer(join(turn, idempotency.as_ref()));
         }
@@ -120,7 +128,7 @@ impl Session {
             inactivity_timer: None,
             grace_timer: None,
         });
-        Begin::Write(Box::new(new_turn), ticket)
+        Begin::Write(Box::new(new_turn), ticket, again)
     }
 
     fn written_down(

@@ -1,0 +1,280 @@
+//! A workspace supervisor and its session, with an agent that the test plays and a real database.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    capacity_guard::CapacityGuard,
+    messages::{CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
+    parts::{Parts, SessionSettings},
+    session_index::{LiveSession, SessionIndex},
+    session_shared::{SessionSpec, SharedPolicy},
+    workspace_supervisor::WorkspaceSupervisor,
+};
+use crate::{
+    config::Config,
+    domain::{
+        clock::Clock,
+        ids::{FolderId, PromptId, SessionId, WorkspaceKey},
+        lifecycle::{SessionMode, SessionState},
+        mcp,
+        outcome::{ErrorCode, Failure},
+        permission::PermissionPolicy,
+        prompt::Prompt,
+        routing::Route,
+        turn::TurnState,
+    },
+    store::{DatabaseUrl, Idempotency, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions},
+    telemetry::{Metrics, SystemClock},
+    transport::{
+        AgentEvent, CloseReason,
+        fake::{FakeAgent, FakeTransport},
+    },
+};
+
+struct Blind;
+
+impl StoreObserver for Blind {
+    fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+    fn on_failure(&self) {}
+    fn on_queue_depth(&self, _: usize) {}
+}
+
+struct Stage {
+    parts: Arc<Parts>,
+    live: Arc<LiveSession>,
+    id: SessionId,
+    agents: mpsc::Receiver<FakeAgent>,
+    panics: Arc<std::sync::atomic::AtomicUsize>,
+    failures: Arc<std::sync::Mutex<Vec<Failure>>>,
+    capacity: CapacityGuard,
+    _supervisor: Addr<WorkspaceSupervisor>,
+    _folder: tempfile::TempDir,
+}
+
+/// A live session whose first agent has started.
+async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreOptions {
+        url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+        readers: 2,
+        write_queue: 64,
+        observer: Arc::new(Blind),
+    })
+    .unwrap();
+    let (transport, mut agents) = FakeTransport::new();
+    let (panics, failures) = (transport.panics.clone(), transport.failures.clone());
+    let mut settings = SessionSettings::new(&Config::default());
+    change(&mut settings);
+    let parts = Arc::new(Parts {
+        store,
+        metrics: Metrics::new("test", None).unwrap(),
+        transport: Arc::new(transport),
+        clock: Arc::new(SystemClock),
+        index: SessionIndex::default(),
+        settings,
+    });
+    let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
+    let id = SessionId(Uuid::now_v7());
+    let now = SystemClock.now();
+    let workspace = NewWorkspace {
+        key: key.clone(),
+        folder_id: FolderId(Uuid::now_v7()),
+        repository: None,
+        branch: None,
+        path: None,
+        permission_policy: None,
+        now,
+    };
+    let new = NewSession {
+        session_id: id,
+        key: key.clone(),
+        workspace: Some(workspace),
+        user_id: None,
+        agent: "default".into(),
+        mode: SessionMode::Development,
+        enable_git_ops: false,
+        state: SessionState::Idle,
+        agent_session_id: None,
+        mcp_servers: "[]".into(),
+        protocol: Route::Acp,
+        protocol_version: Some(1),
+        agent_facts: None,
+        now,
+    };
+    parts.store.create_session(new).await.unwrap();
+    let spec = SessionSpec {
+        session_id: id,
+        workspace: key.clone(),
+        agent: None,
+        cwd: "/w".into(),
+        is_ephemeral: false,
+        mcp_servers: mcp::none(),
+        policy: SharedPolicy::new(PermissionPolicy::Ask),
+    };
+    let capacity = CapacityGuard::new(1);
+    let supervisor = WorkspaceSupervisor::new(key, parts.clone()).start();
+    let seat = capacity.admit().unwrap();
+    supervisor.send(StartSession { spec: Arc::new(spec), past: Past::default(), seat }).await.unwrap().unwrap();
+    let agent = agents.recv().await.unwrap();
+    let live = parts.index.get(id).unwrap();
+    let stage =
+        Stage { parts, live, id, agents, panics, failures, capacity, _supervisor: supervisor, _folder: folder };
+    (stage, agent)
+}
+
+impl Stage {
+    /// Begins a turn, at the session's fresh actor where the one before has just died.
+    async fn begin(&self, key: Option<&str>) -> Result<TurnBegun, PromptRefused> {
+        let mut mailbox = self.live.mailbox.clone();
+        let prompt_id = PromptId(Uuid::now_v7());
+        let mut again = false;
+        loop {
+            let run = mailbox.borrow_and_update().run_prompt.clone();
+            let raw = serde_json::value::to_raw_value("hello").unwrap();
+            let message = RunPrompt {
+                prompt_id,
+                prompt: Prompt::parse(&raw).unwrap(),
+                idempotency: key.map(|key| Idempotency { key: key.into(), body_hash: "h".into() }),
+                again,
+                span: tracing::Span::none(),
+            };
+            if let Ok(begun) = run.send(message).await {
+                return begun;
+            }
+            again = true;
+            mailbox.changed().await.unwrap();
+        }
+    }
+
+    async fn run(&self) -> Arc<TurnEnded> {
+        ended(self.begin(None).await.unwrap_or_else(|refused| panic!("{:?}", refused.failure))).await
+    }
+
+    async fn gone(&self) {
+        let mut mailbox = self.live.mailbox.clone();
+        while mailbox.changed().await.is_ok() {}
+    }
+
+    async fn state(&self) -> SessionState {
+        self.parts.store.session(self.id).await.unwrap().unwrap().state
+    }
+}
+
+async fn ended(begun: TurnBegun) -> Arc<TurnEnded> {
+    let (TurnBegun::Accepted(mut turn) | TurnBegun::Joined(mut turn)) = begun else { panic!("it ended before") };
+    turn.ended.wait_for(Option::is_some).await.unwrap().clone().unwrap()
+}
+
+fn crash() -> AgentEvent {
+    AgentEvent::Closed(CloseReason::Lost("cut".into()))
+}
+
+#[actix::test]
+async fn a_panic_in_the_actor_ends_the_turn_once_and_the_session_goes_on() {
+    let (mut stage, _first) = stage(|_| {}).await;
+    stage.panics.store(1, std::sync::atomic::Ordering::Release);
+    // The actor died before it could answer; its turn is found by the repeat, and has ended.
+    let Ok(TurnBegun::Ended(row)) = stage.begin(None).await else { panic!("not found again") };
+    assert_eq!((row.state, row.error.unwrap().code), (TurnState::Failed, ErrorCode::Internal));
+    assert!(row.result.unwrap().contains("\"stopReason\":\"error\""));
+
+    // The session is the same, and its fresh agent is asked to go on.
+    let begun = stage.begin(None).await;
+    let mut agent = stage.agents.recv().await.unwrap();
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(agent.request.previous.as_deref(), Some("fake-session"));
+    assert_eq!(ended(begun.unwrap_or_else(|_| panic!("refused"))).await.state, TurnState::Completed);
+    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 2);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "failed"), 1);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "completed"), 1);
+}
+
+#[actix::test]
+async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back() {
+    let (mut stage, mut agent) = stage(|settings| settings.restart.max_restarts = 2).await;
+    for restarts_left in (0..=2).rev() {
+        agent.says.send(crash()).await.unwrap();
+        if restarts_left > 0 {
+            agent = stage.agents.recv().await.unwrap();
+        }
+    }
+    stage.gone().await;
+    assert_eq!(stage.state().await, SessionState::Failed);
+    assert!(stage.parts.index.get(stage.id).is_none());
+    assert_eq!(stage.capacity.taken(), 0);
+    assert_eq!(stage.parts.store.session(stage.id).await.unwrap().unwrap().restarts, 2);
+}
+
+#[actix::test]
+async fn a_cancel_that_is_not_confirmed_ends_cancelled_and_says_so() {
+    let (mut stage, mut agent) = stage(|settings| settings.cancel_grace = Duration::from_millis(50)).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+    assert!(cancel.send(CancelTurn { prompt_id: None }).await.unwrap());
+    let end = ended(begun).await;
+    assert_eq!(end.state, TurnState::Cancelled);
+    assert!(end.result.get().contains("did not confirm"), "{}", end.result);
+    stage.agents.recv().await.expect("a fresh agent");
+    let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+    assert!(!cancel.send(CancelTurn { prompt_id: None }).await.unwrap(), "nothing runs any more");
+}
+
+#[actix::test]
+async fn silence_ends_a_turn_and_a_talking_agent_may_take_its_time() {
+    let (stage, mut agent) = stage(|settings| settings.inactivity_timeout = Duration::from_millis(300)).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    let mut pulse = tokio::time::interval(Duration::from_millis(100));
+    for _ in 0..8 {
+        pulse.tick().await;
+        let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"x"}}"#;
+        agent.says.send(AgentEvent::Update(serde_json::from_str(update).unwrap())).await.unwrap();
+    }
+    let end = ended(begun).await;
+    assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::InactivityTimeout);
+    assert!(end.result.get().contains("xxxxxxxx"), "eight updates came first: {}", end.result);
+}
+
+#[actix::test]
+async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let first = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Joined(joined) = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused")) else {
+        panic!("not joined")
+    };
+    let Err(refused) = stage.begin(Some("other")).await else { panic!("not refused") };
+    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnInProgress, Some(joined.prompt_id)));
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    // An answer that comes twice changes nothing.
+    agent.answer(call, r#"{"stopReason":"refusal"}"#).await;
+    assert_eq!(ended(first).await.state, TurnState::Completed);
+    assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Ended(row)) if row.prompt_id == joined.prompt_id));
+    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 1);
+}
+
+#[actix::test]
+async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
+    let (stage, agent) = stage(|_| {}).await;
+    let failure = Failure::new(ErrorCode::AgentStartFailed, "no such program");
+    stage.failures.lock().unwrap().push(failure);
+    agent.says.send(crash()).await.unwrap();
+    let mut mailbox = stage.live.mailbox.clone();
+    mailbox.changed().await.unwrap();
+    let end = stage.run().await;
+    assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
+}
+
+#[actix::test]
+async fn an_idle_session_hibernates_and_gives_its_seat_back() {
+    let (stage, _agent) = stage(|settings| settings.idle_timeout = Duration::from_millis(30)).await;
+    stage.gone().await;
+    assert_eq!(stage.state().await, SessionState::Hibernated);
+    assert_eq!(stage.capacity.taken(), 0);
+}

@@ -1,0 +1,143 @@
+//! An agent that the tests play.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use futures_util::{FutureExt, future::BoxFuture, stream};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use super::{AgentEvent, AgentFacts, AgentSession, OpenRequest, OpenedSession, SendError, Transport};
+use crate::{
+    acp::{jsonrpc::RpcError, schema::RequestId},
+    domain::{outcome::Failure, prompt::Kinds},
+};
+
+/// What was said to an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    Prompt { call: u64, blocks: Vec<String> },
+    Cancel,
+    Respond(String),
+    Close,
+}
+
+/// One start of an agent, as the test holds it.
+pub struct FakeAgent {
+    pub request: OpenRequest,
+    pub says: mpsc::Sender<AgentEvent>,
+    pub heard: mpsc::Receiver<Said>,
+}
+
+impl FakeAgent {
+    /// Waits for a prompt and gives its call.
+    pub async fn prompted(&mut self) -> u64 {
+        loop {
+            match self.heard.recv().await.expect("a prompt") {
+                Said::Prompt { call, .. } => return call,
+                _ => continue,
+            }
+        }
+    }
+
+    /// Ends the turn.
+    pub async fn answer(&self, call: u64, json: &str) {
+        let result = RawValue::from_string(json.to_owned()).unwrap();
+        self.says.send(AgentEvent::Answered { call, result: Ok(result) }).await.unwrap();
+    }
+}
+
+/// Starts agents, and hands each of them to the test.
+pub struct FakeTransport {
+    started: mpsc::Sender<FakeAgent>,
+    /// How many prompts from now on make the link panic.
+    pub panics: Arc<AtomicUsize>,
+    /// Failures of the next starts.
+    pub failures: Arc<Mutex<Vec<Failure>>>,
+}
+
+impl FakeTransport {
+    /// The transport, and the agents as they start.
+    pub fn new() -> (Self, mpsc::Receiver<FakeAgent>) {
+        let (started, agents) = mpsc::channel(16);
+        (Self { started, panics: Arc::default(), failures: Arc::default() }, agents)
+    }
+}
+
+impl Transport for FakeTransport {
+    fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
+        let failure = self.failures.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (started, panics) = (self.started.clone(), self.panics.clone());
+        async move {
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            let (says, events) = mpsc::channel(16);
+            let (to_agent, heard) = mpsc::channel(16);
+            started.send(FakeAgent { request, says, heard }).await.expect("the test plays the agent");
+            Ok(OpenedSession {
+                link: Box::new(FakeLink { to_agent, panics }),
+                events: Box::pin(stream::unfold(events, |mut events| async {
+                    let event = events.recv().await?;
+                    Some((event, events))
+                })),
+                next_call: 1,
+                facts: AgentFacts {
+                    connection_id: "fake".into(),
+                    protocol_version: 1,
+                    agent_session_id: "fake-session".into(),
+                    remembers: false,
+                    takes: Kinds::default(),
+                    can_close: false,
+                    info: None,
+                    capabilities: None,
+                    modes: None,
+                    config_options: None,
+                    cookies: None,
+                },
+            })
+        }
+        .boxed()
+    }
+}
+
+struct FakeLink {
+    to_agent: mpsc::Sender<Said>,
+    panics: Arc<AtomicUsize>,
+}
+
+impl FakeLink {
+    fn say(&self, said: Said) -> Result<(), SendError> {
+        self.to_agent.try_send(said).map_err(|_| SendError::Closed)
+    }
+}
+
+impl AgentSession for FakeLink {
+    fn prompt(&mut self, call: u64, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
+        let left = self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        assert!(left.is_err(), "a planted panic");
+        self.say(Said::Prompt { call, blocks: blocks.iter().map(|block| block.get().to_owned()).collect() })
+    }
+
+    fn cancel(&mut self) -> Result<(), SendError> {
+        self.say(Said::Cancel)
+    }
+
+    fn set_mode(&mut self, _: u64, _: &str) -> Result<(), SendError> {
+        Err(SendError::Full)
+    }
+
+    fn set_config_option(&mut self, _: u64, _: &str, _: &serde_json::Value) -> Result<(), SendError> {
+        Err(SendError::Full)
+    }
+
+    fn close(&mut self, _: u64) -> Result<(), SendError> {
+        self.say(Said::Close)
+    }
+
+    fn respond(&mut self, id: &RequestId, _: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
+        self.say(Said::Respond(id.to_string()))
+    }
+}
