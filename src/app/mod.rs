@@ -77,7 +77,9 @@ pub async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError
 
 /// Runs the container side alone until SIGTERM or Ctrl-C.
 pub async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(), AppError> {
-    let options = start::runtime_options(&loaded, loaded.config.runtime.listen, loaded.config.runtime.token.clone())?;
+    let metrics = crate::telemetry::Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+    let runtime = &loaded.config.runtime;
+    let options = start::runtime_options(&loaded, runtime.listen, runtime.token.clone(), &metrics)?;
     let running = runtime::start(options).await?;
     tracing::info!(marker = "[ACP]", address = %running.address(), "runtime serves");
     announce(announce_to.as_deref(), running.address())?;

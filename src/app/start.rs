@@ -12,17 +12,15 @@ use crate::{
         capacity_guard::CapacityGuard,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
-        workspaces::Workspaces,
+        workspaces::{DEFAULT_AGENT, Workspaces},
     },
-    config::{Config, Loaded},
+    config::{Config, Loaded, environment::current_program, settings::Agent},
     domain::clock::Clock,
     http::{self, HttpFace},
-    runtime::{self, RunningRuntime, RuntimeOptions},
+    runtime::{self, AgentSettings, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue},
-    transport::{
-        acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor,
-    },
+    transport::{acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor},
 };
 
 /// Everything that runs.
@@ -45,7 +43,12 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(loaded, &metrics)?;
         let recovered = store.recover(clock.now()).await?;
-        tracing::info!(marker = "[ACP]", turns = recovered.interrupted_turns, sessions = recovered.sessions, "recovered");
+        tracing::info!(
+            marker = "[ACP]",
+            turns = recovered.interrupted_turns,
+            sessions = recovered.sessions,
+            "recovered"
+        );
 
         let (runtime, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
@@ -65,7 +68,7 @@ impl Service {
             index: SessionIndex::default(),
             settings: SessionSettings::new(config),
         };
-        let arbiters: Vec<_> = (0..session_threads()).map(|_| Arbiter::new()).collect();
+        let arbiters: Vec<_> = (0..threads()).map(|_| Arbiter::new()).collect();
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions), handles);
         let http = http::serve(workspaces.clone(), config)
@@ -80,8 +83,9 @@ impl Service {
     }
 }
 
-/// Threads on which sessions live: half of the processors, the other half serves HTTP and writes.
-fn session_threads() -> usize {
+/// Threads of each kind (sessions, runtime): half of the processors, since each turn keeps only one of them busy
+/// at a time.
+fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
@@ -109,8 +113,7 @@ async fn runtime_of(loaded: &Loaded, metrics: &Metrics) -> Result<(Option<Runnin
     }
     let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let mut options = runtime_options(loaded, listen, Some(token.clone()))?;
-    options.observer = Arc::new(Observer(metrics.clone()));
+    let options = runtime_options(loaded, listen, Some(token.clone()), metrics)?;
     let running = runtime::start(options).await?;
     let url = format!("ws://{}/acp", running.address());
     Ok((Some(running), endpoint(url, Some(token))))
@@ -125,8 +128,49 @@ pub(super) fn runtime_options(
     loaded: &Loaded,
     listen: SocketAddr,
     token: Option<SecretString>,
+    metrics: &Metrics,
 ) -> Result<RuntimeOptions, AppError> {
-    todo!()
+    let config = &loaded.config;
+    let environment_of = |name: &str| loaded.agent_environments.get(name).cloned().unwrap_or_default();
+    let default = [(DEFAULT_AGENT.to_owned(), &config.agent)];
+    let named = config.agents.iter().map(|(name, agent)| (name.clone(), agent));
+    let agents = default.into_iter().chain(named).map(|(name, agent)| {
+        Ok(AgentSettings {
+            command: command_of(agent)?,
+            environment: environment_of(&name),
+            run_as: agent.run_as.clone(),
+            serves: Serves { fs: agent.fs, terminal: agent.terminal },
+            name,
+        })
+    });
+    let root = config.workspaces.root.clone().unwrap_or_else(|| loaded.data_dir.join("workspaces"));
+    Ok(RuntimeOptions {
+        listen,
+        token,
+        workers: threads(),
+        root,
+        allow_paths: config.workspaces.allow_paths.clone(),
+        git_hosts: config.workspaces.git_hosts.clone(),
+        clone_timeout: Duration::from_secs(config.workspaces.clone_timeout_s),
+        agents: agents.collect::<Result<_, AppError>>()?,
+        environment: loaded.base_environment.clone(),
+        max_agents: config.runtime.max_agents,
+        kill_grace: Duration::from_millis(config.runtime.kill_grace_ms),
+        frame_bytes: config.limits.frame_bytes,
+        pipe: pipe_limits(config),
+        diff_bytes: config.limits.diff_bytes,
+        terminals: config.limits.terminals,
+        observer: Arc::new(Observer(metrics.clone())),
+    })
+}
+
+/// An agent's command; the built-in agent is this program.
+fn command_of(agent: &Agent) -> Result<Vec<String>, AppError> {
+    if !agent.command.is_empty() {
+        return Ok(agent.command.clone());
+    }
+    let program = current_program().map_err(AppError::io("the path of this program"))?;
+    Ok(vec![program.display().to_string(), "demo-agent".to_owned()])
 }
 
 /// Hands what store and runtime tell on to the metrics.
@@ -143,5 +187,15 @@ impl StoreObserver for Observer {
 
     fn on_queue_depth(&self, waiting: usize) {
         self.0.queue_depth(Queue::Writes, waiting);
+    }
+}
+
+impl RuntimeObserver for Observer {
+    fn on_agent_started(&self) {
+        self.0.agent_process_started();
+    }
+
+    fn on_agent_ended(&self) {
+        self.0.agent_process_ended();
     }
 }

@@ -31,6 +31,8 @@ pub struct Loaded {
     pub data_dir: PathBuf,
     /// The whole environment of each agent, by its name; [`DEFAULT_AGENT`] is `[agent]`.
     pub agent_environments: BTreeMap<String, BTreeMap<String, SecretString>>,
+    /// What every agent inherits: the environment of git and of the commands that agents run.
+    pub base_environment: BTreeMap<String, SecretString>,
     /// Where each value came from that is not a default, by `section.key`.
     pub origins: BTreeMap<String, Origin>,
     /// Where the data folder came from.
@@ -64,7 +66,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         .chain(config.agents.iter().map(|(name, agent)| (name.as_str(), agent)));
     let agent_environments =
         agents.map(|(name, agent)| (name.to_owned(), sources.environment.of_agent(agent))).collect();
-    Ok(Loaded { config, data_dir, agent_environments, origins: layers.into_origins(), data_dir_origin })
+    let base_environment = sources.environment.of_agent(&super::settings::Agent::default());
+    Ok(Loaded {
+        config,
+        data_dir,
+        agent_environments,
+        base_environment,
+        origins: layers.into_origins(),
+        data_dir_origin,
+    })
 }
 
 fn data_dir(sources: &Sources) -> (PathBuf, Origin) {

@@ -51,6 +51,8 @@ pub struct NewTurn {
     pub preview: Redacted,
     /// What the user said, for the transcript.
     pub user_entry: TranscriptEntry,
+    /// Whether an earlier try may have written it: then what is there is given.
+    pub again: bool,
     /// The time.
     pub now: Timestamp,
 }
@@ -175,7 +177,10 @@ fn holder(tx: &mut WriteTx<'_>, record: &Record, key: &str) -> Result<Option<Rec
     Ok(None)
 }
 
-fn accept(tx: &mut WriteTx<'_>, record: &Record, said: &mut Entries) -> Result<Acceptance, StoreError> {
+fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries) -> Result<Acceptance, StoreError> {
+    if again && let Some(earlier) = find(tx.connection, &record.prompt_id)? {
+        return Ok(Acceptance::Existing(earlier.read()?));
+    }
     if tx.in_doubt && find(tx.connection, &record.prompt_id)?.is_some() {
         return Ok(Acceptance::Accepted);
     }
@@ -281,20 +286,7 @@ impl Store {
             entries: vec![turn.user_entry],
             now: turn.now,
         });
-        self.write(move |tx| accept(tx, &record, &mut said)).await
-    }
-
-    /// Notes that the agent has the prompt, without waiting for the outcome; a turn that has ended stays
-    /// as it is. Full queue: [`StoreError::Busy`].
-    pub fn try_mark_running(&self, prompt_id: PromptId) -> Result<(), StoreError> {
-        let prompt_id = prompt_id.to_string();
-        self.write_unattended(move |tx| {
-            let open = prompts::table.filter(prompts::prompt_id.eq(prompt_id.as_str()));
-            tx.rows += diesel::update(open.filter(prompts::ended_us.is_null()))
-                .set(prompts::state.eq(TurnState::Running.as_str()))
-                .execute(tx.connection)?;
-            Ok(())
-        })
+        self.write(move |tx| accept(tx, &record, turn.again, &mut said)).await
     }
 
     /// One turn. Cancel-safe.

@@ -1,14 +1,15 @@
 //! The table of what conversations left behind.
 
 use diesel::{
-    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+    BoolExpressionMethods, ExpressionMethods, Insertable, NullableExpressionMethods, OptionalExtension, QueryDsl,
+    Queryable, RunQueryDsl,
 };
 
 use super::{
     Store, StoreError,
     columns::{self, clean, clean_option},
     connection::AnyConnection,
-    schema::transcript_entries,
+    schema::{prompts, transcript_entries},
     writer::{Job, Outage, WriteTx},
 };
 use crate::domain::{
@@ -192,9 +193,15 @@ fn last_said(connection: &mut AnyConnection, session_id: &str, most: usize) -> d
     let mut bytes = 0;
     let mut before = i64::MAX;
     while said.len() < most && bytes < MAX_CONTEXT_BYTES {
+        // A turn that has begun and waits for its agent is not yet part of the conversation.
+        let ended = prompts::table
+            .filter(prompts::session_id.eq(session_id))
+            .filter(prompts::ended_us.is_not_null())
+            .select(prompts::prompt_id.nullable());
         let rows: Vec<(i64, String, String)> = transcript_entries::table
             .filter(transcript_entries::session_id.eq(session_id))
             .filter(transcript_entries::seq.lt(before))
+            .filter(transcript_entries::prompt_id.eq_any(ended))
             .filter(
                 transcript_entries::event_type
                     .eq("user_message")

@@ -15,9 +15,14 @@ use crate::{
 
 pub mod acp_connection;
 pub mod acp_transport;
+pub mod agent_process;
 #[cfg(test)]
 pub mod fake;
+mod orphans;
 pub mod pipe;
+pub mod process_group;
+pub mod run_as;
+pub mod stdio;
 pub mod websocket;
 pub mod workspace_door;
 

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::contract::runtime::AgentExited;
 
@@ -70,12 +70,26 @@ pub struct FrameSender {
     queue: mpsc::Sender<Incoming>,
     budget: Arc<Semaphore>,
     bytes: usize,
+    _writers: Arc<Writers>,
+}
+
+/// Tells the reader when the last sender is gone, even while messages are still queued.
+#[derive(Debug)]
+struct Writers {
+    gone: Arc<Notify>,
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.gone.notify_one();
+    }
 }
 
 /// The reading end of one direction.
 #[derive(Debug)]
 pub struct FrameReceiver {
     queue: mpsc::Receiver<Incoming>,
+    writers_gone: Arc<Notify>,
 }
 
 /// A message could not be queued.
@@ -94,7 +108,10 @@ pub fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
     let (sender, receiver) = mpsc::channel(limits.frames);
     // A semaphore counts in u32 when it hands out many permits at once.
     let bytes = limits.bytes.clamp(1, u32::MAX as usize);
-    (FrameSender { queue: sender, budget: Arc::new(Semaphore::new(bytes)), bytes }, FrameReceiver { queue: receiver })
+    let gone = Arc::new(Notify::new());
+    let writers = Arc::new(Writers { gone: gone.clone() });
+    let sender = FrameSender { queue: sender, budget: Arc::new(Semaphore::new(bytes)), bytes, _writers: writers };
+    (sender, FrameReceiver { queue: receiver, writers_gone: gone })
 }
 
 impl FrameSender {
@@ -137,7 +154,15 @@ impl FrameReceiver {
         self.queue.recv().await
     }
 
-    /// The same for hand-written futures.
+    /// Ends when the last sender is gone, at once and not only after the queued messages: for a reader that
+    /// is busy with something that may never end. Cancel-safe.
+    pub async fn writers_gone(&self) {
+        self.writers_gone.notified().await;
+        // Keeps the answer for the next caller.
+        self.writers_gone.notify_one();
+    }
+
+    /// [`FrameReceiver::recv`] for hand-written futures.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
         Poll::Ready(ready!(self.queue.poll_recv(cx)))
     }

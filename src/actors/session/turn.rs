@@ -23,7 +23,7 @@ use crate::{
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
     },
-    store::{self, Acceptance, Idempotency, NewTurn, Store},
+    store::{self, Acceptance, Idempotency, NewTurn},
 };
 
 /// The turn that is being accepted, waits for its agent, or runs.
@@ -57,9 +57,9 @@ impl Handler<RunPrompt> for Session {
     fn handle(&mut self, message: RunPrompt, ctx: &mut Self::Context) -> Self::Result {
         match self.begin(message, ctx) {
             Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
-            Begin::Write(new_turn, ticket, again) => {
+            Begin::Write(new_turn, ticket) => {
                 let parts = self.parts.clone();
-                let writing = async move { (accept(&parts.store, *new_turn, again).await, ticket) };
+                let writing = async move { (parts.store.accept_turn(*new_turn).await, ticket) };
                 Box::pin(
                     writing
                         .into_actor(self)
@@ -70,17 +70,9 @@ impl Handler<RunPrompt> for Session {
     }
 }
 
-/// Writes a turn down, unless an earlier try did.
-async fn accept(store: &Store, new_turn: NewTurn, again: bool) -> Result<Acceptance, store::StoreError> {
-    if again && let Some(row) = store.prompt(new_turn.prompt_id).await? {
-        return Ok(Acceptance::Existing(row));
-    }
-    store.accept_turn(new_turn).await
-}
-
 enum Begin {
     Answer(Result<TurnBegun, PromptRefused>),
-    Write(Box<NewTurn>, TurnTicket, bool),
+    Write(Box<NewTurn>, TurnTicket),
 }
 
 impl Session {
@@ -115,6 +107,7 @@ impl Session {
             key: self.shared.spec.workspace.clone(),
             idempotency: idempotency.clone(),
             preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
+            again,
             user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
             now,
         };
@@ -128,7 +121,7 @@ impl Session {
             inactivity_timer: None,
             grace_timer: None,
         });
-        Begin::Write(Box::new(new_turn), ticket, again)
+        Begin::Write(Box::new(new_turn), ticket)
     }
 
     fn written_down(

@@ -283,6 +283,7 @@ pub(super) async fn session(store: &Store) -> SessionId {
 
 pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
     NewTurn {
+        again: false,
         prompt_id: PromptId(Uuid::now_v7()),
         session_id,
         key: key("acme", "web"),

@@ -28,9 +28,6 @@ both_databases! {
         assert_eq!((row.preview.as_str(), row.key), ("fix it", key("acme", "web")));
         assert_eq!(store.session(session).await.unwrap().unwrap().state, SessionState::Running);
 
-        store.try_mark_running(prompt).unwrap();
-        until("running", async || store.prompt(prompt).await.unwrap().unwrap().state == TurnState::Running).await;
-
         end(&store, turn_end(session, prompt, 20)).await.unwrap();
         let row = store.prompt(prompt).await.unwrap().unwrap();
         assert_eq!((row.state, row.ended), (TurnState::Completed, Some(at(20))));
@@ -183,21 +180,33 @@ both_databases! {
     async fn what_was_said_last_is_bounded_and_oldest_first(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        end(&store, turn_end(session, prompt, 2)).await.unwrap();
+        let before = store.transcript_len(session).await.unwrap();
         for n in 0..40 {
             let mut one = append(session, &[&format!("user {n}"), "thinking", &format!("agent {n}")]);
+            one.prompt_id = Some(prompt);
             one.entries[0].event_type = "user_message".into();
             one.entries[1].event_type = "agent_thought".into();
             store.try_append(one).unwrap();
         }
-        until("all entries", async || store.transcript_len(session).await.unwrap() == 120).await;
+        until("all entries", async || store.transcript_len(session).await.unwrap() == before + 120).await;
         let said = store.last_said(session, 50).await.unwrap();
         let texts: Vec<_> = said.iter().map(|said| said.text.as_str()).collect();
         assert_eq!((texts.len(), texts[0], texts[49]), (50, "user 15", "agent 39"));
         assert!(said[0].by_user && !said[49].by_user);
         let long = "x".repeat(MAX_ENTRY_BYTES / 2);
-        store.append(append(session, &[&long, &long, "end"])).await.unwrap();
+        let mut last = append(session, &[&long, &long, "end"]);
+        last.prompt_id = Some(prompt);
+        store.append(last).await.unwrap();
         let said = store.last_said(session, 50).await.unwrap();
         assert_eq!(said.len(), 3, "what does not fit the context anyway is not read");
+        let begun = new_turn(session, 3);
+        store.accept_turn(begun).await.unwrap();
+        let said = store.last_said(session, 50).await.unwrap();
+        assert_eq!(said.last().unwrap().text, "end", "a turn that has not ended is not part of it yet");
         assert!(store.last_said(new_session(0).session_id, 5).await.unwrap().is_empty());
     }
 }

@@ -1,0 +1,133 @@
+//! The first message: what of `initialize` is for the runtime, and what the agent gets of it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{RequestId, agent_method},
+    },
+    contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
+    domain::outcome::{ErrorCode, Failure},
+};
+
+/// What the runtime answers for an agent instead of its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serves {
+    /// `fs/*`
+    pub fs: bool,
+    /// `terminal/*`
+    pub terminal: bool,
+}
+
+type Fields = BTreeMap<String, Box<RawValue>>;
+
+/// The params of `initialize`, with our part taken out. The rest stays as it was written.
+#[derive(Debug)]
+pub struct Opening {
+    meta: InitializeMeta,
+    params: Fields,
+    capabilities: Fields,
+}
+
+impl Opening {
+    /// Reads the params.
+    pub fn read(params: &RawValue) -> Result<Self, RpcError> {
+        let bad = |cause: serde_json::Error| RpcError::new(jsonrpc::INVALID_PARAMS, format!("initialize: {cause}"));
+        let mut params: Fields = serde_json::from_str(params.get()).map_err(bad)?;
+        let mut meta = InitializeMeta::default();
+        if let Some(outer) = params.remove("_meta") {
+            let mut outer: Fields = serde_json::from_str::<Option<_>>(outer.get()).map_err(bad)?.unwrap_or_default();
+            if let Some(ours) = outer.remove(META_KEY) {
+                meta = serde_json::from_str(ours.get()).map_err(bad)?;
+            }
+            if !outer.is_empty() {
+                params.insert("_meta".into(), raw(&outer));
+            }
+        }
+        let capabilities = match params.get("clientCapabilities") {
+            Some(given) => serde_json::from_str::<Option<_>>(given.get()).map_err(bad)?.unwrap_or_default(),
+            None => Fields::new(),
+        };
+        Ok(Self { meta, params, capabilities })
+    }
+
+    /// Our part.
+    pub fn meta(&self) -> &InitializeMeta {
+        &self.meta
+    }
+
+    /// The message for the agent: files and terminals are those that the runtime serves.
+    pub fn for_agent(mut self, id: &RequestId, serves: Serves) -> String {
+        self.capabilities.insert("fs".into(), raw(&json!({"readTextFile": serves.fs, "writeTextFile": serves.fs})));
+        self.capabilities.insert("terminal".into(), raw(&serves.terminal));
+        self.params.insert("clientCapabilities".into(), raw(&self.capabilities));
+        let method = raw(&agent_method::INITIALIZE);
+        let message = json!({"jsonrpc": "2.0", "id": id});
+        let serde_json::Value::Object(envelope) = message else { unreachable!("an object was just written") };
+        let mut fields: Fields = envelope.iter().map(|(name, value)| (name.clone(), raw(value))).collect();
+        fields.insert("method".into(), method);
+        fields.insert("params".into(), raw(&self.params));
+        raw(&fields).get().to_owned()
+    }
+}
+
+fn raw(value: &impl serde::Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// A refusal as the answer to `initialize` carries it.
+pub fn refusal(failure: &Failure) -> RpcError {
+    let code = match failure.code {
+        ErrorCode::UnknownAgent | ErrorCode::PathNotAllowed | ErrorCode::InvalidRequest => jsonrpc::INVALID_PARAMS,
+        _ => jsonrpc::INTERNAL_ERROR,
+    };
+    let data = raw(&json!({META_KEY: RefusalMeta { code: failure.code.as_str().to_owned() }}));
+    RpcError {
+        code,
+        message: format!("{}. {}", failure.detail.trim_end_matches('.'), failure.code.advice()),
+        data: Some(data),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening(json: &str) -> Result<Opening, RpcError> {
+        Opening::read(&RawValue::from_string(json.to_owned()).unwrap())
+    }
+
+    #[test]
+    fn our_part_is_taken_out_and_the_rest_is_untouched() {
+        let json = r#"{"protocolVersion":1,"_meta":{"lumilink":{"agent":"a","cwd":"/w"},"other":1e2},
+            "clientCapabilities":{"fs":{"readTextFile":false},"x":{"y": 1.0}},"unknown":[ 1 ]}"#;
+        let opening = opening(json).unwrap();
+        assert_eq!(opening.meta().agent.as_deref(), Some("a"));
+        assert_eq!(opening.meta().cwd.as_deref(), Some("/w"));
+        let text = opening.for_agent(&RequestId::Str("i".into()), Serves { fs: true, terminal: false });
+        assert!(text.contains("1e2") && text.contains(r#"{"y": 1.0}"#) && text.contains("[ 1 ]"), "{text}");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["id"], "i");
+        assert_eq!(value["method"], "initialize");
+        assert_eq!(value["params"]["clientCapabilities"]["fs"], json!({"readTextFile": true, "writeTextFile": true}));
+        assert_eq!(value["params"]["clientCapabilities"]["terminal"], false);
+        assert_eq!(value["params"]["_meta"], json!({"other": 100.0}));
+    }
+
+    #[test]
+    fn a_plain_clients_message_needs_no_additions() {
+        let opening = opening(r#"{"protocolVersion":1,"_meta":null}"#).unwrap();
+        assert!(opening.meta().agent.is_none());
+        let text = opening.for_agent(&RequestId::Number(0), Serves { fs: false, terminal: false });
+        assert!(!text.contains("_meta"));
+    }
+
+    #[test]
+    fn params_that_are_no_object_are_refused() {
+        assert_eq!(opening("[]").unwrap_err().code, jsonrpc::INVALID_PARAMS);
+        assert_eq!(opening(r#"{"_meta":{"lumilink":3}}"#).unwrap_err().code, jsonrpc::INVALID_PARAMS);
+    }
+}

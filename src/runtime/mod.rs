@@ -1,0 +1,248 @@
+//! The container side: prepares workspaces, runs one agent process for each connection, and serves ACP over
+//! WebSocket.
+//!
+//! Invariant: an agent process lives exactly as long as its connection, and reaches files and starts
+//! commands through this side only within the folders of its sessions.
+
+pub mod acp_socket;
+pub mod agents;
+pub mod baseline;
+pub mod changes;
+pub mod doors;
+pub mod folders;
+pub mod fs_door;
+pub mod git;
+pub mod handshake;
+pub mod repository;
+mod routes;
+pub mod terminals;
+pub mod workspaces;
+
+use std::{
+    any::Any, collections::BTreeMap, ffi::OsString, io, net::SocketAddr, os::fd::AsRawFd, path::PathBuf, sync::Arc,
+    time::Duration,
+};
+
+use actix_web::{App, HttpServer, dev::ServerHandle, rt::net::TcpStream};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{sync::watch, task::JoinHandle};
+
+use self::{
+    acp_socket::SocketSettings,
+    agents::{AgentLimits, Agents},
+    folders::AllowedFolders,
+    git::Git,
+    routes::Parts,
+    workspaces::{WorkspaceSettings, Workspaces},
+};
+pub use self::{
+    agents::{AgentSettings, RuntimeObserver, Unobserved},
+    handshake::Serves,
+};
+use crate::transport::{pipe::PipeLimits, run_as::RunAsError, stdio::StdioLimits};
+
+/// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
+/// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the HTTP server may take for answers that are under way once every socket is closed.
+const SERVER_STOP: Duration = Duration::from_secs(5);
+/// From the closing of the sockets to the end of the agents, beyond the grace of the agents themselves.
+const STOP_MARGIN: Duration = Duration::from_secs(2);
+
+/// Everything that a runtime is told at its start.
+#[derive(Clone)]
+pub struct RuntimeOptions {
+    /// Address; port 0 takes a free one. Beyond loopback a token is required.
+    pub listen: SocketAddr,
+    /// Bearer token that clients have to send.
+    pub token: Option<SecretString>,
+    /// Threads that serve connections; 0 is taken as 1.
+    pub workers: usize,
+    /// Folder of the workspaces; made if missing.
+    pub root: PathBuf,
+    /// Folders under which existing folders may be used.
+    pub allow_paths: Vec<PathBuf>,
+    /// Hosts from which repositories are cloned.
+    pub git_hosts: Vec<String>,
+    /// How long a clone may take.
+    pub clone_timeout: Duration,
+    /// The agents; the first is the default one.
+    pub agents: Vec<AgentSettings>,
+    /// The environment of git and of the commands that agents run through `terminal/*`.
+    pub environment: BTreeMap<String, SecretString>,
+    /// Agent processes at the same time.
+    pub max_agents: usize,
+    /// From SIGTERM to SIGKILL.
+    pub kill_grace: Duration,
+    /// Largest ACP message, in bytes.
+    pub frame_bytes: usize,
+    /// What may wait in each direction of a connection.
+    pub pipe: PipeLimits,
+    /// Largest patch of a diff, in bytes.
+    pub diff_bytes: usize,
+    /// Commands that one agent may run at the same time.
+    pub terminals: usize,
+    /// Hears of agent processes.
+    pub observer: Arc<dyn RuntimeObserver>,
+}
+
+/// Why a runtime does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Listening beyond loopback without a token.
+    #[error(
+        "`runtime.listen` = {0} is reachable from other machines: set `runtime.token`, or listen on 127.0.0.1. \
+         Whoever reaches the runtime can run commands"
+    )]
+    NoToken(SocketAddr),
+    /// The address is taken or not ours.
+    #[error("`runtime.listen` = {address}: {cause}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The root or an allowed path cannot be used.
+    #[error("`[workspaces]`: {0}")]
+    Folders(io::Error),
+    /// An agent's user cannot be used.
+    #[error(transparent)]
+    RunAs(#[from] RunAsError),
+    /// A thread that was needed did not finish.
+    #[error("the start was interrupted: {0}")]
+    Interrupted(String),
+}
+
+/// A runtime that serves.
+pub struct RunningRuntime {
+    address: SocketAddr,
+    agents: Arc<Agents>,
+    stop: watch::Sender<bool>,
+    kill_grace: Duration,
+    handle: ServerHandle,
+    server: JoinHandle<io::Result<()>>,
+}
+
+/// Starts a runtime. Needs an actix or tokio runtime around it, and leaves signals alone. On an error
+/// nothing is left running.
+pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError> {
+    let listen = options.listen;
+    if !listen.ip().is_loopback() && options.token.as_ref().is_none_or(|token| token.expose_secret().is_empty()) {
+        return Err(StartError::NoToken(listen));
+    }
+    raise_open_files_limit();
+    let (stop, stopping) = watch::channel(false);
+    let kill_grace = options.kill_grace;
+    let workers = options.workers.max(1);
+    let parts = tokio::task::spawn_blocking(move || build(options, stopping))
+        .await
+        .map_err(|cause| StartError::Interrupted(cause.to_string()))??;
+    let agents = parts.sockets.agents.clone();
+    let refused = |cause| StartError::Listen { address: listen, cause };
+    let server = HttpServer::new(move || App::new().configure(routes::configure(parts.clone())))
+        .workers(workers)
+        .on_connect(|connection: &dyn Any, _| {
+            if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+                tune(stream);
+            }
+        })
+        .disable_signals()
+        .shutdown_timeout(SERVER_STOP.as_secs())
+        .bind(listen)
+        .map_err(refused)?;
+    let address = server.addrs().first().copied().unwrap_or(listen);
+    let server = server.run();
+    let handle = server.handle();
+    let server = tokio::spawn(server);
+    Ok(RunningRuntime { address, agents, stop, kill_grace, handle, server })
+}
+
+impl RunningRuntime {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Agent processes that run now.
+    pub fn agent_processes(&self) -> usize {
+        self.agents.running()
+    }
+
+    /// Closes every socket with 1001, ends every agent's process group, then stops the server. Takes at most
+    /// about `grace`, and the agents' own grace where that is longer.
+    pub async fn stop(self, grace: Duration) {
+        // Nobody listening means that no socket is open.
+        let _ = self.stop.send(true);
+        let patience = grace.max(self.kill_grace) + STOP_MARGIN;
+        if tokio::time::timeout(patience, self.agents.all_gone()).await.is_err() {
+            // A client that does not read keeps its socket from closing; the server drops it below.
+            tracing::warn!(agents = self.agents.running(), "agents are left at the end");
+        }
+        self.handle.stop(self.agents.running() == 0).await;
+        let left = tokio::time::timeout(self.kill_grace + STOP_MARGIN, self.agents.all_gone()).await;
+        if left.is_err() {
+            tracing::error!(agents = self.agents.running(), "agents outlived the runtime's stop");
+        }
+        self.server.abort();
+    }
+}
+
+fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Parts, StartError> {
+    let folders = AllowedFolders::new(&options.root, &options.allow_paths).map_err(StartError::Folders)?;
+    let environment: BTreeMap<String, OsString> = options
+        .environment
+        .iter()
+        .map(|(name, value)| (name.clone(), OsString::from(value.expose_secret())))
+        .collect();
+    let limits = AgentLimits {
+        max_agents: options.max_agents,
+        kill_grace: options.kill_grace,
+        stdio: StdioLimits { frame_bytes: options.frame_bytes, pipe: options.pipe },
+        terminals: options.terminals,
+        terminal_environment: environment.iter().map(|(name, value)| (name.into(), value.clone())).collect(),
+    };
+    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), options.observer)?);
+    let settings = WorkspaceSettings {
+        git_hosts: options.git_hosts,
+        clone_timeout: options.clone_timeout,
+        diff_bytes: options.diff_bytes,
+    };
+    let workspaces = Workspaces::new(folders, Git::new(environment), settings).map_err(StartError::Folders)?;
+    let sockets = SocketSettings { agents, stopping, frame_bytes: options.frame_bytes };
+    Ok(Parts { token: options.token, sockets, workspaces: Arc::new(workspaces) })
+}
+
+/// Messages are small and wait for answers, so they are sent at once; and a dead peer is noticed.
+fn tune(stream: &TcpStream) {
+    // Without it messages are only slower.
+    let _ = stream.set_nodelay(true);
+    let timeout_ms = TCP_USER_TIMEOUT.as_millis() as libc::c_uint;
+    // SAFETY: the descriptor is open, and the value lives through the call and has the length that is said.
+    unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            (&raw const timeout_ms).cast(),
+            size_of_val(&timeout_ms) as libc::socklen_t,
+        );
+    }
+}
+
+/// An agent takes six descriptors and the usual soft limit is 1,024, so the hard limit is asked for.
+fn raise_open_files_limit() {
+    // SAFETY: the structure lives through both calls.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod socket_tests;
+#[cfg(test)]
+mod workspace_tests;

@@ -1,0 +1,161 @@
+//! The runtime's routes: who may come in, and what each answers.
+
+use std::sync::Arc;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::{StatusCode, header},
+    middleware::{Next, from_fn},
+    web,
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Serialize, de::DeserializeOwned};
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+use super::{
+    acp_socket::{self, SocketSettings},
+    workspaces::Workspaces,
+};
+use crate::{
+    contract::{
+        problem::{PROBLEM_JSON, Problem, retry_after_s},
+        runtime::{DiffWorkspace, PrepareWorkspace, RuntimeStatus},
+    },
+    domain::outcome::{ErrorCode, Failure},
+};
+
+/// The largest request about a workspace, in bytes: it holds a path, an address and a branch.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// What the routes need.
+#[derive(Clone)]
+pub(super) struct Parts {
+    /// Compared with what the client sends.
+    pub token: Option<SecretString>,
+    /// For every socket.
+    pub sockets: SocketSettings,
+    /// For the workspace routes.
+    pub workspaces: Arc<Workspaces>,
+}
+
+/// Adds the routes.
+pub(super) fn configure(parts: Parts) -> impl FnOnce(&mut web::ServiceConfig) {
+    move |config| {
+        let scope = web::scope("")
+            .wrap(from_fn(guard))
+            .app_data(web::Data::new(parts))
+            .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
+            .service(resource("/acp", web::get().to(acp)))
+            .service(resource("/status", web::get().to(status)))
+            .service(resource("/workspace/prepare", web::post().to(prepare)))
+            .service(resource("/workspace/diff", web::post().to(diff)))
+            .default_service(web::to(|| async { refuse(ErrorCode::NotFound, "the runtime has no such route") }));
+        config.service(scope);
+    }
+}
+
+fn resource(path: &str, route: actix_web::Route) -> actix_web::Resource {
+    let wrong = || async { refuse(ErrorCode::MethodNotAllowed, "the runtime has no such method here") };
+    web::resource(path).route(route).default_service(web::to(wrong))
+}
+
+/// Browsers have no business here, and everybody else needs the token, if there is one.
+async fn guard(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> actix_web::Result<ServiceResponse<impl MessageBody>> {
+    let refused = if request.headers().contains_key(header::ORIGIN) {
+        Some(Failure::new(
+            ErrorCode::ForbiddenOrigin,
+            "the runtime does not answer browser pages, whatever their origin",
+        ))
+    } else if !is_authorized(&request) {
+        Some(Failure::new(ErrorCode::Unauthorized, "the runtime wants its token"))
+    } else {
+        None
+    };
+    match refused {
+        Some(failure) => Ok(request.into_response(answer_failure(&failure)).map_into_right_body()),
+        None => Ok(next.call(request).await?.map_into_left_body()),
+    }
+}
+
+fn is_authorized(request: &ServiceRequest) -> bool {
+    let Some(parts) = request.app_data::<web::Data<Parts>>() else { return false };
+    let Some(token) = &parts.token else { return true };
+    let sent =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    sent.is_some_and(|sent| sent.ct_eq(token.expose_secret().as_bytes()).into())
+}
+
+async fn acp(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
+    acp_socket::accept(&request, body, parts.sockets.clone())
+        .unwrap_or_else(|cause| refuse(ErrorCode::InvalidRequest, &format!("no WebSocket upgrade: {cause}")))
+}
+
+async fn status(parts: web::Data<Parts>) -> HttpResponse {
+    let agents = &parts.sockets.agents;
+    answer(Ok(RuntimeStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        agents: agents.names(),
+        agent_processes: agents.running() as u64,
+        max_agents: agents.max() as u64,
+    }))
+}
+
+async fn prepare(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
+    match read::<PrepareWorkspace>(&request, body).await {
+        Ok(asked) => answer(parts.workspaces.prepare(asked).await),
+        Err(failure) => answer_failure(&failure),
+    }
+}
+
+async fn diff(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
+    match read::<DiffWorkspace>(&request, body).await {
+        Ok(asked) => answer(parts.workspaces.diff(asked.workspace).await),
+        Err(failure) => answer_failure(&failure),
+    }
+}
+
+async fn read<T: DeserializeOwned>(request: &HttpRequest, body: web::Payload) -> Result<T, Failure> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if kind.split(';').next().map(str::trim) != Some("application/json") {
+        return Err(Failure::new(ErrorCode::UnsupportedMediaType, "the body has to be JSON"));
+    }
+    let body = match body.to_bytes_limited(MAX_BODY_BYTES).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(cause)) => return Err(Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}"))),
+        Err(_) => {
+            let detail = format!("a request about a workspace has at most {MAX_BODY_BYTES} bytes");
+            return Err(Failure::new(ErrorCode::PayloadTooLarge, detail));
+        }
+    };
+    serde_json::from_slice(&body)
+        .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}")))
+}
+
+fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
+    match result {
+        Ok(value) => HttpResponse::Ok().json(value),
+        Err(failure) => answer_failure(&failure),
+    }
+}
+
+fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
+    answer_failure(&Failure::new(code, detail))
+}
+
+fn answer_failure(failure: &Failure) -> HttpResponse {
+    let problem = Problem::new(failure, Uuid::now_v7().to_string());
+    tracing::info!(code = failure.code.as_str(), %failure, request_id = problem.request_id, "refused");
+    // Every status of the table is one.
+    let status = StatusCode::from_u16(problem.status).unwrap_or_default();
+    let mut response = HttpResponse::build(status);
+    if let Some(seconds) = retry_after_s(failure.code) {
+        response.insert_header((header::RETRY_AFTER, seconds));
+    }
+    response.content_type(PROBLEM_JSON).body(serde_json::to_string(&problem).unwrap_or_default())
+}
