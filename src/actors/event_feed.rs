@@ -45,6 +45,11 @@ impl EventFeed {
         Self { session, inner: Arc::new(Mutex::new(inner)) }
     }
 
+    /// Whose events they are.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing in here panics half-way; a poisoned feed is still whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

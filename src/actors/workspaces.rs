@@ -141,8 +141,7 @@ impl Workspaces {
         self.admission()?;
         let seat = self.0.capacity.admit()?;
         let parts = &self.0.parts;
-        let row = self.workspace_row(&request).await?;
-        let prepared = self.prepare(&row, request.checkout.clone()).await?;
+        let (row, prepared) = self.workspace(&request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
         let (supervised, spec) = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers);
@@ -181,7 +180,7 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
         let seat = self.0.capacity.admit_returning();
-        let prepared = self.prepare(&workspace, None).await?;
+        let prepared = self.prepare(&workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) =
@@ -279,30 +278,47 @@ impl Workspaces {
         }
     }
 
-    async fn workspace_row(&self, request: &OpenSession) -> Result<WorkspaceRow, Failure> {
+    /// The workspace, prepared and written down. It is prepared first, so that what cannot be prepared leaves no
+    /// row; of two callers who make the same one, the second prepares again what the first has made.
+    async fn workspace(&self, request: &OpenSession) -> Result<(WorkspaceRow, PreparedWorkspace), Failure> {
+        let store = &self.0.parts.store;
+        let found = store.workspace(request.workspace.clone()).await.map_err(|cause| store::failure(&cause))?;
         let new = NewWorkspace {
             key: request.workspace.clone(),
-            folder_id: FolderId(Uuid::now_v7()),
+            folder_id: found.as_ref().map_or_else(|| FolderId(Uuid::now_v7()), |row| row.folder_id),
             repository: request.checkout.as_ref().map(|it| it.repository.clone()),
             branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
             path: request.path.clone(),
             permission_policy: request.permission_policy,
             now: self.0.parts.clock.now(),
         };
-        let row = self.0.parts.store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
-        let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
-        let repository = request.checkout.as_ref().map(|it| &it.repository);
-        if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
-            let detail = "the workspace exists with another repository or path";
-            return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+        let (folder_id, first) = match &found {
+            Some(row) => {
+                same_place(request, row)?;
+                (row.folder_id, None)
+            }
+            None => {
+                let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
+                let prepare = PrepareWorkspace { workspace, checkout: request.checkout.clone() };
+                (new.folder_id, Some(self.0.door.prepare(&prepare).await?))
+            }
+        };
+        let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
+        same_place(request, &row)?;
+        let prepared = match first {
+            Some(prepared) if row.folder_id == folder_id => prepared,
+            _ => self.prepare(&row).await?,
+        };
+        if row.workspace_path.as_deref() != Some(&prepared.path) {
+            let written = store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
+            written.map_err(|cause| store::failure(&cause))?;
         }
-        Ok(row)
+        Ok((row, prepared))
     }
 
-    async fn prepare(&self, row: &WorkspaceRow, checkout: Option<Checkout>) -> Result<PreparedWorkspace, Failure> {
-        let stored = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
-        let request = PrepareWorkspace { workspace: reference(row), checkout: checkout.or(stored) };
-        self.0.door.prepare(&request).await
+    async fn prepare(&self, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
+        let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
+        self.0.door.prepare(&PrepareWorkspace { workspace: reference(row), checkout }).await
     }
 
     /// The supervisor of the workspace, made where there is none, and the spec of a session in it.
@@ -363,6 +379,17 @@ fn ready(
     facts: Arc<AgentFacts>,
 ) -> ReadySession {
     ReadySession { session_id, workspace, path: prepared.path, is_ephemeral: prepared.is_ephemeral, facts }
+}
+
+/// A workspace is one place: what a caller says of it has to be what it is.
+fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
+    let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
+    let repository = request.checkout.as_ref().map(|it| &it.repository);
+    if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
+        let detail = format!("the workspace {} exists with another repository or path", row.key);
+        return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+    }
+    Ok(())
 }
 
 fn reference(row: &WorkspaceRow) -> WorkspaceRef {

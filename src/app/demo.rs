@@ -28,9 +28,12 @@ pub async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(
     let service = Service::start(&loaded).await?;
     announce(options.announce.as_deref(), service.address())?;
     let toured = tour(service.address(), &loaded).await;
-    if let (Ok(()), false) = (&toured, once) {
+    if toured.is_ok() {
         say(&where_to_look(service.address(), &loaded.data_dir));
-        stop::signal().await;
+        if !once {
+            say("\nServing until Ctrl-C.");
+            stop::signal().await;
+        }
     }
     service.stop().await;
     toured
@@ -43,7 +46,7 @@ fn say(text: &str) {
 
 fn where_to_look(address: SocketAddr, data_dir: &std::path::Path) -> String {
     format!(
-        "\nServing until Ctrl-C. Where to look:\n  \
+        "\nWhere to look:\n  \
          API          http://{address}/acp/sessions\n  \
          Documents    http://{address}/docs/\n  \
          Metrics      http://{address}/metrics\n  \

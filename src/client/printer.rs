@@ -13,7 +13,7 @@ use crate::{
         problem::Problem,
         result::{ACPSessionResult, ResultStopReason},
     },
-    domain::text,
+    domain::{text, turn::Severity},
 };
 
 /// The longest title that is shown, in characters: about a line.
@@ -60,7 +60,11 @@ impl<W: Write> Printer<W> {
                 self.line(&format!("[turn] {}{joined}", accepted.prompt_id))?;
             }
             TurnEvent::Happened(happened) => self.happened(happened)?,
-            TurnEvent::Result(result) => self.line(&result_line(result))?,
+            TurnEvent::Result(result) => {
+                self.line(&result_line(result))?;
+                let errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
+                errors.map(|it| self.line(&it.message)).collect::<std::io::Result<()>>()?;
+            }
             TurnEvent::Problem(problem) => self.line(&problem_line(problem))?,
         }
         self.out.flush()

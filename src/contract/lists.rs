@@ -46,8 +46,8 @@ pub struct TranscriptItem {
     pub event_type: String,
     /// What was said.
     pub text: String,
-    /// The raw update, where it is more than text.
-    #[schema(value_type = Option<Object>)]
+    /// The raw update, or the blocks of a prompt, where it is more than text.
+    #[schema(value_type = Option<serde_json::Value>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
     /// When.
@@ -139,4 +139,22 @@ pub struct TranscriptQuery {
     pub limit: Option<usize>,
     /// Only entries after this `seq`.
     pub after: Option<i64>,
+}
+
+/// Where `GET /acp/session/{id}/events` starts.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// `live`: at now; absent: at the oldest event held.
+    #[param(value_type = Option<String>)]
+    pub from: Option<From>,
+}
+
+/// A place in the events of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// Now.
+    Live,
 }

@@ -225,7 +225,7 @@ pub struct ConfigBody {
 #[serde(rename_all = "camelCase")]
 pub struct AgentAnswer {
     /// Raw.
-    #[schema(value_type = Object)]
+    #[schema(value_type = serde_json::Value)]
     pub answer: Box<RawValue>,
 }
 

@@ -71,8 +71,8 @@ impl Flags {
             std::process::exit(3);
         }
         if self.garbage_on_start {
-            for n in 0..100 {
-                lines.write_raw(&format!("Welcome to a program that does not speak ACP, line {n}"))?;
+            for n in 1..=3 {
+                lines.write_raw(&format!("Welcome! This banner is not JSON, line {n}"))?;
             }
         }
         if self.hang_on_start {

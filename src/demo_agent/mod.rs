@@ -7,9 +7,9 @@
 //! | command | does |
 //! |---|---|
 //! | `echo TEXT` | says TEXT in up to three chunks |
-//! | `write NAME TEXT` | writes a file, through `fs/write_text_file` where offered, with a tool call |
-//! | `read NAME` | says a file's content, through `fs/read_text_file` where offered |
-//! | `run COMMAND` | runs it through `terminal/*` where offered, and says its output |
+//! | `write NAME TEXT` | writes a file through `fs/write_text_file`, with a tool call |
+//! | `read NAME` | says a file's content, through `fs/read_text_file` |
+//! | `run COMMAND` | runs it through `terminal/*`, and says its output |
 //! | `sleep SECONDS` | works on a tool call for so long; a cancel ends it |
 //! | `ticks N MS` | says N chunks with pauses |
 //! | `think` | thinks one thought |

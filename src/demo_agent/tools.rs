@@ -1,10 +1,13 @@
 //! What the demo agent does with its client's help: ask, write, read, run.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde_json::json;
 
 use super::{Agent, script::Command, turn::Turn};
+
+/// What is said where the client does not offer its files.
+const NOT_OFFERED: &str = "this client offers no files";
 
 impl Agent {
     pub(super) fn ask(&mut self, turn: &mut Turn) -> io::Result<()> {
@@ -37,7 +40,7 @@ impl Agent {
             let answer = self.request(turn, "fs/write_text_file", params)?;
             answer["error"]["message"].as_str().map(str::to_owned)
         } else {
-            fs::write(&path, text).err().map(|cause| cause.to_string())
+            Some(NOT_OFFERED.to_owned())
         };
         let diff = json!([{"type": "diff", "path": path, "newText": text}]);
         self.tool_ends(turn, &tool, problem.is_none(), diff)?;
@@ -58,7 +61,7 @@ impl Agent {
                 None => Err(answer["error"]["message"].as_str().unwrap_or("no content").to_owned()),
             }
         } else {
-            fs::read_to_string(&path).map_err(|cause| cause.to_string())
+            Err(NOT_OFFERED.to_owned())
         };
         self.tool_ends(turn, &tool, read.is_ok(), json!([]))?;
         match read {

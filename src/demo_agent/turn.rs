@@ -141,8 +141,12 @@ impl Agent {
             }
             "segv" => {
                 self.say(turn, "about to die")?;
-                // SAFETY: a signal to ourselves has no precondition.
-                unsafe { libc::raise(libc::SIGSEGV) };
+                // SAFETY: neither has a precondition. The language's own handler is for stack overflows and
+                // would go on after a signal that only says that there was one.
+                unsafe {
+                    libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+                    libc::raise(libc::SIGSEGV);
+                }
             }
             "hang" => self.hang()?,
             "ignore-cancel" => {

@@ -16,11 +16,13 @@ mod trace;
 use std::{net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use actix_web::{
-    App, HttpRequest, HttpServer,
-    dev::ServerHandle,
+    App, FromRequest, HttpRequest, HttpServer,
+    dev::{Payload, ServerHandle},
+    http::Method,
     middleware::from_fn,
     web::{self, Data},
 };
+use futures_util::{FutureExt, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
@@ -105,6 +107,7 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(session_reads::get_session)
         .service(session_reads::get_transcript)
         .service(session_reads::get_diff)
+        .service(session_reads::follow_events)
         .service(prompts::get_prompt)
         .service(session_reads::list_sessions)
         .service(session_reads::list_workspaces)
@@ -123,8 +126,11 @@ pub fn document() -> OpenApi {
 
 async fn no_route(request: HttpRequest, document: Data<OpenApi>) -> Result<actix_web::HttpResponse, ApiError> {
     let path = request.path();
-    let known = document.paths.paths.keys().any(|template| matches(template, path));
-    if known {
+    let fitting: Vec<_> = document.paths.paths.iter().filter(|(template, _)| matches(template, path)).collect();
+    // An id that is none is unknown; a route that is known by its whole name lacks the method.
+    let exact = fitting.iter().any(|(template, _)| *template == path);
+    let offered = fitting.iter().any(|(_, item)| item.get.is_some()) && request.method() == Method::GET;
+    if exact || !(fitting.is_empty() || offered) {
         let detail = format!("{} is not possible on {path}", request.method());
         return Err(ApiError::new(ErrorCode::MethodNotAllowed, detail));
     }
@@ -147,9 +153,28 @@ fn bad_input(cause: &impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, cause.to_string())
 }
 
+/// The body of a request, whole. One over `[limits] body_bytes` is refused.
+pub(crate) struct Body(web::Bytes);
+
+impl FromRequest for Body {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = web::Bytes::from_request(request, payload);
+        async move {
+            reading.await.map(Self).map_err(|cause| match cause.as_response_error().status_code().as_u16() {
+                413 => ApiError::new(ErrorCode::PayloadTooLarge, "the body is larger than `[limits] body_bytes`"),
+                _ => bad_input(&cause),
+            })
+        }
+        .boxed_local()
+    }
+}
+
 /// Reads a JSON body.
-fn parse_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|cause| bad_input(&format!("body: {cause}")))
+fn parse_body<T: DeserializeOwned>(body: &Body) -> Result<T, ApiError> {
+    serde_json::from_slice(&body.0).map_err(|cause| bad_input(&format!("body: {cause}")))
 }
 
 /// Reads an id; one that is malformed is as unknown as any other.
@@ -169,7 +194,7 @@ mod tests {
     #[test]
     fn every_route_is_documented_and_every_schema_is_there() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 19);
+        assert_eq!(document.paths.paths.len(), 20);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

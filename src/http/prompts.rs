@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{HttpState, find_session, parse_body, path_id, problem::ApiError, sessions::state_of, stream};
+use super::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError, sessions::state_of, stream};
 use crate::{
     actors::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
     contract::{
@@ -73,9 +73,9 @@ fn wanted(request: &HttpRequest) -> Wanted {
 pub async fn run_prompt(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    body: web::Bytes,
+    body: Body,
 ) -> Result<HttpResponse, ApiError> {
-    let idempotency = idempotency(&request, &body)?;
+    let idempotency = idempotency(&request, &body.0)?;
     let body: PromptBody = parse_body(&body)?;
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
@@ -219,6 +219,8 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
 
 /// Tells where a turn stands, and its result once it ended.
 #[utoipa::path(
+    get,
+    path = "/acp/prompt/{id}",
     tag = "turns",
     params(("id" = String, Path, description = "promptId")),
     responses(
@@ -226,7 +228,7 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
-#[get("/acp/prompt/{id}")]
+#[get("/acp/prompt/{id:[0-9a-fA-F-]{36}}")]
 pub async fn get_prompt(
     state: web::Data<HttpState>,
     id: web::Path<String>,

@@ -1,14 +1,14 @@
 //! What can be read about sessions and workspaces.
 
-use actix_web::{get, web};
+use actix_web::{HttpRequest, HttpResponse, get, web};
 use serde_json::value::RawValue;
 
-use super::{HttpState, find_session, path_id, problem::ApiError, sessions::state_of};
+use super::{HttpState, find_session, path_id, problem::ApiError, sessions::state_of, stream};
 use crate::{
     contract::{
         lists::{
-            AgentItem, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery, WorkspaceItem,
-            WorkspaceQuery,
+            AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
+            WorkspaceItem, WorkspaceQuery,
         },
         problem::Problem,
         runtime::WorkspaceDiff,
@@ -24,6 +24,8 @@ use crate::{
 
 /// Tells how a session is.
 #[utoipa::path(
+    get,
+    path = "/acp/session/{id}",
     tag = "sessions",
     params(("id" = String, Path, description = "sessionId")),
     responses(
@@ -31,7 +33,7 @@ use crate::{
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
-#[get("/acp/session/{id}")]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}")]
 pub async fn get_session(
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -76,6 +78,8 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
 
 /// The conversation as it is on disk, oldest entry first.
 #[utoipa::path(
+    get,
+    path = "/acp/session/{id}/transcript",
     tag = "sessions",
     params(("id" = String, Path, description = "sessionId"), TranscriptQuery),
     responses(
@@ -83,7 +87,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
-#[get("/acp/session/{id}/transcript")]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/transcript")]
 pub async fn get_transcript(
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -109,6 +113,8 @@ pub async fn get_transcript(
 
 /// What changed in the session's workspace since it was prepared.
 #[utoipa::path(
+    get,
+    path = "/acp/session/{id}/diff",
     tag = "sessions",
     params(("id" = String, Path, description = "sessionId")),
     responses(
@@ -116,7 +122,7 @@ pub async fn get_transcript(
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
-#[get("/acp/session/{id}/diff")]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/diff")]
 pub async fn get_diff(
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -126,6 +132,50 @@ pub async fn get_diff(
     let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
     let gone = || ApiError::new(ErrorCode::NotFound, "the session's workspace is gone");
     Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(gone)?).await?))
+}
+
+/// Everything that happens in a live session, as server-sent events: the agent's raw updates and our own
+/// events, in order and each once. Starts after `Last-Event-ID`, else at the oldest event held, or at now with
+/// `?from=live`. What is no longer held is told by a `gap` event; the transcript has it. A reader that does not
+/// keep up is sent away with a `gap` and may come back with the last id that it got. Ends with the session.
+#[utoipa::path(
+    get,
+    path = "/acp/session/{id}/events",
+    tag = "sessions",
+    params(
+        ("id" = String, Path, description = "sessionId"),
+        EventsQuery,
+        ("Last-Event-ID" = Option<u64>, Header, description = "The last id that the reader got"),
+    ),
+    responses(
+        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/events")]
+pub async fn follow_events(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<EventsQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let Some(live) = state.workspaces.live(id) else {
+        let standing = state_of(&state, &find_session(&state, id).await?);
+        let code = standing.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
+        return Err(ApiError::new(code, format!("the session is {}", standing.as_str())));
+    };
+    let last_id = match (request.headers().get("last-event-id"), query.from) {
+        (Some(last_id), _) => {
+            let last_id = last_id.to_str().ok().and_then(|id| id.parse().ok());
+            Some(last_id.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "Last-Event-ID: must be a number"))?)
+        }
+        (None, Some(From::Live)) => Some(live.shared.feed.last_id()),
+        (None, None) => None,
+    };
+    let parts = state.workspaces.parts();
+    let events = stream::follow_session(&live.shared.feed, last_id, parts.index.clone(), parts.metrics.clone());
+    Ok(stream::answer(events))
 }
 
 /// Lists sessions, newest first.

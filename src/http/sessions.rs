@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix_web::{HttpResponse, post, web};
 
-use super::{HttpState, find_session, parse_body, path_id, problem::ApiError};
+use super::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError};
 use crate::{
     actors::{
         messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
@@ -39,7 +39,7 @@ use crate::{
     )
 )]
 #[post("/acp/session/new")]
-pub async fn new_session(state: web::Data<HttpState>, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn new_session(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
     let body: NewSessionBody = parse_body(&body)?;
     if body.repository.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "give `repository` or `path`, not both"));
@@ -104,10 +104,7 @@ pub(super) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     )
 )]
 #[post("/acp/session/load")]
-pub async fn load_session(
-    state: web::Data<HttpState>,
-    body: web::Bytes,
-) -> Result<web::Json<SessionReady>, ApiError> {
+pub async fn load_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<SessionReady>, ApiError> {
     let body: LoadBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     if let Some(servers) = &body.mcp_servers {
@@ -128,7 +125,7 @@ pub async fn load_session(
     )
 )]
 #[post("/acp/session/close")]
-pub async fn close_session(state: web::Data<HttpState>, body: web::Bytes) -> Result<web::Json<Closed>, ApiError> {
+pub async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Closed>, ApiError> {
     let body: SessionBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     if !state.workspaces.close(id).await {
@@ -153,7 +150,7 @@ pub async fn close_session(state: web::Data<HttpState>, body: web::Bytes) -> Res
     )
 )]
 #[post("/acp/session/cancel")]
-pub async fn cancel_turn(state: web::Data<HttpState>, body: web::Bytes) -> Result<web::Json<Cancelled>, ApiError> {
+pub async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Cancelled>, ApiError> {
     let body: CancelBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     let prompt_id: Option<PromptId> = body.prompt_id.as_deref().map(|id| path_id(id, "prompt")).transpose()?;
@@ -199,7 +196,7 @@ fn went_away() -> ApiError {
 #[post("/acp/session/permission")]
 pub async fn answer_permission(
     state: web::Data<HttpState>,
-    body: web::Bytes,
+    body: Body,
 ) -> Result<web::Json<PermissionAnswered>, ApiError> {
     let body: PermissionBody = parse_body(&body)?;
     let option_id = match (body.option_id, body.cancelled) {
@@ -223,7 +220,7 @@ pub async fn answer_permission(
     )
 )]
 #[post("/acp/session/mode")]
-pub async fn set_mode(state: web::Data<HttpState>, body: web::Bytes) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ModeBody = parse_body(&body)?;
     let live = live(&state, &body.session_id).await?;
     let make = |_| SetMode { mode_id: body.mode_id.clone() };
@@ -241,7 +238,7 @@ pub async fn set_mode(state: web::Data<HttpState>, body: web::Bytes) -> Result<w
     )
 )]
 #[post("/acp/session/config")]
-pub async fn set_config(state: web::Data<HttpState>, body: web::Bytes) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub async fn set_config(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ConfigBody = parse_body(&body)?;
     if !(body.value.is_string() || body.value.is_boolean()) {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "value: must be a string or a boolean"));

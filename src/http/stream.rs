@@ -6,17 +6,22 @@ use actix_web::{HttpResponse, web::Bytes};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::{
+    sync::mpsc,
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use super::problem::ApiError;
 use crate::{
     actors::{
-        event_feed::Subscription,
+        event_feed::{EventFeed, Subscription},
         messages::{TurnEnded, TurnHandle},
+        session_index::SessionIndex,
     },
     contract::session::PromptAccepted,
     domain::{
         event::{EventKind, SessionEvent},
+        ids::{PromptId, SessionId},
         outcome::ErrorCode,
     },
     telemetry::Metrics,
@@ -24,6 +29,9 @@ use crate::{
 
 /// How often a silent stream shows that it is alive; proxies cut idle connections after 30 to 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A comment, which readers pass over.
+const ALIVE: &[u8] = b": still here\n\n";
 
 /// Answers with a stream of events.
 pub fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpResponse {
@@ -64,12 +72,29 @@ pub fn ended_before(accepted: &PromptAccepted, result: &RawValue) -> impl Stream
 
 struct Following {
     turn: TurnHandle,
-    live: Option<tokio::sync::mpsc::Receiver<SessionEvent>>,
+    live: Option<mpsc::Receiver<SessionEvent>>,
     ready: VecDeque<Bytes>,
     last_id: u64,
     done: bool,
     beat: Interval,
     reader: Reader,
+}
+
+/// Tells a reader what it does not get from here.
+fn gap(prompt_id: Option<PromptId>, after: u64, until: u64) -> Bytes {
+    let gap = json!({
+        "promptId": prompt_id,
+        "type": "gap",
+        "update": {"after": after, "until": until, "readOn": "the session's transcript has what was missed"},
+    });
+    wire("gap", None, &gap.to_string())
+}
+
+fn beat() -> Interval {
+    let mut beat = interval(KEEP_ALIVE);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beat.reset();
+    beat
 }
 
 enum Next {
@@ -98,16 +123,13 @@ impl Drop for Reader {
 /// that does not keep up gets a `gap` and then the result; the transcript has what it missed.
 pub fn follow(turn: TurnHandle, accepted: &PromptAccepted, metrics: Metrics) -> impl Stream<Item = Bytes> + use<> {
     let Subscription { replay, live } = turn.feed.subscribe(turn.after_event);
-    let mut beat = interval(KEEP_ALIVE);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat.reset();
     let mut following = Following {
         last_id: turn.after_event,
         turn,
         live: Some(live),
         ready: VecDeque::from([wire("accepted", None, &json_of(accepted))]),
         done: false,
-        beat,
+        beat: beat(),
         reader: Reader::new(metrics),
     };
     if let Some(until) = replay.gap_until {
@@ -145,7 +167,7 @@ impl Following {
                     self.gap(self.turn.feed.last_id());
                 }
                 Next::Ended(ended) => self.finish(ended),
-                Next::Silence => return Some(Bytes::from_static(b": still here\n\n")),
+                Next::Silence => return Some(Bytes::from_static(ALIVE)),
             }
         }
     }
@@ -159,12 +181,7 @@ impl Following {
     }
 
     fn gap(&mut self, until: u64) {
-        let gap = json!({
-            "promptId": self.turn.prompt_id,
-            "type": "gap",
-            "update": {"after": self.last_id, "until": until, "readOn": "the session's transcript has what was missed"},
-        });
-        self.ready.push_back(wire("gap", None, &gap.to_string()));
+        self.ready.push_back(gap(Some(self.turn.prompt_id), self.last_id, until));
     }
 
     fn finish(&mut self, ended: Option<Arc<TurnEnded>>) {
@@ -185,7 +202,73 @@ impl Following {
     }
 }
 
-async fn recv(live: &mut Option<tokio::sync::mpsc::Receiver<SessionEvent>>) -> Option<SessionEvent> {
+struct FollowingSession {
+    session: SessionId,
+    index: SessionIndex,
+    live: mpsc::Receiver<SessionEvent>,
+    ready: VecDeque<Bytes>,
+    last_id: u64,
+    done: bool,
+    beat: Interval,
+    reader: Reader,
+}
+
+/// The events of a session after `last_id`, or from the oldest one held, for as long as it is live.
+pub fn follow_session(
+    feed: &EventFeed,
+    last_id: Option<u64>,
+    index: SessionIndex,
+    metrics: Metrics,
+) -> impl Stream<Item = Bytes> + use<> {
+    let Subscription { replay, live } = feed.subscribe(last_id.unwrap_or_default());
+    let mut ready = VecDeque::new();
+    if let (Some(after), Some(until)) = (last_id, replay.gap_until) {
+        ready.push_back(gap(None, after, until.saturating_sub(1)));
+    }
+    let newest = replay.events.last().map_or(last_id.unwrap_or_default(), |event| event.id);
+    ready.extend(replay.events.iter().map(|event| wire(event.kind.as_str(), Some(event.id), &event.data)));
+    let following = FollowingSession {
+        session: feed.session(),
+        index,
+        live,
+        ready,
+        last_id: newest,
+        done: false,
+        beat: beat(),
+        reader: Reader::new(metrics),
+    };
+    stream::unfold(following, |mut following| async move {
+        let next = following.next().await?;
+        Some((next, following))
+    })
+}
+
+impl FollowingSession {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(ready);
+        }
+        if self.done {
+            return None;
+        }
+        let event = tokio::select! {
+            biased;
+            event = self.live.recv() => event,
+            _ = self.beat.tick() => return Some(Bytes::from_static(ALIVE)),
+        };
+        if let Some(event) = event {
+            self.last_id = event.id;
+            return Some(wire(event.kind.as_str(), Some(event.id), &event.data));
+        }
+        self.done = true;
+        // The feed ends with its session; while that lives, it was the reader who did not keep up.
+        let live = self.index.get(self.session)?;
+        self.reader.0.slow_reader();
+        Some(gap(None, self.last_id, live.shared.feed.last_id()))
+    }
+}
+
+async fn recv(live: &mut Option<mpsc::Receiver<SessionEvent>>) -> Option<SessionEvent> {
     match live {
         Some(live) => live.recv().await,
         // Cut off already: the end of the turn is what is waited for.

@@ -1,7 +1,7 @@
 //! The log: one line for each event on standard error, JSON or text, without secrets of a known shape and
 //! never longer than a log collector takes.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde_json::Value;
 use tracing::{Event, Subscriber};
@@ -63,7 +63,11 @@ pub enum LineForm {
 /// # Errors
 /// Where the level is no filter, or the log was set up before.
 pub fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
-    let filter = EnvFilter::builder().parse(level)?;
+    let mut filter = EnvFilter::builder().parse(level)?;
+    if !level.contains("actix_http") {
+        // It reports what clients send wrong as errors of the server; a client must not be able to do that.
+        filter = filter.add_directive(tracing_subscriber::filter::Directive::from_str("actix_http::h1=off")?);
+    }
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match form {

@@ -91,7 +91,7 @@ fn a_fresh_agent_is_given_its_context_by_messages_of_the_schema() {
         let (program, recorder) = recorded(&folder, flags);
         let session = program.api.open("ws");
         session.completes("echo something to remember");
-        session.post("load", json!({})).expect(200);
+        session.prompt("crash").problem(502, "agent_crashed");
         session.completes("echo next");
         session.post("close", json!({})).expect(200);
         drop(program);
@@ -105,7 +105,7 @@ fn the_callers_own_blocks_go_to_the_agent_unchanged_and_last() {
     let (program, recorder) = recorded(&folder, &["--no-load", "--no-resume"]);
     let session = program.api.open("ws");
     session.completes("echo before");
-    session.post("load", json!({})).expect(200);
+    session.prompt("crash").problem(502, "agent_crashed");
     let block = json!({"type": "text", "text": "echo mine", "_meta": {"k": [1, 2.5]}});
     session.call(json!([block])).send().expect(200);
     drop(program);

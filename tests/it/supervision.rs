@@ -83,7 +83,7 @@ fn agents_that_cannot_begin_are_refused_with_a_clear_reason() {
     let cases: [(&[&str], u16, &str); 6] = [
         (&["--refuse-handshake"], 502, "handshake_failed"),
         (&["--protocol-version", "2"], 502, "protocol_version"),
-        (&["--exit-on-start"], 502, "agent_crashed"),
+        (&["--exit-on-start"], 502, "agent_start_failed"),
         (&["--hang-on-start"], 504, "handshake_timeout"),
         (&["--require-auth"], 502, "agent_auth_required"),
         (&["--protocol-version", "0"], 502, "protocol_version"),

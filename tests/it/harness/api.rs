@@ -164,7 +164,8 @@ impl Call {
     /// Sends it and reads the answer as a stream of events.
     pub fn stream(self) -> Sse {
         let Self { api, method, path, request } = self;
-        let response = block_on(request.send()).unwrap_or_else(|cause| panic!("{method} {path}: {cause:?}"));
+        let response =
+            block_on(async { request.send().await }).unwrap_or_else(|cause| panic!("{method} {path}: {cause:?}"));
         let status = response.status().as_u16();
         let media_type = header(response.headers(), "content-type");
         assert!(media_type.starts_with("text/event-stream"), "{method} {path} -> {status} {media_type}");

@@ -52,6 +52,9 @@ impl Contract {
     /// Fails the test where an answer is not what the document says. An error that the operation does not
     /// list (a refusal ahead of the handler) has to be a `Problem`.
     pub fn check(&self, method: &str, path: &str, status: u16, media_type: &str, body: &str) {
+        if path == "/openapi.json" || path.starts_with("/docs/") {
+            return; // The document does not describe itself.
+        }
         let place = format!("{method} {path} -> {status} {media_type}: {body}");
         let declared = self.operation(method, path).and_then(|(method, template)| {
             let responses = &self.document["paths"][template][method.to_lowercase()]["responses"];
