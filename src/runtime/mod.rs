@@ -39,7 +39,7 @@ pub use self::{
     agents::{AgentSettings, RuntimeObserver, Unobserved},
     handshake::Serves,
 };
-use crate::transport::{pipe::PipeLimits, run_as::RunAsError, stdio::StdioLimits};
+use crate::transport::{pipe::PipeLimits, process_group, run_as::RunAsError, stdio::StdioLimits};
 
 /// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
 /// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it.
@@ -132,6 +132,7 @@ pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError
         return Err(StartError::NoToken(listen));
     }
     raise_open_files_limit();
+    process_group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
     let kill_grace = options.kill_grace;
     let workers = options.workers.max(1);

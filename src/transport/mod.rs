@@ -18,6 +18,7 @@ pub mod acp_transport;
 pub mod agent_process;
 #[cfg(test)]
 pub mod fake;
+mod group_watch;
 mod orphans;
 pub mod pipe;
 pub mod process_group;

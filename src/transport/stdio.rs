@@ -188,9 +188,12 @@ impl LineReader {
 struct Reader {
     lines: LineReader,
     said: FrameSender,
-    door: Option<(fn(&str) -> bool, mpsc::Sender<DoorRequest>)>,
+    door: Option<DoorQueue>,
     exit: Exit,
 }
+
+/// What is taken, and where it goes.
+type DoorQueue = (fn(&str) -> bool, mpsc::Sender<DoorRequest>);
 
 /// The receiver of the frames is gone.
 struct NobodyListens;
