@@ -15,5 +15,6 @@ pub mod session_shared;
 #[cfg(test)]
 mod supervision_tests;
 pub mod turn_ticket;
+pub mod workspace_folders;
 pub mod workspace_supervisor;
 pub mod workspaces;

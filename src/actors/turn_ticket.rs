@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 
-use super::{messages::TurnEnded, parts::Parts, session::ROUTE, session_shared::SessionShared};
+use super::{messages::TurnEnded, parts::Parts, session_shared::SessionShared};
 use crate::{
     contract::result::{
         ACPSessionResult, ResultDiagnostic, ResultMeta, ResultRollback, ResultStopReason, ResultTimings, ResultUsage,
@@ -18,11 +18,15 @@ use crate::{
         lifecycle::SessionState,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
+        routing::Route,
         transcript::{TranscriptBuilder, TranscriptEntry},
         turn::{Severity, TurnOutcome, TurnProgress, stop_reason_name},
     },
     store::{EndSlot, TurnEnd},
 };
+
+/// What carries turns; the fallback will be the other one.
+pub const ROUTE: Route = Route::Acp;
 
 /// A turn that has begun and has not ended.
 pub struct TurnTicket(Option<Box<Begun>>);

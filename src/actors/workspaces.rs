@@ -24,20 +24,21 @@ use super::{
     parts::Parts,
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionSpec, SharedPolicy},
+    workspace_folders::{self as folders, OpenSession},
     workspace_supervisor::WorkspaceSupervisor,
 };
 use crate::{
-    contract::runtime::{Checkout, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, WorkspaceDiff, WorkspaceRef},
+    contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
-        ids::{FolderId, SessionId, UserId, WorkspaceKey},
-        lifecycle::{SessionMode, SessionState},
+        ids::{SessionId, WorkspaceKey},
+        lifecycle::SessionState,
         mcp,
         outcome::{ErrorCode, Failure},
         permission::PermissionPolicy,
         redaction::Redacted,
         routing::Route,
     },
-    store::{self, NewSession, NewWorkspace, SessionChange, SessionRow, WorkspaceRow},
+    store::{self, NewSession, SessionChange, SessionRow, WorkspaceRow},
     transport::{AgentFacts, workspace_door::WorkspaceDoor},
 };
 
@@ -61,29 +62,6 @@ struct Inner {
 struct Supervised {
     supervisor: Addr<WorkspaceSupervisor>,
     policy: SharedPolicy,
-}
-
-/// A session as it is asked for.
-#[derive(Debug, Clone)]
-pub struct OpenSession {
-    /// Its workspace.
-    pub workspace: WorkspaceKey,
-    /// For whom.
-    pub user_id: Option<UserId>,
-    /// Name of the agent; the default one where absent.
-    pub agent: Option<String>,
-    /// With or without git.
-    pub mode: SessionMode,
-    /// Whether its changes are to become pull requests.
-    pub enable_git_ops: bool,
-    /// What to check out into a new workspace.
-    pub checkout: Option<Checkout>,
-    /// An existing folder.
-    pub path: Option<String>,
-    /// Changes the workspace's policy.
-    pub permission_policy: Option<PermissionPolicy>,
-    /// ACP `mcpServers`, raw.
-    pub mcp_servers: Box<RawValue>,
 }
 
 /// A session that is ready for prompts.
@@ -141,7 +119,7 @@ impl Workspaces {
         self.admission()?;
         let seat = self.0.capacity.admit()?;
         let parts = &self.0.parts;
-        let (row, prepared) = self.workspace(&request).await?;
+        let (row, prepared) = folders::find_or_make(self.parts(), self.door(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
         let (supervised, spec) = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers);
@@ -180,7 +158,7 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
         let seat = self.0.capacity.admit_returning();
-        let prepared = self.prepare(&workspace).await?;
+        let prepared = folders::prepare(self.door(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) =
@@ -247,7 +225,7 @@ impl Workspaces {
 
     /// What changed in a session's workspace.
     pub async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
-        self.0.door.diff(&DiffWorkspace { workspace: reference(row) }).await
+        self.0.door.diff(&DiffWorkspace { workspace: folders::reference(row) }).await
     }
 
     /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
@@ -276,49 +254,6 @@ impl Workspaces {
         for supervisor in supervisors {
             let _ = supervisor.send(DrainSessions).await;
         }
-    }
-
-    /// The workspace, prepared and written down. It is prepared first, so that what cannot be prepared leaves no
-    /// row; of two callers who make the same one, the second prepares again what the first has made.
-    async fn workspace(&self, request: &OpenSession) -> Result<(WorkspaceRow, PreparedWorkspace), Failure> {
-        let store = &self.0.parts.store;
-        let found = store.workspace(request.workspace.clone()).await.map_err(|cause| store::failure(&cause))?;
-        let new = NewWorkspace {
-            key: request.workspace.clone(),
-            folder_id: found.as_ref().map_or_else(|| FolderId(Uuid::now_v7()), |row| row.folder_id),
-            repository: request.checkout.as_ref().map(|it| it.repository.clone()),
-            branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
-            path: request.path.clone(),
-            permission_policy: request.permission_policy,
-            now: self.0.parts.clock.now(),
-        };
-        let (folder_id, first) = match &found {
-            Some(row) => {
-                same_place(request, row)?;
-                (row.folder_id, None)
-            }
-            None => {
-                let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
-                let prepare = PrepareWorkspace { workspace, checkout: request.checkout.clone() };
-                (new.folder_id, Some(self.0.door.prepare(&prepare).await?))
-            }
-        };
-        let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
-        same_place(request, &row)?;
-        let prepared = match first {
-            Some(prepared) if row.folder_id == folder_id => prepared,
-            _ => self.prepare(&row).await?,
-        };
-        if row.workspace_path.as_deref() != Some(&prepared.path) {
-            let written = store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
-            written.map_err(|cause| store::failure(&cause))?;
-        }
-        Ok((row, prepared))
-    }
-
-    async fn prepare(&self, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
-        let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
-        self.0.door.prepare(&PrepareWorkspace { workspace: reference(row), checkout }).await
     }
 
     /// The supervisor of the workspace, made where there is none, and the spec of a session in it.
@@ -379,21 +314,6 @@ fn ready(
     facts: Arc<AgentFacts>,
 ) -> ReadySession {
     ReadySession { session_id, workspace, path: prepared.path, is_ephemeral: prepared.is_ephemeral, facts }
-}
-
-/// A workspace is one place: what a caller says of it has to be what it is.
-fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
-    let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
-    let repository = request.checkout.as_ref().map(|it| &it.repository);
-    if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
-        let detail = format!("the workspace {} exists with another repository or path", row.key);
-        return Err(Failure::new(ErrorCode::InvalidRequest, detail));
-    }
-    Ok(())
-}
-
-fn reference(row: &WorkspaceRow) -> WorkspaceRef {
-    WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
 }
 
 /// What is kept of an agent's handshake.

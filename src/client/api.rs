@@ -146,14 +146,14 @@ impl ApiClient {
         self.get(&["acp", "sessions"], filter).await
     }
 
-    /// One page of a transcript, oldest first: the entries after the one that `after` names.
+    /// One page of a transcript, oldest first: the page after the one that gave `cursor`.
     pub async fn transcript(
         &self,
         session_id: &str,
-        after: Option<&str>,
+        cursor: Option<&str>,
         limit: Option<u32>,
     ) -> Result<Page, ClientError> {
-        let query = json!({"after": after, "limit": limit});
+        let query = json!({"cursor": cursor, "limit": limit});
         self.get(&["acp", "session", session_id, "transcript"], &query).await
     }
 

@@ -117,7 +117,7 @@ async fn what_only_reads_is_tried_again_and_what_changes_something_is_not() {
     let server = Canned::new(vec![problem(503, "draining"), ok(page), String::new(), ok("{}")]).await;
     let page = server.client.transcript("s", Some("7"), Some(5)).await.unwrap();
     assert_eq!((page.items.len(), page.next_cursor.as_deref()), (1, Some("c2")));
-    assert!(server.asked()[1].starts_with("GET /base/acp/session/s/transcript?after=7&limit=5 "));
+    assert!(server.asked()[1].starts_with("GET /base/acp/session/s/transcript?cursor=7&limit=5 "));
     assert!(matches!(server.client.load("s").await, Err(ClientError::Lost { .. })));
     assert_eq!(server.asked().len(), 3);
 }

@@ -62,8 +62,8 @@ impl<W: Write> Printer<W> {
             TurnEvent::Happened(happened) => self.happened(happened)?,
             TurnEvent::Result(result) => {
                 self.line(&result_line(result))?;
-                let errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
-                errors.map(|it| self.line(&it.message)).collect::<std::io::Result<()>>()?;
+                let mut errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
+                errors.try_for_each(|it| self.line(&it.message))?;
             }
             TurnEvent::Problem(problem) => self.line(&problem_line(problem))?,
         }

@@ -176,14 +176,14 @@ async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode,
 }
 
 async fn transcript(client: &ApiClient, session: &str, json: bool) -> Result<(), CommandError> {
-    let mut after = None;
+    let mut cursor = None;
     loop {
-        let page = client.transcript(session, after.as_deref(), None).await?;
+        let page = client.transcript(session, cursor.as_deref(), None).await?;
         for entry in &page.items {
             if json { print_json(entry)? } else { print(&entry_text(entry))? }
         }
-        after = page.next_cursor;
-        if after.is_none() {
+        cursor = page.next_cursor;
+        if cursor.is_none() {
             return Ok(());
         }
     }

@@ -27,7 +27,7 @@ pub struct Page<T> {
 pub struct TranscriptPage {
     /// The entries, oldest first.
     pub entries: Vec<TranscriptItem>,
-    /// Give it as `after` for the next page; absent where there is none yet.
+    /// Give it as `cursor` for the next page; absent where there is none yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -137,8 +137,8 @@ pub struct WorkspaceQuery {
 pub struct TranscriptQuery {
     /// Entries on the page, up to `[limits] page_entries`.
     pub limit: Option<usize>,
-    /// Only entries after this `seq`.
-    pub after: Option<i64>,
+    /// `nextCursor` of the page before.
+    pub cursor: Option<String>,
 }
 
 /// Where `GET /acp/session/{id}/events` starts.

@@ -96,8 +96,8 @@ pub async fn get_transcript(
     let id: SessionId = path_id(&id, "session")?;
     find_session(&state, id).await?;
     let limit = page_size(&state, query.limit)?;
-    let after = query.after.map_or(Ok(0), u64::try_from);
-    let after = after.map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "after: must not be negative"))?;
+    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
+    let after = query.cursor.as_deref().map_or(Ok(0), str::parse::<u64>).map_err(bad)?;
     let rows = state.workspaces.parts().store.transcript(id, after, limit).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.seq.to_string()) };
     let entries = rows.into_iter().map(|row| TranscriptItem {

@@ -9,7 +9,8 @@ use crate::{
     actors::{
         messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
         session_index::LiveSession,
-        workspaces::{OpenSession, ReadySession},
+        workspace_folders::OpenSession,
+        workspaces::ReadySession,
     },
     contract::{
         problem::Problem,

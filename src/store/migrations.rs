@@ -81,6 +81,7 @@ fn patiently(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::Qu
     loop {
         match attempt() {
             Err(cause) if cause.to_string().contains("locked") && Instant::now() < deadline => {
+                #[expect(clippy::disallowed_methods, reason = "a thread of its own, which has nothing else to do")]
                 std::thread::sleep(LOCK_RETRY);
             }
             outcome => return outcome,

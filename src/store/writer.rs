@@ -228,6 +228,10 @@ impl Writer {
                 Ok(Some(message)) => Some(message),
                 Ok(None) => {
                     // Closed: nothing paces the retries but this.
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "a thread of its own, which has nothing else to do"
+                    )]
                     std::thread::sleep(self.retry);
                     None
                 }

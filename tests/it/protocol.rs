@@ -9,19 +9,20 @@ use crate::harness::{
     program::Folder,
 };
 
-fn recorded(folder: &Folder, flags: &[&str]) -> (Program, Recorder) {
+fn recorded(folder: &Folder, flags: &[&str], idle_timeout_s: u64) -> (Program, Recorder) {
     let recorder = Recorder::new(folder);
     let mut agent = vec![lumilink().to_owned(), "demo-agent".into()];
     agent.extend(flags.iter().map(|flag| (*flag).to_owned()));
     let command = json!(recorder.command(&agent));
     let program = Program::builder().folder(folder).set("agent.command", command).set("permission.policy", "ask");
+    let program = program.set("session.idle_timeout_s", idle_timeout_s);
     (program.start(), recorder)
 }
 
 #[test]
 fn everything_that_the_runtime_sends_to_an_agent_is_in_the_official_schema() {
     let folder = Folder::new();
-    let (program, recorder) = recorded(&folder, &[]);
+    let (program, recorder) = recorded(&folder, &[], 1800);
     let session = program.api.open("ws");
     session.completes("echo a ; think ; plan");
     session.completes("write a.txt content ; read a.txt");
@@ -74,7 +75,7 @@ fn everything_that_the_runtime_sends_to_an_agent_is_in_the_official_schema() {
 #[test]
 fn the_built_in_agent_speaks_the_protocol_too() {
     let folder = Folder::new();
-    let (program, recorder) = recorded(&folder, &[]);
+    let (program, recorder) = recorded(&folder, &[], 1800);
     let session = program.api.open("ws");
     session.completes("echo a ; think ; plan ; write a.txt x ; read a.txt ; usage 1 2");
     session.completes("run echo b");
@@ -88,10 +89,10 @@ fn the_built_in_agent_speaks_the_protocol_too() {
 fn a_fresh_agent_is_given_its_context_by_messages_of_the_schema() {
     for flags in [["--no-load", "--no-resume"].as_slice(), &[], &["--no-resume"]] {
         let folder = Folder::new();
-        let (program, recorder) = recorded(&folder, flags);
+        let (program, recorder) = recorded(&folder, flags, 1);
         let session = program.api.open("ws");
         session.completes("echo something to remember");
-        session.prompt("crash").problem(502, "agent_crashed");
+        session.becomes("hibernated");
         session.completes("echo next");
         session.post("close", json!({})).expect(200);
         drop(program);
@@ -102,10 +103,10 @@ fn a_fresh_agent_is_given_its_context_by_messages_of_the_schema() {
 #[test]
 fn the_callers_own_blocks_go_to_the_agent_unchanged_and_last() {
     let folder = Folder::new();
-    let (program, recorder) = recorded(&folder, &["--no-load", "--no-resume"]);
+    let (program, recorder) = recorded(&folder, &["--no-load", "--no-resume"], 1);
     let session = program.api.open("ws");
     session.completes("echo before");
-    session.prompt("crash").problem(502, "agent_crashed");
+    session.becomes("hibernated");
     let block = json!({"type": "text", "text": "echo mine", "_meta": {"k": [1, 2.5]}});
     session.call(json!([block])).send().expect(200);
     drop(program);

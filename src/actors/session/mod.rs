@@ -21,15 +21,9 @@ use super::{
 };
 use crate::{
     acp::correlator::Correlator,
-    domain::{
-        event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure, routing::Route,
-        turn::TurnOutcome,
-    },
+    domain::{event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure, turn::TurnOutcome},
     transport::{AgentFacts, AgentSession},
 };
-
-/// What carries turns; the fallback will be the other one.
-pub const ROUTE: Route = Route::Acp;
 
 /// Messages that wait for a session: prompts, cancels and answers of its callers. More than 16 at once on one
 /// session is no use that we know; their senders wait.

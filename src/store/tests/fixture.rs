@@ -77,6 +77,7 @@ impl TestDatabase {
     }
 
     pub(super) fn postgres() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "it names the test's server, not a setting")]
         let server = std::env::var("LUMILINK_TEST_POSTGRES").unwrap_or_else(|_| {
             panic!(
                 "LUMILINK_TEST_POSTGRES has to be the URL of a PostgreSQL server, such as \
@@ -194,7 +195,7 @@ impl StoreObserver for Seen {
 
 /// Keeps the writer busy until it is released.
 pub(super) struct Held {
-    release: mpsc::Sender<()>,
+    release: mpsc::SyncSender<()>,
     task: tokio::task::JoinHandle<Result<(), StoreError>>,
 }
 
@@ -207,7 +208,7 @@ impl Held {
 
 pub(super) async fn hold(store: &Store) -> Held {
     let (started, starts) = tokio::sync::oneshot::channel();
-    let (release, released) = mpsc::channel();
+    let (release, released) = mpsc::sync_channel(1);
     let mut started = Some(started);
     let store = store.clone();
     let task = tokio::spawn(async move {
