@@ -404,3 +404,35 @@ async fn stopping_says_goodbye_and_leaves_no_process() {
         until("the process is gone", || !Path::new(&format!("/proc/{pid}")).exists()).await;
     }
 }
+
+#[actix_web::test]
+async fn an_agent_of_another_user_owns_its_workspace_and_what_is_written_for_it() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    // SAFETY: a system call without arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        // Only root may start processes of other users.
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let workspace = base.path().join("root/ws");
+    std::fs::create_dir_all(workspace.join("sub")).unwrap();
+    std::fs::set_permissions(&workspace, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let script = r#"
+        read -r line; echo "{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"uid\":$(id -u),\"groups\":\"$(id -G)\"}}"
+        echo "{\"jsonrpc\":\"2.0\",\"id\":\"w\",\"method\":\"fs/write_text_file\",\"params\":{\"sessionId\":\"s\",\"path\":\"$(pwd)/sub/new/a\",\"content\":\"x\"}}"
+        read -r line; echo "{\"method\":\"echo\",\"params\":$line}"; read -r line"#;
+    let mut options = options(base.path(), script);
+    options.agents[0].run_as = Some("nobody".into());
+    let nobody = crate::transport::run_as::RunAs::resolve("nobody").unwrap();
+    let place = Place { base, runtime: start(options).await.unwrap() };
+    let mut client = Client::connect(&place).await;
+    let answer = client.initialize(json!({"cwd": place.workspace()})).await;
+    assert_eq!(answer["result"]["uid"], nobody.uid, "{answer}");
+    assert_eq!(answer["result"]["groups"], nobody.gid.to_string());
+    let written = client.hear().await;
+    assert!(written["params"]["result"].is_object(), "{written}");
+    for name in ["", "sub", "sub/new", "sub/new/a"] {
+        assert_eq!(std::fs::metadata(workspace.join(name)).unwrap().uid(), nobody.uid, "{name}");
+    }
+}
