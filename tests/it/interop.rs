@@ -172,7 +172,7 @@ fn somebody_elses_client_drives_the_runtimes_door() {
             let agent = connection.send_request(request).block_task().await?;
             assert_eq!(agent.protocol_version, ProtocolVersion::V1);
             let opened = connection.send_request(NewSessionRequest::new(cwd)).block_task().await?;
-            for text in ["echo one", "echo two"] {
+            for text in ["think", "context"] {
                 let prompt = vec![ContentBlock::Text(TextContent::new(text))];
                 let request = PromptRequest::new(opened.session_id.clone(), prompt);
                 let ended = connection.send_request(request).block_task().await?;
@@ -184,7 +184,7 @@ fn somebody_elses_client_drives_the_runtimes_door() {
     ended.expect("it ends in time").expect("it ends well");
     wait_for(DEADLINE, "both answers came as updates", || {
         let seen = updates.lock().expect("a lock").join("\n");
-        (seen.contains("one") && seen.contains("two")).then_some(())
+        (seen.contains("Let me think") && seen.contains("0 blocks ahead")).then_some(())
     });
 }
 

@@ -1,5 +1,10 @@
 //! Black-box tests: they speak HTTP, WebSocket and signals to the built program, one file per capability.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the rules are for the program: tests wait on threads of their own and are told by the environment what they may use"
+)]
+
 mod harness;
 
 mod cancel;
