@@ -56,8 +56,14 @@ impl EventFeed {
     }
 
     /// Numbers an event and hands it to every reader; returns its id. Readers that are full are cut off.
-    pub fn publish(&self, prompt: Option<PromptId>, kind: EventKind, update: &RawValue) -> u64 {
-        let data = event_data(self.session, prompt, kind, update);
+    pub fn publish(
+        &self,
+        prompt: Option<PromptId>,
+        kind: EventKind,
+        update: &RawValue,
+        meta: Option<&RawValue>,
+    ) -> u64 {
+        let data = event_data(self.session, prompt, kind, update, meta);
         let mut inner = self.lock();
         let event = SessionEvent { id: inner.buffer.next_id(), prompt_id: prompt, kind, data };
         let id = event.id;
@@ -69,7 +75,7 @@ impl EventFeed {
     /// Publishes an event of ours.
     pub fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
         match serde_json::value::to_raw_value(update) {
-            Ok(update) => self.publish(prompt, kind, &update),
+            Ok(update) => self.publish(prompt, kind, &update, None),
             Err(_) => self.last_id(),
         }
     }

@@ -234,7 +234,11 @@ async fn silence_ends_a_turn_and_a_talking_agent_may_take_its_time() {
     for _ in 0..8 {
         pulse.tick().await;
         let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"x"}}"#;
-        agent.says.send(AgentEvent::Update(serde_json::from_str(update).unwrap())).await.unwrap();
+        agent
+            .says
+            .send(AgentEvent::Update { update: serde_json::from_str(update).unwrap(), meta: None })
+            .await
+            .unwrap();
     }
     let end = ended(begun).await;
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::InactivityTimeout);

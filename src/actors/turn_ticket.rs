@@ -43,6 +43,8 @@ struct Begun {
     context_injected: bool,
     counted: bool,
     span: tracing::Span,
+    /// From the moment at which the agent got the prompt.
+    prompt_span: Option<tracing::Span>,
 }
 
 impl TurnTicket {
@@ -69,6 +71,7 @@ impl TurnTicket {
             context_injected: false,
             counted: false,
             span,
+            prompt_span: None,
         })))
     }
 
@@ -95,11 +98,12 @@ impl TurnTicket {
         if let Some(begun) = &mut self.0 {
             begun.progress.sent_at = Some(now);
             begun.context_injected = context_injected;
+            begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
         }
     }
 
     /// Notes an update of the agent and hands it to the readers.
-    pub fn on_update(&mut self, raw: &RawValue, now: Timestamp) {
+    pub fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
         let Some(begun) = &mut self.0 else { return };
         let view = crate::domain::transcript::view_update(raw);
         begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
@@ -108,7 +112,7 @@ impl TurnTicket {
         if first {
             begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
         }
-        begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw);
+        begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if let Some(view) = view {
             if view.kind == "agent_message_chunk"
                 && let Some(text) = &view.text
@@ -144,13 +148,13 @@ impl TurnTicket {
         begun.progress.on_stray_line(line)
     }
 
-    /// Complete entries that can go to disk before the turn ends; empty while there are fewer than
-    /// `at_least`.
-    pub fn take_entries(&mut self, at_least: usize) -> Vec<TranscriptEntry> {
-        match &mut self.0 {
-            Some(begun) if begun.entries.len() >= at_least => std::mem::take(&mut begun.entries),
-            _ => Vec::new(),
-        }
+    /// Complete entries that can go to disk before the turn ends, once there are `at_least` of them or that many
+    /// bytes.
+    pub fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
+        let begun = self.0.as_mut()?;
+        let held = || begun.entries.iter().map(TranscriptEntry::size_bytes).sum::<usize>();
+        let enough = begun.entries.len() >= at_least || held() >= bytes;
+        enough.then(|| std::mem::take(&mut begun.entries))
     }
 
     /// Puts entries back that could not be queued.
@@ -222,7 +226,8 @@ impl Begun {
         self.slot.end_turn(
             end,
             Box::new(move |written| {
-                let event_id = written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result));
+                let event_id =
+                    written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };
                 ended.send_replace(Some(Arc::new(ending)));
             }),
@@ -230,7 +235,7 @@ impl Begun {
     }
 
     fn log(&self, outcome: &TurnOutcome, took: std::time::Duration) {
-        let _in_span = self.span.enter();
+        let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
         let spec = &self.shared.spec;
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         match outcome {

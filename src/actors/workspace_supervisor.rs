@@ -41,6 +41,8 @@ pub struct WorkspaceSupervisor {
     drained: Vec<Later<()>>,
 }
 
+type Started = Result<Arc<AgentFacts>, Failure>;
+
 struct Child {
     shared: Arc<SessionShared>,
     restarts: RestartPolicy,
@@ -48,6 +50,8 @@ struct Child {
     mailbox: watch::Sender<Mailbox>,
     /// Until the first start is known to have worked, its failure is the caller's and not restarted.
     proven: bool,
+    /// Callers who asked for a start that is under way.
+    waiting: Vec<Later<Started>>,
     closing: Vec<Later<()>>,
     _seat: Permit,
 }
@@ -63,12 +67,7 @@ impl WorkspaceSupervisor {
         mailbox(&Session::new(self.parts.clone(), shared.clone(), guard, start).start())
     }
 
-    fn adopt(
-        &mut self,
-        message: StartSession,
-        ready: Later<Result<Arc<AgentFacts>, Failure>>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
         let StartSession { spec, past, seat } = message;
         let settings = &self.parts.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
@@ -90,6 +89,7 @@ impl WorkspaceSupervisor {
             generation: 0,
             mailbox,
             proven: false,
+            waiting: Vec::new(),
             closing: Vec::new(),
             _seat: seat,
         };
@@ -229,24 +229,26 @@ impl Actor for WorkspaceSupervisor {
 }
 
 impl Handler<StartSession> for WorkspaceSupervisor {
-    type Result = ResponseFuture<Result<Arc<AgentFacts>, Failure>>;
+    type Result = ResponseFuture<Started>;
 
     fn handle(&mut self, message: StartSession, ctx: &mut Self::Context) -> Self::Result {
-        if let Some(child) = self.children.get(&message.spec.session_id) {
-            let facts = child.shared.view().facts.clone();
-            let starting =
-                || Failure::new(ErrorCode::ConnectionLost, "the session is being started already; try again");
-            return Box::pin(std::future::ready(facts.ok_or_else(starting)));
-        }
+        let closed = |_| Failure::new(ErrorCode::SessionClosed, "the session was closed while it started");
         let (ready, answer) = oneshot::channel();
+        if let Some(child) = self.children.get_mut(&message.spec.session_id) {
+            let facts = child.shared.view().facts.clone();
+            match facts {
+                Some(facts) => return Box::pin(std::future::ready(Ok(facts))),
+                None => child.waiting.push(ready),
+            }
+            return Box::pin(async move { answer.await.map_err(closed)? });
+        }
         let id = message.spec.session_id;
         self.adopt(message, ready, ctx);
         let this = ctx.address();
         Box::pin(async move {
-            let closed = || Failure::new(ErrorCode::SessionClosed, "the session was closed while it started");
-            let started = answer.await.map_err(|_| closed())?;
-            if started.is_ok() {
-                let _ = this.send(Proven(id)).await;
+            let started = answer.await.map_err(closed)?;
+            if let Ok(facts) = &started {
+                let _ = this.send(Proven(id, facts.clone())).await;
             }
             started
         })
@@ -256,14 +258,17 @@ impl Handler<StartSession> for WorkspaceSupervisor {
 /// supervisor → itself: the first start of a session worked. Waits for room.
 #[derive(actix::Message)]
 #[rtype(result = "()")]
-struct Proven(SessionId);
+struct Proven(SessionId, Arc<AgentFacts>);
 
 impl Handler<Proven> for WorkspaceSupervisor {
     type Result = ();
 
-    fn handle(&mut self, Proven(id): Proven, _: &mut Self::Context) {
+    fn handle(&mut self, Proven(id, facts): Proven, _: &mut Self::Context) {
         if let Some(child) = self.children.get_mut(&id) {
             child.proven = true;
+            for later in child.waiting.drain(..) {
+                let _ = later.send(Ok(facts.clone()));
+            }
         }
     }
 }
@@ -281,6 +286,11 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
             // The caller of the start is told; nothing of the session is kept.
             EndCause::StartFailed(failure) if !child.proven => {
                 self.parts.metrics.error(failure.code);
+                for later in
+                    self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default()
+                {
+                    let _ = later.send(Err(failure.clone()));
+                }
                 self.forget(id);
             }
             EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),

@@ -4,7 +4,7 @@
 //! of its workspace's supervisor.
 
 use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
+    collections::{HashMap, HashSet, hash_map::DefaultHasher},
     future::Future,
     hash::{Hash, Hasher},
     sync::{
@@ -42,6 +42,9 @@ use crate::{
     transport::{AgentFacts, workspace_door::WorkspaceDoor},
 };
 
+/// Supervisors that are kept for workspaces without live sessions before they are let go: each is a few
+/// kilobytes, and more than the seats there are by default.
+const MAX_SUPERVISORS: usize = 4096;
 /// How long a caller waits for a session that is just being started again before it is told to retry.
 const RESTART_WAIT: Duration = Duration::from_secs(10);
 
@@ -153,6 +156,13 @@ impl Workspaces {
         row.state
             .admits_load()
             .map_err(|code| Failure::new(code, format!("the session is {}", row.state.as_str())))?;
+        if let Some(live) = self.live(row.session_id) {
+            let (facts, spec) = (live.shared.view().facts.clone(), live.shared.spec.clone());
+            if let Some(facts) = facts {
+                let prepared = PreparedWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral };
+                return Ok(ready(row.session_id, row.key.clone(), prepared, facts));
+            }
+        }
         let parts = &self.0.parts;
         let workspace = parts.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
@@ -251,9 +261,9 @@ impl Workspaces {
             let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
             supervisors.values().map(|it| it.supervisor.clone()).collect()
         };
-        for supervisor in supervisors {
-            let _ = supervisor.send(DrainSessions).await;
-        }
+        // All at once: each may take the grace of a cancel.
+        let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
+        futures_util::future::join_all(draining).await;
     }
 
     /// The supervisor of the workspace, made where there is none, and the spec of a session in it.
@@ -283,6 +293,11 @@ impl Workspaces {
         let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         let found = supervisors.get(key).filter(|it| it.supervisor.connected()).cloned();
         let supervised = found.unwrap_or_else(|| {
+            if supervisors.len() >= MAX_SUPERVISORS {
+                let live: HashSet<_> =
+                    self.0.parts.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
+                supervisors.retain(|key, _| live.contains(key));
+            }
             let mut hasher = DefaultHasher::new();
             key.hash(&mut hasher);
             let arbiter = usize::try_from(hasher.finish() % self.0.arbiters.len() as u64).unwrap_or_default();

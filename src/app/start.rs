@@ -161,6 +161,7 @@ pub(super) fn runtime_options(
         diff_bytes: config.limits.diff_bytes,
         terminals: config.limits.terminals,
         observer: Arc::new(Observer(metrics.clone())),
+        metrics: metrics.clone(),
     })
 }
 

@@ -258,7 +258,7 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Events that a session holds for readers who come late.
     pub replay_events: usize,
-    /// Bytes of those events.
+    /// Bytes of those events; 1,000 sessions hold 256 MB of them at most.
     pub replay_bytes: usize,
     /// Most entries on one page of a list or transcript.
     pub page_entries: usize,
@@ -279,8 +279,8 @@ impl Default for Limits {
             frame_bytes: 16 * 1024 * 1024,
             queue_frames: 256,
             queue_bytes: 1024 * 1024,
-            replay_events: 2000,
-            replay_bytes: 1024 * 1024,
+            replay_events: 1000,
+            replay_bytes: 256 * 1024,
             page_entries: 200,
             write_queue: 4096,
             diff_bytes: 1024 * 1024,

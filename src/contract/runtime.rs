@@ -2,7 +2,8 @@
 //!
 //! Two doors: `GET /acp` is ACP over WebSocket, with the additions of [`InitializeMeta`] and the
 //! notifications below, all of which a plain ACP peer can ignore or leave out. The HTTP door prepares and
-//! inspects workspaces: `GET /status`, `POST /workspace/prepare`, `POST /workspace/diff`. Both doors want
+//! inspects workspaces: `GET /status`, `GET /metrics` (Prometheus), `POST /workspace/prepare`,
+//! `POST /workspace/diff`. Both doors want
 //! the bearer token, if one is configured, and answer errors as [`Problem`](super::problem::Problem).
 
 use serde::{Deserialize, Serialize};

@@ -49,12 +49,19 @@ pub struct SessionEvent {
     pub prompt_id: Option<PromptId>,
     /// What it is.
     pub kind: EventKind,
-    /// `{sessionId, promptId, type, update}`.
+    /// `{sessionId, promptId, type, update}`, and the agent's `_meta` where it stood beside the update.
     pub data: Arc<str>,
 }
 
-/// Writes an event's `data`: `update` is the agent's raw update, or our own event's content.
-pub fn event_data(session: SessionId, prompt: Option<PromptId>, kind: EventKind, update: &RawValue) -> Arc<str> {
+/// Writes an event's `data`: `update` is the agent's raw update, or our own event's content; `meta` is what the
+/// agent put beside it.
+pub fn event_data(
+    session: SessionId,
+    prompt: Option<PromptId>,
+    kind: EventKind,
+    update: &RawValue,
+    meta: Option<&RawValue>,
+) -> Arc<str> {
     let update = update.get();
     let mut data = String::with_capacity(update.len() + 160);
     data.push_str("{\"sessionId\":\"");
@@ -71,6 +78,10 @@ pub fn event_data(session: SessionId, prompt: Option<PromptId>, kind: EventKind,
     data.push_str(kind.as_str());
     data.push_str("\",\"update\":");
     data.push_str(update);
+    if let Some(meta) = meta {
+        data.push_str(",\"_meta\":");
+        data.push_str(meta.get());
+    }
     data.push('}');
     data.into()
 }
@@ -84,11 +95,11 @@ mod tests {
     fn data_is_json_with_the_update_untouched() {
         let update = RawValue::from_string(r#"{"sessionUpdate":"x",  "n":1.0}"#.to_owned()).unwrap();
         let session = SessionId(Uuid::nil());
-        let data = event_data(session, Some(PromptId(Uuid::nil())), EventKind::Update, &update);
+        let data = event_data(session, Some(PromptId(Uuid::nil())), EventKind::Update, &update, None);
         let value: serde_json::Value = serde_json::from_str(&data).unwrap();
         assert_eq!(value["type"], "update");
         assert_eq!(value["promptId"], Uuid::nil().to_string());
         assert!(data.contains(update.get()));
-        assert!(event_data(session, None, EventKind::Status, &update).contains("\"promptId\":null"));
+        assert!(event_data(session, None, EventKind::Status, &update, Some(&update)).contains("\"promptId\":null"));
     }
 }

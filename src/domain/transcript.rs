@@ -23,6 +23,11 @@ impl TranscriptEntry {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: None }
     }
 
+    /// What it takes, about.
+    pub fn size_bytes(&self) -> usize {
+        self.text.as_str().len() + self.payload.as_ref().map_or(0, |payload| payload.as_str().len())
+    }
+
     /// An entry with a payload.
     pub fn with_payload(event_type: &str, text: &str, payload: &str) -> Self {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: Some(Redacted::new(payload)) }

@@ -24,6 +24,7 @@ use actix_web::{
 };
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
+use tracing::Instrument;
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
@@ -32,7 +33,10 @@ use self::{guard::Guard, problem::ApiError};
 use crate::{
     actors::workspaces::Workspaces,
     config::Config,
-    domain::{ids::SessionId, outcome::ErrorCode},
+    domain::{
+        ids::SessionId,
+        outcome::{ErrorCode, Failure},
+    },
     store::SessionRow,
 };
 
@@ -58,6 +62,9 @@ const SHUTDOWN_S: u64 = 2;
 
 /// How long a client may take to send its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may take to send its body; 4 MiB over a slow line take some seconds.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Binds and serves. Fails when the address cannot be bound.
 pub fn serve(workspaces: Workspaces, config: &Config) -> std::io::Result<HttpFace> {
@@ -163,7 +170,9 @@ impl FromRequest for Body {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let reading = web::Bytes::from_request(request, payload);
         async move {
-            reading.await.map(Self).map_err(|cause| match cause.as_response_error().status_code().as_u16() {
+            let slow = |_| ApiError::new(ErrorCode::InvalidRequest, "the body did not arrive in time");
+            let read = tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(slow)?;
+            read.map(Self).map_err(|cause| match cause.as_response_error().status_code().as_u16() {
                 413 => ApiError::new(ErrorCode::PayloadTooLarge, "the body is larger than `[limits] body_bytes`"),
                 _ => bad_input(&cause),
             })
@@ -180,6 +189,15 @@ fn parse_body<T: DeserializeOwned>(body: &Body) -> Result<T, ApiError> {
 /// Reads an id; one that is malformed is as unknown as any other.
 fn path_id<T: FromStr>(text: &str, what: &str) -> Result<T, ApiError> {
     text.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, format!("no {what} with this id")))
+}
+
+/// Runs something to its end even when the caller goes away in the middle: what is begun half-way would hold a
+/// seat and an agent that nobody knows of.
+async fn to_its_end<T: 'static>(work: impl Future<Output = Result<T, Failure>> + 'static) -> Result<T, ApiError> {
+    let id = problem::request_id();
+    let done = actix::spawn(problem::REQUEST_ID.scope(id, work).in_current_span()).await;
+    let died = |_| ApiError::new(ErrorCode::Internal, "the request's work died");
+    Ok(done.map_err(died)??)
 }
 
 async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {

@@ -7,7 +7,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError, sessions::state_of, stream};
+use super::{
+    Body, HttpState, find_session, parse_body, path_id, problem::ApiError, sessions::state_of, stream, to_its_end,
+};
 use crate::{
     actors::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
     contract::{
@@ -158,7 +160,8 @@ async fn begin(
             let why = row.failure.as_ref().map(|failure| format!(": {}", failure.detail)).unwrap_or_default();
             ApiError::new(code, format!("the session is {}{why}", standing.as_str()))
         })?;
-        workspaces.load(&row, None).await?;
+        let loading = workspaces.clone();
+        to_its_end(async move { loading.load(&row, None).await }).await?;
     }
     Err(ApiError::new(ErrorCode::ConnectionLost, "the session did not come back; try again"))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix_web::{HttpResponse, post, web};
 
-use super::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError};
+use super::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError, to_its_end};
 use crate::{
     actors::{
         messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
@@ -65,7 +65,9 @@ pub async fn new_session(state: web::Data<HttpState>, body: Body) -> Result<Http
         permission_policy: body.permission_policy,
         mcp_servers,
     };
-    Ok(HttpResponse::Created().json(ready(state.workspaces.open(request).await?)))
+    let workspaces = state.workspaces.clone();
+    let opened = to_its_end(async move { workspaces.open(request).await }).await?;
+    Ok(HttpResponse::Created().json(ready(opened)))
 }
 
 fn ready(session: ReadySession) -> SessionReady {
@@ -112,7 +114,9 @@ pub async fn load_session(state: web::Data<HttpState>, body: Body) -> Result<web
         mcp::check(servers)?;
     }
     let row = find_session(&state, id).await?;
-    Ok(web::Json(ready(state.workspaces.load(&row, body.mcp_servers).await?)))
+    let workspaces = state.workspaces.clone();
+    let loaded = to_its_end(async move { workspaces.load(&row, body.mcp_servers).await }).await?;
+    Ok(web::Json(ready(loaded)))
 }
 
 /// Ends a session for good and frees everything that it held. A running turn is cancelled. Closing a closed

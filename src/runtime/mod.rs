@@ -39,6 +39,7 @@ pub use self::{
     agents::{AgentSettings, RuntimeObserver, Unobserved},
     handshake::Serves,
 };
+use crate::telemetry::Metrics;
 use crate::transport::{pipe::PipeLimits, process_group, run_as::RunAsError, stdio::StdioLimits};
 
 /// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
@@ -84,6 +85,8 @@ pub struct RuntimeOptions {
     pub terminals: usize,
     /// Hears of agent processes.
     pub observer: Arc<dyn RuntimeObserver>,
+    /// What `GET /metrics` gives.
+    pub metrics: Metrics,
 }
 
 /// Why a runtime does not start.
@@ -211,7 +214,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
     };
     let workspaces = Workspaces::new(folders, Git::new(environment), settings).map_err(StartError::Folders)?;
     let sockets = SocketSettings { agents, stopping, frame_bytes: options.frame_bytes };
-    Ok(Parts { token: options.token, sockets, workspaces: Arc::new(workspaces) })
+    Ok(Parts { token: options.token, sockets, workspaces: Arc::new(workspaces), metrics: options.metrics })
 }
 
 /// Messages are small and wait for answers, so they are sent at once; and a dead peer is noticed.

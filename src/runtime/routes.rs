@@ -25,6 +25,7 @@ use crate::{
         runtime::{DiffWorkspace, PrepareWorkspace, RuntimeStatus},
     },
     domain::outcome::{ErrorCode, Failure},
+    telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 
 /// The largest request about a workspace, in bytes: it holds a path, an address and a branch.
@@ -39,6 +40,8 @@ pub(super) struct Parts {
     pub sockets: SocketSettings,
     /// For the workspace routes.
     pub workspaces: Arc<Workspaces>,
+    /// Figures of this process.
+    pub metrics: Metrics,
 }
 
 /// Adds the routes.
@@ -50,6 +53,7 @@ pub(super) fn configure(parts: Parts) -> impl FnOnce(&mut web::ServiceConfig) {
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
             .service(resource("/acp", web::get().to(acp)))
             .service(resource("/status", web::get().to(status)))
+            .service(resource("/metrics", web::get().to(metrics)))
             .service(resource("/workspace/prepare", web::post().to(prepare)))
             .service(resource("/workspace/diff", web::post().to(diff)))
             .default_service(web::to(|| async { refuse(ErrorCode::NotFound, "the runtime has no such route") }));
@@ -104,6 +108,13 @@ async fn status(parts: web::Data<Parts>) -> HttpResponse {
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
     }))
+}
+
+async fn metrics(parts: web::Data<Parts>) -> HttpResponse {
+    match parts.metrics.render() {
+        Ok(text) => HttpResponse::Ok().content_type(TEXT_FORMAT).body(text),
+        Err(cause) => refuse(ErrorCode::Internal, &cause.to_string()),
+    }
 }
 
 async fn prepare(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {

@@ -78,6 +78,7 @@ fn options(base: &Path, script: &str) -> RuntimeOptions {
         diff_bytes: 10_000,
         terminals: 2,
         observer: Arc::new(Unobserved),
+        metrics: crate::telemetry::Metrics::new("test", None).unwrap(),
     }
 }
 

@@ -101,7 +101,7 @@ fn read(frame: &str) -> Read {
     Read::Event(match message {
         Message::Notification { method, params } => match &*method {
             client_method::SESSION_UPDATE => match update_of(params) {
-                Some(update) => AgentEvent::Update(update),
+                Some((update, meta)) => AgentEvent::Update { update, meta },
                 None => {
                     AgentEvent::Violation(format!("a session/update without an update: {}", text::cut(frame, 200)))
                 }
@@ -123,14 +123,17 @@ fn read(frame: &str) -> Read {
     })
 }
 
-fn update_of(params: &RawValue) -> Option<Box<RawValue>> {
+fn update_of(params: &RawValue) -> Option<(Box<RawValue>, Option<Box<RawValue>>)> {
     #[derive(Deserialize)]
     struct Params<'a> {
         #[serde(borrow)]
         update: &'a RawValue,
+        #[serde(borrow, default, rename = "_meta")]
+        meta: Option<&'a RawValue>,
     }
     let params: Params<'_> = serde_json::from_str(params.get()).ok()?;
-    params.update.get().starts_with('{').then(|| params.update.to_owned())
+    let meta = params.meta.map(ToOwned::to_owned);
+    params.update.get().starts_with('{').then(|| (params.update.to_owned(), meta))
 }
 
 pub(super) struct Link {

@@ -244,7 +244,7 @@ impl Hands {
                 Some(AgentEvent::Violation(detail)) => return Err(Failure::new(ErrorCode::HandshakeFailed, detail)),
                 Some(AgentEvent::Closed(reason)) => return Err(closed_in_handshake(&reason)),
                 None => return Err(closed_in_handshake(&CloseReason::Lost("it ended without a word".into()))),
-                Some(AgentEvent::Update(_) | AgentEvent::Notification { .. } | AgentEvent::Answered { .. }) => {}
+                Some(AgentEvent::Update { .. } | AgentEvent::Notification { .. } | AgentEvent::Answered { .. }) => {}
             }
         }
     }

@@ -111,7 +111,12 @@ pub trait AgentSession: Send {
 #[derive(Debug)]
 pub enum AgentEvent {
     /// `session/update`: progress of the turn, raw.
-    Update(Box<RawValue>),
+    Update {
+        /// The update.
+        update: Box<RawValue>,
+        /// `_meta` beside it.
+        meta: Option<Box<RawValue>>,
+    },
     /// Any other notification, raw.
     Notification {
         /// Its method.

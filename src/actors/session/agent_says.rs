@@ -28,8 +28,12 @@ use crate::{
 
 /// Complete transcript entries that are written together before the turn ends.
 const ENTRIES_PER_WRITE: usize = 32;
+/// Bytes of entries that are written before there are so many of them.
+const BYTES_PER_WRITE: usize = 256 * 1024;
 /// Entries that wait for a database that is too slow before the agent has to wait as well.
 const MAX_ENTRIES_WAITING: usize = 1000;
+/// The same in bytes.
+const MAX_BYTES_WAITING: usize = 1024 * 1024;
 
 impl StreamHandler<AgentEvent> for Session {
     fn handle(&mut self, event: AgentEvent, ctx: &mut Context<Self>) {
@@ -39,7 +43,7 @@ impl StreamHandler<AgentEvent> for Session {
             turn.heard = now;
         }
         match event {
-            AgentEvent::Update(update) => self.on_update(&update, ctx),
+            AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref(), ctx),
             AgentEvent::Notification { method, params } => {
                 let update = json!({"method": method, "params": params});
                 let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
@@ -67,19 +71,20 @@ impl StreamHandler<AgentEvent> for Session {
 }
 
 impl Session {
-    fn on_update(&mut self, update: &RawValue, ctx: &mut Context<Self>) {
+    fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>, ctx: &mut Context<Self>) {
         let now = self.parts.clock.now();
         let Some(turn) = &mut self.turn else {
-            self.shared.feed.publish(None, EventKind::Update, update);
+            self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
         };
         let prompt_id = turn.prompt_id();
-        let Some(ticket) = &mut turn.ticket else { return };
-        ticket.on_update(update, now);
-        let entries = ticket.take_entries(ENTRIES_PER_WRITE);
-        if entries.is_empty() {
+        let Some(ticket) = &mut turn.ticket else {
+            // The turn is still being written down; the agent speaks of something else.
+            self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
-        }
+        };
+        ticket.on_update(update, meta, now);
+        let Some(entries) = ticket.take_entries(ENTRIES_PER_WRITE, BYTES_PER_WRITE) else { return };
         let spec = &self.shared.spec;
         let append = TranscriptAppend {
             session_id: spec.session_id,
@@ -89,7 +94,8 @@ impl Session {
             now,
         };
         let Err((_, append)) = self.parts.store.try_append(append) else { return };
-        if append.entries.len() < MAX_ENTRIES_WAITING {
+        let bytes: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
+        if append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
             ticket.put_back(append.entries);
             return;
         }
