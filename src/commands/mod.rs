@@ -3,6 +3,7 @@
 //! Invariant: a command turns arguments into one call below and its answer into an exit code; it decides
 //! nothing else.
 
+mod bench;
 mod common;
 mod config;
 mod demo;
@@ -46,6 +47,8 @@ enum Command {
     Openapi,
     /// Prints the effective configuration with the source of each value, secrets hidden.
     Config(common::CommonFlags),
+    /// Measures what a turn costs on this machine.
+    Bench(bench::BenchArgs),
     /// Works with sessions of a running server.
     Session(session::SessionArgs),
 }
@@ -61,6 +64,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Migrate(flags) => migrate::run(&flags),
         Command::Openapi => openapi::run(),
         Command::Config(flags) => config::run(&flags),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Session(arguments) => session::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)

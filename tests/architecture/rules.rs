@@ -90,6 +90,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "actix_http" => Only(&["runtime/acp_socket.rs"]),
         "actix_web_actors" => Only(&["http/toast_socket.rs", "runtime/acp_socket.rs"]),
         "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" => From(5),
+        "hyper" | "hyper_util" | "http_body_util" | "hdrhistogram" | "tempfile" => Only(&["bench/"]),
         "clap" => From(7),
         _ => return None,
     })

@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod bench;
 mod cancel;
 mod cli;
 mod config;

@@ -1,0 +1,216 @@
+//! The load: every session sends its next prompt when the last one has ended.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    conversation::{Conversation, TurnError},
+    latency::Latencies,
+};
+
+/// A turn of the demo agent takes milliseconds; one that takes this long is an error.
+const TURN_LIMIT: Duration = Duration::from_secs(60);
+/// The pause of a session whose turn failed, so that errors do not become the load.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
+/// Different errors that are kept as samples, and characters of each.
+const ERROR_SAMPLES: usize = 5;
+const ERROR_CHARS: usize = 300;
+
+/// When what is counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Window {
+    /// The load begins.
+    pub begin: Instant,
+    /// Counting begins.
+    pub from: Instant,
+    /// Counting ends, and no prompt is sent any more.
+    pub until: Instant,
+}
+
+impl Window {
+    /// Begins now.
+    pub fn now(warm_up: Duration, measured: Duration) -> Self {
+        let begin = Instant::now();
+        Self { begin, from: begin + warm_up, until: begin + warm_up + measured }
+    }
+}
+
+/// What came of a load.
+#[derive(Debug, Clone)]
+pub struct Tally {
+    /// Of the turns that began within the window, however long they took.
+    pub latencies: Latencies,
+    /// Turns that completed within the window: what throughput and CPU per turn are counted by.
+    pub turns: u64,
+    /// Turns that failed, warm-up included.
+    pub errors: u64,
+    /// Sessions that were lost.
+    pub sessions_lost: u64,
+    /// What the first different errors said, and how often.
+    pub error_samples: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    fn new() -> Self {
+        Self { latencies: Latencies::new(), turns: 0, errors: 0, sessions_lost: 0, error_samples: BTreeMap::new() }
+    }
+
+    fn completed(&mut self, window: &Window, began: Instant, ended: Instant) {
+        if (window.from..window.until).contains(&began) {
+            self.latencies.record(ended - began);
+        }
+        if (window.from..window.until).contains(&ended) {
+            self.turns += 1;
+        }
+    }
+
+    fn failed(&mut self, error: &TurnError) {
+        let (TurnError::Failed(said) | TurnError::Gone(said)) = error;
+        let said: String = said.chars().take(ERROR_CHARS).collect();
+        self.errors += 1;
+        self.sessions_lost += u64::from(matches!(error, TurnError::Gone(_)));
+        if self.error_samples.len() < ERROR_SAMPLES || self.error_samples.contains_key(&said) {
+            *self.error_samples.entry(said).or_default() += 1;
+        }
+    }
+}
+
+/// Runs all conversations until the window ends and their last turns have ended; gives them back, the lost
+/// ones too. Sessions that pause begin evenly spread over the first pause.
+pub async fn run(
+    conversations: Vec<Box<dyn Conversation>>,
+    window: Window,
+    think: Duration,
+) -> (Vec<Box<dyn Conversation>>, Tally) {
+    let tally = Arc::new(Mutex::new(Tally::new()));
+    let count = conversations.len();
+    let mut sessions = JoinSet::new();
+    for (number, conversation) in conversations.into_iter().enumerate() {
+        #[expect(clippy::cast_precision_loss, reason = "a share of a pause")]
+        let first = window.begin + think.mul_f64(number as f64 / count as f64);
+        sessions.spawn(converse(conversation, window, first, think, tally.clone()));
+    }
+    let mut back = Vec::with_capacity(count);
+    while let Some(ended) = sessions.join_next().await {
+        back.extend(ended.ok());
+    }
+    let tally = lock(&tally).clone();
+    (back, tally)
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn converse(
+    mut conversation: Box<dyn Conversation>,
+    window: Window,
+    first: Instant,
+    think: Duration,
+    tally: Arc<Mutex<Tally>>,
+) -> Box<dyn Conversation> {
+    sleep_until(first).await;
+    loop {
+        let began = Instant::now();
+        if began >= window.until {
+            return conversation;
+        }
+        let turn = timeout(TURN_LIMIT, conversation.turn()).await;
+        let ended = Instant::now();
+        let gave_up = || Err(TurnError::Gone(format!("no answer within {} s", TURN_LIMIT.as_secs())));
+        let pause = match turn.unwrap_or_else(|_| gave_up()) {
+            Ok(()) => {
+                lock(&tally).completed(&window, began, ended);
+                think
+            }
+            Err(error) => {
+                lock(&tally).failed(&error);
+                if matches!(error, TurnError::Gone(_)) {
+                    return conversation;
+                }
+                think.max(PAUSE_AFTER_ERROR)
+            }
+        };
+        if !pause.is_zero() {
+            sleep_until((ended + pause).min(window.until)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::BoxFuture};
+
+    use super::*;
+
+    /// Takes a while for each turn; fails the turns that it is told to.
+    struct Scripted {
+        takes: Duration,
+        turns: u32,
+        fails: fn(u32) -> Option<TurnError>,
+    }
+
+    impl Conversation for Scripted {
+        fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>> {
+            self.turns += 1;
+            let answer = (self.fails)(self.turns).map_or(Ok(()), Err);
+            tokio::time::sleep(self.takes).map(|()| answer).boxed()
+        }
+    }
+
+    /// Counts 300 ms after a warm-up of 100 ms. Upper bounds of what is found hold on a busy machine too.
+    async fn load(sessions: usize, takes_ms: u64, think_ms: u64, fails: fn(u32) -> Option<TurnError>) -> Tally {
+        let takes = Duration::from_millis(takes_ms);
+        let scripted = (0..sessions).map(|_| Box::new(Scripted { takes, turns: 0, fails }) as Box<dyn Conversation>);
+        let window = Window::now(Duration::from_millis(100), Duration::from_millis(300));
+        let (back, tally) = run(scripted.collect(), window, Duration::from_millis(think_ms)).await;
+        assert_eq!(back.len(), sessions);
+        tally
+    }
+
+    #[tokio::test]
+    async fn what_is_counted_is_what_the_window_held() {
+        let tally = load(4, 10, 0, |_| None).await;
+        // A hundred turns a second and session, for 0.3 s; one of each session may end just on the edge.
+        assert!((4..=4 * 31).contains(&tally.turns), "{}", tally.turns);
+        assert!(tally.latencies.summary().p50_ms >= 9.9, "{:?}", tally.latencies.summary());
+        assert_eq!((tally.errors, tally.sessions_lost), (0, 0));
+    }
+
+    #[test]
+    fn a_turn_counts_as_latency_where_it_began_and_as_throughput_where_it_ended() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let window = Window { begin, from: at(10), until: at(20) };
+        let mut tally = Tally::new();
+        for (began, ended, latencies, turns) in
+            [(1, 2, 0, 0), (9, 10, 0, 1), (10, 11, 1, 2), (19, 20, 2, 2), (19, 90, 3, 2), (20, 21, 3, 2)]
+        {
+            tally.completed(&window, at(began), at(ended));
+            assert_eq!((tally.latencies.count(), tally.turns), (latencies, turns), "{began} to {ended}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_bounds_the_offered_load() {
+        let tally = load(10, 1, 149, |_| None).await;
+        assert!((1..=30).contains(&tally.turns), "{}", tally.turns);
+    }
+
+    #[tokio::test]
+    async fn errors_are_counted_and_a_lost_session_sends_nothing_more() {
+        let tally = load(2, 1, 0, |turn| (turn == 3).then(|| TurnError::Failed("once".into()))).await;
+        assert_eq!((tally.errors, tally.sessions_lost), (2, 0));
+        assert_eq!(tally.error_samples, BTreeMap::from([("once".to_owned(), 2)]));
+        let tally = load(2, 1, 0, |turn| (turn == 3).then(|| TurnError::Gone("gone".into()))).await;
+        assert_eq!((tally.errors, tally.sessions_lost), (2, 2));
+    }
+}

@@ -1,0 +1,49 @@
+//! What a load client holds of one session, whatever the path.
+
+use futures_util::future::BoxFuture;
+
+/// One session, from the load client's side.
+pub trait Conversation: Send {
+    /// Runs one turn and checks that it completed. Not cancel-safe: a conversation whose turn was dropped is
+    /// of no use.
+    fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>>;
+}
+
+/// Why a turn does not count as one.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TurnError {
+    /// This turn failed; the next one may work.
+    Failed(String),
+    /// The session is lost.
+    Gone(String),
+}
+
+/// Why something was not measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A file or folder of ours.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        cause: std::io::Error,
+    },
+    /// A process under test does not start.
+    #[error("{0}")]
+    Start(String),
+    /// A session cannot be opened.
+    #[error("opening a session: {0}")]
+    Open(String),
+    /// The system allows too few open files.
+    #[error("{0}")]
+    OpenFiles(String),
+}
+
+impl BenchError {
+    /// For `map_err`.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |cause| Self::Io { what, cause }
+    }
+}

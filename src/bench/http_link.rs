@@ -1,0 +1,75 @@
+//! The leanest HTTP client that still checks what it gets: one kept connection, one request at a time.
+//!
+//! The load client shares the processors with what it measures, so what it costs itself counts.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Request,
+    client::conn::http1::{SendRequest, handshake},
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// The largest answer that is read; a result is under 32 KB.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// A kept HTTP/1.1 connection; it is made again when the server closed it.
+pub struct HttpLink {
+    address: SocketAddr,
+    host: String,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct HttpAnswer {
+    /// The status.
+    pub status: u16,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl HttpLink {
+    /// Makes a link; connects with the first request.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, host: address.to_string(), sender: None }
+    }
+
+    /// Posts a JSON body. A link whose future was dropped connects again. Errors are sentences; the request may
+    /// have been executed then.
+    pub async fn post(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+        let mut sender = match self.sender.take() {
+            Some(mut sender) => match sender.ready().await {
+                Ok(()) => sender,
+                // The server closed a connection that was idle for long.
+                Err(_) => self.connect().await?,
+            },
+            None => self.connect().await?,
+        };
+        let request = Request::post(path)
+            .header(HOST, &self.host)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|cause| cause.to_string())?;
+        let answer = sender.send_request(request).await.map_err(|cause| format!("HTTP: {cause}"))?;
+        let status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let body = body.map_err(|cause| format!("HTTP: {cause}"))?.to_bytes();
+        self.sender = Some(sender);
+        Ok(HttpAnswer { status, body })
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+        let failed = |cause: &dyn std::error::Error| format!("connecting to {}: {cause}", self.address);
+        let socket = TcpStream::connect(self.address).await.map_err(|cause| failed(&cause))?;
+        socket.set_nodelay(true).map_err(|cause| failed(&cause))?;
+        let (sender, connection) = handshake(TokioIo::new(socket)).await.map_err(|cause| failed(&cause))?;
+        // Ends with the sender or with the server's end; what went wrong is told to the request.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+}

@@ -1,0 +1,91 @@
+//! The whole path: plain prompts over HTTP to a supervisor; each answer comes after the commit.
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    conversation::{BenchError, Conversation, TurnError},
+    http_link::{HttpAnswer, HttpLink},
+    plan::Plan,
+    program::Program,
+};
+
+/// The status of a new session, and of a turn.
+const CREATED: u16 = 201;
+const OK: u16 = 200;
+/// How much of an answer that is none is told.
+const SHOWN_CHARS: usize = 200;
+
+/// Opens one session in a workspace.
+pub async fn open(supervisor: &Program, workspace: &str, plan: &Plan) -> Result<Box<dyn Conversation>, BenchError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Ready {
+        session_id: String,
+    }
+    let mut link = HttpLink::new(supervisor.address());
+    let body = json!({"workspaceId": workspace, "installationId": "bench"}).to_string();
+    let answer = link.post("/acp/session/new", body.into()).await.map_err(BenchError::Open)?;
+    let ready: Ready = read(&answer, CREATED).map_err(BenchError::Open)?;
+    let prompt = json!({"sessionId": ready.session_id, "prompt": plan.prompt}).to_string().into();
+    Ok(Box::new(HttpConversation { link, prompt }))
+}
+
+/// A session of the supervisor, on a connection of its own.
+struct HttpConversation {
+    link: HttpLink,
+    prompt: Bytes,
+}
+
+impl Conversation for HttpConversation {
+    fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>> {
+        async {
+            let answer = self.link.post("/acp/session/prompt", self.prompt.clone()).await;
+            check(&answer.map_err(TurnError::Failed)?)
+        }
+        .boxed()
+    }
+}
+
+fn check(answer: &HttpAnswer) -> Result<(), TurnError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Outcome {
+        stop_reason: String,
+    }
+    let outcome: Outcome = read(answer, OK).map_err(TurnError::Failed)?;
+    match outcome.stop_reason.as_str() {
+        "completed" => Ok(()),
+        other => Err(TurnError::Failed(format!("stopReason is {other}"))),
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer, wanted: u16) -> Result<T, String> {
+    let shown = || String::from_utf8_lossy(&answer.body).chars().take(SHOWN_CHARS).collect::<String>();
+    if answer.status != wanted {
+        return Err(format!("status {}: {}", answer.status, shown()));
+    }
+    serde_json::from_slice(&answer.body).map_err(|cause| format!("{cause} in: {}", shown()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_completed_turn_with_status_200_counts() {
+        let answer = |status, body: &str| HttpAnswer { status, body: body.to_owned().into() };
+        assert_eq!(check(&answer(200, r#"{"stopReason":"completed","usage":{}}"#)), Ok(()));
+        for (status, body, said) in [
+            (502, r#"{"stopReason":"completed"}"#, "status 502"),
+            (200, r#"{"stopReason":"error"}"#, "stopReason is error"),
+            (200, "oops", "in: oops"),
+            (202, "{}", "status 202"),
+        ] {
+            let Err(TurnError::Failed(error)) = check(&answer(status, body)) else { panic!("{body} counts") };
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

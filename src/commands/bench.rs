@@ -1,0 +1,95 @@
+//! `lumilink bench …`
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+
+use super::common::{CommandError, print};
+use crate::{
+    bench::{self, MAX_SECONDS, MAX_SESSIONS, PathKind, Plan},
+    config::Flag,
+};
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Latency, throughput, memory and processor time of a turn: the bare agent, through the runtime, through
+    /// the whole supervisor.
+    Turn(TurnArgs),
+}
+
+#[derive(Debug, Args)]
+struct TurnArgs {
+    /// Numbers of concurrent sessions.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,10,100,1000", value_parser = parse_sessions)]
+    sessions: Vec<usize>,
+    /// How long each point is measured, after a warm-up that is not counted.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
+    seconds: Duration,
+    /// Paths to measure.
+    #[arg(long, value_name = "PATH,PATH,…", value_delimiter = ',', default_value = "stdio,runtime,supervisor")]
+    paths: Vec<PathKind>,
+    /// Pause between two prompts of one session [default: 0, as fast as it can; 1000 from 1,000 sessions on].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=60_000))]
+    think_ms: Option<u64>,
+    /// What every prompt says to the demo agent.
+    #[arg(long, value_name = "TEXT", default_value = "echo a turn is measured")]
+    prompt: String,
+    /// A setting for the processes that are measured; may be repeated.
+    #[arg(long = "serve-arg", value_name = "SECTION.KEY=VALUE", value_parser = parse_setting)]
+    settings: Vec<String>,
+    /// Folder on the disk that databases and workspaces are to use [default: the system's temporary folder].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints. Exit code 0 where every point was measured, however bad; 1 where one was not.
+pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
+    let What::Turn(arguments) = arguments.what;
+    let plan = Plan {
+        paths: arguments.paths,
+        sessions: arguments.sessions,
+        measured: arguments.seconds,
+        think: arguments.think_ms.map(Duration::from_millis),
+        prompt: arguments.prompt,
+        settings: arguments.settings,
+        folder: arguments.folder,
+    };
+    // One thread: the load must leave the other processors to what is measured.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|cause| CommandError::failed("the event loop", &cause))?;
+    let report = runtime.block_on(async {
+        tokio::select! {
+            report = bench::run(plan, std::env::args().collect()) => {
+                report.map_err(|cause| CommandError::failed("bench", &cause))
+            }
+            _ = tokio::signal::ctrl_c() => Err(CommandError::Failed("bench: interrupted".to_owned())),
+        }
+    })?;
+    print(if arguments.json { report.json() } else { bench::render(&report) }.trim_end())?;
+    Ok(if report.unmeasured.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn parse_sessions(text: &str) -> Result<usize, String> {
+    let sessions = text.trim().parse().ok().filter(|sessions| (1..=MAX_SESSIONS).contains(sessions));
+    sessions.ok_or_else(|| format!("must be 1 to {MAX_SESSIONS}"))
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=MAX_SECONDS).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("must be 0.1 to {MAX_SECONDS} seconds"))
+}
+
+/// Checks the form and keeps the text: the processes that get it check the rest.
+fn parse_setting(text: &str) -> Result<String, String> {
+    Flag::parse_set(text).map(|_| text.to_owned())
+}

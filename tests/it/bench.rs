@@ -1,0 +1,78 @@
+//! `lumilink bench turn`, as small as it gets: that it measures all three paths, not what comes out.
+
+use std::process::{Command, Output};
+
+use crate::harness::{Value, eventually, lumilink, processes, program::Folder};
+
+fn bench(folder: &Folder, arguments: &[&str]) -> Output {
+    Command::new(lumilink())
+        .args(["bench", "turn", "--folder"])
+        .arg(folder.path())
+        .args(arguments)
+        .current_dir(folder.path())
+        .output()
+        .expect("the program runs")
+}
+
+fn is_empty(folder: &Folder) -> bool {
+    std::fs::read_dir(folder.path()).expect("a folder").next().is_none()
+}
+
+#[test]
+fn all_three_paths_are_measured_without_an_error_and_nothing_is_left() {
+    let folder = Folder::new();
+    let output = bench(&folder, &["--sessions", "1,2", "--seconds", "0.3", "--json"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
+    assert_eq!(report["unmeasured"], Value::Array(Vec::new()), "{report:#}");
+    let points = report["points"].as_array().expect("points");
+    let measured: Vec<_> = points.iter().map(|it| (it["path"].as_str(), it["sessions"].as_u64())).collect();
+    let paths = ["stdio", "runtime", "supervisor"];
+    let wanted: Vec<_> = [1, 2].into_iter().flat_map(|n| paths.map(|path| (Some(path), Some(n)))).collect();
+    assert_eq!(measured, wanted);
+    for point in points {
+        for none in ["errors", "sessionsLost", "errorsLogged"] {
+            assert_eq!(point[none], 0, "{none}: {point:#}");
+        }
+        assert!(point["turns"].as_u64().is_some_and(|turns| turns > 0), "{point:#}");
+        let at = |quantile: &str| point["latency"][quantile].as_f64().expect("a latency");
+        assert!(at("p50Ms") > 0.0 && at("p50Ms") <= at("p95Ms") && at("p95Ms") <= at("p99Ms"), "{point:#}");
+        assert_eq!(point["memory"]["agentsIdle"]["processes"], point["sessions"], "{point:#}");
+        let is_bare = point["path"] == "stdio";
+        assert_eq!(point["memory"]["serverIdle"].is_null(), is_bare, "{point:#}");
+        assert_eq!(point["cpu"]["serverMsPerTurn"].is_null(), is_bare, "{point:#}");
+    }
+    assert_eq!(report["overhead"].as_array().map(Vec::len), Some(2));
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+    assert!(is_empty(&folder), "its folder is gone");
+}
+
+#[test]
+fn a_point_that_cannot_be_measured_is_told_and_the_others_are_measured() {
+    let folder = Folder::new();
+    let arguments = ["--sessions", "2", "--seconds", "0.1", "--paths", "supervisor,stdio"];
+    let output = bench(&folder, &[&arguments[..], &["--serve-arg", "limits.sessions=1"]].concat());
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("Not measured: supervisor at 2: opening a session: status 503"), "{said}");
+    assert!(said.lines().any(|line| line.starts_with("stdio ")), "{said}");
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+    assert!(is_empty(&folder), "its folder is gone");
+}
+
+#[test]
+fn what_is_out_of_bounds_is_refused_before_anything_starts() {
+    let folder = Folder::new();
+    for arguments in [
+        ["--sessions", "0"],
+        ["--sessions", "1,100000"],
+        ["--seconds", "0"],
+        ["--seconds", "NaN"],
+        ["--paths", "carrier-pigeon"],
+        ["--think-ms", "-1"],
+        ["--serve-arg", "nonsense"],
+    ] {
+        assert_eq!(bench(&folder, &arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
