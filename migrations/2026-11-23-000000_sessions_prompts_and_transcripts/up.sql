@@ -71,11 +71,12 @@ CREATE TABLE prompts (
     error_detail TEXT,
     accepted_us BIGINT NOT NULL,
     ended_us BIGINT,
-    UNIQUE (session_id, idempotency_key),
     CHECK ((ended_us IS NULL) = (state IN ('accepted', 'running'))),
     CHECK ((idempotency_key IS NULL) = (body_hash IS NULL))
 );
 
+-- One key, one execution. Most turns have none and cost nothing here.
+CREATE UNIQUE INDEX prompts_by_key ON prompts (session_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
 -- Turns that have not ended: what a restart looks for. Small, because nearly all have.
 CREATE INDEX prompts_open ON prompts (session_id) WHERE ended_us IS NULL;
 

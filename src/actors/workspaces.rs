@@ -4,9 +4,8 @@
 //! of its workspace's supervisor.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::DefaultHasher},
+    collections::{HashMap, HashSet},
     future::Future,
-    hash::{Hash, Hasher},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, ArbiterHandle, Message, Recipient};
+use actix::{Actor, Addr, Message, Recipient};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -56,7 +55,6 @@ struct Inner {
     parts: Arc<Parts>,
     door: WorkspaceDoor,
     capacity: CapacityGuard,
-    arbiters: Vec<ArbiterHandle>,
     supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
     draining: AtomicBool,
 }
@@ -83,14 +81,9 @@ pub struct ReadySession {
 
 impl Workspaces {
     /// Makes an empty directory whose supervisors live on `arbiters`.
-    pub fn new(
-        parts: Arc<Parts>,
-        door: WorkspaceDoor,
-        capacity: CapacityGuard,
-        arbiters: Vec<ArbiterHandle>,
-    ) -> Self {
+    pub fn new(parts: Arc<Parts>, door: WorkspaceDoor, capacity: CapacityGuard) -> Self {
         let supervisors = Mutex::default();
-        Self(Arc::new(Inner { parts, door, capacity, arbiters, supervisors, draining: AtomicBool::new(false) }))
+        Self(Arc::new(Inner { parts, door, capacity, supervisors, draining: AtomicBool::new(false) }))
     }
 
     /// What sessions share.
@@ -298,11 +291,9 @@ impl Workspaces {
                     self.0.parts.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
                 supervisors.retain(|key, _| live.contains(key));
             }
-            let mut hasher = DefaultHasher::new();
-            key.hash(&mut hasher);
-            let arbiter = usize::try_from(hasher.finish() % self.0.arbiters.len() as u64).unwrap_or_default();
-            let actor = WorkspaceSupervisor::new(key.clone(), self.0.parts.clone());
-            let supervisor = WorkspaceSupervisor::start_in_arbiter(&self.0.arbiters[arbiter], |_| actor);
+            // On the thread that asked, which serves HTTP: between a request and its session there is no hop, and
+            // hops are what a turn pays for. Requests are spread over the threads, and so are sessions.
+            let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.parts.clone()).start();
             let supervised = Supervised { supervisor, policy: SharedPolicy::new(policy) };
             supervisors.insert(key.clone(), supervised.clone());
             supervised

@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use actix::Arbiter;
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -28,7 +27,6 @@ pub struct Service {
     pub(super) config: Config,
     pub(super) http: HttpFace,
     pub(super) workspaces: Workspaces,
-    pub(super) arbiters: Vec<Arbiter>,
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
 }
@@ -68,13 +66,11 @@ impl Service {
             index: SessionIndex::default(),
             settings: SessionSettings::new(config),
         };
-        let arbiters: Vec<_> = (0..threads()).map(|_| Arbiter::new()).collect();
-        let handles = arbiters.iter().map(Arbiter::handle).collect();
-        let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions), handles);
+        let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions));
         let http = http::serve(workspaces.clone(), config)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
-        Ok(Self { config: config.clone(), http, workspaces, arbiters, runtime, store })
+        Ok(Self { config: config.clone(), http, workspaces, runtime, store })
     }
 
     /// Where the API is.
@@ -83,8 +79,7 @@ impl Service {
     }
 }
 
-/// Threads of each kind (sessions, runtime): half of the processors, since each turn keeps only one of them busy
-/// at a time.
+/// Threads of the runtime: half of the processors, since the other half serves HTTP and sessions.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }

@@ -50,11 +50,6 @@ impl Service {
         if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "the database did not take everything before the end");
         }
-        for arbiter in self.arbiters {
-            arbiter.stop();
-            // A thread that panicked has nothing left to end.
-            let _ = arbiter.join();
-        }
         tracing::info!(marker = "[ACP]", "stopped");
     }
 }

@@ -53,7 +53,8 @@ pub struct Server {
     pub allowed_hosts: Vec<String>,
     /// Origins of browser pages that may call the API, exact: `https://app.example.com`.
     pub allowed_origins: Vec<String>,
-    /// Worker threads of the HTTP API; 0: half of the processors, at least 1.
+    /// Threads that serve HTTP and on which sessions live; 0: half of the processors, at least 1, since the
+    /// embedded runtime and the database writer need the rest.
     pub workers: usize,
 }
 

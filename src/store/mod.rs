@@ -4,6 +4,7 @@
 //! and are told after the commit; reads use a pool of connections that cannot write, on blocking threads.
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
+mod cached;
 mod columns;
 mod connection;
 mod migrations;

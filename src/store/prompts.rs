@@ -6,6 +6,7 @@ use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryab
 
 use super::{
     Store, StoreError,
+    cached::Cached,
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     schema::prompts,
@@ -193,7 +194,6 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
     }
     tx.rows += diesel::insert_into(prompts::table).values(record).execute(tx.connection)?;
     said.write(tx)?;
-    sessions::turn_began(tx, &record.session_id, Timestamp(record.accepted_us))?;
     Ok(Acceptance::Accepted)
 }
 
@@ -226,15 +226,14 @@ impl EndSlot {
         });
         let run = move |tx: &mut WriteTx<'_>| {
             let open = prompts::table.filter(prompts::prompt_id.eq(prompt_id.as_str()));
-            let ended = diesel::update(open.filter(prompts::ended_us.is_null()))
-                .set((
-                    prompts::state.eq(state.as_str()),
-                    prompts::result.eq(result.as_deref()),
-                    prompts::error_code.eq(code),
-                    prompts::error_detail.eq(detail.as_deref()),
-                    prompts::ended_us.eq(end.now.0),
-                ))
-                .execute(tx.connection)?;
+            let ended = diesel::update(open.filter(prompts::ended_us.is_null())).set((
+                prompts::state.eq(state.as_str()),
+                prompts::result.eq(result.as_deref()),
+                prompts::error_code.eq(code),
+                prompts::error_detail.eq(detail.as_deref()),
+                prompts::ended_us.eq(end.now.0),
+            ));
+            let ended = Cached(ended).execute(tx.connection)?;
             if ended == 0 {
                 return Ok(());
             }
@@ -259,8 +258,7 @@ impl Store {
         self.place().map(|place| EndSlot { place })
     }
 
-    /// Accepts a turn: its row, the user's transcript entry and the session's state `running`, in one
-    /// transaction; or finds the turn that has the same idempotency key. An unknown session or an id that
+    /// Accepts a turn: its row and the user's transcript entry, in one transaction; or finds the turn that has the same idempotency key. An unknown session or an id that
     /// exists is a [`StoreError::Conflict`]. A dropped future may have written.
     pub async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
         let (key, hash) = turn.idempotency.map(|given| (clean(given.key), clean(given.body_hash))).unzip();

@@ -7,6 +7,7 @@ use diesel::{
 
 use super::{
     Store, StoreError,
+    cached::Cached,
     columns::{self, Cursor, Page, clean, clean_option},
     connection::AnyConnection,
     schema::sessions,
@@ -277,14 +278,6 @@ fn open<'a>(session_id: &'a str) -> _ {
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
 }
 
-/// Notes that a turn of the session begins.
-pub(super) fn turn_began(tx: &mut WriteTx<'_>, session_id: &str, now: Timestamp) -> Result<(), StoreError> {
-    tx.rows += diesel::update(open(session_id))
-        .set((sessions::state.eq(SessionState::Running.as_str()), sessions::last_used_us.eq(now.0)))
-        .execute(tx.connection)?;
-    Ok(())
-}
-
 /// What the end of a turn changes about its session.
 pub(super) struct AfterTurn<'a> {
     pub(super) session_id: &'a str,
@@ -303,8 +296,8 @@ pub(super) fn turn_ended(tx: &mut WriteTx<'_>, after: &AfterTurn<'_>) -> Result<
         sessions::last_used_us.eq(after.now.0),
     );
     tx.rows += match after.agent_session_id {
-        Some(id) => row.set((common, sessions::agent_session_id.eq(id))).execute(tx.connection)?,
-        None => row.set(common).execute(tx.connection)?,
+        Some(id) => Cached(row.set((common, sessions::agent_session_id.eq(id)))).execute(tx.connection)?,
+        None => Cached(row.set(common)).execute(tx.connection)?,
     };
     Ok(())
 }
