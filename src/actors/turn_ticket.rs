@@ -212,7 +212,7 @@ impl Begun {
             session_id: self.shared.spec.session_id,
             key: self.shared.spec.workspace.clone(),
             state: outcome.state(),
-            result: Some(Redacted::new(&result)),
+            result: Some(Redacted::new(result.get())),
             error: failure.clone(),
             entries: self.entries,
             session_state: SessionState::Idle,
@@ -222,7 +222,6 @@ impl Begun {
             now,
         };
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
-        let result = RawValue::from_string(result).unwrap_or_else(|_| RawValue::NULL.to_owned());
         self.slot.end_turn(
             end,
             Box::new(move |written| {

@@ -1,6 +1,7 @@
 //! The result of a turn, as every route and every way to ask for it gives it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::domain::turn::{MAX_DIAGNOSTICS, Severity};
 
@@ -147,15 +148,16 @@ pub const MAX_RESULT_BYTES: usize = 32_000;
 impl ACPSessionResult {
     /// Writes it as JSON within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then shortens the
     /// message, and says so.
-    pub fn to_bounded_json(mut self) -> String {
+    pub fn to_bounded_json(mut self) -> Box<RawValue> {
         self.diagnostics.truncate(MAX_DIAGNOSTICS);
         loop {
-            let json =
-                serde_json::to_string(&self).unwrap_or_else(|cause| unreachable!("our own types serialise: {cause}"));
-            if json.len() <= MAX_RESULT_BYTES {
+            let json = serde_json::value::to_raw_value(&self)
+                .unwrap_or_else(|cause| unreachable!("our own types serialise: {cause}"));
+            let size = json.get().len();
+            if size <= MAX_RESULT_BYTES {
                 return json;
             }
-            let over = json.len() - MAX_RESULT_BYTES;
+            let over = size - MAX_RESULT_BYTES;
             if !self.diagnostics.is_empty() {
                 let keep = self.diagnostics.len() / 2;
                 self.diagnostics.truncate(keep);
@@ -203,8 +205,8 @@ mod tests {
             diagnostics: vec![diagnostic; 200],
         };
         let json = result.to_bounded_json();
-        assert!(json.len() <= MAX_RESULT_BYTES);
-        let back: ACPSessionResult = serde_json::from_str(&json).unwrap();
+        assert!(json.get().len() <= MAX_RESULT_BYTES);
+        let back: ACPSessionResult = serde_json::from_str(json.get()).unwrap();
         assert!(back.meta.unwrap().message_truncated);
     }
 }

@@ -1,7 +1,9 @@
-//! Updates whose prepared statements are kept.
+//! Statements that every turn runs: their text is made once and their prepared form is kept.
 //!
-//! Diesel does not keep those of updates, since their text may change with the values. Ours do not: each has one
-//! text, and every turn runs some of them.
+//! Diesel keeps no prepared form of updates, since their text may change with the values. Ours do not: each has
+//! one text, under a name of its own.
+
+use std::marker::PhantomData;
 
 use diesel::{
     QueryResult, RunQueryDsl,
@@ -9,12 +11,22 @@ use diesel::{
     query_builder::{AstPass, QueryFragment, QueryId},
 };
 
-/// A statement with one text, whatever its values.
-pub(super) struct Cached<Q>(pub Q);
+/// An update with one text, whatever its values. `Name` is a type that stands for that text and no other.
+pub(super) struct Cached<Name, Q> {
+    update: Q,
+    name: PhantomData<Name>,
+}
 
-impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Cached<Q> {
+impl<Name, Q> Cached<Name, Q> {
+    /// Names a statement.
+    pub(super) fn new(update: Q) -> Self {
+        Self { update, name: PhantomData }
+    }
+}
+
+impl<DB: Backend, Name, Q: QueryFragment<DB>> QueryFragment<DB> for Cached<Name, Q> {
     fn walk_ast<'b>(&'b self, pass: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        self.0.walk_ast(pass)
+        self.update.walk_ast(pass)
     }
 
     fn is_safe_to_cache_prepared(&self, _: &DB) -> QueryResult<bool> {
@@ -22,10 +34,21 @@ impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Cached<Q> {
     }
 }
 
-impl<Q> QueryId for Cached<Q> {
-    type QueryId = ();
-    // The text itself is the key.
-    const HAS_STATIC_QUERY_ID: bool = false;
+impl<Name: 'static, Q> QueryId for Cached<Name, Q> {
+    type QueryId = Name;
+    const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl<Q, Connection> RunQueryDsl<Connection> for Cached<Q> {}
+impl<Name, Q, Connection> RunQueryDsl<Connection> for Cached<Name, Q> {}
+
+/// Runs a statement on the very connection. Through `AnyConnection` its text would be made for each run.
+macro_rules! execute {
+    ($connection:expr, $statement:expr) => {
+        match &mut *$connection {
+            AnyConnection::Postgres(connection) => $statement.execute(connection),
+            AnyConnection::Sqlite(connection) => $statement.execute(connection),
+        }
+    };
+}
+
+pub(super) use execute;

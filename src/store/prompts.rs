@@ -6,7 +6,7 @@ use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryab
 
 use super::{
     Store, StoreError,
-    cached::Cached,
+    cached::{Cached, execute},
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     schema::prompts,
@@ -192,7 +192,7 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
         let holder = holder.read()?;
         return Ok(if same { Acceptance::Existing(holder) } else { Acceptance::Mismatch(holder) });
     }
-    tx.rows += diesel::insert_into(prompts::table).values(record).execute(tx.connection)?;
+    tx.rows += execute!(tx.connection, diesel::insert_into(prompts::table).values(record))?;
     said.write(tx)?;
     Ok(Acceptance::Accepted)
 }
@@ -203,6 +203,9 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
 pub struct EndSlot {
     place: super::Place,
 }
+
+/// Names the update that ends a turn.
+struct EndTurn;
 
 impl EndSlot {
     /// Queues the end of a turn; never blocks, so it may be called from `Drop`. `done` is told on the
@@ -233,7 +236,8 @@ impl EndSlot {
                 prompts::error_detail.eq(detail.as_deref()),
                 prompts::ended_us.eq(end.now.0),
             ));
-            let ended = Cached(ended).execute(tx.connection)?;
+            let ended = Cached::<EndTurn, _>::new(ended);
+            let ended = execute!(tx.connection, ended)?;
             if ended == 0 {
                 return Ok(());
             }

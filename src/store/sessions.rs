@@ -7,7 +7,7 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    cached::Cached,
+    cached::{Cached, execute},
     columns::{self, Cursor, Page, clean, clean_option},
     connection::AnyConnection,
     schema::sessions,
@@ -287,6 +287,9 @@ pub(super) struct AfterTurn<'a> {
     pub(super) now: Timestamp,
 }
 
+/// Names the update of a session after a turn.
+struct AfterTurnOnly;
+
 /// Notes that a turn of the session ended.
 pub(super) fn turn_ended(tx: &mut WriteTx<'_>, after: &AfterTurn<'_>) -> Result<(), StoreError> {
     let row = diesel::update(open(after.session_id));
@@ -296,8 +299,8 @@ pub(super) fn turn_ended(tx: &mut WriteTx<'_>, after: &AfterTurn<'_>) -> Result<
         sessions::last_used_us.eq(after.now.0),
     );
     tx.rows += match after.agent_session_id {
-        Some(id) => Cached(row.set((common, sessions::agent_session_id.eq(id)))).execute(tx.connection)?,
-        None => Cached(row.set(common)).execute(tx.connection)?,
+        Some(id) => row.set((common, sessions::agent_session_id.eq(id))).execute(tx.connection)?,
+        None => execute!(tx.connection, Cached::<AfterTurnOnly, _>::new(row.set(common)))?,
     };
     Ok(())
 }

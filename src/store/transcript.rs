@@ -7,6 +7,7 @@ use diesel::{
 
 use super::{
     Store, StoreError,
+    cached::execute,
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     schema::{prompts, transcript_entries},
@@ -155,7 +156,8 @@ impl Entries {
             }
             connection => {
                 for record in self.records(first) {
-                    tx.rows += diesel::insert_into(transcript_entries::table).values(&record).execute(connection)?;
+                    let insert = diesel::insert_into(transcript_entries::table).values(&record);
+                    tx.rows += execute!(connection, insert)?;
                 }
             }
         }
