@@ -227,7 +227,8 @@ pub fn result_line(result: &ACPSessionResult) -> String {
     }
     .to_owned();
     let Some(meta) = &result.meta else { return line };
-    if let Some(reason) = meta.acp_stop_reason.as_ref().or(meta.error_code.as_ref()) {
+    let reason = meta.acp_stop_reason.as_ref().or(meta.error_code.as_ref());
+    if let Some(reason) = reason.filter(|reason| **reason != line) {
         line += &format!(" ({})", short(reason));
     }
     if meta.usage_known {
@@ -237,7 +238,8 @@ pub fn result_line(result: &ACPSessionResult) -> String {
     if let Some(first) = timings.first_update_ms {
         line += &format!(", first update after {first:.1} ms");
     }
-    line + &format!(", {} updates in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
+    let updates = if timings.updates == 1 { "update" } else { "updates" };
+    line + &format!(", {} {updates} in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
 }
 
 /// Why a turn did not end well, on one line.

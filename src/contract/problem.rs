@@ -43,7 +43,9 @@ impl Problem {
     /// Describes a failure.
     pub fn new(failure: &Failure, request_id: impl Into<String>) -> Self {
         let code = failure.code;
-        let detail = failure.detail.trim_end_matches('.');
+        // A failure of the runtime comes with the advice already.
+        let detail = failure.detail.trim_end().trim_end_matches(code.advice());
+        let detail = detail.trim_end().trim_end_matches('.');
         Self {
             kind: format!("urn:lumilink:problem:{}", code.as_str()),
             title: code.as_str().replace('_', " "),
