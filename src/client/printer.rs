@@ -13,7 +13,7 @@ use crate::{
         problem::Problem,
         result::{ACPSessionResult, ResultStopReason},
     },
-    domain::{text, turn::Severity},
+    domain::{outcome::ErrorCode, text, turn::Severity},
 };
 
 /// The longest title that is shown, in characters: about a line.
@@ -64,6 +64,8 @@ impl<W: Write> Printer<W> {
                 self.line(&result_line(result))?;
                 let mut errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
                 errors.try_for_each(|it| self.line(&it.message))?;
+                let code = result.meta.as_ref().and_then(|meta| ErrorCode::from_name(meta.error_code.as_deref()?));
+                code.map_or(Ok(()), |code| self.line(code.advice()))?;
             }
             TurnEvent::Problem(problem) => self.line(&problem_line(problem))?,
         }

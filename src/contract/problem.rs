@@ -46,11 +46,12 @@ impl Problem {
         // A failure of the runtime comes with the advice already.
         let detail = failure.detail.trim_end().trim_end_matches(code.advice());
         let detail = detail.trim_end().trim_end_matches('.');
+        let stop = if detail.ends_with(['?', '!']) { "" } else { "." };
         Self {
             kind: format!("urn:lumilink:problem:{}", code.as_str()),
             title: code.as_str().replace('_', " "),
             status: status_of(code),
-            detail: format!("{detail}. {}", code.advice()),
+            detail: format!("{detail}{stop} {}", code.advice()),
             code: code.as_str().to_owned(),
             class: code.class().as_str().to_owned(),
             retryable: code.retryable(),
