@@ -115,3 +115,18 @@ pub fn retry_after_s(code: ErrorCode) -> Option<u32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_stands_once_behind_what_happened() {
+        let code = ErrorCode::UnknownAgent;
+        let detail = |said: &str| Problem::new(&Failure::new(code, said), "r").detail;
+        let once = format!("no agent `x`. {}", code.advice());
+        assert_eq!(detail("no agent `x`"), once);
+        assert_eq!(detail(&once), once);
+        assert_eq!(detail("is it there?"), format!("is it there? {}", code.advice()));
+    }
+}
