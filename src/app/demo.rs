@@ -12,7 +12,11 @@ use uuid::Uuid;
 use super::{AppError, ServeOptions, Service, announce, stop};
 use crate::{
     client::{ApiClient, ClientError, NewSession, PromptRequest, TurnEvent, printer::Printer},
-    config::{Loaded, client::ClientSettings},
+    config::{
+        Loaded,
+        client::ClientSettings,
+        environment::{current_folder, current_program},
+    },
     contract::result::{ACPSessionResult, ResultStopReason},
 };
 
@@ -53,9 +57,17 @@ fn where_to_look(address: SocketAddr, data_dir: &std::path::Path) -> String {
          Health       http://{address}/acp/health\n  \
          Data         {}\n\
          From another terminal:\n  \
-         lumilink session new --server http://{address} --installation demo --workspace mine",
-        data_dir.display()
+         {} session new --server http://{address} --installation demo --workspace mine",
+        data_dir.display(),
+        own_name()
     )
+}
+
+/// This program as a shell finds it; most who see the tour have not installed it.
+fn own_name() -> String {
+    let Ok(program) = current_program() else { return "lumilink".to_owned() };
+    let here = current_folder().ok().and_then(|folder| program.strip_prefix(folder).ok().map(PathBuf::from));
+    here.unwrap_or(program).display().to_string()
 }
 
 /// What goes wrong in a step.
@@ -89,7 +101,7 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
     let tour = Tour { client, session: opened.session_id };
 
     say("2. A prompt that makes the agent write a file, streamed as it happens.");
-    let result = tour.turn("think ; plan ; write hello.txt Hello from the agent ; echo Done.", false).await?;
+    let result = tour.turn("think ; plan ; write hello.txt Hello from the agent", false).await?;
     check(result.stop_reason == ResultStopReason::Completed, "the turn that writes a file did not complete")?;
     // With a separate runtime the folder is in its container; the diff is the same everywhere.
     let diff = tour.client.diff(&tour.session).await.map_err(failed("diff"))?;

@@ -8,6 +8,7 @@ mod start;
 mod stop;
 
 use std::{
+    fs::TryLockError,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -30,6 +31,9 @@ pub enum AppError {
     /// The database's URL is none.
     #[error("database.url: {0}")]
     DatabaseUrl(#[from] BadDatabaseUrl),
+    /// Another supervisor works with the SQLite file.
+    #[error("another lumilink works with the database {}; stop it, or choose another --data-dir", .0.display())]
+    InUse(PathBuf),
     /// The metrics cannot be made.
     #[error("metrics: {0}")]
     Metrics(#[from] crate::telemetry::metrics::MetricsError),
@@ -92,10 +96,31 @@ pub async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(),
 /// Brings the tables up to date.
 pub async fn migrate(loaded: Loaded) -> Result<(), AppError> {
     let url = database_url(&loaded)?;
+    make_data_dir(&loaded)?;
     for name in Store::migrate(&url)? {
         tracing::info!(migration = name, "applied");
     }
     Ok(())
+}
+
+fn make_data_dir(loaded: &Loaded) -> Result<(), AppError> {
+    std::fs::create_dir_all(&loaded.data_dir)
+        .map_err(AppError::io(format!("data folder {}", loaded.data_dir.display())))
+}
+
+/// Holds a SQLite database for this process: a second supervisor would take the turns of the first one for
+/// abandoned. The system lets go of it with the process, however that ends. PostgreSQL is not held.
+fn hold(url: &DatabaseUrl) -> Result<Option<std::fs::File>, AppError> {
+    let DatabaseUrl::Sqlite(path) = url else { return Ok(None) };
+    let mut name = path.clone().into_os_string();
+    name.push(".lock");
+    let failed = |cause| AppError::Io { what: format!("lock file {}", Path::new(&name).display()), cause };
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(AppError::InUse(path.clone())),
+        Err(TryLockError::Error(cause)) => Err(failed(cause)),
+    }
 }
 
 fn database_url(loaded: &Loaded) -> Result<DatabaseUrl, AppError> {

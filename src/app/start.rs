@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{AppError, database_url};
+use super::{AppError, database_url, hold, make_data_dir};
 use crate::{
     actors::{
         capacity_guard::CapacityGuard,
@@ -17,7 +17,7 @@ use crate::{
     domain::clock::Clock,
     http::{self, HttpFace},
     runtime::{self, AgentSettings, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
-    store::{Store, StoreObserver, StoreOptions},
+    store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue},
     transport::{acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor},
 };
@@ -29,17 +29,20 @@ pub struct Service {
     pub(super) workspaces: Workspaces,
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
+    /// Goes last: until then nobody else may use the database.
+    _held: Option<std::fs::File>,
 }
 
 impl Service {
     /// Starts every part, the ones first that others need.
     pub async fn start(loaded: &Loaded) -> Result<Self, AppError> {
         let config = &loaded.config;
-        std::fs::create_dir_all(&loaded.data_dir)
-            .map_err(AppError::io(format!("data folder {}", loaded.data_dir.display())))?;
+        make_data_dir(loaded)?;
+        let url = database_url(loaded)?;
+        let held = hold(&url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = open_store(loaded, &metrics)?;
+        let store = open_store(url, loaded, &metrics)?;
         let recovered = store.recover(clock.now()).await?;
         tracing::info!(
             marker = "[ACP]",
@@ -70,7 +73,7 @@ impl Service {
         let http = http::serve(workspaces.clone(), config)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
-        Ok(Self { config: config.clone(), http, workspaces, runtime, store })
+        Ok(Self { config: config.clone(), http, workspaces, runtime, store, _held: held })
     }
 
     /// Where the API is.
@@ -84,9 +87,9 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-fn open_store(loaded: &Loaded, metrics: &Metrics) -> Result<Store, AppError> {
+fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<Store, AppError> {
     Ok(Store::open(StoreOptions {
-        url: database_url(loaded)?,
+        url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         observer: Arc::new(Observer(metrics.clone())),

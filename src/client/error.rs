@@ -20,7 +20,7 @@ pub enum ClientError {
         body: String,
     },
     /// The server could not be reached; nothing was started.
-    #[error("cannot reach {url}: {cause}")]
+    #[error("cannot reach {url}: {cause}; does a server run there?")]
     Unreachable {
         /// What was asked.
         url: String,
@@ -78,8 +78,21 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
     super::clean::clean_line(&text)
 }
 
+/// The innermost cause: where nothing was reached, the layers above have nothing to add.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    super::clean::clean_line(&cause.to_string())
+}
+
 /// What became of a request that got no answer.
 pub(super) fn lost_or_unreachable(error: &reqwest::Error, base: &url::Url) -> ClientError {
-    let (url, cause) = (base.to_string(), causes(error));
-    if error.is_connect() { ClientError::Unreachable { url, cause } } else { ClientError::Lost { url, cause } }
+    let url = base.to_string();
+    if error.is_connect() {
+        ClientError::Unreachable { url, cause: root_cause(error) }
+    } else {
+        ClientError::Lost { url, cause: causes(error) }
+    }
 }

@@ -13,7 +13,7 @@ use crate::{
         problem::Problem,
         result::{ACPSessionResult, ResultStopReason},
     },
-    domain::{text, turn::Severity},
+    domain::{outcome::ErrorCode, text, turn::Severity},
 };
 
 /// The longest title that is shown, in characters: about a line.
@@ -64,6 +64,8 @@ impl<W: Write> Printer<W> {
                 self.line(&result_line(result))?;
                 let mut errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
                 errors.try_for_each(|it| self.line(&it.message))?;
+                let code = result.meta.as_ref().and_then(|meta| ErrorCode::from_name(meta.error_code.as_deref()?));
+                code.map_or(Ok(()), |code| self.line(code.advice()))?;
             }
             TurnEvent::Problem(problem) => self.line(&problem_line(problem))?,
         }
@@ -227,7 +229,8 @@ pub fn result_line(result: &ACPSessionResult) -> String {
     }
     .to_owned();
     let Some(meta) = &result.meta else { return line };
-    if let Some(reason) = meta.acp_stop_reason.as_ref().or(meta.error_code.as_ref()) {
+    let reason = meta.acp_stop_reason.as_ref().or(meta.error_code.as_ref());
+    if let Some(reason) = reason.filter(|reason| **reason != line) {
         line += &format!(" ({})", short(reason));
     }
     if meta.usage_known {
@@ -237,7 +240,8 @@ pub fn result_line(result: &ACPSessionResult) -> String {
     if let Some(first) = timings.first_update_ms {
         line += &format!(", first update after {first:.1} ms");
     }
-    line + &format!(", {} updates in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
+    let updates = if timings.updates == 1 { "update" } else { "updates" };
+    line + &format!(", {} {updates} in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
 }
 
 /// Why a turn did not end well, on one line.

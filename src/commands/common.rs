@@ -21,14 +21,14 @@ pub struct CommonFlags {
     /// Address to listen on, such as 127.0.0.1:8080; port 0 takes a free one.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Folder for the database and the workspaces [default: .lumilink].
+    /// Folder for the database and the workspaces; else LUMILINK_DATA_DIR [default: .lumilink].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// sqlite:PATH or postgres://user:password@host/name; better in LUMILINK_DATABASE__URL, which other
     /// users of the machine cannot read.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
-    /// Any setting; may be repeated.
+    /// Any setting, lists as JSON: turn.cancel_grace_s=9, agent.command=["goose","acp"]; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = Flag::parse_set)]
     pub settings: Vec<Flag>,
     /// What the command prefers to the defaults.

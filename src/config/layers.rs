@@ -147,6 +147,7 @@ fn wanted_as_words(wanted: &str) -> String {
         "a map" => "a table, such as {\"NAME\": \"value\"}".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "path string" => "a path".to_owned(),
+        "socket address" => "an address and a port, such as 127.0.0.1:8080".to_owned(),
         other if other.starts_with("struct ") => "a section of settings".to_owned(),
         other => other.to_owned(),
     }

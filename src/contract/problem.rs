@@ -43,12 +43,15 @@ impl Problem {
     /// Describes a failure.
     pub fn new(failure: &Failure, request_id: impl Into<String>) -> Self {
         let code = failure.code;
-        let detail = failure.detail.trim_end_matches('.');
+        // A failure of the runtime comes with the advice already.
+        let detail = failure.detail.trim_end().trim_end_matches(code.advice());
+        let detail = detail.trim_end().trim_end_matches('.');
+        let stop = if detail.ends_with(['?', '!']) { "" } else { "." };
         Self {
             kind: format!("urn:lumilink:problem:{}", code.as_str()),
             title: code.as_str().replace('_', " "),
             status: status_of(code),
-            detail: format!("{detail}. {}", code.advice()),
+            detail: format!("{detail}{stop} {}", code.advice()),
             code: code.as_str().to_owned(),
             class: code.class().as_str().to_owned(),
             retryable: code.retryable(),
@@ -110,5 +113,20 @@ pub fn retry_after_s(code: ErrorCode) -> Option<u32> {
         ErrorCode::CapacityExhausted => Some(10),
         ErrorCode::Interrupted => Some(1),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_stands_once_behind_what_happened() {
+        let code = ErrorCode::UnknownAgent;
+        let detail = |said: &str| Problem::new(&Failure::new(code, said), "r").detail;
+        let once = format!("no agent `x`. {}", code.advice());
+        assert_eq!(detail("no agent `x`"), once);
+        assert_eq!(detail(&once), once);
+        assert_eq!(detail("is it there?"), format!("is it there? {}", code.advice()));
     }
 }

@@ -42,22 +42,22 @@ uuid_id! {
     FolderId
 }
 
-/// A name that a caller chose (`installationId`, `workspaceId`, `userId`) is not usable.
+/// A name that a caller chose is not usable; it holds what the name is called in requests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ : @ - and begin with a letter or digit")]
-pub struct BadName;
+#[error("{0} must be 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ : @ - and begin with a letter or digit")]
+pub struct BadName(&'static str);
 
 /// The longest name that a caller may choose, in characters; it has to fit an index and a log line.
 pub const MAX_NAME_LENGTH: usize = 128;
 
-fn checked_name(text: &str) -> Result<&str, BadName> {
+fn checked_name<'a>(called: &'static str, text: &'a str) -> Result<&'a str, BadName> {
     let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte));
-    if first && rest && text.len() <= MAX_NAME_LENGTH { Ok(text) } else { Err(BadName) }
+    if first && rest && text.len() <= MAX_NAME_LENGTH { Ok(text) } else { Err(BadName(called)) }
 }
 
 macro_rules! name_id {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident = $called:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String")]
@@ -74,7 +74,7 @@ macro_rules! name_id {
             type Error = BadName;
 
             fn try_from(text: String) -> Result<Self, BadName> {
-                checked_name(&text)?;
+                checked_name($called, &text)?;
                 Ok(Self(text))
             }
         }
@@ -83,7 +83,7 @@ macro_rules! name_id {
             type Err = BadName;
 
             fn from_str(text: &str) -> Result<Self, BadName> {
-                checked_name(text).map(|text| Self(text.to_owned()))
+                checked_name($called, text).map(|text| Self(text.to_owned()))
             }
         }
 
@@ -97,15 +97,15 @@ macro_rules! name_id {
 
 name_id! {
     /// The tenant.
-    InstallationId
+    InstallationId = "installationId"
 }
 name_id! {
     /// A workspace within its tenant; alone it is ambiguous, [`WorkspaceKey`] is not.
-    WorkspaceId
+    WorkspaceId = "workspaceId"
 }
 name_id! {
     /// The person for whom a session works.
-    UserId
+    UserId = "userId"
 }
 
 /// A workspace: (tenant, workspace), everywhere.

@@ -110,7 +110,7 @@ error_codes! {
     /// The agent wants to be signed in.
     AgentAuthRequired = "agent_auth_required", Application, false, "Give the agent its credentials in `[agent] env`.";
     /// The agent rejected the request's parameters.
-    AgentRejected = "agent_rejected", Application, false, "Change the prompt; the agent said why.";
+    AgentRejected = "agent_rejected", Application, false, "Change the request; the agent said why.";
     /// The model provider behind the agent failed.
     ModelProvider = "model_provider", Application, true, "Try again later; the provider refused or is overloaded.";
 

@@ -18,6 +18,7 @@ use std::{net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 use actix_web::{
     App, FromRequest, HttpRequest, HttpServer,
     dev::{Payload, ServerHandle},
+    error::QueryPayloadError,
     http::Method,
     middleware::from_fn,
     web::{self, Data},
@@ -80,7 +81,7 @@ pub fn serve(workspaces: Workspaces, config: &Config) -> std::io::Result<HttpFac
         let (app, _) = App::new().into_utoipa_app().configure(routes).split_for_parts();
         app.app_data(state.clone())
             .app_data(web::PayloadConfig::new(body_bytes))
-            .app_data(web::QueryConfig::default().error_handler(|cause, _| bad_input(&cause).into()))
+            .app_data(web::QueryConfig::default().error_handler(|cause, _| bad_query(&cause).into()))
             .app_data(web::PathConfig::default().error_handler(|cause, _| bad_input(&cause).into()))
             .app_data(Data::from(document.clone()))
             .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", (*document).clone()))
@@ -158,6 +159,13 @@ fn matches(template: &str, path: &str) -> bool {
 
 fn bad_input(cause: &impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, cause.to_string())
+}
+
+fn bad_query(cause: &QueryPayloadError) -> ApiError {
+    match cause {
+        QueryPayloadError::Deserialize(cause) => bad_input(&format!("query: {cause}")),
+        other => bad_input(other),
+    }
 }
 
 /// The body of a request, whole. One over `[limits] body_bytes` is refused.

@@ -160,7 +160,8 @@ fn with_parameters(url: &str) -> String {
 
 /// libpq quotes parts of a URL that it does not understand.
 fn without_password(url: &SecretString, cause: &dyn Display) -> String {
-    let said = cause.to_string();
+    // libpq writes for a terminal, with line ends and tabs.
+    let said = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     let password = url
         .expose_secret()
         .split_once("://")

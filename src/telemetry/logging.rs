@@ -68,6 +68,10 @@ pub fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
         // It reports what clients send wrong as errors of the server; a client must not be able to do that.
         filter = filter.add_directive(tracing_subscriber::filter::Directive::from_str("actix_http::h1=off")?);
     }
+    if !level.contains("actix_server") {
+        // It tells about every thread; where the service listens is said by itself, once.
+        filter = filter.add_directive(tracing_subscriber::filter::Directive::from_str("actix_server=warn")?);
+    }
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match form {

@@ -100,3 +100,13 @@ fn a_file_that_is_missing_or_no_toml_exits_78() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(file), "it names the file");
     }
 }
+
+#[test]
+fn migrate_makes_the_data_folder_and_may_be_repeated() {
+    let folder = Folder::new();
+    for _ in 0..2 {
+        let output = run(&folder, &[], &["migrate", "--data-dir", "new/data"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(folder.path().join("new/data/lumilink.db").exists());
+}

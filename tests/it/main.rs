@@ -20,6 +20,7 @@ mod openapi;
 mod permission;
 mod prompt;
 mod protocol;
+mod readme;
 mod runtime_alone;
 mod security;
 mod sessions;

@@ -109,6 +109,7 @@ fn nfr_004_a_turn_that_a_power_cut_ended_is_interrupted_and_its_session_can_be_l
     let mut program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, stream) = session.is_busy_with("echo started ; sleep 60");
+    let told = session.state()["lastEventId"].as_u64().expect("an id");
     program.kill();
     drop(stream);
     let folder = program.folder.clone();
@@ -119,6 +120,8 @@ fn nfr_004_a_turn_that_a_power_cut_ended_is_interrupted_and_its_session_can_be_l
     assert_eq!(again.state()["state"], "interrupted");
     again.prompt("echo a").problem(409, "session_not_loaded");
     again.post("load", json!({})).expect(200);
+    let next = again.state()["lastEventId"].as_u64().expect("an id");
+    assert!(next > told, "an event id stands for one event: {next} after {told}");
     assert_eq!(again.says("echo a"), "a");
 }
 

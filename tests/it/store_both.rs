@@ -90,3 +90,23 @@ fn a_database_that_is_not_there_stops_the_start_with_a_reason() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.to_lowercase().contains("database") && !said.contains("secret-password"), "{said}");
 }
+
+#[test]
+fn a_second_supervisor_on_the_same_sqlite_file_is_refused_and_disturbs_nothing() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    let second = std::process::Command::new(crate::harness::lumilink())
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(program.folder.path().join("data"))
+        .env("HOME", program.folder.path())
+        .output()
+        .expect("the program runs");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(said.contains("another lumilink") && said.contains("--data-dir"), "{said}");
+    let turn = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
+    assert_eq!(turn["state"], "running");
+    assert!(session.cancel());
+    stream.rest();
+}
