@@ -1,7 +1,7 @@
 //! Statements that every turn runs: their text is made once and their prepared form is kept.
 //!
-//! Diesel keeps no prepared form of updates, since their text may change with the values. Ours do not: each has
-//! one text, under a name of its own.
+//! Diesel keeps no prepared form of updates and of some inserts, since their text may change with the values. Ours
+//! do not: each has one text, under a name of its own.
 
 use std::marker::PhantomData;
 
@@ -11,22 +11,22 @@ use diesel::{
     query_builder::{AstPass, QueryFragment, QueryId},
 };
 
-/// An update with one text, whatever its values. `Name` is a type that stands for that text and no other.
+/// A statement with one text, whatever its values. `Name` is a type that stands for that text and no other.
 pub(super) struct Cached<Name, Q> {
-    update: Q,
+    statement: Q,
     name: PhantomData<Name>,
 }
 
 impl<Name, Q> Cached<Name, Q> {
     /// Names a statement.
-    pub(super) fn new(update: Q) -> Self {
-        Self { update, name: PhantomData }
+    pub(super) fn new(statement: Q) -> Self {
+        Self { statement, name: PhantomData }
     }
 }
 
 impl<DB: Backend, Name, Q: QueryFragment<DB>> QueryFragment<DB> for Cached<Name, Q> {
     fn walk_ast<'b>(&'b self, pass: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        self.update.walk_ast(pass)
+        self.statement.walk_ast(pass)
     }
 
     fn is_safe_to_cache_prepared(&self, _: &DB) -> QueryResult<bool> {

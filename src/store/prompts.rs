@@ -192,7 +192,8 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
         let holder = holder.read()?;
         return Ok(if same { Acceptance::Existing(holder) } else { Acceptance::Mismatch(holder) });
     }
-    tx.rows += execute!(tx.connection, diesel::insert_into(prompts::table).values(record))?;
+    let insert = Cached::<AcceptTurn, _>::new(diesel::insert_into(prompts::table).values(record));
+    tx.rows += execute!(tx.connection, insert)?;
     said.write(tx)?;
     Ok(Acceptance::Accepted)
 }
@@ -204,6 +205,8 @@ pub struct EndSlot {
     place: super::Place,
 }
 
+/// Names the insert that accepts a turn.
+struct AcceptTurn;
 /// Names the update that ends a turn.
 struct EndTurn;
 

@@ -7,7 +7,7 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    cached::execute,
+    cached::{Cached, execute},
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     schema::{prompts, transcript_entries},
@@ -102,6 +102,9 @@ pub(super) struct Entries {
     first_seq: Option<i64>,
 }
 
+/// Names the insert of one entry.
+struct InsertEntry;
+
 /// From this many entries on, PostgreSQL gets one statement for many rows: below, prepared statements for
 /// one row each are faster. SQLite has no round trip to save.
 const MANY: usize = 8;
@@ -157,6 +160,7 @@ impl Entries {
             connection => {
                 for record in self.records(first) {
                     let insert = diesel::insert_into(transcript_entries::table).values(&record);
+                    let insert = Cached::<InsertEntry, _>::new(insert);
                     tx.rows += execute!(connection, insert)?;
                 }
             }
