@@ -64,7 +64,8 @@ pub async fn find_or_make(
         }
         None => {
             let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
-            let prepare = PrepareWorkspace { workspace, checkout: request.checkout.clone() };
+            let prepare =
+                PrepareWorkspace { workspace, agent: request.agent.clone(), checkout: request.checkout.clone() };
             (new.folder_id, Some(door.prepare(&prepare).await?))
         }
     };
@@ -84,7 +85,7 @@ pub async fn find_or_make(
 /// Makes sure that a workspace is there.
 pub async fn prepare(door: &WorkspaceDoor, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
-    door.prepare(&PrepareWorkspace { workspace: reference(row), checkout }).await
+    door.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
 }
 
 /// A workspace is one place: what a caller says of it has to be what it is.

@@ -82,7 +82,7 @@ impl RuntimePath {
     /// Makes a workspace for some sessions; gives its path.
     pub async fn prepare(&self) -> Result<String, BenchError> {
         let workspace = WorkspaceRef { folder_id: FolderId(Uuid::new_v4()), path: None };
-        let prepared = self.door.prepare(&PrepareWorkspace { workspace, checkout: None }).await;
+        let prepared = self.door.prepare(&PrepareWorkspace { workspace, agent: None, checkout: None }).await;
         Ok(prepared.map_err(not_opened)?.path)
     }
 

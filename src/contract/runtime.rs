@@ -108,6 +108,9 @@ pub struct Checkout {
 pub struct PrepareWorkspace {
     /// Which one.
     pub workspace: WorkspaceRef,
+    /// Which agent is to work in it; one that is not configured is refused before anything is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// What to clone (shallow) into it when it is new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkout: Option<Checkout>,

@@ -81,6 +81,19 @@ impl SessionState {
         }
     }
 
+    /// What the rows of sessions in this state may say. A row is written when a session comes and goes, not with
+    /// each of its turns, and not when it expires.
+    pub fn kept_as(self) -> &'static [Self] {
+        match self {
+            Self::Starting | Self::Idle | Self::Running => &[Self::Starting, Self::Idle, Self::Running],
+            Self::Hibernated => &[Self::Hibernated],
+            Self::Expired => &[Self::Hibernated, Self::Expired],
+            Self::Interrupted => &[Self::Interrupted],
+            Self::Failed => &[Self::Failed],
+            Self::Closed => &[Self::Closed],
+        }
+    }
+
     /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
     /// expired.
     pub fn at_age(self, unused: std::time::Duration, max_age: std::time::Duration) -> Self {

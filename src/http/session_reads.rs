@@ -22,6 +22,9 @@ use crate::{
     store::{self, Cursor, SessionFilter, SessionRow, WorkspaceFilter},
 };
 
+/// Pages of rows that are read for one page of sessions in a wanted state.
+const MAX_PAGES_READ: usize = 10;
+
 /// Tells how a session is.
 #[utoipa::path(
     get,
@@ -193,13 +196,28 @@ pub async fn list_sessions(
     query: web::Query<SessionQuery>,
 ) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
     let SessionQuery { installation_id, workspace_id, user_id, state: wanted, limit, cursor } = query.into_inner();
-    let page = page(&state, limit, cursor)?;
+    let mut page = page(&state, limit, cursor)?;
     let limit = page.limit;
-    let filter = SessionFilter { installation_id, workspace_id, user_id, state: wanted };
-    let rows = state.workspaces.parts().store.list_sessions(filter, page).await?;
-    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
-    let items = rows.into_iter().map(|row| info(&state, row, false)).collect();
-    Ok(web::Json(Page { items, next_cursor }))
+    let states = wanted.map_or_else(Vec::new, |wanted| wanted.kept_as().to_vec());
+    let filter = SessionFilter { installation_id, workspace_id, user_id, states };
+    let mut items = Vec::new();
+    let mut next_cursor = None;
+    // What a session is now is known better here than by its row, so a page of rows may hold fewer of what is
+    // wanted; after some of them the caller gets what there is, and the cursor to go on from.
+    for _ in 0..MAX_PAGES_READ {
+        let rows = state.workspaces.parts().store.list_sessions(filter.clone(), page.clone()).await?;
+        let more = rows.len() == page.limit;
+        let last = rows.last().map(|row| row.cursor());
+        items.extend(
+            rows.into_iter().map(|row| info(&state, row, false)).filter(|it| wanted.is_none_or(|w| w == it.state)),
+        );
+        next_cursor = last.filter(|_| more);
+        if items.len() == limit || next_cursor.is_none() {
+            break;
+        }
+        page = store::Page { limit: limit - items.len(), after: next_cursor.clone() };
+    }
+    Ok(web::Json(Page { items, next_cursor: next_cursor.map(|cursor| cursor.to_string()) }))
 }
 
 /// Lists workspaces, newest first.

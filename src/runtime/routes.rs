@@ -119,7 +119,10 @@ async fn metrics(parts: web::Data<Parts>) -> HttpResponse {
 
 async fn prepare(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
     match read::<PrepareWorkspace>(&request, body).await {
-        Ok(asked) => answer(parts.workspaces.prepare(asked).await),
+        Ok(asked) => match asked.agent.as_ref().filter(|agent| !parts.sockets.agents.names().contains(agent)) {
+            Some(agent) => refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured")),
+            None => answer(parts.workspaces.prepare(asked).await),
+        },
         Err(failure) => answer_failure(&failure),
     }
 }

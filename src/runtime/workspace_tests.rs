@@ -90,7 +90,7 @@ impl Place {
     async fn prepare(&self, id: Uuid, repository: Option<&str>) -> Result<String, Failure> {
         let checkout = repository.map(|repository| Checkout { repository: repository.into(), branch: None });
         let workspace = WorkspaceRef { folder_id: FolderId(id), path: None };
-        Ok(self.workspaces.prepare(PrepareWorkspace { workspace, checkout }).await?.path)
+        Ok(self.workspaces.prepare(PrepareWorkspace { workspace, agent: None, checkout }).await?.path)
     }
 
     async fn changes(&self, id: Uuid, path: Option<String>) -> Result<Vec<(String, ChangeStatus)>, Failure> {
@@ -118,7 +118,7 @@ async fn an_existing_folder_is_compared_with_its_state_at_the_first_use() {
     let path = project.to_str().unwrap().to_owned();
     for _ in 0..2 {
         let workspace = WorkspaceRef { folder_id: FolderId(Uuid::nil()), path: Some(path.clone()) };
-        place.workspaces.prepare(PrepareWorkspace { workspace, checkout: None }).await.unwrap();
+        place.workspaces.prepare(PrepareWorkspace { workspace, agent: None, checkout: None }).await.unwrap();
         std::fs::write(project.join("new"), "x\n").unwrap();
     }
     let changes = place.changes(Uuid::nil(), Some(path)).await.unwrap();

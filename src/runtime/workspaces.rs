@@ -77,7 +77,7 @@ impl Workspaces {
 
     /// Makes a workspace, or finds it as it is. A dropped future leaves none that is half made.
     pub async fn prepare(self: &Arc<Self>, request: PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
-        let PrepareWorkspace { workspace, checkout } = request;
+        let PrepareWorkspace { workspace, checkout, .. } = request;
         if let Some(path) = workspace.path {
             if checkout.is_some() {
                 return Err(Failure::new(ErrorCode::InvalidRequest, "`path` and `repository` exclude each other"));

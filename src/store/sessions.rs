@@ -156,8 +156,8 @@ pub struct SessionFilter {
     pub workspace_id: Option<WorkspaceId>,
     /// Only those of a user.
     pub user_id: Option<UserId>,
-    /// Only those in this state.
-    pub state: Option<SessionState>,
+    /// Only those whose row says one of these; any where empty.
+    pub states: Vec<SessionState>,
 }
 
 #[derive(Queryable, Insertable)]
@@ -363,8 +363,8 @@ impl Store {
             if let Some(user) = &filter.user_id {
                 rows = rows.filter(sessions::user_id.eq(user.as_str()));
             }
-            if let Some(state) = filter.state {
-                rows = rows.filter(sessions::state.eq(state.as_str()));
+            if !filter.states.is_empty() {
+                rows = rows.filter(sessions::state.eq_any(filter.states.iter().map(|state| state.as_str())));
             }
             if let Some(Cursor { created, id }) = &page.after {
                 rows = rows

@@ -171,3 +171,23 @@ fn modes_and_options_are_set_where_the_agent_offers_them_and_refused_where_not()
     assert!([400, 422].contains(&refused.status), "{}", refused.text);
     assert_eq!(session.says("echo fine"), "fine");
 }
+
+#[test]
+fn a_list_by_state_tells_what_sessions_are_now() {
+    let program = Program::start();
+    let (busy, idle) = (program.api.open("busy"), program.api.open("idle"));
+    let listed = |state: &str| {
+        let page = program.api.get(&format!("/acp/sessions?state={state}")).expect(200);
+        let items = page["items"].as_array().expect("items").clone();
+        items.iter().map(|item| item["sessionId"].as_str().expect("an id").to_owned()).collect::<Vec<_>>()
+    };
+    let turn = busy.starts("sleep 60");
+    busy.becomes("running");
+    assert_eq!(listed("running"), [busy.id.as_str()]);
+    assert_eq!(listed("idle"), [idle.id.as_str()]);
+    busy.post("cancel", json!({})).expect(200);
+    busy.ends(&turn);
+    idle.post("close", json!({})).expect(200);
+    assert_eq!(listed("closed"), [idle.id.as_str()]);
+    assert_eq!(listed("running"), Vec::<String>::new());
+}

@@ -143,6 +143,8 @@ fn a_second_agent_is_chosen_by_its_name() {
     assert_eq!(program.api.open_with(body).says("echo a"), "a");
     let agents = program.api.get("/acp/agents").expect(200);
     assert!(agents.to_string().contains("second"), "{agents}");
-    let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "third"});
+    let body = json!({"workspaceId": "never", "installationId": "tenant-1", "agent": "third"});
     program.api.post("/acp/session/new", body).problem(422, "unknown_agent");
+    let workspaces = program.api.get("/acp/workspaces").expect(200);
+    assert!(!workspaces.to_string().contains("never"), "a refused request leaves no workspace: {workspaces}");
 }

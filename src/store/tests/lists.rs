@@ -47,7 +47,7 @@ both_databases! {
             installation_id: Some("acme".parse().unwrap()),
             workspace_id: Some("web".parse().unwrap()),
             user_id: Some("bob".parse().unwrap()),
-            state: Some(SessionState::Closed),
+            states: vec![SessionState::Closed],
         };
         let wanted: Vec<_> = expected
             .iter()
