@@ -102,9 +102,6 @@ impl WorkspaceSupervisor {
     fn on_broken(&mut self, id: SessionId, cause: RestartCause, failure: Failure, ctx: &mut Context<Self>) {
         let now = self.parts.clock.now();
         let Some(child) = self.children.get_mut(&id) else { return };
-        if !child.closing.is_empty() {
-            return self.settle(id, SessionState::Closed, None, ctx);
-        }
         match child.restarts.on_end(now) {
             Verdict::GiveUp => {
                 let detail = format!("it failed too often in a short time; the last failure: {}", failure.detail);
@@ -184,6 +181,22 @@ impl WorkspaceSupervisor {
             }
             this.forget(id);
         }));
+    }
+
+    /// Ends a session whose first start did not work: its callers are told, nothing of it is kept.
+    fn give_up_start(&mut self, id: SessionId, cause: EndCause) {
+        let failure = match cause {
+            EndCause::StartFailed(failure) | EndCause::Broken(failure) => failure,
+            EndCause::Panicked => Failure::new(ErrorCode::Internal, "the session's actor panicked"),
+            EndCause::Idle | EndCause::Closed | EndCause::Drained => {
+                Failure::new(ErrorCode::SessionClosed, "the session was closed while it started")
+            }
+        };
+        self.parts.metrics.error(failure.code);
+        for later in self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default() {
+            let _ = later.send(Err(failure.clone()));
+        }
+        self.forget(id);
     }
 
     fn forget(&mut self, id: SessionId) {
@@ -282,17 +295,14 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
         if child.generation != generation {
             return;
         }
+        if !child.proven {
+            return self.give_up_start(id, cause);
+        }
+        if !child.closing.is_empty() {
+            // Whatever it ended of, it is what was asked for.
+            return self.settle(id, SessionState::Closed, None, ctx);
+        }
         match cause {
-            // The caller of the start is told; nothing of the session is kept.
-            EndCause::StartFailed(failure) if !child.proven => {
-                self.parts.metrics.error(failure.code);
-                for later in
-                    self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default()
-                {
-                    let _ = later.send(Err(failure.clone()));
-                }
-                self.forget(id);
-            }
             EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Broken(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Panicked => {

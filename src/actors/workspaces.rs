@@ -111,8 +111,9 @@ impl Workspaces {
 
     /// Creates a session: seat, workspace, agent, row, in this order; what fails leaves nothing behind but
     /// the workspace.
-    pub async fn open(&self, request: OpenSession) -> Result<ReadySession, Failure> {
+    pub async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
         self.admission()?;
+        request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         let seat = self.0.capacity.admit()?;
         let parts = &self.0.parts;
         let (row, prepared) = folders::find_or_make(self.parts(), self.door(), &request).await?;

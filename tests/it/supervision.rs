@@ -177,3 +177,11 @@ fn an_agent_that_dies_while_idle_is_replaced_before_the_next_prompt() {
     eventually("it is gone", || !processes::is_alive(pid));
     is_usable_again(&session);
 }
+
+#[test]
+fn an_agent_that_wants_to_be_signed_in_is_signed_in_by_the_configured_method() {
+    let program = Program::builder().demo_agent(&["--require-auth"]).set("agent.auth_method", "demo").start();
+    assert_eq!(program.api.open("ws").says("echo in"), "in");
+    let named = json!({"workspaceId": "named", "installationId": "tenant-1", "agent": "default"});
+    assert_eq!(program.api.open_with(named).says("echo in"), "in");
+}
