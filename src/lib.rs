@@ -50,8 +50,8 @@
 //!
 //! # Walks
 //!
-//! - **New session**: [`http`] → [`actors::capacity_guard`] (a seat) → [`actors::workspaces`] (workspace row, the
-//!   runtime prepares the folder) → [`actors::workspace_supervisor`] → [`actors::session`] → [`transport`] →
+//! - **New session**: [`http`] → [`actors::capacity_guard`] (a seat) → [`actors::workspaces`] (the runtime
+//!   prepares the folder, the workspace is written down) → [`actors::workspace_supervisor`] → [`actors::session`] → [`transport`] →
 //!   runtime → agent; the row is written, then the caller is told.
 //! - **Prompt**: [`http`] → session, found without a hop → store (the turn is on disk) → transport → runtime →
 //!   agent. Updates come back to the session, which publishes them ([`actors::event_feed`]) and gathers the

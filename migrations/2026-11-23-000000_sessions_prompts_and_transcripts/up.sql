@@ -16,8 +16,6 @@ CREATE TABLE workspaces (
     PRIMARY KEY (installation_id, workspace_id)
 );
 
--- Is an id without its tenant ambiguous?
-CREATE INDEX workspaces_by_name ON workspaces (workspace_id);
 -- Lists, newest first; of all tenants, and of one.
 CREATE INDEX workspaces_by_age ON workspaces (created_us, installation_id, workspace_id);
 CREATE INDEX workspaces_by_tenant ON workspaces (installation_id, created_us, workspace_id);

@@ -47,21 +47,6 @@ impl<T> Correlator<T> {
     pub fn take(&mut self, id: u64) -> Option<T> {
         self.open.remove(&id)
     }
-
-    /// Empties the correlator, for a connection that ended.
-    pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
-        self.open.drain().map(|(_, what)| what)
-    }
-
-    /// How many requests wait for an answer.
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
-
-    /// Whether nothing waits for an answer.
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ use crate::{
 /// Supervisors that are kept for workspaces without live sessions before they are let go: each is a few
 /// kilobytes, and more than the seats there are by default.
 const MAX_SUPERVISORS: usize = 4096;
+/// How long sessions may take to be written down, beyond the grace of their cancels, when the service stops.
+const DRAIN_MARGIN: Duration = Duration::from_secs(3);
 /// How long a caller waits for a session that is just being started again before it is told to retry.
 const RESTART_WAIT: Duration = Duration::from_secs(10);
 
@@ -257,7 +259,10 @@ impl Workspaces {
         };
         // All at once: each may take the grace of a cancel.
         let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
-        futures_util::future::join_all(draining).await;
+        let patience = self.0.parts.settings.cancel_grace + DRAIN_MARGIN;
+        if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
+            tracing::error!(marker = "[ACP]", "sessions are left at the end; their agents end with the runtime");
+        }
     }
 
     /// The supervisor of the workspace, made where there is none, and the spec of a session in it.

@@ -254,16 +254,6 @@ impl Store {
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    /// Queues a write whose outcome nobody waits for; the writer logs and observes a failure.
-    fn write_unattended(
-        &self,
-        run: impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> + Send + 'static,
-    ) -> Result<(), StoreError> {
-        let place = self.place().inspect_err(|_| self.observe_failure())?;
-        place.send(Job::new(Outage::Refuse, run, drop));
-        Ok(())
-    }
-
     fn place(&self) -> Result<Place, StoreError> {
         self.inner.queue.clone().try_reserve_owned().map(Place).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,

@@ -335,12 +335,6 @@ impl Store {
         self.write(change(changed)).await
     }
 
-    /// The same without waiting for the outcome: a write that fails later is logged and observed. Full
-    /// queue: [`StoreError::Busy`], and nothing is written.
-    pub fn try_update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
-        self.write_unattended(change(changed))
-    }
-
     /// One session. Cancel-safe.
     pub async fn session(&self, session_id: SessionId) -> Result<Option<SessionRow>, StoreError> {
         self.read(move |connection| {

@@ -74,9 +74,6 @@ pub struct WorkspaceFilter {
     pub workspace_id: Option<WorkspaceId>,
 }
 
-/// The most tenants' workspaces of one name that [`Store::workspaces_named`] gives; two are ambiguous.
-const MAX_NAMESAKES: i64 = 16;
-
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = workspaces, treat_none_as_default_value = false)]
 struct Record {
@@ -175,19 +172,6 @@ impl Store {
         self.read(move |connection| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
-        })
-        .await
-    }
-
-    /// The workspaces of this name, of whatever tenant, at most 16: more than one means that the name
-    /// alone is ambiguous. Cancel-safe.
-    pub async fn workspaces_named(&self, workspace_id: WorkspaceId) -> Result<Vec<WorkspaceRow>, StoreError> {
-        self.read(move |connection| {
-            let rows = workspaces::table
-                .filter(workspaces::workspace_id.eq(workspace_id.as_str()))
-                .order(workspaces::installation_id)
-                .limit(MAX_NAMESAKES);
-            read_all(rows.load(connection)?)
         })
         .await
     }
