@@ -101,6 +101,8 @@ pub struct SessionView {
     pub running: Option<PromptId>,
     /// When its agent last said something.
     pub last_heard: Option<Timestamp>,
+    /// When it was opened, loaded, or its last turn began or ended.
+    pub last_used: Timestamp,
     /// Restarts since it was created.
     pub restarts: u32,
     /// What the last handshake told.

@@ -206,7 +206,11 @@ impl Begun {
         self.log(&outcome, took);
         let state = self.shared.view().state;
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
-        self.shared.move_to(state, &self.parts.metrics).running = None;
+        {
+            let mut view = self.shared.move_to(state, &self.parts.metrics);
+            view.running = None;
+            view.last_used = now;
+        }
         let end = TurnEnd {
             prompt_id: self.prompt_id,
             session_id: self.shared.spec.session_id,
@@ -215,10 +219,6 @@ impl Begun {
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
             entries: self.entries,
-            session_state: SessionState::Idle,
-            agent_session_id: None,
-            // The result itself is one event more.
-            last_event_id: self.shared.feed.last_id() + 1,
             now,
         };
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);

@@ -76,6 +76,7 @@ impl WorkspaceSupervisor {
             connection: ConnectionStatus::Connecting,
             running: None,
             last_heard: None,
+            last_used: self.parts.clock.now(),
             restarts: past.restarts,
             facts: None,
         };
@@ -156,11 +157,12 @@ impl WorkspaceSupervisor {
     fn settle(&mut self, id: SessionId, state: SessionState, failure: Option<Failure>, ctx: &mut Context<Self>) {
         let Some(child) = self.children.get(&id) else { return };
         let shared = child.shared.clone();
-        let (restarts, agent_session_id) = {
+        let (restarts, agent_session_id, last_used) = {
             let mut view = shared.move_to(state, &self.parts.metrics);
             view.connection = ConnectionStatus::Error;
             view.running = None;
-            (view.restarts, view.facts.as_ref().map(|facts| facts.agent_session_id.clone()))
+            let agent_session_id = view.facts.as_ref().map(|facts| facts.agent_session_id.clone());
+            (view.restarts, agent_session_id, view.last_used)
         };
         let last_event_id = shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
@@ -170,10 +172,11 @@ impl WorkspaceSupervisor {
             agent_session_id,
             restarts: Some(restarts),
             last_event_id: Some(last_event_id),
-            ..SessionChange::new(id, self.parts.clock.now())
+            last_used: Some(last_used),
+            ..SessionChange::new(id)
         };
         let parts = self.parts.clone();
-        let writing = async move { parts.store.update_session(change).await };
+        let writing = async move { parts.store.settle_session(change).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // The row is set right by the recovery of the next start, or by the next load.

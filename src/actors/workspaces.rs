@@ -171,7 +171,7 @@ impl Workspaces {
             self.place(&workspace, &prepared, row.session_id, agent_name(&row.agent), mcp_servers);
         let past = Past {
             agent_session_id: row.agent_session_id.clone(),
-            last_event_id: row.last_event_id,
+            last_event_id: row.next_event_after(),
             restarts: row.restarts,
         };
         let facts = start(&supervised, spec, past, seat).await?;
@@ -180,7 +180,8 @@ impl Workspaces {
             agent_session_id: Some(facts.agent_session_id.clone()),
             protocol_version: Some(facts.protocol_version),
             agent_facts: Some(agent_facts(&facts)),
-            ..SessionChange::new(row.session_id, parts.clock.now())
+            last_used: Some(parts.clock.now()),
+            ..SessionChange::new(row.session_id)
         };
         parts.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         Ok(ready(row.session_id, row.key.clone(), prepared, facts))

@@ -15,8 +15,8 @@ use crate::{
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
     domain::clock::Clock,
-    http::{self, HttpFace},
-    runtime::{self, AgentSettings, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
+    http::{self, Beside, HttpFace},
+    runtime::{self, AgentSettings, Face, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue},
     transport::{acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor},
@@ -51,7 +51,7 @@ impl Service {
             "recovered"
         );
 
-        let (runtime, endpoint) = runtime_of(loaded, &metrics).await?;
+        let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
         let auth_methods = config.agents.iter().map(|(name, agent)| (name.clone(), agent.auth_method.clone()));
@@ -70,7 +70,8 @@ impl Service {
             settings: SessionSettings::new(config),
         };
         let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions));
-        let http = http::serve(workspaces.clone(), config)
+        let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
+        let http = http::serve(workspaces.clone(), config, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         Ok(Self { config: config.clone(), http, workspaces, runtime, store, _held: held })
@@ -98,7 +99,10 @@ fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<St
 
 /// The runtime to use: the configured one, or one that is started here on a loopback port that nobody else
 /// can use, since its token is made up now and never leaves this process.
-async fn runtime_of(loaded: &Loaded, metrics: &Metrics) -> Result<(Option<RunningRuntime>, Endpoint), AppError> {
+async fn runtime_of(
+    loaded: &Loaded,
+    metrics: &Metrics,
+) -> Result<(Option<RunningRuntime>, Option<Face>, Endpoint), AppError> {
     let config = &loaded.config;
     let endpoint = |url: String, token| Endpoint {
         url,
@@ -107,14 +111,14 @@ async fn runtime_of(loaded: &Loaded, metrics: &Metrics) -> Result<(Option<Runnin
         pipe: pipe_limits(config),
     };
     if let Some(url) = &config.runtime.url {
-        return Ok((None, endpoint(url.clone(), config.runtime.token.clone())));
+        return Ok((None, None, endpoint(url.clone(), config.runtime.token.clone())));
     }
     let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
     let options = runtime_options(loaded, listen, Some(token.clone()), metrics)?;
-    let running = runtime::start(options).await?;
+    let (running, face) = runtime::beside(options).await?;
     let url = format!("ws://{}/acp", running.address());
-    Ok((Some(running), endpoint(url, Some(token))))
+    Ok((Some(running), Some(face), endpoint(url, Some(token))))
 }
 
 fn pipe_limits(config: &Config) -> PipeLimits {

@@ -43,10 +43,10 @@ impl Service {
     pub async fn stop(self) {
         let deadline = tokio::time::sleep(Duration::from_secs(self.config.drain.timeout_s));
         self.workspaces.drain(deadline).await;
-        self.http.handle.stop(true).await;
         if let Some(runtime) = self.runtime {
             runtime.stop(kill_grace(&self.config)).await;
         }
+        self.http.handle.stop(true).await;
         if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "the database did not take everything before the end");
         }

@@ -19,7 +19,7 @@ use actix_web::{
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
-use super::{HttpState, problem::ApiError};
+use super::{HttpState, IsBeside, problem::ApiError};
 use crate::{config::settings::Server, domain::outcome::ErrorCode};
 
 /// The rules, from `[server]`.
@@ -124,6 +124,9 @@ pub async fn guard<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<BoxBody, B>>, Error> {
+    if request.conn_data::<IsBeside>().is_some() {
+        return Ok(next.call(request).await?.map_into_right_body());
+    }
     let Some(state) = request.app_data::<web::Data<HttpState>>().cloned() else {
         let error = ApiError::new(ErrorCode::Internal, "the service is not configured");
         return Ok(request.into_response(error.error_response().map_into_left_body()));

@@ -13,15 +13,23 @@ mod sessions;
 mod stream;
 mod trace;
 
-use std::{net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    net::{SocketAddr, TcpListener},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix_web::{
     App, FromRequest, HttpRequest, HttpServer,
     dev::{Payload, ServerHandle},
     error::QueryPayloadError,
+    guard::fn_guard as guard_fn,
     http::Method,
     middleware::from_fn,
-    web::{self, Data},
+    rt::net::TcpStream,
+    web::{self, Data, ServiceConfig},
 };
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
@@ -67,8 +75,29 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to send its body; 4 MiB over a slow line take some seconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Another face that is served by the same threads, at an address of its own and by its own rules.
+pub struct Beside<Routes> {
+    /// Where.
+    pub listener: TcpListener,
+    /// What it answers.
+    pub routes: Routes,
+    /// What is set on each of its connections.
+    pub tune: fn(&TcpStream),
+}
+
+/// Marks the connections and the requests of [`Beside`].
+#[derive(Clone, Copy)]
+struct IsBeside;
+
 /// Binds and serves. Fails when the address cannot be bound.
-pub fn serve(workspaces: Workspaces, config: &Config) -> std::io::Result<HttpFace> {
+pub fn serve<Routes>(
+    workspaces: Workspaces,
+    config: &Config,
+    beside: Option<Beside<Routes>>,
+) -> std::io::Result<HttpFace>
+where
+    Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
+{
     let state = HttpState { workspaces, config: config.clone(), guard: Guard::new(&config.server) };
     let state = Data::new(state);
     let workers = match config.server.workers {
@@ -77,8 +106,16 @@ pub fn serve(workspaces: Workspaces, config: &Config) -> std::io::Result<HttpFac
     };
     let body_bytes = config.limits.body_bytes;
     let document = Arc::new(document());
+    let door = beside.as_ref().map(|beside| beside.listener.local_addr()).transpose()?;
+    let tune = beside.as_ref().map(|beside| beside.tune);
+    let more = beside.as_ref().map(|beside| beside.routes.clone());
     let server = HttpServer::new(move || {
-        let (app, _) = App::new().into_utoipa_app().configure(routes).split_for_parts();
+        let mut app = App::new();
+        if let Some(more) = &more {
+            let is_beside = guard_fn(|request| request.req_data().contains::<IsBeside>());
+            app = app.service(web::scope("").guard(is_beside).configure(more.clone()));
+        }
+        let (app, _) = app.into_utoipa_app().configure(routes).split_for_parts();
         app.app_data(state.clone())
             .app_data(web::PayloadConfig::new(body_bytes))
             .app_data(web::QueryConfig::default().error_handler(|cause, _| bad_query(&cause).into()))
@@ -89,12 +126,25 @@ pub fn serve(workspaces: Workspaces, config: &Config) -> std::io::Result<HttpFac
             .wrap(from_fn(guard::guard))
             .wrap(from_fn(trace::trace))
     })
+    .on_connect(move |connection: &dyn Any, data| {
+        let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
+        if door.is_some() && stream.local_addr().ok() == door {
+            data.insert(IsBeside);
+            if let Some(tune) = tune {
+                tune(stream);
+            }
+        }
+    })
     .workers(workers)
     .client_request_timeout(HEADER_TIMEOUT)
     .shutdown_timeout(SHUTDOWN_S)
     .disable_signals()
     .bind(config.server.listen)?;
     let address = server.addrs().first().copied().unwrap_or(config.server.listen);
+    let server = match beside {
+        Some(beside) => server.listen(beside.listener)?,
+        None => server,
+    };
     let server = server.run();
     let handle = server.handle();
     actix::spawn(server);

@@ -75,7 +75,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         workspace_path: None,
         agent_facts: row.agent_facts.filter(|_| whole).and_then(|facts| RawValue::from_string(facts).ok()),
         created_at: row.created.to_string(),
-        last_used_at: row.last_used.to_string(),
+        last_used_at: view.map_or(row.last_used, |view| view.last_used).to_string(),
     }
 }
 

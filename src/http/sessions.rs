@@ -137,8 +137,7 @@ pub async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<we
         let row = find_session(&state, id).await?;
         if row.state != SessionState::Closed {
             let parts = state.workspaces.parts();
-            let change =
-                SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id, parts.clock.now()) };
+            let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
             parts.store.update_session(change).await?;
         }
     }

@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, time::Instant};
 
 use actix_web::{
-    Error,
+    Error, HttpMessage,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
     http::header::{HeaderName, HeaderValue},
@@ -15,7 +15,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    HttpState,
+    HttpState, IsBeside,
     problem::{ApiError, REQUEST_ID},
 };
 use crate::domain::outcome::ErrorCode;
@@ -28,6 +28,10 @@ pub async fn trace<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
+    if request.conn_data::<IsBeside>().is_some() {
+        request.extensions_mut().insert(IsBeside);
+        return next.call(request).await;
+    }
     let began = Instant::now();
     let id = given_id(&request).unwrap_or_else(|| Uuid::now_v7().to_string());
     let method = request.method().to_string();

@@ -19,11 +19,18 @@ pub mod terminals;
 pub mod workspaces;
 
 use std::{
-    any::Any, collections::BTreeMap, ffi::OsString, io, net::SocketAddr, os::fd::AsRawFd, path::PathBuf, sync::Arc,
+    any::Any,
+    collections::BTreeMap,
+    ffi::OsString,
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd,
+    path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
-use actix_web::{App, HttpServer, dev::ServerHandle, rt::net::TcpStream};
+use actix_web::{App, HttpServer, dev::ServerHandle, rt::net::TcpStream, web::ServiceConfig};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -123,13 +130,40 @@ pub struct RunningRuntime {
     agents: Arc<Agents>,
     stop: watch::Sender<bool>,
     kill_grace: Duration,
-    handle: ServerHandle,
-    server: JoinHandle<io::Result<()>>,
+    /// Its own server; absent where it shares another one's threads.
+    server: Option<(ServerHandle, JoinHandle<io::Result<()>>)>,
 }
 
-/// Starts a runtime. Needs an actix or tokio runtime around it, and leaves signals alone. On an error
-/// nothing is left running.
-pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError> {
+/// The face of a runtime that shares the threads of another server.
+pub struct Face {
+    /// Where it is to be reached.
+    pub listener: TcpListener,
+    parts: Parts,
+}
+
+impl Face {
+    /// What adds the routes to an application; to be called on each thread.
+    pub fn routes(&self) -> impl Fn(&mut ServiceConfig) + Clone + Send + use<> {
+        let parts = self.parts.clone();
+        move |config| routes::configure(parts.clone())(config)
+    }
+}
+
+/// Readies a runtime whose routes are to be served by the caller, on its threads. Nobody is answered before that.
+/// For a supervisor with its runtime inside: the two talk to each other several times a turn, and on threads of
+/// their own each time would wake a thread.
+pub async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, Face), StartError> {
+    let listen = options.listen;
+    let kill_grace = options.kill_grace;
+    let refused = |cause| StartError::Listen { address: listen, cause };
+    let listener = TcpListener::bind(listen).map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    let (stop, parts) = ready(options).await?;
+    let agents = parts.sockets.agents.clone();
+    Ok((RunningRuntime { address, agents, stop, kill_grace, server: None }, Face { listener, parts }))
+}
+
+async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), StartError> {
     let listen = options.listen;
     if !listen.ip().is_loopback() && options.token.as_ref().is_none_or(|token| token.expose_secret().is_empty()) {
         return Err(StartError::NoToken(listen));
@@ -137,11 +171,17 @@ pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError
     raise_open_files_limit();
     process_group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
-    let kill_grace = options.kill_grace;
-    let workers = options.workers.max(1);
     let parts = tokio::task::spawn_blocking(move || build(options, stopping))
         .await
         .map_err(|cause| StartError::Interrupted(cause.to_string()))??;
+    Ok((stop, parts))
+}
+
+/// Starts a runtime. Needs an actix or tokio runtime around it, and leaves signals alone. On an error
+/// nothing is left running.
+pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError> {
+    let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
+    let (stop, parts) = ready(options).await?;
     let agents = parts.sockets.agents.clone();
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || App::new().configure(routes::configure(parts.clone())))
@@ -159,7 +199,7 @@ pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError
     let server = server.run();
     let handle = server.handle();
     let server = tokio::spawn(server);
-    Ok(RunningRuntime { address, agents, stop, kill_grace, handle, server })
+    Ok(RunningRuntime { address, agents, stop, kill_grace, server: Some((handle, server)) })
 }
 
 impl RunningRuntime {
@@ -183,12 +223,16 @@ impl RunningRuntime {
             // A client that does not read keeps its socket from closing; the server drops it below.
             tracing::warn!(agents = self.agents.running(), "agents are left at the end");
         }
-        self.handle.stop(self.agents.running() == 0).await;
+        if let Some((handle, _)) = &self.server {
+            handle.stop(self.agents.running() == 0).await;
+        }
         let left = tokio::time::timeout(self.kill_grace + STOP_MARGIN, self.agents.all_gone()).await;
         if left.is_err() {
             tracing::error!(agents = self.agents.running(), "agents outlived the runtime's stop");
         }
-        self.server.abort();
+        if let Some((_, server)) = self.server {
+            server.abort();
+        }
     }
 }
 
@@ -218,7 +262,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
 }
 
 /// Messages are small and wait for answers, so they are sent at once; and a dead peer is noticed.
-fn tune(stream: &TcpStream) {
+pub fn tune(stream: &TcpStream) {
     // Without it messages are only slower.
     let _ = stream.set_nodelay(true);
     let timeout_ms = TCP_USER_TIMEOUT.as_millis() as libc::c_uint;

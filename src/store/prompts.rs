@@ -10,14 +10,12 @@ use super::{
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     schema::prompts,
-    sessions::{self, AfterTurn},
     transcript::{Entries, TranscriptAppend},
     writer::{Job, Outage, WriteTx},
 };
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceKey},
-    lifecycle::SessionState,
     outcome::Failure,
     redaction::Redacted,
     transcript::TranscriptEntry,
@@ -94,7 +92,8 @@ pub struct PromptRow {
     pub ended: Option<Timestamp>,
 }
 
-/// How a turn ended, and everything that is to be kept about it.
+/// How a turn ended, and everything that is to be kept about it. The session's row is left alone: it is written
+/// when the session comes and goes, and half of the cost of a turn's end would be to rewrite it.
 #[derive(Debug, Clone)]
 pub struct TurnEnd {
     /// The turn.
@@ -111,12 +110,6 @@ pub struct TurnEnd {
     pub error: Option<Failure>,
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
-    /// Where it leaves the session.
-    pub session_state: SessionState,
-    /// The agent's own id of the session, where it is new.
-    pub agent_session_id: Option<String>,
-    /// The last event that the session's readers got.
-    pub last_event_id: u64,
     /// The time.
     pub now: Timestamp,
 }
@@ -218,11 +211,9 @@ impl EndSlot {
     pub fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
         let state = if end.state.is_final() { end.state } else { TurnState::Failed };
         let prompt_id = end.prompt_id.to_string();
-        let session_id = end.session_id.to_string();
         let result = clean_option(end.result.map(Redacted::into_string));
         let detail = end.error.as_ref().map(columns::clean_detail);
         let code = end.error.as_ref().map(|error| error.code.as_str());
-        let agent_session_id = clean_option(end.agent_session_id);
         let mut entries = Entries::new(TranscriptAppend {
             session_id: end.session_id,
             key: end.key,
@@ -245,15 +236,7 @@ impl EndSlot {
                 return Ok(());
             }
             tx.rows += ended;
-            entries.write(tx)?;
-            let after = AfterTurn {
-                session_id: &session_id,
-                state: end.session_state,
-                agent_session_id: agent_session_id.as_deref(),
-                last_event_id: end.last_event_id,
-                now: end.now,
-            };
-            sessions::turn_ended(tx, &after)
+            entries.write(tx)
         };
         self.place.send(Job::new(Outage::Keep, run, done));
     }
@@ -265,8 +248,8 @@ impl Store {
         self.place().map(|place| EndSlot { place })
     }
 
-    /// Accepts a turn: its row and the user's transcript entry, in one transaction; or finds the turn that has the same idempotency key. An unknown session or an id that
-    /// exists is a [`StoreError::Conflict`]. A dropped future may have written.
+    /// Accepts a turn: its row and the user's transcript entry, in one transaction; or
+    /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a [`StoreError::Conflict`]. A dropped future may have written.
     pub async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
         let (key, hash) = turn.idempotency.map(|given| (clean(given.key), clean(given.body_hash))).unzip();
         let record = Record {

@@ -5,6 +5,7 @@ use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
 use super::{
     Store, StoreError,
     schema::{prompts, sessions},
+    sessions::EVENT_ID_JUMP,
     writer::WriteTx,
 };
 use crate::domain::{clock::Timestamp, lifecycle::SessionState, outcome::ErrorCode, turn::TurnState};
@@ -18,12 +19,6 @@ pub struct Recovered {
     pub sessions: usize,
 }
 
-/// How far the ids of a session's events jump when the service died. The last one that was written down is
-/// older than the last one that readers got; no id may stand for two events, or a reader that comes back with
-/// `Last-Event-ID` would miss what it was not told. More than one turn ever has, and small enough for 9 million
-/// deaths within the integers that JavaScript can count.
-const EVENT_ID_JUMP: i64 = 1_000_000_000;
-
 fn recover(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<Recovered, StoreError> {
     let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
     let unfinished = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
@@ -34,6 +29,8 @@ fn recover(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<Recovered, StoreError
         .set((
             sessions::state.eq(SessionState::Running.after_restart().as_str()),
             sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP),
+            // It was live until then; its row does not know when it was last used.
+            sessions::last_used_us.eq(now.0),
         ))
         .execute(tx.connection)?;
     for state in SessionState::ALL.into_iter().filter(|state| state.after_restart() != *state) {
@@ -41,6 +38,7 @@ fn recover(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<Recovered, StoreError
             .set((
                 sessions::state.eq(state.after_restart().as_str()),
                 sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP),
+                sessions::last_used_us.eq(now.0),
             ))
             .execute(tx.connection)?;
     }

@@ -7,12 +7,11 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    cached::{Cached, execute},
     columns::{self, Cursor, Page, clean, clean_option},
     connection::AnyConnection,
     schema::sessions,
     workspaces::{self, NewWorkspace},
-    writer::WriteTx,
+    writer::{Outage, WriteTx},
 };
 use crate::domain::{
     clock::Timestamp,
@@ -89,15 +88,28 @@ pub struct SessionRow {
     pub agent_facts: Option<String>,
     /// How often its agent was started again.
     pub restarts: u32,
-    /// The last event that its readers got; ids go on from here.
+    /// The last event that its readers got when it was last put down. A row whose state is live does not know it:
+    /// see [`SessionRow::next_event_after`].
     pub last_event_id: u64,
     /// When it was opened.
     pub created: Timestamp,
-    /// When it was last live.
+    /// When it was last used, as far as the row knows: a live session knows better.
     pub last_used: Timestamp,
 }
 
+/// How far the ids of a session's events jump when nobody wrote down which was the last: no id may stand for two
+/// events, or a reader that comes back with `Last-Event-ID` would miss what it was not told. More than one life
+/// has (a thousand a second for a hundred days), and small enough for 900,000 such ends within the integers that
+/// JavaScript can count.
+pub(super) const EVENT_ID_JUMP: i64 = 10_000_000_000;
+
 impl SessionRow {
+    /// The id after which the events of its next life are numbered.
+    pub fn next_event_after(&self) -> u64 {
+        let jump = if self.state.is_live() { EVENT_ID_JUMP.unsigned_abs() } else { 0 };
+        self.last_event_id.saturating_add(jump)
+    }
+
     /// The place of this row in [`Store::list_sessions`].
     pub fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.session_id.to_string() }
@@ -125,13 +137,13 @@ pub struct SessionChange {
     pub restarts: Option<u32>,
     /// The last event that its readers got.
     pub last_event_id: Option<u64>,
-    /// The time. It becomes the time of last use unless the new state is one that is not live.
-    pub now: Timestamp,
+    /// When it was last used.
+    pub last_used: Option<Timestamp>,
 }
 
 impl SessionChange {
-    /// A change of nothing but the time of last use, to be filled in.
-    pub fn new(session_id: SessionId, now: Timestamp) -> Self {
+    /// A change of nothing, to be filled in.
+    pub fn new(session_id: SessionId) -> Self {
         Self {
             session_id,
             state: None,
@@ -142,7 +154,7 @@ impl SessionChange {
             agent_facts: None,
             restarts: None,
             last_event_id: None,
-            now,
+            last_used: None,
         }
     }
 }
@@ -263,7 +275,7 @@ fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), S
         agent_facts: clean_option(change.agent_facts.map(Redacted::into_string)),
         restarts: change.restarts.map(|restarts| i32::try_from(restarts).unwrap_or(i32::MAX)),
         last_event_id: change.last_event_id.map(columns::signed),
-        last_used_us: change.state.is_none_or(SessionState::is_live).then_some(change.now.0),
+        last_used_us: change.last_used.map(|at| at.0),
     };
     move |tx| {
         tx.rows += diesel::update(open(&session_id)).set(&changes).execute(tx.connection)?;
@@ -276,33 +288,6 @@ fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), S
 fn open<'a>(session_id: &'a str) -> _ {
     let state: &'static str = "closed";
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
-}
-
-/// What the end of a turn changes about its session.
-pub(super) struct AfterTurn<'a> {
-    pub(super) session_id: &'a str,
-    pub(super) state: SessionState,
-    pub(super) agent_session_id: Option<&'a str>,
-    pub(super) last_event_id: u64,
-    pub(super) now: Timestamp,
-}
-
-/// Names the update of a session after a turn.
-struct AfterTurnOnly;
-
-/// Notes that a turn of the session ended.
-pub(super) fn turn_ended(tx: &mut WriteTx<'_>, after: &AfterTurn<'_>) -> Result<(), StoreError> {
-    let row = diesel::update(open(after.session_id));
-    let common = (
-        sessions::state.eq(after.state.as_str()),
-        sessions::last_event_id.eq(columns::signed(after.last_event_id)),
-        sessions::last_used_us.eq(after.now.0),
-    );
-    tx.rows += match after.agent_session_id {
-        Some(id) => row.set((common, sessions::agent_session_id.eq(id))).execute(tx.connection)?,
-        None => execute!(tx.connection, Cached::<AfterTurnOnly, _>::new(row.set(common)))?,
-    };
-    Ok(())
 }
 
 fn exists(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryResult<bool> {
@@ -333,6 +318,12 @@ impl Store {
     /// A dropped future may have written.
     pub async fn update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
         self.write(change(changed)).await
+    }
+
+    /// [`Store::update_session`] for a session that has ended already: while the database is away, the change is
+    /// kept and tried again for a minute.
+    pub async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
+        self.write_as(Outage::Keep, change(changed)).await
     }
 
     /// One session. Cancel-safe.

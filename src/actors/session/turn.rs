@@ -143,7 +143,10 @@ impl Session {
                 let begun = TurnBegun::Accepted(turn.handle.clone());
                 let prompt_id = turn.prompt_id();
                 let state = if self.link.is_some() { SessionState::Running } else { SessionState::Starting };
-                self.shared.move_to(state, &self.parts.metrics).running = Some(prompt_id);
+                let mut view = self.shared.move_to(state, &self.parts.metrics);
+                view.running = Some(prompt_id);
+                view.last_used = self.parts.clock.now();
+                drop(view);
                 if turn.cancel_asked {
                     self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
                 } else {

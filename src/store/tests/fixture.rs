@@ -304,9 +304,6 @@ pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> T
         result: Some(Redacted::new(r#"{"stopReason":"completed"}"#)),
         error: None,
         entries: vec![TranscriptEntry::text("agent_message", "done")],
-        session_state: SessionState::Idle,
-        agent_session_id: Some("agent-2".into()),
-        last_event_id: 7,
         now: at(us),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         routing::Route,
         turn::TurnState,
     },
-    store::{NewSession, NewWorkspace, Recovered, SessionChange, StoreError},
+    store::{NewSession, NewWorkspace, Recovered, SessionChange, SessionRow, StoreError},
 };
 
 both_databases! {
@@ -39,7 +39,7 @@ both_databases! {
             state: Some(SessionState::Failed),
             failure: Some(Failure::new(ErrorCode::AgentCrashed, "five times")),
             restarts: Some(5),
-            ..SessionChange::new(id, at(10))
+            ..SessionChange::new(id)
         };
         store.update_session(failed).await.unwrap();
         let row = store.session(id).await.unwrap().unwrap();
@@ -54,7 +54,8 @@ both_databases! {
             protocol_version: Some(2),
             agent_facts: Some(Redacted::new("{}")),
             last_event_id: Some(99),
-            ..SessionChange::new(id, at(20))
+            last_used: Some(at(20)),
+            ..SessionChange::new(id)
         };
         store.update_session(loaded).await.unwrap();
         let row = store.session(id).await.unwrap().unwrap();
@@ -62,15 +63,16 @@ both_databases! {
         assert_eq!((row.agent_session_id.as_deref(), row.last_event_id), (Some("agent-9"), 99));
         assert_eq!((row.protocol, row.protocol_version, row.restarts), (Route::Http, Some(2), 5));
 
-        store.update_session(SessionChange::new(id, at(21))).await.unwrap();
+        let settled = SessionChange { last_used: Some(at(21)), ..SessionChange::new(id) };
+        store.settle_session(settled).await.unwrap();
         assert_eq!(store.session(id).await.unwrap().unwrap().last_used, at(21));
         for state in [SessionState::Closed, SessionState::Idle] {
-            store.update_session(SessionChange { state: Some(state), ..SessionChange::new(id, at(30)) }).await.unwrap();
+            store.update_session(SessionChange { state: Some(state), ..SessionChange::new(id) }).await.unwrap();
         }
         assert_eq!(store.session(id).await.unwrap().unwrap().state, SessionState::Closed);
         store.append(append(id, &["behind both"])).await.unwrap();
         assert_eq!(store.session(id).await.unwrap().unwrap().state, SessionState::Closed);
-        let unknown = SessionChange { restarts: Some(1), ..SessionChange::new(new_session(0).session_id, at(0)) };
+        let unknown = SessionChange { restarts: Some(1), ..SessionChange::new(new_session(0).session_id) };
         store.update_session(unknown).await.unwrap();
     }
 
@@ -126,7 +128,7 @@ both_databases! {
         end(&store, turn_end(done, ended_id, 3)).await.unwrap();
         store.accept_turn(left).await.unwrap();
         // As if the crash had come between two writes.
-        let stale = SessionChange { state: Some(SessionState::Idle), ..SessionChange::new(open, at(3)) };
+        let stale = SessionChange { state: Some(SessionState::Idle), ..SessionChange::new(open) };
         store.update_session(stale).await.unwrap();
         assert!(store.close().await);
 
@@ -140,5 +142,10 @@ both_databases! {
         assert_eq!(turn.error.map(|error| error.code), Some(ErrorCode::Interrupted));
         assert_eq!(store.prompt(ended_id).await.unwrap().unwrap().state, TurnState::Completed);
         assert_eq!(store.recover(at(51)).await.unwrap(), Recovered::default());
+        // Nobody wrote down how many events its readers got, nor when it was last used.
+        let row = store.session(done).await.unwrap().unwrap();
+        assert!(row.last_event_id >= 1_000_000_000, "{}", row.last_event_id);
+        assert_eq!((row.last_used, row.next_event_after()), (at(50), row.last_event_id));
+        assert!(SessionRow { state: SessionState::Idle, ..row.clone() }.next_event_after() > row.last_event_id);
     }
 }

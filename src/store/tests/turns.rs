@@ -3,7 +3,6 @@
 use super::fixture::*;
 use crate::{
     domain::{
-        lifecycle::SessionState,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
         transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
@@ -31,9 +30,6 @@ both_databases! {
         let row = store.prompt(prompt).await.unwrap().unwrap();
         assert_eq!((row.state, row.ended), (TurnState::Completed, Some(at(20))));
         assert_eq!(row.result.as_deref(), Some(r#"{"stopReason":"completed"}"#));
-        let after = store.session(session).await.unwrap().unwrap();
-        assert_eq!((after.state, after.last_event_id, after.last_used), (SessionState::Idle, 7, at(20)));
-        assert_eq!(after.agent_session_id.as_deref(), Some("agent-2"));
         let entries = store.transcript(session, 0, 10).await.unwrap();
         let seen: Vec<_> = entries
             .iter()
@@ -56,13 +52,11 @@ both_databases! {
             ..turn_end(session, prompt, 2)
         };
         end(&store, failed).await.unwrap();
-        let late = TurnEnd { session_state: SessionState::Failed, ..turn_end(session, prompt, 3) };
-        end(&store, late).await.unwrap();
+        end(&store, turn_end(session, prompt, 3)).await.unwrap();
         let row = store.prompt(prompt).await.unwrap().unwrap();
         assert_eq!((row.state, row.ended, row.result), (TurnState::Failed, Some(at(2)), None));
         assert_eq!(row.error, Some(Failure::new(ErrorCode::AgentCrashed, "with [redacted]")));
         assert_eq!(texts(&store, session).await, ["fix it", "done"]);
-        assert_eq!(store.session(session).await.unwrap().unwrap().state, SessionState::Idle);
 
         let never_accepted = new_turn(session, 4).prompt_id;
         end(&store, turn_end(session, never_accepted, 4)).await.unwrap();
@@ -143,7 +137,6 @@ both_databases! {
             state: TurnState::Failed,
             result: Some(Redacted::new("{\0}")),
             error: Some(Failure::new(ErrorCode::AgentError, "e\0")),
-            agent_session_id: Some("a\0".into()),
             ..turn_end(session, prompt, 2)
         };
         end(&store, ended).await.unwrap();
