@@ -5,4 +5,5 @@
 
 pub mod correlator;
 pub mod jsonrpc;
+pub mod numbered;
 pub mod schema;

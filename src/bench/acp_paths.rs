@@ -16,7 +16,10 @@ use super::{
 use crate::{
     config::Config,
     contract::runtime::{PrepareWorkspace, WorkspaceRef},
-    domain::{ids::FolderId, outcome::Failure},
+    domain::{
+        ids::{FolderId, PromptId},
+        outcome::Failure,
+    },
     transport::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, Transport,
         acp_transport::{AcpTransport, shake_hands},
@@ -130,7 +133,9 @@ impl AcpConversation {
     async fn ask(&mut self) -> Result<(), TurnError> {
         let call = self.next_call;
         self.next_call += 1;
-        self.link.prompt(call, &self.blocks).map_err(|cause| TurnError::Gone(cause.to_string()))?;
+        // One that belongs to no turn of a supervisor.
+        let prompt = PromptId(Uuid::nil());
+        self.link.prompt(call, prompt, &self.blocks).map_err(|cause| TurnError::Gone(cause.to_string()))?;
         loop {
             match self.events.next().await {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => {

@@ -126,6 +126,15 @@ pub struct Runtime {
     /// How long an agent may take to end after SIGTERM before it is killed, in milliseconds. One of the
     /// known agents takes 2 s.
     pub kill_grace_ms: u64,
+    /// How long an agent is kept after the socket of its supervisor broke, and how long the supervisor tries to
+    /// come back, in seconds; 0: a break ends the turn and the agent. Two minutes outlast a restart of the
+    /// supervisor, and of the network between.
+    pub reconnect_grace_s: u64,
+    /// Messages of an agent that are kept until its supervisor has them on disk. More make the agent wait. A turn
+    /// of a talkative agent has some hundred.
+    pub replay_frames: usize,
+    /// The same in bytes, for each agent.
+    pub replay_bytes: usize,
 }
 
 impl Default for Runtime {
@@ -137,6 +146,9 @@ impl Default for Runtime {
             max_agents: 1100,
             handshake_timeout_s: 60,
             kill_grace_ms: 2500,
+            reconnect_grace_s: 120,
+            replay_frames: 2048,
+            replay_bytes: 2 * 1024 * 1024,
         }
     }
 }

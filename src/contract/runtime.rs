@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::ids::FolderId;
+use crate::domain::ids::{FolderId, PromptId};
 
 /// The key of our additions under `_meta`.
 pub const META_KEY: &str = "lumilink";
@@ -18,9 +18,25 @@ pub const STRAY_LINE: &str = "_lumilink/stray_line";
 /// Notification: the agent's process ended ([`AgentExited`]); the socket closes right after.
 pub const AGENT_EXITED: &str = "_lumilink/agent_exited";
 
+/// Notification in either direction with numbers and without a number of its own (`seq` 0): the numbers had nothing
+/// else to travel on. It has no params.
+pub const ACKNOWLEDGED: &str = "_lumilink/acknowledged";
+/// Notification of the runtime, the first message on a connection that goes on with an earlier one ([`Resumed`]); it
+/// has no number. What the client did not get follows, then what is new.
+pub const RESUMED: &str = "_lumilink/resumed";
+
+/// Header of the 101 (ACP RFD "Streamable HTTP & WebSocket transport"): names the connection. As a header of the
+/// request for a connection it asks to go on with that one, which the runtime holds for `[runtime]
+/// reconnect_grace_s` after its socket broke; a connection that is not held any more is answered with 404. The
+/// newest socket wins: an older one of the same connection is closed with [`close_code::REPLACED`].
+pub const CONNECTION_ID_HEADER: &str = "acp-connection-id";
+/// Header of a request that goes on with a connection: the number of the last message that arrived.
+pub const RECEIVED_HEADER: &str = "lumilink-received";
+
 /// WebSocket close codes of the runtime's door.
 pub mod close_code {
-    /// The client ended the session; its agent is killed.
+    /// The client ended the session; its agent is killed. Any other end of a resumable connection leaves the agent
+    /// alive for the grace.
     pub const NORMAL: u16 = 1000;
     /// The runtime is shutting down.
     pub const GOING_AWAY: u16 = 1001;
@@ -30,6 +46,8 @@ pub mod close_code {
     pub const TOO_BIG: u16 = 1009;
     /// The agent ended, or said something larger than the limit.
     pub const AGENT_ENDED: u16 = 1011;
+    /// Another socket goes on with this connection.
+    pub const REPLACED: u16 = 4009;
 }
 
 /// `initialize` → `_meta.lumilink`, from the supervisor. All of it is optional: a plain client gets the
@@ -43,6 +61,42 @@ pub struct InitializeMeta {
     /// The agent's working directory: a path that `prepare` answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Whether the client numbers its messages and can go on with a connection that broke. The runtime then numbers
+    /// its own, from the answer to `initialize` on ([`crate::acp::numbered`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumable: bool,
+}
+
+/// `session/prompt` → `_meta.lumilink`, from the supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PromptMeta {
+    /// Which turn it is, for a supervisor that comes back and has forgotten.
+    pub prompt_id: PromptId,
+}
+
+/// Params of [`RESUMED`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resumed {
+    /// The number of the client's last message that arrived.
+    #[serde(default)]
+    pub received: u64,
+    /// The newest prompt of the connection, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<ResumedPrompt>,
+}
+
+/// A prompt that went through a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumedPrompt {
+    /// [`PromptMeta::prompt_id`].
+    pub prompt_id: PromptId,
+    /// The id of its request.
+    pub call: u64,
+    /// Everything of the turn has a number above this one.
+    pub after: u64,
 }
 
 /// `error.data.lumilink` of an `initialize` that the runtime itself refused.

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod context;
+pub mod delivery;
 pub mod event;
 pub mod ids;
 pub mod lifecycle;

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
 use super::{
-    AgentEvent, AgentSession, CloseReason, SendError,
+    AgentEvent, AgentSession, CloseReason, Delivered, SendError,
     pipe::{FrameReceiver, FrameSender, Incoming},
 };
 use crate::{
@@ -18,8 +19,9 @@ use crate::{
         jsonrpc::{self, Message, RpcError},
         schema::{RequestId, agent_method, client_method},
     },
-    contract::runtime::{AGENT_EXITED, AgentExited, STRAY_LINE, StrayLine},
+    contract::runtime::{AGENT_EXITED, AgentExited, META_KEY, PromptMeta, STRAY_LINE, StrayLine},
     domain::{
+        ids::PromptId,
         outcome::{ErrorCode, Failure},
         text,
     },
@@ -139,11 +141,12 @@ fn update_of(params: &RawValue) -> Option<(Box<RawValue>, Option<Box<RawValue>>)
 pub(super) struct Link {
     to_agent: FrameSender,
     session_id: String,
+    delivered: Arc<Delivered>,
 }
 
 impl Link {
     pub fn new(to_agent: FrameSender, session_id: String) -> Self {
-        Self { to_agent, session_id }
+        Self { to_agent, session_id, delivered: Arc::default() }
     }
 }
 
@@ -152,11 +155,14 @@ impl Link {
 struct PromptParams<'a> {
     session_id: &'a str,
     prompt: &'a [Box<RawValue>],
+    #[serde(rename = "_meta")]
+    meta: serde_json::Value,
 }
 
 impl AgentSession for Link {
-    fn prompt(&mut self, call: u64, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
-        let params = PromptParams { session_id: &self.session_id, prompt: blocks };
+    fn prompt(&mut self, call: u64, prompt: PromptId, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
+        let meta = json!({META_KEY: PromptMeta { prompt_id: prompt }});
+        let params = PromptParams { session_id: &self.session_id, prompt: blocks, meta };
         self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_PROMPT, params))
     }
 
@@ -185,5 +191,9 @@ impl AgentSession for Link {
 
     fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
         self.to_agent.try_send(jsonrpc::response(id, result.as_ref()))
+    }
+
+    fn delivered(&self) -> Arc<Delivered> {
+        self.delivered.clone()
     }
 }

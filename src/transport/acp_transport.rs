@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
 use super::{
-    AgentEvent, AgentFacts, CloseReason, OpenRequest, OpenedSession, Transport,
+    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, CloseReason, OpenRequest, OpenedSession, Transport,
     acp_connection::{Events, Link, closed_in_turn, how_it_ended},
     pipe::{FrameSender, Pipe},
     websocket::{self, Endpoint},
@@ -47,6 +47,10 @@ impl Transport for AcpTransport {
             })
         }
         .boxed()
+    }
+
+    fn adopt(&self, _: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
+        async { Err(Failure::new(ErrorCode::ConnectionLost, "the conversation is not held any more")) }.boxed()
     }
 }
 
@@ -132,7 +136,7 @@ struct Hands {
 
 impl Hands {
     async fn initialize(&mut self, request: &OpenRequest) -> Result<Box<RawValue>, Failure> {
-        let meta = InitializeMeta { agent: request.agent.clone(), cwd: Some(request.cwd.clone()) };
+        let meta = InitializeMeta { agent: request.agent.clone(), cwd: Some(request.cwd.clone()), resumable: false };
         let params = json!({
             "protocolVersion": PROTOCOL_VERSION,
             // Files and terminals are the runtime's business: it is where the workspace is.
@@ -244,7 +248,13 @@ impl Hands {
                 Some(AgentEvent::Violation(detail)) => return Err(Failure::new(ErrorCode::HandshakeFailed, detail)),
                 Some(AgentEvent::Closed(reason)) => return Err(closed_in_handshake(&reason)),
                 None => return Err(closed_in_handshake(&CloseReason::Lost("it ended without a word".into()))),
-                Some(AgentEvent::Update { .. } | AgentEvent::Notification { .. } | AgentEvent::Answered { .. }) => {}
+                Some(
+                    AgentEvent::Update { .. }
+                    | AgentEvent::Notification { .. }
+                    | AgentEvent::Answered { .. }
+                    | AgentEvent::Interrupted(_)
+                    | AgentEvent::Resumed,
+                ) => {}
             }
         }
     }

@@ -9,10 +9,17 @@ use futures_util::{FutureExt, future::BoxFuture, stream};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::{AgentEvent, AgentFacts, AgentSession, OpenRequest, OpenedSession, SendError, Transport};
+use super::{
+    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, AgentSession, Delivered, OpenRequest, OpenedSession,
+    SendError, Transport,
+};
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
-    domain::{outcome::Failure, prompt::Kinds},
+    domain::{
+        ids::PromptId,
+        outcome::{ErrorCode, Failure},
+        prompt::Kinds,
+    },
 };
 
 /// What was said to an agent.
@@ -29,6 +36,7 @@ pub struct FakeAgent {
     pub request: OpenRequest,
     pub says: mpsc::Sender<AgentEvent>,
     pub heard: mpsc::Receiver<Said>,
+    pub delivered: Arc<Delivered>,
 }
 
 impl FakeAgent {
@@ -76,9 +84,11 @@ impl Transport for FakeTransport {
             }
             let (says, events) = mpsc::channel(16);
             let (to_agent, heard) = mpsc::channel(16);
-            started.send(FakeAgent { request, says, heard }).await.expect("the test plays the agent");
+            let delivered = Arc::<Delivered>::default();
+            let agent = FakeAgent { request, says, heard, delivered: delivered.clone() };
+            started.send(agent).await.expect("the test plays the agent");
             Ok(OpenedSession {
-                link: Box::new(FakeLink { to_agent, panics }),
+                link: Box::new(FakeLink { to_agent, panics, delivered: delivered.clone() }),
                 events: Box::pin(stream::unfold(events, |mut events| async {
                     let event = events.recv().await?;
                     Some((event, events))
@@ -101,10 +111,15 @@ impl Transport for FakeTransport {
         }
         .boxed()
     }
+
+    fn adopt(&self, _: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
+        async { Err(Failure::new(ErrorCode::ConnectionLost, "nothing is held")) }.boxed()
+    }
 }
 
 struct FakeLink {
     to_agent: mpsc::Sender<Said>,
+    delivered: Arc<Delivered>,
     panics: Arc<AtomicUsize>,
 }
 
@@ -115,7 +130,7 @@ impl FakeLink {
 }
 
 impl AgentSession for FakeLink {
-    fn prompt(&mut self, call: u64, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
+    fn prompt(&mut self, call: u64, _: PromptId, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
         let left = self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         assert!(left.is_err(), "a planted panic");
         self.say(Said::Prompt { call, blocks: blocks.iter().map(|block| block.get().to_owned()).collect() })
@@ -139,5 +154,9 @@ impl AgentSession for FakeLink {
 
     fn respond(&mut self, id: &RequestId, _: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
         self.say(Said::Respond(id.to_string()))
+    }
+
+    fn delivered(&self) -> Arc<Delivered> {
+        self.delivered.clone()
     }
 }

@@ -3,14 +3,22 @@
 //! Invariant: a transport frames and carries; it never decides how a turn ended and never retries. What
 //! it reports, it reports in the order in which the agent said it.
 
-use std::pin::Pin;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures_util::{Stream, future::BoxFuture};
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
-    domain::{outcome::Failure, prompt::Kinds},
+    contract::runtime::ResumedPrompt,
+    domain::{ids::PromptId, outcome::Failure, prompt::Kinds},
 };
 
 pub mod acp_connection;
@@ -35,6 +43,36 @@ pub trait Transport: Send + Sync {
     /// Dropping the future ends the agent. A failure has no side effect that outlives it, so a retry is
     /// safe.
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>>;
+
+    /// Goes on with a conversation whose client died, if the runtime still holds it: everything after
+    /// `request.received` comes again. A conversation that is not held any more is
+    /// [`ErrorCode::ConnectionLost`](crate::domain::outcome::ErrorCode). Safe to retry.
+    fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
+}
+
+/// Which conversation to go on with.
+#[derive(Debug, Clone)]
+pub struct AdoptRequest {
+    /// [`AgentFacts::connection_id`] of it.
+    pub connection_id: String,
+    /// The agent's own session id.
+    pub agent_session_id: String,
+    /// The number up to which everything is on disk; 0 for all.
+    pub received: u64,
+    /// [`AgentFacts::cookies`] of it.
+    pub cookies: Option<String>,
+}
+
+/// A conversation that goes on under a new client.
+pub struct AdoptedSession {
+    /// For saying things to the agent.
+    pub link: Box<dyn AgentSession>,
+    /// What the agent says, ending with [`AgentEvent::Closed`].
+    pub events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
+    /// The first request id that the session may use.
+    pub next_call: u64,
+    /// The newest prompt that the agent got, if any. It may have been answered: then its answer is among the events.
+    pub prompt: Option<ResumedPrompt>,
 }
 
 /// What to start.
@@ -94,7 +132,7 @@ pub struct AgentFacts {
 /// A conversation, for saying things. Every method queues at once or fails; none waits.
 pub trait AgentSession: Send {
     /// Asks for one turn. The answer comes as [`AgentEvent::Answered`] with `call`.
-    fn prompt(&mut self, call: u64, blocks: &[Box<RawValue>]) -> Result<(), SendError>;
+    fn prompt(&mut self, call: u64, prompt: PromptId, blocks: &[Box<RawValue>]) -> Result<(), SendError>;
     /// Asks for the end of the running turn.
     fn cancel(&mut self) -> Result<(), SendError>;
     /// Selects a mode (`session/set_mode`).
@@ -105,6 +143,46 @@ pub trait AgentSession: Send {
     fn close(&mut self, call: u64) -> Result<(), SendError>;
     /// Answers a request of the agent.
     fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>) -> Result<(), SendError>;
+    /// How far the conversation has come, for settling it.
+    fn delivered(&self) -> Arc<Delivered>;
+}
+
+/// How far a conversation has come. What is settled need not be kept by the runtime any longer: it is on disk, or
+/// nobody wants it. A conversation whose peer does not number its messages stays at 0, where settling does nothing.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    handled: AtomicU64,
+    settled: AtomicU64,
+    changed: Notify,
+}
+
+impl Delivered {
+    /// The number of the last message that was handed to the session as an event.
+    pub fn handled(&self) -> u64 {
+        self.handled.load(Ordering::Acquire)
+    }
+
+    /// The number up to which the runtime may forget.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// Notes that a message is handed over.
+    pub fn handle(&self, seq: u64) {
+        self.handled.fetch_max(seq, Ordering::AcqRel);
+    }
+
+    /// Lets the runtime forget everything up to `seq`, when there is next something to tell it, or enough of it.
+    /// Never blocks; from any thread.
+    pub fn settle(&self, seq: u64) {
+        self.settled.fetch_max(seq, Ordering::AcqRel);
+        self.changed.notify_one();
+    }
+
+    /// Ends when something was settled since the last call. Cancel-safe; for one caller.
+    pub async fn settled_more(&self) {
+        self.changed.notified().await;
+    }
 }
 
 /// What an agent says.
@@ -144,6 +222,10 @@ pub enum AgentEvent {
     StrayLine(String),
     /// JSON that is not the protocol; the agent cannot be trusted any more.
     Violation(String),
+    /// The connection broke and is being made again; what was said meanwhile comes after [`AgentEvent::Resumed`].
+    Interrupted(String),
+    /// The connection stands again; nothing was lost.
+    Resumed,
     /// The end; nothing follows.
     Closed(CloseReason),
 }

@@ -58,6 +58,7 @@ impl StreamHandler<AgentEvent> for Session {
                 }
             }
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
+            AgentEvent::Interrupted(_) | AgentEvent::Resumed => {}
             AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
         }
     }

@@ -178,7 +178,7 @@ impl Session {
         let context = self.context.take();
         let blocks = prompt.with_context(context.as_deref(), facts.takes);
         let sent = match self.calls.open(Call::Prompt) {
-            Ok(call) => link.prompt(call, &blocks).map_err(|cause| cause.to_string()),
+            Ok(call) => link.prompt(call, turn.handle.prompt_id, &blocks).map_err(|cause| cause.to_string()),
             Err(cause) => Err(cause.to_string()),
         };
         let now = self.parts.clock.now();

@@ -1,0 +1,236 @@
+//! Messages that survive a broken connection: each end numbers what it sends and keeps it until the other end has
+//! said that it need not be sent again.
+//!
+//! Both ends run the same two halves. [`Outbox`] is what was sent and may have to be sent again; [`Inbox`] is how far
+//! the other end has been heard. Every message arrives exactly once and in order, however often the connection
+//! breaks, as long as both ends live.
+
+use std::collections::VecDeque;
+
+/// What was sent and is not acknowledged, bounded by count and by bytes.
+#[derive(Debug)]
+pub struct Outbox<T> {
+    unacknowledged: VecDeque<(T, usize)>,
+    /// The number of the first of them.
+    first: u64,
+    bytes: usize,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+/// A peer wants what is gone, or what never was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer stands at message {asked}; held are those after {from} up to {to}")]
+pub struct OutOfRange {
+    /// What the peer has.
+    pub asked: u64,
+    /// The last number that is not held any more.
+    pub from: u64,
+    /// The last number.
+    pub to: u64,
+}
+
+impl<T> Outbox<T> {
+    /// Holds `max_messages` messages and about `max_bytes` bytes of them; one message always. Numbers go on after
+    /// `last`.
+    pub fn new(max_messages: usize, max_bytes: usize, last: u64) -> Self {
+        Self { unacknowledged: VecDeque::new(), first: last + 1, bytes: 0, max_messages, max_bytes }
+    }
+
+    /// Whether the next message has to wait for an acknowledgement.
+    pub fn is_full(&self) -> bool {
+        !self.unacknowledged.is_empty()
+            && (self.unacknowledged.len() >= self.max_messages || self.bytes >= self.max_bytes)
+    }
+
+    /// The number of the newest message; that of the beginning before the first.
+    pub fn last(&self) -> u64 {
+        self.first + self.unacknowledged.len() as u64 - 1
+    }
+
+    /// Keeps a message of `bytes` bytes and gives its number. Whether there is room is the caller's question.
+    pub fn push(&mut self, message: T, bytes: usize) -> u64 {
+        self.unacknowledged.push_back((message, bytes));
+        self.bytes += bytes;
+        self.last()
+    }
+
+    /// The peer has everything up to `seq`. What it says about the past, or falsely about the future, changes
+    /// nothing.
+    pub fn acknowledge(&mut self, seq: u64) {
+        if seq > self.last() {
+            return;
+        }
+        while self.first <= seq
+            && let Some((_, bytes)) = self.unacknowledged.pop_front()
+        {
+            self.bytes -= bytes;
+            self.first += 1;
+        }
+    }
+
+    /// A message that is still held.
+    pub fn get(&self, seq: u64) -> Option<&T> {
+        let index = usize::try_from(seq.checked_sub(self.first)?).ok()?;
+        self.unacknowledged.get(index).map(|(message, _)| message)
+    }
+
+    /// Where a peer that has everything up to `seq` is to be sent from; what it has is acknowledged by that.
+    pub fn resume(&mut self, seq: u64) -> Result<u64, OutOfRange> {
+        if seq + 1 < self.first || seq > self.last() {
+            return Err(OutOfRange { asked: seq, from: self.first - 1, to: self.last() });
+        }
+        Ok(seq + 1)
+    }
+
+    /// Messages that are held.
+    pub fn len(&self) -> usize {
+        self.unacknowledged.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.unacknowledged.is_empty()
+    }
+}
+
+/// What a number says about a message that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// The next one.
+    New,
+    /// One that was there before; to be dropped.
+    Again,
+    /// One or more before it are missing: the peer is not to be trusted.
+    Gap,
+}
+
+/// How far the other end has been heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inbox {
+    last: u64,
+}
+
+impl Inbox {
+    /// Goes on after `last`.
+    pub fn new(last: u64) -> Self {
+        Self { last }
+    }
+
+    /// The number of the newest message that arrived; 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Takes a number.
+    pub fn arrive(&mut self, seq: u64) -> Arrival {
+        if seq <= self.last {
+            Arrival::Again
+        } else if seq == self.last + 1 {
+            self.last = seq;
+            Arrival::New
+        } else {
+            Arrival::Gap
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_is_full_by_count_and_by_bytes_and_takes_one_message_whatever_its_size() {
+        let mut outbox = Outbox::new(2, 100, 0);
+        assert!(!outbox.is_full());
+        assert_eq!(outbox.push("large", 1000), 1);
+        assert!(outbox.is_full());
+        outbox.acknowledge(1);
+        outbox.push("a", 1);
+        outbox.push("b", 1);
+        assert!(outbox.is_full());
+        assert_eq!((outbox.get(1), outbox.get(2), outbox.last()), (None, Some(&"a"), 3));
+    }
+
+    #[test]
+    fn a_peer_that_wants_what_is_gone_or_never_was_is_refused() {
+        let mut outbox = Outbox::new(10, 100, 5);
+        for _ in 0..3 {
+            outbox.push((), 1);
+        }
+        outbox.acknowledge(6);
+        assert_eq!(outbox.resume(6), Ok(7));
+        assert_eq!(outbox.resume(8), Ok(9));
+        assert_eq!(outbox.resume(5), Err(OutOfRange { asked: 5, from: 6, to: 8 }));
+        assert!(outbox.resume(9).is_err());
+        outbox.acknowledge(99);
+        assert_eq!(outbox.len(), 2, "a lie about the future changes nothing");
+    }
+
+    /// What happens on the line between two ends.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Send,
+        Deliver,
+        Acknowledge,
+        Break,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => Just(Step::Send),
+            4 => Just(Step::Deliver),
+            2 => Just(Step::Acknowledge),
+            1 => Just(Step::Break),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        /// The model: what was sent is what arrives, in order, once, whatever the line loses.
+        #[test]
+        fn everything_arrives_once_and_in_order_however_often_the_line_breaks(steps in steps(), room in 1usize..20) {
+            let mut outbox = Outbox::new(room, 1000, 0);
+            let mut inbox = Inbox::default();
+            let mut line: VecDeque<u64> = VecDeque::new();
+            let mut sent = 0u64;
+            let mut arrived = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Send if !outbox.is_full() => {
+                        sent += 1;
+                        line.push_back(outbox.push(sent, 1));
+                    }
+                    Step::Send => prop_assert_eq!(outbox.len(), room, "it is full of what is not acknowledged"),
+                    Step::Deliver => {
+                        let Some(seq) = line.pop_front() else { continue };
+                        // What was overtaken by an acknowledgement after a break is a repeat.
+                        let arrival = inbox.arrive(seq);
+                        prop_assert_ne!(arrival, Arrival::Gap);
+                        if arrival == Arrival::New {
+                            arrived.push(*outbox.get(seq).unwrap());
+                        }
+                    }
+                    Step::Acknowledge => outbox.acknowledge(inbox.last()),
+                    Step::Break => {
+                        line.clear();
+                        let from = outbox.resume(inbox.last()).unwrap();
+                        line.extend(from..=outbox.last());
+                    }
+                }
+            }
+            line.clear();
+            line.extend(outbox.resume(inbox.last()).unwrap()..=outbox.last());
+            for seq in line {
+                if inbox.arrive(seq) == Arrival::New {
+                    arrived.push(*outbox.get(seq).unwrap());
+                }
+            }
+            prop_assert_eq!(arrived, (1..=sent).collect::<Vec<_>>());
+        }
+    }
+}
