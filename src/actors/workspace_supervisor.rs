@@ -68,7 +68,7 @@ impl WorkspaceSupervisor {
     }
 
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
-        let StartSession { spec, past, seat } = message;
+        let StartSession { spec, past, seat, adopted } = message;
         let settings = &self.parts.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
         let view = SessionView {
@@ -82,7 +82,7 @@ impl WorkspaceSupervisor {
         };
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
-        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready) };
+        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
         let (mailbox, watching) = watch::channel(self.spawn(&shared, 0, start, ctx));
         let child = Child {
             shared: shared.clone(),
@@ -143,7 +143,7 @@ impl WorkspaceSupervisor {
                 shared.feed.announce(None, EventKind::Status, &update);
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
-                let start = Start { delay, past, cookies, ready: None };
+                let start = Start { delay, past, cookies, ready: None, adopted: None };
                 let mailbox = self.spawn(&shared, generation, start, ctx);
                 if let Some(child) = self.children.get_mut(&id) {
                     child.mailbox.send_replace(mailbox);

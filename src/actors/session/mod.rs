@@ -14,7 +14,7 @@ use serde_json::{json, value::RawValue};
 
 use self::turn::Turn;
 use super::{
-    messages::{EndCause, EndSession, Later, Past, SessionEnded},
+    messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded},
     parts::Parts,
     permission_desk::PermissionDesk,
     session_shared::{ConnectionStatus, SessionShared},
@@ -59,6 +59,8 @@ pub struct Start {
     pub cookies: Option<String>,
     /// Told when the agent is ready, or why it is not.
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
+    /// An agent that works already, in the middle of a turn.
+    pub adopted: Option<Box<Adopted>>,
 }
 
 /// A call that waits for the agent's answer.
