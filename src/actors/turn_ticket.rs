@@ -231,6 +231,7 @@ impl Begun {
             let mut view = self.shared.move_to(state, &self.parts.metrics);
             view.running = None;
             view.last_used = now;
+            view.last_failure = failure.as_ref().map(|failure| failure.code.class());
         }
         let end = TurnEnd {
             prompt_id: self.prompt_id,

@@ -13,10 +13,11 @@ use super::{
     parts::Parts,
     session::{EndGuard, Session, Start},
     session_index::{LiveSession, Mailbox},
-    session_shared::{ConnectionStatus, SessionShared, SessionView},
+    session_shared::{SessionShared, SessionView},
 };
 use crate::{
     domain::{
+        connection::ConnectionStatus,
         event::EventKind,
         ids::{SessionId, WorkspaceKey},
         lifecycle::SessionState,
@@ -74,6 +75,7 @@ impl WorkspaceSupervisor {
         let view = SessionView {
             state: SessionState::Starting,
             connection: ConnectionStatus::Connecting,
+            last_failure: None,
             running: None,
             last_heard: None,
             last_used: self.parts.clock.now(),

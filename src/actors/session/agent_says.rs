@@ -13,9 +13,9 @@ use crate::{
     actors::{
         messages::EndCause,
         permission_desk::{Answer, Received},
-        session_shared::ConnectionStatus,
     },
     domain::{
+        connection::ConnectionStatus,
         event::EventKind,
         outcome::{ErrorCode, Failure, classify_agent_error},
         permission::PermissionPolicy,
@@ -145,10 +145,10 @@ impl Session {
 
     /// Tells the readers that the way to the agent broke, or stands again.
     fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
-        let state = {
+        let (state, connection) = {
             let mut view = self.shared.view();
             view.connection = connection;
-            view.state
+            (view.state, view.connection_status())
         };
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,

@@ -9,9 +9,11 @@ use crate::{
     actors::{
         adoption::kept_connection,
         messages::{Adopted, EndCause},
-        session_shared::ConnectionStatus,
     },
-    domain::{context::conversation_context, lifecycle::SessionState, outcome::Failure, turn::TurnOutcome},
+    domain::{
+        connection::ConnectionStatus, context::conversation_context, lifecycle::SessionState, outcome::Failure,
+        turn::TurnOutcome,
+    },
     store::{self, SessionChange},
     transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession},
 };

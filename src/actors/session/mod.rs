@@ -17,11 +17,14 @@ use super::{
     messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded},
     parts::Parts,
     permission_desk::PermissionDesk,
-    session_shared::{ConnectionStatus, SessionShared},
+    session_shared::SessionShared,
 };
 use crate::{
     acp::correlator::Correlator,
-    domain::{event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure, turn::TurnOutcome},
+    domain::{
+        connection::ConnectionStatus, event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure,
+        turn::TurnOutcome,
+    },
     transport::{AgentFacts, AgentSession},
 };
 
@@ -140,7 +143,11 @@ impl Session {
 
     /// Publishes where the session stands.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
-        self.shared.move_to(state, &self.parts.metrics).connection = connection;
+        let connection = {
+            let mut view = self.shared.move_to(state, &self.parts.metrics);
+            view.connection = connection;
+            view.connection_status()
+        };
         let update = json!({"state": state, "connection": connection.as_str()});
         self.shared.feed.announce(None, EventKind::Status, &update);
     }

@@ -12,11 +12,11 @@ use crate::{
             AnswerPermission, CancelTurn, EndCause, PromptRefused, RunPrompt, SetConfigOption, SetMode, TurnBegun,
             TurnEnded, TurnHandle,
         },
-        session_shared::ConnectionStatus,
         turn_ticket::TurnTicket,
     },
     domain::{
         clock::Timestamp,
+        connection::ConnectionStatus,
         ids::PromptId,
         lifecycle::SessionState,
         outcome::{ErrorCode, Failure},
