@@ -24,6 +24,7 @@ use crate::{
 pub mod acp_connection;
 pub mod acp_transport;
 pub mod agent_process;
+mod control_group;
 #[cfg(test)]
 pub mod fake;
 mod group_watch;
