@@ -241,4 +241,7 @@ pub struct RuntimeStatus {
     pub agent_processes: u64,
     /// The most that may run.
     pub max_agents: u64,
+    /// Conversations that are kept for a client that is away.
+    #[serde(default)]
+    pub held_conversations: u64,
 }
