@@ -144,6 +144,8 @@ impl StreamHandler<Incoming> for AcpSocket {
         match incoming {
             Incoming::Frame(frame) => ctx.text(frame.into_text()),
             Incoming::Closed(reason) => self.on_agent_gone(reason, ctx),
+            // An agent's pipes do not come back.
+            Incoming::Line(_) => {}
         }
     }
 

@@ -1,7 +1,8 @@
 //! Ways to an agent: the traits by which a session sees one, and the transports behind them.
 //!
-//! Invariant: a transport frames and carries; it never decides how a turn ended and never retries. What
-//! it reports, it reports in the order in which the agent said it.
+//! Invariant: a transport frames and carries; it never decides how a turn ended and never repeats a call. A line that
+//! breaks it makes again where both ends number their messages, so that each arrives once. What it reports, it reports
+//! in the order in which the agent said it.
 
 use std::{
     pin::Pin,
@@ -24,14 +25,20 @@ use crate::{
 pub mod acp_connection;
 pub mod acp_transport;
 pub mod agent_process;
+mod carrier;
 #[cfg(test)]
 pub mod fake;
 mod group_watch;
+mod line;
 mod orphans;
 pub mod pipe;
 pub mod process_group;
+mod resumable;
+#[cfg(test)]
+mod resume_tests;
 pub mod run_as;
 pub mod stdio;
+mod watched;
 pub mod websocket;
 pub mod workspace_door;
 
