@@ -10,7 +10,7 @@
 //!  client ──HTTP──▶ lumilink serve ──ACP over WebSocket──▶ lumilink runtime ──ACP over stdio──▶ agent
 //!                    http/ actors/        transport/           runtime/
 //!                    store/               (acp_connection,     (acp_socket, workspaces,
-//!                                          websocket)           fs and terminals)
+//!                                          resumable)           fs and terminals)
 //! ```
 //!
 //! `serve` embeds a runtime on a loopback port when none is configured, and the built-in [`demo_agent`] when no
@@ -73,7 +73,7 @@
 //!
 //! # What is not here
 //!
-//! No module named utils, no global state but the log, no retry inside a transport, no clock in `domain`.
+//! No module named utils, no global state but the log, no call that a transport repeats, no clock in `domain`.
 
 pub mod commands;
 

@@ -22,7 +22,12 @@ use crate::{
     },
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue},
-    transport::{acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor},
+    transport::{
+        acp_transport::AcpTransport,
+        pipe::PipeLimits,
+        websocket::{Endpoint, Heartbeat, ResumeLimits},
+        workspace_door::WorkspaceDoor,
+    },
 };
 
 /// Everything that runs.
@@ -129,6 +134,12 @@ async fn runtime_of(
         token,
         frame_bytes: config.limits.frame_bytes,
         pipe: pipe_limits(config),
+        resume: ResumeLimits {
+            grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+            frames: config.runtime.replay_frames,
+            bytes: config.runtime.replay_bytes,
+        },
+        heartbeat: Heartbeat::default(),
     };
     if let Some(url) = &config.runtime.url {
         return Ok((None, None, endpoint(url.clone(), config.runtime.token.clone())));

@@ -48,6 +48,11 @@ impl<T> Outbox<T> {
         self.first + self.unacknowledged.len() as u64 - 1
     }
 
+    /// The number of the last message that is not held any more; 0 where none ever was.
+    pub fn acknowledged(&self) -> u64 {
+        self.first - 1
+    }
+
     /// Keeps a message of `bytes` bytes and gives its number. Whether there is room is the caller's question.
     pub fn push(&mut self, message: T, bytes: usize) -> u64 {
         self.unacknowledged.push_back((message, bytes));

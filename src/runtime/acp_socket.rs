@@ -42,8 +42,8 @@ use crate::{
 /// How long the client may take to answer our closing frame before the connection is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
-/// Upgrades the connection, to a new one or to `returning`, one whose client has everything up to that number; the
-/// answer names it in `Acp-Connection-Id`.
+/// Upgrades the connection, to a new one or to `returning`, one whose client has everything up to that number or does
+/// not know; the answer names it in `Acp-Connection-Id`.
 ///
 /// # Errors
 /// `not_found` where the connection that the client names is not held; `invalid_request` where this is no upgrade.
@@ -51,7 +51,7 @@ pub fn accept(
     request: &HttpRequest,
     body: web::Payload,
     settings: SocketSettings,
-    returning: Option<(Uuid, u64)>,
+    returning: Option<(Uuid, Option<u64>)>,
 ) -> Result<HttpResponse, Failure> {
     let no_upgrade =
         |cause: actix_web::Error| Failure::new(ErrorCode::InvalidRequest, format!("no WebSocket upgrade: {cause}"));
@@ -61,7 +61,7 @@ pub fn accept(
         None => (Uuid::now_v7(), State::Waiting),
         Some((id, received)) => {
             let (attachment, resumed) = settings.conversations.resume(id, received)?;
-            (id, State::Returning(attachment, received, resumed))
+            (id, State::Returning(attachment, resumed))
         }
     };
     let frame_bytes = settings.frame_bytes;
@@ -87,8 +87,8 @@ struct AcpSocket {
 enum State {
     /// For `initialize`.
     Waiting,
-    /// With the last number that its client has, and what it is told first.
-    Returning(Attachment, u64, Resumed),
+    /// With what its client is told first.
+    Returning(Attachment, Resumed),
     Connected(Connected),
     /// The closing frame is out; a client can still end a conversation with numbers.
     Closing(Option<AgentLine>),
@@ -125,9 +125,10 @@ impl Actor for AcpSocket {
         ctx.spawn(goodbye);
         self.beat(ctx);
         match std::mem::replace(&mut self.state, State::Waiting) {
-            State::Returning(attachment, received, resumed) => {
+            State::Returning(attachment, resumed) => {
+                let after = resumed.after;
                 ctx.text(jsonrpc::notification(RESUMED, resumed));
-                self.connect(attachment, received, ctx);
+                self.connect(attachment, after, ctx);
             }
             state => self.state = state,
         }

@@ -127,6 +127,8 @@ impl State {
                 self.keep(frame.into_text());
                 return Poll::Ready(());
             }
+            // An agent's pipes do not come back.
+            Some(Incoming::Line(_)) => return Poll::Ready(()),
             Some(Incoming::Closed(reason)) => Some(reason),
             None => None,
         };
@@ -177,14 +179,16 @@ impl Conversation {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a socket go on, whose client has everything up to `received`; one that stands is replaced. Gives the
-    /// socket's number and what its client is to be told first. `None` when it is over.
-    pub fn attach(&self, received: u64) -> Result<Option<(u64, Resumed)>, OutOfRange> {
+    /// Lets a socket go on, whose client has everything up to `received`, or has forgotten what it has and is told all
+    /// that is held; one that stands is replaced. Gives the socket's number and what its client is to be told first.
+    /// `None` when it is over.
+    pub fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
         let mut state = self.lock();
         if state.pipe.is_none() {
             return Ok(None);
         }
-        state.outbox.resume(received)?;
+        let after = received.unwrap_or_else(|| state.outbox.acknowledged());
+        state.outbox.resume(after)?;
         state.generation += 1;
         let here = Client::Here { heard: Instant::now(), waker: None };
         match std::mem::replace(&mut state.client, here) {
@@ -192,7 +196,7 @@ impl Conversation {
             Client::Here { waker, .. } => waker.into_iter().for_each(Waker::wake),
             Client::Away { .. } => (self.on_away)(false),
         }
-        let resumed = Resumed { received: state.inbox.last(), prompt: state.prompt.clone() };
+        let resumed = Resumed { received: state.inbox.last(), after, prompt: state.prompt.clone() };
         let generation = state.generation;
         drop(state);
         self.changed.notify_one();

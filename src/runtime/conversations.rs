@@ -99,11 +99,12 @@ impl Conversations {
         }
     }
 
-    /// Lets a client go on that has everything up to `received`, and gives what it is to be told first.
+    /// Lets a client go on that has everything up to `received`, or has forgotten what it has, and gives what it is to
+    /// be told first.
     ///
     /// # Errors
     /// `not_found` where the connection is not held, or not what the client wants of it. Asking again is no use.
-    pub fn resume(&self, id: Uuid, received: u64) -> Result<(Attachment, Resumed), Failure> {
+    pub fn resume(&self, id: Uuid, received: Option<u64>) -> Result<(Attachment, Resumed), Failure> {
         let gone = |why: String| Failure::new(ErrorCode::NotFound, format!("connection {id}: {why}"));
         let conversation = self.lock().get(&id).cloned();
         let conversation = conversation.ok_or_else(|| gone("is not held here".into()))?;

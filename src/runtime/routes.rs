@@ -98,13 +98,13 @@ async fn acp(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) 
         .unwrap_or_else(|failure| answer_failure(&failure))
 }
 
-/// Which connection a client comes back to, and the number of the last message that it has.
-fn returning(request: &HttpRequest) -> Result<Option<(Uuid, u64)>, Failure> {
+/// Which connection a client comes back to, and the number of the last message that it has, if it knows.
+fn returning(request: &HttpRequest) -> Result<Option<(Uuid, Option<u64>)>, Failure> {
     let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default().trim());
     let Some(id) = text(CONNECTION_ID_HEADER) else { return Ok(None) };
     // No id of ours, so nothing that is held.
     let id = id.parse().map_err(|_| Failure::new(ErrorCode::NotFound, "no such connection"))?;
-    let received = text(RECEIVED_HEADER).unwrap_or("0").parse().map_err(|_| {
+    let received = text(RECEIVED_HEADER).map(str::parse).transpose().map_err(|_| {
         Failure::new(ErrorCode::InvalidRequest, format!("the header {RECEIVED_HEADER} has to be a number"))
     })?;
     Ok(Some((id, received)))

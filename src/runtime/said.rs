@@ -106,17 +106,25 @@ impl Stream for PlainWords {
         if !self.pace.goes_on(cx) {
             return Poll::Pending;
         }
-        let Poll::Ready(incoming) = self.from_agent.poll_recv(cx) else {
-            self.pace.rest();
-            return Poll::Pending;
+        let incoming = loop {
+            match self.from_agent.poll_recv(cx) {
+                // An agent's pipes do not come back.
+                Poll::Ready(Some(Incoming::Line(_))) => {}
+                Poll::Ready(incoming) => break incoming,
+                Poll::Pending => {
+                    self.pace.rest();
+                    return Poll::Pending;
+                }
+            }
         };
-        Poll::Ready(incoming.map(|incoming| match incoming {
-            Incoming::Frame(frame) => {
+        Poll::Ready(match incoming {
+            Some(Incoming::Frame(frame)) => {
                 let text = frame.into_text();
                 self.pace.took(text.len());
-                Said::Text(text)
+                Some(Said::Text(text))
             }
-            Incoming::Closed(reason) => Said::Parted(Arc::new(Parting::new(Some(reason)))),
-        }))
+            Some(Incoming::Closed(reason)) => Some(Said::Parted(Arc::new(Parting::new(Some(reason))))),
+            Some(Incoming::Line(_)) | None => None,
+        })
     }
 }
