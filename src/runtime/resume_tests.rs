@@ -412,18 +412,19 @@ async fn the_newest_prompt_is_remembered() {
 async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
     let place = place_with(|options| options.max_agents = 1).await;
     let mut peer = Peer::connected(&place).await;
-    peer.say(json!({"method": "die"})).await;
+    peer.settled = Some(1);
+    peer.say(json!({"method": "die later"})).await;
+    assert_eq!(peer.hear().await["method"], "soon");
     let broken = peer.break_off();
     until("it is dead", || place.runtime.agent_processes() == 0).await;
     let (mut peer, _) = broken.resume(&place).await;
-    peer.settled = Some(1);
     assert_eq!(peer.hear().await["params"]["last"], true);
     let end = peer.hear().await;
     assert_eq!((&end["method"], &end["params"]["exitCode"]), (&json!("_lumilink/agent_exited"), &json!(42)));
     assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
     // As long as it is not settled it can be had again.
     until("it is held", || place.runtime.held_conversations() == 1).await;
-    let broken = Broken { received: 1, ..peer.break_off() };
+    let broken = Broken { received: 2, ..peer.break_off() };
     let (mut peer, _) = broken.resume(&place).await;
     peer.hear().await;
     assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
@@ -439,6 +440,7 @@ async fn sessions_begin_and_are_refused_after_a_resume_as_before() {
     let place = place().await;
     let peer = Peer::connected(&place).await;
     let (mut peer, _) = peer.break_off().resume(&place).await;
+    peer.settled = Some(1);
     let new = |cwd: String| json!({"jsonrpc": "2.0", "id": 5, "method": "session/new", "params": {"cwd": cwd, "mcpServers": []}});
     peer.say(new("/".into())).await;
     assert_eq!(peer.hear().await["error"]["code"], -32602);
