@@ -405,7 +405,7 @@ async fn the_newest_prompt_is_remembered() {
     peer.say(prompt(8, json!({"other": 1}))).await;
     peer.hear().await;
     let (_, resumed) = peer.break_off().resume(&place).await;
-    assert_eq!(resumed, json!({"received": 3, "prompt": {"promptId": id, "call": 7, "after": 2}}));
+    assert_eq!(resumed, json!({"received": 3, "after": 4, "prompt": {"promptId": id, "call": 7, "after": 2}}));
 }
 
 #[actix_web::test]
