@@ -43,6 +43,12 @@ impl<T> Correlator<T> {
         Ok(id)
     }
 
+    /// Remembers what a request was for that was sent before under this id, by somebody who is gone.
+    pub fn reopen(&mut self, id: u64, what: T) {
+        self.start_at(id + 1);
+        self.open.insert(id, what);
+    }
+
     /// Takes out what the answer with this id belongs to; `None` for an answer that nobody waits for.
     pub fn take(&mut self, id: u64) -> Option<T> {
         self.open.remove(&id)

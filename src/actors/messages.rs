@@ -18,8 +18,8 @@ use crate::{
         prompt::Prompt,
         turn::TurnState,
     },
-    store::{Idempotency, PromptRow},
-    transport::AgentFacts,
+    store::{EndSlot, Idempotency, PromptRow},
+    transport::{AdoptedSession, AgentFacts},
 };
 
 /// http → session: runs one turn. Replies when the turn is on disk, not when it ends.
@@ -176,6 +176,24 @@ pub struct StartSession {
     pub past: Past,
     /// Its seat.
     pub seat: super::capacity_guard::Permit,
+    /// Its agent, where that works already.
+    pub adopted: Option<Box<Adopted>>,
+}
+
+/// An agent that an earlier life of the service left in the middle of a turn.
+pub struct Adopted {
+    /// The way to it.
+    pub session: AdoptedSession,
+    /// What its handshake told.
+    pub facts: AgentFacts,
+    /// The turn.
+    pub prompt: PromptRow,
+    /// The id of its request.
+    pub call: u64,
+    /// The place of its end in the writer's queue.
+    pub slot: EndSlot,
+    /// What the agent has said in it, as far as that is on disk.
+    pub said: Vec<String>,
 }
 
 /// What a session that comes back brings along.

@@ -4,6 +4,7 @@
 //! child is an import (workspaces → workspace_supervisor → session). A session never heals itself: the one
 //! restart rule is in the workspace supervisor.
 
+pub mod adoption;
 pub mod capacity_guard;
 pub mod event_feed;
 pub mod messages;

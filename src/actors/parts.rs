@@ -46,6 +46,10 @@ pub struct SessionSettings {
     pub replay_events: usize,
     /// Bytes of them.
     pub replay_bytes: usize,
+    /// Messages of the agent after which what it said is put on disk, so that the runtime need not keep them.
+    pub settle_messages: u64,
+    /// The same in bytes.
+    pub settle_bytes: usize,
 }
 
 impl SessionSettings {
@@ -63,6 +67,9 @@ impl SessionSettings {
             },
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
+            // A quarter of what the runtime keeps: the agent never waits for us unless the disk is slow.
+            settle_messages: (config.runtime.replay_frames as u64 / 4).max(1),
+            settle_bytes: (config.runtime.replay_bytes / 4).max(1),
         }
     }
 }

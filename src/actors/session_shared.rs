@@ -11,8 +11,10 @@ use super::event_feed::EventFeed;
 use crate::{
     domain::{
         clock::Timestamp,
+        connection::ConnectionStatus,
         ids::{PromptId, SessionId, WorkspaceKey},
         lifecycle::SessionState,
+        outcome::ErrorClass,
         permission::PermissionPolicy,
     },
     telemetry::Metrics,
@@ -65,31 +67,6 @@ impl SharedPolicy {
     }
 }
 
-/// How the way to a session's agent is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConnectionStatus {
-    /// For the first time.
-    Connecting,
-    /// It stands.
-    Connected,
-    /// It broke, and the session is being started again.
-    Reconnecting,
-    /// It broke for good.
-    Error,
-}
-
-impl ConnectionStatus {
-    /// Its name in answers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Connected => "connected",
-            Self::Reconnecting => "reconnecting",
-            Self::Error => "error",
-        }
-    }
-}
-
 /// What can be told about a session at any time.
 #[derive(Debug, Clone)]
 pub struct SessionView {
@@ -97,6 +74,8 @@ pub struct SessionView {
     pub state: SessionState,
     /// How the way to its agent is.
     pub connection: ConnectionStatus,
+    /// The class of the error with which the last turn failed; absent where it did not.
+    pub last_failure: Option<ErrorClass>,
     /// The turn that runs.
     pub running: Option<PromptId>,
     /// When its agent last said something.
@@ -107,6 +86,13 @@ pub struct SessionView {
     pub restarts: u32,
     /// What the last handshake told.
     pub facts: Option<Arc<AgentFacts>>,
+}
+
+impl SessionView {
+    /// How the way to its agent is, as it is shown.
+    pub fn connection_status(&self) -> ConnectionStatus {
+        self.connection.after(self.last_failure)
+    }
 }
 
 /// The part of a live session that outlives its actor's restarts.

@@ -1,12 +1,13 @@
 //! A workspace supervisor and its session, with an agent that the test plays and a real database.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
+    adoption,
     capacity_guard::CapacityGuard,
     messages::{CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
     parts::{Parts, SessionSettings},
@@ -16,6 +17,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    contract::runtime::ResumedPrompt,
     domain::{
         clock::Clock,
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
@@ -27,7 +29,7 @@ use crate::{
         routing::Route,
         turn::TurnState,
     },
-    store::{DatabaseUrl, Idempotency, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions},
+    store::{DatabaseUrl, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock},
     transport::{
         AgentEvent, CloseReason,
@@ -50,6 +52,7 @@ struct Stage {
     agents: mpsc::Receiver<FakeAgent>,
     panics: Arc<std::sync::atomic::AtomicUsize>,
     failures: Arc<std::sync::Mutex<Vec<Failure>>>,
+    held: Arc<std::sync::Mutex<HashMap<String, Option<ResumedPrompt>>>>,
     capacity: CapacityGuard,
     _supervisor: Addr<WorkspaceSupervisor>,
     _folder: tempfile::TempDir,
@@ -66,7 +69,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     })
     .unwrap();
     let (transport, mut agents) = FakeTransport::new();
-    let (panics, failures) = (transport.panics.clone(), transport.failures.clone());
+    let (panics, failures, held) = (transport.panics.clone(), transport.failures.clone(), transport.held.clone());
     let mut settings = SessionSettings::new(&Config::default());
     change(&mut settings);
     let parts = Arc::new(Parts {
@@ -98,11 +101,12 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         mode: SessionMode::Development,
         enable_git_ops: false,
         state: SessionState::Idle,
-        agent_session_id: None,
+        agent_session_id: Some("fake-session".into()),
         mcp_servers: "[]".into(),
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: None,
+        connection: Some(KeptConnection { id: "c".into(), cookies: None }),
         now,
     };
     parts.store.create_session(new).await.unwrap();
@@ -118,11 +122,15 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     let capacity = CapacityGuard::new(1);
     let supervisor = WorkspaceSupervisor::new(key, parts.clone()).start();
     let seat = capacity.admit().unwrap();
-    supervisor.send(StartSession { spec: Arc::new(spec), past: Past::default(), seat }).await.unwrap().unwrap();
+    supervisor
+        .send(StartSession { spec: Arc::new(spec), past: Past::default(), seat, adopted: None })
+        .await
+        .unwrap()
+        .unwrap();
     let agent = agents.recv().await.unwrap();
     let live = parts.index.get(id).unwrap();
     let stage =
-        Stage { parts, live, id, agents, panics, failures, capacity, _supervisor: supervisor, _folder: folder };
+        Stage { parts, live, id, agents, panics, failures, held, capacity, _supervisor: supervisor, _folder: folder };
     (stage, agent)
 }
 
@@ -281,4 +289,99 @@ async fn an_idle_session_hibernates_and_gives_its_seat_back() {
     stage.gone().await;
     assert_eq!(stage.state().await, SessionState::Hibernated);
     assert_eq!(stage.capacity.taken(), 0);
+}
+
+fn chunk(text: &str) -> AgentEvent {
+    let update =
+        serde_json::json!({"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text}});
+    AgentEvent::Update { update: serde_json::value::to_raw_value(&update).unwrap(), meta: None }
+}
+
+#[actix::test]
+async fn what_a_turn_said_is_kept_by_the_runtime_until_it_is_on_disk() {
+    let (stage, mut agent) = stage(|settings| settings.settle_messages = 3).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    for seq in 1..=4 {
+        agent.delivered.handle(seq);
+        agent.says.send(chunk("x")).await.unwrap();
+        if seq == 2 {
+            assert_eq!(agent.delivered.settled(), 0, "neither many nor at its end");
+        }
+    }
+    agent.delivered.settled_more().await;
+    let settled = agent.delivered.settled();
+    assert!((3..=4).contains(&settled), "a long turn is settled in parts: {settled}");
+    let row = stage.parts.store.session(stage.id).await.unwrap().unwrap();
+    assert_eq!(row.settled_seq, settled);
+    agent.delivered.handle(5);
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    assert_eq!(agent.delivered.settled(), 5, "its end is on disk");
+    let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
+    let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
+    assert_eq!(said, "xxxx");
+}
+
+#[actix::test]
+async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
+    let (mut stage, mut first) = stage(|settings| settings.settle_messages = 1).await;
+    let begun = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
+    let prompt_id = turn.prompt_id;
+    let call = first.prompted().await;
+    first.delivered.handle(1);
+    first.says.send(chunk("before ")).await.unwrap();
+    first.delivered.settled_more().await;
+
+    // As if that life had ended here: another one, on the same database.
+    let held = ResumedPrompt { prompt_id, call, after: 0 };
+    stage.held.lock().unwrap().insert("c".into(), Some(held));
+    let mut found = adoption::find_again(&stage.parts).await.unwrap();
+    let found = found.pop().expect("the turn is found");
+    let agent = stage.agents.recv().await.unwrap();
+    assert_eq!(stage.parts.store.recover(SystemClock.now(), &[stage.id]).await.unwrap().interrupted_turns, 0);
+    let key = found.session.key.clone();
+    let parts = Arc::new(Parts {
+        store: stage.parts.store.clone(),
+        metrics: Metrics::new("test", None).unwrap(),
+        transport: stage.parts.transport.clone(),
+        clock: Arc::new(SystemClock),
+        index: SessionIndex::default(),
+        settings: stage.parts.settings.clone(),
+    });
+    let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone()).start();
+    let spec = stage.live.shared.spec.clone();
+    let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
+    let seat = CapacityGuard::new(1).admit().unwrap();
+    let start = StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)) };
+    supervisor.send(start).await.unwrap().unwrap();
+    let live = parts.index.get(stage.id).unwrap();
+    assert_eq!(live.shared.view().running, Some(prompt_id));
+    stage.live = live;
+    let joined = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    assert!(matches!(&joined, TurnBegun::Joined(turn) if turn.prompt_id == prompt_id), "one key, one execution");
+
+    agent.says.send(chunk("after")).await.unwrap();
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    let end = ended(joined).await;
+    assert_eq!((end.state, end.prompt_id), (TurnState::Completed, prompt_id));
+    assert!(end.result.get().contains("before after"), "{}", end.result);
+    assert!(end.event_id.unwrap() > 10_000_000_000, "no id of the earlier life comes again");
+    let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
+    let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
+    assert_eq!(said, "before after");
+    assert_eq!((parts.metrics.turns_started(Route::Acp), parts.metrics.turns_ended(Route::Acp, "completed")), (1, 1));
+}
+
+#[actix::test]
+async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    for held in [None, Some(ResumedPrompt { prompt_id: PromptId(Uuid::now_v7()), call: 1, after: 0 })] {
+        stage.held.lock().unwrap().insert("c".into(), held);
+        assert!(adoption::find_again(&stage.parts).await.unwrap().is_empty());
+    }
+    assert!(adoption::find_again(&stage.parts).await.unwrap().is_empty(), "nothing is held at all");
 }

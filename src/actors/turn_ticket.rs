@@ -23,6 +23,7 @@ use crate::{
         turn::{Severity, TurnOutcome, TurnProgress, stop_reason_name},
     },
     store::{EndSlot, TurnEnd},
+    transport::Delivered,
 };
 
 /// What carries turns; the fallback will be the other one.
@@ -157,6 +158,21 @@ impl TurnTicket {
         enough.then(|| std::mem::take(&mut begun.entries))
     }
 
+    /// All of its entries so far, the one that is still growing included.
+    pub fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
+        let Some(begun) = self.0.as_mut() else { return Vec::new() };
+        begun.transcript.close(&mut begun.entries);
+        std::mem::take(&mut begun.entries)
+    }
+
+    /// Goes on with a turn that began in an earlier life of the service: what the agent had said until then.
+    pub fn go_on(&mut self, said: &[String]) {
+        if let Some(begun) = &mut self.0 {
+            said.iter().for_each(|text| begun.progress.on_message_text(text));
+        }
+        self.remark(Severity::Info, "the service was restarted in the middle of the turn, which went on");
+    }
+
     /// Puts entries back that could not be queued.
     pub fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
         if let Some(begun) = &mut self.0 {
@@ -165,12 +181,17 @@ impl TurnTicket {
         }
     }
 
-    /// Ends the turn: result, transcript and session state go to disk in one transaction, then everyone who
-    /// waits is told.
-    pub fn end(mut self, outcome: TurnOutcome, usage: Option<crate::domain::turn::Usage>) {
+    /// Ends the turn: result and transcript go to disk in one transaction, then everyone who waits is told, and the
+    /// runtime, which may forget what the agent said.
+    pub fn end(
+        mut self,
+        outcome: TurnOutcome,
+        usage: Option<crate::domain::turn::Usage>,
+        delivered: Option<Arc<Delivered>>,
+    ) {
         if let Some(mut begun) = self.0.take() {
             begun.progress.usage = usage;
-            begun.finish(outcome);
+            begun.finish(outcome, delivered);
         }
     }
 }
@@ -179,13 +200,13 @@ impl Drop for TurnTicket {
     fn drop(&mut self) {
         if let Some(begun) = self.0.take() {
             let failure = Failure::new(ErrorCode::Internal, "the session's actor died in the middle of the turn");
-            begun.finish(TurnOutcome::Failed(failure));
+            begun.finish(TurnOutcome::Failed(failure), None);
         }
     }
 }
 
 impl Begun {
-    fn finish(mut self: Box<Self>, outcome: TurnOutcome) {
+    fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
         let now = self.parts.clock.now();
         let took = now.since(self.progress.accepted_at);
         self.transcript.finish(&mut self.entries);
@@ -210,6 +231,7 @@ impl Begun {
             let mut view = self.shared.move_to(state, &self.parts.metrics);
             view.running = None;
             view.last_used = now;
+            view.last_failure = failure.as_ref().map(|failure| failure.code.class());
         }
         let end = TurnEnd {
             prompt_id: self.prompt_id,
@@ -221,10 +243,14 @@ impl Begun {
             entries: self.entries,
             now,
         };
+        let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         self.slot.end_turn(
             end,
             Box::new(move |written| {
+                if let (Ok(()), Some((seq, delivered))) = (&written, settle) {
+                    delivered.settle(seq);
+                }
                 let event_id =
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };

@@ -13,10 +13,11 @@ use super::{
     parts::Parts,
     session::{EndGuard, Session, Start},
     session_index::{LiveSession, Mailbox},
-    session_shared::{ConnectionStatus, SessionShared, SessionView},
+    session_shared::{SessionShared, SessionView},
 };
 use crate::{
     domain::{
+        connection::ConnectionStatus,
         event::EventKind,
         ids::{SessionId, WorkspaceKey},
         lifecycle::SessionState,
@@ -68,12 +69,13 @@ impl WorkspaceSupervisor {
     }
 
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
-        let StartSession { spec, past, seat } = message;
+        let StartSession { spec, past, seat, adopted } = message;
         let settings = &self.parts.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
         let view = SessionView {
             state: SessionState::Starting,
             connection: ConnectionStatus::Connecting,
+            last_failure: None,
             running: None,
             last_heard: None,
             last_used: self.parts.clock.now(),
@@ -82,7 +84,7 @@ impl WorkspaceSupervisor {
         };
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
-        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready) };
+        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
         let (mailbox, watching) = watch::channel(self.spawn(&shared, 0, start, ctx));
         let child = Child {
             shared: shared.clone(),
@@ -143,7 +145,7 @@ impl WorkspaceSupervisor {
                 shared.feed.announce(None, EventKind::Status, &update);
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
-                let start = Start { delay, past, cookies, ready: None };
+                let start = Start { delay, past, cookies, ready: None, adopted: None };
                 let mailbox = self.spawn(&shared, generation, start, ctx);
                 if let Some(child) = self.children.get_mut(&id) {
                     child.mailbox.send_replace(mailbox);

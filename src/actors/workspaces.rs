@@ -18,8 +18,9 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{
+    adoption::{Found, kept_connection},
     capacity_guard::{CapacityGuard, Permit},
-    messages::{CancelTurn, CloseSession, DrainSessions, Past, StartSession},
+    messages::{Adopted, CancelTurn, CloseSession, DrainSessions, Past, StartSession},
     parts::Parts,
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionSpec, SharedPolicy},
@@ -122,7 +123,7 @@ impl Workspaces {
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
         let (supervised, spec) = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers);
-        let facts = start(&supervised, spec, Past::default(), seat).await?;
+        let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let new = NewSession {
             session_id,
             key: request.workspace.clone(),
@@ -137,6 +138,7 @@ impl Workspaces {
             protocol: Route::Acp,
             protocol_version: Some(facts.protocol_version),
             agent_facts: Some(agent_facts(&facts)),
+            connection: Some(kept_connection(&facts)),
             now: parts.clock.now(),
         };
         if let Err(cause) = parts.store.create_session(new).await {
@@ -174,17 +176,39 @@ impl Workspaces {
             last_event_id: row.next_event_after(),
             restarts: row.restarts,
         };
-        let facts = start(&supervised, spec, past, seat).await?;
+        let facts = start(&supervised, spec, past, seat, None).await?;
         let change = SessionChange {
             state: Some(SessionState::Idle),
             agent_session_id: Some(facts.agent_session_id.clone()),
             protocol_version: Some(facts.protocol_version),
             agent_facts: Some(agent_facts(&facts)),
+            connection: Some(kept_connection(&facts)),
             last_used: Some(parts.clock.now()),
             ..SessionChange::new(row.session_id)
         };
         parts.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         Ok(ready(row.session_id, row.key.clone(), prepared, facts))
+    }
+
+    /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
+    pub async fn go_on(&self, found: Found) -> Result<(), Failure> {
+        let Found { adopted, session } = found;
+        let parts = &self.0.parts;
+        let workspace = parts.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
+        let workspace =
+            workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
+        let prepared = folders::prepare(self.door(), &workspace).await?;
+        let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
+        let seat = self.0.capacity.admit_returning();
+        let (supervised, spec) =
+            self.place(&workspace, &prepared, session.session_id, agent_name(&session.agent), mcp_servers);
+        let past = Past {
+            agent_session_id: session.agent_session_id.clone(),
+            last_event_id: session.next_event_after(),
+            restarts: session.restarts,
+        };
+        start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
+        Ok(())
     }
 
     /// The live session with this id.
@@ -315,9 +339,10 @@ async fn start(
     spec: Arc<SessionSpec>,
     past: Past,
     seat: Permit,
+    adopted: Option<Box<Adopted>>,
 ) -> Result<Arc<AgentFacts>, Failure> {
     let gone = |_| Failure::new(ErrorCode::Internal, "the workspace's supervisor is gone");
-    supervised.supervisor.send(StartSession { spec, past, seat }).await.map_err(gone)?
+    supervised.supervisor.send(StartSession { spec, past, seat, adopted }).await.map_err(gone)?
 }
 
 fn ready(

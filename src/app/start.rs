@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{AppError, database_url, hold, make_data_dir};
 use crate::{
     actors::{
+        adoption,
         capacity_guard::CapacityGuard,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
@@ -43,14 +44,6 @@ impl Service {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(url, loaded, &metrics)?;
-        let recovered = store.recover(clock.now()).await?;
-        tracing::info!(
-            marker = "[ACP]",
-            turns = recovered.interrupted_turns,
-            sessions = recovered.sessions,
-            "recovered"
-        );
-
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
@@ -70,6 +63,7 @@ impl Service {
             settings: SessionSettings::new(config),
         };
         let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions));
+        pick_up(&workspaces, runtime.is_none()).await?;
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         let http = http::serve(workspaces.clone(), config, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
@@ -81,6 +75,30 @@ impl Service {
     pub fn address(&self) -> SocketAddr {
         self.http.address
     }
+}
+
+/// Brings what the last stop left in order: turns whose agents still work go on, where there is a separate runtime
+/// that kept them; the others are interrupted.
+async fn pick_up(workspaces: &Workspaces, may_go_on: bool) -> Result<(), AppError> {
+    let parts = workspaces.parts();
+    let found = if may_go_on { adoption::find_again(parts).await? } else { Vec::new() };
+    let mut kept = Vec::new();
+    for found in found {
+        let session_id = found.session.session_id;
+        match workspaces.go_on(found).await {
+            Ok(()) => kept.push(session_id),
+            Err(cause) => tracing::warn!(marker = "[ACP]", %session_id, %cause, "a turn does not go on"),
+        }
+    }
+    let recovered = parts.store.recover(parts.clock.now(), &kept).await?;
+    tracing::info!(
+        marker = "[ACP]",
+        turns = recovered.interrupted_turns,
+        sessions = recovered.sessions,
+        went_on = kept.len(),
+        "recovered"
+    );
+    Ok(())
 }
 
 /// Threads of the runtime: half of the processors, since the other half serves HTTP and sessions.

@@ -256,7 +256,8 @@ pub struct SessionInfo {
     /// Why it failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureInfo>,
-    /// connecting, connected, reconnecting or error; absent where the session is not live.
+    /// connecting, connected, degraded (it stands, but the last turn failed by it), reconnecting or error; absent where
+    /// the session is not live.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_status: Option<&'static str>,
     /// When its agent last said something.

@@ -65,7 +65,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         },
         state: standing,
         failure: row.failure.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
-        connection_status: view.as_ref().map(|view| view.connection.as_str()),
+        connection_status: view.as_ref().map(|view| view.connection_status().as_str()),
         last_heartbeat: view.as_ref().and_then(|view| view.last_heard).map(|at| at.to_string()),
         running_prompt_id: view.as_ref().and_then(|view| view.running),
         protocol: row.protocol.as_str(),

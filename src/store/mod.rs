@@ -13,6 +13,7 @@ mod prompts;
 mod recovery;
 #[rustfmt::skip]
 mod schema;
+mod session_list;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -34,8 +35,9 @@ pub use self::{
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
-    recovery::Recovered,
-    sessions::{NewSession, SessionChange, SessionFilter, SessionRow},
+    recovery::{Recovered, Unfinished},
+    session_list::SessionFilter,
+    sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };

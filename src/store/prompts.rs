@@ -154,6 +154,12 @@ fn find(connection: &mut AnyConnection, prompt_id: &str) -> diesel::QueryResult<
     prompts::table.find(prompt_id).first(connection).optional()
 }
 
+/// The turns that have not ended.
+pub(super) fn open_turns(connection: &mut AnyConnection) -> Result<Vec<PromptRow>, StoreError> {
+    let open: Vec<Record> = prompts::table.filter(prompts::ended_us.is_null()).load(connection)?;
+    open.into_iter().map(Record::read).collect()
+}
+
 /// The turn that holds this key. A key that has been held too long is taken from its turn.
 fn holder(tx: &mut WriteTx<'_>, record: &Record, key: &str) -> Result<Option<Record>, StoreError> {
     let holder: Option<Record> = prompts::table
@@ -219,6 +225,7 @@ impl EndSlot {
             key: end.key,
             prompt_id: Some(end.prompt_id),
             entries: end.entries,
+            settles: 0,
             now: end.now,
         });
         let run = move |tx: &mut WriteTx<'_>| {
@@ -272,6 +279,7 @@ impl Store {
             key: turn.key,
             prompt_id: Some(turn.prompt_id),
             entries: vec![turn.user_entry],
+            settles: 0,
             now: turn.now,
         });
         self.write(move |tx| accept(tx, &record, turn.again, &mut said)).await

@@ -1,14 +1,15 @@
 //! What a start finds that the last stop did not finish.
 
-use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
+use diesel::{BoolExpressionMethods, ExpressionMethods, QueryDsl, RunQueryDsl};
 
 use super::{
     Store, StoreError,
-    schema::{prompts, sessions},
-    sessions::EVENT_ID_JUMP,
+    prompts::{self, PromptRow},
+    schema::{prompts as prompts_table, sessions},
+    sessions::{EVENT_ID_JUMP, SessionRow, rows_with_open_turn},
     writer::WriteTx,
 };
-use crate::domain::{clock::Timestamp, lifecycle::SessionState, outcome::ErrorCode, turn::TurnState};
+use crate::domain::{clock::Timestamp, ids::SessionId, lifecycle::SessionState, outcome::ErrorCode, turn::TurnState};
 
 /// What [`Store::recover`] changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,11 +20,23 @@ pub struct Recovered {
     pub sessions: usize,
 }
 
-fn recover(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<Recovered, StoreError> {
+/// A turn in whose middle the service died, and its session.
+#[derive(Debug, Clone)]
+pub struct Unfinished {
+    /// The turn.
+    pub prompt: PromptRow,
+    /// Its session; live, as far as its row knows.
+    pub session: SessionRow,
+}
+
+fn recover(tx: &mut WriteTx<'_>, now: Timestamp, kept: &[String]) -> Result<Recovered, StoreError> {
     let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
-    let unfinished = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
+    let unfinished = prompts_table::table
+        .filter(prompts_table::ended_us.is_null())
+        .filter(prompts_table::session_id.ne_all(kept))
+        .select(prompts_table::session_id);
     // A session with an open turn was in the middle of it, whatever its row had time to say.
-    let mut sessions = diesel::update(sessions::table)
+    let mut recovered = diesel::update(sessions::table)
         .filter(sessions::session_id.eq_any(unfinished))
         .filter(sessions::state.eq_any(live))
         .set((
@@ -34,7 +47,8 @@ fn recover(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<Recovered, StoreError
         ))
         .execute(tx.connection)?;
     for state in SessionState::ALL.into_iter().filter(|state| state.after_restart() != *state) {
-        sessions += diesel::update(sessions::table.filter(sessions::state.eq(state.as_str())))
+        let gone = sessions::state.eq(state.as_str()).and(sessions::session_id.ne_all(kept));
+        recovered += diesel::update(sessions::table.filter(gone))
             .set((
                 sessions::state.eq(state.after_restart().as_str()),
                 sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP),
@@ -42,23 +56,40 @@ fn recover(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<Recovered, StoreError
             ))
             .execute(tx.connection)?;
     }
-    let interrupted_turns = diesel::update(prompts::table.filter(prompts::ended_us.is_null()))
+    let open = prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept));
+    let interrupted_turns = diesel::update(prompts_table::table.filter(open))
         .set((
-            prompts::state.eq(TurnState::Interrupted.as_str()),
-            prompts::error_code.eq(ErrorCode::Interrupted.as_str()),
-            prompts::error_detail.eq("the service stopped in the middle of the turn"),
-            prompts::ended_us.eq(now.0),
+            prompts_table::state.eq(TurnState::Interrupted.as_str()),
+            prompts_table::error_code.eq(ErrorCode::Interrupted.as_str()),
+            prompts_table::error_detail.eq("the service stopped in the middle of the turn"),
+            prompts_table::ended_us.eq(now.0),
         ))
         .execute(tx.connection)?;
-    tx.rows += sessions + interrupted_turns;
-    Ok(Recovered { interrupted_turns, sessions })
+    tx.rows += recovered + interrupted_turns;
+    Ok(Recovered { interrupted_turns, sessions: recovered })
 }
 
 impl Store {
-    /// Ends what was running when the service last stopped: open turns become `interrupted`, without a
-    /// result, and sessions move to where a restart leaves them. To be called once, at start, before
-    /// anything else writes, by the only replica that uses the database. Safe to retry.
-    pub async fn recover(&self, now: Timestamp) -> Result<Recovered, StoreError> {
-        self.write(move |tx| recover(tx, now)).await
+    /// The turns that had not ended when the service last stopped, in sessions whose agents may still work on them.
+    /// At most one for each session. To be called at start, before anything else writes. Safe to retry.
+    pub async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
+        self.read(|connection| {
+            let sessions = rows_with_open_turn(connection)?;
+            let turns = prompts::open_turns(connection)?;
+            let with_turn = |session: SessionRow| {
+                let prompt = turns.iter().find(|turn| turn.session_id == session.session_id)?.clone();
+                Some(Unfinished { prompt, session })
+            };
+            Ok(sessions.into_iter().filter(|row| row.connection.is_some()).filter_map(with_turn).collect())
+        })
+        .await
+    }
+
+    /// Ends what was running when the service last stopped, but for the sessions that go on (`kept`): open turns
+    /// become `interrupted`, without a result, and sessions move to where a restart leaves them. To be called once,
+    /// at start, before anything else writes, by the only replica that uses the database. Safe to retry.
+    pub async fn recover(&self, now: Timestamp, kept: &[SessionId]) -> Result<Recovered, StoreError> {
+        let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
+        self.write(move |tx| recover(tx, now, &kept)).await
     }
 }

@@ -39,6 +39,9 @@ diesel::table! {
         last_event_id -> BigInt,
         created_us -> BigInt,
         last_used_us -> BigInt,
+        connection_id -> Nullable<Text>,
+        connection_cookies -> Nullable<Text>,
+        settled_seq -> BigInt,
     }
 }
 

@@ -1,21 +1,18 @@
 //! The table of sessions.
 
-use diesel::{
-    AsChangeset, BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable,
-    RunQueryDsl,
-};
+use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
 use super::{
     Store, StoreError,
-    columns::{self, Cursor, Page, clean, clean_option},
+    columns::{self, Cursor, clean, clean_option},
     connection::AnyConnection,
-    schema::sessions,
+    schema::{prompts, sessions},
     workspaces::{self, NewWorkspace},
     writer::{Outage, WriteTx},
 };
 use crate::domain::{
     clock::Timestamp,
-    ids::{InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
+    ids::{SessionId, UserId, WorkspaceKey},
     lifecycle::{SessionMode, SessionState},
     outcome::Failure,
     redaction::Redacted,
@@ -53,8 +50,19 @@ pub struct NewSession {
     pub protocol_version: Option<u16>,
     /// What the agent said about itself, as a JSON object.
     pub agent_facts: Option<Redacted>,
+    /// The connection to its agent.
+    pub connection: Option<KeptConnection>,
     /// The time.
     pub now: Timestamp,
+}
+
+/// By what the agent of a live session is found again after the supervisor died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptConnection {
+    /// As the runtime named it.
+    pub id: String,
+    /// Cookies that lead to its replica.
+    pub cookies: Option<String>,
 }
 
 /// A session as it is kept.
@@ -91,6 +99,10 @@ pub struct SessionRow {
     /// The last event that its readers got when it was last put down. A row whose state is live does not know it:
     /// see [`SessionRow::next_event_after`].
     pub last_event_id: u64,
+    /// The newest connection to its agent.
+    pub connection: Option<KeptConnection>,
+    /// The number of the connection's last message whose content is known to be on disk.
+    pub settled_seq: u64,
     /// When it was opened.
     pub created: Timestamp,
     /// When it was last used, as far as the row knows: a live session knows better.
@@ -135,6 +147,8 @@ pub struct SessionChange {
     pub agent_facts: Option<Redacted>,
     /// How often its agent was started again.
     pub restarts: Option<u32>,
+    /// A new connection to its agent.
+    pub connection: Option<KeptConnection>,
     /// The last event that its readers got.
     pub last_event_id: Option<u64>,
     /// When it was last used.
@@ -153,28 +167,16 @@ impl SessionChange {
             protocol_version: None,
             agent_facts: None,
             restarts: None,
+            connection: None,
             last_event_id: None,
             last_used: None,
         }
     }
 }
 
-/// Which sessions to list.
-#[derive(Debug, Clone, Default)]
-pub struct SessionFilter {
-    /// Only those of a tenant.
-    pub installation_id: Option<InstallationId>,
-    /// Only those of workspaces of this name.
-    pub workspace_id: Option<WorkspaceId>,
-    /// Only those of a user.
-    pub user_id: Option<UserId>,
-    /// Only those whose row says one of these; any where empty.
-    pub states: Vec<SessionState>,
-}
-
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = sessions, treat_none_as_default_value = false)]
-struct Record {
+pub(super) struct Record {
     session_id: String,
     installation_id: String,
     workspace_id: String,
@@ -194,10 +196,14 @@ struct Record {
     last_event_id: i64,
     created_us: i64,
     last_used_us: i64,
+    connection_id: Option<String>,
+    connection_cookies: Option<String>,
+    settled_seq: i64,
 }
 
 impl Record {
     fn new(new: NewSession) -> Self {
+        let (connection_id, connection_cookies) = columns_of(new.connection);
         Self {
             session_id: new.session_id.to_string(),
             installation_id: new.key.installation_id.to_string(),
@@ -218,10 +224,13 @@ impl Record {
             last_event_id: 0,
             created_us: new.now.0,
             last_used_us: new.now.0,
+            connection_id,
+            connection_cookies,
+            settled_seq: 0,
         }
     }
 
-    fn read(self) -> Result<SessionRow, StoreError> {
+    pub(super) fn read(self) -> Result<SessionRow, StoreError> {
         Ok(SessionRow {
             session_id: columns::parse(&self.session_id, "sessions.session_id")?,
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
@@ -238,6 +247,8 @@ impl Record {
             agent_facts: self.agent_facts,
             restarts: u32::try_from(self.restarts).unwrap_or(0),
             last_event_id: columns::unsigned(self.last_event_id),
+            connection: self.connection_id.map(|id| KeptConnection { id, cookies: self.connection_cookies }),
+            settled_seq: columns::unsigned(self.settled_seq),
             created: Timestamp(self.created_us),
             last_used: Timestamp(self.last_used_us),
         })
@@ -258,6 +269,14 @@ struct Changes {
     restarts: Option<i32>,
     last_event_id: Option<i64>,
     last_used_us: Option<i64>,
+    connection_id: Option<String>,
+    connection_cookies: Option<Option<String>>,
+    settled_seq: Option<i64>,
+}
+
+fn columns_of(connection: Option<KeptConnection>) -> (Option<String>, Option<String>) {
+    let (id, cookies) = connection.map(|connection| (connection.id, connection.cookies)).unzip();
+    (clean_option(id), clean_option(cookies.flatten()))
 }
 
 fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
@@ -265,6 +284,8 @@ fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), S
     let touches_failure = failure.is_some() || change.state.is_some();
     let (code, detail) = failure.unzip();
     let session_id = change.session_id.to_string();
+    let is_new = change.connection.is_some();
+    let (connection_id, connection_cookies) = columns_of(change.connection);
     let changes = Changes {
         state: change.state.map(SessionState::as_str),
         failure_code: touches_failure.then_some(code),
@@ -276,6 +297,9 @@ fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), S
         restarts: change.restarts.map(|restarts| i32::try_from(restarts).unwrap_or(i32::MAX)),
         last_event_id: change.last_event_id.map(columns::signed),
         last_used_us: change.last_used.map(|at| at.0),
+        connection_id,
+        connection_cookies: is_new.then_some(connection_cookies),
+        settled_seq: is_new.then_some(0),
     };
     move |tx| {
         tx.rows += diesel::update(open(&session_id)).set(&changes).execute(tx.connection)?;
@@ -288,6 +312,22 @@ fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), S
 fn open<'a>(session_id: &'a str) -> _ {
     let state: &'static str = "closed";
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
+}
+
+/// The live sessions that have a turn that has not ended.
+pub(super) fn rows_with_open_turn(connection: &mut AnyConnection) -> Result<Vec<SessionRow>, StoreError> {
+    let unfinished = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
+    let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
+    let rows = sessions::table.filter(sessions::session_id.eq_any(unfinished)).filter(sessions::state.eq_any(live));
+    let rows: Vec<Record> = rows.load(connection)?;
+    rows.into_iter().map(Record::read).collect()
+}
+
+/// Notes up to which message of its connection everything that a session's agent said is on disk.
+pub(super) fn settle(tx: &mut WriteTx<'_>, session_id: &str, seq: u64) -> Result<(), StoreError> {
+    let settled = diesel::update(open(session_id)).set(sessions::settled_seq.eq(columns::signed(seq)));
+    tx.rows += settled.execute(tx.connection)?;
+    Ok(())
 }
 
 fn exists(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryResult<bool> {
@@ -331,34 +371,6 @@ impl Store {
         self.read(move |connection| {
             let row = sessions::table.find(session_id.to_string());
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
-        })
-        .await
-    }
-
-    /// A page of sessions, the newest first. Cancel-safe.
-    pub async fn list_sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, StoreError> {
-        self.read(move |connection| {
-            let mut rows = sessions::table.into_boxed();
-            if let Some(tenant) = &filter.installation_id {
-                rows = rows.filter(sessions::installation_id.eq(tenant.as_str()));
-            }
-            if let Some(workspace) = &filter.workspace_id {
-                rows = rows.filter(sessions::workspace_id.eq(workspace.as_str()));
-            }
-            if let Some(user) = &filter.user_id {
-                rows = rows.filter(sessions::user_id.eq(user.as_str()));
-            }
-            if !filter.states.is_empty() {
-                rows = rows.filter(sessions::state.eq_any(filter.states.iter().map(|state| state.as_str())));
-            }
-            if let Some(Cursor { created, id }) = &page.after {
-                rows = rows
-                    .filter(sessions::created_us.le(created.0))
-                    .filter(sessions::created_us.lt(created.0).or(sessions::session_id.lt(id.as_str())));
-            }
-            let rows = rows.order((sessions::created_us.desc(), sessions::session_id.desc()));
-            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
-            records.into_iter().map(Record::read).collect()
         })
         .await
     }

@@ -11,6 +11,7 @@ use super::{
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     schema::{prompts, transcript_entries},
+    sessions,
     writer::{Job, Outage, WriteTx},
 };
 use crate::domain::{
@@ -33,6 +34,9 @@ pub struct TranscriptAppend {
     /// In the order in which they happened. A NUL in their text becomes U+FFFD, because PostgreSQL takes
     /// none.
     pub entries: Vec<TranscriptEntry>,
+    /// With these entries, everything is on disk that the session's agent said up to this message of its connection;
+    /// 0 where nothing is known about that.
+    pub settles: u64,
     /// The time.
     pub now: Timestamp,
 }
@@ -97,6 +101,7 @@ pub(super) struct Entries {
     key: WorkspaceKey,
     prompt_id: Option<String>,
     entries: Vec<(String, String, Option<String>)>,
+    settles: u64,
     created: Timestamp,
     /// The number of the first one when they were written last, which may have been rolled back.
     first_seq: Option<i64>,
@@ -123,6 +128,7 @@ impl Entries {
             key: append.key,
             prompt_id: append.prompt_id.map(|prompt| prompt.to_string()),
             entries: append.entries.into_iter().map(columns).collect(),
+            settles: append.settles,
             created: append.now,
             first_seq: None,
         }
@@ -144,6 +150,9 @@ impl Entries {
 
     /// Numbers and writes them.
     pub(super) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        if self.settles > 0 {
+            sessions::settle(tx, &self.session_id, self.settles)?;
+        }
         if self.entries.is_empty() || (tx.in_doubt && self.is_written(tx.connection)?) {
             return Ok(());
         }
@@ -235,15 +244,19 @@ fn append_to(mut entries: Entries) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
 }
 
 impl Store {
-    /// Appends to a transcript, without waiting for the outcome. Full queue: [`StoreError::Busy`], or
-    /// [`StoreError::Closed`]; the entries come back and the failure is observed. While the database is
-    /// away they are kept and tried again for a minute.
+    /// Appends to a transcript, without waiting for the outcome, which `done` is told on the writer's thread; it must
+    /// not block. Full queue: [`StoreError::Busy`], or [`StoreError::Closed`]; the entries come back and the failure
+    /// is observed. While the database is away they are kept and tried again for a minute.
     // What was not taken has to come back whole.
     #[allow(clippy::result_large_err)]
-    pub fn try_append(&self, append: TranscriptAppend) -> Result<(), (StoreError, TranscriptAppend)> {
+    pub fn try_append(
+        &self,
+        append: TranscriptAppend,
+        done: impl FnOnce(Result<(), StoreError>) + Send + 'static,
+    ) -> Result<(), (StoreError, TranscriptAppend)> {
         match self.place() {
             Ok(place) => {
-                place.send(Job::new(Outage::Keep, append_to(Entries::new(append)), drop));
+                place.send(Job::new(Outage::Keep, append_to(Entries::new(append)), done));
                 Ok(())
             }
             Err(error) => {
@@ -282,6 +295,20 @@ impl Store {
                 ))
                 .load(connection)?;
             records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// What the agent has said in a turn so far, as far as it is on disk. Cancel-safe.
+    pub async fn said_in_turn(&self, session_id: SessionId, prompt_id: PromptId) -> Result<Vec<String>, StoreError> {
+        self.read(move |connection| {
+            let said = transcript_entries::table
+                .filter(transcript_entries::session_id.eq(session_id.to_string()))
+                .filter(transcript_entries::prompt_id.eq(prompt_id.to_string()))
+                .filter(transcript_entries::event_type.eq("agent_message"))
+                .order(transcript_entries::seq)
+                .select(transcript_entries::text);
+            Ok(said.load(connection)?)
         })
         .await
     }

@@ -47,6 +47,8 @@ struct All {
     updates: Family<UpdateKind, IntCounter>,
     errors: Family<ErrorCode, IntCounter>,
     restarts: Family<RestartCause, IntCounter>,
+    reconnects: IntCounter,
+    adopted_turns: IntCounter,
     agent_processes: IntGauge,
     queue_depth: Family<Queue, IntGauge>,
     permissions: Family<PermissionAnswer, IntCounter>,
@@ -119,6 +121,8 @@ impl All {
                 "Errors that were answered or that ended a turn, by class and code.",
                 &["class", "code"],
             )?,
+            reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
+            adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
             restarts: make.counters(
                 "lumilink_restarts_total",
                 "Sessions that got a fresh agent, by cause.",
@@ -229,6 +233,16 @@ impl Metrics {
         self.all.restarts.add(cause, 1);
     }
 
+    /// A connection to a runtime broke and stands again.
+    pub fn reconnected(&self) {
+        self.all.reconnects.inc();
+    }
+
+    /// A turn of an earlier life of the service goes on.
+    pub fn turn_adopted(&self) {
+        self.all.adopted_turns.inc();
+    }
+
     /// An agent's process was started.
     pub fn agent_process_started(&self) {
         self.all.agent_processes.inc();
@@ -333,6 +347,8 @@ mod tests {
             "lumilink_turn_duration_seconds_count{route=\"acp\"}",
             "lumilink_updates_total{kind=\"other\"}",
             "lumilink_restarts_total{cause=\"panic\"}",
+            "lumilink_reconnects_total",
+            "lumilink_adopted_turns_total",
             "lumilink_queue_depth{queue=\"writes\"}",
             "lumilink_permission_requests_total{answer=\"timed_out\"}",
             "lumilink_http_requests_total{method=\"GET\",status=\"5xx\"}",

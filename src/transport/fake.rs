@@ -1,8 +1,11 @@
 //! An agent that the tests play.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use futures_util::{FutureExt, future::BoxFuture, stream};
@@ -15,8 +18,10 @@ use super::{
 };
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
+    contract::runtime::ResumedPrompt,
     domain::{
         ids::PromptId,
+        mcp,
         outcome::{ErrorCode, Failure},
         prompt::Kinds,
     },
@@ -64,13 +69,15 @@ pub struct FakeTransport {
     pub panics: Arc<AtomicUsize>,
     /// Failures of the next starts.
     pub failures: Arc<Mutex<Vec<Failure>>>,
+    /// Conversations that may be adopted, by connection.
+    pub held: Arc<Mutex<HashMap<String, Option<ResumedPrompt>>>>,
 }
 
 impl FakeTransport {
     /// The transport, and the agents as they start.
     pub fn new() -> (Self, mpsc::Receiver<FakeAgent>) {
         let (started, agents) = mpsc::channel(16);
-        (Self { started, panics: Arc::default(), failures: Arc::default() }, agents)
+        (Self { started, panics: Arc::default(), failures: Arc::default(), held: Arc::default() }, agents)
     }
 }
 
@@ -82,17 +89,11 @@ impl Transport for FakeTransport {
             if let Some(failure) = failure {
                 return Err(failure);
             }
-            let (says, events) = mpsc::channel(16);
-            let (to_agent, heard) = mpsc::channel(16);
-            let delivered = Arc::<Delivered>::default();
-            let agent = FakeAgent { request, says, heard, delivered: delivered.clone() };
+            let (agent, link, events) = pair(request, panics);
             started.send(agent).await.expect("the test plays the agent");
             Ok(OpenedSession {
-                link: Box::new(FakeLink { to_agent, panics, delivered: delivered.clone() }),
-                events: Box::pin(stream::unfold(events, |mut events| async {
-                    let event = events.recv().await?;
-                    Some((event, events))
-                })),
+                link,
+                events,
                 next_call: 1,
                 facts: AgentFacts {
                     connection_id: "fake".into(),
@@ -112,9 +113,37 @@ impl Transport for FakeTransport {
         .boxed()
     }
 
-    fn adopt(&self, _: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
-        async { Err(Failure::new(ErrorCode::ConnectionLost, "nothing is held")) }.boxed()
+    fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.connection_id);
+        let (started, panics) = (self.started.clone(), self.panics.clone());
+        async move {
+            let Some(prompt) = held else {
+                return Err(Failure::new(ErrorCode::ConnectionLost, "nothing is held"));
+            };
+            let previous = Some(request.agent_session_id);
+            let request =
+                OpenRequest { agent: None, cwd: String::new(), mcp_servers: mcp::none(), previous, cookies: None };
+            let (agent, link, events) = pair(request, panics);
+            started.send(agent).await.expect("the test plays the agent");
+            Ok(AdoptedSession { link, events, next_call: 1000, prompt })
+        }
+        .boxed()
     }
+}
+
+type Events = std::pin::Pin<Box<dyn futures_util::Stream<Item = AgentEvent> + Send>>;
+
+/// An agent, and the two halves of its conversation.
+fn pair(request: OpenRequest, panics: Arc<AtomicUsize>) -> (FakeAgent, Box<dyn AgentSession>, Events) {
+    let (says, events) = mpsc::channel(16);
+    let (to_agent, heard) = mpsc::channel(16);
+    let delivered = Arc::<Delivered>::default();
+    let agent = FakeAgent { request, says, heard, delivered: delivered.clone() };
+    let events = stream::unfold(events, |mut events| async {
+        let event = events.recv().await?;
+        Some((event, events))
+    });
+    (agent, Box::new(FakeLink { to_agent, panics, delivered }), Box::pin(events))
 }
 
 struct FakeLink {

@@ -229,3 +229,28 @@ pub enum AgentEvent {
     /// The end; nothing follows.
     Closed(CloseReason),
 }
+
+impl AgentFacts {
+    /// (stand-in)
+    pub fn from_kept(
+        _kept: &str,
+        connection_id: String,
+        protocol_version: u16,
+        agent_session_id: String,
+        cookies: Option<String>,
+    ) -> Self {
+        Self {
+            connection_id,
+            protocol_version,
+            agent_session_id,
+            remembers: true,
+            takes: Kinds::default(),
+            can_close: false,
+            info: None,
+            capabilities: None,
+            modes: None,
+            config_options: None,
+            cookies,
+        }
+    }
+}

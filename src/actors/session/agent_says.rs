@@ -15,13 +15,14 @@ use crate::{
         permission_desk::{Answer, Received},
     },
     domain::{
+        connection::ConnectionStatus,
         event::EventKind,
         outcome::{ErrorCode, Failure, classify_agent_error},
         permission::PermissionPolicy,
         transcript::TranscriptEntry,
         turn::{Severity, TurnOutcome, read_prompt_answer},
     },
-    store::TranscriptAppend,
+    store::{StoreError, TranscriptAppend},
     telemetry::labels::PermissionAnswer,
     transport::{AgentEvent, AgentSession, SendError, acp_connection::closed_in_turn},
 };
@@ -58,7 +59,14 @@ impl StreamHandler<AgentEvent> for Session {
                 }
             }
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
-            AgentEvent::Interrupted(_) | AgentEvent::Resumed => {}
+            AgentEvent::Interrupted(cause) => {
+                let cause = crate::domain::redaction::Redacted::new(&cause);
+                self.on_line(ConnectionStatus::Reconnecting, Some(cause.as_str()));
+            }
+            AgentEvent::Resumed => {
+                self.parts.metrics.reconnected();
+                self.on_line(ConnectionStatus::Connected, None);
+            }
             AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
         }
     }
@@ -76,7 +84,7 @@ impl Session {
         let now = self.parts.clock.now();
         let Some(turn) = &mut self.turn else {
             self.shared.feed.publish(None, EventKind::Update, update, meta);
-            return;
+            return self.settle_outside();
         };
         let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else {
@@ -85,16 +93,41 @@ impl Session {
             return;
         };
         ticket.on_update(update, meta, now);
-        let Some(entries) = ticket.take_entries(ENTRIES_PER_WRITE, BYTES_PER_WRITE) else { return };
+        turn.unsettled_bytes += update.get().len();
+        let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
+        let (handled, settings) = (delivered.handled(), &self.parts.settings);
+        // The runtime keeps what is not known to be on disk, so a long turn is put there in parts.
+        let settles = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
+            || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
+        let entries = match settles {
+            true => Some(ticket.take_all_entries()),
+            false => ticket.take_entries(ENTRIES_PER_WRITE, BYTES_PER_WRITE),
+        };
+        let Some(entries) = entries else { return };
         let spec = &self.shared.spec;
         let append = TranscriptAppend {
             session_id: spec.session_id,
             key: spec.workspace.clone(),
             prompt_id: Some(prompt_id),
             entries,
+            settles: if settles { handled } else { 0 },
             now,
         };
-        let Err((_, append)) = self.parts.store.try_append(append) else { return };
+        let settle = delivered.clone();
+        let done = move |written: Result<(), StoreError>| {
+            if written.is_ok() && settles {
+                settle.settle(handled);
+            }
+        };
+        let append = match self.parts.store.try_append(append, done) {
+            Ok(()) => {
+                if settles {
+                    (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
+                }
+                return;
+            }
+            Err((_, append)) => append,
+        };
         let bytes: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
         if append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
             ticket.put_back(append.entries);
@@ -108,6 +141,30 @@ impl Session {
             }
         };
         ctx.wait(writing.into_actor(self));
+    }
+
+    /// Tells the readers that the way to the agent broke, or stands again.
+    fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
+        let (state, connection) = {
+            let mut view = self.shared.view();
+            view.connection = connection;
+            (view.state, view.connection_status())
+        };
+        let spec = &self.shared.spec;
+        tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
+            connection = connection.as_str(), cause, "the way to the agent changed");
+        let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+        let update = json!({"state": state, "connection": connection.as_str(), "cause": cause});
+        self.shared.feed.announce(prompt, EventKind::Status, &update);
+    }
+
+    /// Lets the runtime forget what the agent said outside a turn, once there is much of it.
+    fn settle_outside(&self) {
+        let Some(delivered) = self.link.as_ref().map(|link| link.delivered()) else { return };
+        let handled = delivered.handled();
+        if handled.saturating_sub(delivered.settled()) >= self.parts.settings.settle_messages {
+            delivered.settle(handled);
+        }
     }
 
     fn on_request(&mut self, id: RequestId, method: &str, params: &RawValue, ctx: &mut Context<Self>) {

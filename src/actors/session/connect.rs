@@ -6,10 +6,16 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 
 use super::{Call, Session, Start};
 use crate::{
-    actors::{messages::EndCause, session_shared::ConnectionStatus},
-    domain::{context::conversation_context, lifecycle::SessionState, outcome::Failure, turn::TurnOutcome},
-    store,
-    transport::{OpenRequest, OpenedSession},
+    actors::{
+        adoption::kept_connection,
+        messages::{Adopted, EndCause},
+    },
+    domain::{
+        connection::ConnectionStatus, context::conversation_context, lifecycle::SessionState, outcome::Failure,
+        turn::TurnOutcome,
+    },
+    store::{self, SessionChange},
+    transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession},
 };
 
 /// Messages of the conversation that are looked at for context; the context itself is bounded in bytes.
@@ -20,7 +26,14 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 impl Session {
     pub(super) fn connect(&mut self, ctx: &mut Context<Self>) {
         let Some(start) = self.start.take() else { return };
-        let Start { delay, past, cookies, ready } = start;
+        let Start { delay, past, cookies, ready, adopted } = start;
+        if let Some(adopted) = adopted {
+            self.take_over(*adopted, ctx);
+            if let (Some(ready), Some(facts)) = (ready, self.facts.clone()) {
+                let _ = ready.send(Ok(facts));
+            }
+            return;
+        }
         let spec = self.shared.spec.clone();
         let request = OpenRequest {
             agent: spec.agent.clone(),
@@ -48,8 +61,10 @@ impl Session {
             Ok((opened, context)) => {
                 this.context = context;
                 this.connected(opened, ctx);
-                if let (Some(ready), Some(facts)) = (ready, this.facts.clone()) {
-                    let _ = ready.send(Ok(facts));
+                match (ready, this.facts.clone()) {
+                    (Some(ready), Some(facts)) => drop(ready.send(Ok(facts))),
+                    (None, Some(facts)) => this.write_down_connection(&facts, ctx),
+                    (_, None) => {}
                 }
             }
             Err(failure) => {
@@ -61,6 +76,34 @@ impl Session {
                 this.stop(cause, ctx);
             }
         }));
+    }
+
+    /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it down himself.
+    fn write_down_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
+        let change = SessionChange {
+            agent_session_id: Some(facts.agent_session_id.clone()),
+            connection: Some(kept_connection(facts)),
+            ..SessionChange::new(self.shared.spec.session_id)
+        };
+        let parts = self.parts.clone();
+        let writing = async move {
+            if let Err(cause) = parts.store.update_session(change).await {
+                // The next start would not find the agent and interrupt its turn, no more.
+                tracing::warn!(marker = "[ACP]", %cause, "a connection was not written down");
+            }
+        };
+        ctx.spawn(writing.into_actor(self));
+    }
+
+    /// Goes on with an agent that an earlier life of the service left in the middle of a turn.
+    fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
+        let Adopted { session, facts, prompt, call, slot, said } = adopted;
+        let AdoptedSession { link, events, next_call, prompt: _ } = session;
+        self.calls.reopen(call, Call::Prompt);
+        self.parts.metrics.turn_adopted();
+        self.go_on_with(&prompt, slot, &said);
+        self.connected(OpenedSession { link, events, next_call, facts }, ctx);
+        self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
     }
 
     fn connected(&mut self, opened: OpenedSession, ctx: &mut Context<Self>) {

@@ -14,14 +14,17 @@ use serde_json::{json, value::RawValue};
 
 use self::turn::Turn;
 use super::{
-    messages::{EndCause, EndSession, Later, Past, SessionEnded},
+    messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded},
     parts::Parts,
     permission_desk::PermissionDesk,
-    session_shared::{ConnectionStatus, SessionShared},
+    session_shared::SessionShared,
 };
 use crate::{
     acp::correlator::Correlator,
-    domain::{event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure, turn::TurnOutcome},
+    domain::{
+        connection::ConnectionStatus, event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure,
+        turn::TurnOutcome,
+    },
     transport::{AgentFacts, AgentSession},
 };
 
@@ -59,6 +62,8 @@ pub struct Start {
     pub cookies: Option<String>,
     /// Told when the agent is ready, or why it is not.
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
+    /// An agent that works already, in the middle of a turn.
+    pub adopted: Option<Box<Adopted>>,
 }
 
 /// A call that waits for the agent's answer.
@@ -138,7 +143,11 @@ impl Session {
 
     /// Publishes where the session stands.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
-        self.shared.move_to(state, &self.parts.metrics).connection = connection;
+        let connection = {
+            let mut view = self.shared.move_to(state, &self.parts.metrics);
+            view.connection = connection;
+            view.connection_status()
+        };
         let update = json!({"state": state, "connection": connection.as_str()});
         self.shared.feed.announce(None, EventKind::Status, &update);
     }

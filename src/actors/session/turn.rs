@@ -16,6 +16,7 @@ use crate::{
     },
     domain::{
         clock::Timestamp,
+        connection::ConnectionStatus,
         ids::PromptId,
         lifecycle::SessionState,
         outcome::{ErrorCode, Failure},
@@ -23,7 +24,7 @@ use crate::{
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
     },
-    store::{self, Acceptance, Idempotency, NewTurn},
+    store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
 };
 
 /// The turn that is being accepted, waits for its agent, or runs.
@@ -37,6 +38,9 @@ pub(super) struct Turn {
     /// When the agent last said something.
     pub(super) heard: Timestamp,
     cancel_asked: bool,
+    /// What the agent said since it was last put on disk: its bytes, and the number after which it said it.
+    pub(super) unsettled_bytes: usize,
+    pub(super) settled_seq: u64,
     inactivity_timer: Option<SpawnHandle>,
     grace_timer: Option<SpawnHandle>,
 }
@@ -118,10 +122,39 @@ impl Session {
             prompt: Some(prompt),
             heard: now,
             cancel_asked: false,
+            unsettled_bytes: 0,
+            settled_seq: 0,
             inactivity_timer: None,
             grace_timer: None,
         });
         Begin::Write(Box::new(new_turn), ticket)
+    }
+
+    /// Makes the turn again that an earlier life of the service left open.
+    pub(super) fn go_on_with(&mut self, row: &PromptRow, slot: EndSlot, said: &[String]) {
+        let prompt_id = row.prompt_id;
+        let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
+        let feed = self.shared.feed.clone();
+        let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
+        let (parts, shared) = (self.parts.clone(), self.shared.clone());
+        let mut ticket = TurnTicket::new(parts, shared, prompt_id, slot, ended, row.accepted, span);
+        ticket.accepted();
+        let now = self.parts.clock.now();
+        ticket.sent(now, false);
+        ticket.go_on(said);
+        self.turn = Some(Turn {
+            handle: TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching },
+            idempotency: row.idempotency.clone(),
+            ticket: Some(ticket),
+            prompt: None,
+            heard: now,
+            cancel_asked: false,
+            unsettled_bytes: 0,
+            settled_seq: 0,
+            inactivity_timer: None,
+            grace_timer: None,
+        });
+        self.shared.move_to(SessionState::Running, &self.parts.metrics).running = Some(prompt_id);
     }
 
     fn written_down(
@@ -183,6 +216,7 @@ impl Session {
         };
         let now = self.parts.clock.now();
         turn.heard = now;
+        turn.settled_seq = link.delivered().handled();
         match sent {
             Ok(()) => {
                 ticket.sent(now, context.is_some());
@@ -196,13 +230,13 @@ impl Session {
     }
 
     /// Looks at the silence again after `wait`.
-    fn watch_inactivity(&mut self, wait: std::time::Duration, ctx: &mut Context<Self>) {
+    pub(super) fn watch_inactivity(&mut self, wait: std::time::Duration, ctx: &mut Context<Self>) {
         let timer = ctx.run_later(wait, |this, ctx| {
             let limit = this.parts.settings.inactivity_timeout;
             let Some(turn) = &mut this.turn else { return };
             let now = this.parts.clock.now();
-            if this.desk.is_waiting() {
-                // A person is being waited for, under a limit of its own.
+            if this.desk.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
+                // A person or the network is being waited for, each under a limit of its own.
                 turn.heard = now;
             }
             let silent = now.since(turn.heard);
@@ -252,7 +286,7 @@ impl Session {
             ctx.cancel_future(timer);
         }
         match turn.ticket {
-            Some(ticket) => ticket.end(outcome, usage),
+            Some(ticket) => ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered())),
             // It is still being written down; its ticket is with that future and ends it.
             None => return,
         }

@@ -271,6 +271,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: Some(Redacted::new(r#"{"agentInfo":{"name":"demo"}}"#)),
+        connection: None,
         now: at(us),
     }
 }
@@ -314,6 +315,7 @@ pub(super) fn append(session_id: SessionId, texts: &[&str]) -> TranscriptAppend 
         key: key("acme", "web"),
         prompt_id: None,
         entries: texts.iter().map(|text| TranscriptEntry::text("agent_message", text)).collect(),
+        settles: 0,
         now: at(0),
     }
 }

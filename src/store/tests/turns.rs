@@ -182,7 +182,7 @@ both_databases! {
             one.prompt_id = Some(prompt);
             one.entries[0].event_type = "user_message".into();
             one.entries[1].event_type = "agent_thought".into();
-            store.try_append(one).unwrap();
+            store.try_append(one, drop).unwrap();
         }
         until("all entries", async || store.transcript_len(session).await.unwrap() == before + 120).await;
         let said = store.last_said(session, 50).await.unwrap();

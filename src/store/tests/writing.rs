@@ -25,7 +25,7 @@ both_databases! {
         let held = hold(&store).await;
         let before = database.seen.commits.lock().unwrap().len();
         for n in 0..100 {
-            store.try_append(append(session, &[&n.to_string()])).unwrap();
+            store.try_append(append(session, &[&n.to_string()]), drop).unwrap();
         }
         held.release().await;
         until("100 entries", async || store.transcript_len(session).await.unwrap() == 100).await;
@@ -90,9 +90,9 @@ both_databases! {
         store.accept_turn(turn).await.unwrap();
         let held = hold(&store).await;
         for _ in 0..3 {
-            store.try_append(append(session, &["x"])).unwrap();
+            store.try_append(append(session, &["x"]), drop).unwrap();
         }
-        let (refused, back) = store.try_append(append(session, &["y"])).unwrap_err();
+        let (refused, back) = store.try_append(append(session, &["y"]), drop).unwrap_err();
         assert_eq!((refused, back.entries.len()), (StoreError::Busy, 1));
         assert_eq!(store.accept_turn(new_turn(session, 2)).await, Err(StoreError::Busy));
         assert!(matches!(store.reserve_end(), Err(StoreError::Busy)));
@@ -114,7 +114,7 @@ both_databases! {
             store.append(append(session, &["still here"])).await.unwrap();
             // And in the middle of a transaction.
             let held = hold(&store).await;
-            store.try_append(append(session, &["and here"])).unwrap();
+            store.try_append(append(session, &["and here"]), drop).unwrap();
             database.cut_connections();
             held.release().await;
             until("both", async || store.transcript_len(session).await.unwrap() == 2 * (round + 1)).await;
@@ -135,7 +135,7 @@ both_databases! {
             let store = store.clone();
             async move { end(&store, turn_end(session, prompt, 3)).await }
         });
-        store.try_append(append(session, &["kept"])).unwrap();
+        store.try_append(append(session, &["kept"]), drop).unwrap();
         let refused = store.create_session(new_session(4)).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
         assert!(!ending.is_finished());
@@ -153,7 +153,7 @@ both_databases! {
         let slot = store.reserve_end().unwrap();
         store.accept_turn(turn).await.unwrap();
         for _ in 0..300 {
-            store.try_append(append(session, &["x"])).unwrap();
+            store.try_append(append(session, &["x"]), drop).unwrap();
         }
         let closing = tokio::spawn({
             let store = store.clone();
