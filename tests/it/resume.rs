@@ -516,6 +516,30 @@ fn nfr_004_event_ids_never_stand_for_two_events_across_a_killed_supervisor() {
 }
 
 #[test]
+fn event_ids_never_stand_for_two_events_when_a_session_failed_in_mid_turn_and_is_loaded() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let path = format!("/acp/session/{}/events", session.id);
+    let mut stream = program.api.events(&path);
+    wait_for(DEADLINE, "a session that failed", || {
+        session.prompt("crash");
+        (session.state()["state"] == "failed").then_some(())
+    });
+    let ids = |stream: &mut Sse, what: &str, wanted: fn(&Event) -> bool| -> Vec<u64> {
+        stream.until(what, wanted).iter().filter_map(|event| event.id).collect()
+    };
+    // The result of the turn that was the last straw comes with the end of the session, on whichever side of it.
+    let mut before = ids(&mut stream, "the end", |event| event.data["update"]["state"] == "failed");
+    before.extend(stream.rest().iter().filter_map(|event| event.id));
+    session.post("load", json!({})).expect(200);
+    let last = before.last().expect("an event").to_string();
+    let mut again = program.api.call("GET", &path).header("last-event-id", &last).stream();
+    session.completes("echo back");
+    let after = ids(&mut again, "a result", |event| event.name == "result");
+    assert_eq!(after[0], before[before.len() - 1] + 1, "{before:?} goes on as {after:?}");
+}
+
+#[test]
 fn a_turn_whose_agent_is_gone_when_the_supervisor_comes_back_reads_interrupted() {
     let mut program = apart().set("runtime.reconnect_grace_s", 1).start();
     let session = program.api.open("ws");

@@ -173,17 +173,19 @@ impl Call {
 
     /// Sends it and reads the answer as a stream of events.
     pub fn stream(self) -> Sse {
-        let place = format!("{} {}", self.method, self.path);
-        self.try_stream().unwrap_or_else(|cause| panic!("{place}: {cause:?}"))
+        self.try_stream().unwrap_or_else(|cause| panic!("{cause}"))
     }
 
-    /// [`Self::stream`] from a program that may be dead.
-    pub fn try_stream(self) -> Result<Sse, reqwest::Error> {
+    /// [`Self::stream`] from a program that may be dead, or may answer otherwise.
+    pub fn try_stream(self) -> Result<Sse, String> {
         let Self { api, method, path, request } = self;
-        let response = block_on(async { request.send().await })?;
+        let response =
+            block_on(async { request.send().await }).map_err(|cause| format!("{method} {path}: {cause:?}"))?;
         let status = response.status().as_u16();
         let media_type = header(response.headers(), "content-type");
-        assert!(media_type.starts_with("text/event-stream"), "{method} {path} -> {status} {media_type}");
+        if !media_type.starts_with("text/event-stream") {
+            return Err(format!("{method} {path} -> {status} {media_type}"));
+        }
         assert!(response.headers().contains_key("x-request-id"), "a stream has a request id too");
         api.record(&method, &path, status);
         Ok(Sse::new(response))
