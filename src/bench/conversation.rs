@@ -35,6 +35,9 @@ pub enum BenchError {
     /// A session cannot be opened.
     #[error("opening a session: {0}")]
     Open(String),
+    /// A trial did not go as it should.
+    #[error("{0}")]
+    Trial(String),
     /// The system allows too few open files.
     #[error("{0}")]
     OpenFiles(String),

@@ -10,6 +10,7 @@ use hyper::{
     Request,
     client::conn::http1::{SendRequest, handshake},
     header::{CONTENT_TYPE, HOST},
+    http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -42,6 +43,25 @@ impl HttpLink {
     /// Posts a JSON body. A link whose future was dropped connects again. Errors are sentences; the request may
     /// have been executed then.
     pub async fn post(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+        self.send(self.to(Request::post(path)).header(CONTENT_TYPE, "application/json"), body).await
+    }
+
+    /// Posts a JSON body that is to be accepted and not waited for; else as [`HttpLink::post`].
+    pub async fn post_async(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+        let request = self.to(Request::post(path)).header(CONTENT_TYPE, "application/json");
+        self.send(request.header("prefer", "respond-async"), body).await
+    }
+
+    /// Gets; safe to repeat. Else as [`HttpLink::post`].
+    pub async fn get(&mut self, path: &str) -> Result<HttpAnswer, String> {
+        self.send(self.to(Request::get(path)), Bytes::new()).await
+    }
+
+    fn to(&self, request: Builder) -> Builder {
+        request.header(HOST, &self.host)
+    }
+
+    async fn send(&mut self, request: Builder, body: Bytes) -> Result<HttpAnswer, String> {
         let mut sender = match self.sender.take() {
             Some(mut sender) => match sender.ready().await {
                 Ok(()) => sender,
@@ -50,11 +70,7 @@ impl HttpLink {
             },
             None => self.connect().await?,
         };
-        let request = Request::post(path)
-            .header(HOST, &self.host)
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|cause| cause.to_string())?;
+        let request = request.body(Full::new(body)).map_err(|cause| cause.to_string())?;
         let answer = sender.send_request(request).await.map_err(|cause| format!("HTTP: {cause}"))?;
         let status = answer.status().as_u16();
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;

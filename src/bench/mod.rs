@@ -6,6 +6,8 @@
 //! | `runtime` | ACP over WebSocket, `lumilink runtime` as a process of its own ([`acp_paths`]) |
 //! | `supervisor` | HTTP, session actor, SQLite, WebSocket, runtime: `lumilink serve` as a process of its own ([`http_path`]) |
 //!
+//! `lumilink bench resume` ([`resume`]) measures broken connections and killed supervisors.
+//!
 //! Invariant: it measures and prints, also what is bad; it never judges. Everything is bounded in count and
 //! time and stays on loopback, and every point begins with fresh processes, so none inherits from another.
 
@@ -22,6 +24,7 @@ mod point;
 mod processes;
 mod program;
 mod report;
+mod resume;
 mod text;
 
 use std::{io::Write, path::Path};
@@ -30,6 +33,7 @@ pub use self::{
     conversation::BenchError,
     plan::{MAX_SECONDS, MAX_SESSIONS, PathKind, Plan},
     report::Report,
+    resume::{MAX_MESSAGES, MAX_ROUNDS, ResumePlan, ResumeReport, run as run_resume},
     text::render,
 };
 use self::{

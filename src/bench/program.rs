@@ -24,6 +24,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const START_POLL: Duration = Duration::from_millis(5);
 /// How long it may take to end 1,000 agents, after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// The file in which a process says where it serves.
+const ANNOUNCE: &str = "announce.json";
 /// How much of the end of a log is shown of a process that does not start.
 const SHOWN_LOG_CHARS: usize = 1000;
 /// Redirects the log to a file and becomes the program: nobody of ours has to read it then.
@@ -92,7 +94,7 @@ impl Program {
         folder: &Path,
         settings: &[String],
     ) -> Result<Self, BenchError> {
-        let announce = folder.join("announce.json");
+        let announce = folder.join(ANNOUNCE);
         let mut args: Vec<OsString> = vec!["-c".into(), START_WITH_LOG.into(), "sh".into()];
         args.push(workplace.program().into());
         args.extend([command, "--listen", "127.0.0.1:0", "--data-dir", "data", "--announce"].map(OsString::from));
@@ -130,6 +132,22 @@ impl Program {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Kills it with SIGKILL and starts `lumilink <command>` again in the same folder, on whatever port is free.
+    pub async fn killed_and_started_again(
+        mut self,
+        workplace: &Workplace,
+        command: &str,
+        settings: &[String],
+    ) -> Result<Self, BenchError> {
+        let folder = self.log.parent().map(Path::to_owned).unwrap_or_default();
+        // SAFETY: a number is passed, no memory; the process is our child and has not been waited for.
+        unsafe { libc::kill(libc::pid_t::try_from(self.pid).unwrap_or(0), libc::SIGKILL) };
+        self.exit.wait().await;
+        let announced = folder.join(ANNOUNCE);
+        std::fs::remove_file(&announced).map_err(BenchError::io(announced.display().to_string()))?;
+        Self::start(workplace, command, &folder, settings).await
     }
 
     /// Stops it with SIGTERM, waits for its end, and counts the errors that it logged.

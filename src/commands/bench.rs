@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::common::{CommandError, print};
 use crate::{
-    bench::{self, MAX_SECONDS, MAX_SESSIONS, PathKind, Plan},
+    bench::{self, BenchError, MAX_MESSAGES, MAX_ROUNDS, MAX_SECONDS, MAX_SESSIONS, PathKind, Plan, ResumePlan},
     config::Flag,
 };
 
@@ -22,6 +22,9 @@ enum What {
     /// Latency, throughput, memory and processor time of a turn: the bare agent, through the runtime, through
     /// the whole supervisor.
     Turn(TurnArgs),
+    /// Messages a second through a resume, the time from `kill -9` of the supervisor to the next accepted prompt, the
+    /// time to notice a silent connection.
+    Resume(ResumeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -52,9 +55,50 @@ struct TurnArgs {
     json: bool,
 }
 
-/// Measures and prints. Exit code 0 where every point was measured, however bad; 1 where one was not.
+#[derive(Debug, Args)]
+struct ResumeArgs {
+    /// Rounds of each trial.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_ROUNDS)))]
+    rounds: u32,
+    /// Messages that the agent sends in a turn whose connection is cut.
+    #[arg(long, value_name = "N", default_value = "100000", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MESSAGES)))]
+    messages: u32,
+    /// Pause between two cuts.
+    #[arg(long, value_name = "MS", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    cut_every_ms: u64,
+    /// A setting for the supervisor; may be repeated.
+    #[arg(long = "serve-arg", value_name = "SECTION.KEY=VALUE", value_parser = parse_setting)]
+    settings: Vec<String>,
+    /// Folder on the disk that databases and workspaces are to use [default: the system's temporary folder].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not.
 pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
-    let What::Turn(arguments) = arguments.what;
+    match arguments.what {
+        What::Turn(arguments) => turn(arguments),
+        What::Resume(arguments) => resume(arguments),
+    }
+}
+
+fn resume(arguments: ResumeArgs) -> Result<ExitCode, CommandError> {
+    let plan = ResumePlan {
+        rounds: arguments.rounds,
+        messages: arguments.messages,
+        cut_every: Duration::from_millis(arguments.cut_every_ms),
+        settings: arguments.settings,
+        folder: arguments.folder,
+    };
+    let report = to_the_end(bench::run_resume(plan, std::env::args().collect()))?;
+    print(if arguments.json { report.json() } else { report.render() }.trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn turn(arguments: TurnArgs) -> Result<ExitCode, CommandError> {
     let plan = Plan {
         paths: arguments.paths,
         sessions: arguments.sessions,
@@ -64,19 +108,22 @@ pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
         settings: arguments.settings,
         folder: arguments.folder,
     };
+    let report = to_the_end(bench::run(plan, std::env::args().collect()))?;
+    print(if arguments.json { report.json() } else { bench::render(&report) }.trim_end())?;
+    Ok(if report.unmeasured.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Measures until it is done or interrupted.
+fn to_the_end<T>(measuring: impl Future<Output = Result<T, BenchError>>) -> Result<T, CommandError> {
     // One thread: the load must leave the other processors to what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|cause| CommandError::failed("the event loop", &cause))?;
-    let report = runtime.block_on(async {
+    runtime.block_on(async {
         tokio::select! {
-            report = bench::run(plan, std::env::args().collect()) => {
-                report.map_err(|cause| CommandError::failed("bench", &cause))
-            }
+            report = measuring => report.map_err(|cause| CommandError::failed("bench", &cause)),
             _ = tokio::signal::ctrl_c() => Err(CommandError::Failed("bench: interrupted".to_owned())),
         }
-    })?;
-    print(if arguments.json { report.json() } else { bench::render(&report) }.trim_end())?;
-    Ok(if report.unmeasured.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
 }
 
 fn parse_sessions(text: &str) -> Result<usize, String> {
