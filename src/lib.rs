@@ -10,11 +10,11 @@
 //!  client ──HTTP──▶ lumilink serve ──ACP over WebSocket──▶ lumilink runtime ──ACP over stdio──▶ agent
 //!                    http/ actors/        transport/           runtime/
 //!                    store/               (acp_connection,     (acp_socket, workspaces,
-//!                                          websocket)           fs and terminals)
+//!                                          resumable)           fs and terminals)
 //! ```
 //!
 //! `serve` embeds a runtime on a loopback port when none is configured, and the built-in [`demo_agent`] when no
-//! agent is. The path is the same: nothing is short-cut.
+//! agent is. The path is the same, nothing is short-cut; the two only share threads.
 //!
 //! # Floors
 //!
@@ -44,7 +44,8 @@
 //! 5. Every queue has a bound, and its doc says why that number and what happens when it is full.
 //! 6. Text goes to disk or log only as [`Redacted`](domain::redaction::Redacted); a secret has a type that cannot
 //!    be printed.
-//! 7. A child process never outlives its session: own process group, killed as a group, reaped.
+//! 7. A child process never outlives its session: own process group (and control group where it may be made), killed as
+//!    a whole, reaped.
 //! 8. HTTP status codes are chosen in [`contract::problem`] alone, metric names in [`telemetry`] alone.
 //! 9. Constants do not change under test: tests set small values through the same configuration.
 //!
@@ -55,17 +56,24 @@
 //!   runtime → agent; the row is written, then the caller is told.
 //! - **Prompt**: [`http`] → session, found without a hop → store (the turn is on disk) → transport → runtime →
 //!   agent. Updates come back to the session, which publishes them ([`actors::event_feed`]) and gathers the
-//!   transcript. The end, the rest of the transcript and the session's state are one transaction; the writer tells
-//!   the waiting handler after the commit.
+//!   transcript. The end and the rest of the transcript are one transaction; the writer tells the waiting handler
+//!   after the commit, and the runtime that it may forget.
 //! - **Crash**: the runtime sees the process end, says everything that the agent had said, then how it ended → the
 //!   session ends its turn with a classified failure and stops → its guard tells the supervisor → a fresh session
 //!   takes its place, with the agent's own memory or the conversation as context.
+//! - **Reconnect**: both ends of ACP over WebSocket number what they send and keep it until it is settled
+//!   ([`domain::delivery`], [`acp::numbered`]) → the socket breaks → the runtime keeps agent and messages for the grace,
+//!   the transport tries again → each end sends what the other did not get → the turn goes on. A session hears only that
+//!   it was interrupted and resumed.
+//! - **A supervisor that died**: at start the store names the turns that had not ended → [`actors::adoption`] asks the
+//!   runtime for their agents → what it kept comes again, and the turn ends under its id; what it did not keep is
+//!   `interrupted`.
 //! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
-//!   → HTTP, runtime, store.
+//!   → runtime, HTTP, store.
 //!
 //! # What is not here
 //!
-//! No module named utils, no global state but the log, no retry inside a transport, no clock in `domain`.
+//! No module named utils, no global state but the log, no call that a transport repeats, no clock in `domain`.
 
 pub mod commands;
 

@@ -60,19 +60,13 @@ async fn ask(parts: &Parts, one: Unfinished) -> Result<Found, String> {
     else {
         return Err("nothing is known about its agent".into());
     };
-    let facts = AgentFacts::from_kept(
-        session.agent_facts.as_deref().unwrap_or("{}"),
-        connection.id.clone(),
-        session.protocol_version.unwrap_or(crate::acp::schema::PROTOCOL_VERSION),
-        agent_session_id.clone(),
-        connection.cookies.clone(),
-    );
     let request = AdoptRequest {
         connection_id: connection.id,
         agent_session_id,
         received: session.settled_seq,
         cookies: connection.cookies,
     };
+    let facts = AgentFacts::from_kept(session.agent_facts.as_deref().unwrap_or("{}"), &request);
     let adopted = loop {
         match parts.transport.adopt(request.clone()).await {
             Ok(adopted) => break adopted,

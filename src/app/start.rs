@@ -17,10 +17,17 @@ use crate::{
     config::{Config, Loaded, environment::current_program, settings::Agent},
     domain::clock::Clock,
     http::{self, Beside, HttpFace},
-    runtime::{self, AgentSettings, Face, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
+    runtime::{
+        self, AgentSettings, Face, Heartbeats, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves,
+    },
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue},
-    transport::{acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor},
+    transport::{
+        acp_transport::AcpTransport,
+        pipe::PipeLimits,
+        websocket::{Endpoint, Heartbeat, ResumeLimits},
+        workspace_door::WorkspaceDoor,
+    },
 };
 
 /// Everything that runs.
@@ -127,6 +134,12 @@ async fn runtime_of(
         token,
         frame_bytes: config.limits.frame_bytes,
         pipe: pipe_limits(config),
+        resume: ResumeLimits {
+            grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+            frames: config.runtime.replay_frames,
+            bytes: config.runtime.replay_bytes,
+        },
+        heartbeat: Heartbeat::default(),
     };
     if let Some(url) = &config.runtime.url {
         return Ok((None, None, endpoint(url.clone(), config.runtime.token.clone())));
@@ -180,6 +193,12 @@ pub(super) fn runtime_options(
         pipe: pipe_limits(config),
         diff_bytes: config.limits.diff_bytes,
         terminals: config.limits.terminals,
+        retention: Retention {
+            grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+            frames: config.runtime.replay_frames,
+            bytes: config.runtime.replay_bytes,
+        },
+        heartbeats: Heartbeats::default(),
         observer: Arc::new(Observer(metrics.clone())),
         metrics: metrics.clone(),
     })
@@ -218,5 +237,13 @@ impl RuntimeObserver for Observer {
 
     fn on_agent_ended(&self) {
         self.0.agent_process_ended();
+    }
+
+    fn on_conversation_held(&self) {
+        self.0.conversation_held();
+    }
+
+    fn on_conversation_released(&self) {
+        self.0.conversation_released();
     }
 }

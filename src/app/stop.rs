@@ -39,7 +39,7 @@ pub(super) fn kill_grace(config: &Config) -> Duration {
 
 impl Service {
     /// Admission closes and readiness goes off; running turns may end until `[drain] timeout_s`, the rest is
-    /// cancelled; sessions are let go; then HTTP, runtime and store end in this order.
+    /// cancelled; sessions are let go; then the runtime, HTTP and the store end in this order.
     pub async fn stop(self) {
         let deadline = tokio::time::sleep(Duration::from_secs(self.config.drain.timeout_s));
         self.workspaces.drain(deadline).await;

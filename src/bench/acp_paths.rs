@@ -26,7 +26,7 @@ use crate::{
         agent_process::{self, AgentCommand},
         pipe::PipeLimits,
         stdio::{self, StdioLimits},
-        websocket::Endpoint,
+        websocket::{Endpoint, Heartbeat, ResumeLimits},
         workspace_door::WorkspaceDoor,
     },
 };
@@ -75,8 +75,14 @@ impl RuntimePath {
         let url = format!("ws://{}/acp", program.address());
         let failed = |failure: Failure| BenchError::Start(failure.detail);
         let door = WorkspaceDoor::new(&url, None, PREPARE_TIMEOUT).map_err(failed)?;
-        let frame_bytes = Config::default().limits.frame_bytes;
-        let endpoint = Endpoint { url, token: None, frame_bytes, pipe: pipe_limits() };
+        let endpoint = Endpoint {
+            url,
+            token: None,
+            frame_bytes: Config::default().limits.frame_bytes,
+            pipe: pipe_limits(),
+            resume: resume_limits(),
+            heartbeat: Heartbeat::default(),
+        };
         let transport =
             AcpTransport { endpoint, handshake_timeout: HANDSHAKE_TIMEOUT, auth_methods: BTreeMap::new() };
         Ok(Self { program, transport, door })
@@ -104,6 +110,13 @@ fn not_opened(failure: Failure) -> BenchError {
 fn pipe_limits() -> PipeLimits {
     let limits = Config::default().limits;
     PipeLimits { frames: limits.queue_frames, bytes: limits.queue_bytes }
+}
+
+/// The same as a supervisor has by default.
+fn resume_limits() -> ResumeLimits {
+    let runtime = Config::default().runtime;
+    let grace = Duration::from_secs(runtime.reconnect_grace_s);
+    ResumeLimits { grace, frames: runtime.replay_frames, bytes: runtime.replay_bytes }
 }
 
 fn open_request(cwd: &str) -> OpenRequest {
@@ -139,6 +152,9 @@ impl AcpConversation {
         loop {
             match self.events.next().await {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => {
+                    // Nothing of it is wanted again, as when a supervisor has it on disk.
+                    let delivered = self.link.delivered();
+                    delivered.settle(delivered.handled());
                     let answer = result.map_err(|cause| TurnError::Failed(cause.to_string()))?;
                     return check(&answer);
                 }

@@ -30,7 +30,8 @@ pub const RESUMED: &str = "_lumilink/resumed";
 /// reconnect_grace_s` after its socket broke; a connection that is not held any more is answered with 404. The
 /// newest socket wins: an older one of the same connection is closed with [`close_code::REPLACED`].
 pub const CONNECTION_ID_HEADER: &str = "acp-connection-id";
-/// Header of a request that goes on with a connection: the number of the last message that arrived.
+/// Header of a request that goes on with a connection: the number of the last message that arrived. A client that has
+/// forgotten leaves it out, and gets everything that is held.
 pub const RECEIVED_HEADER: &str = "lumilink-received";
 
 /// WebSocket close codes of the runtime's door.
@@ -82,6 +83,9 @@ pub struct Resumed {
     /// The number of the client's last message that arrived.
     #[serde(default)]
     pub received: u64,
+    /// Messages of the agent follow that have a number above this one.
+    #[serde(default)]
+    pub after: u64,
     /// The newest prompt of the connection, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<ResumedPrompt>,
@@ -241,4 +245,7 @@ pub struct RuntimeStatus {
     pub agent_processes: u64,
     /// The most that may run.
     pub max_agents: u64,
+    /// Conversations that are kept for a client that is away.
+    #[serde(default)]
+    pub held_conversations: u64,
 }

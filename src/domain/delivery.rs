@@ -48,6 +48,11 @@ impl<T> Outbox<T> {
         self.first + self.unacknowledged.len() as u64 - 1
     }
 
+    /// The number of the last message that is not held any more; 0 where none ever was.
+    pub fn acknowledged(&self) -> u64 {
+        self.first - 1
+    }
+
     /// Keeps a message of `bytes` bytes and gives its number. Whether there is room is the caller's question.
     pub fn push(&mut self, message: T, bytes: usize) -> u64 {
         self.unacknowledged.push_back((message, bytes));
@@ -77,7 +82,7 @@ impl<T> Outbox<T> {
 
     /// Where a peer that has everything up to `seq` is to be sent from; what it has is acknowledged by that.
     pub fn resume(&mut self, seq: u64) -> Result<u64, OutOfRange> {
-        if seq + 1 < self.first || seq > self.last() {
+        if seq.saturating_add(1) < self.first || seq > self.last() {
             return Err(OutOfRange { asked: seq, from: self.first - 1, to: self.last() });
         }
         Ok(seq + 1)
@@ -165,6 +170,7 @@ mod tests {
         assert_eq!(outbox.resume(8), Ok(9));
         assert_eq!(outbox.resume(5), Err(OutOfRange { asked: 5, from: 6, to: 8 }));
         assert!(outbox.resume(9).is_err());
+        assert!(outbox.resume(u64::MAX).is_err());
         outbox.acknowledge(99);
         assert_eq!(outbox.len(), 2, "a lie about the future changes nothing");
     }

@@ -3,6 +3,7 @@
 //! Invariant: no I/O, no clock, no actor, no runtime, no database; `now` is an argument. Whoever changes
 //! a decision changes it here and nowhere else.
 
+pub mod backoff;
 pub mod clock;
 pub mod connection;
 pub mod context;
@@ -21,3 +22,4 @@ pub mod routing;
 pub mod text;
 pub mod transcript;
 pub mod turn;
+pub mod untold;

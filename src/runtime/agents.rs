@@ -51,6 +51,10 @@ pub trait RuntimeObserver: Send + Sync {
     fn on_agent_started(&self);
     /// One is gone with its whole group, or was not started after all.
     fn on_agent_ended(&self);
+    /// One is kept for a client that is away.
+    fn on_conversation_held(&self);
+    /// That client is back, or is not waited for any more.
+    fn on_conversation_released(&self);
 }
 
 /// Hears nothing.
@@ -59,6 +63,8 @@ pub struct Unobserved;
 impl RuntimeObserver for Unobserved {
     fn on_agent_started(&self) {}
     fn on_agent_ended(&self) {}
+    fn on_conversation_held(&self) {}
+    fn on_conversation_released(&self) {}
 }
 
 /// Bounds that all agents share.
@@ -92,6 +98,13 @@ pub struct StartedAgent {
     /// What the runtime answers for it.
     pub serves: Serves,
     /// Where its sessions may work.
+    pub workplace: Workplace,
+}
+
+/// Where the sessions of one agent may work. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Workplace {
+    /// The folders that they were given.
     pub folders: SessionFolders,
     /// The folder that the client named at the start; its sessions stay in it.
     pub home: Option<Folder>,
@@ -149,7 +162,7 @@ impl Agents {
 
     /// Checks a session's folder, and that it is in `home` where the client named one. Touches the disk on
     /// another thread.
-    pub async fn open_folder(&self, path: String, home: Option<Folder>) -> Result<Folder, Failure> {
+    async fn open_folder(&self, path: String, home: Option<Folder>) -> Result<Folder, Failure> {
         let allowed = self.folders.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let folder = allowed.open(&path)?;
@@ -160,6 +173,12 @@ impl Agents {
             Ok(folder)
         });
         opened.await.map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?
+    }
+
+    /// Lets a session work in a folder, if it may.
+    pub async fn admit(&self, path: String, workplace: Workplace) -> Result<(), Failure> {
+        let folder = self.open_folder(path, workplace.home).await?;
+        workplace.folders.add(folder)
     }
 
     /// Starts the agent that `initialize` asks for. A dropped future leaves no process behind.
@@ -198,7 +217,7 @@ impl Agents {
             .await
             .map_err(|cause| Failure::new(ErrorCode::AgentStartFailed, cause.to_string()))?;
         let pipe = stdio::connect(process, self.limits.stdio, Some(door));
-        Ok(StartedAgent { pipe, serves: agent.serves, folders, home })
+        Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home } })
     }
 
     fn command(&self, agent: &AgentSettings, run_as: Option<RunAs>, cwd: PathBuf) -> Result<AgentCommand, Failure> {

@@ -1,16 +1,21 @@
-//! The first message: what of `initialize` is for the runtime, and what the agent gets of it.
+//! What of a client's messages is for the runtime: `initialize`, of which the agent gets a part, and of others what
+//! the runtime has to know.
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
 use crate::{
     acp::{
-        jsonrpc::{self, RpcError},
+        jsonrpc::{self, FrameError, Message, RpcError},
         schema::{RequestId, agent_method},
     },
-    contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
-    domain::outcome::{ErrorCode, Failure},
+    contract::runtime::{InitializeMeta, META_KEY, PromptMeta, RefusalMeta},
+    domain::{
+        ids::PromptId,
+        outcome::{ErrorCode, Failure},
+    },
 };
 
 /// What the runtime answers for an agent instead of its client.
@@ -76,6 +81,70 @@ impl Opening {
 
 fn raw(value: &impl serde::Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// What is said to a client that begins with anything else.
+pub const FIRST_MESSAGE: &str = "the first message has to be `initialize`";
+
+/// A request, and what it is answered with.
+type Refused = (RequestId, RpcError);
+
+/// Reads the first message of a connection: an `initialize`, whether or not its params can be read, or else the end.
+pub fn first(text: &str) -> Result<(RequestId, Result<Opening, RpcError>), Refused> {
+    let wanted = || RpcError::new(jsonrpc::INVALID_REQUEST, FIRST_MESSAGE);
+    match jsonrpc::parse(text) {
+        Ok(Message::Request { id, method, params }) if method == agent_method::INITIALIZE => {
+            Ok((id, Opening::read(params)))
+        }
+        Ok(Message::Request { id, .. }) => Err((id, wanted())),
+        Ok(_) => Err((RequestId::Null, wanted())),
+        Err(cause) => Err((RequestId::Null, unreadable(&cause))),
+    }
+}
+
+/// Whether a method's params have the folder of a session.
+pub fn begins_session(method: &str) -> bool {
+    matches!(method, agent_method::SESSION_NEW | agent_method::SESSION_LOAD | agent_method::SESSION_RESUME)
+}
+
+/// The folder of a session that begins.
+pub fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
+    #[derive(Deserialize)]
+    struct Params {
+        cwd: String,
+    }
+    let params: Params = serde_json::from_str(params.get())
+        .map_err(|cause| RpcError::new(jsonrpc::INVALID_PARAMS, cause.to_string()))?;
+    Ok(params.cwd)
+}
+
+/// The answer to what is no message.
+pub fn unreadable(cause: &FrameError) -> RpcError {
+    let code = match cause {
+        FrameError::NotJson(_) => jsonrpc::PARSE_ERROR,
+        FrameError::NotAMessage => jsonrpc::INVALID_REQUEST,
+    };
+    RpcError::new(code, cause.to_string())
+}
+
+/// Which turn a message begins, and its call, where it is a `session/prompt` whose client says so.
+pub fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
+    #[derive(Deserialize)]
+    struct Params {
+        #[serde(rename = "_meta")]
+        meta: Meta,
+    }
+    #[derive(Deserialize)]
+    struct Meta {
+        lumilink: PromptMeta,
+    }
+    match message {
+        Message::Request { id, method, params } if method == agent_method::SESSION_PROMPT => {
+            let params: Params = serde_json::from_str(params.get()).ok()?;
+            Some((params.meta.lumilink.prompt_id, jsonrpc::own_id(id)?))
+        }
+        _ => None,
+    }
 }
 
 /// A refusal as the answer to `initialize` carries it.

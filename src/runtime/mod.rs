@@ -1,20 +1,29 @@
 //! The container side: prepares workspaces, runs one agent process for each connection, and serves ACP over
 //! WebSocket.
 //!
-//! Invariant: an agent process lives exactly as long as its connection, and reaches files and starts
-//! commands through this side only within the folders of its sessions.
+//! Invariant: an agent process lives exactly as long as its connection, which for a client that asked for it outlives
+//! a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands through this side only
+//! within the folders of its sessions.
 
 pub mod acp_socket;
+pub mod agent_line;
 pub mod agents;
+pub mod attachment;
 pub mod baseline;
 pub mod changes;
+pub mod conversation;
+pub mod conversations;
 pub mod doors;
 pub mod folders;
+pub mod fragments;
 pub mod fs_door;
 pub mod git;
 pub mod handshake;
+pub mod heartbeat;
 pub mod repository;
 mod routes;
+pub mod said;
+pub mod socket_settings;
 pub mod terminals;
 pub mod workspaces;
 
@@ -35,23 +44,28 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::watch, task::JoinHandle};
 
 use self::{
-    acp_socket::SocketSettings,
     agents::{AgentLimits, Agents},
+    conversations::Conversations,
     folders::AllowedFolders,
     git::Git,
     routes::Parts,
+    socket_settings::SocketSettings,
     workspaces::{WorkspaceSettings, Workspaces},
 };
 pub use self::{
     agents::{AgentSettings, RuntimeObserver, Unobserved},
+    conversation::Retention,
     handshake::Serves,
+    heartbeat::Heartbeats,
 };
 use crate::telemetry::Metrics;
 use crate::transport::{pipe::PipeLimits, process_group, run_as::RunAsError, stdio::StdioLimits};
 
 /// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
-/// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it. As long
+/// as the silence of [`Heartbeats`]: a ping goes out at most 5 s after the peer vanished, so 13 s later its socket is
+/// gone, whether or not its actor runs.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long the HTTP server may take for answers that are under way once every socket is closed.
 const SERVER_STOP: Duration = Duration::from_secs(5);
 /// From the closing of the sockets to the end of the agents, beyond the grace of the agents themselves.
@@ -90,7 +104,11 @@ pub struct RuntimeOptions {
     pub diff_bytes: usize,
     /// Commands that one agent may run at the same time.
     pub terminals: usize,
-    /// Hears of agent processes.
+    /// For how long a client may be away, and what is kept for it.
+    pub retention: Retention,
+    /// How a dead client is noticed.
+    pub heartbeats: Heartbeats,
+    /// Hears of agent processes and of clients that are away.
     pub observer: Arc<dyn RuntimeObserver>,
     /// What `GET /metrics` gives.
     pub metrics: Metrics,
@@ -128,6 +146,7 @@ pub enum StartError {
 pub struct RunningRuntime {
     address: SocketAddr,
     agents: Arc<Agents>,
+    conversations: Arc<Conversations>,
     stop: watch::Sender<bool>,
     kill_grace: Duration,
     /// Its own server; absent where it shares another one's threads.
@@ -159,8 +178,9 @@ pub async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, Face), S
     let listener = TcpListener::bind(listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     let (stop, parts) = ready(options).await?;
-    let agents = parts.sockets.agents.clone();
-    Ok((RunningRuntime { address, agents, stop, kill_grace, server: None }, Face { listener, parts }))
+    let SocketSettings { agents, conversations, .. } = parts.sockets.clone();
+    let running = RunningRuntime { address, agents, conversations, stop, kill_grace, server: None };
+    Ok((running, Face { listener, parts }))
 }
 
 async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), StartError> {
@@ -182,7 +202,7 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), 
 pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
     let (stop, parts) = ready(options).await?;
-    let agents = parts.sockets.agents.clone();
+    let SocketSettings { agents, conversations, .. } = parts.sockets.clone();
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || App::new().configure(routes::configure(parts.clone())))
         .workers(workers)
@@ -199,7 +219,7 @@ pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError
     let server = server.run();
     let handle = server.handle();
     let server = tokio::spawn(server);
-    Ok(RunningRuntime { address, agents, stop, kill_grace, server: Some((handle, server)) })
+    Ok(RunningRuntime { address, agents, conversations, stop, kill_grace, server: Some((handle, server)) })
 }
 
 impl RunningRuntime {
@@ -211,6 +231,11 @@ impl RunningRuntime {
     /// Agent processes that run now.
     pub fn agent_processes(&self) -> usize {
         self.agents.running()
+    }
+
+    /// Conversations that are kept for a client that is away.
+    pub fn held_conversations(&self) -> usize {
+        self.conversations.away()
     }
 
     /// Closes every socket with 1001, ends every agent's process group, then stops the server. Takes at most
@@ -250,6 +275,13 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
         terminals: options.terminals,
         terminal_environment: environment.iter().map(|(name, value)| (name.into(), value.clone())).collect(),
     };
+    let conversations = Arc::new(Conversations::new(
+        options.retention,
+        options.heartbeats.silence,
+        options.max_agents,
+        options.observer.clone(),
+        stopping.clone(),
+    ));
     let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), options.observer)?);
     let settings = WorkspaceSettings {
         git_hosts: options.git_hosts,
@@ -257,7 +289,13 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
         diff_bytes: options.diff_bytes,
     };
     let workspaces = Workspaces::new(folders, Git::new(environment), settings).map_err(StartError::Folders)?;
-    let sockets = SocketSettings { agents, stopping, frame_bytes: options.frame_bytes };
+    let sockets = SocketSettings {
+        agents,
+        conversations,
+        stopping,
+        frame_bytes: options.frame_bytes,
+        heartbeats: options.heartbeats,
+    };
     Ok(Parts { token: options.token, sockets, workspaces: Arc::new(workspaces), metrics: options.metrics })
 }
 
@@ -290,6 +328,8 @@ fn raise_open_files_limit() {
     }
 }
 
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod socket_tests;
 #[cfg(test)]

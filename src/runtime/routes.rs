@@ -15,14 +15,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::{
-    acp_socket::{self, SocketSettings},
-    workspaces::Workspaces,
-};
+use super::{acp_socket, socket_settings::SocketSettings, workspaces::Workspaces};
 use crate::{
     contract::{
         problem::{PROBLEM_JSON, Problem, retry_after_s},
-        runtime::{DiffWorkspace, PrepareWorkspace, RuntimeStatus},
+        runtime::{CONNECTION_ID_HEADER, DiffWorkspace, PrepareWorkspace, RECEIVED_HEADER, RuntimeStatus},
     },
     domain::outcome::{ErrorCode, Failure},
     telemetry::{Metrics, metrics::TEXT_FORMAT},
@@ -96,8 +93,21 @@ fn is_authorized(request: &ServiceRequest) -> bool {
 }
 
 async fn acp(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
-    acp_socket::accept(&request, body, parts.sockets.clone())
-        .unwrap_or_else(|cause| refuse(ErrorCode::InvalidRequest, &format!("no WebSocket upgrade: {cause}")))
+    returning(&request)
+        .and_then(|returning| acp_socket::accept(&request, body, parts.sockets.clone(), returning))
+        .unwrap_or_else(|failure| answer_failure(&failure))
+}
+
+/// Which connection a client comes back to, and the number of the last message that it has, if it knows.
+fn returning(request: &HttpRequest) -> Result<Option<(Uuid, Option<u64>)>, Failure> {
+    let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default().trim());
+    let Some(id) = text(CONNECTION_ID_HEADER) else { return Ok(None) };
+    // No id of ours, so nothing that is held.
+    let id = id.parse().map_err(|_| Failure::new(ErrorCode::NotFound, "no such connection"))?;
+    let received = text(RECEIVED_HEADER).map(str::parse).transpose().map_err(|_| {
+        Failure::new(ErrorCode::InvalidRequest, format!("the header {RECEIVED_HEADER} has to be a number"))
+    })?;
+    Ok(Some((id, received)))
 }
 
 async fn status(parts: web::Data<Parts>) -> HttpResponse {
@@ -107,6 +117,7 @@ async fn status(parts: web::Data<Parts>) -> HttpResponse {
         agents: agents.names(),
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
+        held_conversations: parts.sockets.conversations.away() as u64,
     }))
 }
 

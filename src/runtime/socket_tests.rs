@@ -22,7 +22,7 @@ use super::*;
 use crate::contract::runtime::close_code;
 
 /// Answers `initialize` and `session/new` like an agent, and each prompt by doing what its text says.
-const AGENT: &str = r#"
+pub(super) const AGENT: &str = r#"
 while read -r line; do
     id=$(printf '%s' "$line" | sed -n 's/.*"id":\([0-9]*\).*/\1/p')
     case "$line" in
@@ -32,6 +32,8 @@ while read -r line; do
         *'"garbage"'*) echo 'this is not JSON' ;;
         *'"flood"'*) while :; do echo "{\"method\":\"session/update\",\"params\":{\"x\":\"$(printf '%01000d' 0)\"}}"; done ;;
         *'"endless"'*) cat /dev/zero ;;
+        *'"quiet"'*) ;;
+        *'"count"'*) i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo "{\"method\":\"session/update\",\"params\":{\"n\":$i}}"; done ;;
         *'"pid"'*) sleep 1000 & echo "{\"method\":\"pid\",\"params\":[$$,$!]}" ;;
         *'"read"'*) echo '{"jsonrpc":"2.0","id":"r","method":"fs/read_text_file","params":{"sessionId":"s","path":"a.txt"}}'
             echo "{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"fs/read_text_file\",\"params\":{\"sessionId\":\"s\",\"path\":\"$(pwd)/a.txt\"}}" ;;
@@ -40,18 +42,18 @@ while read -r line; do
 done
 "#;
 
-struct Place {
-    base: tempfile::TempDir,
-    runtime: RunningRuntime,
+pub(super) struct Place {
+    pub(super) base: tempfile::TempDir,
+    pub(super) runtime: RunningRuntime,
 }
 
 impl Place {
-    fn workspace(&self) -> String {
+    pub(super) fn workspace(&self) -> String {
         self.base.path().join("root/ws").to_str().unwrap().to_owned()
     }
 }
 
-fn options(base: &Path, script: &str) -> RuntimeOptions {
+pub(super) fn options(base: &Path, script: &str) -> RuntimeOptions {
     let shell = |name: &str, script: &str, fs| AgentSettings {
         name: name.into(),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
@@ -77,24 +79,26 @@ fn options(base: &Path, script: &str) -> RuntimeOptions {
         pipe: PipeLimits { frames: 64, bytes: 1024 * 1024 },
         diff_bytes: 10_000,
         terminals: 2,
+        retention: Retention { grace: Duration::from_secs(60), frames: 64, bytes: 256 * 1024 },
+        heartbeats: Heartbeats::default(),
         observer: Arc::new(Unobserved),
         metrics: crate::telemetry::Metrics::new("test", None).unwrap(),
     }
 }
 
-async fn place() -> Place {
+pub(super) async fn place() -> Place {
     let base = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
     let runtime = start(options(base.path(), AGENT)).await.unwrap();
     Place { base, runtime }
 }
 
-struct Client {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+pub(super) struct Client {
+    pub(super) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
 impl Client {
-    async fn try_connect(
+    pub(super) async fn try_connect(
         place: &Place,
         headers: &[(&'static str, &str)],
     ) -> Result<(Self, Response<Option<Vec<u8>>>), Error> {
@@ -107,18 +111,18 @@ impl Client {
         Ok((Self { socket }, response))
     }
 
-    async fn connect(place: &Place) -> Self {
+    pub(super) async fn connect(place: &Place) -> Self {
         Self::try_connect(place, &[("authorization", "Bearer secret")]).await.unwrap().0
     }
 
-    async fn initialized(place: &Place, agent: &str) -> Self {
+    pub(super) async fn initialized(place: &Place, agent: &str) -> Self {
         let mut client = Self::connect(place).await;
         let answer = client.initialize(json!({"agent": agent, "cwd": place.workspace()})).await;
         assert!(answer["result"].is_object(), "{answer}");
         client
     }
 
-    async fn initialize(&mut self, meta: Value) -> Value {
+    pub(super) async fn initialize(&mut self, meta: Value) -> Value {
         let params = json!({
             "protocolVersion": 1,
             "clientCapabilities": {"fs": {"readTextFile": false}, "terminal": true, "extra": {"a": 1}},
@@ -128,15 +132,15 @@ impl Client {
         self.hear().await
     }
 
-    async fn say(&mut self, message: Value) {
+    pub(super) async fn say(&mut self, message: Value) {
         self.say_text(&message.to_string()).await;
     }
 
-    async fn say_text(&mut self, text: &str) {
+    pub(super) async fn say_text(&mut self, text: &str) {
         self.socket.send(Message::text(text)).await.unwrap();
     }
 
-    async fn next(&mut self) -> Message {
+    pub(super) async fn next(&mut self) -> Message {
         loop {
             let next = tokio::time::timeout(Duration::from_secs(20), self.socket.next()).await;
             match next.expect("an answer in time").expect("an open socket").unwrap() {
@@ -146,14 +150,14 @@ impl Client {
         }
     }
 
-    async fn hear(&mut self) -> Value {
+    pub(super) async fn hear(&mut self) -> Value {
         match self.next().await {
             Message::Text(text) => serde_json::from_str(&text).unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn hear_close(&mut self) -> u16 {
+    pub(super) async fn hear_close(&mut self) -> u16 {
         loop {
             if let Message::Close(Some(CloseFrame { code, .. })) = self.next().await {
                 return code.into();
@@ -162,7 +166,7 @@ impl Client {
     }
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !holds() {
         assert!(tokio::time::Instant::now() < deadline, "{what}");

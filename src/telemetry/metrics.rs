@@ -50,6 +50,7 @@ struct All {
     reconnects: IntCounter,
     adopted_turns: IntCounter,
     agent_processes: IntGauge,
+    held_conversations: IntGauge,
     queue_depth: Family<Queue, IntGauge>,
     permissions: Family<PermissionAnswer, IntCounter>,
     writer: Writer,
@@ -129,6 +130,10 @@ impl All {
                 &["cause"],
             )?,
             agent_processes: make.gauge("lumilink_agent_processes", "Agent processes that run.")?,
+            held_conversations: make.gauge(
+                "lumilink_held_conversations",
+                "Conversations with agents that are kept for a client that is away.",
+            )?,
             queue_depth: make.gauges("lumilink_queue_depth", "Items that wait in a bounded queue.", &["queue"])?,
             permissions: make.counters(
                 "lumilink_permission_requests_total",
@@ -253,6 +258,16 @@ impl Metrics {
         self.all.agent_processes.dec();
     }
 
+    /// A conversation with an agent is kept for a client that is away.
+    pub fn conversation_held(&self) {
+        self.all.held_conversations.inc();
+    }
+
+    /// That client is back, or is not waited for any more.
+    pub fn conversation_released(&self) {
+        self.all.held_conversations.dec();
+    }
+
     /// So many items wait in a queue now.
     pub fn queue_depth(&self, queue: Queue, items: usize) {
         if let Some(gauge) = self.all.queue_depth.get(queue) {
@@ -356,6 +371,7 @@ mod tests {
             "lumilink_slow_readers_total",
             "lumilink_event_subscribers",
             "lumilink_agent_processes",
+            "lumilink_held_conversations",
         ] {
             assert_eq!(value(&metrics, series), Some(0.0), "{series}");
         }

@@ -1,6 +1,7 @@
 //! A conversation in ACP over any pipe: what the agent says, and what is said to it.
 
 use std::{
+    borrow::Cow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,11 +13,12 @@ use serde_json::{json, value::RawValue};
 
 use super::{
     AgentEvent, AgentSession, CloseReason, Delivered, SendError,
-    pipe::{FrameReceiver, FrameSender, Incoming},
+    pipe::{FrameReceiver, FrameSender, Incoming, LineState},
 };
 use crate::{
     acp::{
         jsonrpc::{self, Message, RpcError},
+        numbered,
         schema::{RequestId, agent_method, client_method},
     },
     contract::runtime::{AGENT_EXITED, AgentExited, META_KEY, PromptMeta, STRAY_LINE, StrayLine},
@@ -58,12 +60,14 @@ pub(super) fn how_it_ended(exited: &AgentExited) -> String {
 /// What the agent says, read from the pipe as it is asked for.
 pub(super) struct Events {
     from_agent: FrameReceiver,
+    delivered: Arc<Delivered>,
     exited: Option<AgentExited>,
 }
 
 impl Events {
-    pub fn new(from_agent: FrameReceiver) -> Self {
-        Self { from_agent, exited: None }
+    /// Notes in `delivered` what was yielded.
+    pub fn new(from_agent: FrameReceiver, delivered: Arc<Delivered>) -> Self {
+        Self { from_agent, delivered, exited: None }
     }
 }
 
@@ -78,13 +82,21 @@ impl Stream for Events {
                     Some(exited) => CloseReason::AgentExited(exited),
                     None => reason,
                 })),
-                Some(Incoming::Frame(frame)) => match read(frame.text()) {
-                    Read::Event(event) => Some(event),
-                    Read::Exited(exited) => {
-                        self.exited = Some(exited);
-                        continue;
+                Some(Incoming::Line(LineState::Interrupted(cause))) => Some(AgentEvent::Interrupted(cause)),
+                Some(Incoming::Line(LineState::Resumed)) => Some(AgentEvent::Resumed),
+                Some(Incoming::Frame(frame)) => {
+                    let read = read(frame.text());
+                    if frame.seq() > 0 {
+                        self.delivered.handle(frame.seq());
                     }
-                },
+                    match read {
+                        Read::Event(event) => Some(event),
+                        Read::Exited(exited) => {
+                            self.exited = Some(exited);
+                            continue;
+                        }
+                    }
+                }
             });
         }
     }
@@ -98,15 +110,13 @@ enum Read {
 fn read(frame: &str) -> Read {
     let message = match jsonrpc::parse(frame) {
         Ok(message) => message,
-        Err(cause) => return Read::Event(AgentEvent::Violation(format!("{cause}: {}", text::cut(frame, 200)))),
+        Err(cause) => return Read::Event(AgentEvent::Violation(format!("{cause}: {}", quoted(frame)))),
     };
     Read::Event(match message {
         Message::Notification { method, params } => match &*method {
             client_method::SESSION_UPDATE => match update_of(params) {
                 Some((update, meta)) => AgentEvent::Update { update, meta },
-                None => {
-                    AgentEvent::Violation(format!("a session/update without an update: {}", text::cut(frame, 200)))
-                }
+                None => AgentEvent::Violation(format!("a session/update without an update: {}", quoted(frame))),
             },
             STRAY_LINE => match serde_json::from_str::<StrayLine>(params.get()) {
                 Ok(stray) => AgentEvent::StrayLine(stray.line),
@@ -123,6 +133,12 @@ fn read(frame: &str) -> Read {
             None => AgentEvent::Violation(format!("an answer to a request that was never sent: {id}")),
         },
     })
+}
+
+/// The beginning of a message as its agent wrote it.
+fn quoted(frame: &str) -> String {
+    let message = numbered::take(frame).map_or(Cow::Borrowed(frame), |(_, message)| message);
+    text::cut(&message, 200)
 }
 
 fn update_of(params: &RawValue) -> Option<(Box<RawValue>, Option<Box<RawValue>>)> {
@@ -145,8 +161,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub fn new(to_agent: FrameSender, session_id: String) -> Self {
-        Self { to_agent, session_id, delivered: Arc::default() }
+    pub fn new(to_agent: FrameSender, session_id: String, delivered: Arc<Delivered>) -> Self {
+        Self { to_agent, session_id, delivered }
     }
 }
 

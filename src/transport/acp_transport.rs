@@ -1,21 +1,23 @@
 //! ACP over WebSocket to one runtime, and the handshake with which every conversation begins.
 
-use std::{collections::BTreeMap, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
 use super::{
-    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, CloseReason, OpenRequest, OpenedSession, Transport,
+    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, CloseReason, Delivered, OpenRequest, OpenedSession,
+    Transport,
     acp_connection::{Events, Link, closed_in_turn, how_it_ended},
     pipe::{FrameSender, Pipe},
-    websocket::{self, Endpoint},
+    resumable,
+    websocket::Endpoint,
 };
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
-        schema::{InitializeResponse, PROTOCOL_VERSION, agent_method},
+        schema::{AgentCapabilities, InitializeResponse, PROTOCOL_VERSION, agent_method},
     },
     contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
     domain::{
@@ -49,61 +51,96 @@ impl Transport for AcpTransport {
         .boxed()
     }
 
-    fn adopt(&self, _: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
-        async { Err(Failure::new(ErrorCode::ConnectionLost, "the conversation is not held any more")) }.boxed()
+    fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
+        let this = self.clone();
+        async move {
+            let limit = this.handshake_timeout;
+            tokio::time::timeout(limit, this.go_on(request)).await.unwrap_or_else(|_| {
+                let detail = format!("the runtime did not answer within {} s", limit.as_secs_f32());
+                Err(Failure::new(ErrorCode::RuntimeUnavailable, detail))
+            })
+        }
+        .boxed()
     }
 }
+
+/// How far the ids of requests jump when nobody remembers which was the last: between two prompts a session makes
+/// fewer than that.
+const CALLS_FORGOTTEN: u64 = 1000;
 
 impl AcpTransport {
     async fn connect_and_shake_hands(self, request: OpenRequest) -> Result<OpenedSession, Failure> {
         let auth_method = self.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned();
-        let connected = websocket::connect(&self.endpoint, request.cookies.as_deref()).await?;
-        let mut opened = shake_hands(connected.pipe, &request, auth_method.as_deref()).await?;
+        let connected = resumable::connect(&self.endpoint, request.cookies.as_deref()).await?;
+        let hands = Hands::new(connected.pipe, connected.delivered, !self.endpoint.resume.grace.is_zero());
+        let mut opened = hands.shake(&request, auth_method.as_deref()).await?;
         opened.facts.connection_id = connected.connection_id;
         opened.facts.cookies = connected.cookies;
         Ok(opened)
     }
+
+    async fn go_on(self, request: AdoptRequest) -> Result<AdoptedSession, Failure> {
+        let (connected, resumed) = resumable::adopt(&self.endpoint, &request).await?;
+        let Pipe { to_agent, from_agent } = connected.pipe;
+        let last_call = resumed.prompt.as_ref().map_or(0, |prompt| prompt.call);
+        Ok(AdoptedSession {
+            link: Box::new(Link::new(to_agent, request.agent_session_id, connected.delivered.clone())),
+            events: Box::pin(Events::new(from_agent, connected.delivered)),
+            next_call: last_call.saturating_add(CALLS_FORGOTTEN),
+            prompt: resumed.prompt,
+        })
+    }
 }
 
-/// Runs the handshake over a pipe: `initialize`, then `session/resume`, `session/load` or `session/new`.
+/// Runs the handshake over a pipe whose messages have no numbers: `initialize`, then `session/resume`, `session/load`
+/// or `session/new`.
 pub async fn shake_hands(
     pipe: Pipe,
     request: &OpenRequest,
     auth_method: Option<&str>,
 ) -> Result<OpenedSession, Failure> {
-    let mut hands =
-        Hands { to_agent: pipe.to_agent, events: Events::new(pipe.from_agent), next_call: 1, stray_lines: 0 };
-    let initialized = hands.initialize(request).await?;
-    let agent: InitializeResponse = parse(&initialized, "initialize")?;
-    let raw: RawInitialized = parse(&initialized, "initialize")?;
-    // Some agents echo back whatever is offered, so what counts is that it is the one that we speak.
-    if raw.protocol_version != PROTOCOL_VERSION {
-        let detail = format!(
-            "the agent speaks version {} of the protocol, this service version {PROTOCOL_VERSION}",
-            raw.protocol_version
-        );
-        return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
-    }
-    let begun = hands.begin(request, &agent, auth_method).await?;
-    let takes = &agent.agent_capabilities.prompt_capabilities;
-    Ok(OpenedSession {
-        facts: AgentFacts {
-            connection_id: String::new(),
+    Hands::new(pipe, Arc::default(), false).shake(request, auth_method).await
+}
+
+/// What the agent's capabilities say about what a session may do.
+fn abilities(capabilities: &AgentCapabilities) -> (Kinds, bool) {
+    let takes = &capabilities.prompt_capabilities;
+    let takes = Kinds { image: takes.image, audio: takes.audio, embedded: takes.embedded_context };
+    (takes, capabilities.session_capabilities.close.is_some())
+}
+
+impl AgentFacts {
+    /// The facts of a conversation that is [adopted](Transport::adopt), from the JSON object that was kept of its
+    /// handshake: `agentInfo`, `agentCapabilities`, `modes` and `configOptions`, each of which may be missing or
+    /// null. What cannot be read counts as missing: an agent may say anything there, and a session that may do less
+    /// is better than none.
+    pub fn from_kept(kept: &str, request: &AdoptRequest) -> Self {
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Kept {
+            agent_info: Option<Box<RawValue>>,
+            agent_capabilities: Option<Box<RawValue>>,
+            modes: Option<Box<RawValue>>,
+            config_options: Option<Box<RawValue>>,
+        }
+        let Kept { agent_info, agent_capabilities, modes, config_options } =
+            serde_json::from_str(kept).unwrap_or_default();
+        let parsed = agent_capabilities.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok());
+        let (takes, can_close) = abilities(&parsed.unwrap_or_default());
+        Self {
+            connection_id: request.connection_id.clone(),
             protocol_version: PROTOCOL_VERSION,
-            agent_session_id: begun.agent_session_id.clone(),
-            remembers: begun.remembers,
-            takes: Kinds { image: takes.image, audio: takes.audio, embedded: takes.embedded_context },
-            can_close: agent.agent_capabilities.session_capabilities.close.is_some(),
-            info: raw.agent_info,
-            capabilities: raw.agent_capabilities,
-            modes: begun.modes,
-            config_options: begun.config_options,
-            cookies: None,
-        },
-        link: Box::new(Link::new(hands.to_agent, begun.agent_session_id)),
-        events: Box::pin(hands.events),
-        next_call: hands.next_call,
-    })
+            agent_session_id: request.agent_session_id.clone(),
+            remembers: true,
+            takes,
+            can_close,
+            info: agent_info,
+            capabilities: agent_capabilities,
+            modes,
+            config_options,
+            cookies: request.cookies.clone(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -130,13 +167,58 @@ fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T
 struct Hands {
     to_agent: FrameSender,
     events: Events,
+    delivered: Arc<Delivered>,
+    resumable: bool,
     next_call: u64,
     stray_lines: u32,
 }
 
 impl Hands {
+    fn new(pipe: Pipe, delivered: Arc<Delivered>, resumable: bool) -> Self {
+        let events = Events::new(pipe.from_agent, delivered.clone());
+        Self { to_agent: pipe.to_agent, events, delivered, resumable, next_call: 1, stray_lines: 0 }
+    }
+
+    async fn shake(mut self, request: &OpenRequest, auth_method: Option<&str>) -> Result<OpenedSession, Failure> {
+        let initialized = self.initialize(request).await?;
+        let agent: InitializeResponse = parse(&initialized, "initialize")?;
+        let raw: RawInitialized = parse(&initialized, "initialize")?;
+        // Some agents echo back whatever is offered, so what counts is that it is the one that we speak.
+        if raw.protocol_version != PROTOCOL_VERSION {
+            let detail = format!(
+                "the agent speaks version {} of the protocol, this service version {PROTOCOL_VERSION}",
+                raw.protocol_version
+            );
+            return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
+        }
+        let begun = self.begin(request, &agent, auth_method).await?;
+        let (takes, can_close) = abilities(&agent.agent_capabilities);
+        Ok(OpenedSession {
+            facts: AgentFacts {
+                connection_id: String::new(),
+                protocol_version: PROTOCOL_VERSION,
+                agent_session_id: begun.agent_session_id.clone(),
+                remembers: begun.remembers,
+                takes,
+                can_close,
+                info: raw.agent_info,
+                capabilities: raw.agent_capabilities,
+                modes: begun.modes,
+                config_options: begun.config_options,
+                cookies: None,
+            },
+            link: Box::new(Link::new(self.to_agent, begun.agent_session_id, self.delivered)),
+            events: Box::pin(self.events),
+            next_call: self.next_call,
+        })
+    }
+
     async fn initialize(&mut self, request: &OpenRequest) -> Result<Box<RawValue>, Failure> {
-        let meta = InitializeMeta { agent: request.agent.clone(), cwd: Some(request.cwd.clone()), resumable: false };
+        let meta = InitializeMeta {
+            agent: request.agent.clone(),
+            cwd: Some(request.cwd.clone()),
+            resumable: self.resumable,
+        };
         let params = json!({
             "protocolVersion": PROTOCOL_VERSION,
             // Files and terminals are the runtime's business: it is where the workspace is.
@@ -232,6 +314,8 @@ impl Hands {
         self.to_agent.send(jsonrpc::request(call, method, params)).await.map_err(closed)?;
         loop {
             let event = std::future::poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
+            // Nobody wants a handshake again, and a load may replay more than a runtime keeps.
+            self.delivered.settle(self.delivered.handled());
             match event {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => return Ok(result),
                 Some(AgentEvent::Request { id, method, .. }) => {

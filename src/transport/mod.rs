@@ -1,7 +1,8 @@
 //! Ways to an agent: the traits by which a session sees one, and the transports behind them.
 //!
-//! Invariant: a transport frames and carries; it never decides how a turn ended and never retries. What
-//! it reports, it reports in the order in which the agent said it.
+//! Invariant: a transport frames and carries; it never decides how a turn ended and never repeats a call. A line that
+//! breaks it makes again where both ends number their messages, so that each arrives once. What it reports, it reports
+//! in the order in which the agent said it.
 
 use std::{
     pin::Pin,
@@ -24,14 +25,21 @@ use crate::{
 pub mod acp_connection;
 pub mod acp_transport;
 pub mod agent_process;
+mod carrier;
+mod control_group;
 #[cfg(test)]
 pub mod fake;
 mod group_watch;
+mod line;
 mod orphans;
 pub mod pipe;
 pub mod process_group;
+mod resumable;
+#[cfg(test)]
+mod resume_tests;
 pub mod run_as;
 pub mod stdio;
+mod watched;
 pub mod websocket;
 pub mod workspace_door;
 
@@ -44,8 +52,8 @@ pub trait Transport: Send + Sync {
     /// safe.
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>>;
 
-    /// Goes on with a conversation whose client died, if the runtime still holds it: everything after
-    /// `request.received` comes again. A conversation that is not held any more is
+    /// Goes on with a conversation whose client died, if the runtime still holds it: everything of its newest turn that
+    /// is not on disk (`request.received`) comes again. A conversation that is not held any more is
     /// [`ErrorCode::ConnectionLost`](crate::domain::outcome::ErrorCode). Safe to retry.
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
 }
@@ -228,29 +236,4 @@ pub enum AgentEvent {
     Resumed,
     /// The end; nothing follows.
     Closed(CloseReason),
-}
-
-impl AgentFacts {
-    /// (stand-in)
-    pub fn from_kept(
-        _kept: &str,
-        connection_id: String,
-        protocol_version: u16,
-        agent_session_id: String,
-        cookies: Option<String>,
-    ) -> Self {
-        Self {
-            connection_id,
-            protocol_version,
-            agent_session_id,
-            remembers: true,
-            takes: Kinds::default(),
-            can_close: false,
-            info: None,
-            capabilities: None,
-            modes: None,
-            config_options: None,
-            cookies,
-        }
-    }
 }

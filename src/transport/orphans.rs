@@ -1,8 +1,8 @@
 //! Processes that left their group (`setsid`, daemons): found by a mark in their environment.
 //!
 //! Only those are touched that carry a mark of this program, so nobody else's child is killed or reaped.
-//! A process that clears its environment *and* leaves its group escapes; only a control group is a
-//! guarantee against that.
+//! A process that clears its environment *and* leaves its group is not found; only a control group
+//! ([`control_group`](super::control_group)) is a guarantee against that.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,6 +25,11 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// Counts the groups of a run.
+    pub fn group(&self) -> u64 {
+        self.group
+    }
+
     /// As it stands in the environment.
     pub fn value(&self) -> String {
         format!("{}:{}", self.run, self.group)
@@ -143,22 +148,29 @@ impl Orphans {
         let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         for pid in pids {
             let Some((run, _)) = mark_of(pid) else { continue };
-            let mut parts = run.splitn(3, '.').map(str::parse::<u64>);
-            let (Some(Ok(run_namespace)), Some(Ok(owner)), Some(Ok(started))) =
-                (parts.next(), parts.next(), parts.next())
-            else {
-                continue;
-            };
-            let owner_lives = u32::try_from(owner).ok().and_then(stat).is_some_and(|stat| stat.started == started);
-            let same_namespace = run_namespace == namespace && pid_namespace(pid) == Some(namespace);
-            if same_namespace
-                && !owner_lives
+            if pid_namespace(pid) == Some(namespace)
+                && !run_lives(&run)
                 && let Some(stat) = stat(pid)
             {
                 kill(pid, stat.group);
             }
         }
     }
+
+    /// Names this run of the program.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+}
+
+/// Whether a run of this program lives; one of another PID namespace, or that is not named as ours are, is taken to.
+pub fn run_lives(run: &str) -> bool {
+    let mut parts = run.splitn(3, '.').map(str::parse::<u64>);
+    let (Some(Ok(namespace)), Some(Ok(owner)), Some(Ok(started))) = (parts.next(), parts.next(), parts.next()) else {
+        return true;
+    };
+    pid_namespace(std::process::id()) != Some(namespace)
+        || u32::try_from(owner).ok().and_then(stat).is_some_and(|stat| stat.started == started)
 }
 
 /// With its group, where it leads one.

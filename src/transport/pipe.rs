@@ -26,6 +26,7 @@ pub struct PipeLimits {
 #[derive(Debug)]
 pub struct Frame {
     text: String,
+    seq: u64,
     _share: Option<OwnedSemaphorePermit>,
 }
 
@@ -33,6 +34,11 @@ impl Frame {
     /// The message.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The number under which it came; 0 where its sender does not number.
+    pub fn seq(&self) -> u64 {
+        self.seq
     }
 
     /// The message alone; its share of the budget is given back.
@@ -55,11 +61,22 @@ pub enum CloseReason {
     },
 }
 
+/// What the line under a pipe does while the pipe itself lives on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LineState {
+    /// It broke, and is being made again; the cause.
+    Interrupted(String),
+    /// It stands again.
+    Resumed,
+}
+
 /// What comes out of a pipe.
 #[derive(Debug)]
 pub enum Incoming {
     /// A message.
     Frame(Frame),
+    /// The line broke or stands again, between the messages before and after.
+    Line(LineState),
     /// The end, said once, after the last message.
     Closed(CloseReason),
 }
@@ -103,6 +120,15 @@ pub enum SendError {
     Closed,
 }
 
+/// A message could not be queued, and comes back.
+#[derive(Debug)]
+pub enum Refused {
+    /// As [`SendError::Full`], with the message.
+    Full(String),
+    /// As [`SendError::Closed`].
+    Closed,
+}
+
 /// Both ends of one direction.
 pub fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
     let (sender, receiver) = mpsc::channel(limits.frames);
@@ -121,20 +147,40 @@ impl FrameSender {
 
     /// Queues a message, and waits while the pipe is full. Cancel-safe: a dropped future queued nothing.
     pub async fn send(&self, text: String) -> Result<(), SendError> {
+        self.send_numbered(text, 0).await
+    }
+
+    /// [`FrameSender::send`] for a message that has a number.
+    pub async fn send_numbered(&self, text: String, seq: u64) -> Result<(), SendError> {
         let share = self.budget.clone().acquire_many_owned(self.share_of(&text)).await;
         let share = share.map_err(|_| SendError::Closed)?;
-        let frame = Frame { text, _share: Some(share) };
+        let frame = Frame { text, seq, _share: Some(share) };
         self.queue.send(Incoming::Frame(frame)).await.map_err(|_| SendError::Closed)
     }
 
     /// Queues a message if there is room now.
     pub fn try_send(&self, text: String) -> Result<(), SendError> {
-        let share = self.budget.clone().try_acquire_many_owned(self.share_of(&text)).map_err(|_| SendError::Full)?;
-        let frame = Frame { text, _share: Some(share) };
-        self.queue.try_send(Incoming::Frame(frame)).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => SendError::Full,
-            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
+        self.offer(text, 0).map_err(|refused| match refused {
+            Refused::Full(_) => SendError::Full,
+            Refused::Closed => SendError::Closed,
         })
+    }
+
+    /// Queues a message with its number if there is room now; else gives it back.
+    pub fn offer(&self, text: String, seq: u64) -> Result<(), Refused> {
+        let Ok(share) = self.budget.clone().try_acquire_many_owned(self.share_of(&text)) else {
+            return Err(Refused::Full(text));
+        };
+        let frame = Frame { text, seq, _share: Some(share) };
+        self.queue.try_send(Incoming::Frame(frame)).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(Incoming::Frame(frame)) => Refused::Full(frame.text),
+            mpsc::error::TrySendError::Full(_) | mpsc::error::TrySendError::Closed(_) => Refused::Closed,
+        })
+    }
+
+    /// Says what the line does. Waits for room like a message; cancel-safe.
+    pub async fn tell(&self, state: LineState) -> Result<(), SendError> {
+        self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
     }
 
     /// Says that nothing more comes, and why. Waits for room like a message; nobody listening is fine.
@@ -160,6 +206,11 @@ impl FrameReceiver {
         self.writers_gone.notified().await;
         // Keeps the answer for the next caller.
         self.writers_gone.notify_one();
+    }
+
+    /// Whether the last sender is gone; messages may still be queued.
+    pub fn is_abandoned(&self) -> bool {
+        self.queue.is_closed()
     }
 
     /// [`FrameReceiver::recv`] for hand-written futures.

@@ -458,7 +458,7 @@ mod tests {
     async fn next_text(pipe: &mut Pipe) -> String {
         match next(pipe).await {
             Incoming::Frame(frame) => frame.into_text(),
-            Incoming::Closed(reason) => panic!("closed: {reason:?}"),
+            other => panic!("closed: {other:?}"),
         }
     }
 

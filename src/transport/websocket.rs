@@ -1,32 +1,31 @@
-//! ACP over WebSocket, the client's side: one text frame, one message.
+//! ACP over WebSocket, the client's side: how a socket to a runtime is made, and what its end means.
 //!
 //! Spec: the ACP RFD "Streamable HTTP & WebSocket transport". One connection per session; the cookies of
 //! the 101 are kept and sent on the session's next connection.
 
 use std::time::Duration;
 
-use futures_util::{
-    SinkExt, StreamExt,
-    future::{Either, select},
-    stream::{SplitSink, SplitStream},
-};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
     tungstenite::{
-        self, Message,
+        self,
         client::IntoClientRequest,
-        error::CapacityError,
+        error::UrlError,
+        handshake::client::{Request, Response},
         http::{HeaderMap, HeaderValue, header},
-        protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
+        protocol::{CloseFrame, WebSocketConfig},
     },
 };
 
-use super::pipe::{self, CloseReason, FrameReceiver, FrameSender, Incoming, Pipe, PipeLimits};
-use crate::domain::outcome::{ErrorCode, Failure};
+use super::{
+    pipe::{CloseReason, PipeLimits},
+    watched::Watched,
+};
+use crate::contract::runtime::{CONNECTION_ID_HEADER, RECEIVED_HEADER, close_code};
 
-/// Where a runtime is, and how much may wait on the way.
+/// Where a runtime is, how much may wait on the way, and how long its silence is borne.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// `ws://host:port/acp` or `wss://…`.
@@ -37,56 +36,119 @@ pub struct Endpoint {
     pub frame_bytes: usize,
     /// What may wait in each direction.
     pub pipe: PipeLimits,
+    /// Going on after a break.
+    pub resume: ResumeLimits,
+    /// How a dead peer is noticed; only of peers that number their messages.
+    pub heartbeat: Heartbeat,
 }
 
-/// A connection that stands.
-pub struct Connected {
-    /// The messages.
-    pub pipe: Pipe,
-    /// `Acp-Connection-Id` of the 101; empty where the peer gives none.
-    pub connection_id: String,
+/// `[runtime]` `reconnect_grace_s`, `replay_frames` and `replay_bytes`.
+#[derive(Debug, Clone, Copy)]
+pub struct ResumeLimits {
+    /// How long a break is tried to be healed; zero: a break is the end.
+    pub grace: Duration,
+    /// Messages that either end keeps until the other has acknowledged them.
+    pub frames: usize,
+    /// The same in bytes.
+    pub bytes: usize,
+}
+
+/// When a peer is taken for dead.
+#[derive(Debug, Clone, Copy)]
+pub struct Heartbeat {
+    /// A ping goes out this often.
+    pub every: Duration,
+    /// Neither a byte came, nor could one be written that waits, for so long. It bounds a try to reconnect, too.
+    pub patience: Duration,
+}
+
+impl Default for Heartbeat {
+    /// 5 s and 8 s: the figures; a half-open line is noticed in under 15 s.
+    fn default() -> Self {
+        Self { every: Duration::from_secs(5), patience: Duration::from_secs(8) }
+    }
+}
+
+/// A socket to a runtime.
+pub type Socket = WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>;
+
+/// A socket that stands.
+pub struct Upgraded {
+    /// For frames.
+    pub socket: Socket,
+    /// `Acp-Connection-Id` of the 101, where the peer gives one.
+    pub connection_id: Option<String>,
     /// Cookies for the session's next connection.
     pub cookies: Option<String>,
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+/// With what an earlier connection is to go on.
+#[derive(Debug, Clone, Copy)]
+pub struct Earlier<'a> {
+    /// Its id.
+    pub connection_id: &'a str,
+    /// The last message that arrived on it, where that is known.
+    pub received: Option<u64>,
+}
 
-/// How long to wait for the peer's part of the closing handshake before the socket is dropped.
-const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer does not have the connection that was to go on: trying again does not help.
+    #[error("the runtime does not hold the conversation any more")]
+    NotHeld,
+    /// Anything else; it may pass.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Initial read buffer; it grows with the message. Small, because a supervisor holds 1,000 of them.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Connects. The socket lives in a task of the caller's thread until [`Pipe::to_agent`] is dropped (then it
-/// closes with 1000) or the peer ends it.
-pub async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Connected, Failure> {
-    let unavailable = |cause: String| {
-        Failure::new(
-            ErrorCode::RuntimeUnavailable,
-            format!("the runtime at {} cannot be reached: {cause}", endpoint.url),
-        )
-    };
-    let request = request(endpoint, cookies).map_err(&unavailable)?;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_write_buffer_size(endpoint.frame_bytes.saturating_mul(2))
-        .max_message_size(Some(endpoint.frame_bytes))
-        .max_frame_size(Some(endpoint.frame_bytes));
-    let (socket, response) = connect_async_with_config(request, Some(config), true)
-        .await
-        .map_err(|cause| unavailable(cause.to_string()))?;
-    let (to_agent, outgoing) = pipe::bounded(endpoint.pipe);
-    let (incoming, from_agent) = pipe::bounded(endpoint.pipe);
-    tokio::spawn(carry(socket, outgoing, incoming, endpoint.frame_bytes));
+/// Connects, for a new connection or to go on with an `earlier` one. Has no limit in time of its own; dropping the
+/// future leaves nothing behind. Safe to retry.
+pub async fn upgrade(
+    endpoint: &Endpoint,
+    cookies: Option<&str>,
+    earlier: Option<Earlier<'_>>,
+) -> Result<Upgraded, ConnectError> {
+    let request = request(endpoint, cookies, earlier).map_err(ConnectError::Failed)?;
+    let (socket, response) = connect(request, endpoint.frame_bytes).await.map_err(|cause| match cause {
+        tungstenite::Error::Http(response) if earlier.is_some() && says_not_held(response.status().as_u16()) => {
+            ConnectError::NotHeld
+        }
+        other => ConnectError::Failed(other.to_string()),
+    })?;
     let headers = response.headers();
-    Ok(Connected {
-        pipe: Pipe { to_agent, from_agent },
-        connection_id: text(headers, "acp-connection-id").unwrap_or_default(),
+    Ok(Upgraded {
+        socket,
+        connection_id: text(headers, CONNECTION_ID_HEADER),
         cookies: cookies_of(headers).or_else(|| cookies.map(str::to_owned)),
     })
 }
 
-fn request(endpoint: &Endpoint, cookies: Option<&str>) -> Result<tungstenite::handshake::client::Request, String> {
+async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Response), tungstenite::Error> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(frame_bytes.saturating_mul(2))
+        .max_message_size(Some(frame_bytes))
+        .max_frame_size(Some(frame_bytes));
+    let uri = request.uri();
+    let host = uri.host().ok_or(UrlError::NoHostName)?;
+    let default_port = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
+    let address = format!("{host}:{}", uri.port_u16().unwrap_or(default_port));
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    client_async_tls_with_config(request, Watched::new(stream), Some(config), None).await
+}
+
+/// 404; and what runtimes answer whose replay does not reach back.
+fn says_not_held(status: u16) -> bool {
+    matches!(status, 404 | 409 | 410)
+}
+
+fn request(endpoint: &Endpoint, cookies: Option<&str>, earlier: Option<Earlier<'_>>) -> Result<Request, String> {
     let mut request = endpoint.url.as_str().into_client_request().map_err(|cause| cause.to_string())?;
     let headers = request.headers_mut();
     if let Some(token) = &endpoint.token {
@@ -97,6 +159,13 @@ fn request(endpoint: &Endpoint, cookies: Option<&str>) -> Result<tungstenite::ha
     }
     if let Some(cookies) = cookies.and_then(|cookies| HeaderValue::try_from(cookies).ok()) {
         headers.insert(header::COOKIE, cookies);
+    }
+    if let Some(Earlier { connection_id, received }) = earlier {
+        let id = HeaderValue::try_from(connection_id).map_err(|_| "the connection's id is no header value")?;
+        headers.insert(CONNECTION_ID_HEADER, id);
+        if let Some(received) = received {
+            headers.insert(RECEIVED_HEADER, HeaderValue::from(received));
+        }
     }
     Ok(request)
 }
@@ -116,58 +185,23 @@ fn cookies_of(headers: &HeaderMap) -> Option<String> {
     (!pairs.is_empty()).then(|| pairs.join("; "))
 }
 
-async fn carry(socket: Socket, outgoing: FrameReceiver, incoming: FrameSender, limit: usize) {
-    let (sink, stream) = socket.split();
-    let reading = std::pin::pin!(read(stream, incoming.clone(), limit));
-    let writing = std::pin::pin!(write(sink, outgoing));
-    match select(reading, writing).await {
-        Either::Left((reason, _)) => incoming.close(reason).await,
-        // Our side ended the session; the peer's closing frame is waited for, its messages are not.
-        Either::Right((Ok(()), reading)) => {
-            let _ = tokio::time::timeout(CLOSE_WAIT, reading).await;
-        }
-        // A peer that closed while we wrote has said why in what it sent before.
-        Either::Right((Err(cause), reading)) => {
-            let reason = tokio::time::timeout(CLOSE_WAIT, reading).await;
-            incoming.close(reason.unwrap_or_else(|_| CloseReason::Lost(cause.to_string()))).await;
-        }
-    }
-}
-
-async fn read(mut stream: SplitStream<Socket>, incoming: FrameSender, limit: usize) -> CloseReason {
-    loop {
-        match stream.next().await {
-            Some(Ok(Message::Text(text))) => {
-                if incoming.send(text.as_str().to_owned()).await.is_err() {
-                    return CloseReason::Lost("nobody listens any more".into());
-                }
-            }
-            Some(Ok(Message::Close(frame))) => return closed(frame),
-            // Pings are answered by the library; binary frames are reserved by the spec and ignored.
-            Some(Ok(_)) => {}
-            Some(Err(tungstenite::Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
-                return CloseReason::FrameTooLarge { limit };
-            }
-            Some(Err(cause)) => return CloseReason::Lost(cause.to_string()),
-            None => return CloseReason::Lost("the runtime closed the connection".into()),
-        }
-    }
-}
-
-fn closed(frame: Option<CloseFrame>) -> CloseReason {
-    match frame {
-        Some(frame) => {
-            CloseReason::Lost(format!("the runtime closed the connection: {} {}", frame.code, frame.reason))
-        }
-        None => CloseReason::Lost("the runtime closed the connection".into()),
-    }
-}
-
-async fn write(mut sink: SplitSink<Socket, Message>, mut outgoing: FrameReceiver) -> Result<(), tungstenite::Error> {
-    while let Some(Incoming::Frame(frame)) = outgoing.recv().await {
-        sink.send(Message::text(frame.into_text())).await?;
-    }
-    sink.send(Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))).await
+/// What a closing frame says, and whether it is the end of the conversation and not only of the socket. Only the
+/// codes of [`close_code`] are: others are of whatever stands between.
+pub fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
+    let Some(frame) = frame else {
+        return (false, CloseReason::Lost("the runtime closed the connection".into()));
+    };
+    let code = u16::from(frame.code);
+    let is_end = matches!(
+        code,
+        close_code::NORMAL
+            | close_code::GOING_AWAY
+            | close_code::POLICY
+            | close_code::TOO_BIG
+            | close_code::AGENT_ENDED
+            | close_code::REPLACED
+    );
+    (is_end, CloseReason::Lost(format!("the runtime closed the connection: {code} {}", frame.reason)))
 }
 
 #[cfg(test)]
@@ -181,5 +215,11 @@ mod tests {
         headers.append(header::SET_COOKIE, HeaderValue::from_static("b=2"));
         assert_eq!(cookies_of(&headers).as_deref(), Some("route=a1; b=2"));
         assert_eq!(cookies_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_dead_peer_is_noticed_in_under_15_s() {
+        let Heartbeat { every, patience } = Heartbeat::default();
+        assert!(every < patience && every + patience < Duration::from_secs(15));
     }
 }

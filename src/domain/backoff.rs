@@ -1,0 +1,49 @@
+//! How long to wait before a connection that broke is tried again.
+
+use std::time::Duration;
+
+/// The first try: most breaks are a blip, and a hundred sessions that broke together do not come back in one moment.
+const FIRST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
+/// The second wait; each one after it is twice as long.
+const BASE: Duration = Duration::from_secs(1);
+/// The longest wait, before the jitter.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How far a wait may be off its mark, in either direction.
+const JITTER: f64 = 0.2;
+
+/// The wait before try number `attempt`, counted from 0: 50 to 250 ms, then 1 s doubling to 30 s, each ± 20 %.
+/// `fraction` is a random number from 0 to 1; what is outside counts as the nearest of the two.
+pub fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
+    let fraction = if fraction.is_nan() { 0.5 } else { fraction.clamp(0.0, 1.0) };
+    let Some(doublings) = attempt.checked_sub(1) else {
+        let (least, most) = FIRST;
+        return least + (most - least).mul_f64(fraction);
+    };
+    let delay = BASE.saturating_mul(2u32.saturating_pow(doublings)).min(LONGEST);
+    delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * fraction)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_first_try_comes_at_once_and_the_others_double_up_to_their_limit() {
+        let delays: Vec<_> = (0..9).map(|attempt| reconnect_delay(attempt, 0.5).as_millis()).collect();
+        assert_eq!(delays, [150, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        assert_eq!(reconnect_delay(0, 0.0), Duration::from_millis(50));
+        assert_eq!(reconnect_delay(0, 1.0), Duration::from_millis(250));
+        assert_eq!(reconnect_delay(1, 0.0), Duration::from_millis(800));
+        assert_eq!(reconnect_delay(1, 1.0), Duration::from_millis(1200));
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_shorter_than_50_ms_or_longer_than_36_s(attempt: u32, fraction: f64) {
+            let delay = reconnect_delay(attempt, fraction);
+            prop_assert!(delay >= Duration::from_millis(50) && delay <= Duration::from_secs(36), "{delay:?}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What outlives the socket of one agent: the way to it, and what its client has not acknowledged.
+//!
+//! A lock instead of an actor or a task: a message goes from the agent to the socket without a hop more than on a
+//! plain connection, and another socket can take over without asking the one before, which may never run again.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Duration, Instant},
+};
+
+use super::{
+    agents::{StartedAgent, Workplace},
+    said::Parting,
+};
+use crate::{
+    acp::jsonrpc,
+    contract::runtime::{AGENT_EXITED, Resumed, ResumedPrompt},
+    domain::delivery::{Inbox, OutOfRange, Outbox},
+    transport::pipe::{Incoming, Pipe},
+};
+
+/// How long a conversation waits for its client, and how much it keeps for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// How long an agent is kept while its client is away; zero: no connection can be gone on with.
+    pub grace: Duration,
+    /// Messages of an agent that are kept until they are acknowledged; more make the agent wait.
+    pub frames: usize,
+    /// The same in bytes.
+    pub bytes: usize,
+}
+
+/// The number of the socket with which a conversation begins.
+pub const FIRST_SOCKET: u64 = 0;
+
+/// One agent and its client, whether or not the client is there.
+pub struct Conversation {
+    state: Mutex<State>,
+    /// For whoever looks after it: somebody came or went, or it is over.
+    changed: Notify,
+    pub(super) workplace: Workplace,
+    pub(super) retention: Retention,
+    silence: Duration,
+    /// Told when the client goes (`true`) and when it is back, or is not waited for any more.
+    on_away: Box<dyn Fn(bool) + Send + Sync>,
+}
+
+pub(super) struct State {
+    /// `None`: it is over. Dropping it ends the agent.
+    pub(super) pipe: Option<Pipe>,
+    /// Why the agent is gone, if it is; what it said is still to be told.
+    pub(super) parting: Option<Arc<Parting>>,
+    pub(super) outbox: Outbox<String>,
+    pub(super) inbox: Inbox,
+    /// What of it the client does not know to have arrived.
+    pub(super) untold: Untold,
+    pub(super) prompt: Option<ResumedPrompt>,
+    /// Which socket is the newest.
+    pub(super) generation: u64,
+    pub(super) client: Client,
+}
+
+/// What the client still keeps, because no message has brought it our acknowledgement.
+#[derive(Default)]
+pub(super) struct Untold {
+    messages: usize,
+    bytes: usize,
+}
+
+pub(super) enum Client {
+    Here {
+        /// When anything came from it.
+        heard: Instant,
+        /// The socket's, while it waits.
+        waker: Option<Waker>,
+    },
+    Away {
+        /// When it is not waited for any more.
+        until: Instant,
+    },
+}
+
+impl State {
+    pub(super) fn is_attached(&self, generation: u64) -> bool {
+        self.pipe.is_some() && self.generation == generation && matches!(self.client, Client::Here { .. })
+    }
+
+    pub(super) fn wake(&self) {
+        if let Client::Here { waker: Some(waker), .. } = &self.client {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn hear(&mut self) {
+        if let Client::Here { heard, .. } = &mut self.client {
+            *heard = Instant::now();
+        }
+    }
+
+    pub(super) fn keep(&mut self, message: String) {
+        let bytes = message.len();
+        self.outbox.push(message, bytes);
+    }
+
+    pub(super) fn take_in(&mut self, seq: u64, bytes: usize, retention: Retention) {
+        self.inbox.arrive(seq);
+        self.untold.messages += 1;
+        self.untold.bytes += bytes;
+        if self.untold.is_much(retention) {
+            self.wake();
+        }
+    }
+
+    /// Keeps one more message of the agent, if there is room for it.
+    pub(super) fn poll_agent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Pending };
+        if self.parting.is_some() || self.outbox.is_full() {
+            return Poll::Pending;
+        }
+        let reason = match ready!(pipe.from_agent.poll_recv(cx)) {
+            Some(Incoming::Frame(frame)) => {
+                self.keep(frame.into_text());
+                return Poll::Ready(());
+            }
+            // An agent's pipes do not come back.
+            Some(Incoming::Line(_)) => return Poll::Ready(()),
+            Some(Incoming::Closed(reason)) => Some(reason),
+            None => None,
+        };
+        let parting = Parting::new(reason);
+        self.keep(jsonrpc::notification(AGENT_EXITED, &parting.exited));
+        self.parting = Some(Arc::new(parting));
+        Poll::Ready(())
+    }
+}
+
+impl Untold {
+    /// A quarter of what a client may keep: an agent that says nothing for long must not make it wait, and one that
+    /// talks never gets here.
+    pub(super) fn is_much(&self, retention: Retention) -> bool {
+        self.messages > retention.frames / 4 || self.bytes > retention.bytes / 4
+    }
+}
+
+impl Conversation {
+    /// Begins with a client that is there, on [`FIRST_SOCKET`].
+    pub fn begin(
+        agent: StartedAgent,
+        retention: Retention,
+        silence: Duration,
+        on_away: impl Fn(bool) + Send + Sync + 'static,
+    ) -> Self {
+        let state = State {
+            pipe: Some(agent.pipe),
+            parting: None,
+            outbox: Outbox::new(retention.frames, retention.bytes, 0),
+            inbox: Inbox::default(),
+            untold: Untold::default(),
+            prompt: None,
+            generation: FIRST_SOCKET,
+            client: Client::Here { heard: Instant::now(), waker: None },
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            workplace: agent.workplace,
+            retention,
+            silence,
+            on_away: Box::new(on_away),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a socket go on, whose client has everything up to `received`, or has forgotten what it has and is told all
+    /// that is held; one that stands is replaced. Gives the socket's number and what its client is to be told first.
+    /// `None` when it is over.
+    pub fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
+        let mut state = self.lock();
+        if state.pipe.is_none() {
+            return Ok(None);
+        }
+        let after = received.unwrap_or_else(|| state.outbox.acknowledged());
+        state.outbox.resume(after)?;
+        state.generation += 1;
+        let here = Client::Here { heard: Instant::now(), waker: None };
+        match std::mem::replace(&mut state.client, here) {
+            // The socket before may not run for long, so it is only told.
+            Client::Here { waker, .. } => waker.into_iter().for_each(Waker::wake),
+            Client::Away { .. } => (self.on_away)(false),
+        }
+        let resumed = Resumed { received: state.inbox.last(), after, prompt: state.prompt.clone() };
+        let generation = state.generation;
+        drop(state);
+        self.changed.notify_one();
+        Ok(Some((generation, resumed)))
+    }
+
+    /// Ends it, whoever is there: the agent loses its client, and what was kept is gone.
+    pub fn end(&self) {
+        self.end_locked(self.lock());
+    }
+
+    pub(super) fn end_locked(&self, mut state: MutexGuard<'_, State>) {
+        let Some(pipe) = state.pipe.take() else { return };
+        let outbox = std::mem::replace(&mut state.outbox, Outbox::new(0, 0, 0));
+        state.wake();
+        if let Client::Away { .. } = state.client {
+            (self.on_away)(false);
+        }
+        drop(state);
+        self.changed.notify_one();
+        drop((pipe, outbox));
+    }
+
+    pub(super) fn detach_locked(&self, state: &mut MutexGuard<'_, State>) {
+        if let Client::Here { waker, .. } = &mut state.client {
+            let waker = waker.take();
+            state.client = Client::Away { until: Instant::now() + self.retention.grace };
+            (self.on_away)(true);
+            waker.into_iter().for_each(Waker::wake);
+            self.changed.notify_one();
+        }
+    }
+
+    /// When its agent ended, while its last words are still kept; `None` where it lives, or all is over.
+    pub fn lost_its_agent(&self) -> Option<Instant> {
+        let state = self.lock();
+        state.pipe.as_ref()?;
+        state.parting.as_ref().map(|parting| parting.at)
+    }
+
+    /// When somebody has to look after it again; `None` when it is over.
+    pub fn due(&self) -> Option<Instant> {
+        let state = self.lock();
+        state.pipe.as_ref()?;
+        Some(match state.client {
+            Client::Here { heard, .. } => heard + self.silence,
+            Client::Away { until } => until,
+        })
+    }
+
+    /// Does what is due: a client from which nothing comes is away, and one that is away for too long is not waited
+    /// for. A socket cannot do this for itself, since it does not run while its client does not read.
+    pub fn look_after(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        match state.client {
+            Client::Here { heard, .. } if now >= heard + self.silence => self.detach_locked(&mut state),
+            Client::Away { until } if now >= until => self.end_locked(state),
+            _ => {}
+        }
+    }
+
+    /// Ends when somebody came or went, or it is over. Meanwhile it listens to the agent of a client that is away,
+    /// which can work on as far as there is room. Cancel-safe.
+    pub async fn changed(&self) {
+        let listening = std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            while let Client::Away { .. } = state.client {
+                ready!(state.poll_agent(cx));
+            }
+            Poll::<()>::Pending
+        });
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = listening => {}
+        }
+    }
+}
