@@ -1,6 +1,6 @@
 //! One begun turn. Whoever drops it ends it, so a turn ends exactly once whatever happens to its actor.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
@@ -46,7 +46,12 @@ struct Begun {
     span: tracing::Span,
     /// From the moment at which the agent got the prompt.
     prompt_span: Option<tracing::Span>,
+    when_dropped: WhenDropped,
 }
+
+/// What a turn's outcome is when its ticket is dropped; set at most once, by whoever knows why the session ends while
+/// the ticket is elsewhere.
+pub type WhenDropped = Arc<OnceLock<TurnOutcome>>;
 
 impl TurnTicket {
     /// Makes the ticket of a turn that is about to be written down. `slot` is its place in the writer's
@@ -73,7 +78,13 @@ impl TurnTicket {
             counted: false,
             span,
             prompt_span: None,
+            when_dropped: WhenDropped::default(),
         })))
+    }
+
+    /// Where to say why the ticket will be dropped, for a holder that has given it away.
+    pub fn when_dropped(&self) -> WhenDropped {
+        self.0.as_ref().map(|begun| begun.when_dropped.clone()).unwrap_or_default()
     }
 
     /// Notes that the turn is on disk; from here on it counts.
@@ -199,8 +210,12 @@ impl TurnTicket {
 impl Drop for TurnTicket {
     fn drop(&mut self) {
         if let Some(begun) = self.0.take() {
-            let failure = Failure::new(ErrorCode::Internal, "the session's actor died in the middle of the turn");
-            begun.finish(TurnOutcome::Failed(failure), None);
+            let died = || {
+                let detail = "the session's actor died in the middle of the turn";
+                TurnOutcome::Failed(Failure::new(ErrorCode::Internal, detail))
+            };
+            let outcome = begun.when_dropped.get().cloned().unwrap_or_else(died);
+            begun.finish(outcome, None);
         }
     }
 }

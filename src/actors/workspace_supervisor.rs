@@ -166,19 +166,23 @@ impl WorkspaceSupervisor {
             let agent_session_id = view.facts.as_ref().map(|facts| facts.agent_session_id.clone());
             (view.restarts, agent_session_id, view.last_used)
         };
-        let last_event_id = shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
+        shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
-        let change = SessionChange {
-            state: Some(state),
-            failure,
+        let kept = SessionChange {
             agent_session_id,
             restarts: Some(restarts),
-            last_event_id: Some(last_event_id),
             last_used: Some(last_used),
             ..SessionChange::new(id)
         };
         let parts = self.parts.clone();
-        let writing = async move { parts.store.settle_session(change).await };
+        let writing = async move {
+            // The result of a turn that ended with the session is told once it is written, which is before the first
+            // of these two. Only then is the last event known; until the second, the row says that it is not.
+            parts.store.settle_session(kept).await?;
+            let last_event_id = Some(shared.feed.last_id());
+            let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
+            parts.store.settle_session(end).await
+        };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // The row is set right by the recovery of the next start, or by the next load.

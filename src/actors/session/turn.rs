@@ -12,7 +12,7 @@ use crate::{
             AnswerPermission, CancelTurn, EndCause, PromptRefused, RunPrompt, SetConfigOption, SetMode, TurnBegun,
             TurnEnded, TurnHandle,
         },
-        turn_ticket::TurnTicket,
+        turn_ticket::{TurnTicket, WhenDropped},
     },
     domain::{
         clock::Timestamp,
@@ -33,6 +33,8 @@ pub(super) struct Turn {
     idempotency: Option<Idempotency>,
     /// Absent while the turn is being written down.
     pub(super) ticket: Option<TurnTicket>,
+    /// The outcome where the session ends before that.
+    when_dropped: WhenDropped,
     /// Present until the agent got it.
     prompt: Option<Prompt>,
     /// When the agent last said something.
@@ -118,6 +120,7 @@ impl Session {
         self.turn = Some(Turn {
             handle: TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching },
             idempotency,
+            when_dropped: ticket.when_dropped(),
             ticket: None,
             prompt: Some(prompt),
             heard: now,
@@ -145,6 +148,7 @@ impl Session {
         self.turn = Some(Turn {
             handle: TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching },
             idempotency: row.idempotency.clone(),
+            when_dropped: ticket.when_dropped(),
             ticket: Some(ticket),
             prompt: None,
             heard: now,
@@ -287,8 +291,11 @@ impl Session {
         }
         match turn.ticket {
             Some(ticket) => ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered())),
-            // It is still being written down; its ticket is with that future and ends it.
-            None => return,
+            // It is still being written down; its ticket is with that future, ends with it, and has to know why.
+            None => {
+                let _ = turn.when_dropped.set(outcome);
+                return;
+            }
         }
         match self.ending.take() {
             Some(cause) => self.let_go(cause, ctx),

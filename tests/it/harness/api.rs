@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, RwLock},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use super::{
 /// A client of one program. Clones share the record of what was called.
 #[derive(Debug, Clone)]
 pub struct Api {
-    base: String,
+    base: Arc<RwLock<String>>,
     token: Option<String>,
     client: reqwest::Client,
     contract: Arc<OnceLock<Contract>>,
@@ -57,17 +57,22 @@ impl Api {
             .build()
             .expect("an HTTP client");
         let (contract, called) = (Arc::default(), Arc::default());
-        Self { base: base.to_owned(), token, client, contract, called }
+        Self { base: Arc::new(RwLock::new(base.to_owned())), token, client, contract, called }
     }
 
     /// `http://ADDR:PORT`.
-    pub fn base(&self) -> &str {
-        &self.base
+    pub fn base(&self) -> String {
+        self.base.read().expect("a lock").clone()
+    }
+
+    /// The program was started again and is elsewhere; all clones follow.
+    pub fn move_to(&self, base: &str) {
+        base.clone_into(&mut self.base.write().expect("a lock"));
     }
 
     /// Begins a request.
     pub fn call(&self, method: &str, path: &str) -> Call {
-        let url = format!("{}{path}", self.base);
+        let url = format!("{}{path}", self.base());
         let mut request = self.client.request(method.parse().expect("a method"), url);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -93,7 +98,7 @@ impl Api {
     /// The program's OpenAPI document.
     pub fn contract(&self) -> &Contract {
         self.contract.get_or_init(|| {
-            let mut request = self.client.get(format!("{}/openapi.json", self.base));
+            let mut request = self.client.get(format!("{}/openapi.json", self.base()));
             if let Some(token) = &self.token {
                 request = request.bearer_auth(token);
             }
@@ -147,31 +152,43 @@ impl Call {
 
     /// Sends it, reads the answer and checks it.
     pub fn send(self) -> Answer {
+        let place = format!("{} {}", self.method, self.path);
+        self.try_send().unwrap_or_else(|cause| panic!("{place}: {cause:?}"))
+    }
+
+    /// [`Self::send`] to a program that may be dead, or die before it has answered.
+    pub fn try_send(self) -> Result<Answer, reqwest::Error> {
         let Self { api, method, path, request } = self;
         let (status, headers, text) = block_on(async {
             let response = request.send().await?;
             let (status, headers) = (response.status().as_u16(), response.headers().clone());
             Ok::<_, reqwest::Error>((status, headers, response.text().await?))
-        })
-        .unwrap_or_else(|cause| panic!("{method} {path}: {cause:?}"));
+        })?;
         let answer = Answer { status, headers, body: serde_json::from_str(&text).unwrap_or_default(), text };
         answer.check_form(&method, &path);
         api.contract().check(&method, &path, status, &answer.media_type(), &answer.text);
         api.record(&method, &path, status);
-        answer
+        Ok(answer)
     }
 
     /// Sends it and reads the answer as a stream of events.
     pub fn stream(self) -> Sse {
+        self.try_stream().unwrap_or_else(|cause| panic!("{cause}"))
+    }
+
+    /// [`Self::stream`] from a program that may be dead, or may answer otherwise.
+    pub fn try_stream(self) -> Result<Sse, String> {
         let Self { api, method, path, request } = self;
         let response =
-            block_on(async { request.send().await }).unwrap_or_else(|cause| panic!("{method} {path}: {cause:?}"));
+            block_on(async { request.send().await }).map_err(|cause| format!("{method} {path}: {cause:?}"))?;
         let status = response.status().as_u16();
         let media_type = header(response.headers(), "content-type");
-        assert!(media_type.starts_with("text/event-stream"), "{method} {path} -> {status} {media_type}");
+        if !media_type.starts_with("text/event-stream") {
+            return Err(format!("{method} {path} -> {status} {media_type}"));
+        }
         assert!(response.headers().contains_key("x-request-id"), "a stream has a request id too");
         api.record(&method, &path, status);
-        Sse::new(response)
+        Ok(Sse::new(response))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod process;
 pub mod processes;
 pub mod program;
+pub mod proxy;
 pub mod sse;
 pub mod stdio_client;
 pub mod stub_model;

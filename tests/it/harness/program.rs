@@ -2,7 +2,10 @@
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use super::{Api, DEADLINE, Value, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes, wait_for};
+use super::{
+    Api, DEADLINE, Value, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes, proxy::Proxy,
+    wait_for,
+};
 pub use super::{
     postgres::PostgresDatabase,
     process::{Folder, Process},
@@ -23,6 +26,7 @@ pub struct Builder {
     token: Option<String>,
     postgres: Option<PostgresDatabase>,
     separate_runtime: Option<String>,
+    behind_proxy: bool,
 }
 
 impl Builder {
@@ -74,15 +78,43 @@ impl Builder {
         self
     }
 
+    /// [`Self::separate_runtime`] behind a [`Proxy`], so that either can be killed and started again, and the cable
+    /// between them be pulled.
+    pub fn behind_proxy(mut self) -> Self {
+        self.behind_proxy = true;
+        self.separate_runtime("runtime-token-0123456789")
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(mut self) -> Program {
-        let (mut runtime, mut runtime_url) = (None, None);
+        let (mut runtime, mut runtime_url, mut proxy) = (None, None, None);
         if let Some(token) = self.separate_runtime.clone() {
-            let (process, listen) = self.start_runtime(&token);
+            let (process, mut listen) = self.start_runtime(&token);
             runtime = Some(process);
+            if self.behind_proxy {
+                listen = proxy.insert(Proxy::start(listen)).address();
+            }
             runtime_url = Some(format!("ws://{listen}/acp"));
             self = self.set("runtime.url", format!("ws://{listen}/acp")).set("runtime.token", token);
         }
+        let (process, address) = self.start_supervisor();
+        Program {
+            api: Api::new(&format!("http://{address}"), self.token.clone()),
+            address,
+            folder: self.folder.clone(),
+            process,
+            runtime,
+            runtime_url,
+            proxy,
+            former_logs: Vec::new(),
+            expected_errors: Vec::new(),
+            turns_may_run: false,
+            stopped: false,
+            builder: self,
+        }
+    }
+
+    fn start_supervisor(&self) -> (Process, SocketAddr) {
         let announce = self.folder.path().join(format!("announce-{}.json", uuid::Uuid::new_v4().simple()));
         let data = self.folder.path().join("data");
         let mut arguments = vec!["serve".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
@@ -105,19 +137,7 @@ impl Builder {
         let base = announced["http"].as_str().expect("`http` is a string").to_owned();
         assert_eq!(announced["pid"].as_i64(), Some(i64::from(process.pid())), "the announced pid");
         let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
-        Program {
-            api: Api::new(&base, self.token.clone()),
-            address,
-            process,
-            runtime,
-            runtime_url,
-            expected_errors: Vec::new(),
-            turns_may_run: false,
-            stopped: false,
-            _postgres: self.postgres,
-            folder: self.folder,
-            token: self.token,
-        }
+        (process, address)
     }
 
     fn start_runtime(&self, token: &str) -> (Process, SocketAddr) {
@@ -159,11 +179,14 @@ pub struct Program {
     process: Process,
     runtime: Option<Process>,
     runtime_url: Option<String>,
+    proxy: Option<Proxy>,
+    /// The logs of processes that were killed and replaced.
+    former_logs: Vec<String>,
     expected_errors: Vec<String>,
     turns_may_run: bool,
     stopped: bool,
-    _postgres: Option<PostgresDatabase>,
-    token: Option<String>,
+    /// How to start its processes again; holds its database too.
+    builder: Builder,
 }
 
 impl Program {
@@ -177,6 +200,7 @@ impl Program {
             token: None,
             postgres: None,
             separate_runtime: None,
+            behind_proxy: false,
         }
     }
 
@@ -213,7 +237,7 @@ impl Program {
     /// Its metrics now, over a connection that needs no runtime of ours.
     pub fn metrics(&self) -> Scrape {
         let mut request = RawRequest::new("GET", "/metrics").header("Host", &self.address.to_string());
-        if let Some(token) = &self.token {
+        if let Some(token) = &self.builder.token {
             request = request.header("Authorization", &format!("Bearer {token}"));
         }
         let answer = request.send(self.address);
@@ -233,6 +257,49 @@ impl Program {
     /// Sends a signal to the program itself.
     pub fn signal(&self, signal: i32) {
         processes::signal(self.pid(), signal);
+    }
+
+    /// The cable between supervisor and runtime.
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("it was started behind a proxy")
+    }
+
+    /// Kills the supervisor alone, with SIGKILL, as the kernel does that needs its memory. What it leaves running is
+    /// no fault of the test.
+    pub fn kill_supervisor(&mut self) {
+        processes::signal(self.process.pid(), libc::SIGKILL);
+        self.process.wait(DEADLINE);
+    }
+
+    /// Starts the supervisor again, on the same data. Its address is another one; [`Api`] and its sessions follow.
+    pub fn start_supervisor_again(&mut self) {
+        self.former_logs.push(self.process.log());
+        let (process, address) = self.builder.start_supervisor();
+        (self.process, self.address, self.stopped) = (process, address, false);
+        self.api.move_to(&format!("http://{address}"));
+    }
+
+    /// Kills the runtime alone, with SIGKILL. Needs [`Builder::behind_proxy`].
+    pub fn kill_runtime(&mut self) {
+        let runtime = self.runtime.as_mut().expect("a separate runtime was asked for");
+        processes::signal(runtime.pid(), libc::SIGKILL);
+        runtime.wait(DEADLINE);
+    }
+
+    /// Starts the runtime again. Its address is another one; the proxy knows it.
+    pub fn start_runtime_again(&mut self) {
+        let token = self.builder.separate_runtime.clone().expect("a separate runtime was asked for");
+        let (process, listen) = self.builder.start_runtime(&token);
+        let former = self.runtime.replace(process);
+        self.former_logs.extend(former.map(|former| former.log()));
+        self.proxy().target(listen);
+    }
+
+    /// The agent processes of this run that live now.
+    pub fn agents(&self) -> Vec<i32> {
+        let mut found = processes::with_marker(self.folder.path());
+        found.retain(|process| process.command.contains("demo-agent"));
+        found.into_iter().map(|process| process.pid).collect()
     }
 
     /// Kills it as a power cut would, its children too.
@@ -282,6 +349,7 @@ impl Program {
         }
         eventually("no process of this run is left", || processes::with_marker(self.folder.path()).is_empty());
         self.check_log(&self.log());
+        self.former_logs.iter().for_each(|log| self.check_log(log));
     }
 
     fn check_log(&self, log: &str) {

@@ -42,6 +42,11 @@ impl Sse {
             .unwrap_or_else(|_| panic!("no event within {deadline:?}"))
     }
 
+    /// The next event, or the end of the stream; `None` where neither comes in time. Nothing is lost by that.
+    pub fn try_next_within(&mut self, deadline: Duration) -> Option<Option<Event>> {
+        block_on(async { tokio::time::timeout(deadline, self.read()).await }).ok()
+    }
+
     /// Reads up to and including the first event that `wanted` takes; fails at the end of the stream.
     pub fn until(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut seen = Vec::new();
