@@ -62,6 +62,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
         readers: 2,
         write_queue: 64,
+        patience: Duration::from_secs(60),
         observer: Arc::new(Blind),
     })
     .unwrap();

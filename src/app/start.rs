@@ -93,6 +93,7 @@ fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<St
         url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
+        patience: Duration::from_secs(loaded.config.database.patience_s),
         observer: Arc::new(Observer(metrics.clone())),
     })?)
 }

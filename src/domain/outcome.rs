@@ -148,7 +148,8 @@ error_codes! {
     /// The service is shutting down.
     Draining = "draining", System, true, "Try again after `Retry-After`, at another replica.";
     /// The database does not take writes or reads.
-    DatabaseUnavailable = "database_unavailable", System, true, "Try again after `Retry-After`; nothing was started.";
+    DatabaseUnavailable = "database_unavailable", System, true,
+        "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice.";
     /// A fault of ours.
     Internal = "internal", System, true, "Report it with `requestId`; the log has the cause.";
 }

@@ -7,6 +7,7 @@
 mod cached;
 mod columns;
 mod connection;
+mod job;
 mod migrations;
 mod pool;
 mod prompts;
@@ -41,8 +42,9 @@ pub use self::{
 };
 use self::{
     connection::AnyConnection,
+    job::{Job, Message, Outage},
     pool::ReadPool,
-    writer::{Job, Message, Outage, WriteTx, Writer},
+    writer::{WriteTx, Writer},
 };
 
 /// Why the store did not do something.
@@ -112,6 +114,9 @@ pub struct StoreOptions {
     pub readers: u32,
     /// Writes that may wait, ends of running turns included (`[limits] write_queue`).
     pub write_queue: usize,
+    /// How long the end of a turn may wait for a database that is away until it is told as not durable
+    /// (`[database] patience_s`). It is written all the same as soon as that is possible.
+    pub patience: Duration,
     /// Is told what the writer does.
     pub observer: Arc<dyn StoreObserver>,
 }
@@ -127,6 +132,7 @@ impl fmt::Debug for StoreOptions {
             .field("url", &self.url)
             .field("readers", &self.readers)
             .field("write_queue", &self.write_queue)
+            .field("patience", &self.patience)
             .finish_non_exhaustive()
     }
 }
@@ -161,6 +167,11 @@ impl fmt::Debug for Store {
     }
 }
 
+/// How long a write of new work waits in the queue before it is withdrawn. A writer that gets no answer at all
+/// (a server that is stopped, a disk that hangs) takes nothing more out of the queue. Longer than SQLite waits for
+/// the lock of another process (5 s).
+const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
+
 /// How long [`Store::close`] waits for the writer: for what is queued, and for turns that still hold a
 /// place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -169,12 +180,12 @@ impl Store {
     /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
     /// process migrates. Safe to retry.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { url, readers, write_queue, observer } = options;
+        let StoreOptions { url, readers, write_queue, patience, observer } = options;
         for name in migrations::run(&url)? {
             tracing::info!(%name, "migration done");
         }
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
-        let writer = Writer::new(url.clone(), received, observer.clone())?;
+        let writer = Writer::new(url.clone(), received, patience, observer.clone())?;
         let (ending, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("store-writer".into())
@@ -245,12 +256,25 @@ impl Store {
         outage: Outage,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let place = self.place()?;
-        place.send(Job::new(outage, run, move |outcome| {
+        let job = Job::new(outage, run, move |outcome| {
             // Nobody listens where the caller's future was dropped.
             let _ = answer.send(outcome);
-        }));
+        });
+        let claim = job.claim_of();
+        place.send(job);
+        if outage == Outage::Refuse {
+            match tokio::time::timeout(QUEUE_PATIENCE, &mut answered).await {
+                Ok(answer) => return answer.unwrap_or(Err(StoreError::Closed)),
+                // Withdrawn in the queue, it is certain that nothing was written.
+                Err(_) if claim.take() => {
+                    self.observe_failure();
+                    return Err(StoreError::Unavailable(format!("it took nothing for {QUEUE_PATIENCE:?}")));
+                }
+                Err(_) => {}
+            }
+        }
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 

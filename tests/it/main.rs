@@ -13,6 +13,7 @@ mod cli;
 mod config;
 mod demo;
 mod drain;
+mod durability;
 mod idempotency;
 mod interop;
 mod metrics;

@@ -2,7 +2,10 @@
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use super::{Api, DEADLINE, Value, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes, wait_for};
+use super::{
+    Api, DEADLINE, Value, disk::Disk, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes,
+    wait_for,
+};
 pub use super::{
     postgres::PostgresDatabase,
     process::{Folder, Process},
@@ -23,6 +26,7 @@ pub struct Builder {
     token: Option<String>,
     postgres: Option<PostgresDatabase>,
     separate_runtime: Option<String>,
+    disk: Option<Disk>,
 }
 
 impl Builder {
@@ -74,6 +78,12 @@ impl Builder {
         self
     }
 
+    /// Keeps its data on a disk that can be full.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(mut self) -> Program {
         let (mut runtime, mut runtime_url) = (None, None);
@@ -97,7 +107,12 @@ impl Builder {
             arguments.extend(["--config".into(), file.display().to_string()]);
         }
         arguments.extend(self.setting_arguments());
-        let mut process = Process::start("serve", &self.folder, &arguments, &self.env);
+        let prepare = |command: &mut std::process::Command| {
+            if let Some(disk) = self.disk {
+                disk.prepare(&self.folder, command);
+            }
+        };
+        let mut process = Process::start_with("serve", &self.folder, &arguments, &self.env, prepare);
         let announced: Value = wait_for(DEADLINE, "the program announces its address", || {
             process.assert_running();
             serde_json::from_str(&fs::read_to_string(&announce).ok()?).ok()
@@ -177,6 +192,7 @@ impl Program {
             token: None,
             postgres: None,
             separate_runtime: None,
+            disk: None,
         }
     }
 
