@@ -6,6 +6,8 @@
 
 pub mod capacity_guard;
 pub mod event_feed;
+pub mod live_child;
+pub mod liveness;
 pub mod messages;
 pub mod parts;
 pub mod permission_desk;

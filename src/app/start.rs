@@ -14,11 +14,11 @@ use crate::{
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
-    domain::clock::Clock,
+    domain::{clock::Clock, heartbeat::HeartbeatLimits},
     http::{self, Beside, HttpFace},
     runtime::{self, AgentSettings, Face, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
-    telemetry::{Metrics, SystemClock, labels::Queue},
+    telemetry::{Metrics, SystemClock, heartbeats::Heartbeats, labels::Queue},
     transport::{acp_transport::AcpTransport, pipe::PipeLimits, websocket::Endpoint, workspace_door::WorkspaceDoor},
 };
 
@@ -41,6 +41,8 @@ impl Service {
         let url = database_url(loaded)?;
         let held = hold(&url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+        let watching = Heartbeats::watch(HeartbeatLimits::default(), metrics.clone());
+        let heartbeats = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(url, loaded, &metrics)?;
         let recovered = store.recover(clock.now()).await?;
@@ -71,7 +73,7 @@ impl Service {
         };
         let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
-        let http = http::serve(workspaces.clone(), config, beside)
+        let http = http::serve(workspaces.clone(), config, heartbeats, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         Ok(Self { config: config.clone(), http, workspaces, runtime, store, _held: held })

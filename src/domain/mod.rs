@@ -7,6 +7,7 @@ pub mod clock;
 pub mod context;
 pub mod delivery;
 pub mod event;
+pub mod heartbeat;
 pub mod ids;
 pub mod lifecycle;
 pub mod mcp;

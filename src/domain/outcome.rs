@@ -150,6 +150,8 @@ error_codes! {
     /// The database does not take writes or reads.
     DatabaseUnavailable = "database_unavailable", System, true,
         "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice.";
+    /// Threads of the service stand still; told to probes alone.
+    Stalled = "stalled", System, true, "Start the service anew if this does not pass; the log names the thread.";
     /// A fault of ours.
     Internal = "internal", System, true, "Report it with `requestId`; the log has the cause.";
 }

@@ -151,6 +151,7 @@ struct Inner {
     queue: mpsc::Sender<Message>,
     readers: ReadPool,
     observer: Arc<dyn StoreObserver>,
+    patience: Duration,
     /// Ends with the writer's thread.
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -197,7 +198,7 @@ impl Store {
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
-        Ok(Self { inner: Arc::new(Inner { queue, readers, observer, writer_ended }) })
+        Ok(Self { inner: Arc::new(Inner { queue, readers, observer, patience, writer_ended }) })
     }
 
     /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
@@ -275,6 +276,22 @@ impl Store {
                 Err(_) => {}
             }
         }
+        answered.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Queues a write that records the past, when there is room, and waits for its commit.
+    async fn write_when_there_is_room<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        // Waits from now on, so that the wait for room is part of its patience.
+        let job = Job::new(Outage::Keep, run, move |outcome| {
+            let _ = answer.send(outcome);
+        });
+        let room = tokio::time::timeout(self.inner.patience, self.inner.queue.clone().reserve_owned());
+        let place = room.await.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)?;
+        Place(place).send(job);
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 

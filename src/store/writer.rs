@@ -51,8 +51,8 @@ pub(super) struct Writer {
     queue: Receiver<Message>,
     observer: Arc<dyn StoreObserver>,
     next_seq: HashMap<SessionId, i64>,
-    /// Writes that the database has not taken yet; as many as the queue has places, which is more than there can
-    /// be turns.
+    /// Writes that the database has not taken yet. Once there are half as many as the queue has places, nothing
+    /// more is taken out of it.
     kept: Vec<Job>,
     max_kept: usize,
     patience: Duration,
@@ -101,16 +101,16 @@ impl Writer {
     fn next_batch(&mut self) -> Option<Vec<Job>> {
         let first = if self.kept.is_empty() {
             Some(self.queue.blocking_recv()?)
+        } else if self.kept.len() >= self.max_kept / 2 {
+            // What more comes stays in the queue, which refuses new work at once and makes agents wait.
+            self.pause();
+            return Some(std::mem::take(&mut self.kept));
         } else {
             match self.timer.block_on(async { tokio::time::timeout(self.retry, self.queue.recv()).await }) {
                 Ok(Some(message)) => Some(message),
                 Ok(None) => {
                     // Closed: nothing paces the retries but this.
-                    #[expect(
-                        clippy::disallowed_methods,
-                        reason = "a thread of its own, which has nothing else to do"
-                    )]
-                    std::thread::sleep(self.retry);
+                    self.pause();
                     None
                 }
                 Err(_) => None,
@@ -128,6 +128,11 @@ impl Writer {
             next = if batch.len() < full { self.queue.try_recv().ok() } else { None };
         }
         Some(batch)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a thread of its own, which has nothing else to do")]
+    fn pause(&self) {
+        std::thread::sleep(self.retry);
     }
 
     fn write(&mut self, mut batch: Vec<Job>) {

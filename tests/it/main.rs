@@ -28,4 +28,5 @@ mod sessions;
 mod store_both;
 mod stream;
 mod supervision;
+mod watchdog;
 mod workspaces;
