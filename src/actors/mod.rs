@@ -6,6 +6,7 @@
 
 pub mod capacity_guard;
 pub mod event_feed;
+pub mod expiry;
 pub mod live_child;
 pub mod liveness;
 pub mod messages;

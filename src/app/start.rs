@@ -3,12 +3,14 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::{AppError, database_url, hold, make_data_dir};
 use crate::{
     actors::{
         capacity_guard::CapacityGuard,
+        expiry,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
         workspaces::{DEFAULT_AGENT, Workspaces},
@@ -29,6 +31,7 @@ pub struct Service {
     pub(super) workspaces: Workspaces,
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
+    pub(super) sweep: JoinHandle<()>,
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
@@ -71,12 +74,15 @@ impl Service {
             index: SessionIndex::default(),
             settings: SessionSettings::new(config),
         };
-        let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions));
+        let parts = Arc::new(parts);
+        let max_age = Duration::from_secs(config.session.max_age_s);
+        let sweep = actix::spawn(expiry::sweep(parts.clone(), max_age));
+        let workspaces = Workspaces::new(parts, door, CapacityGuard::new(config.limits.sessions));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         let http = http::serve(workspaces.clone(), config, heartbeats, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
-        Ok(Self { config: config.clone(), http, workspaces, runtime, store, _held: held })
+        Ok(Self { config: config.clone(), http, workspaces, runtime, store, sweep, _held: held })
     }
 
     /// Where the API is.

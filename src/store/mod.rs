@@ -7,6 +7,7 @@
 mod cached;
 mod columns;
 mod connection;
+mod expiry;
 mod job;
 mod migrations;
 mod pool;
@@ -34,6 +35,7 @@ use crate::domain::outcome::{ErrorCode, Failure};
 pub use self::{
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
+    expiry::ExpiredSession,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
     recovery::Recovered,
     sessions::{NewSession, SessionChange, SessionFilter, SessionRow},
