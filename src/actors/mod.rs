@@ -18,6 +18,8 @@ pub mod session_shared;
 #[cfg(test)]
 mod supervision_tests;
 pub mod turn_ticket;
+#[cfg(test)]
+mod turn_ticket_tests;
 pub mod workspace_folders;
 pub mod workspace_supervisor;
 pub mod workspaces;

@@ -77,7 +77,7 @@ impl<T> Outbox<T> {
 
     /// Where a peer that has everything up to `seq` is to be sent from; what it has is acknowledged by that.
     pub fn resume(&mut self, seq: u64) -> Result<u64, OutOfRange> {
-        if seq + 1 < self.first || seq > self.last() {
+        if seq > self.last() || seq + 1 < self.first {
             return Err(OutOfRange { asked: seq, from: self.first - 1, to: self.last() });
         }
         Ok(seq + 1)
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(outbox.resume(6), Ok(7));
         assert_eq!(outbox.resume(8), Ok(9));
         assert_eq!(outbox.resume(5), Err(OutOfRange { asked: 5, from: 6, to: 8 }));
-        assert!(outbox.resume(9).is_err());
+        assert!(outbox.resume(9).is_err() && outbox.resume(u64::MAX).is_err());
         outbox.acknowledge(99);
         assert_eq!(outbox.len(), 2, "a lie about the future changes nothing");
     }

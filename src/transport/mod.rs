@@ -26,6 +26,8 @@ pub mod acp_transport;
 pub mod agent_process;
 #[cfg(test)]
 pub mod fake;
+#[cfg(test)]
+mod frame_fuzz;
 mod group_watch;
 mod orphans;
 pub mod pipe;
