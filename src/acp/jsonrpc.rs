@@ -200,7 +200,9 @@ pub fn own_id(id: &RequestId) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -244,5 +246,46 @@ mod tests {
             request(1, "session/prompt", serde_json::json!({"a": 1})),
             r#"{"jsonrpc":"2.0","id":1,"method":"session/prompt","params":{"a":1}}"#
         );
+    }
+
+    /// Text that is nearly a message: pieces of one in any order, and cut anywhere.
+    pub(crate) fn nearly_a_frame() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            Just("{".to_owned()),
+            Just("}".to_owned()),
+            Just(",".to_owned()),
+            Just("\"jsonrpc\":\"2.0\"".to_owned()),
+            "\"id\":(null|-?[0-9]{1,22}|\"[a-z]{0,3}\"|\\[\\]|1e400|1\\.5)",
+            "\"method\":(\"session/(update|request_permission)\"|\"_lumilink/(stray_line|agent_exited)\"|7|\"\\\\ud800\")",
+            "\"params\":(null|\\[1\\]|\\{\"update\":(\\{\\}|3)(,\"_meta\":[0-9])?\\}|\\{\"line\":[0-9]\\})",
+            "\"(result|error)\":(null|\\{\"code\":-?[0-9]{1,20},\"message\":(\"m\"|1)\\}|\\{\\}|true)",
+            "\\PC{0,6}",
+        ];
+        let whole = prop::collection::vec(piece.clone(), 0..6).prop_map(|pieces| format!("{{{}}}", pieces.join(",")));
+        let pieces = prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat());
+        let deep = (1usize..3000).prop_map(|depth| format!("{{\"method\":\"m\",\"params\":{}", "[".repeat(depth)));
+        (prop_oneof![8 => whole, 4 => pieces, 1 => deep], 0usize..400).prop_map(|(mut text, cut)| {
+            // Most of them stay whole.
+            text.truncate(text.floor_char_boundary(if cut < 80 { cut } else { text.len() }));
+            text
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn no_text_makes_it_panic_and_every_refusal_says_why(text in nearly_a_frame()) {
+            match parse(&text) {
+                Ok(Message::Request { params, .. } | Message::Notification { params, .. }) => {
+                    prop_assert!(serde_json::from_str::<&RawValue>(params.get()).is_ok());
+                }
+                Ok(Message::Response { id, result }) => {
+                    let again = response(&id, result.as_ref());
+                    prop_assert!(parse(&again).is_ok(), "{}", again);
+                }
+                Err(cause) => prop_assert!(!cause.to_string().is_empty()),
+            }
+        }
     }
 }

@@ -135,6 +135,11 @@ pub struct EndSession {
     pub cause: EndCause,
 }
 
+/// supervisor → session: a sign of life. Waits for room; a session that takes nothing is what it looks for.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Probe;
+
 /// session (its guard) → supervisor: the session ended. Sent exactly once, also by a panic; always accepted,
 /// since each guard owns its sender.
 #[derive(Message, Debug)]

@@ -7,6 +7,9 @@
 pub mod adoption;
 pub mod capacity_guard;
 pub mod event_feed;
+pub mod expiry;
+pub mod live_child;
+pub mod liveness;
 pub mod messages;
 pub mod parts;
 pub mod permission_desk;
@@ -16,6 +19,8 @@ pub mod session_shared;
 #[cfg(test)]
 mod supervision_tests;
 pub mod turn_ticket;
+#[cfg(test)]
+mod turn_ticket_tests;
 pub mod workspace_folders;
 pub mod workspace_supervisor;
 pub mod workspaces;

@@ -27,6 +27,10 @@ pub struct Parts {
     pub settings: SessionSettings,
 }
 
+/// A session takes nothing while it waits for the database to take its transcript, at most as long as that is
+/// kept; beyond that nothing of it takes a second.
+const STUCK_MARGIN: Duration = Duration::from_secs(30);
+
 /// Timing and bounds of sessions, from the configuration.
 #[derive(Debug, Clone)]
 pub struct SessionSettings {
@@ -40,6 +44,8 @@ pub struct SessionSettings {
     pub permission_timeout: Duration,
     /// For workspaces that did not choose one.
     pub default_policy: PermissionPolicy,
+    /// How long a session's actor may take nothing out of its mailbox before it is replaced.
+    pub stuck_after: Duration,
     /// The restart rule.
     pub restart: RestartLimits,
     /// Events held per session.
@@ -61,6 +67,7 @@ impl SessionSettings {
             idle_timeout: Duration::from_secs(config.session.idle_timeout_s),
             permission_timeout: Duration::from_secs(config.permission.timeout_s),
             default_policy: config.permission.policy,
+            stuck_after: Duration::from_secs(config.database.patience_s) + STUCK_MARGIN,
             restart: RestartLimits {
                 max_restarts: config.supervision.max_restarts,
                 within: Duration::from_secs(config.supervision.within_s),

@@ -9,7 +9,7 @@ use actix::Recipient;
 use tokio::sync::watch;
 
 use super::{
-    messages::{AnswerPermission, CancelTurn, CloseSession, EndSession, RunPrompt, SetConfigOption, SetMode},
+    messages::{AnswerPermission, CancelTurn, CloseSession, EndSession, Probe, RunPrompt, SetConfigOption, SetMode},
     session_shared::SessionShared,
 };
 use crate::domain::ids::SessionId;
@@ -29,6 +29,8 @@ pub struct Mailbox {
     pub set_config_option: Recipient<SetConfigOption>,
     /// Ends the session.
     pub end: Recipient<EndSession>,
+    /// Asks for a sign of life.
+    pub probe: Recipient<Probe>,
 }
 
 /// A live session as callers find it.

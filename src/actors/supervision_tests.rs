@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
+use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -27,9 +28,13 @@ use crate::{
         permission::PermissionPolicy,
         prompt::Prompt,
         routing::Route,
+        transcript::TranscriptEntry,
         turn::TurnState,
     },
-    store::{DatabaseUrl, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions},
+    store::{
+        DatabaseUrl, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions,
+        TranscriptAppend,
+    },
     telemetry::{Metrics, SystemClock},
     transport::{
         AgentEvent, CloseReason,
@@ -65,6 +70,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
         readers: 2,
         write_queue: 64,
+        patience: Duration::from_secs(60),
         observer: Arc::new(Blind),
     })
     .unwrap();
@@ -286,6 +292,62 @@ async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
     mailbox.changed().await.unwrap();
     let end = stage.run().await;
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
+}
+
+/// Makes the session wait for a database that takes nothing; it goes on when the lock is dropped.
+async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> SqliteConnection {
+    let path = stage._folder.path().join("test.db");
+    let mut lock = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    lock.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+    let entry = || TranscriptEntry::text("info", "fills the queue");
+    let spec = &stage.live.shared.spec;
+    let append = || TranscriptAppend {
+        session_id: stage.id,
+        key: spec.workspace.clone(),
+        prompt_id: None,
+        entries: vec![entry()],
+        settles: 0,
+        now: SystemClock.now(),
+    };
+    while stage.parts.store.try_append(append(), drop).is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let text = "x".repeat(1_500_000);
+    let update = format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{{"type":"text","text":"{text}"}}}}"#);
+    let update = serde_json::value::RawValue::from_string(update).unwrap();
+    agent.says.send(AgentEvent::Update { update, meta: None }).await.unwrap();
+    lock
+}
+
+#[actix::test]
+async fn a_session_that_does_not_answer_is_replaced_and_its_turn_ends_once() {
+    let (mut stage, mut agent) = stage(|settings| settings.stuck_after = Duration::from_millis(100)).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    let mut mailbox = stage.live.mailbox.clone();
+    mailbox.borrow_and_update();
+    let lock = get_stuck(&stage, &agent).await;
+    // The agent's answer comes too late: nobody takes it.
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    mailbox.changed().await.unwrap();
+    drop(lock);
+    let end = ended(begun).await;
+    assert_eq!((end.state, end.failure.as_ref().unwrap().code), (TurnState::Failed, ErrorCode::Internal));
+    let mut fresh = stage.agents.recv().await.unwrap();
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = fresh.prompted().await;
+    // Longer than it took the other one to be given up: this one answers.
+    let mut others = stage.live.mailbox.clone();
+    let replaced = tokio::time::timeout(Duration::from_millis(500), others.wait_for(|_| false));
+    assert!(replaced.await.is_err());
+    fresh.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    let metrics = stage.parts.metrics.render().unwrap();
+    assert!(metrics.contains("lumilink_restarts_total{cause=\"stuck\"} 1"), "{metrics}");
+    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 2);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "failed"), 1);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "completed"), 1);
+    assert!(agent.says.is_closed(), "the agent of the stuck one was let go");
 }
 
 #[actix::test]

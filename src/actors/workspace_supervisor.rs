@@ -1,15 +1,25 @@
 //! Starts, watches and restarts the sessions of one workspace. The only restart rule is here.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture, fut::wrap_future,
+};
 use serde_json::json;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 use super::{
-    capacity_guard::Permit,
     event_feed::EventFeed,
-    messages::{CloseSession, DrainSessions, EndCause, EndSession, Later, Past, SessionEnded, StartSession},
+    live_child::{self, Child, Started},
+    liveness::{PROBE_EVERY, ProbeState, Step},
+    messages::{CloseSession, DrainSessions, EndCause, EndSession, Later, Past, Probe, SessionEnded, StartSession},
     parts::Parts,
     session::{EndGuard, Session, Start},
     session_index::{LiveSession, Mailbox},
@@ -40,32 +50,34 @@ pub struct WorkspaceSupervisor {
     parts: Arc<Parts>,
     children: HashMap<SessionId, Child>,
     drained: Vec<Later<()>>,
-}
-
-type Started = Result<Arc<AgentFacts>, Failure>;
-
-struct Child {
-    shared: Arc<SessionShared>,
-    restarts: RestartPolicy,
-    generation: u64,
-    mailbox: watch::Sender<Mailbox>,
-    /// Until the first start is known to have worked, its failure is the caller's and not restarted.
-    proven: bool,
-    /// Callers who asked for a start that is under way.
-    waiting: Vec<Later<Started>>,
-    closing: Vec<Later<()>>,
-    _seat: Permit,
+    /// Asks the sessions for signs of life, as long as there are any: it would keep this actor for ever.
+    probing: Option<SpawnHandle>,
+    /// When that was done last.
+    probed: Instant,
 }
 
 impl WorkspaceSupervisor {
     /// Makes the supervisor of a workspace without sessions.
     pub fn new(workspace: WorkspaceKey, parts: Arc<Parts>) -> Self {
-        Self { workspace, parts, children: HashMap::new(), drained: Vec::new() }
+        Self {
+            workspace,
+            parts,
+            children: HashMap::new(),
+            drained: Vec::new(),
+            probing: None,
+            probed: Instant::now(),
+        }
     }
 
-    fn spawn(&self, shared: &Arc<SessionShared>, generation: u64, start: Start, ctx: &mut Context<Self>) -> Mailbox {
+    fn spawn(
+        &self,
+        shared: &Arc<SessionShared>,
+        generation: u64,
+        start: Start,
+        ctx: &mut Context<Self>,
+    ) -> (Mailbox, JoinHandle<()>) {
         let guard = EndGuard::new(ctx.address().recipient(), shared.spec.session_id, generation);
-        mailbox(&Session::new(self.parts.clone(), shared.clone(), guard, start).start())
+        live_child::spawn(Session::new(self.parts.clone(), shared.clone(), guard, start))
     }
 
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
@@ -85,18 +97,26 @@ impl WorkspaceSupervisor {
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
         let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
-        let (mailbox, watching) = watch::channel(self.spawn(&shared, 0, start, ctx));
+        let (mailbox, actor) = self.spawn(&shared, 0, start, ctx);
+        let (mailbox, watching) = watch::channel(mailbox);
         let child = Child {
             shared: shared.clone(),
             restarts: RestartPolicy::new(settings.restart),
             generation: 0,
             mailbox,
+            actor,
+            probe: ProbeState::default(),
+            is_stuck: false,
             proven: false,
             waiting: Vec::new(),
             closing: Vec::new(),
             _seat: seat,
         };
         self.children.insert(id, child);
+        if self.probing.is_none() {
+            self.probed = Instant::now();
+            self.probing = Some(ctx.run_interval(PROBE_EVERY.min(self.parts.settings.stuck_after), Self::probe));
+        }
         let live = LiveSession { shared, supervisor: ctx.address().recipient(), mailbox: watching };
         self.parts.index.insert(Arc::new(live));
         self.parts.metrics.session_changed(None, Some(SessionState::Starting));
@@ -146,8 +166,9 @@ impl WorkspaceSupervisor {
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
                 let start = Start { delay, past, cookies, ready: None, adopted: None };
-                let mailbox = self.spawn(&shared, generation, start, ctx);
+                let (mailbox, actor) = self.spawn(&shared, generation, start, ctx);
                 if let Some(child) = self.children.get_mut(&id) {
+                    (child.actor, child.probe, child.is_stuck) = (actor, ProbeState::default(), false);
                     child.mailbox.send_replace(mailbox);
                 }
             }
@@ -222,23 +243,45 @@ impl WorkspaceSupervisor {
         }
     }
 
+    /// Asks every session for a sign of life, and drops the actor of one that has given none for too long. That
+    /// ends its turn and tells its end, as a panic does.
+    fn probe(&mut self, ctx: &mut Context<Self>) {
+        if self.children.is_empty() {
+            self.probing.take().map(|probing| ctx.cancel_future(probing));
+            return;
+        }
+        let now = Instant::now();
+        let stuck_after = self.parts.settings.stuck_after;
+        let period = PROBE_EVERY.min(stuck_after);
+        let was_late = now.saturating_duration_since(self.probed) > period * 2;
+        self.probed = now;
+        for (id, child) in &mut self.children {
+            match child.probe.step(now, stuck_after, was_late) {
+                Step::Wait => {}
+                Step::Ask => {
+                    let (id, generation) = (*id, child.generation);
+                    let asking = child.mailbox.borrow().probe.send(Probe);
+                    ctx.spawn(wrap_future::<_, Self>(asking).map(move |answer, this, _| {
+                        let child = this.children.get_mut(&id).filter(|child| child.generation == generation);
+                        if let (Some(child), Ok(())) = (child, answer) {
+                            child.probe.answered();
+                        }
+                    }));
+                }
+                Step::Replace => {
+                    child.is_stuck = true;
+                    child.actor.abort();
+                }
+            }
+        }
+    }
+
     fn end(&self, id: SessionId, cause: EndCause) {
         if let Some(child) = self.children.get(&id) {
             let end = child.mailbox.borrow().end.clone();
             // A session whose actor is gone already has told so, and is settled by that.
             actix::spawn(async move { end.send(EndSession { cause }).await });
         }
-    }
-}
-
-fn mailbox(actor: &Addr<Session>) -> Mailbox {
-    Mailbox {
-        run_prompt: actor.clone().recipient(),
-        cancel_turn: actor.clone().recipient(),
-        answer_permission: actor.clone().recipient(),
-        set_mode: actor.clone().recipient(),
-        set_config_option: actor.clone().recipient(),
-        end: actor.clone().recipient(),
     }
 }
 
@@ -314,6 +357,11 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
         match cause {
             EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Broken(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
+            EndCause::Panicked if child.is_stuck => {
+                tracing::error!(marker = "[ACP]", session_id = %id, "a session did not answer any more and is replaced");
+                let failure = Failure::new(ErrorCode::Internal, "the session's actor did not answer any more");
+                self.on_broken(id, RestartCause::Stuck, failure, ctx);
+            }
             EndCause::Panicked => {
                 let failure = Failure::new(ErrorCode::Internal, "the session's actor panicked");
                 self.on_broken(id, RestartCause::Panic, failure, ctx);

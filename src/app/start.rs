@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::{AppError, database_url, hold, make_data_dir};
@@ -10,18 +11,17 @@ use crate::{
     actors::{
         adoption,
         capacity_guard::CapacityGuard,
+        expiry,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
-    domain::clock::Clock,
+    domain::{clock::Clock, heartbeat::HeartbeatLimits},
     http::{self, Beside, HttpFace},
-    runtime::{
-        self, AgentSettings, Face, Heartbeats, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves,
-    },
+    runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
-    telemetry::{Metrics, SystemClock, labels::Queue},
+    telemetry::{Metrics, SystemClock, heartbeats::Heartbeats, labels::Queue},
     transport::{
         acp_transport::AcpTransport,
         pipe::PipeLimits,
@@ -37,6 +37,7 @@ pub struct Service {
     pub(super) workspaces: Workspaces,
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
+    pub(super) sweep: JoinHandle<()>,
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
@@ -49,6 +50,8 @@ impl Service {
         let url = database_url(loaded)?;
         let held = hold(&url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+        let watching = Heartbeats::watch(HeartbeatLimits::default(), metrics.clone());
+        let heartbeats = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(url, loaded, &metrics)?;
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
@@ -69,13 +72,16 @@ impl Service {
             index: SessionIndex::default(),
             settings: SessionSettings::new(config),
         };
-        let workspaces = Workspaces::new(Arc::new(parts), door, CapacityGuard::new(config.limits.sessions));
+        let parts = Arc::new(parts);
+        let workspaces = Workspaces::new(parts.clone(), door, CapacityGuard::new(config.limits.sessions));
         pick_up(&workspaces, runtime.is_none()).await?;
+        let max_age = Duration::from_secs(config.session.max_age_s);
+        let sweep = actix::spawn(expiry::sweep(parts, max_age));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
-        let http = http::serve(workspaces.clone(), config, beside)
+        let http = http::serve(workspaces.clone(), config, heartbeats, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
-        Ok(Self { config: config.clone(), http, workspaces, runtime, store, _held: held })
+        Ok(Self { config: config.clone(), http, workspaces, runtime, store, sweep, _held: held })
     }
 
     /// Where the API is.
@@ -121,6 +127,7 @@ fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<St
         url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
+        patience: Duration::from_secs(loaded.config.database.patience_s),
         observer: Arc::new(Observer(metrics.clone())),
     })?)
 }
@@ -201,7 +208,7 @@ pub(super) fn runtime_options(
             frames: config.runtime.replay_frames,
             bytes: config.runtime.replay_bytes,
         },
-        heartbeats: Heartbeats::default(),
+        heartbeats: runtime::Heartbeats::default(),
         observer: Arc::new(Observer(metrics.clone())),
         metrics: metrics.clone(),
     })

@@ -47,6 +47,7 @@ impl Service {
             runtime.stop(kill_grace(&self.config)).await;
         }
         self.http.handle.stop(true).await;
+        self.sweep.abort();
         if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "the database did not take everything before the end");
         }

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
 use super::*;
@@ -199,4 +200,91 @@ fn what_a_command_prefers_is_below_everything_that_anybody_says() {
     };
     assert_eq!(load(&preferring(&[])).unwrap().config.log.level, "error");
     assert_eq!(load(&preferring(&[("LUMILINK_LOG__LEVEL", "debug")])).unwrap().config.log.level, "debug");
+}
+
+/// Names of settings, right and wrong.
+fn setting() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("turn.cancel_grace_s".to_owned()),
+        Just("server.listen".to_owned()),
+        Just("server.token".to_owned()),
+        Just("agent.command".to_owned()),
+        Just("agent.env".to_owned()),
+        Just("database.url".to_owned()),
+        Just("limits.write_queue".to_owned()),
+        Just("log.level".to_owned()),
+        Just("permission.policy".to_owned()),
+        "agents\\.[a-z.]{0,5}",
+        "[a-z_]{1,8}(\\.[a-z_]{0,8}){0,3}",
+    ]
+}
+
+/// Values, right and wrong.
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "-?[0-9]{0,22}(\\.[0-9])?",
+        "[a-z=,*]{0,12}",
+        "\\[(\"[a-z]{0,3}\",?){0,3}\\]?",
+        "\\{(\"[A-Z]{1,2}\": ?(\"[a-z]\"|[0-9]|null),?){0,2}\\}?",
+        "(sqlite|postgres|ws)(:|://)[a-z:@/\\[\\]0-9]{0,12}",
+        "[0-9\\[\\].:]{0,20}",
+        "\\PC{0,8}",
+    ]
+}
+
+fn says_what_is_wrong(cause: &ConfigError) -> Result<(), TestCaseError> {
+    prop_assert!(!cause.problems.is_empty());
+    prop_assert!(cause.problems.iter().all(|problem| !problem.what.is_empty()), "{}", cause);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn no_environment_and_no_flag_makes_it_panic(
+        environment in prop::collection::vec((setting(), value()), 0..4),
+        flags in prop::collection::vec((setting(), value()), 0..3),
+    ) {
+        let variables: Vec<_> = environment
+            .into_iter()
+            .map(|(name, value)| (format!("LUMILINK_{}", name.replace('.', "__").to_ascii_uppercase()), value))
+            .collect();
+        let borrowed: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut sources = sources(&borrowed, &[]);
+        sources.flags = flags.iter().filter_map(|(name, value)| Flag::parse_set(&format!("{name}={value}")).ok()).collect();
+        match load(&sources) {
+            Ok(loaded) => prop_assert!(!render(&loaded).is_empty()),
+            Err(cause) => says_what_is_wrong(&cause)?,
+        }
+    }
+
+    #[test]
+    fn no_file_makes_it_panic(
+        lines in prop::collection::vec(
+            prop_oneof![
+                3 => (setting(), value()).prop_map(|(name, value)| format!("{name} = {value}")),
+                2 => (setting(), value()).prop_map(|(name, value)| format!("{name} = {value:?}")),
+                1 => "\\[{1,2}[a-z.]{0,12}\\]{0,2}",
+                1 => "\\PC{0,12}",
+            ],
+            0..6,
+        ),
+        bytes in prop::collection::vec(any::<u8>(), 0..3),
+        is_text in prop::bool::weighted(0.9),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lumilink.toml");
+        let mut text = lines.join("\n").into_bytes();
+        if !is_text {
+            text.extend(bytes);
+        }
+        std::fs::write(&file, text).unwrap();
+        let mut sources = sources(&[], &[]);
+        sources.file = Some(file);
+        match load(&sources) {
+            Ok(loaded) => prop_assert!(!render(&loaded).is_empty()),
+            Err(cause) => says_what_is_wrong(&cause)?,
+        }
+    }
 }

@@ -71,13 +71,22 @@ impl Default for Server {
 }
 
 /// `[database]`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// `sqlite:PATH` or `postgres://…`; absent: `lumilink.db` in the data folder. Hidden, since it may
     /// hold a password.
     #[serde(serialize_with = "hidden")]
     pub url: Option<SecretString>,
+    /// How long the end of a turn waits for a database that is away before its caller is told that it is not
+    /// durable, in seconds; it is written as soon as the database is back. Longer than a failover takes.
+    pub patience_s: u64,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: None, patience_s: 60 }
+    }
 }
 
 /// `[workspaces]`

@@ -157,6 +157,7 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
     fn times(&mut self) {
         let config = self.config;
         for (setting, seconds) in [
+            ("database.patience_s", config.database.patience_s),
             ("workspaces.clone_timeout_s", config.workspaces.clone_timeout_s),
             ("runtime.handshake_timeout_s", config.runtime.handshake_timeout_s),
             ("session.idle_timeout_s", config.session.idle_timeout_s),

@@ -99,6 +99,7 @@ pub fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::Interrupted
         | ErrorCode::CapacityExhausted
         | ErrorCode::Draining
+        | ErrorCode::Stalled
         | ErrorCode::DatabaseUnavailable => 503,
         ErrorCode::HandshakeTimeout | ErrorCode::InactivityTimeout => 504,
     }
@@ -108,7 +109,9 @@ pub fn status_of(code: ErrorCode) -> u16 {
 pub fn retry_after_s(code: ErrorCode) -> Option<u32> {
     match code {
         // A disk or a database comes back within seconds or not at all; a replica is replaced as fast.
-        ErrorCode::DatabaseUnavailable | ErrorCode::Draining | ErrorCode::RuntimeUnavailable => Some(5),
+        ErrorCode::DatabaseUnavailable | ErrorCode::Draining | ErrorCode::RuntimeUnavailable | ErrorCode::Stalled => {
+            Some(5)
+        }
         // Seats come free when sessions hibernate or are closed.
         ErrorCode::CapacityExhausted => Some(10),
         ErrorCode::Interrupted => Some(1),

@@ -191,7 +191,7 @@ mod tests {
             2 => Just(Step::Acknowledge),
             1 => Just(Step::Break),
         ];
-        prop::collection::vec(step, 0..200)
+        prop::collection::vec(step, 0..60)
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! The states of a session, and what each of them allows.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::outcome::ErrorCode;
@@ -82,7 +84,7 @@ impl SessionState {
     }
 
     /// What the rows of sessions in this state may say. A row is written when a session comes and goes, not with
-    /// each of its turns, and not when it expires.
+    /// each of its turns, and up to a minute after it has expired.
     pub fn kept_as(self) -> &'static [Self] {
         match self {
             Self::Starting | Self::Idle | Self::Running => &[Self::Starting, Self::Idle, Self::Running],
@@ -96,7 +98,7 @@ impl SessionState {
 
     /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
     /// expired.
-    pub fn at_age(self, unused: std::time::Duration, max_age: std::time::Duration) -> Self {
+    pub fn at_age(self, unused: Duration, max_age: Duration) -> Self {
         match self {
             Self::Hibernated if unused >= max_age => Self::Expired,
             other => other,
@@ -112,6 +114,12 @@ impl SessionState {
             other => other,
         }
     }
+}
+
+/// How often sessions that expire are looked for: once a minute, and more often where they expire sooner, so that
+/// it is told at most a quarter of their age late.
+pub fn sweep_period(max_age: Duration) -> Duration {
+    (max_age / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 
 /// What a session is for.
@@ -150,6 +158,19 @@ mod tests {
             assert_eq!(state.admits_load().is_ok(), state != SessionState::Closed, "{state:?}");
             assert_eq!(SessionState::from_name(state.as_str()), Some(state));
         }
+    }
+
+    #[test]
+    fn only_what_hibernates_expires_and_exactly_at_its_age() {
+        let (age, less) = (Duration::from_secs(60), Duration::from_micros(59_999_999));
+        for state in SessionState::ALL {
+            let expires = state == SessionState::Hibernated;
+            assert_eq!(state.at_age(age, age), if expires { SessionState::Expired } else { state });
+            assert_eq!(state.at_age(less, age), state);
+        }
+        assert_eq!(sweep_period(Duration::from_secs(7200)), Duration::from_secs(60));
+        assert_eq!(sweep_period(Duration::from_secs(8)), Duration::from_secs(2));
+        assert_eq!(sweep_period(Duration::from_secs(1)), Duration::from_secs(1));
     }
 
     #[test]

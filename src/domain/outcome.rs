@@ -148,7 +148,10 @@ error_codes! {
     /// The service is shutting down.
     Draining = "draining", System, true, "Try again after `Retry-After`, at another replica.";
     /// The database does not take writes or reads.
-    DatabaseUnavailable = "database_unavailable", System, true, "Try again after `Retry-After`; nothing was started.";
+    DatabaseUnavailable = "database_unavailable", System, true,
+        "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice.";
+    /// Threads of the service stand still; told to probes alone.
+    Stalled = "stalled", System, true, "Start the service anew if this does not pass; the log names the thread.";
     /// A fault of ours.
     Internal = "internal", System, true, "Report it with `requestId`; the log has the cause.";
 }

@@ -51,8 +51,10 @@ impl ReplayBuffer {
     /// Everything after `after`.
     pub fn after(&self, after: u64) -> Replay {
         let first_held = self.events.front().map_or(self.next_id, |event| event.id);
-        let gap_until = (first_held > after + 1).then_some(first_held);
-        let skip = usize::try_from((after + 1).saturating_sub(first_held)).unwrap_or(usize::MAX);
+        // Any number may be asked for.
+        let wanted = after.saturating_add(1);
+        let gap_until = (first_held > wanted).then_some(first_held);
+        let skip = usize::try_from(wanted.saturating_sub(first_held)).unwrap_or(usize::MAX);
         Replay { events: self.events.iter().skip(skip).cloned().collect(), gap_until }
     }
 }
@@ -92,16 +94,71 @@ mod tests {
         assert_eq!(buffer.after(0).events.len(), 1);
     }
 
+    /// What a run of the ring does.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(usize),
+        Read(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Ids far outside, and around the end of the numbers, come from readers too.
+        let near = (0u64..90).prop_map(Step::Read);
+        let far = prop_oneof![Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()].prop_map(Step::Read);
+        prop_oneof![5 => (0usize..60).prop_map(Step::Push), 1 => (200usize..900).prop_map(Step::Push), 3 => near, 1 => far]
+    }
+
+    /// The ids that are held after the events of these sizes: the longest run up to the newest within both bounds,
+    /// and the newest in any case.
+    fn held(sizes: &[usize], last_id: u64, max_events: usize, max_bytes: usize) -> std::ops::RangeInclusive<u64> {
+        let mut bytes = 0;
+        let fits = sizes.iter().rev().enumerate().take_while(|(index, size)| {
+            bytes += **size;
+            *index == 0 || (*index < max_events && bytes <= max_bytes)
+        });
+        let count = u64::try_from(fits.count()).unwrap();
+        let newest = last_id + u64::try_from(sizes.len()).unwrap();
+        newest + 1 - count..=newest
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
         #[test]
-        fn a_replay_is_gap_free_up_to_the_newest(sizes in prop::collection::vec(0usize..50, 0..100), after in 0u64..120) {
-            let mut buffer = ReplayBuffer::new(20, 300, 0);
-            sizes.iter().for_each(|size| push(&mut buffer, *size));
-            let replay = buffer.after(after);
-            let first = replay.gap_until.unwrap_or(after + 1);
-            let ids: Vec<_> = replay.events.iter().map(|event| event.id).collect();
-            let newest = u64::try_from(sizes.len()).unwrap();
-            prop_assert_eq!(ids, (first..=newest).collect::<Vec<_>>());
+        fn the_ring_does_what_its_model_does(
+            steps in prop::collection::vec(step(), 0..40),
+            max_events in 1usize..12,
+            max_bytes in 1usize..400,
+            last_id in prop_oneof![Just(0u64), 0u64..50, Just(10_000_000_000u64)],
+        ) {
+            let mut ring = ReplayBuffer::new(max_events, max_bytes, last_id);
+            let mut sizes = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Push(size) => {
+                        push(&mut ring, size);
+                        sizes.push(size);
+                    }
+                    Step::Read(after) => {
+                        let held = held(&sizes, last_id, max_events, max_bytes);
+                        let replay = ring.after(after);
+                        let ids: Vec<_> = replay.events.iter().map(|event| event.id).collect();
+                        let expected: Vec<_> = held.clone().filter(|id| *id > after).collect();
+                        prop_assert_eq!(ids, expected, "held are {:?}", held);
+                        let gap = (*held.start() > after.saturating_add(1)).then_some(*held.start());
+                        prop_assert_eq!(replay.gap_until, gap, "held are {:?}", held);
+                        for event in &replay.events {
+                            let index = usize::try_from(event.id - last_id - 1).unwrap();
+                            prop_assert_eq!(event.data.len(), sizes[index], "each id stands for its event");
+                        }
+                    }
+                }
+                let held = held(&sizes, last_id, max_events, max_bytes);
+                prop_assert_eq!(ring.next_id(), held.end() + 1);
+                prop_assert!(ring.events.len() <= max_events);
+                prop_assert!(ring.bytes <= max_bytes || ring.events.len() == 1, "{} bytes", ring.bytes);
+                prop_assert_eq!(ring.bytes, ring.events.iter().map(|event| event.data.len()).sum::<usize>());
+            }
         }
     }
 }

@@ -271,6 +271,8 @@ impl TurnProgress {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn raw(text: &str) -> Box<RawValue> {
@@ -316,5 +318,90 @@ mod tests {
             progress.on_stray_line("noise").unwrap();
         }
         assert_eq!(progress.on_stray_line("noise").unwrap_err().code, ErrorCode::ProtocolViolation);
+    }
+
+    /// What can happen in a turn.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Update(i64),
+        /// So often this character.
+        Text(char, usize),
+        Remark(char, usize),
+        StrayLine(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let character = prop_oneof![Just('a'), Just('é'), Just('語'), Just('🦀'), Just('\n'), Just('\0')];
+        let length = prop_oneof![3 => 0usize..40, 1 => 0usize..6000];
+        prop_oneof![
+            2 => (0i64..1000).prop_map(Step::Update),
+            4 => (character.clone(), length.clone()).prop_map(|(it, times)| Step::Text(it, times)),
+            2 => (character, 0usize..400).prop_map(|(it, times)| Step::Remark(it, times)),
+            1 => (0usize..400).prop_map(Step::StrayLine),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn a_turn_gathers_what_its_model_gathers_and_stays_within_its_bounds(
+            steps in prop::collection::vec(step(), 0..30),
+            // Rarely, many more than a turn may have.
+            repeat in prop_oneof![19 => Just(1usize), 1 => Just(8usize)],
+        ) {
+            let mut progress = TurnProgress::new(Timestamp(0));
+            let (mut said, mut remarks, mut updates, mut first, mut stray) = (String::new(), 0usize, 0u64, None, 0u32);
+            for step in std::iter::repeat_n(&steps, repeat).flatten() {
+                match step {
+                    Step::Update(at) => {
+                        progress.on_update(Timestamp(*at));
+                        updates += 1;
+                        first.get_or_insert(Timestamp(*at));
+                    }
+                    Step::Text(character, times) => {
+                        let text = character.to_string().repeat(*times);
+                        progress.on_message_text(&text);
+                        said.push_str(&text);
+                    }
+                    Step::Remark(character, times) => {
+                        progress.remark(Severity::Info, character.to_string().repeat(*times));
+                        remarks += 1;
+                    }
+                    Step::StrayLine(length) => {
+                        let ended = progress.on_stray_line(&"x".repeat(*length));
+                        (stray, remarks) = (stray + 1, remarks + 1);
+                        prop_assert_eq!(ended.is_err(), stray > MAX_STRAY_LINES, "line {}", stray);
+                    }
+                }
+            }
+            prop_assert!(progress.message.len() <= MAX_MESSAGE_BYTES);
+            prop_assert!(said.starts_with(&progress.message), "the beginning, whole and in order");
+            prop_assert_eq!(progress.message_cut, progress.message != said);
+            if progress.message_cut {
+                prop_assert!(progress.message.len() + 4 > MAX_MESSAGE_BYTES, "not cut before it is full");
+            }
+            prop_assert_eq!(progress.diagnostics.len(), remarks.min(MAX_DIAGNOSTICS));
+            prop_assert!(progress.diagnostics.iter().all(|it| it.message.chars().count() <= MAX_DIAGNOSTIC_CHARS));
+            prop_assert_eq!((progress.updates, progress.first_update_at), (updates, first));
+        }
+
+        #[test]
+        fn every_answer_of_an_agent_ends_the_turn_with_one_outcome(
+            reason in prop_oneof!["end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled", "[a-z_]{0,9}"],
+            usage in prop_oneof![Just(String::new()), "(null|[0-9]{1,25}|\"x\"|\\{\"inputTokens\":-?[0-9]{1,22}\\})"],
+            code in -33000i64..0,
+            refuses in any::<bool>(),
+        ) {
+            let usage = if usage.is_empty() { usage } else { format!(",\"usage\":{usage}") };
+            let text = format!("{{\"stopReason\":\"{reason}\"{usage}}}");
+            // Numbers such as 007 are no JSON: then there is no such answer.
+            let Ok(answer) = RawValue::from_string(text) else { return Ok(()) };
+            let answer = if refuses { Err(RpcError::new(code, "no")) } else { Ok(&*answer) };
+            let (outcome, _) = read_prompt_answer(answer);
+            prop_assert!(outcome.state().is_final());
+            prop_assert!(TurnOutcome::LABELS.contains(&outcome.label()));
+            prop_assert!(!refuses || matches!(&outcome, TurnOutcome::Failed(failure) if !failure.detail.is_empty()));
+        }
     }
 }

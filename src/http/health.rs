@@ -68,11 +68,21 @@ fn protocol(metrics: &Metrics, route: Route) -> ProtocolHealth {
     }
 }
 
-/// Whether the process serves at all.
-#[utoipa::path(tag = "operations", responses((status = 200, description = "It does", body = Probe)))]
+/// Whether the process serves at all. One that cannot help itself any more should be started anew: all threads
+/// that run sessions stand still, or one has for a minute.
+#[utoipa::path(
+    tag = "operations",
+    responses(
+        (status = 200, description = "It does", body = Probe),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
 #[get("/livez")]
-pub async fn livez() -> web::Json<Probe> {
-    web::Json(Probe { status: "ok" })
+pub async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
+    if !state.heartbeats.is_alive() {
+        return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions stands still"));
+    }
+    Ok(web::Json(Probe { status: "ok" }))
 }
 
 /// Whether new work should be sent here: not while it drains, and not without its database.

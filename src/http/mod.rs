@@ -40,13 +40,14 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::{guard::Guard, problem::ApiError};
 use crate::{
-    actors::workspaces::Workspaces,
+    actors::{liveness, workspaces::Workspaces},
     config::Config,
     domain::{
         ids::SessionId,
         outcome::{ErrorCode, Failure},
     },
     store::SessionRow,
+    telemetry::heartbeats::Heartbeats,
 };
 
 /// What handlers share.
@@ -55,6 +56,8 @@ pub struct HttpState {
     pub workspaces: Workspaces,
     /// Settings.
     pub config: Config,
+    /// Whether the threads run.
+    pub heartbeats: Heartbeats,
     guard: Guard,
 }
 
@@ -93,12 +96,14 @@ struct IsBeside;
 pub fn serve<Routes>(
     workspaces: Workspaces,
     config: &Config,
+    heartbeats: Heartbeats,
     beside: Option<Beside<Routes>>,
 ) -> std::io::Result<HttpFace>
 where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
-    let state = HttpState { workspaces, config: config.clone(), guard: Guard::new(&config.server) };
+    let beats = heartbeats.clone();
+    let state = HttpState { workspaces, config: config.clone(), heartbeats, guard: Guard::new(&config.server) };
     let state = Data::new(state);
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
@@ -110,6 +115,8 @@ where
     let tune = beside.as_ref().map(|beside| beside.tune);
     let more = beside.as_ref().map(|beside| beside.routes.clone());
     let server = HttpServer::new(move || {
+        // Sessions live on these threads.
+        liveness::beat_here(&beats);
         let mut app = App::new();
         if let Some(more) = &more {
             let is_beside = guard_fn(|request| request.req_data().contains::<IsBeside>());

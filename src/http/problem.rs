@@ -40,7 +40,7 @@ impl ApiError {
 
     /// The answer to a turn whose end is known and is not on disk.
     pub fn not_durable(ended: &TurnEnded) -> Self {
-        let detail = "the turn ended, and its end could not be written down; `result` is all there is of it";
+        let detail = "the turn ended, and its end is not on disk yet; `result` says how it ended";
         Self::new(ErrorCode::DatabaseUnavailable, detail)
             .about(ended.prompt_id)
             .with_result(Some(ended.result.clone()))

@@ -1,6 +1,6 @@
 //! What can be read about sessions and workspaces.
 
-use actix_web::{HttpRequest, HttpResponse, get, web};
+use actix_web::{HttpRequest, HttpResponse, get, http::header::HeaderValue, web};
 use serde_json::value::RawValue;
 
 use super::{HttpState, find_session, path_id, problem::ApiError, sessions::state_of, stream};
@@ -168,17 +168,21 @@ pub async fn follow_events(
         let code = standing.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
         return Err(ApiError::new(code, format!("the session is {}", standing.as_str())));
     };
-    let last_id = match (request.headers().get("last-event-id"), query.from) {
-        (Some(last_id), _) => {
-            let last_id = last_id.to_str().ok().and_then(|id| id.parse().ok());
-            Some(last_id.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "Last-Event-ID: must be a number"))?)
-        }
+    let last_id = match (last_event_id(request.headers().get("last-event-id"))?, query.from) {
+        (Some(last_id), _) => Some(last_id),
         (None, Some(From::Live)) => Some(live.shared.feed.last_id()),
         (None, None) => None,
     };
     let parts = state.workspaces.parts();
     let events = stream::follow_session(&live.shared.feed, last_id, parts.index.clone(), parts.metrics.clone());
     Ok(stream::answer(events))
+}
+
+fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
+    let Some(given) = given else { return Ok(None) };
+    let id = given.to_str().ok().and_then(|id| id.parse().ok());
+    let id = id.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "Last-Event-ID: must be a number"))?;
+    Ok(Some(id))
 }
 
 /// Lists sessions, newest first.
@@ -283,4 +287,59 @@ fn page(state: &HttpState, limit: Option<usize>, cursor: Option<String>) -> Resu
     let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
     let after = cursor.map(|cursor| cursor.parse::<Cursor>().map_err(bad)).transpose()?;
     Ok(store::Page { limit: page_size(state, limit)?, after })
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::ResponseError;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{actors::event_feed::EventFeed, domain::event::EventKind};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn any_last_event_id_is_a_place_in_the_feed_or_a_clear_refusal(
+            text in prop_oneof!["[0-9]{0,21}", "-[0-9]{1,3}", "[ -~]{0,8}", Just(u64::MAX.to_string())],
+            bytes in prop::collection::vec(any::<u8>(), 0..6),
+            published in 0u64..4,
+        ) {
+            let feed = EventFeed::new(SessionId(Uuid::nil()), 2, 1000, 7);
+            for _ in 0..published {
+                feed.announce(None, EventKind::Status, &serde_json::json!({}));
+            }
+            for given in [HeaderValue::from_str(&text).ok(), HeaderValue::from_bytes(&bytes).ok()].iter().flatten() {
+                match last_event_id(Some(given)) {
+                    Ok(id) => {
+                        let id = id.unwrap();
+                        prop_assert!(given.to_str().unwrap().parse::<u64>().is_ok_and(|it| it == id));
+                        let replay = feed.subscribe(id).replay;
+                        prop_assert!(replay.events.iter().all(|event| event.id > id));
+                    }
+                    Err(refusal) => {
+                        prop_assert_eq!(refusal.status_code().as_u16(), 400);
+                        prop_assert!(refusal.problem().detail.contains("Last-Event-ID"));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_query_makes_it_panic(
+            text in "(from|limit|cursor|state|x)?=?(live|idle|-?[0-9]{0,21}|%[0-9a-f]{0,2}|\\PC{0,5})(&(from|limit|cursor)=[a-z0-9.%]{0,9}){0,2}",
+        ) {
+            let refused = [
+                web::Query::<EventsQuery>::from_query(&text).err(),
+                web::Query::<TranscriptQuery>::from_query(&text).err(),
+                web::Query::<SessionQuery>::from_query(&text).err(),
+            ];
+            for refusal in refused.into_iter().flatten() {
+                prop_assert!(super::super::bad_query(&refusal).problem().detail.len() > 10);
+            }
+            let _ = text.parse::<Cursor>();
+        }
+    }
 }

@@ -53,7 +53,7 @@ fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
         text.push_str(&id.to_string());
     }
     // JSON may have been written with line ends by the agent; each line is a data line of its own.
-    for line in data.lines() {
+    for line in data.split(['\n', '\r']) {
         text.push_str("\ndata: ");
         text.push_str(line);
     }
@@ -278,10 +278,35 @@ async fn recv(live: &mut Option<mpsc::Receiver<SessionEvent>>) -> Option<Session
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn data_with_line_ends_stays_one_event() {
         assert_eq!(wire("update", Some(7), "{\n1}"), "event: update\nid: 7\ndata: {\ndata: 1}\n\n");
+    }
+
+    proptest! {
+        #[test]
+        fn every_reader_gets_the_json_that_was_sent_whatever_white_space_is_in_it(
+            parts in prop::collection::vec("[ \n\r\t]{0,3}[a-z]{0,2}", 0..6),
+            id in prop::option::of(any::<u64>()),
+        ) {
+            // Between its tokens JSON may have line ends of every kind; inside a string it has none.
+            let values = parts.iter().map(|part| {
+                let word = part.trim();
+                format!("{}\"{word}\"", &part[..part.len() - word.len()])
+            });
+            let data = format!("[{}\r]", values.collect::<Vec<_>>().join(","));
+            let mut parser = crate::client::sse::SseParser::new(10_000);
+            parser.push(&wire("update", id, &data)).unwrap();
+            let event = parser.next_event().unwrap();
+            prop_assert!(parser.next_event().is_none());
+            let (sent, got): (serde_json::Value, serde_json::Value) =
+                (serde_json::from_str(&data).unwrap(), serde_json::from_str(&event.data).unwrap());
+            prop_assert_eq!(sent, got);
+            prop_assert_eq!((event.kind.as_str(), event.id), ("update", id.map(|id| id.to_string())));
+        }
     }
 }

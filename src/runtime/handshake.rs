@@ -168,6 +168,8 @@ pub fn refusal(failure: &Failure) -> RpcError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn opening(json: &str) -> Result<Opening, RpcError> {
@@ -203,5 +205,38 @@ mod tests {
     fn params_that_are_no_object_are_refused() {
         assert_eq!(opening("[]").unwrap_err().code, jsonrpc::INVALID_PARAMS);
         assert_eq!(opening(r#"{"_meta":{"lumilink":3}}"#).unwrap_err().code, jsonrpc::INVALID_PARAMS);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn no_params_make_it_panic_and_what_it_takes_is_a_message_for_the_agent(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    "\"protocolVersion\":(-?[0-9]{1,21}|null|\"1\")",
+                    "\"_meta\":(null|[0-9]|\\{\\}|\\{\"lumilink\":(null|3|\\{\\}|\\{\"(agent|cwd|x)\":(\"a\"|7|null)\\})(,\"o\":1e2)?\\})",
+                    "\"clientCapabilities\":(null|[0-9]|\\[\\]|\\{\"(fs|terminal|y)\":(true|\\{\\}|1\\.0)\\})",
+                    "\"[a-z]{0,3}\":(\\[[0-9]\\]|\"\\PC{0,4}\")",
+                ],
+                0..5,
+            ),
+            open in "[{\\[]?",
+        ) {
+            let text = format!("{open}{}{}", pieces.join(","), if open == "{" { "}" } else { "]" });
+            let Ok(params) = RawValue::from_string(text) else { return Ok(()) };
+            match Opening::read(&params) {
+                Ok(opening) => {
+                    let text = opening.for_agent(&RequestId::Number(1), Serves { fs: true, terminal: true });
+                    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    prop_assert_eq!(&value["params"]["clientCapabilities"]["terminal"], &json!(true));
+                    prop_assert!(value["params"]["_meta"].get(META_KEY).is_none(), "ours is for us: {}", text);
+                }
+                Err(refusal) => {
+                    prop_assert_eq!(refusal.code, jsonrpc::INVALID_PARAMS);
+                    prop_assert!(refusal.message.len() > "initialize: ".len());
+                }
+            }
+        }
     }
 }

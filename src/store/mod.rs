@@ -7,6 +7,8 @@
 mod cached;
 mod columns;
 mod connection;
+mod expiry;
+mod job;
 mod migrations;
 mod pool;
 mod prompts;
@@ -34,6 +36,7 @@ use crate::domain::outcome::{ErrorCode, Failure};
 pub use self::{
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
+    expiry::ExpiredSession,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
     recovery::{Recovered, Unfinished},
     session_list::SessionFilter,
@@ -43,8 +46,9 @@ pub use self::{
 };
 use self::{
     connection::AnyConnection,
+    job::{Job, Message, Outage},
     pool::ReadPool,
-    writer::{Job, Message, Outage, WriteTx, Writer},
+    writer::{WriteTx, Writer},
 };
 
 /// Why the store did not do something.
@@ -114,6 +118,9 @@ pub struct StoreOptions {
     pub readers: u32,
     /// Writes that may wait, ends of running turns included (`[limits] write_queue`).
     pub write_queue: usize,
+    /// How long the end of a turn may wait for a database that is away until it is told as not durable
+    /// (`[database] patience_s`). It is written all the same as soon as that is possible.
+    pub patience: Duration,
     /// Is told what the writer does.
     pub observer: Arc<dyn StoreObserver>,
 }
@@ -129,6 +136,7 @@ impl fmt::Debug for StoreOptions {
             .field("url", &self.url)
             .field("readers", &self.readers)
             .field("write_queue", &self.write_queue)
+            .field("patience", &self.patience)
             .finish_non_exhaustive()
     }
 }
@@ -147,6 +155,7 @@ struct Inner {
     queue: mpsc::Sender<Message>,
     readers: ReadPool,
     observer: Arc<dyn StoreObserver>,
+    patience: Duration,
     /// Ends with the writer's thread.
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -163,6 +172,11 @@ impl fmt::Debug for Store {
     }
 }
 
+/// How long a write of new work waits in the queue before it is withdrawn. A writer that gets no answer at all
+/// (a server that is stopped, a disk that hangs) takes nothing more out of the queue. Longer than SQLite waits for
+/// the lock of another process (5 s).
+const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
+
 /// How long [`Store::close`] waits for the writer: for what is queued, and for turns that still hold a
 /// place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -171,12 +185,12 @@ impl Store {
     /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
     /// process migrates. Safe to retry.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { url, readers, write_queue, observer } = options;
+        let StoreOptions { url, readers, write_queue, patience, observer } = options;
         for name in migrations::run(&url)? {
             tracing::info!(%name, "migration done");
         }
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
-        let writer = Writer::new(url.clone(), received, observer.clone())?;
+        let writer = Writer::new(url.clone(), received, patience, observer.clone())?;
         let (ending, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("store-writer".into())
@@ -188,7 +202,7 @@ impl Store {
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
-        Ok(Self { inner: Arc::new(Inner { queue, readers, observer, writer_ended }) })
+        Ok(Self { inner: Arc::new(Inner { queue, readers, observer, patience, writer_ended }) })
     }
 
     /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
@@ -247,12 +261,41 @@ impl Store {
         outage: Outage,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let place = self.place()?;
-        place.send(Job::new(outage, run, move |outcome| {
+        let job = Job::new(outage, run, move |outcome| {
             // Nobody listens where the caller's future was dropped.
             let _ = answer.send(outcome);
-        }));
+        });
+        let claim = job.claim_of();
+        place.send(job);
+        if outage == Outage::Refuse {
+            match tokio::time::timeout(QUEUE_PATIENCE, &mut answered).await {
+                Ok(answer) => return answer.unwrap_or(Err(StoreError::Closed)),
+                // Withdrawn in the queue, it is certain that nothing was written.
+                Err(_) if claim.take() => {
+                    self.observe_failure();
+                    return Err(StoreError::Unavailable(format!("it took nothing for {QUEUE_PATIENCE:?}")));
+                }
+                Err(_) => {}
+            }
+        }
+        answered.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Queues a write that records the past, when there is room, and waits for its commit.
+    async fn write_when_there_is_room<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        // Waits from now on, so that the wait for room is part of its patience.
+        let job = Job::new(Outage::Keep, run, move |outcome| {
+            let _ = answer.send(outcome);
+        });
+        let room = tokio::time::timeout(self.inner.patience, self.inner.queue.clone().reserve_owned());
+        let place = room.await.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)?;
+        Place(place).send(job);
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 

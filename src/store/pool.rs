@@ -17,6 +17,10 @@ const MAX_WAITING: usize = 256;
 /// How long a read waits for the pool to make a connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a read may take with its wait for a place. Each of ours takes milliseconds; a server that is stopped
+/// answers never.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Makes connections for the pool.
 #[derive(Debug)]
 struct Readers {
@@ -89,14 +93,18 @@ impl ReadPool {
             tokio::sync::TryAcquireError::NoPermits => StoreError::Busy,
             tokio::sync::TryAcquireError::Closed => StoreError::Closed,
         })?;
-        let running = self.running.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let pool = self.pool.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let _places = (waiting, running);
-            let mut connection = pool.get().map_err(|cause| StoreError::Unavailable(cause.to_string()))?;
-            query(&mut connection)
-        });
-        reading.await.map_err(|cause| StoreError::Corrupt(format!("a read panicked: {cause}")))?
+        let reading = async {
+            let running = self.running.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+            let pool = self.pool.clone();
+            let reading = tokio::task::spawn_blocking(move || {
+                let _places = (waiting, running);
+                let mut connection = pool.get().map_err(|cause| StoreError::Unavailable(cause.to_string()))?;
+                query(&mut connection)
+            });
+            reading.await.map_err(|cause| StoreError::Corrupt(format!("a read panicked: {cause}")))?
+        };
+        let late = |_| StoreError::Unavailable(format!("it did not answer a read within {READ_PATIENCE:?}"));
+        tokio::time::timeout(READ_PATIENCE, reading).await.map_err(late)?
     }
 
     /// Refuses further reads.

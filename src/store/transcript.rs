@@ -266,10 +266,12 @@ impl Store {
         }
     }
 
-    /// Appends to a transcript and waits for the commit, for up to a minute while the database is away.
-    /// Full queue: [`StoreError::Busy`]. A retry appends once more. A dropped future may have written.
+    /// Appends to a transcript: waits for room in the queue and for the commit, for about as long as
+    /// [`StoreOptions::patience`](super::StoreOptions::patience) says. Without room in that time it is
+    /// [`StoreError::Busy`] and nothing was done; after any other error it is still written when the database is
+    /// back. A retry appends once more. A dropped future may have written.
     pub async fn append(&self, append: TranscriptAppend) -> Result<(), StoreError> {
-        self.write_as(Outage::Keep, append_to(Entries::new(append))).await
+        self.write_when_there_is_room(append_to(Entries::new(append))).await
     }
 
     /// A session's entries in order, after the number `after_seq` (0 for the first page). Cancel-safe.

@@ -2,7 +2,8 @@
 //!
 //! It commits at once when it is idle; what queued while it was busy goes into the next transaction. It
 //! never waits for company. A write that fails takes nobody with it: the transaction is rolled back and
-//! every write of it is done again alone.
+//! every write of it is done again alone. While the database is away, what records the past is kept and tried
+//! again for as long as that takes; whoever waits for it is told after a while that it is not durable.
 
 use std::{
     collections::HashMap,
@@ -13,9 +14,11 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::mpsc::Receiver};
 
+pub(super) use super::job::{Job, Outage, WriteTx};
 use super::{
     StoreError, StoreObserver,
     connection::{AnyConnection, DatabaseUrl, Purpose},
+    job::{Message, guarded},
 };
 use crate::domain::ids::SessionId;
 
@@ -23,9 +26,6 @@ use crate::domain::ids::SessionId;
 /// nobody waits longer than about 10 ms for the neighbours.
 const MAX_BATCH: usize = 128;
 
-/// How long turn ends and transcript entries are kept and tried again while the database is away: longer
-/// than a PostgreSQL failover takes. Everything else is refused at once.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long until the database is asked again for kept writes when no new write asks it; doubles.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest such pause.
@@ -34,133 +34,6 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 /// A database that took longer than this to refuse one write is not asked again for each of its
 /// neighbours.
 const SLOW_REFUSAL: Duration = Duration::from_secs(1);
-
-/// Sessions whose next transcript number is remembered; beyond that all are forgotten and read again. The
-/// mission's 1,000 live sessions four times over, at about 40 bytes each.
-const MAX_REMEMBERED: usize = 4096;
-
-/// What a write sees of the transaction that it is part of.
-pub(super) struct WriteTx<'a> {
-    /// The connection, with the transaction open.
-    pub(super) connection: &'a mut AnyConnection,
-    /// Next transcript number of sessions that wrote lately.
-    next_seq: &'a mut HashMap<SessionId, i64>,
-    /// Rows written so far.
-    pub(super) rows: usize,
-    /// Whether this write may have been committed before: the connection broke during the commit.
-    pub(super) in_doubt: bool,
-}
-
-impl WriteTx<'_> {
-    /// Takes `count` transcript numbers of a session, and gives the first; `read_last` reads the last
-    /// number in use, where it is not remembered.
-    pub(super) fn take_seqs(
-        &mut self,
-        session: SessionId,
-        count: usize,
-        read_last: impl FnOnce(&mut AnyConnection) -> diesel::QueryResult<Option<i64>>,
-    ) -> diesel::QueryResult<i64> {
-        let first = match self.next_seq.get(&session) {
-            Some(next) => *next,
-            None => read_last(self.connection)?.unwrap_or(0) + 1,
-        };
-        if self.next_seq.len() >= MAX_REMEMBERED {
-            self.next_seq.clear();
-        }
-        self.next_seq.insert(session, first.saturating_add(i64::try_from(count).unwrap_or(i64::MAX)));
-        Ok(first)
-    }
-}
-
-/// One write, of whatever answer.
-trait Write: Send {
-    /// Writes; may be called again after a rollback.
-    fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError>;
-    /// Tells whoever asked, after the commit.
-    fn finish(self: Box<Self>, outcome: Result<(), StoreError>);
-}
-
-struct Task<T, Run, Done> {
-    run: Run,
-    answer: Option<T>,
-    done: Done,
-}
-
-impl<T, Run, Done> Write for Task<T, Run, Done>
-where
-    T: Send,
-    Run: FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send,
-    Done: FnOnce(Result<T, StoreError>) + Send,
-{
-    fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-        self.answer = Some((self.run)(tx)?);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>, outcome: Result<(), StoreError>) {
-        let Self { answer, done, .. } = *self;
-        done(outcome.and_then(|()| answer.ok_or(StoreError::Closed)));
-    }
-}
-
-/// What to do with a write while the database is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outage {
-    /// Refuse it: it is new work.
-    Refuse,
-    /// Keep it for a while: it records what has happened.
-    Keep,
-}
-
-/// A queued write. Whatever becomes of it, whoever asked is told exactly once.
-pub(super) struct Job {
-    write: Option<Box<dyn Write>>,
-    queued: Instant,
-    outage: Outage,
-    in_doubt: bool,
-}
-
-impl Job {
-    /// `run` writes, and may be called again after a rollback; `done` is told after the commit, on the
-    /// writer's thread.
-    pub(super) fn new<T: Send + 'static>(
-        outage: Outage,
-        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
-        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
-    ) -> Self {
-        let write = Box::new(Task { run, answer: None, done });
-        Self { write: Some(write), queued: Instant::now(), outage, in_doubt: false }
-    }
-
-    fn finish(mut self, outcome: Result<(), StoreError>) {
-        if let Some(write) = self.write.take() {
-            guarded("telling the outcome of a write", || write.finish(outcome));
-        }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        if let Some(write) = self.write.take() {
-            guarded("telling that a write was dropped", || write.finish(Err(StoreError::Closed)));
-        }
-    }
-}
-
-/// What travels to the writer.
-pub(super) enum Message {
-    /// Something to write.
-    Write(Job),
-    /// Finish what is queued and what still holds a place in the queue, then end.
-    Close,
-}
-
-/// Runs code of others; a panic in it is logged and goes no further.
-fn guarded(what: &'static str, run: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(run)).is_err() {
-        tracing::error!("{what} panicked");
-    }
-}
 
 /// Why a transaction was rolled back.
 struct Failed {
@@ -178,17 +51,21 @@ pub(super) struct Writer {
     queue: Receiver<Message>,
     observer: Arc<dyn StoreObserver>,
     next_seq: HashMap<SessionId, i64>,
+    /// Writes that the database has not taken yet. Once there are half as many as the queue has places, nothing
+    /// more is taken out of it.
     kept: Vec<Job>,
     max_kept: usize,
+    patience: Duration,
     retry: Duration,
     timer: Runtime,
 }
 
 impl Writer {
-    /// Connects. Blocks.
+    /// Connects. Blocks. Who waits for a kept write is told after `patience` that it is not durable.
     pub(super) fn new(
         url: DatabaseUrl,
         queue: Receiver<Message>,
+        patience: Duration,
         observer: Arc<dyn StoreObserver>,
     ) -> Result<Self, StoreError> {
         let connection = url.connect(Purpose::Write)?;
@@ -202,6 +79,7 @@ impl Writer {
             observer,
             next_seq: HashMap::new(),
             kept: Vec::new(),
+            patience,
             retry: FIRST_RETRY,
             timer,
         })
@@ -223,16 +101,16 @@ impl Writer {
     fn next_batch(&mut self) -> Option<Vec<Job>> {
         let first = if self.kept.is_empty() {
             Some(self.queue.blocking_recv()?)
+        } else if self.kept.len() >= self.max_kept / 2 {
+            // What more comes stays in the queue, which refuses new work at once and makes agents wait.
+            self.pause();
+            return Some(std::mem::take(&mut self.kept));
         } else {
             match self.timer.block_on(async { tokio::time::timeout(self.retry, self.queue.recv()).await }) {
                 Ok(Some(message)) => Some(message),
                 Ok(None) => {
                     // Closed: nothing paces the retries but this.
-                    #[expect(
-                        clippy::disallowed_methods,
-                        reason = "a thread of its own, which has nothing else to do"
-                    )]
-                    std::thread::sleep(self.retry);
+                    self.pause();
                     None
                 }
                 Err(_) => None,
@@ -243,12 +121,18 @@ impl Writer {
         let mut next = first;
         while let Some(message) = next {
             match message {
-                Message::Write(job) => batch.push(job),
+                // One that was withdrawn in the queue is dropped here.
+                Message::Write(job) => batch.extend(job.claim()),
                 Message::Close => self.queue.close(),
             }
             next = if batch.len() < full { self.queue.try_recv().ok() } else { None };
         }
         Some(batch)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a thread of its own, which has nothing else to do")]
+    fn pause(&self) {
+        std::thread::sleep(self.retry);
     }
 
     fn write(&mut self, mut batch: Vec<Job>) {
@@ -317,21 +201,24 @@ impl Writer {
     fn give_up(&mut self, jobs: Vec<Job>, error: &StoreError) {
         self.retry = if self.retry < LAST_RETRY { self.retry * 2 } else { LAST_RETRY };
         let mut failed = 0;
-        for job in jobs {
+        for mut job in jobs {
+            let late = job.queued.elapsed() >= self.patience;
             let keep = matches!(error, StoreError::Unavailable(_))
                 && job.outage == Outage::Keep
-                && job.queued.elapsed() < PATIENCE
-                && self.kept.len() < self.max_kept;
+                && self.kept.len() < self.max_kept
+                // Once the store is closed, somebody waits for the end of it.
+                && !(late && self.queue.is_closed());
+            if late || !keep {
+                if !matches!(error, StoreError::Conflict(_)) && !job.is_told() {
+                    failed += 1;
+                    let observer = &self.observer;
+                    guarded("observing a failure", || observer.on_failure());
+                }
+                job.tell(Err(error.clone()));
+            }
             if keep {
                 self.kept.push(job);
-                continue;
             }
-            if !matches!(error, StoreError::Conflict(_)) {
-                failed += 1;
-                let observer = &self.observer;
-                guarded("observing a failure", || observer.on_failure());
-            }
-            job.finish(Err(error.clone()));
         }
         if failed > 0 || !self.kept.is_empty() {
             tracing::error!(%error, failed, kept = self.kept.len(), "the database did not take writes");
@@ -340,8 +227,12 @@ impl Writer {
 }
 
 fn finish_all(jobs: Vec<Job>) {
-    for job in jobs {
-        job.finish(Ok(()));
+    let late = jobs.iter().filter(|job| job.is_told()).count();
+    if late > 0 {
+        tracing::warn!(late, "writes that were told as not durable are on disk now");
+    }
+    for mut job in jobs {
+        job.tell(Ok(()));
     }
 }
 
@@ -354,9 +245,8 @@ fn transact(
     connection.begin_write().map_err(|cause| (StoreError::from(cause), false))?;
     let mut rows = 0;
     for job in jobs.iter_mut() {
-        let Some(write) = &mut job.write else { continue };
         let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt: job.in_doubt };
-        match catch_unwind(AssertUnwindSafe(|| write.run(&mut tx))) {
+        match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
             Ok(Ok(())) => rows += tx.rows,
             Ok(Err(error)) => return Err((error, true)),
             Err(_) => return Err((StoreError::Corrupt("a write panicked".into()), true)),

@@ -91,6 +91,8 @@ labels! {
         Handshake = "handshake",
         /// The agent did not confirm a cancel.
         Cancel = "cancel",
+        /// The session's actor did not answer any more.
+        Stuck = "stuck",
     }
 }
 

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, process_collector::ProcessCollector,
+    Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    process_collector::ProcessCollector,
 };
 
 use super::{
@@ -58,6 +59,8 @@ struct All {
     http_duration: Family<HttpMethod, Histogram>,
     event_subscribers: IntGauge,
     slow_readers: IntCounter,
+    arbiters: Arbiters,
+    sessions_expired: IntCounter,
 }
 
 #[derive(Debug)]
@@ -85,6 +88,27 @@ impl Writer {
             rows: make.counter("lumilink_writer_rows_total", "Writes that were committed.")?,
             commits: make.counter("lumilink_writer_commits_total", "Transactions that were committed.")?,
             failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Arbiters {
+    stalls: IntCounter,
+    lag: Gauge,
+}
+
+impl Arbiters {
+    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            stalls: make.counter(
+                "lumilink_arbiter_stalls_total",
+                "How often a thread that runs sessions stood still for 5 s.",
+            )?,
+            lag: make.real_gauge(
+                "lumilink_arbiter_lag_seconds",
+                "By how much the slowest thread that runs sessions is late with its sign of life.",
+            )?,
         })
     }
 }
@@ -156,6 +180,11 @@ impl All {
             slow_readers: make.counter(
                 "lumilink_slow_readers_total",
                 "Readers of event streams that were let go because they did not keep up.",
+            )?,
+            arbiters: Arbiters::new(&make)?,
+            sessions_expired: make.counter(
+                "lumilink_sessions_expired_total",
+                "Hibernated sessions that expired, because nobody used them.",
             )?,
             registry,
         })
@@ -317,6 +346,21 @@ impl Metrics {
     /// A reader was let go because it did not keep up. It also leaves.
     pub fn slow_reader(&self) {
         self.all.slow_readers.inc();
+    }
+
+    /// A thread that runs sessions stands still.
+    pub fn arbiter_stalled(&self) {
+        self.all.arbiters.stalls.inc();
+    }
+
+    /// The slowest thread that runs sessions is so late with its sign of life.
+    pub fn arbiter_lag(&self, lag: Duration) {
+        self.all.arbiters.lag.set(lag.as_secs_f64());
+    }
+
+    /// So many hibernated sessions expired.
+    pub fn sessions_expired(&self, sessions: usize) {
+        self.all.sessions_expired.inc_by(sessions as u64);
     }
 
     /// Everything in the text format of Prometheus ([`TEXT_FORMAT`]). Reads `/proc`, which takes some tens

@@ -1,10 +1,11 @@
-//! Metrics, logs and the clock.
+//! Metrics, logs, the clock, and the watchdog.
 //!
 //! Invariant: metric names and the metrics library stand here alone, nothing is global but the log, and no
 //! label carries an id.
 
 pub mod clock;
 mod family;
+pub mod heartbeats;
 pub mod labels;
 pub mod logging;
 pub mod metrics;

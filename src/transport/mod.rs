@@ -29,6 +29,8 @@ mod carrier;
 mod control_group;
 #[cfg(test)]
 pub mod fake;
+#[cfg(test)]
+mod frame_fuzz;
 mod group_watch;
 mod line;
 mod orphans;

@@ -85,6 +85,46 @@ fn a_session_that_is_not_used_expires_and_can_be_loaded() {
 }
 
 #[test]
+fn an_expiry_is_announced_once_and_everyone_agrees_before_and_after() {
+    let start = || Program::builder().set("session.idle_timeout_s", 1).set("session.max_age_s", 5);
+    let program = start().start();
+    let (session, busy) = (program.api.open("ws"), program.api.open("ws"));
+    session.completes("echo a");
+    // Longer than both limits together: a turn is never touched.
+    let (prompt_id, mut stream) = busy.is_busy_with("ticks 40 200");
+    let listed = |state: &str| {
+        let answer = program.api.get(&format!("/acp/sessions?installationId=tenant-1&state={state}")).expect(200);
+        answer["items"].as_array().expect("a list").iter().any(|it| it["sessionId"] == json!(session.id))
+    };
+    session.becomes("hibernated");
+    assert!(listed("hibernated") && !listed("expired"));
+    let mut seen = Vec::new();
+    eventually("it is announced", || {
+        seen.push((session.state()["state"] == "expired", listed("expired")));
+        program.metrics().sum("lumilink_sessions_expired_total", &[]) == 1.0
+    });
+    assert!(
+        seen.iter().all(|(shown, listed)| !shown || *listed),
+        "who looked at it knew what the list knows: {seen:?}"
+    );
+    assert!(listed("expired") && !listed("hibernated"));
+    let log = program.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("session expired")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("[ACP]") && lines[0].contains(&session.id), "{lines:?}");
+    assert_eq!(busy.state()["state"], "running", "in the middle of its turn");
+    stream.rest();
+    assert_eq!(busy.ends(&prompt_id)["state"], "completed");
+    // It is written down: a start that would let it sleep longer knows it too.
+    let folder = program.stop();
+    let program = Program::builder().folder(&folder).start();
+    let again = crate::harness::Session { api: program.api.clone(), ..session };
+    assert_eq!(again.state()["state"], "expired");
+    again.prompt("echo b").problem(409, "session_not_loaded");
+    again.post("load", json!({})).expect(200);
+    assert_eq!(again.says("echo b"), "b");
+}
+
+#[test]
 fn a_turn_is_never_cut_short_by_the_idle_timeout() {
     let program = Program::builder().set("session.idle_timeout_s", 1).start();
     let session = program.api.open("ws");

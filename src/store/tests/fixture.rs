@@ -101,7 +101,13 @@ impl TestDatabase {
     }
 
     pub(super) fn options(&self) -> StoreOptions {
-        StoreOptions { url: self.url(), readers: 4, write_queue: 1024, observer: self.seen.clone() }
+        StoreOptions {
+            url: self.url(),
+            readers: 4,
+            write_queue: 1024,
+            patience: DEADLINE,
+            observer: self.seen.clone(),
+        }
     }
 
     pub(super) fn open(&self) -> Store {

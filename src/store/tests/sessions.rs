@@ -15,6 +15,31 @@ use crate::{
 };
 
 both_databases! {
+    async fn what_hibernates_expires_once_at_its_age_and_nothing_else_does(database: TestDatabase) {
+        let store = database.open();
+        let (age, second) = (std::time::Duration::from_secs(60), 1_000_000);
+        let mut ids = Vec::new();
+        for state in SessionState::ALL {
+            for used in [0, 1, 30 * second] {
+                let new = NewSession { state, ..new_session(used) };
+                ids.push((new.session_id, state, used));
+                store.create_session(new).await.unwrap();
+            }
+        }
+        // One at a time, the one first that waits longest; the second is due a microsecond later.
+        let expired = store.expire_sessions(at(60 * second), age, 1).await.unwrap();
+        assert_eq!(expired.iter().map(|it| it.last_used).collect::<Vec<_>>(), [at(0)]);
+        assert_eq!(store.expire_sessions(at(60 * second), age, 9).await.unwrap(), []);
+        assert_eq!(store.expire_sessions(at(60 * second + 1), age, 9).await.unwrap().len(), 1);
+        assert_eq!(store.expire_sessions(at(60 * second + 1), age, 9).await.unwrap(), []);
+        for (id, state, used) in ids {
+            let row = store.session(id).await.unwrap().unwrap();
+            let expires = state == SessionState::Hibernated && used < second;
+            assert_eq!(row.state, if expires { SessionState::Expired } else { state });
+            assert_eq!(row.last_used, at(used), "that it expired is no use of it");
+        }
+    }
+
     async fn a_session_comes_back_as_it_was_opened(database: TestDatabase) {
         let store = database.open();
         let new = new_session(5);

@@ -145,6 +145,21 @@ both_databases! {
         store.create_session(new_session(5)).await.unwrap();
     }
 
+    async fn an_end_that_is_told_as_not_durable_is_written_when_the_database_is_back(database: TestDatabase) {
+        let patience = std::time::Duration::from_millis(1);
+        let store = Store::open(StoreOptions { patience, ..database.options() }).unwrap();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        let outage = database.take_down();
+        let told = end(&store, turn_end(session, prompt, 3)).await;
+        assert!(matches!(told, Err(StoreError::Unavailable(_))), "{told:?}");
+        drop(outage);
+        until("the end", async || store.prompt(prompt).await.is_ok_and(|row| row.unwrap().ended == Some(at(3)))).await;
+        assert_eq!(texts(&store, session).await, ["fix it", "done"]);
+    }
+
     async fn closing_finishes_what_is_queued_and_what_holds_a_place(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;

@@ -6,6 +6,8 @@ pub mod acp_schema;
 pub mod agents;
 pub mod api;
 pub mod contract;
+pub mod disk;
+pub mod gate;
 pub mod hostile;
 pub mod metrics;
 pub mod postgres;

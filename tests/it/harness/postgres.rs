@@ -26,6 +26,21 @@ impl PostgresDatabase {
         url.to_string()
     }
 
+    /// Where its server is.
+    pub fn server(&self) -> std::net::SocketAddr {
+        let url = url::Url::parse(&self.maintenance).expect("LUMILINK_TEST_POSTGRES is a URL");
+        let found = url.socket_addrs(|| Some(5432)).expect("the server's name is known");
+        *found.first().expect("it has an address")
+    }
+
+    /// Its URL for those who reach its server at another address.
+    pub fn url_at(&self, address: std::net::SocketAddr) -> String {
+        let mut url = url::Url::parse(&self.url()).expect("a URL");
+        url.set_ip_host(address.ip()).expect("a host");
+        url.set_port(Some(address.port())).expect("a port");
+        url.to_string()
+    }
+
     fn execute(&self, sql: &str) {
         use diesel::{Connection, PgConnection, RunQueryDsl};
         let mut connection = PgConnection::establish(&self.maintenance).expect("the PostgreSQL server answers");

@@ -40,9 +40,21 @@ pub struct Process {
 impl Process {
     /// Starts the program with these arguments, its log and output beside its data, HOME in the folder.
     pub fn start(name: &str, folder: &Folder, arguments: &[String], env: &[(String, String)]) -> Self {
+        Self::start_with(name, folder, arguments, env, |_| {})
+    }
+
+    /// [`Process::start`], with a last word about how.
+    pub fn start_with(
+        name: &str,
+        folder: &Folder,
+        arguments: &[String],
+        env: &[(String, String)],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let log = folder.path().join(format!("{name}-{}.log", uuid::Uuid::new_v4().simple()));
         let stderr = fs::File::create(&log).expect("a log file");
-        let child = Command::new(lumilink())
+        let mut command = Command::new(lumilink());
+        command
             .args(arguments)
             .envs(env.iter().map(|(name, value)| (name.as_str(), value.as_str())))
             .env("HOME", folder.path())
@@ -50,9 +62,9 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
-            .process_group(0)
-            .spawn()
-            .expect("the program starts");
+            .process_group(0);
+        prepare(&mut command);
+        let child = command.spawn().expect("the program starts");
         Self { child, log }
     }
 

@@ -3,8 +3,8 @@
 use std::{fs, net::SocketAddr, time::Duration};
 
 use super::{
-    Api, DEADLINE, Value, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes, proxy::Proxy,
-    wait_for,
+    Api, DEADLINE, Value, disk::Disk, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes,
+    proxy::Proxy, wait_for,
 };
 pub use super::{
     postgres::PostgresDatabase,
@@ -27,6 +27,7 @@ pub struct Builder {
     postgres: Option<PostgresDatabase>,
     separate_runtime: Option<String>,
     behind_proxy: bool,
+    disk: Option<Disk>,
 }
 
 impl Builder {
@@ -85,6 +86,12 @@ impl Builder {
         self.separate_runtime("runtime-token-0123456789")
     }
 
+    /// Keeps its data on a disk that can be full.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(mut self) -> Program {
         let (mut runtime, mut runtime_url, mut proxy) = (None, None, None);
@@ -129,7 +136,12 @@ impl Builder {
             arguments.extend(["--config".into(), file.display().to_string()]);
         }
         arguments.extend(self.setting_arguments());
-        let mut process = Process::start("serve", &self.folder, &arguments, &self.env);
+        let prepare = |command: &mut std::process::Command| {
+            if let Some(disk) = self.disk {
+                disk.prepare(&self.folder, command);
+            }
+        };
+        let mut process = Process::start_with("serve", &self.folder, &arguments, &self.env, prepare);
         let announced: Value = wait_for(DEADLINE, "the program announces its address", || {
             process.assert_running();
             serde_json::from_str(&fs::read_to_string(&announce).ok()?).ok()
@@ -201,6 +213,7 @@ impl Program {
             postgres: None,
             separate_runtime: None,
             behind_proxy: false,
+            disk: None,
         }
     }
 

@@ -1,0 +1,179 @@
+//! One write on its way through the queue: what it does, who is told, and what an outage means to it.
+//!
+//! Whatever becomes of it, whoever asked is told exactly once.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use super::{StoreError, connection::AnyConnection};
+use crate::domain::ids::SessionId;
+
+/// Sessions whose next transcript number is remembered; beyond that all are forgotten and read again. The
+/// mission's 1,000 live sessions four times over, at about 40 bytes each.
+const MAX_REMEMBERED: usize = 4096;
+
+/// What a write sees of the transaction that it is part of.
+pub(super) struct WriteTx<'a> {
+    /// The connection, with the transaction open.
+    pub(super) connection: &'a mut AnyConnection,
+    /// Next transcript number of sessions that wrote lately.
+    pub(super) next_seq: &'a mut HashMap<SessionId, i64>,
+    /// Rows written so far.
+    pub(super) rows: usize,
+    /// Whether this write may have been committed before: the connection broke during the commit.
+    pub(super) in_doubt: bool,
+}
+
+impl WriteTx<'_> {
+    /// Takes `count` transcript numbers of a session, and gives the first; `read_last` reads the last
+    /// number in use, where it is not remembered.
+    pub(super) fn take_seqs(
+        &mut self,
+        session: SessionId,
+        count: usize,
+        read_last: impl FnOnce(&mut AnyConnection) -> diesel::QueryResult<Option<i64>>,
+    ) -> diesel::QueryResult<i64> {
+        let first = match self.next_seq.get(&session) {
+            Some(next) => *next,
+            None => read_last(self.connection)?.unwrap_or(0) + 1,
+        };
+        if self.next_seq.len() >= MAX_REMEMBERED {
+            self.next_seq.clear();
+        }
+        self.next_seq.insert(session, first.saturating_add(i64::try_from(count).unwrap_or(i64::MAX)));
+        Ok(first)
+    }
+}
+
+/// One write, of whatever answer.
+trait Write: Send {
+    /// Writes; may be called again after a rollback.
+    fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError>;
+    /// Tells whoever asked; the first time counts.
+    fn tell(&mut self, outcome: Result<(), StoreError>);
+}
+
+struct Task<T, Run, Done> {
+    run: Run,
+    answer: Option<T>,
+    done: Option<Done>,
+}
+
+impl<T, Run, Done> Write for Task<T, Run, Done>
+where
+    T: Send,
+    Run: FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send,
+    Done: FnOnce(Result<T, StoreError>) + Send,
+{
+    fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        self.answer = Some((self.run)(tx)?);
+        Ok(())
+    }
+
+    fn tell(&mut self, outcome: Result<(), StoreError>) {
+        if let Some(done) = self.done.take() {
+            done(outcome.and_then(|()| self.answer.take().ok_or(StoreError::Closed)));
+        }
+    }
+}
+
+/// What to do with a write while the database is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outage {
+    /// Refuse it: it is new work.
+    Refuse,
+    /// Keep it until it is written: it records what has happened.
+    Keep,
+}
+
+/// Says who was first: the writer, which takes a write out of the queue, or the caller, who no longer wants it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// Takes it; `false` where the other one was first.
+    pub(super) fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
+/// A queued write.
+pub(super) struct Job {
+    write: Box<dyn Write>,
+    claim: Claim,
+    told: bool,
+    /// Since when it waits.
+    pub(super) queued: Instant,
+    /// What an outage means to it.
+    pub(super) outage: Outage,
+    /// Whether it may have been committed already.
+    pub(super) in_doubt: bool,
+}
+
+impl Job {
+    /// `run` writes, and may be called again after a rollback; `done` is told after the commit, on the
+    /// writer's thread.
+    pub(super) fn new<T: Send + 'static>(
+        outage: Outage,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) -> Self {
+        let write = Box::new(Task { run, answer: None, done: Some(done) });
+        Self { write, claim: Claim::default(), told: false, queued: Instant::now(), outage, in_doubt: false }
+    }
+
+    /// By which it can be withdrawn as long as it waits.
+    pub(super) fn claim_of(&self) -> Claim {
+        self.claim.clone()
+    }
+
+    /// Takes it out of the queue; nothing where it was withdrawn.
+    pub(super) fn claim(self) -> Option<Self> {
+        self.claim.take().then_some(self)
+    }
+
+    /// Writes.
+    pub(super) fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        self.write.run(tx)
+    }
+
+    /// Whether whoever asked knows already.
+    pub(super) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// Tells whoever asked, unless that has been done.
+    pub(super) fn tell(&mut self, outcome: Result<(), StoreError>) {
+        if !std::mem::replace(&mut self.told, true) {
+            guarded("telling the outcome of a write", || self.write.tell(outcome));
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.tell(Err(StoreError::Closed));
+    }
+}
+
+/// What travels to the writer.
+pub(super) enum Message {
+    /// Something to write.
+    Write(Job),
+    /// Finish what is queued and what still holds a place in the queue, then end.
+    Close,
+}
+
+/// Runs code of others; a panic in it is logged and goes no further.
+pub(super) fn guarded(what: &'static str, run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        tracing::error!("{what} panicked");
+    }
+}

@@ -1,0 +1,232 @@
+//! Watches the threads that run actors, from a thread of its own that nothing of theirs can hold up.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use super::Metrics;
+use crate::domain::heartbeat::{Finding, HeartbeatLimits};
+
+/// The watched threads. Clones are the same; the watchdog ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct Heartbeats {
+    shared: Arc<Shared>,
+    /// Dropped to end the watchdog.
+    _stop: SyncSender<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limits: HeartbeatLimits,
+    metrics: Metrics,
+    begin: Instant,
+    /// As many as there are threads that run actors.
+    hearts: Mutex<Vec<Arc<Heart>>>,
+    is_alive: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Heart {
+    thread: String,
+    /// Milliseconds after `begin`.
+    last_ms: AtomicU64,
+    is_stalled: AtomicBool,
+}
+
+/// One watched thread, as it holds itself. Dropped, it is not watched any more.
+#[derive(Debug)]
+pub struct Heartbeat {
+    heart: Arc<Heart>,
+    shared: Arc<Shared>,
+}
+
+impl Heartbeats {
+    /// Starts the watchdog.
+    ///
+    /// # Errors
+    /// Where the system gives no thread for it.
+    pub fn watch(limits: HeartbeatLimits, metrics: Metrics) -> io::Result<Self> {
+        let shared = Shared {
+            limits,
+            metrics,
+            begin: Instant::now(),
+            hearts: Mutex::default(),
+            is_alive: AtomicBool::new(true),
+        };
+        let shared = Arc::new(shared);
+        let (stop, stopped) = sync_channel(1);
+        let watched = shared.clone();
+        std::thread::Builder::new().name("watchdog".into()).spawn(move || watched.watch(&stopped))?;
+        Ok(Self { shared, _stop: stop })
+    }
+
+    /// Begins to watch the thread that calls, which has to beat from now on.
+    pub fn join(&self) -> Heartbeat {
+        let thread = std::thread::current();
+        let heart = Heart {
+            thread: thread.name().unwrap_or("unnamed").to_owned(),
+            last_ms: AtomicU64::new(self.shared.now_ms()),
+            is_stalled: AtomicBool::new(false),
+        };
+        let heart = Arc::new(heart);
+        self.shared.hearts().push(heart.clone());
+        Heartbeat { heart, shared: self.shared.clone() }
+    }
+
+    /// How often threads have to beat.
+    pub fn every(&self) -> Duration {
+        self.shared.limits.every
+    }
+
+    /// Whether the process can help itself, as the last look found it.
+    pub fn is_alive(&self) -> bool {
+        self.shared.is_alive.load(Ordering::Acquire)
+    }
+}
+
+impl Heartbeat {
+    /// Says that the thread runs.
+    pub fn beat(&self) {
+        self.heart.last_ms.store(self.shared.now_ms(), Ordering::Release);
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.shared.hearts().retain(|heart| !Arc::ptr_eq(heart, &self.heart));
+    }
+}
+
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn hearts(&self) -> MutexGuard<'_, Vec<Arc<Heart>>> {
+        self.hearts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch(&self, stopped: &Receiver<()>) {
+        let mut looked = Instant::now();
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(self.limits.every) {
+            let was_stopped = self.limits.was_stopped(looked.elapsed());
+            looked = Instant::now();
+            if !was_stopped {
+                self.look();
+            }
+        }
+    }
+
+    fn look(&self) {
+        let hearts = self.hearts().clone();
+        let mut lags = Vec::with_capacity(hearts.len());
+        for heart in hearts {
+            let since_beat = self.now_ms().saturating_sub(heart.last_ms.load(Ordering::Acquire));
+            let lag = self.limits.lag(Duration::from_millis(since_beat));
+            lags.push(lag);
+            let was_stalled = heart.is_stalled.load(Ordering::Acquire);
+            match self.limits.look(was_stalled, lag) {
+                Finding::Beats | Finding::StillStalled => continue,
+                Finding::Stalled => {
+                    self.metrics.arbiter_stalled();
+                    tracing::error!(
+                        marker = "[ACP]",
+                        thread = heart.thread,
+                        lag_s = lag.as_secs_f64(),
+                        "a thread that runs sessions stands still, and so do its sessions"
+                    );
+                }
+                Finding::Recovered => {
+                    tracing::warn!(marker = "[ACP]", thread = heart.thread, "a thread that stood still runs again");
+                }
+            }
+            heart.is_stalled.store(!was_stalled, Ordering::Release);
+        }
+        self.metrics.arbiter_lag(lags.iter().copied().max().unwrap_or_default());
+        self.is_alive.store(self.limits.is_alive(&lags), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeartbeatLimits = HeartbeatLimits {
+        every: Duration::from_millis(20),
+        stalled_after: Duration::from_millis(400),
+        dead_after: Duration::from_millis(1500),
+    };
+
+    fn value(metrics: &Metrics, name: &str) -> f64 {
+        let text = metrics.render().unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap()
+    }
+
+    fn until(what: &str, is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// A thread that beats as long as it is not told to stand still; the sender lets it go on.
+    fn thread_that_beats(beats: &Heartbeats) -> (SyncSender<Receiver<()>>, std::thread::JoinHandle<()>) {
+        let (hold, held) = sync_channel::<Receiver<()>>(0);
+        let beats = beats.clone();
+        let thread = std::thread::spawn(move || {
+            let beat = beats.join();
+            loop {
+                match held.recv_timeout(beats.every()) {
+                    Ok(release) => drop(release.recv()),
+                    Err(RecvTimeoutError::Timeout) => beat.beat(),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        });
+        (hold, thread)
+    }
+
+    #[test]
+    fn a_thread_that_stands_still_is_told_once_and_recovers_by_itself() {
+        let metrics = Metrics::new("test", None).unwrap();
+        let beats = Heartbeats::watch(LIMITS, metrics.clone()).unwrap();
+        let ((one, one_thread), (other, other_thread)) = (thread_that_beats(&beats), thread_that_beats(&beats));
+        until("both are watched", || beats.shared.hearts().len() == 2);
+        let (release, released) = sync_channel(1);
+        one.send(released).unwrap();
+        until("the stall is seen", || value(&metrics, "lumilink_arbiter_stalls_total") == 1.0);
+        assert!(value(&metrics, "lumilink_arbiter_lag_seconds") >= 0.4);
+        assert!(beats.is_alive(), "the other one works, and it may come back");
+        until("it has lasted too long", || !beats.is_alive());
+        release.send(()).unwrap();
+        until("it is back", || beats.is_alive() && value(&metrics, "lumilink_arbiter_lag_seconds") < 0.4);
+        assert_eq!(value(&metrics, "lumilink_arbiter_stalls_total"), 1.0);
+        drop((one, other));
+        one_thread.join().unwrap();
+        other_thread.join().unwrap();
+        assert!(beats.shared.hearts().is_empty(), "who has ended is not waited for");
+        assert!(beats.is_alive());
+    }
+
+    #[test]
+    fn nothing_works_when_all_threads_stand_still() {
+        let limits = HeartbeatLimits { dead_after: Duration::from_secs(3600), ..LIMITS };
+        let beats = Heartbeats::watch(limits, Metrics::new("test", None).unwrap()).unwrap();
+        let (hold, thread) = thread_that_beats(&beats);
+        until("it is watched", || beats.shared.hearts().len() == 1);
+        let (release, released) = sync_channel(1);
+        hold.send(released).unwrap();
+        until("the only one stands still", || !beats.is_alive());
+        release.send(()).unwrap();
+        until("it is back", || beats.is_alive());
+        drop(hold);
+        thread.join().unwrap();
+    }
+}
