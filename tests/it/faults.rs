@@ -544,7 +544,11 @@ struct Rounds {
 impl Rounds {
     fn run(&mut self, until: Instant, kills: bool, silent: bool, stage: &mut Stage<'_>) {
         while Instant::now() < until {
-            let fault = Fault::draw(stage.dice, kills, silent);
+            // A short run has each kill too.
+            let fault = match Fault::KILLS.get(self.count) {
+                Some(kill) if kills => *kill,
+                _ => Fault::draw(stage.dice, kills, silent),
+            };
             // It hits at any place of a turn.
             outage(stage.dice.millis(200));
             let begin = Instant::now();
