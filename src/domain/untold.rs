@@ -73,6 +73,11 @@ impl Untold {
         self.told.seq
     }
 
+    /// What was told may not have arrived: as if nothing had been.
+    pub fn tell_again(&mut self) {
+        self.told = Mark::default();
+    }
+
     /// Whether what is settled and untold is worth a message of its own.
     pub fn is_due(&self) -> bool {
         self.is_much(self.settled)
@@ -139,5 +144,8 @@ mod tests {
         untold.settle(600);
         assert!(untold.is_due());
         assert_eq!(untold.tell(), 600);
+        assert!(!untold.is_due());
+        untold.tell_again();
+        assert!(untold.is_due(), "it may have been lost");
     }
 }

@@ -4,7 +4,7 @@
 //! The actor is polled only while the client reads, and it takes the agent's messages from a bounded pipe:
 //! a client that does not read makes the agent wait, not this process grow.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, SpawnHandle, StreamHandler, WrapFuture};
 use actix_web::{
@@ -64,8 +64,7 @@ pub fn accept(
             (id, State::Returning(attachment, resumed))
         }
     };
-    let frame_bytes = settings.frame_bytes;
-    let pulse = Pulse::new(settings.heartbeats, Instant::now());
+    let (frame_bytes, pulse) = (settings.frame_bytes, Pulse::new(settings.heartbeats, Instant::now()));
     let socket = AcpSocket { settings, connection, state, fragments: Fragments::default(), pulse };
     let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(frame_bytes).start();
     let mut response = response.map_err(no_upgrade)?;
@@ -163,8 +162,9 @@ impl StreamHandler<Said> for AcpSocket {
     fn handle(&mut self, said: Said, ctx: &mut Ctx) {
         match said {
             Said::Text(text) => ctx.text(text),
-            Said::Parted(parting) => self.on_agent_gone(&parting, ctx),
+            Said::Parted(parting) => self.on_agent_gone(parting, ctx),
             Said::Over(code, why) => self.close(code, why, Agent::Waits, ctx),
+            Said::LetGo => self.leave(ctx),
         }
     }
 
@@ -279,8 +279,7 @@ impl AcpSocket {
         let prompt = match jsonrpc::parse(&text) {
             Err(cause) => return self.refuse(seq, &RequestId::Null, &handshake::unreadable(&cause), ctx),
             Ok(Message::Request { id, method, .. }) if method == agent_method::INITIALIZE => {
-                let error = RpcError::new(jsonrpc::INVALID_REQUEST, "the connection is initialized already");
-                return self.refuse(seq, &id, &error, ctx);
+                return self.refuse(seq, &id, &handshake::already(), ctx);
             }
             Ok(Message::Request { id, method, params }) if handshake::begins_session(&method) => {
                 return self.on_session(seq, id, params, text.clone().into_owned(), ctx);
@@ -363,8 +362,8 @@ impl AcpSocket {
 
     fn connect(&mut self, attachment: Attachment, received: u64, ctx: &mut Ctx) {
         let agent_stream = ctx.add_stream(attachment.told_after(received));
-        let workplace = attachment.workplace().clone();
-        self.state = State::Connected(Connected { line: AgentLine::Numbered(attachment), workplace, agent_stream });
+        let (workplace, line) = (attachment.workplace().clone(), AgentLine::Numbered(attachment));
+        self.state = State::Connected(Connected { line, workplace, agent_stream });
     }
 
     /// Passes a session's beginning on when its folder is allowed.
@@ -386,13 +385,17 @@ impl AcpSocket {
         }));
     }
 
-    fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
-        let Parting { exited, why, .. } = parting;
+    fn on_agent_gone(&mut self, parting: Arc<Parting>, ctx: &mut Ctx) {
+        let Parting { exited, why, .. } = &*parting;
         tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent gone");
-        if let State::Connected(Connected { line: AgentLine::Plain(_), .. }) = self.state {
+        if let State::Connected(Connected { line: AgentLine::Numbered(_), .. }) = self.state {
+            // What the client has not settled is kept, so it gets the time to say that it needs nothing more.
+            ctx.run_later(CLOSE_WAIT, move |socket, ctx| {
+                socket.close(close_code::AGENT_ENDED, &parting.why, Agent::Waits, ctx);
+            });
+        } else {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
+            self.close(close_code::AGENT_ENDED, why, Agent::Ends, ctx);
         }
-        // What the client has not written down is kept a while, though nothing more comes.
-        self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
     }
 }

@@ -122,7 +122,7 @@ impl Attachment {
                 Err(SendError::Full) => return Err(SendError::Full),
             }
         }
-        state.take_in(seq, bytes, self.conversation.retention);
+        state.take_in(seq, bytes);
         if let Some((prompt_id, call)) = prompt {
             state.prompt = Some(ResumedPrompt { prompt_id, call, after: state.outbox.last() });
         }
@@ -143,7 +143,7 @@ impl Attachment {
         if state.outbox.is_full() {
             return Err(SendError::Full);
         }
-        state.take_in(seq, 0, self.conversation.retention);
+        state.take_in(seq, 0);
         state.keep(answer);
         state.wake();
         Ok(())
@@ -202,7 +202,7 @@ impl Stream for Told {
                 pace.took(text.len());
                 return Poll::Ready(Some(Said::Text(text)));
             }
-            if state.untold.is_much(conversation.retention) {
+            if state.untold.is_much() {
                 state.untold = Untold::default();
                 let numbers = Numbers { seq: 0, ack: state.inbox.last() };
                 let nothing = format!(r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}"}}"#);
@@ -230,6 +230,6 @@ fn end_of(state: &State, generation: u64) -> Option<Said> {
     }
     match state.client {
         Client::Here { .. } => None,
-        Client::Away { .. } => Some(Said::Over(close_code::GOING_AWAY, "nothing was heard for too long")),
+        Client::Away { .. } => Some(Said::LetGo),
     }
 }

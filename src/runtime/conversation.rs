@@ -35,6 +35,11 @@ pub struct Retention {
     pub bytes: usize,
 }
 
+/// Messages of a client after which they are acknowledged even if there is nothing else to say.
+const UNTOLD_MESSAGES: usize = 16;
+/// The same in bytes.
+const UNTOLD_BYTES: usize = 16 * 1024;
+
 /// The number of the socket with which a conversation begins.
 pub const FIRST_SOCKET: u64 = 0;
 
@@ -107,11 +112,11 @@ impl State {
         self.outbox.push(message, bytes);
     }
 
-    pub(super) fn take_in(&mut self, seq: u64, bytes: usize, retention: Retention) {
+    pub(super) fn take_in(&mut self, seq: u64, bytes: usize) {
         self.inbox.arrive(seq);
         self.untold.messages += 1;
         self.untold.bytes += bytes;
-        if self.untold.is_much(retention) {
+        if self.untold.is_much() {
             self.wake();
         }
     }
@@ -140,10 +145,10 @@ impl State {
 }
 
 impl Untold {
-    /// A quarter of what a client may keep: an agent that says nothing for long must not make it wait, and one that
-    /// talks never gets here.
-    pub(super) fn is_much(&self, retention: Retention) -> bool {
-        self.messages > retention.frames / 4 || self.bytes > retention.bytes / 4
+    /// Far less than a client may keep, whatever its settings: an agent that says nothing for long must not make it
+    /// wait, and one that talks never gets here.
+    pub(super) fn is_much(&self) -> bool {
+        self.messages >= UNTOLD_MESSAGES || self.bytes >= UNTOLD_BYTES
     }
 }
 

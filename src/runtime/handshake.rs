@@ -102,6 +102,11 @@ pub fn first(text: &str) -> Result<(RequestId, Result<Opening, RpcError>), Refus
     }
 }
 
+/// The answer to another `initialize`.
+pub fn already() -> RpcError {
+    RpcError::new(jsonrpc::INVALID_REQUEST, "the connection is initialized already")
+}
+
 /// Whether a method's params have the folder of a session.
 pub fn begins_session(method: &str) -> bool {
     matches!(method, agent_method::SESSION_NEW | agent_method::SESSION_LOAD | agent_method::SESSION_RESUME)

@@ -405,25 +405,26 @@ async fn the_newest_prompt_is_remembered() {
     peer.say(prompt(8, json!({"other": 1}))).await;
     peer.hear().await;
     let (_, resumed) = peer.break_off().resume(&place).await;
-    assert_eq!(resumed, json!({"received": 3, "prompt": {"promptId": id, "call": 7, "after": 2}}));
+    assert_eq!(resumed, json!({"received": 3, "after": 4, "prompt": {"promptId": id, "call": 7, "after": 2}}));
 }
 
 #[actix_web::test]
 async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
     let place = place_with(|options| options.max_agents = 1).await;
     let mut peer = Peer::connected(&place).await;
-    peer.say(json!({"method": "die"})).await;
+    peer.settled = Some(1);
+    peer.say(json!({"method": "die later"})).await;
+    assert_eq!(peer.hear().await["method"], "soon");
     let broken = peer.break_off();
     until("it is dead", || place.runtime.agent_processes() == 0).await;
     let (mut peer, _) = broken.resume(&place).await;
-    peer.settled = Some(1);
     assert_eq!(peer.hear().await["params"]["last"], true);
     let end = peer.hear().await;
     assert_eq!((&end["method"], &end["params"]["exitCode"]), (&json!("_lumilink/agent_exited"), &json!(42)));
     assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
     // As long as it is not settled it can be had again.
     until("it is held", || place.runtime.held_conversations() == 1).await;
-    let broken = Broken { received: 1, ..peer.break_off() };
+    let broken = Broken { received: 2, ..peer.break_off() };
     let (mut peer, _) = broken.resume(&place).await;
     peer.hear().await;
     assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
@@ -435,10 +436,30 @@ async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
 }
 
 #[actix_web::test]
+async fn nothing_is_kept_of_a_dead_agent_for_a_client_that_needs_nothing_more() {
+    let place = place().await;
+    for says_over in [true, false] {
+        let mut peer = Peer::connected(&place).await;
+        peer.say(json!({"method": "die"})).await;
+        peer.hear().await;
+        assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
+        if says_over {
+            peer.close(close_code::NORMAL).await;
+        } else {
+            peer.acknowledge().await;
+        }
+        assert_ne!(peer.client.hear_close().await, close_code::REPLACED);
+        assert_eq!(peer.break_off().try_resume(&place).await.err(), Some(404), "{says_over}");
+        assert_eq!(place.runtime.held_conversations(), 0);
+    }
+}
+
+#[actix_web::test]
 async fn sessions_begin_and_are_refused_after_a_resume_as_before() {
     let place = place().await;
     let peer = Peer::connected(&place).await;
     let (mut peer, _) = peer.break_off().resume(&place).await;
+    peer.settled = Some(1);
     let new = |cwd: String| json!({"jsonrpc": "2.0", "id": 5, "method": "session/new", "params": {"cwd": cwd, "mcpServers": []}});
     peer.say(new("/".into())).await;
     assert_eq!(peer.hear().await["error"]["code"], -32602);
@@ -453,13 +474,13 @@ async fn sessions_begin_and_are_refused_after_a_resume_as_before() {
 
 #[actix_web::test]
 async fn a_client_of_a_quiet_agent_hears_now_and_then_what_has_arrived() {
-    let place = place_with(|options| options.retention.frames = 40).await;
+    let place = place().await;
     let mut peer = Peer::connected(&place).await;
-    for _ in 0..11 {
+    for _ in 0..16 {
         peer.say(json!({"method": "quiet"})).await;
     }
     let (numbers, message) = peer.hear_numbers().await;
-    assert_eq!((numbers, &message["method"]), (Numbers { seq: 0, ack: 11 }, &json!("_lumilink/acknowledged")));
+    assert_eq!((numbers, &message["method"]), (Numbers { seq: 0, ack: 16 }, &json!("_lumilink/acknowledged")));
     assert!(message.get("params").is_none());
 }
 

@@ -29,6 +29,7 @@ while read -r line; do
         *'"initialize"'*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"protocolVersion\":1,\"_meta\":{\"got\":$line}}}" ;;
         *'session/new'*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"sessionId\":\"s\"}}" ;;
         *'"die"'*) echo '{"method":"session/update","params":{"last":true}}'; echo oops >&2; exit 42 ;;
+        *'"die later"'*) echo '{"method":"soon"}'; sleep 0.3; echo '{"method":"session/update","params":{"last":true}}'; exit 42 ;;
         *'"garbage"'*) echo 'this is not JSON' ;;
         *'"flood"'*) while :; do echo "{\"method\":\"session/update\",\"params\":{\"x\":\"$(printf '%01000d' 0)\"}}"; done ;;
         *'"endless"'*) cat /dev/zero ;;

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::{
     Delivered, SendError,
-    pipe::{FrameReceiver, FrameSender, Incoming, LineState, Refused},
+    pipe::{CloseReason, FrameReceiver, FrameSender, Incoming, LineState, Refused},
     websocket::ResumeLimits,
 };
 use crate::{
@@ -26,10 +26,8 @@ use crate::{
 /// The session's end of a conversation, and the numbers.
 pub struct Carrier {
     outgoing: FrameReceiver,
-    incoming: FrameSender,
+    listener: Listener,
     delivered: Arc<Delivered>,
-    /// What the pipe had no room for; nothing is read while it waits.
-    waiting: Option<BoxFuture<'static, Result<(), SendError>>>,
     outbox: Outbox<Utf8Bytes>,
     inbox: Inbox,
     untold: Untold,
@@ -64,7 +62,7 @@ pub enum Outgoing {
 }
 
 impl Carrier {
-    /// Begins a conversation. Numbers are looked for only if the peer is `asked` for them.
+    /// Begins a conversation. Numbers are looked for only where there is a grace, so that the peer is asked for them.
     pub fn new(
         outgoing: FrameReceiver,
         incoming: FrameSender,
@@ -73,9 +71,8 @@ impl Carrier {
     ) -> Self {
         Self {
             outgoing,
-            incoming,
+            listener: Listener { incoming, waiting: None, next_state: None },
             delivered,
-            waiting: None,
             // The peer acknowledges by the same limits; smaller ones of our own could wait for it for ever.
             outbox: Outbox::new(limits.frames, limits.bytes, 0),
             inbox: Inbox::default(),
@@ -119,6 +116,8 @@ impl Carrier {
     pub fn resume(&mut self, received: u64) -> Result<u64, OutOfRange> {
         let from = self.outbox.resume(received)?;
         self.outbox.acknowledge(received);
+        // What was told last may have been lost.
+        self.untold.tell_again();
         Ok(from)
     }
 
@@ -202,6 +201,63 @@ impl Carrier {
     }
 
     fn deliver(&mut self, text: &str, seq: u64) -> Taken {
+        self.listener.offer(text, seq)
+    }
+
+    /// Says what the line does, after everything that came before.
+    pub fn tell_state(&mut self, state: LineState) {
+        self.listener.tell(state);
+    }
+
+    /// Whether something waits for room in the pipe, so that nothing is read.
+    pub fn is_waiting(&self) -> bool {
+        self.listener.waiting.is_some()
+    }
+
+    /// Ready when the pipe has taken everything; an error when the session does not listen any more.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        self.listener.poll_room(cx)
+    }
+
+    /// Whether the session is gone and its last words cannot be taken, since the peer acknowledges nothing.
+    pub fn is_stuck_at_the_end(&self) -> bool {
+        self.outgoing.is_abandoned() && self.outbox.is_full()
+    }
+
+    /// Ends when the session is gone; meanwhile it is told what waits. Cancel-safe.
+    pub async fn abandoned(&mut self) {
+        let Self { outgoing, listener, .. } = self;
+        let incoming = listener.incoming.clone();
+        let telling = async {
+            if std::future::poll_fn(|cx| listener.poll_room(cx)).await.is_ok() {
+                incoming.reader_gone().await;
+            }
+        };
+        tokio::select! {
+            () = telling => {}
+            () = outgoing.writers_gone() => {}
+        }
+    }
+
+    /// Says the end after everything else, and is done.
+    pub async fn close(mut self, reason: CloseReason) {
+        if std::future::poll_fn(|cx| self.listener.poll_room(cx)).await.is_ok() {
+            self.listener.incoming.close(reason).await;
+        }
+    }
+}
+
+/// The session's ear.
+struct Listener {
+    incoming: FrameSender,
+    /// What the pipe had no room for; nothing is read while it waits.
+    waiting: Option<BoxFuture<'static, Result<(), SendError>>>,
+    /// What the line did meanwhile. At most one thing: a break and its mending, both untold, are nothing.
+    next_state: Option<LineState>,
+}
+
+impl Listener {
+    fn offer(&mut self, text: &str, seq: u64) -> Taken {
         match self.incoming.offer(text.to_owned(), seq) {
             Ok(()) => {}
             Err(Refused::Full(text)) => {
@@ -213,63 +269,29 @@ impl Carrier {
         Taken::Done
     }
 
-    /// Says what the line does, after everything that came before.
-    pub fn tell_state(&mut self, state: LineState) {
-        let (incoming, earlier) = (self.incoming.clone(), self.waiting.take());
-        let telling = async move {
-            if let Some(earlier) = earlier {
-                earlier.await?;
-            }
-            incoming.tell(state).await
-        };
-        self.waiting = Some(telling.boxed());
-    }
-
-    /// Whether something waits for room in the pipe, so that nothing is read.
-    pub fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
-    }
-
-    /// Ready when the pipe has taken everything; an error when the session does not listen any more.
-    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        let Some(waiting) = &mut self.waiting else { return Poll::Ready(Ok(())) };
-        let told = std::task::ready!(waiting.poll_unpin(cx));
-        self.waiting = None;
-        Poll::Ready(told)
-    }
-
-    /// Whether the session is gone and its last words cannot be taken, since the peer acknowledges nothing.
-    pub fn is_stuck_at_the_end(&self) -> bool {
-        self.outgoing.is_abandoned() && self.outbox.is_full()
-    }
-
-    /// Ends when the session is gone; meanwhile it is told what waits. Cancel-safe.
-    pub async fn abandoned(&mut self) {
-        let Self { outgoing, incoming, waiting, .. } = self;
-        let telling = async {
-            if let Some(telling) = waiting {
-                let told = telling.await;
-                *waiting = None;
-                if told.is_err() {
-                    return;
-                }
-            }
-            std::future::pending().await
-        };
-        tokio::select! {
-            () = telling => {}
-            () = outgoing.writers_gone() => {}
-            () = incoming.reader_gone() => {}
+    fn tell(&mut self, state: LineState) {
+        if self.next_state.take().is_none() {
+            self.next_state = Some(state);
         }
+        self.tell_next();
     }
 
-    /// Says the end after everything else, and is done.
-    pub async fn close(self, reason: super::CloseReason) {
-        if let Some(waiting) = self.waiting
-            && waiting.await.is_err()
+    fn tell_next(&mut self) {
+        if self.waiting.is_none()
+            && let Some(state) = self.next_state.take()
         {
-            return;
+            let incoming = self.incoming.clone();
+            self.waiting = Some(async move { incoming.tell(state).await }.boxed());
         }
-        self.incoming.close(reason).await;
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        while let Some(waiting) = &mut self.waiting {
+            let told = std::task::ready!(waiting.poll_unpin(cx));
+            self.waiting = None;
+            told?;
+            self.tell_next();
+        }
+        Poll::Ready(Ok(()))
     }
 }

@@ -74,8 +74,7 @@ pub async fn carry(
 /// Says that our side ends the conversation, and waits for the peer to confirm it, for 2 s in all.
 pub async fn say_goodbye(socket: &mut Socket) {
     let goodbye = async {
-        let Message::Close(frame) = normal_close() else { return };
-        if socket.close(frame).await.is_ok() {
+        if socket.send(normal_close()).await.is_ok() {
             while let Some(Ok(_)) = socket.next().await {}
         }
     };

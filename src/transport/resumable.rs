@@ -189,10 +189,11 @@ struct Conversation {
     attempts: u32,
 }
 
-/// What came of a break.
-enum Healed {
-    Stands(Socket, u64),
+/// Why a break is not healed.
+enum Unhealed {
+    /// It cannot be.
     Over(CloseReason),
+    /// The session is gone.
     LetGo,
 }
 
@@ -209,7 +210,7 @@ impl Conversation {
             let cause = match end {
                 End::LetGo { confirmed } => {
                     if is_resumable && !confirmed {
-                        self.peer.farewell(self.carrier.received()).await;
+                        Box::pin(self.peer.farewell(self.carrier.received())).await;
                     }
                     return;
                 }
@@ -225,35 +226,35 @@ impl Conversation {
             };
             drop(socket);
             match self.heal(cause).await {
-                Healed::Stands(again, from) => (socket, resend) = (again, from),
-                Healed::Over(reason) => return self.carrier.close(reason).await,
-                Healed::LetGo => return self.peer.farewell(self.carrier.received()).await,
+                Ok(again) => (socket, resend) = again,
+                Err(Unhealed::Over(reason)) => return self.carrier.close(reason).await,
+                Err(Unhealed::LetGo) => return Box::pin(self.peer.farewell(self.carrier.received())).await,
             }
         }
     }
 
-    async fn heal(&mut self, cause: String) -> Healed {
+    async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "the connection broke; it is being made again");
         self.carrier.tell_state(LineState::Interrupted(cause));
-        // Boxed: what it takes to connect is large, and there is one task for every session.
+        // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
             reconnected = reconnecting => match reconnected {
                 Ok(stands) => stands,
-                Err(reason) => return Healed::Over(reason),
+                Err(reason) => return Err(Unhealed::Over(reason)),
             },
-            () = self.carrier.abandoned() => return Healed::LetGo,
+            () = self.carrier.abandoned() => return Err(Unhealed::LetGo),
         };
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
                 tracing::info!(marker = "[ACP]", connection, "the connection stands again");
                 self.carrier.tell_state(LineState::Resumed);
-                Healed::Stands(socket, from)
+                Ok((socket, from))
             }
             Err(out_of_range) => {
                 line::say_goodbye(&mut socket).await;
-                Healed::Over(CloseReason::Lost(out_of_range.to_string()))
+                Err(Unhealed::Over(CloseReason::Lost(out_of_range.to_string())))
             }
         }
     }

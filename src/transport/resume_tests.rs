@@ -108,6 +108,7 @@ struct Socket {
 impl Socket {
     async fn upgrade(stream: TcpStream) -> Self {
         let (mut goes_on, mut received) = (None, None);
+        #[allow(clippy::result_large_err, reason = "the library's callback")]
         let look = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
             let text = |name| Some(request.headers().get(name)?.to_str().ok()?.to_owned());
             goes_on = text(CONNECTION_ID_HEADER);
@@ -397,6 +398,29 @@ async fn a_peer_that_answers_pings_is_never_taken_for_dead_however_slow_the_sess
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn breaks_that_heal_before_a_slow_session_looks_are_not_told_one_by_one() {
+    let mut runtime = Runtime::new().await;
+    runtime.endpoint.pipe.frames = 1;
+    let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
+    socket.say(2, 0, update(2)).await;
+    socket.say(3, 0, update(3)).await;
+    for _ in 0..2 {
+        // A frame of ours, so that the break is noticed by one who does not read.
+        pipe.to_agent.try_send("{}".into()).unwrap();
+        socket.hear().await;
+        socket.cut();
+        pipe.to_agent.try_send("{}".into()).unwrap();
+        socket = runtime.accept_again(0).await;
+        assert_eq!(socket.received, Some(3));
+    }
+    socket.hear().await;
+    socket.say(4, 0, update(4)).await;
+    assert_eq!(message(&mut pipe.from_agent).await.0, 2);
+    assert_eq!(message(&mut pipe.from_agent).await.0, 3);
+    assert_eq!(message(&mut pipe.from_agent).await.0, 4, "nothing happened");
 }
 
 #[tokio::test]

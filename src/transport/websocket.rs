@@ -69,8 +69,8 @@ impl Default for Heartbeat {
     }
 }
 
-/// A socket to a runtime.
-pub type Socket = WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>;
+/// A socket to a runtime. Boxed: it is more than a kilobyte, and is handed on.
+pub type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
 
 /// A socket that stands.
 pub struct Upgraded {
@@ -140,7 +140,8 @@ async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Respon
     let address = format!("{host}:{}", uri.port_u16().unwrap_or(default_port));
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    client_async_tls_with_config(request, Watched::new(stream), Some(config), None).await
+    let (socket, response) = client_async_tls_with_config(request, Watched::new(stream), Some(config), None).await?;
+    Ok((Box::new(socket), response))
 }
 
 /// 404; and what runtimes answer whose replay does not reach back.
