@@ -9,7 +9,15 @@ use futures_util::{StreamExt, stream};
 
 use super::{messages::Adopted, parts::Parts};
 use crate::{
-    domain::{outcome::Failure, redaction::Redacted},
+    contract::result::{
+        ACPSessionResult, ResultMeta, ResultRollback, ResultStopReason, ResultTimings, ResultUsage, ResultWorkspace,
+    },
+    domain::{
+        ids::PromptId,
+        outcome::{ErrorCode, Failure},
+        redaction::Redacted,
+        turn::TurnProgress,
+    },
     store::{self, KeptConnection, SessionRow, StoreError, Unfinished},
     transport::{AdoptRequest, AgentFacts},
 };
@@ -36,9 +44,9 @@ pub fn kept_connection(facts: &AgentFacts) -> KeptConnection {
 
 /// Finds the agents of the turns that had not ended when the service last stopped. Those that are not found are
 /// logged with the reason. To be called at start, before anything else. Takes at most about 10 s for each 32 of them.
-pub async fn find_again(parts: &Parts) -> Result<Vec<Found>, StoreError> {
-    let unfinished = parts.store.unfinished().await?;
-    let asking = unfinished.into_iter().map(|one| async {
+pub async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found> {
+    let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
+    let asking = held.map(|one| async {
         let session_id = one.session.session_id;
         let limit = tokio::time::timeout(PATIENCE, ask(parts, one));
         let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
@@ -51,7 +59,55 @@ pub async fn find_again(parts: &Parts) -> Result<Vec<Found>, StoreError> {
             }
         }
     });
-    Ok(stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await)
+    stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
+}
+
+/// The results of turns that do not go on, with what their agents had said as far as it is on disk.
+pub async fn results_of_interrupted(
+    parts: &Parts,
+    turns: &[Unfinished],
+) -> Result<Vec<(PromptId, Redacted)>, StoreError> {
+    let mut results = Vec::new();
+    for Unfinished { prompt, session } in turns {
+        let workspace = parts.store.workspace(session.key.clone()).await?;
+        let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await?;
+        let mut progress = TurnProgress::new(prompt.accepted);
+        said.iter().for_each(|text| progress.on_message_text(text));
+        let took = parts.clock.now().since(prompt.accepted);
+        let result = ACPSessionResult {
+            stop_reason: ResultStopReason::Error,
+            usage: ResultUsage::default(),
+            github_automation: None,
+            meta: Some(ResultMeta {
+                session_id: session.session_id.to_string(),
+                prompt_id: prompt.prompt_id.to_string(),
+                protocol: session.protocol.as_str().to_owned(),
+                route: session.protocol.as_str().to_owned(),
+                protocol_version: session.protocol_version,
+                acp_stop_reason: None,
+                message: progress.message,
+                message_truncated: progress.message_cut,
+                workspace: ResultWorkspace {
+                    path: workspace.and_then(|workspace| workspace.workspace_path).unwrap_or_default(),
+                    is_ephemeral: false,
+                },
+                rollback: ResultRollback::default(),
+                github_automation_version: None,
+                error_code: Some(ErrorCode::Interrupted.as_str().to_owned()),
+                context_injected: false,
+                usage_known: false,
+                timings: ResultTimings {
+                    queued_ms: None,
+                    first_update_ms: None,
+                    total_ms: took.as_secs_f64() * 1e3,
+                    updates: 0,
+                },
+            }),
+            diagnostics: Vec::new(),
+        };
+        results.push((prompt.prompt_id, Redacted::new(result.to_bounded_json().get())));
+    }
+    Ok(results)
 }
 
 async fn ask(parts: &Parts, one: Unfinished) -> Result<Found, String> {
@@ -71,7 +127,7 @@ async fn ask(parts: &Parts, one: Unfinished) -> Result<Found, String> {
         match parts.transport.adopt(request.clone()).await {
             Ok(adopted) => break adopted,
             // It may be just starting; one that holds nothing says so.
-            Err(Failure { code: crate::domain::outcome::ErrorCode::RuntimeUnavailable, .. }) => {
+            Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) => {
                 tokio::time::sleep(RETRY).await;
             }
             Err(failure) => return Err(failure.to_string()),

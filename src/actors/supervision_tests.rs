@@ -162,6 +162,11 @@ impl Stage {
         ended(self.begin(None).await.unwrap_or_else(|refused| panic!("{:?}", refused.failure))).await
     }
 
+    async fn find_again(&self) -> Vec<adoption::Found> {
+        let unfinished = self.parts.store.unfinished().await.unwrap();
+        adoption::find_again(&self.parts, unfinished).await
+    }
+
     async fn gone(&self) {
         let mut mailbox = self.live.mailbox.clone();
         while mailbox.changed().await.is_ok() {}
@@ -337,10 +342,13 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
     // As if that life had ended here: another one, on the same database.
     let held = ResumedPrompt { prompt_id, call, after: 0 };
     stage.held.lock().unwrap().insert("c".into(), Some(held));
-    let mut found = adoption::find_again(&stage.parts).await.unwrap();
+    let mut found = stage.find_again().await;
     let found = found.pop().expect("the turn is found");
     let agent = stage.agents.recv().await.unwrap();
-    assert_eq!(stage.parts.store.recover(SystemClock.now(), &[stage.id]).await.unwrap().interrupted_turns, 0);
+    assert_eq!(
+        stage.parts.store.recover(SystemClock.now(), &[stage.id], Vec::new()).await.unwrap().interrupted_turns,
+        0
+    );
     let key = found.session.key.clone();
     let parts = Arc::new(Parts {
         store: stage.parts.store.clone(),
@@ -381,7 +389,7 @@ async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
     agent.prompted().await;
     for held in [None, Some(ResumedPrompt { prompt_id: PromptId(Uuid::now_v7()), call: 1, after: 0 })] {
         stage.held.lock().unwrap().insert("c".into(), held);
-        assert!(adoption::find_again(&stage.parts).await.unwrap().is_empty());
+        assert!(stage.find_again().await.is_empty());
     }
-    assert!(adoption::find_again(&stage.parts).await.unwrap().is_empty(), "nothing is held at all");
+    assert!(stage.find_again().await.is_empty(), "nothing is held at all");
 }

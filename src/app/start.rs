@@ -88,7 +88,8 @@ impl Service {
 /// that kept them; the others are interrupted.
 async fn pick_up(workspaces: &Workspaces, may_go_on: bool) -> Result<(), AppError> {
     let parts = workspaces.parts();
-    let found = if may_go_on { adoption::find_again(parts).await? } else { Vec::new() };
+    let mut unfinished = parts.store.unfinished().await?;
+    let found = if may_go_on { adoption::find_again(parts, unfinished.clone()).await } else { Vec::new() };
     let mut kept = Vec::new();
     for found in found {
         let session_id = found.session.session_id;
@@ -97,7 +98,9 @@ async fn pick_up(workspaces: &Workspaces, may_go_on: bool) -> Result<(), AppErro
             Err(cause) => tracing::warn!(marker = "[ACP]", %session_id, %cause, "a turn does not go on"),
         }
     }
-    let recovered = parts.store.recover(parts.clock.now(), &kept).await?;
+    unfinished.retain(|one| !kept.contains(&one.session.session_id));
+    let results = adoption::results_of_interrupted(parts, &unfinished).await?;
+    let recovered = parts.store.recover(parts.clock.now(), &kept, results).await?;
     tracing::info!(
         marker = "[ACP]",
         turns = recovered.interrupted_turns,

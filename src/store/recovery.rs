@@ -4,12 +4,20 @@ use diesel::{BoolExpressionMethods, ExpressionMethods, QueryDsl, RunQueryDsl};
 
 use super::{
     Store, StoreError,
+    columns::clean,
     prompts::{self, PromptRow},
     schema::{prompts as prompts_table, sessions},
     sessions::{EVENT_ID_JUMP, SessionRow, rows_with_open_turn},
     writer::WriteTx,
 };
-use crate::domain::{clock::Timestamp, ids::SessionId, lifecycle::SessionState, outcome::ErrorCode, turn::TurnState};
+use crate::domain::{
+    clock::Timestamp,
+    ids::{PromptId, SessionId},
+    lifecycle::SessionState,
+    outcome::ErrorCode,
+    redaction::Redacted,
+    turn::TurnState,
+};
 
 /// What [`Store::recover`] changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,11 +33,16 @@ pub struct Recovered {
 pub struct Unfinished {
     /// The turn.
     pub prompt: PromptRow,
-    /// Its session; live, as far as its row knows.
+    /// Its session.
     pub session: SessionRow,
 }
 
-fn recover(tx: &mut WriteTx<'_>, now: Timestamp, kept: &[String]) -> Result<Recovered, StoreError> {
+fn recover(
+    tx: &mut WriteTx<'_>,
+    now: Timestamp,
+    kept: &[String],
+    results: &[(String, String)],
+) -> Result<Recovered, StoreError> {
     let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
     let unfinished = prompts_table::table
         .filter(prompts_table::ended_us.is_null())
@@ -65,13 +78,18 @@ fn recover(tx: &mut WriteTx<'_>, now: Timestamp, kept: &[String]) -> Result<Reco
             prompts_table::ended_us.eq(now.0),
         ))
         .execute(tx.connection)?;
+    for (prompt_id, result) in results {
+        let interrupted = prompts_table::table
+            .find(prompt_id.as_str())
+            .filter(prompts_table::state.eq(TurnState::Interrupted.as_str()));
+        diesel::update(interrupted).set(prompts_table::result.eq(result.as_str())).execute(tx.connection)?;
+    }
     tx.rows += recovered + interrupted_turns;
     Ok(Recovered { interrupted_turns, sessions: recovered })
 }
 
 impl Store {
-    /// The turns that had not ended when the service last stopped, in sessions whose agents may still work on them.
-    /// At most one for each session. To be called at start, before anything else writes. Safe to retry.
+    /// The turns that had not ended when the service last stopped, at most one for each session. To be called at start, before anything else writes. Safe to retry.
     pub async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
         self.read(|connection| {
             let sessions = rows_with_open_turn(connection)?;
@@ -80,16 +98,23 @@ impl Store {
                 let prompt = turns.iter().find(|turn| turn.session_id == session.session_id)?.clone();
                 Some(Unfinished { prompt, session })
             };
-            Ok(sessions.into_iter().filter(|row| row.connection.is_some()).filter_map(with_turn).collect())
+            Ok(sessions.into_iter().filter_map(with_turn).collect())
         })
         .await
     }
 
     /// Ends what was running when the service last stopped, but for the sessions that go on (`kept`): open turns
-    /// become `interrupted`, without a result, and sessions move to where a restart leaves them. To be called once,
+    /// become `interrupted`, with the result that is given for them as JSON, and sessions move to where a restart leaves them. To be called once,
     /// at start, before anything else writes, by the only replica that uses the database. Safe to retry.
-    pub async fn recover(&self, now: Timestamp, kept: &[SessionId]) -> Result<Recovered, StoreError> {
+    pub async fn recover(
+        &self,
+        now: Timestamp,
+        kept: &[SessionId],
+        results: Vec<(PromptId, Redacted)>,
+    ) -> Result<Recovered, StoreError> {
         let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
-        self.write(move |tx| recover(tx, now, &kept)).await
+        let results: Vec<_> =
+            results.into_iter().map(|(id, result)| (id.to_string(), clean(result.into_string()))).collect();
+        self.write(move |tx| recover(tx, now, &kept, &results)).await
     }
 }

@@ -314,12 +314,10 @@ fn open<'a>(session_id: &'a str) -> _ {
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
 }
 
-/// The live sessions that have a turn that has not ended.
+/// The sessions that have a turn that has not ended.
 pub(super) fn rows_with_open_turn(connection: &mut AnyConnection) -> Result<Vec<SessionRow>, StoreError> {
     let unfinished = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
-    let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
-    let rows = sessions::table.filter(sessions::session_id.eq_any(unfinished)).filter(sessions::state.eq_any(live));
-    let rows: Vec<Record> = rows.load(connection)?;
+    let rows: Vec<Record> = sessions::table.filter(sessions::session_id.eq_any(unfinished)).load(connection)?;
     rows.into_iter().map(Record::read).collect()
 }
 

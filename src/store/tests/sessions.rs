@@ -133,15 +133,17 @@ both_databases! {
         assert!(store.close().await);
 
         let store = database.open();
-        assert_eq!(store.recover(at(50), &[]).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 5 });
+        let results = vec![(left_id, Redacted::new("{1}")), (ended_id, Redacted::new("{2}"))];
+        assert_eq!(store.recover(at(50), &[], results).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 5 });
         for (id, state) in expected {
             assert_eq!(store.session(id).await.unwrap().unwrap().state, state);
         }
         let turn = store.prompt(left_id).await.unwrap().unwrap();
-        assert_eq!((turn.state, turn.ended, turn.result), (TurnState::Interrupted, Some(at(50)), None));
+        assert_eq!((turn.state, turn.ended), (TurnState::Interrupted, Some(at(50))));
+        assert_eq!(turn.result.as_deref(), Some("{1}"));
         assert_eq!(turn.error.map(|error| error.code), Some(ErrorCode::Interrupted));
         assert_eq!(store.prompt(ended_id).await.unwrap().unwrap().state, TurnState::Completed);
-        assert_eq!(store.recover(at(51), &[]).await.unwrap(), Recovered::default());
+        assert_eq!(store.recover(at(51), &[], Vec::new()).await.unwrap(), Recovered::default());
         // Nobody wrote down how many events its readers got, nor when it was last used.
         let row = store.session(done).await.unwrap().unwrap();
         assert!(row.last_event_id >= 1_000_000_000, "{}", row.last_event_id);
