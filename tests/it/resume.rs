@@ -316,6 +316,17 @@ fn a_cancel_while_the_cable_is_out_ends_the_turn_as_cancelled() {
     is_usable_again(&session);
 }
 
+#[test]
+fn an_agent_that_dies_is_told_at_once_though_its_connection_could_be_gone_on_with() {
+    let program = apart().start();
+    let session = program.api.open("ws");
+    session.completes("echo a");
+    let begin = Instant::now();
+    session.prompt("crash").problem(502, "agent_crashed");
+    assert!(begin.elapsed() < Duration::from_millis(1500), "told after {:?}", begin.elapsed());
+    is_usable_again(&session);
+}
+
 // --- The grace ---------------------------------------------------------------------------------------------
 
 #[test]
@@ -435,10 +446,13 @@ fn a_supervisor_that_is_killed_twice_in_one_turn_still_has_it_whole() {
     // More than what the runtime keeps: a part of the turn is on disk alone by then.
     reader.until_tick(100);
     for life in 2..=3 {
+        let last = *reader.ids().last().expect("an id");
         program.kill_supervisor();
         program.start_supervisor_again();
-        let mut reader = Reader::of(&session);
+        reader = Reader::of(&session);
         reader.until("the turn goes on", |event| event.data["promptId"] == prompt_id.as_str());
+        let first = reader.ids()[0];
+        assert!(first > last, "no id stands for two events: {first} in life {life}, {last} before");
         let state = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200)["state"].clone();
         assert_eq!(state, "running", "in life {life}");
     }
