@@ -15,9 +15,9 @@ pub const META_KEY: &str = "lumilink";
 
 /// Notification: the agent printed a line that is not JSON ([`StrayLine`]).
 pub const STRAY_LINE: &str = "_lumilink/stray_line";
-/// Notification: the agent's process ended ([`AgentExited`]); the socket closes right after. A resumable connection is
-/// kept for the grace all the same, since the client may not have written everything down; therefore its socket closes
-/// only after 2 s, in which the client can say with [`close_code::NORMAL`] that it needs nothing more.
+/// Notification: the agent's process ended ([`AgentExited`]); the socket closes right after. What of a resumable
+/// connection is not acknowledged is kept all the same: for the grace, or for 10 s after the client has confirmed the
+/// close.
 pub const AGENT_EXITED: &str = "_lumilink/agent_exited";
 
 /// Notification in either direction with numbers and without a number of its own (`seq` 0): the numbers had nothing

@@ -4,7 +4,7 @@
 //! The actor is polled only while the client reads, and it takes the agent's messages from a bounded pipe:
 //! a client that does not read makes the agent wait, not this process grow.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, SpawnHandle, StreamHandler, WrapFuture};
 use actix_web::{
@@ -162,7 +162,7 @@ impl StreamHandler<Said> for AcpSocket {
     fn handle(&mut self, said: Said, ctx: &mut Ctx) {
         match said {
             Said::Text(text) => ctx.text(text),
-            Said::Parted(parting) => self.on_agent_gone(parting, ctx),
+            Said::Parted(parting) => self.on_agent_gone(&parting, ctx),
             Said::Over(code, why) => self.close(code, why, Agent::Waits, ctx),
             Said::LetGo => self.leave(ctx),
         }
@@ -209,13 +209,10 @@ impl AcpSocket {
 
     fn on_close(&mut self, reason: Option<ws::CloseReason>, ctx: &mut Ctx) {
         let is_over = reason.as_ref().is_some_and(|reason| reason.code == CloseCode::Normal);
-        let line = match &self.state {
-            State::Connected(connected) => Some(&connected.line),
-            State::Closing(line) => line.as_ref(),
-            _ => None,
-        };
-        if is_over && let Some(line) = line {
-            line.end();
+        match &self.state {
+            State::Connected(Connected { line, .. }) | State::Closing(Some(line)) if is_over => line.end(),
+            State::Closing(Some(line)) => line.confirm_parting(),
+            _ => {}
         }
         if !matches!(self.state, State::Closing(_)) {
             ctx.close(reason);
@@ -268,7 +265,8 @@ impl AcpSocket {
 
     fn on_text(&mut self, text: &str, ctx: &mut Ctx) {
         let (seq, text) = match &self.state {
-            State::Closing(_) | State::Returning(..) => return,
+            State::Closing(Some(line)) => return drop(line.arrive(text)),
+            State::Closing(None) | State::Returning(..) => return,
             State::Waiting => return self.on_first(text, ctx),
             State::Connected(connected) => match connected.line.arrive(text) {
                 Ok(Some(arrived)) => arrived,
@@ -385,17 +383,13 @@ impl AcpSocket {
         }));
     }
 
-    fn on_agent_gone(&mut self, parting: Arc<Parting>, ctx: &mut Ctx) {
-        let Parting { exited, why, .. } = &*parting;
+    fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
+        let Parting { exited, why, .. } = parting;
         tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent gone");
-        if let State::Connected(Connected { line: AgentLine::Numbered(_), .. }) = self.state {
-            // What the client has not settled is kept, so it gets the time to say that it needs nothing more.
-            ctx.run_later(CLOSE_WAIT, move |socket, ctx| {
-                socket.close(close_code::AGENT_ENDED, &parting.why, Agent::Waits, ctx);
-            });
-        } else {
+        if let State::Connected(Connected { line: AgentLine::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
-            self.close(close_code::AGENT_ENDED, why, Agent::Ends, ctx);
         }
+        // What the client has not written down is kept a while, though nothing more comes.
+        self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
     }
 }

@@ -67,6 +67,13 @@ impl AgentLine {
         }
     }
 
+    /// The client has read everything that an agent said before its end.
+    pub fn confirm_parting(&self) {
+        if let Self::Numbered(attachment) = self {
+            attachment.confirm_parting();
+        }
+    }
+
     /// The client wants nothing more of the agent; a plain line is dropped for that.
     pub fn end(&self) {
         if let Self::Numbered(attachment) = self {

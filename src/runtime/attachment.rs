@@ -71,6 +71,14 @@ impl Attachment {
         }
     }
 
+    /// The client has read everything that an agent said before its end, if this is still its newest socket.
+    pub fn confirm_parting(&self) {
+        let mut state = self.conversation.lock();
+        if state.generation == self.generation && state.parting.is_some() {
+            self.conversation.hurry_locked(&mut state);
+        }
+    }
+
     /// Something came that is no message.
     pub fn hear(&self) {
         let mut state = self.conversation.lock();
@@ -86,16 +94,20 @@ impl Attachment {
             return Arrived::Violation("a message without a number on a connection with numbers");
         };
         let mut state = self.conversation.lock();
-        if !state.is_attached(self.generation) {
+        if state.generation != self.generation {
             return Arrived::Nothing;
         }
-        state.hear();
         let was_full = state.outbox.is_full();
         state.outbox.acknowledge(ack);
         if state.parting.is_some() && state.outbox.is_empty() {
             self.conversation.end_locked(state);
             return Arrived::Nothing;
         }
+        if !state.is_attached(self.generation) {
+            // It came after the end of the agent, or of our patience; the acknowledgement counts.
+            return Arrived::Nothing;
+        }
+        state.hear();
         if was_full && !state.outbox.is_full() {
             state.wake();
         }

@@ -40,6 +40,10 @@ const UNTOLD_MESSAGES: usize = 16;
 /// The same in bytes.
 const UNTOLD_BYTES: usize = 16 * 1024;
 
+/// How long the last words of a dead agent are kept for a client that has read them. It writes them down within
+/// moments; one that is killed meanwhile is back within seconds.
+const WRITTEN_DOWN: Duration = Duration::from_secs(10);
+
 /// The number of the socket with which a conversation begins.
 pub const FIRST_SOCKET: u64 = 0;
 
@@ -231,6 +235,14 @@ impl Conversation {
             state.client = Client::Away { until: Instant::now() + self.retention.grace };
             (self.on_away)(true);
             waker.into_iter().for_each(Waker::wake);
+            self.changed.notify_one();
+        }
+    }
+
+    /// What is left of a dead agent has been read and has only to be written down.
+    pub(super) fn hurry_locked(&self, state: &mut MutexGuard<'_, State>) {
+        if let Client::Away { until } = &mut state.client {
+            *until = (*until).min(Instant::now() + WRITTEN_DOWN);
             self.changed.notify_one();
         }
     }

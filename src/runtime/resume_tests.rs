@@ -436,22 +436,41 @@ async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
 }
 
 #[actix_web::test]
-async fn nothing_is_kept_of_a_dead_agent_for_a_client_that_needs_nothing_more() {
+async fn nothing_is_kept_of_a_dead_agent_once_everything_is_acknowledged() {
     let place = place().await;
-    for says_over in [true, false] {
-        let mut peer = Peer::connected(&place).await;
-        peer.say(json!({"method": "die"})).await;
-        peer.hear().await;
-        assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
-        if says_over {
-            peer.close(close_code::NORMAL).await;
-        } else {
-            peer.acknowledge().await;
-        }
-        assert_ne!(peer.client.hear_close().await, close_code::REPLACED);
-        assert_eq!(peer.break_off().try_resume(&place).await.err(), Some(404), "{says_over}");
-        assert_eq!(place.runtime.held_conversations(), 0);
+    let mut peer = Peer::connected(&place).await;
+    peer.settled = Some(1);
+    peer.say(json!({"method": "die"})).await;
+    peer.hear().await;
+    assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
+    let broken = peer.break_off();
+    until("it is held", || place.runtime.held_conversations() == 1).await;
+    // It has everything; as it comes back, that is all that it is told.
+    let (mut peer, _) = broken.resume(&place).await;
+    assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
+    let (mut peer, _) = Broken { settled: None, ..peer.break_off() }.resume(&place).await;
+    peer.acknowledge().await;
+    until("nothing is held", || place.runtime.held_conversations() == 0).await;
+}
+
+#[actix_web::test]
+async fn what_a_dead_agent_said_is_kept_for_less_long_once_it_was_read() {
+    let place = place().await;
+    let mut peer = Peer::connected(&place).await;
+    peer.settled = Some(1);
+    peer.say(json!({"method": "die"})).await;
+    peer.hear().await;
+    peer.hear().await;
+    assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
+    // Reading on confirms the close.
+    while futures_util::StreamExt::next(&mut peer.client.socket).await.is_some_and(|next| next.is_ok()) {}
+    until("it is held", || place.runtime.held_conversations() == 1).await;
+    let confirmed = tokio::time::Instant::now();
+    while place.runtime.held_conversations() > 0 {
+        assert!(confirmed.elapsed() < Duration::from_secs(20), "the grace is 60 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    assert!(confirmed.elapsed() > Duration::from_secs(5), "{:?}", confirmed.elapsed());
 }
 
 #[actix_web::test]
