@@ -9,7 +9,7 @@
 //! live on under agents that die and cables that break, so that what they have to give back can be compared.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt, fs,
     path::PathBuf,
     sync::{
@@ -290,7 +290,8 @@ impl Load {
         let session = &self.sessions[n];
         let path = format!("/acp/session/{}/events", session.id);
         let mut last: Option<(u64, String)> = None;
-        let mut latest = Vec::new();
+        // For the message where something is wrong.
+        let mut latest = VecDeque::new();
         while !self.is_stopped() {
             // Which life it is: each has an address of its own.
             let base = session.api.base();
@@ -315,20 +316,14 @@ impl Load {
                 is_gap_told |= event.name == "gap";
                 self.gaps.fetch_add(u64::from(event.name == "gap"), Ordering::Relaxed);
                 let Some(id) = event.id else { continue };
-                latest.push(format!(
-                    "{base} {:?} {} {}",
-                    std::time::SystemTime::now(),
-                    event.id.unwrap(),
-                    event.data
-                ));
+                latest.push_back(format!("{id} at {base}: {}", event.data));
+                if latest.len() > 8 {
+                    latest.pop_front();
+                }
                 if let Some((before, life)) = &last {
-                    assert!(
-                        id > *before,
-                        "event {id} came after {before}: {event:?} {:#?}",
-                        &latest[latest.len().saturating_sub(12)..]
-                    );
+                    assert!(id > *before, "event {id} came after {before}: {latest:#?}");
                     let may_jump = is_gap_told || *life != base;
-                    assert!(may_jump || id == before + 1, "event {id} came after {before} in one life: {event:?}");
+                    assert!(may_jump || id == before + 1, "event {id} came after {before} in one life: {latest:#?}");
                 }
                 is_gap_told = false;
                 last = Some((id, base.clone()));
