@@ -605,8 +605,9 @@ fn nfr_003_whatever_is_killed_or_cut_nothing_acknowledged_is_lost_nothing_double
     let mut dice = Dice(seed);
     let mut program = Program::builder()
         .behind_proxy()
-        // A runtime is away for 3 s at most, and what it held for a dead supervisor has to be gone soon.
-        .set("runtime.reconnect_grace_s", 10)
+        // A cable is out for 3 s at most, after which the backoff may wait for 6 more; what is held for a dead supervisor
+        // has to be gone soon.
+        .set("runtime.reconnect_grace_s", 15)
         // Small, so that the rings are full before the comparison begins.
         .set("limits.replay_events", 64)
         .start();
