@@ -69,6 +69,10 @@ fn recover(
             ))
             .execute(tx.connection)?;
     }
+    // What goes on counts its events from there too; another death would otherwise let it count from the same again.
+    diesel::update(sessions::table.filter(sessions::session_id.eq_any(kept)))
+        .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
+        .execute(tx.connection)?;
     let open = prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept));
     let interrupted_turns = diesel::update(prompts_table::table.filter(open))
         .set((

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
+
 use crate::harness::{
     DEADLINE, Program, Session, eventually, json, processes,
     program::Builder,
@@ -314,6 +316,17 @@ fn a_cancel_while_the_cable_is_out_ends_the_turn_as_cancelled() {
     is_usable_again(&session);
 }
 
+#[test]
+fn an_agent_that_dies_is_told_at_once_though_its_connection_could_be_gone_on_with() {
+    let program = apart().start();
+    let session = program.api.open("ws");
+    session.completes("echo a");
+    let begin = Instant::now();
+    session.prompt("crash").problem(502, "agent_crashed");
+    assert!(begin.elapsed() < Duration::from_millis(1500), "told after {:?}", begin.elapsed());
+    is_usable_again(&session);
+}
+
 // --- The grace ---------------------------------------------------------------------------------------------
 
 #[test]
@@ -433,10 +446,13 @@ fn a_supervisor_that_is_killed_twice_in_one_turn_still_has_it_whole() {
     // More than what the runtime keeps: a part of the turn is on disk alone by then.
     reader.until_tick(100);
     for life in 2..=3 {
+        let last = *reader.ids().last().expect("an id");
         program.kill_supervisor();
         program.start_supervisor_again();
-        let mut reader = Reader::of(&session);
+        reader = Reader::of(&session);
         reader.until("the turn goes on", |event| event.data["promptId"] == prompt_id.as_str());
+        let first = reader.ids()[0];
+        assert!(first > last, "no id stands for two events: {first} in life {life}, {last} before");
         let state = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200)["state"].clone();
         assert_eq!(state, "running", "in life {life}");
     }
@@ -521,10 +537,16 @@ fn event_ids_never_stand_for_two_events_when_a_session_failed_in_mid_turn_and_is
     let session = program.api.open("ws");
     let path = format!("/acp/session/{}/events", session.id);
     let mut stream = program.api.events(&path);
-    wait_for(DEADLINE, "a session that failed", || {
-        session.prompt("crash");
-        (session.state()["state"] == "failed").then_some(())
-    });
+    for _ in 0..5 {
+        wait_for(DEADLINE, "a crash", || (session.prompt("crash").status == 502).then_some(()));
+    }
+    let _ = session.is_busy_with("echo before ; sleep 0.3 ; crash");
+    let database = program.folder.path().join("data/lumilink.db");
+    let mut database = SqliteConnection::establish(&database.display().to_string()).expect("the database");
+    // The end of the turn cannot be written down before the session has ended.
+    database.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").expect("a lock");
+    session.becomes("failed");
+    database.batch_execute("ROLLBACK").expect("no lock");
     let ids = |stream: &mut Sse, what: &str, wanted: fn(&Event) -> bool| -> Vec<u64> {
         stream.until(what, wanted).iter().filter_map(|event| event.id).collect()
     };
@@ -532,8 +554,7 @@ fn event_ids_never_stand_for_two_events_when_a_session_failed_in_mid_turn_and_is
     let mut before = ids(&mut stream, "the end", |event| event.data["update"]["state"] == "failed");
     before.extend(stream.rest().iter().filter_map(|event| event.id));
     session.post("load", json!({})).expect(200);
-    let last = before.last().expect("an event").to_string();
-    let mut again = program.api.call("GET", &path).header("last-event-id", &last).stream();
+    let mut again = program.api.events(&path);
     session.completes("echo back");
     let after = ids(&mut again, "a result", |event| event.name == "result");
     assert_eq!(after[0], before[before.len() - 1] + 1, "{before:?} goes on as {after:?}");
