@@ -185,6 +185,11 @@ pub struct StartSession {
     pub adopted: Option<Box<Adopted>>,
 }
 
+/// supervisor → itself: the first start of a session worked. Waits for room.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Proven(pub SessionId, pub Arc<AgentFacts>);
+
 /// An agent that an earlier life of the service left in the middle of a turn.
 pub struct Adopted {
     /// The way to it.

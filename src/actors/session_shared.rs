@@ -89,6 +89,20 @@ pub struct SessionView {
 }
 
 impl SessionView {
+    /// That of a session whose agent is being started, `restarts` times so far.
+    pub fn starting(restarts: u32, now: Timestamp) -> Self {
+        Self {
+            state: SessionState::Starting,
+            connection: ConnectionStatus::Connecting,
+            last_failure: None,
+            running: None,
+            last_heard: None,
+            last_used: now,
+            restarts,
+            facts: None,
+        }
+    }
+
     /// How the way to its agent is, as it is shown.
     pub fn connection_status(&self) -> ConnectionStatus {
         self.connection.after(self.last_failure)

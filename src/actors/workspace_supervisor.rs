@@ -19,7 +19,9 @@ use super::{
     event_feed::EventFeed,
     live_child::{self, Child, Started},
     liveness::{PROBE_EVERY, ProbeState, Step},
-    messages::{CloseSession, DrainSessions, EndCause, EndSession, Later, Past, Probe, SessionEnded, StartSession},
+    messages::{
+        CloseSession, DrainSessions, EndCause, EndSession, Later, Past, Probe, Proven, SessionEnded, StartSession,
+    },
     parts::Parts,
     session::{EndGuard, Session, Start},
     session_index::{LiveSession, Mailbox},
@@ -37,7 +39,6 @@ use crate::{
     },
     store::SessionChange,
     telemetry::labels::RestartCause,
-    transport::AgentFacts,
 };
 
 /// Starts, closes and ends of one workspace's sessions that wait. Ends are always taken, since each guard has
@@ -84,16 +85,7 @@ impl WorkspaceSupervisor {
         let StartSession { spec, past, seat, adopted } = message;
         let settings = &self.parts.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
-        let view = SessionView {
-            state: SessionState::Starting,
-            connection: ConnectionStatus::Connecting,
-            last_failure: None,
-            running: None,
-            last_heard: None,
-            last_used: self.parts.clock.now(),
-            restarts: past.restarts,
-            facts: None,
-        };
+        let view = SessionView::starting(past.restarts, self.parts.clock.now());
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
         let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
@@ -319,11 +311,6 @@ impl Handler<StartSession> for WorkspaceSupervisor {
         })
     }
 }
-
-/// supervisor → itself: the first start of a session worked. Waits for room.
-#[derive(actix::Message)]
-#[rtype(result = "()")]
-struct Proven(SessionId, Arc<AgentFacts>);
 
 impl Handler<Proven> for WorkspaceSupervisor {
     type Result = ();

@@ -48,10 +48,8 @@ struct All {
     updates: Family<UpdateKind, IntCounter>,
     errors: Family<ErrorCode, IntCounter>,
     restarts: Family<RestartCause, IntCounter>,
-    reconnects: IntCounter,
-    adopted_turns: IntCounter,
+    connections: Connections,
     agent_processes: IntGauge,
-    held_conversations: IntGauge,
     queue_depth: Family<Queue, IntGauge>,
     permissions: Family<PermissionAnswer, IntCounter>,
     writer: Writer,
@@ -88,6 +86,26 @@ impl Writer {
             rows: make.counter("lumilink_writer_rows_total", "Writes that were committed.")?,
             commits: make.counter("lumilink_writer_commits_total", "Transactions that were committed.")?,
             failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Connections {
+    reconnects: IntCounter,
+    adopted_turns: IntCounter,
+    held: IntGauge,
+}
+
+impl Connections {
+    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
+            adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
+            held: make.gauge(
+                "lumilink_held_conversations",
+                "Conversations with agents that are kept for a client that is away.",
+            )?,
         })
     }
 }
@@ -146,18 +164,13 @@ impl All {
                 "Errors that were answered or that ended a turn, by class and code.",
                 &["class", "code"],
             )?,
-            reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
-            adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
+            connections: Connections::new(&make)?,
             restarts: make.counters(
                 "lumilink_restarts_total",
                 "Sessions that got a fresh agent, by cause.",
                 &["cause"],
             )?,
             agent_processes: make.gauge("lumilink_agent_processes", "Agent processes that run.")?,
-            held_conversations: make.gauge(
-                "lumilink_held_conversations",
-                "Conversations with agents that are kept for a client that is away.",
-            )?,
             queue_depth: make.gauges("lumilink_queue_depth", "Items that wait in a bounded queue.", &["queue"])?,
             permissions: make.counters(
                 "lumilink_permission_requests_total",
@@ -269,12 +282,12 @@ impl Metrics {
 
     /// A connection to a runtime broke and stands again.
     pub fn reconnected(&self) {
-        self.all.reconnects.inc();
+        self.all.connections.reconnects.inc();
     }
 
     /// A turn of an earlier life of the service goes on.
     pub fn turn_adopted(&self) {
-        self.all.adopted_turns.inc();
+        self.all.connections.adopted_turns.inc();
     }
 
     /// An agent's process was started.
@@ -289,12 +302,12 @@ impl Metrics {
 
     /// A conversation with an agent is kept for a client that is away.
     pub fn conversation_held(&self) {
-        self.all.held_conversations.inc();
+        self.all.connections.held.inc();
     }
 
     /// That client is back, or is not waited for any more.
     pub fn conversation_released(&self) {
-        self.all.held_conversations.dec();
+        self.all.connections.held.dec();
     }
 
     /// So many items wait in a queue now.
