@@ -61,10 +61,10 @@ struct ResumeArgs {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_ROUNDS)))]
     rounds: u32,
     /// Messages that the agent sends in a turn whose connection is cut.
-    #[arg(long, value_name = "N", default_value = "100000", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MESSAGES)))]
+    #[arg(long, value_name = "N", default_value = "500000", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MESSAGES)))]
     messages: u32,
     /// Pause between two cuts.
-    #[arg(long, value_name = "MS", default_value = "500", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    #[arg(long, value_name = "MS", default_value = "250", value_parser = clap::value_parser!(u64).range(1..=60_000))]
     cut_every_ms: u64,
     /// A setting for the supervisor; may be repeated.
     #[arg(long = "serve-arg", value_name = "SECTION.KEY=VALUE", value_parser = parse_setting)]

@@ -1,12 +1,16 @@
-//! `lumilink bench turn`, as small as it gets: that it measures all three paths, not what comes out.
+//! `lumilink bench`, as small as it gets: that it measures everything that it says, not what comes out.
 
 use std::process::{Command, Output};
 
 use crate::harness::{Value, eventually, lumilink, processes, program::Folder};
 
 fn bench(folder: &Folder, arguments: &[&str]) -> Output {
+    bench_of("turn", folder, arguments)
+}
+
+fn bench_of(what: &str, folder: &Folder, arguments: &[&str]) -> Output {
     Command::new(lumilink())
-        .args(["bench", "turn", "--folder"])
+        .args(["bench", what, "--folder"])
         .arg(folder.path())
         .args(arguments)
         .current_dir(folder.path())
@@ -75,4 +79,27 @@ fn what_is_out_of_bounds_is_refused_before_anything_starts() {
     ] {
         assert_eq!(bench(&folder, &arguments).status.code(), Some(2), "{arguments:?}");
     }
+}
+
+#[test]
+fn what_breaks_cost_is_measured_and_nothing_is_lost_meanwhile() {
+    let folder = Folder::new();
+    let arguments = ["--rounds", "1", "--messages", "30000", "--cut-every-ms", "100", "--json"];
+    let output = bench_of("resume", &folder, &arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
+    assert!(report["cuts"].as_u64().is_some_and(|cuts| cuts > 0), "{report:#}");
+    assert_eq!(
+        (&report["lostOrDoubled"], &report["turnsPickedUp"]),
+        (&Value::from(0), &Value::from(1)),
+        "{report:#}"
+    );
+    for measured in ["undisturbedPerSecond", "throughCutsPerSecond", "servesAgainMs", "nextPromptMs"] {
+        assert!(report[measured]["median"].as_f64().is_some_and(|it| it > 0.0), "{measured}: {report:#}");
+    }
+    let noticed = report["halfOpenNoticedMs"]["max"].as_f64().expect("a time");
+    assert!(noticed < 15_000.0, "a half-open connection is noticed within 15 s: {noticed}");
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+    assert!(is_empty(&folder), "its folder is gone");
 }
