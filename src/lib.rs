@@ -31,7 +31,7 @@
 //! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL |
 //! | 2 | [`contract`]: our wire types · [`config`]: the only reader of the environment · [`telemetry`]: metrics, logs, clock |
 //! | 1 | [`domain`]: every rule, number and text, pure; `now` is an argument |
-//! | 0 | [`acp`]: frames, correlation, and the ACP messages under their spec names |
+//! | 0 | [`acp`]: frames, numbers, correlation, and the ACP messages under their spec names |
 //!
 //! # Invariants
 //!

@@ -11,7 +11,7 @@ use crate::{
     actors::{
         adoption,
         capacity_guard::CapacityGuard,
-        expiry,
+        expiry, liveness,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
         workspaces::{DEFAULT_AGENT, Workspaces},
@@ -75,6 +75,8 @@ impl Service {
         let parts = Arc::new(parts);
         let workspaces = Workspaces::new(parts.clone(), door, CapacityGuard::new(config.limits.sessions));
         pick_up(&workspaces, runtime.is_none()).await?;
+        // What was picked up lives on this thread.
+        liveness::beat_here(&heartbeats);
         let max_age = Duration::from_secs(config.session.max_age_s);
         let sweep = actix::spawn(expiry::sweep(parts, max_age));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });

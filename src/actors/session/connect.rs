@@ -102,6 +102,10 @@ impl Session {
         self.calls.reopen(call, Call::Prompt);
         self.parts.metrics.turn_adopted();
         self.go_on_with(&prompt, slot, &said);
+        let known = link.delivered().handled();
+        if let Some(turn) = &mut self.turn {
+            turn.settled_seq = known;
+        }
         self.connected(OpenedSession { link, events, next_call, facts }, ctx);
         self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
     }
