@@ -3,9 +3,13 @@
 //! A turn goes on only if the agent is known to have got its prompt: then its messages are there to the last one. A
 //! turn whose prompt may not have been handed over is interrupted; none is ever sent a second time.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
 
 use super::{messages::Adopted, parts::Parts};
 use crate::{
@@ -43,12 +47,20 @@ pub fn kept_connection(facts: &AgentFacts) -> KeptConnection {
 }
 
 /// Finds the agents of the turns that had not ended when the service last stopped. Those that are not found are
-/// logged with the reason. To be called at start, before anything else. Takes at most about 10 s for each 32 of them.
+/// logged with the reason. To be called at start, before anything else. A runtime that is not there is waited for once
+/// and not by each of them: nothing is served until this ends. Takes about 10 s where no runtime answers.
 pub async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found> {
     let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
+    let until = Instant::now() + PATIENCE;
+    let answered = AtomicBool::new(false);
     let asking = held.map(|one| async {
         let session_id = one.session.session_id;
-        let limit = tokio::time::timeout(PATIENCE, ask(parts, one));
+        let limit = async {
+            if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
+                return Ok(Err("no runtime answered".to_owned()));
+            }
+            tokio::time::timeout(PATIENCE, ask(parts, one, until, &answered)).await
+        };
         let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
         match found {
             Ok(found) => Some(found),
@@ -110,7 +122,8 @@ pub async fn results_of_interrupted(
     Ok(results)
 }
 
-async fn ask(parts: &Parts, one: Unfinished) -> Result<Found, String> {
+/// A runtime that is not there is asked again `until` then; one that answers, whatever it says, is noted.
+async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBool) -> Result<Found, String> {
     let Unfinished { prompt, session } = one;
     let (Some(connection), Some(agent_session_id)) = (session.connection.clone(), session.agent_session_id.clone())
     else {
@@ -127,12 +140,16 @@ async fn ask(parts: &Parts, one: Unfinished) -> Result<Found, String> {
         match parts.transport.adopt(request.clone()).await {
             Ok(adopted) => break adopted,
             // It may be just starting; one that holds nothing says so.
-            Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) => {
+            Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) if Instant::now() < until => {
                 tokio::time::sleep(RETRY).await;
             }
-            Err(failure) => return Err(failure.to_string()),
+            Err(failure) => {
+                answered.fetch_or(failure.code != ErrorCode::RuntimeUnavailable, Ordering::Relaxed);
+                return Err(failure.to_string());
+            }
         }
     };
+    answered.store(true, Ordering::Relaxed);
     // Dropping what was adopted ends its agent: nobody wants it any more.
     let newest = adopted.prompt.clone().filter(|newest| newest.prompt_id == prompt.prompt_id);
     let newest = newest.ok_or("its prompt did not reach the agent")?;

@@ -88,6 +88,9 @@ impl WorkspaceSupervisor {
         let view = SessionView::starting(past.restarts, self.parts.clock.now());
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
+        // An agent that was found again has long been started; its end may be among what it said meanwhile, and then
+        // comes before anybody can note that the start worked.
+        let proven = adopted.is_some();
         let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
         let (mailbox, actor) = self.spawn(&shared, 0, start, ctx);
         let (mailbox, watching) = watch::channel(mailbox);
@@ -99,7 +102,7 @@ impl WorkspaceSupervisor {
             actor,
             probe: ProbeState::default(),
             is_stuck: false,
-            proven: false,
+            proven,
             waiting: Vec::new(),
             closing: Vec::new(),
             _seat: seat,

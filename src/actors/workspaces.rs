@@ -272,12 +272,10 @@ impl Workspaces {
                 _ = look.tick() => {}
             }
         }
-        for live in index.all() {
-            if live.shared.view().running.is_some() {
-                let cancel = live.mailbox.borrow().cancel_turn.clone();
-                let _ = cancel.send(CancelTurn { prompt_id: None }).await;
-            }
-        }
+        let running = index.all().into_iter().filter(|live| live.shared.view().running.is_some());
+        let cancelling = running.map(|live| live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None }));
+        // All at once, and not for ever: a session that waits for the database, or is stuck, does not listen.
+        let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(cancelling)).await;
         let supervisors: Vec<_> = {
             let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
             supervisors.values().map(|it| it.supervisor.clone()).collect()

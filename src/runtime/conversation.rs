@@ -232,7 +232,11 @@ impl Conversation {
     pub(super) fn detach_locked(&self, state: &mut MutexGuard<'_, State>) {
         if let Client::Here { waker, .. } = &mut state.client {
             let waker = waker.take();
-            state.client = Client::Away { until: Instant::now() + self.retention.grace };
+            // One that has said nothing since `initialize` may not know that it can come back, and if it does, it comes
+            // within moments; until then it holds a seat.
+            let is_begun = state.inbox.last() > 0;
+            let grace = if is_begun { self.retention.grace } else { self.retention.grace.min(WRITTEN_DOWN) };
+            state.client = Client::Away { until: Instant::now() + grace };
             (self.on_away)(true);
             waker.into_iter().for_each(Waker::wake);
             self.changed.notify_one();

@@ -50,6 +50,13 @@ impl Pulse {
         self.heard = now;
     }
 
+    /// Something came `at` that time; whether that is news.
+    pub fn hear_since(&mut self, at: Instant) -> bool {
+        let is_news = at > self.heard;
+        self.heard = self.heard.max(at);
+        is_news
+    }
+
     /// What is due now; a ping is said once.
     pub fn due(&mut self, now: Instant) -> Due {
         let end = self.heard + self.rhythm.silence;

@@ -66,6 +66,11 @@ pub async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result<(Conne
         ConnectError::NotHeld => Failure::new(ErrorCode::ConnectionLost, cause.to_string()),
         ConnectError::Failed(_) => unavailable(endpoint, &cause),
     })?;
+    // Numbers count messages: one near the end of all numbers is none of ours.
+    if resumed.received.max(resumed.after) > u64::MAX / 2 {
+        let detail = "the runtime's numbers cannot be gone on from";
+        return Err(Failure::new(ErrorCode::ConnectionLost, detail));
+    }
     let (pipe, carrier, delivered) = ends(endpoint);
     // What is on disk comes again where it was settled and nobody told the runtime; what was before the turn has ended.
     let known = request.received.max(resumed.prompt.as_ref().map_or(0, |prompt| prompt.after));
