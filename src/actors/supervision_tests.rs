@@ -17,6 +17,7 @@ use super::{
     workspace_supervisor::WorkspaceSupervisor,
 };
 use crate::{
+    acp::schema::RequestId,
     config::Config,
     contract::runtime::ResumedPrompt,
     domain::{
@@ -388,6 +389,64 @@ async fn what_a_turn_said_is_kept_by_the_runtime_until_it_is_on_disk() {
     let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
     let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
     assert_eq!(said, "xxxx");
+}
+
+#[actix::test]
+async fn a_large_message_that_is_no_update_is_settled_in_the_middle_of_a_turn_too() {
+    let (stage, mut agent) = stage(|settings| settings.settle_bytes = 1000).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    agent.delivered.handle(1);
+    let params = serde_json::value::to_raw_value(&"x".repeat(1000)).unwrap();
+    let request = AgentEvent::Request { id: RequestId::Number(1), method: "_x/large".into(), params };
+    agent.says.send(request).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), agent.delivered.settled_more())
+        .await
+        .expect("the agent is read on");
+    assert_eq!(agent.delivered.settled(), 1);
+    agent.delivered.handle(2);
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    assert_eq!(agent.delivered.settled(), 2);
+    agent.delivered.handle(3);
+    agent.says.send(chunk("of no turn")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while agent.delivered.settled() < 3 {
+            agent.delivered.settled_more().await;
+        }
+    })
+    .await
+    .expect("what is of no turn is not kept");
+}
+
+#[actix::test]
+async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
+    let (mut stage, mut first) = stage(|_| {}).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
+    let prompt_id = turn.prompt_id;
+    let call = first.prompted().await;
+    stage.held.lock().unwrap().insert("c".into(), Some(ResumedPrompt { prompt_id, call, after: 0 }));
+    let found = stage.find_again().await.pop().expect("the turn is found");
+    let agent = stage.agents.recv().await.unwrap();
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    agent.says.send(crash()).await.unwrap();
+    let parts = Arc::new(Parts {
+        store: stage.parts.store.clone(),
+        metrics: Metrics::new("test", None).unwrap(),
+        transport: stage.parts.transport.clone(),
+        clock: Arc::new(SystemClock),
+        index: SessionIndex::default(),
+        settings: stage.parts.settings.clone(),
+    });
+    let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone()).start();
+    let spec = stage.live.shared.spec.clone();
+    let seat = CapacityGuard::new(1).admit().unwrap();
+    let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
+    supervisor.send(start).await.unwrap().unwrap();
+    let again = tokio::time::timeout(Duration::from_secs(10), stage.agents.recv()).await;
+    assert!(again.expect("it is started again").is_some());
+    assert!(parts.index.get(stage.id).is_some(), "it is not forgotten");
 }
 
 #[actix::test]

@@ -172,6 +172,12 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         }
         let drain = config.drain.timeout_s;
         self.require(drain <= MAX_SECONDS, "drain.timeout_s", format!("must be 0 to {MAX_SECONDS} seconds"));
+        let grace = config.runtime.reconnect_grace_s;
+        self.require(
+            grace <= MAX_SECONDS,
+            "runtime.reconnect_grace_s",
+            format!("must be 0 to {MAX_SECONDS} seconds"),
+        );
         let kill = config.runtime.kill_grace_ms;
         self.require(kill <= 60_000, "runtime.kill_grace_ms", format!("is {kill}, must be 0 to 60000 milliseconds"));
     }
@@ -190,6 +196,9 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
             ("limits.write_queue", limits.write_queue, 2, 10_000_000),
             ("limits.diff_bytes", limits.diff_bytes, 1024, MAX_FRAME_BYTES),
             ("limits.terminals", limits.terminals, 1, 10_000),
+            // Fewer than these, and either end could wait for what the other says only after more.
+            ("runtime.replay_frames", self.config.runtime.replay_frames, 64, 1_000_000),
+            ("runtime.replay_bytes", self.config.runtime.replay_bytes, 64 * 1024, MAX_FRAME_BYTES),
             ("runtime.max_agents", self.config.runtime.max_agents, 1, 1_000_000),
             ("server.workers", self.config.server.workers, 0, 1024),
         ] {

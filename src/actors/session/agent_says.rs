@@ -40,11 +40,13 @@ impl StreamHandler<AgentEvent> for Session {
     fn handle(&mut self, event: AgentEvent, ctx: &mut Context<Self>) {
         let now = self.parts.clock.now();
         self.shared.view().last_heard = Some(now);
+        let in_turn = self.turn.is_some();
         if let Some(turn) = &mut self.turn {
             turn.heard = now;
+            turn.unsettled_bytes += size_of_event(&event);
         }
         match event {
-            AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref(), ctx),
+            AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref()),
             AgentEvent::Notification { method, params } => {
                 let update = json!({"method": method, "params": params});
                 let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
@@ -69,6 +71,13 @@ impl StreamHandler<AgentEvent> for Session {
             }
             AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
         }
+        // Whatever it was: the runtime keeps it, and reads no more from the agent once that is too much.
+        match (in_turn, self.turn.is_some()) {
+            (true, true) => self.put_down(ctx),
+            // What ended the turn is settled when that end is on disk.
+            (true, false) => {}
+            (false, _) => self.settle_outside(),
+        }
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
@@ -79,21 +88,38 @@ impl StreamHandler<AgentEvent> for Session {
     }
 }
 
+/// The bytes of what is large in an event.
+fn size_of_event(event: &AgentEvent) -> usize {
+    match event {
+        AgentEvent::Update { update, meta } => update.get().len() + meta.as_ref().map_or(0, |meta| meta.get().len()),
+        AgentEvent::Notification { params, .. } | AgentEvent::Request { params, .. } => params.get().len(),
+        AgentEvent::Answered { result: Ok(answer), .. } => answer.get().len(),
+        AgentEvent::StrayLine(line) => line.len(),
+        _ => 0,
+    }
+}
+
 impl Session {
-    fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>, ctx: &mut Context<Self>) {
+    fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>) {
         let now = self.parts.clock.now();
         let Some(turn) = &mut self.turn else {
             self.shared.feed.publish(None, EventKind::Update, update, meta);
-            return self.settle_outside();
+            return;
         };
-        let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else {
             // The turn is still being written down; the agent speaks of something else.
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
         };
         ticket.on_update(update, meta, now);
-        turn.unsettled_bytes += update.get().len();
+    }
+
+    /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
+    fn put_down(&mut self, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        let Some(turn) = &mut self.turn else { return self.settle_outside() };
+        let prompt_id = turn.prompt_id();
+        let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
         let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
         let (handled, settings) = (delivered.handled(), &self.parts.settings);
         // The runtime keeps what is not known to be on disk, so a long turn is put there in parts.
@@ -114,8 +140,9 @@ impl Session {
             now,
         };
         let settle = delivered.clone();
+        // Also what was told as not durable: a turn whose agent nobody reads any more would never end.
         let done = move |written: Result<(), StoreError>| {
-            if written.is_ok() && settles {
+            if settles && !matches!(written, Err(StoreError::Closed)) {
                 settle.settle(handled);
             }
         };
@@ -129,15 +156,22 @@ impl Session {
             Err((_, append)) => append,
         };
         let bytes: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
-        if append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
+        // What the runtime waits for is not put off: if it reads no more, nothing comes that would try again.
+        if !settles && append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
             ticket.put_back(append.entries);
             return;
         }
         // Nothing more is read from the agent until the database has taken these.
+        if settles {
+            (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
+        }
         let parts = self.parts.clone();
         let writing = async move {
             if let Err(cause) = parts.store.append(append).await {
                 tracing::error!(marker = "[ACP]", %cause, "transcript entries were lost");
+            }
+            if settles {
+                delivered.settle(handled);
             }
         };
         ctx.wait(writing.into_actor(self));
@@ -158,11 +192,15 @@ impl Session {
         self.shared.feed.announce(prompt, EventKind::Status, &update);
     }
 
-    /// Lets the runtime forget what the agent said outside a turn, once there is much of it.
+    /// Lets the runtime forget what the agent said outside a turn, unless the end of the one before is not on disk
+    /// yet. It is told when that is much.
     fn settle_outside(&self) {
+        if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {
+            return;
+        }
         let Some(delivered) = self.link.as_ref().map(|link| link.delivered()) else { return };
         let handled = delivered.handled();
-        if handled.saturating_sub(delivered.settled()) >= self.parts.settings.settle_messages {
+        if handled > delivered.settled() {
             delivered.settle(handled);
         }
     }

@@ -11,10 +11,11 @@ use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Recipient, SpawnHandle};
 use serde_json::{json, value::RawValue};
+use tokio::sync::watch;
 
 use self::turn::Turn;
 use super::{
-    messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded},
+    messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded, TurnEnded},
     parts::Parts,
     permission_desk::PermissionDesk,
     session_shared::SessionShared,
@@ -44,6 +45,8 @@ pub struct Session {
     facts: Option<Arc<AgentFacts>>,
     calls: Correlator<Call>,
     turn: Option<Turn>,
+    /// How the turn before ended, once that is written down.
+    last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     desk: PermissionDesk,
     /// The conversation so far, for an agent that did not see it; goes ahead of the next prompt.
     context: Option<String>,
@@ -114,6 +117,7 @@ impl Session {
             facts: None,
             calls: Correlator::new(MAX_CALLS),
             turn: None,
+            last_end: None,
             desk: PermissionDesk::default(),
             context: None,
             ending: None,

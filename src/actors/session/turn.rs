@@ -220,7 +220,12 @@ impl Session {
         };
         let now = self.parts.clock.now();
         turn.heard = now;
-        turn.settled_seq = link.delivered().handled();
+        // Nothing before the turn is wanted any more: the end of the one before was written before this one began.
+        let delivered = link.delivered();
+        turn.settled_seq = delivered.handled();
+        if turn.settled_seq > delivered.settled() {
+            delivered.settle(turn.settled_seq);
+        }
         match sent {
             Ok(()) => {
                 ticket.sent(now, context.is_some());
@@ -290,7 +295,10 @@ impl Session {
             ctx.cancel_future(timer);
         }
         match turn.ticket {
-            Some(ticket) => ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered())),
+            Some(ticket) => {
+                self.last_end = Some(turn.handle.ended);
+                ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
+            }
             // It is still being written down; its ticket is with that future, ends with it, and has to know why.
             None => {
                 let _ = turn.when_dropped.set(outcome);
