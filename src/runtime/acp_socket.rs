@@ -4,7 +4,7 @@
 //! The actor is polled only while the client reads, and it takes the agent's messages from a bounded pipe:
 //! a client that does not read makes the agent wait, not this process grow.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::time::Duration;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, SpawnHandle, StreamHandler, WrapFuture};
 use actix_web::{
@@ -13,7 +13,6 @@ use actix_web::{
     web,
 };
 use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
-use futures_util::StreamExt;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -66,10 +65,8 @@ pub fn accept(
         }
     };
     let (frame_bytes, pulse) = (settings.frame_bytes, Pulse::new(settings.heartbeats, Instant::now()));
-    let bytes_came = Rc::new(Cell::new(Instant::now()));
-    let moving = bytes_came.clone();
-    let body = body.inspect(move |_| moving.set(Instant::now()));
-    let socket = AcpSocket { settings, connection, state, fragments: Fragments::default(), pulse, bytes_came };
+    let body = pulse.watch(body);
+    let socket = AcpSocket { settings, connection, state, fragments: Fragments::default(), pulse };
     let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(frame_bytes).start();
     let mut response = response.map_err(no_upgrade)?;
     let id = HeaderValue::try_from(connection.to_string())
@@ -85,9 +82,6 @@ struct AcpSocket {
     state: State,
     fragments: Fragments,
     pulse: Pulse,
-    /// When the client last sent anything: a large message on a slow line takes longer than a dead client is waited
-    /// for, and no other frame passes while it is on its way.
-    bytes_came: Rc<Cell<Instant>>,
 }
 
 enum State {
@@ -239,7 +233,7 @@ impl AcpSocket {
             return;
         }
         let now = Instant::now();
-        if self.pulse.hear_since(self.bytes_came.get()) {
+        if self.pulse.hear_bytes() {
             self.hear();
         }
         let next = loop {

@@ -1,7 +1,8 @@
 //! When to say something to a client, and when a silent one is taken for dead.
 
-use std::time::Duration;
+use std::{cell::Cell, rc::Rc, time::Duration};
 
+use futures_util::{Stream, StreamExt};
 use tokio::time::Instant;
 
 /// The rhythm of one socket.
@@ -25,6 +26,7 @@ impl Default for Heartbeats {
 pub struct Pulse {
     rhythm: Heartbeats,
     heard: Instant,
+    bytes_came: Rc<Cell<Instant>>,
     next_ping: Instant,
 }
 
@@ -42,7 +44,7 @@ pub enum Due {
 impl Pulse {
     /// Begins with a client that was heard just now.
     pub fn new(rhythm: Heartbeats, now: Instant) -> Self {
-        Self { rhythm, heard: now, next_ping: now + rhythm.every }
+        Self { rhythm, heard: now, bytes_came: Rc::new(Cell::new(now)), next_ping: now + rhythm.every }
     }
 
     /// Something came.
@@ -50,10 +52,18 @@ impl Pulse {
         self.heard = now;
     }
 
-    /// Something came `at` that time; whether that is news.
-    pub fn hear_since(&mut self, at: Instant) -> bool {
-        let is_news = at > self.heard;
-        self.heard = self.heard.max(at);
+    /// The bytes of the client, as they were: each of them is noted. A large message on a slow line takes longer than
+    /// a dead client is waited for, and no other frame passes while it is on its way.
+    pub fn watch<S: Stream>(&self, bytes: S) -> impl Stream<Item = S::Item> + use<S> {
+        let bytes_came = self.bytes_came.clone();
+        bytes.inspect(move |_| bytes_came.set(Instant::now()))
+    }
+
+    /// Takes what [`Pulse::watch`] noted; whether it is news.
+    pub fn hear_bytes(&mut self) -> bool {
+        let came = self.bytes_came.get();
+        let is_news = came > self.heard;
+        self.heard = self.heard.max(came);
         is_news
     }
 
@@ -74,6 +84,18 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_of_a_message_that_is_still_on_its_way_are_a_sign_of_life() {
+        let begin = Instant::now();
+        let mut pulse = Pulse::new(Heartbeats::default(), begin);
+        assert!(!pulse.hear_bytes());
+        let mut bytes = Box::pin(pulse.watch(futures_util::stream::iter([1])));
+        while Instant::now() == begin {}
+        assert_eq!(futures_util::FutureExt::now_or_never(bytes.next()), Some(Some(1)));
+        assert!(pulse.hear_bytes() && pulse.heard > begin);
+        assert!(!pulse.hear_bytes());
+    }
 
     #[test]
     fn a_client_is_pinged_in_rhythm_and_given_up_when_it_is_silent() {
