@@ -38,14 +38,14 @@ impl<T> Correlator<T> {
             return Err(TooManyOpen { limit: self.limit });
         }
         let id = self.next_id;
-        self.next_id += 1;
+        self.next_id = self.next_id.saturating_add(1);
         self.open.insert(id, what);
         Ok(id)
     }
 
     /// Remembers what a request was for that was sent before under this id, by somebody who is gone.
     pub fn reopen(&mut self, id: u64, what: T) {
-        self.start_at(id + 1);
+        self.start_at(id.saturating_add(1));
         self.open.insert(id, what);
     }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     adoption,
     capacity_guard::CapacityGuard,
-    messages::{CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
+    messages::{AnswerPermission, CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
     parts::{Parts, SessionSettings},
     session_index::{LiveSession, SessionIndex},
     session_shared::{SessionSpec, SharedPolicy},
@@ -513,4 +513,36 @@ async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
         assert!(stage.find_again().await.is_empty());
     }
     assert!(stage.find_again().await.is_empty(), "nothing is held at all");
+}
+
+#[actix::test]
+async fn what_a_person_was_asked_is_kept_by_the_runtime_until_it_is_answered() {
+    let (stage, mut agent) = stage(|settings| settings.settle_messages = 1).await;
+    let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    let feed = &stage.live.shared.feed;
+    let mut reader = feed.subscribe(feed.last_id());
+    let params = serde_json::json!({
+        "sessionId": "s",
+        "toolCall": {"toolCallId": "1"},
+        "options": [{"optionId": "allow", "name": "Allow", "kind": "allow_once"}],
+    });
+    agent.delivered.handle(1);
+    let asked = AgentEvent::Request {
+        id: RequestId::Number(1),
+        method: "session/request_permission".into(),
+        params: serde_json::value::to_raw_value(&params).unwrap(),
+    };
+    agent.says.send(asked).await.unwrap();
+    let event: serde_json::Value = serde_json::from_str(&reader.live.recv().await.unwrap().data).unwrap();
+    agent.delivered.handle(2);
+    agent.says.send(chunk("meanwhile")).await.unwrap();
+    reader.live.recv().await.unwrap();
+    assert_eq!(agent.delivered.settled(), 0, "a supervisor that comes back would not know of it");
+
+    let request_id = event["update"]["requestId"].as_str().unwrap().to_owned();
+    let answer = stage.live.mailbox.borrow().answer_permission.clone();
+    answer.send(AnswerPermission { request_id, option_id: Some("allow".into()) }).await.unwrap().unwrap();
+    agent.delivered.settled_more().await;
+    assert_eq!(agent.delivered.settled(), 2);
 }

@@ -115,16 +115,19 @@ impl Session {
     }
 
     /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
-    fn put_down(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn put_down(&mut self, ctx: &mut Context<Self>) {
         let now = self.parts.clock.now();
+        // A supervisor that comes back has to get what a person was asked and has not answered.
+        let may_settle = !self.desk.is_waiting();
         let Some(turn) = &mut self.turn else { return self.settle_outside() };
         let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
         let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
         let (handled, settings) = (delivered.handled(), &self.parts.settings);
         // The runtime keeps what is not known to be on disk, so a long turn is put there in parts.
-        let settles = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
+        let is_much = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
             || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
+        let settles = is_much && may_settle;
         let entries = match settles {
             true => Some(ticket.take_all_entries()),
             false => ticket.take_entries(ENTRIES_PER_WRITE, BYTES_PER_WRITE),
@@ -237,6 +240,7 @@ impl Session {
     pub(super) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
         self.write_down_permission(request_id, &answer, by);
         self.respond(&answer.id, Ok(answer.response), ctx);
+        self.put_down(ctx);
     }
 
     /// Answers everything that waits for a person with `cancelled`.

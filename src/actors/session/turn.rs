@@ -275,6 +275,7 @@ impl Session {
         }
         let told = self.link.as_mut().map(|link| link.cancel());
         self.cancel_permissions();
+        self.put_down(ctx);
         if let Some(Err(cause)) = told {
             return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
         }
