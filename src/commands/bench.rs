@@ -27,6 +27,20 @@ enum What {
     Resume(ResumeArgs),
 }
 
+/// What every measurement takes.
+#[derive(Debug, Args)]
+struct CommonArgs {
+    /// A setting for the processes that are measured; may be repeated.
+    #[arg(long = "serve-arg", value_name = "SECTION.KEY=VALUE", value_parser = parse_setting)]
+    settings: Vec<String>,
+    /// Folder on the disk that databases and workspaces are to use [default: the system's temporary folder].
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Args)]
 struct TurnArgs {
     /// Numbers of concurrent sessions.
@@ -44,15 +58,8 @@ struct TurnArgs {
     /// What every prompt says to the demo agent.
     #[arg(long, value_name = "TEXT", default_value = "echo a turn is measured")]
     prompt: String,
-    /// A setting for the processes that are measured; may be repeated.
-    #[arg(long = "serve-arg", value_name = "SECTION.KEY=VALUE", value_parser = parse_setting)]
-    settings: Vec<String>,
-    /// Folder on the disk that databases and workspaces are to use [default: the system's temporary folder].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// Prints JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
 #[derive(Debug, Args)]
@@ -66,15 +73,8 @@ struct ResumeArgs {
     /// Pause between two cuts.
     #[arg(long, value_name = "MS", default_value = "250", value_parser = clap::value_parser!(u64).range(1..=60_000))]
     cut_every_ms: u64,
-    /// A setting for the supervisor; may be repeated.
-    #[arg(long = "serve-arg", value_name = "SECTION.KEY=VALUE", value_parser = parse_setting)]
-    settings: Vec<String>,
-    /// Folder on the disk that databases and workspaces are to use [default: the system's temporary folder].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// Prints JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
 /// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not.
@@ -90,11 +90,11 @@ fn resume(arguments: ResumeArgs) -> Result<ExitCode, CommandError> {
         rounds: arguments.rounds,
         messages: arguments.messages,
         cut_every: Duration::from_millis(arguments.cut_every_ms),
-        settings: arguments.settings,
-        folder: arguments.folder,
+        settings: arguments.common.settings,
+        folder: arguments.common.folder,
     };
     let report = to_the_end(bench::run_resume(plan, std::env::args().collect()))?;
-    print(if arguments.json { report.json() } else { report.render() }.trim_end())?;
+    print(if arguments.common.json { report.json() } else { report.render() }.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -105,11 +105,11 @@ fn turn(arguments: TurnArgs) -> Result<ExitCode, CommandError> {
         measured: arguments.seconds,
         think: arguments.think_ms.map(Duration::from_millis),
         prompt: arguments.prompt,
-        settings: arguments.settings,
-        folder: arguments.folder,
+        settings: arguments.common.settings,
+        folder: arguments.common.folder,
     };
     let report = to_the_end(bench::run(plan, std::env::args().collect()))?;
-    print(if arguments.json { report.json() } else { bench::render(&report) }.trim_end())?;
+    print(if arguments.common.json { report.json() } else { bench::render(&report) }.trim_end())?;
     Ok(if report.unmeasured.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -48,6 +48,22 @@ pub(super) struct Turn {
 }
 
 impl Turn {
+    fn new(handle: TurnHandle, idempotency: Option<Idempotency>, when_dropped: WhenDropped, now: Timestamp) -> Self {
+        Self {
+            handle,
+            idempotency,
+            when_dropped,
+            ticket: None,
+            prompt: None,
+            heard: now,
+            cancel_asked: false,
+            unsettled_bytes: 0,
+            settled_seq: 0,
+            inactivity_timer: None,
+            grace_timer: None,
+        }
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancel_asked
     }
@@ -117,19 +133,8 @@ impl Session {
             user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
             now,
         };
-        self.turn = Some(Turn {
-            handle: TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching },
-            idempotency,
-            when_dropped: ticket.when_dropped(),
-            ticket: None,
-            prompt: Some(prompt),
-            heard: now,
-            cancel_asked: false,
-            unsettled_bytes: 0,
-            settled_seq: 0,
-            inactivity_timer: None,
-            grace_timer: None,
-        });
+        let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
+        self.turn = Some(Turn { prompt: Some(prompt), ..Turn::new(handle, idempotency, ticket.when_dropped(), now) });
         Begin::Write(Box::new(new_turn), ticket)
     }
 
@@ -145,19 +150,9 @@ impl Session {
         let now = self.parts.clock.now();
         ticket.sent(now, false);
         ticket.go_on(said);
-        self.turn = Some(Turn {
-            handle: TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching },
-            idempotency: row.idempotency.clone(),
-            when_dropped: ticket.when_dropped(),
-            ticket: Some(ticket),
-            prompt: None,
-            heard: now,
-            cancel_asked: false,
-            unsettled_bytes: 0,
-            settled_seq: 0,
-            inactivity_timer: None,
-            grace_timer: None,
-        });
+        let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
+        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), now);
+        self.turn = Some(Turn { ticket: Some(ticket), ..turn });
         self.shared.move_to(SessionState::Running, &self.parts.metrics).running = Some(prompt_id);
     }
 
