@@ -8,7 +8,7 @@ use std::{
 use actix::Handler;
 
 use super::{messages::Probe, session::Session};
-use crate::telemetry::heartbeats::Heartbeats;
+use crate::telemetry::watchdog::Watchdog;
 
 /// How often a session is asked for a sign of life. Cheap: a message to the same thread.
 pub const PROBE_EVERY: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// Makes the thread that calls beat for as long as it lives; a second call on one thread changes nothing.
-pub fn beat_here(beats: &Heartbeats) {
+pub fn beat_here(beats: &Watchdog) {
     if BEATS.replace(true) {
         return;
     }

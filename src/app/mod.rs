@@ -17,9 +17,10 @@ use std::{
 pub use self::{demo::demo, start::Service};
 use crate::{
     config::Loaded,
-    domain::outcome::Failure,
+    domain::{outcome::Failure, watchdog::WatchdogLimits},
     runtime,
     store::{BadDatabaseUrl, DatabaseUrl, Store, StoreError},
+    telemetry::watchdog::Watchdog,
 };
 
 /// Why the program does not serve.
@@ -84,7 +85,9 @@ pub async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(),
     let metrics = crate::telemetry::Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let runtime = &loaded.config.runtime;
     let options = start::runtime_options(&loaded, runtime.listen, runtime.token.clone(), &metrics)?;
-    let running = runtime::start(options).await?;
+    let watching = Watchdog::watch(WatchdogLimits::default(), metrics);
+    let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
+    let running = runtime::start(options, Some(watchdog)).await?;
     tracing::info!(marker = "[ACP]", address = %running.address(), "runtime serves");
     announce(announce_to.as_deref(), running.address())?;
     stop::signal().await;

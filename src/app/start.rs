@@ -17,11 +17,11 @@ use crate::{
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
-    domain::{clock::Clock, heartbeat::HeartbeatLimits},
+    domain::{clock::Clock, watchdog::WatchdogLimits},
     http::{self, Beside, HttpFace},
     runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
-    telemetry::{Metrics, SystemClock, heartbeats::Heartbeats, labels::Queue},
+    telemetry::{Metrics, SystemClock, labels::Queue, watchdog::Watchdog},
     transport::{
         acp_transport::AcpTransport,
         pipe::PipeLimits,
@@ -50,8 +50,8 @@ impl Service {
         let url = database_url(loaded)?;
         let held = hold(&url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
-        let watching = Heartbeats::watch(HeartbeatLimits::default(), metrics.clone());
-        let heartbeats = watching.map_err(AppError::io("the watchdog's thread"))?;
+        let watching = Watchdog::watch(WatchdogLimits::default(), metrics.clone());
+        let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = open_store(url, loaded, &metrics)?;
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
@@ -76,11 +76,11 @@ impl Service {
         let workspaces = Workspaces::new(parts.clone(), door, CapacityGuard::new(config.limits.sessions));
         pick_up(&workspaces, runtime.is_none()).await?;
         // What was picked up lives on this thread.
-        liveness::beat_here(&heartbeats);
+        liveness::beat_here(&watchdog);
         let max_age = Duration::from_secs(config.session.max_age_s);
         let sweep = actix::spawn(expiry::sweep(parts, max_age));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
-        let http = http::serve(workspaces.clone(), config, heartbeats, beside)
+        let http = http::serve(workspaces.clone(), config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         Ok(Self { config: config.clone(), http, workspaces, runtime, store, sweep, _held: held })

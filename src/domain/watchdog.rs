@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// By what heartbeats are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeartbeatLimits {
+pub struct WatchdogLimits {
     /// How often each thread beats, and how often the beats are looked at.
     pub every: Duration,
     /// Silence beyond a beat's period after which a thread is stalled.
@@ -13,7 +13,7 @@ pub struct HeartbeatLimits {
     pub dead_after: Duration,
 }
 
-impl Default for HeartbeatLimits {
+impl Default for WatchdogLimits {
     /// Stalled after 5 s: nothing of ours keeps a thread for a tenth of a second, and a busy or paused machine
     /// recovers in less. Dead after a minute: a restart costs every other session its agent.
     fn default() -> Self {
@@ -38,7 +38,7 @@ pub enum Finding {
     Recovered,
 }
 
-impl HeartbeatLimits {
+impl WatchdogLimits {
     /// How late a beat is that came so long ago.
     pub fn lag(&self, since_beat: Duration) -> Duration {
         since_beat.saturating_sub(self.every)
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_stall_is_found_once_and_so_is_its_end() {
-        let limits = HeartbeatLimits::default();
+        let limits = WatchdogLimits::default();
         assert_eq!(limits.look(false, 4 * SECOND), Finding::Beats);
         assert_eq!(limits.look(false, 5 * SECOND), Finding::Stalled);
         assert_eq!(limits.look(true, 9 * SECOND), Finding::StillStalled);
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn one_stalled_thread_is_borne_for_a_minute_and_all_of_them_are_not() {
-        let limits = HeartbeatLimits::default();
+        let limits = WatchdogLimits::default();
         assert!(limits.is_alive(&[]));
         assert!(limits.is_alive(&[59 * SECOND, Duration::ZERO]));
         assert!(!limits.is_alive(&[60 * SECOND, Duration::ZERO]));
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_process_that_was_stopped_as_a_whole_is_not_judged() {
-        let limits = HeartbeatLimits::default();
+        let limits = WatchdogLimits::default();
         assert!(!limits.was_stopped(2 * SECOND));
         assert!(limits.was_stopped(4 * SECOND));
         assert_eq!(limits.lag(SECOND / 2), Duration::ZERO);

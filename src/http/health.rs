@@ -79,7 +79,7 @@ fn protocol(metrics: &Metrics, route: Route) -> ProtocolHealth {
 )]
 #[get("/livez")]
 pub async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
-    if !state.heartbeats.is_alive() {
+    if !state.watchdog.is_alive() {
         return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions stands still"));
     }
     Ok(web::Json(Probe { status: "ok" }))

@@ -47,7 +47,7 @@ use crate::{
         outcome::{ErrorCode, Failure},
     },
     store::SessionRow,
-    telemetry::heartbeats::Heartbeats,
+    telemetry::watchdog::Watchdog,
 };
 
 /// What handlers share.
@@ -57,7 +57,7 @@ pub struct HttpState {
     /// Settings.
     pub config: Config,
     /// Whether the threads run.
-    pub heartbeats: Heartbeats,
+    pub watchdog: Watchdog,
     guard: Guard,
 }
 
@@ -96,14 +96,14 @@ struct IsBeside;
 pub fn serve<Routes>(
     workspaces: Workspaces,
     config: &Config,
-    heartbeats: Heartbeats,
+    watchdog: Watchdog,
     beside: Option<Beside<Routes>>,
 ) -> std::io::Result<HttpFace>
 where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
-    let beats = heartbeats.clone();
-    let state = HttpState { workspaces, config: config.clone(), heartbeats, guard: Guard::new(&config.server) };
+    let beats = watchdog.clone();
+    let state = HttpState { workspaces, config: config.clone(), watchdog, guard: Guard::new(&config.server) };
     let state = Data::new(state);
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),

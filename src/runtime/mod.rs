@@ -58,7 +58,8 @@ pub use self::{
     handshake::Serves,
     heartbeat::Heartbeats,
 };
-use crate::telemetry::Metrics;
+use crate::actors::liveness::beat_here;
+use crate::telemetry::{Metrics, watchdog::Watchdog};
 use crate::transport::{pipe::PipeLimits, process_group, run_as::RunAsError, stdio::StdioLimits};
 
 /// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
@@ -197,24 +198,28 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), 
     Ok((stop, parts))
 }
 
-/// Starts a runtime. Needs an actix or tokio runtime around it, and leaves signals alone. On an error
-/// nothing is left running.
-pub async fn start(options: RuntimeOptions) -> Result<RunningRuntime, StartError> {
+/// Starts a runtime whose threads `watchdog` watches. Needs an actix or tokio runtime around it, and leaves signals
+/// alone. On an error nothing is left running.
+pub async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
     let (stop, parts) = ready(options).await?;
     let SocketSettings { agents, conversations, .. } = parts.sockets.clone();
     let refused = |cause| StartError::Listen { address: listen, cause };
-    let server = HttpServer::new(move || App::new().configure(routes::configure(parts.clone())))
-        .workers(workers)
-        .on_connect(|connection: &dyn Any, _| {
-            if let Some(stream) = connection.downcast_ref::<TcpStream>() {
-                tune(stream);
-            }
-        })
-        .disable_signals()
-        .shutdown_timeout(SERVER_STOP.as_secs())
-        .bind(listen)
-        .map_err(refused)?;
+    let server = HttpServer::new(move || {
+        // Sockets live on these threads.
+        watchdog.iter().for_each(beat_here);
+        App::new().configure(routes::configure(parts.clone()))
+    })
+    .workers(workers)
+    .on_connect(|connection: &dyn Any, _| {
+        if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+            tune(stream);
+        }
+    })
+    .disable_signals()
+    .shutdown_timeout(SERVER_STOP.as_secs())
+    .bind(listen)
+    .map_err(refused)?;
     let address = server.addrs().first().copied().unwrap_or(listen);
     let server = server.run();
     let handle = server.handle();

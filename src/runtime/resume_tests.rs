@@ -26,7 +26,7 @@ async fn place_with(change: impl FnOnce(&mut RuntimeOptions)) -> Place {
     let mut options = options(base.path(), AGENT);
     options.retention.frames = 1000;
     change(&mut options);
-    let runtime = start(options).await.unwrap();
+    let runtime = start(options, None).await.unwrap();
     Place { base, runtime }
 }
 

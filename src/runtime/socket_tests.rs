@@ -90,7 +90,7 @@ pub(super) fn options(base: &Path, script: &str) -> RuntimeOptions {
 pub(super) async fn place() -> Place {
     let base = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
-    let runtime = start(options(base.path(), AGENT)).await.unwrap();
+    let runtime = start(options(base.path(), AGENT), None).await.unwrap();
     Place { base, runtime }
 }
 
@@ -218,7 +218,7 @@ async fn a_runtime_that_others_can_reach_needs_a_token() {
     let mut open = options(base.path(), AGENT);
     open.listen = SocketAddr::from(([0, 0, 0, 0], 0));
     open.token = None;
-    assert!(matches!(start(open).await, Err(StartError::NoToken(_))));
+    assert!(matches!(start(open, None).await, Err(StartError::NoToken(_))));
 }
 
 #[actix_web::test]
@@ -380,7 +380,7 @@ async fn a_client_that_says_more_than_the_agent_reads_is_closed() {
     let base = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
     let deaf = r#"read line; echo '{"jsonrpc":"2.0","id":1,"result":{}}'; exec sleep 1000"#;
-    let runtime = start(options(base.path(), deaf)).await.unwrap();
+    let runtime = start(options(base.path(), deaf), None).await.unwrap();
     let place = Place { base, runtime };
     let mut client = Client::initialized(&place, "default").await;
     let large = json!({"method": "x", "params": "x".repeat(400_000)});
@@ -431,7 +431,7 @@ async fn an_agent_of_another_user_owns_its_workspace_and_what_is_written_for_it(
     let mut options = options(base.path(), script);
     options.agents[0].run_as = Some("nobody".into());
     let nobody = crate::transport::run_as::RunAs::resolve("nobody").unwrap();
-    let place = Place { base, runtime: start(options).await.unwrap() };
+    let place = Place { base, runtime: start(options, None).await.unwrap() };
     let mut client = Client::connect(&place).await;
     let answer = client.initialize(json!({"cwd": place.workspace()})).await;
     assert_eq!(answer["result"]["uid"], nobody.uid, "{answer}");

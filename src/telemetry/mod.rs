@@ -5,10 +5,10 @@
 
 pub mod clock;
 mod family;
-pub mod heartbeats;
 pub mod labels;
 pub mod logging;
 pub mod metrics;
+pub mod watchdog;
 
 pub use clock::SystemClock;
 pub use metrics::Metrics;

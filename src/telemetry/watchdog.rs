@@ -11,11 +11,11 @@ use std::{
 };
 
 use super::Metrics;
-use crate::domain::heartbeat::{Finding, HeartbeatLimits};
+use crate::domain::watchdog::{Finding, WatchdogLimits};
 
 /// The watched threads. Clones are the same; the watchdog ends with the last of them.
 #[derive(Debug, Clone)]
-pub struct Heartbeats {
+pub struct Watchdog {
     shared: Arc<Shared>,
     /// Dropped to end the watchdog.
     _stop: SyncSender<()>,
@@ -23,7 +23,7 @@ pub struct Heartbeats {
 
 #[derive(Debug)]
 struct Shared {
-    limits: HeartbeatLimits,
+    limits: WatchdogLimits,
     metrics: Metrics,
     begin: Instant,
     /// As many as there are threads that run actors.
@@ -46,12 +46,12 @@ pub struct Heartbeat {
     shared: Arc<Shared>,
 }
 
-impl Heartbeats {
+impl Watchdog {
     /// Starts the watchdog.
     ///
     /// # Errors
     /// Where the system gives no thread for it.
-    pub fn watch(limits: HeartbeatLimits, metrics: Metrics) -> io::Result<Self> {
+    pub fn watch(limits: WatchdogLimits, metrics: Metrics) -> io::Result<Self> {
         let shared = Shared {
             limits,
             metrics,
@@ -157,7 +157,7 @@ impl Shared {
 mod tests {
     use super::*;
 
-    const LIMITS: HeartbeatLimits = HeartbeatLimits {
+    const LIMITS: WatchdogLimits = WatchdogLimits {
         every: Duration::from_millis(20),
         stalled_after: Duration::from_millis(400),
         dead_after: Duration::from_millis(1500),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     /// A thread that beats as long as it is not told to stand still; the sender lets it go on.
-    fn thread_that_beats(beats: &Heartbeats) -> (SyncSender<Receiver<()>>, std::thread::JoinHandle<()>) {
+    fn thread_that_beats(beats: &Watchdog) -> (SyncSender<Receiver<()>>, std::thread::JoinHandle<()>) {
         let (hold, held) = sync_channel::<Receiver<()>>(0);
         let beats = beats.clone();
         let thread = std::thread::spawn(move || {
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn a_thread_that_stands_still_is_told_once_and_recovers_by_itself() {
         let metrics = Metrics::new("test", None).unwrap();
-        let beats = Heartbeats::watch(LIMITS, metrics.clone()).unwrap();
+        let beats = Watchdog::watch(LIMITS, metrics.clone()).unwrap();
         let ((one, one_thread), (other, other_thread)) = (thread_that_beats(&beats), thread_that_beats(&beats));
         until("both are watched", || beats.shared.hearts().len() == 2);
         let (release, released) = sync_channel(1);
@@ -217,8 +217,8 @@ mod tests {
 
     #[test]
     fn nothing_works_when_all_threads_stand_still() {
-        let limits = HeartbeatLimits { dead_after: Duration::from_secs(3600), ..LIMITS };
-        let beats = Heartbeats::watch(limits, Metrics::new("test", None).unwrap()).unwrap();
+        let limits = WatchdogLimits { dead_after: Duration::from_secs(3600), ..LIMITS };
+        let beats = Watchdog::watch(limits, Metrics::new("test", None).unwrap()).unwrap();
         let (hold, thread) = thread_that_beats(&beats);
         until("it is watched", || beats.shared.hearts().len() == 1);
         let (release, released) = sync_channel(1);

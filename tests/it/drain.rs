@@ -79,3 +79,37 @@ fn agents_of_a_killed_program_do_not_live_on() {
     eventually("the agent is gone", || !processes::is_alive(pid));
     program.kill();
 }
+
+#[test]
+fn a_second_signal_ends_the_program_at_once() {
+    let mut program = Program::start();
+    program.turns_may_run();
+    let session = program.api.open("ws");
+    let (_, _stream) = session.is_busy_with("echo started ; sleep 60");
+    program.signal(libc::SIGTERM);
+    wait_for(DEADLINE, "it drains", || (program.api.get("/readyz").status == 503).then_some(()));
+    let begin = Instant::now();
+    assert_eq!(program.terminate(DEADLINE), Some(130));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_stop_under_load_ends_every_turn_once_within_its_deadline() {
+    let mut program = Program::builder().set("drain.timeout_s", 2).start();
+    let prompts =
+        ["echo started ; sleep 1 ; echo finished", "echo started ; sleep 60", "echo started ; ticks 100000 1"];
+    let sessions: Vec<_> = (0..12).map(|n| program.api.open(&format!("ws-{n}"))).collect();
+    let running: Vec<_> = sessions.iter().zip(prompts.iter().cycle()).map(|(it, say)| it.is_busy_with(say)).collect();
+    let begin = Instant::now();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
+    let ids: Vec<_> = running.into_iter().map(|(id, _)| id).collect();
+    let folder = program.folder.clone();
+    drop(program);
+    let program = Program::builder().folder(&folder).start();
+    for (id, n) in ids.iter().zip(0..) {
+        let turn = program.api.get(&format!("/acp/prompt/{id}")).expect(200);
+        let wanted = if n % prompts.len() == 0 { "completed" } else { "cancelled" };
+        assert_eq!(turn["state"], wanted, "{turn}");
+    }
+}

@@ -42,9 +42,9 @@ impl Drop for Frozen {
     }
 }
 
-/// The threads of the API.
-fn workers(program: &Program) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", program.pid())).expect("the program runs");
+/// The threads of a process that serve.
+fn workers(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the program runs");
     let mut found: Vec<i32> = tasks
         .flatten()
         .filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("actix-rt|")))
@@ -81,7 +81,7 @@ fn a_thread_that_stands_still_is_told_once_and_the_others_serve_on() {
     program.expect_error(SAYS);
     let session = program.api.open("ws");
     session.completes("echo before");
-    let workers = workers(&program);
+    let workers = workers(program.pid());
     assert!(workers.len() >= 2, "{workers:?}");
     let frozen = Frozen::freeze(workers[0]);
     eventually("the stall is counted", || value(&program, STALLS) == 1.0);
@@ -108,4 +108,18 @@ fn a_process_that_was_stopped_as_a_whole_blames_none_of_its_threads() {
     eventually("the watchdog has looked again", || woken.elapsed() > Duration::from_secs(2));
     assert_eq!(value(&program, STALLS), 0.0);
     assert_eq!(session.says("echo on"), "on");
+}
+
+#[test]
+fn a_separate_runtime_watches_its_threads_too() {
+    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    program.expect_error(SAYS);
+    let session = program.api.open("ws");
+    session.completes("echo before");
+    // All of them: a runtime that serves nobody for a while is one for whom its clients wait.
+    let frozen: Vec<_> = workers(program.runtime().pid()).into_iter().map(Frozen::freeze).collect();
+    assert!(!frozen.is_empty());
+    eventually("the stall is told", || program.runtime().log().contains(SAYS));
+    drop(frozen);
+    assert_eq!(session.says("echo after"), "after");
 }
