@@ -87,6 +87,12 @@ impl Lines {
         out.write_all(&bytes)?;
         out.flush()
     }
+
+    /// Writes so many bytes that are no line.
+    pub fn write_without_end(&mut self, bytes: u64) -> io::Result<()> {
+        io::copy(&mut io::repeat(b'x').take(bytes), &mut io::stdout().lock())?;
+        io::stdout().flush()
+    }
 }
 
 fn read_fd(stdin: &mut Stdin, into: &mut [u8]) -> io::Result<usize> {

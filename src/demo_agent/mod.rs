@@ -27,6 +27,7 @@
 //! | `refuse`, `max-tokens` | end it with that stop reason |
 //! | `flood N` | sends N updates as fast as it can |
 //! | `huge BYTES` | says one chunk of that size |
+//! | `endless BYTES` | prints so many bytes without a line end, and falls silent |
 //! | `grandchild` | starts `sleep 1000` and says its process id |
 //! | `unknown-update`, `unknown-request`, `unknown-notification` | says what no client knows |
 //! | `context` | says how many blocks stood ahead of the prompt, and their text |

@@ -149,6 +149,10 @@ impl Agent {
                 }
             }
             "hang" => self.hang()?,
+            "endless" => {
+                self.lines.write_without_end(command.number(0, 1_000_000))?;
+                self.hang()?;
+            }
             "ignore-cancel" => {
                 // SAFETY: ignoring a signal installs no handler.
                 unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };

@@ -8,6 +8,7 @@
 mod harness;
 
 mod bench;
+mod bounds;
 mod cancel;
 mod cli;
 mod config;
