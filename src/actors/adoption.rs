@@ -13,14 +13,12 @@ use tokio::time::Instant;
 
 use super::{messages::Adopted, parts::Parts};
 use crate::{
-    contract::result::{
-        ACPSessionResult, ResultMeta, ResultRollback, ResultStopReason, ResultTimings, ResultUsage, ResultWorkspace,
-    },
+    contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
         ids::PromptId,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
-        turn::TurnProgress,
+        turn::{TurnOutcome, TurnProgress},
     },
     store::{self, KeptConnection, SessionRow, StoreError, Unfinished},
     transport::{AdoptRequest, AgentFacts},
@@ -85,38 +83,22 @@ pub async fn results_of_interrupted(
         let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await?;
         let mut progress = TurnProgress::new(prompt.accepted);
         said.iter().for_each(|text| progress.on_message_text(text));
-        let took = parts.clock.now().since(prompt.accepted);
-        let result = ACPSessionResult {
-            stop_reason: ResultStopReason::Error,
-            usage: ResultUsage::default(),
-            github_automation: None,
-            meta: Some(ResultMeta {
-                session_id: session.session_id.to_string(),
-                prompt_id: prompt.prompt_id.to_string(),
-                protocol: session.protocol.as_str().to_owned(),
-                route: session.protocol.as_str().to_owned(),
-                protocol_version: session.protocol_version,
-                acp_stop_reason: None,
-                message: progress.message,
-                message_truncated: progress.message_cut,
-                workspace: ResultWorkspace {
-                    path: workspace.and_then(|workspace| workspace.workspace_path).unwrap_or_default(),
-                    is_ephemeral: false,
-                },
-                rollback: ResultRollback::default(),
-                github_automation_version: None,
-                error_code: Some(ErrorCode::Interrupted.as_str().to_owned()),
-                context_injected: false,
-                usage_known: false,
-                timings: ResultTimings {
-                    queued_ms: None,
-                    first_update_ms: None,
-                    total_ms: took.as_secs_f64() * 1e3,
-                    updates: 0,
-                },
-            }),
-            diagnostics: Vec::new(),
+        let facts = TurnFacts {
+            session_id: session.session_id,
+            prompt_id: prompt.prompt_id,
+            protocol: session.protocol,
+            route: session.protocol,
+            protocol_version: session.protocol_version,
+            workspace: ResultWorkspace {
+                path: workspace.and_then(|workspace| workspace.workspace_path).unwrap_or_default(),
+                is_ephemeral: false,
+            },
+            rollback: ResultRollback::default(),
+            context_injected: false,
         };
+        let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
+        let outcome = TurnOutcome::Failed(interrupted);
+        let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, parts.clock.now());
         results.push((prompt.prompt_id, Redacted::new(result.to_bounded_json().get())));
     }
     Ok(results)

@@ -7,10 +7,7 @@ use tokio::sync::watch;
 
 use super::{messages::TurnEnded, parts::Parts, session_shared::SessionShared};
 use crate::{
-    contract::result::{
-        ACPSessionResult, ResultDiagnostic, ResultMeta, ResultRollback, ResultStopReason, ResultTimings, ResultUsage,
-        ResultWorkspace,
-    },
+    contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
         clock::Timestamp,
         event::EventKind,
@@ -20,7 +17,7 @@ use crate::{
         redaction::Redacted,
         routing::Route,
         transcript::{TranscriptBuilder, TranscriptEntry},
-        turn::{Severity, TurnOutcome, TurnProgress, stop_reason_name},
+        turn::{Severity, TurnOutcome, TurnProgress},
     },
     store::{EndSlot, TurnEnd},
     transport::Delivered,
@@ -306,62 +303,17 @@ impl Begun {
     }
 
     fn result(&mut self, outcome: &TurnOutcome, now: Timestamp) -> ACPSessionResult {
-        let (stop_reason, acp_stop_reason, error_code) = match outcome {
-            TurnOutcome::Completed(reason) => (ResultStopReason::Completed, Some(stop_reason_name(*reason)), None),
-            TurnOutcome::Cancelled { confirmed } => {
-                if !confirmed {
-                    let message =
-                        "the agent did not confirm the cancel and was killed; the next turn gets a fresh one";
-                    self.progress.remark(Severity::Warn, message);
-                }
-                (ResultStopReason::Cancelled, confirmed.then_some("cancelled"), None)
-            }
-            TurnOutcome::Failed(failure) => {
-                self.progress.remark(Severity::Error, &failure.detail);
-                (ResultStopReason::Error, None, Some(failure.code.as_str().to_owned()))
-            }
-        };
         let spec = &self.shared.spec;
-        let since = |at: Option<Timestamp>| at.map(|at| milliseconds(at.since(self.progress.accepted_at)));
-        let usage = self.progress.usage;
-        ACPSessionResult {
-            stop_reason,
-            usage: usage.map_or_else(ResultUsage::default, |usage| ResultUsage {
-                input_tokens: usage.input_tokens,
-                output_tokens: usage.output_tokens,
-            }),
-            github_automation: None,
-            meta: Some(ResultMeta {
-                session_id: spec.session_id.to_string(),
-                prompt_id: self.prompt_id.to_string(),
-                protocol: ROUTE.as_str().to_owned(),
-                route: ROUTE.as_str().to_owned(),
-                protocol_version: self.shared.view().facts.as_ref().map(|facts| facts.protocol_version),
-                acp_stop_reason: acp_stop_reason.map(str::to_owned),
-                message: std::mem::take(&mut self.progress.message),
-                message_truncated: self.progress.message_cut,
-                workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
-                rollback: ResultRollback::default(),
-                github_automation_version: None,
-                error_code,
-                context_injected: self.context_injected,
-                usage_known: usage.is_some(),
-                timings: ResultTimings {
-                    queued_ms: since(self.progress.sent_at),
-                    first_update_ms: since(self.progress.first_update_at),
-                    total_ms: milliseconds(now.since(self.progress.accepted_at)),
-                    updates: self.progress.updates,
-                },
-            }),
-            diagnostics: std::mem::take(&mut self.progress.diagnostics)
-                .into_iter()
-                .map(|it| ResultDiagnostic { severity: it.severity, message: it.message, context: None })
-                .collect(),
-        }
+        let facts = TurnFacts {
+            session_id: spec.session_id,
+            prompt_id: self.prompt_id,
+            protocol: ROUTE,
+            route: ROUTE,
+            protocol_version: self.shared.view().facts.as_ref().map(|facts| facts.protocol_version),
+            workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
+            rollback: ResultRollback::default(),
+            context_injected: self.context_injected,
+        };
+        ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
     }
-}
-
-/// Milliseconds with three decimals.
-fn milliseconds(duration: std::time::Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -73,7 +73,7 @@ impl Service {
             settings: SessionSettings::new(config),
         };
         let parts = Arc::new(parts);
-        let workspaces = Workspaces::new(parts.clone(), door, CapacityGuard::new(config.limits.sessions));
+        let workspaces = Workspaces::new(parts.clone(), door, CapacityGuard::new(config.capacity.max_sessions));
         pick_up(&workspaces, runtime.is_none()).await?;
         // What was picked up lives on this thread.
         liveness::beat_here(&watchdog);

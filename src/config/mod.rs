@@ -6,6 +6,7 @@
 pub mod client;
 pub mod environment;
 pub mod error;
+mod fallback;
 mod layers;
 pub mod load;
 pub mod render;

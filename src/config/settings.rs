@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use super::fallback::{Capacity, Recovery, Retention, Window};
 use crate::domain::permission::PermissionPolicy;
 
 /// The effective configuration. Field names are the names in TOML, environment and flags.
@@ -31,6 +32,14 @@ pub struct Config {
     pub supervision: Supervision,
     /// Who answers an agent's permission requests.
     pub permission: Permission,
+    /// When ACP counts as not well.
+    pub window: Window,
+    /// How a workspace comes back to ACP.
+    pub recovery: Recovery,
+    /// How many sessions there may be.
+    pub capacity: Capacity,
+    /// For how long records are kept.
+    pub retention: Retention,
     /// Bounds of every queue and payload.
     pub limits: Limits,
     /// How the service stops.
@@ -168,6 +177,9 @@ impl Default for Runtime {
 pub struct Agent {
     /// Program and arguments of a command that speaks ACP on stdio; empty: the built-in demo agent.
     pub command: Vec<String>,
+    /// Program and arguments of a headless command for the fallback: it gets the prompt on standard input, prints the
+    /// answer and ends. Empty: the fallback runs `command` anew for each turn, in ACP.
+    pub oneshot: Vec<String>,
     /// Variables added to the agent's otherwise cleared environment. Values are hidden.
     #[serde(serialize_with = "hidden_values")]
     pub env: BTreeMap<String, SecretString>,
@@ -188,6 +200,7 @@ impl Default for Agent {
     fn default() -> Self {
         Self {
             command: Vec::new(),
+            oneshot: Vec::new(),
             env: BTreeMap::new(),
             inherit_env: Vec::new(),
             run_as: None,
@@ -268,8 +281,6 @@ impl Default for Permission {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Sessions with a seat (an agent process or its start) in this supervisor (mission: 1,000).
-    pub sessions: usize,
     /// Largest HTTP body, in bytes. Agents take prompts of about 1 to 2 MB; 4 MiB leaves room for images.
     pub body_bytes: usize,
     /// Largest ACP message, in bytes, in either direction. Tool calls carry whole files.
@@ -285,7 +296,7 @@ pub struct Limits {
     /// Most entries on one page of a list or transcript.
     pub page_entries: usize,
     /// Writes that wait for the database before new work is refused. Every running turn holds one place
-    /// for its end, so this is more than `sessions`.
+    /// for its end, so this is more than `[capacity] max_sessions`.
     pub write_queue: usize,
     /// Largest patch of a diff, in bytes.
     pub diff_bytes: usize,
@@ -296,7 +307,6 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            sessions: 1000,
             body_bytes: 4 * 1024 * 1024,
             frame_bytes: 16 * 1024 * 1024,
             queue_frames: 256,

@@ -10,6 +10,7 @@ use super::{
     settings::Agent,
     sources::{DEFAULT_AGENT, Face, sqlite_path},
 };
+use crate::domain::success_window::FULL_BP;
 
 /// The smallest frame limit, in bytes: the handshake of an agent that offers many models and modes takes
 /// about 20 KiB.
@@ -19,6 +20,8 @@ const MAX_FRAME_BYTES: usize = 1024 * 1024 * 1024;
 /// The longest time that a setting may name, in seconds: ten years. Longer ones are slips, and sums of them
 /// have to fit.
 const MAX_SECONDS: u64 = 10 * 366 * 24 * 3600;
+/// Buckets of a window; each takes 24 bytes in each workspace.
+const MAX_BUCKETS: u64 = 3600;
 
 struct Check<'a, O> {
     origin_of: O,
@@ -38,6 +41,9 @@ pub(super) fn validate(
     check.agents();
     check.times();
     check.limits();
+    check.window();
+    check.recovery();
+    check.capacity();
     check.log_level();
     if check.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: check.problems }) }
 }
@@ -135,6 +141,10 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         self.require(program.is_none_or(|it| !it.trim().is_empty()), format!("{section}.command"), what);
         let no_nul = agent.command.iter().all(|part| !part.contains('\0'));
         self.require(no_nul, format!("{section}.command"), "must not contain a NUL character");
+        let oneshot = agent.oneshot.first().is_none_or(|it| !it.trim().is_empty());
+        let fine = oneshot && agent.oneshot.iter().all(|part| !part.contains('\0'));
+        let what = "its first element must be a program, and none may contain a NUL character";
+        self.require(fine, format!("{section}.oneshot"), what);
         let user = agent.run_as.as_ref().is_none_or(|user| !user.trim().is_empty());
         self.require(
             user,
@@ -166,6 +176,9 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
             ("turn.cancel_grace_s", config.turn.cancel_grace_s),
             ("supervision.within_s", config.supervision.within_s),
             ("permission.timeout_s", config.permission.timeout_s),
+            ("window.length_s", config.window.length_s),
+            ("window.bucket_s", config.window.bucket_s),
+            ("recovery.probe_timeout_s", config.recovery.probe_timeout_s),
         ] {
             let fine = (1..=MAX_SECONDS).contains(&seconds);
             self.require(fine, setting, format!("is {seconds}, must be 1 to {MAX_SECONDS} seconds"));
@@ -185,7 +198,7 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
     fn limits(&mut self) {
         let limits = &self.config.limits;
         for (setting, value, least, most) in [
-            ("limits.sessions", limits.sessions, 1, 1_000_000),
+            ("capacity.max_sessions", self.config.capacity.max_sessions, 1, 1_000_000),
             ("limits.body_bytes", limits.body_bytes, 1024, MAX_FRAME_BYTES),
             ("limits.frame_bytes", limits.frame_bytes, MIN_FRAME_BYTES, MAX_FRAME_BYTES),
             ("limits.queue_frames", limits.queue_frames, 1, 1_000_000),
@@ -206,10 +219,71 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
             self.require(fine, setting, format!("is {value}, must be {least} to {most}"));
         }
         let what = format!(
-            "is {}, must be more than limits.sessions ({}): every running turn holds one place for its end",
-            limits.write_queue, limits.sessions
+            "is {}, must be more than capacity.max_sessions ({}): every running turn holds one place for its end",
+            limits.write_queue, self.config.capacity.max_sessions
         );
-        self.require(limits.write_queue > limits.sessions, "limits.write_queue", what);
+        self.require(limits.write_queue > self.config.capacity.max_sessions, "limits.write_queue", what);
+    }
+
+    fn window(&mut self) {
+        let window = &self.config.window;
+        let buckets = window.length_s.checked_div(window.bucket_s).unwrap_or(0);
+        let whole = window.length_s.checked_rem(window.bucket_s) == Some(0);
+        let what = format!(
+            "is {}, must be a whole number of buckets of {} s, at most {MAX_BUCKETS}",
+            window.length_s, window.bucket_s
+        );
+        self.require(whole && buckets <= MAX_BUCKETS, "window.length_s", what);
+        self.share("window.threshold_bp", window.threshold_bp);
+        for (setting, value) in
+            [("window.min_samples", window.min_samples), ("window.min_failures", window.min_failures)]
+        {
+            let fine = (1..=1_000_000).contains(&value);
+            self.require(fine, setting, format!("is {value}, must be 1 to 1000000"));
+        }
+    }
+
+    fn recovery(&mut self) {
+        let recovery = &self.config.recovery;
+        let most = recovery.max_cooldown_s;
+        let fine = recovery.cooldown_s <= most && most <= MAX_SECONDS;
+        let what = format!("is {}, must be 0 to recovery.max_cooldown_s ({most})", recovery.cooldown_s);
+        self.require(fine, "recovery.cooldown_s", what);
+        self.share("recovery.jitter_bp", recovery.jitter_bp);
+        let steps = &recovery.canary_steps_bp;
+        let rises = steps.iter().all(|step| (1..=FULL_BP).contains(step)) && steps.is_sorted();
+        let what = format!("is {steps:?}, must be 1 to 16 rising shares from 1 to {FULL_BP}");
+        self.require(rises && (1..=16).contains(&steps.len()), "recovery.canary_steps_bp", what);
+        for (setting, value) in [
+            ("recovery.close_after_successes", recovery.close_after_successes),
+            ("recovery.reopen_failures", recovery.reopen_failures),
+            ("recovery.reopen_within", recovery.reopen_within),
+        ] {
+            let fine = (1..=1_000_000).contains(&value);
+            self.require(fine, setting, format!("is {value}, must be 1 to 1000000"));
+        }
+    }
+
+    fn capacity(&mut self) {
+        let capacity = &self.config.capacity;
+        for (setting, value) in [
+            ("capacity.tenant_share_bp", capacity.tenant_share_bp),
+            ("capacity.warn_bp", capacity.warn_bp),
+            ("capacity.critical_bp", capacity.critical_bp),
+            ("capacity.resolve_bp", capacity.resolve_bp),
+        ] {
+            self.share(setting, value);
+        }
+        let rises = capacity.resolve_bp <= capacity.warn_bp && capacity.warn_bp <= capacity.critical_bp;
+        let what = "must be resolve_bp <= warn_bp <= critical_bp";
+        self.require(rises, "capacity.warn_bp", what);
+        let fine = capacity.resolve_after_s <= MAX_SECONDS;
+        self.require(fine, "capacity.resolve_after_s", format!("must be 0 to {MAX_SECONDS} seconds"));
+    }
+
+    fn share(&mut self, setting: &str, value: u32) {
+        let fine = value <= FULL_BP;
+        self.require(fine, setting, format!("is {value}, must be 0 to {FULL_BP} hundredths of a percent"));
     }
 
     fn log_level(&mut self) {

@@ -3,7 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::domain::turn::{MAX_DIAGNOSTICS, Severity};
+use crate::domain::{
+    clock::Timestamp,
+    ids::{PromptId, SessionId},
+    routing::Route,
+    turn::{MAX_DIAGNOSTICS, Severity, TurnOutcome, TurnProgress, stop_reason_name},
+};
 
 /// The result envelope. These top-level keys and no others; under 32 KB as a whole.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
@@ -145,7 +150,83 @@ pub struct ResultDiagnostic {
 /// The largest result, in bytes (mission: under 32 KB).
 pub const MAX_RESULT_BYTES: usize = 32_000;
 
+/// What a result says beside how its turn went.
+#[derive(Debug)]
+pub struct TurnFacts {
+    /// The session.
+    pub session_id: SessionId,
+    /// The turn.
+    pub prompt_id: PromptId,
+    /// What carried it.
+    pub protocol: Route,
+    /// What the router had chosen.
+    pub route: Route,
+    /// The negotiated version.
+    pub protocol_version: Option<u16>,
+    /// Where the agent worked.
+    pub workspace: ResultWorkspace,
+    /// Whether the workspace is rolled back.
+    pub rollback: ResultRollback,
+    /// Whether the agent got the conversation so far ahead of the prompt.
+    pub context_injected: bool,
+}
+
 impl ACPSessionResult {
+    /// The result of a turn, whatever carried it. Message and diagnostics are taken out of `progress`.
+    pub fn of_turn(progress: &mut TurnProgress, outcome: &TurnOutcome, facts: TurnFacts, now: Timestamp) -> Self {
+        let (stop_reason, acp_stop_reason, error_code) = match outcome {
+            TurnOutcome::Completed(reason) => (ResultStopReason::Completed, Some(stop_reason_name(*reason)), None),
+            TurnOutcome::Cancelled { confirmed } => {
+                if !confirmed {
+                    let message =
+                        "the agent did not confirm the cancel and was killed; the next turn gets a fresh one";
+                    progress.remark(Severity::Warn, message);
+                }
+                (ResultStopReason::Cancelled, confirmed.then_some("cancelled"), None)
+            }
+            TurnOutcome::Failed(failure) => {
+                progress.remark(Severity::Error, &failure.detail);
+                (ResultStopReason::Error, None, Some(failure.code.as_str().to_owned()))
+            }
+        };
+        let since = |at: Option<Timestamp>| at.map(|at| milliseconds(at.since(progress.accepted_at)));
+        let usage = progress.usage;
+        Self {
+            stop_reason,
+            usage: usage.map_or_else(ResultUsage::default, |usage| ResultUsage {
+                input_tokens: usage.input_tokens,
+                output_tokens: usage.output_tokens,
+            }),
+            github_automation: None,
+            meta: Some(ResultMeta {
+                session_id: facts.session_id.to_string(),
+                prompt_id: facts.prompt_id.to_string(),
+                protocol: facts.protocol.as_str().to_owned(),
+                route: facts.route.as_str().to_owned(),
+                protocol_version: facts.protocol_version,
+                acp_stop_reason: acp_stop_reason.map(str::to_owned),
+                workspace: facts.workspace,
+                rollback: facts.rollback,
+                github_automation_version: None,
+                error_code,
+                context_injected: facts.context_injected,
+                usage_known: usage.is_some(),
+                timings: ResultTimings {
+                    queued_ms: since(progress.sent_at),
+                    first_update_ms: since(progress.first_update_at),
+                    total_ms: milliseconds(now.since(progress.accepted_at)),
+                    updates: progress.updates,
+                },
+                message_truncated: progress.message_cut,
+                message: std::mem::take(&mut progress.message),
+            }),
+            diagnostics: std::mem::take(&mut progress.diagnostics)
+                .into_iter()
+                .map(|it| ResultDiagnostic { severity: it.severity, message: it.message, context: None })
+                .collect(),
+        }
+    }
+
     /// Writes it as JSON within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then shortens the
     /// message, and says so.
     pub fn to_bounded_json(mut self) -> Box<RawValue> {
@@ -172,6 +253,11 @@ impl ACPSessionResult {
             }
         }
     }
+}
+
+/// Milliseconds with three decimals.
+fn milliseconds(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Microseconds since 1970-01-01 UTC, the precision that both databases keep.
@@ -23,6 +23,12 @@ impl Timestamp {
     /// This point and `duration` earlier.
     pub fn minus(self, duration: Duration) -> Timestamp {
         Timestamp(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// Reads RFC 3339; what is finer than a microsecond is cut off.
+    pub fn parse(text: &str) -> Option<Timestamp> {
+        let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok().map(Timestamp)
     }
 
     /// Milliseconds since 1970-01-01 UTC.
@@ -47,10 +53,22 @@ impl Serialize for Timestamp {
     }
 }
 
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Self::parse(&text)
+            .ok_or_else(|| D::Error::custom("a point in time is RFC 3339, such as 2026-11-25T09:00:00Z"))
+    }
+}
+
 /// Where the shells read the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time of day.
+    /// The time of day, for records.
     fn now(&self) -> Timestamp;
+
+    /// The time for decisions: the time of day when the process began, and what has passed since. A step of the
+    /// system's clock does not show.
+    fn steady(&self) -> Timestamp;
 }
 
 #[cfg(test)]
@@ -64,6 +82,10 @@ mod tests {
 
     #[test]
     fn timestamps_read_as_rfc_3339() {
-        assert_eq!(Timestamp(1_700_000_000_000_001).to_string(), "2023-11-14T22:13:20.000001Z");
+        let text = "2023-11-14T22:13:20.000001Z";
+        assert_eq!(Timestamp(1_700_000_000_000_001).to_string(), text);
+        assert_eq!(Timestamp::parse(text), Some(Timestamp(1_700_000_000_000_001)));
+        assert_eq!(Timestamp::parse("2023-11-14T23:13:20+01:00"), Some(Timestamp(1_700_000_000_000_000)));
+        assert_eq!(Timestamp::parse("yesterday"), None);
     }
 }

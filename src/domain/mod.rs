@@ -19,6 +19,7 @@ pub mod redaction;
 pub mod replay;
 pub mod restart;
 pub mod routing;
+pub mod success_window;
 pub mod text;
 pub mod transcript;
 pub mod turn;

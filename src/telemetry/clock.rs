@@ -1,18 +1,33 @@
 //! The clock of the system.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::LazyLock,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use crate::domain::clock::{Clock, Timestamp};
 
-/// Reads the time of day; a step of the system's clock shows.
+/// When the process first read its clock, both ways.
+static BEGIN: LazyLock<(Instant, Timestamp)> = LazyLock::new(|| (Instant::now(), time_of_day()));
+
+fn time_of_day() -> Timestamp {
+    // A clock before 1970 reads as 1970.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Reads the system's clocks.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        // A clock before 1970 reads as 1970.
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+        time_of_day()
+    }
+
+    fn steady(&self) -> Timestamp {
+        let (begin, at) = *BEGIN;
+        at.plus(begin.elapsed())
     }
 }
 
@@ -23,5 +38,7 @@ mod tests {
     #[test]
     fn the_clock_reads_a_plausible_time() {
         assert!(SystemClock.now() > Timestamp(1_700_000_000_000_000));
+        let steady = SystemClock.steady();
+        assert!(steady > Timestamp(1_700_000_000_000_000) && SystemClock.steady() >= steady);
     }
 }

@@ -56,7 +56,7 @@ fn all_three_paths_are_measured_without_an_error_and_nothing_is_left() {
 fn a_point_that_cannot_be_measured_is_told_and_the_others_are_measured() {
     let folder = Folder::new();
     let arguments = ["--sessions", "2", "--seconds", "0.1", "--paths", "supervisor,stdio"];
-    let output = bench(&folder, &[&arguments[..], &["--serve-arg", "limits.sessions=1"]].concat());
+    let output = bench(&folder, &[&arguments[..], &["--serve-arg", "capacity.max_sessions=1"]].concat());
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("Not measured: supervisor at 2: opening a session: status 503"), "{said}");

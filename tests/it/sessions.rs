@@ -182,7 +182,7 @@ fn an_agent_with_load_keeps_its_own_conversation() {
 
 #[test]
 fn nfr_002_a_seat_too_many_is_refused_at_once_and_a_resume_is_not() {
-    let program = Program::builder().set("limits.sessions", 2).start();
+    let program = Program::builder().set("capacity.max_sessions", 2).start();
     let (one, _two) = (program.api.open("ws"), program.api.open("ws"));
     let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
     let refused = program.api.post("/acp/session/new", body.clone());

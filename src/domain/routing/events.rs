@@ -1,0 +1,212 @@
+//! What happens to a route, and what becomes of it.
+
+use super::{
+    Breaker, FORGIVES_AFTER, Flip, FlipTrigger, MAX_ATTEMPT, Pin, Probe, RecoveryRules, Rollback, Route, Routing,
+    Watched, Wish,
+};
+use crate::domain::{
+    clock::Timestamp,
+    success_window::{FULL_BP, Sample, WindowFigures},
+};
+
+impl Routing {
+    /// The window says that ACP is not well. A pin beats it, and what is rolled back already stays so.
+    /// `fraction` is a random number from 0 to 1, for the jitter.
+    pub fn on_breach(
+        &mut self,
+        figures: WindowFigures,
+        now: Timestamp,
+        fraction: f64,
+        rules: &RecoveryRules,
+    ) -> Option<Flip> {
+        if self.route() != Route::Acp || self.pin.is_some() {
+            return None;
+        }
+        let rate = figures.success_rate() * 100.0;
+        let reason = format!(
+            "{} of {} outcomes failed within {} s: {rate:.2} % succeeded",
+            figures.failures, figures.samples, figures.length_seconds
+        );
+        let before = self.route();
+        self.open(now, fraction, rules);
+        self.flipped(before, FlipTrigger::AutoThreshold, Wish::of_system(reason), Some(figures), now)
+    }
+
+    /// A counted outcome of a turn over ACP that was no canary: the first ones after a restore are watched closely.
+    pub fn on_turn(
+        &mut self,
+        epoch: u64,
+        sample: Sample,
+        now: Timestamp,
+        fraction: f64,
+        rules: &RecoveryRules,
+    ) -> Option<Flip> {
+        if epoch != self.epoch || self.route() != Route::Acp || self.pin.is_some() {
+            return None;
+        }
+        if sample == Sample::Failure {
+            self.well_since = Some(now);
+        }
+        let watched = self.watched.as_mut()?;
+        watched.turns += 1;
+        watched.failures += u32::from(sample == Sample::Failure);
+        let Watched { turns, failures } = *watched;
+        if failures >= rules.reopen_failures {
+            let reason = format!("{failures} of the first {turns} turns after the restore failed");
+            let before = self.route();
+            self.attempt = (self.attempt + 1).min(MAX_ATTEMPT);
+            self.open(now, fraction, rules);
+            return self.flipped(before, FlipTrigger::AutoThreshold, Wish::of_system(reason), None, now);
+        }
+        if turns >= rules.reopen_within {
+            self.watched = None;
+        }
+        None
+    }
+
+    /// Time has passed. Gives the probe that is to be made now; [`Self::on_probe`] has to follow.
+    pub fn on_tick(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) -> Option<Probe> {
+        match self.breaker {
+            Breaker::Open { probe_at } if self.pin.is_none() && now >= probe_at => {
+                self.breaker = Breaker::HalfOpen { since: now };
+                Some(Probe { epoch: self.epoch, attempt: self.attempt })
+            }
+            Breaker::HalfOpen { since } if now.since(since) >= rules.probe_timeout * 2 => {
+                self.try_failed(now, fraction, rules);
+                None
+            }
+            Breaker::Closed if self.attempt > 0 => {
+                let since = *self.well_since.get_or_insert(now);
+                let hours = now.since(since).as_secs() / FORGIVES_AFTER.as_secs();
+                let forgiven = u32::try_from(hours).unwrap_or(u32::MAX).min(self.attempt);
+                self.attempt -= forgiven;
+                self.well_since = Some(since.plus(FORGIVES_AFTER * forgiven));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// How a probe ended. A handshake alone never restores: it lets the first canaries through.
+    pub fn on_probe(&mut self, probe: Probe, sample: Sample, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
+        let current = Probe { epoch: self.epoch, attempt: self.attempt };
+        if probe != current || !matches!(self.breaker, Breaker::HalfOpen { .. }) {
+            return;
+        }
+        match sample {
+            Sample::Success => self.breaker = Breaker::Recovering { step: 0, successes: 0 },
+            Sample::Failure => self.try_failed(now, fraction, rules),
+        }
+    }
+
+    /// How a canary of an epoch and an attempt ended; one whose outcome does not count only gives its place back.
+    pub fn on_canary(
+        &mut self,
+        of: Probe,
+        sample: Option<Sample>,
+        now: Timestamp,
+        fraction: f64,
+        rules: &RecoveryRules,
+    ) -> Option<Flip> {
+        let current = Probe { epoch: self.epoch, attempt: self.attempt };
+        let Breaker::Recovering { step, successes } = &mut self.breaker else { return None };
+        if of != current || self.pin.is_some() {
+            return None;
+        }
+        match sample? {
+            Sample::Failure => {
+                self.try_failed(now, fraction, rules);
+                return None;
+            }
+            Sample::Success => *successes += 1,
+        }
+        if *successes < rules.close_after_successes {
+            return None;
+        }
+        (*step, *successes) = (*step + 1, 0);
+        if *step < rules.canary_steps_bp.len() {
+            return None;
+        }
+        let before = self.route();
+        self.breaker = Breaker::Closed;
+        self.watched = (rules.reopen_failures > 0).then_some(Watched { turns: 0, failures: 0 });
+        self.well_since = Some(now);
+        let reason = format!("{} steps of canary turns succeeded", rules.canary_steps_bp.len());
+        self.flipped(before, FlipTrigger::Recovery, Wish::of_system(reason), None, now)
+    }
+
+    /// Rolls back by hand: HTTP is pinned until somebody restores or releases it.
+    pub fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+        let before = self.route();
+        self.pin = Some(Pin { protocol: Route::Http, wish: wish.clone(), since: now });
+        self.flipped(before, wish.manual(), wish, None, now)
+    }
+
+    /// Restores by hand: no pin, no cool-down, and what was is forgiven.
+    pub fn restore(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+        let before = self.route();
+        (self.pin, self.breaker, self.attempt, self.watched) = (None, Breaker::Closed, 0, None);
+        self.flipped(before, wish.manual(), wish, None, now)
+    }
+
+    /// Pins a route.
+    pub fn set_pin(&mut self, protocol: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
+        let before = self.route();
+        self.pin = Some(Pin { protocol, wish: wish.clone(), since: now });
+        self.flipped(before, FlipTrigger::Pin, wish, None, now)
+    }
+
+    /// Releases the pin, if there is one.
+    pub fn release_pin(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+        let before = self.route();
+        self.pin = None;
+        self.flipped(before, FlipTrigger::Pin, wish, None, now)
+    }
+
+    /// Changes the route that is taken where nothing speaks against it.
+    pub fn set_default(&mut self, default: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
+        let before = self.route();
+        self.default = default;
+        if default == Route::Http {
+            (self.breaker, self.attempt, self.watched) = (Breaker::Closed, 0, None);
+        }
+        self.flipped(before, FlipTrigger::Migration, wish, None, now)
+    }
+
+    /// Cools down, `attempt` times doubled.
+    fn open(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
+        let doubled = rules.cooldown.saturating_mul(1 << self.attempt.min(MAX_ATTEMPT));
+        let spread = f64::from(rules.jitter_bp) / f64::from(FULL_BP);
+        let factor = 1.0 + spread * (2.0 * fraction.clamp(0.0, 1.0) - 1.0);
+        let cooldown = doubled.min(rules.max_cooldown).mul_f64(factor.max(0.0));
+        self.breaker = Breaker::Open { probe_at: now.plus(cooldown) };
+        (self.watched, self.well_since) = (None, None);
+    }
+
+    fn try_failed(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
+        self.attempt = (self.attempt + 1).min(MAX_ATTEMPT);
+        self.open(now, fraction, rules);
+    }
+
+    /// Begins an epoch where the route is another one than before.
+    fn flipped(
+        &mut self,
+        from: Route,
+        trigger: FlipTrigger,
+        wish: Wish,
+        figures: Option<WindowFigures>,
+        now: Timestamp,
+    ) -> Option<Flip> {
+        let to = self.route();
+        if to == from {
+            return None;
+        }
+        self.epoch += 1;
+        self.rollback = (to == Route::Http && trigger != FlipTrigger::Migration).then(|| Rollback {
+            trigger,
+            reason: wish.reason.clone(),
+            since: now,
+        });
+        Some(Flip { from, to, epoch: self.epoch, trigger, wish, figures, attempt: self.attempt })
+    }
+}
