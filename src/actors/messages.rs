@@ -13,10 +13,14 @@ use tokio::sync::{oneshot, watch};
 use super::{event_feed::EventFeed, session_shared::SessionSpec};
 use crate::{
     domain::{
+        clock::Timestamp,
         ids::{PromptId, SessionId},
         outcome::Failure,
         prompt::Prompt,
+        routing::{Route, Routing, Wish},
+        success_window::{Sample, WindowFigures},
         turn::TurnState,
+        turn_route::TurnRoute,
     },
     store::{EndSlot, Idempotency, PromptRow},
     transport::{AdoptedSession, AgentFacts},
@@ -231,6 +235,101 @@ pub struct CloseSession {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct DrainSessions;
+
+/// turn ticket, session → SuccessWindow: what came of a turn or a handshake, once it is on disk. Each sender is owned
+/// by one turn and so has a place of its own: it is refused only by a window that is gone.
+#[derive(Message, Debug, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct OutcomeObserved {
+    /// The way that was chosen for it.
+    pub turn: TurnRoute,
+    /// What carried it.
+    pub carried: Route,
+    /// What it counts as, if it counts.
+    pub sample: Option<Sample>,
+    /// When, by the steady clock.
+    pub at: Timestamp,
+}
+
+/// SuccessWindow → ProtocolRouter: the success rate is too low. Replies when that is settled and written down; `false`
+/// where a pin holds the route, or why it could not be written: then it is told again with the next outcome. Waits for
+/// room.
+#[derive(Message, Debug)]
+#[rtype(result = "Result<bool, Failure>")]
+pub struct WindowBreached {
+    /// The epoch that was counted.
+    pub epoch: u64,
+    /// What the window held.
+    pub figures: WindowFigures,
+}
+
+/// SuccessWindow → ProtocolRouter: what came of a canary, or of one of the first turns after a restore. Waits for room.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct TurnObserved {
+    /// The way that was chosen for it.
+    pub turn: TurnRoute,
+    /// What it counts as, if it counts.
+    pub sample: Option<Sample>,
+    /// When, by the steady clock.
+    pub at: Timestamp,
+}
+
+/// http → SuccessWindow: what it holds now. Waits for room.
+#[derive(Message)]
+#[rtype(result = "WindowFigures")]
+pub struct ReadWindow;
+
+/// http → ProtocolRouter: the route now. Waits for room.
+#[derive(Message)]
+#[rtype(result = "RouteView")]
+pub struct ReadRoute;
+
+/// migrations → ProtocolRouter: shakes hands with an agent of the workspace, whatever the route is. Waits for room.
+#[derive(Message)]
+#[rtype(result = "Result<(), Failure>")]
+pub struct ProbeRoute;
+
+/// http, migrations → ProtocolRouter: changes the route. Replies when it is on disk, or why it is not; then nothing has
+/// changed. Waits for room.
+#[derive(Message)]
+#[rtype(result = "Result<RouteView, Failure>")]
+pub struct ChangeRoute {
+    /// What to change; all of it is one flip.
+    pub changes: Vec<RouteChange>,
+    /// Who wants it, and why.
+    pub wish: Wish,
+}
+
+/// One change of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteChange {
+    /// To HTTP, until it is restored.
+    RollBack,
+    /// Back to ACP, with a fresh window.
+    Restore,
+    /// Pins a route, or releases the pin.
+    Pin(Option<Route>),
+    /// The route where nothing speaks against it.
+    Default(Route),
+    /// Whether a migration may move the workspace.
+    MigrationEnabled(bool),
+    /// Whether it is moved to ACP by itself while ACP is healthy.
+    AutoRollout(bool),
+}
+
+/// A route as its router sees it.
+#[derive(Debug, Clone)]
+pub struct RouteView {
+    /// The machine.
+    pub routing: Routing,
+    /// Whether a migration may move the workspace.
+    pub migration_enabled: bool,
+    /// Whether it is moved to ACP by itself while ACP is healthy.
+    pub auto_rollout: bool,
+    /// The share of turns that go over ACP while it is tried, in basis points.
+    pub canary_share_bp: u32,
+}
 
 /// A reply that is given later.
 pub type Later<T> = oneshot::Sender<T>;

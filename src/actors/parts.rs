@@ -5,7 +5,13 @@ use std::{sync::Arc, time::Duration};
 use super::session_index::SessionIndex;
 use crate::{
     config::Config,
-    domain::{clock::Clock, permission::PermissionPolicy, restart::RestartLimits},
+    domain::{
+        clock::Clock,
+        permission::PermissionPolicy,
+        restart::RestartLimits,
+        routing::{RecoveryRules, Route},
+        success_window::WindowRules,
+    },
     store::Store,
     telemetry::metrics::Metrics,
     transport::Transport,
@@ -17,14 +23,26 @@ pub struct Parts {
     pub store: Store,
     /// What is counted.
     pub metrics: Metrics,
-    /// The way to agents.
-    pub transport: Arc<dyn Transport>,
+    /// The way to agents over ACP.
+    pub acp: Arc<dyn Transport>,
+    /// The way over the fallback.
+    pub http: Arc<dyn Transport>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The live sessions.
     pub index: SessionIndex,
     /// Timing and bounds.
     pub settings: SessionSettings,
+}
+
+impl Parts {
+    /// The way of a route.
+    pub fn transport(&self, route: Route) -> &Arc<dyn Transport> {
+        match route {
+            Route::Acp => &self.acp,
+            Route::Http => &self.http,
+        }
+    }
 }
 
 /// A session takes nothing while it waits for the database to take its transcript, at most as long as that is
@@ -48,6 +66,10 @@ pub struct SessionSettings {
     pub stuck_after: Duration,
     /// The restart rule.
     pub restart: RestartLimits,
+    /// When ACP counts as not well.
+    pub window: WindowRules,
+    /// How a workspace comes back to it.
+    pub recovery: RecoveryRules,
     /// Events held per session.
     pub replay_events: usize,
     /// Bytes of them.
@@ -72,6 +94,8 @@ impl SessionSettings {
                 max_restarts: config.supervision.max_restarts,
                 within: Duration::from_secs(config.supervision.within_s),
             },
+            window: config.window.rules(),
+            recovery: config.recovery.rules(),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
             // A quarter of what the runtime keeps: the agent never waits for us unless the disk is slow.

@@ -12,7 +12,7 @@ use super::{
     messages::{AnswerPermission, CancelTurn, CloseSession, EndSession, Probe, RunPrompt, SetConfigOption, SetMode},
     session_shared::SessionShared,
 };
-use crate::domain::ids::SessionId;
+use crate::domain::ids::{SessionId, WorkspaceKey};
 
 /// What a session's actor takes.
 #[derive(Clone)]
@@ -62,6 +62,12 @@ impl SessionIndex {
     /// Takes one out.
     pub fn remove(&self, id: SessionId) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Those of one workspace.
+    pub fn of_workspace(&self, key: &WorkspaceKey) -> Vec<Arc<LiveSession>> {
+        let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().filter(|live| live.shared.spec.workspace == *key).cloned().collect()
     }
 
     /// All of them, for drain and for figures.

@@ -21,6 +21,8 @@ pub enum EventKind {
     Diagnostic,
     /// A notification of the agent that the protocol does not know, raw.
     Notification,
+    /// The workspace's route was flipped: to the fallback, or back.
+    Rollback,
     /// A turn ended; the event carries its result.
     Result,
 }
@@ -35,6 +37,7 @@ impl EventKind {
             Self::Status => "status",
             Self::Diagnostic => "diagnostic",
             Self::Notification => "notification",
+            Self::Rollback => "rollback",
             Self::Result => "result",
         }
     }

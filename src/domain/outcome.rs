@@ -89,6 +89,8 @@ error_codes! {
     PathNotAllowed = "path_not_allowed", Application, false, "Use a folder under one of `[workspaces] allow_paths`.";
     /// The session has a turn that is still running.
     TurnInProgress = "turn_in_progress", Application, true, "Wait for the running turn (`promptId`) or cancel it.";
+    /// The workspace's route changed in the same moment.
+    RouteChanged = "route_changed", Application, true, "Look at the route and ask again if it is still wanted.";
     /// The session was closed.
     SessionClosed = "session_closed", Application, false, "Open a new session.";
     /// The session failed too often.

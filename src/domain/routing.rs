@@ -380,6 +380,16 @@ impl Routing {
         }
     }
 
+    /// What canaries of now belong to.
+    pub fn trial(&self) -> Probe {
+        Probe { epoch: self.epoch, attempt: self.attempt }
+    }
+
+    /// Whether these are the first turns after a restore, which are watched closely.
+    pub fn is_watched(&self) -> bool {
+        self.watched.is_some() && self.route() == Route::Acp
+    }
+
     /// When [`Self::on_tick`] has something to do.
     pub fn wakes_at(&self, rules: &RecoveryRules) -> Option<Timestamp> {
         match self.breaker {

@@ -9,6 +9,7 @@ use prometheus::{
 
 use super::{
     family::{Family, Maker},
+    route_metrics::RouteMetrics,
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
 };
 use crate::domain::{lifecycle::SessionState, outcome::ErrorCode, routing::Route, turn::TurnOutcome};
@@ -59,6 +60,7 @@ struct All {
     slow_readers: IntCounter,
     arbiters: Arbiters,
     sessions_expired: IntCounter,
+    routes: RouteMetrics,
 }
 
 #[derive(Debug)]
@@ -199,6 +201,7 @@ impl All {
                 "lumilink_sessions_expired_total",
                 "Hibernated sessions that expired, because nobody used them.",
             )?,
+            routes: RouteMetrics::new(&make)?,
             registry,
         })
     }
@@ -231,6 +234,11 @@ impl Metrics {
         if let Some(to) = to {
             self.all.active_sessions.change(to, 1);
         }
+    }
+
+    /// What is counted about routes.
+    pub fn routes(&self) -> &RouteMetrics {
+        &self.all.routes
     }
 
     /// A turn began.

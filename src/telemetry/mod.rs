@@ -8,6 +8,7 @@ mod family;
 pub mod labels;
 pub mod logging;
 pub mod metrics;
+pub mod route_metrics;
 pub mod watchdog;
 
 pub use clock::SystemClock;

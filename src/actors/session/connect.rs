@@ -3,15 +3,27 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
+use serde_json::json;
 
 use super::{Call, Session, Start};
 use crate::{
     actors::{
         adoption::kept_connection,
-        messages::{Adopted, EndCause},
+        handshake_record::{self, Handshook},
+        messages::{Adopted, EndCause, Later},
+        parts::Parts,
+        session_shared::SessionSpec,
     },
     domain::{
-        connection::ConnectionStatus, context::conversation_context, lifecycle::SessionState, outcome::Failure,
+        clock::Timestamp,
+        connection::ConnectionStatus,
+        context::conversation_context,
+        event::EventKind,
+        fallback::{self, Handshake},
+        lifecycle::SessionState,
+        outcome::Failure,
+        redaction::Redacted,
+        routing::Route,
         turn::TurnOutcome,
     },
     store::{self, SessionChange},
@@ -22,6 +34,29 @@ use crate::{
 const CONTEXT_MESSAGES: usize = 200;
 /// How long an agent may take to answer `session/close` before it is let go without.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// A line to an agent that is to be made.
+pub(super) struct Opening {
+    /// Over what.
+    pub route: Route,
+    /// Backoff of a restart.
+    pub delay: Duration,
+    /// Cookies of the earlier connection.
+    pub cookies: Option<String>,
+    /// Told when the agent is ready, or why it is not.
+    pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
+    /// Whether nothing was ever said in this session.
+    pub is_new: bool,
+    /// Whether the runtime has just been reached.
+    pub runtime_answers: bool,
+}
+
+impl Opening {
+    /// For a session that lives.
+    pub fn over(route: Route) -> Self {
+        Self { route, delay: Duration::ZERO, cookies: None, ready: None, is_new: false, runtime_answers: false }
+    }
+}
 
 impl Session {
     pub(super) fn connect(&mut self, ctx: &mut Context<Self>) {
@@ -34,54 +69,143 @@ impl Session {
             }
             return;
         }
+        let route = self.shared.spec.routing.gate().route();
+        let is_new = past.agent_session_id.is_none() && past.last_event_id == 0 && past.restarts == 0;
+        let runtime_answers = ready.is_some();
+        self.agent_session_id = past.agent_session_id;
+        self.open(Opening { route, delay, cookies, ready, is_new, runtime_answers }, ctx);
+    }
+
+    /// Makes a line. A handshake that fails goes over to the fallback, where that does not depend on what failed;
+    /// else it ends the session.
+    pub(super) fn open(&mut self, opening: Opening, ctx: &mut Context<Self>) {
+        let Opening { route, delay, cookies, ready, is_new, runtime_answers } = opening;
         let spec = self.shared.spec.clone();
         let request = OpenRequest {
             agent: spec.agent.clone(),
             cwd: spec.cwd.clone(),
             mcp_servers: spec.mcp_servers.clone(),
-            previous: past.agent_session_id.clone(),
+            previous: self.agent_session_id.clone(),
             cookies,
         };
         let parts = self.parts.clone();
-        let has_past = past.agent_session_id.is_some();
         let opening = async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let opened = parts.transport.open(request).await?;
-            let context = if has_past && !opened.facts.remembers {
-                let said = parts.store.last_said(spec.session_id, CONTEXT_MESSAGES).await;
-                conversation_context(&said.map_err(|cause| store::failure(&cause))?)
-            } else {
-                None
+            let begun = parts.clock.steady();
+            let opened = parts.transport(route).open(request).await;
+            let took = parts.clock.steady().since(begun);
+            let opened = match opened {
+                Ok(opened) if is_new || route == Route::Http => Ok((opened, None)),
+                Ok(opened) => missed(&parts, &spec, opened.facts.remembers).await.map(|context| (opened, context)),
+                Err(failure) => Err(failure),
             };
-            Ok((opened, context))
+            (opened, took)
         };
-        ctx.spawn(opening.into_actor(self).map(move |opened: Result<_, Failure>, this, ctx| match opened {
-            Ok((opened, context)) => {
-                this.context = context;
-                this.connected(opened, ctx);
-                match (ready, this.facts.clone()) {
-                    (Some(ready), Some(facts)) => drop(ready.send(Ok(facts))),
-                    (None, Some(facts)) => this.write_down_connection(&facts, ctx),
-                    (_, None) => {}
-                }
+        ctx.spawn(opening.into_actor(self).map(move |(opened, took), this, ctx| {
+            let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
+            if route == Route::Acp {
+                this.line_id = handshake_record::note(&this.parts, &this.shared.spec, outcome, took);
             }
-            Err(failure) => {
-                this.end_turn(TurnOutcome::Failed(failure.clone()), None, ctx);
-                if let Some(ready) = ready {
-                    let _ = ready.send(Err(failure.clone()));
+            match opened {
+                Ok((opened, context)) => {
+                    this.context = context;
+                    this.connected(route, opened, ctx);
+                    match (ready, this.facts.clone()) {
+                        (Some(ready), Some(facts)) => drop(ready.send(Ok(facts))),
+                        (None, Some(facts)) => this.write_down_connection(&facts, ctx),
+                        (_, None) => {}
+                    }
                 }
-                let cause = this.ending.take().unwrap_or(EndCause::StartFailed(failure));
-                this.stop(cause, ctx);
+                Err(failure) => this.not_connected(route, failure, ready, runtime_answers, is_new, ctx),
             }
         }));
+    }
+
+    fn not_connected(
+        &mut self,
+        route: Route,
+        failure: Failure,
+        ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
+        runtime_answers: bool,
+        is_new: bool,
+        ctx: &mut Context<Self>,
+    ) {
+        let handshake = Handshake {
+            has_oneshot: self.shared.spec.has_oneshot,
+            runtime_answers,
+            was_on_fallback: self.was_on_fallback,
+        };
+        if route == Route::Acp && self.ending.is_none() && fallback::bypasses(failure.code, handshake) {
+            self.fall_back(&failure);
+            return self.open(Opening { ready, is_new, ..Opening::over(Route::Http) }, ctx);
+        }
+        self.end_turn(TurnOutcome::Failed(failure.clone()), None, ctx);
+        if let Some(ready) = ready {
+            let _ = ready.send(Err(failure.clone()));
+        }
+        let cause = self.ending.take().unwrap_or(EndCause::StartFailed(failure));
+        self.stop(cause, ctx);
+    }
+
+    /// From now on, for the cool-down of a rollback, this session's turns go over the fallback whatever the workspace's
+    /// route is. Its user is told.
+    fn fall_back(&mut self, failure: &Failure) {
+        let until = self.parts.clock.steady().plus(self.parts.settings.recovery.cooldown);
+        self.own_fallback = Some(until);
+        self.parts.metrics.routes().session_fell_back();
+        let spec = &self.shared.spec;
+        let reason = Redacted::new(&failure.detail);
+        tracing::warn!(marker = "[ROLLBACK]", session_id = %spec.session_id, workspace = %spec.workspace,
+            error_code = failure.code.as_str(), %reason, "a handshake failed and the session goes over to the fallback");
+        let update = json!({
+            "route": Route::Http, "status": "active", "scope": "session", "trigger": "handshake",
+            "errorCode": failure.code.as_str(), "reason": reason.as_str(), "nextProbeAt": until,
+            "summary": "The agent's handshake failed; this session's prompts go over the HTTP fallback for now.",
+        });
+        let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+        self.shared.feed.announce(prompt, EventKind::Rollback, &update);
+    }
+
+    /// What carries a turn for which the router chose `chosen`: the fallback, as long as this session is on it by
+    /// itself.
+    pub(super) fn carrier_of(&self, chosen: Route, now: Timestamp) -> Route {
+        match self.own_fallback {
+            Some(until) if now < until => Route::Http,
+            _ => chosen,
+        }
+    }
+
+    /// Lets the line go, for another one over `route`. What waits for it stays.
+    pub(super) fn change_line(&mut self, route: Route, ctx: &mut Context<Self>) {
+        self.was_on_fallback = self.line_route == Route::Http;
+        self.drop_line(ctx);
+        let status = ConnectionStatus::Connecting;
+        self.announce(SessionState::Starting, status);
+        self.open(Opening::over(route), ctx);
+    }
+
+    fn drop_line(&mut self, ctx: &mut Context<Self>) {
+        if let Some(stream) = self.stream.take() {
+            // What the old line still says, its end above all, is of no interest.
+            ctx.cancel_future(stream);
+        }
+        self.link = None;
+        self.close_record("replaced");
+    }
+
+    /// Tells the record of the connection how it was, and that it is over.
+    pub(super) fn close_record(&mut self, cause: &'static str) {
+        if let Some(line_id) = self.line_id.take() {
+            handshake_record::ended(&self.parts, &self.shared.spec, line_id, cause, self.health.take());
+        }
     }
 
     /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it down himself.
     fn write_down_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
         let change = SessionChange {
-            agent_session_id: Some(facts.agent_session_id.clone()),
+            agent_session_id: self.agent_session_id.clone(),
             connection: Some(kept_connection(facts)),
             ..SessionChange::new(self.shared.spec.session_id)
         };
@@ -106,21 +230,28 @@ impl Session {
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
         }
-        self.connected(OpenedSession { link, events, next_call, facts }, ctx);
+        self.connected(Route::Acp, OpenedSession { link, events, next_call, facts }, ctx);
         self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
     }
 
-    fn connected(&mut self, opened: OpenedSession, ctx: &mut Context<Self>) {
+    fn connected(&mut self, route: Route, opened: OpenedSession, ctx: &mut Context<Self>) {
         self.calls.start_at(opened.next_call);
         self.link = Some(opened.link);
+        (self.line_route, self.was_on_fallback) = (route, route == Route::Http);
         let facts = Arc::new(opened.facts);
+        if route == Route::Acp {
+            self.own_fallback = None;
+            self.agent_session_id = Some(facts.agent_session_id.clone());
+        }
         self.facts = Some(facts.clone());
         {
             let mut view = self.shared.view();
             view.facts = Some(facts);
+            view.agent_session_id = self.agent_session_id.clone();
+            view.carrier = route;
             view.last_heard = Some(self.parts.clock.now());
         }
-        ctx.add_stream(opened.events);
+        self.stream = Some(ctx.add_stream(opened.events));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };
         self.announce(state, ConnectionStatus::Connected);
         if self.turn.is_some() {
@@ -128,6 +259,23 @@ impl Session {
         } else {
             self.arm_idle_timer(ctx);
         }
+    }
+
+    /// Reads the conversation so far for a turn over the fallback, whose agent knows nothing of it, and hands the turn
+    /// over then.
+    pub(super) fn read_conversation(&mut self, ctx: &mut Context<Self>) {
+        let (parts, id) = (self.parts.clone(), self.shared.spec.session_id);
+        let reading = async move { parts.store.last_said(id, CONTEXT_MESSAGES).await };
+        ctx.spawn(reading.into_actor(self).map(|said, this, ctx| match said {
+            Ok(said) => {
+                this.context = conversation_context(&said);
+                if let Some(turn) = &mut this.turn {
+                    turn.knows_conversation = true;
+                }
+                this.dispatch(ctx);
+            }
+            Err(cause) => this.end_turn(TurnOutcome::Failed(store::failure(&cause)), None, ctx),
+        }));
     }
 
     /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is let go.
@@ -143,4 +291,14 @@ impl Session {
         }
         self.stop(cause, ctx);
     }
+}
+
+/// What an agent that has just been reached does not know of the conversation: what went over the fallback, or all of
+/// it where it remembers nothing.
+async fn missed(parts: &Parts, spec: &SessionSpec, remembers: bool) -> Result<Option<String>, Failure> {
+    let said = match remembers {
+        true => parts.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
+        false => parts.store.last_said(spec.session_id, CONTEXT_MESSAGES).await,
+    };
+    Ok(conversation_context(&said.map_err(|cause| store::failure(&cause))?))
 }

@@ -1,0 +1,42 @@
+//! A handshake with an agent of a workspace, to see whether ACP is well there.
+
+use serde_json::{json, value::RawValue};
+
+use super::{handshake_record, parts::Parts};
+use crate::{
+    domain::{
+        ids::WorkspaceKey,
+        mcp,
+        outcome::{ErrorCode, Failure},
+    },
+    store,
+    transport::OpenRequest,
+};
+
+/// Starts an agent, shakes hands and lets it go; the agent is that of a live session, else the default one. Ends within
+/// `[recovery] probe_timeout_s`. What came of it is written down and counts in no window.
+pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failure> {
+    let live = parts.index.of_workspace(key).into_iter().next();
+    let (session_id, agent, cwd) = match live {
+        Some(live) => {
+            let spec = &live.shared.spec;
+            (Some(spec.session_id), spec.agent.clone(), Some(spec.cwd.clone()))
+        }
+        None => {
+            let row = parts.store.workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
+            (None, None, row.and_then(|row| row.workspace_path))
+        }
+    };
+    let cwd = cwd.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the workspace has no folder yet"))?;
+    let request = OpenRequest { agent: agent.clone(), cwd, mcp_servers: mcp::none(), previous: None, cookies: None };
+    let begun = parts.clock.steady();
+    let limit = parts.settings.recovery.probe_timeout;
+    let opened = tokio::time::timeout(limit, parts.acp.open(request)).await.unwrap_or_else(|_| {
+        Err(Failure::new(ErrorCode::HandshakeTimeout, format!("the probe took longer than {} s", limit.as_secs_f32())))
+    });
+    let took = parts.clock.steady().since(begun);
+    let facts = opened.as_ref().map(|opened| &opened.facts);
+    handshake_record::write(parts, key, session_id, facts, took, None).await;
+    // Dropping what was opened ends the agent.
+    opened.map(|_| ())
+}

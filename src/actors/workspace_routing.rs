@@ -1,0 +1,164 @@
+//! The route of one workspace: its gate, its SuccessWindow and its ProtocolRouter, brought back from the database.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use actix::{Actor, Addr, Recipient};
+
+use super::{
+    messages::{ChangeRoute, OutcomeObserved, ProbeRoute, ReadRoute, ReadWindow, RouteView},
+    parts::Parts,
+    protocol_router::{self, ProtocolRouter},
+    route_gate::RouteGate,
+    success_window::SuccessWindow,
+};
+use crate::{
+    domain::{
+        ids::WorkspaceKey,
+        outcome::{ErrorCode, Failure},
+        routing::Route,
+        success_window::{OutcomeWindow, WindowFigures},
+    },
+    store,
+    telemetry::Metrics,
+};
+
+/// The route of one workspace. Cheap to clone; sessions hold it, and go on with it when its actors were replaced.
+#[derive(Clone)]
+pub struct WorkspaceRouting(Arc<Inner>);
+
+struct Inner {
+    key: WorkspaceKey,
+    gate: RouteGate,
+    actors: Mutex<Actors>,
+    metrics: Metrics,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.metrics.routes().vanished(self.gate.route());
+    }
+}
+
+#[derive(Clone)]
+struct Actors {
+    router: Addr<ProtocolRouter>,
+    window: Addr<SuccessWindow>,
+}
+
+impl fmt::Debug for WorkspaceRouting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkspaceRouting").field("key", &self.0.key).finish_non_exhaustive()
+    }
+}
+
+impl WorkspaceRouting {
+    /// Brings the route and what was counted back, and starts the two actors on this thread. A workspace that was never
+    /// flipped takes its tenant's default. Safe to retry.
+    pub async fn start(key: WorkspaceKey, parts: &Arc<Parts>) -> Result<Self, Failure> {
+        let (row, acp, http) = kept(&key, parts).await?;
+        let gate = RouteGate::new(&row.routing, &parts.settings.recovery);
+        parts.metrics.routes().appeared(gate.route());
+        let actors = Mutex::new(Actors::start(row, acp, http, parts, &gate));
+        Ok(Self(Arc::new(Inner { key, gate, actors, metrics: parts.metrics.clone() })))
+    }
+
+    /// Replaces actors that are gone, which only a fault of ours can cause. A failure leaves all as it is, for the next
+    /// try.
+    pub async fn revive(&self, parts: &Arc<Parts>) -> Result<(), Failure> {
+        if self.actors().is_alive() {
+            return Ok(());
+        }
+        tracing::error!(marker = "[ROLLBACK]", workspace = %self.0.key, "the route's actors died and are replaced");
+        let (row, acp, http) = kept(&self.0.key, parts).await?;
+        let mut actors = self.0.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        if !actors.is_alive() {
+            *actors = Actors::start(row, acp, http, parts, &self.0.gate);
+        }
+        Ok(())
+    }
+
+    /// Where sessions read the route.
+    pub fn gate(&self) -> &RouteGate {
+        &self.0.gate
+    }
+
+    /// Where one turn or handshake tells what came of it; with a place of its own.
+    pub fn window(&self) -> Recipient<OutcomeObserved> {
+        self.actors().window.recipient()
+    }
+
+    /// The route as its router sees it.
+    pub async fn view(&self) -> Result<RouteView, Failure> {
+        self.actors().router.send(ReadRoute).await.map_err(gone)
+    }
+
+    /// What the window holds.
+    pub async fn figures(&self) -> Result<WindowFigures, Failure> {
+        self.actors().window.send(ReadWindow).await.map_err(gone)
+    }
+
+    /// Changes the route. A failure has changed nothing. A dropped future may have changed it.
+    pub async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
+        self.actors().router.send(change).await.map_err(gone)?
+    }
+
+    /// Shakes hands with an agent of the workspace.
+    pub async fn probe(&self) -> Result<(), Failure> {
+        self.actors().router.send(ProbeRoute).await.map_err(gone)?
+    }
+
+    fn actors(&self) -> Actors {
+        self.0.actors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Actors {
+    fn start(
+        row: store::RouteRow,
+        acp: OutcomeWindow,
+        http: OutcomeWindow,
+        parts: &Arc<Parts>,
+        gate: &RouteGate,
+    ) -> Self {
+        let key = row.key.clone();
+        let router = ProtocolRouter::new(row, parts.clone(), gate.clone()).start();
+        let (breaches, turns) = (router.clone().recipient(), router.clone().recipient());
+        let window = SuccessWindow::new(key, parts.clone(), acp, http, breaches, turns).start();
+        Self { router, window }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.router.connected() && self.window.connected()
+    }
+}
+
+fn gone(_: actix::MailboxError) -> Failure {
+    Failure::new(ErrorCode::Internal, "the workspace's router is gone; it is replaced in a moment")
+}
+
+/// The route as it is kept, and the windows of its epoch.
+async fn kept(
+    key: &WorkspaceKey,
+    parts: &Parts,
+) -> Result<(store::RouteRow, OutcomeWindow, OutcomeWindow), Failure> {
+    let failed = |cause: store::StoreError| store::failure(&cause);
+    let now = parts.clock.steady();
+    let row = match parts.store.route(key.clone()).await.map_err(failed)? {
+        Some(row) => store::RouteRow { routing: row.routing.after_restart(now), ..row },
+        None => {
+            let tenant = parts.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
+            let default = tenant.map_or(Route::Acp, |tenant| tenant.default_route());
+            protocol_router::fresh(key.clone(), default, parts.clock.now())
+        }
+    };
+    let rules = parts.settings.window;
+    let (epoch, since) = (row.routing.epoch(), now.minus(rules.length));
+    let acp = parts.store.window(key.clone(), epoch, Route::Acp, since).await.map_err(failed)?;
+    let http = parts.store.window(key.clone(), epoch, Route::Http, since).await.map_err(failed)?;
+    let acp = OutcomeWindow::restore(rules, epoch, acp);
+    let http = OutcomeWindow::restore(rules, epoch, http);
+    Ok((row, acp, http))
+}
