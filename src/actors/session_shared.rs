@@ -105,7 +105,7 @@ impl SessionView {
 
     /// How the way to its agent is, as it is shown.
     pub fn connection_status(&self) -> ConnectionStatus {
-        self.connection.after(self.last_failure)
+        self.connection.after(self.last_failure, false)
     }
 }
 

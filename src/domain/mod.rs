@@ -21,6 +21,7 @@ pub mod redaction;
 pub mod replay;
 pub mod restart;
 pub mod routing;
+pub mod sampling;
 pub mod success_window;
 pub mod text;
 pub mod transcript;
