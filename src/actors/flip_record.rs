@@ -14,6 +14,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         notice,
+        record::{FollowUp, ReasonCode},
         redaction::Redacted,
         routing::{Flip, FlipTrigger, Routing},
         success_window::{FULL_BP, WindowRules},
@@ -37,12 +38,12 @@ pub fn of(flip: &Flip, sessions: &[Arc<LiveSession>], rules: &WindowRules, now: 
         run_id: None,
         flip: flip.clone(),
         reason_code: match flip.trigger {
-            FlipTrigger::AutoThreshold | FlipTrigger::Recovery => "threshold",
-            _ => "manual",
+            FlipTrigger::AutoThreshold | FlipTrigger::Recovery => ReasonCode::Threshold,
+            _ => ReasonCode::Manual,
         },
         // Somebody has to look at a route that does not come back by itself.
-        follow_up: if flip.attempt >= REVIEW_AFTER { "scheduleReview" } else { "notifyUsers" },
-        metrics_snapshot: Redacted::new(&snapshot.to_string()),
+        follow_up: Some(if flip.attempt >= REVIEW_AFTER { FollowUp::ScheduleReview } else { FollowUp::NotifyUsers }),
+        metrics: Redacted::new(&snapshot.to_string()),
         notes: sessions.iter().map(|live| live.shared.spec.session_id).collect(),
         note: note(flip, rules, now),
     }

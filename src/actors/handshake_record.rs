@@ -1,21 +1,125 @@
 //! What is kept about each line to an agent, and what its handshake counts for.
+//!
+//! Written beside the session and not before it: a handshake is history, and a caller who waits for a session does not
+//! wait for it. It counts in the window once it is on disk.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use serde_json::json;
+use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{messages::OutcomeObserved, parts::Parts, session_shared::SessionSpec, workspace_routing::WorkspaceRouting};
+use super::{parts::Parts, session_shared::SessionSpec};
 use crate::{
     domain::{
-        connection::ConnectionHealth,
+        connection::{ConnectionHealth, ConnectionStatus},
         ids::{SessionId, WorkspaceKey},
         outcome::Failure,
         redaction::Redacted,
         routing::Route,
         sampling::sample_of_handshake,
         success_window::bucket_start,
+        turn_route::{TurnReport, TurnRoute},
     },
-    store::{ConnectionEvent, NewConnection, OutcomeCount},
+    store::{NewConnection, NewConnectionEvent, OutcomeCount},
     transport::AgentFacts,
 };
+
+/// Writes down how the handshake of a session ended, and lets it count. The id of the record, for what follows.
+pub fn note(
+    parts: &Arc<Parts>,
+    spec: &SessionSpec,
+    turn: TurnRoute,
+    outcome: Result<&AgentFacts, &Failure>,
+    took: Duration,
+) -> Option<Uuid> {
+    let new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
+    let id = new.connection_row_id;
+    let at = parts.clock.steady();
+    let sample = sample_of_handshake(outcome.map(|_| ()));
+    let bucket = bucket_start(at, parts.settings.window.bucket);
+    let counts = sample.map(|sample| OutcomeCount { epoch: turn.epoch, route: Route::Acp, bucket, sample });
+    let (parts, report) = (parts.clone(), spec.gate.reporter());
+    actix::spawn(async move {
+        if let Err(cause) = parts.store.record_handshake(new, counts).await {
+            tracing::warn!(marker = "[ACP]", %cause, "a handshake was not written down");
+        }
+        report(TurnReport { turn, carried: Route::Acp, sample, at });
+    });
+    outcome.is_ok().then_some(id)
+}
+
+/// Writes down a probe, which counts in no window.
+pub async fn probe(
+    parts: &Parts,
+    workspace: &WorkspaceKey,
+    session: Option<SessionId>,
+    outcome: Result<&AgentFacts, &Failure>,
+    took: Duration,
+) {
+    let new = NewConnection { is_probe: true, ..of(parts, workspace, session, outcome, took) };
+    if let Err(cause) = parts.store.record_handshake(new, None).await {
+        tracing::warn!(marker = "[ACP]", %cause, "a probe was not written down");
+    }
+}
+
+/// Writes down what became of a line, and how it was until then.
+pub fn changed(
+    parts: &Arc<Parts>,
+    spec: &SessionSpec,
+    line: Uuid,
+    status: ConnectionStatus,
+    cause: &str,
+    health: Option<ConnectionHealth>,
+) {
+    let health = health.and_then(|health| serde_json::to_string(&health).ok());
+    let event = NewConnectionEvent {
+        event_id: Uuid::now_v7(),
+        connection_row_id: line,
+        key: spec.workspace.clone(),
+        session_id: Some(spec.session_id),
+        status,
+        cause: cause.to_owned(),
+        health: health.map(|health| Redacted::new(&health)),
+        now: parts.clock.now(),
+    };
+    let parts = parts.clone();
+    actix::spawn(async move {
+        if let Err(cause) = parts.store.record_connection_event(event).await {
+            tracing::warn!(marker = "[ACP]", %cause, "a change of a connection was not written down");
+        }
+    });
+}
+
+fn of(
+    parts: &Parts,
+    workspace: &WorkspaceKey,
+    session: Option<SessionId>,
+    outcome: Result<&AgentFacts, &Failure>,
+    took: Duration,
+) -> NewConnection {
+    let facts = outcome.ok();
+    let info = facts.and_then(|facts| facts.info.as_ref());
+    let info: AgentInfo = info.and_then(|info| serde_json::from_str(info.get()).ok()).unwrap_or_default();
+    NewConnection {
+        connection_row_id: Uuid::now_v7(),
+        key: workspace.clone(),
+        session_id: session,
+        connection_id: facts.map(|facts| facts.connection_id.clone()),
+        protocol: Route::Acp,
+        protocol_version: facts.and_then(|facts| facts.protocol_version),
+        agent_name: info.name,
+        agent_version: info.version,
+        capabilities: facts.and_then(|facts| facts.capabilities.as_ref()).map(|it| Redacted::new(it.get())),
+        failure: outcome.err().cloned(),
+        handshake: took,
+        is_probe: false,
+        now: parts.clock.now(),
+    }
+}
+
+/// What an agent calls itself; what cannot be read is left out.
+#[derive(Default, Deserialize)]
+struct AgentInfo {
+    name: Option<String>,
+    version: Option<String>,
+}

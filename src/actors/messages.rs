@@ -18,9 +18,9 @@ use crate::{
         outcome::Failure,
         prompt::Prompt,
         routing::{Route, Routing, Wish},
-        success_window::{Sample, WindowFigures},
+        success_window::WindowFigures,
         turn::TurnState,
-        turn_route::TurnRoute,
+        turn_route::TurnReport,
     },
     store::{EndSlot, Idempotency, PromptRow},
     transport::{AdoptedSession, AgentFacts},
@@ -174,6 +174,19 @@ pub enum EndCause {
     Drained,
 }
 
+impl EndCause {
+    /// Its name in records.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::StartFailed(failure) | Self::Broken(failure) => failure.code.as_str(),
+            Self::Panicked => "panicked",
+            Self::Idle => "idle",
+            Self::Closed => "closed",
+            Self::Drained => "drained",
+        }
+    }
+}
+
 /// workspaces → supervisor: starts a session, or tells about one that is live already. Replies when its agent
 /// is ready, or why it is not; then nothing is left of it.
 #[derive(Message)]
@@ -240,16 +253,7 @@ pub struct DrainSessions;
 /// by one turn and so has a place of its own: it is refused only by a window that is gone.
 #[derive(Message, Debug, Clone, Copy)]
 #[rtype(result = "()")]
-pub struct OutcomeObserved {
-    /// The way that was chosen for it.
-    pub turn: TurnRoute,
-    /// What carried it.
-    pub carried: Route,
-    /// What it counts as, if it counts.
-    pub sample: Option<Sample>,
-    /// When, by the steady clock.
-    pub at: Timestamp,
-}
+pub struct OutcomeObserved(pub TurnReport);
 
 /// SuccessWindow → ProtocolRouter: the success rate is too low. Replies when that is settled and written down; `false`
 /// where a pin holds the route, or why it could not be written: then it is told again with the next outcome. Waits for
@@ -266,14 +270,7 @@ pub struct WindowBreached {
 /// SuccessWindow → ProtocolRouter: what came of a canary, or of one of the first turns after a restore. Waits for room.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct TurnObserved {
-    /// The way that was chosen for it.
-    pub turn: TurnRoute,
-    /// What it counts as, if it counts.
-    pub sample: Option<Sample>,
-    /// When, by the steady clock.
-    pub at: Timestamp,
-}
+pub struct TurnObserved(pub TurnReport);
 
 /// http → SuccessWindow: what it holds now. Waits for room.
 #[derive(Message)]

@@ -8,19 +8,26 @@ pub mod adoption;
 pub mod capacity_guard;
 pub mod event_feed;
 pub mod expiry;
+pub mod flip_record;
+pub mod handshake_record;
 pub mod live_child;
 pub mod liveness;
 pub mod messages;
 pub mod parts;
 pub mod permission_desk;
+pub mod protocol_router;
+pub mod route_gate;
+pub mod route_probe;
 pub mod session;
 pub mod session_index;
 pub mod session_shared;
+pub mod success_window;
 #[cfg(test)]
 mod supervision_tests;
 pub mod turn_ticket;
 #[cfg(test)]
 mod turn_ticket_tests;
 pub mod workspace_folders;
+pub mod workspace_routing;
 pub mod workspace_supervisor;
 pub mod workspaces;

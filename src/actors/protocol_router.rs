@@ -27,6 +27,7 @@ use crate::{
         outcome::{ErrorCode, Failure},
         routing::{Flip, Probe, Route, Routing, Wish},
         success_window::Sample,
+        turn_route::TurnReport,
     },
     store::{self, RouteRow, SaveRoute, SavedRoute},
 };
@@ -99,7 +100,7 @@ impl ProtocolRouter {
             Ok(SavedRoute::Stale(row)) => {
                 // Another replica was faster; what it wrote is the truth.
                 if let Some(row) = row {
-                    this.row = row;
+                    this.row = *row;
                     this.publish(None);
                 }
                 this.wake(ctx);
@@ -228,7 +229,7 @@ impl Handler<TurnObserved> for ProtocolRouter {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, message: TurnObserved, _: &mut Self::Context) -> Self::Result {
-        let TurnObserved { turn, sample, at } = message;
+        let TurnReport { turn, sample, at, .. } = message.0;
         let (_, fraction) = self.moment();
         let rules = &self.parts.settings.recovery;
         let mut next = self.row.routing.clone();
@@ -311,5 +312,5 @@ impl Handler<ProbeRoute> for ProtocolRouter {
 
 /// The route of a workspace that was never flipped.
 pub fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
-    RouteRow { key, routing: Routing::new(default), migration_enabled: true, auto_rollout: false, updated: now }
+    RouteRow { key, routing: Routing::new(default), migration_enabled: true, auto_rollout: false, created: now, updated: now }
 }

@@ -1,7 +1,5 @@
 //! A handshake with an agent of a workspace, to see whether ACP is well there.
 
-use serde_json::{json, value::RawValue};
-
 use super::{handshake_record, parts::Parts};
 use crate::{
     domain::{
@@ -36,7 +34,7 @@ pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failur
     });
     let took = parts.clock.steady().since(begun);
     let facts = opened.as_ref().map(|opened| &opened.facts);
-    handshake_record::write(parts, key, session_id, facts, took, None).await;
+    handshake_record::probe(parts, key, session_id, facts, took).await;
     // Dropping what was opened ends the agent.
     opened.map(|_| ())
 }

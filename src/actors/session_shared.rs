@@ -7,7 +7,7 @@ use std::sync::{
 
 use serde_json::value::RawValue;
 
-use super::event_feed::EventFeed;
+use super::{event_feed::EventFeed, route_gate::RouteGate};
 use crate::{
     domain::{
         clock::Timestamp,
@@ -16,6 +16,7 @@ use crate::{
         lifecycle::SessionState,
         outcome::ErrorClass,
         permission::PermissionPolicy,
+        routing::Route,
     },
     telemetry::Metrics,
     transport::AgentFacts,
@@ -38,6 +39,10 @@ pub struct SessionSpec {
     pub mcp_servers: Box<RawValue>,
     /// How its workspace answers permission requests.
     pub policy: SharedPolicy,
+    /// What carries its workspace's turns.
+    pub gate: RouteGate,
+    /// Whether its agent has a headless command, which needs no handshake.
+    pub has_oneshot: bool,
 }
 
 /// A workspace's permission policy; one for all of its sessions, and changeable while they live.
@@ -84,8 +89,14 @@ pub struct SessionView {
     pub last_used: Timestamp,
     /// Restarts since it was created.
     pub restarts: u32,
-    /// What the last handshake told.
+    /// What the last line told.
     pub facts: Option<Arc<AgentFacts>>,
+    /// The id under which its agent knows the conversation over ACP.
+    pub agent_session_id: Option<String>,
+    /// What carries its turns now.
+    pub carrier: Route,
+    /// Whether its turns take twice as long as they did.
+    pub is_slow: bool,
 }
 
 impl SessionView {
@@ -100,12 +111,10 @@ impl SessionView {
             last_used: now,
             restarts,
             facts: None,
+            agent_session_id: None,
+            carrier: Route::Acp,
+            is_slow: false,
         }
-    }
-
-    /// How the way to its agent is, as it is shown.
-    pub fn connection_status(&self) -> ConnectionStatus {
-        self.connection.after(self.last_failure, false)
     }
 }
 
@@ -131,6 +140,17 @@ impl SessionShared {
         metrics.session_changed(Some(view.state), Some(state));
         view.state = state;
         view
+    }
+
+    /// How the way to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
+    pub fn connection_status(&self) -> ConnectionStatus {
+        let is_rolled_back = self.spec.gate.route() == Route::Http;
+        let view = self.view();
+        let may_be = view.state.is_live() && view.connection != ConnectionStatus::Error;
+        if may_be && (is_rolled_back || view.carrier == Route::Http) {
+            return ConnectionStatus::RolledBack;
+        }
+        view.connection.after(view.last_failure, view.is_slow)
     }
 
     /// The view, to read or to change; not to be held across an await.

@@ -13,6 +13,7 @@ use crate::domain::{
     ids::WorkspaceKey,
     routing::Route,
     success_window::{OutcomeWindow, WindowFigures, WindowState},
+    turn_route::TurnReport,
 };
 
 /// Outcomes that wait beyond the one place that each sender owns, which is what bounds them: a turn has one sender.
@@ -94,13 +95,14 @@ impl Handler<OutcomeObserved> for SuccessWindow {
     type Result = ();
 
     fn handle(&mut self, message: OutcomeObserved, ctx: &mut Self::Context) {
-        let OutcomeObserved { turn, carried, sample, at } = message;
+        let OutcomeObserved(report) = message;
+        let TurnReport { turn, carried, sample, at } = report;
         if turn.epoch > self.acp.epoch() {
             self.acp.reset(turn.epoch);
             self.http.reset(turn.epoch);
         }
         if turn.canary.is_some() || turn.is_watched {
-            let telling = self.turns.send(TurnObserved { turn, sample, at });
+            let telling = self.turns.send(TurnObserved(report));
             // A router that is gone has left its place to another, which knows what is on disk.
             ctx.wait(telling.into_actor(self).map(|_, _, _| ()));
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 
-use super::{messages::TurnEnded, parts::Parts, session_shared::SessionShared};
+use super::{messages::TurnEnded, parts::Parts, route_gate::RouteGate, session_shared::SessionShared};
 use crate::{
     contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
@@ -16,15 +16,15 @@ use crate::{
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
         routing::Route,
+        sampling::sample_of,
+        success_window::bucket_start,
         transcript::{TranscriptBuilder, TranscriptEntry},
         turn::{Severity, TurnOutcome, TurnProgress},
+        turn_route::{TurnReport, TurnRoute},
     },
-    store::{EndSlot, TurnEnd},
+    store::{EndSlot, OutcomeCount, TurnEnd},
     transport::Delivered,
 };
-
-/// What carries turns; the fallback will be the other one.
-pub const ROUTE: Route = Route::Acp;
 
 /// A turn that has begun and has not ended.
 pub struct TurnTicket(Option<Box<Begun>>);
@@ -33,6 +33,12 @@ struct Begun {
     parts: Arc<Parts>,
     shared: Arc<SessionShared>,
     prompt_id: PromptId,
+    /// The way that was chosen for it.
+    way: TurnRoute,
+    /// What was to carry it when it was accepted; it is counted under that.
+    meant: Route,
+    /// What carries it.
+    carried: Route,
     slot: EndSlot,
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
     progress: TurnProgress,
@@ -52,11 +58,13 @@ pub type WhenDropped = Arc<OnceLock<TurnOutcome>>;
 
 impl TurnTicket {
     /// Makes the ticket of a turn that is about to be written down. `slot` is its place in the writer's
-    /// queue for the end, so that an end can always be queued.
+    /// queue for the end, so that an end can always be queued; `ways` are the way that was chosen and what carries it.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that the end of a turn needs")]
     pub fn new(
         parts: Arc<Parts>,
         shared: Arc<SessionShared>,
         prompt_id: PromptId,
+        (way, carried): (TurnRoute, Route),
         slot: EndSlot,
         ended: watch::Sender<Option<Arc<TurnEnded>>>,
         now: Timestamp,
@@ -66,6 +74,9 @@ impl TurnTicket {
             parts,
             shared,
             prompt_id,
+            way,
+            meant: carried,
+            carried,
             slot,
             ended,
             progress: TurnProgress::new(now),
@@ -88,7 +99,7 @@ impl TurnTicket {
     pub fn accepted(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.counted = true;
-            begun.parts.metrics.turn_started(ROUTE);
+            begun.parts.metrics.turn_started(begun.meant);
         }
     }
 
@@ -100,6 +111,25 @@ impl TurnTicket {
     /// The turn.
     pub fn prompt_id(&self) -> Option<PromptId> {
         self.0.as_ref().map(|begun| begun.prompt_id)
+    }
+
+    /// Notes that the fallback carries it, since a handshake failed; what that means for a canary was told by the
+    /// handshake.
+    pub fn fell_back(&mut self) {
+        if let Some(begun) = &mut self.0 {
+            begun.carried = Route::Http;
+            begun.way.canary = None;
+        }
+    }
+
+    /// What carries it.
+    pub fn carried(&self) -> Route {
+        self.0.as_ref().map_or(Route::Acp, |begun| begun.carried)
+    }
+
+    /// When it was accepted.
+    pub fn accepted_at(&self) -> Timestamp {
+        self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
     }
 
     /// Notes that the agent got the prompt.
@@ -234,7 +264,7 @@ impl Begun {
         }
         let result = self.result(&outcome, now).to_bounded_json();
         if self.counted {
-            self.parts.metrics.turn_ended(ROUTE, &outcome, took);
+            self.parts.metrics.turn_ended(self.meant, &outcome, took);
         }
         self.log(&outcome, took);
         let state = self.shared.view().state;
@@ -245,7 +275,11 @@ impl Begun {
             view.last_used = now;
             view.last_failure = failure.as_ref().map(|failure| failure.code.class());
         }
+        let report = self.report(&outcome);
+        let bucket = bucket_start(report.at, self.parts.settings.window.bucket);
+        let (epoch, route) = (report.turn.epoch, report.carried);
         let end = TurnEnd {
+            counts: report.sample.map(|sample| OutcomeCount { epoch, route, bucket, sample }),
             prompt_id: self.prompt_id,
             session_id: self.shared.spec.session_id,
             key: self.shared.spec.workspace.clone(),
@@ -255,6 +289,7 @@ impl Begun {
             entries: self.entries,
             now,
         };
+        let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         self.slot.end_turn(
@@ -267,8 +302,17 @@ impl Begun {
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };
                 ended.send_replace(Some(Arc::new(ending)));
+                if counted {
+                    tell_window(report);
+                }
             }),
         );
+    }
+
+    /// What the window hears of it.
+    fn report(&self, outcome: &TurnOutcome) -> TurnReport {
+        let (turn, carried, at) = (self.way, self.carried, self.parts.clock.steady());
+        TurnReport { turn, carried, sample: sample_of(outcome), at }
     }
 
     fn log(&self, outcome: &TurnOutcome, took: std::time::Duration) {
@@ -282,6 +326,7 @@ impl Begun {
                 prompt_id = %self.prompt_id,
                 workspace = %spec.workspace,
                 outcome = outcome.label(),
+                protocol = self.carried.as_str(),
                 error_code = failure.code.as_str(),
                 error_class = failure.code.class().as_str(),
                 detail = %Redacted::new(&failure.detail),
@@ -295,6 +340,7 @@ impl Begun {
                 prompt_id = %self.prompt_id,
                 workspace = %spec.workspace,
                 outcome = outcome.label(),
+                protocol = self.carried.as_str(),
                 updates = self.progress.updates,
                 duration_ms,
                 "turn ended"
@@ -307,13 +353,25 @@ impl Begun {
         let facts = TurnFacts {
             session_id: spec.session_id,
             prompt_id: self.prompt_id,
-            protocol: ROUTE,
-            route: ROUTE,
-            protocol_version: self.shared.view().facts.as_ref().map(|facts| facts.protocol_version),
+            protocol: self.carried,
+            route: self.way.route,
+            protocol_version: self.shared.view().facts.as_ref().and_then(|facts| facts.protocol_version),
             workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
-            rollback: ResultRollback::default(),
+            rollback: rollback_of(&spec.gate),
             context_injected: self.context_injected,
         };
         ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
+    }
+}
+
+/// Whether the workspace is rolled back, and why.
+fn rollback_of(gate: &RouteGate) -> ResultRollback {
+    match gate.state().rollback {
+        Some(rollback) => ResultRollback {
+            active: true,
+            reason: Some(Redacted::new(&rollback.reason).into_string()),
+            trigger: Some(rollback.trigger.as_str().to_owned()),
+        },
+        None => ResultRollback::default(),
     }
 }

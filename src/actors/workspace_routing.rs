@@ -65,29 +65,26 @@ impl WorkspaceRouting {
         Ok(Self(Arc::new(Inner { key, gate, actors, metrics: parts.metrics.clone() })))
     }
 
-    /// Replaces actors that are gone, which only a fault of ours can cause. A failure leaves all as it is, for the next
-    /// try.
-    pub async fn revive(&self, parts: &Arc<Parts>) -> Result<(), Failure> {
+    /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next time.
+    pub async fn look_after(self, parts: Arc<Parts>) {
         if self.actors().is_alive() {
-            return Ok(());
+            return;
         }
         tracing::error!(marker = "[ROLLBACK]", workspace = %self.0.key, "the route's actors died and are replaced");
-        let (row, acp, http) = kept(&self.0.key, parts).await?;
-        let mut actors = self.0.actors.lock().unwrap_or_else(PoisonError::into_inner);
-        if !actors.is_alive() {
-            *actors = Actors::start(row, acp, http, parts, &self.0.gate);
+        match kept(&self.0.key, &parts).await {
+            Ok((row, acp, http)) => {
+                let mut actors = self.0.actors.lock().unwrap_or_else(PoisonError::into_inner);
+                if !actors.is_alive() {
+                    *actors = Actors::start(row, acp, http, &parts, &self.0.gate);
+                }
+            }
+            Err(cause) => tracing::error!(marker = "[ROLLBACK]", %cause, "the route's actors are not replaced yet"),
         }
-        Ok(())
     }
 
     /// Where sessions read the route.
     pub fn gate(&self) -> &RouteGate {
         &self.0.gate
-    }
-
-    /// Where one turn or handshake tells what came of it; with a place of its own.
-    pub fn window(&self) -> Recipient<OutcomeObserved> {
-        self.actors().window.recipient()
     }
 
     /// The route as its router sees it.
@@ -127,6 +124,12 @@ impl Actors {
         let router = ProtocolRouter::new(row, parts.clone(), gate.clone()).start();
         let (breaches, turns) = (router.clone().recipient(), router.clone().recipient());
         let window = SuccessWindow::new(key, parts.clone(), acp, http, breaches, turns).start();
+        let observed: Recipient<OutcomeObserved> = window.clone().recipient();
+        gate.report_to(Box::new(move || {
+            let place = observed.clone();
+            // Refused only by a window that is gone, whose successor counts what is on disk.
+            Box::new(move |report| drop(place.try_send(OutcomeObserved(report))))
+        }));
         Self { router, window }
     }
 

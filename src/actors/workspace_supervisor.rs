@@ -26,6 +26,7 @@ use super::{
     session::{EndGuard, Session, Start},
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionShared, SessionView},
+    workspace_routing::WorkspaceRouting,
 };
 use crate::{
     domain::{
@@ -49,6 +50,7 @@ const MAILBOX: usize = 64;
 pub struct WorkspaceSupervisor {
     workspace: WorkspaceKey,
     parts: Arc<Parts>,
+    routing: WorkspaceRouting,
     children: HashMap<SessionId, Child>,
     drained: Vec<Later<()>>,
     /// Asks the sessions for signs of life, as long as there are any: it would keep this actor for ever.
@@ -59,10 +61,11 @@ pub struct WorkspaceSupervisor {
 
 impl WorkspaceSupervisor {
     /// Makes the supervisor of a workspace without sessions.
-    pub fn new(workspace: WorkspaceKey, parts: Arc<Parts>) -> Self {
+    pub fn new(workspace: WorkspaceKey, parts: Arc<Parts>, routing: WorkspaceRouting) -> Self {
         Self {
             workspace,
             parts,
+            routing,
             children: HashMap::new(),
             drained: Vec::new(),
             probing: None,
@@ -134,12 +137,8 @@ impl WorkspaceSupervisor {
                     view.connection = ConnectionStatus::Reconnecting;
                     view.running = None;
                     view.restarts += 1;
-                    let facts = view.facts.clone();
-                    (
-                        facts.as_ref().map(|facts| facts.agent_session_id.clone()),
-                        facts.and_then(|facts| facts.cookies.clone()),
-                        view.restarts,
-                    )
+                    let cookies = view.facts.as_ref().and_then(|facts| facts.cookies.clone());
+                    (view.agent_session_id.clone(), cookies, view.restarts)
                 };
                 let (agent_session_id, cookies, restarts) = past;
                 tracing::warn!(
@@ -179,8 +178,7 @@ impl WorkspaceSupervisor {
             let mut view = shared.move_to(state, &self.parts.metrics);
             view.connection = ConnectionStatus::Error;
             view.running = None;
-            let agent_session_id = view.facts.as_ref().map(|facts| facts.agent_session_id.clone());
-            (view.restarts, agent_session_id, view.last_used)
+            (view.restarts, view.agent_session_id.clone(), view.last_used)
         };
         shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
@@ -245,6 +243,7 @@ impl WorkspaceSupervisor {
             self.probing.take().map(|probing| ctx.cancel_future(probing));
             return;
         }
+        ctx.spawn(wrap_future(self.routing.clone().look_after(self.parts.clone())));
         let now = Instant::now();
         let stuck_after = self.parts.settings.stuck_after;
         let period = PROBE_EVERY.min(stuck_after);

@@ -172,6 +172,28 @@ impl ApiClient {
         self.get(&["acp", "health"], &()).await
     }
 
+    /// What carries a workspace's turns, and why.
+    pub async fn protocol(&self, workspace: &str, installation: Option<&str>) -> Result<Value, ClientError> {
+        self.get(&["acp", "workspaces", workspace, "protocol"], &json!({"installationId": installation})).await
+    }
+
+    /// Changes a workspace's route: by `rollback` or `restore`, else by its settings. All of these may be repeated.
+    pub async fn change_protocol(
+        &self,
+        workspace: &str,
+        installation: Option<&str>,
+        verb: Option<&str>,
+        body: &Value,
+    ) -> Result<Value, ClientError> {
+        let method = if verb.is_some() { Method::POST } else { Method::PUT };
+        let mut url = self.address(&["acp", "workspaces", workspace, verb.unwrap_or("protocol")]);
+        if let Some(installation) = installation {
+            url.query_pairs_mut().append_pair("installationId", installation);
+        }
+        let call = self.http.request(method, url).timeout(CALL_TIMEOUT).json(body);
+        decode(self.send_once(call).await?).await
+    }
+
     fn call(&self, method: Method, path: &[&str]) -> RequestBuilder {
         self.http.request(method, self.address(path))
     }

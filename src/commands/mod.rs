@@ -13,8 +13,10 @@ mod migrate;
 mod openapi;
 mod runtime;
 mod serve;
+mod server_flags;
 mod session;
 mod session_view;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -51,6 +53,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Works with sessions of a running server.
     Session(session::SessionArgs),
+    /// Looks at the routes of a running server's workspaces, and changes them.
+    Workspace(workspace::WorkspaceArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
@@ -66,6 +70,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Config(flags) => config::run(&flags),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Session(arguments) => session::run(arguments),
+        Command::Workspace(arguments) => workspace::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)
 }

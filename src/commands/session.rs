@@ -3,21 +3,17 @@
 use std::{io::Read, process::ExitCode};
 
 use clap::{Args, Subcommand};
-use secrecy::SecretString;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     common::{CommandError, print},
-    session_view::{diff_text, entry_text, session_row, value_text},
+    server_flags::{ServerFlags, print_json, show},
+    session_view::{diff_text, entry_text, session_row},
 };
-use crate::{
-    client::{
-        ApiClient, ClientError, NewSession, PromptRequest, SessionFilter,
-        clean::clean_line,
-        console::{ConsoleOptions, run_turn},
-        json_lines::json_line,
-    },
-    config::{ClientSettings, Environment},
+use crate::client::{
+    ApiClient, NewSession, PromptRequest, SessionFilter,
+    clean::clean_line,
+    console::{ConsoleOptions, run_turn},
 };
 
 /// The longest prompt that is read from standard input, in bytes: more than any server takes by default.
@@ -26,15 +22,8 @@ const MAX_PROMPT_BYTES: u64 = 64 * 1024 * 1024;
 /// Which server, and what to do there.
 #[derive(Debug, Args)]
 pub struct SessionArgs {
-    /// Address of the server; else LUMILINK_URL [default: http://127.0.0.1:8080].
-    #[arg(long, global = true, value_name = "URL")]
-    server: Option<String>,
-    /// Bearer token; else LUMILINK_TOKEN, which other users of the machine cannot read.
-    #[arg(long, global = true, value_name = "TOKEN")]
-    token: Option<SecretString>,
-    /// Prints JSON, one object a line, for scripts.
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    server: ServerFlags,
     #[command(subcommand)]
     action: Action,
 }
@@ -131,14 +120,10 @@ struct ListArgs {
     state: Option<String>,
 }
 
-/// Does it. One thread is enough for one turn.
+/// Does it.
 pub fn run(arguments: SessionArgs) -> Result<ExitCode, CommandError> {
-    let environment = Environment::of_process();
-    let settings = ClientSettings::resolve(arguments.server.as_deref(), arguments.token, &environment)?;
-    let client = ApiClient::new(&settings)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|cause| CommandError::failed("the event loop", &cause))?;
-    runtime.block_on(act(&client, arguments.action, arguments.json))
+    let json = arguments.server.json;
+    arguments.server.with_client(async move |client| act(&client, arguments.action, json).await)
 }
 
 async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode, CommandError> {
@@ -206,14 +191,6 @@ async fn list(client: &ApiClient, arguments: ListArgs, json: bool) -> Result<(),
             return Ok(());
         }
     }
-}
-
-fn show(value: &Value, json: bool) -> Result<(), CommandError> {
-    if json { print_json(value) } else { print(value_text(value).trim_end()) }
-}
-
-fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
-    print(&json_line(value).map_err(ClientError::from)?)
 }
 
 fn read_stdin() -> Result<String, CommandError> {

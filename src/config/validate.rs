@@ -21,7 +21,7 @@ const MAX_FRAME_BYTES: usize = 1024 * 1024 * 1024;
 /// have to fit.
 const MAX_SECONDS: u64 = 10 * 366 * 24 * 3600;
 /// Buckets of a window; each takes 24 bytes in each workspace.
-const MAX_BUCKETS: u64 = 3600;
+const MAX_BUCKETS: u64 = 1440;
 
 struct Check<'a, O> {
     origin_of: O,

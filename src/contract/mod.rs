@@ -8,6 +8,7 @@ pub mod automation;
 pub mod health;
 pub mod lists;
 pub mod problem;
+pub mod protocol;
 pub mod result;
 pub mod runtime;
 pub mod session;

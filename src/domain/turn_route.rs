@@ -1,6 +1,10 @@
 //! Which way one turn goes.
 
-use super::routing::{Probe, RecoveryRules, Rollback, Route, Routing};
+use super::{
+    clock::Timestamp,
+    routing::{Probe, RecoveryRules, Rollback, Route, Routing},
+    success_window::Sample,
+};
 
 /// The route of a workspace, as its sessions read it at the start of each turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,19 @@ pub struct TurnRoute {
     pub is_watched: bool,
 }
 
+/// What came of a turn or of a handshake, once that is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnReport {
+    /// The way that was chosen for it.
+    pub turn: TurnRoute,
+    /// What carried it.
+    pub carried: Route,
+    /// What it counts as, if it counts.
+    pub sample: Option<Sample>,
+    /// When, by the steady clock.
+    pub at: Timestamp,
+}
+
 impl RouteState {
     /// What is to be read of a routing.
     pub fn of(routing: &Routing, rules: &RecoveryRules) -> Self {
@@ -61,7 +78,10 @@ impl RouteState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{clock::Timestamp, routing::Wish, success_window::Sample};
+    use crate::domain::{
+        routing::Wish,
+        success_window::{WindowFigures, WindowState},
+    };
     use std::time::Duration;
 
     #[test]
@@ -78,11 +98,7 @@ mod tests {
         };
         let now = Timestamp(1);
         let mut routing = Routing::new(Route::Acp);
-        let figures = crate::domain::success_window::OutcomeWindow::new(
-            crate::config::settings::Window::default().rules(),
-            0,
-        )
-        .figures(now);
+        let figures = WindowFigures { state: WindowState::Breached, samples: 5, failures: 5, length_seconds: 60 };
         routing.on_breach(figures, now, 0.5, &rules).unwrap();
         let probe = routing.on_tick(now, 0.5, &rules).unwrap();
         routing.on_probe(probe, Sample::Success, now, 0.5, &rules);

@@ -8,6 +8,7 @@ mod health;
 mod openapi;
 pub mod problem;
 mod prompts;
+mod protocol;
 mod session_reads;
 mod sessions;
 mod stream;
@@ -177,6 +178,10 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(session_reads::list_sessions)
         .service(session_reads::list_workspaces)
         .service(session_reads::list_agents)
+        .service(protocol::get_protocol)
+        .service(protocol::put_protocol)
+        .service(protocol::roll_back)
+        .service(protocol::restore)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)

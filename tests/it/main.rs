@@ -25,6 +25,7 @@ mod prompt;
 mod protocol;
 mod readme;
 mod resume;
+mod rollback;
 mod runtime_alone;
 mod security;
 mod sessions;

@@ -4,7 +4,7 @@ use actix::{AsyncContext, Context, ResponseActFuture, StreamHandler, WrapFuture}
 use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
 
-use super::{Call, Session, turn::not_ready};
+use super::{Call, Session, asked::not_ready};
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
@@ -182,11 +182,12 @@ impl Session {
 
     /// Tells the readers that the way to the agent broke, or stands again.
     fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
-        let (state, connection) = {
+        let state = {
             let mut view = self.shared.view();
             view.connection = connection;
-            (view.state, view.connection_status())
+            view.state
         };
+        let connection = self.shared.connection_status();
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
             connection = connection.as_str(), cause, "the way to the agent changed");

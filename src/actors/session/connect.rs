@@ -9,14 +9,15 @@ use super::{Call, Session, Start};
 use crate::{
     actors::{
         adoption::kept_connection,
-        handshake_record::{self, Handshook},
+        handshake_record,
         messages::{Adopted, EndCause, Later},
         parts::Parts,
         session_shared::SessionSpec,
+        turn_ticket::TurnTicket,
     },
     domain::{
         clock::Timestamp,
-        connection::ConnectionStatus,
+        connection::{ConnectionHealth, ConnectionStatus},
         context::conversation_context,
         event::EventKind,
         fallback::{self, Handshake},
@@ -25,6 +26,7 @@ use crate::{
         redaction::Redacted,
         routing::Route,
         turn::TurnOutcome,
+        turn_route::TurnRoute,
     },
     store::{self, SessionChange},
     transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession},
@@ -69,7 +71,7 @@ impl Session {
             }
             return;
         }
-        let route = self.shared.spec.routing.gate().route();
+        let route = self.shared.spec.gate.route();
         let is_new = past.agent_session_id.is_none() && past.last_event_id == 0 && past.restarts == 0;
         let runtime_answers = ready.is_some();
         self.agent_session_id = past.agent_session_id;
@@ -106,7 +108,8 @@ impl Session {
         ctx.spawn(opening.into_actor(self).map(move |(opened, took), this, ctx| {
             let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
             if route == Route::Acp {
-                this.line_id = handshake_record::note(&this.parts, &this.shared.spec, outcome, took);
+                let way = this.way_of_handshake(outcome.is_err());
+                this.line_id = handshake_record::note(&this.parts, &this.shared.spec, way, outcome, took);
             }
             match opened {
                 Ok((opened, context)) => {
@@ -121,6 +124,16 @@ impl Session {
                 Err(failure) => this.not_connected(route, failure, ready, runtime_answers, is_new, ctx),
             }
         }));
+    }
+
+    /// What a handshake counts for. One that fails in the name of a canary is the canary's end; one that works is only
+    /// its beginning.
+    fn way_of_handshake(&self, failed: bool) -> TurnRoute {
+        match &self.turn {
+            Some(turn) if turn.way.canary.is_some() && failed => turn.way,
+            Some(turn) => TurnRoute { canary: None, ..turn.way },
+            None => self.shared.spec.gate.handshake(),
+        }
     }
 
     fn not_connected(
@@ -154,6 +167,10 @@ impl Session {
     fn fall_back(&mut self, failure: &Failure) {
         let until = self.parts.clock.steady().plus(self.parts.settings.recovery.cooldown);
         self.own_fallback = Some(until);
+        if let Some(turn) = &mut self.turn {
+            turn.carrier = Route::Http;
+            turn.ticket.iter_mut().for_each(TurnTicket::fell_back);
+        }
         self.parts.metrics.routes().session_fell_back();
         let spec = &self.shared.spec;
         let reason = Redacted::new(&failure.detail);
@@ -192,13 +209,17 @@ impl Session {
             ctx.cancel_future(stream);
         }
         self.link = None;
-        self.close_record("replaced");
+        let status = self.shared.connection_status();
+        self.close_record(status, "the workspace's route changed");
     }
 
     /// Tells the record of the connection how it was, and that it is over.
-    pub(super) fn close_record(&mut self, cause: &'static str) {
-        if let Some(line_id) = self.line_id.take() {
-            handshake_record::ended(&self.parts, &self.shared.spec, line_id, cause, self.health.take());
+    pub(super) fn close_record(&mut self, status: ConnectionStatus, cause: &str) {
+        let health = std::mem::take(&mut self.health);
+        if let Some(line) = self.line_id.take() {
+            let last_heard = self.shared.view().last_heard;
+            let health = ConnectionHealth { last_heard, ..health };
+            handshake_record::changed(&self.parts, &self.shared.spec, line, status, cause, Some(health));
         }
     }
 

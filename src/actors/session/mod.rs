@@ -4,6 +4,7 @@
 //! guard, and stops; a fresh one takes its place.
 
 mod agent_says;
+mod asked;
 mod connect;
 mod turn;
 
@@ -12,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Recipient, SpawnHandle};
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use self::turn::Turn;
 use super::{
@@ -23,7 +25,13 @@ use super::{
 use crate::{
     acp::correlator::Correlator,
     domain::{
-        connection::ConnectionStatus, event::EventKind, ids::SessionId, lifecycle::SessionState, outcome::Failure,
+        clock::Timestamp,
+        connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
+        event::EventKind,
+        ids::SessionId,
+        lifecycle::SessionState,
+        outcome::Failure,
+        routing::Route,
         turn::TurnOutcome,
     },
     transport::{AgentFacts, AgentSession},
@@ -42,6 +50,21 @@ pub struct Session {
     guard: EndGuard,
     start: Option<Start>,
     link: Option<Box<dyn AgentSession>>,
+    /// What the link goes over, or went over last.
+    line_route: Route,
+    /// Where the link's events come from.
+    stream: Option<SpawnHandle>,
+    /// The record of the line, for what becomes of it.
+    line_id: Option<Uuid>,
+    /// How the line did so far.
+    health: ConnectionHealth,
+    latency: LatencyWatch,
+    /// The id under which the agent knows the conversation over ACP; kept while turns go over the fallback.
+    agent_session_id: Option<String>,
+    /// Until when this session's turns go over the fallback by themselves, since a handshake failed.
+    own_fallback: Option<Timestamp>,
+    /// Whether the line before the one that is being made was the fallback.
+    was_on_fallback: bool,
     facts: Option<Arc<AgentFacts>>,
     calls: Correlator<Call>,
     turn: Option<Turn>,
@@ -114,6 +137,14 @@ impl Session {
             guard,
             start: Some(start),
             link: None,
+            line_route: Route::Acp,
+            stream: None,
+            line_id: None,
+            health: ConnectionHealth::default(),
+            latency: LatencyWatch::default(),
+            agent_session_id: None,
+            own_fallback: None,
+            was_on_fallback: false,
             facts: None,
             calls: Correlator::new(MAX_CALLS),
             turn: None,
@@ -140,6 +171,7 @@ impl Session {
     /// Lets the agent go and ends the actor.
     fn stop(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         self.link = None;
+        self.close_record(ConnectionStatus::Error, cause.name());
         self.ending = Some(cause.clone());
         self.guard.tell(cause);
         ctx.stop();
@@ -147,11 +179,8 @@ impl Session {
 
     /// Publishes where the session stands.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
-        let connection = {
-            let mut view = self.shared.move_to(state, &self.parts.metrics);
-            view.connection = connection;
-            view.connection_status()
-        };
+        self.shared.move_to(state, &self.parts.metrics).connection = connection;
+        let connection = self.shared.connection_status();
         let update = json!({"state": state, "connection": connection.as_str()});
         self.shared.feed.announce(None, EventKind::Status, &update);
     }

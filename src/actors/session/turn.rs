@@ -21,8 +21,12 @@ use crate::{
         lifecycle::SessionState,
         outcome::{ErrorCode, Failure},
         prompt::Prompt,
+        routing::Route,
+        sampling::sample_of,
+        success_window::Sample,
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
+        turn_route::TurnRoute,
     },
     store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
 };
@@ -37,6 +41,12 @@ pub(super) struct Turn {
     when_dropped: WhenDropped,
     /// Present until the agent got it.
     prompt: Option<Prompt>,
+    /// The way that was chosen for it.
+    pub(super) way: TurnRoute,
+    /// What is to carry it.
+    pub(super) carrier: Route,
+    /// Whether the conversation so far was read for it.
+    pub(super) knows_conversation: bool,
     /// When the agent last said something.
     pub(super) heard: Timestamp,
     cancel_asked: bool,
@@ -48,8 +58,17 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    fn new(handle: TurnHandle, idempotency: Option<Idempotency>, when_dropped: WhenDropped, now: Timestamp) -> Self {
+    fn new(
+        handle: TurnHandle,
+        idempotency: Option<Idempotency>,
+        when_dropped: WhenDropped,
+        (way, carrier): (TurnRoute, Route),
+        now: Timestamp,
+    ) -> Self {
         Self {
+            way,
+            carrier,
+            knows_conversation: false,
             handle,
             idempotency,
             when_dropped,
@@ -122,7 +141,10 @@ impl Session {
         let feed = self.shared.feed.clone();
         let span =
             tracing::info_span!(parent: &span, "session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
-        let ticket = TurnTicket::new(self.parts.clone(), self.shared.clone(), prompt_id, slot, ended, now, span);
+        let way = self.shared.spec.gate.next_turn();
+        let carrier = self.carrier_of(way.route, self.parts.clock.steady());
+        let (parts, shared) = (self.parts.clone(), self.shared.clone());
+        let ticket = TurnTicket::new(parts, shared, prompt_id, (way, carrier), slot, ended, now, span);
         let new_turn = NewTurn {
             prompt_id,
             session_id: self.shared.spec.session_id,
@@ -131,10 +153,15 @@ impl Session {
             preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
             again,
             user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
+            route: way.route,
+            protocol: carrier,
+            epoch: way.epoch,
+            is_canary: way.canary.is_some(),
             now,
         };
         let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
-        self.turn = Some(Turn { prompt: Some(prompt), ..Turn::new(handle, idempotency, ticket.when_dropped(), now) });
+        let turn = Turn::new(handle, idempotency, ticket.when_dropped(), (way, carrier), now);
+        self.turn = Some(Turn { prompt: Some(prompt), ..turn });
         Begin::Write(Box::new(new_turn), ticket)
     }
 
@@ -145,13 +172,16 @@ impl Session {
         let feed = self.shared.feed.clone();
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         let (parts, shared) = (self.parts.clone(), self.shared.clone());
-        let mut ticket = TurnTicket::new(parts, shared, prompt_id, slot, ended, row.accepted, span);
+        // Its epoch is the one in which it began; who tried ACP with it has died.
+        let way = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
+        let ways = (way, row.protocol);
+        let mut ticket = TurnTicket::new(parts, shared, prompt_id, ways, slot, ended, row.accepted, span);
         ticket.accepted();
         let now = self.parts.clock.now();
         ticket.sent(now, false);
         ticket.go_on(said);
         let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
-        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), now);
+        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), ways, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
         self.shared.move_to(SessionState::Running, &self.parts.metrics).running = Some(prompt_id);
     }
@@ -171,6 +201,10 @@ impl Session {
                         Failure::new(ErrorCode::Internal, "the turn went away while it was written down").into()
                     );
                 };
+                if turn.carrier != ticket.carried() {
+                    // The session went over to the fallback while the turn was written down.
+                    ticket.fell_back();
+                }
                 turn.ticket = Some(ticket);
                 let begun = TurnBegun::Accepted(turn.handle.clone());
                 let prompt_id = turn.prompt_id();
@@ -199,8 +233,18 @@ impl Session {
         refused
     }
 
-    /// Sends the prompt to the agent, once there is one and the turn is on disk.
+    /// Sends the prompt to the agent, once there is a line of the turn's own kind and the turn is on disk.
     pub(super) fn dispatch(&mut self, ctx: &mut Context<Self>) {
+        let Some(turn) = &self.turn else { return };
+        if self.link.is_none() || turn.ticket.is_none() || turn.prompt.is_none() {
+            return;
+        }
+        if turn.carrier != self.line_route {
+            return self.change_line(turn.carrier, ctx);
+        }
+        if turn.carrier == Route::Http && !turn.knows_conversation {
+            return self.read_conversation(ctx);
+        }
         let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
         let Some(ticket) = &mut turn.ticket else { return };
         let Some(prompt) = turn.prompt.take() else { return };
@@ -290,6 +334,7 @@ impl Session {
         for timer in [turn.inactivity_timer, turn.grace_timer].into_iter().flatten() {
             ctx.cancel_future(timer);
         }
+        self.note_health(&turn, &outcome);
         match turn.ticket {
             Some(ticket) => {
                 self.last_end = Some(turn.handle.ended);
@@ -308,6 +353,23 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Counts a turn for the health of its line; whether its turns have become slow is shown.
+    fn note_health(&mut self, turn: &Turn, outcome: &TurnOutcome) {
+        let Some(ticket) = &turn.ticket else { return };
+        if let Some(sample) = sample_of(outcome) {
+            self.health.turns += 1;
+            self.health.failures += u64::from(sample == Sample::Failure);
+        }
+        if matches!(outcome, TurnOutcome::Completed(_)) {
+            let took = self.parts.clock.now().since(ticket.accepted_at());
+            self.latency.record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            self.health.latency_p95_ms = self.latency.p95_ms();
+            self.shared.view().is_slow = self.latency.is_doubled();
+        }
+    }
+}
+
 fn join(turn: &Turn, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
     match (asked, &turn.idempotency) {
         (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(turn.handle.clone())),
@@ -321,53 +383,4 @@ fn join(turn: &Turn, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRef
 
 fn mismatch() -> Failure {
     Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key came before with another body")
-}
-
-impl Handler<CancelTurn> for Session {
-    type Result = bool;
-
-    fn handle(&mut self, message: CancelTurn, ctx: &mut Self::Context) -> bool {
-        let meant = |turn: &Turn| message.prompt_id.is_none_or(|wanted| wanted == turn.prompt_id());
-        if !self.turn.as_ref().is_some_and(meant) {
-            return false;
-        }
-        self.cancel_turn(ctx);
-        true
-    }
-}
-
-impl Handler<AnswerPermission> for Session {
-    type Result = Result<(), Failure>;
-
-    fn handle(&mut self, message: AnswerPermission, ctx: &mut Self::Context) -> Self::Result {
-        let answer = self.desk.answer(&message.request_id, message.option_id)?;
-        self.answer_permission(&message.request_id, answer, "user", ctx);
-        Ok(())
-    }
-}
-
-impl Handler<SetMode> for Session {
-    type Result = ResponseActFuture<Self, Result<Box<serde_json::value::RawValue>, Failure>>;
-
-    fn handle(&mut self, message: SetMode, _: &mut Self::Context) -> Self::Result {
-        let mode_id = message.mode_id;
-        self.call(|link, call| link.set_mode(call, &mode_id))
-    }
-}
-
-impl Handler<SetConfigOption> for Session {
-    type Result = ResponseActFuture<Self, Result<Box<serde_json::value::RawValue>, Failure>>;
-
-    fn handle(&mut self, message: SetConfigOption, _: &mut Self::Context) -> Self::Result {
-        let SetConfigOption { config_id, value } = message;
-        self.call(|link, call| link.set_config_option(call, &config_id, &value))
-    }
-}
-
-/// Why a session that is not idle and not running can do nothing else.
-pub(super) fn not_ready(ending: Option<&EndCause>) -> Failure {
-    match ending {
-        Some(_) => Failure::new(ErrorCode::SessionClosed, "the session is being closed"),
-        None => Failure::new(ErrorCode::ConnectionLost, "the session's agent is being started; try again"),
-    }
 }

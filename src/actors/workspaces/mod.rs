@@ -3,6 +3,8 @@
 //! A handle, not an actor: finding a session costs no hop. What starts, ends or restarts a session is asked
 //! of its workspace's supervisor.
 
+mod drain;
+
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
@@ -25,6 +27,7 @@ use super::{
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionSpec, SharedPolicy},
     workspace_folders::{self as folders, OpenSession},
+    workspace_routing::WorkspaceRouting,
     workspace_supervisor::WorkspaceSupervisor,
 };
 use crate::{
@@ -45,8 +48,6 @@ use crate::{
 /// Supervisors that are kept for workspaces without live sessions before they are let go: each is a few
 /// kilobytes, and more than the seats there are by default.
 const MAX_SUPERVISORS: usize = 4096;
-/// How long sessions may take to be written down, beyond the grace of their cancels, when the service stops.
-const DRAIN_MARGIN: Duration = Duration::from_secs(3);
 /// How long a caller waits for a session that is just being started again before it is told to retry.
 const RESTART_WAIT: Duration = Duration::from_secs(10);
 
@@ -59,6 +60,8 @@ struct Inner {
     door: WorkspaceDoor,
     capacity: CapacityGuard,
     supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
+    /// Held while a workspace is brought back, so that it has one router.
+    starting: tokio::sync::Mutex<()>,
     draining: AtomicBool,
 }
 
@@ -66,6 +69,7 @@ struct Inner {
 struct Supervised {
     supervisor: Addr<WorkspaceSupervisor>,
     policy: SharedPolicy,
+    routing: WorkspaceRouting,
 }
 
 /// A session that is ready for prompts.
@@ -80,13 +84,15 @@ pub struct ReadySession {
     pub is_ephemeral: bool,
     /// What its handshake told.
     pub facts: Arc<AgentFacts>,
+    /// What carries its turns.
+    pub protocol: Route,
 }
 
 impl Workspaces {
     /// Makes an empty directory whose supervisors live on `arbiters`.
     pub fn new(parts: Arc<Parts>, door: WorkspaceDoor, capacity: CapacityGuard) -> Self {
-        let supervisors = Mutex::default();
-        Self(Arc::new(Inner { parts, door, capacity, supervisors, draining: AtomicBool::new(false) }))
+        let (supervisors, starting, draining) = Default::default();
+        Self(Arc::new(Inner { parts, door, capacity, supervisors, starting, draining }))
     }
 
     /// What sessions share.
@@ -122,8 +128,10 @@ impl Workspaces {
         let (row, prepared) = folders::find_or_make(self.parts(), self.door(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
-        let (supervised, spec) = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers);
+        let placed = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers).await?;
+        let (supervised, spec) = placed;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
+        let protocol = self.carrier_of(session_id);
         let new = NewSession {
             session_id,
             key: request.workspace.clone(),
@@ -133,19 +141,19 @@ impl Workspaces {
             mode: request.mode,
             enable_git_ops: request.enable_git_ops,
             state: SessionState::Idle,
-            agent_session_id: Some(facts.agent_session_id.clone()),
+            agent_session_id: kept_session(&facts, protocol),
             mcp_servers: mcp,
-            protocol: Route::Acp,
-            protocol_version: Some(facts.protocol_version),
+            protocol,
+            protocol_version: facts.protocol_version,
             agent_facts: Some(agent_facts(&facts)),
-            connection: Some(kept_connection(&facts)),
+            connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             now: parts.clock.now(),
         };
         if let Err(cause) = parts.store.create_session(new).await {
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
             return Err(store::failure(&cause));
         }
-        Ok(ready(session_id, request.workspace, prepared, facts))
+        Ok(ready(session_id, request.workspace, prepared, facts, protocol))
     }
 
     /// Brings a session back that is not live; tells about one that is.
@@ -157,8 +165,10 @@ impl Workspaces {
         if let Some(live) = self.live(row.session_id) {
             let (facts, spec) = (live.shared.view().facts.clone(), live.shared.spec.clone());
             if let Some(facts) = facts {
-                let prepared = PreparedWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral };
-                return Ok(ready(row.session_id, row.key.clone(), prepared, facts));
+                let (path, is_ephemeral) = (spec.cwd.clone(), spec.is_ephemeral);
+                let prepared = PreparedWorkspace { path, is_ephemeral, has_oneshot: spec.has_oneshot };
+                let protocol = live.shared.view().carrier;
+                return Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol));
             }
         }
         let parts = &self.0.parts;
@@ -170,24 +180,25 @@ impl Workspaces {
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) =
-            self.place(&workspace, &prepared, row.session_id, agent_name(&row.agent), mcp_servers);
+            self.place(&workspace, &prepared, row.session_id, agent_name(&row.agent), mcp_servers).await?;
         let past = Past {
             agent_session_id: row.agent_session_id.clone(),
             last_event_id: row.next_event_after(),
             restarts: row.restarts,
         };
         let facts = start(&supervised, spec, past, seat, None).await?;
+        let protocol = self.carrier_of(row.session_id);
         let change = SessionChange {
             state: Some(SessionState::Idle),
-            agent_session_id: Some(facts.agent_session_id.clone()),
-            protocol_version: Some(facts.protocol_version),
-            agent_facts: Some(agent_facts(&facts)),
-            connection: Some(kept_connection(&facts)),
+            agent_session_id: kept_session(&facts, protocol),
+            protocol_version: facts.protocol_version,
+            agent_facts: (protocol == Route::Acp).then(|| agent_facts(&facts)),
+            connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             last_used: Some(parts.clock.now()),
             ..SessionChange::new(row.session_id)
         };
         parts.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
-        Ok(ready(row.session_id, row.key.clone(), prepared, facts))
+        Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol))
     }
 
     /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
@@ -201,7 +212,7 @@ impl Workspaces {
         let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let seat = self.0.capacity.admit_returning();
         let (supervised, spec) =
-            self.place(&workspace, &prepared, session.session_id, agent_name(&session.agent), mcp_servers);
+            self.place(&workspace, &prepared, session.session_id, agent_name(&session.agent), mcp_servers).await?;
         let past = Past {
             agent_session_id: session.agent_session_id.clone(),
             last_event_id: session.next_event_after(),
@@ -259,46 +270,28 @@ impl Workspaces {
         self.0.door.diff(&DiffWorkspace { workspace: folders::reference(row) }).await
     }
 
-    /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
-    /// every agent is let go.
-    pub async fn drain(&self, deadline: impl Future<Output = ()>) {
-        self.0.draining.store(true, Ordering::Release);
-        let mut deadline = std::pin::pin!(deadline);
-        let index = &self.0.parts.index;
-        let mut look = tokio::time::interval(Duration::from_millis(50));
-        while index.all().iter().any(|live| live.shared.view().running.is_some()) {
-            tokio::select! {
-                () = &mut deadline => break,
-                _ = look.tick() => {}
-            }
-        }
-        let running = index.all().into_iter().filter(|live| live.shared.view().running.is_some());
-        let cancelling = running.map(|live| live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None }));
-        // All at once, and not for ever: a session that waits for the database, or is stuck, does not listen.
-        let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(cancelling)).await;
-        let supervisors: Vec<_> = {
-            let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
-            supervisors.values().map(|it| it.supervisor.clone()).collect()
-        };
-        // All at once: each may take the grace of a cancel.
-        let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
-        let patience = self.0.parts.settings.cancel_grace + DRAIN_MARGIN;
-        if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
-            tracing::error!(marker = "[ACP]", "sessions are left at the end; their agents end with the runtime");
-        }
+    /// What carries the turns of a session that has just started.
+    fn carrier_of(&self, id: SessionId) -> Route {
+        self.live(id).map_or(Route::Acp, |live| live.shared.view().carrier)
+    }
+
+    /// The route of a workspace, brought back from the database where it is not in use.
+    pub async fn routing(&self, key: &WorkspaceKey) -> Result<WorkspaceRouting, Failure> {
+        Ok(self.supervised(key).await?.routing)
     }
 
     /// The supervisor of the workspace, made where there is none, and the spec of a session in it.
-    fn place(
+    async fn place(
         &self,
         row: &WorkspaceRow,
         prepared: &PreparedWorkspace,
         session_id: SessionId,
         agent: Option<String>,
         mcp_servers: Box<RawValue>,
-    ) -> (Supervised, Arc<SessionSpec>) {
+    ) -> Result<(Supervised, Arc<SessionSpec>), Failure> {
         let policy = row.permission_policy.unwrap_or(self.0.parts.settings.default_policy);
-        let supervised = self.supervised(&row.key, policy);
+        let supervised = self.supervised(&row.key).await?;
+        supervised.policy.set(policy);
         let spec = SessionSpec {
             session_id,
             workspace: row.key.clone(),
@@ -307,28 +300,39 @@ impl Workspaces {
             is_ephemeral: prepared.is_ephemeral,
             mcp_servers,
             policy: supervised.policy.clone(),
+            gate: supervised.routing.gate().clone(),
+            has_oneshot: prepared.has_oneshot,
         };
-        (supervised, Arc::new(spec))
+        Ok((supervised, Arc::new(spec)))
     }
 
-    fn supervised(&self, key: &WorkspaceKey, policy: PermissionPolicy) -> Supervised {
+    async fn supervised(&self, key: &WorkspaceKey) -> Result<Supervised, Failure> {
+        let found = |supervisors: &HashMap<WorkspaceKey, Supervised>| {
+            supervisors.get(key).filter(|it| it.supervisor.connected()).cloned()
+        };
+        let known = found(&self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let _only_one = self.0.starting.lock().await;
+        let known = found(&self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let routing = WorkspaceRouting::start(key.clone(), self.parts()).await?;
         let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = supervisors.get(key).filter(|it| it.supervisor.connected()).cloned();
-        let supervised = found.unwrap_or_else(|| {
-            if supervisors.len() >= MAX_SUPERVISORS {
-                let live: HashSet<_> =
-                    self.0.parts.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
-                supervisors.retain(|key, _| live.contains(key));
-            }
-            // On the thread that asked, which serves HTTP: between a request and its session there is no hop, and
-            // hops are what a turn pays for. Requests are spread over the threads, and so are sessions.
-            let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.parts.clone()).start();
-            let supervised = Supervised { supervisor, policy: SharedPolicy::new(policy) };
-            supervisors.insert(key.clone(), supervised.clone());
-            supervised
-        });
-        supervised.policy.set(policy);
-        supervised
+        if supervisors.len() >= MAX_SUPERVISORS {
+            let live: HashSet<_> =
+                self.0.parts.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
+            supervisors.retain(|key, _| live.contains(key));
+        }
+        // On the thread that asked, which serves HTTP: between a request and its session there is no hop, and
+        // hops are what a turn pays for. Requests are spread over the threads, and so are sessions.
+        let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.parts.clone(), routing.clone()).start();
+        let policy = SharedPolicy::new(self.0.parts.settings.default_policy);
+        let supervised = Supervised { supervisor, policy, routing };
+        supervisors.insert(key.clone(), supervised.clone());
+        Ok(supervised)
     }
 }
 
@@ -348,8 +352,15 @@ fn ready(
     workspace: WorkspaceKey,
     prepared: PreparedWorkspace,
     facts: Arc<AgentFacts>,
+    protocol: Route,
 ) -> ReadySession {
-    ReadySession { session_id, workspace, path: prepared.path, is_ephemeral: prepared.is_ephemeral, facts }
+    let PreparedWorkspace { path, is_ephemeral, .. } = prepared;
+    ReadySession { session_id, workspace, path, is_ephemeral, facts, protocol }
+}
+
+/// The agent's own id of the conversation; the fallback has none.
+fn kept_session(facts: &AgentFacts, protocol: Route) -> Option<String> {
+    (protocol == Route::Acp).then(|| facts.agent_session_id.clone())
 }
 
 /// What is kept of an agent's handshake.

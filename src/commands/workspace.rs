@@ -1,0 +1,160 @@
+//! `lumilink workspace …`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{
+    common::CommandError,
+    server_flags::{ServerFlags, show},
+};
+use crate::client::ApiClient;
+
+/// Which server, and what to do there.
+#[derive(Debug, Args)]
+pub struct WorkspaceArgs {
+    #[command(flatten)]
+    server: ServerFlags,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Prints what carries a workspace's turns, and why.
+    Show(Named),
+    /// Switches it to the HTTP fallback until it is restored.
+    Rollback {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        wish: Wish,
+    },
+    /// Switches it back: no pin, no cool-down, a fresh window.
+    Restore {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        wish: Wish,
+    },
+    /// Holds it on a protocol, whatever the window says.
+    Pin {
+        #[command(flatten)]
+        named: Named,
+        /// acp or http.
+        protocol: String,
+        #[command(flatten)]
+        wish: Wish,
+    },
+    /// Releases the pin.
+    Unpin {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        wish: Wish,
+    },
+    /// Changes its defaults.
+    Set {
+        #[command(flatten)]
+        named: Named,
+        /// acp or http.
+        #[arg(long, value_name = "PROTOCOL")]
+        default_protocol: Option<String>,
+        /// Whether a migration may move it.
+        #[arg(long, value_name = "BOOL")]
+        migration_enabled: Option<bool>,
+        /// Whether it is moved to ACP by itself while ACP is healthy.
+        #[arg(long, value_name = "BOOL")]
+        auto_rollout: Option<bool>,
+        #[command(flatten)]
+        wish: Wish,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    /// The workspace, by your name for it.
+    workspace: String,
+    /// The tenant; needed where several have a workspace of this name.
+    #[arg(long, value_name = "NAME")]
+    installation: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Wish {
+    /// Who wants it.
+    #[arg(long, value_name = "NAME")]
+    actor: String,
+    /// Why.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// In the name of a user, not of an operator.
+    #[arg(long)]
+    as_user: bool,
+}
+
+impl Wish {
+    fn body(self) -> Value {
+        let initiator = if self.as_user { "user" } else { "operator" };
+        json!({"actor": self.actor, "reason": self.reason, "initiatedBy": initiator})
+    }
+
+    fn with(self, name: &str, value: Value) -> Value {
+        let mut body = self.body();
+        body[name] = value;
+        body
+    }
+}
+
+/// Does it.
+pub fn run(arguments: WorkspaceArgs) -> Result<ExitCode, CommandError> {
+    let json = arguments.server.json;
+    arguments.server.with_client(async move |client| {
+        let route = act(&client, arguments.action).await?;
+        show(&if json { route } else { flat(&route) }, json)?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn act(client: &ApiClient, action: Action) -> Result<Value, CommandError> {
+    let (named, verb, body) = match action {
+        Action::Show(Named { workspace, installation }) => {
+            return Ok(client.protocol(&workspace, installation.as_deref()).await?);
+        }
+        Action::Rollback { named, wish } => (named, Some("rollback"), wish.body()),
+        Action::Restore { named, wish } => (named, Some("restore"), wish.body()),
+        Action::Pin { named, protocol, wish } => (named, None, wish.with("pin", json!({"protocol": protocol}))),
+        Action::Unpin { named, wish } => (named, None, wish.with("pin", Value::Null)),
+        Action::Set { named, default_protocol, migration_enabled, auto_rollout, wish } => {
+            let mut body = wish.body();
+            let given = [
+                ("defaultProtocol", default_protocol.map(Value::from)),
+                ("migrationEnabled", migration_enabled.map(Value::from)),
+                ("autoRollout", auto_rollout.map(Value::from)),
+            ];
+            for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+                body[name] = value;
+            }
+            (named, None, body)
+        }
+    };
+    let Named { workspace, installation } = named;
+    Ok(client.change_protocol(&workspace, installation.as_deref(), verb, &body).await?)
+}
+
+/// Members of members on lines of their own: `window.state`.
+fn flat(value: &Value) -> Value {
+    let mut out = serde_json::Map::new();
+    for (name, value) in value.as_object().into_iter().flatten() {
+        match value.as_object() {
+            Some(inner) => {
+                out.extend(inner.iter().map(|(inner, value)| (format!("{name}.{inner}"), value.clone())));
+            }
+            None => {
+                out.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    Value::Object(out)
+}

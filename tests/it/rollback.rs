@@ -1,0 +1,189 @@
+//! A workspace falls back to HTTP when ACP is not well there, and comes back.
+
+use crate::harness::{
+    DEADLINE, Program, Session, Value, eventually, json,
+    metrics::Scrape,
+    program::Builder,
+    wait_for,
+};
+
+/// Settings under which an hour is a matter of seconds.
+fn quick() -> Builder {
+    Program::builder()
+        .set("recovery.cooldown_s", 1)
+        .set("recovery.jitter_bp", 0)
+        .set("recovery.canary_steps_bp", "[5000,10000]")
+        .set("recovery.close_after_successes", 2)
+}
+
+/// Settings under which a workspace stays where it fell.
+fn held() -> Builder {
+    Program::builder().set("recovery.cooldown_s", 1800)
+}
+
+fn route(session: &Session) -> Value {
+    session.api.get("/acp/workspaces/ws/protocol").expect(200)
+}
+
+/// Crashes until the workspace is rolled back; three of six outcomes then failed.
+fn crashes_until_it_falls_back(session: &Session) -> Value {
+    for _ in 0..3 {
+        session.prompt("crash").problem(502, "agent_crashed");
+        eventually("the session is usable again", || session.state()["state"] == "idle");
+    }
+    wait_for(DEADLINE, "the workspace is rolled back", || {
+        let route = route(session);
+        (route["route"] == "http").then_some(route)
+    })
+}
+
+fn flips(scrape: &Scrape, to: &str, trigger: &str) -> f64 {
+    scrape.sum("lumilink_route_flips_total", &[("to", to), ("trigger", trigger)])
+}
+
+#[test]
+fn fr_007_crashing_turns_roll_a_workspace_back_and_the_next_prompt_goes_over_http_with_the_conversation() {
+    let program = held().start();
+    let session = program.api.open("ws");
+    session.completes("echo the word is maple");
+    let before = route(&session);
+    assert_eq!((&before["route"], &before["epoch"]), (&json!("acp"), &json!(0)), "{before}");
+    assert_eq!(before["window"]["state"], "unknown", "{before}");
+    let fallen = crashes_until_it_falls_back(&session);
+    assert_eq!((&fallen["epoch"], &fallen["recovery"]["stage"]), (&json!(1), &json!("open")), "{fallen}");
+    assert_eq!(fallen["rollback"]["trigger"], "autoThreshold", "{fallen}");
+    assert_eq!(session.state()["connectionStatus"], "rolledBack");
+
+    let result = session.completes("context");
+    assert_eq!((&result["meta"]["protocol"], &result["meta"]["route"]), (&json!("http"), &json!("http")), "{result}");
+    assert_eq!(result["meta"]["rollback"]["active"], true, "{result}");
+    assert!(result["meta"]["message"].as_str().unwrap().contains("maple"), "the conversation is known: {result}");
+    let files = session.completes("write over-http.txt hello");
+    assert_eq!(files["meta"]["protocol"], "http");
+    assert!(session.path().join("over-http.txt").exists());
+
+    assert_eq!(flips(&program.metrics(), "http", "autoThreshold"), 1.0);
+    let notes: Vec<_> = session.transcript().into_iter().filter(|entry| entry["eventType"] == "rollback").collect();
+    assert_eq!(notes.len(), 1, "one note: {notes:?}");
+    assert_eq!(notes[0]["payload"]["details"]["rollbackTrigger"], "autoThreshold", "{notes:?}");
+    let lines = program.log();
+    let told = lines.lines().filter(|line| line.contains(r#""trigger":"autoThreshold""#)).count();
+    assert_eq!(told, 1, "one line of the log");
+}
+
+#[test]
+fn fr_007_an_agent_that_is_well_again_is_restored_by_canaries_and_not_by_a_handshake() {
+    let program = quick().start();
+    let session = program.api.open("ws");
+    let mut events = session.api.events(&format!("/acp/session/{}/events?from=live", session.id));
+    crashes_until_it_falls_back(&session);
+    wait_for(DEADLINE, "a probe succeeded", || (route(&session)["recovery"]["stage"] == "recovering").then_some(()));
+    assert_eq!(route(&session)["route"], "http", "a handshake alone does not restore");
+    let mut carried = Vec::new();
+    let restored = wait_for(DEADLINE, "the workspace is restored", || {
+        let result = session.completes("echo still here");
+        carried.push(result["meta"]["protocol"].as_str().unwrap().to_owned());
+        let route = route(&session);
+        (route["route"] == "acp").then_some(route)
+    });
+    // Two canaries of every other turn, then two of every turn.
+    assert_eq!(carried, ["http", "acp", "http", "acp", "acp", "acp"], "canaries are told by count");
+    assert_eq!((&restored["epoch"], &restored["recovery"]["stage"]), (&json!(2), &json!("closed")), "{restored}");
+    assert_eq!(restored["window"]["failures"], 0, "the window is a fresh one: {restored}");
+    let said = session.says("context");
+    assert!(said.contains("still here"), "what went over the fallback is known: {said}");
+    assert_eq!(flips(&program.metrics(), "acp", "recovery"), 1.0);
+    let told = events.until("the restore is told", |event| {
+        event.name == "rollback" && event.data["update"]["status"] == "resolved"
+    });
+    let rollbacks: Vec<_> = told.iter().filter(|event| event.name == "rollback").collect();
+    assert_eq!(rollbacks.len(), 2, "readers are told of both flips, once each: {rollbacks:?}");
+}
+
+#[test]
+fn fr_007_a_workspace_can_be_rolled_back_pinned_and_restored_by_hand() {
+    let program = held().start();
+    let session = program.api.open("ws");
+    let flip = |verb: &str, body: Value| session.api.post(&format!("/acp/workspaces/ws/{verb}"), body);
+    let why = json!({"actor": "alice", "reason": "drill", "initiatedBy": "user"});
+    let rolled = flip("rollback", why.clone()).expect(200);
+    assert_eq!((&rolled["route"], &rolled["epoch"]), (&json!("http"), &json!(1)), "{rolled}");
+    assert_eq!(rolled["pin"]["actor"], "alice", "{rolled}");
+    assert_eq!(rolled["rollback"]["trigger"], "manualUser", "{rolled}");
+    assert_eq!(flip("rollback", why.clone()).expect(200)["epoch"], 1, "again changes nothing");
+    assert_eq!(session.completes("echo a")["meta"]["protocol"], "http");
+    let restored = flip("restore", why).expect(200);
+    assert_eq!((&restored["route"], &restored["epoch"]), (&json!("acp"), &json!(2)), "{restored}");
+    assert_eq!(session.completes("echo b")["meta"]["protocol"], "acp");
+    assert!(session.says("context").contains("echo a"), "ACP's agent knows what it missed");
+
+    let put = |body: Value| session.api.call("PUT", "/acp/workspaces/ws/protocol").json(&body).send();
+    let pinned = put(json!({"pin": {"protocol": "acp"}, "actor": "bob", "reason": "test"})).expect(200);
+    assert_eq!((&pinned["route"], &pinned["epoch"]), (&json!("acp"), &json!(2)), "no flip: {pinned}");
+    for _ in 0..4 {
+        session.prompt("crash").problem(502, "agent_crashed");
+        eventually("the session is usable again", || session.state()["state"] == "idle");
+    }
+    assert_eq!(route(&session)["window"]["state"], "breached");
+    assert_eq!(route(&session)["route"], "acp", "a pin beats the window");
+    put(json!({"pin": null, "actor": "bob", "reason": "done"})).expect(200);
+    session.completes("echo c");
+    eventually("released, the window decides", || route(&session)["route"] == "http");
+    for (body, why) in [
+        (json!({"actor": "", "reason": "x"}), "no actor"),
+        (json!({"actor": "a", "reason": "x\ny"}), "two lines"),
+        (json!({"actor": "a"}), "no reason"),
+        (json!({"actor": "a", "reason": "r", "initiatedBy": "system"}), "not the system"),
+    ] {
+        assert_eq!(flip("rollback", body).status, 400, "{why}");
+    }
+    flip("rollback", json!({"actor": "a", "reason": "r", "installationId": "x"})).problem(400, "invalid_request");
+    session.api.get("/acp/workspaces/unknown/protocol").problem(404, "not_found");
+}
+
+#[test]
+fn fr_007_route_epoch_pin_and_window_survive_a_kill() {
+    let mut program = held().set("window.min_samples", 6).start();
+    let session = program.api.open("ws");
+    session.completes("echo one");
+    session.prompt("crash").problem(502, "agent_crashed");
+    eventually("the session is usable again", || session.state()["state"] == "idle");
+    let before = wait_for(DEADLINE, "four outcomes are counted", || {
+        let route = route(&session);
+        (route["window"]["samples"] == 4).then_some(route)
+    });
+    program.turns_may_run();
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let after = route(&session);
+    assert_eq!(before["window"], after["window"], "what was counted is counted");
+    session.api.post("/acp/session/load", json!({"sessionId": session.id})).expect(200);
+    session.prompt("crash").problem(502, "agent_crashed");
+    wait_for(DEADLINE, "rolled back", || (route(&session)["route"] == "http").then_some(()));
+    let fallen = route(&session);
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let again = route(&session);
+    for member in ["route", "epoch", "rollback", "recovery", "pin"] {
+        assert_eq!(fallen[member], again[member], "{member}");
+    }
+    session.api.post("/acp/session/load", json!({"sessionId": session.id})).expect(200);
+    assert_eq!(session.completes("echo over http")["meta"]["protocol"], "http");
+}
+
+#[test]
+fn while_both_routes_fail_the_route_is_held_and_an_alarm_is_raised() {
+    let mut program = quick().set("window.min_samples", 5).start();
+    program.expect_error("the fallback fails as well");
+    let session = program.api.open("ws");
+    crashes_until_it_falls_back(&session);
+    for _ in 0..12 {
+        session.prompt("crash").problem(502, "agent_crashed");
+    }
+    let scrape = program.metrics();
+    assert_eq!(flips(&scrape, "http", "autoThreshold"), 1.0);
+    assert_eq!(flips(&scrape, "acp", "recovery"), 0.0, "no oscillation");
+    assert_eq!(scrape.sum("lumilink_both_routes_failing_total", &[]), 1.0);
+    assert_eq!(route(&session)["route"], "http");
+    assert!(session.state()["state"] == "idle", "the session lives on: {}", session.state());
+}
