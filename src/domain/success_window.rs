@@ -190,7 +190,7 @@ impl OutcomeWindow {
     }
 
     /// Its buckets, oldest first.
-    pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+    pub fn buckets(&self) -> impl DoubleEndedIterator<Item = &Bucket> {
         self.buckets.iter()
     }
 
