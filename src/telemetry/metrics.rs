@@ -8,6 +8,7 @@ use prometheus::{
 };
 
 use super::{
+    capacity::CapacityMetrics,
     family::{Family, Maker},
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
 };
@@ -59,6 +60,7 @@ struct All {
     slow_readers: IntCounter,
     arbiters: Arbiters,
     sessions_expired: IntCounter,
+    capacity: CapacityMetrics,
 }
 
 #[derive(Debug)]
@@ -199,6 +201,7 @@ impl All {
                 "lumilink_sessions_expired_total",
                 "Hibernated sessions that expired, because nobody used them.",
             )?,
+            capacity: CapacityMetrics::new(&make)?,
             registry,
         })
     }
@@ -376,6 +379,11 @@ impl Metrics {
         self.all.sessions_expired.inc_by(sessions as u64);
     }
 
+    /// Those of seats.
+    pub fn capacity(&self) -> &CapacityMetrics {
+        &self.all.capacity
+    }
+
     /// Everything in the text format of Prometheus ([`TEXT_FORMAT`]). Reads `/proc`, which takes some tens
     /// of microseconds.
     ///
@@ -429,6 +437,10 @@ mod tests {
             "lumilink_event_subscribers",
             "lumilink_agent_processes",
             "lumilink_held_conversations",
+            "lumilink_capacity_seats{state=\"taken\"}",
+            "lumilink_capacity_alerts{level=\"critical\"}",
+            "lumilink_capacity_alert_changes_total{kind=\"resolved\",level=\"warning\"}",
+            "lumilink_capacity_refused_total{reason=\"tenant\"}",
         ] {
             assert_eq!(value(&metrics, series), Some(0.0), "{series}");
         }
