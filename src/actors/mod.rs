@@ -6,6 +6,7 @@
 
 pub mod adoption;
 pub mod capacity_guard;
+pub mod capacity_watch;
 pub mod event_feed;
 pub mod expiry;
 pub mod flip_record;

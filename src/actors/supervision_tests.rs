@@ -9,7 +9,10 @@ use uuid::Uuid;
 
 use super::{
     adoption,
-    capacity_guard::CapacityGuard,
+    capacity_guard::{
+        CapacityGuard,
+        tests::{guard, tenant},
+    },
     messages::{AnswerPermission, CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
     parts::{Parts, SessionSettings},
     session_index::{LiveSession, SessionIndex},
@@ -126,9 +129,9 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         mcp_servers: mcp::none(),
         policy: SharedPolicy::new(PermissionPolicy::Ask),
     };
-    let capacity = CapacityGuard::new(1);
+    let capacity = guard(1);
     let supervisor = WorkspaceSupervisor::new(key, parts.clone()).start();
-    let seat = capacity.admit().unwrap();
+    let seat = capacity.admit(&tenant("acme")).unwrap();
     supervisor
         .send(StartSession { spec: Arc::new(spec), past: Past::default(), seat, adopted: None })
         .await
@@ -441,7 +444,7 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
     });
     let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone()).start();
     let spec = stage.live.shared.spec.clone();
-    let seat = CapacityGuard::new(1).admit().unwrap();
+    let seat = guard(1).admit(&tenant("acme")).unwrap();
     let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
     supervisor.send(start).await.unwrap().unwrap();
     let again = tokio::time::timeout(Duration::from_secs(10), stage.agents.recv()).await;
@@ -482,7 +485,7 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
     let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone()).start();
     let spec = stage.live.shared.spec.clone();
     let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
-    let seat = CapacityGuard::new(1).admit().unwrap();
+    let seat = guard(1).admit(&tenant("acme")).unwrap();
     let start = StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)) };
     supervisor.send(start).await.unwrap().unwrap();
     let live = parts.index.get(stage.id).unwrap();

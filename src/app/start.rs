@@ -11,6 +11,7 @@ use crate::{
     actors::{
         adoption,
         capacity_guard::CapacityGuard,
+        capacity_watch::CapacityWatch,
         expiry, liveness,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
@@ -38,6 +39,7 @@ pub struct Service {
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
     pub(super) sweep: JoinHandle<()>,
+    pub(super) capacity: JoinHandle<()>,
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
@@ -73,8 +75,11 @@ impl Service {
             settings: SessionSettings::new(config),
         };
         let parts = Arc::new(parts);
-        let workspaces = Workspaces::new(parts.clone(), door, CapacityGuard::new(config.capacity.max_sessions));
+        let guard = CapacityGuard::new(config.capacity.rules(), parts.metrics.clone());
+        let watch = CapacityWatch::take_up(guard.clone(), parts.clone()).await?;
+        let workspaces = Workspaces::new(parts.clone(), door, guard);
         pick_up(&workspaces, runtime.is_none()).await?;
+        let capacity = actix::spawn(watch.run());
         // What was picked up lives on this thread.
         liveness::beat_here(&watchdog);
         let max_age = Duration::from_secs(config.session.max_age_s);
@@ -83,7 +88,7 @@ impl Service {
         let http = http::serve(workspaces.clone(), config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
-        Ok(Self { config: config.clone(), http, workspaces, runtime, store, sweep, _held: held })
+        Ok(Self { config: config.clone(), http, workspaces, runtime, store, sweep, capacity, _held: held })
     }
 
     /// Where the API is.

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal as listen};
 use super::Service;
 use crate::config::Config;
 
-/// How long answers and rows may take once every session is gone.
+/// How long answers, alerts and rows may each take once every session is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Waits for SIGTERM or Ctrl-C. The next one ends the process at once, with the exit code that shells give to
@@ -48,6 +48,10 @@ impl Service {
         }
         self.http.handle.stop(true).await;
         self.sweep.abort();
+        self.workspaces.capacity().close();
+        if tokio::time::timeout(FLUSH, self.capacity).await.is_err() {
+            tracing::error!(marker = "[CAPACITY]", "changes of an alert of capacity were not written down");
+        }
         if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "the database did not take everything before the end");
         }

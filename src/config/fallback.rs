@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    capacity::CapacityRules,
     routing::RecoveryRules,
     success_window::{WindowRule, WindowRules},
 };
@@ -135,6 +136,20 @@ impl Default for Capacity {
             critical_bp: 9500,
             resolve_bp: 7000,
             resolve_after_s: 300,
+        }
+    }
+}
+
+impl Capacity {
+    /// The rules of the domain.
+    pub fn rules(&self) -> CapacityRules {
+        CapacityRules {
+            limit: self.max_sessions,
+            tenant_share_bp: self.tenant_share_bp,
+            warn_bp: self.warn_bp,
+            critical_bp: self.critical_bp,
+            resolve_bp: self.resolve_bp,
+            resolve_after: Duration::from_secs(self.resolve_after_s),
         }
     }
 }

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::clock::Timestamp;
+
 /// `GET /acp/health`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -49,10 +51,40 @@ pub struct ProtocolHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CapacityHealth {
-    /// Live sessions.
-    pub sessions: usize,
-    /// The most there may be.
-    pub max_sessions: usize,
+    /// Sessions with a seat; those that come back may be more than the limit.
+    pub taken: usize,
+    /// The most to which new ones may bring it.
+    pub limit: usize,
+    /// `ok`, or the level of the open alert: `warning` or `critical`.
+    pub level: &'static str,
+    /// The open alert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alert: Option<CapacityAlertHealth>,
+    /// The most seats that one tenant may have.
+    pub tenant_limit: usize,
+    /// Tenants near their share, those with the most seats first, at most 20.
+    pub tenants_near_limit: Vec<TenantSeats>,
+}
+
+/// An alert that is open.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CapacityAlertHealth {
+    /// By which its rows are found.
+    pub alert_id: String,
+    /// Since when it is open.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+}
+
+/// A tenant and its seats.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantSeats {
+    /// The tenant.
+    pub installation_id: String,
+    /// Its sessions with a seat.
+    pub taken: usize,
 }
 
 /// A part that works or does not.

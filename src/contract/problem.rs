@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::domain::outcome::{ErrorCode, Failure};
+use crate::domain::{
+    capacity::SeatFigures,
+    outcome::{ErrorCode, Failure},
+};
 
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -37,6 +40,30 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<super::result::ACPSessionResult>)]
     pub result: Option<Box<RawValue>>,
+    /// The figures, where a session got no seat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<ProblemCapacity>,
+}
+
+/// Why a session got no seat.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemCapacity {
+    /// Sessions with a seat.
+    pub taken: usize,
+    /// The most that new ones may bring it to.
+    pub limit: usize,
+    /// Those of the tenant.
+    pub tenant_taken: usize,
+    /// The most that it may have.
+    pub tenant_limit: usize,
+}
+
+impl ProblemCapacity {
+    fn of(figures: &SeatFigures) -> Self {
+        let SeatFigures { taken, limit, tenant_taken, tenant_limit } = *figures;
+        Self { taken, limit, tenant_taken, tenant_limit }
+    }
 }
 
 impl Problem {
@@ -58,6 +85,7 @@ impl Problem {
             request_id: request_id.into(),
             prompt_id: None,
             result: None,
+            capacity: failure.seats.as_deref().map(ProblemCapacity::of),
         }
     }
 }

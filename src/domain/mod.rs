@@ -4,6 +4,7 @@
 //! a decision changes it here and nowhere else.
 
 pub mod backoff;
+pub mod capacity;
 pub mod clock;
 pub mod connection;
 pub mod context;

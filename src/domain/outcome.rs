@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::capacity::SeatFigures;
 use crate::acp::jsonrpc::{self, RpcError};
 
 /// What recovers an error: connection → reconnect; protocol → renegotiate or fall back; application →
@@ -173,12 +174,14 @@ pub struct Failure {
     pub code: ErrorCode,
     /// One sentence about this case; it may quote the agent, so it is redacted before it is kept.
     pub detail: String,
+    /// What is taken of what there is, where a seat was refused.
+    pub seats: Option<Box<SeatFigures>>,
 }
 
 impl Failure {
     /// Makes a failure.
     pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
+        Self { code, detail: detail.into(), seats: None }
     }
 }
 

@@ -4,8 +4,12 @@ use actix_web::{HttpResponse, get, web};
 
 use super::{HttpState, problem::ApiError};
 use crate::{
+    actors::capacity_guard::CapacityGuard,
     contract::{
-        health::{CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth},
+        health::{
+            CapacityAlertHealth, CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth,
+            TenantSeats,
+        },
         problem::Problem,
     },
     domain::{outcome::ErrorCode, routing::Route},
@@ -48,15 +52,32 @@ pub async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
         (Ok(()), false) => "degraded",
     };
     let metrics = &workspaces.parts().metrics;
-    let capacity = workspaces.capacity();
     web::Json(Health {
         status,
         version: env!("CARGO_PKG_VERSION"),
         protocols: Protocols { acp: protocol(metrics, Route::Acp), http: protocol(metrics, Route::Http) },
-        capacity: CapacityHealth { sessions: capacity.taken(), max_sessions: capacity.limit() },
+        capacity: capacity_health(workspaces.capacity()),
         database,
         runtime,
     })
+}
+
+/// Tenants that are shown of those near their share.
+const MAX_TENANTS: usize = 20;
+
+fn capacity_health(guard: &CapacityGuard) -> CapacityHealth {
+    let alert = guard.alert();
+    let near = guard.near_their_share(MAX_TENANTS).into_iter();
+    CapacityHealth {
+        taken: guard.taken(),
+        limit: guard.rules().limit,
+        level: alert.map_or("ok", |alert| alert.level.as_str()),
+        alert: alert.map(|it| CapacityAlertHealth { alert_id: it.alert_id.to_string(), since: it.since }),
+        tenant_limit: guard.rules().tenant_limit(),
+        tenants_near_limit: near
+            .map(|(tenant, taken)| TenantSeats { installation_id: tenant.as_str().to_owned(), taken })
+            .collect(),
+    }
 }
 
 fn protocol(metrics: &Metrics, route: Route) -> ProtocolHealth {

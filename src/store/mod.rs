@@ -5,6 +5,7 @@
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
 mod cached;
+mod capacity_alerts;
 mod columns;
 mod connection;
 mod expiry;
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::domain::outcome::{ErrorCode, Failure};
 
 pub use self::{
+    capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
     expiry::ExpiredSession,

@@ -1,6 +1,19 @@
 // @generated automatically by Diesel CLI.
 
 diesel::table! {
+    capacity_alerts (event_id) {
+        event_id -> Text,
+        alert_id -> Text,
+        level -> Text,
+        kind -> Text,
+        taken -> BigInt,
+        seat_limit -> BigInt,
+        installation_id -> Nullable<Text>,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
     prompts (prompt_id) {
         prompt_id -> Text,
         session_id -> Text,
@@ -77,4 +90,4 @@ diesel::table! {
 diesel::joinable!(prompts -> sessions (session_id));
 diesel::joinable!(transcript_entries -> sessions (session_id));
 
-diesel::allow_tables_to_appear_in_same_query!(prompts, sessions, transcript_entries, workspaces,);
+diesel::allow_tables_to_appear_in_same_query!(capacity_alerts, prompts, sessions, transcript_entries, workspaces,);

@@ -1,6 +1,12 @@
 //! The closed sets that metrics are told apart by.
 
-use crate::domain::{lifecycle::SessionState, outcome::ErrorCode, routing::Route, turn::TurnOutcome};
+use crate::domain::{
+    capacity::{AlertKind, AlertLevel, SeatBound},
+    lifecycle::SessionState,
+    outcome::ErrorCode,
+    routing::Route,
+    turn::TurnOutcome,
+};
 
 /// A closed set of label values.
 pub trait Label: Copy + PartialEq + 'static {
@@ -119,6 +125,57 @@ labels! {
     Queue {
         /// Writes that wait for the database; bounded by `[limits] write_queue`.
         Writes = "writes",
+    }
+}
+
+labels! {
+    /// Seats of sessions.
+    Seats {
+        /// Those that are taken.
+        Taken = "taken",
+        /// Those that there are.
+        Limit = "limit",
+    }
+}
+
+impl Label for SeatBound {
+    fn all() -> Vec<Self> {
+        vec![Self::Service, Self::Tenant]
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![match self {
+            Self::Service => "service",
+            Self::Tenant => "tenant",
+        }]
+    }
+}
+
+impl Label for AlertLevel {
+    fn all() -> Vec<Self> {
+        Self::ALL.to_vec()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.as_str()]
+    }
+}
+
+/// A level of an alert and what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AlertChange {
+    pub level: AlertLevel,
+    pub kind: AlertKind,
+}
+
+impl Label for AlertChange {
+    fn all() -> Vec<Self> {
+        let of = |level| AlertKind::ALL.map(|kind| Self { level, kind });
+        AlertLevel::ALL.into_iter().flat_map(of).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.level.as_str(), self.kind.as_str()]
     }
 }
 

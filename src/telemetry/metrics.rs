@@ -8,6 +8,7 @@ use prometheus::{
 };
 
 use super::{
+    capacity::CapacityMetrics,
     family::{Family, Maker},
     route_metrics::RouteMetrics,
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
@@ -61,6 +62,7 @@ struct All {
     arbiters: Arbiters,
     sessions_expired: IntCounter,
     routes: RouteMetrics,
+    capacity: CapacityMetrics,
 }
 
 #[derive(Debug)]
@@ -202,6 +204,7 @@ impl All {
                 "Hibernated sessions that expired, because nobody used them.",
             )?,
             routes: RouteMetrics::new(&make)?,
+            capacity: CapacityMetrics::new(&make)?,
             registry,
         })
     }
@@ -384,6 +387,11 @@ impl Metrics {
         self.all.sessions_expired.inc_by(sessions as u64);
     }
 
+    /// Those of seats.
+    pub fn capacity(&self) -> &CapacityMetrics {
+        &self.all.capacity
+    }
+
     /// Everything in the text format of Prometheus ([`TEXT_FORMAT`]). Reads `/proc`, which takes some tens
     /// of microseconds.
     ///
@@ -437,6 +445,10 @@ mod tests {
             "lumilink_event_subscribers",
             "lumilink_agent_processes",
             "lumilink_held_conversations",
+            "lumilink_capacity_seats{state=\"taken\"}",
+            "lumilink_capacity_alerts{level=\"critical\"}",
+            "lumilink_capacity_alert_changes_total{kind=\"resolved\",level=\"warning\"}",
+            "lumilink_capacity_refused_total{reason=\"tenant\"}",
         ] {
             assert_eq!(value(&metrics, series), Some(0.0), "{series}");
         }

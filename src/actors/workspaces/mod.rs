@@ -123,7 +123,7 @@ impl Workspaces {
     pub async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
-        let seat = self.0.capacity.admit()?;
+        let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
         let parts = &self.0.parts;
         let (row, prepared) = folders::find_or_make(self.parts(), self.door(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
@@ -175,7 +175,7 @@ impl Workspaces {
         let workspace = parts.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
-        let seat = self.0.capacity.admit_returning();
+        let seat = self.0.capacity.admit_returning(&row.key.installation_id);
         let prepared = folders::prepare(self.door(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
@@ -210,7 +210,7 @@ impl Workspaces {
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
         let prepared = folders::prepare(self.door(), &workspace).await?;
         let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
-        let seat = self.0.capacity.admit_returning();
+        let seat = self.0.capacity.admit_returning(&session.key.installation_id);
         let (supervised, spec) =
             self.place(&workspace, &prepared, session.session_id, agent_name(&session.agent), mcp_servers).await?;
         let past = Past {

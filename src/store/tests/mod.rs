@@ -1,5 +1,6 @@
 //! Every test runs on both databases.
 
+mod capacity_alerts;
 mod fixture;
 mod lists;
 mod sessions;

@@ -1,0 +1,205 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const RULES: CapacityRules = CapacityRules {
+    limit: 1000,
+    tenant_share_bp: 10_000,
+    warn_bp: 8500,
+    critical_bp: 9500,
+    resolve_bp: 7000,
+    resolve_after: Duration::from_secs(300),
+};
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp(1_800_000_000_000_000).plus(Duration::from_secs(seconds))
+}
+
+fn tenant(name: &str) -> InstallationId {
+    name.parse().unwrap()
+}
+
+/// As if somebody looked after each change.
+fn seen(alerts: &mut CapacityAlerts, taken: usize, seconds: u64) -> Vec<(AlertLevel, AlertKind, usize)> {
+    let changes = alerts.observe(SeatsSeen { taken, peak: taken }, at(seconds));
+    changes.into_iter().map(|change| (change.level, change.kind, change.taken)).collect()
+}
+
+#[test]
+fn fr_010_the_edges_are_exact_and_each_level_is_raised_once() {
+    use AlertKind::*;
+    use AlertLevel::*;
+    let mut alerts = CapacityAlerts::new(RULES, None);
+    assert_eq!(seen(&mut alerts, 849, 0), []);
+    assert_eq!(seen(&mut alerts, 850, 1), [(Warning, Raised, 850)]);
+    assert_eq!(seen(&mut alerts, 800, 2), []);
+    assert_eq!(seen(&mut alerts, 949, 3), []);
+    assert_eq!(seen(&mut alerts, 950, 4), [(Critical, Raised, 950)]);
+    assert_eq!(seen(&mut alerts, 1000, 5), []);
+    assert_eq!(seen(&mut alerts, 700, 6), [], "70 % is not under 70 %");
+    assert_eq!(seen(&mut alerts, 699, 10), []);
+    assert_eq!(alerts.resolves_at(), Some(at(310)));
+    assert_eq!(seen(&mut alerts, 699, 309), [], "4:59");
+    assert_eq!(seen(&mut alerts, 0, 310), [(Critical, Resolved, 0), (Warning, Resolved, 0)]);
+    assert_eq!((alerts.level(), alerts.resolves_at()), (None, None));
+    assert_eq!(seen(&mut alerts, 1000, 311), [(Warning, Raised, 1000), (Critical, Raised, 1000)]);
+}
+
+#[test]
+fn a_break_of_the_calm_that_nobody_saw_begins_it_anew() {
+    let mut alerts = CapacityAlerts::new(RULES, Some(AlertLevel::Warning));
+    assert_eq!(seen(&mut alerts, 10, 0), []);
+    assert_eq!(alerts.observe(SeatsSeen { taken: 10, peak: 700 }, at(299)), []);
+    assert_eq!(seen(&mut alerts, 10, 300), []);
+    assert_eq!(seen(&mut alerts, 10, 598), []);
+    assert_eq!(seen(&mut alerts, 10, 599).len(), 1, "five minutes after the break");
+}
+
+#[test]
+fn a_tenants_share_is_exact_at_its_edges() {
+    for (limit, share_bp, seats) in [
+        (1000, 10_000, 1000),
+        (1000, 2500, 250),
+        (10, 2999, 2),
+        (10, 3000, 3),
+        (10, 3001, 3),
+        (3, 9999, 2),
+        (10, 1, 1),
+        (10, 0, 1),
+        (usize::MAX, 10_000, usize::MAX),
+    ] {
+        let rules = CapacityRules { limit, tenant_share_bp: share_bp, ..RULES };
+        assert_eq!(rules.tenant_limit(), seats, "{share_bp} of {limit}");
+    }
+    let mut seats = Seats::new(CapacityRules { limit: 10, tenant_share_bp: 3000, ..RULES });
+    let (one, two) = (tenant("one"), tenant("two"));
+    (0..3).for_each(|_| seats.admit(&one).unwrap());
+    let figures = SeatFigures { taken: 3, limit: 10, tenant_taken: 3, tenant_limit: 3 };
+    assert_eq!(seats.admit(&one), Err(Refused { bound: SeatBound::Tenant, figures }));
+    seats.admit(&two).unwrap();
+    assert_eq!(seats.near_their_share(9), [(one.clone(), 3)]);
+    seats.admit_returning(&one);
+    assert_eq!(seats.figures(&one).tenant_taken, 4, "what comes back is not held to the share");
+    seats.give_back(&one);
+    assert!(seats.admit(&one).is_err());
+    seats.give_back(&one);
+    seats.admit(&one).unwrap();
+}
+
+#[test]
+fn giving_back_what_nobody_has_changes_nothing() {
+    let mut seats = Seats::new(RULES);
+    seats.give_back(&tenant("nobody"));
+    assert_eq!((seats.taken(), seats.by_tenant.len()), (0, 0));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Admit(u8),
+    Return(u8),
+    GiveBack(u8),
+    /// Seconds pass.
+    Wait(u64),
+    Look,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0u8..3).prop_map(Step::Admit),
+        1 => (0u8..3).prop_map(Step::Return),
+        5 => (0u8..3).prop_map(Step::GiveBack),
+        3 => (0u64..12).prop_map(Step::Wait),
+        3 => Just(Step::Look),
+    ];
+    proptest::collection::vec(step, 1..400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Against what was really so at each second, whenever somebody happened to look.
+    #[test]
+    fn alerts_pair_up_never_miss_and_never_end_early(steps in steps(), share_bp in 0u32..=10_000, after in 0u64..20) {
+        let rules = CapacityRules {
+            limit: 12,
+            tenant_share_bp: share_bp,
+            warn_bp: 7000,
+            critical_bp: 9000,
+            resolve_bp: 5000,
+            resolve_after: Duration::from_secs(after),
+        };
+        let mut seats = Seats::new(rules);
+        let mut alerts = CapacityAlerts::new(rules, None);
+        let mut model = HashMap::<u8, usize>::new();
+        let mut now = 0;
+        // When how many were taken; the highest since the last look; which levels are open.
+        let mut truth = vec![(0, 0)];
+        let (mut highest, mut open) = (0, [false; 2]);
+        for step in steps {
+            let before: usize = model.values().sum();
+            let name = |n: u8| tenant(&format!("t{n}"));
+            match step {
+                Step::Admit(n) => {
+                    let mine = model.get(&n).copied().unwrap_or(0);
+                    let room = before < 12 && mine < rules.tenant_limit();
+                    prop_assert_eq!(seats.admit(&name(n)).is_ok(), room, "{} of 12, {} of {}", before, mine, share_bp);
+                    if room {
+                        *model.entry(n).or_default() += 1;
+                    }
+                }
+                Step::Return(n) => {
+                    seats.admit_returning(&name(n));
+                    *model.entry(n).or_default() += 1;
+                }
+                Step::GiveBack(n) => {
+                    if let Some(mine) = model.get_mut(&n).filter(|mine| **mine > 0) {
+                        *mine -= 1;
+                        seats.give_back(&name(n));
+                    }
+                }
+                Step::Wait(seconds) => now += seconds,
+                Step::Look => {
+                    let changes = alerts.observe(seats.look(), at(now));
+                    for change in &changes {
+                        let is_open = &mut open[change.level as usize];
+                        let raised = change.kind == AlertKind::Raised;
+                        prop_assert_ne!(*is_open, raised, "{:?}", change);
+                        *is_open = raised;
+                        if raised {
+                            prop_assert!(reaches(highest, 12, rules.threshold_bp(change.level)), "{:?}", change);
+                        } else {
+                            let from = now.saturating_sub(after);
+                            let mut period = truth.iter().rev();
+                            let calm = |taken: usize| !reaches(taken, 12, 5000);
+                            prop_assert!(period.by_ref().take_while(|(since, _)| *since > from).all(|it| calm(it.1)));
+                            // What was so when the period began; a change in its first second may be before it.
+                            let rest: Vec<_> = period.collect();
+                            let at_from = truth.iter().rfind(|(since, _)| *since <= from);
+                            prop_assert!(at_from.is_none_or(|it| calm(it.1)), "{:?} {:?}", truth, rest);
+                        }
+                    }
+                    let resolved = changes.iter().any(|change| change.kind == AlertKind::Resolved);
+                    for level in AlertLevel::ALL {
+                        let reached = reaches(highest, 12, rules.threshold_bp(level));
+                        prop_assert!(!reached || open[level as usize] || resolved, "{:?} was missed", level);
+                    }
+                    prop_assert!(!open[1] || open[0], "critical is more than a warning");
+                    highest = model.values().sum();
+                }
+            }
+            let taken: usize = model.values().sum();
+            prop_assert_eq!(seats.taken(), taken);
+            highest = highest.max(taken);
+            truth.push((now, taken));
+        }
+        // Nobody has a seat any more: it is over after the period, and nothing is left of anybody.
+        for (n, mine) in model {
+            (0..mine).for_each(|_| seats.give_back(&tenant(&format!("t{n}"))));
+        }
+        alerts.observe(seats.look(), at(now));
+        prop_assert!(alerts.level().is_none() || alerts.resolves_at() <= Some(at(now + after)));
+        alerts.observe(seats.look(), at(now + after));
+        prop_assert_eq!(alerts.level(), None);
+        prop_assert_eq!(seats.by_tenant.len(), 0);
+    }
+}
