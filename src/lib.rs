@@ -11,6 +11,8 @@
 //!                    http/ actors/        transport/           runtime/
 //!                    store/               (acp_connection,     (acp_socket, workspaces,
 //!                                          resumable)           fs and terminals)
+//!                                     ──POST /process-prompt─▶ (fallback)      ──a fresh run──▶ agent
+//!                                         (http_fallback)
 //! ```
 //!
 //! `serve` embeds a runtime on a loopback port when none is configured, and the built-in [`demo_agent`] when no
@@ -32,6 +34,14 @@
 //! | 2 | [`contract`]: our wire types · [`config`]: the only reader of the environment · [`telemetry`]: metrics, logs, clock, the watchdog of the threads |
 //! | 1 | [`domain`]: every rule, number and text, pure; `now` is an argument |
 //! | 0 | [`acp`]: frames, numbers, correlation, and the ACP messages under their spec names |
+//!
+//! # Two wires leave a turn
+//!
+//! 1. **Outcome** → [`actors::success_window`] → [`actors::protocol_router`] → [`actors::route_gate`], where sessions read
+//!    the route at the start of their next turn. No arrow back: each turn is stamped with the epoch in which it began, an
+//!    outcome of an older epoch is not counted, and a window that sees a newer one starts empty.
+//! 2. **Event** → metrics, log, readers; and rows: the end of a turn and its outcome, or a flip with all that it leaves,
+//!    are one transaction, and are told after it.
 //!
 //! # Invariants
 //!
@@ -61,6 +71,10 @@
 //! - **Crash**: the runtime sees the process end, says everything that the agent had said, then how it ended → the
 //!   session ends its turn with a classified failure and stops → its guard tells the supervisor → a fresh session
 //!   takes its place, with the agent's own memory or the conversation as context.
+//! - **Under the threshold**: ticket → store (the turn's end and its outcome) → window → router, which asks
+//!   [`domain::routing`] on a copy, writes copy and flip in one transaction that holds only in its epoch, and then lets it
+//!   count → gate → the next turn of each session lets its line go and takes one over the other route; what the new agent
+//!   did not hear of the conversation goes ahead of the prompt. Cool-down → probe → canaries → the way back.
 //! - **Reconnect**: both ends of ACP over WebSocket number what they send and keep it until it is settled
 //!   ([`domain::delivery`], [`acp::numbered`]) → the socket breaks → the runtime keeps agent and messages for the grace,
 //!   the transport tries again → each end sends what the other did not get → the turn goes on. A session hears only that

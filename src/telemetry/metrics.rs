@@ -8,7 +8,7 @@ use prometheus::{
 };
 
 use super::{
-    capacity::CapacityMetrics,
+    capacity_metrics::CapacityMetrics,
     family::{Family, Maker},
     route_metrics::RouteMetrics,
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},

@@ -3,7 +3,7 @@
 //! Invariant: metric names and the metrics library stand here alone, nothing is global but the log, and no
 //! label carries an id.
 
-pub mod capacity;
+pub mod capacity_metrics;
 pub mod clock;
 mod family;
 pub mod labels;
