@@ -198,15 +198,17 @@ impl Routing {
         now: Timestamp,
     ) -> Option<Flip> {
         let to = self.route();
+        // Where only the default decides, nothing is rolled back, also if it was before.
+        let is_default = self.pin.is_none() && self.breaker == Breaker::Closed;
+        if is_default {
+            self.rollback = None;
+        }
         if to == from {
             return None;
         }
         self.epoch += 1;
-        self.rollback = (to == Route::Http && trigger != FlipTrigger::Migration).then(|| Rollback {
-            trigger,
-            reason: wish.reason.clone(),
-            since: now,
-        });
+        self.rollback =
+            (to == Route::Http && !is_default).then(|| Rollback { trigger, reason: wish.reason.clone(), since: now });
         Some(Flip { from, to, epoch: self.epoch, trigger, wish, figures, attempt: self.attempt })
     }
 }
