@@ -63,7 +63,8 @@ pub struct RecoveryRules {
 
 /// After so long without a rollback the next cool-down is half as long again (mission: an hour).
 const FORGIVES_AFTER: Duration = Duration::from_secs(3600);
-/// Doublings of the cool-down that are counted; 2^20 s are 12 days, more than any cool-down may be.
+/// Doublings of the cool-down that are counted: 2^20 s are 12 days, more than any cool-down may be. A restore remembers
+/// no more failed tries either, so that all are forgiven within a day.
 const MAX_ATTEMPT: u32 = 20;
 
 /// Who flips a route.

@@ -54,7 +54,7 @@ impl Routing {
         if failures >= rules.reopen_failures {
             let reason = format!("{failures} of the first {turns} turns after the restore failed");
             let before = self.route();
-            self.attempt = (self.attempt + 1).min(MAX_ATTEMPT);
+            self.attempt = self.attempt.saturating_add(1);
             self.open(now, fraction, rules);
             return self.flipped(before, FlipTrigger::AutoThreshold, Wish::of_system(reason), None, now);
         }
@@ -129,6 +129,7 @@ impl Routing {
         }
         let before = self.route();
         self.breaker = Breaker::Closed;
+        self.attempt = self.attempt.min(MAX_ATTEMPT);
         self.watched = (rules.reopen_failures > 0).then_some(Watched { turns: 0, failures: 0 });
         self.well_since = Some(now);
         let reason = format!("{} steps of canary turns succeeded", rules.canary_steps_bp.len());
@@ -184,7 +185,8 @@ impl Routing {
     }
 
     fn try_failed(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
-        self.attempt = (self.attempt + 1).min(MAX_ATTEMPT);
+        // Never held back: epoch and attempt together tell a try from every earlier one.
+        self.attempt = self.attempt.saturating_add(1);
         self.open(now, fraction, rules);
     }
 
@@ -198,15 +200,17 @@ impl Routing {
         now: Timestamp,
     ) -> Option<Flip> {
         let to = self.route();
+        // Where only the default decides, nothing is rolled back, also if it was before.
+        let is_default = self.pin.is_none() && self.breaker == Breaker::Closed;
+        if is_default {
+            self.rollback = None;
+        }
         if to == from {
             return None;
         }
         self.epoch += 1;
-        self.rollback = (to == Route::Http && trigger != FlipTrigger::Migration).then(|| Rollback {
-            trigger,
-            reason: wish.reason.clone(),
-            since: now,
-        });
+        self.rollback =
+            (to == Route::Http && !is_default).then(|| Rollback { trigger, reason: wish.reason.clone(), since: now });
         Some(Flip { from, to, epoch: self.epoch, trigger, wish, figures, attempt: self.attempt })
     }
 }
