@@ -21,9 +21,14 @@ pub(super) fn clean_option(text: Option<String>) -> Option<String> {
     text.map(clean)
 }
 
+/// Text from somewhere, ready for the disk.
+pub(super) fn clean_text(text: &str) -> String {
+    clean(Redacted::new(text).into_string())
+}
+
 /// What an agent or the system said about a failure, ready for the disk.
 pub(super) fn clean_detail(failure: &Failure) -> String {
-    clean(Redacted::new(&failure.detail).into_string())
+    clean_text(&failure.detail)
 }
 
 /// Reads an id or a name.
