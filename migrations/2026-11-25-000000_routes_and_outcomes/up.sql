@@ -50,6 +50,7 @@ CREATE TABLE protocol_migrations (
 CREATE UNIQUE INDEX protocol_migrations_by_epoch ON protocol_migrations (installation_id, workspace_id, epoch)
     WHERE epoch IS NOT NULL AND status = 'succeeded';
 CREATE INDEX protocol_migrations_by_start ON protocol_migrations (started_us, migration_id);
+CREATE INDEX protocol_migrations_by_tenant ON protocol_migrations (installation_id, started_us, migration_id);
 CREATE INDEX protocol_migrations_by_workspace
     ON protocol_migrations (installation_id, workspace_id, started_us, migration_id);
 CREATE INDEX protocol_migrations_by_status ON protocol_migrations (status, started_us);
@@ -78,6 +79,7 @@ CREATE TABLE rollback_events (
 );
 
 CREATE INDEX rollback_events_by_age ON rollback_events (created_us, event_id);
+CREATE INDEX rollback_events_by_tenant ON rollback_events (installation_id, created_us, event_id);
 CREATE INDEX rollback_events_by_workspace ON rollback_events (installation_id, workspace_id, created_us, event_id);
 
 -- What a window counted, so that it survives a restart. A row changes with each turn, and no indexed column of it.

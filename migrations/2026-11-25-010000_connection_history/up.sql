@@ -22,6 +22,7 @@ CREATE TABLE acp_connections (
 );
 
 CREATE INDEX acp_connections_by_age ON acp_connections (created_us, connection_row_id);
+CREATE INDEX acp_connections_by_tenant ON acp_connections (installation_id, created_us, connection_row_id);
 CREATE INDEX acp_connections_by_workspace
     ON acp_connections (installation_id, workspace_id, created_us, connection_row_id);
 CREATE INDEX acp_connections_by_session ON acp_connections (session_id, created_us, connection_row_id);

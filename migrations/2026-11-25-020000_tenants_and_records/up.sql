@@ -41,6 +41,7 @@ CREATE TABLE automation_runs (
 );
 
 CREATE INDEX automation_runs_by_age ON automation_runs (created_us, run_id);
+CREATE INDEX automation_runs_by_tenant ON automation_runs (installation_id, created_us, run_id);
 CREATE INDEX automation_runs_by_workspace ON automation_runs (installation_id, workspace_id, created_us, run_id);
 CREATE INDEX automation_runs_by_session ON automation_runs (session_id, created_us, run_id);
 
@@ -62,11 +63,12 @@ CREATE TABLE notifications (
 );
 
 CREATE INDEX notifications_by_age ON notifications (created_us, notification_id);
+CREATE INDEX notifications_by_tenant ON notifications (installation_id, created_us, notification_id);
 CREATE INDEX notifications_by_workspace
     ON notifications (installation_id, workspace_id, created_us, notification_id);
 CREATE INDEX notifications_by_session ON notifications (session_id, created_us, notification_id);
 -- What is still to be told. Small, because nearly all has been.
 CREATE INDEX notifications_undelivered ON notifications (created_us) WHERE delivered_us IS NULL;
 
--- Figures of a period. Turns are appended at its end, so it costs a turn next to nothing.
+-- Figures of a period. Turns are appended at its end, so it costs a turn about 2 us.
 CREATE INDEX prompts_by_age ON prompts (accepted_us);

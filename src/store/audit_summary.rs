@@ -67,6 +67,9 @@ pub struct AuditSummary {
 /// Turns that are read at most, the newest of the period: at 100,000 a summary takes about a second.
 pub const MAX_SUMMARY_TURNS: i64 = 100_000;
 
+/// Turns of all tenants among which those of one are looked for, the newest of the period.
+const MAX_LOOKED_AT: i64 = 1_000_000;
+
 const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
 
 /// Nearest ranks: of n values in order, the first whose place is not before the share of n.
@@ -184,6 +187,24 @@ macro_rules! load {
     }};
 }
 
+/// Since when there are no more than `most` turns, of a tenant or of all.
+fn since_when(
+    connection: &mut AnyConnection,
+    tenant: Option<&str>,
+    from: Timestamp,
+    until: Timestamp,
+    most: i64,
+) -> diesel::QueryResult<Timestamp> {
+    let mut turns =
+        prompts::table.filter(prompts::accepted_us.ge(from.0)).filter(prompts::accepted_us.lt(until.0)).into_boxed();
+    if let Some(tenant) = tenant {
+        turns = turns.filter(prompts::installation_id.eq(tenant));
+    }
+    let newest = turns.order(prompts::accepted_us.desc()).select(prompts::accepted_us);
+    let newest_left_out: Option<i64> = newest.offset(most).first(connection).optional()?;
+    Ok(newest_left_out.map_or(from, |at| Timestamp(at.saturating_add(1))))
+}
+
 pub(super) fn summary(
     connection: &mut AnyConnection,
     tenant: Option<&str>,
@@ -191,18 +212,11 @@ pub(super) fn summary(
     until: Timestamp,
     most: i64,
 ) -> Result<AuditSummary, StoreError> {
-    let mut turns =
-        prompts::table.filter(prompts::accepted_us.ge(from.0)).filter(prompts::accepted_us.lt(until.0)).into_boxed();
-    if let Some(tenant) = tenant {
-        turns = turns.filter(prompts::installation_id.eq(tenant));
+    let mut from = from;
+    if tenant.is_some() {
+        from = since_when(connection, None, from, until, MAX_LOOKED_AT)?;
     }
-    let newest_left_out: Option<i64> = turns
-        .order(prompts::accepted_us.desc())
-        .offset(most)
-        .select(prompts::accepted_us)
-        .first(connection)
-        .optional()?;
-    let from = newest_left_out.map_or(from, |at| Timestamp(at.saturating_add(1)));
+    from = since_when(connection, tenant, from, until, most)?;
     let mut days = Days::default();
     let turns: Vec<TurnsRow> = load!(connection, TURNS, tenant, from, until)?;
     turns.into_iter().try_for_each(|row| days.add_turns(row))?;
@@ -213,8 +227,8 @@ pub(super) fn summary(
 
 impl Store {
     /// Figures of a period, from `from` until before `until`, of a tenant or of all: of the newest
-    /// [`MAX_SUMMARY_TURNS`] turns, and of the flips since the oldest of these, of which the newest 100,000 count.
-    /// Cancel-safe.
+    /// [`MAX_SUMMARY_TURNS`] turns, where a tenant's are looked for among the newest million of all, and of the flips
+    /// since then, of which the newest 100,000 count. [`AuditSummary::from`] says since when that is. Cancel-safe.
     pub async fn audit_summary(
         &self,
         tenant: Option<InstallationId>,

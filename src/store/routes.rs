@@ -7,7 +7,7 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    columns::{self, Cursor, Page, clean},
+    columns::{self, Cursor, Page},
     connection::AnyConnection,
     flips::{FlipRecord, FlipRows},
     schema::workspace_routes,
@@ -16,7 +16,6 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, WorkspaceKey},
-    redaction::Redacted,
     routing::{Route, Routing},
 };
 
@@ -119,10 +118,9 @@ struct Changes<'a> {
 
 impl Record {
     fn read(self) -> Result<RouteRow, StoreError> {
-        let routing = serde_json::from_str(&self.routing);
         Ok(RouteRow {
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
-            routing: routing.map_err(|cause| StoreError::Corrupt(format!("workspace_routes.routing: {cause}")))?,
+            routing: columns::json(&self.routing, "workspace_routes.routing")?,
             migration_enabled: self.migration_enabled,
             auto_rollout: self.auto_rollout,
             created: Timestamp(self.created_us),
@@ -143,8 +141,6 @@ pub(super) struct Decision {
 impl Decision {
     pub(super) fn new(save: SaveRoute) -> Result<Self, StoreError> {
         let SaveRoute { key, expected_epoch, routing, migration_enabled, auto_rollout, flip, now } = save;
-        let json = serde_json::to_string(&routing);
-        let json = json.map_err(|cause| StoreError::Corrupt(format!("workspace_routes.routing: {cause}")))?;
         Ok(Self {
             flip: flip.map(|flip| FlipRows::new(&key, flip, now)),
             record: Record {
@@ -155,7 +151,7 @@ impl Decision {
                 default_protocol: routing.default_route().as_str().to_owned(),
                 is_pinned: routing.pin().is_some(),
                 stage: routing.stage().as_str().to_owned(),
-                routing: clean(Redacted::new(&json).into_string()),
+                routing: columns::redacted_json(&routing, "workspace_routes.routing")?,
                 migration_enabled: migration_enabled.unwrap_or(true),
                 auto_rollout: auto_rollout.unwrap_or(false),
                 created_us: now.0,

@@ -2,13 +2,7 @@
 
 use diesel::{AsChangeset, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
-use super::{
-    Store, StoreError,
-    cached::execute,
-    columns::{self, clean},
-    connection::AnyConnection,
-    schema::tenant_protocols,
-};
+use super::{Store, StoreError, cached::execute, columns, connection::AnyConnection, schema::tenant_protocols};
 use crate::domain::{clock::Timestamp, ids::InstallationId, routing::Route};
 
 /// What a tenant wants for its workspaces.
@@ -42,16 +36,17 @@ struct Record {
     updated_us: i64,
 }
 
+const BLOCKED: &str = "tenant_protocols.blocked_repositories";
+
 impl Record {
     fn new(wanted: TenantProtocol) -> Result<Self, StoreError> {
-        let blocked = serde_json::to_string(&wanted.blocked_repositories).map_err(unreadable)?;
         Ok(Self {
             installation_id: wanted.installation_id.to_string(),
             default_protocol: wanted.default_protocol.as_str().to_owned(),
             enable_acp: wanted.enable_acp,
             allow_migration: wanted.allow_migration,
             auto_migration: wanted.auto_migration,
-            blocked_repositories: clean(blocked),
+            blocked_repositories: columns::redacted_json(&wanted.blocked_repositories, BLOCKED)?,
             updated_us: wanted.updated.0,
         })
     }
@@ -67,14 +62,10 @@ impl Record {
             enable_acp: self.enable_acp,
             allow_migration: self.allow_migration,
             auto_migration: self.auto_migration,
-            blocked_repositories: serde_json::from_str(&self.blocked_repositories).map_err(unreadable)?,
+            blocked_repositories: columns::json(&self.blocked_repositories, BLOCKED)?,
             updated: Timestamp(self.updated_us),
         })
     }
-}
-
-fn unreadable(cause: serde_json::Error) -> StoreError {
-    StoreError::Corrupt(format!("tenant_protocols.blocked_repositories: {cause}"))
 }
 
 impl Store {
