@@ -18,6 +18,7 @@ pub mod notice;
 pub mod outcome;
 pub mod permission;
 pub mod prompt;
+pub mod record;
 pub mod redaction;
 pub mod replay;
 pub mod restart;

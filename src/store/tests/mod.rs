@@ -1,8 +1,10 @@
 //! Every test runs on both databases.
 
 mod capacity_alerts;
+mod audit;
 mod fixture;
 mod lists;
+mod routes;
 mod sessions;
 mod turns;
 mod writing;
