@@ -117,17 +117,12 @@ impl TurnTicket {
         let view = crate::domain::transcript::view_update(raw);
         begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
         let first = begun.progress.first_update_at.is_none();
-        begun.progress.on_update(now);
+        begun.progress.take(view.as_ref(), now);
         if first {
             begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if let Some(view) = view {
-            if view.kind == "agent_message_chunk"
-                && let Some(text) = &view.text
-            {
-                begun.progress.on_message_text(text);
-            }
             begun.transcript.on_update(&view, raw, &mut begun.entries);
         }
     }
@@ -309,7 +304,7 @@ impl Begun {
             prompt_id: self.prompt_id,
             protocol: ROUTE,
             route: ROUTE,
-            protocol_version: self.shared.view().facts.as_ref().map(|facts| facts.protocol_version),
+            protocol_version: self.shared.view().facts.as_ref().and_then(|facts| facts.protocol_version),
             workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
             rollback: ResultRollback::default(),
             context_injected: self.context_injected,

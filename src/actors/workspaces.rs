@@ -136,7 +136,7 @@ impl Workspaces {
             agent_session_id: Some(facts.agent_session_id.clone()),
             mcp_servers: mcp,
             protocol: Route::Acp,
-            protocol_version: Some(facts.protocol_version),
+            protocol_version: facts.protocol_version,
             agent_facts: Some(agent_facts(&facts)),
             connection: Some(kept_connection(&facts)),
             now: parts.clock.now(),
@@ -157,7 +157,8 @@ impl Workspaces {
         if let Some(live) = self.live(row.session_id) {
             let (facts, spec) = (live.shared.view().facts.clone(), live.shared.spec.clone());
             if let Some(facts) = facts {
-                let prepared = PreparedWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral };
+                let prepared =
+                    PreparedWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral, has_oneshot: false };
                 return Ok(ready(row.session_id, row.key.clone(), prepared, facts));
             }
         }
@@ -180,7 +181,7 @@ impl Workspaces {
         let change = SessionChange {
             state: Some(SessionState::Idle),
             agent_session_id: Some(facts.agent_session_id.clone()),
-            protocol_version: Some(facts.protocol_version),
+            protocol_version: facts.protocol_version,
             agent_facts: Some(agent_facts(&facts)),
             connection: Some(kept_connection(&facts)),
             last_used: Some(parts.clock.now()),
