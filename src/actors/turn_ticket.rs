@@ -147,17 +147,12 @@ impl TurnTicket {
         let view = crate::domain::transcript::view_update(raw);
         begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
         let first = begun.progress.first_update_at.is_none();
-        begun.progress.on_update(now);
+        begun.progress.take(view.as_ref(), now);
         if first {
             begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if let Some(view) = view {
-            if view.kind == "agent_message_chunk"
-                && let Some(text) = &view.text
-            {
-                begun.progress.on_message_text(text);
-            }
             begun.transcript.on_update(&view, raw, &mut begun.entries);
         }
     }

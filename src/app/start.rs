@@ -187,6 +187,7 @@ pub(super) fn runtime_options(
     let agents = default.into_iter().chain(named).map(|(name, agent)| {
         Ok(AgentSettings {
             command: command_of(agent)?,
+            oneshot: agent.oneshot.clone(),
             environment: environment_of(&name),
             run_as: agent.run_as.clone(),
             serves: Serves { fs: agent.fs, terminal: agent.terminal },
@@ -207,6 +208,8 @@ pub(super) fn runtime_options(
         max_agents: config.runtime.max_agents,
         kill_grace: Duration::from_millis(config.runtime.kill_grace_ms),
         frame_bytes: config.limits.frame_bytes,
+        body_bytes: config.limits.body_bytes,
+        acp: config.runtime.acp,
         pipe: pipe_limits(config),
         diff_bytes: config.limits.diff_bytes,
         terminals: config.limits.terminals,

@@ -17,12 +17,14 @@ use crate::{
     config::Config,
     contract::runtime::{PrepareWorkspace, WorkspaceRef},
     domain::{
-        ids::{FolderId, PromptId},
+        ids::{FolderId, PromptId, SessionId},
         outcome::Failure,
+        permission::PermissionPolicy,
+        prompt::Prompt,
     },
     transport::{
-        AgentEvent, AgentSession, OpenRequest, OpenedSession, Transport,
-        acp_transport::{AcpTransport, shake_hands},
+        AgentEvent, AgentSession, OpenRequest, OpenedSession, Transport, TurnRequest,
+        acp_transport::{AcpTransport, Peer, shake_hands},
         agent_process::{self, AgentCommand},
         pipe::PipeLimits,
         stdio::{self, StdioLimits},
@@ -55,7 +57,8 @@ pub async fn open_on_stdio(
     let limits = StdioLimits { frame_bytes: Config::default().limits.frame_bytes, pipe: pipe_limits() };
     let pipe = stdio::connect(process, limits, None);
     let request = open_request(&folder.display().to_string());
-    let hands = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(pipe, &request, None)).await;
+    let peer = Peer::Agent { capabilities: json!({}) };
+    let hands = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(pipe, &request, peer, None)).await;
     let opened = hands.map_err(|_| BenchError::Open("the agent did not finish its handshake".into()))?;
     Ok(AcpConversation::boxed(opened.map_err(not_opened)?, &plan.prompt))
 }
@@ -121,7 +124,16 @@ fn resume_limits() -> ResumeLimits {
 
 fn open_request(cwd: &str) -> OpenRequest {
     let mcp_servers = raw(&json!([]));
-    OpenRequest { agent: None, cwd: cwd.to_owned(), mcp_servers, previous: None, cookies: None }
+    OpenRequest {
+        // One that no supervisor has.
+        session_id: SessionId(Uuid::nil()),
+        is_ephemeral: false,
+        agent: None,
+        cwd: cwd.to_owned(),
+        mcp_servers,
+        previous: None,
+        cookies: None,
+    }
 }
 
 fn raw(value: &impl Serialize) -> Box<RawValue> {
@@ -133,22 +145,26 @@ struct AcpConversation {
     link: Box<dyn AgentSession>,
     events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
     next_call: u64,
-    blocks: [Box<RawValue>; 1],
+    prompt: Prompt,
 }
 
 impl AcpConversation {
     fn boxed(opened: OpenedSession, prompt: &str) -> Box<dyn Conversation> {
         let OpenedSession { link, events, next_call, facts: _ } = opened;
-        let blocks = [raw(&json!({"type": "text", "text": prompt}))];
-        Box::new(Self { link, events, next_call, blocks })
+        Box::new(Self { link, events, next_call, prompt: Prompt::of_text(prompt) })
     }
 
     async fn ask(&mut self) -> Result<(), TurnError> {
         let call = self.next_call;
         self.next_call += 1;
-        // One that belongs to no turn of a supervisor.
-        let prompt = PromptId(Uuid::nil());
-        self.link.prompt(call, prompt, &self.blocks).map_err(|cause| TurnError::Gone(cause.to_string()))?;
+        let turn = TurnRequest {
+            // One that belongs to no turn of a supervisor.
+            prompt_id: PromptId(Uuid::nil()),
+            prompt: &self.prompt,
+            context: None,
+            policy: PermissionPolicy::default(),
+        };
+        self.link.prompt(call, turn).map_err(|cause| TurnError::Gone(cause.to_string()))?;
         loop {
             match self.events.next().await {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => {
@@ -157,6 +173,9 @@ impl AcpConversation {
                     delivered.settle(delivered.handled());
                     let answer = result.map_err(|cause| TurnError::Failed(cause.to_string()))?;
                     return check(&answer);
+                }
+                Some(AgentEvent::Failed { call: failed, failure }) if failed == call => {
+                    return Err(TurnError::Failed(failure.detail));
                 }
                 Some(AgentEvent::Closed(reason)) => return Err(TurnError::Gone(format!("{reason:?}"))),
                 Some(AgentEvent::Violation(what)) => return Err(TurnError::Gone(what)),

@@ -135,6 +135,9 @@ pub struct Runtime {
     pub token: Option<SecretString>,
     /// Address on which `lumilink runtime` listens. The embedded one takes a free loopback port.
     pub listen: SocketAddr,
+    /// Whether the runtime offers ACP over WebSocket. Without, it speaks only HTTP, and turns run with a fresh agent
+    /// each; on by default, since that is slower and nobody can be asked in the middle of a turn.
+    pub acp: bool,
     /// Agent processes that one runtime runs at most: the mission's 1,000 sessions and room for
     /// restarts that overlap.
     pub max_agents: usize,
@@ -161,6 +164,7 @@ impl Default for Runtime {
             url: None,
             token: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 8090)),
+            acp: true,
             max_agents: 1100,
             handshake_timeout_s: 60,
             kill_grace_ms: 2500,

@@ -5,6 +5,7 @@
 //! type is part of the OpenAPI document or of the runtime's door.
 
 pub mod automation;
+pub mod fallback;
 pub mod health;
 pub mod lists;
 pub mod problem;

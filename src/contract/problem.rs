@@ -122,7 +122,8 @@ pub fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::HandshakeFailed
         | ErrorCode::ProtocolViolation
         | ErrorCode::FrameTooLarge
-        | ErrorCode::AgentError => 502,
+        | ErrorCode::AgentError
+        | ErrorCode::FallbackUnavailable => 502,
         ErrorCode::RuntimeUnavailable
         | ErrorCode::Interrupted
         | ErrorCode::CapacityExhausted

@@ -3,12 +3,15 @@
 //! Two doors: `GET /acp` is ACP over WebSocket, with the additions of [`InitializeMeta`] and the
 //! notifications below, all of which a plain ACP peer can ignore or leave out. The HTTP door prepares and
 //! inspects workspaces: `GET /status`, `GET /metrics` (Prometheus), `POST /workspace/prepare`,
-//! `POST /workspace/diff`. Both doors want
+//! `POST /workspace/diff`; and it runs turns without ACP between the two ([`super::fallback`]). Both doors want
 //! the bearer token, if one is configured, and answer errors as [`Problem`](super::problem::Problem).
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::ids::{FolderId, PromptId};
+use crate::domain::{
+    ids::{FolderId, PromptId},
+    routing::Route,
+};
 
 /// The key of our additions under `_meta`.
 pub const META_KEY: &str = "lumilink";
@@ -184,6 +187,9 @@ pub struct PreparedWorkspace {
     pub path: String,
     /// Whether the runtime removes it when its last session is closed.
     pub is_ephemeral: bool,
+    /// Whether the agent that is to work in it has a headless command, so that the fallback works without ACP.
+    #[serde(default)]
+    pub has_oneshot: bool,
 }
 
 /// `POST /workspace/diff`.
@@ -250,4 +256,12 @@ pub struct RuntimeStatus {
     /// Conversations that are kept for a client that is away.
     #[serde(default)]
     pub held_conversations: u64,
+    /// What it speaks: `acp` (`GET /acp`), `http` (`POST /process-prompt`), or both. A runtime that does not say
+    /// speaks ACP.
+    #[serde(default = "acp_alone")]
+    pub protocols: Vec<String>,
+}
+
+fn acp_alone() -> Vec<String> {
+    vec![Route::Acp.as_str().to_owned()]
 }

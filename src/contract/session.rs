@@ -67,7 +67,8 @@ pub struct SessionReady {
     /// What carries its turns: `acp` or `http`.
     pub protocol: &'static str,
     /// The negotiated ACP version.
-    pub protocol_version: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol_version: Option<u16>,
     /// Id of the connection to the runtime.
     pub connection_id: String,
     /// ACP `agentInfo`.

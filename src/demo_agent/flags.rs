@@ -19,6 +19,8 @@ pub(super) struct Flags {
     pub refuse_handshake: bool,
     /// `--require-auth` wants `authenticate` before a session.
     pub require_auth: bool,
+    /// `--oneshot` runs the script on standard input and ends.
+    pub oneshot: bool,
     /// `--persist DIR` keeps conversations for other processes.
     persist: Option<PathBuf>,
     exit_on_start: bool,
@@ -36,6 +38,7 @@ impl Flags {
             echo_version: false,
             refuse_handshake: false,
             require_auth: false,
+            oneshot: false,
             persist: None,
             exit_on_start: false,
             hang_on_start: false,
@@ -53,6 +56,7 @@ impl Flags {
                 "--echo-version" => flags.echo_version = true,
                 "--refuse-handshake" => flags.refuse_handshake = true,
                 "--require-auth" => flags.require_auth = true,
+                "--oneshot" => flags.oneshot = true,
                 "--persist" => flags.persist = Some(value()?.into()),
                 "--exit-on-start" => flags.exit_on_start = true,
                 "--hang-on-start" => flags.hang_on_start = true,

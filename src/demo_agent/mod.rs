@@ -34,9 +34,13 @@
 //! | `count` | says how many prompts this process has seen |
 //! | `usage IN OUT` | tells tokens with the answer |
 //! | `env NAME`, `cwd`, `pid` | say that |
+//!
+//! With the flag `--oneshot` it is the headless command of the fallback instead: the script comes as the text on
+//! standard input, what it says goes to standard output as it is, and what needs the protocol is echoed.
 
 mod flags;
 mod lines;
+mod oneshot;
 mod script;
 mod tools;
 mod turn;
@@ -59,6 +63,9 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if flags.oneshot {
+        return oneshot::run();
+    }
     match Agent::new(flags).serve() {
         // Whoever spoke with us is gone.
         Ok(()) | Err(_) => ExitCode::SUCCESS,

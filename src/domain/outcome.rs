@@ -153,6 +153,9 @@ error_codes! {
     /// The database does not take writes or reads.
     DatabaseUnavailable = "database_unavailable", System, true,
         "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice.";
+    /// The fallback cannot run a turn: the agent does not speak ACP with it either, and has no headless command.
+    FallbackUnavailable = "fallback_unavailable", System, false,
+        "Configure `[agent] oneshot`, or make the agent's command speak ACP again; `detail` says what it did.";
     /// Threads of the service stand still; told to probes alone.
     Stalled = "stalled", System, true, "Start the service anew if this does not pass; the log names the thread.";
     /// A fault of ours.

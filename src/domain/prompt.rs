@@ -70,6 +70,11 @@ impl Prompt {
         Ok(prompt)
     }
 
+    /// A prompt of one text.
+    pub fn of_text(text: &str) -> Self {
+        Self { blocks: vec![text_block(text)], kinds: Kinds::default(), text: text.to_owned() }
+    }
+
     /// The blocks, as they were given.
     pub fn blocks(&self) -> &[Box<RawValue>] {
         &self.blocks
@@ -118,10 +123,42 @@ impl Prompt {
         ahead.into_iter().chain(self.blocks.iter().cloned()).collect()
     }
 
+    /// The whole as text, for a command that takes nothing else: the conversation so far, and what is asked now.
+    /// Embedded resources are their text, links their address; images and audio are left out, so they are to be
+    /// refused before ([`Prompt::check_taken_by`]).
+    pub fn as_text(&self, context: Option<&str>) -> String {
+        let asked = self.blocks.iter().filter_map(|block| words_of_block(block)).collect::<Vec<_>>().join("\n\n");
+        match context {
+            Some(context) => format!("{context}\n{ASKED_NOW}\n\n{asked}"),
+            None => asked,
+        }
+    }
+
     /// The first characters of its text, for lists.
     pub fn preview(&self) -> String {
         text::cut(self.text.trim(), 120)
     }
+}
+
+/// Stands between the conversation so far and the prompt where both are one text.
+pub const ASKED_NOW: &str = "# What is asked now";
+
+/// What a block says in words.
+fn words_of_block(block: &RawValue) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Block {
+        text: Option<String>,
+        uri: Option<String>,
+        resource: Option<Resource>,
+    }
+    #[derive(Deserialize)]
+    struct Resource {
+        text: Option<String>,
+        uri: Option<String>,
+    }
+    let Block { text, uri, resource } = serde_json::from_str(block.get()).ok()?;
+    let embedded = resource.and_then(|resource| resource.text.or(resource.uri));
+    text.or(uri).or(embedded)
 }
 
 /// Reads the text of a content block (or of anything else with a text of its own); `None` where it has

@@ -7,8 +7,12 @@ use super::{
     clock::Timestamp,
     outcome::{ErrorCode, Failure},
     text,
+    transcript::UpdateView,
 };
-use crate::acp::{jsonrpc::RpcError, schema::StopReason};
+use crate::acp::{
+    jsonrpc::{self, RpcError},
+    schema::StopReason,
+};
 
 /// Where a turn stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -84,6 +88,12 @@ impl TurnOutcome {
         }
     }
 
+    /// How a turn ends whose agent, or the way to it, failed.
+    pub fn of_failure(failure: Failure, cancel_asked: bool) -> Self {
+        // The agent went away when it was asked to end the turn: that is the end that was asked for.
+        if cancel_asked { Self::Cancelled { confirmed: false } } else { Self::Failed(failure) }
+    }
+
     /// Its metric label.
     pub fn label(&self) -> &'static str {
         self.state().as_str()
@@ -143,6 +153,17 @@ pub fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, 
         }
     };
     (outcome, usage)
+}
+
+/// [`read_prompt_answer`] for a turn that may have been cancelled.
+pub fn read_prompt_end(answer: Result<&RawValue, RpcError>, cancel_asked: bool) -> (TurnOutcome, Option<Usage>) {
+    match answer {
+        // Some agents answer a cancelled prompt with the error of their aborted request.
+        Err(error) if cancel_asked || error.code == jsonrpc::REQUEST_CANCELLED => {
+            (TurnOutcome::Cancelled { confirmed: true }, None)
+        }
+        answer => read_prompt_answer(answer),
+    }
 }
 
 /// The agent's own stop reason under its spec name.
@@ -226,6 +247,16 @@ impl TurnProgress {
             usage: None,
             diagnostics: Vec::new(),
             stray_lines: 0,
+        }
+    }
+
+    /// Counts one update and takes its text, if it is some of the agent's message.
+    pub fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
+        self.on_update(now);
+        if let Some(UpdateView { kind, text: Some(text) }) = view
+            && kind == "agent_message_chunk"
+        {
+            self.on_message_text(text);
         }
     }
 

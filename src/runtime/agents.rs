@@ -23,7 +23,7 @@ use crate::{
     contract::runtime::InitializeMeta,
     domain::outcome::{ErrorCode, Failure},
     transport::{
-        agent_process::{self, AgentCommand},
+        agent_process::{self, AgentCommand, AgentProcess},
         pipe::Pipe,
         run_as::{RunAs, RunAsError},
         stdio::{self, StdioLimits},
@@ -37,6 +37,8 @@ pub struct AgentSettings {
     pub name: String,
     /// Program and arguments.
     pub command: Vec<String>,
+    /// Program and arguments of its headless command for the fallback; empty where it has none.
+    pub oneshot: Vec<String>,
     /// Its whole environment.
     pub environment: BTreeMap<String, SecretString>,
     /// User as whom it runs, by name or number.
@@ -110,6 +112,21 @@ pub struct Workplace {
     pub home: Option<Folder>,
 }
 
+/// A seat for one agent, and what it is to run in: all that may be refused before anything is started.
+pub struct Place<'a> {
+    agent: &'a AgentSettings,
+    user: Option<RunAs>,
+    home: Option<Folder>,
+    seat: Seat,
+}
+
+impl Place<'_> {
+    /// Whether the agent has a headless command.
+    pub fn has_oneshot(&self) -> bool {
+        !self.agent.oneshot.is_empty()
+    }
+}
+
 /// The place of one process group, given back when the group is gone.
 struct Seat {
     _permit: OwnedSemaphorePermit,
@@ -181,13 +198,29 @@ impl Agents {
         workplace.folders.add(folder)
     }
 
+    fn find(&self, name: Option<&str>) -> Option<&(AgentSettings, Option<RunAs>)> {
+        match name {
+            None => self.agents.first(),
+            Some(name) => self.agents.iter().find(|(agent, _)| agent.name == name),
+        }
+    }
+
+    /// Whether an agent, the default one where none is named, has a headless command.
+    pub fn has_oneshot(&self, name: Option<&str>) -> bool {
+        self.find(name).is_some_and(|(agent, _)| !agent.oneshot.is_empty())
+    }
+
     /// Starts the agent that `initialize` asks for. A dropped future leaves no process behind.
     pub async fn start(&self, asked: &InitializeMeta) -> Result<StartedAgent, Failure> {
-        let (agent, user) = match &asked.agent {
-            None => self.agents.first(),
-            Some(name) => self.agents.iter().find(|(agent, _)| agent.name == *name),
-        }
-        .ok_or_else(|| {
+        self.start_in(self.reserve(asked).await?).await
+    }
+
+    /// Finds the agent and a seat for it, and checks its folder.
+    ///
+    /// # Errors
+    /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted`.
+    pub async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
+        let (agent, user) = self.find(asked.agent.as_deref()).ok_or_else(|| {
             let name = asked.agent.as_deref().unwrap_or("default");
             Failure::new(ErrorCode::UnknownAgent, format!("there is no agent `{name}` in this runtime"))
         })?;
@@ -201,27 +234,55 @@ impl Agents {
         })?;
         self.observer.on_agent_started();
         let seat = Seat { _permit: permit, observer: self.observer.clone() };
-        let cwd = home.as_ref().map_or(self.folders.root(), Folder::path).to_owned();
-        if let Some(user) = user
-            && home.is_some()
-        {
-            self.hand_over(cwd.clone(), *user).await?;
-        }
+        Ok(Place { agent, user: *user, home, seat })
+    }
+
+    /// Starts the agent in ACP. A dropped future leaves no process behind.
+    pub async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
+        let (agent, user, home) = (place.agent, place.user, place.home.clone());
         let folders = SessionFolders::default();
         if let Some(home) = &home {
             folders.add(home.clone())?;
         }
-        let door = doors::open(self.door_settings(agent.serves, *user), folders.clone(), self.limits.stdio.pipe);
-        let command = self.command(agent, *user, cwd)?;
-        let process = agent_process::spawn(command, seat)
-            .await
-            .map_err(|cause| Failure::new(ErrorCode::AgentStartFailed, cause.to_string()))?;
+        let process = self.spawn(place, &agent.command).await?;
+        let door = doors::open(self.door_settings(agent.serves, user), folders.clone(), self.limits.stdio.pipe);
         let pipe = stdio::connect(process, self.limits.stdio, Some(door));
         Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home } })
     }
 
-    fn command(&self, agent: &AgentSettings, run_as: Option<RunAs>, cwd: PathBuf) -> Result<AgentCommand, Failure> {
-        let Some((program, args)) = agent.command.split_first() else {
+    /// Starts the agent's headless command, under the same rules. A dropped future leaves no process behind.
+    pub async fn start_oneshot_in(&self, place: Place<'_>) -> Result<AgentProcess, Failure> {
+        let agent = place.agent;
+        self.spawn(place, &agent.oneshot).await
+    }
+
+    /// The largest message of an agent, in bytes.
+    pub fn frame_bytes(&self) -> usize {
+        self.limits.stdio.frame_bytes
+    }
+
+    async fn spawn(&self, place: Place<'_>, command: &[String]) -> Result<AgentProcess, Failure> {
+        let Place { agent, user, home, seat } = place;
+        let cwd = home.as_ref().map_or(self.folders.root(), Folder::path).to_owned();
+        if let Some(user) = user
+            && home.is_some()
+        {
+            self.hand_over(cwd.clone(), user).await?;
+        }
+        let command = self.command(agent, command, user, cwd)?;
+        agent_process::spawn(command, seat)
+            .await
+            .map_err(|cause| Failure::new(ErrorCode::AgentStartFailed, cause.to_string()))
+    }
+
+    fn command(
+        &self,
+        agent: &AgentSettings,
+        command: &[String],
+        run_as: Option<RunAs>,
+        cwd: PathBuf,
+    ) -> Result<AgentCommand, Failure> {
+        let Some((program, args)) = command.split_first() else {
             let detail = format!("agent `{}` has no command", agent.name);
             return Err(Failure::new(ErrorCode::AgentStartFailed, detail));
         };

@@ -27,6 +27,18 @@ pub struct Serves {
     pub terminal: bool,
 }
 
+impl Serves {
+    /// `clientCapabilities.fs` of who serves so.
+    fn fs_capability(self) -> serde_json::Value {
+        json!({"readTextFile": self.fs, "writeTextFile": self.fs})
+    }
+
+    /// `clientCapabilities` of who serves so and nothing else.
+    pub fn capabilities(self) -> serde_json::Value {
+        json!({"fs": self.fs_capability(), "terminal": self.terminal})
+    }
+}
+
 type Fields = BTreeMap<String, Box<RawValue>>;
 
 /// The params of `initialize`, with our part taken out. The rest stays as it was written.
@@ -66,7 +78,7 @@ impl Opening {
 
     /// The message for the agent: files and terminals are those that the runtime serves.
     pub fn for_agent(mut self, id: &RequestId, serves: Serves) -> String {
-        self.capabilities.insert("fs".into(), raw(&json!({"readTextFile": serves.fs, "writeTextFile": serves.fs})));
+        self.capabilities.insert("fs".into(), raw(&serves.fs_capability()));
         self.capabilities.insert("terminal".into(), raw(&serves.terminal));
         self.params.insert("clientCapabilities".into(), raw(&self.capabilities));
         let method = raw(&agent_method::INITIALIZE);

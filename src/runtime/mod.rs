@@ -8,12 +8,14 @@
 pub mod acp_socket;
 pub mod agent_line;
 pub mod agents;
+pub mod answers;
 pub mod attachment;
 pub mod baseline;
 pub mod changes;
 pub mod conversation;
 pub mod conversations;
 pub mod doors;
+pub mod fallback;
 pub mod folders;
 pub mod fragments;
 pub mod fs_door;
@@ -46,6 +48,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
+    fallback::{Fallback, FallbackSettings, LineLimits},
     folders::AllowedFolders,
     git::Git,
     routes::Parts,
@@ -99,6 +102,10 @@ pub struct RuntimeOptions {
     pub kill_grace: Duration,
     /// Largest ACP message, in bytes.
     pub frame_bytes: usize,
+    /// Largest request for a turn of the fallback, in bytes.
+    pub body_bytes: usize,
+    /// Whether ACP over WebSocket is offered.
+    pub acp: bool,
     /// What may wait in each direction of a connection.
     pub pipe: PipeLimits,
     /// Largest patch of a diff, in bytes.
@@ -288,6 +295,13 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
         stopping.clone(),
     ));
     let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), options.observer)?);
+    let retention = options.retention;
+    let fallback = FallbackSettings {
+        grace: retention.grace,
+        lines: LineLimits { lines: retention.frames, bytes: retention.bytes },
+        body_bytes: options.body_bytes,
+    };
+    let fallback = Arc::new(Fallback::new(agents.clone(), fallback, stopping.clone()));
     let settings = WorkspaceSettings {
         git_hosts: options.git_hosts,
         clone_timeout: options.clone_timeout,
@@ -301,7 +315,14 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
         frame_bytes: options.frame_bytes,
         heartbeats: options.heartbeats,
     };
-    Ok(Parts { token: options.token, sockets, workspaces: Arc::new(workspaces), metrics: options.metrics })
+    Ok(Parts {
+        token: options.token,
+        sockets,
+        workspaces: Arc::new(workspaces),
+        fallback,
+        acp: options.acp,
+        metrics: options.metrics,
+    })
 }
 
 /// Messages are small and wait for answers, so they are sent at once; and a dead peer is noticed.

@@ -6,27 +6,39 @@ use actix_web::{
     HttpRequest, HttpResponse,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{StatusCode, header},
+    http::header,
     middleware::{Next, from_fn},
     web,
 };
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Serialize, de::DeserializeOwned};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::{acp_socket, socket_settings::SocketSettings, workspaces::Workspaces};
+use super::{
+    acp_socket,
+    answers::{answer, answer_failure, read, refuse},
+    fallback::{self, Fallback},
+    socket_settings::SocketSettings,
+    workspaces::Workspaces,
+};
 use crate::{
     contract::{
-        problem::{PROBLEM_JSON, Problem, retry_after_s},
-        runtime::{CONNECTION_ID_HEADER, DiffWorkspace, PrepareWorkspace, RECEIVED_HEADER, RuntimeStatus},
+        fallback::PROCESS_PROMPT,
+        runtime::{
+            CONNECTION_ID_HEADER, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RECEIVED_HEADER, RuntimeStatus,
+        },
     },
-    domain::outcome::{ErrorCode, Failure},
+    domain::{
+        outcome::{ErrorCode, Failure},
+        routing::Route,
+    },
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 
 /// The largest request about a workspace, in bytes: it holds a path, an address and a branch.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// What that is a limit of.
+const BODY: &str = "a request about a workspace";
 
 /// What the routes need.
 #[derive(Clone)]
@@ -37,6 +49,10 @@ pub(super) struct Parts {
     pub sockets: SocketSettings,
     /// For the workspace routes.
     pub workspaces: Arc<Workspaces>,
+    /// Turns over HTTP.
+    pub fallback: Arc<Fallback>,
+    /// Whether ACP over WebSocket is offered.
+    pub acp: bool,
     /// Figures of this process.
     pub metrics: Metrics,
 }
@@ -46,6 +62,7 @@ pub(super) fn configure(parts: Parts) -> impl FnOnce(&mut web::ServiceConfig) {
     move |config| {
         let scope = web::scope("")
             .wrap(from_fn(guard))
+            .app_data(web::Data::from(parts.fallback.clone()))
             .app_data(web::Data::new(parts))
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
             .service(resource("/acp", web::get().to(acp)))
@@ -53,6 +70,11 @@ pub(super) fn configure(parts: Parts) -> impl FnOnce(&mut web::ServiceConfig) {
             .service(resource("/metrics", web::get().to(metrics)))
             .service(resource("/workspace/prepare", web::post().to(prepare)))
             .service(resource("/workspace/diff", web::post().to(diff)))
+            .service(resource(PROCESS_PROMPT, web::post().to(fallback::routes::process)))
+            .service(
+                resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), web::get().to(fallback::routes::join))
+                    .route(web::delete().to(fallback::routes::cancel)),
+            )
             .default_service(web::to(|| async { refuse(ErrorCode::NotFound, "the runtime has no such route") }));
         config.service(scope);
     }
@@ -93,6 +115,9 @@ fn is_authorized(request: &ServiceRequest) -> bool {
 }
 
 async fn acp(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
+    if !parts.acp {
+        return refuse(ErrorCode::NotFound, "this runtime speaks only HTTP (`[runtime] acp = false`)");
+    }
     returning(&request)
         .and_then(|returning| acp_socket::accept(&request, body, parts.sockets.clone(), returning))
         .unwrap_or_else(|failure| answer_failure(&failure))
@@ -118,6 +143,11 @@ async fn status(parts: web::Data<Parts>) -> HttpResponse {
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
         held_conversations: parts.sockets.conversations.away() as u64,
+        protocols: Route::ALL
+            .into_iter()
+            .filter(|route| *route == Route::Http || parts.acp)
+            .map(|route| route.as_str().to_owned())
+            .collect(),
     }))
 }
 
@@ -129,58 +159,23 @@ async fn metrics(parts: web::Data<Parts>) -> HttpResponse {
 }
 
 async fn prepare(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
-    match read::<PrepareWorkspace>(&request, body).await {
-        Ok(asked) => match asked.agent.as_ref().filter(|agent| !parts.sockets.agents.names().contains(agent)) {
+    let agents = &parts.sockets.agents;
+    match read::<PrepareWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
+        Ok(asked) => match asked.agent.as_ref().filter(|agent| !agents.names().contains(agent)) {
             Some(agent) => refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured")),
-            None => answer(parts.workspaces.prepare(asked).await),
+            None => {
+                let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
+                let prepared = parts.workspaces.prepare(asked).await;
+                answer(prepared.map(|prepared| PreparedWorkspace { has_oneshot, ..prepared }))
+            }
         },
         Err(failure) => answer_failure(&failure),
     }
 }
 
 async fn diff(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
-    match read::<DiffWorkspace>(&request, body).await {
+    match read::<DiffWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
         Ok(asked) => answer(parts.workspaces.diff(asked.workspace).await),
         Err(failure) => answer_failure(&failure),
     }
-}
-
-async fn read<T: DeserializeOwned>(request: &HttpRequest, body: web::Payload) -> Result<T, Failure> {
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    if kind.split(';').next().map(str::trim) != Some("application/json") {
-        return Err(Failure::new(ErrorCode::UnsupportedMediaType, "the body has to be JSON"));
-    }
-    let body = match body.to_bytes_limited(MAX_BODY_BYTES).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(cause)) => return Err(Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}"))),
-        Err(_) => {
-            let detail = format!("a request about a workspace has at most {MAX_BODY_BYTES} bytes");
-            return Err(Failure::new(ErrorCode::PayloadTooLarge, detail));
-        }
-    };
-    serde_json::from_slice(&body)
-        .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}")))
-}
-
-fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
-    match result {
-        Ok(value) => HttpResponse::Ok().json(value),
-        Err(failure) => answer_failure(&failure),
-    }
-}
-
-fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
-    answer_failure(&Failure::new(code, detail))
-}
-
-fn answer_failure(failure: &Failure) -> HttpResponse {
-    let problem = Problem::new(failure, Uuid::now_v7().to_string());
-    tracing::info!(code = failure.code.as_str(), %failure, request_id = problem.request_id, "refused");
-    // Every status of the table is one.
-    let status = StatusCode::from_u16(problem.status).unwrap_or_default();
-    let mut response = HttpResponse::build(status);
-    if let Some(seconds) = retry_after_s(failure.code) {
-        response.insert_header((header::RETRY_AFTER, seconds));
-    }
-    response.content_type(PROBLEM_JSON).body(serde_json::to_string(&problem).unwrap_or_default())
 }

@@ -58,6 +58,7 @@ pub(super) fn options(base: &Path, script: &str) -> RuntimeOptions {
     let shell = |name: &str, script: &str, fs| AgentSettings {
         name: name.into(),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        oneshot: Vec::new(),
         environment: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".into())]),
         run_as: None,
         serves: Serves { fs, terminal: fs },
@@ -77,6 +78,8 @@ pub(super) fn options(base: &Path, script: &str) -> RuntimeOptions {
         max_agents: 2,
         kill_grace: Duration::from_millis(300),
         frame_bytes: 1024 * 1024,
+        body_bytes: 1024 * 1024,
+        acp: true,
         pipe: PipeLimits { frames: 64, bytes: 1024 * 1024 },
         diff_bytes: 10_000,
         terminals: 2,

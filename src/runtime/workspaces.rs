@@ -94,7 +94,7 @@ impl Workspaces {
                 Some((repository, branch)) => self.fetch_into(workspace.folder_id, &repository, branch).await?,
             }
         }
-        Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false })
+        Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
 
     /// What changed in a workspace since it was prepared.
@@ -132,7 +132,7 @@ impl Workspaces {
             // The agent can work without; only the diff is missing then.
             tracing::warn!(%failure, "no baseline of the folder");
         }
-        Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false })
+        Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
 
     async fn open_allowed_path(self: &Arc<Self>, path: String) -> Result<PathBuf, Failure> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
 use super::{
-    AgentEvent, AgentSession, CloseReason, Delivered, SendError,
+    AgentEvent, AgentSession, CloseReason, Delivered, SendError, TurnRequest,
     pipe::{FrameReceiver, FrameSender, Incoming, LineState},
 };
 use crate::{
@@ -23,8 +23,8 @@ use crate::{
     },
     contract::runtime::{AGENT_EXITED, AgentExited, META_KEY, PromptMeta, STRAY_LINE, StrayLine},
     domain::{
-        ids::PromptId,
         outcome::{ErrorCode, Failure},
+        prompt::Kinds,
         text,
     },
 };
@@ -157,12 +157,13 @@ fn update_of(params: &RawValue) -> Option<(Box<RawValue>, Option<Box<RawValue>>)
 pub(super) struct Link {
     to_agent: FrameSender,
     session_id: String,
+    takes: Kinds,
     delivered: Arc<Delivered>,
 }
 
 impl Link {
-    pub fn new(to_agent: FrameSender, session_id: String, delivered: Arc<Delivered>) -> Self {
-        Self { to_agent, session_id, delivered }
+    pub fn new(to_agent: FrameSender, session_id: String, takes: Kinds, delivered: Arc<Delivered>) -> Self {
+        Self { to_agent, session_id, takes, delivered }
     }
 }
 
@@ -176,9 +177,10 @@ struct PromptParams<'a> {
 }
 
 impl AgentSession for Link {
-    fn prompt(&mut self, call: u64, prompt: PromptId, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
-        let meta = json!({META_KEY: PromptMeta { prompt_id: prompt }});
-        let params = PromptParams { session_id: &self.session_id, prompt: blocks, meta };
+    fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
+        let meta = json!({META_KEY: PromptMeta { prompt_id: turn.prompt_id }});
+        let blocks = turn.prompt.with_context(turn.context, self.takes);
+        let params = PromptParams { session_id: &self.session_id, prompt: &blocks, meta };
         self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_PROMPT, params))
     }
 

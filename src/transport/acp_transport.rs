@@ -72,7 +72,8 @@ impl AcpTransport {
     async fn connect_and_shake_hands(self, request: OpenRequest) -> Result<OpenedSession, Failure> {
         let auth_method = self.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned();
         let connected = resumable::connect(&self.endpoint, request.cookies.as_deref()).await?;
-        let hands = Hands::new(connected.pipe, connected.delivered, !self.endpoint.resume.grace.is_zero());
+        let peer = Peer::Runtime { resumable: !self.endpoint.resume.grace.is_zero() };
+        let hands = Hands::new(connected.pipe, connected.delivered, peer);
         let mut opened = hands.shake(&request, auth_method.as_deref()).await?;
         opened.facts.connection_id = connected.connection_id;
         opened.facts.cookies = connected.cookies;
@@ -84,7 +85,13 @@ impl AcpTransport {
         let Pipe { to_agent, from_agent } = connected.pipe;
         let last_call = resumed.prompt.as_ref().map_or(0, |prompt| prompt.call);
         Ok(AdoptedSession {
-            link: Box::new(Link::new(to_agent, request.agent_session_id, connected.delivered.clone())),
+            // The agent has the conversation, so nothing goes ahead of a prompt; text would do for any agent.
+            link: Box::new(Link::new(
+                to_agent,
+                request.agent_session_id,
+                Kinds::default(),
+                connected.delivered.clone(),
+            )),
             events: Box::pin(Events::new(from_agent, connected.delivered)),
             next_call: last_call.saturating_add(CALLS_FORGOTTEN),
             prompt: resumed.prompt,
@@ -92,14 +99,30 @@ impl AcpTransport {
     }
 }
 
+/// Who is at the other end of a handshake.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// A runtime, which starts the agent that it is told and offers it what the client of an agent offers.
+    Runtime {
+        /// Whether a connection that breaks is to go on.
+        resumable: bool,
+    },
+    /// The agent itself.
+    Agent {
+        /// `clientCapabilities` that it is offered.
+        capabilities: serde_json::Value,
+    },
+}
+
 /// Runs the handshake over a pipe whose messages have no numbers: `initialize`, then `session/resume`, `session/load`
-/// or `session/new`.
+/// or `session/new`. Without a limit of time. A dropped future drops the pipe.
 pub async fn shake_hands(
     pipe: Pipe,
     request: &OpenRequest,
+    peer: Peer,
     auth_method: Option<&str>,
 ) -> Result<OpenedSession, Failure> {
-    Hands::new(pipe, Arc::default(), false).shake(request, auth_method).await
+    Hands::new(pipe, Arc::default(), peer).shake(request, auth_method).await
 }
 
 /// What the agent's capabilities say about what a session may do.
@@ -129,7 +152,7 @@ impl AgentFacts {
         let (takes, can_close) = abilities(&parsed.unwrap_or_default());
         Self {
             connection_id: request.connection_id.clone(),
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: Some(PROTOCOL_VERSION),
             agent_session_id: request.agent_session_id.clone(),
             remembers: true,
             takes,
@@ -168,15 +191,15 @@ struct Hands {
     to_agent: FrameSender,
     events: Events,
     delivered: Arc<Delivered>,
-    resumable: bool,
+    peer: Peer,
     next_call: u64,
     stray_lines: u32,
 }
 
 impl Hands {
-    fn new(pipe: Pipe, delivered: Arc<Delivered>, resumable: bool) -> Self {
+    fn new(pipe: Pipe, delivered: Arc<Delivered>, peer: Peer) -> Self {
         let events = Events::new(pipe.from_agent, delivered.clone());
-        Self { to_agent: pipe.to_agent, events, delivered, resumable, next_call: 1, stray_lines: 0 }
+        Self { to_agent: pipe.to_agent, events, delivered, peer, next_call: 1, stray_lines: 0 }
     }
 
     async fn shake(mut self, request: &OpenRequest, auth_method: Option<&str>) -> Result<OpenedSession, Failure> {
@@ -196,7 +219,7 @@ impl Hands {
         Ok(OpenedSession {
             facts: AgentFacts {
                 connection_id: String::new(),
-                protocol_version: PROTOCOL_VERSION,
+                protocol_version: Some(PROTOCOL_VERSION),
                 agent_session_id: begun.agent_session_id.clone(),
                 remembers: begun.remembers,
                 takes,
@@ -207,25 +230,30 @@ impl Hands {
                 config_options: begun.config_options,
                 cookies: None,
             },
-            link: Box::new(Link::new(self.to_agent, begun.agent_session_id, self.delivered)),
+            link: Box::new(Link::new(self.to_agent, begun.agent_session_id, takes, self.delivered)),
             events: Box::pin(self.events),
             next_call: self.next_call,
         })
     }
 
     async fn initialize(&mut self, request: &OpenRequest) -> Result<Box<RawValue>, Failure> {
-        let meta = InitializeMeta {
-            agent: request.agent.clone(),
-            cwd: Some(request.cwd.clone()),
-            resumable: self.resumable,
-        };
-        let params = json!({
+        let mut params = json!({
             "protocolVersion": PROTOCOL_VERSION,
             // Files and terminals are the runtime's business: it is where the workspace is.
             "clientCapabilities": {},
             "clientInfo": {"name": "lumilink", "version": env!("CARGO_PKG_VERSION")},
-            "_meta": {META_KEY: meta},
         });
+        match &self.peer {
+            Peer::Runtime { resumable } => {
+                let meta = InitializeMeta {
+                    agent: request.agent.clone(),
+                    cwd: Some(request.cwd.clone()),
+                    resumable: *resumable,
+                };
+                params["_meta"] = json!({META_KEY: meta});
+            }
+            Peer::Agent { capabilities } => params["clientCapabilities"] = capabilities.clone(),
+        }
         self.call(agent_method::INITIALIZE, params).await?.map_err(|error| {
             let code = refusal_code(&error).unwrap_or(ErrorCode::HandshakeFailed);
             Failure::new(code, format!("the handshake was refused: {}", error.message))
@@ -336,6 +364,8 @@ impl Hands {
                     AgentEvent::Update { .. }
                     | AgentEvent::Notification { .. }
                     | AgentEvent::Answered { .. }
+                    | AgentEvent::Failed { .. }
+                    | AgentEvent::Remark { .. }
                     | AgentEvent::Interrupted(_)
                     | AgentEvent::Resumed,
                 ) => {}

@@ -14,13 +14,13 @@ use tokio::sync::mpsc;
 
 use super::{
     AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, AgentSession, Delivered, OpenRequest, OpenedSession,
-    SendError, Transport,
+    SendError, Transport, TurnRequest,
 };
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
     contract::runtime::ResumedPrompt,
     domain::{
-        ids::PromptId,
+        ids::SessionId,
         mcp,
         outcome::{ErrorCode, Failure},
         prompt::Kinds,
@@ -97,7 +97,7 @@ impl Transport for FakeTransport {
                 next_call: 1,
                 facts: AgentFacts {
                     connection_id: "fake".into(),
-                    protocol_version: 1,
+                    protocol_version: Some(1),
                     agent_session_id: "fake-session".into(),
                     remembers: false,
                     takes: Kinds::default(),
@@ -121,8 +121,15 @@ impl Transport for FakeTransport {
                 return Err(Failure::new(ErrorCode::ConnectionLost, "nothing is held"));
             };
             let previous = Some(request.agent_session_id);
-            let request =
-                OpenRequest { agent: None, cwd: String::new(), mcp_servers: mcp::none(), previous, cookies: None };
+            let request = OpenRequest {
+                session_id: SessionId(uuid::Uuid::nil()),
+                is_ephemeral: false,
+                agent: None,
+                cwd: String::new(),
+                mcp_servers: mcp::none(),
+                previous,
+                cookies: None,
+            };
             let (agent, link, events) = pair(request, panics);
             started.send(agent).await.expect("the test plays the agent");
             Ok(AdoptedSession { link, events, next_call: 1000, prompt })
@@ -159,9 +166,10 @@ impl FakeLink {
 }
 
 impl AgentSession for FakeLink {
-    fn prompt(&mut self, call: u64, _: PromptId, blocks: &[Box<RawValue>]) -> Result<(), SendError> {
+    fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
         let left = self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         assert!(left.is_err(), "a planted panic");
+        let blocks = turn.prompt.with_context(turn.context, Kinds::default());
         self.say(Said::Prompt { call, blocks: blocks.iter().map(|block| block.get().to_owned()).collect() })
     }
 

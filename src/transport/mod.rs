@@ -19,7 +19,13 @@ use tokio::sync::Notify;
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
     contract::runtime::ResumedPrompt,
-    domain::{ids::PromptId, outcome::Failure, prompt::Kinds},
+    domain::{
+        ids::{PromptId, SessionId},
+        outcome::Failure,
+        permission::PermissionPolicy,
+        prompt::{Kinds, Prompt},
+        turn::Severity,
+    },
 };
 
 pub mod acp_connection;
@@ -88,6 +94,10 @@ pub struct AdoptedSession {
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct OpenRequest {
+    /// The session of ours.
+    pub session_id: SessionId,
+    /// Whether its workspace is removed with its last session.
+    pub is_ephemeral: bool,
     /// Name of the configured agent; the default one where absent.
     pub agent: Option<String>,
     /// The folder in which it works, absolute, as the runtime knows it.
@@ -117,13 +127,13 @@ pub struct OpenedSession {
 pub struct AgentFacts {
     /// Id of the connection, as the runtime named it.
     pub connection_id: String,
-    /// The negotiated version.
-    pub protocol_version: u16,
-    /// The agent's own session id.
+    /// The negotiated version; absent where nothing was negotiated, since each turn has an agent of its own.
+    pub protocol_version: Option<u16>,
+    /// The agent's own session id; empty where each turn has an agent of its own.
     pub agent_session_id: String,
     /// Whether the agent itself still knows the earlier conversation.
     pub remembers: bool,
-    /// The content blocks that it takes.
+    /// The content blocks that it takes; all of them where only the turn will tell.
     pub takes: Kinds,
     /// Whether it offers `session/close`.
     pub can_close: bool,
@@ -139,10 +149,30 @@ pub struct AgentFacts {
     pub cookies: Option<String>,
 }
 
+/// One turn, as it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnRequest<'a> {
+    /// Which turn it is.
+    pub prompt_id: PromptId,
+    /// What the user wants.
+    pub prompt: &'a Prompt,
+    /// The conversation so far, for an agent that did not see it; goes ahead of the prompt, in the form that the agent
+    /// takes.
+    pub context: Option<&'a str>,
+    /// Who answers permission requests where the session cannot be asked: where they do not come as
+    /// [`AgentEvent::Request`].
+    pub policy: PermissionPolicy,
+}
+
 /// A conversation, for saying things. Every method queues at once or fails; none waits.
 pub trait AgentSession: Send {
-    /// Asks for one turn. The answer comes as [`AgentEvent::Answered`] with `call`.
-    fn prompt(&mut self, call: u64, prompt: PromptId, blocks: &[Box<RawValue>]) -> Result<(), SendError>;
+    /// Asks for one turn. The answer comes as [`AgentEvent::Answered`] or [`AgentEvent::Failed`] with `call`.
+    fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError>;
+    /// Whether whoever carries the turn watches its limits, the agent's silence and the grace of a cancel, and reports
+    /// by [`AgentEvent::Failed`] what they did. Else the session has to.
+    fn keeps_time(&self) -> bool {
+        false
+    }
     /// Asks for the end of the running turn.
     fn cancel(&mut self) -> Result<(), SendError>;
     /// Selects a mode (`session/set_mode`).
@@ -227,6 +257,20 @@ pub enum AgentEvent {
         call: u64,
         /// What came of it.
         result: Result<Box<RawValue>, RpcError>,
+    },
+    /// A call of ours failed, and the link lives on: the next turn can be asked for.
+    Failed {
+        /// The call.
+        call: u64,
+        /// Why.
+        failure: Failure,
+    },
+    /// A remark about the running turn by whoever carries it.
+    Remark {
+        /// How bad it is.
+        severity: Severity,
+        /// One sentence.
+        message: String,
     },
     /// A line that is not JSON; `line` is cut.
     StrayLine(String),

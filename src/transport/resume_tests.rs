@@ -598,6 +598,8 @@ fn transport(runtime: &Runtime) -> AcpTransport {
 async fn a_handshake_asks_for_numbers_and_settles_itself_and_the_events_tell_how_far_they_came() {
     let runtime = Runtime::new().await;
     let request = OpenRequest {
+        session_id: SessionId(Uuid::nil()),
+        is_ephemeral: false,
         agent: None,
         cwd: "/w".into(),
         mcp_servers: RawValue::from_string("[]".into()).unwrap(),
@@ -621,7 +623,10 @@ async fn a_handshake_asks_for_numbers_and_settles_itself_and_the_events_tell_how
     assert_eq!(facts.connection_id, "c1");
     let delivered = link.delivered();
     assert_eq!((delivered.handled(), delivered.settled()), (3, 3));
-    link.prompt(next_call, PromptId(Uuid::nil()), &[]).unwrap();
+    let prompt = Prompt::of_text("hello");
+    let policy = PermissionPolicy::default();
+    let turn = TurnRequest { prompt_id: PromptId(Uuid::nil()), prompt: &prompt, context: None, policy };
+    link.prompt(next_call, turn).unwrap();
     assert_eq!(socket.hear().await.0, Some(Numbers { seq: 2, ack: 3 }));
     socket.say(4, 2, update(1)).await;
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Update { .. })));

@@ -20,7 +20,7 @@ use crate::{
         outcome::{ErrorCode, Failure, classify_agent_error},
         permission::PermissionPolicy,
         transcript::TranscriptEntry,
-        turn::{Severity, TurnOutcome, read_prompt_answer},
+        turn::{Severity, TurnOutcome, read_prompt_end},
     },
     store::{StoreError, TranscriptAppend},
     telemetry::labels::PermissionAnswer,
@@ -60,6 +60,12 @@ impl StreamHandler<AgentEvent> for Session {
                     self.fail(failure, ctx);
                 }
             }
+            AgentEvent::Remark { severity, message } => {
+                if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+                    ticket.remark(severity, &message);
+                }
+            }
+            AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
             AgentEvent::Interrupted(cause) => {
                 let cause = crate::domain::redaction::Redacted::new(&cause);
@@ -302,14 +308,7 @@ impl Session {
 
     fn on_prompt_answer(&mut self, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
-        let (outcome, usage) = match result {
-            Ok(answer) => read_prompt_answer(Ok(&answer)),
-            // Some agents answer a cancelled prompt with the error of their aborted request.
-            Err(error) if cancelled || error.code == jsonrpc::REQUEST_CANCELLED => {
-                (TurnOutcome::Cancelled { confirmed: true }, None)
-            }
-            Err(error) => read_prompt_answer(Err(error)),
-        };
+        let (outcome, usage) = read_prompt_end(result.as_deref().map_err(Clone::clone), cancelled);
         let broken = match &outcome {
             TurnOutcome::Failed(failure) if failure.code == ErrorCode::ProtocolViolation => Some(failure.clone()),
             _ => None,
@@ -317,6 +316,22 @@ impl Session {
         match broken {
             Some(failure) => self.fail(failure, ctx),
             None => self.end_turn(outcome, usage, ctx),
+        }
+    }
+
+    /// A call failed whose link lives on: the turn ends, the session does not.
+    fn on_failed(&mut self, call: u64, failure: Failure, ctx: &mut Context<Self>) {
+        match self.calls.take(call) {
+            Some(Call::Prompt) => {
+                let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
+                self.end_turn(TurnOutcome::of_failure(failure, cancelled), None, ctx);
+            }
+            Some(Call::Asked(later)) => drop(later.send(Err(failure))),
+            Some(Call::Close) => {
+                let cause = self.ending.clone().unwrap_or(EndCause::Closed);
+                self.stop(cause, ctx);
+            }
+            None => tracing::debug!(marker = "[ACP]", call, %failure, "a call failed that nobody waits for"),
         }
     }
 

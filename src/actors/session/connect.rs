@@ -84,6 +84,8 @@ impl Session {
         let Opening { route, delay, cookies, ready, is_new, runtime_answers } = opening;
         let spec = self.shared.spec.clone();
         let request = OpenRequest {
+            session_id: spec.session_id,
+            is_ephemeral: spec.is_ephemeral,
             agent: spec.agent.clone(),
             cwd: spec.cwd.clone(),
             mcp_servers: spec.mcp_servers.clone(),

@@ -158,11 +158,8 @@ impl Session {
 
     /// Ends the running turn with a failure, if there is one, and the session.
     fn fail(&mut self, failure: Failure, ctx: &mut Context<Self>) {
-        let outcome = match &self.turn {
-            // The agent went away when it was asked to end the turn: that is the end that was asked for.
-            Some(turn) if turn.is_cancelled() => TurnOutcome::Cancelled { confirmed: false },
-            _ => TurnOutcome::Failed(failure.clone()),
-        };
+        let cancelled = self.turn.as_ref().is_some_and(Turn::is_cancelled);
+        let outcome = TurnOutcome::of_failure(failure.clone(), cancelled);
         self.end_turn(outcome, None, ctx);
         let cause = self.ending.take().unwrap_or(EndCause::Broken(failure));
         self.stop(cause, ctx);

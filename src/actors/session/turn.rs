@@ -1,6 +1,6 @@
 //! The one turn of a session, from the prompt to its end.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, SpawnHandle, WrapFuture};
 use tokio::sync::watch;
@@ -29,7 +29,12 @@ use crate::{
         turn_route::TurnRoute,
     },
     store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
+    transport::TurnRequest,
 };
+
+/// How much longer than the grace of a cancel the session waits for a link that keeps time itself: it has to hear of
+/// the cancel first, and its answer comes after the end of the agent.
+const CARRIER_MARGIN: Duration = Duration::from_secs(10);
 
 /// The turn that is being accepted, waits for its agent, or runs.
 pub(super) struct Turn {
@@ -252,9 +257,14 @@ impl Session {
             return self.end_turn(TurnOutcome::Failed(failure), None, ctx);
         }
         let context = self.context.take();
-        let blocks = prompt.with_context(context.as_deref(), facts.takes);
+        let request = TurnRequest {
+            prompt_id: turn.handle.prompt_id,
+            prompt: &prompt,
+            context: context.as_deref(),
+            policy: self.shared.spec.policy.get(),
+        };
         let sent = match self.calls.open(Call::Prompt) {
-            Ok(call) => link.prompt(call, turn.handle.prompt_id, &blocks).map_err(|cause| cause.to_string()),
+            Ok(call) => link.prompt(call, request).map_err(|cause| cause.to_string()),
             Err(cause) => Err(cause.to_string()),
         };
         let now = self.parts.clock.now();
@@ -268,7 +278,10 @@ impl Session {
         match sent {
             Ok(()) => {
                 ticket.sent(now, context.is_some());
-                self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
+                // A link that keeps time says by itself when the silence was too long.
+                if !link.keeps_time() {
+                    self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
+                }
             }
             Err(cause) => {
                 let detail = format!("the prompt could not be handed over: {cause}");
@@ -313,12 +326,14 @@ impl Session {
             return;
         }
         let told = self.link.as_mut().map(|link| link.cancel());
+        let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
+        let grace = self.parts.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
         self.cancel_permissions();
         self.put_down(ctx);
         if let Some(Err(cause)) = told {
             return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
         }
-        let grace = ctx.run_later(self.parts.settings.cancel_grace, |this, ctx| {
+        let grace = ctx.run_later(grace, |this, ctx| {
             let detail = "the agent did not confirm the cancel within its grace";
             this.fail(Failure::new(ErrorCode::CancelUnconfirmed, detail), ctx);
         });

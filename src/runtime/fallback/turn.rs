@@ -1,0 +1,352 @@
+//! One turn of the fallback, with an agent of its own: a headless command, or ACP on its pipes for one prompt.
+//!
+//! The rules are those of a session's turn over ACP: they stand in `domain`.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt};
+use serde_json::{json, value::RawValue};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    super::agents::{Agents, Place},
+    lines::{Ended, Lines},
+    oneshot,
+};
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{RequestId, client_method},
+    },
+    actors::permission_desk::{PermissionDesk, Received},
+    contract::{
+        fallback::{LineNotification, ProcessPrompt, TurnLine},
+        result::{ACPSessionResult, ResultDiagnostic, ResultRollback, TurnFacts},
+        runtime::InitializeMeta,
+    },
+    domain::{
+        clock::Clock,
+        outcome::{ErrorClass, ErrorCode, Failure},
+        permission::PermissionPolicy,
+        prompt::Prompt,
+        routing::Route,
+        transcript::view_update,
+        turn::{Severity, TurnOutcome, TurnProgress, Usage, read_prompt_end},
+    },
+    telemetry::SystemClock,
+    transport::{
+        AgentEvent, AgentSession, OpenRequest, OpenedSession, TurnRequest,
+        acp_connection::closed_in_turn,
+        acp_transport::{Peer, shake_hands},
+    },
+};
+
+/// What a turn is run with.
+pub struct Run {
+    /// What was asked for.
+    pub request: ProcessPrompt,
+    /// Its prompt, checked.
+    pub prompt: Prompt,
+    /// Where it is told.
+    pub lines: Arc<Lines>,
+    /// Turns true when the turn is to be cancelled.
+    pub cancelled: watch::Receiver<bool>,
+    /// Turns true when the runtime stops.
+    pub stopping: watch::Receiver<bool>,
+    /// For how long nobody may be there to hear of it.
+    pub grace: Duration,
+}
+
+type End = (TurnOutcome, Option<Usage>);
+type Events = Pin<Box<dyn Stream<Item = AgentEvent> + Send>>;
+
+fn failed(code: ErrorCode, detail: impl Into<String>) -> TurnOutcome {
+    TurnOutcome::Failed(Failure::new(code, detail))
+}
+
+impl Run {
+    /// Runs the turn to its end. Dropping the future ends its agent.
+    pub async fn run(self, agents: &Agents) -> Ended {
+        let asked = InitializeMeta {
+            agent: self.request.agent.clone(),
+            cwd: Some(self.request.workspace.path.clone()),
+            resumable: false,
+        };
+        let place = match agents.reserve(&asked).await {
+            Ok(place) => place,
+            Err(failure) => return Ended::Refused(failure),
+        };
+        self.lines.begin();
+        let mut course = Course::new(&self);
+        let opened = tokio::select! {
+            opened = self.open(agents, place) => opened.map_err(TurnOutcome::Failed),
+            // The agent has not seen the prompt.
+            () = is_true(self.cancelled.clone()) => Err(TurnOutcome::Cancelled { confirmed: true }),
+            outcome = self.given_up() => Err(outcome),
+        };
+        let (outcome, usage) = match opened {
+            Ok(opened) => {
+                course.protocol_version = opened.facts.protocol_version;
+                course.converse(opened).await
+            }
+            Err(outcome) => (outcome, None),
+        };
+        course.finish(outcome, usage)
+    }
+
+    /// Ends when the turn has to end that nobody cancelled, with how.
+    async fn given_up(&self) -> TurnOutcome {
+        tokio::select! {
+            () = is_true(self.stopping.clone()) => {
+                failed(ErrorCode::Interrupted, "the runtime was stopped in the middle of the turn")
+            }
+            () = self.lines.abandoned_for(self.grace) => {
+                let detail = format!("nobody waited for the turn for {} s", self.grace.as_secs_f32());
+                failed(ErrorCode::ConnectionLost, detail)
+            }
+        }
+    }
+
+    async fn open(&self, agents: &Agents, place: Place<'_>) -> Result<OpenedSession, Failure> {
+        if place.has_oneshot() {
+            let process = agents.start_oneshot_in(place).await?;
+            return Ok(oneshot::open(process, agents.frame_bytes()));
+        }
+        let request = &self.request;
+        let handshake = async {
+            let started = agents.start_in(place).await?;
+            let opening = OpenRequest {
+                session_id: request.session_id,
+                is_ephemeral: request.workspace.is_ephemeral,
+                agent: None,
+                cwd: request.workspace.path.clone(),
+                mcp_servers: request.mcp_servers.clone(),
+                previous: None,
+                cookies: None,
+            };
+            let peer = Peer::Agent { capabilities: started.serves.capabilities() };
+            shake_hands(started.pipe, &opening, peer, request.auth_method.as_deref()).await
+        };
+        let limit = Duration::from_millis(request.handshake_timeout_ms);
+        let opened = timeout(limit, handshake).await.unwrap_or_else(|_| {
+            let detail = format!("the agent did not finish its handshake within {} s", limit.as_secs_f32());
+            Err(Failure::new(ErrorCode::HandshakeTimeout, detail))
+        });
+        opened.map_err(|failure| match failure.code.class() {
+            ErrorClass::Connection | ErrorClass::Protocol => {
+                let detail = format!(
+                    "the agent cannot be used over HTTP either, and has no headless command ({}): {}",
+                    failure.code.as_str(),
+                    failure.detail
+                );
+                Failure::new(ErrorCode::FallbackUnavailable, detail)
+            }
+            ErrorClass::Application | ErrorClass::System => failure,
+        })
+    }
+}
+
+async fn is_true(mut flag: watch::Receiver<bool>) {
+    if flag.wait_for(|flag| *flag).await.is_err() {
+        // Whoever could say so is gone.
+        std::future::pending().await
+    }
+}
+
+/// How a turn goes.
+struct Course<'a> {
+    run: &'a Run,
+    progress: TurnProgress,
+    protocol_version: Option<u16>,
+    cancel_asked: bool,
+    desk: PermissionDesk,
+}
+
+impl<'a> Course<'a> {
+    fn new(run: &'a Run) -> Self {
+        let progress = TurnProgress::new(SystemClock.now());
+        Self { run, progress, protocol_version: None, cancel_asked: false, desk: PermissionDesk::default() }
+    }
+
+    async fn converse(&mut self, opened: OpenedSession) -> End {
+        let OpenedSession { mut link, mut events, next_call: call, facts } = opened;
+        let (run, request) = (self.run, &self.run.request);
+        if let Err(failure) = run.prompt.check_taken_by(facts.takes) {
+            return (TurnOutcome::Failed(failure), None);
+        }
+        let turn = TurnRequest {
+            prompt_id: request.prompt_id,
+            prompt: &run.prompt,
+            context: request.conversation.as_deref(),
+            policy: request.permission_policy,
+        };
+        if let Err(cause) = link.prompt(call, turn) {
+            let detail = format!("the prompt could not be handed over: {cause}");
+            return (failed(ErrorCode::ConnectionLost, detail), None);
+        }
+        self.progress.sent_at = Some(SystemClock.now());
+        let silence = Duration::from_millis(request.inactivity_timeout_ms);
+        let (mut heard, mut grace_ends) = (Instant::now(), None);
+        let given_up = run.given_up();
+        tokio::pin!(given_up);
+        loop {
+            tokio::select! {
+                event = next(&run.lines, &mut events) => {
+                    heard = Instant::now();
+                    if let Some(end) = self.on_event(event, call, link.as_mut()) {
+                        return end;
+                    }
+                }
+                () = is_true(run.cancelled.clone()), if !self.cancel_asked => {
+                    self.cancel_asked = true;
+                    grace_ends = Some(Instant::now() + Duration::from_millis(request.cancel_grace_ms));
+                    if link.cancel().is_err() {
+                        return (TurnOutcome::Cancelled { confirmed: false }, None);
+                    }
+                }
+                () = sleep_until(grace_ends.unwrap_or(heard)), if grace_ends.is_some() => {
+                    return (TurnOutcome::Cancelled { confirmed: false }, None);
+                }
+                () = sleep_until(heard + silence) => {
+                    if run.lines.has_room() {
+                        let detail = format!("the agent said nothing for {} s", silence.as_secs_f32());
+                        return self.fail(Failure::new(ErrorCode::InactivityTimeout, detail));
+                    }
+                    // It was not listened to.
+                    heard = Instant::now();
+                }
+                outcome = &mut given_up => return (outcome, None),
+            }
+        }
+    }
+
+    /// What the agent said; the end, if that ended the turn.
+    fn on_event(&mut self, event: Option<AgentEvent>, call: u64, link: &mut dyn AgentSession) -> Option<End> {
+        match event {
+            Some(AgentEvent::Update { update, meta }) => {
+                self.progress.take(view_update(&update).as_ref(), SystemClock.now());
+                self.run.lines.push(&TurnLine { update: Some(update), meta, ..TurnLine::default() });
+            }
+            Some(AgentEvent::Notification { method, params }) => {
+                let notification = Some(LineNotification { method, params });
+                self.run.lines.push(&TurnLine { notification, ..TurnLine::default() });
+            }
+            Some(AgentEvent::Request { id, method, params }) => {
+                let answer = self.answer(&id, &method, &params);
+                if let Err(cause) = link.respond(&id, answer) {
+                    return Some(self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string())));
+                }
+            }
+            Some(AgentEvent::Answered { call: answered, result }) if answered == call => {
+                return Some(read_prompt_end(result.as_deref().map_err(Clone::clone), self.cancel_asked));
+            }
+            Some(AgentEvent::Answered { .. }) => {
+                self.remark(Severity::Warn, "the agent answered a request twice, or one that was never sent");
+            }
+            Some(AgentEvent::StrayLine(line)) => {
+                let ended = self.progress.on_stray_line(&line);
+                self.tell_last_remark();
+                if let Err(failure) = ended {
+                    return Some(self.fail(failure));
+                }
+            }
+            Some(AgentEvent::Remark { severity, message }) => self.remark(severity, &message),
+            Some(AgentEvent::Failed { failure, .. }) => return Some(self.fail(failure)),
+            Some(AgentEvent::Violation(detail)) => {
+                return Some(self.fail(Failure::new(ErrorCode::ProtocolViolation, detail)));
+            }
+            Some(AgentEvent::Closed(reason)) => return Some(self.fail(closed_in_turn(&reason))),
+            None => {
+                let detail = "the agent's stream ended without a word";
+                return Some(self.fail(Failure::new(ErrorCode::ConnectionLost, detail)));
+            }
+            // Pipes do not come back.
+            Some(AgentEvent::Interrupted(_) | AgentEvent::Resumed) => {}
+        }
+        None
+    }
+
+    fn answer(&mut self, id: &RequestId, method: &str, params: &RawValue) -> Result<serde_json::Value, RpcError> {
+        if method != client_method::SESSION_REQUEST_PERMISSION {
+            return Err(RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}")));
+        }
+        let cancelled = json!({"outcome": {"outcome": "cancelled"}});
+        // Once it is being cancelled, nothing is permitted any more.
+        if self.cancel_asked {
+            return Ok(cancelled);
+        }
+        let policy = match self.run.request.permission_policy {
+            PermissionPolicy::Ask => {
+                let said = "nobody can be asked over HTTP: a permission request was rejected under the policy `ask`";
+                self.remark(Severity::Warn, said);
+                PermissionPolicy::Reject
+            }
+            policy => policy,
+        };
+        match self.desk.receive(policy, id.clone(), params) {
+            Received::Answer(answer) => Ok(answer.response),
+            // Only a policy that asks lets one wait.
+            Received::Waits { .. } => Ok(cancelled),
+            Received::Malformed(cause) => {
+                Err(RpcError::new(jsonrpc::INVALID_PARAMS, format!("not a permission request: {cause}")))
+            }
+        }
+    }
+
+    fn fail(&self, failure: Failure) -> End {
+        (TurnOutcome::of_failure(failure, self.cancel_asked), None)
+    }
+
+    fn remark(&mut self, severity: Severity, message: &str) {
+        self.progress.remark(severity, message);
+        self.tell_last_remark();
+    }
+
+    fn tell_last_remark(&self) {
+        let Some(last) = self.progress.diagnostics.last() else { return };
+        let diagnostic = ResultDiagnostic { severity: last.severity, message: last.message.clone(), context: None };
+        self.run.lines.push(&TurnLine { diagnostic: Some(diagnostic), ..TurnLine::default() });
+    }
+
+    fn finish(mut self, outcome: TurnOutcome, usage: Option<Usage>) -> Ended {
+        let request = &self.run.request;
+        let now = SystemClock.now();
+        let failure = match &outcome {
+            TurnOutcome::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        tracing::info!(
+            marker = "[ACP]",
+            route = Route::Http.as_str(),
+            session_id = %request.session_id,
+            prompt_id = %request.prompt_id,
+            outcome = outcome.label(),
+            error_code = failure.as_ref().map(|failure| failure.code.as_str()),
+            updates = self.progress.updates,
+            "turn ended"
+        );
+        self.progress.usage = usage;
+        let facts = TurnFacts {
+            session_id: request.session_id,
+            prompt_id: request.prompt_id,
+            protocol: Route::Http,
+            route: Route::Http,
+            protocol_version: self.protocol_version,
+            workspace: request.workspace.clone(),
+            // The supervisor knows why the turn came this way.
+            rollback: ResultRollback::default(),
+            context_injected: request.conversation.is_some() && self.progress.sent_at.is_some(),
+        };
+        let result = ACPSessionResult::of_turn(&mut self.progress, &outcome, facts, now).to_bounded_json();
+        Ended::WithResult { result: result.into(), failure }
+    }
+}
+
+/// The next event, once there is room for what it may say. Cancel-safe.
+async fn next(lines: &Lines, events: &mut Events) -> Option<AgentEvent> {
+    lines.room().await;
+    events.next().await
+}
