@@ -119,7 +119,7 @@ async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBo
     };
     let facts = AgentFacts::from_kept(session.agent_facts.as_deref().unwrap_or("{}"), &request);
     let adopted = loop {
-        match parts.transport.adopt(request.clone()).await {
+        match parts.acp.adopt(request.clone()).await {
             Ok(adopted) => break adopted,
             // It may be just starting; one that holds nothing says so.
             Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) if Instant::now() < until => {

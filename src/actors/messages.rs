@@ -13,7 +13,6 @@ use tokio::sync::{oneshot, watch};
 use super::{event_feed::EventFeed, session_shared::SessionSpec};
 use crate::{
     domain::{
-        clock::Timestamp,
         ids::{PromptId, SessionId},
         outcome::Failure,
         prompt::Prompt,

@@ -17,6 +17,7 @@ use super::{
     parts::{Parts, SessionSettings},
     session_index::{LiveSession, SessionIndex},
     session_shared::{SessionSpec, SharedPolicy},
+    workspace_routing::WorkspaceRouting,
     workspace_supervisor::WorkspaceSupervisor,
 };
 use crate::{
@@ -41,7 +42,7 @@ use crate::{
     },
     telemetry::{Metrics, SystemClock},
     transport::{
-        AgentEvent, CloseReason,
+        AgentEvent, CloseReason, Transport,
         fake::{FakeAgent, FakeTransport},
     },
 };
@@ -82,10 +83,12 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     let (panics, failures, held) = (transport.panics.clone(), transport.failures.clone(), transport.held.clone());
     let mut settings = SessionSettings::new(&Config::default());
     change(&mut settings);
+    let transport: Arc<dyn Transport> = Arc::new(transport);
     let parts = Arc::new(Parts {
         store,
         metrics: Metrics::new("test", None).unwrap(),
-        transport: Arc::new(transport),
+        acp: transport.clone(),
+        http: transport,
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
         settings,
@@ -120,7 +123,10 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         now,
     };
     parts.store.create_session(new).await.unwrap();
+    let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
     let spec = SessionSpec {
+        gate: routing.gate().clone(),
+        has_oneshot: false,
         session_id: id,
         workspace: key.clone(),
         agent: None,
@@ -130,7 +136,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         policy: SharedPolicy::new(PermissionPolicy::Ask),
     };
     let capacity = guard(1);
-    let supervisor = WorkspaceSupervisor::new(key, parts.clone()).start();
+    let supervisor = WorkspaceSupervisor::new(key, parts.clone(), routing).start();
     let seat = capacity.admit(&tenant("acme")).unwrap();
     supervisor
         .send(StartSession { spec: Arc::new(spec), past: Past::default(), seat, adopted: None })
@@ -437,12 +443,14 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
     let parts = Arc::new(Parts {
         store: stage.parts.store.clone(),
         metrics: Metrics::new("test", None).unwrap(),
-        transport: stage.parts.transport.clone(),
+        acp: stage.parts.acp.clone(),
+        http: stage.parts.http.clone(),
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
         settings: stage.parts.settings.clone(),
     });
-    let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone()).start();
+    let routing = WorkspaceRouting::start(found.session.key.clone(), &parts).await.unwrap();
+    let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
     let seat = guard(1).admit(&tenant("acme")).unwrap();
     let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
@@ -477,12 +485,14 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
     let parts = Arc::new(Parts {
         store: stage.parts.store.clone(),
         metrics: Metrics::new("test", None).unwrap(),
-        transport: stage.parts.transport.clone(),
+        acp: stage.parts.acp.clone(),
+        http: stage.parts.http.clone(),
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
         settings: stage.parts.settings.clone(),
     });
-    let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone()).start();
+    let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
+    let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
     let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
     let seat = guard(1).admit(&tenant("acme")).unwrap();

@@ -12,7 +12,8 @@ use super::{
     parts::{Parts, SessionSettings},
     session_index::SessionIndex,
     session_shared::{SessionShared, SessionSpec, SessionView, SharedPolicy},
-    turn_ticket::{ROUTE, TurnTicket},
+    route_gate::RouteGate,
+    turn_ticket::TurnTicket,
 };
 use crate::{
     acp::schema::StopReason,
@@ -25,6 +26,7 @@ use crate::{
         mcp,
         outcome::{ErrorCode, Failure},
         permission::PermissionPolicy,
+        routing::{Route, Routing},
         transcript::TranscriptEntry,
         turn::{Severity, TurnOutcome, TurnState},
     },
@@ -94,7 +96,12 @@ struct Over {
 
 fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
+    let settings = &parts.settings;
+    let gate = RouteGate::new(&Routing::new(Route::Acp), &settings.recovery);
+    let ways = (gate.next_turn(), Route::Acp);
     let spec = SessionSpec {
+        gate,
+        has_oneshot: false,
         session_id: SessionId(Uuid::now_v7()),
         workspace: key,
         agent: None,
@@ -107,12 +114,8 @@ fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
     let view = SessionView {
         state: SessionState::Running,
         connection: ConnectionStatus::Connected,
-        last_failure: None,
         running: Some(prompt_id),
-        last_heard: None,
-        last_used: Timestamp(0),
-        restarts: 0,
-        facts: None,
+        ..SessionView::starting(0, Timestamp(0))
     };
     let feed = EventFeed::new(spec.session_id, 1000, 1 << 20, 0);
     let shared = Arc::new(SessionShared::new(Arc::new(spec), feed, view));
@@ -120,7 +123,7 @@ fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
     let slot = parts.store.reserve_end().unwrap();
     let now = SystemClock.now();
     let span = tracing::Span::none();
-    let mut ticket = TurnTicket::new(parts.clone(), shared.clone(), prompt_id, slot, ended, now, span);
+    let mut ticket = TurnTicket::new(parts.clone(), shared.clone(), prompt_id, ways, slot, ended, now, span);
     let (mut is_accepted, mut remarks) = (false, 0);
     for step in steps {
         match step {
@@ -214,7 +217,8 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
     let parts = Arc::new(Parts {
         store,
         metrics: Metrics::new("test", None).unwrap(),
-        transport: Arc::new(FakeTransport::new().0),
+        acp: Arc::new(FakeTransport::new().0),
+        http: Arc::new(FakeTransport::new().0),
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
         settings: SessionSettings::new(&Config::default()),
@@ -237,7 +241,7 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
             check(over).await;
         }
     }
-    assert_eq!(parts.metrics.turns_started(ROUTE), accepted);
-    let ended: u64 = TurnOutcome::LABELS.iter().map(|outcome| parts.metrics.turns_ended(ROUTE, outcome)).sum();
+    assert_eq!(parts.metrics.turns_started(Route::Acp), accepted);
+    let ended: u64 = TurnOutcome::LABELS.iter().map(|outcome| parts.metrics.turns_ended(Route::Acp, outcome)).sum();
     assert_eq!(ended, accepted, "turns that began and turns that ended");
 }

@@ -153,7 +153,7 @@ async fn kept(
         Some(row) => store::RouteRow { routing: row.routing.after_restart(now), ..row },
         None => {
             let tenant = parts.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
-            let default = tenant.map_or(Route::Acp, |tenant| tenant.default_route());
+            let default = tenant.map_or(Route::Acp, |it| if it.enable_acp { it.default_protocol } else { Route::Http });
             protocol_router::fresh(key.clone(), default, parts.clock.now())
         }
     };

@@ -69,7 +69,8 @@ impl Service {
         let parts = Parts {
             store: store.clone(),
             metrics,
-            transport: Arc::new(transport),
+            acp: Arc::new(transport.clone()),
+            http: Arc::new(transport),
             clock,
             index: SessionIndex::default(),
             settings: SessionSettings::new(config),

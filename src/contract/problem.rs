@@ -100,6 +100,7 @@ pub fn status_of(code: ErrorCode) -> u16 {
         ErrorCode::MethodNotAllowed => 405,
         ErrorCode::AmbiguousWorkspace
         | ErrorCode::TurnInProgress
+        | ErrorCode::RouteChanged
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded

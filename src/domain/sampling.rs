@@ -48,10 +48,12 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         // known and not counted, and an agent that fails under a code of its own must not keep a workspace on a dead
         // route. A fault of the model provider was told from it before (`outcome::classify_agent_error`).
         ProtocolVersion | HandshakeFailed | ProtocolViolation | FrameTooLarge | AgentError => Some(Sample::Failure),
+        // Only the fallback says so: it has nothing to run the turn with.
+        FallbackUnavailable => Some(Sample::Failure),
 
         // The caller's: the request, also where the agent said so (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
-        | AmbiguousWorkspace | Unauthorized | ForbiddenOrigin | TurnInProgress | SessionClosed | SessionFailed
+        | AmbiguousWorkspace | RouteChanged | Unauthorized | ForbiddenOrigin | TurnInProgress | SessionClosed | SessionFailed
         | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending | NotSupportedByAgent | UnknownAgent
         | AgentRejected => None,
         // Nothing that another route would do better: folder and git, credentials (-32000), the model's provider.

@@ -9,8 +9,7 @@ use super::{Call, Session};
 use crate::{
     actors::{
         messages::{
-            AnswerPermission, CancelTurn, EndCause, PromptRefused, RunPrompt, SetConfigOption, SetMode, TurnBegun,
-            TurnEnded, TurnHandle,
+            PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle,
         },
         turn_ticket::{TurnTicket, WhenDropped},
     },

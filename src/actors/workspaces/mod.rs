@@ -7,7 +7,6 @@ mod drain;
 
 use std::{
     collections::{HashMap, HashSet},
-    future::Future,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +21,7 @@ use uuid::Uuid;
 use super::{
     adoption::{Found, kept_connection},
     capacity_guard::{CapacityGuard, Permit},
-    messages::{Adopted, CancelTurn, CloseSession, DrainSessions, Past, StartSession},
+    messages::{Adopted, CloseSession, Past, StartSession},
     parts::Parts,
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionSpec, SharedPolicy},
@@ -37,7 +36,6 @@ use crate::{
         lifecycle::SessionState,
         mcp,
         outcome::{ErrorCode, Failure},
-        permission::PermissionPolicy,
         redaction::Redacted,
         routing::Route,
     },
