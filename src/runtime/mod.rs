@@ -355,6 +355,8 @@ fn raise_open_files_limit() {
 }
 
 #[cfg(test)]
+mod fallback_tests;
+#[cfg(test)]
 mod resume_tests;
 #[cfg(test)]
 mod socket_tests;

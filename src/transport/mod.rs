@@ -31,6 +31,7 @@ use crate::{
 pub mod acp_connection;
 pub mod acp_transport;
 pub mod agent_process;
+mod asked_turn;
 mod carrier;
 mod control_group;
 #[cfg(test)]
@@ -38,6 +39,8 @@ pub mod fake;
 #[cfg(test)]
 mod frame_fuzz;
 mod group_watch;
+mod http_door;
+pub mod http_fallback;
 mod line;
 mod orphans;
 pub mod pipe;
