@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, Url};
+use reqwest::{Method, Url, header};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
@@ -16,6 +16,7 @@ pub struct HttpDoor {
     client: reqwest::Client,
     base: Url,
     token: Option<SecretString>,
+    cookies: Option<String>,
 }
 
 /// What becomes of connections.
@@ -46,7 +47,12 @@ impl HttpDoor {
             client = client.pool_max_idle_per_host(0).retry(reqwest::retry::never());
         }
         let client = client.build().map_err(|cause| bad(cause.to_string()))?;
-        Ok(Self { client, base, token })
+        Ok(Self { client, base, token, cookies: None })
+    }
+
+    /// The same door for a session that has cookies, which keep it on its replica.
+    pub fn with_cookies(self, cookies: Option<String>) -> Self {
+        Self { cookies, ..self }
     }
 
     /// Begins a request, with the token. `path` has no slash ahead, and may have a query behind.
@@ -55,7 +61,10 @@ impl HttpDoor {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         url.set_path(path);
         url.set_query(query);
-        let request = self.client.request(method, url);
+        let mut request = self.client.request(method, url);
+        if let Some(cookies) = &self.cookies {
+            request = request.header(header::COOKIE, cookies);
+        }
         match &self.token {
             Some(token) => request.bearer_auth(token.expose_secret()),
             None => request,

@@ -90,7 +90,9 @@ impl Transport for HttpFallback {
             config_options: None,
             cookies: request.cookies.clone(),
         };
-        let link = Link { fallback: self.clone(), request, says, running: None };
+        let door = self.door.clone().with_cookies(request.cookies.clone());
+        let fallback = Self { door, limits: self.limits.clone() };
+        let link = Link { fallback, request, says, running: None };
         let events = stream::unfold(events, |mut events| async {
             let event = events.recv().await?;
             Some((event, events))
