@@ -82,6 +82,10 @@
 //! - **A supervisor that died**: at start the store names the turns that had not ended → [`actors::adoption`] asks the
 //!   runtime for their agents → what it kept comes again, and the turn ends under its id; what it did not keep is
 //!   `interrupted`.
+//! - **Fallback**: the same turn without WebSocket and without an agent that lives: session → transport
+//!   ([`transport::http_fallback`]) → `POST /process-prompt` → [`runtime::fallback`], which runs it with a fresh agent or
+//!   a headless command → lines of updates, then the result. A line that breaks: the transport asks what became of the
+//!   turn and never asks for it twice; the runtime knows it by its prompt id.
 //! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
 //!   → runtime, HTTP, store.
 //!

@@ -34,7 +34,7 @@ use crate::{
         prompt::Prompt,
         routing::Route,
         transcript::TranscriptEntry,
-        turn::TurnState,
+        turn::{Severity, TurnState},
     },
     store::{
         DatabaseUrl, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions,
@@ -272,6 +272,31 @@ async fn silence_ends_a_turn_and_a_talking_agent_may_take_its_time() {
     let end = ended(begun).await;
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::InactivityTimeout);
     assert!(end.result.get().contains("xxxxxxxx"), "eight updates came first: {}", end.result);
+}
+
+#[actix::test]
+async fn a_turn_that_fails_over_a_link_that_lives_on_ends_alone() {
+    let (mut stage, mut agent) = stage(|_| {}).await;
+    for (asks_for_cancel, state) in [(false, TurnState::Failed), (true, TurnState::Cancelled)] {
+        let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+        let call = agent.prompted().await;
+        if asks_for_cancel {
+            let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+            assert!(cancel.send(CancelTurn { prompt_id: None }).await.unwrap());
+        }
+        let remark = AgentEvent::Remark { severity: Severity::Warn, message: "by the way".into() };
+        agent.says.send(remark).await.unwrap();
+        let failure = Failure::new(ErrorCode::AgentCrashed, "exit code 42");
+        agent.says.send(AgentEvent::Failed { call, failure }).await.unwrap();
+        let end = ended(begun).await;
+        assert_eq!(end.state, state);
+        assert!(end.result.get().contains("by the way"), "{}", end.result);
+    }
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    assert!(stage.agents.try_recv().is_err(), "the same link carried all of them");
 }
 
 #[actix::test]

@@ -24,7 +24,8 @@ use crate::{
     },
     transport::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, Transport, TurnRequest,
-        acp_transport::{AcpTransport, Peer, shake_hands},
+        acp_handshake::{Peer, shake_hands},
+        acp_transport::AcpTransport,
         agent_process::{self, AgentCommand},
         pipe::PipeLimits,
         stdio::{self, StdioLimits},

@@ -1,9 +1,9 @@
 //! The container side: prepares workspaces, runs one agent process for each connection, and serves ACP over
-//! WebSocket.
+//! WebSocket; or runs one for each turn, over HTTP alone.
 //!
-//! Invariant: an agent process lives exactly as long as its connection, which for a client that asked for it outlives
-//! a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands through this side only
-//! within the folders of its sessions.
+//! Invariant: an agent process lives exactly as long as its turn over HTTP, or its connection, which for a client that
+//! asked for it outlives a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands
+//! through this side only within the folders of its sessions.
 
 pub mod acp_socket;
 pub mod agent_line;
@@ -354,6 +354,8 @@ fn raise_open_files_limit() {
     }
 }
 
+#[cfg(test)]
+mod fallback_tests;
 #[cfg(test)]
 mod resume_tests;
 #[cfg(test)]

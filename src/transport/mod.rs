@@ -1,6 +1,7 @@
 //! Ways to an agent: the traits by which a session sees one, and the transports behind them.
 //!
-//! Invariant: a transport frames and carries; it never decides how a turn ended and never repeats a call. A line that
+//! Invariant: a transport frames and carries; it never decides how a turn ended and never repeats a call, also not one
+//! whose answer was lost. A line that
 //! breaks it makes again where both ends number their messages, so that each arrives once. What it reports, it reports
 //! in the order in which the agent said it.
 
@@ -29,8 +30,10 @@ use crate::{
 };
 
 pub mod acp_connection;
+pub mod acp_handshake;
 pub mod acp_transport;
 pub mod agent_process;
+mod asked_turn;
 mod carrier;
 mod control_group;
 #[cfg(test)]
@@ -38,6 +41,8 @@ pub mod fake;
 #[cfg(test)]
 mod frame_fuzz;
 mod group_watch;
+mod http_door;
+pub mod http_fallback;
 mod line;
 mod orphans;
 pub mod pipe;
@@ -114,7 +119,8 @@ pub struct OpenRequest {
 pub struct OpenedSession {
     /// For saying things to the agent.
     pub link: Box<dyn AgentSession>,
-    /// What the agent says, ending with [`AgentEvent::Closed`].
+    /// What the agent says, ending with [`AgentEvent::Closed`], or with the link where each turn has an agent of its
+    /// own.
     pub events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
     /// The first request id that the session may use.
     pub next_call: u64,

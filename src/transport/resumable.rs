@@ -181,7 +181,7 @@ fn resumed(text: &str) -> Option<Resumed> {
 }
 
 /// From 0 to 1, for jitter.
-fn random_fraction() -> f64 {
+pub(super) fn random_fraction() -> f64 {
     let (_, low) = Uuid::new_v4().as_u64_pair();
     f64::from(low as u32) / f64::from(u32::MAX)
 }

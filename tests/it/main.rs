@@ -15,6 +15,7 @@ mod config;
 mod demo;
 mod drain;
 mod durability;
+mod fallback;
 mod faults;
 mod idempotency;
 mod interop;

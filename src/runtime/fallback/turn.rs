@@ -40,7 +40,7 @@ use crate::{
     transport::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, TurnRequest,
         acp_connection::closed_in_turn,
-        acp_transport::{Peer, shake_hands},
+        acp_handshake::{Peer, shake_hands},
     },
 };
 
