@@ -401,5 +401,7 @@ impl Routing {
 mod events;
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 #[path = "routing_tests.rs"]
 mod tests;
