@@ -9,6 +9,7 @@ pub mod connection;
 pub mod context;
 pub mod delivery;
 pub mod event;
+pub mod flip_storm;
 pub mod ids;
 pub mod lifecycle;
 pub mod mcp;
