@@ -253,6 +253,7 @@ impl Begun {
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
             entries: self.entries,
+            counts: None,
             now,
         };
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));

@@ -16,6 +16,7 @@ pub mod mcp;
 pub mod outcome;
 pub mod permission;
 pub mod prompt;
+pub mod record;
 pub mod redaction;
 pub mod replay;
 pub mod restart;

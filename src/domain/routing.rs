@@ -88,6 +88,11 @@ impl Initiator {
             Self::User => "user",
         }
     }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::System, Self::Operator, Self::User].into_iter().find(|initiator| initiator.as_str() == name)
+    }
 }
 
 /// Why a route was flipped.

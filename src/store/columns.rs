@@ -2,6 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
 use super::StoreError;
 use crate::domain::{
     clock::Timestamp,
@@ -21,9 +24,39 @@ pub(super) fn clean_option(text: Option<String>) -> Option<String> {
     text.map(clean)
 }
 
+/// Text from somewhere, ready for the disk.
+pub(super) fn clean_text(text: &str) -> String {
+    clean(Redacted::new(text).into_string())
+}
+
+/// A value as JSON, ready for the disk: secrets are taken out of each text in it, so that it reads back whatever the
+/// texts are.
+pub(super) fn redacted_json(value: &impl Serialize, column: &'static str) -> Result<String, StoreError> {
+    fn redact(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = Redacted::new(text).into_string(),
+            Value::Array(values) => values.iter_mut().for_each(redact),
+            Value::Object(members) => members.values_mut().for_each(redact),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut value = serde_json::to_value(value).map_err(|cause| not_json(column, &cause))?;
+    redact(&mut value);
+    Ok(value.to_string())
+}
+
+/// Reads JSON of ours.
+pub(super) fn json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|cause| not_json(column, &cause))
+}
+
+fn not_json(column: &'static str, cause: &serde_json::Error) -> StoreError {
+    StoreError::Corrupt(format!("{column} is not the JSON that this version knows: {cause}"))
+}
+
 /// What an agent or the system said about a failure, ready for the disk.
 pub(super) fn clean_detail(failure: &Failure) -> String {
-    clean(Redacted::new(&failure.detail).into_string())
+    clean_text(&failure.detail)
 }
 
 /// Reads an id or a name.
@@ -123,6 +156,17 @@ pub(super) fn limit(rows: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redacted_json_reads_back_whatever_its_texts_are() {
+        // As one text, the first address would reach to the sign in the last.
+        let texts = ["@http://host", "\0 \" {", "ghp_abcdefghijklmnopqrstuvwxyz0123456789", "@http://host"];
+        let kept = redacted_json(&texts, "test").unwrap();
+        let expected = [texts[0], texts[1], "[redacted]", texts[3]].map(str::to_owned).to_vec();
+        assert_eq!(json::<Vec<String>>(&kept, "test"), Ok(expected));
+        assert!(!kept.contains('\0'));
+        assert!(matches!(json::<Vec<String>>("{}", "test"), Err(StoreError::Corrupt(_))));
+    }
 
     #[test]
     fn a_cursor_reads_back_and_nothing_else_does() {

@@ -1,22 +1,36 @@
-//! What is kept, in SQLite or PostgreSQL: workspaces, sessions, turns and transcripts.
+//! What is kept, in SQLite or PostgreSQL: workspaces and their routes, sessions, turns, transcripts, and the records of
+//! what was decided and done.
 //!
 //! Invariant: diesel, r2d2 and SQL are in this folder alone, and one thread writes. Writes queue for it
 //! and are told after the commit; reads use a pool of connections that cannot write, on blocking threads.
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
+mod acp_connections;
+mod audit;
+mod audit_summary;
+mod automation_runs;
 mod cached;
 mod columns;
 mod connection;
+mod connection_events;
 mod expiry;
+mod flips;
 mod job;
 mod migrations;
+mod notifications;
+mod outcome_buckets;
 mod pool;
 mod prompts;
+mod protocol_migrations;
 mod recovery;
+mod retention;
+mod rollback_events;
+mod routes;
 #[rustfmt::skip]
 mod schema;
 mod session_list;
 mod sessions;
+mod tenant_protocols;
 #[cfg(test)]
 mod tests;
 mod transcript;
@@ -34,13 +48,26 @@ use tokio::sync::{mpsc, oneshot};
 use crate::domain::outcome::{ErrorCode, Failure};
 
 pub use self::{
+    acp_connections::{ConnectionRow, NewConnection},
+    audit::AuditFilter,
+    audit_summary::{AuditDay, AuditSummary, MAX_SUMMARY_TURNS, TurnFigures},
+    automation_runs::AutomationRunRow,
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
+    connection_events::{ConnectionEventRow, NewConnectionEvent},
     expiry::ExpiredSession,
+    flips::FlipRecord,
+    notifications::NotificationRow,
+    outcome_buckets::OutcomeCount,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
+    protocol_migrations::MigrationRow,
     recovery::{Recovered, Unfinished},
+    retention::Retained,
+    rollback_events::RollbackEventRow,
+    routes::{RouteFilter, RouteRow, SaveRoute, SavedRoute},
     session_list::SessionFilter,
     sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
+    tenant_protocols::TenantProtocol,
     transcript::{TranscriptAppend, TranscriptRow},
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };

@@ -9,6 +9,7 @@ use super::{
     cached::{Cached, execute},
     columns::{self, clean, clean_option},
     connection::AnyConnection,
+    outcome_buckets::{self, OutcomeCount},
     schema::prompts,
     transcript::{Entries, TranscriptAppend},
     writer::{Job, Outage, WriteTx},
@@ -18,6 +19,7 @@ use crate::domain::{
     ids::{PromptId, SessionId, WorkspaceKey},
     outcome::Failure,
     redaction::Redacted,
+    routing::Route,
     transcript::TranscriptEntry,
     turn::TurnState,
 };
@@ -52,6 +54,14 @@ pub struct NewTurn {
     pub user_entry: TranscriptEntry,
     /// Whether an earlier try may have written it: then what is there is given.
     pub again: bool,
+    /// The workspace's route when it began.
+    pub route: Route,
+    /// What carries it: `route`, unless it is a canary.
+    pub protocol: Route,
+    /// The epoch of the route.
+    pub epoch: u64,
+    /// Whether it tries ACP for a workspace that is rolled back.
+    pub is_canary: bool,
     /// The time.
     pub now: Timestamp,
 }
@@ -90,6 +100,14 @@ pub struct PromptRow {
     pub accepted: Timestamp,
     /// When it ended.
     pub ended: Option<Timestamp>,
+    /// The workspace's route when it began.
+    pub route: Route,
+    /// What carried it.
+    pub protocol: Route,
+    /// The epoch of the route.
+    pub epoch: u64,
+    /// Whether it tried ACP for a workspace that was rolled back.
+    pub is_canary: bool,
 }
 
 /// How a turn ended, and everything that is to be kept about it. The session's row is left alone: it is written
@@ -110,6 +128,8 @@ pub struct TurnEnd {
     pub error: Option<Failure>,
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
+    /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
+    pub counts: Option<OutcomeCount>,
     /// The time.
     pub now: Timestamp,
 }
@@ -130,6 +150,10 @@ struct Record {
     error_detail: Option<String>,
     accepted_us: i64,
     ended_us: Option<i64>,
+    route: String,
+    protocol: String,
+    epoch: i64,
+    is_canary: bool,
 }
 
 impl Record {
@@ -146,6 +170,10 @@ impl Record {
             error: columns::failure(self.error_code, self.error_detail),
             accepted: Timestamp(self.accepted_us),
             ended: self.ended_us.map(Timestamp),
+            route: columns::named(Route::from_name, &self.route, "prompts.route")?,
+            protocol: columns::named(Route::from_name, &self.protocol, "prompts.protocol")?,
+            epoch: columns::unsigned(self.epoch),
+            is_canary: self.is_canary,
         })
     }
 }
@@ -220,6 +248,7 @@ impl EndSlot {
         let result = clean_option(end.result.map(Redacted::into_string));
         let detail = end.error.as_ref().map(columns::clean_detail);
         let code = end.error.as_ref().map(|error| error.code.as_str());
+        let key = end.key.clone();
         let mut entries = Entries::new(TranscriptAppend {
             session_id: end.session_id,
             key: end.key,
@@ -243,6 +272,9 @@ impl EndSlot {
                 return Ok(());
             }
             tx.rows += ended;
+            if let Some(counts) = end.counts {
+                outcome_buckets::count(tx, &key, counts)?;
+            }
             entries.write(tx)
         };
         self.place.send(Job::new(Outage::Keep, run, done));
@@ -273,6 +305,10 @@ impl Store {
             error_detail: None,
             accepted_us: turn.now.0,
             ended_us: None,
+            route: turn.route.as_str().to_owned(),
+            protocol: turn.protocol.as_str().to_owned(),
+            epoch: columns::signed(turn.epoch),
+            is_canary: turn.is_canary,
         };
         let mut said = Entries::new(TranscriptAppend {
             session_id: turn.session_id,

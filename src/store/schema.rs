@@ -1,6 +1,96 @@
 // @generated automatically by Diesel CLI.
 
 diesel::table! {
+    acp_connections (connection_row_id) {
+        connection_row_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        session_id -> Nullable<Text>,
+        connection_id -> Nullable<Text>,
+        protocol -> Text,
+        outcome -> Text,
+        protocol_version -> Nullable<Integer>,
+        agent_name -> Nullable<Text>,
+        agent_version -> Nullable<Text>,
+        capabilities -> Nullable<Text>,
+        error_code -> Nullable<Text>,
+        error_detail -> Nullable<Text>,
+        handshake_ms -> BigInt,
+        is_probe -> Bool,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
+    automation_runs (run_id) {
+        run_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        session_id -> Text,
+        prompt_id -> Nullable<Text>,
+        status -> Text,
+        mode -> Text,
+        issue_number -> Nullable<BigInt>,
+        issue_url -> Nullable<Text>,
+        pull_request_number -> Nullable<BigInt>,
+        pull_request_url -> Nullable<Text>,
+        branch -> Nullable<Text>,
+        commit_sha -> Nullable<Text>,
+        skip_reason -> Nullable<Text>,
+        skip_detail -> Nullable<Text>,
+        duration_ms -> BigInt,
+        attempts -> Integer,
+        error_code -> Nullable<Text>,
+        logs -> Text,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
+    connection_events (event_id) {
+        event_id -> Text,
+        connection_row_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        session_id -> Nullable<Text>,
+        status -> Text,
+        cause -> Text,
+        health -> Nullable<Text>,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
+    notifications (notification_id) {
+        notification_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        session_id -> Nullable<Text>,
+        seq -> BigInt,
+        title -> Text,
+        body -> Text,
+        severity -> Text,
+        trigger -> Text,
+        auto_dismiss_ms -> BigInt,
+        cause_id -> Text,
+        created_us -> BigInt,
+        delivered_us -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    outcome_buckets (installation_id, workspace_id, epoch, route, bucket_us) {
+        installation_id -> Text,
+        workspace_id -> Text,
+        epoch -> BigInt,
+        route -> Text,
+        bucket_us -> BigInt,
+        successes -> BigInt,
+        failures -> BigInt,
+    }
+}
+
+diesel::table! {
     prompts (prompt_id) {
         prompt_id -> Text,
         session_id -> Text,
@@ -15,6 +105,47 @@ diesel::table! {
         error_detail -> Nullable<Text>,
         accepted_us -> BigInt,
         ended_us -> Nullable<BigInt>,
+        route -> Text,
+        protocol -> Text,
+        epoch -> BigInt,
+        is_canary -> Bool,
+    }
+}
+
+diesel::table! {
+    protocol_migrations (migration_id) {
+        migration_id -> Text,
+        run_id -> Nullable<Text>,
+        installation_id -> Text,
+        workspace_id -> Text,
+        from_protocol -> Text,
+        to_protocol -> Text,
+        epoch -> Nullable<BigInt>,
+        initiated_by -> Text,
+        actor -> Text,
+        trigger -> Text,
+        reason -> Text,
+        status -> Text,
+        metrics_snapshot -> Text,
+        started_us -> BigInt,
+        completed_us -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    rollback_events (event_id) {
+        event_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        epoch -> BigInt,
+        kind -> Text,
+        trigger -> Text,
+        reason_code -> Text,
+        actor -> Text,
+        reason -> Text,
+        follow_up -> Nullable<Text>,
+        metrics_snapshot -> Text,
+        created_us -> BigInt,
     }
 }
 
@@ -46,6 +177,18 @@ diesel::table! {
 }
 
 diesel::table! {
+    tenant_protocols (installation_id) {
+        installation_id -> Text,
+        default_protocol -> Text,
+        enable_acp -> Bool,
+        allow_migration -> Bool,
+        auto_migration -> Bool,
+        blocked_repositories -> Text,
+        updated_us -> BigInt,
+    }
+}
+
+diesel::table! {
     transcript_entries (session_id, seq) {
         session_id -> Text,
         seq -> BigInt,
@@ -56,6 +199,23 @@ diesel::table! {
         text -> Text,
         payload -> Nullable<Text>,
         created_us -> BigInt,
+    }
+}
+
+diesel::table! {
+    workspace_routes (installation_id, workspace_id) {
+        installation_id -> Text,
+        workspace_id -> Text,
+        epoch -> BigInt,
+        route -> Text,
+        default_protocol -> Text,
+        is_pinned -> Bool,
+        stage -> Text,
+        routing -> Text,
+        migration_enabled -> Bool,
+        auto_rollout -> Bool,
+        created_us -> BigInt,
+        updated_us -> BigInt,
     }
 }
 
@@ -77,4 +237,18 @@ diesel::table! {
 diesel::joinable!(prompts -> sessions (session_id));
 diesel::joinable!(transcript_entries -> sessions (session_id));
 
-diesel::allow_tables_to_appear_in_same_query!(prompts, sessions, transcript_entries, workspaces,);
+diesel::allow_tables_to_appear_in_same_query!(
+    acp_connections,
+    automation_runs,
+    connection_events,
+    notifications,
+    outcome_buckets,
+    prompts,
+    protocol_migrations,
+    rollback_events,
+    sessions,
+    tenant_protocols,
+    transcript_entries,
+    workspace_routes,
+    workspaces,
+);

@@ -1,8 +1,8 @@
 //! The table of what conversations left behind.
 
 use diesel::{
-    BoolExpressionMethods, ExpressionMethods, Insertable, NullableExpressionMethods, OptionalExtension, QueryDsl,
-    Queryable, RunQueryDsl,
+    BoolExpressionMethods, ExpressionMethods, Insertable, JoinOnDsl, NullableExpressionMethods, OptionalExtension,
+    QueryDsl, Queryable, RunQueryDsl,
 };
 
 use super::{
@@ -19,6 +19,7 @@ use crate::domain::{
     context::{MAX_CONTEXT_BYTES, Said},
     ids::{PromptId, SessionId, WorkspaceKey},
     redaction::Redacted,
+    routing::Route,
     transcript::TranscriptEntry,
 };
 
@@ -201,22 +202,33 @@ fn last_seq(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryRe
 /// Messages that are read at once for [`Store::last_said`].
 const SAID_PER_READ: i64 = 16;
 
+/// Which part of a conversation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All of it.
+    All,
+    /// The turns over HTTP since the last one over ACP.
+    OverHttpSinceAcp,
+}
+
 /// The newest messages, oldest first: at most `most`, and no more than are needed for the largest
-/// context.
-fn last_said(connection: &mut AnyConnection, session_id: &str, most: usize) -> diesel::QueryResult<Vec<Said>> {
+/// context. A turn that has begun and waits for its agent is not yet part of the conversation.
+fn last_said(
+    connection: &mut AnyConnection,
+    session_id: &str,
+    most: usize,
+    part: Part,
+) -> diesel::QueryResult<Vec<Said>> {
     let mut said = Vec::new();
     let mut bytes = 0;
     let mut before = i64::MAX;
-    while said.len() < most && bytes < MAX_CONTEXT_BYTES {
-        // A turn that has begun and waits for its agent is not yet part of the conversation.
-        let ended = prompts::table
-            .filter(prompts::session_id.eq(session_id))
-            .filter(prompts::ended_us.is_not_null())
-            .select(prompts::prompt_id.nullable());
-        let rows: Vec<(i64, String, String)> = transcript_entries::table
+    'newest_first: while said.len() < most && bytes < MAX_CONTEXT_BYTES {
+        let of_turns = prompts::table.on(prompts::prompt_id.nullable().eq(transcript_entries::prompt_id));
+        let rows: Vec<(i64, String, String, String)> = transcript_entries::table
+            .inner_join(of_turns)
             .filter(transcript_entries::session_id.eq(session_id))
             .filter(transcript_entries::seq.lt(before))
-            .filter(transcript_entries::prompt_id.eq_any(ended))
+            .filter(prompts::ended_us.is_not_null())
             .filter(
                 transcript_entries::event_type
                     .eq("user_message")
@@ -224,14 +236,27 @@ fn last_said(connection: &mut AnyConnection, session_id: &str, most: usize) -> d
             )
             .order(transcript_entries::seq.desc())
             .limit(SAID_PER_READ)
-            .select((transcript_entries::seq, transcript_entries::event_type, transcript_entries::text))
+            .select((
+                transcript_entries::seq,
+                transcript_entries::event_type,
+                transcript_entries::text,
+                prompts::protocol,
+            ))
             .load(connection)?;
         let Some((last, ..)) = rows.last() else { break };
         before = *last;
-        for (_, event_type, text) in rows {
+        for (_, event_type, text, protocol) in rows {
+            let by_user = event_type == "user_message";
+            if part == Part::OverHttpSinceAcp && protocol != Route::Http.as_str() {
+                // With what the user said a turn begins; what an agent said may also have come late.
+                if by_user {
+                    break 'newest_first;
+                }
+                continue;
+            }
             if said.len() < most && bytes < MAX_CONTEXT_BYTES {
                 bytes += text.len();
-                said.push(Said { by_user: event_type == "user_message", text });
+                said.push(Said { by_user, text });
             }
         }
     }
@@ -326,6 +351,13 @@ impl Store {
     /// What user and agent said last, oldest first: at most `most` messages, and no more than fill the
     /// largest context. Cancel-safe.
     pub async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
-        self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most)?)).await
+        self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::All)?)).await
+    }
+
+    /// What user and agent said in the turns over HTTP that followed the last turn over ACP: what a live ACP agent
+    /// with a memory of its own did not see. Oldest first, bounded as [`Store::last_said`] is. Cancel-safe.
+    pub async fn missed_by_agent(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
+        self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::OverHttpSinceAcp)?))
+            .await
     }
 }

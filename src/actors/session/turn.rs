@@ -21,6 +21,7 @@ use crate::{
         lifecycle::SessionState,
         outcome::{ErrorCode, Failure},
         prompt::Prompt,
+        routing::Route,
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
     },
@@ -130,6 +131,10 @@ impl Session {
             idempotency: idempotency.clone(),
             preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
             again,
+            route: Route::Acp,
+            protocol: Route::Acp,
+            epoch: 0,
+            is_canary: false,
             user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
             now,
         };

@@ -297,6 +297,10 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
         key: key("acme", "web"),
         idempotency: None,
         preview: Redacted::new("fix it"),
+        route: Route::Acp,
+        protocol: Route::Acp,
+        epoch: 0,
+        is_canary: false,
         user_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
         now: at(us),
     }
@@ -311,6 +315,7 @@ pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> T
         result: Some(Redacted::new(r#"{"stopReason":"completed"}"#)),
         error: None,
         entries: vec![TranscriptEntry::text("agent_message", "done")],
+        counts: None,
         now: at(us),
     }
 }

@@ -1,7 +1,9 @@
 //! Every test runs on both databases.
 
+mod audit;
 mod fixture;
 mod lists;
+mod routes;
 mod sessions;
 mod turns;
 mod writing;

@@ -1,0 +1,2 @@
+DROP TABLE connection_events;
+DROP TABLE acp_connections;

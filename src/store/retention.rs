@@ -1,0 +1,83 @@
+//! What is old enough to be forgotten.
+
+use diesel::{RunQueryDsl, sql_types::BigInt};
+
+use super::{Store, StoreError, cached::execute, columns, connection::AnyConnection, writer::WriteTx};
+use crate::domain::clock::Timestamp;
+
+/// Records that are kept for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Retained {
+    /// Handshakes, and what became of the connections. A handshake goes after the last of its changes.
+    Connections,
+    /// Migrations, by when they began.
+    Migrations,
+    /// Rollbacks and restores.
+    RollbackEvents,
+    /// Counts of outcomes, by where their bucket begins.
+    OutcomeBuckets,
+    /// Automation runs.
+    AutomationRuns,
+    /// Notifications that were told; those that were not stay, however old they are.
+    Notifications,
+}
+
+impl Retained {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [
+        Self::Connections,
+        Self::Migrations,
+        Self::RollbackEvents,
+        Self::OutcomeBuckets,
+        Self::AutomationRuns,
+        Self::Notifications,
+    ];
+
+    /// Deletes what is older than `$1`, the oldest first, at most `$2` rows by each statement.
+    fn statements(self) -> &'static [&'static str] {
+        match self {
+            Self::Connections => &[
+                "DELETE FROM connection_events WHERE event_id IN (SELECT event_id FROM connection_events \
+                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)",
+                "DELETE FROM acp_connections WHERE connection_row_id IN (SELECT connection_row_id FROM acp_connections c \
+                 WHERE created_us < $1 AND NOT EXISTS (SELECT 1 FROM connection_events e \
+                 WHERE e.connection_row_id = c.connection_row_id) ORDER BY created_us LIMIT $2)",
+            ],
+            Self::Migrations => &[
+                "DELETE FROM protocol_migrations WHERE migration_id IN (SELECT migration_id FROM protocol_migrations \
+                 WHERE started_us < $1 ORDER BY started_us LIMIT $2)",
+            ],
+            Self::RollbackEvents => &["DELETE FROM rollback_events WHERE event_id IN (SELECT event_id \
+                 FROM rollback_events WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+            Self::OutcomeBuckets => {
+                &["DELETE FROM outcome_buckets WHERE (installation_id, workspace_id, epoch, route, bucket_us) IN \
+                 (SELECT installation_id, workspace_id, epoch, route, bucket_us FROM outcome_buckets \
+                 WHERE bucket_us < $1 ORDER BY bucket_us LIMIT $2)"]
+            }
+            Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
+                 FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+            Self::Notifications => &["DELETE FROM notifications WHERE notification_id IN (SELECT notification_id \
+                 FROM notifications WHERE created_us < $1 AND delivered_us IS NOT NULL ORDER BY created_us LIMIT $2)"],
+        }
+    }
+}
+
+fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
+    let mut deleted = 0;
+    for statement in what.statements() {
+        let left = limit - i64::try_from(deleted).unwrap_or(limit);
+        let statement = diesel::sql_query(*statement).bind::<BigInt, _>(before.0).bind::<BigInt, _>(left);
+        deleted += execute!(tx.connection, statement)?;
+    }
+    tx.rows += deleted;
+    Ok(deleted)
+}
+
+impl Store {
+    /// Deletes what is older than `before`, the oldest first: at most `limit` rows, and never more than
+    /// [`MAX_PAGE`](super::MAX_PAGE), so that nothing that is queued waits long. Says how many; as many as were
+    /// allowed mean that there may be more. Safe to retry. A dropped future may have deleted.
+    pub async fn prune(&self, what: Retained, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        self.write(move |tx| prune(tx, what, before, columns::limit(limit))).await
+    }
+}

@@ -1,0 +1,105 @@
+//! The table of rollbacks and restores. Rows are added and pruned, never changed.
+
+use diesel::{Insertable, Queryable, RunQueryDsl};
+use uuid::Uuid;
+
+use super::{
+    StoreError,
+    columns::{self, clean_text},
+    schema::rollback_events,
+    writer::WriteTx,
+};
+use crate::domain::{
+    clock::Timestamp,
+    ids::WorkspaceKey,
+    record::{FollowUp, ReasonCode, RollbackKind},
+    routing::FlipTrigger,
+};
+
+/// A rollback or restore as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RollbackEventRow {
+    /// Its id.
+    pub event_id: Uuid,
+    /// Which workspace.
+    pub key: WorkspaceKey,
+    /// The epoch that began with it.
+    pub epoch: u64,
+    /// Which way.
+    pub kind: RollbackKind,
+    /// What flipped it.
+    pub trigger: FlipTrigger,
+    /// Why, as a word.
+    pub reason_code: ReasonCode,
+    /// Who; redacted on the way in.
+    pub actor: String,
+    /// Why; redacted on the way in.
+    pub reason: String,
+    /// What is to be done about it.
+    pub follow_up: Option<FollowUp>,
+    /// What was measured, as a JSON object; redacted on the way in.
+    pub metrics: String,
+    /// When.
+    pub created: Timestamp,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = rollback_events, treat_none_as_default_value = false)]
+pub(super) struct Record {
+    event_id: String,
+    installation_id: String,
+    workspace_id: String,
+    epoch: i64,
+    kind: String,
+    trigger: String,
+    reason_code: String,
+    actor: String,
+    reason: String,
+    follow_up: Option<String>,
+    metrics_snapshot: String,
+    created_us: i64,
+}
+
+impl Record {
+    pub(super) fn new(row: RollbackEventRow) -> Self {
+        Self {
+            event_id: row.event_id.to_string(),
+            installation_id: row.key.installation_id.to_string(),
+            workspace_id: row.key.workspace_id.to_string(),
+            epoch: columns::signed(row.epoch),
+            kind: row.kind.as_str().to_owned(),
+            trigger: row.trigger.as_str().to_owned(),
+            reason_code: row.reason_code.as_str().to_owned(),
+            actor: clean_text(&row.actor),
+            reason: clean_text(&row.reason),
+            follow_up: row.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
+            metrics_snapshot: clean_text(&row.metrics),
+            created_us: row.created.0,
+        }
+    }
+
+    pub(super) fn read(self) -> Result<RollbackEventRow, StoreError> {
+        let follow_up = self.follow_up.as_deref();
+        Ok(RollbackEventRow {
+            event_id: columns::parse(&self.event_id, "rollback_events.event_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            epoch: columns::unsigned(self.epoch),
+            kind: columns::named(RollbackKind::from_name, &self.kind, "rollback_events.kind")?,
+            trigger: columns::named(FlipTrigger::from_name, &self.trigger, "rollback_events.trigger")?,
+            reason_code: columns::named(ReasonCode::from_name, &self.reason_code, "rollback_events.reason_code")?,
+            actor: self.actor,
+            reason: self.reason,
+            follow_up: follow_up
+                .map(|name| columns::named(FollowUp::from_name, name, "rollback_events.follow_up"))
+                .transpose()?,
+            metrics: self.metrics_snapshot,
+            created: Timestamp(self.created_us),
+        })
+    }
+
+    /// Writes it.
+    pub(super) fn insert(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
+        tx.rows += diesel::insert_into(rollback_events::table).values(self).execute(tx.connection)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,387 @@
+//! What is read for an audit, its figures, and what is forgotten in time.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use uuid::Uuid;
+
+use super::fixture::*;
+use crate::{
+    domain::{
+        clock::Timestamp,
+        connection::ConnectionStatus,
+        ids::WorkspaceKey,
+        outcome::{ErrorCode, Failure},
+        record::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
+        redaction::Redacted,
+        routing::{FlipTrigger, Initiator, Route, Routing, Wish},
+        success_window::Sample,
+        transcript::TranscriptEntry,
+        turn::TurnState,
+    },
+    store::{
+        AuditDay, AuditFilter, ConnectionEventRow, Cursor, FlipRecord, MigrationRow, NewConnection,
+        NewConnectionEvent, NewSession, NewTurn, OutcomeCount, Page, Retained, SaveRoute, Store, StoreError,
+        TenantProtocol, TurnEnd, TurnFigures,
+    },
+};
+
+const DAY_US: i64 = 86_400_000_000;
+
+fn of(tenant: &str) -> AuditFilter {
+    AuditFilter { installation_id: Some(tenant.parse().unwrap()), ..AuditFilter::default() }
+}
+
+fn all() -> Page {
+    Page { limit: 1000, after: None }
+}
+
+/// Rolls a workspace back and restores it by turns, `count` times, a second apart.
+async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
+    let mut routing = store.route(key.clone()).await.unwrap().map_or(Routing::new(Route::Acp), |row| row.routing);
+    for n in first..first + count {
+        let now = at(n * 1_000_000);
+        let expected_epoch = routing.epoch();
+        let wish = Wish { initiator: Initiator::Operator, actor: "ada".into(), reason: format!("for {n}") };
+        let flip = match routing.route() {
+            Route::Acp => routing.roll_back(wish, now),
+            Route::Http => routing.restore(wish, now),
+        };
+        let flip = FlipRecord {
+            migration_id: Uuid::now_v7(),
+            event_id: Uuid::now_v7(),
+            run_id: None,
+            flip: flip.unwrap(),
+            reason_code: ReasonCode::Manual,
+            follow_up: Some(FollowUp::ScheduleReview),
+            metrics: Redacted::new("{}"),
+            notes: Vec::new(),
+            note: TranscriptEntry::text("rollback", "note"),
+        };
+        let decision = SaveRoute {
+            key: key.clone(),
+            expected_epoch,
+            routing: routing.clone(),
+            migration_enabled: None,
+            auto_rollout: None,
+            flip: Some(flip),
+            now,
+        };
+        store.save_route(decision).await.unwrap();
+    }
+}
+
+fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
+    NewConnection {
+        connection_row_id: Uuid::now_v7(),
+        key,
+        session_id: None,
+        connection_id: None,
+        protocol: Route::Acp,
+        protocol_version: Some(1),
+        agent_name: Some("demo".into()),
+        agent_version: None,
+        capabilities: Some(Redacted::new(r#"{"loadSession":true}"#)),
+        failure: None,
+        handshake: Duration::from_millis(12),
+        is_probe: false,
+        now: at(us),
+    }
+}
+
+fn event(of: &NewConnection, status: ConnectionStatus, us: i64) -> NewConnectionEvent {
+    NewConnectionEvent {
+        event_id: Uuid::now_v7(),
+        connection_row_id: of.connection_row_id,
+        key: of.key.clone(),
+        session_id: of.session_id,
+        status,
+        cause: format!("at {us}"),
+        health: None,
+        now: at(us),
+    }
+}
+
+async fn sql(store: &Store, statements: String) {
+    store
+        .write(move |tx| {
+            tx.connection.batch_execute(&statements)?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+}
+
+fn run(id: u32, tenant: &str, session: &str, us: i64) -> String {
+    format!(
+        "INSERT INTO automation_runs (run_id, installation_id, workspace_id, session_id, status, mode, skip_reason, \
+         duration_ms, attempts, logs, created_us) VALUES ('{}', '{tenant}', 'web', '{session}', 'skipped', 'github', \
+         'rateLimited', 5, 1, '[]', {});",
+        Uuid::from_u128(id.into()),
+        at(us).0
+    )
+}
+
+fn notification(id: u32, tenant: &str, us: i64, delivered: bool) -> String {
+    format!(
+        "INSERT INTO notifications (notification_id, installation_id, workspace_id, seq, title, body, severity, trigger, \
+         auto_dismiss_ms, cause_id, created_us, delivered_us) VALUES ('{}', '{tenant}', 'web', {id}, 'Automation \
+         update', 'body', 'warning', 'skip', 10000, 'cause', {}, {});",
+        Uuid::from_u128(id.into()),
+        at(us).0,
+        if delivered { at(us).0.to_string() } else { "NULL".to_owned() }
+    )
+}
+
+both_databases! {
+    async fn flips_are_read_in_pages_by_workspace_time_and_session(database: TestDatabase) {
+        let store = database.open();
+        let (web, api) = (key("acme", "web"), key("acme", "api"));
+        flips(&store, &web, 0, 5).await;
+        flips(&store, &api, 2, 3).await;
+        flips(&store, &key("other", "web"), 0, 2).await;
+        for limit in [1, 3, 100] {
+            let (mut migrations, mut after): (Vec<MigrationRow>, Option<Cursor>) = (Vec::new(), None);
+            loop {
+                let page = store.migrations(of("acme"), Page { limit, after }).await.unwrap();
+                let Some(last) = page.last() else { break };
+                after = Some(last.cursor().to_string().parse().unwrap());
+                migrations.extend(page);
+            }
+            assert_eq!(migrations.len(), 8);
+            assert!(migrations.is_sorted_by(|a, b| (a.started, a.migration_id) > (b.started, b.migration_id)));
+        }
+        let filter = AuditFilter { workspace_id: Some("web".parse().unwrap()), ..of("acme") };
+        let rows = store.migrations(filter.clone(), all()).await.unwrap();
+        let expected = MigrationRow {
+            migration_id: rows[4].migration_id,
+            run_id: None,
+            key: web.clone(),
+            from: Route::Acp,
+            to: Route::Http,
+            epoch: Some(1),
+            initiated_by: Initiator::Operator,
+            actor: "ada".into(),
+            trigger: FlipTrigger::ManualOperator,
+            reason: "for 0".into(),
+            status: MigrationStatus::Succeeded,
+            metrics: "{}".into(),
+            started: at(0),
+            completed: Some(at(0)),
+        };
+        assert_eq!((rows.len(), &rows[4]), (5, &expected));
+        let between = AuditFilter { from: Some(at(1_000_000)), until: Some(at(3_000_000)), ..filter };
+        let events = store.rollback_events(between, all()).await.unwrap();
+        let seen: Vec<_> = events.iter().map(|it| (it.epoch, it.kind, it.reason.as_str())).collect();
+        assert_eq!(seen, [(3, RollbackKind::Rollback, "for 2"), (2, RollbackKind::Restore, "for 1")]);
+        assert_eq!((events[0].reason_code, events[0].follow_up), (ReasonCode::Manual, Some(FollowUp::ScheduleReview)));
+
+        let session = NewSession { key: api.clone(), workspace: Some(new_workspace(&api, 0)), ..new_session(3_000_000) };
+        let filter = AuditFilter { session_id: Some(session.session_id), ..AuditFilter::default() };
+        assert_eq!(store.migrations(filter.clone(), all()).await.unwrap(), []);
+        store.create_session(session).await.unwrap();
+        let events = store.rollback_events(filter.clone(), all()).await.unwrap();
+        assert_eq!(events.iter().map(|it| it.reason.as_str()).collect::<Vec<_>>(), ["for 4", "for 3"]);
+        let elsewhere = AuditFilter { installation_id: Some("other".parse().unwrap()), ..filter };
+        assert_eq!(store.rollback_events(elsewhere, all()).await.unwrap(), []);
+    }
+
+    async fn a_step_of_a_run_is_a_row_without_an_epoch(database: TestDatabase) {
+        let store = database.open();
+        flips(&store, &key("acme", "web"), 0, 1).await;
+        let flip = store.migrations(of("acme"), all()).await.unwrap().remove(0);
+        let step = MigrationRow {
+            migration_id: Uuid::now_v7(),
+            run_id: Some(Uuid::now_v7()),
+            epoch: None,
+            status: MigrationStatus::Scheduled,
+            started: at(9),
+            completed: None,
+            ..flip.clone()
+        };
+        for _ in 0..2 {
+            store.record_migration(step.clone()).await.unwrap();
+        }
+        assert_eq!(store.migrations(of("acme"), all()).await.unwrap(), [step, flip.clone()]);
+        // The same flip under another id.
+        let doubled = MigrationRow { migration_id: Uuid::now_v7(), ..flip };
+        store.record_migration(doubled).await.unwrap();
+        assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
+    }
+
+    async fn connections_are_read_with_what_became_of_them(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let good = NewConnection { session_id: Some(session), ..handshake(key("acme", "web"), 1) };
+        let failed = NewConnection {
+            failure: Some(Failure::new(ErrorCode::AgentCrashed, "no answer")),
+            is_probe: true,
+            ..handshake(key("acme", "web"), 2)
+        };
+        for new in [&good, &failed, &handshake(key("other", "web"), 3)] {
+            store.record_handshake(new.clone(), None).await.unwrap();
+        }
+        for (status, us) in [(ConnectionStatus::Connected, 4), (ConnectionStatus::Degraded, 5)] {
+            store.record_connection_event(event(&good, status, us)).await.unwrap();
+        }
+        let rows = store.connections(of("acme"), all()).await.unwrap();
+        assert_eq!(rows.len(), 2);
+        assert_eq!((rows[0].is_probe, rows[0].session_id, rows[0].events.len()), (true, None, 0));
+        assert_eq!(rows[0].failure, failed.failure);
+        let row = &rows[1];
+        assert_eq!((row.connection_row_id, row.protocol_version, row.handshake), (good.connection_row_id, Some(1), good.handshake));
+        assert_eq!((row.capabilities.as_deref(), row.created), (Some(r#"{"loadSession":true}"#), at(1)));
+        let expected = ConnectionEventRow { status: "degraded".into(), cause: "at 5".into(), health: None, created: at(5) };
+        assert_eq!((row.events.len(), &row.events[1]), (2, &expected));
+        let of_session = AuditFilter { session_id: Some(session), ..AuditFilter::default() };
+        assert_eq!(store.connections(of_session, all()).await.unwrap(), std::slice::from_ref(row));
+        let after = Page { limit: 1, after: Some(rows[0].cursor()) };
+        assert_eq!(store.connections(of("acme"), after).await.unwrap(), std::slice::from_ref(row));
+    }
+
+    async fn automation_runs_and_notifications_are_read_in_pages(database: TestDatabase) {
+        let store = database.open();
+        let session = new_session(0).session_id;
+        let rows: String = (0..7).map(|n| run(n, "acme", &session.to_string(), 1) + &notification(n, "acme", 1, false)).collect();
+        sql(&store, rows + &run(9, "other", &session.to_string(), 2) + &notification(9, "other", 2, true)).await;
+        let first = store.automation_runs(of("acme"), Page { limit: 4, after: None }).await.unwrap();
+        let second = Page { limit: 4, after: Some(first[3].cursor()) };
+        let second = store.automation_runs(of("acme"), second).await.unwrap();
+        let ids: Vec<_> = first.iter().chain(&second).map(|row| row.run_id.as_u128()).collect();
+        assert_eq!(ids, [6, 5, 4, 3, 2, 1, 0]);
+        assert_eq!((first[0].status.as_str(), first[0].skip_reason.as_deref()), ("skipped", Some("rateLimited")));
+        let first = store.notifications(of("acme"), Page { limit: 4, after: None }).await.unwrap();
+        let second = Page { limit: 4, after: Some(first[3].cursor()) };
+        assert_eq!(store.notifications(of("acme"), second).await.unwrap().len(), 3);
+        assert_eq!((first[0].seq, first[0].auto_dismiss), (6, Duration::from_secs(10)));
+        let of_session = AuditFilter { session_id: Some(session), ..AuditFilter::default() };
+        assert_eq!(store.automation_runs(of_session.clone(), all()).await.unwrap().len(), 8);
+        assert_eq!(store.notifications(of_session, all()).await.unwrap(), []);
+    }
+
+    async fn the_summary_tells_days_tenants_protocols_and_flips(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let midnight = at(0).0.div_euclid(DAY_US) * DAY_US - at(0).0 + DAY_US;
+        // Twenty completed turns a protocol and day, of 1 to 20 ms; over HTTP ten times as long.
+        for (protocol, unit) in [(Route::Acp, 1000), (Route::Http, 10_000)] {
+            for day in 0..2 {
+                for n in 1..=20 {
+                    let began = midnight + day * DAY_US + n;
+                    let turn = NewTurn { protocol, ..new_turn(session, began) };
+                    let end_of = turn_end(session, turn.prompt_id, began + n * unit);
+                    store.accept_turn(turn).await.unwrap();
+                    end(&store, end_of).await.unwrap();
+                }
+            }
+        }
+        for state in [TurnState::Failed, TurnState::Cancelled, TurnState::Interrupted] {
+            let turn = new_turn(session, midnight);
+            let end_of = TurnEnd { state, ..turn_end(session, turn.prompt_id, midnight + 1) };
+            store.accept_turn(turn).await.unwrap();
+            end(&store, end_of).await.unwrap();
+        }
+        let open = NewTurn { key: key("beta", "web"), ..new_turn(session, midnight + DAY_US - 1) };
+        store.accept_turn(open).await.unwrap();
+        flips(&store, &key("acme", "web"), midnight / 1_000_000 + 1, 3).await;
+
+        let (from, until) = (at(midnight), at(midnight + 2 * DAY_US));
+        let summary = store.audit_summary(None, from, until).await.unwrap();
+        let ms = |ms| Some(Duration::from_millis(ms));
+        let acp = TurnFigures { completed: 20, p50: ms(10), p95: ms(19), ..TurnFigures::default() };
+        let http = TurnFigures { completed: 20, p50: ms(100), p95: ms(190), ..TurnFigures::default() };
+        let second = AuditDay {
+            day: at(midnight + DAY_US),
+            installation_id: "acme".parse().unwrap(),
+            acp,
+            http,
+            flips_to_http: 0,
+            flips_to_acp: 0,
+        };
+        let first = AuditDay {
+            day: from,
+            acp: TurnFigures { failed: 1, cancelled: 1, interrupted: 1, ..acp },
+            flips_to_http: 2,
+            flips_to_acp: 1,
+            ..second.clone()
+        };
+        let beta = AuditDay {
+            day: from,
+            installation_id: "beta".parse().unwrap(),
+            acp: TurnFigures { open: 1, ..TurnFigures::default() },
+            http: TurnFigures::default(),
+            flips_to_http: 0,
+            flips_to_acp: 0,
+        };
+        assert_eq!(first.acp.success_rate_bp(), Some(9090));
+        assert_eq!(beta.acp.success_rate_bp(), None);
+        assert_eq!(summary.from, from);
+        assert_eq!(summary.days, [second.clone(), first, beta.clone()]);
+        let of_beta = store.audit_summary(Some("beta".parse().unwrap()), from, until).await.unwrap();
+        assert_eq!(of_beta.days, [beta]);
+        let nothing = store.audit_summary(None, until, Timestamp(i64::MAX)).await.unwrap();
+        assert_eq!(nothing.days, []);
+
+        // More turns than may be read: the oldest are left out, and it says since when the figures are whole.
+        let cut = store.read(move |connection| crate::store::audit_summary::summary(connection, None, from, until, 40));
+        let cut = cut.await.unwrap();
+        assert_eq!((cut.from, cut.days), (at(midnight + DAY_US), vec![second]));
+    }
+
+    async fn retention_forgets_the_oldest_first_in_chunks_and_never_what_is_undelivered(database: TestDatabase) {
+        let store = database.open();
+        let web = key("acme", "web");
+        flips(&store, &web, 0, 4).await;
+        let lasting = handshake(web.clone(), 1);
+        for new in [lasting.clone(), handshake(web.clone(), 2), handshake(web.clone(), 9_000_000)] {
+            let counts = OutcomeCount { epoch: 0, route: Route::Acp, bucket: new.now, sample: Sample::Success };
+            store.record_handshake(new, Some(counts)).await.unwrap();
+        }
+        for us in [3, 9_000_000] {
+            store.record_connection_event(event(&lasting, ConnectionStatus::Degraded, us)).await.unwrap();
+        }
+        let rows = (0..4).map(|n| run(n, "acme", "s", i64::from(n) * 1_000_000) + &notification(n, "acme", i64::from(n), n > 0));
+        let session = new_session(0).session_id.to_string();
+        let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
+        sql(&store, rows).await;
+
+        let two_seconds = at(2_000_000);
+        let mut pruned = Vec::new();
+        for what in Retained::ALL {
+            // One after the other, and then all that is left.
+            let first = store.prune(what, two_seconds, 1).await.unwrap();
+            pruned.push((first, store.prune(what, two_seconds, 1000).await.unwrap()));
+            assert_eq!(store.prune(what, two_seconds, 1000).await, Ok(0));
+        }
+        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 2)]);
+        let left = store.connections(of("acme"), all()).await.unwrap();
+        assert_eq!(left.iter().map(|row| (row.created, row.events.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
+        assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
+        assert_eq!(store.rollback_events(of("acme"), all()).await.unwrap().len(), 2);
+        assert_eq!(store.window(web, 0, Route::Acp, at(0)).await.unwrap().len(), 1);
+        assert_eq!(store.automation_runs(of("acme"), all()).await.unwrap().len(), 2);
+        let undelivered = store.notifications(of("acme"), all()).await.unwrap();
+        assert_eq!(undelivered.iter().map(|row| (row.seq, row.delivered)).collect::<Vec<_>>(), [(0, None)]);
+    }
+
+    async fn what_a_tenant_wants_is_kept_and_replaced(database: TestDatabase) {
+        let store = database.open();
+        let mut wanted = TenantProtocol {
+            installation_id: "acme".parse().unwrap(),
+            default_protocol: Route::Acp,
+            enable_acp: true,
+            allow_migration: true,
+            auto_migration: false,
+            blocked_repositories: vec!["octo/a".into(), "octo/ü\0".into()],
+            updated: at(1),
+        };
+        assert_eq!(store.tenant_protocol(wanted.installation_id.clone()).await, Ok(None));
+        for protocol in [Route::Acp, Route::Http] {
+            wanted.default_protocol = protocol;
+            wanted.enable_acp = protocol == Route::Acp;
+            store.save_tenant_protocol(wanted.clone()).await.unwrap();
+            assert_eq!(store.tenant_protocol(wanted.installation_id.clone()).await, Ok(Some(wanted.clone())));
+        }
+        assert_eq!(store.tenant_protocol("other".parse().unwrap()).await, Ok::<_, StoreError>(None));
+    }
+}
