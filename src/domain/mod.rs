@@ -11,6 +11,7 @@ pub mod context;
 pub mod delivery;
 pub mod event;
 pub mod fallback;
+pub mod flip_storm;
 pub mod ids;
 pub mod lifecycle;
 pub mod mcp;

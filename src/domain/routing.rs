@@ -208,7 +208,7 @@ impl Stage {
 #[serde(rename_all = "camelCase", tag = "stage")]
 enum Breaker {
     Closed,
-    Open { probe_at: Timestamp },
+    Open { since: Timestamp, probe_at: Timestamp },
     HalfOpen { since: Timestamp },
     Recovering { step: usize, successes: u32 },
 }
@@ -308,11 +308,17 @@ impl Routing {
         }
     }
 
-    /// What is left of it after the process that ran it has died: a probe that was under way is made again.
+    /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where
+    /// the time of day was stepped back meanwhile, none of it has passed.
     pub fn after_restart(mut self, now: Timestamp) -> Self {
-        if let Breaker::HalfOpen { .. } = self.breaker {
-            self.breaker = Breaker::Open { probe_at: now };
+        match self.breaker {
+            Breaker::HalfOpen { .. } => self.breaker = Breaker::Open { since: now, probe_at: now },
+            Breaker::Open { since, probe_at } if now < since => {
+                self.breaker = Breaker::Open { since: now, probe_at: now.plus(probe_at.since(since)) };
+            }
+            _ => {}
         }
+        self.well_since = self.well_since.map(|since| since.min(now));
         self
     }
 
@@ -363,7 +369,7 @@ impl Routing {
     /// When the next probe is made, while it cools down and is not pinned.
     pub fn next_probe_at(&self) -> Option<Timestamp> {
         match self.breaker {
-            Breaker::Open { probe_at } if self.pin.is_none() => Some(probe_at),
+            Breaker::Open { probe_at, .. } if self.pin.is_none() => Some(probe_at),
             _ => None,
         }
     }
@@ -409,6 +415,8 @@ impl Routing {
 
 mod events;
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 #[path = "routing_tests.rs"]
 mod tests;

@@ -67,7 +67,7 @@ impl Routing {
     /// Time has passed. Gives the probe that is to be made now; [`Self::on_probe`] has to follow.
     pub fn on_tick(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) -> Option<Probe> {
         match self.breaker {
-            Breaker::Open { probe_at } if self.pin.is_none() && now >= probe_at => {
+            Breaker::Open { probe_at, .. } if self.pin.is_none() && now >= probe_at => {
                 self.breaker = Breaker::HalfOpen { since: now };
                 Some(Probe { epoch: self.epoch, attempt: self.attempt })
             }
@@ -180,7 +180,7 @@ impl Routing {
         let spread = f64::from(rules.jitter_bp) / f64::from(FULL_BP);
         let factor = 1.0 + spread * (2.0 * fraction.clamp(0.0, 1.0) - 1.0);
         let cooldown = doubled.min(rules.max_cooldown).mul_f64(factor.max(0.0));
-        self.breaker = Breaker::Open { probe_at: now.plus(cooldown) };
+        self.breaker = Breaker::Open { since: now, probe_at: now.plus(cooldown) };
         (self.watched, self.well_since) = (None, None);
     }
 

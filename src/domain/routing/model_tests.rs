@@ -1,0 +1,387 @@
+//! The machine against a model of it, over random lives.
+
+use proptest::{prelude::*, test_runner::RngAlgorithm};
+
+use super::tests::{at, figures, rules};
+use super::*;
+use crate::domain::success_window::Sample;
+
+/// What happens to a route.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Milliseconds.
+    Pass(u64),
+    Tick,
+    /// To the moment at which it wants to be woken, and so many milliseconds further.
+    Wake(u64),
+    Breach,
+    Turn(Sample, Stale),
+    Probe(Sample, Stale),
+    Canary(Option<Sample>, Stale),
+    RollBack,
+    Restore,
+    SetPin(Route),
+    Release,
+    SetDefault(Route),
+    /// The process dies; meanwhile the time of day steps by so many seconds.
+    Restart(i64),
+}
+
+/// Whether something is of now, or of an earlier try: then, which one.
+type Stale = Option<prop::sample::Index>;
+
+fn step() -> impl Strategy<Value = Step> {
+    let sample = || prop_oneof![3 => Just(Sample::Success), 1 => Just(Sample::Failure)];
+    let stale = || prop_oneof![3 => Just(None), 1 => any::<prop::sample::Index>().prop_map(Some)];
+    let route = prop_oneof![Just(Route::Acp), Just(Route::Http)];
+    prop_oneof![
+        3 => prop_oneof![0u64..100_000, 0u64..20_000_000].prop_map(Step::Pass),
+        2 => Just(Step::Tick),
+        6 => prop_oneof![2 => Just(0u64), 1 => 0u64..30_000].prop_map(Step::Wake),
+        3 => Just(Step::Breach),
+        4 => (sample(), stale()).prop_map(|(sample, stale)| Step::Turn(sample, stale)),
+        5 => (sample(), stale()).prop_map(|(sample, stale)| Step::Probe(sample, stale)),
+        14 => (prop_oneof![1 => Just(None), 12 => sample().prop_map(Some)], stale())
+            .prop_map(|(sample, stale)| Step::Canary(sample, stale)),
+        1 => Just(Step::RollBack),
+        1 => Just(Step::Restore),
+        1 => route.clone().prop_map(Step::SetPin),
+        2 => Just(Step::Release),
+        1 => route.prop_map(Step::SetDefault),
+        1 => prop_oneof![Just(0i64), -100_000i64..100_000].prop_map(Step::Restart),
+    ]
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Closed,
+    /// Since the first; no earlier and no later than the others is the next probe.
+    Open(Timestamp, Timestamp, Timestamp),
+    HalfOpen(Timestamp),
+    /// So many canaries succeeded.
+    Trying(u32),
+}
+
+/// The same rules, told without epochs: each try has a number of its own, so that a late word is known.
+struct Model {
+    default: Route,
+    pin: Option<Route>,
+    way: Way,
+    attempt: u32,
+    well_since: Timestamp,
+    watched: Option<(u32, u32)>,
+    /// Counts tries to recover and flips: whatever began before is late.
+    round: u64,
+    flips: u64,
+}
+
+impl Model {
+    fn route(&self) -> Route {
+        self.pin.unwrap_or(if self.way == Way::Closed { self.default } else { Route::Http })
+    }
+
+    fn open(&mut self, now: Timestamp, rules: &RecoveryRules) {
+        let mark = rules.cooldown * (1 << self.attempt.min(20));
+        let mark = mark.min(rules.max_cooldown);
+        let spread = mark * rules.jitter_bp / FULL_BP;
+        self.way = Way::Open(now, now.plus(mark - spread), now.plus(mark + spread));
+        self.watched = None;
+    }
+
+    fn try_failed(&mut self, now: Timestamp, rules: &RecoveryRules) {
+        self.round += 1;
+        self.attempt += 1;
+        self.open(now, rules);
+    }
+
+    fn turn(&mut self, sample: Sample, now: Timestamp, rules: &RecoveryRules) {
+        if self.route() != Route::Acp || self.pin.is_some() {
+            return;
+        }
+        if sample == Sample::Failure {
+            self.well_since = now;
+        }
+        let Some((turns, failures)) = &mut self.watched else { return };
+        *turns += 1;
+        *failures += u32::from(sample == Sample::Failure);
+        if *failures == rules.reopen_failures {
+            self.attempt += 1;
+            self.open(now, rules);
+        } else if *turns == rules.reopen_within {
+            self.watched = None;
+        }
+    }
+
+    fn canary(&mut self, sample: Option<Sample>, now: Timestamp, rules: &RecoveryRules) {
+        let Way::Trying(successes) = &mut self.way else { return };
+        match sample {
+            _ if self.pin.is_some() => {}
+            None => {}
+            Some(Sample::Failure) => self.try_failed(now, rules),
+            Some(Sample::Success) => {
+                *successes += 1;
+                if *successes == rules.close_after_successes * rules.canary_steps_bp.len() as u32 {
+                    (self.way, self.watched) = (Way::Closed, Some((0, 0)));
+                    (self.well_since, self.attempt) = (now, self.attempt.min(20));
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Timestamp, rules: &RecoveryRules) {
+        match self.way {
+            Way::HalfOpen(since) if now.since(since) >= rules.probe_timeout * 2 => self.try_failed(now, rules),
+            Way::Closed => {
+                while self.attempt > 0 && now.since(self.well_since) >= Duration::from_secs(3600) {
+                    self.attempt -= 1;
+                    self.well_since = self.well_since.plus(Duration::from_secs(3600));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn restart(&mut self, now: Timestamp) {
+        match self.way {
+            // The same try, made again.
+            Way::HalfOpen(_) => self.way = Way::Open(now, now, now),
+            // A negative step counts as 0: all of the cool-down is still to come.
+            Way::Open(since, earliest, latest) if now < since => {
+                self.way = Way::Open(now, now.plus(earliest.since(since)), now.plus(latest.since(since)));
+            }
+            _ => {}
+        }
+        self.well_since = self.well_since.min(now);
+    }
+}
+
+/// One life: machine and model side by side.
+struct Life {
+    rules: RecoveryRules,
+    routing: Routing,
+    model: Model,
+    now: Timestamp,
+    /// Each try that was begun, with the round of the model in which it was.
+    tries: Vec<(Probe, u64)>,
+}
+
+impl Life {
+    /// A workspace that has failed to recover so often already.
+    fn after(failed: u32, default: Route) -> Self {
+        let mut life = Self {
+            rules: rules(),
+            routing: Routing::new(default),
+            model: Model {
+                default,
+                pin: None,
+                way: Way::Closed,
+                attempt: 0,
+                well_since: at(0),
+                watched: None,
+                round: 0,
+                flips: 0,
+            },
+            now: at(0),
+            tries: Vec::new(),
+        };
+        life.take(&Step::Breach, 0.5).unwrap();
+        for _ in 0..failed {
+            life.take(&Step::Wake(0), 0.5).unwrap();
+            life.take(&Step::Probe(Sample::Failure, None), 0.5).unwrap();
+        }
+        life
+    }
+
+    /// What began in the try that runs, or in an earlier one; says whether it is late.
+    fn chosen(&self, stale: &Stale) -> Option<(Probe, bool)> {
+        match stale {
+            None => Some((Probe { epoch: self.routing.epoch(), attempt: self.routing.attempt() }, false)),
+            Some(index) => {
+                let (probe, round) = *self.tries.get(index.index(self.tries.len().max(1)))?;
+                Some((probe, round != self.model.round))
+            }
+        }
+    }
+
+    fn take(&mut self, step: &Step, fraction: f64) -> Result<(), TestCaseError> {
+        let before = self.routing.clone();
+        let wish = Wish { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() };
+        let (rules, model) = (&self.rules.clone(), &mut self.model);
+        let mut is_automatic = true;
+        let flip = match step {
+            Step::Pass(ms) => {
+                self.now = self.now.plus(Duration::from_millis(*ms));
+                None
+            }
+            Step::Tick => self.tick(fraction)?,
+            Step::Wake(ms) => {
+                if let Some(wakes_at) = self.routing.wakes_at(rules) {
+                    self.now = self.now.max(wakes_at).plus(Duration::from_millis(*ms));
+                }
+                self.tick(fraction)?
+            }
+            Step::Breach => {
+                if model.route() == Route::Acp && model.pin.is_none() {
+                    model.open(self.now, rules);
+                }
+                self.routing.on_breach(figures(), self.now, fraction, rules)
+            }
+            Step::Turn(sample, stale) => {
+                let epoch = self.routing.epoch() - u64::from(stale.is_some()).min(self.routing.epoch());
+                if epoch == self.routing.epoch() {
+                    model.turn(*sample, self.now, rules);
+                }
+                self.routing.on_turn(epoch, *sample, self.now, fraction, rules)
+            }
+            Step::Probe(sample, stale) => {
+                let Some((probe, is_late)) = self.chosen(stale) else { return Ok(()) };
+                let model = &mut self.model;
+                if !is_late && matches!(model.way, Way::HalfOpen(_)) {
+                    match sample {
+                        Sample::Success => model.way = Way::Trying(0),
+                        Sample::Failure => model.try_failed(self.now, rules),
+                    }
+                }
+                self.routing.on_probe(probe, *sample, self.now, fraction, rules);
+                prop_assert!(!is_late || self.routing == before, "a late probe changed something");
+                None
+            }
+            Step::Canary(sample, stale) => {
+                let Some((probe, is_late)) = self.chosen(stale) else { return Ok(()) };
+                if !is_late {
+                    self.model.canary(*sample, self.now, rules);
+                }
+                let flip = self.routing.on_canary(probe, *sample, self.now, fraction, rules);
+                prop_assert!(!is_late || self.routing == before, "a late canary changed something");
+                flip
+            }
+            Step::Restart(seconds) => {
+                self.now = Timestamp(self.now.0 + seconds * 1_000_000);
+                model.restart(self.now);
+                self.routing = self.routing.clone().after_restart(self.now);
+                None
+            }
+            by_hand => {
+                is_automatic = false;
+                self.by_hand(by_hand, wish)
+            }
+        };
+        self.check(&before, flip, is_automatic)
+    }
+
+    fn by_hand(&mut self, step: &Step, wish: Wish) -> Option<Flip> {
+        let (model, now) = (&mut self.model, self.now);
+        match step {
+            Step::RollBack => {
+                model.pin = Some(Route::Http);
+                self.routing.roll_back(wish, now)
+            }
+            Step::Restore => {
+                (model.pin, model.way, model.attempt, model.watched) = (None, Way::Closed, 0, None);
+                self.routing.restore(wish, now)
+            }
+            Step::SetPin(route) => {
+                model.pin = Some(*route);
+                self.routing.set_pin(*route, wish, now)
+            }
+            Step::Release => {
+                model.pin = None;
+                self.routing.release_pin(wish, now)
+            }
+            Step::SetDefault(route) => {
+                model.default = *route;
+                if *route == Route::Http {
+                    (model.way, model.attempt, model.watched) = (Way::Closed, 0, None);
+                }
+                self.routing.set_default(*route, wish, now)
+            }
+            _ => None,
+        }
+    }
+
+    fn tick(&mut self, fraction: f64) -> Result<Option<Flip>, TestCaseError> {
+        let wants = self.routing.wakes_at(&self.rules).is_some_and(|wakes_at| wakes_at <= self.now);
+        let before = self.routing.clone();
+        let probe = self.routing.on_tick(self.now, fraction, &self.rules);
+        prop_assert_eq!(self.routing != before, wants, "it does something when it said so, and only then");
+        self.model.tick(self.now, &self.rules);
+        if let Some(probe) = probe {
+            let Way::Open(_, earliest, _) = self.model.way else {
+                return Err(TestCaseError::fail("a probe while it does not cool down"));
+            };
+            prop_assert!(earliest <= self.now, "probed too early");
+            prop_assert!(self.model.pin.is_none(), "probed while pinned");
+            self.model.way = Way::HalfOpen(self.now);
+            self.tries.push((probe, self.model.round));
+        }
+        Ok(None)
+    }
+
+    fn check(&mut self, before: &Routing, flip: Option<Flip>, is_automatic: bool) -> Result<(), TestCaseError> {
+        let (routing, model, rules) = (&self.routing, &mut self.model, &self.rules);
+        prop_assert_eq!(routing.route(), model.route());
+        prop_assert_eq!(
+            flip.is_some(),
+            routing.route() != before.route(),
+            "a flip with each change and only with one"
+        );
+        prop_assert_eq!(routing.epoch(), before.epoch() + u64::from(flip.is_some()));
+        if let Some(flip) = &flip {
+            model.flips += 1;
+            model.round += 1;
+            prop_assert_eq!((flip.from, flip.to, flip.epoch), (before.route(), routing.route(), routing.epoch()));
+            prop_assert!(!is_automatic || before.pin().is_none(), "a pin beats everything");
+            let is_default = model.pin.is_none() && model.way == Way::Closed;
+            prop_assert_eq!(routing.rollback().is_some(), flip.is_rollback() && !is_default);
+        }
+        prop_assert_eq!(routing.epoch(), model.flips);
+        prop_assert_eq!(routing.attempt(), model.attempt);
+        prop_assert_eq!(routing.pin().map(|pin| pin.protocol), model.pin);
+        let is_default = model.pin.is_none() && model.way == Way::Closed && model.default == Route::Http;
+        prop_assert!(!is_default || routing.rollback().is_none(), "what is wanted is no rollback");
+        match (&routing.breaker, model.way) {
+            (Breaker::Closed, Way::Closed) => {}
+            (Breaker::Open { probe_at, .. }, Way::Open(_, earliest, latest)) => {
+                prop_assert!((earliest..=latest).contains(probe_at), "{probe_at} is not {earliest} to {latest}");
+                prop_assert!(probe_at.since(self.now) <= rules.max_cooldown.mul_f64(1.2), "stuck");
+                prop_assert_eq!(routing.wakes_at(rules).is_some(), model.pin.is_none());
+            }
+            (Breaker::HalfOpen { since }, Way::HalfOpen(in_model)) => {
+                prop_assert_eq!(*since, in_model);
+                prop_assert!(routing.wakes_at(rules).is_some(), "the slot of a probe is given back");
+            }
+            (Breaker::Recovering { step, successes }, Way::Trying(passed)) => {
+                prop_assert_eq!(*step as u32 * rules.close_after_successes + successes, passed);
+                let shares = &rules.canary_steps_bp;
+                let expected = if model.pin.is_some() { 0 } else { shares[*step] };
+                prop_assert_eq!(routing.canary_share_bp(rules), expected);
+            }
+            (breaker, way) => return Err(TestCaseError::fail(format!("{breaker:?} is not {way:?}"))),
+        }
+        if routing == before {
+            return Ok(());
+        }
+        let kept = serde_json::to_string(routing).unwrap();
+        let read: Routing = serde_json::from_str(&kept).unwrap();
+        prop_assert_eq!(&read, routing, "{}", kept);
+        self.routing = read;
+        Ok(())
+    }
+}
+
+proptest! {
+    // A plain generator: the strong one takes most of the time in a build for tests.
+    #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
+
+    #[test]
+    fn fr_007_the_machine_does_what_its_model_does(
+        failed in prop_oneof![6 => Just(0u32), 2 => 1u32..7, 1 => 18u32..23],
+        default in prop_oneof![5 => Just(Route::Acp), 1 => Just(Route::Http)],
+        steps in prop::collection::vec((step(), 0.0f64..=1.0), 1..40),
+    ) {
+        let mut life = Life::after(failed, default);
+        for (step, fraction) in &steps {
+            life.take(step, *fraction)?;
+        }
+    }
+}
