@@ -61,7 +61,8 @@
 //!
 //! # Walks
 //!
-//! - **New session**: [`http`] → [`actors::capacity_guard`] (a seat, of which [`actors::capacity_watch`] hears) → [`actors::workspaces`] (the runtime
+//! - **New session**: [`http`] → [`actors::capacity_guard`] (a seat; [`actors::capacity_watch`] hears of it) →
+//!   [`actors::workspaces`] (the runtime
 //!   prepares the folder, the workspace is written down) → [`actors::workspace_supervisor`] → [`actors::session`] → [`transport`] →
 //!   runtime → agent; the row is written, then the caller is told.
 //! - **Prompt**: [`http`] → session, found without a hop → store (the turn is on disk) → transport → runtime →

@@ -40,8 +40,8 @@ impl CapacityWatch {
     pub async fn take_up(guard: CapacityGuard, parts: Arc<Parts>) -> Result<Self, StoreError> {
         let open = parts.store.open_capacity_alert().await?;
         if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
-            let level = level.as_str();
-            tracing::info!(marker = "[CAPACITY]", %alert_id, level, %since, "an open alert of capacity is taken up");
+            let alert = level.as_str();
+            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, %since, "an open alert of capacity is taken up");
         }
         guard.set_alert(open);
         let alerts = CapacityAlerts::new(*guard.rules(), open.map(|open| open.level));
@@ -130,13 +130,14 @@ async fn at(time: Option<Instant>) {
 
 fn tell(row: &CapacityAlertRow, on_disk: bool) {
     let CapacityAlertRow { alert_id, change, .. } = row;
-    let (level, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);
+    // `level` is the level of the line.
+    let (alert, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);
     match change.kind {
         AlertKind::Raised => {
-            tracing::warn!(marker = "[CAPACITY]", %alert_id, level, kind, taken, limit, on_disk, "capacity nears its limit");
+            tracing::warn!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity nears its limit");
         }
         AlertKind::Resolved => {
-            tracing::info!(marker = "[CAPACITY]", %alert_id, level, kind, taken, limit, on_disk, "capacity is fine again");
+            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity is fine again");
         }
     }
 }

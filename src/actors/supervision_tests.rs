@@ -240,6 +240,20 @@ async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back(
 }
 
 #[actix::test]
+async fn nfr_002_a_session_that_panics_keeps_its_seat_while_it_is_restarted_and_gives_it_back_when_it_is_not() {
+    for (max_restarts, left) in [(1, 1), (0, 0)] {
+        let (mut stage, _agent) = stage(|settings| settings.restart.max_restarts = max_restarts).await;
+        stage.panics.store(1, std::sync::atomic::Ordering::Release);
+        tokio::select! {
+            biased;
+            () = stage.gone() => {}
+            _ = stage.begin(None) => drop(stage.agents.recv().await.expect("a fresh agent")),
+        }
+        assert_eq!(stage.capacity.taken(), left);
+    }
+}
+
+#[actix::test]
 async fn a_cancel_that_is_not_confirmed_ends_cancelled_and_says_so() {
     let (mut stage, mut agent) = stage(|settings| settings.cancel_grace = Duration::from_millis(50)).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));

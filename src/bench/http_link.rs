@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request,
     client::conn::http1::{SendRequest, handshake},
-    header::{CONTENT_TYPE, HOST},
+    header::{CONTENT_TYPE, HOST, RETRY_AFTER},
     http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
@@ -30,6 +30,8 @@ pub struct HttpLink {
 pub struct HttpAnswer {
     /// The status.
     pub status: u16,
+    /// Whether it says when to try again.
+    pub has_retry_after: bool,
     /// The body.
     pub body: Bytes,
 }
@@ -57,6 +59,24 @@ impl HttpLink {
         self.send(self.to(Request::get(path)), Bytes::new()).await
     }
 
+    /// Gets an answer that has no end, and hands its parts on as they come. Ends when it does, or with a sentence.
+    /// Dropping the future closes the connection.
+    pub async fn stream(self, path: &str, mut part: impl FnMut(&[u8])) -> Result<(), String> {
+        let mut sender = self.connect().await?;
+        let request = self.to(Request::get(path)).body(Full::new(Bytes::new())).map_err(|cause| cause.to_string())?;
+        let answer = sender.send_request(request).await.map_err(|cause| format!("HTTP: {cause}"))?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(format!("{path} answered {}", status.as_u16()));
+        }
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|cause| format!("HTTP: {cause}"))?;
+            frame.data_ref().into_iter().for_each(|data| part(data));
+        }
+        Ok(())
+    }
+
     fn to(&self, request: Builder) -> Builder {
         request.header(HOST, &self.host)
     }
@@ -73,10 +93,11 @@ impl HttpLink {
         let request = request.body(Full::new(body)).map_err(|cause| cause.to_string())?;
         let answer = sender.send_request(request).await.map_err(|cause| format!("HTTP: {cause}"))?;
         let status = answer.status().as_u16();
+        let has_retry_after = answer.headers().contains_key(RETRY_AFTER);
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
         let body = body.map_err(|cause| format!("HTTP: {cause}"))?.to_bytes();
         self.sender = Some(sender);
-        Ok(HttpAnswer { status, body })
+        Ok(HttpAnswer { status, has_retry_after, body })
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {

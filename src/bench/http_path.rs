@@ -18,8 +18,14 @@ const OK: u16 = 200;
 /// How much of an answer that is none is told.
 const SHOWN_CHARS: usize = 200;
 
-/// Opens one session in a workspace.
+/// Opens one session in a workspace and makes a conversation of it.
 pub async fn open(supervisor: &Program, workspace: &str, plan: &Plan) -> Result<Box<dyn Conversation>, BenchError> {
+    let session = open_session(supervisor, workspace.to_owned()).await?;
+    Ok(converse(supervisor, &session, &plan.prompt))
+}
+
+/// Opens one session in a workspace; gives its id.
+pub async fn open_session(supervisor: &Program, workspace: String) -> Result<String, BenchError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Ready {
@@ -29,8 +35,13 @@ pub async fn open(supervisor: &Program, workspace: &str, plan: &Plan) -> Result<
     let body = json!({"workspaceId": workspace, "installationId": "bench"}).to_string();
     let answer = link.post("/acp/session/new", body.into()).await.map_err(BenchError::Open)?;
     let ready: Ready = read(&answer, CREATED).map_err(BenchError::Open)?;
-    let prompt = json!({"sessionId": ready.session_id, "prompt": plan.prompt}).to_string().into();
-    Ok(Box::new(HttpConversation { link, prompt }))
+    Ok(ready.session_id)
+}
+
+/// A conversation with a session, which always says the same.
+pub fn converse(supervisor: &Program, session: &str, prompt: &str) -> Box<dyn Conversation> {
+    let prompt = json!({"sessionId": session, "prompt": prompt}).to_string().into();
+    Box::new(HttpConversation { link: HttpLink::new(supervisor.address()), prompt })
 }
 
 /// A session of the supervisor, on a connection of its own.
@@ -76,7 +87,7 @@ mod tests {
 
     #[test]
     fn only_a_completed_turn_with_status_200_counts() {
-        let answer = |status, body: &str| HttpAnswer { status, body: body.to_owned().into() };
+        let answer = |status, body: &str| HttpAnswer { status, has_retry_after: false, body: body.to_owned().into() };
         assert_eq!(check(&answer(200, r#"{"stopReason":"completed","usage":{}}"#)), Ok(()));
         for (status, body, said) in [
             (502, r#"{"stopReason":"completed"}"#, "status 502"),

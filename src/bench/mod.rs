@@ -6,12 +6,14 @@
 //! | `runtime` | ACP over WebSocket, `lumilink runtime` as a process of its own ([`acp_paths`]) |
 //! | `supervisor` | HTTP, session actor, SQLite, WebSocket, runtime: `lumilink serve` as a process of its own ([`http_path`]) |
 //!
-//! `lumilink bench resume` ([`resume`]) measures broken connections and killed supervisors.
+//! `lumilink bench resume` ([`resume`]) measures broken connections and killed supervisors, `lumilink bench capacity`
+//! ([`capacity`]) a service that is full.
 //!
 //! Invariant: it measures and prints, also what is bad; it never judges. Everything is bounded in count and
 //! time and stays on loopback, and every point begins with fresh processes, so none inherits from another.
 
 mod acp_paths;
+mod capacity;
 mod closed_loop;
 mod conversation;
 mod facts;
@@ -30,6 +32,7 @@ mod text;
 use std::{io::Write, path::Path};
 
 pub use self::{
+    capacity::{CapacityPlan, CapacityReport, MAX_REFUSALS, run as run_capacity},
     conversation::BenchError,
     plan::{MAX_SECONDS, MAX_SESSIONS, PathKind, Plan},
     report::Report,

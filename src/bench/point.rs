@@ -130,8 +130,8 @@ pub async fn measure(stage: &Stage<'_>, plan: &Plan, path: PathKind, sessions: u
     ))
 }
 
-/// Processor time within the window.
-async fn processor_use(window: Window, own: u32, server: Option<u32>, agents: Vec<u32>) -> ProcessorUse {
+/// Processor time within the window: of this process, the one under test, and the agents.
+pub async fn processor_use(window: Window, own: u32, server: Option<u32>, agents: Vec<u32>) -> ProcessorUse {
     let agents = Arc::new(agents);
     let read = || {
         let agents = agents.clone();

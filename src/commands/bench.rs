@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 
 use super::common::{CommandError, print};
 use crate::{
-    bench::{self, BenchError, MAX_MESSAGES, MAX_ROUNDS, MAX_SECONDS, MAX_SESSIONS, PathKind, Plan, ResumePlan},
+    bench::{
+        self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_REFUSALS, MAX_ROUNDS, MAX_SECONDS, MAX_SESSIONS, PathKind,
+        Plan, ResumePlan,
+    },
     config::Flag,
 };
 
@@ -25,6 +28,9 @@ enum What {
     /// Messages a second through a resume, the time from `kill -9` of the supervisor to the next accepted prompt, the
     /// time to notice a silent connection.
     Resume(ResumeArgs),
+    /// A full service: latency of its sessions before and while new ones are refused, latency of the refusals,
+    /// memory, processor time, lost events.
+    Capacity(CapacityArgs),
 }
 
 /// What every measurement takes.
@@ -77,12 +83,53 @@ struct ResumeArgs {
     common: CommonArgs,
 }
 
+#[derive(Debug, Args)]
+struct CapacityArgs {
+    /// Seats; all of them are taken.
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = parse_sessions)]
+    sessions: usize,
+    /// How long each of the two phases is measured, after a warm-up that is not counted.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    seconds: Duration,
+    /// Pause between two prompts of one session: 1,000 sessions with 2000 offer 500 turns a second.
+    #[arg(long, value_name = "MS", default_value = "2000", value_parser = clap::value_parser!(u64).range(..=60_000))]
+    think_ms: u64,
+    /// New sessions a second that are asked for beyond the limit.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REFUSALS)))]
+    refusals_per_second: u32,
+    /// Sessions whose events are read as they happen; those of the others are read at the end.
+    #[arg(long, value_name = "N", default_value = "100")]
+    followed: usize,
+    /// What every prompt says to the demo agent.
+    #[arg(long, value_name = "TEXT", default_value = "echo a full service is measured")]
+    prompt: String,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
 /// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not.
 pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
     match arguments.what {
         What::Turn(arguments) => turn(arguments),
         What::Resume(arguments) => resume(arguments),
+        What::Capacity(arguments) => capacity(arguments),
     }
+}
+
+fn capacity(arguments: CapacityArgs) -> Result<ExitCode, CommandError> {
+    let plan = CapacityPlan {
+        sessions: arguments.sessions,
+        measured: arguments.seconds,
+        think: Duration::from_millis(arguments.think_ms),
+        refusals_per_second: arguments.refusals_per_second,
+        followed: arguments.followed.min(arguments.sessions),
+        prompt: arguments.prompt,
+        settings: arguments.common.settings,
+        folder: arguments.common.folder,
+    };
+    let report = to_the_end(bench::run_capacity(plan, std::env::args().collect()))?;
+    print(if arguments.common.json { report.json() } else { report.render() }.trim_end())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn resume(arguments: ResumeArgs) -> Result<ExitCode, CommandError> {

@@ -103,3 +103,29 @@ fn what_breaks_cost_is_measured_and_nothing_is_lost_meanwhile() {
     eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
     assert!(is_empty(&folder), "its folder is gone");
 }
+
+#[test]
+fn a_full_service_is_measured_and_loses_no_event_while_it_refuses() {
+    let folder = Folder::new();
+    let arguments = ["--sessions", "4", "--seconds", "0.5", "--think-ms", "50", "--followed", "2", "--json"];
+    let output = bench_of("capacity", &folder, &arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
+    for phase in ["undisturbed", "refusing"] {
+        assert!(report[phase]["turns"].as_u64().is_some_and(|turns| turns > 0), "{phase}: {report:#}");
+        assert_eq!((&report[phase]["errors"], &report[phase]["sessionsLost"]), (&0.into(), &0.into()), "{report:#}");
+        assert!(report[phase]["serverShare"].as_f64().is_some_and(|share| share > 0.0), "{phase}: {report:#}");
+    }
+    let refusals = &report["refusals"];
+    assert!(refusals["count"].as_u64().is_some_and(|count| count > 5) && refusals["wrong"] == 0, "{report:#}");
+    assert!(refusals["latency"]["p50Ms"].as_f64().is_some_and(|median| median < 50.0), "{report:#}");
+    let events = &report["events"];
+    assert!(events["published"].as_u64().is_some_and(|count| count > 40), "{report:#}");
+    for none in ["lost", "doubled"] {
+        assert_eq!(events[none], 0, "{report:#}");
+    }
+    assert_eq!(report["agents"]["processes"], 4, "{report:#}");
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+    assert!(is_empty(&folder), "its folder is gone");
+}

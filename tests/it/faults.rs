@@ -515,8 +515,39 @@ fn footprints(program: &mut Program) -> [Footprint; 2] {
     [Footprint::of(program.pid()), Footprint::of(program.runtime().pid())]
 }
 
-/// Nothing runs, no agent is more than there are sessions, as many turns ended as began in this life.
+/// What supervisor and runtime hold, by what they count themselves, is exactly what so many sessions hold: live sessions
+/// and their seats, a reader of events each, agents; no conversation that is kept for somebody who is back, no write that
+/// waits.
+///
+/// Each of these is held by tasks (a session's actor and its supervisor, a reader's stream, a connection's two halves, a
+/// conversation's keeper), so a task that outlives what it is for shows here, as long as it keeps hold of it. Tasks
+/// themselves are not counted: actix runs ours on a `LocalSet` in each thread, which tokio's `num_alive_tasks` leaves
+/// out. A task that leaked and holds nothing would show as memory alone.
+fn holds_nothing_but(sessions: usize, program: &Program) {
+    let count = sessions as f64;
+    let supervisor =
+        [("lumilink_active_sessions", count), ("lumilink_event_subscribers", count), ("lumilink_queue_depth", 0.0)];
+    let runtime = [("lumilink_agent_processes", count), ("lumilink_held_conversations", 0.0)];
+    let end = Instant::now() + RECOVERS_WITHIN;
+    loop {
+        let (here, there) = (program.metrics(), program.runtime_metrics());
+        let of_supervisor = supervisor.iter().map(|(name, wanted)| (*name, here.sum(name, &[]), *wanted));
+        let seats = ("lumilink_capacity_seats", here.sum("lumilink_capacity_seats", &[("state", "taken")]), count);
+        let of_runtime = runtime.iter().map(|(name, wanted)| (*name, there.sum(name, &[]), *wanted));
+        let off: Vec<_> =
+            of_supervisor.chain([seats]).chain(of_runtime).filter(|(_, held, wanted)| held != wanted).collect();
+        if off.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "name, held, wanted: {off:?}");
+        outage(Duration::from_millis(100));
+    }
+}
+
+/// Nothing runs, no agent is more than there are sessions, as many turns ended as began in this life, and nothing is
+/// held but for the load.
 fn is_quiet(program: &Program) {
+    holds_nothing_but(SESSIONS, program);
     eventually("each session has one agent at most", || program.agents().len() <= SESSIONS);
     eventually("as many turns ended as began", || {
         let scrape = program.metrics();
@@ -650,6 +681,7 @@ fn nfr_003_whatever_is_killed_or_cut_nothing_acknowledged_is_lost_nothing_double
         session.post("close", json!({})).expect(200);
     }
     eventually("no agent is left", || program.agents().is_empty());
+    holds_nothing_but(0, &program);
     print_figures(&load, &rounds, killed, begin.elapsed(), before, after);
 }
 

@@ -10,6 +10,7 @@ mod harness;
 mod bench;
 mod bounds;
 mod cancel;
+mod capacity;
 mod cli;
 mod config;
 mod demo;

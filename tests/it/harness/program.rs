@@ -249,17 +249,15 @@ impl Program {
 
     /// Its metrics now, over a connection that needs no runtime of ours.
     pub fn metrics(&self) -> Scrape {
-        let mut request = RawRequest::new("GET", "/metrics").header("Host", &self.address.to_string());
-        if let Some(token) = &self.builder.token {
-            request = request.header("Authorization", &format!("Bearer {token}"));
-        }
-        let answer = request.send(self.address);
-        assert_eq!(answer.status, 200, "GET /metrics: {}", answer.body);
-        let text = match answer.header("transfer-encoding") {
-            Some(coding) if coding.contains("chunked") => dechunk(&answer.body),
-            _ => answer.body,
-        };
-        Scrape::parse(&text)
+        scrape(self.address, self.builder.token.as_deref())
+    }
+
+    /// The metrics of the separate runtime now, over the cable where there is one.
+    pub fn runtime_metrics(&self) -> Scrape {
+        let url = self.runtime_url();
+        let address = url.strip_prefix("ws://").and_then(|url| url.strip_suffix("/acp"));
+        let address = address.and_then(|address| address.parse().ok()).expect("ws://ADDR:PORT/acp");
+        scrape(address, self.builder.separate_runtime.as_deref())
     }
 
     /// The `[runtime] url` of a program with a separate runtime.
@@ -404,6 +402,20 @@ impl Drop for Program {
         }
         program.0.finish();
     }
+}
+
+fn scrape(address: SocketAddr, token: Option<&str>) -> Scrape {
+    let mut request = RawRequest::new("GET", "/metrics").header("Host", &address.to_string());
+    if let Some(token) = token {
+        request = request.header("Authorization", &format!("Bearer {token}"));
+    }
+    let answer = request.send(address);
+    assert_eq!(answer.status, 200, "GET /metrics: {}", answer.body);
+    let text = match answer.header("transfer-encoding") {
+        Some(coding) if coding.contains("chunked") => dechunk(&answer.body),
+        _ => answer.body,
+    };
+    Scrape::parse(&text)
 }
 
 fn dechunk(body: &str) -> String {
