@@ -104,7 +104,10 @@ impl ProtocolRouter {
                     this.publish(None);
                 }
                 this.wake(ctx);
-                Err(Failure::new(ErrorCode::RouteChanged, "the route was changed by somebody else in the same moment"))
+                Err(Failure::new(
+                    ErrorCode::RouteChanged,
+                    "the route was changed by somebody else in the same moment",
+                ))
             }
             Err(cause) => {
                 this.wake_in(RETRY, ctx);
@@ -312,5 +315,12 @@ impl Handler<ProbeRoute> for ProtocolRouter {
 
 /// The route of a workspace that was never flipped.
 pub fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
-    RouteRow { key, routing: Routing::new(default), migration_enabled: true, auto_rollout: false, created: now, updated: now }
+    RouteRow {
+        key,
+        routing: Routing::new(default),
+        migration_enabled: true,
+        auto_rollout: false,
+        created: now,
+        updated: now,
+    }
 }

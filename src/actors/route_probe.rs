@@ -42,7 +42,10 @@ pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failur
     let begun = parts.clock.steady();
     let limit = parts.settings.recovery.probe_timeout;
     let opened = tokio::time::timeout(limit, parts.acp.open(request)).await.unwrap_or_else(|_| {
-        Err(Failure::new(ErrorCode::HandshakeTimeout, format!("the probe took longer than {} s", limit.as_secs_f32())))
+        Err(Failure::new(
+            ErrorCode::HandshakeTimeout,
+            format!("the probe took longer than {} s", limit.as_secs_f32()),
+        ))
     });
     let took = parts.clock.steady().since(begun);
     let facts = opened.as_ref().map(|opened| &opened.facts);

@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::{
     event_feed::EventFeed,
     parts::{Parts, SessionSettings},
+    route_gate::RouteGate,
     session_index::SessionIndex,
     session_shared::{SessionShared, SessionSpec, SessionView, SharedPolicy},
-    route_gate::RouteGate,
     turn_ticket::TurnTicket,
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! From a configuration to a service.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use tokio::task::JoinHandle;
@@ -25,6 +25,7 @@ use crate::{
     telemetry::{Metrics, SystemClock, labels::Queue, watchdog::Watchdog},
     transport::{
         acp_transport::AcpTransport,
+        http_fallback::{FallbackLimits, HttpFallback},
         pipe::PipeLimits,
         websocket::{Endpoint, Heartbeat, ResumeLimits},
         workspace_door::WorkspaceDoor,
@@ -59,18 +60,12 @@ impl Service {
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
-        let auth_methods = config.agents.iter().map(|(name, agent)| (name.clone(), agent.auth_method.clone()));
-        let auth_methods = auth_methods.chain([(String::new(), config.agent.auth_method.clone())]);
-        let transport = AcpTransport {
-            endpoint,
-            handshake_timeout: Duration::from_secs(config.runtime.handshake_timeout_s),
-            auth_methods: auth_methods.filter_map(|(name, method)| Some((name, method?))).collect(),
-        };
+        let (acp, http) = transports(config, endpoint)?;
         let parts = Parts {
             store: store.clone(),
             metrics,
-            acp: Arc::new(transport.clone()),
-            http: Arc::new(transport),
+            acp: Arc::new(acp),
+            http: Arc::new(http),
             clock,
             index: SessionIndex::default(),
             settings: SessionSettings::new(config),
@@ -168,6 +163,24 @@ async fn runtime_of(
     let (running, face) = runtime::beside(options).await?;
     let url = format!("ws://{}/acp", running.address());
     Ok((Some(running), Some(face), endpoint(url, Some(token))))
+}
+
+/// The two ways to agents: over one line for each session, and over one request for each turn.
+fn transports(config: &Config, endpoint: Endpoint) -> Result<(AcpTransport, HttpFallback), AppError> {
+    let auth_methods = config.agents.iter().map(|(name, agent)| (name.clone(), agent.auth_method.clone()));
+    let auth_methods = auth_methods.chain([(String::new(), config.agent.auth_method.clone())]);
+    let auth_methods: BTreeMap<_, _> = auth_methods.filter_map(|(name, method)| Some((name, method?))).collect();
+    let handshake_timeout = Duration::from_secs(config.runtime.handshake_timeout_s);
+    let limits = FallbackLimits {
+        inactivity_timeout: config.turn.inactivity_timeout(),
+        cancel_grace: config.turn.cancel_grace(),
+        handshake_timeout,
+        reconnect_grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+        frame_bytes: config.limits.frame_bytes,
+        auth_methods: auth_methods.clone(),
+    };
+    let fallback = HttpFallback::new(&endpoint.url, endpoint.token.clone(), limits)?;
+    Ok((AcpTransport { endpoint, handshake_timeout, auth_methods }, fallback))
 }
 
 fn pipe_limits(config: &Config) -> PipeLimits {

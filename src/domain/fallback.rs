@@ -45,7 +45,9 @@ mod tests {
             assert!(!bypasses(*code, nothing), "{code:?}");
         }
         assert!(bypasses(ErrorCode::ProtocolVersion, oneshot) && !bypasses(ErrorCode::ProtocolVersion, answers));
-        assert!(bypasses(ErrorCode::RuntimeUnavailable, answers) && !bypasses(ErrorCode::RuntimeUnavailable, oneshot));
+        assert!(
+            bypasses(ErrorCode::RuntimeUnavailable, answers) && !bypasses(ErrorCode::RuntimeUnavailable, oneshot)
+        );
         assert!(bypasses(ErrorCode::HandshakeTimeout, was));
         for code in [ErrorCode::AgentAuthRequired, ErrorCode::UnknownAgent, ErrorCode::CapacityExhausted] {
             assert!(!bypasses(code, was), "{code:?}");

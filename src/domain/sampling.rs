@@ -53,9 +53,9 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
 
         // The caller's: the request, also where the agent said so (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
-        | AmbiguousWorkspace | RouteChanged | Unauthorized | ForbiddenOrigin | TurnInProgress | SessionClosed | SessionFailed
-        | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending | NotSupportedByAgent | UnknownAgent
-        | AgentRejected => None,
+        | AmbiguousWorkspace | RouteChanged | Unauthorized | ForbiddenOrigin | TurnInProgress | SessionClosed
+        | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending | NotSupportedByAgent
+        | UnknownAgent | AgentRejected => None,
         // Nothing that another route would do better: folder and git, credentials (-32000), the model's provider.
         PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | ModelProvider => None,
         // Our own: 429 and 503, a drain or a death in the middle of the turn, faults of ours.

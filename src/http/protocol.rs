@@ -156,7 +156,11 @@ pub(super) fn wish(actor: &str, reason: &str, initiator: Option<Initiator>) -> R
         let text = text.trim();
         let fine = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
         let detail = format!("{called}: must be 1 to {most} characters on one line");
-        if fine { Ok(Redacted::new(text).into_string()) } else { Err(Failure::new(ErrorCode::InvalidRequest, detail)) }
+        if fine {
+            Ok(Redacted::new(text).into_string())
+        } else {
+            Err(Failure::new(ErrorCode::InvalidRequest, detail))
+        }
     };
     let initiator = initiator.unwrap_or(Initiator::Operator);
     if initiator == Initiator::System {

@@ -10,8 +10,8 @@ use prometheus::{
 use super::{
     capacity_metrics::CapacityMetrics,
     family::{Family, Maker},
-    route_metrics::RouteMetrics,
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
+    route_metrics::RouteMetrics,
 };
 use crate::domain::{lifecycle::SessionState, outcome::ErrorCode, routing::Route, turn::TurnOutcome};
 

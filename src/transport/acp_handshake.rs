@@ -296,7 +296,7 @@ fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
 
 fn handshake_failure(error: &RpcError) -> Failure {
     match classify_agent_error(error) {
-        Failure { code: ErrorCode::AgentError | ErrorCode::ProtocolViolation, detail } => {
+        Failure { code: ErrorCode::AgentError | ErrorCode::ProtocolViolation, detail, .. } => {
             Failure::new(ErrorCode::HandshakeFailed, detail)
         }
         other => other,

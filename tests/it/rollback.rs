@@ -1,10 +1,7 @@
 //! A workspace falls back to HTTP when ACP is not well there, and comes back.
 
 use crate::harness::{
-    DEADLINE, Program, Session, Value, eventually, json,
-    metrics::Scrape,
-    program::Builder,
-    wait_for,
+    DEADLINE, Program, Session, Value, eventually, json, metrics::Scrape, program::Builder, wait_for,
 };
 
 /// Settings under which an hour is a matter of seconds.

@@ -8,9 +8,7 @@ use tokio::sync::watch;
 use super::{Call, Session};
 use crate::{
     actors::{
-        messages::{
-            PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle,
-        },
+        messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
         turn_ticket::{TurnTicket, WhenDropped},
     },
     domain::{

@@ -1,7 +1,7 @@
 //! Every test runs on both databases.
 
-mod capacity_alerts;
 mod audit;
+mod capacity_alerts;
 mod fixture;
 mod lists;
 mod routes;
