@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    process_collector::ProcessCollector,
+    Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, process_collector::ProcessCollector,
 };
 
 use super::{
     capacity_metrics::CapacityMetrics,
     family::{Family, Maker},
+    groups::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
     route_metrics::RouteMetrics,
 };
@@ -23,15 +23,9 @@ pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 #[error("metrics: {0}")]
 pub struct MetricsError(#[from] prometheus::Error);
 
-/// Seconds, from the fastest turn of the demo agent to a turn of an hour.
-const TURN_BUCKETS: [f64; 16] =
-    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
 /// Seconds, from our own overhead to a model that thinks for a minute.
 const FIRST_UPDATE_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
-/// Seconds, from a commit without a sync to a disk that is stuck.
-const WRITER_BUCKETS: [f64; 14] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
 /// All metrics of one process. Cheap to clone; every clone counts into the same figures. Nothing blocks.
 #[derive(Debug, Clone)]
@@ -55,84 +49,13 @@ struct All {
     queue_depth: Family<Queue, IntGauge>,
     permissions: Family<PermissionAnswer, IntCounter>,
     writer: Writer,
-    http_requests: Family<HttpAnswer, IntCounter>,
-    http_duration: Family<HttpMethod, Histogram>,
+    http: Http,
     event_subscribers: IntGauge,
     slow_readers: IntCounter,
     arbiters: Arbiters,
     sessions_expired: IntCounter,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
-}
-
-#[derive(Debug)]
-struct Writer {
-    lag: Histogram,
-    commit_duration: Histogram,
-    rows: IntCounter,
-    commits: IntCounter,
-    failures: IntCounter,
-}
-
-impl Writer {
-    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
-        Ok(Self {
-            lag: make.histogram(
-                "lumilink_writer_lag_seconds",
-                "Time that a write waited before its transaction began.",
-                &WRITER_BUCKETS,
-            )?,
-            commit_duration: make.histogram(
-                "lumilink_writer_commit_duration_seconds",
-                "Time that a transaction took, its commit included.",
-                &WRITER_BUCKETS,
-            )?,
-            rows: make.counter("lumilink_writer_rows_total", "Writes that were committed.")?,
-            commits: make.counter("lumilink_writer_commits_total", "Transactions that were committed.")?,
-            failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
-        })
-    }
-}
-
-#[derive(Debug)]
-struct Connections {
-    reconnects: IntCounter,
-    adopted_turns: IntCounter,
-    held: IntGauge,
-}
-
-impl Connections {
-    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
-        Ok(Self {
-            reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
-            adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
-            held: make.gauge(
-                "lumilink_held_conversations",
-                "Conversations with agents that are kept for a client that is away.",
-            )?,
-        })
-    }
-}
-
-#[derive(Debug)]
-struct Arbiters {
-    stalls: IntCounter,
-    lag: Gauge,
-}
-
-impl Arbiters {
-    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
-        Ok(Self {
-            stalls: make.counter(
-                "lumilink_arbiter_stalls_total",
-                "How often a thread that runs sessions stood still for 5 s.",
-            )?,
-            lag: make.real_gauge(
-                "lumilink_arbiter_lag_seconds",
-                "By how much the slowest thread that runs sessions is late with its sign of life.",
-            )?,
-        })
-    }
 }
 
 impl All {
@@ -182,17 +105,7 @@ impl All {
                 &["answer"],
             )?,
             writer: Writer::new(&make)?,
-            http_requests: make.counters(
-                "lumilink_http_requests_total",
-                "HTTP requests that were answered, by method and class of status.",
-                &["method", "status"],
-            )?,
-            http_duration: make.histograms(
-                "lumilink_http_request_duration_seconds",
-                "Time from a request to the head of its answer, by method.",
-                &["method"],
-                &TURN_BUCKETS,
-            )?,
+            http: Http::new(&make)?,
             event_subscribers: make.gauge("lumilink_event_subscribers", "Readers of event streams.")?,
             slow_readers: make.counter(
                 "lumilink_slow_readers_total",
@@ -351,8 +264,8 @@ impl Metrics {
     /// An HTTP request was answered with `status` after `duration`.
     pub fn http_answered(&self, method: &str, status: u16, duration: Duration) {
         let method = HttpMethod::of(method);
-        self.all.http_requests.add(HttpAnswer { method, status: StatusClass::of(status) }, 1);
-        if let Some(histogram) = self.all.http_duration.get(method) {
+        self.all.http.requests.add(HttpAnswer { method, status: StatusClass::of(status) }, 1);
+        if let Some(histogram) = self.all.http.duration.get(method) {
             histogram.observe(duration.as_secs_f64());
         }
     }

@@ -6,6 +6,7 @@
 pub mod capacity_metrics;
 pub mod clock;
 mod family;
+mod groups;
 pub mod labels;
 pub mod logging;
 pub mod metrics;

@@ -149,6 +149,9 @@ async fn refuse(program: &Program, window: Window, plan: &CapacityPlan) -> Refus
         let begin = Instant::now();
         let answer = link.post("/acp/session/new", body.clone().into()).await;
         let took = begin.elapsed();
+        if begin < window.from.into_std() {
+            continue;
+        }
         match answer.and_then(|answer| is_refusal(&answer, plan.sessions)) {
             Ok(()) => refusals.latencies.record(took),
             Err(said) => {
