@@ -22,6 +22,7 @@ pub mod route_probe;
 pub mod session;
 pub mod session_index;
 pub mod session_shared;
+pub mod storm;
 pub mod success_window;
 #[cfg(test)]
 mod supervision_tests;

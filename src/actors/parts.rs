@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::session_index::SessionIndex;
+use super::{session_index::SessionIndex, storm::Storm};
 use crate::{
     config::Config,
     domain::{
@@ -31,6 +31,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The live sessions.
     pub index: SessionIndex,
+    /// Rollbacks of many workspaces at once.
+    pub storm: Storm,
     /// Timing and bounds.
     pub settings: SessionSettings,
 }

@@ -25,7 +25,7 @@ use crate::{
         ids::WorkspaceKey,
         notice,
         outcome::{ErrorCode, Failure},
-        routing::{Flip, Probe, Route, Routing, Wish},
+        routing::{Flip, FlipTrigger, Probe, Route, Routing, Wish},
         success_window::Sample,
         turn_route::TurnReport,
     },
@@ -126,6 +126,8 @@ impl ProtocolRouter {
             session.shared.feed.announce(None, EventKind::Rollback, &told);
         }
         self.parts.metrics.routes().flipped(flip.to, flip.trigger);
+        let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
+        let in_storm = by_itself && self.parts.storm.on_rollback(self.key()).is_storm();
         let (samples, failures) = flip.figures.map_or((0, 0), |figures| (figures.samples, figures.failures));
         let reason = crate::domain::redaction::Redacted::new(&flip.wish.reason);
         let actor = crate::domain::redaction::Redacted::new(&flip.wish.actor);
@@ -140,6 +142,7 @@ impl ProtocolRouter {
             samples,
             failures,
             attempt = flip.attempt,
+            in_storm,
             "{}",
             notice::of_flip(flip)
         );

@@ -91,6 +91,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         http: transport,
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
+        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
         settings,
     });
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
@@ -486,6 +487,7 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
         http: stage.parts.http.clone(),
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
+        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
         settings: stage.parts.settings.clone(),
     });
     let routing = WorkspaceRouting::start(found.session.key.clone(), &parts).await.unwrap();
@@ -528,6 +530,7 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
         http: stage.parts.http.clone(),
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
+        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
         settings: stage.parts.settings.clone(),
     });
     let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();

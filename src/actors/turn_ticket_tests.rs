@@ -221,6 +221,7 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
         http: Arc::new(FakeTransport::new().0),
         clock: Arc::new(SystemClock),
         index: SessionIndex::default(),
+        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
         settings: SessionSettings::new(&Config::default()),
     });
     let mut runner = TestRunner::default();

@@ -15,6 +15,7 @@ use crate::{
         expiry, liveness,
         parts::{Parts, SessionSettings},
         session_index::SessionIndex,
+        storm::Storm,
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
@@ -61,6 +62,7 @@ impl Service {
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
         let (acp, http) = transports(config, endpoint)?;
+        let storm = Storm::new(metrics.clone(), clock.clone());
         let parts = Parts {
             store: store.clone(),
             metrics,
@@ -68,6 +70,7 @@ impl Service {
             http: Arc::new(http),
             clock,
             index: SessionIndex::default(),
+            storm,
             settings: SessionSettings::new(config),
         };
         let parts = Arc::new(parts);

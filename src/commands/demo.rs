@@ -29,8 +29,17 @@ pub struct DemoArgs {
 /// Serves, and shows a tour of what it does.
 pub fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
     // The tour is on the terminal, and the log would break into it; whoever wants it sets it.
-    let quiet = [("log.format", "text"), ("log.level", "error")];
-    arguments.common.preferences = quiet.map(|(setting, value)| Flag::new("demo", setting, value)).into();
+    // The fallback is shown in seconds; its rules are the same.
+    let preferred = [
+        ("log.format", "text"),
+        ("log.level", "error"),
+        ("window.min_samples", "6"),
+        ("recovery.cooldown_s", "1"),
+        ("recovery.jitter_bp", "0"),
+        ("recovery.canary_steps_bp", "[5000,10000]"),
+        ("recovery.close_after_successes", "1"),
+    ];
+    arguments.common.preferences = preferred.map(|(setting, value)| Flag::new("demo", setting, value)).into();
     let loaded = arguments.common.load(&[Face::Server])?;
     log::start(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };

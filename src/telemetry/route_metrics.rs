@@ -20,6 +20,7 @@ pub struct RouteMetrics {
     workspaces: Family<Route, IntGauge>,
     both_failing: IntCounter,
     session_fallbacks: IntCounter,
+    storm: IntGauge,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,10 @@ impl RouteMetrics {
                 "lumilink_session_fallbacks_total",
                 "Sessions that went over to the fallback by themselves because a handshake failed.",
             )?,
+            storm: make.gauge(
+                "lumilink_rollback_storm",
+                "1 while many workspaces (over 10 %, at least 5 in 5 minutes) fall back by themselves.",
+            )?,
         })
     }
 
@@ -147,6 +152,11 @@ impl RouteMetrics {
     /// A session went over to the fallback by itself.
     pub fn session_fell_back(&self) {
         self.session_fallbacks.inc();
+    }
+
+    /// Many workspaces fall back at once, or no longer.
+    pub fn storm(&self, rages: bool) {
+        self.storm.set(i64::from(rages));
     }
 
     /// Flips to a route since the start.

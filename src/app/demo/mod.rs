@@ -1,5 +1,7 @@
 //! A tour of the main job, through the public API alone.
 
+mod fallback;
+
 use std::{
     io::{self, Write},
     net::SocketAddr,
@@ -25,7 +27,8 @@ const STEP: Duration = Duration::from_secs(20);
 /// How soon a session has to be usable again after its agent crashed.
 const USABLE_AGAIN: Duration = Duration::from_secs(1);
 
-/// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash.
+/// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash,
+/// a fallback and the way back.
 /// Goes on serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
 /// says.
 pub async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
@@ -127,7 +130,9 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
         crashed.elapsed().as_secs_f64() * 1e3
     ));
 
-    say("5. The session is closed, and its agent with it.");
+    fallback::show(&tour.client).await?;
+
+    say("6. The sessions are closed, and their agents with them.");
     tour.client.close(&tour.session).await.map_err(failed("close"))?;
     let limit = tokio::time::timeout(STEP, tour.no_agent_left());
     limit.await.map_err(|_| AppError::Demo("an agent process is left".into()))??;
