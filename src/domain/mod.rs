@@ -13,6 +13,7 @@ pub mod flip_storm;
 pub mod ids;
 pub mod lifecycle;
 pub mod mcp;
+pub mod migration;
 pub mod outcome;
 pub mod permission;
 pub mod prompt;
