@@ -15,6 +15,7 @@ pub mod flip_storm;
 pub mod ids;
 pub mod lifecycle;
 pub mod mcp;
+pub mod migration;
 pub mod notice;
 pub mod outcome;
 pub mod permission;

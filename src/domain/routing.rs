@@ -308,20 +308,6 @@ impl Routing {
         }
     }
 
-    /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where
-    /// the time of day was stepped back meanwhile, none of it has passed.
-    pub fn after_restart(mut self, now: Timestamp) -> Self {
-        match self.breaker {
-            Breaker::HalfOpen { .. } => self.breaker = Breaker::Open { since: now, probe_at: now },
-            Breaker::Open { since, probe_at } if now < since => {
-                self.breaker = Breaker::Open { since: now, probe_at: now.plus(probe_at.since(since)) };
-            }
-            _ => {}
-        }
-        self.well_since = self.well_since.map(|since| since.min(now));
-        self
-    }
-
     /// What carries the next turn, canaries aside.
     pub fn route(&self) -> Route {
         match (&self.pin, &self.breaker) {

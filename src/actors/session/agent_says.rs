@@ -11,6 +11,7 @@ use crate::{
         schema::{RequestId, client_method},
     },
     actors::{
+        handshake_record,
         messages::EndCause,
         permission_desk::{Answer, Received},
     },
@@ -197,6 +198,9 @@ impl Session {
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
             connection = connection.as_str(), cause, "the way to the agent changed");
+        if let Some(line) = self.line_id {
+            handshake_record::changed(&self.parts, spec, line, connection, cause.unwrap_or("it stands again"), None);
+        }
         let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
         let update = json!({"state": state, "connection": connection.as_str(), "cause": cause});
         self.shared.feed.announce(prompt, EventKind::Status, &update);

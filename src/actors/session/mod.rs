@@ -167,8 +167,12 @@ impl Session {
 
     /// Lets the agent go and ends the actor.
     fn stop(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
+        let status = match &cause {
+            EndCause::StartFailed(_) | EndCause::Broken(_) | EndCause::Panicked => ConnectionStatus::Error,
+            EndCause::Idle | EndCause::Closed | EndCause::Drained => self.shared.connection_status(),
+        };
         self.link = None;
-        self.close_record(ConnectionStatus::Error, cause.name());
+        self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
         self.guard.tell(cause);
         ctx.stop();

@@ -10,6 +10,20 @@ use crate::domain::{
 };
 
 impl Routing {
+    /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where
+    /// the time of day was stepped back meanwhile, none of it has passed.
+    pub fn after_restart(mut self, now: Timestamp) -> Self {
+        match self.breaker {
+            Breaker::HalfOpen { .. } => self.breaker = Breaker::Open { since: now, probe_at: now },
+            Breaker::Open { since, probe_at } if now < since => {
+                self.breaker = Breaker::Open { since: now, probe_at: now.plus(probe_at.since(since)) };
+            }
+            _ => {}
+        }
+        self.well_since = self.well_since.map(|since| since.min(now));
+        self
+    }
+
     /// The window says that ACP is not well. A pin beats it, and what is rolled back already stays so.
     /// `fraction` is a random number from 0 to 1, for the jitter.
     pub fn on_breach(
