@@ -70,7 +70,12 @@ impl Storm {
             self.0.metrics.routes().storm(false);
             let seconds = now.since(ended.since).as_secs();
             let most_workspaces = ended.most_flipped;
-            tracing::info!(marker = "[ROLLBACK]", most_workspaces, seconds, "workspaces no longer fall back in numbers");
+            tracing::info!(
+                marker = "[ROLLBACK]",
+                most_workspaces,
+                seconds,
+                "workspaces no longer fall back in numbers"
+            );
             return;
         }
     }

@@ -48,7 +48,10 @@ pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
         }
     }
     let route = tour.wait_for(&workspace, "the restore", |route| route["route"] == "acp").await?;
-    say(&format!("   restored in epoch {}; the whole story, as `lumilink session explain` tells it:", route["epoch"]));
+    say(&format!(
+        "   restored in epoch {}; the whole story, as `lumilink session explain` tells it:",
+        route["epoch"]
+    ));
     let story = client.explain(&tour.session).await.map_err(failed("explain"))?;
     say(&format!("   {}", text(&story["answer"])));
     for entry in story["entries"].as_array().into_iter().flatten() {
@@ -91,12 +94,7 @@ impl Tour {
         limit.await.map_err(|_| AppError::Demo("the session did not come back".into()))?
     }
 
-    async fn wait_for(
-        &self,
-        workspace: &str,
-        what: &str,
-        holds: impl Fn(&Value) -> bool,
-    ) -> Result<Value, AppError> {
+    async fn wait_for(&self, workspace: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value, AppError> {
         let looking = async {
             let mut look = tokio::time::interval(Duration::from_millis(50));
             loop {
