@@ -3,6 +3,7 @@
 mod audit;
 mod fixture;
 mod lists;
+mod migration_runs;
 mod routes;
 mod sessions;
 mod turns;
