@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::{prelude::*, test_runner::RngAlgorithm};
 
 use super::*;
-use crate::domain::routing::Initiator;
+use crate::domain::{redaction::Redacted, routing::Initiator};
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp(1_800_000_000_000_000).plus(Duration::from_secs(seconds))
@@ -15,6 +15,10 @@ fn ws(n: usize) -> WorkspaceId {
 
 fn wish() -> Wish {
     Wish { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
+}
+
+fn no() -> Redacted {
+    Redacted::new("no")
 }
 
 fn plan(count: usize, batch_size: u32, max_failures: u32) -> MigrationPlan {
@@ -151,12 +155,14 @@ fn one_failure_more_than_tolerated_ends_it_and_what_was_under_way_still_counts()
         assert_eq!(run.begin_move(&ws(n), &FINE, at(0)), Some(Ok(())));
     }
     assert_eq!(run.begin_move(&ws(3), &FINE, at(0)), None, "not in this step");
-    assert!(run.step_failed(&ws(0), "no", at(1)));
-    assert!(!run.step_failed(&ws(0), "no", at(1)), "an end counts once");
+    assert!(run.step_failed(&ws(0), &no(), at(1)));
+    assert!(!run.step_failed(&ws(0), &no(), at(1)), "an end counts once");
     assert_eq!(run.status(), MigrationStatus::InProgress, "one is tolerated");
-    assert!(run.step_failed(&ws(1), &"x".repeat(4000), at(2)));
+    assert!(run.step_failed(&ws(1), &Redacted::new(&"x".repeat(4000)), at(2)));
     assert_eq!((run.status(), run.completed()), (MigrationStatus::Failed, Some(at(2))));
+    assert!(run.is_open(), "one is under way");
     assert!(run.step_done(&ws(2), at(3)));
+    assert!(!run.is_open());
     assert_eq!(run.next_step(at(4), true), NextStep::Over);
     let expected = MigrationProgress { total: 6, untouched: 3, moved: 1, failed: 2, ..Default::default() };
     assert_eq!(run.progress(), expected);
@@ -169,7 +175,7 @@ fn what_cannot_be_moved_back_stays_moved_and_is_tried_again_when_asked() {
     step(&mut run, at(1));
     run.roll_back(wish(), at(2)).unwrap();
     assert_eq!(run.next_step(at(2), true), NextStep::MoveBack(vec![ws(0), ws(1)]));
-    run.step_failed(&ws(0), "the database is away", at(3));
+    run.step_failed(&ws(0), &no(), at(3));
     run.step_done(&ws(1), at(3));
     assert_eq!(run.status(), MigrationStatus::Failed);
     assert_eq!(run.progress(), MigrationProgress { total: 2, moved: 1, moved_back: 1, ..Default::default() });
@@ -346,7 +352,7 @@ impl World {
                         self.routes.insert(id.clone(), route);
                         prop_assert!(self.run.step_done(&id, self.now));
                     } else {
-                        prop_assert!(self.run.step_failed(&id, "no", self.now));
+                        prop_assert!(self.run.step_failed(&id, &no(), self.now));
                     }
                 }
             }

@@ -45,6 +45,12 @@ pub(super) fn redacted_json(value: &impl Serialize, column: &'static str) -> Res
     Ok(value.to_string())
 }
 
+/// A value as JSON whose texts were redacted by whoever knows which of them are names: [`redacted_json`] would take a
+/// name for a secret that has the shape of one.
+pub(super) fn json_text(value: &impl Serialize, column: &'static str) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|cause| not_json(column, &cause))
+}
+
 /// Reads JSON of ours.
 pub(super) fn json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|cause| not_json(column, &cause))

@@ -17,6 +17,7 @@ mod connection_events;
 mod expiry;
 mod flips;
 mod job;
+mod migration_runs;
 mod migrations;
 mod notifications;
 mod outcome_buckets;
@@ -59,6 +60,7 @@ pub use self::{
     connection_events::{ConnectionEventRow, NewConnectionEvent},
     expiry::ExpiredSession,
     flips::FlipRecord,
+    migration_runs::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
     notifications::NotificationRow,
     outcome_buckets::OutcomeCount,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},

@@ -10,7 +10,7 @@ use crate::domain::clock::Timestamp;
 pub enum Retained {
     /// Handshakes, and what became of the connections. A handshake goes after the last of its changes.
     Connections,
-    /// Migrations, by when they began.
+    /// Migrations of workspaces, by when they began, and those of fleets that have ended, by their last change.
     Migrations,
     /// Rollbacks and restores.
     RollbackEvents,
@@ -46,6 +46,8 @@ impl Retained {
             Self::Migrations => &[
                 "DELETE FROM protocol_migrations WHERE migration_id IN (SELECT migration_id FROM protocol_migrations \
                  WHERE started_us < $1 ORDER BY started_us LIMIT $2)",
+                "DELETE FROM migration_runs WHERE run_id IN (SELECT run_id FROM migration_runs \
+                 WHERE created_us < $1 AND updated_us < $1 AND NOT is_open ORDER BY created_us LIMIT $2)",
             ],
             Self::RollbackEvents => &["DELETE FROM rollback_events WHERE event_id IN (SELECT event_id \
                  FROM rollback_events WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],

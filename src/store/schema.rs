@@ -74,6 +74,19 @@ diesel::table! {
 }
 
 diesel::table! {
+    migration_runs (run_id) {
+        run_id -> Text,
+        installation_id -> Text,
+        status -> Text,
+        is_open -> Bool,
+        run -> Text,
+        version -> BigInt,
+        created_us -> BigInt,
+        updated_us -> BigInt,
+    }
+}
+
+diesel::table! {
     notifications (notification_id) {
         notification_id -> Text,
         installation_id -> Text,
@@ -255,6 +268,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     automation_runs,
     capacity_alerts,
     connection_events,
+    migration_runs,
     notifications,
     outcome_buckets,
     prompts,

@@ -7,6 +7,7 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, WorkspaceId},
+    redaction::Redacted,
     routing::{Route, Wish},
     text,
 };
@@ -117,9 +118,24 @@ impl MigrationRun {
         self.completed
     }
 
+    /// Whether somebody has to go on with it: it has not ended, or nobody has said how its last moves did.
+    pub fn is_open(&self) -> bool {
+        !self.status.is_final() || self.progress().moving > 0
+    }
+
     /// Every workspace and what became of it, in the order of the plan.
     pub fn entries(&self) -> &[Entry] {
         &self.workspaces
+    }
+
+    /// The same without secrets, ready for the disk. Names of workspaces stay, also where one looks like a secret.
+    pub fn redacted(&self) -> Self {
+        let mut run = self.clone();
+        let Wish { actor, reason, .. } = &mut run.wish;
+        for text in [actor, reason] {
+            *text = Redacted::new(text).into_string();
+        }
+        run
     }
 
     /// How far it is.
@@ -203,10 +219,10 @@ impl MigrationRun {
         true
     }
 
-    /// A move that was under way, forth or back, failed: the workspace is where it was. `detail` says why, redacted.
-    /// Says whether it was one.
-    pub fn step_failed(&mut self, workspace: &WorkspaceId, detail: &str, now: Timestamp) -> bool {
-        let detail = text::cut(detail, MAX_DETAIL_CHARS);
+    /// A move that was under way, forth or back, failed: the workspace is where it was. `detail` says why. Says whether
+    /// it was one.
+    pub fn step_failed(&mut self, workspace: &WorkspaceId, detail: &Redacted, now: Timestamp) -> bool {
+        let detail = text::cut(detail.as_str(), MAX_DETAIL_CHARS);
         let place = match self.place(workspace) {
             Some(Place::Moving) => Place::Failed { detail },
             Some(Place::MovingBack) => Place::Moved { detail: Some(detail) },

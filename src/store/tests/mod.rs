@@ -4,6 +4,7 @@ mod audit;
 mod capacity_alerts;
 mod fixture;
 mod lists;
+mod migration_runs;
 mod routes;
 mod sessions;
 mod turns;
