@@ -12,6 +12,8 @@ use super::{
     routing::{Route, Wish},
 };
 
+pub use super::record::MigrationStatus;
+
 /// The most workspaces of one migration: each takes about 80 bytes of the run's JSON, which is written with each step.
 pub const MAX_WORKSPACES: usize = 5000;
 /// The most workspaces of one step: as many as a supervisor has live sessions.
@@ -82,56 +84,7 @@ impl MigrationPlan {
     }
 }
 
-/// Where a migration stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum MigrationStatus {
-    /// It has not begun.
-    Scheduled,
-    /// It moves, or moves back.
-    InProgress,
-    /// It moves nothing until it is resumed.
-    Paused,
-    /// Nobody is left to be moved.
-    Succeeded,
-    /// Everybody who was moved has been moved back.
-    RolledBack,
-    /// Somebody ended it; who was moved stays moved.
-    Cancelled,
-    /// Too many moves failed, or a move back did; who was moved stays moved.
-    Failed,
-}
-
 impl MigrationStatus {
-    /// Every status, for metrics and lists.
-    pub const ALL: [Self; 7] = [
-        Self::Scheduled,
-        Self::InProgress,
-        Self::Paused,
-        Self::Succeeded,
-        Self::RolledBack,
-        Self::Cancelled,
-        Self::Failed,
-    ];
-
-    /// Its name in answers, rows and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Scheduled => "scheduled",
-            Self::InProgress => "inProgress",
-            Self::Paused => "paused",
-            Self::Succeeded => "succeeded",
-            Self::RolledBack => "rolledBack",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == name)
-    }
-
     /// Whether it has ended; a rollback may still begin it anew.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Scheduled | Self::InProgress | Self::Paused)
