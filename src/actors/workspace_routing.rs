@@ -143,17 +143,14 @@ fn gone(_: actix::MailboxError) -> Failure {
 }
 
 /// The route as it is kept, and the windows of its epoch.
-async fn kept(
-    key: &WorkspaceKey,
-    parts: &Parts,
-) -> Result<(store::RouteRow, OutcomeWindow, OutcomeWindow), Failure> {
+async fn kept(key: &WorkspaceKey, parts: &Parts) -> Result<(store::RouteRow, OutcomeWindow, OutcomeWindow), Failure> {
     let failed = |cause: store::StoreError| store::failure(&cause);
     let now = parts.clock.steady();
     let row = match parts.store.route(key.clone()).await.map_err(failed)? {
         Some(row) => store::RouteRow { routing: row.routing.after_restart(now), ..row },
         None => {
             let tenant = parts.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
-            let default = tenant.map_or(Route::Acp, |it| if it.enable_acp { it.default_protocol } else { Route::Http });
+            let default = tenant.map_or(Route::Acp, |it| it.new_route());
             protocol_router::fresh(key.clone(), default, parts.clock.now())
         }
     };

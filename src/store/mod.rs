@@ -26,10 +26,12 @@ mod protocol_migrations;
 mod recovery;
 mod retention;
 mod rollback_events;
+mod route_defaults;
 mod routes;
 #[rustfmt::skip]
 mod schema;
 mod session_list;
+mod session_story;
 mod sessions;
 mod tenant_protocols;
 #[cfg(test)]
@@ -49,11 +51,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::domain::outcome::{ErrorCode, Failure};
 
 pub use self::{
-    capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
     acp_connections::{ConnectionRow, NewConnection},
     audit::AuditFilter,
     audit_summary::{AuditDay, AuditSummary, MAX_SUMMARY_TURNS, TurnFigures},
     automation_runs::AutomationRunRow,
+    capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
     columns::{BadCursor, Cursor, MAX_PAGE, Page},
     connection::{BadDatabaseUrl, DatabaseUrl},
     connection_events::{ConnectionEventRow, NewConnectionEvent},

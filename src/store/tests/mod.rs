@@ -5,6 +5,7 @@ mod audit;
 mod fixture;
 mod lists;
 mod routes;
+mod session_story;
 mod sessions;
 mod turns;
 mod writing;
