@@ -17,6 +17,7 @@ pub mod messages;
 pub mod parts;
 pub mod permission_desk;
 pub mod protocol_router;
+pub mod retention;
 pub mod route_gate;
 pub mod route_probe;
 pub mod session;
@@ -26,6 +27,7 @@ pub mod storm;
 pub mod success_window;
 #[cfg(test)]
 mod supervision_tests;
+pub mod tenant_protocol;
 pub mod turn_ticket;
 #[cfg(test)]
 mod turn_ticket_tests;

@@ -150,8 +150,7 @@ async fn kept(key: &WorkspaceKey, parts: &Parts) -> Result<(store::RouteRow, Out
         Some(row) => store::RouteRow { routing: row.routing.after_restart(now), ..row },
         None => {
             let tenant = parts.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
-            let default =
-                tenant.map_or(Route::Acp, |it| if it.enable_acp { it.default_protocol } else { Route::Http });
+            let default = tenant.map_or(Route::Acp, |it| it.new_route());
             protocol_router::fresh(key.clone(), default, parts.clock.now())
         }
     };

@@ -14,6 +14,7 @@ use crate::{
         capacity_watch::CapacityWatch,
         expiry, liveness,
         parts::{Parts, SessionSettings},
+        retention::{self, Ages},
         session_index::SessionIndex,
         storm::Storm,
         workspaces::{DEFAULT_AGENT, Workspaces},
@@ -41,6 +42,7 @@ pub struct Service {
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
     pub(super) sweep: JoinHandle<()>,
+    pub(super) retention: JoinHandle<()>,
     pub(super) capacity: JoinHandle<()>,
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
@@ -82,12 +84,15 @@ impl Service {
         // What was picked up lives on this thread.
         liveness::beat_here(&watchdog);
         let max_age = Duration::from_secs(config.session.max_age_s);
-        let sweep = actix::spawn(expiry::sweep(parts, max_age));
+        let sweep = actix::spawn(expiry::sweep(parts.clone(), max_age));
+        let ages = Ages::new(&config.retention, &parts.settings.window);
+        let retention = actix::spawn(retention::sweep(parts, ages));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         let http = http::serve(workspaces.clone(), config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
-        Ok(Self { config: config.clone(), http, workspaces, runtime, store, sweep, capacity, _held: held })
+        let config = config.clone();
+        Ok(Self { config, http, workspaces, runtime, store, sweep, retention, capacity, _held: held })
     }
 
     /// Where the API is.

@@ -48,6 +48,7 @@ impl Service {
         }
         self.http.handle.stop(true).await;
         self.sweep.abort();
+        self.retention.abort();
         self.workspaces.capacity().close();
         if tokio::time::timeout(FLUSH, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "changes of an alert of capacity were not written down");

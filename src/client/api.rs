@@ -199,6 +199,31 @@ impl ApiClient {
         decode(self.send_once(call).await?).await
     }
 
+    /// One page of records of the audit, or the summary as the only one.
+    pub async fn audit(&self, records: &str, query: &impl Serialize) -> Result<Value, ClientError> {
+        self.get(&["acp", "audit", records], query).await
+    }
+
+    /// One page of records of the audit as CSV, and the cursor of the next one.
+    pub async fn audit_csv(
+        &self,
+        records: &str,
+        query: &impl Serialize,
+    ) -> Result<(String, Option<String>), ClientError> {
+        let mut url = self.address(&["acp", "audit", records]);
+        url.query_pairs_mut().extend_pairs(to_query(query)?).append_pair("format", "csv");
+        let call = self.http.get(url).timeout(CALL_TIMEOUT);
+        let response = refuse_problems(self.send_once(call).await?).await?;
+        let next = response.headers().get(header::LINK).and_then(|link| link.to_str().ok());
+        let next = next.and_then(|link| next_cursor(&self.base, link));
+        Ok((String::from_utf8_lossy(&bounded_body(response).await?).into_owned(), next))
+    }
+
+    /// Why a session's turns go the way they go.
+    pub async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
+        self.get(&["acp", "session", session_id, "explain"], &()).await
+    }
+
     fn call(&self, method: Method, path: &[&str]) -> RequestBuilder {
         self.http.request(method, self.address(path))
     }
@@ -294,6 +319,13 @@ fn to_query(query: &impl Serialize) -> Result<Vec<(String, String)>, ClientError
         other => Some((name, other.to_string())),
     });
     Ok(pairs.collect())
+}
+
+/// The cursor in a `Link` to the next page.
+fn next_cursor(base: &url::Url, link: &str) -> Option<String> {
+    let target = link.strip_prefix('<')?.split_once('>')?.0;
+    let url = base.join(target).ok()?;
+    url.query_pairs().find(|(name, _)| name == "cursor").map(|(_, cursor)| cursor.into_owned())
 }
 
 async fn refuse_problems(response: Response) -> Result<Response, ClientError> {

@@ -3,6 +3,8 @@
 //! Invariant: a command turns arguments into one call below and its answer into an exit code; it decides
 //! nothing else.
 
+mod audit;
+mod audit_view;
 mod bench;
 mod common;
 mod config;
@@ -55,6 +57,8 @@ enum Command {
     Session(session::SessionArgs),
     /// Looks at the routes of a running server's workspaces, and changes them.
     Workspace(workspace::WorkspaceArgs),
+    /// Reads what a running server decided and did.
+    Audit(audit::AuditArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
@@ -71,6 +75,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Session(arguments) => session::run(arguments),
         Command::Workspace(arguments) => workspace::run(arguments),
+        Command::Audit(arguments) => audit::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)
 }

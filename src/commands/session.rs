@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
+    audit_view::story_text,
     common::{CommandError, print},
     server_flags::{ServerFlags, print_json, show},
     session_view::{diff_text, entry_text, session_row},
@@ -66,6 +67,11 @@ enum Action {
     },
     /// Prints what changed in a session's workspace.
     Diff {
+        /// The session.
+        session: String,
+    },
+    /// Tells what carries a session's turns and why, and how it came to that.
+    Explain {
         /// The session.
         session: String,
     },
@@ -151,6 +157,10 @@ async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode,
         Action::Diff { session } => {
             let diff = client.diff(&session).await?;
             if json { print_json(&diff)? } else { print(&diff_text(&diff))? }
+        }
+        Action::Explain { session } => {
+            let story = client.explain(&session).await?;
+            if json { print_json(&story)? } else { print(story_text(&story).trim_end())? }
         }
         Action::Close { session } => {
             client.close(&session).await?;

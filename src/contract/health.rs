@@ -15,6 +15,8 @@ pub struct Health {
     pub version: &'static str,
     /// Turns by protocol since the start.
     pub protocols: Protocols,
+    /// Workspaces in use, and how often they changed their route.
+    pub workspaces: WorkspacesHealth,
     /// Seats.
     pub capacity: CapacityHealth,
     /// The database.
@@ -45,6 +47,24 @@ pub struct ProtocolHealth {
     pub turns_failed: u64,
     /// Turns that were cancelled.
     pub turns_cancelled: u64,
+    /// The share of all turns that it carried, 0 to 1; null where none began.
+    pub share: Option<f64>,
+    /// The share of successes among the outcomes that count in a success window, 0 to 1; null where there was none.
+    pub success_rate: Option<f64>,
+}
+
+/// Workspaces in use, and their routes.
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkspacesHealth {
+    /// Those whose turns go over ACP now.
+    pub on_acp: u64,
+    /// Those whose turns go over the HTTP fallback now, for whatever reason.
+    pub in_fallback: u64,
+    /// Flips to HTTP since the start of this process.
+    pub flips_to_http: u64,
+    /// Flips back to ACP since the start of this process.
+    pub flips_to_acp: u64,
 }
 
 /// Seats.

@@ -4,7 +4,11 @@
 //! Invariant: types and the rules of their form, nothing that acts. Names are camelCase on the wire and each
 //! type is part of the OpenAPI document or of the runtime's door.
 
+pub mod audit;
+pub mod audit_summary;
 pub mod automation;
+pub mod csv;
+pub mod explain;
 pub mod fallback;
 pub mod health;
 pub mod lists;
@@ -13,4 +17,5 @@ pub mod protocol;
 pub mod result;
 pub mod runtime;
 pub mod session;
+pub mod tenant;
 pub mod toast;

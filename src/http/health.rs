@@ -8,11 +8,11 @@ use crate::{
     contract::{
         health::{
             CapacityAlertHealth, CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth,
-            TenantSeats,
+            TenantSeats, WorkspacesHealth,
         },
         problem::Problem,
     },
-    domain::{outcome::ErrorCode, routing::Route},
+    domain::{outcome::ErrorCode, routing::Route, success_window::Sample},
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 
@@ -56,6 +56,7 @@ pub async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
         status,
         version: env!("CARGO_PKG_VERSION"),
         protocols: Protocols { acp: protocol(metrics, Route::Acp), http: protocol(metrics, Route::Http) },
+        workspaces: routes(metrics),
         capacity: capacity_health(workspaces.capacity()),
         database,
         runtime,
@@ -81,11 +82,30 @@ fn capacity_health(guard: &CapacityGuard) -> CapacityHealth {
 }
 
 fn protocol(metrics: &Metrics, route: Route) -> ProtocolHealth {
+    let started = |route| metrics.turns_started(route);
+    let outcomes = |sample| metrics.routes().outcomes(route, sample);
+    let (succeeded, failed) = (outcomes(Sample::Success), outcomes(Sample::Failure));
     ProtocolHealth {
-        turns_started: metrics.turns_started(route),
+        turns_started: started(route),
         turns_completed: metrics.turns_ended(route, "completed"),
         turns_failed: metrics.turns_ended(route, "failed"),
         turns_cancelled: metrics.turns_ended(route, "cancelled"),
+        share: share(started(route), Route::ALL.into_iter().map(started).sum()),
+        success_rate: share(succeeded, succeeded + failed),
+    }
+}
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+fn routes(metrics: &Metrics) -> WorkspacesHealth {
+    let routes = metrics.routes();
+    WorkspacesHealth {
+        on_acp: routes.workspaces(Route::Acp),
+        in_fallback: routes.workspaces(Route::Http),
+        flips_to_http: routes.flips(Route::Http),
+        flips_to_acp: routes.flips(Route::Acp),
     }
 }
 

@@ -3,15 +3,21 @@
 //! Invariant: handlers read, check and ask; they never write to the database and never decide about a
 //! session. Every error leaves as a problem document, chosen in `contract/problem.rs`.
 
+mod audit;
+mod audit_items;
+mod audit_summary;
+mod explain;
 mod guard;
 mod health;
 mod openapi;
+mod paging;
 pub mod problem;
 mod prompts;
 mod protocol;
 mod session_reads;
 mod sessions;
 mod stream;
+mod tenants;
 mod trace;
 
 use std::{
@@ -182,6 +188,16 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(protocol::put_protocol)
         .service(protocol::roll_back)
         .service(protocol::restore)
+        .service(tenants::get_tenant)
+        .service(tenants::put_tenant)
+        .service(explain::explain_session)
+        .service(audit::list_migrations)
+        .service(audit::list_rollback_events)
+        .service(audit::list_connections)
+        .service(audit::list_automation_runs)
+        .service(audit::list_capacity_alerts)
+        .service(audit::list_notifications)
+        .service(audit_summary::get_summary)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)
@@ -282,7 +298,7 @@ mod tests {
     #[test]
     fn every_route_is_documented_and_every_schema_is_there() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 23);
+        assert_eq!(document.paths.paths.len(), 32);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

@@ -24,6 +24,8 @@ use crate::contract::{
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
         (name = "turns", description = "Run, follow and cancel prompt turns"),
         (name = "workspaces", description = "Workspaces and agents"),
+        (name = "routes", description = "What carries the turns of workspaces and tenants, and changes of it"),
+        (name = "audit", description = "Records of what was decided and done, and figures of it"),
         (name = "operations", description = "Health, probes and figures"),
     )
 )]

@@ -3,7 +3,14 @@
 use actix_web::{HttpRequest, HttpResponse, get, http::header::HeaderValue, web};
 use serde_json::value::RawValue;
 
-use super::{HttpState, find_session, path_id, problem::ApiError, sessions::state_of, stream};
+use super::{
+    HttpState, find_session,
+    paging::{page, page_size},
+    path_id,
+    problem::ApiError,
+    sessions::state_of,
+    stream,
+};
 use crate::{
     contract::{
         lists::{
@@ -14,12 +21,8 @@ use crate::{
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo},
     },
-    domain::{
-        ids::SessionId,
-        lifecycle::SessionMode,
-        outcome::{ErrorCode, Failure},
-    },
-    store::{self, Cursor, SessionFilter, SessionRow, WorkspaceFilter},
+    domain::{ids::SessionId, lifecycle::SessionMode, outcome::ErrorCode},
+    store::{self, SessionFilter, SessionRow, WorkspaceFilter},
 };
 
 /// Pages of rows that are read for one page of sessions in a wanted state.
@@ -271,24 +274,6 @@ pub async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<A
     Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))
 }
 
-fn page_size(state: &HttpState, limit: Option<usize>) -> Result<usize, ApiError> {
-    let most = state.config.limits.page_entries.min(store::MAX_PAGE);
-    match limit {
-        Some(limit) if limit == 0 || limit > most => {
-            Err(Failure::new(ErrorCode::InvalidRequest, format!("limit: must be 1 to {most}")).into())
-        }
-        Some(limit) => Ok(limit),
-        // A screen full.
-        None => Ok(most.min(50)),
-    }
-}
-
-fn page(state: &HttpState, limit: Option<usize>, cursor: Option<String>) -> Result<store::Page, ApiError> {
-    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
-    let after = cursor.map(|cursor| cursor.parse::<Cursor>().map_err(bad)).transpose()?;
-    Ok(store::Page { limit: page_size(state, limit)?, after })
-}
-
 #[cfg(test)]
 mod tests {
     use actix_web::ResponseError;
@@ -296,7 +281,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{actors::event_feed::EventFeed, domain::event::EventKind};
+    use crate::{actors::event_feed::EventFeed, domain::event::EventKind, store::Cursor};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(5_000))]

@@ -27,10 +27,12 @@ mod protocol_migrations;
 mod recovery;
 mod retention;
 mod rollback_events;
+mod route_defaults;
 mod routes;
 #[rustfmt::skip]
 mod schema;
 mod session_list;
+mod session_story;
 mod sessions;
 mod tenant_protocols;
 #[cfg(test)]

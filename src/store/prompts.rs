@@ -136,7 +136,7 @@ pub struct TurnEnd {
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = prompts, treat_none_as_default_value = false)]
-struct Record {
+pub(super) struct Record {
     prompt_id: String,
     session_id: String,
     installation_id: String,
@@ -157,7 +157,7 @@ struct Record {
 }
 
 impl Record {
-    fn read(self) -> Result<PromptRow, StoreError> {
+    pub(super) fn read(self) -> Result<PromptRow, StoreError> {
         let idempotency = self.idempotency_key.zip(self.body_hash);
         Ok(PromptRow {
             prompt_id: columns::parse(&self.prompt_id, "prompts.prompt_id")?,

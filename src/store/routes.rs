@@ -87,7 +87,7 @@ pub enum SavedRoute {
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = workspace_routes, treat_none_as_default_value = false)]
-struct Record {
+pub(super) struct Record {
     installation_id: String,
     workspace_id: String,
     epoch: i64,
@@ -117,6 +117,30 @@ struct Changes<'a> {
 }
 
 impl Record {
+    /// The route of a workspace that was never flipped and of which nothing was ever said.
+    pub(super) fn fresh(
+        installation_id: String,
+        workspace_id: String,
+        default: Route,
+        now: Timestamp,
+    ) -> Result<Self, StoreError> {
+        let routing = Routing::new(default);
+        Ok(Self {
+            installation_id,
+            workspace_id,
+            epoch: columns::signed(routing.epoch()),
+            route: routing.route().as_str().to_owned(),
+            default_protocol: default.as_str().to_owned(),
+            is_pinned: false,
+            stage: routing.stage().as_str().to_owned(),
+            routing: columns::redacted_json(&routing, "workspace_routes.routing")?,
+            migration_enabled: true,
+            auto_rollout: false,
+            created_us: now.0,
+            updated_us: now.0,
+        })
+    }
+
     fn read(self) -> Result<RouteRow, StoreError> {
         Ok(RouteRow {
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,

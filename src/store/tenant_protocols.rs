@@ -24,6 +24,26 @@ pub struct TenantProtocol {
     pub updated: Timestamp,
 }
 
+impl TenantProtocol {
+    /// What holds for a tenant that never said anything.
+    pub fn unsaid(installation_id: InstallationId, now: Timestamp) -> Self {
+        Self {
+            installation_id,
+            default_protocol: Route::Acp,
+            enable_acp: true,
+            allow_migration: true,
+            auto_migration: false,
+            blocked_repositories: Vec::new(),
+            updated: now,
+        }
+    }
+
+    /// The route of a workspace that has none of its own.
+    pub fn new_route(&self) -> Route {
+        if self.enable_acp { self.default_protocol } else { Route::Http }
+    }
+}
+
 #[derive(Queryable, Insertable, AsChangeset)]
 #[diesel(table_name = tenant_protocols)]
 struct Record {

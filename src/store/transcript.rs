@@ -56,7 +56,7 @@ pub struct TranscriptRow {
 }
 
 #[derive(Queryable)]
-struct Record {
+pub(super) struct Record {
     seq: i64,
     prompt_id: Option<String>,
     event_type: String,
@@ -66,7 +66,7 @@ struct Record {
 }
 
 impl Record {
-    fn read(self) -> Result<TranscriptRow, StoreError> {
+    pub(super) fn read(self) -> Result<TranscriptRow, StoreError> {
         let prompt_id = self.prompt_id.map(|id| columns::parse(&id, "transcript_entries.prompt_id")).transpose()?;
         Ok(TranscriptRow {
             seq: columns::unsigned(self.seq),

@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod audit;
 mod bench;
 mod bounds;
 mod cancel;

@@ -115,8 +115,22 @@ fn every_route_of_the_document_is_exercised() {
     let session = api.open("ws");
     session.completes("echo a");
     api.get("/acp/sessions").expect(200);
-    for path in ["", "/transcript", "/diff"] {
+    for path in ["", "/transcript", "/diff", "/explain"] {
         session.get(path).expect(200);
+    }
+    let records =
+        ["migrations", "rollback-events", "connections", "automation-runs", "capacity-alerts", "notifications"];
+    for records in records.iter().chain(&["summary"]) {
+        api.get(&format!("/acp/audit/{records}")).expect(200);
+    }
+    let why = json!({"actor": "a", "reason": "r"});
+    for verb in ["rollback", "restore"] {
+        api.post(&format!("/acp/workspaces/ws/{verb}"), why.clone()).expect(200);
+    }
+    for path in ["/acp/workspaces/ws/protocol", "/acp/tenants/tenant-1/protocol"] {
+        api.get(path).expect(200);
+        let change = json!({"defaultProtocol": "acp", "actor": "a", "reason": "r"});
+        api.call("PUT", path).json(&change).send().expect(200);
     }
     drop(api.events(&format!("/acp/session/{}/events", session.id)));
     let prompt_id = session.starts("echo b");
@@ -161,6 +175,20 @@ fn every_route_of_the_issue_is_in_the_document() {
         ("GET", "/acp/session/{id}/events"),
         ("GET", "/acp/prompt/{id}"),
         ("GET", "/acp/health"),
+        ("GET", "/acp/workspaces/{id}/protocol"),
+        ("PUT", "/acp/workspaces/{id}/protocol"),
+        ("POST", "/acp/workspaces/{id}/rollback"),
+        ("POST", "/acp/workspaces/{id}/restore"),
+        ("GET", "/acp/tenants/{installationId}/protocol"),
+        ("PUT", "/acp/tenants/{installationId}/protocol"),
+        ("GET", "/acp/session/{id}/explain"),
+        ("GET", "/acp/audit/migrations"),
+        ("GET", "/acp/audit/rollback-events"),
+        ("GET", "/acp/audit/connections"),
+        ("GET", "/acp/audit/automation-runs"),
+        ("GET", "/acp/audit/capacity-alerts"),
+        ("GET", "/acp/audit/notifications"),
+        ("GET", "/acp/audit/summary"),
         ("GET", "/metrics"),
         ("GET", "/livez"),
         ("GET", "/readyz"),

@@ -6,6 +6,7 @@ mod fixture;
 mod lists;
 mod migration_runs;
 mod routes;
+mod session_story;
 mod sessions;
 mod turns;
 mod writing;

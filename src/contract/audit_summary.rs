@@ -1,0 +1,265 @@
+//! Figures of a period: what carried the turns, how well, how fast, and how often workspaces fell back.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::domain::{clock::Timestamp, ids::InstallationId};
+
+/// Which period.
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct SummaryQuery {
+    /// Only this tenant's.
+    #[param(value_type = Option<String>)]
+    pub installation_id: Option<InstallationId>,
+    /// From this time on, RFC 3339; else the 30 days before `until`.
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub from: Option<Timestamp>,
+    /// Until before this time, RFC 3339; else now.
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
+}
+
+/// `GET /acp/audit/summary`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditSummary {
+    /// Since when the figures are whole: what was asked for, or later where it was cut.
+    #[schema(value_type = String, format = DateTime)]
+    pub from: Timestamp,
+    /// Until before when.
+    #[schema(value_type = String, format = DateTime)]
+    pub until: Timestamp,
+    /// Whether the period was cut because there is too much in it; a shorter one tells the rest.
+    pub truncated: bool,
+    /// All days together.
+    pub total: SummaryTotal,
+    /// By day (UTC) and tenant, the newest day first; days on which nothing was are left out.
+    pub days: Vec<SummaryDay>,
+}
+
+/// All days of a period together.
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SummaryTotal {
+    /// What went over ACP.
+    pub acp: TurnCounts,
+    /// What went over the HTTP fallback.
+    pub http: TurnCounts,
+    /// The share of turns that went over ACP, 0 to 1; null where there was none.
+    pub acp_share: Option<f64>,
+    /// Flips of workspaces to HTTP.
+    pub flips_to_http: u64,
+    /// Flips of workspaces back to ACP.
+    pub flips_to_acp: u64,
+}
+
+/// One day of one tenant.
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SummaryDay {
+    /// Which day, in UTC: `2026-11-25`.
+    pub day: String,
+    /// The tenant.
+    #[schema(value_type = String)]
+    pub installation_id: InstallationId,
+    /// What went over ACP.
+    pub acp: ProtocolDay,
+    /// What went over the HTTP fallback.
+    pub http: ProtocolDay,
+    /// The share of turns that went over ACP, 0 to 1; null where there was none.
+    pub acp_share: Option<f64>,
+    /// By how much ACP was faster; null where not both carried completed turns.
+    pub acp_gain: Option<AcpGain>,
+    /// Flips of workspaces to HTTP.
+    pub flips_to_http: u64,
+    /// Flips of workspaces back to ACP.
+    pub flips_to_acp: u64,
+}
+
+/// How turns ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TurnCounts {
+    /// All of them.
+    pub turns: u64,
+    /// Ended by themselves.
+    pub completed: u64,
+    /// Ended because somebody asked for it.
+    pub cancelled: u64,
+    /// Ended with an error.
+    pub failed: u64,
+    /// Cut off by a stop of the service.
+    pub interrupted: u64,
+    /// Not ended yet.
+    pub open: u64,
+    /// The share of completed turns among those that completed, failed or were interrupted, 0 to 1; null where there
+    /// were none. Other than in a workspace's window, faults of the model's provider count.
+    pub success_rate: Option<f64>,
+}
+
+/// The turns of one protocol, of one tenant, on one day.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProtocolDay {
+    /// How they ended.
+    #[serde(flatten)]
+    pub counts: TurnCounts,
+    /// How long half of the completed ones took at most, in milliseconds.
+    pub p50_ms: Option<f64>,
+    /// How long 95 of 100 completed ones took at most, in milliseconds.
+    pub p95_ms: Option<f64>,
+}
+
+/// What ACP saves against HTTP: 0.5 means half of the time; below 0 it was slower.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AcpGain {
+    /// At the median.
+    pub p50: f64,
+    /// At the 95th percentile.
+    pub p95: f64,
+}
+
+/// Days of tenants in one answer: about a megabyte.
+pub const MAX_SUMMARY_DAYS: usize = 2000;
+
+impl TurnCounts {
+    /// Adds up how turns ended.
+    pub fn new(completed: u64, cancelled: u64, failed: u64, interrupted: u64, open: u64) -> Self {
+        let ended = completed + failed + interrupted;
+        Self {
+            turns: ended + cancelled + open,
+            completed,
+            cancelled,
+            failed,
+            interrupted,
+            open,
+            success_rate: share(completed, ended),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self::new(
+            self.completed + other.completed,
+            self.cancelled + other.cancelled,
+            self.failed + other.failed,
+            self.interrupted + other.interrupted,
+            self.open + other.open,
+        )
+    }
+}
+
+impl SummaryDay {
+    /// A day with what follows from its figures.
+    pub fn new(
+        day: Timestamp,
+        installation_id: InstallationId,
+        (acp, http): (ProtocolDay, ProtocolDay),
+        (flips_to_http, flips_to_acp): (u64, u64),
+    ) -> Self {
+        let gain = |acp: Option<f64>, http: Option<f64>| match (acp, http) {
+            (Some(acp), Some(http)) if http > 0.0 => Some(1.0 - acp / http),
+            _ => None,
+        };
+        let gains = gain(acp.p50_ms, http.p50_ms).zip(gain(acp.p95_ms, http.p95_ms));
+        Self {
+            day: date(day),
+            installation_id,
+            acp,
+            http,
+            acp_share: share(acp.counts.turns, acp.counts.turns + http.counts.turns),
+            acp_gain: gains.map(|(p50, p95)| AcpGain { p50, p95 }),
+            flips_to_http,
+            flips_to_acp,
+        }
+    }
+}
+
+impl AuditSummary {
+    /// Sums days up, the newest first. At most `most` of them are kept, whole days as far as there is more than one:
+    /// then the period begins with the oldest that is left.
+    pub fn new(
+        (asked, whole_from, until): (Timestamp, Timestamp, Timestamp),
+        mut days: Vec<(Timestamp, SummaryDay)>,
+        most: usize,
+    ) -> Self {
+        let mut from = whole_from;
+        if let Some((left_out, _)) = days.get(most) {
+            let left_out = *left_out;
+            days.truncate(most);
+            // The tenants of a day belong together.
+            if days.first().is_some_and(|(newest, _)| *newest != left_out) {
+                days.retain(|(day, _)| *day != left_out);
+            }
+            from = days.last().map_or(from, |(oldest, _)| from.max(*oldest));
+        }
+        let truncated = from > asked || whole_from > asked;
+        let days: Vec<_> = days.into_iter().map(|(_, day)| day).collect();
+        let mut total = days.iter().fold(SummaryTotal::default(), |total, day| SummaryTotal {
+            acp: total.acp.plus(day.acp.counts),
+            http: total.http.plus(day.http.counts),
+            acp_share: None,
+            flips_to_http: total.flips_to_http + day.flips_to_http,
+            flips_to_acp: total.flips_to_acp + day.flips_to_acp,
+        });
+        total.acp_share = share(total.acp.turns, total.acp.turns + total.http.turns);
+        Self { from, until, truncated, total, days }
+    }
+}
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+fn date(day: Timestamp) -> String {
+    let text = day.to_string();
+    text.split('T').next().unwrap_or(&text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_US: i64 = 86_400_000_000;
+
+    fn day(number: i64, tenant: &str, completed: u64, failed: u64) -> (Timestamp, SummaryDay) {
+        let at = Timestamp(number * DAY_US);
+        let acp = ProtocolDay {
+            counts: TurnCounts::new(completed, 1, failed, 0, 0),
+            p50_ms: Some(5.0),
+            p95_ms: Some(30.0),
+        };
+        let http = ProtocolDay { counts: TurnCounts::new(1, 0, 0, 0, 0), p50_ms: Some(20.0), p95_ms: Some(20.0) };
+        (at, SummaryDay::new(at, tenant.parse().unwrap(), (acp, http), (2, 1)))
+    }
+
+    #[test]
+    fn days_are_summed_up_and_the_gain_is_a_share_of_the_time() {
+        let days = vec![day(20_782, "a", 3, 1), day(20_781, "a", 5, 0)];
+        assert_eq!(days[0].1.day, "2026-11-25");
+        let gain = days[0].1.acp_gain.unwrap();
+        assert!((gain.p50 - 0.75).abs() < 1e-9 && (gain.p95 + 0.5).abs() < 1e-9, "{gain:?}");
+        let summary = AuditSummary::new((Timestamp(0), Timestamp(0), Timestamp(i64::MAX)), days, 10);
+        assert_eq!(summary.total.acp, TurnCounts::new(8, 2, 1, 0, 0));
+        assert_eq!((summary.total.acp.turns, summary.total.http.turns), (11, 2));
+        assert_eq!(summary.total.acp.success_rate, Some(8.0 / 9.0), "a cancel counts neither way");
+        assert_eq!((summary.total.flips_to_http, summary.total.flips_to_acp), (4, 2));
+        assert_eq!(summary.total.acp_share, Some(11.0 / 13.0));
+        assert!(!summary.truncated);
+        assert_eq!(TurnCounts::default().success_rate, None);
+    }
+
+    #[test]
+    fn what_is_too_much_is_cut_by_whole_days_and_says_so() {
+        let days = || vec![day(3, "a", 1, 0), day(3, "b", 1, 0), day(2, "a", 1, 0), day(2, "b", 1, 0)];
+        let of = |most| AuditSummary::new((Timestamp(0), Timestamp(0), Timestamp(i64::MAX)), days(), most);
+        assert_eq!((of(4).days.len(), of(4).truncated), (4, false));
+        let cut = of(3);
+        assert_eq!((cut.days.len(), cut.truncated, cut.from), (2, true, Timestamp(3 * DAY_US)));
+        assert_eq!((of(1).days.len(), of(1).truncated), (1, true), "something is better than nothing");
+        let earlier = AuditSummary::new((Timestamp(0), Timestamp(9), Timestamp(10)), Vec::new(), 3);
+        assert_eq!((earlier.truncated, earlier.from), (true, Timestamp(9)), "the store cut it already");
+    }
+}

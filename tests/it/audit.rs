@@ -1,0 +1,435 @@
+//! What was decided and done can be read afterwards: as records, as figures, and as the story of one session.
+
+use std::{collections::BTreeSet, process::Command};
+
+use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json, lumilink, wait_for};
+
+fn held() -> Program {
+    Program::builder().set("recovery.cooldown_s", 1800).start()
+}
+
+fn route(session: &Session) -> Value {
+    session.api.get("/acp/workspaces/ws/protocol").expect(200)
+}
+
+/// Crashes until the workspace is rolled back.
+fn crashes_until_it_falls_back(session: &Session) {
+    for _ in 0..3 {
+        session.prompt("crash").problem(502, "agent_crashed");
+        eventually("the session is usable again", || session.state()["state"] == "idle");
+    }
+    wait_for(DEADLINE, "the workspace is rolled back", || (route(session)["route"] == "http").then_some(()));
+}
+
+fn flip(session: &Session, verb: &str, reason: &str) {
+    let body = json!({"actor": "alice", "reason": reason});
+    session.api.post(&format!("/acp/workspaces/ws/{verb}"), body).expect(200);
+}
+
+fn read(program: &Program, path: &str) -> Answer {
+    program.api.get(&format!("/acp/audit/{path}"))
+}
+
+fn items(program: &Program, path: &str) -> Vec<Value> {
+    read(program, path).expect(200)["items"].as_array().expect("`items` is an array").clone()
+}
+
+/// All records page by page, by what `nextCursor` says.
+fn walk(program: &Program, path: &str, limit: usize) -> Vec<Value> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = read(program, &format!("{path}?limit={limit}{cursor}")).expect(200);
+        all.extend(page["items"].as_array().expect("items").iter().cloned());
+        let Some(next) = page["nextCursor"].as_str() else { return all };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+/// The cells of CSV, row by row (RFC 4180).
+fn cells(csv: &str) -> Vec<Vec<String>> {
+    let (mut rows, mut row, mut cell, mut quoted) = (Vec::new(), Vec::new(), String::new(), false);
+    let mut left = csv.chars().peekable();
+    while let Some(character) = left.next() {
+        match (character, quoted) {
+            ('"', true) if left.peek() == Some(&'"') => cell.extend(left.next()),
+            ('"', _) => quoted = !quoted,
+            (',', false) => row.push(std::mem::take(&mut cell)),
+            ('\r', false) => {
+                assert_eq!(left.next(), Some('\n'), "lines end with CR LF");
+                row.push(std::mem::take(&mut cell));
+                rows.push(std::mem::take(&mut row));
+            }
+            (character, _) => cell.push(character),
+        }
+    }
+    assert!(row.is_empty() && cell.is_empty(), "the last line has an end");
+    rows
+}
+
+/// A member of JSON as it has to stand in a cell.
+fn as_cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) if text.starts_with(['=', '+', '-', '@', '\t', '\r']) => format!("'{text}"),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn fr_006_every_flip_is_a_record_once_whoever_made_it() {
+    let program = held();
+    let session = program.api.open("ws");
+    flip(&session, "rollback", "a drill");
+    flip(&session, "rollback", "a drill, again");
+    flip(&session, "restore", "the drill is over");
+    crashes_until_it_falls_back(&session);
+    for records in ["rollback-events", "migrations"] {
+        let told = items(&program, records);
+        let seen: Vec<_> = told.iter().map(|it| (it["epoch"].clone(), it["trigger"].clone())).collect();
+        let flips = [(3, "autoThreshold"), (2, "manualOperator"), (1, "manualOperator")];
+        assert_eq!(seen, flips.map(|(epoch, trigger)| (json!(epoch), json!(trigger))), "{records}, the newest first");
+        assert_eq!((&told[2]["actor"], &told[2]["reason"]), (&json!("alice"), &json!("a drill")), "{told:?}");
+        assert!(told[0]["metrics"]["window"]["failures"].as_u64() >= Some(3), "what was measured: {}", told[0]);
+    }
+    let kinds: Vec<_> = items(&program, "rollback-events").iter().map(|it| it["kind"].clone()).collect();
+    assert_eq!(kinds, ["rollback", "restore", "rollback"]);
+}
+
+#[test]
+fn fr_006_connections_come_with_what_became_of_them() {
+    let program = held();
+    let session = program.api.open("ws");
+    session.completes("echo hello");
+    crashes_until_it_falls_back(&session);
+    let connections = wait_for(DEADLINE, "every crash is told of its connection", || {
+        let found = items(&program, &format!("connections?sessionId={}", session.id));
+        let broken = found.iter().filter(|it| it["transitions"].as_array().is_some_and(|it| !it.is_empty())).count();
+        (broken >= 3).then_some(found)
+    });
+    let oldest = connections.last().expect("a connection");
+    assert_eq!((&oldest["outcome"], &oldest["protocolVersion"]), (&json!("connected"), &json!(1)), "{oldest}");
+    assert_eq!(oldest["agentName"], "lumilink-demo-agent", "{oldest}");
+    assert_eq!(oldest["capabilities"]["loadSession"], true, "{oldest}");
+    let change = &oldest["transitions"][0];
+    assert!(change["status"].is_string() && change["cause"].as_str().is_some_and(|it| !it.is_empty()), "{oldest}");
+    assert!(oldest["health"].is_object(), "{oldest}");
+    let last = oldest["transitions"].as_array().expect("transitions").last().expect("one").clone();
+    assert_eq!(oldest["status"], last["status"]);
+}
+
+#[test]
+fn records_are_filtered_by_tenant_workspace_session_and_time() {
+    let program = held();
+    let session = program.api.open("ws");
+    let other = program.api.open_with(json!({"workspaceId": "ws", "installationId": "tenant-2"}));
+    let body = json!({"actor": "alice", "reason": "one"});
+    let flip = |tenant: &str, verb: &str| {
+        program.api.post(&format!("/acp/workspaces/ws/{verb}?installationId={tenant}"), body.clone()).expect(200)
+    };
+    flip("tenant-1", "rollback");
+    flip("tenant-1", "restore");
+    flip("tenant-2", "rollback");
+    let late = program.api.open("ws");
+    flip("tenant-1", "rollback");
+    let count = |filter: &str| items(&program, &format!("rollback-events{filter}")).len();
+    assert_eq!(count(""), 4);
+    assert_eq!((count("?installationId=tenant-1"), count("?installationId=tenant-2")), (3, 1));
+    assert_eq!((count("?installationId=nobody"), count("?workspaceId=ws"), count("?workspaceId=x")), (0, 4, 0));
+    assert_eq!(count(&format!("?sessionId={}", session.id)), 3, "all of its workspace since it was opened");
+    assert_eq!(count(&format!("?sessionId={}", late.id)), 1, "what was before it is not its own");
+    assert_eq!(count(&format!("?sessionId={}&installationId=tenant-1", other.id)), 0);
+    let all = items(&program, "rollback-events");
+    let at = |index: usize| all[index]["createdAt"].as_str().expect("a time");
+    assert_eq!(count(&format!("?from={}", at(1))), 2, "from that time on");
+    assert_eq!(count(&format!("?until={}", at(1))), 2, "before that time");
+    assert_eq!(count(&format!("?from={}&until={}", at(2), at(0))), 2);
+    for (tenant, connections) in [("tenant-1", 2), ("tenant-2", 1)] {
+        let path = format!("connections?installationId={tenant}");
+        eventually("handshakes are written down", || items(&program, &path).len() == connections);
+    }
+}
+
+#[test]
+fn a_walk_over_pages_gives_each_record_once_and_the_newest_first() {
+    let program = held();
+    let session = program.api.open("ws");
+    for round in 0..4 {
+        flip(&session, "rollback", &format!("round {round}"));
+        flip(&session, "restore", &format!("round {round}"));
+    }
+    let whole: Vec<_> = items(&program, "migrations");
+    assert_eq!(whole.len(), 8);
+    for limit in [1, 3, 8] {
+        assert_eq!(walk(&program, "migrations", limit), whole, "{limit} on a page");
+    }
+    let ids: BTreeSet<_> = whole.iter().map(|it| it["migrationId"].to_string()).collect();
+    assert_eq!(ids.len(), 8);
+}
+
+#[test]
+fn csv_says_what_the_json_says_and_no_cell_is_a_formula() {
+    let program = held();
+    let session = program.api.open("ws");
+    let reasons = ["=HYPERLINK(\"http://x\",\"y\")", "+1", "-1", "@SUM(A1)", "plain, \"quoted\" text", "ends with ="];
+    for reason in reasons {
+        flip(&session, "rollback", reason);
+        flip(&session, "restore", reason);
+    }
+    for (records, id) in
+        [("migrations", "migrationId"), ("rollback-events", "eventId"), ("connections", "connectionRowId")]
+    {
+        let json = items(&program, records);
+        let answer = read(&program, &format!("{records}?format=csv"));
+        assert!(answer.header("content-type").starts_with("text/csv"), "{}", answer.header("content-type"));
+        let rows = cells(&answer.text);
+        let (head, rows) = rows.split_first().expect("a header");
+        assert!(head.contains(&id.to_owned()) && rows.len() == json.len(), "{head:?}");
+        for (row, item) in rows.iter().zip(&json) {
+            assert_eq!(row.len(), item.as_object().expect("an object").len(), "every member has a column: {head:?}");
+            for (name, cell) in head.iter().zip(row) {
+                // The members of objects may stand in another order.
+                let same = match &item[name] {
+                    value @ (Value::Object(_) | Value::Array(_)) => {
+                        serde_json::from_str(cell).ok().as_ref() == Some(value)
+                    }
+                    value => as_cell(value) == *cell,
+                };
+                assert!(same, "{name}: {cell} and {}", item[name]);
+                let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']);
+                assert!(!is_formula, "{name}: {cell}");
+            }
+        }
+    }
+    // Page by page, as `Link` names the next one.
+    let (mut path, mut rows) = ("/acp/audit/migrations?limit=5".to_owned(), Vec::new());
+    loop {
+        let answer = program.api.call("GET", &path).header("accept", "text/csv").send();
+        let link = answer.header("link");
+        rows.extend(cells(&answer.text).into_iter().skip(1));
+        let Some(next) = link.strip_prefix('<').and_then(|it| it.strip_suffix(">; rel=\"next\"")) else {
+            assert!(link.is_empty(), "{link}");
+            break;
+        };
+        path = next.to_owned();
+    }
+    assert_eq!(rows, cells(&read(&program, "migrations?format=csv").text)[1..]);
+}
+
+#[test]
+fn fr_010_changes_of_capacity_alerts_can_be_read() {
+    let program = Program::builder().set("capacity.max_sessions", 1).start();
+    let session = program.api.open("ws");
+    let alerts = wait_for(DEADLINE, "both levels are written down", || {
+        let alerts = items(&program, "capacity-alerts");
+        (alerts.len() == 2).then_some(alerts)
+    });
+    let mut levels: Vec<_> = alerts.iter().map(|it| it["level"].as_str().expect("a level")).collect();
+    levels.sort_unstable();
+    assert_eq!(levels, ["critical", "warning"]);
+    assert!(alerts.iter().all(|it| it["kind"] == "raised" && it["taken"] == 1 && it["limit"] == 1), "{alerts:?}");
+    assert_eq!(cells(&read(&program, "capacity-alerts?format=csv").text).len(), 3);
+    read(&program, "capacity-alerts?workspaceId=ws").problem(400, "invalid_request");
+    for records in ["automation-runs", "notifications"] {
+        assert_eq!(items(&program, records).len(), 0, "{records}");
+        assert_eq!(cells(&read(&program, &format!("{records}?format=csv")).text).len(), 1, "{records} has a header");
+    }
+    session.post("close", json!({})).expect(200);
+}
+
+#[test]
+fn what_cannot_be_asked_for_is_a_problem() {
+    let program = Program::start();
+    for query in [
+        "from=yesterday",
+        "until=2026-13-01T00:00:00Z",
+        "from=2026-11-25T00:00:00Z&until=2026-11-25T00:00:00Z",
+        "limit=0",
+        "limit=100000",
+        "limit=x",
+        "cursor=x",
+        "cursor=1~%00",
+        "sessionId=7",
+        "installationId=a%2Fb",
+        "format=xml",
+        "unknown=1",
+    ] {
+        read(&program, &format!("migrations?{query}")).problem(400, "invalid_request");
+    }
+    read(&program, "summary?from=2026-11-25T00:00:00Z&until=2026-11-24T00:00:00Z").problem(400, "invalid_request");
+    read(&program, "everything").problem(404, "not_found");
+    for id in ["7", "01a20625-f96e-7117-bc62-6a98f49309e7", "------------------------------------"] {
+        program.api.get(&format!("/acp/session/{id}/explain")).problem(404, "not_found");
+    }
+}
+
+#[test]
+fn fr_012_the_summary_sums_up_turns_and_flips() {
+    let program = held();
+    let session = program.api.open("ws");
+    for _ in 0..3 {
+        session.completes("echo hello");
+    }
+    flip(&session, "rollback", "a drill");
+    flip(&session, "restore", "the drill is over");
+    crashes_until_it_falls_back(&session);
+    let summary = read(&program, "summary").expect(200);
+    let total = &summary["total"];
+    assert_eq!((&total["acp"]["completed"], &total["acp"]["failed"]), (&json!(3), &json!(3)), "{summary}");
+    assert_eq!((&total["acp"]["turns"], &total["acp"]["successRate"]), (&json!(6), &json!(0.5)), "{summary}");
+    assert_eq!((&total["flipsToHttp"], &total["flipsToAcp"]), (&json!(2), &json!(1)), "{summary}");
+    assert_eq!(total["acpShare"], 1.0, "{summary}");
+    assert_eq!(summary["truncated"], false);
+    let days = summary["days"].as_array().expect("days");
+    // One, or two where midnight came in between.
+    let turns: u64 = days.iter().filter_map(|day| day["acp"]["turns"].as_u64()).sum();
+    assert_eq!(turns, 6, "{summary}");
+    assert!(days.iter().all(|day| day["installationId"] == "tenant-1"), "{summary}");
+    assert!(days[0]["acp"]["p50Ms"].as_f64() <= days[0]["acp"]["p95Ms"].as_f64(), "{summary}");
+    let nobody = read(&program, "summary?installationId=nobody").expect(200);
+    assert_eq!((&nobody["days"], &nobody["total"]["acpShare"]), (&json!([]), &Value::Null), "{nobody}");
+    let health = program.api.get("/acp/health").expect(200);
+    assert_eq!(health["workspaces"], json!({"onAcp": 0, "inFallback": 1, "flipsToHttp": 2, "flipsToAcp": 1}));
+    assert!(health["protocols"]["acp"]["successRate"].as_f64() < Some(0.99), "{health}");
+    assert_eq!(
+        (&health["protocols"]["acp"]["share"], &health["protocols"]["http"]["share"]),
+        (&json!(1.0), &json!(0.0))
+    );
+}
+
+#[test]
+fn explain_tells_in_order_why_a_session_fell_back() {
+    let program = held();
+    let session = program.api.open("ws");
+    session.completes("echo hello");
+    let story = || session.get("/explain").expect(200);
+    let fine = story();
+    assert!(fine["answer"].as_str().is_some_and(|it| it.starts_with("ACP carries it")), "{fine}");
+    crashes_until_it_falls_back(&session);
+    let told = wait_for(DEADLINE, "what became of the connections is told", || {
+        let told = story();
+        let changes = told["timeline"].as_array().expect("a timeline").iter().filter(|it| it["kind"] == "transition");
+        (changes.count() >= 3).then_some(told)
+    });
+    let answer = told["answer"].as_str().expect("an answer");
+    assert!(answer.starts_with("HTTP carries it since") && answer.contains("outcomes failed"), "{answer}");
+    assert_eq!((&told["route"], &told["epoch"], &told["truncated"]), (&json!("http"), &json!(1), &json!(false)));
+    let timeline = told["timeline"].as_array().expect("a timeline");
+    let times: Vec<_> = timeline.iter().map(|it| it["at"].as_str().expect("a time")).collect();
+    assert!(times.is_sorted(), "oldest first: {times:?}");
+    let of = |kind: &str| timeline.iter().filter(|it| it["kind"] == kind).collect::<Vec<_>>();
+    let place = |kind: &str| timeline.iter().position(|it| it["kind"] == kind).expect(kind);
+    assert_eq!((of("session").len(), of("turn").len(), of("flip").len(), of("note").len()), (1, 4, 1, 1), "{told}");
+    let crash = of("turn")[3];
+    assert_eq!(crash["details"]["errorCode"], "agent_crashed", "{crash}");
+    assert_eq!((&crash["details"]["protocol"], &crash["details"]["epoch"]), (&json!("acp"), &json!(0)), "{crash}");
+    let flip = of("flip")[0];
+    assert_eq!(flip["details"]["trigger"], "autoThreshold", "{flip}");
+    assert_eq!(flip["details"]["reasonCode"], "threshold", "what the rollback event adds: {flip}");
+    assert!(flip["details"]["metrics"]["window"]["samples"].as_u64() > Some(0), "{flip}");
+    assert!(
+        place("session") < place("turn") && place("turn") < place("flip") && place("flip") < place("note"),
+        "{told}"
+    );
+
+    let printed = run(&program, &["session", "explain", &session.id]);
+    assert!(printed.starts_with("HTTP carries it since") && printed.contains("agent_crashed"), "{printed}");
+    session.api.post("/acp/workspaces/ws/restore", json!({"actor": "bob", "reason": "fixed"})).expect(200);
+    let restored = story();
+    assert!(restored["answer"].as_str().is_some_and(|it| it.contains("ACP")), "{restored}");
+    session.post("close", json!({})).expect(200);
+    assert!(story()["answer"].as_str().is_some_and(|it| it.contains("closed")));
+}
+
+fn run(program: &Program, arguments: &[&str]) -> String {
+    let output = Command::new(lumilink())
+        .args(arguments)
+        .env("LUMILINK_URL", program.api.base())
+        .env("HOME", program.folder.path())
+        .current_dir(program.folder.path())
+        .output()
+        .expect("the program runs");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    stdout
+}
+
+#[test]
+fn the_audit_is_read_from_the_command_line() {
+    let program = held();
+    let session = program.api.open("ws");
+    // More than a page of the command's own.
+    for round in 0..26 {
+        flip(&session, "rollback", &format!("round {round}"));
+        flip(&session, "restore", "over");
+    }
+    let audit = |arguments: &[&str]| run(&program, &[&["audit"], arguments].concat());
+    let rows = audit(&["rollbacks", "--workspace", "ws"]);
+    assert_eq!(rows.lines().count(), 52, "{rows}");
+    assert!(rows.lines().last().is_some_and(|line| line.contains("round 0")), "{rows}");
+    let json = audit(&["migrations", "--json", "--limit", "51"]);
+    let lines: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert_eq!(lines.len(), 51);
+    assert_eq!(lines[0]["epoch"], 52);
+    let csv = cells(&audit(&["migrations", "--csv", "--installation", "tenant-1"]));
+    assert_eq!(csv.len(), 53, "one header");
+    assert_eq!(audit(&["connections", "--session", &session.id]).lines().count(), 1);
+    for records in ["capacity", "runs", "notifications"] {
+        assert!(audit(&[records]).is_empty(), "{records}");
+    }
+    assert!(audit(&["summary"]).contains("flips to http 26, back 26"));
+}
+
+#[test]
+fn fr_009_a_tenant_has_defaults_for_its_new_workspaces_and_can_do_without_acp() {
+    let program = held();
+    let path = "/acp/tenants/tenant-1/protocol";
+    let put = |mut body: Value| {
+        body["actor"] = json!("alice");
+        body["reason"] = json!("policy");
+        program.api.call("PUT", path).json(&body).send()
+    };
+    let of = |workspace: &str| {
+        let route = program.api.get(&format!("/acp/workspaces/{workspace}/protocol")).expect(200);
+        route["route"].as_str().expect("a route").to_owned()
+    };
+    let unsaid = program.api.get(path).expect(200);
+    assert_eq!(
+        unsaid,
+        json!({"installationId": "tenant-1", "defaultProtocol": "acp", "enableAcp": true, "allowMigration": true,
+            "autoMigration": false, "blockedRepositories": [], "updatedAt": null})
+    );
+    let old = program.api.open("old");
+    program.api.open_with(json!({"workspaceId": "elsewhere", "installationId": "tenant-2"}));
+    let changed = put(json!({"defaultProtocol": "http", "blockedRepositories": ["octo/*"]})).expect(200);
+    assert_eq!((&changed["moved"], &changed["defaultProtocol"]), (&json!(0), &json!("http")), "{changed}");
+    assert_eq!(of("old"), "acp", "a workspace that is there keeps its route");
+    old.post("close", json!({})).expect(200);
+    let program_api = &program.api;
+    let pinned = json!({"pin": {"protocol": "acp"}, "actor": "bob", "reason": "test"});
+    program_api.call("PUT", "/acp/workspaces/old/protocol").json(&pinned).send().expect(200);
+    let moved = put(json!({"enableAcp": false})).expect(200);
+    assert_eq!((&moved["moved"], &moved["enableAcp"]), (&json!(1), &json!(false)), "{moved}");
+    assert_eq!((of("old"), of("elsewhere")), ("http".into(), "acp".into()));
+    assert_eq!(put(json!({"enableAcp": false})).expect(200)["moved"], 0, "again moves nothing");
+    let flips = items(&program, "migrations?installationId=tenant-1");
+    assert_eq!(flips.len(), 1, "{flips:?}");
+    assert_eq!((&flips[0]["trigger"], &flips[0]["actor"]), (&json!("migration"), &json!("alice")), "{flips:?}");
+    put(json!({"enableAcp": true, "defaultProtocol": "acp"})).expect(200);
+    assert_eq!(of("old"), "http", "nothing is moved back");
+    let kept = program.api.get(path).expect(200);
+    assert_eq!((&kept["blockedRepositories"], &kept["enableAcp"]), (&json!(["octo/*"]), &json!(true)));
+    assert!(kept["updatedAt"].is_string());
+
+    for body in [
+        json!({}),
+        json!({"blockedRepositories": ["octo"]}),
+        json!({"blockedRepositories": ["octo/repo", "a/../b"]}),
+        json!({"blockedRepositories": vec!["octo/repo"; 1001]}),
+        json!({"defaultProtocol": "carrier-pigeon"}),
+        json!({"enableAcp": "no"}),
+    ] {
+        put(body).problem(400, "invalid_request");
+    }
+    program.api.get("/acp/tenants/..%2Fx/protocol").problem(404, "not_found");
+}
