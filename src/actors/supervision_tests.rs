@@ -3,7 +3,6 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
-use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -33,12 +32,11 @@ use crate::{
         permission::PermissionPolicy,
         prompt::Prompt,
         routing::Route,
-        transcript::TranscriptEntry,
         turn::{Severity, TurnState},
     },
     store::{
-        DatabaseUrl, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver, StoreOptions,
-        TranscriptAppend,
+        DatabaseUrl, EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver,
+        StoreOptions,
     },
     telemetry::{Metrics, SystemClock},
     transport::{
@@ -46,6 +44,9 @@ use crate::{
         fake::{FakeAgent, FakeTransport},
     },
 };
+
+/// Places in the writer's queue.
+const WRITE_QUEUE: usize = 64;
 
 struct Blind;
 
@@ -74,7 +75,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     let store = Store::open(StoreOptions {
         url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
         readers: 2,
-        write_queue: 64,
+        write_queue: WRITE_QUEUE,
         patience: Duration::from_secs(60),
         observer: Arc::new(Blind),
     })
@@ -344,29 +345,22 @@ async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
 }
 
-/// Makes the session wait for a database that takes nothing; it goes on when the lock is dropped.
-async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> SqliteConnection {
-    let path = stage._folder.path().join("test.db");
-    let mut lock = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-    lock.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
-    let entry = || TranscriptEntry::text("info", "fills the queue");
-    let spec = &stage.live.shared.spec;
-    let append = || TranscriptAppend {
-        session_id: stage.id,
-        key: spec.workspace.clone(),
-        prompt_id: None,
-        entries: vec![entry()],
-        settles: 0,
-        now: SystemClock.now(),
-    };
-    while stage.parts.store.try_append(append(), drop).is_ok() {
-        tokio::task::yield_now().await;
+/// Makes the session wait for room in the writer's queue; it goes on when the places are dropped.
+async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
+    // All places are held, not filled: what is filled the writer takes out, and the session would find room again. One
+    // is held by the turn that runs.
+    let mut places = Vec::new();
+    while places.len() < WRITE_QUEUE - 1 {
+        match stage.parts.store.reserve_end() {
+            Ok(place) => places.push(place),
+            Err(_) => tokio::task::yield_now().await,
+        }
     }
     let text = "x".repeat(1_500_000);
     let update = format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{{"type":"text","text":"{text}"}}}}"#);
     let update = serde_json::value::RawValue::from_string(update).unwrap();
     agent.says.send(AgentEvent::Update { update, meta: None }).await.unwrap();
-    lock
+    places
 }
 
 #[actix::test]
@@ -376,11 +370,11 @@ async fn a_session_that_does_not_answer_is_replaced_and_its_turn_ends_once() {
     let call = agent.prompted().await;
     let mut mailbox = stage.live.mailbox.clone();
     mailbox.borrow_and_update();
-    let lock = get_stuck(&stage, &agent).await;
+    let places = get_stuck(&stage, &agent).await;
     // The agent's answer comes too late: nobody takes it.
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     mailbox.changed().await.unwrap();
-    drop(lock);
+    drop(places);
     let end = ended(begun).await;
     assert_eq!((end.state, end.failure.as_ref().unwrap().code), (TurnState::Failed, ErrorCode::Internal));
     let mut fresh = stage.agents.recv().await.unwrap();

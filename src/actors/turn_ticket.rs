@@ -177,9 +177,12 @@ impl TurnTicket {
     /// Notes a line of the agent that was no JSON; an error has to end the turn.
     pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
         let Some(begun) = &mut self.0 else { return Ok(()) };
-        let update = json!({"severity": Severity::Warn, "message": "the agent printed a line that is not JSON"});
-        begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
-        begun.progress.on_stray_line(line)
+        let borne = begun.progress.on_stray_line(line);
+        if let Some(last) = begun.progress.diagnostics.last() {
+            let update = json!({"severity": last.severity, "message": last.message});
+            begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
+        }
+        borne
     }
 
     /// Complete entries that can go to disk before the turn ends, once there are `at_least` of them or that many

@@ -83,6 +83,9 @@ pub struct TurnLine {
     /// A remark about the turn; the result has it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnostic: Option<ResultDiagnostic>,
+    /// A permission request of the agent was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permission: Option<LinePermission>,
     /// So many counted lines of the ones that the client asked for are not kept any more: they are counted as read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
@@ -98,9 +101,9 @@ pub struct TurnLine {
 }
 
 impl TurnLine {
-    /// Whether it counts for [`AFTER`]: what the agent said, and remarks.
+    /// Whether it counts for [`AFTER`]: what the agent said and was permitted, and remarks.
     pub fn is_counted(&self) -> bool {
-        self.update.is_some() || self.notification.is_some() || self.diagnostic.is_some()
+        self.update.is_some() || self.notification.is_some() || self.diagnostic.is_some() || self.permission.is_some()
     }
 }
 
@@ -112,6 +115,19 @@ pub struct LineNotification {
     pub method: String,
     /// Its params, raw.
     pub params: Box<RawValue>,
+}
+
+/// How a permission request of the agent was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinePermission {
+    /// The option that was chosen; absent where the request was cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub option_id: Option<String>,
+    /// Whether that option allows.
+    pub allows: bool,
+    /// Who chose: the name of the policy, or `fallback` where a person would have been asked.
+    pub by: String,
 }
 
 /// Why a turn failed.

@@ -25,7 +25,6 @@ use crate::{
         lifecycle::{SessionMode, SessionState},
         mcp,
         outcome::ErrorCode,
-        routing::Route,
     },
     store::{SessionChange, SessionRow},
 };
@@ -74,7 +73,7 @@ fn ready(session: ReadySession) -> SessionReady {
     let facts = session.facts;
     SessionReady {
         session_id: session.session_id,
-        protocol: Route::Acp.as_str(),
+        protocol: session.protocol.as_str(),
         protocol_version: facts.protocol_version,
         connection_id: facts.connection_id.clone(),
         agent_info: facts.info.clone(),

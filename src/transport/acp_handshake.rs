@@ -258,6 +258,7 @@ impl Hands {
                     | AgentEvent::Answered { .. }
                     | AgentEvent::Failed { .. }
                     | AgentEvent::Remark { .. }
+                    | AgentEvent::Permission { .. }
                     | AgentEvent::Interrupted(_)
                     | AgentEvent::Resumed,
                 ) => {}

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     contract::{
-        fallback::{AFTER, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine},
+        fallback::{AFTER, LinePermission, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine},
         result::{ACPSessionResult, ResultStopReason},
     },
     domain::{
@@ -207,6 +207,10 @@ impl AskedTurn {
             }
             TurnLine { diagnostic: Some(said), .. } => {
                 AgentEvent::Remark { severity: said.severity, message: said.message }
+            }
+            TurnLine { permission: Some(answer), .. } => {
+                let LinePermission { option_id, allows, by } = answer;
+                AgentEvent::Permission { option_id, allows, by }
             }
             TurnLine { missed: Some(missed), .. } => {
                 self.received += missed;

@@ -278,6 +278,15 @@ pub enum AgentEvent {
         /// One sentence.
         message: String,
     },
+    /// A permission request was answered by whoever carries the turn.
+    Permission {
+        /// The option that was chosen; `None` where the request was cancelled.
+        option_id: Option<String>,
+        /// Whether that option allows.
+        allows: bool,
+        /// Who chose.
+        by: String,
+    },
     /// A line that is not JSON; `line` is cut.
     StrayLine(String),
     /// JSON that is not the protocol; the agent cannot be trusted any more.

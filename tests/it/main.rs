@@ -23,6 +23,7 @@ mod idempotency;
 mod interop;
 mod metrics;
 mod openapi;
+mod parity;
 mod permission;
 mod prompt;
 mod protocol;

@@ -66,6 +66,9 @@ impl StreamHandler<AgentEvent> for Session {
                     ticket.remark(severity, &message);
                 }
             }
+            AgentEvent::Permission { option_id, allows, by } => {
+                self.write_down_permission("", option_id.as_deref(), allows, &by);
+            }
             AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
             AgentEvent::Interrupted(cause) => {
@@ -249,7 +252,7 @@ impl Session {
 
     /// Answers a permission request and writes down who decided what.
     pub(super) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
-        self.write_down_permission(request_id, &answer, by);
+        self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
         self.respond(&answer.id, Ok(answer.response), ctx);
         self.put_down(ctx);
     }
@@ -257,7 +260,7 @@ impl Session {
     /// Answers everything that waits for a person with `cancelled`.
     pub(super) fn cancel_permissions(&mut self) {
         for (request_id, answer) in self.desk.cancel_all() {
-            self.write_down_permission(&request_id, &answer, "cancel");
+            self.write_down_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
             if let Some(link) = &mut self.link {
                 // A link that does not take it is found out by the turn itself.
                 let _ = link.respond(&answer.id, Ok(answer.response));
@@ -265,19 +268,19 @@ impl Session {
         }
     }
 
-    fn write_down_permission(&mut self, request_id: &str, answer: &Answer, by: &str) {
-        let outcome = if answer.option_id.is_some() { "selected" } else { "cancelled" };
-        self.parts.metrics.permission_settled(match (by, &answer.option_id) {
+    fn write_down_permission(&mut self, request_id: &str, option_id: Option<&str>, allows: bool, by: &str) {
+        let outcome = if option_id.is_some() { "selected" } else { "cancelled" };
+        self.parts.metrics.permission_settled(match (by, option_id) {
             ("timeout", _) => PermissionAnswer::TimedOut,
             (_, None) => PermissionAnswer::Cancelled,
-            _ if answer.allows => PermissionAnswer::Allowed,
+            _ if allows => PermissionAnswer::Allowed,
             _ => PermissionAnswer::Rejected,
         });
-        let update = json!({"requestId": request_id, "outcome": outcome, "optionId": answer.option_id, "by": by});
+        let update = json!({"requestId": request_id, "outcome": outcome, "optionId": option_id, "by": by});
         let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
         self.shared.feed.announce(prompt, EventKind::PermissionResolved, &update);
         if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
-            let text = match &answer.option_id {
+            let text = match option_id {
                 Some(option) => format!("permission: {option} (by {by})"),
                 None => format!("permission: cancelled (by {by})"),
             };

@@ -23,7 +23,7 @@ use crate::{
     },
     actors::permission_desk::{PermissionDesk, Received},
     contract::{
-        fallback::{LineNotification, ProcessPrompt, TurnLine},
+        fallback::{LineNotification, LinePermission, ProcessPrompt, TurnLine},
         result::{ACPSessionResult, ResultDiagnostic, ResultRollback, TurnFacts},
         runtime::InitializeMeta,
     },
@@ -263,8 +263,8 @@ impl<'a> Course<'a> {
                 let detail = "the agent's stream ended without a word";
                 return Some(self.fail(Failure::new(ErrorCode::ConnectionLost, detail)));
             }
-            // Pipes do not come back.
-            Some(AgentEvent::Interrupted(_) | AgentEvent::Resumed) => {}
+            // Pipes do not come back, and what may be done is decided here.
+            Some(AgentEvent::Interrupted(_) | AgentEvent::Resumed | AgentEvent::Permission { .. }) => {}
         }
         None
     }
@@ -278,16 +278,21 @@ impl<'a> Course<'a> {
         if self.cancel_asked {
             return Ok(cancelled);
         }
-        let policy = match self.run.request.permission_policy {
+        let (policy, by) = match self.run.request.permission_policy {
             PermissionPolicy::Ask => {
                 let said = "nobody can be asked over HTTP: a permission request was rejected under the policy `ask`";
                 self.remark(Severity::Warn, said);
-                PermissionPolicy::Reject
+                (PermissionPolicy::Reject, "fallback")
             }
-            policy => policy,
+            policy => (policy, policy.as_str()),
         };
         match self.desk.receive(policy, id.clone(), params) {
-            Received::Answer(answer) => Ok(answer.response),
+            Received::Answer(answer) => {
+                let (option_id, allows, by) = (answer.option_id, answer.allows, by.to_owned());
+                let permission = Some(LinePermission { option_id, allows, by });
+                self.run.lines.push(&TurnLine { permission, ..TurnLine::default() });
+                Ok(answer.response)
+            }
             // Only a policy that asks lets one wait.
             Received::Waits { .. } => Ok(cancelled),
             Received::Malformed(cause) => {

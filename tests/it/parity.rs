@@ -1,0 +1,499 @@
+//! The same turn over either route: what callers, readers, transcripts, records and figures say of it is compared field
+//! by field, and may differ only in what [`ALLOWED`] lists.
+
+use std::{cell::RefCell, collections::BTreeSet, fmt::Write, thread};
+
+use crate::harness::{
+    Answer, Program, Session, Value, api::result_of, eventually, json, lumilink, metrics::Scrape,
+    program::TURNS_ENDED,
+};
+
+/// A difference between the routes that is meant.
+struct Allowed {
+    /// The scenario, or `*` for all.
+    scenario: &'static str,
+    /// Where in what was seen, parts by `.`; `*` is any one part, `**` are any, and what lies below is meant too.
+    path: &'static str,
+    /// Why.
+    why: &'static str,
+}
+
+const fn allowed(scenario: &'static str, path: &'static str, why: &'static str) -> Allowed {
+    Allowed { scenario, path, why }
+}
+
+/// All differences that are meant. One that nothing shows any more fails the suite as well.
+const ALLOWED: &[Allowed] = &[
+    allowed("*", "**.meta.protocol", "it says what carried the turn"),
+    allowed("*", "**.meta.route", "it says what the router chose"),
+    allowed("*", "**.meta.rollback", "a workspace that is on the fallback says so, and why"),
+    allowed("*", "**.meta.protocolVersion", "a session on the fallback has negotiated nothing"),
+    allowed("*", "**.meta.timings.*", "time passes"),
+    allowed("*", "**.createdAt", "time passes"),
+    allowed("*", "**.acceptedAt", "time passes"),
+    allowed("*", "**.endedAt", "time passes"),
+    allowed("session", "protocol", "it says what carries turns"),
+    allowed("session", "protocolVersion", "there was no handshake"),
+    allowed("session", "connectionId", "there is no connection"),
+    allowed("session", "agentInfo", "there was no handshake"),
+    allowed("session", "agentCapabilities", "there was no handshake"),
+    allowed("session", "modes", "an agent for one turn has none to choose from"),
+    allowed("session", "configOptions", "an agent for one turn has none to choose from"),
+    allowed(
+        "conversation",
+        "turns.*.**.meta.contextInjected",
+        "an agent for one turn is told, one over ACP remembers",
+    ),
+    allowed("conversation", "turns.*.**.meta.message", "there the agent says what it was told"),
+    allowed("conversation", "turns.*.told.events.update", "there the agent says what it was told"),
+    allowed("conversation", "turns.*.told.transcript.*.text", "there the agent says what it was told"),
+    allowed("conversation", "conversation", "there the agent says what it was told"),
+    allowed(
+        "audio block",
+        "body.promptId",
+        "only an agent that runs says what it takes, so the turn begins and fails",
+    ),
+    allowed("audio block", "body.result", "as above"),
+    allowed("audio block", "told", "as above"),
+    allowed("figures", "failed", "the audio block's turn"),
+    allowed("figures", "successes", "a handshake that completed counts as well, and only ACP shakes hands"),
+    allowed(
+        "too large a frame",
+        "body.detail",
+        "over ACP it is the runtime that met it, and it tells the code alone",
+    ),
+    allowed("too large a frame", "**.diagnostics.0.message", "as above"),
+    allowed("too large a frame", "told.row.failure.detail", "as above"),
+    allowed("too large a frame", "told.transcript.1.text", "as above"),
+    allowed(
+        "asked",
+        "told.events.permission_request",
+        "nobody can be asked over HTTP: it is rejected, with a remark",
+    ),
+    allowed("asked", "told.events.permission_resolved", "as above: by the fallback"),
+    allowed("asked", "told.transcript.2", "as above: by the fallback"),
+    allowed("asked", "told.events.order", "as above"),
+    allowed("asked", "told.events.diagnostic", "as above: the remark"),
+    allowed("asked", "**.diagnostics", "as above: the remark"),
+];
+
+/// One of the two routes, with a workspace that is pinned to it.
+struct Side<'a> {
+    program: &'a Program,
+    route: &'static str,
+    /// Where the workspace's agents work.
+    folder: String,
+}
+
+impl<'a> Side<'a> {
+    fn pinned(program: &'a Program, route: &'static str) -> Self {
+        let mut side = Self { program, route, folder: String::new() };
+        let first = side.session();
+        side.folder = first.path().display().to_string();
+        first.post("close", json!({})).expect(200);
+        let pin = json!({"pin": {"protocol": route}, "actor": "parity", "reason": "to compare the routes"});
+        let path = format!("/acp/workspaces/{}/protocol", side.workspace());
+        let pinned = program.api.call("PUT", &path).json(&pin).send().expect(200);
+        assert_eq!(pinned["route"], route, "{pinned}");
+        side
+    }
+
+    fn workspace(&self) -> String {
+        format!("ws-{}", self.route)
+    }
+
+    fn open(&self, mut body: Value) -> Session {
+        (body["workspaceId"], body["installationId"]) = (json!(self.workspace()), json!("tenant-1"));
+        self.program.api.open_with(body)
+    }
+
+    fn session(&self) -> Session {
+        self.open(json!({}))
+    }
+
+    /// Whether this is the fallback.
+    fn is_http(&self) -> bool {
+        self.route == "http"
+    }
+
+    fn scrape(&self) -> Scrape {
+        self.program.metrics()
+    }
+}
+
+/// What can be seen of one turn of a session that has nothing else to do.
+fn turn(session: &Session, prompt: impl Into<Value>) -> Value {
+    let after = last_event(session);
+    let answer = session.call(prompt).send();
+    seen(session, &answer, after)
+}
+
+fn last_event(session: &Session) -> u64 {
+    session.state()["lastEventId"].as_u64().expect("`lastEventId` is a number")
+}
+
+/// What can be seen of a turn by its answer, and what was told of it after an event.
+fn seen(session: &Session, answer: &Answer, after: u64) -> Value {
+    let mut body = answer.body.clone();
+    let prompt_id = [&body["meta"]["promptId"], &body["promptId"]].into_iter().find_map(|id| id.as_str());
+    let told = prompt_id.map(|id| told(session, id, after));
+    body["contentType"] = json!(answer.header("content-type"));
+    json!({"status": answer.status, "body": body, "told": told})
+}
+
+/// What is told of a turn that has ended.
+fn told(session: &Session, prompt_id: &str, after: u64) -> Value {
+    let row = session.ends(prompt_id);
+    let entries = session.transcript();
+    let entries = whole(entries.into_iter().filter(|entry| entry["promptId"] == prompt_id));
+    eventually("the session is ready for the next", || session.state()["state"] == "idle");
+    json!({"row": row, "transcript": entries, "events": events(session, prompt_id, after)})
+}
+
+/// A transcript in which what the agent said without a break is one entry: a long turn over ACP is put down in parts.
+fn whole(entries: impl Iterator<Item = Value>) -> Vec<Value> {
+    let mut whole: Vec<Value> = Vec::new();
+    for entry in entries {
+        match whole.last_mut() {
+            Some(last) if entry["eventType"] == "agent_message" && last["eventType"] == "agent_message" => {
+                let text =
+                    [&last["text"], &entry["text"]].map(|text| text.as_str().expect("`text` is a string")).concat();
+                last["text"] = json!(text);
+            }
+            _ => whole.push(entry),
+        }
+    }
+    whole
+}
+
+/// The events of a turn, by kind, and their order. A turn that said more than is held is not looked at.
+fn events(session: &Session, prompt_id: &str, after: u64) -> Value {
+    let path = format!("/acp/session/{}/events", session.id);
+    let mut stream = session.api.call("GET", &path).header("last-event-id", &after.to_string()).stream();
+    let of_turn = |data: &Value| data["promptId"] == prompt_id;
+    let all = stream.until("the result", |event| event.name == "result" && of_turn(&event.data));
+    if all.iter().any(|event| event.name == "gap") {
+        return json!("more than is held");
+    }
+    let mut events = json!({"order": []});
+    for event in all.into_iter().filter(|event| of_turn(&event.data)) {
+        let name = event.name.as_str();
+        events["order"].as_array_mut().expect("a list").push(json!(name));
+        if events[name].is_null() {
+            events[name] = json!([]);
+        }
+        events[name].as_array_mut().expect("a list").push(event.data["update"].clone());
+    }
+    events
+}
+
+type Scenario = (&'static str, fn(&Side<'_>) -> Value);
+
+/// A scenario of one turn.
+macro_rules! turns {
+    ($($name:literal: $prompt:expr),* $(,)?) => { [$(($name, (|side| turn(&side.session(), $prompt)) as fn(&Side<'_>) -> Value)),*] };
+}
+
+/// What an agent can say, do, and do wrong in one turn.
+fn single_turns() -> Vec<Scenario> {
+    turns! {
+        "echo": "echo hello wörld 🦀",
+        "nothing": "think",
+        "write": "write a.txt content ; echo done",
+        "write again": "write a.txt other ; write folder/b.txt new",
+        "read": "read a.txt",
+        "read what is not there": "read nothing.txt",
+        "terminal": "run echo out; echo err >&2; exit 3",
+        "plan and thought": "plan ; think ; echo done",
+        "working": "sleep 0 ; ticks 3 1",
+        "mode": "mode ask",
+        "refusal": "echo no ; refuse",
+        "max_tokens": "echo cut ; max-tokens",
+        "usage": "echo a ; usage 3 4",
+        "crash": "crash",
+        "signal": "segv",
+        "few lines that are not JSON": "garbage 3 ; echo on",
+        "many lines that are not JSON": "garbage 11 ; echo never",
+        "illegal stop reason": "echo a ; bad-frame",
+        "agent error": "echo a ; error -32603 undefined is not a function",
+        "rejected": "error -32602 no such thing",
+        "not found": "error -32002 no such resource",
+        "sign-in": "auth-error",
+        "provider": "provider-error",
+        "provider 429": "error -32603 429 Too Many Requests",
+        "flood": "flood 3000",
+        "huge": "huge 100000",
+        "too large a frame": "huge 20000000",
+        "what no client knows": "unknown-update ; unknown-request ; unknown-notification ; echo on",
+        "big prompt": format!("echo {}", "long ".repeat(40_000)),
+        "text block": json!([{"type": "text", "text": "echo one"}]),
+        "image block": json!([{"type": "image", "data": "AA==", "mimeType": "image/png"}, {"type": "text", "text": "context"}]),
+        "audio block": json!([{"type": "audio", "data": "AA==", "mimeType": "audio/wav"}, {"type": "text", "text": "echo a"}]),
+        "link": json!([{"type": "resource_link", "name": "a.txt", "uri": "file:///a.txt"}, {"type": "text", "text": "context"}]),
+        "empty prompt": "",
+        "no block": json!([]),
+        "environment": "env HOME ; cwd",
+    }
+    .into()
+}
+
+fn opened(side: &Side<'_>) -> Value {
+    side.session().opened
+}
+
+fn conversation(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let turns = ["echo the word is maple", "echo and the number is seven", "context", "crash", "context"];
+    let seen: Vec<_> = turns.into_iter().map(|prompt| turn(&session, prompt)).collect();
+    let said = seen[2]["body"]["meta"]["message"].as_str().expect("text");
+    assert_eq!(said.contains("maple") && said.contains("seven"), side.is_http(), "ACP's agent remembers: {said}");
+    let said = seen[4]["body"]["meta"]["message"].as_str().expect("text");
+    assert!(said.contains("maple") || !side.is_http(), "{said}");
+    json!({"turns": seen, "conversation": session.conversation()})
+}
+
+fn repeat(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let after = last_event(&session);
+    let call = |prompt: &str| session.call(prompt).header("idempotency-key", "key").send();
+    let first = call("run echo x >> ran.txt");
+    let again = call("run echo x >> ran.txt");
+    assert_eq!(first.body, again.body, "a repeat gets the same answer");
+    let other = call("echo other");
+    let ran = session.path().join("ran.txt");
+    let runs = std::fs::read_to_string(ran).expect("it ran");
+    assert_eq!(runs, "x\n", "it ran once");
+    json!({"first": seen(&session, &first, after), "other": other.body})
+}
+
+fn repeat_that_joins(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let after = last_event(&session);
+    let call = |way: &str| session.call("ticks 10 20").header("idempotency-key", "k").header("prefer", way).send();
+    let promised = call("respond-async").expect(202)["promptId"].clone();
+    let joined = call("wait");
+    assert_eq!(joined.body["meta"]["promptId"], promised, "{}", joined.text);
+    seen(&session, &joined, after)
+}
+
+fn promised(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let after = last_event(&session);
+    let id = session.starts("echo promised ; write promised.txt a");
+    told(&session, &id, after)
+}
+
+fn streamed(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let events = session.streams("echo a ; plan ; usage 1 2").rest();
+    let result = result_of(&session.api, &events).clone();
+    let told: Vec<_> =
+        events.iter().map(|event| json!({"name": event.name, "update": event.data["update"]})).collect();
+    json!({"result": result, "events": told})
+}
+
+fn second_prompt(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let (_, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    let refused = session.prompt("echo too early").body;
+    let cancelled = session.cancel();
+    stream.rest();
+    json!({"refused": refused, "cancelled": cancelled})
+}
+
+/// Cancels a turn in which the agent has spoken.
+fn cancelled(side: &Side<'_>, prompt: &str) -> Value {
+    let session = side.session();
+    let after = last_event(&session);
+    let (id, mut stream) = session.is_busy_with(prompt);
+    let told_of = session.post("cancel", json!({"promptId": id})).body;
+    let result = result_of(&session.api, &stream.rest()).clone();
+    let later = session.cancel();
+    json!({"cancel": told_of, "result": result, "later": later, "told": told(&session, &id, after)})
+}
+
+fn policies(side: &Side<'_>) -> Value {
+    let policies = ["reject", "allow-once", "allow-always"];
+    let asked = policies.map(|policy| turn(&side.open(json!({"permissionPolicy": policy})), "ask"));
+    json!(asked)
+}
+
+/// Where a person would be asked, who says no.
+fn asked(side: &Side<'_>) -> Value {
+    let session = side.open(json!({"permissionPolicy": "ask"}));
+    let after = last_event(&session);
+    let mut stream = session.streams("ask");
+    let (mut id, mut end) = (String::new(), Vec::new());
+    while let Some(event) = stream.next() {
+        if let Some(prompt) = event.data["promptId"].as_str() {
+            prompt.clone_into(&mut id);
+        }
+        if event.name == "permission_request" {
+            let no = json!({"requestId": event.data["update"]["requestId"], "optionId": "reject"});
+            session.post("permission", no).expect(200);
+        }
+        end.push(event);
+    }
+    json!({"result": result_of(&session.api, &end), "told": told(&session, &id, after)})
+}
+
+fn signed_in(side: &Side<'_>) -> Value {
+    turn(&side.open(json!({"agent": "signed-in"})), "echo signed in")
+}
+
+fn diff(side: &Side<'_>) -> Value {
+    side.session().get("/diff").expect(200)
+}
+
+fn figures(side: &Side<'_>) -> Value {
+    let scrape = side.scrape();
+    let ended = |outcome: &str| scrape.sum(TURNS_ENDED, &[("route", side.route), ("outcome", outcome)]);
+    let counted =
+        |sample: &str| scrape.sum("lumilink_outcomes_total", &[("protocol", side.route), ("outcome", sample)]);
+    json!({
+        "completed": ended("completed"), "cancelled": ended("cancelled"), "failed": ended("failed"),
+        "successes": counted("success"), "failures": counted("failure"),
+    })
+}
+
+/// Two JSON values' differences, as (path, over ACP, over HTTP).
+fn differences(path: &str, acp: &Value, http: &Value, found: &mut Vec<(String, Value, Value)>) {
+    let below = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
+    match (acp, http) {
+        (Value::Object(a), Value::Object(h)) => {
+            for name in a.keys().chain(h.keys()).collect::<BTreeSet<_>>() {
+                let (a, h) = (a.get(name).unwrap_or(&Value::Null), h.get(name).unwrap_or(&Value::Null));
+                differences(&below(name), a, h, found);
+            }
+        }
+        (Value::Array(a), Value::Array(h)) => {
+            for place in 0..a.len().max(h.len()) {
+                let (a, h) = (a.get(place).unwrap_or(&Value::Null), h.get(place).unwrap_or(&Value::Null));
+                differences(&below(&place.to_string()), a, h, found);
+            }
+        }
+        _ if acp == http => {}
+        _ => found.push((path.to_owned(), acp.clone(), http.clone())),
+    }
+}
+
+impl Allowed {
+    fn takes(&self, scenario: &str, path: &str) -> bool {
+        let (wanted, parts): (Vec<_>, Vec<_>) = (self.path.split('.').collect(), path.split('.').collect());
+        (self.scenario == "*" || self.scenario == scenario) && fits(&wanted, &parts)
+    }
+}
+
+fn fits(wanted: &[&str], parts: &[&str]) -> bool {
+    match (wanted, parts) {
+        ([], _) => true,
+        (["**", rest @ ..], _) => (0..=parts.len()).any(|skipped| fits(rest, &parts[skipped..])),
+        ([first, rest @ ..], [part, parts @ ..]) => (*first == "*" || first == part) && fits(rest, parts),
+        (_, []) => false,
+    }
+}
+
+/// What differs by nature wherever it stands: ids, and the workspace's own folder. Each is replaced by its name.
+fn without_ids(seen: &Value, side: &Side<'_>) -> Value {
+    let mut text = seen.to_string().replace(&side.folder, "FOLDER");
+    let ids = ids_in(&text);
+    for (n, id) in ids.iter().enumerate() {
+        text = text.replace(id, &format!("ID-{n}"));
+    }
+    text = text.replace(&side.workspace(), "WORKSPACE");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// The UUIDs in a text, each once, in their order.
+fn ids_in(text: &str) -> Vec<String> {
+    const LENGTH: usize = 36;
+    let is_id = |part: &[u8]| {
+        part.iter().enumerate().all(|(place, byte)| match place {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(byte),
+        })
+    };
+    let mut found: Vec<String> = Vec::new();
+    for part in text.as_bytes().windows(LENGTH).filter(|part| is_id(part)) {
+        let id = String::from_utf8_lossy(part).into_owned();
+        if !found.contains(&id) {
+            found.push(id);
+        }
+    }
+    found
+}
+
+thread_local! {
+    /// The rows of [`ALLOWED`] that something showed.
+    static SHOWN: RefCell<BTreeSet<usize>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// Runs scenarios over both routes of a program at the same time; gives what differs and may not.
+fn compare(program: &Program, scenarios: &[Scenario]) -> String {
+    let run = |route: &'static str| {
+        let side = Side::pinned(program, route);
+        scenarios.iter().map(|(_, scenario)| without_ids(&scenario(&side), &side)).collect::<Vec<_>>()
+    };
+    let (acp, http) = thread::scope(|scope| {
+        let http = scope.spawn(|| run("http"));
+        (run("acp"), http.join().expect("the scenarios work over HTTP"))
+    });
+    let mut report = String::new();
+    for (((name, _), acp), http) in scenarios.iter().zip(&acp).zip(&http) {
+        let mut found = Vec::new();
+        differences("", acp, http, &mut found);
+        for (path, acp, http) in found {
+            let rows = ALLOWED.iter().enumerate().filter(|(_, row)| row.takes(name, &path));
+            let rows: Vec<_> = rows.map(|(place, _)| place).collect();
+            SHOWN.with_borrow_mut(|shown| shown.extend(&rows));
+            if rows.is_empty() {
+                let short = |value: &Value| value.to_string().chars().take(300).collect::<String>();
+                let _ = writeln!(report, "{name}: {path}\n    acp:  {}\n    http: {}", short(&acp), short(&http));
+            }
+        }
+    }
+    report
+}
+
+#[test]
+fn fr_002_a_turn_is_the_same_over_either_route_but_for_what_is_listed() {
+    let signed_in_agent = format!(
+        "[agents.signed-in]\ncommand = [{:?}, \"demo-agent\", \"--require-auth\"]\nauth_method = \"demo\"\n",
+        lumilink()
+    );
+    let mut program = Program::builder().config(&signed_in_agent).start();
+    // Half of the scenarios are failures, which is what this line says.
+    program.expect_error("the fallback fails as well");
+    let mut scenarios = single_turns();
+    scenarios.extend([
+        ("session" as &str, opened as fn(&Side<'_>) -> Value),
+        ("conversation", conversation),
+        ("repeat", repeat),
+        ("repeat that joins", repeat_that_joins),
+        ("promised", promised),
+        ("streamed", streamed),
+        ("second prompt", second_prompt),
+        ("cancel", |side| cancelled(side, "echo started ; sleep 60")),
+        ("cancel of nothing", |side| json!(side.session().cancel())),
+        ("policies", policies),
+        ("asked", asked),
+        ("signed in", signed_in),
+        ("diff", diff),
+        ("figures", figures),
+    ]);
+    let mut report = compare(&program, &scenarios);
+    let mut impatient = Program::builder().set("turn.inactivity_timeout_s", 1).set("turn.cancel_grace_s", 1).start();
+    impatient.expect_error("the fallback fails as well");
+    report += &compare(
+        &impatient,
+        &[
+            ("hang", |side| turn(&side.session(), "echo a ; hang")),
+            ("cancel that is not confirmed", |side| cancelled(side, "echo a ; ignore-cancel")),
+        ],
+    );
+    let unshown = ALLOWED.iter().enumerate().filter(|(place, _)| SHOWN.with_borrow(|shown| !shown.contains(place)));
+    for (_, row) in unshown {
+        let _ = writeln!(report, "{}: {} no longer differs, though: {}", row.scenario, row.path, row.why);
+    }
+    assert!(report.is_empty(), "the routes differ:\n{report}");
+}
