@@ -172,11 +172,6 @@ impl ApiClient {
         self.get(&["acp", "health"], &()).await
     }
 
-    /// The story of a session: what carried it, when and why.
-    pub async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
-        self.get(&["acp", "session", session_id, "explain"], &()).await
-    }
-
     /// What carries a workspace's turns, and why.
     pub async fn protocol(&self, workspace: &str, installation: Option<&str>) -> Result<Value, ClientError> {
         self.get(&["acp", "workspaces", workspace, "protocol"], &json!({"installationId": installation})).await

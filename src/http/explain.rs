@@ -43,7 +43,11 @@ pub async fn explain_session(
 ) -> Result<web::Json<Explanation>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, id).await?;
-    let standing = state.workspaces.live(id).map(|live| (live.shared.view().state, live.shared.view().carrier));
+    let standing = state.workspaces.live(id).map(|live| {
+        // Once: it is locked as long as it is held.
+        let view = live.shared.view();
+        (view.state, view.carrier)
+    });
     let (standing, carrier) = standing.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
     let view = state.workspaces.routing(&row.key).await?.view().await?;
     let records = Records::read(&state.workspaces.parts().store, &row, standing).await?;

@@ -54,7 +54,7 @@ pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
     ));
     let story = client.explain(&tour.session).await.map_err(failed("explain"))?;
     say(&format!("   {}", text(&story["answer"])));
-    for entry in story["entries"].as_array().into_iter().flatten() {
+    for entry in story["timeline"].as_array().into_iter().flatten() {
         say(&format!("   {}  {}", text(&entry["at"]), text(&entry["summary"])));
     }
     say("");
