@@ -323,3 +323,44 @@ fn fr_007_a_flip_that_was_due_and_not_made_is_made_after_the_restart_by_itself()
     assert_eq!(rollback_events(&program, "ws"), [(1, "rollback".to_owned())]);
     assert_eq!(session.completes("echo on")["meta"]["protocol"], "http");
 }
+
+#[test]
+fn fr_007_sessions_that_cross_the_line_in_the_same_moment_make_one_flip_on_both_databases() {
+    for builder in [Program::builder(), Program::builder().postgres()] {
+        let mut program = fragile(builder).start();
+        let sessions: Vec<_> = (0..6).map(|_| program.api.open("ws")).collect();
+        let start = std::sync::Barrier::new(sessions.len());
+        thread::scope(|scope| {
+            for session in &sessions {
+                scope.spawn(|| {
+                    start.wait();
+                    session.prompt("crash").problem(502, "agent_crashed");
+                });
+            }
+        });
+        let route = || program.api.get("/acp/workspaces/ws/protocol").expect(200);
+        let fallen = wait_for(DEADLINE, "rolled back", || {
+            let route = route();
+            (route["route"] == "http").then_some(route)
+        });
+        sessions.iter().for_each(|session| drop(session.becomes("idle")));
+        assert_eq!(fallen["epoch"], 1, "{fallen}");
+        let flipped = program.metrics().sum("lumilink_route_flips_total", &[]);
+        assert_eq!(flipped, 1.0, "the metric is told once");
+        let told = program.log().lines().filter(|line| line.contains("\"trigger\":\"autoThreshold\"")).count();
+        assert_eq!(told, 1, "one line of the log");
+        for session in &sessions {
+            let notes = session.transcript().iter().filter(|entry| entry["eventType"] == "rollback").count();
+            assert_eq!(notes, 1, "each live session has one note");
+        }
+        program.kill_supervisor();
+        program.start_supervisor_again();
+        let again = program.api.get("/acp/workspaces/ws/protocol").expect(200);
+        for member in ["route", "epoch", "rollback", "recovery", "pin"] {
+            assert_eq!(fallen[member], again[member], "{member}");
+        }
+        let session = &sessions[0];
+        session.post("load", json!({})).expect(200);
+        assert_eq!(session.completes("echo on")["meta"]["protocol"], "http");
+    }
+}
