@@ -1,0 +1,162 @@
+//! The time of day is stepped by an hour while the program runs, and between two of its lives: no decision changes.
+//!
+//! `libfaketime` (Debian: `faketime`) steps it for the program alone; the monotonic clock goes on as it is.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{DEADLINE, Program, Session, Value, eventually, json, program::Builder, wait_for};
+
+/// From a rollback to the first probe.
+const COOLDOWN: Duration = Duration::from_secs(3);
+
+/// The wall clock of a program.
+struct WallClock {
+    offset: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl WallClock {
+    fn right() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock = Self { offset: folder.path().join("time"), _folder: folder };
+        clock.step("+0");
+        clock
+    }
+
+    /// Steps it so far off the right time; by renaming, so that nobody reads half of it.
+    fn step(&self, offset: &str) {
+        let new = self.offset.with_extension("new");
+        fs::write(&new, format!("{offset}\n")).expect("a file");
+        fs::rename(new, &self.offset).expect("a file");
+    }
+
+    fn of(&self, builder: Builder) -> Builder {
+        builder
+            .env("LD_PRELOAD", &library())
+            .env("FAKETIME_TIMESTAMP_FILE", &self.offset.display().to_string())
+            .env("FAKETIME_NO_CACHE", "1")
+            // Both of its names.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("DONT_FAKE_MONOTONIC", "1")
+            .env("NO_FAKE_STAT", "1")
+    }
+}
+
+fn library() -> String {
+    let folders = fs::read_dir("/usr/lib").expect("/usr/lib").flatten().map(|it| it.path());
+    let found = folders.map(|it| it.join("faketime/libfaketimeMT.so.1")).find(|it| it.exists());
+    found.expect("libfaketime is missing: run tests/run, which installs the package `faketime`").display().to_string()
+}
+
+fn quick() -> Builder {
+    Program::builder()
+        .set("window.min_samples", 8)
+        .set("recovery.cooldown_s", COOLDOWN.as_secs())
+        .set("recovery.jitter_bp", 0)
+}
+
+fn route(session: &Session) -> Value {
+    session.api.get("/acp/workspaces/ws/protocol").expect(200)
+}
+
+/// The outcomes that the window holds, and the failures among them.
+fn counts(session: &Session) -> (u64, u64) {
+    let window = route(session)["window"].clone();
+    (window["samples"].as_u64().expect("a number"), window["failures"].as_u64().expect("a number"))
+}
+
+fn is_counted(session: &Session, samples: u64, failures: u64) {
+    eventually(&format!("{samples} outcomes, {failures} failed"), || counts(session) == (samples, failures));
+}
+
+/// Runs a turn and gives how many hours its time is off the right one.
+fn hours_off(session: &Session) -> i64 {
+    let id = session.starts("echo a");
+    let accepted = session.ends(&id)["acceptedAt"].as_str().expect("a time").to_owned();
+    let format = &time::format_description::well_known::Rfc3339;
+    let accepted = time::OffsetDateTime::parse(&accepted, format).expect("RFC 3339");
+    let off = accepted - time::OffsetDateTime::now_utc();
+    (off.as_seconds_f64() / 3600.0).round() as i64
+}
+
+fn crashes(session: &Session) {
+    session.prompt("crash").problem(502, "agent_crashed");
+    eventually("the session is usable again", || session.state()["state"] == "idle");
+}
+
+#[test]
+fn fr_007_a_wall_clock_that_is_stepped_changes_no_decision() {
+    let clock = WallClock::right();
+    let program = clock.of(quick()).start();
+    let session = program.api.open("ws");
+    assert_eq!(hours_off(&session), 0);
+    // Two handshakes, a turn and a crash.
+    crashes(&session);
+    is_counted(&session, 4, 1);
+    clock.step("+3600");
+    assert_eq!(hours_off(&session), 1, "the program sees the step");
+    is_counted(&session, 5, 1);
+    clock.step("-3600");
+    assert_eq!(hours_off(&session), -1);
+    is_counted(&session, 6, 1);
+    assert_eq!(route(&session)["route"], "acp");
+
+    // The eighth outcome is the one that is too much, whenever the others were.
+    let begin = Instant::now();
+    crashes(&session);
+    let fallen = wait_for(DEADLINE, "rolled back", || {
+        let route = route(&session);
+        (route["route"] == "http").then_some(route)
+    });
+    assert_eq!((&fallen["epoch"], &fallen["recovery"]["stage"]), (&json!(1), &json!("open")), "{fallen}");
+    for offset in ["+3600", "-3600", "+0"] {
+        clock.step(offset);
+        let now = route(&session);
+        let early = begin.elapsed() < COOLDOWN;
+        assert!(!early || now["recovery"]["stage"] == "open", "no step wakes it: {now}");
+    }
+    clock.step("-3600");
+    wait_for(DEADLINE, "a probe after the cool-down", || {
+        (route(&session)["recovery"]["stage"] == "recovering").then_some(())
+    });
+    assert!(begin.elapsed() >= COOLDOWN, "after {:?}", begin.elapsed());
+    assert_eq!((&route(&session)["route"], &route(&session)["epoch"]), (&json!("http"), &json!(1)));
+}
+
+#[test]
+fn fr_007_a_wall_clock_that_was_stepped_back_before_a_restart_counts_as_no_time() {
+    let clock = WallClock::right();
+    let mut program = clock.of(quick()).start();
+    let session = program.api.open("ws");
+    crashes(&session);
+    assert_eq!(hours_off(&session), 0);
+    is_counted(&session, 4, 1);
+    program.kill_supervisor();
+    clock.step("-3600");
+    program.start_supervisor_again();
+    is_counted(&session, 4, 1);
+    session.post("load", json!({})).expect(200);
+    assert_eq!(hours_off(&session), -1);
+    is_counted(&session, 6, 1);
+    crashes(&session);
+    wait_for(DEADLINE, "rolled back", || (route(&session)["route"] == "http").then_some(()));
+
+    // The probe is due in the cool-down, not an hour later: nobody here would wait for that.
+    program.kill_supervisor();
+    clock.step("-7200");
+    program.start_supervisor_again();
+    let again = route(&session);
+    assert_eq!((&again["route"], &again["epoch"]), (&json!("http"), &json!(1)), "{again}");
+    wait_for(DEADLINE, "a probe", || (route(&session)["recovery"]["stage"] == "recovering").then_some(()));
+
+    // An hour ahead, an hour has passed: what is rolled back stays so.
+    program.kill_supervisor();
+    clock.step("+3600");
+    program.start_supervisor_again();
+    let again = route(&session);
+    assert_eq!((&again["route"], &again["epoch"]), (&json!("http"), &json!(1)), "{again}");
+}

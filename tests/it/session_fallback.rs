@@ -1,0 +1,227 @@
+//! A session whose agent cannot be reached over ACP goes over HTTP by itself; sessions that live, rest, end and die
+//! while their turns go over HTTP.
+
+use std::{fs, path::Path};
+
+use crate::harness::{
+    DEADLINE, Program, Session, Value, demo_agent, eventually, json, lumilink, program::Builder, wait_for,
+};
+
+/// Agents without a handshake: name, flags, and the code by which it is told.
+const BROKEN: [(&str, &[&str], &str); 4] = [
+    ("version", &["--protocol-version", "2"], "protocol_version"),
+    ("refuses", &["--refuse-handshake"], "handshake_failed"),
+    ("hangs", &["--hang-on-start"], "handshake_timeout"),
+    ("exits", &["--exit-on-start"], "agent_start_failed"),
+];
+
+/// The broken agents, with or without a headless command.
+fn broken(oneshot: bool) -> Builder {
+    let mut toml = String::new();
+    for (name, flags, _) in BROKEN {
+        toml += &format!("[agents.{name}]\ncommand = {}\n", demo_agent(flags));
+        if oneshot {
+            toml += &format!("oneshot = {}\n", demo_agent(&["--oneshot"]));
+        }
+    }
+    Program::builder().config(&toml).set("runtime.handshake_timeout_s", 1)
+}
+
+fn body(workspace: &str, agent: &str) -> Value {
+    json!({"workspaceId": workspace, "installationId": "tenant-1", "agent": agent})
+}
+
+/// How a workspace's route stands.
+fn route(session: &Session, workspace: &str) -> Value {
+    session.api.get(&format!("/acp/workspaces/{workspace}/protocol")).expect(200)
+}
+
+fn rolls_back(session: &Session) {
+    let why = json!({"actor": "test", "reason": "test"});
+    let rolled = session.api.post("/acp/workspaces/ws/rollback", why).expect(200);
+    assert_eq!(rolled["route"], "http", "{rolled}");
+}
+
+fn lines_of(path: &Path) -> usize {
+    fs::read_to_string(path).unwrap_or_default().lines().count()
+}
+
+#[test]
+fn fr_001_an_agent_without_a_handshake_works_over_its_headless_command_and_its_user_is_told() {
+    let program = broken(true).start();
+    for (name, _, code) in BROKEN {
+        let session = program.api.open_with(body(name, name));
+        assert_eq!(session.opened["protocol"], "http", "{name}: {}", session.opened);
+        assert!(session.opened["protocolVersion"].is_null(), "{name}: {}", session.opened);
+        let state = session.state();
+        assert_eq!((&state["state"], &state["connectionStatus"]), (&json!("idle"), &json!("rolledBack")), "{state}");
+        let mut events = session.api.events(&format!("/acp/session/{}/events", session.id));
+        let told = events.until("the fallback is told", |event| event.name == "rollback");
+        let told = &told.last().unwrap().data["update"];
+        assert_eq!((&told["scope"], &told["errorCode"]), (&json!("session"), &json!(code)), "{name}: {told}");
+        let result = session.completes("write a.txt content ; echo done");
+        let meta = &result["meta"];
+        assert_eq!((&meta["protocol"], &meta["route"]), (&json!("http"), &json!("acp")), "{name}: {result}");
+        assert_eq!(fs::read_to_string(session.path().join("a.txt")).unwrap(), "content");
+        let route = route(&session, name);
+        assert_eq!(route["route"], "acp", "the workspace is not rolled back by one session: {route}");
+        assert_eq!(route["window"]["failures"], 1, "the handshake is an outcome: {route}");
+        session.post("close", json!({})).expect(200);
+    }
+    assert_eq!(program.metrics().sum("lumilink_session_fallbacks_total", &[]), BROKEN.len() as f64);
+}
+
+#[test]
+fn fr_002_without_a_headless_command_the_session_is_refused_with_what_the_agent_did() {
+    let program = broken(false).start();
+    for (name, _, code) in BROKEN {
+        let refused = program.api.post("/acp/session/new", body(name, name));
+        assert_eq!(refused.body["code"], code, "{name}: {}", refused.text);
+        assert!([502, 504].contains(&refused.status), "{name}: {}", refused.text);
+    }
+    assert_eq!(program.metrics().sum("lumilink_session_fallbacks_total", &[]), 0.0);
+}
+
+#[test]
+fn fr_002_a_runtime_that_speaks_http_alone_serves_sessions() {
+    let program = Program::builder().set("runtime.acp", false).separate_runtime("runtime-token-0123456789").start();
+    let session = program.api.open("ws");
+    assert_eq!(session.opened["protocol"], "http", "{}", session.opened);
+    session.completes("echo the word is maple");
+    let said = session.completes("context");
+    assert_eq!(said["meta"]["protocol"], "http", "{said}");
+    assert!(said["meta"]["message"].as_str().unwrap().contains("maple"), "{said}");
+    let (_, mut stream) = session.is_busy_with("echo started ; sleep 60");
+    assert!(session.cancel());
+    stream.rest();
+    session.prompt("crash").problem(502, "agent_crashed");
+    assert_eq!(session.says("echo still here"), "still here");
+}
+
+/// An agent whose handshake fails as long as a file is there.
+fn ill_while(file: &Path) -> Builder {
+    fs::write(file, "").expect("a file");
+    let program = lumilink();
+    let script = format!(
+        "if [ -e {} ]; then exec {program} demo-agent --refuse-handshake; fi; exec {program} demo-agent",
+        file.display()
+    );
+    Program::builder()
+        .set("agent.command", json!(["sh", "-c", script]))
+        .set("agent.oneshot", demo_agent(&["--oneshot"]))
+        .set("window.min_samples", 1000)
+        .set("recovery.jitter_bp", 0)
+}
+
+#[test]
+fn fr_002_a_session_on_its_own_fallback_tries_acp_again_after_the_cool_down() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ill = folder.path().join("ill");
+    let program = ill_while(&ill).set("recovery.cooldown_s", 1).start();
+    let session = program.api.open("ws");
+    assert_eq!(session.opened["protocol"], "http", "{}", session.opened);
+    session.completes("echo the word is maple");
+    fs::remove_file(&ill).expect("it was ill");
+    let back = wait_for(DEADLINE, "a turn over ACP", || {
+        let result = session.completes("context");
+        (result["meta"]["protocol"] == "acp").then_some(result)
+    });
+    assert!(back["meta"]["message"].as_str().unwrap().contains("maple"), "the agent hears what it missed: {back}");
+    assert_eq!(session.state()["connectionStatus"], "connected");
+    assert_eq!(session.completes("echo on")["meta"]["protocol"], "acp");
+}
+
+#[test]
+fn fr_002_a_session_on_its_own_fallback_survives_a_kill_and_is_loaded_over_whichever_works() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ill = folder.path().join("ill");
+    let mut program = ill_while(&ill).start();
+    let session = program.api.open("ws");
+    session.completes("echo the word is maple");
+    for (is_ill, protocol) in [(true, "http"), (false, "acp")] {
+        if !is_ill {
+            fs::remove_file(&ill).expect("it was ill");
+        }
+        program.kill_supervisor();
+        program.start_supervisor_again();
+        let loaded = session.post("load", json!({})).expect(200);
+        assert_eq!(loaded["protocol"], protocol, "{loaded}");
+        let result = session.completes("context");
+        assert_eq!(result["meta"]["protocol"], protocol, "{result}");
+        assert!(result["meta"]["message"].as_str().unwrap().contains("maple"), "{result}");
+    }
+}
+
+#[test]
+fn a_session_of_a_rolled_back_workspace_hibernates_is_loaded_and_outlives_restarts() {
+    let mut program = Program::builder().set("session.idle_timeout_s", 1).set("recovery.cooldown_s", 1800).start();
+    let session = program.api.open("ws");
+    session.completes("echo the word is maple");
+    rolls_back(&session);
+    assert_eq!(session.completes("echo over http")["meta"]["protocol"], "http");
+    session.becomes("hibernated");
+    let woken = session.completes("context");
+    assert_eq!(woken["meta"]["protocol"], "http", "a prompt wakes it: {woken}");
+    assert!(woken["meta"]["message"].as_str().unwrap().contains("maple"), "{woken}");
+    session.becomes("hibernated");
+    let loaded = session.post("load", json!({})).expect(200);
+    assert_eq!(loaded["protocol"], "http", "{loaded}");
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let loaded = session.post("load", json!({})).expect(200);
+    assert_eq!(loaded["protocol"], "http", "{loaded}");
+    let result = session.completes("context");
+    assert!(result["meta"]["message"].as_str().unwrap().contains("maple"), "{result}");
+    let restored = session.api.post("/acp/workspaces/ws/restore", json!({"actor": "a", "reason": "r"})).expect(200);
+    assert_eq!(restored["route"], "acp", "{restored}");
+    let result = session.completes("context");
+    assert_eq!(result["meta"]["protocol"], "acp", "{result}");
+    assert!(result["meta"]["message"].as_str().unwrap().contains("over http"), "it hears what it missed: {result}");
+}
+
+#[test]
+fn a_drain_lets_turns_over_http_end_or_cancels_them() {
+    let mut program = Program::builder().set("drain.timeout_s", 3).start();
+    let (short, long) = (program.api.open("ws"), program.api.open("ws"));
+    rolls_back(&short);
+    let (ends, _one) = short.is_busy_with("echo started ; sleep 1 ; echo finished");
+    let (runs_on, _two) = long.is_busy_with("echo started ; sleep 60");
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    let folder = program.folder.clone();
+    drop(program);
+    let program = Program::builder().folder(&folder).start();
+    let read = |id: &str| program.api.get(&format!("/acp/prompt/{id}")).expect(200);
+    let (ended, cancelled) = (read(&ends), read(&runs_on));
+    assert_eq!(
+        (&ended["state"], &ended["result"]["meta"]["protocol"]),
+        (&json!("completed"), &json!("http")),
+        "{ended}"
+    );
+    assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
+}
+
+#[test]
+fn a_turn_over_http_whose_supervisor_is_killed_is_interrupted_and_never_runs_twice() {
+    for builder in [Program::builder(), Program::builder().behind_proxy()] {
+        let mut program = builder.set("runtime.reconnect_grace_s", 1).start();
+        let session = program.api.open("ws");
+        rolls_back(&session);
+        let ran = session.path().join("ran.txt");
+        let prompt = "run echo x >> ran.txt ; ticks 100000 20";
+        let call = || session.call(prompt).header("idempotency-key", "key");
+        let begun = call().header("prefer", "respond-async").send().expect(202);
+        eventually("it runs", || lines_of(&ran) == 1);
+        program.kill_supervisor();
+        program.start_supervisor_again();
+        let path = format!("/acp/prompt/{}", begun["promptId"].as_str().unwrap());
+        let row = session.api.get(&path).expect(200);
+        assert_eq!(row["state"], "interrupted", "{row}");
+        session.post("load", json!({})).expect(200);
+        let again = call().send();
+        assert_eq!(again.body["promptId"], begun["promptId"], "a repeat is the same turn: {}", again.text);
+        assert_eq!(again.body["code"], "interrupted", "{}", again.text);
+        eventually("its agent is gone", || program.agents().is_empty());
+        assert_eq!(lines_of(&ran), 1, "it ran once");
+        assert_eq!(session.says("echo on"), "on");
+    }
+}
