@@ -9,7 +9,7 @@ use serde_json::{json, value::RawValue};
 use uuid::Uuid;
 
 use super::{
-    conversation::{BenchError, Conversation, TurnError},
+    conversation::{BenchError, Conversation, TurnError, Turned},
     plan::Plan,
     program::{Program, Workplace},
 };
@@ -201,8 +201,8 @@ fn check(answer: &RawValue) -> Result<(), TurnError> {
 }
 
 impl Conversation for AcpConversation {
-    fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>> {
-        self.ask().boxed()
+    fn turn(&mut self) -> BoxFuture<'_, Result<Turned, TurnError>> {
+        async { self.ask().await.map(|()| Turned::default()) }.boxed()
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    conversation::{Conversation, TurnError},
+    conversation::{Conversation, TurnError, Turned},
     latency::Latencies,
 };
 
@@ -48,6 +48,8 @@ impl Window {
 pub struct Tally {
     /// Of the turns that began within the window, however long they took.
     pub latencies: Latencies,
+    /// How long the agent's first word took in these turns, where that is looked at.
+    pub first_updates: Latencies,
     /// Turns that completed within the window: what throughput and CPU per turn are counted by.
     pub turns: u64,
     /// Turns that failed, warm-up included.
@@ -60,12 +62,20 @@ pub struct Tally {
 
 impl Tally {
     fn new() -> Self {
-        Self { latencies: Latencies::new(), turns: 0, errors: 0, sessions_lost: 0, error_samples: BTreeMap::new() }
+        Self {
+            latencies: Latencies::new(),
+            first_updates: Latencies::new(),
+            turns: 0,
+            errors: 0,
+            sessions_lost: 0,
+            error_samples: BTreeMap::new(),
+        }
     }
 
-    fn completed(&mut self, window: &Window, began: Instant, ended: Instant) {
+    fn completed(&mut self, window: &Window, began: Instant, ended: Instant, turned: Turned) {
         if (window.from..window.until).contains(&began) {
             self.latencies.record(ended - began);
+            turned.first_update.into_iter().for_each(|first| self.first_updates.record(first));
         }
         if (window.from..window.until).contains(&ended) {
             self.turns += 1;
@@ -125,10 +135,10 @@ async fn converse(
         }
         let turn = timeout(TURN_LIMIT, conversation.turn()).await;
         let ended = Instant::now();
-        let gave_up = || Err(TurnError::Gone(format!("no answer within {} s", TURN_LIMIT.as_secs())));
-        let pause = match turn.unwrap_or_else(|_| gave_up()) {
-            Ok(()) => {
-                lock(&tally).completed(&window, began, ended);
+        let gave_up = || TurnError::Gone(format!("no answer within {} s", TURN_LIMIT.as_secs()));
+        let pause = match turn.unwrap_or_else(|_| Err(gave_up())) {
+            Ok(turned) => {
+                lock(&tally).completed(&window, began, ended, turned);
                 think
             }
             Err(error) => {
@@ -139,6 +149,10 @@ async fn converse(
                 think.max(PAUSE_AFTER_ERROR)
             }
         };
+        let rest = timeout(TURN_LIMIT, conversation.rest()).await;
+        if let Err(error) = rest.unwrap_or_else(|_| Err(gave_up())) {
+            lock(&tally).failed(&error);
+        }
         if !pause.is_zero() {
             sleep_until((ended + pause).min(window.until)).await;
         }
@@ -159,9 +173,10 @@ mod tests {
     }
 
     impl Conversation for Scripted {
-        fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>> {
+        fn turn(&mut self) -> BoxFuture<'_, Result<Turned, TurnError>> {
             self.turns += 1;
-            let answer = (self.fails)(self.turns).map_or(Ok(()), Err);
+            let turned = Turned { first_update: Some(self.takes / 2) };
+            let answer = (self.fails)(self.turns).map_or(Ok(turned), Err);
             tokio::time::sleep(self.takes).map(|()| answer).boxed()
         }
     }
@@ -182,6 +197,8 @@ mod tests {
         // A hundred turns a second and session, for 0.3 s; one of each session may end just on the edge.
         assert!((4..=4 * 31).contains(&tally.turns), "{}", tally.turns);
         assert!(tally.latencies.summary().p50_ms >= 9.9, "{:?}", tally.latencies.summary());
+        assert_eq!(tally.first_updates.count(), tally.latencies.count());
+        assert!(tally.first_updates.summary().max_ms < 5.1, "{:?}", tally.first_updates.summary());
         assert_eq!((tally.errors, tally.sessions_lost), (0, 0));
     }
 
@@ -194,7 +211,7 @@ mod tests {
         for (began, ended, latencies, turns) in
             [(1, 2, 0, 0), (9, 10, 0, 1), (10, 11, 1, 2), (19, 20, 2, 2), (19, 90, 3, 2), (20, 21, 3, 2)]
         {
-            tally.completed(&window, at(began), at(ended));
+            tally.completed(&window, at(began), at(ended), Turned::default());
             assert_eq!((tally.latencies.count(), tally.turns), (latencies, turns), "{began} to {ended}");
         }
     }

@@ -1,12 +1,27 @@
 //! What a load client holds of one session, whatever the path.
 
-use futures_util::future::BoxFuture;
+use std::time::Duration;
+
+use futures_util::{FutureExt, future::BoxFuture};
 
 /// One session, from the load client's side.
 pub trait Conversation: Send {
     /// Runs one turn and checks that it completed. Not cancel-safe: a conversation whose turn was dropped is
     /// of no use.
-    fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>>;
+    fn turn(&mut self) -> BoxFuture<'_, Result<Turned, TurnError>>;
+
+    /// What has to be done between two turns and does not count as part of either: nothing, by default. An error
+    /// counts as a turn that failed.
+    fn rest(&mut self) -> BoxFuture<'_, Result<(), TurnError>> {
+        std::future::ready(Ok(())).boxed()
+    }
+}
+
+/// What is known of a turn that completed, beside how long it took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Turned {
+    /// From its beginning to the first thing that the agent said; absent where that is not looked at.
+    pub first_update: Option<Duration>,
 }
 
 /// Why a turn does not count as one.

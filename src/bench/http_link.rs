@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request,
     client::conn::http1::{SendRequest, handshake},
-    header::{CONTENT_TYPE, HOST, RETRY_AFTER},
+    header::{ACCEPT, CONTENT_TYPE, HOST, RETRY_AFTER},
     http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 
 /// The largest answer that is read; a result is under 32 KB.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// Server-sent events.
+const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// A kept HTTP/1.1 connection; it is made again when the server closed it.
 pub struct HttpLink {
@@ -59,6 +61,23 @@ impl HttpLink {
         self.send(self.to(Request::get(path)), Bytes::new()).await
     }
 
+    /// Puts a JSON body; safe to repeat. Else as [`HttpLink::post`].
+    pub async fn put(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+        self.send(self.to(Request::put(path)).header(CONTENT_TYPE, "application/json"), body).await
+    }
+
+    /// Posts a JSON body and hands the parts of the answer on as they come, if it is a success and a stream; what it
+    /// gives back has no body then. Else as [`HttpLink::post`].
+    pub async fn post_for_stream(
+        &mut self,
+        path: &str,
+        body: Bytes,
+        part: impl FnMut(&[u8]),
+    ) -> Result<HttpAnswer, String> {
+        let request = self.to(Request::post(path)).header(CONTENT_TYPE, "application/json");
+        self.send_for(request.header(ACCEPT, EVENT_STREAM), body, part).await
+    }
+
     /// Gets an answer that has no end, and hands its parts on as they come. Ends when it does, or with a sentence.
     /// Dropping the future closes the connection.
     pub async fn stream(self, path: &str, mut part: impl FnMut(&[u8])) -> Result<(), String> {
@@ -82,6 +101,16 @@ impl HttpLink {
     }
 
     async fn send(&mut self, request: Builder, body: Bytes) -> Result<HttpAnswer, String> {
+        self.send_for(request, body, |_| {}).await
+    }
+
+    /// Hands the parts of a stream on, and collects any other answer.
+    async fn send_for(
+        &mut self,
+        request: Builder,
+        body: Bytes,
+        mut part: impl FnMut(&[u8]),
+    ) -> Result<HttpAnswer, String> {
         let mut sender = match self.sender.take() {
             Some(mut sender) => match sender.ready().await {
                 Ok(()) => sender,
@@ -94,7 +123,13 @@ impl HttpLink {
         let answer = sender.send_request(request).await.map_err(|cause| format!("HTTP: {cause}"))?;
         let status = answer.status().as_u16();
         let has_retry_after = answer.headers().contains_key(RETRY_AFTER);
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let is_stream = answer.headers().get(CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(EVENT_STREAM));
+        let mut body = answer.into_body();
+        while is_stream && let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|cause| format!("HTTP: {cause}"))?;
+            frame.data_ref().into_iter().for_each(|data| part(data));
+        }
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
         let body = body.map_err(|cause| format!("HTTP: {cause}"))?.to_bytes();
         self.sender = Some(sender);
         Ok(HttpAnswer { status, has_retry_after, body })

@@ -2,16 +2,18 @@
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::json;
 
 use super::{
-    conversation::{BenchError, Conversation, TurnError},
+    conversation::{BenchError, Conversation, TurnError, Turned},
     http_link::{HttpAnswer, HttpLink},
     plan::Plan,
     program::Program,
 };
 
+/// The tenant of everything that is measured.
+pub const INSTALLATION: &str = "bench";
 /// The status of a new session, and of a turn.
 const CREATED: u16 = 201;
 const OK: u16 = 200;
@@ -26,16 +28,28 @@ pub async fn open(supervisor: &Program, workspace: &str, plan: &Plan) -> Result<
 
 /// Opens one session in a workspace; gives its id.
 pub async fn open_session(supervisor: &Program, workspace: String) -> Result<String, BenchError> {
+    let mut link = HttpLink::new(supervisor.address());
+    open_on(&mut link, &workspace).await.map_err(BenchError::Open)
+}
+
+/// The same on a link that is kept. Errors are sentences.
+pub async fn open_on(link: &mut HttpLink, workspace: &str) -> Result<String, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Ready {
         session_id: String,
     }
-    let mut link = HttpLink::new(supervisor.address());
-    let body = json!({"workspaceId": workspace, "installationId": "bench"}).to_string();
-    let answer = link.post("/acp/session/new", body.into()).await.map_err(BenchError::Open)?;
-    let ready: Ready = read(&answer, CREATED).map_err(BenchError::Open)?;
+    let body = json!({"workspaceId": workspace, "installationId": INSTALLATION}).to_string();
+    let answer = link.post("/acp/session/new", body.into()).await?;
+    let ready: Ready = read(&answer, CREATED)?;
     Ok(ready.session_id)
+}
+
+/// Closes a session. Errors are sentences.
+pub async fn close_on(link: &mut HttpLink, session: &str) -> Result<(), String> {
+    let body = json!({"sessionId": session}).to_string();
+    let answer = link.post("/acp/session/close", body.into()).await?;
+    read::<IgnoredAny>(&answer, OK).map(|_| ())
 }
 
 /// A conversation with a session, which always says the same.
@@ -51,10 +65,10 @@ struct HttpConversation {
 }
 
 impl Conversation for HttpConversation {
-    fn turn(&mut self) -> BoxFuture<'_, Result<(), TurnError>> {
+    fn turn(&mut self) -> BoxFuture<'_, Result<Turned, TurnError>> {
         async {
             let answer = self.link.post("/acp/session/prompt", self.prompt.clone()).await;
-            check(&answer.map_err(TurnError::Failed)?)
+            check(&answer.map_err(TurnError::Failed)?).map(|()| Turned::default())
         }
         .boxed()
     }
@@ -73,7 +87,8 @@ fn check(answer: &HttpAnswer) -> Result<(), TurnError> {
     }
 }
 
-fn read<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer, wanted: u16) -> Result<T, String> {
+/// Reads an answer that has to have a status.
+pub fn read<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer, wanted: u16) -> Result<T, String> {
     let shown = || String::from_utf8_lossy(&answer.body).chars().take(SHOWN_CHARS).collect::<String>();
     if answer.status != wanted {
         return Err(format!("status {}: {}", answer.status, shown()));

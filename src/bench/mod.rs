@@ -7,10 +7,12 @@
 //! | `supervisor` | HTTP, session actor, SQLite, WebSocket, runtime: `lumilink serve` as a process of its own ([`http_path`]) |
 //!
 //! `lumilink bench resume` ([`resume`]) measures broken connections and killed supervisors, `lumilink bench capacity`
-//! ([`capacity`]) a service that is full.
+//! ([`capacity`]) a service that is full, `lumilink bench route` ([`route`]) the same turns over ACP and over the HTTP
+//! fallback.
 //!
 //! Invariant: it measures and prints, also what is bad; it never judges. Everything is bounded in count and
-//! time and stays on loopback, and every point begins with fresh processes, so none inherits from another.
+//! time and stays on loopback, and every point (of `route`: every load, with both routes) begins with fresh processes,
+//! so none inherits from another.
 
 mod acp_paths;
 mod capacity;
@@ -27,6 +29,7 @@ mod processes;
 mod program;
 mod report;
 mod resume;
+mod route;
 mod text;
 
 use std::{io::Write, path::Path};
@@ -37,6 +40,7 @@ pub use self::{
     plan::{MAX_SECONDS, MAX_SESSIONS, PathKind, Plan},
     report::Report,
     resume::{MAX_MESSAGES, MAX_ROUNDS, ResumePlan, ResumeReport, run as run_resume},
+    route::{MAX_MODEL_MS, RoutePlan, RouteReport, run as run_route},
     text::render,
 };
 use self::{

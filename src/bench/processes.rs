@@ -68,6 +68,13 @@ pub fn open_files(pid: u32) -> Option<usize> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
 }
 
+/// Processor time of what a process has started, in the whole: of what lives, and of what has ended and was waited
+/// for, which the kernel tells in steps of 10 ms of the sum.
+pub fn cpu_time_below(of: u32) -> Duration {
+    let ended = stat(of).map_or(Duration::ZERO, |stat| Duration::from_secs(stat.ended_ticks) / ticks_per_second());
+    ended + cpu_time(&descendants(of))
+}
+
 /// Every process that descends from this one, itself left out.
 pub fn descendants(of: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -90,6 +97,8 @@ pub fn descendants(of: u32) -> Vec<u32> {
 struct Stat {
     parent: u32,
     ticks: u64,
+    /// Of children that were waited for.
+    ended_ticks: u64,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
@@ -102,7 +111,11 @@ fn parse_stat(text: &str) -> Option<Stat> {
     // The first one is field 3, the state.
     let fields: Vec<_> = after_name.split_ascii_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    Some(Stat { parent: u32::try_from(number(4)?).ok()?, ticks: number(14)? + number(15)? })
+    Some(Stat {
+        parent: u32::try_from(number(4)?).ok()?,
+        ticks: number(14)? + number(15)?,
+        ended_ticks: number(16)? + number(17)?,
+    })
 }
 
 #[cfg(test)]
@@ -113,7 +126,7 @@ mod tests {
     fn a_stat_line_is_read_whatever_the_program_is_called() {
         let line = "42 (a) S 1 (x) R 7 42 42 0 -1 4194560 1 0 0 0 150 50 9 9 20 0 1 0 100";
         let stat = parse_stat(line).unwrap();
-        assert_eq!((stat.parent, stat.ticks), (7, 200));
+        assert_eq!((stat.parent, stat.ticks, stat.ended_ticks), (7, 200, 18));
         assert!(parse_stat("42 (short) R 7").is_none());
     }
 

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use super::common::{CommandError, print};
 use crate::{
     bench::{
-        self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_REFUSALS, MAX_ROUNDS, MAX_SECONDS, MAX_SESSIONS, PathKind,
-        Plan, ResumePlan,
+        self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_MODEL_MS, MAX_REFUSALS, MAX_ROUNDS, MAX_SECONDS,
+        MAX_SESSIONS, PathKind, Plan, ResumePlan, RoutePlan,
     },
     config::Flag,
 };
@@ -31,6 +31,9 @@ enum What {
     /// A full service: latency of its sessions before and while new ones are refused, latency of the refusals,
     /// memory, processor time, lost events.
     Capacity(CapacityArgs),
+    /// The same turns over ACP and over the HTTP fallback, in new sessions and in open ones: latency, throughput, time
+    /// to the first update, processor time, and how they compare.
+    Route(RouteArgs),
 }
 
 /// What every measurement takes.
@@ -107,13 +110,46 @@ struct CapacityArgs {
     common: CommonArgs,
 }
 
+#[derive(Debug, Args)]
+struct RouteArgs {
+    /// Numbers of concurrent sessions.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,10,100", value_parser = parse_sessions)]
+    sessions: Vec<usize>,
+    /// How long the agent pretends that a model thinks in each turn.
+    #[arg(long, value_name = "MS,MS,…", value_delimiter = ',', default_value = "0,50,500", value_parser = clap::value_parser!(u64).range(..=MAX_MODEL_MS))]
+    model_ms: Vec<u64>,
+    /// How long each point is measured, after a warm-up that is not counted.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
+    seconds: Duration,
+    /// What every prompt says to the demo agent.
+    #[arg(long, value_name = "TEXT", default_value = "echo a route is measured")]
+    prompt: String,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
 /// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not.
 pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
     match arguments.what {
         What::Turn(arguments) => turn(arguments),
         What::Resume(arguments) => resume(arguments),
         What::Capacity(arguments) => capacity(arguments),
+        What::Route(arguments) => route(arguments),
     }
+}
+
+fn route(arguments: RouteArgs) -> Result<ExitCode, CommandError> {
+    let plan = RoutePlan {
+        sessions: arguments.sessions,
+        models: arguments.model_ms.into_iter().map(Duration::from_millis).collect(),
+        measured: arguments.seconds,
+        prompt: arguments.prompt,
+        settings: arguments.common.settings,
+        folder: arguments.common.folder,
+    };
+    let report = to_the_end(bench::run_route(plan, std::env::args().collect()))?;
+    print(if arguments.common.json { report.json() } else { report.render() }.trim_end())?;
+    Ok(if report.unmeasured.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn capacity(arguments: CapacityArgs) -> Result<ExitCode, CommandError> {

@@ -129,3 +129,43 @@ fn a_full_service_is_measured_and_loses_no_event_while_it_refuses() {
     eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
     assert!(is_empty(&folder), "its folder is gone");
 }
+
+#[test]
+fn both_routes_are_measured_in_new_and_in_open_sessions_and_compared() {
+    let folder = Folder::new();
+    let arguments = ["--sessions", "2", "--model-ms", "0,20", "--seconds", "0.5", "--json"];
+    let output = bench_of("route", &folder, &arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
+    assert_eq!(
+        (&report["unmeasured"], &report["errorsLogged"]),
+        (&Value::Array(Vec::new()), &0.into()),
+        "{report:#}"
+    );
+    let points = report["points"].as_array().expect("points");
+    let load = |it: &Value| format!("{} {} {} {}", it["modelMs"], it["start"], it["route"], it["sessions"]);
+    let measured: Vec<_> = points.iter().map(load).collect();
+    let at = |model: &str| {
+        ["cold", "warm"].map(|start| ["acp", "http"].map(|route| format!("{model} {start:?} {route:?} 2"))).concat()
+    };
+    assert_eq!(measured, [at("0.0"), at("20.0")].concat());
+    for point in points {
+        assert_eq!((&point["errors"], &point["sessionsLost"]), (&0.into(), &0.into()), "{point:#}");
+        assert!(point["turns"].as_u64().is_some_and(|turns| turns > 0), "{point:#}");
+        let first = |figures: &str| point[figures]["p50Ms"].as_f64().expect("a latency");
+        assert!(first("firstUpdate") > 0.0 && first("firstUpdate") <= first("latency"), "{point:#}");
+        assert!(first("latency") >= point["modelMs"].as_f64().expect("a pause"), "{point:#}");
+        for process in ["client", "supervisor", "runtime", "agents"] {
+            assert!(point["cpuMsPerTurn"][process].as_f64().is_some_and(|it| it > 0.0), "{process}: {point:#}");
+        }
+    }
+    let compared = report["comparisons"].as_array().expect("comparisons");
+    let throughput = |it: &Value| it["throughputPercent"].as_f64().expect("a change");
+    assert_eq!(compared.len(), 4, "{report:#}");
+    // An agent that is there already is faster than one that is started, whatever the machine does beside that.
+    let warm = compared.iter().find(|it| it["start"] == "warm" && it["modelMs"] == 0.0).expect("a comparison");
+    assert!(throughput(warm) > 0.0, "{report:#}");
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+    assert!(is_empty(&folder), "its folder is gone");
+}
