@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Start, report::RoutePoint};
+use super::{Start, point::RoutePoint};
 use crate::domain::routing::Route;
 
 /// What has to be reached: the latency of a turn over ACP less than over HTTP by half, and throughput more by 30 %.
@@ -105,7 +105,7 @@ fn change(acp: f64, http: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::report::tests::point, *};
+    use super::{super::point::tests::point, *};
 
     #[test]
     fn the_change_is_told_in_percent_of_http_and_both_figures_have_to_reach() {

@@ -6,6 +6,7 @@
 //! is checked to have gone over the route that it is counted for.
 
 mod compare;
+mod point;
 mod report;
 mod stage;
 mod text;

@@ -17,7 +17,7 @@ use super::{
         program::{Program, Workplace},
     },
     Load, RoutePlan, Start,
-    report::{Processors, RoutePoint},
+    point::{Processors, RoutePoint},
     turns::{Cold, Warm},
 };
 use crate::domain::routing::Route;

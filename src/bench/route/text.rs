@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::{
     compare::{AIM, GOAL},
-    report::{RoutePoint, RouteReport},
+    point::RoutePoint,
+    report::RouteReport,
 };
 
 impl RouteReport {

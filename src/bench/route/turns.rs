@@ -103,17 +103,26 @@ fn check(result: &[u8], route: Route) -> Result<(), String> {
     struct Outcome {
         stop_reason: String,
         meta: Meta,
+        #[serde(default)]
+        diagnostics: Vec<Diagnostic>,
     }
     #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Meta {
         protocol: Route,
         route: Route,
+        error_code: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Diagnostic {
+        message: String,
     }
     let shown = || String::from_utf8_lossy(result).chars().take(SHOWN_CHARS).collect::<String>();
     let outcome: Outcome = serde_json::from_slice(result).map_err(|cause| format!("{cause} in: {}", shown()))?;
-    let Outcome { stop_reason, meta } = outcome;
+    let Outcome { stop_reason, meta, diagnostics } = outcome;
     if stop_reason != "completed" {
-        return Err(format!("stopReason is {stop_reason}: {}", shown()));
+        let why = diagnostics.last().map_or("no reason is given", |last| &last.message);
+        return Err(format!("stopReason is {stop_reason}, {}: {why}", meta.error_code.unwrap_or_default()));
     }
     if (meta.protocol, meta.route) != (route, route) {
         let (asked, chosen, carried) = (route.as_str(), meta.route.as_str(), meta.protocol.as_str());
