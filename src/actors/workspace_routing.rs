@@ -82,6 +82,11 @@ impl WorkspaceRouting {
         }
     }
 
+    /// How many hold on to it.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// Where sessions read the route.
     pub fn gate(&self) -> &RouteGate {
         &self.0.gate
@@ -142,6 +147,11 @@ fn gone(_: actix::MailboxError) -> Failure {
     Failure::new(ErrorCode::Internal, "the workspace's router is gone; it is replaced in a moment")
 }
 
+/// The default route of a workspace that was never routed: that of its tenant.
+pub fn default_route(tenant: Option<&store::TenantProtocol>) -> Route {
+    tenant.map_or(Route::Acp, |tenant| if tenant.enable_acp { tenant.default_protocol } else { Route::Http })
+}
+
 /// The route as it is kept, and the windows of its epoch.
 async fn kept(key: &WorkspaceKey, parts: &Parts) -> Result<(store::RouteRow, OutcomeWindow, OutcomeWindow), Failure> {
     let failed = |cause: store::StoreError| store::failure(&cause);
@@ -150,9 +160,7 @@ async fn kept(key: &WorkspaceKey, parts: &Parts) -> Result<(store::RouteRow, Out
         Some(row) => store::RouteRow { routing: row.routing.after_restart(now), ..row },
         None => {
             let tenant = parts.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
-            let default =
-                tenant.map_or(Route::Acp, |it| if it.enable_acp { it.default_protocol } else { Route::Http });
-            protocol_router::fresh(key.clone(), default, parts.clock.now())
+            protocol_router::fresh(key.clone(), default_route(tenant.as_ref()), parts.clock.now())
         }
     };
     let rules = parts.settings.window;

@@ -8,6 +8,7 @@ pub mod automation;
 pub mod fallback;
 pub mod health;
 pub mod lists;
+pub mod migration;
 pub mod problem;
 pub mod protocol;
 pub mod result;

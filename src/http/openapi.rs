@@ -24,6 +24,7 @@ use crate::contract::{
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
         (name = "turns", description = "Run, follow and cancel prompt turns"),
         (name = "workspaces", description = "Workspaces and agents"),
+        (name = "migrations", description = "Moves fleets of workspaces to another default route, in steps"),
         (name = "operations", description = "Health, probes and figures"),
     )
 )]

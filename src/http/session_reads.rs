@@ -283,7 +283,7 @@ fn page_size(state: &HttpState, limit: Option<usize>) -> Result<usize, ApiError>
     }
 }
 
-fn page(state: &HttpState, limit: Option<usize>, cursor: Option<String>) -> Result<store::Page, ApiError> {
+pub(super) fn page(state: &HttpState, limit: Option<usize>, cursor: Option<String>) -> Result<store::Page, ApiError> {
     let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
     let after = cursor.map(|cursor| cursor.parse::<Cursor>().map_err(bad)).transpose()?;
     Ok(store::Page { limit: page_size(state, limit)?, after })

@@ -21,6 +21,7 @@ mod faults;
 mod idempotency;
 mod interop;
 mod metrics;
+mod migrations;
 mod openapi;
 mod permission;
 mod prompt;
