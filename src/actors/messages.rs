@@ -9,6 +9,7 @@ use std::sync::Arc;
 use actix::Message;
 use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
 
 use super::{event_feed::EventFeed, session_shared::SessionSpec};
 use crate::{
@@ -295,6 +296,8 @@ pub struct ChangeRoute {
     pub changes: Vec<RouteChange>,
     /// Who wants it, and why.
     pub wish: Wish,
+    /// The migration run of which it is a step.
+    pub run_id: Option<Uuid>,
 }
 
 /// One change of a route.
@@ -325,6 +328,8 @@ pub struct RouteView {
     pub auto_rollout: bool,
     /// The share of turns that go over ACP while it is tried, in basis points.
     pub canary_share_bp: u32,
+    /// Whether the change that this answers was a flip.
+    pub is_flipped: bool,
 }
 
 /// A reply that is given later.

@@ -14,6 +14,7 @@ pub mod handshake_record;
 pub mod live_child;
 pub mod liveness;
 pub mod messages;
+pub mod migrations;
 pub mod parts;
 pub mod permission_desk;
 pub mod protocol_router;

@@ -67,15 +67,30 @@ impl ProtocolRouter {
         (self.parts.clock.steady(), fraction)
     }
 
-    /// Writes down what has changed, then lets it count. `settings` are the two switches of administrators.
     fn save(&mut self, next: Routing, flip: Option<Flip>, settings: Option<(bool, bool)>) -> Saving {
+        self.save_step(next, flip, settings, None)
+    }
+
+    /// Writes down what has changed, then lets it count. `settings` are the two switches of administrators, `run_id` is
+    /// the migration of which it is a step.
+    fn save_step(
+        &mut self,
+        next: Routing,
+        flip: Option<Flip>,
+        settings: Option<(bool, bool)>,
+        run_id: Option<Uuid>,
+    ) -> Saving {
         let settings = settings.filter(|now| *now != (self.row.migration_enabled, self.row.auto_rollout));
         if next == self.row.routing && settings.is_none() {
             return Box::pin(actix::fut::ready(Ok(())));
         }
         let now = self.parts.clock.now();
         let sessions = self.parts.index.of_workspace(self.key());
-        let record = flip.as_ref().map(|flip| flip_record::of(flip, &sessions, &self.parts.settings.window, now));
+        let record_of = |flip| {
+            let record = flip_record::of(flip, &sessions, &self.parts.settings.window, now);
+            store::FlipRecord { run_id, ..record }
+        };
+        let record = flip.as_ref().map(record_of);
         let save = SaveRoute {
             key: self.key().clone(),
             expected_epoch: self.row.routing.epoch(),
@@ -201,7 +216,7 @@ impl ProtocolRouter {
     fn view(&self) -> RouteView {
         let RouteRow { routing, migration_enabled, auto_rollout, .. } = self.row.clone();
         let canary_share_bp = routing.canary_share_bp(&self.parts.settings.recovery);
-        RouteView { routing, migration_enabled, auto_rollout, canary_share_bp }
+        RouteView { routing, migration_enabled, auto_rollout, canary_share_bp, is_flipped: false }
     }
 }
 
@@ -257,7 +272,7 @@ impl Handler<ChangeRoute> for ProtocolRouter {
     type Result = AtomicResponse<Self, Result<RouteView, Failure>>;
 
     fn handle(&mut self, message: ChangeRoute, _: &mut Self::Context) -> Self::Result {
-        let ChangeRoute { changes, wish } = message;
+        let ChangeRoute { changes, wish, run_id } = message;
         let (now, _) = self.moment();
         let mut next = self.row.routing.clone();
         let before = next.route();
@@ -269,8 +284,10 @@ impl Handler<ChangeRoute> for ProtocolRouter {
         }
         // Several changes are one flip, or none where they cancel out.
         let flip = if next.route() == before { None } else { last };
+        let is_flipped = flip.is_some();
         AtomicResponse::new(Box::pin(
-            self.save(next, flip, Some(settings)).map(|saved, this, _| saved.map(|()| this.view())),
+            self.save_step(next, flip, Some(settings), run_id)
+                .map(move |saved, this, _| saved.map(|()| RouteView { is_flipped, ..this.view() })),
         ))
     }
 }

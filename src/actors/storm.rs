@@ -61,6 +61,11 @@ impl Storm {
         cause
     }
 
+    /// Whether many workspaces fall back at once.
+    pub fn is_raging(&self) -> bool {
+        self.flips().is_raging()
+    }
+
     /// Resolves the alarm of one storm.
     async fn resolve(self) {
         loop {

@@ -96,7 +96,7 @@ async fn move_one(workspaces: &Workspaces, key: &WorkspaceKey, wish: &Wish) -> R
         let is_pinned = before.pin().is_some_and(|pin| pin.protocol == Route::Acp);
         let release = is_pinned.then_some(RouteChange::Pin(None));
         let changes = release.into_iter().chain([RouteChange::Default(Route::Http)]).collect();
-        match routing.change(ChangeRoute { changes, wish: wish.clone() }).await {
+        match routing.change(ChangeRoute { changes, wish: wish.clone(), run_id: None }).await {
             Ok(after) => return Ok(before.route() == Route::Acp && after.routing.route() == Route::Http),
             // What somebody else wrote is read now, and this comes after it.
             Err(failure) if failure.code == ErrorCode::RouteChanged => {}

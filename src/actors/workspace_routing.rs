@@ -82,6 +82,11 @@ impl WorkspaceRouting {
         }
     }
 
+    /// How many hold on to it.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// Where sessions read the route.
     pub fn gate(&self) -> &RouteGate {
         &self.0.gate
@@ -140,6 +145,11 @@ impl Actors {
 
 fn gone(_: actix::MailboxError) -> Failure {
     Failure::new(ErrorCode::Internal, "the workspace's router is gone; it is replaced in a moment")
+}
+
+/// The default route of a workspace that was never routed: that of its tenant.
+pub fn default_route(tenant: Option<&store::TenantProtocol>) -> Route {
+    tenant.map_or(Route::Acp, |tenant| if tenant.enable_acp { tenant.default_protocol } else { Route::Http })
 }
 
 /// The route as it is kept, and the windows of its epoch.

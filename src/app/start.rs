@@ -13,6 +13,7 @@ use crate::{
         capacity_guard::CapacityGuard,
         capacity_watch::CapacityWatch,
         expiry, liveness,
+        migrations::Migrations,
         parts::{Parts, SessionSettings},
         retention::{self, Ages},
         session_index::SessionIndex,
@@ -44,6 +45,7 @@ pub struct Service {
     pub(super) sweep: JoinHandle<()>,
     pub(super) retention: JoinHandle<()>,
     pub(super) capacity: JoinHandle<()>,
+    pub(super) migrations: JoinHandle<()>,
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
@@ -88,11 +90,14 @@ impl Service {
         let ages = Ages::new(&config.retention, &parts.settings.window);
         let retention = actix::spawn(retention::sweep(parts, ages));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
-        let http = http::serve(workspaces.clone(), config, watchdog, beside)
+        // Only a SQLite database is held for this process alone.
+        let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
+        let http = http::serve(workspaces.clone(), migrations.clone(), config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
+        let migrations = actix::spawn(migrations.run());
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         let config = config.clone();
-        Ok(Self { config, http, workspaces, runtime, store, sweep, retention, capacity, _held: held })
+        Ok(Self { config, http, workspaces, runtime, store, sweep, retention, capacity, migrations, _held: held })
     }
 
     /// Where the API is.

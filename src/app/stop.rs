@@ -41,6 +41,8 @@ impl Service {
     /// Admission closes and readiness goes off; running turns may end until `[drain] timeout_s`, the rest is
     /// cancelled; sessions are let go; then the runtime, HTTP and the store end in this order.
     pub async fn stop(self) {
+        // What is under way is settled by the next start.
+        self.migrations.abort();
         let deadline = tokio::time::sleep(Duration::from_secs(self.config.drain.timeout_s));
         self.workspaces.drain(deadline).await;
         if let Some(runtime) = self.runtime {

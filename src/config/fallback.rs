@@ -154,6 +154,27 @@ impl Capacity {
     }
 }
 
+/// `[migration]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Migration {
+    /// How often workspaces are looked for that are to be moved to ACP by themselves, in seconds.
+    pub auto_look_s: u64,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self { auto_look_s: 60 }
+    }
+}
+
+impl Migration {
+    /// [`Self::auto_look_s`].
+    pub fn auto_look(&self) -> Duration {
+        Duration::from_secs(self.auto_look_s)
+    }
+}
+
 /// `[retention]`: days after which rows are removed; 0 keeps them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use super::fallback::{Capacity, Recovery, Retention, Window};
+pub use super::fallback::{Capacity, Migration, Recovery, Retention, Window};
 use crate::domain::permission::PermissionPolicy;
 
 /// The effective configuration. Field names are the names in TOML, environment and flags.
@@ -36,6 +36,8 @@ pub struct Config {
     pub window: Window,
     /// How a workspace comes back to ACP.
     pub recovery: Recovery,
+    /// How fleets are moved.
+    pub migration: Migration,
     /// How many sessions there may be.
     pub capacity: Capacity,
     /// For how long records are kept.

@@ -44,6 +44,7 @@ pub(super) fn validate(
     check.window();
     check.recovery();
     check.capacity();
+    check.migration();
     check.log_level();
     if check.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: check.problems }) }
 }
@@ -279,6 +280,12 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         self.require(rises, "capacity.warn_bp", what);
         let fine = capacity.resolve_after_s <= MAX_SECONDS;
         self.require(fine, "capacity.resolve_after_s", format!("must be 0 to {MAX_SECONDS} seconds"));
+    }
+
+    fn migration(&mut self) {
+        let seconds = self.config.migration.auto_look_s;
+        let fine = (1..=MAX_SECONDS).contains(&seconds);
+        self.require(fine, "migration.auto_look_s", format!("is {seconds}, must be 1 to {MAX_SECONDS} seconds"));
     }
 
     fn share(&mut self, setting: &str, value: u32) {

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod fallback;
 pub mod health;
 pub mod lists;
+pub mod migration;
 pub mod problem;
 pub mod protocol;
 pub mod result;

@@ -101,6 +101,7 @@ pub fn status_of(code: ErrorCode) -> u16 {
         ErrorCode::AmbiguousWorkspace
         | ErrorCode::TurnInProgress
         | ErrorCode::RouteChanged
+        | ErrorCode::MigrationState
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded

@@ -157,6 +157,27 @@ impl WorkspaceFacts {
     }
 }
 
+/// How ACP does over the workspaces that are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FleetHealth {
+    /// Whether many workspaces fall back at once.
+    pub is_storm: bool,
+    /// Workspaces in use.
+    pub in_use: usize,
+    /// Those of them that are on HTTP because they were rolled back.
+    pub rolled_back: usize,
+}
+
+/// ACP is not well where more than one workspace in so many is rolled back: by the same share a storm is told.
+const ROLLED_BACK_ONE_IN: usize = 10;
+
+impl FleetHealth {
+    /// Whether workspaces may be moved to ACP by themselves: no storm rages, and at most 10 % are rolled back.
+    pub fn is_healthy(&self) -> bool {
+        !self.is_storm && self.rolled_back.saturating_mul(ROLLED_BACK_ONE_IN) <= self.in_use
+    }
+}
+
 /// What became of one workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]

@@ -92,6 +92,8 @@ error_codes! {
     TurnInProgress = "turn_in_progress", Application, true, "Wait for the running turn (`promptId`) or cancel it.";
     /// The workspace's route changed in the same moment.
     RouteChanged = "route_changed", Application, true, "Look at the route and ask again if it is still wanted.";
+    /// A migration of a fleet does not stand where this is possible.
+    MigrationState = "migration_state", Application, false, "Look at the migration; `detail` says where it stands.";
     /// The session was closed.
     SessionClosed = "session_closed", Application, false, "Open a new session.";
     /// The session failed too often.

@@ -39,6 +39,14 @@ impl Route {
         }
     }
 
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Acp => Self::Http,
+            Self::Http => Self::Acp,
+        }
+    }
+
     /// Reads the name back.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.as_str() == name)

@@ -53,9 +53,9 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
 
         // The caller's: the request, also where the agent said so (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
-        | AmbiguousWorkspace | RouteChanged | Unauthorized | ForbiddenOrigin | TurnInProgress | SessionClosed
-        | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending | NotSupportedByAgent
-        | UnknownAgent | AgentRejected => None,
+        | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnInProgress
+        | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
+        | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // Nothing that another route would do better: folder and git, credentials (-32000), the model's provider.
         PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | ModelProvider => None,
         // Our own: 429 and 503, a drain or a death in the middle of the turn, faults of ours.
@@ -86,13 +86,14 @@ mod tests {
         ErrorCode::AgentError,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 27] = [
+    const NOT_COUNTED: [ErrorCode; 28] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
         ErrorCode::NotFound,
         ErrorCode::MethodNotAllowed,
         ErrorCode::AmbiguousWorkspace,
+        ErrorCode::MigrationState,
         ErrorCode::Unauthorized,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,

@@ -9,6 +9,7 @@ mod audit_summary;
 mod explain;
 mod guard;
 mod health;
+mod migrations;
 mod openapi;
 mod paging;
 pub mod problem;
@@ -47,7 +48,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::{guard::Guard, problem::ApiError};
 use crate::{
-    actors::{liveness, workspaces::Workspaces},
+    actors::{liveness, migrations::Migrations, workspaces::Workspaces},
     config::Config,
     domain::{
         ids::SessionId,
@@ -61,6 +62,8 @@ use crate::{
 pub struct HttpState {
     /// Sessions.
     pub workspaces: Workspaces,
+    /// Migrations of fleets.
+    pub migrations: Migrations,
     /// Settings.
     pub config: Config,
     /// Whether the threads run.
@@ -102,6 +105,7 @@ struct IsBeside;
 /// Binds and serves. Fails when the address cannot be bound.
 pub fn serve<Routes>(
     workspaces: Workspaces,
+    migrations: Migrations,
     config: &Config,
     watchdog: Watchdog,
     beside: Option<Beside<Routes>>,
@@ -110,8 +114,8 @@ where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
     let beats = watchdog.clone();
-    let state = HttpState { workspaces, config: config.clone(), watchdog, guard: Guard::new(&config.server) };
-    let state = Data::new(state);
+    let guard = Guard::new(&config.server);
+    let state = Data::new(HttpState { workspaces, migrations, config: config.clone(), watchdog, guard });
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
         workers => workers,
@@ -201,6 +205,13 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(audit::list_capacity_alerts)
         .service(audit::list_notifications)
         .service(audit_summary::get_summary)
+        .service(migrations::begin_migration)
+        .service(migrations::list_migrations)
+        .service(migrations::get_migration)
+        .service(migrations::pause_migration)
+        .service(migrations::resume_migration)
+        .service(migrations::cancel_migration)
+        .service(migrations::roll_migration_back)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)
@@ -301,7 +312,7 @@ mod tests {
     #[test]
     fn every_route_is_documented_and_every_schema_is_there() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 32);
+        assert_eq!(document.paths.paths.len(), 38);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

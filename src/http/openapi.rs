@@ -26,6 +26,7 @@ use crate::contract::{
         (name = "workspaces", description = "Workspaces and agents"),
         (name = "routes", description = "What carries the turns of workspaces and tenants, and changes of it"),
         (name = "audit", description = "Records of what was decided and done, and figures of it"),
+        (name = "migrations", description = "Moves fleets of workspaces to another default route, in steps"),
         (name = "operations", description = "Health, probes and figures"),
     )
 )]

@@ -77,7 +77,7 @@ pub async fn put_protocol(
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
     }
     let key = workspace_key(&state, &id, query.into_inner()).await?;
-    change(&state, key, ChangeRoute { changes, wish }).await
+    change(&state, key, ChangeRoute { changes, wish, run_id: None }).await
 }
 
 /// Rolls a workspace back to the HTTP fallback, until it is restored. Turns that run end where they began. Rolling back
@@ -131,7 +131,7 @@ async fn flip(
     let body: FlipBody = parse_body(body)?;
     let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
     let key = workspace_key(state, id, query).await?;
-    change(state, key, ChangeRoute { changes: vec![flip], wish }).await
+    change(state, key, ChangeRoute { changes: vec![flip], wish, run_id: None }).await
 }
 
 async fn change(
@@ -184,7 +184,7 @@ pub(super) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuer
 }
 
 fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> WorkspaceProtocol {
-    let RouteView { routing, migration_enabled, auto_rollout, canary_share_bp } = view;
+    let RouteView { routing, migration_enabled, auto_rollout, canary_share_bp, .. } = view;
     WorkspaceProtocol {
         installation_id: key.installation_id,
         workspace_id: key.workspace_id,

@@ -1,6 +1,6 @@
 //! The table of what tenants want for their workspaces.
 
-use diesel::{AsChangeset, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
 use super::{Store, StoreError, cached::execute, columns, connection::AnyConnection, schema::tenant_protocols};
 use crate::domain::{clock::Timestamp, ids::InstallationId, routing::Route};
@@ -94,6 +94,17 @@ impl Store {
         self.read(move |connection| {
             let row = tenant_protocols::table.find(tenant.as_str());
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// Tenants whose workspaces are moved by themselves, the first 1,000 by name. Cancel-safe.
+    pub async fn auto_migrating_tenants(&self) -> Result<Vec<TenantProtocol>, StoreError> {
+        self.read(move |connection| {
+            let rows = tenant_protocols::table.filter(tenant_protocols::auto_migration.eq(true));
+            let rows = rows.order(tenant_protocols::installation_id).limit(columns::limit(columns::MAX_PAGE));
+            let records: Vec<Record> = rows.load(connection)?;
+            records.into_iter().map(Record::read).collect()
         })
         .await
     }

@@ -21,6 +21,35 @@ pub struct RouteMetrics {
     both_failing: IntCounter,
     session_fallbacks: IntCounter,
     storm: IntGauge,
+    migrated: Family<MigrationStep, IntCounter>,
+}
+
+/// What became of a workspace in a step of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MigrationStep {
+    /// It has the new default.
+    Moved,
+    /// It has its old default again.
+    MovedBack,
+    /// It was left out.
+    Skipped,
+    /// It could not be moved, or not back.
+    Failed,
+}
+
+impl Label for MigrationStep {
+    fn all() -> Vec<Self> {
+        vec![Self::Moved, Self::MovedBack, Self::Skipped, Self::Failed]
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![match self {
+            Self::Moved => "moved",
+            Self::MovedBack => "movedBack",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+        }]
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +134,11 @@ impl RouteMetrics {
                 "lumilink_rollback_storm",
                 "1 while many workspaces (over 10 %, at least 5 in 5 minutes) fall back by themselves.",
             )?,
+            migrated: make.counters(
+                "lumilink_migrated_workspaces_total",
+                "Workspaces in steps of migrations of fleets, by what became of them.",
+                &["outcome"],
+            )?,
         })
     }
 
@@ -157,6 +191,11 @@ impl RouteMetrics {
     /// Many workspaces fall back at once, or no longer.
     pub fn storm(&self, rages: bool) {
         self.storm.set(i64::from(rages));
+    }
+
+    /// A step of a migration was made with a workspace.
+    pub fn migrated(&self, step: MigrationStep) {
+        self.migrated.add(step, 1);
     }
 
     /// Flips to a route since the start.

@@ -24,6 +24,7 @@ mod flip_kills;
 mod idempotency;
 mod interop;
 mod metrics;
+mod migrations;
 mod openapi;
 mod parity;
 mod permission;

@@ -4,6 +4,7 @@
 //! of its workspace's supervisor.
 
 mod drain;
+mod fleet;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,0 +1,132 @@
+//! Migrations of fleets: begins, changes and runs them. One driver in each supervisor; the rules are in
+//! [`crate::domain::migration`].
+//!
+//! Invariant: a run is written down before anything of it is done, guarded by its version. So of two supervisors one
+//! makes a step, and what a process that died has begun is settled by whoever looks at it next.
+
+mod driver;
+mod facts;
+mod moves;
+mod pass;
+mod rollout;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::workspaces::Workspaces;
+use crate::{
+    domain::{
+        ids::{InstallationId, WorkspaceId},
+        migration::{IllegalChange, MigrationPlan, MigrationRun},
+        outcome::{ErrorCode, Failure},
+        routing::{Route, Wish},
+    },
+    store::{self, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
+};
+
+/// Pause before the database is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Migrations of fleets. Cheap to clone.
+#[derive(Clone)]
+pub struct Migrations(Arc<Inner>);
+
+struct Inner {
+    workspaces: Workspaces,
+    /// Wakes the driver.
+    changed: Notify,
+    /// Whether no other supervisor uses the database.
+    is_alone: bool,
+    /// How often workspaces are looked for that are to be moved by themselves.
+    auto_look: Duration,
+}
+
+/// What is to be done with a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunChange {
+    /// Moves nothing more until it is resumed.
+    Pause,
+    /// Goes on.
+    Resume,
+    /// Ends it.
+    Cancel,
+    /// Moves back what it moved.
+    RollBack,
+}
+
+impl Migrations {
+    /// Of the workspaces of one database. `is_alone` says that no other supervisor uses it, so that what is under way at
+    /// the start is nobody's.
+    pub fn new(workspaces: Workspaces, is_alone: bool, auto_look: Duration) -> Self {
+        Self(Arc::new(Inner { workspaces, changed: Notify::new(), is_alone, auto_look }))
+    }
+
+    /// Begins a run. A failure has begun nothing, or it is not known whether it has. A dropped future may have begun it.
+    pub async fn begin(&self, plan: MigrationPlan, wish: Wish) -> Result<MigrationRunRow, Failure> {
+        let parts = self.0.workspaces.parts();
+        let now = parts.clock.now();
+        let run = MigrationRun::new(plan, wish, now)
+            .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, cause.to_string()))?;
+        let run_id = Uuid::now_v7();
+        let save = SaveMigrationRun { run_id, expected_version: 0, run: run.clone(), now };
+        match parts.store.save_migration_run(save).await.map_err(|cause| store::failure(&cause))? {
+            SavedMigrationRun::Saved(version) => {
+                self.0.changed.notify_one();
+                Ok(MigrationRunRow { run_id, run, version, updated: now })
+            }
+            SavedMigrationRun::Stale(_) => Err(Failure::new(ErrorCode::Internal, "the id of a new run is taken")),
+        }
+    }
+
+    /// Changes a run. A failure has changed nothing, or it is not known whether it has. A dropped future may have
+    /// changed it.
+    pub async fn change(&self, run_id: Uuid, change: RunChange, wish: &Wish) -> Result<MigrationRunRow, Failure> {
+        let parts = self.0.workspaces.parts();
+        let failed = |cause| store::failure(&cause);
+        let mut found = parts.store.migration_run(run_id).await.map_err(failed)?;
+        loop {
+            let mut row = found.ok_or_else(|| Failure::new(ErrorCode::NotFound, "no migration with this id"))?;
+            let now = parts.clock.now();
+            apply(&mut row.run, change, wish.clone(), now)
+                .map_err(|cause| Failure::new(ErrorCode::MigrationState, cause.to_string()))?;
+            let save = SaveMigrationRun { run_id, expected_version: row.version, run: row.run.clone(), now };
+            match parts.store.save_migration_run(save).await.map_err(failed)? {
+                SavedMigrationRun::Saved(version) => {
+                    self.0.changed.notify_one();
+                    return Ok(MigrationRunRow { version, updated: now, ..row });
+                }
+                // The driver went on in the same moment.
+                SavedMigrationRun::Stale(now) => found = now.map(|row| *row),
+            }
+        }
+    }
+
+    /// A tenant's workspaces that a migration to `target` is about where none are named: those with another default, at
+    /// most [`crate::domain::migration::MAX_WORKSPACES`]. Cancel-safe.
+    pub async fn with_another_default(
+        &self,
+        installation: &InstallationId,
+        target: Route,
+    ) -> Result<Vec<WorkspaceId>, Failure> {
+        let store = &self.0.workspaces.parts().store;
+        let failed = |cause| store::failure(&cause);
+        let tenant = store.tenant_protocol(installation.clone()).await.map_err(failed)?;
+        facts::with_another_default(store, installation, tenant.as_ref(), target).await.map_err(failed)
+    }
+}
+
+fn apply(
+    run: &mut MigrationRun,
+    change: RunChange,
+    wish: Wish,
+    now: crate::domain::clock::Timestamp,
+) -> Result<(), IllegalChange> {
+    match change {
+        RunChange::Pause => run.pause(wish),
+        RunChange::Resume => run.resume(wish, now),
+        RunChange::Cancel => run.cancel(wish, now),
+        RunChange::RollBack => run.roll_back(wish, now),
+    }
+}

@@ -1,0 +1,265 @@
+//! One step of a migration: look at a batch, write down that it is under way, move it, write down how that ended.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::time::MissedTickBehavior;
+
+use super::{
+    RETRY, facts,
+    moves::{self, Moved, Step},
+};
+use crate::{
+    actors::workspaces::Workspaces,
+    domain::{
+        clock::Timestamp,
+        ids::{WorkspaceId, WorkspaceKey},
+        migration::{MigrationSkip, NextStep, Place},
+        outcome::Failure,
+        routing::Route,
+    },
+    store::{self, MigrationRunRow, SaveMigrationRun, SavedMigrationRun, StoreError},
+    telemetry::route_metrics::MigrationStep,
+};
+
+/// Workspaces of one run that are moved at the same time: each starts an agent to shake hands with.
+const MOVES_AT_ONCE: usize = 8;
+/// How often a step that is under way is written down, so that its progress shows and others see that somebody is at it.
+const BEAT: Duration = Duration::from_secs(2);
+/// What comes after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// The next one, at once.
+    Again,
+    /// Nothing before this time; without a time, until something happens.
+    Wait(Option<Timestamp>),
+}
+
+/// One step of one run.
+pub(super) struct Pass {
+    workspaces: Workspaces,
+    row: MigrationRunRow,
+}
+
+impl Pass {
+    pub fn new(workspaces: Workspaces, row: MigrationRunRow) -> Self {
+        Self { workspaces, row }
+    }
+
+    /// Makes the step. `may_settle` says that nobody else is at it. A database or a runtime that is away fails it before
+    /// anything is moved; what is under way is written down in any case, once that is possible. A dropped future leaves
+    /// moves that the next start has to settle.
+    pub async fn run(mut self, may_settle: bool) -> Result<After, Failure> {
+        let before = self.row.run.clone();
+        let is_healthy = self.workspaces.fleet_health().is_healthy();
+        let next = self.row.run.next_step(self.workspaces.parts().clock.now(), is_healthy);
+        match next {
+            NextStep::Over => Ok(After::Wait(None)),
+            NextStep::Wait(until) => {
+                if self.row.run != before {
+                    self.save().await?;
+                }
+                Ok(After::Wait(until))
+            }
+            NextStep::Unsettled(_) if !may_settle => Ok(After::Wait(None)),
+            NextStep::Unsettled(those) => self.settle(those).await,
+            NextStep::Move(those) => self.forth(those).await,
+            NextStep::MoveBack(those) => {
+                let to = self.row.run.target().other();
+                if self.save().await? { self.act(those, to).await } else { Ok(After::Again) }
+            }
+        }
+    }
+
+    /// Finds out how moves ended of which nobody said it.
+    async fn settle(&mut self, those: Vec<WorkspaceId>) -> Result<After, Failure> {
+        let parts = self.workspaces.parts().clone();
+        let installation = self.row.run.installation_id().clone();
+        let tenant = parts.store.tenant_protocol(installation).await.map_err(|cause| store::failure(&cause))?;
+        for workspace in &those {
+            let default = facts::default_of(&parts.store, &self.key(workspace), tenant.as_ref()).await;
+            let default = default.map_err(|cause| store::failure(&cause))?;
+            self.row.run.settle(workspace, default, parts.clock.now());
+        }
+        let moves = those.len();
+        if self.save().await? {
+            tracing::info!(marker = "[MIGRATION]", run_id = %self.row.run_id, moves, "moves that nobody ended are settled");
+        }
+        Ok(After::Again)
+    }
+
+    /// Looks at a batch, and moves those that may be.
+    async fn forth(&mut self, those: Vec<WorkspaceId>) -> Result<After, Failure> {
+        let parts = self.workspaces.parts().clone();
+        let target = self.row.run.target();
+        let failed = |cause: StoreError| store::failure(&cause);
+        let tenant = parts.store.tenant_protocol(self.row.run.installation_id().clone()).await.map_err(failed)?;
+        // A runtime that is away says nothing about the workspaces: it is waited for.
+        let speaks_acp = target == Route::Http || moves::speaks_acp(&self.workspaces).await?;
+        let (mut moving, mut skipped) = (Vec::new(), Vec::new());
+        for workspace in those {
+            let facts =
+                facts::of(&parts.store, &self.key(&workspace), tenant.as_ref(), speaks_acp).await.map_err(failed)?;
+            match self.row.run.begin_move(&workspace, &facts, parts.clock.now()) {
+                Some(Ok(())) => moving.push(workspace),
+                Some(Err(reason)) => skipped.push((workspace, facts.default_route, reason)),
+                None => {}
+            }
+        }
+        for (workspace, default, reason) in &skipped {
+            self.record_skip(workspace, default.unwrap_or(target.other()), *reason).await.map_err(failed)?;
+        }
+        if !self.save().await? {
+            return Ok(After::Again);
+        }
+        skipped.iter().for_each(|_| parts.metrics.routes().migrated(MigrationStep::Skipped));
+        if moving.is_empty() {
+            return Ok(After::Again);
+        }
+        self.act(moving, target).await
+    }
+
+    async fn record_skip(
+        &self,
+        workspace: &WorkspaceId,
+        from: Route,
+        reason: MigrationSkip,
+    ) -> Result<(), StoreError> {
+        let step = self.step(workspace, self.row.run.target());
+        self.workspaces.parts().store.record_migration(moves::skipped(&step, from, reason)).await
+    }
+
+    /// Moves those that are under way, and writes down how that ended, also where it was paused, cancelled or rolled back
+    /// meanwhile.
+    async fn act(&mut self, those: Vec<WorkspaceId>, to: Route) -> Result<After, Failure> {
+        let steps: Vec<_> = those.iter().map(|workspace| self.step(workspace, to)).collect();
+        let workspaces = self.workspaces.clone();
+        let moving = steps.into_iter().map(|step| moves::make(workspaces.clone(), step));
+        let mut moving = std::pin::pin!(stream::iter(moving).buffer_unordered(MOVES_AT_ONCE));
+        let mut unsaved = Vec::new();
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beat.reset();
+        loop {
+            tokio::select! {
+                moved = moving.next() => match moved {
+                    Some(moved) => {
+                        self.apply(&moved);
+                        unsaved.push(moved);
+                    }
+                    None => break,
+                },
+                _ = beat.tick() => {
+                    // What is not taken now is at the end.
+                    let _ = self.save_moves(&mut unsaved).await;
+                }
+            }
+        }
+        while let Err(cause) = self.save_moves(&mut unsaved).await {
+            tracing::warn!(marker = "[MIGRATION]", run_id = %self.row.run_id, %cause, "a step is not written down yet");
+            if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
+                return Err(store::failure(&cause));
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        self.tell();
+        Ok(After::Again)
+    }
+
+    fn apply(&mut self, moved: &Moved) {
+        let now = self.workspaces.parts().clock.now();
+        match &moved.outcome {
+            Ok(()) => self.row.run.step_done(&moved.workspace, now),
+            Err(detail) => self.row.run.step_failed(&moved.workspace, detail, now),
+        };
+    }
+
+    /// Writes the moves down that have ended. Where somebody paused, cancelled or rolled back meanwhile, that holds.
+    async fn save_moves(&mut self, unsaved: &mut Vec<Moved>) -> Result<(), StoreError> {
+        loop {
+            match self.try_save().await? {
+                SavedMigrationRun::Saved(version) => {
+                    self.row.version = version;
+                    unsaved.drain(..).for_each(|moved| self.count(&moved));
+                    return Ok(());
+                }
+                SavedMigrationRun::Stale(Some(row)) => {
+                    self.row = *row;
+                    unsaved.iter().for_each(|moved| self.apply(moved));
+                }
+                SavedMigrationRun::Stale(None) => {
+                    unsaved.clear();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Writes the run down before anything is done. `false`: somebody else did in the meantime, and it is to be looked at
+    /// anew.
+    async fn save(&mut self) -> Result<bool, Failure> {
+        match self.try_save().await.map_err(|cause| store::failure(&cause))? {
+            SavedMigrationRun::Saved(version) => {
+                self.row.version = version;
+                self.tell();
+                Ok(true)
+            }
+            SavedMigrationRun::Stale(_) => Ok(false),
+        }
+    }
+
+    async fn try_save(&self) -> Result<SavedMigrationRun, StoreError> {
+        let parts = self.workspaces.parts();
+        let save = SaveMigrationRun {
+            run_id: self.row.run_id,
+            expected_version: self.row.version,
+            run: self.row.run.clone(),
+            now: parts.clock.now(),
+        };
+        parts.store.save_migration_run(save).await
+    }
+
+    fn count(&self, moved: &Moved) {
+        let place = self.row.run.entries().iter().find(|entry| entry.workspace_id == moved.workspace);
+        let step = match (&moved.outcome, place.map(|entry| &entry.place)) {
+            (Err(_), _) => MigrationStep::Failed,
+            (Ok(()), Some(Place::MovedBack)) => MigrationStep::MovedBack,
+            (Ok(()), _) => MigrationStep::Moved,
+        };
+        self.workspaces.parts().metrics.routes().migrated(step);
+    }
+
+    fn tell(&self) {
+        let (run, progress) = (&self.row.run, self.row.run.progress());
+        tracing::info!(
+            marker = "[MIGRATION]",
+            run_id = %self.row.run_id,
+            installation = %run.installation_id(),
+            target = run.target().as_str(),
+            status = run.status().as_str(),
+            total = progress.total,
+            untouched = progress.untouched,
+            moving = progress.moving,
+            moved = progress.moved,
+            skipped = progress.skipped,
+            failed = progress.failed,
+            moved_back = progress.moved_back,
+            "a fleet migrates"
+        );
+    }
+
+    fn step(&self, workspace: &WorkspaceId, to: Route) -> Step {
+        Step {
+            run_id: self.row.run_id,
+            key: self.key(workspace),
+            to,
+            wish: self.row.run.wish().clone(),
+            now: self.workspaces.parts().clock.now(),
+        }
+    }
+
+    fn key(&self, workspace: &WorkspaceId) -> WorkspaceKey {
+        let installation_id = self.row.run.installation_id().clone();
+        WorkspaceKey { installation_id, workspace_id: workspace.clone() }
+    }
+}
