@@ -10,12 +10,14 @@ mod demo;
 mod demo_agent;
 mod log;
 mod migrate;
+mod migration;
 mod openapi;
 mod runtime;
 mod serve;
 mod server_flags;
 mod session;
 mod session_view;
+mod wish_flags;
 mod workspace;
 
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ enum Command {
     Session(session::SessionArgs),
     /// Looks at the routes of a running server's workspaces, and changes them.
     Workspace(workspace::WorkspaceArgs),
+    /// Moves fleets of workspaces of a running server to another default route, in steps.
+    Migration(migration::MigrationArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
@@ -71,6 +75,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Session(arguments) => session::run(arguments),
         Command::Workspace(arguments) => workspace::run(arguments),
+        Command::Migration(arguments) => migration::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)
 }
