@@ -396,11 +396,13 @@ fn fr_003_fleets_migrate_on_postgresql_too() {
 fn fr_003_two_supervisors_on_one_database_make_each_step_once() {
     let database = crate::harness::program::PostgresDatabase::create();
     let script = format!("sleep 0.2; exec {} demo-agent", crate::harness::lumilink());
-    let start = || {
+    let builder = || {
         let builder = Program::builder().set("database.url", database.url());
-        builder.set("agent.command", json!(["sh", "-c", script])).start()
+        builder.set("agent.command", json!(["sh", "-c", script]))
     };
-    let (one, two) = (start(), start());
+    const TOKEN: &str = "runtime-token-0123456789";
+    let one = builder().separate_runtime(TOKEN).start();
+    let two = builder().set("runtime.url", one.runtime_url()).set("runtime.token", TOKEN).start();
     fleet(&one, 4);
     let ids: Vec<_> = ["ws-0", "ws-1", "ws-2", "ws-3"].chunks(2).map(|names| json!({"workspaces": names})).collect();
     let ids = [begun(&one, ids[0].clone()), begun(&two, ids[1].clone())];
