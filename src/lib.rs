@@ -76,6 +76,10 @@
 //!   [`domain::routing`] on a copy, writes copy and flip in one transaction that holds only in its epoch, and then lets it
 //!   count → gate → the next turn of each session lets its line go and takes one over the other route; what the new agent
 //!   did not hear of the conversation goes ahead of the prompt. Cool-down → probe → canaries → the way back.
+//! - **A fleet migrates**: [`http`] → [`actors::migrations`] (the run is on disk) → its driver asks [`domain::migration`] whom
+//!   to move, writes that down, lets each agent shake hands, and changes the default at the workspace's router, whose flip
+//!   carries the run's id → what became of each is written down. What a process that died had under way is settled by
+//!   where the workspaces are.
 //! - **Reconnect**: both ends of ACP over WebSocket number what they send and keep it until it is settled
 //!   ([`domain::delivery`], [`acp::numbered`]) → the socket breaks → the runtime keeps agent and messages for the grace,
 //!   the transport tries again → each end sends what the other did not get → the turn goes on. A session hears only that

@@ -219,6 +219,26 @@ impl ApiClient {
         self.get(&["acp", "session", session_id, "explain"], &()).await
     }
 
+    /// Begins a migration of a fleet. After `Lost` it may have begun.
+    pub async fn start_migration(&self, body: &Value) -> Result<Value, ClientError> {
+        self.post(&["acp", "migrations"], body, Some(CALL_TIMEOUT)).await
+    }
+
+    /// A page of migrations.
+    pub async fn migrations(&self, query: &Value) -> Result<Page, ClientError> {
+        self.get(&["acp", "migrations"], query).await
+    }
+
+    /// How far a migration is.
+    pub async fn migration(&self, id: &str) -> Result<Value, ClientError> {
+        self.get(&["acp", "migrations", id], &json!({})).await
+    }
+
+    /// Changes a migration: `pause`, `resume`, `cancel` or `rollback`.
+    pub async fn change_migration(&self, id: &str, verb: &str, body: &Value) -> Result<Value, ClientError> {
+        self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
+    }
+
     fn call(&self, method: Method, path: &[&str]) -> RequestBuilder {
         self.http.request(method, self.address(path))
     }

@@ -12,12 +12,14 @@ mod demo;
 mod demo_agent;
 mod log;
 mod migrate;
+mod migration;
 mod openapi;
 mod runtime;
 mod serve;
 mod server_flags;
 mod session;
 mod session_view;
+mod wish_flags;
 mod workspace;
 
 use std::process::ExitCode;
@@ -59,6 +61,8 @@ enum Command {
     Workspace(workspace::WorkspaceArgs),
     /// Reads what a running server decided and did.
     Audit(audit::AuditArgs),
+    /// Moves fleets of workspaces of a running server to another default route, in steps.
+    Migration(migration::MigrationArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
@@ -76,6 +80,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Session(arguments) => session::run(arguments),
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
+        Command::Migration(arguments) => migration::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     common::CommandError,
     server_flags::{ServerFlags, show},
+    wish_flags::Wish,
 };
 use crate::client::ApiClient;
 
@@ -81,32 +82,6 @@ struct Named {
     installation: Option<String>,
 }
 
-#[derive(Debug, Args)]
-struct Wish {
-    /// Who wants it.
-    #[arg(long, value_name = "NAME")]
-    actor: String,
-    /// Why.
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
-    /// In the name of a user, not of an operator.
-    #[arg(long)]
-    as_user: bool,
-}
-
-impl Wish {
-    fn body(self) -> Value {
-        let initiator = if self.as_user { "user" } else { "operator" };
-        json!({"actor": self.actor, "reason": self.reason, "initiatedBy": initiator})
-    }
-
-    fn with(self, name: &str, value: Value) -> Value {
-        let mut body = self.body();
-        body[name] = value;
-        body
-    }
-}
-
 /// Does it.
 pub fn run(arguments: WorkspaceArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
@@ -144,7 +119,7 @@ async fn act(client: &ApiClient, action: Action) -> Result<Value, CommandError> 
 }
 
 /// Members of members on lines of their own: `window.state`.
-fn flat(value: &Value) -> Value {
+pub fn flat(value: &Value) -> Value {
     let mut out = serde_json::Map::new();
     for (name, value) in value.as_object().into_iter().flatten() {
         match value.as_object() {

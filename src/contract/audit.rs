@@ -2,9 +2,9 @@
 //!
 //! Nothing is left out of a record but stands as null, so that a table has the same columns whatever its rows are.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::csv::TableRow;
@@ -14,69 +14,6 @@ use crate::domain::{
     record::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     routing::{FlipTrigger, Initiator, Route},
 };
-
-/// Which records to read, and how they are answered. The newest come first.
-#[derive(Debug, Clone, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct AuditQuery {
-    /// Only this tenant's.
-    #[param(value_type = Option<String>)]
-    pub installation_id: Option<InstallationId>,
-    /// Only those of workspaces of this name.
-    #[param(value_type = Option<String>)]
-    pub workspace_id: Option<WorkspaceId>,
-    /// Only this session's. What belongs to a workspace as a whole, such as a rollback, is a session's where it is of
-    /// the session's workspace and not older than the session.
-    #[param(value_type = Option<String>)]
-    pub session_id: Option<SessionId>,
-    /// Only those of this time or later, RFC 3339.
-    #[param(value_type = Option<String>, format = DateTime)]
-    pub from: Option<Timestamp>,
-    /// Only those before this time, RFC 3339.
-    #[param(value_type = Option<String>, format = DateTime)]
-    pub until: Option<Timestamp>,
-    /// Records on the page, up to `[limits] page_entries`.
-    pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
-    pub cursor: Option<String>,
-    /// `csv` or `json`; else what `Accept` says.
-    #[param(value_type = Option<String>)]
-    pub format: Option<Format>,
-}
-
-/// Which alerts of capacity to read. They are about no workspace and no session.
-#[derive(Debug, Clone, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct CapacityAlertQuery {
-    /// Only those about this tenant's share.
-    #[param(value_type = Option<String>)]
-    pub installation_id: Option<InstallationId>,
-    /// Only those of this time or later, RFC 3339.
-    #[param(value_type = Option<String>, format = DateTime)]
-    pub from: Option<Timestamp>,
-    /// Only those before this time, RFC 3339.
-    #[param(value_type = Option<String>, format = DateTime)]
-    pub until: Option<Timestamp>,
-    /// Records on the page, up to `[limits] page_entries`.
-    pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
-    pub cursor: Option<String>,
-    /// `csv` or `json`; else what `Accept` says.
-    #[param(value_type = Option<String>)]
-    pub format: Option<Format>,
-}
-
-/// The form of a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// `application/json`.
-    Json,
-    /// `text/csv`.
-    Csv,
-}
 
 /// A change of a connection's status.
 #[derive(Debug, Serialize, ToSchema)]

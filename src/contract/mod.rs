@@ -5,6 +5,7 @@
 //! type is part of the OpenAPI document or of the runtime's door.
 
 pub mod audit;
+pub mod audit_query;
 pub mod audit_summary;
 pub mod automation;
 pub mod csv;

@@ -71,7 +71,7 @@ mod tests {
         domain::outcome::classify_agent_error,
     };
 
-    const AGAINST: [ErrorCode; 12] = [
+    const AGAINST: [ErrorCode; 13] = [
         ErrorCode::AgentStartFailed,
         ErrorCode::AgentCrashed,
         ErrorCode::ConnectionLost,
@@ -84,9 +84,10 @@ mod tests {
         ErrorCode::ProtocolViolation,
         ErrorCode::FrameTooLarge,
         ErrorCode::AgentError,
+        ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 28] = [
+    const NOT_COUNTED: [ErrorCode; 29] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -94,6 +95,7 @@ mod tests {
         ErrorCode::MethodNotAllowed,
         ErrorCode::AmbiguousWorkspace,
         ErrorCode::MigrationState,
+        ErrorCode::RouteChanged,
         ErrorCode::Unauthorized,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,

@@ -12,9 +12,9 @@ use super::{HttpState, paging::page, problem::ApiError};
 use crate::{
     contract::{
         audit::{
-            AuditQuery, AutomationRunItem, CapacityAlertItem, CapacityAlertQuery, ConnectionItem, Format,
-            MigrationItem, NotificationItem, RollbackEventItem,
+            AutomationRunItem, CapacityAlertItem, ConnectionItem, MigrationItem, NotificationItem, RollbackEventItem,
         },
+        audit_query::{AuditQuery, CapacityAlertQuery, Format},
         csv::{TEXT_CSV, TableRow, csv_page},
         lists::Page,
         problem::Problem,

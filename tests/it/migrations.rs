@@ -391,3 +391,57 @@ fn fr_003_fleets_migrate_on_postgresql_too() {
     });
     all_are(&back, "movedBack");
 }
+
+#[test]
+fn fr_003_two_supervisors_on_one_database_make_each_step_once() {
+    let database = crate::harness::program::PostgresDatabase::create();
+    let script = format!("sleep 0.2; exec {} demo-agent", crate::harness::lumilink());
+    let builder = || {
+        let builder = Program::builder().set("database.url", database.url());
+        builder.set("agent.command", json!(["sh", "-c", script]))
+    };
+    const TOKEN: &str = "runtime-token-0123456789";
+    let one = builder().separate_runtime(TOKEN).start();
+    let two = builder().set("runtime.url", one.runtime_url()).set("runtime.token", TOKEN).start();
+    fleet(&one, 4);
+    let ids: Vec<_> = ["ws-0", "ws-1", "ws-2", "ws-3"].chunks(2).map(|names| json!({"workspaces": names})).collect();
+    let ids = [begun(&one, ids[0].clone()), begun(&two, ids[1].clone())];
+    for id in &ids {
+        all_are(&becomes(&one, id, "succeeded"), "moved");
+        assert_eq!(becomes(&two, id, "succeeded")["progress"]["moved"], 2);
+    }
+    eventually("each is counted once", || counted(&one, "moved") + counted(&two, "moved") == 4.0);
+}
+
+#[test]
+fn fr_003_the_command_line_steers_a_migration() {
+    let program = Program::start();
+    fleet(&program, 2);
+    let run = |arguments: &[&str]| {
+        let output = std::process::Command::new(crate::harness::lumilink())
+            .arg("migration")
+            .args(arguments)
+            .env("LUMILINK_URL", program.api.base())
+            .output()
+            .expect("the program runs");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let wish = ["--actor", "ann", "--reason", "to ACP"];
+    let begin = ["start", "--installation", TENANT, "--workspace", "ws-0", "--workspace", "ws-1"];
+    let id = run(&[&begin[..], &["--batch-size", "1"], &wish].concat()).trim().to_owned();
+    becomes(&program, &id, "succeeded");
+    let told = run(&["show", &id]);
+    assert!(told.contains("status: succeeded") && told.contains("progress.moved: 2"), "{told}");
+    assert!(told.contains("\nws-0: moved\n"), "{told}");
+    let listed: Value = serde_json::from_str(run(&["list", "--json"]).trim()).expect("one line of JSON");
+    assert_eq!(listed["migrationId"], id.as_str(), "{listed}");
+    assert!(run(&["list", "--installation", TENANT]).contains("2 of 2 moved"));
+    run(&[&["rollback", &id][..], &wish].concat());
+    wait_for(DEADLINE, "it is moved back", || (shown(&program, &id)["status"] == "rolledBack").then_some(()));
+    let later = run(&[&begin[..], &["--at", "2999-01-01T00:00:00Z"], &wish].concat()).trim().to_owned();
+    run(&[&["pause", &later][..], &wish].concat());
+    run(&[&["resume", &later][..], &wish].concat());
+    let cancelled = run(&[&["cancel", &later, "--json"][..], &wish].concat());
+    assert!(cancelled.contains(r#""status":"cancelled""#), "{cancelled}");
+}

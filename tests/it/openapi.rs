@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::harness::{Program, Value, json};
+use crate::harness::{Api, Program, Value, json};
 
 #[test]
 fn the_document_is_openapi_3_1_and_every_operation_tells_its_errors() {
@@ -149,8 +149,43 @@ fn every_route_of_the_document_is_exercised() {
     session.post("config", json!({"configId": option["id"], "value": option["currentValue"]})).expect(200);
     session.post("load", json!({})).expect(200);
     session.post("close", json!({})).expect(200);
+    routes_are_steered(api);
+    fleets_are_steered(api);
     let missed: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
     assert!(missed.is_empty(), "no test calls {missed:?}");
+}
+
+fn routes_are_steered(api: &Api) {
+    let why = json!({"actor": "a", "reason": "r"});
+    let path = "/acp/workspaces/ws/protocol";
+    api.get(path).expect(200);
+    let mut settings = why.clone();
+    settings["autoRollout"] = json!(false);
+    api.call("PUT", path).json(&settings).send().expect(200);
+    for verb in ["rollback", "restore"] {
+        api.post(&format!("/acp/workspaces/ws/{verb}"), why.clone()).expect(200);
+    }
+}
+
+fn fleets_are_steered(api: &Api) {
+    let why = json!({"actor": "a", "reason": "r"});
+    let mut plan = why.clone();
+    for (name, value) in [
+        ("installationId", json!("tenant-1")),
+        ("target", json!("acp")),
+        ("workspaces", json!(["ws"])),
+        ("mode", json!("at")),
+        ("at", json!("2999-01-01T00:00:00Z")),
+    ] {
+        plan[name] = value;
+    }
+    let begun = api.post("/acp/migrations", plan).expect(202);
+    let path = format!("/acp/migrations/{}", begun["migrationId"].as_str().expect("an id"));
+    for verb in ["pause", "resume", "cancel", "rollback"] {
+        api.post(&format!("{path}/{verb}"), why.clone()).expect(200);
+    }
+    api.get(&path).expect(200);
+    api.get("/acp/migrations").expect(200);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::workspaces::Workspaces;
 use crate::{
     domain::{
+        clock::Timestamp,
         ids::{InstallationId, WorkspaceId},
         migration::{IllegalChange, MigrationPlan, MigrationRun},
         outcome::{ErrorCode, Failure},
@@ -117,12 +118,7 @@ impl Migrations {
     }
 }
 
-fn apply(
-    run: &mut MigrationRun,
-    change: RunChange,
-    wish: Wish,
-    now: crate::domain::clock::Timestamp,
-) -> Result<(), IllegalChange> {
+fn apply(run: &mut MigrationRun, change: RunChange, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
     match change {
         RunChange::Pause => run.pause(wish),
         RunChange::Resume => run.resume(wish, now),

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::Workspaces;
-use crate::domain::{ids::WorkspaceKey, migration::FleetHealth, routing::Route};
+use crate::domain::{ids::WorkspaceKey, migration::FleetHealth, routing::Route, turn_route::RouteState};
 
 /// A routing that nobody uses is held by the directory and by the workspace's supervisor.
 const IDLE_HOLDERS: usize = 2;
@@ -12,8 +12,7 @@ impl Workspaces {
     /// How ACP does over the workspaces in use.
     pub fn fleet_health(&self) -> FleetHealth {
         let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_rolled_back =
-            |route: crate::domain::turn_route::RouteState| route.route == Route::Http && route.rollback.is_some();
+        let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
         FleetHealth {
             is_storm: self.0.parts.storm.is_raging(),
             in_use: supervisors.len(),

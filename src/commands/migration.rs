@@ -1,0 +1,196 @@
+//! `lumilink migration …`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{
+    common::{CommandError, print},
+    server_flags::{ServerFlags, print_json, show},
+    wish_flags::Wish,
+};
+use crate::client::{ApiClient, clean::clean_line};
+
+/// Which server, and what to do there.
+#[derive(Debug, Args)]
+pub struct MigrationArgs {
+    #[command(flatten)]
+    server: ServerFlags,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Begins to move workspaces to another default route, and prints the migration's id.
+    Start(Box<StartArgs>),
+    /// Lists migrations, the newest first.
+    List {
+        /// Of this tenant.
+        #[arg(long, value_name = "NAME")]
+        installation: Option<String>,
+        /// That stand there: scheduled, inProgress, paused, succeeded, rolledBack, cancelled or failed.
+        #[arg(long, value_name = "STATUS")]
+        status: Option<String>,
+    },
+    /// Prints how far a migration is, and what became of each workspace.
+    Show {
+        /// The migration.
+        migration: String,
+    },
+    /// Moves nothing more until it is resumed.
+    Pause(Named),
+    /// Goes on where it was paused.
+    Resume(Named),
+    /// Ends it here: who was moved stays moved.
+    Cancel(Named),
+    /// Moves back exactly what it moved.
+    Rollback(Named),
+}
+
+#[derive(Debug, Args)]
+struct StartArgs {
+    /// The tenant.
+    #[arg(long, value_name = "NAME")]
+    installation: String,
+    /// acp or http.
+    #[arg(long, value_name = "PROTOCOL", default_value = "acp")]
+    target: String,
+    /// A workspace; several times for several. None: all of the tenant's with another default.
+    #[arg(long = "workspace", value_name = "NAME")]
+    workspaces: Vec<String>,
+    /// Begins then, RFC 3339: 2026-12-24T03:00:00Z.
+    #[arg(long, value_name = "TIME", conflicts_with = "automatic")]
+    at: Option<String>,
+    /// Moves while ACP is healthy, and only workspaces that are moved by themselves.
+    #[arg(long)]
+    automatic: bool,
+    /// How many one step moves.
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+    /// Failed moves that are tolerated.
+    #[arg(long, value_name = "N")]
+    max_failures: Option<u32>,
+    #[command(flatten)]
+    wish: Wish,
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    /// The migration.
+    migration: String,
+    #[command(flatten)]
+    wish: Wish,
+}
+
+impl StartArgs {
+    fn body(self) -> Value {
+        let mut body = self.wish.body();
+        body["installationId"] = self.installation.into();
+        body["target"] = self.target.into();
+        let mode = match (&self.at, self.automatic) {
+            (Some(_), _) => "at",
+            (None, true) => "automatic",
+            (None, false) => "now",
+        };
+        body["mode"] = mode.into();
+        let given = [
+            ("at", self.at.map(Value::from)),
+            ("batchSize", self.batch_size.map(Value::from)),
+            ("maxFailures", self.max_failures.map(Value::from)),
+            ("workspaces", (!self.workspaces.is_empty()).then(|| json!(self.workspaces))),
+        ];
+        for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            body[name] = value;
+        }
+        body
+    }
+}
+
+/// Does it.
+pub fn run(arguments: MigrationArgs) -> Result<ExitCode, CommandError> {
+    let json = arguments.server.json;
+    arguments.server.with_client(async move |client| act(&client, arguments.action, json).await)
+}
+
+async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode, CommandError> {
+    let (verb, Named { migration, wish }) = match action {
+        Action::Start(arguments) => {
+            let begun = client.start_migration(&arguments.body()).await?;
+            let id = begun["migrationId"].as_str().unwrap_or_default();
+            if json {
+                print_json(&begun)?
+            } else {
+                print(&clean_line(id))?
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Action::List { installation, status } => return list(client, installation, status, json).await,
+        Action::Show { migration } => {
+            tell(&client.migration(&migration).await?, json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Action::Pause(named) => ("pause", named),
+        Action::Resume(named) => ("resume", named),
+        Action::Cancel(named) => ("cancel", named),
+        Action::Rollback(named) => ("rollback", named),
+    };
+    tell(&client.change_migration(&migration, verb, &wish.body()).await?, json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(
+    client: &ApiClient,
+    installation: Option<String>,
+    status: Option<String>,
+    json: bool,
+) -> Result<ExitCode, CommandError> {
+    let mut cursor = None;
+    loop {
+        let query = json!({"installationId": installation, "status": status, "cursor": cursor});
+        let page = client.migrations(&query).await?;
+        for migration in &page.items {
+            if json { print_json(migration)? } else { print(&row(migration))? }
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// One line of a list.
+fn row(migration: &Value) -> String {
+    let text = |name: &str| migration[name].as_str().unwrap_or_default();
+    let progress = |name: &str| migration["progress"][name].as_u64().unwrap_or_default();
+    let (moved, total) = (progress("moved") + progress("movedBack"), progress("total"));
+    let line = format!(
+        "{}  {}  {}  to {}  {moved} of {total} moved, {} skipped, {} failed  {}",
+        text("migrationId"),
+        text("status"),
+        text("installationId"),
+        text("target"),
+        progress("skipped"),
+        progress("failed"),
+        text("createdAt"),
+    );
+    clean_line(&line)
+}
+
+/// A migration: one member a line, then one workspace a line; or as JSON.
+fn tell(migration: &Value, json: bool) -> Result<(), CommandError> {
+    if json {
+        return print_json(migration);
+    }
+    let mut flat = super::workspace::flat(migration);
+    let entries = flat.as_object_mut().and_then(|members| members.remove("workspaces"));
+    show(&flat, false)?;
+    for entry in entries.as_ref().and_then(Value::as_array).into_iter().flatten() {
+        let text = |name: &str| entry[name].as_str().unwrap_or_default();
+        let why = [text("reason"), text("detail")].concat();
+        let line = format!("{}: {} {why}", text("workspaceId"), text("state"));
+        print(clean_line(&line).trim_end())?;
+    }
+    Ok(())
+}
