@@ -112,7 +112,9 @@ impl Records {
         entries.extend(turns.into_iter().map(turn));
         connections.into_iter().for_each(|row| connection(row, &mut entries));
         entries.extend(flips.into_iter().map(|row| flip(row, &rollbacks)));
-        entries.extend(notes.into_iter().map(note));
+        // That a turn failed is told by the turn.
+        let is_of_turn = |note: &TranscriptRow| note.entry.event_type == "info" && note.prompt_id.is_some();
+        entries.extend(notes.into_iter().filter(|row| !is_of_turn(row)).map(note));
         entries.extend(runs.into_iter().map(run));
         entries.extend(notifications.into_iter().map(notification));
         entries

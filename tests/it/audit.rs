@@ -4,8 +4,10 @@ use std::{collections::BTreeSet, process::Command};
 
 use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json, lumilink, wait_for};
 
+/// A workspace stays where it fell, and three crashes fell it: at the eighth outcome where a turn came before them (a
+/// handshake, the turn, and three times a crash and a handshake), else by half of six.
 fn held() -> Program {
-    Program::builder().set("recovery.cooldown_s", 1800).start()
+    Program::builder().set("window.min_samples", 8).set("recovery.cooldown_s", 1800).start()
 }
 
 fn route(session: &Session) -> Value {

@@ -136,7 +136,7 @@ fn nfr_002_a_seat_is_free_again_however_its_session_ends() {
     close(&busy);
     stream.rest();
     are_taken(&program, 0);
-    let failed = program.api.open("ws");
+    let failed = program.api.open_on_acp("ws");
     wait_for(DEADLINE, "it fails for good", || {
         failed.prompt("crash");
         (failed.state()["state"] == "failed").then_some(())

@@ -203,7 +203,7 @@ struct Load {
 
 impl Load {
     fn new(program: &Program) -> Arc<Self> {
-        let sessions = (0..SESSIONS).map(|n| program.api.open(&format!("ws-{}", n / 2))).collect();
+        let sessions = (0..SESSIONS).map(|n| program.api.open_on_acp(&format!("ws-{}", n / 2))).collect();
         Arc::new(Self {
             executions: program.folder.path().join("executions"),
             sessions,

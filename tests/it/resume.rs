@@ -534,7 +534,7 @@ fn nfr_004_event_ids_never_stand_for_two_events_across_a_killed_supervisor() {
 #[test]
 fn event_ids_never_stand_for_two_events_when_a_session_failed_in_mid_turn_and_is_loaded() {
     let program = Program::start();
-    let session = program.api.open("ws");
+    let session = program.api.open_on_acp("ws");
     let path = format!("/acp/session/{}/events", session.id);
     let mut stream = program.api.events(&path);
     for _ in 0..5 {

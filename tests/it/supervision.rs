@@ -134,7 +134,7 @@ fn too_many_crashes_fail_the_session_until_it_is_loaded() {
     let mut program = Program::start();
     // The end of a session that failed too often is worth an error line.
     program.expect_error("session");
-    let session = program.api.open("ws");
+    let session = program.api.open_on_acp("ws");
     for n in 0..6 {
         wait_for(DEADLINE, "a crash", || (session.prompt("crash").status == 502).then_some(()));
         assert!(n == 5 || session.state()["state"] != "failed", "failed too early, after {} crashes", n + 1);

@@ -117,6 +117,15 @@ impl Api {
         self.open_with(json!({"workspaceId": workspace, "installationId": "tenant-1"}))
     }
 
+    /// Opens a session in a workspace that is pinned to ACP: for tests of what becomes of a session whose agent crashes
+    /// again and again, which would else go over the fallback.
+    pub fn open_on_acp(&self, workspace: &str) -> Session {
+        let session = self.open(workspace);
+        let pin = json!({"pin": {"protocol": "acp"}, "actor": "a test", "reason": "it is about ACP"});
+        self.call("PUT", &format!("/acp/workspaces/{workspace}/protocol")).json(&pin).send().expect(200);
+        session
+    }
+
     /// Opens a session with a body of one's own.
     pub fn open_with(&self, body: Value) -> Session {
         Session::of(self.clone(), self.post("/acp/session/new", body).expect(201))
