@@ -18,13 +18,21 @@ use crate::{
         redaction::Redacted,
         routing::{Flip, FlipTrigger, Routing},
         success_window::{FULL_BP, WindowRules},
+        toast::NewToast,
         transcript::TranscriptEntry,
     },
     store::FlipRecord,
 };
 
-/// The rows of a flip, and the note for the transcripts of the sessions that are live.
-pub fn of(flip: &Flip, sessions: &[Arc<LiveSession>], rules: &WindowRules, now: Timestamp) -> FlipRecord {
+/// The rows of a flip, and the note for the transcripts of the sessions that are live. `systemic` is what operators are
+/// told in place of the workspace's users.
+pub fn of(
+    flip: &Flip,
+    systemic: Option<NewToast>,
+    sessions: &[Arc<LiveSession>],
+    rules: &WindowRules,
+    now: Timestamp,
+) -> FlipRecord {
     let running = sessions.iter().filter(|live| live.shared.view().running.is_some()).count();
     let snapshot = json!({
         "window": flip.figures,
@@ -46,6 +54,7 @@ pub fn of(flip: &Flip, sessions: &[Arc<LiveSession>], rules: &WindowRules, now: 
         metrics: Redacted::new(&snapshot.to_string()),
         notes: sessions.iter().map(|live| live.shared.spec.session_id).collect(),
         note: note(flip, rules, now),
+        systemic,
     }
 }
 
@@ -63,7 +72,7 @@ fn note(flip: &Flip, rules: &WindowRules, now: Timestamp) -> TranscriptEntry {
         success_rate: f64::from(rules.threshold_bp) / f64::from(FULL_BP),
         window_minutes: u32::try_from(rules.length.as_secs().div_ceil(60)).unwrap_or(u32::MAX),
     });
-    let summary = notice::of_flip(flip);
+    let summary = notice::of_flip(flip).body.into_string();
     let note = TranscriptNote {
         timestamp: now.to_string(),
         event_type: NoteKind::Rollback,
@@ -82,7 +91,7 @@ pub fn event(flip: &Flip, routing: &Routing) -> Value {
         "status": if flip.is_restore() { "resolved" } else { "active" },
         "trigger": flip.trigger,
         "reason": Redacted::new(&flip.wish.reason).as_str(),
-        "summary": notice::of_flip(flip),
+        "summary": notice::of_flip(flip).body.as_str(),
         "stage": routing.stage(),
         "nextProbeAt": routing.next_probe_at(),
     })

@@ -80,6 +80,7 @@ pub fn changed(
         status,
         cause: cause.to_owned(),
         health: health.map(|health| Redacted::new(&health)),
+        telling: None,
         now: parts.clock.now(),
     };
     let parts = parts.clone();
@@ -113,6 +114,7 @@ fn of(
         failure: outcome.err().cloned(),
         handshake: took,
         is_probe: false,
+        telling: None,
         now: parts.clock.now(),
     }
 }

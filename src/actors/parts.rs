@@ -47,6 +47,22 @@ impl Parts {
     }
 }
 
+#[cfg(test)]
+impl Parts {
+    /// Those of a test, with metrics and a clock of their own.
+    pub fn of_test(
+        store: Store,
+        acp: Arc<dyn Transport>,
+        http: Arc<dyn Transport>,
+        settings: SessionSettings,
+    ) -> Self {
+        let metrics = Metrics::new("test", None).unwrap();
+        let clock = Arc::new(crate::telemetry::SystemClock);
+        let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
+        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, settings }
+    }
+}
+
 /// A session takes nothing while it waits for the database to take its transcript, at most as long as that is
 /// kept; beyond that nothing of it takes a second.
 const STUCK_MARGIN: Duration = Duration::from_secs(30);

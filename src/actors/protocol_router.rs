@@ -86,8 +86,12 @@ impl ProtocolRouter {
         }
         let now = self.parts.clock.now();
         let sessions = self.parts.index.of_workspace(self.key());
-        let record_of = |flip| {
-            let record = flip_record::of(flip, &sessions, &self.parts.settings.window, now);
+        let record_of = |flip: &Flip| {
+            // Asked before it is written, since what is told goes with it; asked again, it counts once.
+            let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
+            let systemic = by_itself.then(|| self.parts.storm.on_rollback(self.key())).flatten();
+            let rules = &self.parts.settings.window;
+            let record = flip_record::of(flip, systemic, &sessions, rules, now);
             store::FlipRecord { run_id, ..record }
         };
         let record = flip.as_ref().map(record_of);
@@ -141,8 +145,7 @@ impl ProtocolRouter {
             session.shared.feed.announce(None, EventKind::Rollback, &told);
         }
         self.parts.metrics.routes().flipped(flip.to, flip.trigger);
-        let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
-        let in_storm = by_itself && self.parts.storm.on_rollback(self.key()).is_storm();
+        let in_storm = self.parts.storm.is_raging();
         let (samples, failures) = flip.figures.map_or((0, 0), |figures| (figures.samples, figures.failures));
         let reason = crate::domain::redaction::Redacted::new(&flip.wish.reason);
         let actor = crate::domain::redaction::Redacted::new(&flip.wish.actor);
@@ -159,7 +162,7 @@ impl ProtocolRouter {
             attempt = flip.attempt,
             in_storm,
             "{}",
-            notice::of_flip(flip)
+            notice::of_flip(flip).body
         );
     }
 

@@ -6,13 +6,18 @@ use std::{
     time::Duration,
 };
 
+use uuid::Uuid;
+
 use crate::{
     domain::{
         clock::Clock,
         flip_storm::{FlipCause, FlipStorm},
         ids::WorkspaceKey,
+        notice,
         routing::Route,
+        toast::{Addressee, NewToast},
     },
+    store::Store,
     telemetry::Metrics,
 };
 
@@ -24,9 +29,17 @@ const LOOK: Duration = Duration::from_secs(10);
 pub struct Storm(Arc<Inner>);
 
 struct Inner {
-    flips: Mutex<FlipStorm>,
+    flips: Mutex<Flips>,
+    store: Store,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Flips {
+    counted: FlipStorm,
+    /// What operators are told of the storm that rages, and what its end is told by.
+    alarm: Option<(Uuid, NewToast)>,
 }
 
 impl fmt::Debug for Storm {
@@ -37,33 +50,37 @@ impl fmt::Debug for Storm {
 
 impl Storm {
     /// Nothing has rolled back yet.
-    pub fn new(metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Inner { flips: Mutex::default(), metrics, clock }))
+    pub fn new(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Inner { flips: Mutex::default(), store, metrics, clock }))
     }
 
-    /// A workspace has rolled back by itself. Where a storm begins with it, the alarm is raised, and resolved when it is
-    /// over.
-    pub fn on_rollback(&self, workspace: &WorkspaceKey) -> FlipCause {
+    /// A workspace rolls back by itself, and this is about to be written. Gives what operators are told in place of its
+    /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it. Where
+    /// a storm begins with it, the alarm is raised, and resolved when it is over.
+    pub fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewToast> {
         let (now, live) = (self.0.clock.steady(), self.live());
         let mut flips = self.flips();
-        let cause = flips.on_flip(workspace, live, now);
+        let cause = flips.counted.on_flip(workspace, live, now);
         if cause == FlipCause::BeginsStorm {
+            let (id, flipped) = (Uuid::now_v7(), flips.counted.flipped(now));
+            let told = NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(flipped, live), id);
+            flips.alarm = Some((id, told));
             self.0.metrics.routes().storm(true);
             tracing::error!(
                 marker = "[ROLLBACK]",
-                workspaces = flips.flipped(now),
+                workspaces = flipped,
                 live,
                 "many workspaces fall back at once, and the cause is none of theirs: look at the runtime, the network \
                  and the agents' provider"
             );
             actix::spawn(self.clone().resolve());
         }
-        cause
+        flips.alarm.as_ref().filter(|_| cause.is_storm()).map(|(_, told)| told.clone())
     }
 
     /// Whether many workspaces fall back at once.
     pub fn is_raging(&self) -> bool {
-        self.flips().is_raging()
+        self.flips().counted.is_raging()
     }
 
     /// Resolves the alarm of one storm.
@@ -71,7 +88,11 @@ impl Storm {
         loop {
             tokio::time::sleep(LOOK).await;
             let (now, live) = (self.0.clock.steady(), self.live());
-            let Some(ended) = self.flips().on_tick(live, now) else { continue };
+            let (ended, alarm) = {
+                let mut flips = self.flips();
+                let Some(ended) = flips.counted.on_tick(live, now) else { continue };
+                (ended, flips.alarm.take())
+            };
             self.0.metrics.routes().storm(false);
             let seconds = now.since(ended.since).as_secs();
             let most_workspaces = ended.most_flipped;
@@ -81,6 +102,17 @@ impl Storm {
                 seconds,
                 "workspaces no longer fall back in numbers"
             );
+            if let Some((id, _)) = alarm {
+                let told = NewToast::new(
+                    Uuid::now_v7(),
+                    Addressee::Operators,
+                    notice::of_storm_end(&ended),
+                    format!("{id}:resolved"),
+                );
+                if let Err(cause) = self.0.store.tell(told, self.0.clock.now()).await {
+                    tracing::error!(marker = "[ROLLBACK]", %cause, "operators were not told that it is over");
+                }
+            }
             return;
         }
     }
@@ -90,7 +122,7 @@ impl Storm {
         usize::try_from(on(Route::Acp) + on(Route::Http)).unwrap_or(usize::MAX)
     }
 
-    fn flips(&self) -> MutexGuard<'_, FlipStorm> {
+    fn flips(&self) -> MutexGuard<'_, Flips> {
         // Nothing in there panics half-way.
         self.0.flips.lock().unwrap_or_else(PoisonError::into_inner)
     }

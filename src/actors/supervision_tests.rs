@@ -14,7 +14,7 @@ use super::{
     },
     messages::{AnswerPermission, CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
     parts::{Parts, SessionSettings},
-    session_index::{LiveSession, SessionIndex},
+    session_index::LiveSession,
     session_shared::{SessionSpec, SharedPolicy},
     workspace_routing::WorkspaceRouting,
     workspace_supervisor::WorkspaceSupervisor,
@@ -38,7 +38,7 @@ use crate::{
         DatabaseUrl, EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver,
         StoreOptions,
     },
-    telemetry::{Metrics, SystemClock},
+    telemetry::SystemClock,
     transport::{
         AgentEvent, CloseReason, Transport,
         fake::{FakeAgent, FakeTransport},
@@ -85,16 +85,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     let mut settings = SessionSettings::new(&Config::default());
     change(&mut settings);
     let transport: Arc<dyn Transport> = Arc::new(transport);
-    let parts = Arc::new(Parts {
-        store,
-        metrics: Metrics::new("test", None).unwrap(),
-        acp: transport.clone(),
-        http: transport,
-        clock: Arc::new(SystemClock),
-        index: SessionIndex::default(),
-        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
-        settings,
-    });
+    let parts = Arc::new(Parts::of_test(store, transport.clone(), transport, settings));
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
     let id = SessionId(Uuid::now_v7());
     let now = SystemClock.now();
@@ -474,16 +465,9 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
     let agent = stage.agents.recv().await.unwrap();
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     agent.says.send(crash()).await.unwrap();
-    let parts = Arc::new(Parts {
-        store: stage.parts.store.clone(),
-        metrics: Metrics::new("test", None).unwrap(),
-        acp: stage.parts.acp.clone(),
-        http: stage.parts.http.clone(),
-        clock: Arc::new(SystemClock),
-        index: SessionIndex::default(),
-        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
-        settings: stage.parts.settings.clone(),
-    });
+    let Parts { store, acp, http, settings, .. } = &*stage.parts;
+    let parts = Parts::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
+    let parts = Arc::new(parts);
     let routing = WorkspaceRouting::start(found.session.key.clone(), &parts).await.unwrap();
     let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
@@ -517,16 +501,9 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
         0
     );
     let key = found.session.key.clone();
-    let parts = Arc::new(Parts {
-        store: stage.parts.store.clone(),
-        metrics: Metrics::new("test", None).unwrap(),
-        acp: stage.parts.acp.clone(),
-        http: stage.parts.http.clone(),
-        clock: Arc::new(SystemClock),
-        index: SessionIndex::default(),
-        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
-        settings: stage.parts.settings.clone(),
-    });
+    let Parts { store, acp, http, settings, .. } = &*stage.parts;
+    let parts = Parts::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
+    let parts = Arc::new(parts);
     let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
     let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();

@@ -11,7 +11,6 @@ use super::{
     event_feed::EventFeed,
     parts::{Parts, SessionSettings},
     route_gate::RouteGate,
-    session_index::SessionIndex,
     session_shared::{SessionShared, SessionSpec, SessionView, SharedPolicy},
     turn_ticket::TurnTicket,
 };
@@ -31,7 +30,7 @@ use crate::{
         turn::{Severity, TurnOutcome, TurnState},
     },
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
-    telemetry::{Metrics, SystemClock},
+    telemetry::SystemClock,
     transport::fake::FakeTransport,
 };
 
@@ -214,16 +213,9 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
         observer: Arc::new(Blind),
     })
     .unwrap();
-    let parts = Arc::new(Parts {
-        store,
-        metrics: Metrics::new("test", None).unwrap(),
-        acp: Arc::new(FakeTransport::new().0),
-        http: Arc::new(FakeTransport::new().0),
-        clock: Arc::new(SystemClock),
-        index: SessionIndex::default(),
-        storm: super::storm::Storm::new(Metrics::new("test", None).unwrap(), Arc::new(SystemClock)),
-        settings: SessionSettings::new(&Config::default()),
-    });
+    let transport = || Arc::new(FakeTransport::new().0);
+    let settings = SessionSettings::new(&Config::default());
+    let parts = Arc::new(Parts::of_test(store, transport(), transport(), settings));
     let mut runner = TestRunner::default();
     let sequence = (prop::collection::vec(step(), 0..12), end());
     let mut accepted = 0;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::csv::TableRow;
 use crate::domain::{
     clock::Timestamp,
-    ids::{InstallationId, PromptId, SessionId, WorkspaceId},
+    ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
     record::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     routing::{FlipTrigger, Initiator, Route},
 };
@@ -338,32 +338,37 @@ impl TableRow for CapacityAlertItem {
         &["eventId", "alertId", "installationId", "level", "kind", "taken", "limit", "createdAt"];
 }
 
-/// What was told to users, or is still to be told.
+/// What was told to users or operators.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NotificationItem {
     /// Its id.
     #[schema(value_type = String)]
     pub notification_id: Uuid,
-    /// The tenant.
-    #[schema(value_type = String)]
-    pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
-    #[schema(value_type = String)]
-    pub workspace_id: WorkspaceId,
+    /// The tenant; null where it was for operators.
+    #[schema(value_type = Option<String>)]
+    pub installation_id: Option<InstallationId>,
+    /// The tenant's name for the workspace; null where it was for operators.
+    #[schema(value_type = Option<String>)]
+    pub workspace_id: Option<WorkspaceId>,
     /// The session, where it is about one.
     #[schema(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    /// Its place among the others.
+    /// The session's user.
+    #[schema(value_type = Option<String>)]
+    pub user_id: Option<UserId>,
+    /// The sequence in which it stands: `tenant:` and the tenant, or `operators`.
+    pub stream: String,
+    /// Its place there.
     pub seq: u64,
     /// The title.
     pub title: String,
     /// The text.
     pub body: String,
     /// `info`, `warning` or `error`.
-    pub severity: String,
+    pub severity: &'static str,
     /// What made it.
-    pub trigger: String,
+    pub trigger: &'static str,
     /// How long it is shown.
     pub auto_dismiss_ms: u64,
     /// The record of which it tells.
@@ -371,9 +376,6 @@ pub struct NotificationItem {
     /// When it was written.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it was told; null while it was not.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub delivered_at: Option<Timestamp>,
 }
 
 impl TableRow for NotificationItem {
@@ -382,6 +384,8 @@ impl TableRow for NotificationItem {
         "installationId",
         "workspaceId",
         "sessionId",
+        "userId",
+        "stream",
         "seq",
         "title",
         "body",
@@ -390,6 +394,5 @@ impl TableRow for NotificationItem {
         "autoDismissMs",
         "causeId",
         "createdAt",
-        "deliveredAt",
     ];
 }

@@ -9,6 +9,8 @@ use utoipa::{
     openapi::{RefOr, Schema, extensions::Extensions},
 };
 
+pub use crate::domain::skip::{SkipDetail, SkipReason};
+
 /// The version of this part of the contract, as `meta.githubAutomationVersion` says it (semver).
 pub const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
 /// The longest toast, in characters.
@@ -141,56 +143,6 @@ pub struct AutomationPullRequest {
     pub url: String,
     /// The branch that it wants to merge.
     pub branch: String,
-}
-
-/// Why automation was left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum SkipReason {
-    /// The repository is on the list of blocked ones.
-    RepoBlocked,
-    /// There is nothing to sign in with.
-    MissingCredential,
-    /// Somebody switched it off.
-    AutomationDisabled,
-    /// GitHub asked for a pause that is too long to wait for.
-    RateLimited,
-    /// The workspace is rolled back, and the fallback cannot automate.
-    WorkspaceRollback,
-    /// `skipDetail` says what.
-    Other,
-}
-
-/// The finer reason of a skip; a closed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum SkipDetail {
-    /// By the environment's kill switch.
-    EnvDisabled,
-    /// By the configuration.
-    ConfigDisabled,
-    /// The session was opened without git.
-    GitopsOff,
-    /// The caller asked for none.
-    CallerSkip,
-    /// The session has no repository.
-    MissingRepository,
-    /// The turn changed nothing.
-    NoChanges,
-    /// Everything that changed is ignored.
-    NothingStaged,
-    /// The repository matches a blocked pattern.
-    BlockedByPattern,
-    /// The app is not installed there.
-    NoInstallation,
-    /// GitHub refused the token.
-    TokenRefused,
-    /// The hourly quota is used up.
-    PrimaryLimit,
-    /// GitHub's limit on bursts.
-    SecondaryLimit,
-    /// The fallback cannot automate.
-    FallbackCannot,
 }
 
 /// A rollback that had a part in a run.

@@ -21,3 +21,5 @@ pub mod runtime;
 pub mod session;
 pub mod tenant;
 pub mod toast;
+pub mod toast_frames;
+mod words;

@@ -3,12 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::automation::{AutomationStatus, MAX_TOAST_CHARS, RollbackThreshold, RollbackTrigger, SkipReason};
-
-/// The title of every toast.
-pub const TOAST_TITLE: &str = "Automation update";
-/// How long a toast stays on the screen, in milliseconds.
-pub const AUTO_DISMISS_MS: u32 = 10_000;
+use super::automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason};
+pub use crate::domain::toast::{Severity as ToastSeverity, Trigger as ToastTrigger};
 
 /// A notice to the users of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -31,8 +27,10 @@ pub struct Toast {
     pub auto_dismiss_ms: u32,
     /// The id of what caused it; two toasts never have the same.
     pub cause_id: String,
-    /// The workspace.
-    pub workspace_id: String,
+    /// The workspace; absent where it is for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub workspace_id: Option<String>,
     /// The last 6 characters of the session's id, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, max_length = 6)]
@@ -40,48 +38,6 @@ pub struct Toast {
     /// When, RFC 3339 in UTC.
     #[schema(format = "date-time")]
     pub created_at: String,
-}
-
-/// How bad a toast is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ToastSeverity {
-    /// Something is good again.
-    Info,
-    /// Automation was left out.
-    Warning,
-    /// A rollback, or a session that failed for good.
-    Error,
-}
-
-/// What a toast is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum ToastTrigger {
-    /// Automation was left out.
-    AutomationSkipped,
-    /// The window rolled the workspace back.
-    AutoThreshold,
-    /// An operator rolled it back.
-    ManualOperator,
-    /// A user rolled it back.
-    ManualUser,
-    /// The workspace is on ACP again.
-    Recovered,
-    /// A session failed for good.
-    SessionFailed,
-    /// Seats are running out, or are free again.
-    Capacity,
-}
-
-impl From<RollbackTrigger> for ToastTrigger {
-    fn from(trigger: RollbackTrigger) -> Self {
-        match trigger {
-            RollbackTrigger::AutoThreshold => Self::AutoThreshold,
-            RollbackTrigger::ManualOperator => Self::ManualOperator,
-            RollbackTrigger::ManualUser => Self::ManualUser,
-        }
-    }
 }
 
 /// What stands in the transcript beside a toast.
@@ -169,17 +125,13 @@ pub struct NoteDetails {
     pub pr_url: Option<String>,
 }
 
-/// Whether a text fits a toast.
-pub fn fits_a_toast(body: &str) -> bool {
-    (1..=MAX_TOAST_CHARS).contains(&body.chars().count())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
     use utoipa::OpenApi;
 
     use super::*;
+    use crate::domain::toast::{AUTO_DISMISS_MS, TITLE};
 
     #[derive(OpenApi)]
     #[openapi(components(schemas(Toast, TranscriptNote)))]
@@ -197,13 +149,13 @@ mod tests {
         let toast = Toast {
             id: "t1".into(),
             seq: 1,
-            title: TOAST_TITLE.into(),
+            title: TITLE.into(),
             body: "GitHub automation was left out.".into(),
             severity: ToastSeverity::Warning,
             trigger: ToastTrigger::AutomationSkipped,
             auto_dismiss_ms: AUTO_DISMISS_MS,
             cause_id: "c1".into(),
-            workspace_id: "w".into(),
+            workspace_id: Some("w".into()),
             session_suffix: Some("abcdef".into()),
             created_at: "2026-01-01T00:00:00Z".into(),
         };
@@ -214,7 +166,6 @@ mod tests {
             status: Some(AutomationStatus::Skipped.into()),
             details: NoteDetails { skip_reason: Some(SkipReason::RateLimited), ..NoteDetails::default() },
         };
-        assert!(fits_a_toast(&toast.body) && !fits_a_toast(""));
         let (toast, note) = (serde_json::to_value(toast).unwrap(), serde_json::to_value(note).unwrap());
         assert_eq!(toast["trigger"], "automationSkipped");
         assert_eq!(note["details"], json!({"skipReason": "rateLimited"}));

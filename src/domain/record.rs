@@ -1,14 +1,11 @@
 //! The closed lists of words that audit records are made of.
 
-use serde::{Deserialize, Serialize};
-
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[serde(rename_all = "camelCase")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name {
-            $($(#[$word_doc])* $word,)*
+            $($(#[$word_doc])* #[serde(rename = $text)] $word,)*
         }
 
         impl $name {
@@ -29,6 +26,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(super) use words;
 
 words! {
     /// Where a migration of a workspace stands; a flip that was made has `succeeded`.

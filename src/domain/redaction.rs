@@ -41,6 +41,11 @@ impl Redacted {
         Self(text)
     }
 
+    /// The same text in another form, to which nothing is added.
+    pub fn map(self, change: impl FnOnce(&str) -> String) -> Self {
+        Self(change(&self.0))
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -15,6 +15,12 @@ pub fn cut(text: &str, max_chars: usize) -> String {
     }
 }
 
+/// One line for people: control characters and line ends become blanks, and it is [`cut`].
+pub fn plain(text: &str, max_chars: usize) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    cut(line.trim(), max_chars)
+}
+
 /// At most `max_bytes` bytes, never inside a character; no mark.
 pub fn cut_bytes(text: &str, max_bytes: usize) -> &str {
     &text[..text.floor_char_boundary(max_bytes)]

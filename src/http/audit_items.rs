@@ -144,20 +144,22 @@ impl From<CapacityAlertRow> for CapacityAlertItem {
 
 impl From<NotificationRow> for NotificationItem {
     fn from(row: NotificationRow) -> Self {
+        let (installation_id, workspace_id) = row.key.map(|key| (key.installation_id, key.workspace_id)).unzip();
         Self {
             notification_id: row.notification_id,
-            installation_id: row.key.installation_id,
-            workspace_id: row.key.workspace_id,
+            installation_id,
+            workspace_id,
             session_id: row.session_id,
+            user_id: row.user_id,
+            stream: row.stream.to_string(),
             seq: row.seq,
             title: row.title,
             body: row.body,
-            severity: row.severity,
-            trigger: row.trigger,
+            severity: row.severity.as_str(),
+            trigger: row.trigger.as_str(),
             auto_dismiss_ms: millis(row.auto_dismiss),
             cause_id: row.cause_id,
             created_at: row.created,
-            delivered_at: row.delivered,
         }
     }
 }
@@ -175,6 +177,7 @@ mod tests {
             clock::Timestamp,
             ids::{SessionId, WorkspaceKey},
             routing::Route,
+            toast::{Severity, Stream, Trigger},
         },
     };
 
@@ -231,17 +234,18 @@ mod tests {
         has_its_columns(&ConnectionItem::from(connection()));
         has_its_columns(&NotificationItem::from(NotificationRow {
             notification_id: Uuid::nil(),
-            key: key(),
+            stream: Stream::Operators,
+            key: None,
             session_id: None,
+            user_id: None,
             seq: 1,
             title: String::new(),
             body: String::new(),
-            severity: "info".into(),
-            trigger: "skip".into(),
+            severity: Severity::Info,
+            trigger: Trigger::Capacity,
             auto_dismiss: Duration::from_secs(10),
             cause_id: String::new(),
             created: Timestamp(1),
-            delivered: None,
         }));
         has_its_columns(&AutomationRunItem::from(AutomationRunRow {
             run_id: Uuid::nil(),

@@ -9,6 +9,7 @@ use crate::contract::{
     automation::GithubAutomation,
     result::ACPSessionResult,
     toast::{Toast, TranscriptNote},
+    toast_frames::{ClientFrame, ServerFrame},
 };
 
 #[derive(OpenApi)]
@@ -19,7 +20,7 @@ use crate::contract::{
             application/problem+json (RFC 9457) with a stable `code`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    components(schemas(ACPSessionResult, GithubAutomation, Toast, TranscriptNote)),
+    components(schemas(ACPSessionResult, GithubAutomation, Toast, TranscriptNote, ClientFrame, ServerFrame)),
     tags(
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
         (name = "turns", description = "Run, follow and cancel prompt turns"),

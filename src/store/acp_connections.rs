@@ -13,6 +13,7 @@ use super::{
     connection_events::ConnectionEventRow,
     outcome_buckets::{self, OutcomeCount},
     schema::acp_connections,
+    tellings::TellingRows,
 };
 use crate::domain::{
     clock::Timestamp,
@@ -20,6 +21,7 @@ use crate::domain::{
     outcome::Failure,
     redaction::Redacted,
     routing::Route,
+    toast::Telling,
 };
 
 /// A handshake that was tried.
@@ -49,6 +51,8 @@ pub struct NewConnection {
     pub handshake: Duration,
     /// Whether it only tried whether ACP is well again.
     pub is_probe: bool,
+    /// What the session's user is told about it.
+    pub telling: Option<Telling>,
     /// When it ended.
     pub now: Timestamp,
 }
@@ -155,10 +159,16 @@ impl Record {
 }
 
 impl Store {
-    /// Keeps a handshake and counts its outcome, in one transaction: waits for room in the queue and for the commit, as
+    /// Keeps a handshake, counts its outcome and tells its session's user, in one transaction: waits for room in the queue and for the commit, as
     /// [`Store::append`] does. Safe to retry: one id is one row and one count. A dropped future may have written.
-    pub async fn record_handshake(&self, new: NewConnection, counts: Option<OutcomeCount>) -> Result<(), StoreError> {
+    pub async fn record_handshake(
+        &self,
+        mut new: NewConnection,
+        counts: Option<OutcomeCount>,
+    ) -> Result<(), StoreError> {
         let key = new.key.clone();
+        let telling = new.session_id.zip(new.telling.take());
+        let mut telling = telling.map(|(id, telling)| TellingRows::new(key.clone(), id, telling, new.now));
         let record = Record::new(new);
         self.write_when_there_is_room(move |tx| {
             let insert = diesel::insert_into(acp_connections::table).values(&record).on_conflict_do_nothing();
@@ -166,6 +176,9 @@ impl Store {
             tx.rows += inserted;
             if let Some(counts) = counts.filter(|_| inserted > 0) {
                 outcome_buckets::count(tx, &key, counts)?;
+            }
+            if let Some(telling) = telling.as_mut().filter(|_| inserted > 0) {
+                telling.write(tx)?;
             }
             Ok(())
         })

@@ -117,13 +117,6 @@ impl AutomationRunRow {
     }
 }
 
-impl NotificationRow {
-    /// The place of this row in [`Store::notifications`].
-    pub fn cursor(&self) -> Cursor {
-        Cursor { created: self.created, id: self.notification_id.to_string() }
-    }
-}
-
 impl Store {
     /// A page of migrations, by when they began. Cancel-safe.
     pub async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationRow>, StoreError> {

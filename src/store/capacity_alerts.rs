@@ -7,6 +7,7 @@ use super::{
     Store, StoreError,
     columns::{self, Cursor, Page},
     connection::AnyConnection,
+    notifications,
     schema::capacity_alerts,
     writer::WriteTx,
 };
@@ -14,6 +15,8 @@ use crate::domain::{
     capacity::{AlertKind, AlertLevel, CapacityChange},
     clock::Timestamp,
     ids::InstallationId,
+    notice,
+    toast::{Addressee, NewToast},
 };
 
 /// One change of an alert, as it is kept.
@@ -162,11 +165,24 @@ fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: usize) -> Result<usize,
 }
 
 impl Store {
-    /// Adds rows in one transaction; one that is there already stays as it is. Safe to retry. While the database is
+    /// Adds rows and what operators are told about them in one transaction; what is there already stays as it is. Safe to retry. While the database is
     /// away it is refused and nothing was written: the caller keeps them. A dropped future may have written.
     pub async fn add_capacity_alerts(&self, rows: &[CapacityAlertRow]) -> Result<(), StoreError> {
         let records: Vec<_> = rows.iter().map(Record::of).collect();
-        self.write(move |tx| add(tx, &records)).await
+        let toast = |row: &CapacityAlertRow| {
+            // A tenant's share is no business of operators.
+            let notice = notice::of_capacity(&row.change).filter(|_| row.installation_id.is_none())?;
+            Some((NewToast::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
+        };
+        let toasts: Vec<_> = rows.iter().filter_map(toast).collect();
+        self.write(move |tx| {
+            add(tx, &records)?;
+            for (toast, now) in &toasts {
+                notifications::add(tx, toast, *now)?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The newest alert of the whole service that is not resolved. Cancel-safe.

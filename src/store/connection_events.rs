@@ -11,12 +11,14 @@ use super::{
     columns::{clean_option, clean_text},
     connection::AnyConnection,
     schema::connection_events,
+    tellings::TellingRows,
 };
 use crate::domain::{
     clock::Timestamp,
     connection::ConnectionStatus,
     ids::{SessionId, WorkspaceKey},
     redaction::Redacted,
+    toast::Telling,
 };
 
 /// A change of a connection's status.
@@ -36,6 +38,8 @@ pub struct NewConnectionEvent {
     pub cause: String,
     /// Success rate, latency, throughput and last heartbeat at that moment, as a JSON object.
     pub health: Option<Redacted>,
+    /// What the session's user is told about it.
+    pub telling: Option<Telling>,
     /// When.
     pub now: Timestamp,
 }
@@ -92,6 +96,8 @@ impl Store {
     /// Keeps a change of status: waits for room in the queue and for the commit, as [`Store::append`] does. Safe to
     /// retry: one id is one row. A dropped future may have written.
     pub async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
+        let telling = new.session_id.zip(new.telling);
+        let mut telling = telling.map(|(id, telling)| TellingRows::new(new.key.clone(), id, telling, new.now));
         let record = Record {
             event_id: new.event_id.to_string(),
             connection_row_id: new.connection_row_id.to_string(),
@@ -105,8 +111,12 @@ impl Store {
         };
         self.write_when_there_is_room(move |tx| {
             let insert = diesel::insert_into(connection_events::table).values(&record).on_conflict_do_nothing();
-            tx.rows += execute!(tx.connection, insert)?;
-            Ok(())
+            let inserted = execute!(tx.connection, insert)?;
+            tx.rows += inserted;
+            match telling.as_mut().filter(|_| inserted > 0) {
+                Some(telling) => telling.write(tx),
+                None => Ok(()),
+            }
         })
         .await
     }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{
     StoreError,
     connection::AnyConnection,
+    notifications,
     protocol_migrations::{self, MigrationRow},
     rollback_events::{self, RollbackEventRow},
     schema::sessions,
@@ -15,9 +16,11 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{SessionId, WorkspaceKey},
+    notice,
     record::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     redaction::Redacted,
     routing::Flip,
+    toast::{Addressee, NewToast},
     transcript::TranscriptEntry,
 };
 
@@ -43,6 +46,8 @@ pub struct FlipRecord {
     pub notes: Vec<SessionId>,
     /// The note.
     pub note: TranscriptEntry,
+    /// What operators are told, where it is one of many; else the workspace's users are told of it.
+    pub systemic: Option<NewToast>,
 }
 
 /// The rows of a flip, ready for SQL.
@@ -50,6 +55,8 @@ pub(super) struct FlipRows {
     migration: protocol_migrations::Record,
     event: Option<rollback_events::Record>,
     notes: Vec<(String, Entries)>,
+    toast: NewToast,
+    now: Timestamp,
 }
 
 /// Sessions that are looked up at once; each is a parameter, of which SQLite takes 32,766.
@@ -57,8 +64,18 @@ const SESSIONS_PER_READ: usize = 1000;
 
 impl FlipRows {
     pub(super) fn new(key: &WorkspaceKey, record: FlipRecord, now: Timestamp) -> Self {
-        let FlipRecord { migration_id, event_id, run_id, flip, reason_code, follow_up, metrics, notes, note } =
-            record;
+        let FlipRecord {
+            migration_id,
+            event_id,
+            run_id,
+            flip,
+            reason_code,
+            follow_up,
+            metrics,
+            notes,
+            note,
+            systemic,
+        } = record;
         let kind = if flip.is_rollback() {
             Some(RollbackKind::Rollback)
         } else {
@@ -77,6 +94,9 @@ impl FlipRows {
             metrics: metrics.as_str().to_owned(),
             created: now,
         });
+        let own =
+            || NewToast::new(Uuid::now_v7(), Addressee::Workspace(key.clone()), notice::of_flip(&flip), migration_id);
+        let toast = systemic.unwrap_or_else(own);
         let migration = MigrationRow {
             migration_id,
             run_id,
@@ -108,6 +128,8 @@ impl FlipRows {
             migration: protocol_migrations::Record::new(migration),
             event: event.map(rollback_events::Record::new),
             notes: notes.into_iter().map(note_of).collect(),
+            toast,
+            now,
         }
     }
 
@@ -122,6 +144,7 @@ impl FlipRows {
         if let Some(event) = &self.event {
             event.insert(tx)?;
         }
+        notifications::add(tx, &self.toast, self.now)?;
         // A session that is not there must not stand in the way of a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {
             let ids = part.iter().map(|(id, _)| id.as_str());

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{StoreError, connection::AnyConnection};
-use crate::domain::ids::SessionId;
+use crate::domain::{ids::SessionId, toast::Stream};
 
 /// Sessions whose next transcript number is remembered; beyond that all are forgotten and read again. The
 /// mission's 1,000 live sessions four times over, at about 40 bytes each.
@@ -29,6 +29,8 @@ pub(super) struct WriteTx<'a> {
     pub(super) rows: usize,
     /// Whether this write may have been committed before: the connection broke during the commit.
     pub(super) in_doubt: bool,
+    /// The sequences to which toasts were added, for who hands them on after the commit.
+    pub(super) told: &'a mut Vec<Stream>,
 }
 
 impl WriteTx<'_> {

@@ -16,9 +16,11 @@ mod connection;
 mod connection_events;
 mod expiry;
 mod flips;
+mod identity;
 mod job;
 mod migration_runs;
 mod migrations;
+mod notification_tickets;
 mod notifications;
 mod outcome_buckets;
 mod pool;
@@ -34,6 +36,7 @@ mod schema;
 mod session_list;
 mod session_story;
 mod sessions;
+mod tellings;
 mod tenant_protocols;
 #[cfg(test)]
 mod tests;
@@ -49,7 +52,10 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::domain::outcome::{ErrorCode, Failure};
+use crate::domain::{
+    outcome::{ErrorCode, Failure},
+    toast::Stream,
+};
 
 pub use self::{
     acp_connections::{ConnectionRow, NewConnection},
@@ -63,7 +69,7 @@ pub use self::{
     expiry::ExpiredSession,
     flips::FlipRecord,
     migration_runs::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
-    notifications::NotificationRow,
+    notifications::{MAX_UNREAD, NotificationRow, StreamEnds},
     outcome_buckets::OutcomeCount,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
     protocol_migrations::MigrationRow,
@@ -140,6 +146,8 @@ pub trait StoreObserver: Send + Sync + 'static {
     fn on_failure(&self);
     /// So many writes wait behind the ones that were just taken.
     fn on_queue_depth(&self, waiting: usize);
+    /// Toasts were committed to a sequence.
+    fn on_toast(&self, _stream: &Stream) {}
 }
 
 /// How to open a store.
@@ -185,6 +193,7 @@ impl Place {
 }
 
 struct Inner {
+    epoch: String,
     queue: mpsc::Sender<Message>,
     readers: ReadPool,
     observer: Arc<dyn StoreObserver>,
@@ -222,6 +231,7 @@ impl Store {
         for name in migrations::run(&url)? {
             tracing::info!(%name, "migration done");
         }
+        let epoch = identity::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
         let writer = Writer::new(url.clone(), received, patience, observer.clone())?;
         let (ending, ended) = oneshot::channel();
@@ -235,7 +245,7 @@ impl Store {
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
-        Ok(Self { inner: Arc::new(Inner { queue, readers, observer, patience, writer_ended }) })
+        Ok(Self { inner: Arc::new(Inner { epoch, queue, readers, observer, patience, writer_ended }) })
     }
 
     /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
@@ -264,6 +274,11 @@ impl Store {
             tracing::error!("the store was closed before everything was written");
         }
         finished
+    }
+
+    /// Names the database, whoever works with it: sequences and their numbers are of this one.
+    pub fn epoch(&self) -> &str {
+        &self.inner.epoch
     }
 
     /// Asks the database for a sign of life, through the connections for reading. Cancel-safe.

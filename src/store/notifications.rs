@@ -1,14 +1,26 @@
-//! The table of notifications: what was told to users, and what is still to be told.
+//! The tables of notifications: what was told, in which order, and who has read it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use diesel::{Insertable, Queryable};
+use diesel::{
+    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+    dsl::sql,
+    sql_types::{Bool, Text},
+};
 use uuid::Uuid;
 
-use super::{StoreError, columns, schema::notifications};
+use super::{
+    Store, StoreError,
+    cached::execute,
+    columns::{self, Cursor, Page},
+    connection::AnyConnection,
+    schema::{notification_reads, notification_streams, notifications, sessions, webhook_deliveries},
+    writer::WriteTx,
+};
 use crate::domain::{
     clock::Timestamp,
-    ids::{SessionId, WorkspaceKey},
+    ids::{SessionId, UserId, WorkspaceKey},
+    toast::{AUTO_DISMISS_MS, NewToast, Scope, Severity, Stream, TITLE, Trigger},
 };
 
 /// A notification as it is kept.
@@ -16,38 +28,61 @@ use crate::domain::{
 pub struct NotificationRow {
     /// Its id.
     pub notification_id: Uuid,
-    /// The workspace.
-    pub key: WorkspaceKey,
+    /// The sequence in which it stands.
+    pub stream: Stream,
+    /// Its place there, from 1.
+    pub seq: u64,
+    /// The workspace; none where it is for operators.
+    pub key: Option<WorkspaceKey>,
     /// The session, where it is about one.
     pub session_id: Option<SessionId>,
-    /// Its place among the others.
-    pub seq: u64,
+    /// The session's user.
+    pub user_id: Option<UserId>,
     /// The title.
     pub title: String,
     /// The text.
     pub body: String,
-    /// `info`, `warning` or `error`.
-    pub severity: String,
-    /// What made it.
-    pub trigger: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is about.
+    pub trigger: Trigger,
     /// How long it is shown.
     pub auto_dismiss: Duration,
-    /// The record of which it tells.
+    /// What caused it.
     pub cause_id: String,
     /// When it was written.
     pub created: Timestamp,
-    /// When it was told.
-    pub delivered: Option<Timestamp>,
 }
+
+impl NotificationRow {
+    /// The place of this row in lists.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created: self.created, id: self.notification_id.to_string() }
+    }
+}
+
+/// What there is of a sequence: the numbers after `tail`, until `head`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamEnds {
+    /// The newest number; 0 before the first.
+    pub head: u64,
+    /// The newest number that was removed because of its age.
+    pub tail: u64,
+}
+
+/// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
+pub const MAX_UNREAD: u64 = 1000;
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = notifications, treat_none_as_default_value = false)]
 pub(super) struct Record {
     notification_id: String,
-    installation_id: String,
-    workspace_id: String,
-    session_id: Option<String>,
+    stream: String,
     seq: i64,
+    installation_id: Option<String>,
+    workspace_id: Option<String>,
+    session_id: Option<String>,
+    user_id: Option<String>,
     title: String,
     body: String,
     severity: String,
@@ -55,24 +90,264 @@ pub(super) struct Record {
     auto_dismiss_ms: i64,
     cause_id: String,
     created_us: i64,
-    delivered_us: Option<i64>,
 }
 
 impl Record {
     pub(super) fn read(self) -> Result<NotificationRow, StoreError> {
+        let key = self.installation_id.zip(self.workspace_id);
         Ok(NotificationRow {
             notification_id: columns::parse(&self.notification_id, "notifications.notification_id")?,
-            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
-            session_id: self.session_id.map(|id| columns::parse(&id, "notifications.session_id")).transpose()?,
+            stream: columns::parse(&self.stream, "notifications.stream")?,
             seq: columns::unsigned(self.seq),
+            key: key.map(|(tenant, workspace)| columns::workspace_key(tenant, workspace)).transpose()?,
+            session_id: self.session_id.map(|id| columns::parse(&id, "notifications.session_id")).transpose()?,
+            user_id: self.user_id.map(|id| columns::parse(&id, "notifications.user_id")).transpose()?,
             title: self.title,
             body: self.body,
-            severity: self.severity,
-            trigger: self.trigger,
+            severity: columns::named(Severity::from_name, &self.severity, "notifications.severity")?,
+            trigger: columns::named(Trigger::from_name, &self.trigger, "notifications.trigger")?,
             auto_dismiss: Duration::from_millis(columns::unsigned(self.auto_dismiss_ms)),
             cause_id: self.cause_id,
             created: Timestamp(self.created_us),
-            delivered: self.delivered_us.map(Timestamp),
         })
+    }
+}
+
+/// Adds a toast to its sequence, in the transaction of its cause. `false` where the cause was told before: then
+/// nothing is added.
+pub(super) fn add(tx: &mut WriteTx<'_>, toast: &NewToast, now: Timestamp) -> Result<bool, StoreError> {
+    let (stream, cause_id) = (toast.to.stream(), super::columns::clean(toast.cause_id.clone()));
+    let name = stream.to_string();
+    let begun = diesel::insert_into(notification_streams::table)
+        .values((
+            notification_streams::stream.eq(name.as_str()),
+            notification_streams::head.eq(0),
+            notification_streams::tail.eq(0),
+        ))
+        .on_conflict_do_nothing();
+    execute!(tx.connection, begun)?;
+    let ours = notification_streams::table.find(name.as_str());
+    // Holds the row until the commit: whoever adds to the same sequence waits here.
+    diesel::update(ours).set(notification_streams::head.eq(notification_streams::head)).execute(tx.connection)?;
+    let told = notifications::table.filter(notifications::cause_id.eq(cause_id.as_str()));
+    let told: Option<i64> = told.select(notifications::seq).first(tx.connection).optional()?;
+    if told.is_some() {
+        return Ok(false);
+    }
+    let head: i64 = ours.select(notification_streams::head).first(tx.connection)?;
+    let seq = head + 1;
+    diesel::update(ours).set(notification_streams::head.eq(seq)).execute(tx.connection)?;
+    let session_id = toast.to.session().map(|id| id.to_string());
+    let user_id: Option<Option<String>> = match &session_id {
+        Some(id) => sessions::table.find(id.as_str()).select(sessions::user_id).first(tx.connection).optional()?,
+        None => None,
+    };
+    let workspace = toast.to.workspace();
+    let record = Record {
+        notification_id: toast.id.to_string(),
+        stream: name,
+        seq,
+        installation_id: workspace.map(|key| key.installation_id.to_string()),
+        workspace_id: workspace.map(|key| key.workspace_id.to_string()),
+        session_id,
+        user_id: user_id.flatten(),
+        title: TITLE.to_owned(),
+        body: columns::clean(toast.notice.body.as_str().to_owned()),
+        severity: toast.notice.severity.as_str().to_owned(),
+        trigger: toast.notice.trigger.as_str().to_owned(),
+        auto_dismiss_ms: i64::from(AUTO_DISMISS_MS),
+        cause_id,
+        created_us: now.0,
+    };
+    tx.rows += diesel::insert_into(notifications::table).values(&record).execute(tx.connection)?;
+    tx.told.push(stream);
+    Ok(true)
+}
+
+/// What a scope sees, as a query.
+macro_rules! within {
+    ($scope:expr) => {{
+        let scope: &Scope = $scope;
+        let mut rows = notifications::table.filter(notifications::stream.eq(scope.stream.to_string())).into_boxed();
+        if let Some(workspace) = &scope.workspace {
+            rows = rows.filter(notifications::workspace_id.eq(workspace.as_str().to_owned()));
+        }
+        if let Some(session) = scope.session {
+            let is_of_session = notifications::session_id.eq(session.to_string());
+            rows = rows.filter(notifications::session_id.is_null().or(is_of_session));
+        }
+        if let Some(user) = &scope.user {
+            let is_of_user = notifications::user_id.eq(user.as_str().to_owned());
+            rows = rows.filter(notifications::session_id.is_null().or(is_of_user));
+        }
+        rows
+    }};
+}
+
+/// Whether nobody who counts for the scope has read it.
+macro_rules! is_unread {
+    ($scope:expr) => {{
+        let user = $scope.user.as_ref().map_or_else(String::new, |user| user.as_str().to_owned());
+        sql::<Bool>(
+            "NOT EXISTS (SELECT 1 FROM notification_reads WHERE notification_reads.notification_id = \
+             notifications.notification_id AND (notification_reads.user_id = '' OR notification_reads.user_id = ",
+        )
+        .bind::<Text, _>(user)
+        .sql("))")
+    }};
+}
+
+fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreError> {
+    let limit = i64::try_from(MAX_UNREAD).unwrap_or(i64::MAX);
+    let rows = within!(scope).filter(is_unread!(scope)).limit(limit).select(notifications::seq);
+    Ok(rows.load::<i64>(connection)?.len() as u64)
+}
+
+fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<StreamEnds, StoreError> {
+    let ends: Option<(i64, i64)> = notification_streams::table
+        .find(stream.to_string())
+        .select((notification_streams::head, notification_streams::tail))
+        .first(connection)
+        .optional()?;
+    let ends = ends.map(|(head, tail)| StreamEnds { head: columns::unsigned(head), tail: columns::unsigned(tail) });
+    Ok(ends.unwrap_or_default())
+}
+
+fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let found: Option<i64> = within!(scope)
+        .filter(notifications::notification_id.eq(id.to_owned()))
+        .select(notifications::seq)
+        .first(tx.connection)
+        .optional()?;
+    if found.is_none() {
+        return Ok(false);
+    }
+    let user = scope.user.as_ref().map_or("", |user| user.as_str());
+    let read = diesel::insert_into(notification_reads::table)
+        .values((
+            notification_reads::notification_id.eq(id),
+            notification_reads::user_id.eq(user),
+            notification_reads::read_us.eq(now.0),
+        ))
+        .on_conflict_do_nothing();
+    tx.rows += execute!(tx.connection, read)?;
+    Ok(true)
+}
+
+/// Removes old notifications with all that belongs to them; not those that are still to be posted.
+pub(super) fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
+    let pending = webhook_deliveries::table
+        .filter(webhook_deliveries::state.eq("pending"))
+        .select(webhook_deliveries::notification_id);
+    let old: Vec<(String, String, i64)> = notifications::table
+        .filter(notifications::created_us.lt(before.0))
+        .filter(notifications::notification_id.ne_all(pending))
+        .order(notifications::created_us.asc())
+        .limit(limit)
+        .select((notifications::notification_id, notifications::stream, notifications::seq))
+        .load(tx.connection)?;
+    let mut tails = BTreeMap::new();
+    for (_, stream, seq) in &old {
+        let tail = tails.entry(stream.as_str()).or_insert(*seq);
+        *tail = (*tail).max(*seq);
+    }
+    for (stream, tail) in tails {
+        let ours = notification_streams::table.find(stream).filter(notification_streams::tail.lt(tail));
+        diesel::update(ours).set(notification_streams::tail.eq(tail)).execute(tx.connection)?;
+    }
+    let ids = || old.iter().map(|(id, ..)| id.as_str());
+    diesel::delete(notification_reads::table.filter(notification_reads::notification_id.eq_any(ids())))
+        .execute(tx.connection)?;
+    diesel::delete(webhook_deliveries::table.filter(webhook_deliveries::notification_id.eq_any(ids())))
+        .execute(tx.connection)?;
+    let removed = diesel::delete(notifications::table.filter(notifications::notification_id.eq_any(ids())))
+        .execute(tx.connection)?;
+    tx.rows += removed;
+    Ok(removed)
+}
+
+impl Store {
+    /// Keeps a toast whose cause is kept nowhere else: waits for room in the queue and for the commit, as
+    /// [`Store::append`] does; `false` where the cause was told before. Safe to retry. A dropped future may have written.
+    pub async fn tell(&self, toast: NewToast, now: Timestamp) -> Result<bool, StoreError> {
+        self.write_when_there_is_room(move |tx| add(tx, &toast, now)).await
+    }
+
+    /// The first and the last number of a sequence. Cancel-safe.
+    pub async fn stream_ends(&self, stream: Stream) -> Result<StreamEnds, StoreError> {
+        self.read(move |connection| ends(connection, &stream)).await
+    }
+
+    /// What a scope sees after a number, in order, at most `limit` rows; and up to which number that is all there is:
+    /// the last row's, where there may be more. Cancel-safe.
+    pub async fn toasts_after(
+        &self,
+        scope: Scope,
+        after: u64,
+        limit: usize,
+    ) -> Result<(Vec<NotificationRow>, u64), StoreError> {
+        self.read(move |connection| {
+            // First: what is committed meanwhile is among the rows or after this number.
+            let head = ends(connection, &scope.stream)?.head;
+            let rows = within!(&scope)
+                .filter(notifications::seq.gt(columns::signed(after)))
+                .order(notifications::seq.asc())
+                .limit(columns::limit(limit));
+            let records: Vec<Record> = rows.load(connection)?;
+            let is_all = records.len() < limit.clamp(1, columns::MAX_PAGE);
+            let rows = records.into_iter().map(Record::read).collect::<Result<Vec<_>, _>>()?;
+            let last = rows.last().map_or(after, |row| row.seq);
+            Ok((rows, if is_all { head.max(last) } else { last }))
+        })
+        .await
+    }
+
+    /// A page of what a scope sees, the newest first, each with whether it was read. Cancel-safe.
+    pub async fn inbox(
+        &self,
+        scope: Scope,
+        unread_only: bool,
+        page: Page,
+    ) -> Result<Vec<(NotificationRow, bool)>, StoreError> {
+        self.read(move |connection| {
+            let mut rows = within!(&scope);
+            if unread_only {
+                rows = rows.filter(is_unread!(&scope));
+            }
+            if let Some(Cursor { created, id }) = page.after {
+                rows = rows
+                    .filter(notifications::created_us.le(created.0))
+                    .filter(notifications::created_us.lt(created.0).or(notifications::notification_id.lt(id)));
+            }
+            let rows = rows.order((notifications::created_us.desc(), notifications::notification_id.desc()));
+            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            let user = scope.user.as_ref().map_or("", |user| user.as_str());
+            let ids = records.iter().map(|record| record.notification_id.as_str());
+            let read: Vec<String> = notification_reads::table
+                .filter(notification_reads::notification_id.eq_any(ids))
+                .filter(notification_reads::user_id.eq_any(["", user]))
+                .select(notification_reads::notification_id)
+                .load(connection)?;
+            records
+                .into_iter()
+                .map(|record| {
+                    let is_read = read.contains(&record.notification_id);
+                    Ok((record.read()?, is_read))
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most. Cancel-safe.
+    pub async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
+        self.read(move |connection| unread(connection, &scope)).await
+    }
+
+    /// Notes that the scope's user, or everyone where it names none, has read something; `false` where the scope does
+    /// not see it. Safe to retry. A dropped future may have written.
+    pub async fn mark_read(&self, scope: Scope, id: Uuid, now: Timestamp) -> Result<bool, StoreError> {
+        let id = id.to_string();
+        self.write(move |tx| mark_read(tx, &scope, &id, now)).await
     }
 }

@@ -2,7 +2,7 @@
 
 use diesel::{RunQueryDsl, sql_types::BigInt};
 
-use super::{Store, StoreError, cached::execute, columns, connection::AnyConnection, writer::WriteTx};
+use super::{Store, StoreError, cached::execute, columns, connection::AnyConnection, notifications, writer::WriteTx};
 use crate::domain::clock::Timestamp;
 
 /// Records that are kept for a while.
@@ -18,7 +18,7 @@ pub enum Retained {
     OutcomeBuckets,
     /// Automation runs.
     AutomationRuns,
-    /// Notifications that were told; those that were not stay, however old they are.
+    /// Notifications, except those that are still to be posted.
     Notifications,
 }
 
@@ -58,13 +58,16 @@ impl Retained {
             }
             Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
-            Self::Notifications => &["DELETE FROM notifications WHERE notification_id IN (SELECT notification_id \
-                 FROM notifications WHERE created_us < $1 AND delivered_us IS NOT NULL ORDER BY created_us LIMIT $2)"],
+            // Readers have to see that something is gone.
+            Self::Notifications => &[],
         }
     }
 }
 
 fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
+    if what == Retained::Notifications {
+        return notifications::prune(tx, before, limit);
+    }
     let mut deleted = 0;
     for statement in what.statements() {
         let left = limit - i64::try_from(deleted).unwrap_or(limit);

@@ -74,6 +74,13 @@ diesel::table! {
 }
 
 diesel::table! {
+    identity (one) {
+        one -> Bool,
+        epoch -> Text,
+    }
+}
+
+diesel::table! {
     migration_runs (run_id) {
         run_id -> Text,
         installation_id -> Text,
@@ -87,12 +94,38 @@ diesel::table! {
 }
 
 diesel::table! {
+    notification_reads (notification_id, user_id) {
+        notification_id -> Text,
+        user_id -> Text,
+        read_us -> BigInt,
+    }
+}
+
+diesel::table! {
+    notification_streams (stream) {
+        stream -> Text,
+        head -> BigInt,
+        tail -> BigInt,
+    }
+}
+
+diesel::table! {
+    notification_tickets (ticket_hash) {
+        ticket_hash -> Text,
+        scope -> Text,
+        expires_us -> BigInt,
+    }
+}
+
+diesel::table! {
     notifications (notification_id) {
         notification_id -> Text,
-        installation_id -> Text,
-        workspace_id -> Text,
-        session_id -> Nullable<Text>,
+        stream -> Text,
         seq -> BigInt,
+        installation_id -> Nullable<Text>,
+        workspace_id -> Nullable<Text>,
+        session_id -> Nullable<Text>,
+        user_id -> Nullable<Text>,
         title -> Text,
         body -> Text,
         severity -> Text,
@@ -100,7 +133,6 @@ diesel::table! {
         auto_dismiss_ms -> BigInt,
         cause_id -> Text,
         created_us -> BigInt,
-        delivered_us -> Nullable<BigInt>,
     }
 }
 
@@ -229,6 +261,21 @@ diesel::table! {
 }
 
 diesel::table! {
+    webhook_deliveries (delivery_id) {
+        delivery_id -> Text,
+        notification_id -> Text,
+        endpoint -> Text,
+        state -> Text,
+        attempts -> Integer,
+        next_attempt_us -> BigInt,
+        last_status -> Nullable<Integer>,
+        last_error -> Nullable<Text>,
+        created_us -> BigInt,
+        updated_us -> BigInt,
+    }
+}
+
+diesel::table! {
     workspace_routes (installation_id, workspace_id) {
         installation_id -> Text,
         workspace_id -> Text,
@@ -268,7 +315,11 @@ diesel::allow_tables_to_appear_in_same_query!(
     automation_runs,
     capacity_alerts,
     connection_events,
+    identity,
     migration_runs,
+    notification_reads,
+    notification_streams,
+    notification_tickets,
     notifications,
     outcome_buckets,
     prompts,
@@ -277,6 +328,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     sessions,
     tenant_protocols,
     transcript_entries,
+    webhook_deliveries,
     workspace_routes,
     workspaces,
 );

@@ -279,7 +279,7 @@ fn columns_of(connection: Option<KeptConnection>) -> (Option<String>, Option<Str
     (clean_option(id), clean_option(cookies.flatten()))
 }
 
-fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
     let failure = change.failure.as_ref().map(|failure| (failure.code.as_str(), columns::clean_detail(failure)));
     let touches_failure = failure.is_some() || change.state.is_some();
     let (code, detail) = failure.unzip();

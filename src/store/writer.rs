@@ -20,7 +20,7 @@ use super::{
     connection::{AnyConnection, DatabaseUrl, Purpose},
     job::{Message, guarded},
 };
-use crate::domain::ids::SessionId;
+use crate::domain::{ids::SessionId, toast::Stream};
 
 /// The most writes of one transaction: at 128 the cost of the commit is below a tenth of the whole, and
 /// nobody waits longer than about 10 ms for the neighbours.
@@ -179,11 +179,14 @@ impl Writer {
         };
         let outcome = transact(&mut connection, &mut self.next_seq, jobs);
         match outcome {
-            Ok(rows) => {
+            Ok((rows, told)) => {
                 self.connection = Some(connection);
                 self.retry = FIRST_RETRY;
                 let observer = &self.observer;
-                guarded("observing a commit", || observer.on_commit(rows, lag, started.elapsed()));
+                guarded("observing a commit", || {
+                    observer.on_commit(rows, lag, started.elapsed());
+                    told.iter().for_each(|stream| observer.on_toast(stream));
+                });
                 Ok(())
             }
             Err((error, in_write)) => {
@@ -236,16 +239,16 @@ fn finish_all(jobs: Vec<Job>) {
     }
 }
 
-/// The rows written, or why not and whether a write was the reason.
+/// The rows written and the sequences that got toasts, or why not and whether a write was the reason.
 fn transact(
     connection: &mut AnyConnection,
     next_seq: &mut HashMap<SessionId, i64>,
     jobs: &mut [Job],
-) -> Result<usize, (StoreError, bool)> {
+) -> Result<(usize, Vec<Stream>), (StoreError, bool)> {
     connection.begin_write().map_err(|cause| (StoreError::from(cause), false))?;
-    let mut rows = 0;
+    let (mut rows, mut told) = (0, Vec::new());
     for job in jobs.iter_mut() {
-        let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt: job.in_doubt };
+        let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt: job.in_doubt, told: &mut told };
         match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
             Ok(Ok(())) => rows += tx.rows,
             Ok(Err(error)) => return Err((error, true)),
@@ -258,5 +261,7 @@ fn transact(
         }
         (StoreError::from(cause), false)
     })?;
-    Ok(rows)
+    told.sort_unstable();
+    told.dedup();
+    Ok((rows, told))
 }

@@ -57,6 +57,7 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
             metrics: Redacted::new("{}"),
             notes: Vec::new(),
             note: TranscriptEntry::text("rollback", "note"),
+            systemic: None,
         };
         let decision = SaveRoute {
             key: key.clone(),
@@ -85,6 +86,7 @@ fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
         failure: None,
         handshake: Duration::from_millis(12),
         is_probe: false,
+        telling: None,
         now: at(us),
     }
 }
@@ -98,6 +100,7 @@ fn event(of: &NewConnection, status: ConnectionStatus, us: i64) -> NewConnection
         status,
         cause: format!("at {us}"),
         health: None,
+        telling: None,
         now: at(us),
     }
 }
@@ -122,14 +125,13 @@ fn run(id: u32, tenant: &str, session: &str, us: i64) -> String {
     )
 }
 
-fn notification(id: u32, tenant: &str, us: i64, delivered: bool) -> String {
+fn notification(id: u32, tenant: &str, us: i64) -> String {
     format!(
-        "INSERT INTO notifications (notification_id, installation_id, workspace_id, seq, title, body, severity, trigger, \
-         auto_dismiss_ms, cause_id, created_us, delivered_us) VALUES ('{}', '{tenant}', 'web', {id}, 'Automation \
-         update', 'body', 'warning', 'skip', 10000, 'cause', {}, {});",
+        "INSERT INTO notifications (notification_id, stream, installation_id, workspace_id, seq, title, body, severity, \
+         trigger, auto_dismiss_ms, cause_id, created_us) VALUES ('{}', 'tenant:{tenant}', '{tenant}', 'web', {id} + 101, \
+         'Automation update', 'body', 'warning', 'automationSkipped', 10000, 'cause-{tenant}-{id}', {});",
         Uuid::from_u128(id.into()),
-        at(us).0,
-        if delivered { at(us).0.to_string() } else { "NULL".to_owned() }
+        at(us).0
     )
 }
 
@@ -242,8 +244,8 @@ both_databases! {
     async fn automation_runs_and_notifications_are_read_in_pages(database: TestDatabase) {
         let store = database.open();
         let session = new_session(0).session_id;
-        let rows: String = (0..7).map(|n| run(n, "acme", &session.to_string(), 1) + &notification(n, "acme", 1, false)).collect();
-        sql(&store, rows + &run(9, "other", &session.to_string(), 2) + &notification(9, "other", 2, true)).await;
+        let rows: String = (0..7).map(|n| run(n, "acme", &session.to_string(), 1) + &notification(n, "acme", 1)).collect();
+        sql(&store, rows + &run(9, "other", &session.to_string(), 2) + &notification(9, "other", 2)).await;
         let first = store.automation_runs(of("acme"), Page { limit: 4, after: None }).await.unwrap();
         let second = Page { limit: 4, after: Some(first[3].cursor()) };
         let second = store.automation_runs(of("acme"), second).await.unwrap();
@@ -253,7 +255,7 @@ both_databases! {
         let first = store.notifications(of("acme"), Page { limit: 4, after: None }).await.unwrap();
         let second = Page { limit: 4, after: Some(first[3].cursor()) };
         assert_eq!(store.notifications(of("acme"), second).await.unwrap().len(), 3);
-        assert_eq!((first[0].seq, first[0].auto_dismiss), (6, Duration::from_secs(10)));
+        assert_eq!((first[0].seq, first[0].auto_dismiss), (107, Duration::from_secs(10)));
         let of_session = AuditFilter { session_id: Some(session), ..AuditFilter::default() };
         assert_eq!(store.automation_runs(of_session.clone(), all()).await.unwrap().len(), 8);
         assert_eq!(store.notifications(of_session, all()).await.unwrap(), []);
@@ -328,7 +330,7 @@ both_databases! {
         assert_eq!((cut.from, cut.days), (at(midnight + DAY_US), vec![second]));
     }
 
-    async fn retention_forgets_the_oldest_first_in_chunks_and_never_what_is_undelivered(database: TestDatabase) {
+    async fn retention_forgets_the_oldest_first_in_chunks(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         flips(&store, &web, 0, 4).await;
@@ -340,10 +342,10 @@ both_databases! {
         for us in [3, 9_000_000] {
             store.record_connection_event(event(&lasting, ConnectionStatus::Degraded, us)).await.unwrap();
         }
-        let rows = (0..4).map(|n| run(n, "acme", "s", i64::from(n) * 1_000_000) + &notification(n, "acme", i64::from(n), n > 0));
+        let rows = (0..4).map(|n| run(n, "acme", "s", i64::from(n) * 1_000_000) + &notification(n, "acme", i64::from(n)));
         let session = new_session(0).session_id.to_string();
         let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
-        sql(&store, rows).await;
+        sql(&store, "UPDATE notification_streams SET head = 1000;".to_owned() + &rows).await;
 
         let two_seconds = at(2_000_000);
         let mut pruned = Vec::new();
@@ -353,15 +355,13 @@ both_databases! {
             pruned.push((first, store.prune(what, two_seconds, 1000).await.unwrap()));
             assert_eq!(store.prune(what, two_seconds, 1000).await, Ok(0));
         }
-        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 2)]);
+        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
         let left = store.connections(of("acme"), all()).await.unwrap();
         assert_eq!(left.iter().map(|row| (row.created, row.events.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.rollback_events(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.window(web, 0, Route::Acp, at(0)).await.unwrap().len(), 1);
         assert_eq!(store.automation_runs(of("acme"), all()).await.unwrap().len(), 2);
-        let undelivered = store.notifications(of("acme"), all()).await.unwrap();
-        assert_eq!(undelivered.iter().map(|row| (row.seq, row.delivered)).collect::<Vec<_>>(), [(0, None)]);
     }
 
     async fn what_a_tenant_wants_is_kept_and_replaced(database: TestDatabase) {

@@ -45,6 +45,7 @@ fn record(flip: crate::domain::routing::Flip, sessions: &[SessionId]) -> FlipRec
         metrics: Redacted::new(r#"{"samples":20}"#),
         notes: sessions.to_vec(),
         note: TranscriptEntry::text("rollback", "over HTTP from now on"),
+        systemic: None,
     }
 }
 
@@ -97,6 +98,7 @@ fn handshake(us: i64) -> NewConnection {
         failure: None,
         handshake: Duration::from_millis(12),
         is_probe: false,
+        telling: None,
         now: at(us),
     }
 }
@@ -324,6 +326,7 @@ both_databases! {
                 status: ConnectionStatus::Degraded,
                 cause: "slow".into(),
                 health: Some(Redacted::new("{}")),
+                telling: None,
                 now: at(3),
             };
             for _ in 0..2 {

@@ -1,0 +1,41 @@
+//! Closed lists of words of the domain, as the OpenAPI document shows them.
+
+use std::borrow::Cow;
+
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
+};
+
+use crate::domain::{
+    skip::{SkipDetail, SkipReason},
+    toast::{Severity, Trigger},
+};
+
+macro_rules! closed {
+    ($($list:ty => $name:literal, $description:literal;)*) => {$(
+        impl PartialSchema for $list {
+            fn schema() -> RefOr<Schema> {
+                let words = <$list>::ALL.iter().map(|word| word.as_str());
+                ObjectBuilder::new()
+                    .schema_type(Type::String)
+                    .description(Some($description))
+                    .enum_values(Some(words))
+                    .into()
+            }
+        }
+
+        impl ToSchema for $list {
+            fn name() -> Cow<'static, str> {
+                $name.into()
+            }
+        }
+    )*};
+}
+
+closed! {
+    SkipReason => "SkipReason", "Why automation was left out.";
+    SkipDetail => "SkipDetail", "The finer reason of a skip; a closed set.";
+    Severity => "ToastSeverity", "How bad a toast is.";
+    Trigger => "ToastTrigger", "What a toast is about.";
+}
