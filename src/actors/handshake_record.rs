@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{parts::Parts, session_shared::SessionSpec};
+use super::{parts::Parts, session_shared::SessionSpec, telling};
 use crate::{
     domain::{
         connection::{ConnectionHealth, ConnectionStatus},
@@ -18,21 +18,27 @@ use crate::{
         routing::Route,
         sampling::sample_of_handshake,
         success_window::bucket_start,
+        toast::Telling,
         turn_route::{TurnReport, TurnRoute},
     },
     store::{NewConnection, NewConnectionEvent, OutcomeCount},
     transport::AgentFacts,
 };
 
-/// Writes down how the handshake of a session ended, and lets it count. The id of the record, for what follows.
+/// Writes down how the handshake of a session ended, and lets it count; where the session goes over to the fallback by
+/// it, its user is told. The id of the record, for what follows.
 pub fn note(
     parts: &Arc<Parts>,
     spec: &SessionSpec,
     turn: TurnRoute,
     outcome: Result<&AgentFacts, &Failure>,
     took: Duration,
+    falls_back: bool,
 ) -> Option<Uuid> {
-    let new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
+    let mut new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
+    let told = outcome.err().filter(|_| falls_back);
+    new.telling =
+        told.map(|failure| telling::of_failed_handshake(spec, failure.code, new.connection_row_id, new.now));
     let id = new.connection_row_id;
     let at = parts.clock.steady();
     let sample = sample_of_handshake(outcome.map(|_| ()));
@@ -62,7 +68,7 @@ pub async fn probe(
     }
 }
 
-/// Writes down what became of a line, and how it was until then.
+/// Writes down what became of a line and how it was until then, and tells the session's user.
 pub fn changed(
     parts: &Arc<Parts>,
     spec: &SessionSpec,
@@ -70,6 +76,7 @@ pub fn changed(
     status: ConnectionStatus,
     cause: &str,
     health: Option<ConnectionHealth>,
+    telling: Option<Telling>,
 ) {
     let health = health.and_then(|health| serde_json::to_string(&health).ok());
     let event = NewConnectionEvent {
@@ -80,7 +87,7 @@ pub fn changed(
         status,
         cause: cause.to_owned(),
         health: health.map(|health| Redacted::new(&health)),
-        telling: None,
+        telling,
         now: parts.clock.now(),
     };
     let parts = parts.clone();

@@ -11,7 +11,11 @@ use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use super::{event_feed::EventFeed, session_shared::SessionSpec};
+use super::{
+    event_feed::EventFeed,
+    session_shared::SessionSpec,
+    toast_pipe::{Cut, Outlet, ToastFrame},
+};
 use crate::{
     domain::{
         ids::{PromptId, SessionId},
@@ -19,6 +23,7 @@ use crate::{
         prompt::Prompt,
         routing::{Route, Routing, Wish},
         success_window::WindowFigures,
+        toast::{Scope, Stream},
         turn::TurnState,
         turn_route::TurnReport,
     },
@@ -331,6 +336,44 @@ pub struct RouteView {
     /// Whether the change that this answers was a flip.
     pub is_flipped: bool,
 }
+
+/// writer's wakes → Notifications: these sequences of toasts have grown. Comes as a stream, so nothing waits for it.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct StreamGrew(pub Vec<Stream>);
+
+/// socket → Notifications: enters a subscriber that has everything until a number. Waits for room.
+#[derive(Message)]
+#[rtype(result = "Subscribed")]
+pub struct Subscribe {
+    /// What it wants to see.
+    pub scope: Scope,
+    /// What it has.
+    pub after: u64,
+    /// Whether it wants telemetry too.
+    pub wants_telemetry: bool,
+    /// Breaks its socket.
+    pub cut: Cut,
+}
+
+/// What became of a [`Subscribe`].
+#[derive(Debug)]
+pub enum Subscribed {
+    /// It is entered: what it has missed, and everything after that.
+    Joined {
+        /// In order.
+        missed: Vec<Arc<ToastFrame>>,
+        /// What comes.
+        outlet: Outlet,
+    },
+    /// Too much came meanwhile: it has to read on, and ask again.
+    Behind,
+}
+
+/// app → Notifications: lets every subscriber go, and each that still comes. Replies when all are gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CloseSubscribers;
 
 /// A reply that is given later.
 pub type Later<T> = oneshot::Sender<T>;

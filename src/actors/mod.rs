@@ -15,6 +15,7 @@ pub mod live_child;
 pub mod liveness;
 pub mod messages;
 pub mod migrations;
+pub mod notifications;
 pub mod parts;
 pub mod permission_desk;
 pub mod protocol_router;
@@ -22,13 +23,18 @@ pub mod retention;
 pub mod route_gate;
 pub mod route_probe;
 pub mod session;
+pub mod session_end;
 pub mod session_index;
 pub mod session_shared;
+pub mod session_telemetry;
 pub mod storm;
 pub mod success_window;
 #[cfg(test)]
 mod supervision_tests;
+pub mod telling;
 pub mod tenant_protocol;
+pub mod toast_pipe;
+pub mod toast_wakes;
 pub mod turn_ticket;
 #[cfg(test)]
 mod turn_ticket_tests;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{session_index::SessionIndex, storm::Storm};
+use super::{session_index::SessionIndex, session_telemetry::TelemetryFeed, storm::Storm};
 use crate::{
     config::Config,
     domain::{
@@ -33,6 +33,8 @@ pub struct Parts {
     pub index: SessionIndex,
     /// Rollbacks of many workspaces at once.
     pub storm: Storm,
+    /// How sessions are doing, for those who watch.
+    pub telemetry: TelemetryFeed,
     /// Timing and bounds.
     pub settings: SessionSettings,
 }
@@ -59,7 +61,8 @@ impl Parts {
         let metrics = Metrics::new("test", None).unwrap();
         let clock = Arc::new(crate::telemetry::SystemClock);
         let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
-        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, settings }
+        let (telemetry, _) = super::session_telemetry::telemetry(metrics.clone());
+        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, telemetry, settings }
     }
 }
 

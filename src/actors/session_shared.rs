@@ -12,8 +12,8 @@ use crate::{
     domain::{
         clock::Timestamp,
         connection::ConnectionStatus,
-        ids::{PromptId, SessionId, WorkspaceKey},
-        lifecycle::SessionState,
+        ids::{PromptId, SessionId, UserId, WorkspaceKey},
+        lifecycle::{SessionMode, SessionState},
         outcome::ErrorClass,
         permission::PermissionPolicy,
         routing::Route,
@@ -29,6 +29,14 @@ pub struct SessionSpec {
     pub session_id: SessionId,
     /// Its workspace.
     pub workspace: WorkspaceKey,
+    /// For whom it works.
+    pub user_id: Option<UserId>,
+    /// What it is for.
+    pub mode: SessionMode,
+    /// Whether its changes are to become pull requests.
+    pub enable_git_ops: bool,
+    /// What its workspace was checked out from.
+    pub repository: Option<String>,
     /// Name of its agent; the default one where absent.
     pub agent: Option<String>,
     /// The folder in which the agent works.

@@ -118,6 +118,10 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     parts.store.create_session(new).await.unwrap();
     let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
     let spec = SessionSpec {
+        user_id: None,
+        mode: SessionMode::Development,
+        enable_git_ops: false,
+        repository: None,
         gate: routing.gate().clone(),
         has_oneshot: false,
         session_id: id,

@@ -273,6 +273,7 @@ impl Begun {
             view.last_used = now;
             view.last_failure = failure.as_ref().map(|failure| failure.code.class());
         }
+        self.parts.telemetry.publish(&self.shared, now);
         let report = self.report(&outcome);
         let bucket = bucket_start(report.at, self.parts.settings.window.bucket);
         let (epoch, route) = (report.turn.epoch, report.carried);

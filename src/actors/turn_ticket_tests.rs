@@ -21,7 +21,7 @@ use crate::{
         clock::{Clock, Timestamp},
         connection::ConnectionStatus,
         ids::{PromptId, SessionId, WorkspaceKey},
-        lifecycle::SessionState,
+        lifecycle::{SessionMode, SessionState},
         mcp,
         outcome::{ErrorCode, Failure},
         permission::PermissionPolicy,
@@ -99,6 +99,10 @@ fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
     let gate = RouteGate::new(&Routing::new(Route::Acp), &settings.recovery);
     let ways = (gate.next_turn(), Route::Acp);
     let spec = SessionSpec {
+        user_id: None,
+        mode: SessionMode::Development,
+        enable_git_ops: false,
+        repository: None,
         gate,
         has_oneshot: false,
         session_id: SessionId(Uuid::now_v7()),

@@ -24,6 +24,7 @@ use super::{
     },
     parts::Parts,
     session::{EndGuard, Session, Start},
+    session_end,
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionShared, SessionView},
     workspace_routing::WorkspaceRouting,
@@ -38,7 +39,6 @@ use crate::{
         redaction::Redacted,
         restart::{RestartPolicy, Verdict},
     },
-    store::SessionChange,
     telemetry::labels::RestartCause,
 };
 
@@ -157,6 +157,7 @@ impl WorkspaceSupervisor {
                     "cause": cause.as_str(),
                 });
                 shared.feed.announce(None, EventKind::Status, &update);
+                self.parts.telemetry.publish(&shared, now);
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
                 let start = Start { delay, past, cookies, ready: None, adopted: None };
@@ -174,29 +175,16 @@ impl WorkspaceSupervisor {
     fn settle(&mut self, id: SessionId, state: SessionState, failure: Option<Failure>, ctx: &mut Context<Self>) {
         let Some(child) = self.children.get(&id) else { return };
         let shared = child.shared.clone();
-        let (restarts, agent_session_id, last_used) = {
+        {
             let mut view = shared.move_to(state, &self.parts.metrics);
             view.connection = ConnectionStatus::Error;
             view.running = None;
-            (view.restarts, view.agent_session_id.clone(), view.last_used)
-        };
+        }
         shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
+        self.parts.telemetry.publish(&shared, self.parts.clock.now());
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
-        let kept = SessionChange {
-            agent_session_id,
-            restarts: Some(restarts),
-            last_used: Some(last_used),
-            ..SessionChange::new(id)
-        };
         let parts = self.parts.clone();
-        let writing = async move {
-            // The result of a turn that ended with the session is told once it is written, which is before the first
-            // of these two. Only then is the last event known; until the second, the row says that it is not.
-            parts.store.settle_session(kept).await?;
-            let last_event_id = Some(shared.feed.last_id());
-            let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
-            parts.store.settle_session(end).await
-        };
+        let writing = async move { session_end::write_down(&parts, &shared, state, failure).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // The row is set right by the recovery of the next start, or by the next load.

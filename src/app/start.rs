@@ -14,15 +14,18 @@ use crate::{
         capacity_watch::CapacityWatch,
         expiry, liveness,
         migrations::Migrations,
+        notifications::ToastHub,
         parts::{Parts, SessionSettings},
         retention::{self, Ages},
         session_index::SessionIndex,
+        session_telemetry,
         storm::Storm,
+        toast_wakes::ToastWakes,
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
-    domain::{clock::Clock, watchdog::WatchdogLimits},
-    http::{self, Beside, HttpFace},
+    domain::{clock::Clock, toast::Stream, watchdog::WatchdogLimits},
+    http::{self, Beside, Faces, HttpFace},
     runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue, watchdog::Watchdog},
@@ -40,6 +43,7 @@ pub struct Service {
     pub(super) config: Config,
     pub(super) http: HttpFace,
     pub(super) workspaces: Workspaces,
+    pub(super) toasts: ToastHub,
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
     pub(super) sweep: JoinHandle<()>,
@@ -61,7 +65,9 @@ impl Service {
         let watching = Watchdog::watch(WatchdogLimits::default(), metrics.clone());
         let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = open_store(url, loaded, &metrics)?;
+        let wakes = ToastWakes::default();
+        let store = open_store(url, loaded, &metrics, wakes.clone())?;
+        let (telemetry, source) = session_telemetry::telemetry(metrics.clone());
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
@@ -75,6 +81,7 @@ impl Service {
             clock,
             index: SessionIndex::default(),
             storm,
+            telemetry,
             settings: SessionSettings::new(config),
         };
         let parts = Arc::new(parts);
@@ -92,12 +99,27 @@ impl Service {
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         // Only a SQLite database is held for this process alone.
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
-        let http = http::serve(workspaces.clone(), migrations.clone(), config, watchdog, beside)
+        let toasts =
+            ToastHub::start(store.clone(), wakes, source, held.is_none(), config.notifications.max_subscribers);
+        let faces = Faces { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
+        let http = http::serve(faces, config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         let migrations = actix::spawn(migrations.run());
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         let config = config.clone();
-        Ok(Self { config, http, workspaces, runtime, store, sweep, retention, capacity, migrations, _held: held })
+        Ok(Self {
+            config,
+            http,
+            workspaces,
+            toasts,
+            runtime,
+            store,
+            sweep,
+            retention,
+            capacity,
+            migrations,
+            _held: held,
+        })
     }
 
     /// Where the API is.
@@ -138,13 +160,13 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<Store, AppError> {
+fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics, wakes: ToastWakes) -> Result<Store, AppError> {
     Ok(Store::open(StoreOptions {
         url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         patience: Duration::from_secs(loaded.config.database.patience_s),
-        observer: Arc::new(Observer(metrics.clone())),
+        observer: Arc::new(StoreWatch { metrics: metrics.clone(), wakes }),
     })?)
 }
 
@@ -260,22 +282,32 @@ fn command_of(agent: &Agent) -> Result<Vec<String>, AppError> {
     Ok(vec![program.display().to_string(), "demo-agent".to_owned()])
 }
 
-/// Hands what store and runtime tell on to the metrics.
-struct Observer(Metrics);
+/// Hands what the store tells on to the metrics, and to the hub of notifications.
+struct StoreWatch {
+    metrics: Metrics,
+    wakes: ToastWakes,
+}
 
-impl StoreObserver for Observer {
+impl StoreObserver for StoreWatch {
     fn on_commit(&self, rows: usize, lag: Duration, took: Duration) {
-        self.0.committed(rows, lag, took);
+        self.metrics.committed(rows, lag, took);
     }
 
     fn on_failure(&self) {
-        self.0.commit_failed();
+        self.metrics.commit_failed();
     }
 
     fn on_queue_depth(&self, waiting: usize) {
-        self.0.queue_depth(Queue::Writes, waiting);
+        self.metrics.queue_depth(Queue::Writes, waiting);
+    }
+
+    fn on_toast(&self, stream: &Stream) {
+        self.wakes.wake(stream);
     }
 }
+
+/// Hands what the runtime tells on to the metrics.
+struct Observer(Metrics);
 
 impl RuntimeObserver for Observer {
     fn on_agent_started(&self) {

@@ -10,6 +10,9 @@ use crate::config::Config;
 /// How long answers, alerts and rows may each take once every session is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
+/// How long subscribers of toasts may take to close their sockets.
+const PARTING: Duration = Duration::from_secs(3);
+
 /// Waits for SIGTERM or Ctrl-C. The next one ends the process at once, with the exit code that shells give to
 /// an interrupted program.
 pub(super) async fn signal() {
@@ -45,6 +48,8 @@ impl Service {
         self.migrations.abort();
         let deadline = tokio::time::sleep(Duration::from_secs(self.config.drain.timeout_s));
         self.workspaces.drain(deadline).await;
+        // After the last toasts of the sessions.
+        self.toasts.close(PARTING).await;
         if let Some(runtime) = self.runtime {
             runtime.stop(kill_grace(&self.config)).await;
         }

@@ -9,6 +9,7 @@ pub mod error;
 mod fallback;
 mod layers;
 pub mod load;
+mod notifications;
 pub mod render;
 pub mod settings;
 pub mod sources;

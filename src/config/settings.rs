@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use super::fallback::{Capacity, Migration, Recovery, Retention, Window};
+pub use super::{
+    fallback::{Capacity, Migration, Recovery, Retention, Window},
+    notifications::Notifications,
+};
 use crate::domain::permission::PermissionPolicy;
 
 /// The effective configuration. Field names are the names in TOML, environment and flags.
@@ -42,6 +45,8 @@ pub struct Config {
     pub capacity: Capacity,
     /// For how long records are kept.
     pub retention: Retention,
+    /// How people are told.
+    pub notifications: Notifications,
     /// Bounds of every queue and payload.
     pub limits: Limits,
     /// How the service stops.

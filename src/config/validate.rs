@@ -45,6 +45,7 @@ pub(super) fn validate(
     check.recovery();
     check.capacity();
     check.migration();
+    check.notifications();
     check.log_level();
     if check.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: check.problems }) }
 }
@@ -286,6 +287,16 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         let seconds = self.config.migration.auto_look_s;
         let fine = (1..=MAX_SECONDS).contains(&seconds);
         self.require(fine, "migration.auto_look_s", format!("is {seconds}, must be 1 to {MAX_SECONDS} seconds"));
+    }
+
+    fn notifications(&mut self) {
+        let notifications = &self.config.notifications;
+        let fine = (1..=300).contains(&notifications.ticket_ttl_s);
+        let session = notifications.ticket_session_s;
+        let lives = (1..=MAX_SECONDS).contains(&session);
+        self.require(fine, "notifications.ticket_ttl_s", "must be 1 to 300 seconds");
+        let what = format!("is {session}, must be 1 to {MAX_SECONDS} seconds");
+        self.require(lives, "notifications.ticket_session_s", what);
     }
 
     fn share(&mut self, setting: &str, value: u32) {

@@ -14,6 +14,7 @@ pub mod fallback;
 pub mod health;
 pub mod lists;
 pub mod migration;
+pub mod notifications;
 pub mod problem;
 pub mod protocol;
 pub mod result;

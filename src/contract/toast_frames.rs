@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::toast::Toast;
 use crate::domain::ids::{PromptId, SessionId, WorkspaceId};
+pub use crate::domain::subscription::ResetReason;
 
 /// The version of the frames; it goes up with a change that an older client would take wrongly.
 pub const FRAMES_VERSION: u32 = 1;
@@ -121,18 +122,6 @@ pub enum ServerFrame {
         /// Everything up to here has been sent; connect again with it.
         cursor: u64,
     },
-}
-
-/// Why a cursor cannot be gone on from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum ResetReason {
-    /// Toasts after it have been removed, since they were too old.
-    TooOld,
-    /// It is of another database, or its epoch was not told.
-    OtherEpoch,
-    /// It is after the newest toast.
-    Ahead,
 }
 
 /// How a session is doing.

@@ -9,6 +9,7 @@ use utoipa::{
 
 use crate::domain::{
     skip::{SkipDetail, SkipReason},
+    subscription::ResetReason,
     toast::{Severity, Trigger},
 };
 
@@ -36,6 +37,7 @@ macro_rules! closed {
 closed! {
     SkipReason => "SkipReason", "Why automation was left out.";
     SkipDetail => "SkipDetail", "The finer reason of a skip; a closed set.";
+    ResetReason => "ResetReason", "Why a cursor cannot be gone on from.";
     Severity => "ToastSeverity", "How bad a toast is.";
     Trigger => "ToastTrigger", "What a toast is about.";
 }

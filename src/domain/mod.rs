@@ -29,6 +29,7 @@ pub mod restart;
 pub mod routing;
 pub mod sampling;
 pub mod skip;
+pub mod subscription;
 pub mod success_window;
 pub mod text;
 pub mod toast;

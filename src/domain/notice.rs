@@ -94,13 +94,10 @@ pub fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
     notice(Severity::Error, Trigger::SessionFailed, &text)
 }
 
-/// The way to a session's agent is broken and is being made again.
-pub fn of_reconnecting(session: SessionId) -> Notice {
-    let text = format!(
-        "The connection of session …{} was interrupted and is being restored; its turn goes on.",
-        session_suffix(session)
-    );
-    notice(Severity::Warning, Trigger::Reconnecting, &text)
+/// The way to an agent of a workspace is broken and is being made again, while a turn runs.
+pub fn of_reconnecting() -> Notice {
+    let text = "The connection to an agent was interrupted and is being restored; the running turn goes on.";
+    notice(Severity::Warning, Trigger::Reconnecting, text)
 }
 
 /// A session's handshake failed, so that it goes over the fallback by itself.

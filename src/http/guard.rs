@@ -19,7 +19,11 @@ use actix_web::{
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
-use super::{HttpState, IsBeside, problem::ApiError};
+use super::{
+    HttpState, IsBeside,
+    problem::ApiError,
+    subscription::{SOCKET_PATH, offered_token, ticket},
+};
 use crate::{config::settings::Server, domain::outcome::ErrorCode};
 
 /// The rules, from `[server]`.
@@ -64,8 +68,10 @@ impl Guard {
         let open = OPEN
             .iter()
             .any(|path| request.path() == *path || (path.ends_with('/') && request.path().starts_with(path)));
-        if !open {
-            self.check_token(headers)?;
+        // A ticket is taken by the route itself, which knows what it allows.
+        let has_ticket = request.path() == SOCKET_PATH && ticket(request.request()).is_some();
+        if !open && !has_ticket {
+            self.check_token(headers, request.path() == SOCKET_PATH)?;
         }
         if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !is_json(headers) {
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType, "the body must be JSON"));
@@ -99,10 +105,12 @@ impl Guard {
         ))
     }
 
-    fn check_token(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    fn check_token(&self, headers: &HeaderMap, is_socket: bool) -> Result<(), ApiError> {
         let Some(token) = &self.token else { return Ok(()) };
         let given = text(headers, header::AUTHORIZATION).unwrap_or_default();
-        let given = given.strip_prefix("Bearer ").unwrap_or_default();
+        let given = given.strip_prefix("Bearer ").map(str::to_owned);
+        // A page cannot set the header of a WebSocket.
+        let given = given.or_else(|| if is_socket { offered_token(headers) } else { None }).unwrap_or_default();
         if bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes())) {
             return Ok(());
         }

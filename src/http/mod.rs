@@ -6,10 +6,12 @@
 mod audit;
 mod audit_items;
 mod audit_summary;
+mod cable;
 mod explain;
 mod guard;
 mod health;
 mod migrations;
+mod notifications;
 mod openapi;
 mod paging;
 pub mod problem;
@@ -18,7 +20,10 @@ mod protocol;
 mod session_reads;
 mod sessions;
 mod stream;
+mod subscription;
 mod tenants;
+mod toast_feed;
+mod toast_socket;
 mod trace;
 
 use std::{
@@ -46,9 +51,9 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
-use self::{guard::Guard, problem::ApiError};
+use self::{cable::Wire, guard::Guard, problem::ApiError};
 use crate::{
-    actors::{liveness, migrations::Migrations, workspaces::Workspaces},
+    actors::{liveness, migrations::Migrations, notifications::ToastHub, workspaces::Workspaces},
     config::Config,
     domain::{
         ids::SessionId,
@@ -58,12 +63,25 @@ use crate::{
     telemetry::watchdog::Watchdog,
 };
 
+/// The parts that the API is a face of.
+#[derive(Clone)]
+pub struct Faces {
+    /// Sessions.
+    pub workspaces: Workspaces,
+    /// Migrations of fleets.
+    pub migrations: Migrations,
+    /// Subscribers of toasts.
+    pub toasts: ToastHub,
+}
+
 /// What handlers share.
 pub struct HttpState {
     /// Sessions.
     pub workspaces: Workspaces,
     /// Migrations of fleets.
     pub migrations: Migrations,
+    /// Subscribers of toasts.
+    pub toasts: ToastHub,
     /// Settings.
     pub config: Config,
     /// Whether the threads run.
@@ -104,8 +122,7 @@ struct IsBeside;
 
 /// Binds and serves. Fails when the address cannot be bound.
 pub fn serve<Routes>(
-    workspaces: Workspaces,
-    migrations: Migrations,
+    faces: Faces,
     config: &Config,
     watchdog: Watchdog,
     beside: Option<Beside<Routes>>,
@@ -115,7 +132,8 @@ where
 {
     let beats = watchdog.clone();
     let guard = Guard::new(&config.server);
-    let state = Data::new(HttpState { workspaces, migrations, config: config.clone(), watchdog, guard });
+    let Faces { workspaces, migrations, toasts } = faces;
+    let state = Data::new(HttpState { workspaces, migrations, toasts, config: config.clone(), watchdog, guard });
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
         workers => workers,
@@ -149,6 +167,7 @@ where
         // Events are small and follow each other: else the second waits until the first is acknowledged, for which
         // its reader takes up to 40 ms. Without it they are only slower.
         let _ = stream.set_nodelay(true);
+        data.insert(Wire::of(stream));
         if door.is_some() && stream.local_addr().ok() == door {
             data.insert(IsBeside);
             if let Some(tune) = tune {
@@ -212,6 +231,10 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(migrations::resume_migration)
         .service(migrations::cancel_migration)
         .service(migrations::roll_migration_back)
+        .service(notifications::list_inbox)
+        .service(notifications::make_ticket)
+        .service(notifications::acknowledge)
+        .service(toast_socket::subscribe)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)
@@ -312,7 +335,7 @@ mod tests {
     #[test]
     fn every_route_is_documented_and_every_schema_is_there() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 38);
+        assert_eq!(document.paths.paths.len(), 42);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

@@ -28,6 +28,7 @@ use crate::contract::{
         (name = "routes", description = "What carries the turns of workspaces and tenants, and changes of it"),
         (name = "audit", description = "Records of what was decided and done, and figures of it"),
         (name = "migrations", description = "Moves fleets of workspaces to another default route, in steps"),
+        (name = "notifications", description = "Toasts: over a WebSocket as they come, and as a list to be read"),
         (name = "operations", description = "Health, probes and figures"),
     )
 )]

@@ -329,17 +329,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
 pub fn tune(stream: &TcpStream) {
     // Without it messages are only slower.
     let _ = stream.set_nodelay(true);
-    let timeout_ms = TCP_USER_TIMEOUT.as_millis() as libc::c_uint;
-    // SAFETY: the descriptor is open, and the value lives through the call and has the length that is said.
-    unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_USER_TIMEOUT,
-            (&raw const timeout_ms).cast(),
-            size_of_val(&timeout_ms) as libc::socklen_t,
-        );
-    }
+    crate::transport::tcp::set_user_timeout(stream.as_raw_fd(), TCP_USER_TIMEOUT);
 }
 
 /// An agent takes six descriptors and the usual soft limit is 1,024, so the hard limit is asked for.

@@ -12,6 +12,7 @@ use super::{
     groups::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
     route_metrics::RouteMetrics,
+    toast_metrics::ToastMetrics,
 };
 use crate::domain::{lifecycle::SessionState, outcome::ErrorCode, routing::Route, turn::TurnOutcome};
 
@@ -56,6 +57,7 @@ struct All {
     sessions_expired: IntCounter,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
+    toasts: ToastMetrics,
 }
 
 impl All {
@@ -118,6 +120,7 @@ impl All {
             )?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
+            toasts: ToastMetrics::new(&make)?,
             registry,
         })
     }
@@ -298,6 +301,11 @@ impl Metrics {
     /// So many hibernated sessions expired.
     pub fn sessions_expired(&self, sessions: usize) {
         self.all.sessions_expired.inc_by(sessions as u64);
+    }
+
+    /// What is counted about toasts and their subscribers.
+    pub fn toasts(&self) -> &ToastMetrics {
+        &self.all.toasts
     }
 
     /// Those of seats.

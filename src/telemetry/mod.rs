@@ -11,6 +11,7 @@ pub mod labels;
 pub mod logging;
 pub mod metrics;
 pub mod route_metrics;
+pub mod toast_metrics;
 pub mod watchdog;
 
 pub use clock::SystemClock;

@@ -52,6 +52,7 @@ mod resumable;
 mod resume_tests;
 pub mod run_as;
 pub mod stdio;
+pub mod tcp;
 mod watched;
 pub mod websocket;
 pub mod workspace_door;

@@ -14,6 +14,7 @@ use crate::{
         handshake_record,
         messages::EndCause,
         permission_desk::{Answer, Received},
+        telling,
     },
     domain::{
         connection::ConnectionStatus,
@@ -201,9 +202,15 @@ impl Session {
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
             connection = connection.as_str(), cause, "the way to the agent changed");
+        let now = self.parts.clock.now();
         if let Some(line) = self.line_id {
-            handshake_record::changed(&self.parts, spec, line, connection, cause.unwrap_or("it stands again"), None);
+            // Nobody is kept waiting where no turn runs.
+            let is_felt = connection == ConnectionStatus::Reconnecting && self.turn.is_some();
+            let telling = is_felt.then(|| telling::of_reconnecting(spec, now));
+            let cause = cause.unwrap_or("it stands again");
+            handshake_record::changed(&self.parts, spec, line, connection, cause, None, telling);
         }
+        self.parts.telemetry.publish(&self.shared, now);
         let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
         let update = json!({"state": state, "connection": connection.as_str(), "cause": cause});
         self.shared.feed.announce(prompt, EventKind::Status, &update);

@@ -22,6 +22,7 @@ use crate::{
         event::EventKind,
         fallback::{self, Handshake},
         lifecycle::SessionState,
+        notice,
         outcome::Failure,
         redaction::Redacted,
         routing::Route,
@@ -111,7 +112,8 @@ impl Session {
             let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
             if route == Route::Acp {
                 let way = this.way_of_handshake(outcome.is_err());
-                this.line_id = handshake_record::note(&this.parts, &this.shared.spec, way, outcome, took);
+                let falls_back = outcome.is_err_and(|failure| this.bypasses(failure, runtime_answers));
+                this.line_id = handshake_record::note(&this.parts, &this.shared.spec, way, outcome, took, falls_back);
             }
             match opened {
                 Ok((opened, context)) => {
@@ -138,6 +140,16 @@ impl Session {
         }
     }
 
+    /// Whether a handshake over ACP that failed lets the session go over to the fallback.
+    fn bypasses(&self, failure: &Failure, runtime_answers: bool) -> bool {
+        let handshake = Handshake {
+            has_oneshot: self.shared.spec.has_oneshot,
+            runtime_answers,
+            was_on_fallback: self.was_on_fallback,
+        };
+        self.ending.is_none() && fallback::bypasses(failure.code, handshake)
+    }
+
     fn not_connected(
         &mut self,
         route: Route,
@@ -147,12 +159,7 @@ impl Session {
         is_new: bool,
         ctx: &mut Context<Self>,
     ) {
-        let handshake = Handshake {
-            has_oneshot: self.shared.spec.has_oneshot,
-            runtime_answers,
-            was_on_fallback: self.was_on_fallback,
-        };
-        if route == Route::Acp && self.ending.is_none() && fallback::bypasses(failure.code, handshake) {
+        if route == Route::Acp && self.bypasses(&failure, runtime_answers) {
             self.fall_back(&failure);
             return self.open(Opening { ready, is_new, ..Opening::over(Route::Http) }, ctx);
         }
@@ -181,7 +188,7 @@ impl Session {
         let update = json!({
             "route": Route::Http, "status": "active", "scope": "session", "trigger": "handshake",
             "errorCode": failure.code.as_str(), "reason": reason.as_str(), "nextProbeAt": until,
-            "summary": "The agent's handshake failed; this session's prompts go over the HTTP fallback for now.",
+            "summary": notice::of_failed_handshake(spec.session_id, failure.code).body.as_str(),
         });
         let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
         self.shared.feed.announce(prompt, EventKind::Rollback, &update);
@@ -221,7 +228,7 @@ impl Session {
         if let Some(line) = self.line_id.take() {
             let last_heard = self.shared.view().last_heard;
             let health = ConnectionHealth { last_heard, ..health };
-            handshake_record::changed(&self.parts, &self.shared.spec, line, status, cause, Some(health));
+            handshake_record::changed(&self.parts, &self.shared.spec, line, status, cause, Some(health), None);
         }
     }
 

@@ -184,6 +184,7 @@ impl Session {
         let connection = self.shared.connection_status();
         let update = json!({"state": state, "connection": connection.as_str()});
         self.shared.feed.announce(None, EventKind::Status, &update);
+        self.parts.telemetry.publish(&self.shared, self.parts.clock.now());
     }
 
     fn arm_idle_timer(&mut self, ctx: &mut Context<Self>) {

@@ -213,8 +213,10 @@ impl Session {
                 let state = if self.link.is_some() { SessionState::Running } else { SessionState::Starting };
                 let mut view = self.shared.move_to(state, &self.parts.metrics);
                 view.running = Some(prompt_id);
-                view.last_used = self.parts.clock.now();
+                let now = self.parts.clock.now();
+                view.last_used = now;
                 drop(view);
+                self.parts.telemetry.publish(&self.shared, now);
                 if turn.cancel_asked {
                     self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
                 } else {

@@ -33,8 +33,8 @@ use super::{
 use crate::{
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
-        ids::{SessionId, WorkspaceKey},
-        lifecycle::SessionState,
+        ids::{SessionId, UserId, WorkspaceKey},
+        lifecycle::{SessionMode, SessionState},
         mcp,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
@@ -87,6 +87,30 @@ pub struct ReadySession {
     pub protocol: Route,
 }
 
+/// What a session is, beside its workspace.
+struct Placing {
+    session_id: SessionId,
+    user_id: Option<UserId>,
+    mode: SessionMode,
+    enable_git_ops: bool,
+    agent: Option<String>,
+    mcp_servers: Box<RawValue>,
+}
+
+impl Placing {
+    /// Of a session that comes back.
+    fn again(row: &SessionRow, mcp_servers: Box<RawValue>) -> Self {
+        Self {
+            session_id: row.session_id,
+            user_id: row.user_id.clone(),
+            mode: row.mode,
+            enable_git_ops: row.enable_git_ops,
+            agent: agent_name(&row.agent),
+            mcp_servers,
+        }
+    }
+}
+
 impl Workspaces {
     /// Makes an empty directory whose supervisors live on `arbiters`.
     pub fn new(parts: Arc<Parts>, door: WorkspaceDoor, capacity: CapacityGuard) -> Self {
@@ -127,8 +151,15 @@ impl Workspaces {
         let (row, prepared) = folders::find_or_make(self.parts(), self.door(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
-        let placed = self.place(&row, &prepared, session_id, request.agent.clone(), request.mcp_servers).await?;
-        let (supervised, spec) = placed;
+        let placing = Placing {
+            session_id,
+            user_id: request.user_id.clone(),
+            mode: request.mode,
+            enable_git_ops: request.enable_git_ops,
+            agent: request.agent.clone(),
+            mcp_servers: request.mcp_servers,
+        };
+        let (supervised, spec) = self.place(&row, &prepared, placing).await?;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
         let new = NewSession {
@@ -178,8 +209,7 @@ impl Workspaces {
         let prepared = folders::prepare(self.door(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
-        let (supervised, spec) =
-            self.place(&workspace, &prepared, row.session_id, agent_name(&row.agent), mcp_servers).await?;
+        let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, mcp_servers)).await?;
         let past = Past {
             agent_session_id: row.agent_session_id.clone(),
             last_event_id: row.next_event_after(),
@@ -210,8 +240,7 @@ impl Workspaces {
         let prepared = folders::prepare(self.door(), &workspace).await?;
         let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let seat = self.0.capacity.admit_returning(&session.key.installation_id);
-        let (supervised, spec) =
-            self.place(&workspace, &prepared, session.session_id, agent_name(&session.agent), mcp_servers).await?;
+        let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, mcp_servers)).await?;
         let past = Past {
             agent_session_id: session.agent_session_id.clone(),
             last_event_id: session.next_event_after(),
@@ -284,16 +313,19 @@ impl Workspaces {
         &self,
         row: &WorkspaceRow,
         prepared: &PreparedWorkspace,
-        session_id: SessionId,
-        agent: Option<String>,
-        mcp_servers: Box<RawValue>,
+        placing: Placing,
     ) -> Result<(Supervised, Arc<SessionSpec>), Failure> {
+        let Placing { session_id, user_id, mode, enable_git_ops, agent, mcp_servers } = placing;
         let policy = row.permission_policy.unwrap_or(self.0.parts.settings.default_policy);
         let supervised = self.supervised(&row.key).await?;
         supervised.policy.set(policy);
         let spec = SessionSpec {
             session_id,
             workspace: row.key.clone(),
+            user_id,
+            mode,
+            enable_git_ops,
+            repository: row.repository.clone(),
             agent,
             cwd: prepared.path.clone(),
             is_ephemeral: prepared.is_ephemeral,

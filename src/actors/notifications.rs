@@ -1,0 +1,285 @@
+//! Notifications: hands toasts to their subscribers once they are committed, and telemetry as it comes.
+//!
+//! The rows are the truth: a commit only wakes this actor, which reads what came after the newest toast that it knows,
+//! in order, and hands it on. So nothing is told before it is on disk, nothing is left out, and it does not matter which
+//! process wrote it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MessageResult, ResponseFuture, StreamHandler,
+    WrapFuture,
+};
+use bytestring::ByteString;
+use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{
+    messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
+    session_telemetry::{SessionTelemetry, TelemetrySource},
+    toast_pipe::{Ending, Intake, ToastFrame, pipe},
+    toast_wakes::ToastWakes,
+};
+use crate::{
+    domain::{
+        outcome::{ErrorCode, Failure},
+        toast::{Scope, Stream},
+    },
+    store::{NotificationRow, Store, StoreError},
+};
+
+/// Subscriptions that wait to be entered; more wait with their senders.
+const MAILBOX: usize = 1024;
+/// Toasts of a sequence that are kept at hand, for those who come while others are being told.
+const RECENT: usize = 256;
+/// So often subscribers that are gone, or stand still, are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A sequence that somebody reads.
+#[derive(Debug, Default)]
+struct Line {
+    /// The newest toast that was handed on.
+    head: u64,
+    /// The last of them, without a hole until `head`.
+    recent: VecDeque<Arc<ToastFrame>>,
+    /// What comes after this number is in `recent`.
+    recent_after: u64,
+    readers: Vec<Intake>,
+    is_read: bool,
+    /// Whether it grew while it was read.
+    grew: bool,
+}
+
+/// The hub.
+pub struct Notifications {
+    store: Store,
+    wakes: ToastWakes,
+    telemetry: Option<TelemetrySource>,
+    watchers: Arc<AtomicUsize>,
+    /// Whether others write the same database, so that it has to be looked at without being woken.
+    is_shared: bool,
+    lines: HashMap<Stream, Line>,
+    closing: Vec<oneshot::Sender<()>>,
+    is_closed: bool,
+}
+
+/// The way to the hub. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ToastHub {
+    hub: Addr<Notifications>,
+    seats: Arc<Semaphore>,
+}
+
+impl ToastHub {
+    /// Starts the hub on this thread, for at most `max_subscribers`.
+    pub fn start(
+        store: Store,
+        wakes: ToastWakes,
+        telemetry: TelemetrySource,
+        is_shared: bool,
+        max_subscribers: usize,
+    ) -> Self {
+        let watchers = telemetry.watchers.clone();
+        let hub = Notifications {
+            store,
+            wakes,
+            telemetry: Some(telemetry),
+            watchers,
+            is_shared,
+            lines: HashMap::new(),
+            closing: Vec::new(),
+            is_closed: false,
+        };
+        let seats = Arc::new(Semaphore::new(max_subscribers.min(Semaphore::MAX_PERMITS)));
+        Self { hub: hub.start(), seats }
+    }
+
+    /// Takes a subscriber's place; it is given back on drop.
+    pub fn seat(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let full = |_| Failure::new(ErrorCode::CapacityExhausted, "`[notifications] max_subscribers` are there");
+        self.seats.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// Enters a subscriber that has everything until a number.
+    pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscribed, Failure> {
+        let gone = |_| Failure::new(ErrorCode::Internal, "the hub of notifications is gone");
+        self.hub.send(subscribe).await.map_err(gone)
+    }
+
+    /// Lets every subscriber go, and waits until they are gone or `patience` is over.
+    pub async fn close(&self, patience: Duration) {
+        // An error means that there is no hub, and so no subscriber.
+        let _ = tokio::time::timeout(patience, self.hub.send(CloseSubscribers)).await;
+    }
+}
+
+impl Actor for Notifications {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let wakes = self.wakes.clone();
+        let grown = stream::unfold(wakes, |wakes| async move {
+            let grown = wakes.grown().await;
+            Some((grown, wakes))
+        });
+        ctx.add_stream(futures_util::StreamExt::map(grown, |streams| StreamGrew(streams.into_iter().collect())));
+        if let Some(source) = self.telemetry.take() {
+            ctx.add_stream(stream::unfold(source.queue, |mut queue| async move {
+                let next = queue.recv().await?;
+                Some((next, queue))
+            }));
+        }
+        ctx.run_interval(LOOK, Self::look);
+    }
+}
+
+impl Notifications {
+    /// Reads what came after the newest toast that was handed on.
+    fn read(&mut self, stream: Stream, ctx: &mut Context<Self>) {
+        let Some(line) = self.lines.get_mut(&stream) else { return };
+        if std::mem::replace(&mut line.is_read, true) {
+            line.grew = true;
+            return;
+        }
+        line.grew = false;
+        let (store, after) = (self.store.clone(), line.head);
+        let reading = async move {
+            let read = store.toasts_after(Scope::all(stream.clone()), after, RECENT).await;
+            (stream, read)
+        };
+        ctx.spawn(reading.into_actor(self).map(|(stream, read), this, ctx| this.on_read(stream, read, ctx)));
+    }
+
+    fn on_read(
+        &mut self,
+        stream: Stream,
+        read: Result<(Vec<NotificationRow>, u64), StoreError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(line) = self.lines.get_mut(&stream) else { return };
+        line.is_read = false;
+        match read {
+            Ok((rows, until)) => {
+                let more = rows.len() == RECENT;
+                line.hand_on(rows, until);
+                if more || line.grew {
+                    self.read(stream, ctx);
+                }
+            }
+            Err(cause) => {
+                tracing::warn!(%cause, %stream, "toasts could not be read and are read again in a moment");
+                ctx.run_later(LOOK, move |this, ctx| this.read(stream, ctx));
+            }
+        }
+    }
+
+    /// Forgets who is gone, and lets go who stands still.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let mut watchers = 0;
+        self.lines.retain(|_, line| {
+            line.readers.retain_mut(|reader| !reader.is_gone(now));
+            watchers += line.readers.iter().filter(|reader| reader.wants_telemetry()).count();
+            !line.readers.is_empty()
+        });
+        self.watchers.store(watchers, Ordering::Relaxed);
+        if self.lines.is_empty() {
+            for closed in self.closing.drain(..) {
+                // Nobody listens where the waiting was given up.
+                let _ = closed.send(());
+            }
+        }
+        if self.is_shared {
+            let streams: Vec<_> = self.lines.keys().cloned().collect();
+            streams.into_iter().for_each(|stream| self.read(stream, ctx));
+        }
+    }
+}
+
+impl Line {
+    fn hand_on(&mut self, rows: Vec<NotificationRow>, until: u64) {
+        for row in rows {
+            let frame = Arc::new(ToastFrame::new(row));
+            for reader in &mut self.readers {
+                reader.toast(&frame);
+            }
+            if self.recent.len() == RECENT {
+                self.recent_after = self.recent.pop_front().map_or(self.recent_after, |oldest| oldest.seq);
+            }
+            self.recent.push_back(frame);
+        }
+        self.head = self.head.max(until);
+    }
+}
+
+impl StreamHandler<StreamGrew> for Notifications {
+    fn handle(&mut self, StreamGrew(streams): StreamGrew, ctx: &mut Self::Context) {
+        for stream in streams {
+            self.read(stream, ctx);
+        }
+    }
+}
+
+impl StreamHandler<SessionTelemetry> for Notifications {
+    fn handle(&mut self, telling: SessionTelemetry, _: &mut Self::Context) {
+        let SessionTelemetry { workspace, session, user, text } = telling;
+        let Some(line) = self.lines.get_mut(&Stream::Tenant(workspace.installation_id)) else { return };
+        let text = ByteString::from(text);
+        for reader in &mut line.readers {
+            reader.telemetry((&workspace.workspace_id, session, user.as_ref()), &text);
+        }
+    }
+}
+
+impl Handler<Subscribe> for Notifications {
+    type Result = MessageResult<Subscribe>;
+
+    fn handle(&mut self, message: Subscribe, ctx: &mut Self::Context) -> Self::Result {
+        let Subscribe { scope, after, wants_telemetry, cut } = message;
+        let stream = scope.stream.clone();
+        let fresh = || Line { head: after, recent_after: after, ..Line::default() };
+        let line = self.lines.entry(stream.clone()).or_insert_with(fresh);
+        if after < line.recent_after {
+            return MessageResult(Subscribed::Behind);
+        }
+        let missed = line.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
+        let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(line.head), cut);
+        if self.is_closed {
+            intake.end(Ending::Stopping);
+        }
+        line.readers.push(intake);
+        if wants_telemetry {
+            self.watchers.fetch_add(1, Ordering::Relaxed);
+        }
+        // A sequence that nobody read may have grown without notice.
+        self.read(stream, ctx);
+        MessageResult(Subscribed::Joined { missed, outlet })
+    }
+}
+
+impl Handler<CloseSubscribers> for Notifications {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: CloseSubscribers, _: &mut Self::Context) -> Self::Result {
+        self.is_closed = true;
+        for reader in self.lines.values_mut().flat_map(|line| &mut line.readers) {
+            reader.end(Ending::Stopping);
+        }
+        let (closed, all_gone) = oneshot::channel();
+        if !self.lines.is_empty() {
+            self.closing.push(closed);
+        }
+        Box::pin(async move {
+            // An error means that there was nobody.
+            let _ = all_gone.await;
+        })
+    }
+}

@@ -1,0 +1,37 @@
+//! Writes down where a session ended.
+
+use super::{parts::Parts, session_shared::SessionShared, telling};
+use crate::{
+    domain::{lifecycle::SessionState, outcome::Failure},
+    store::{SessionChange, StoreError},
+};
+
+/// Writes down where a session ended; the user of one that failed for good is told in the same transaction.
+pub async fn write_down(
+    parts: &Parts,
+    shared: &SessionShared,
+    state: SessionState,
+    failure: Option<Failure>,
+) -> Result<(), StoreError> {
+    let (id, now) = (shared.spec.session_id, parts.clock.now());
+    let kept = {
+        let view = shared.view();
+        SessionChange {
+            agent_session_id: view.agent_session_id.clone(),
+            restarts: Some(view.restarts),
+            last_used: Some(view.last_used),
+            ..SessionChange::new(id)
+        }
+    };
+    // The result of a turn that ended with the session is told once it is written, which is before the first of these
+    // two. Only then is the last event known; until the second, the row says that it is not.
+    parts.store.settle_session(kept).await?;
+    let last_event_id = Some(shared.feed.last_id());
+    let told = failure.as_ref().filter(|_| state == SessionState::Failed);
+    let telling = told.map(|failure| telling::of_failed_session(&shared.spec, failure.code, now));
+    let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
+    match telling {
+        Some(telling) => parts.store.settle_session_and_tell(end, shared.spec.workspace.clone(), telling, now).await,
+        None => parts.store.settle_session(end).await,
+    }
+}

@@ -1,0 +1,90 @@
+//! How sessions are doing, for those who watch. Nobody watches, and it costs one look at a number.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::sync::mpsc;
+
+use super::session_shared::SessionShared;
+use crate::{
+    contract::toast_frames::{ServerFrame, Telemetry},
+    domain::{
+        clock::Timestamp,
+        ids::{SessionId, UserId, WorkspaceKey},
+    },
+    telemetry::Metrics,
+};
+
+/// Frames that wait for the hub; what does not fit is left out, since a newer one follows.
+const QUEUE: usize = 1024;
+
+/// One frame, and whom it is about.
+#[derive(Debug)]
+pub struct SessionTelemetry {
+    /// The workspace.
+    pub workspace: WorkspaceKey,
+    /// The session.
+    pub session: SessionId,
+    /// Its user.
+    pub user: Option<UserId>,
+    /// JSON.
+    pub text: String,
+}
+
+/// The sessions' end. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TelemetryFeed {
+    watchers: Arc<AtomicUsize>,
+    queue: mpsc::Sender<SessionTelemetry>,
+    metrics: Metrics,
+}
+
+/// The hub's end.
+#[derive(Debug)]
+pub struct TelemetrySource {
+    /// How many watch.
+    pub watchers: Arc<AtomicUsize>,
+    /// What comes.
+    pub queue: mpsc::Receiver<SessionTelemetry>,
+}
+
+/// A pair of ends.
+pub fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
+    let (queue, coming) = mpsc::channel(QUEUE);
+    let watchers = Arc::new(AtomicUsize::new(0));
+    (TelemetryFeed { watchers: watchers.clone(), queue, metrics }, TelemetrySource { watchers, queue: coming })
+}
+
+impl TelemetryFeed {
+    /// Tells how a session is doing now, if anybody watches. Never blocks.
+    pub fn publish(&self, session: &SessionShared, now: Timestamp) {
+        if self.watchers.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let (spec, connection) = (&session.spec, session.connection_status());
+        let frame = {
+            let view = session.view();
+            ServerFrame::Telemetry(Telemetry {
+                workspace_id: spec.workspace.workspace_id.clone(),
+                session_id: spec.session_id,
+                state: view.state.as_str().to_owned(),
+                connection: connection.as_str().to_owned(),
+                prompt_id: view.running,
+                progress: None,
+                at: now.to_string(),
+            })
+        };
+        let text = serde_json::to_string(&frame).unwrap_or_default();
+        let telling = SessionTelemetry {
+            workspace: spec.workspace.clone(),
+            session: spec.session_id,
+            user: spec.user_id.clone(),
+            text,
+        };
+        if self.queue.try_send(telling).is_err() {
+            self.metrics.toasts().telemetry_left_out(1);
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Settings of what tells people and operators.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// `[notifications]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Notifications {
+    /// WebSockets that may read toasts at the same time; each takes a file descriptor and some kilobytes.
+    pub max_subscribers: usize,
+    /// How long a ticket may be used to open one, in seconds (issue: 30).
+    pub ticket_ttl_s: u64,
+    /// How long one may stay open that was opened with a ticket, in seconds; then its page needs a new ticket.
+    pub ticket_session_s: u64,
+}
+
+impl Default for Notifications {
+    fn default() -> Self {
+        // A working day.
+        Self { max_subscribers: 20_000, ticket_ttl_s: 30, ticket_session_s: 43_200 }
+    }
+}
+
+impl Notifications {
+    /// [`Self::ticket_ttl_s`].
+    pub fn ticket_ttl(&self) -> Duration {
+        Duration::from_secs(self.ticket_ttl_s)
+    }
+
+    /// [`Self::ticket_session_s`].
+    pub fn ticket_session(&self) -> Duration {
+        Duration::from_secs(self.ticket_session_s)
+    }
+}

@@ -1,0 +1,386 @@
+//! `GET /ws/notifications`: one subscriber of toasts. The frames are in [`crate::contract::toast_frames`].
+//!
+//! What was missed is read from the database page by page, only as fast as the client reads; then the hub takes over
+//! where the last page ended, in one step. Replay and what comes pass the same way, so their order is that of commits.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, StreamHandler, WrapFuture};
+use actix_web::{
+    HttpRequest, HttpResponse, get,
+    http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
+    web,
+};
+use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
+use bytestring::ByteString;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use uuid::Uuid;
+
+use super::{
+    HttpState,
+    cable::{Cable, Plug},
+    problem::ApiError,
+    subscription::{offers_frames, redeem, scope_of, ticket},
+    toast_feed::{self, Fed},
+};
+use crate::{
+    actors::{notifications::ToastHub, parts::Parts, toast_pipe::Ending},
+    contract::{
+        notifications::SocketQuery,
+        problem::Problem,
+        toast_frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, SUBPROTOCOL, ServerFrame, close_code},
+    },
+    domain::{
+        clock::Timestamp,
+        outcome::ErrorCode,
+        subscription::{self, Eviction, Pulse, PulseDue, PulseRules},
+        toast::Scope,
+    },
+    store::StreamEnds,
+};
+
+/// How long a client may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// How long it may take to answer our closing frame.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Acknowledgements of one client that are under way; one that sends more at once is let go.
+const MAX_ACKS: usize = 32;
+
+/// Reads toasts over a WebSocket.
+///
+/// The client opens with a frame `hello`; see `ClientFrame` and `ServerFrame`. A server says who it is by its bearer
+/// token; a page by a ticket, in the query or as a subprotocol, or by a subprotocol with the token.
+#[utoipa::path(
+    tag = "notifications",
+    params(SocketQuery),
+    responses(
+        (status = 101, description = "The WebSocket is open"),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/ws/notifications")]
+pub async fn subscribe(
+    request: HttpRequest,
+    body: web::Payload,
+    state: web::Data<HttpState>,
+    asked: web::Query<SocketQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let no_upgrade = |cause: actix_web::Error| {
+        ApiError::new(ErrorCode::InvalidRequest, format!("this is no request for a WebSocket: {cause}"))
+    };
+    // First, so that what is no upgrade takes no ticket away.
+    ws::handshake(&request).map_err(|cause| no_upgrade(cause.into()))?;
+    state.workspaces.admission()?;
+    let seat = state.toasts.seat()?;
+    let asked = asked.into_inner().subscription();
+    let parts = state.workspaces.parts().clone();
+    let (allowed, expires) = match ticket(&request) {
+        Some(ticket) => {
+            let allowed = redeem(&state, &ticket, &asked).await?;
+            (allowed, Some(parts.clock.steady().plus(state.config.notifications.ticket_session())))
+        }
+        None => (asked, None),
+    };
+    let scope = scope_of(&state, allowed).await?;
+    let (cable, plug) = Cable::plug(&request, subscription::STALL);
+    let socket = ToastSocket {
+        hub: state.toasts.clone(),
+        scope: Arc::new(scope),
+        expires,
+        opened: Instant::now(),
+        pulse: Pulse::new(PulseRules::default()),
+        stage: Stage::Silent(cable),
+        position: 0,
+        acks: 0,
+        _presence: Presence::new(parts.clone(), seat),
+        _plug: plug,
+        parts,
+    };
+    let response = ws::WsResponseBuilder::new(socket, &request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
+    let mut response = response.map_err(no_upgrade)?;
+    if offers_frames(request.headers()) {
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(response)
+}
+
+/// Counts a subscriber for as long as it is there.
+struct Presence {
+    parts: Arc<Parts>,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Presence {
+    fn new(parts: Arc<Parts>, seat: OwnedSemaphorePermit) -> Self {
+        parts.metrics.toasts().came();
+        Self { parts, _seat: seat }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.parts.metrics.toasts().went();
+    }
+}
+
+/// The actor of one subscriber.
+struct ToastSocket {
+    parts: Arc<Parts>,
+    hub: ToastHub,
+    scope: Arc<Scope>,
+    /// Until when what it was opened with holds.
+    expires: Option<Timestamp>,
+    opened: Instant,
+    pulse: Pulse,
+    stage: Stage,
+    /// Everything up to this number has been sent.
+    position: u64,
+    acks: usize,
+    _presence: Presence,
+    // Last: the actor's other parts go before its connection may be another's.
+    _plug: Plug,
+}
+
+enum Stage {
+    /// It has not said hello yet.
+    Silent(Cable),
+    Subscribed,
+    /// The closing frame is out.
+    Closing,
+}
+
+type Ctx = WebsocketContext<ToastSocket>;
+
+impl Actor for ToastSocket {
+    type Context = Ctx;
+
+    fn started(&mut self, ctx: &mut Ctx) {
+        ctx.run_later(HELLO, |socket, ctx| {
+            if let Stage::Silent(_) = socket.stage {
+                socket.evict(Eviction::BadFrame, close_code::POLICY, "say hello first", ctx);
+            }
+        });
+        self.beat(ctx);
+    }
+}
+
+/// From the client.
+impl StreamHandler<Result<ws::Message, ProtocolError>> for ToastSocket {
+    fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
+        self.pulse.hear(self.opened.elapsed());
+        match message {
+            Ok(ws::Message::Text(text)) => self.on_text(&text, ctx),
+            Ok(ws::Message::Ping(payload)) => ctx.pong(&payload),
+            Ok(ws::Message::Pong(_) | ws::Message::Nop) => {}
+            Ok(ws::Message::Close(reason)) => {
+                if !matches!(self.stage, Stage::Closing) {
+                    ctx.close(reason);
+                }
+                ctx.stop();
+            }
+            Ok(ws::Message::Binary(_) | ws::Message::Continuation(_)) | Err(ProtocolError::Overflow) => {
+                let why = format!("frames are whole texts of at most {MAX_CLIENT_FRAME_BYTES} bytes");
+                self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
+            }
+            Err(_) => ctx.stop(),
+        }
+    }
+}
+
+/// For the client.
+impl StreamHandler<Fed> for ToastSocket {
+    fn handle(&mut self, fed: Fed, ctx: &mut Ctx) {
+        if let Stage::Closing = self.stage {
+            return;
+        }
+        let metrics = self.parts.metrics.toasts();
+        match fed {
+            Fed::Toast { frame, is_replay } => {
+                if is_replay {
+                    metrics.replayed();
+                } else {
+                    metrics.sent(self.parts.clock.now().since(frame.created));
+                }
+                self.position = frame.seq;
+                self.send_text(frame.text.clone(), ctx);
+            }
+            Fed::ReadUntil(position) => self.position = self.position.max(position),
+            Fed::Telemetry { text, left_out } => {
+                if left_out > 0 {
+                    metrics.telemetry_left_out(left_out);
+                    self.send(&ServerFrame::Gap { telemetry: left_out }, ctx);
+                }
+                self.parts.metrics.toasts().telemetry_sent();
+                self.send_text(text, ctx);
+            }
+            Fed::Ended(Ending::Stopping) => {
+                self.close(close_code::GOING_AWAY, "the service stops: connect again", ctx)
+            }
+            Fed::Ended(Ending::Evicted(why)) => {
+                let said = "too slow: connect again with this cursor";
+                self.evict(why, close_code::TOO_SLOW, said, ctx);
+            }
+            Fed::Failed(cause) => {
+                tracing::warn!(%cause, "a subscriber's toasts could not be read");
+                self.close(close_code::TRY_AGAIN, "toasts cannot be read now: connect again with this cursor", ctx);
+            }
+        }
+    }
+
+    /// The end has been said; the socket closes in its own time.
+    fn finished(&mut self, _: &mut Ctx) {}
+}
+
+impl ToastSocket {
+    fn on_text(&mut self, text: &str, ctx: &mut Ctx) {
+        let frame = match serde_json::from_str(text) {
+            Ok(frame) => frame,
+            Err(cause) => {
+                let why = format!("not a frame: {cause}");
+                return self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
+            }
+        };
+        match (frame, &self.stage) {
+            (_, Stage::Closing) => {}
+            (ClientFrame::Hello { version, epoch, cursor, telemetry }, Stage::Silent(_)) => {
+                if version.is_some_and(|version| version != FRAMES_VERSION) {
+                    let why = format!("only version {FRAMES_VERSION} of the frames is spoken");
+                    return self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
+                }
+                self.on_hello(cursor.map(|cursor| (cursor, epoch)), telemetry, ctx);
+            }
+            (ClientFrame::Ack { id }, Stage::Subscribed) => self.on_ack(id, ctx),
+            (ClientFrame::Ping, Stage::Subscribed) => self.send(&ServerFrame::Pong { cursor: self.position }, ctx),
+            (ClientFrame::Hello { .. }, Stage::Subscribed) => {
+                self.evict(Eviction::BadFrame, close_code::POLICY, "hello is said once", ctx);
+            }
+            (_, Stage::Silent(_)) => self.evict(Eviction::BadFrame, close_code::POLICY, "say hello first", ctx),
+        }
+    }
+
+    fn on_hello(&mut self, cursor: Option<(u64, Option<String>)>, telemetry: bool, ctx: &mut Ctx) {
+        let Stage::Silent(cable) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
+        let (parts, scope) = (self.parts.clone(), self.scope.clone());
+        let looking = async move {
+            let ends = parts.store.stream_ends(scope.stream.clone()).await?;
+            let unread = parts.store.unread((*scope).clone()).await?;
+            Ok::<_, crate::store::StoreError>((ends, unread))
+        };
+        // Nothing else is read from the client until it is welcome.
+        ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
+            Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, cable, ctx),
+            Err(cause) => {
+                tracing::warn!(%cause, "a subscriber could not be welcomed");
+                socket.close(close_code::TRY_AGAIN, "the database is away: connect again", ctx);
+            }
+        }));
+    }
+
+    fn welcome(
+        &mut self,
+        cursor: Option<(u64, Option<String>)>,
+        ends: StreamEnds,
+        unread: u64,
+        telemetry: bool,
+        cable: Cable,
+        ctx: &mut Ctx,
+    ) {
+        let epoch = self.parts.store.epoch().to_owned();
+        let cursor = cursor.as_ref().map(|(cursor, epoch)| (*cursor, epoch.as_deref()));
+        let start = subscription::start(cursor, &epoch, ends.head, ends.tail);
+        self.position = start.after;
+        let welcome = ServerFrame::Welcome {
+            version: FRAMES_VERSION,
+            epoch: epoch.clone(),
+            cursor: start.after,
+            head: ends.head,
+            unread,
+        };
+        self.send(&welcome, ctx);
+        if let Some(reason) = start.reset {
+            self.parts.metrics.toasts().reset(reason);
+            self.send(&ServerFrame::Reset { reason, epoch, cursor: start.after }, ctx);
+        }
+        let feed = toast_feed::feed(
+            self.parts.store.clone(),
+            self.hub.clone(),
+            self.scope.clone(),
+            (start.after, ends.head),
+            telemetry,
+            cable.cut(),
+        );
+        ctx.add_stream(feed);
+    }
+
+    fn on_ack(&mut self, id: Uuid, ctx: &mut Ctx) {
+        if self.acks == MAX_ACKS {
+            return self.evict(Eviction::BadFrame, close_code::POLICY, "too many acknowledgements at once", ctx);
+        }
+        self.acks += 1;
+        let (parts, scope) = (self.parts.clone(), self.scope.clone());
+        let marking = async move {
+            let found = parts.store.mark_read((*scope).clone(), id, parts.clock.now()).await?;
+            let unread = parts.store.unread((*scope).clone()).await?;
+            Ok::<_, crate::store::StoreError>((found, unread))
+        };
+        ctx.spawn(marking.into_actor(self).map(move |marked, socket, ctx| {
+            socket.acks -= 1;
+            match marked {
+                Ok((found, unread)) => socket.send(&ServerFrame::Ack { id, found, unread }, ctx),
+                Err(cause) => tracing::warn!(%cause, "an acknowledgement was not written down, and not answered"),
+            }
+        }));
+    }
+
+    fn send(&mut self, frame: &ServerFrame, ctx: &mut Ctx) {
+        if !matches!(self.stage, Stage::Closing) {
+            self.send_text(serde_json::to_string(frame).unwrap_or_default().into(), ctx);
+        }
+    }
+
+    fn send_text(&mut self, text: ByteString, ctx: &mut Ctx) {
+        self.pulse.send(self.opened.elapsed());
+        ctx.text(text);
+    }
+
+    fn evict(&mut self, why: Eviction, code: u16, said: &str, ctx: &mut Ctx) {
+        if !matches!(self.stage, Stage::Closing) {
+            self.parts.metrics.toasts().evicted(why);
+            self.close(code, said, ctx);
+        }
+    }
+
+    fn close(&mut self, code: u16, said: &str, ctx: &mut Ctx) {
+        let bye = ServerFrame::Bye { code, reason: said.to_owned(), cursor: self.position };
+        self.send(&bye, ctx);
+        self.stage = Stage::Closing;
+        // The reason of a closing frame has at most 123 bytes.
+        let description = Some(crate::domain::text::cut_bytes(said, 120).to_owned());
+        ctx.close(Some(ws::CloseReason { code: CloseCode::from(code), description }));
+        ctx.run_later(CLOSE_WAIT, |_, ctx| ctx.stop());
+    }
+
+    fn beat(&mut self, ctx: &mut Ctx) {
+        if let Stage::Closing = self.stage {
+            return;
+        }
+        if self.expires.is_some_and(|until| self.parts.clock.steady() >= until) {
+            let said = "what this was opened with holds no longer: get a new ticket";
+            return self.evict(Eviction::Expired, close_code::EXPIRED, said, ctx);
+        }
+        let next = loop {
+            match self.pulse.due(self.opened.elapsed()) {
+                PulseDue::Nothing(wait) => break wait,
+                PulseDue::Ping => ctx.ping(b""),
+                PulseDue::End => {
+                    self.parts.metrics.toasts().evicted(Eviction::Silent);
+                    return ctx.stop();
+                }
+            }
+        };
+        ctx.run_later(next.min(LOOK), Self::beat);
+    }
+}
+
+/// So often it is looked whether a ping is due earlier than was thought, and whether the right still holds.
+const LOOK: Duration = Duration::from_secs(5);
