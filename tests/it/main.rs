@@ -25,6 +25,7 @@ mod idempotency;
 mod interop;
 mod metrics;
 mod migrations;
+mod notifications;
 mod openapi;
 mod parity;
 mod permission;

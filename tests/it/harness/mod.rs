@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod sse;
 pub mod stdio_client;
 pub mod stub_model;
+pub mod toasts;
 
 use std::{
     future::Future,

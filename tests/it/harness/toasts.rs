@@ -1,0 +1,145 @@
+//! A subscriber of toasts: a real WebSocket client that says no more than it is told to.
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{
+        Error, Message,
+        client::IntoClientRequest,
+        http::{HeaderName, HeaderValue, Response},
+    },
+};
+
+use super::{Api, DEADLINE, Value, block_on, json};
+
+/// One open WebSocket.
+pub struct Subscriber {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// What the server answered to the upgrade.
+    pub protocol: Option<String>,
+}
+
+/// Why a WebSocket was not opened.
+#[derive(Debug)]
+pub struct Refused {
+    /// The status.
+    pub status: u16,
+    /// The problem document.
+    pub problem: Value,
+}
+
+/// How a WebSocket ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// The code of the closing frame; none where the connection broke.
+    pub code: Option<u16>,
+    /// Its reason.
+    pub reason: String,
+}
+
+fn refused(response: Response<Option<Vec<u8>>>) -> Refused {
+    let status = response.status().as_u16();
+    let body = response.into_body().unwrap_or_default();
+    Refused { status, problem: serde_json::from_slice(&body).unwrap_or_default() }
+}
+
+impl Subscriber {
+    /// Opens one at `base` (`http://ADDR:PORT`), with header lines of one's own.
+    pub fn open(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+        block_on(Self::connect(base, query, headers))
+    }
+
+    /// The same, for a task.
+    pub async fn connect(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+        let url = format!("{}/ws/notifications?{query}", base.replacen("http", "ws", 1));
+        let mut request = url.into_client_request().expect("a URL");
+        for (name, value) in headers {
+            let name = HeaderName::try_from(*name).expect("a header's name");
+            request.headers_mut().insert(name, HeaderValue::try_from(*value).expect("a header's value"));
+        }
+        match tokio::time::timeout(DEADLINE, connect_async(request)).await.expect("an answer in time") {
+            Ok((socket, response)) => {
+                let protocol = response.headers().get("sec-websocket-protocol");
+                let protocol = protocol.map(|value| value.to_str().expect("text").to_owned());
+                Ok(Self { socket, protocol })
+            }
+            Err(Error::Http(response)) => Err(refused(*response)),
+            Err(cause) => Err(Refused { status: 0, problem: json!({ "detail": cause.to_string() }) }),
+        }
+    }
+
+    /// One of a tenant, which is welcome and wants only what comes.
+    pub fn of(api: &Api, query: &str) -> Self {
+        let mut subscriber = Self::open(&api.base(), query, &[]).expect("a WebSocket");
+        subscriber.hello(json!({}));
+        subscriber
+    }
+
+    /// Says hello with these members, and gives the welcome.
+    pub fn hello(&mut self, mut members: Value) -> Value {
+        members["type"] = "hello".into();
+        self.say(&members);
+        let welcome = self.next();
+        assert_eq!(welcome["type"], "welcome", "{welcome}");
+        welcome
+    }
+
+    /// Sends a frame.
+    pub fn say(&mut self, frame: &Value) {
+        self.say_text(&frame.to_string());
+    }
+
+    /// Sends a text.
+    pub fn say_text(&mut self, text: &str) {
+        block_on(self.socket.send(Message::text(text.to_owned()))).expect("the frame is sent");
+    }
+
+    /// The next frame.
+    pub fn next(&mut self) -> Value {
+        match block_on(self.read()) {
+            Ok(frame) => frame,
+            Err(closed) => panic!("closed instead of a frame: {closed:?}"),
+        }
+    }
+
+    /// The next toast; other frames are passed over.
+    pub fn toast(&mut self) -> Value {
+        loop {
+            let frame = self.next();
+            if frame["type"] == "toast" {
+                return frame;
+            }
+        }
+    }
+
+    /// The next frame, or how it ended. Answers pings.
+    pub async fn read(&mut self) -> Result<Value, Closed> {
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("a frame in time");
+            match message {
+                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("a frame is JSON")),
+                Some(Ok(Message::Close(frame))) => {
+                    let code = frame.as_ref().map(|frame| frame.code.into());
+                    return Err(Closed {
+                        code,
+                        reason: frame.map(|frame| frame.reason.to_string()).unwrap_or_default(),
+                    });
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(Closed { code: None, reason: String::new() }),
+            }
+        }
+    }
+
+    /// Frames until it ended, and how.
+    pub fn until_closed(&mut self) -> (Vec<Value>, Closed) {
+        let mut frames = Vec::new();
+        loop {
+            match block_on(self.read()) {
+                Ok(frame) => frames.push(frame),
+                Err(closed) => return (frames, closed),
+            }
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Toasts: told once, after the commit, to whom they concern; missed ones come again, and what is read stays read.
+
+use crate::harness::{
+    Api, DEADLINE, Program, Session, Value, eventually, json,
+    program::Builder,
+    toasts::{Closed, Refused, Subscriber},
+};
+
+const TENANT: &str = "installationId=tenant-1";
+
+fn held() -> Builder {
+    Program::builder().set("window.min_samples", 5).set("recovery.cooldown_s", 1800)
+}
+
+fn flip(api: &Api, workspace: &str, verb: &str) {
+    let why = json!({"actor": "ada", "reason": "drill"});
+    api.post(&format!("/acp/workspaces/{workspace}/{verb}"), why).expect(200);
+}
+
+/// So many flips there and back: one toast each.
+fn flips(api: &Api, workspace: &str, count: usize) {
+    for _ in 0..count {
+        let route = api.get(&format!("/acp/workspaces/{workspace}/protocol?{TENANT}")).expect(200);
+        flip(api, workspace, if route["route"] == "acp" { "rollback" } else { "restore" });
+    }
+}
+
+fn notes(session: &Session, kind: &str) -> Vec<Value> {
+    session.transcript().into_iter().filter(|entry| entry["eventType"] == kind).collect()
+}
+
+fn inbox(api: &Api, query: &str) -> Value {
+    api.get(&format!("/acp/notifications?{query}")).expect(200)
+}
+
+#[test]
+fn fr_007_a_rollback_and_its_end_are_told_to_the_workspace_and_to_nobody_else() {
+    let program = held().start();
+    let session = program.api.open("ws");
+    let mut ours = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=ws"));
+    let mut tenants = Subscriber::of(&program.api, TENANT);
+    let mut of_session = Subscriber::of(&program.api, &format!("sessionId={}", session.id));
+    let mut others = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=other"));
+    let mut strangers = Subscriber::of(&program.api, "installationId=tenant-2");
+    flip(&program.api, "ws", "rollback");
+    let toast = ours.toast();
+    assert_eq!(toast["title"], "Automation update", "{toast}");
+    assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("error"), &json!("manualOperator")), "{toast}");
+    assert_eq!((&toast["workspaceId"], &toast["autoDismissMs"]), (&json!("ws"), &json!(10_000)), "{toast}");
+    assert!(toast["body"].as_str().unwrap().contains("HTTP fallback"), "{toast}");
+    flip(&program.api, "ws", "restore");
+    let end = ours.toast();
+    assert_eq!((&end["severity"], &end["seq"]), (&json!("info"), &json!(2)), "{end}");
+    for reader in [&mut tenants, &mut of_session] {
+        assert_eq!([reader.toast(), reader.toast()], [toast.clone(), end.clone()]);
+    }
+    // A toast of their own is the first that they get.
+    program.api.open("other");
+    flip(&program.api, "other", "rollback");
+    assert_eq!(others.toast()["workspaceId"], "other");
+    let elsewhere = json!({"workspaceId": "ws", "installationId": "tenant-2"});
+    program.api.open_with(elsewhere);
+    let why = json!({"actor": "ada", "reason": "drill"});
+    program.api.post("/acp/workspaces/ws/rollback?installationId=tenant-2", why).expect(200);
+    assert_eq!(strangers.toast()["seq"], 1, "each tenant has a sequence of its own");
+    let noted = notes(&session, "rollback");
+    assert_eq!(noted.len(), 2, "{noted:?}");
+    assert_eq!(noted[0]["payload"]["summary"], toast["body"], "the note says what the toast says");
+    let migrations = program.api.get("/acp/audit/migrations?workspaceId=ws&installationId=tenant-1").expect(200);
+    assert_eq!(migrations["items"][1]["migrationId"], toast["causeId"], "{migrations}");
+}
+
+#[test]
+fn what_was_missed_comes_again_in_order_and_then_what_comes() {
+    let program = held().start();
+    program.api.open("ws");
+    let mut first = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let welcome = first.hello(json!({}));
+    assert_eq!((&welcome["cursor"], &welcome["head"]), (&json!(0), &json!(0)), "{welcome}");
+    flips(&program.api, "ws", 3);
+    let seen: Vec<_> = (0..3).map(|_| first.toast()).collect();
+    drop(first);
+    flips(&program.api, "ws", 2);
+    // Half of what was seen is asked for again, as by somebody who had not written it down.
+    let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let hello = json!({"epoch": welcome["epoch"], "cursor": 1});
+    let back = again.hello(hello);
+    assert_eq!((&back["cursor"], &back["head"], &back["unread"]), (&json!(1), &json!(5), &json!(5)), "{back}");
+    flips(&program.api, "ws", 2);
+    let missed: Vec<_> = (0..6).map(|_| again.toast()).collect();
+    assert_eq!(missed[..2], seen[1..], "the same toasts under the same ids");
+    let seqs: Vec<_> = missed.iter().map(|toast| toast["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, [2, 3, 4, 5, 6, 7]);
+    again.say(&json!({"type": "ping"}));
+    assert_eq!(again.next(), json!({"type": "pong", "cursor": 7}));
+    assert!(program.metrics().sum("lumilink_toasts_replayed_total", &[]) >= 4.0);
+}
+
+#[test]
+fn a_cursor_of_another_database_or_after_the_newest_toast_is_reset_and_never_gone_on_from() {
+    let program = held().start();
+    program.api.open("ws");
+    flips(&program.api, "ws", 3);
+    let mut probe = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let epoch = probe.hello(json!({}))["epoch"].clone();
+    for (hello, reason) in [
+        (json!({"epoch": "another", "cursor": 1}), "otherEpoch"),
+        (json!({"cursor": 1}), "otherEpoch"),
+        (json!({"epoch": epoch, "cursor": 4}), "ahead"),
+    ] {
+        let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+        let welcome = subscriber.hello(hello);
+        assert_eq!(welcome["cursor"], 3, "{welcome}");
+        let reset = subscriber.next();
+        assert_eq!(
+            (&reset["type"], &reset["reason"], &reset["cursor"]),
+            (&json!("reset"), &json!(reason), &json!(3))
+        );
+        assert!(program.metrics().sum("lumilink_toast_resets_total", &[("reason", reason)]) > 0.0);
+    }
+}
+
+#[test]
+fn the_inbox_lists_counts_and_remembers_who_has_read_what() {
+    let program = held().start();
+    program.api.open("ws");
+    flips(&program.api, "ws", 4);
+    let all = inbox(&program.api, TENANT);
+    let seqs = |page: &Value| {
+        page["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["toast"]["seq"].as_u64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((seqs(&all), &all["unread"], &all["head"]), (vec![4, 3, 2, 1], &json!(4), &json!(4)), "{all}");
+    let id = all["items"][1]["toast"]["id"].as_str().unwrap().to_owned();
+    let ack = |body: Value| program.api.post(&format!("/acp/notifications/{id}/ack"), body);
+    // For one user, then for everyone.
+    let ann = json!({"installationId": "tenant-1", "userId": "ann"});
+    assert_eq!(ack(ann.clone()).expect(200)["unread"], 3);
+    assert_eq!(ack(ann).expect(200)["unread"], 3, "again changes nothing");
+    let of_ann = inbox(&program.api, &format!("{TENANT}&userId=ann&unreadOnly=true"));
+    assert_eq!((seqs(&of_ann), &of_ann["unread"]), (vec![4, 2, 1], &json!(3)), "{of_ann}");
+    assert_eq!(inbox(&program.api, &format!("{TENANT}&userId=bob"))["unread"], 4);
+    assert_eq!(ack(json!({"installationId": "tenant-1"})).expect(200)["unread"], 3);
+    assert_eq!(inbox(&program.api, &format!("{TENANT}&userId=bob"))["items"][1]["read"], true);
+    ack(json!({"installationId": "tenant-2"})).problem(404, "not_found");
+    ack(json!({"installationid": "tenant-1"})).problem(400, "invalid_request");
+    program.api.post("/acp/notifications/no-id/ack", json!({"installationId": "tenant-1"})).problem(404, "not_found");
+    let first = inbox(&program.api, &format!("{TENANT}&limit=3"));
+    let cursor = first["nextCursor"].as_str().unwrap();
+    let second = inbox(&program.api, &format!("{TENANT}&limit=3&cursor={cursor}"));
+    assert_eq!((seqs(&first), seqs(&second)), (vec![4, 3, 2], vec![1]));
+    // Over the WebSocket too.
+    let mut subscriber = Subscriber::open(&program.api.base(), &format!("{TENANT}&userId=bob"), &[]).unwrap();
+    assert_eq!(subscriber.hello(json!({}))["unread"], 3);
+    let id = &all["items"][0]["toast"]["id"];
+    subscriber.say(&json!({"type": "ack", "id": id}));
+    assert_eq!(subscriber.next(), json!({"type": "ack", "id": id, "found": true, "unread": 2}));
+    subscriber.say(&json!({"type": "ack", "id": "01890a5d-ac96-774b-bcce-b302099a8057"}));
+    assert_eq!(subscriber.next()["found"], false);
+}
+
+#[test]
+fn a_page_gets_in_with_a_ticket_once_and_nobody_without_a_right() {
+    let program = held().token("a-token-that-is-long-enough").start();
+    let base = program.api.base();
+    let open = |query: &str, headers: &[(&str, &str)]| Subscriber::open(&base, query, headers);
+    let status = |refused: Result<Subscriber, Refused>| refused.err().map_or(101, |refused| refused.status);
+    assert_eq!(status(open(TENANT, &[])), 401);
+    assert_eq!(status(open(TENANT, &[("authorization", "Bearer wrong")])), 401);
+    assert_eq!(status(open(&format!("{TENANT}&ticket=wrong"), &[])), 401);
+    assert_eq!(status(open(&format!("{TENANT}&token=a-token-that-is-long-enough"), &[])), 401);
+    let bearer = [("authorization", "Bearer a-token-that-is-long-enough")];
+    assert_eq!(status(open(TENANT, &[bearer[0], ("origin", "https://evil.example")])), 403);
+    assert_eq!(status(open("", &bearer)), 400);
+    assert_eq!(status(open("installationId=tenant-1&workspaceid=ws", &bearer)), 400, "a misspelt limit is no limit");
+    assert_eq!(status(open("sessionId=01890a5d-ac96-774b-bcce-b302099a8057", &bearer)), 404);
+    open(TENANT, &bearer).unwrap().hello(json!({}));
+
+    let scope = json!({"installationId": "tenant-1", "workspaceId": "ws"});
+    let ticket = |body: &Value| {
+        let ticket = program.api.post("/acp/notifications/ticket", body.clone()).expect(201);
+        ticket["ticket"].as_str().unwrap().to_owned()
+    };
+    let one = ticket(&scope);
+    open(&format!("ticket={one}"), &[]).unwrap().hello(json!({}));
+    assert_eq!(status(open(&format!("ticket={one}"), &[])), 401, "once");
+    let other = ticket(&scope);
+    assert_eq!(status(open(&format!("installationId=tenant-2&ticket={other}"), &[])), 401, "only what it is for");
+    let two = format!("lumilink.notifications.v1, lumilink.ticket.{}", ticket(&scope));
+    let subscriber = open("", &[("sec-websocket-protocol", &two)]).unwrap();
+    assert_eq!(subscriber.protocol.as_deref(), Some("lumilink.notifications.v1"));
+    // As base64url: a-token-that-is-long-enough.
+    let token = "lumilink.notifications.v1, lumilink.bearer.YS10b2tlbi10aGF0LWlzLWxvbmctZW5vdWdo";
+    open(TENANT, &[("sec-websocket-protocol", token)]).unwrap().hello(json!({}));
+    assert!(!program.log().contains(&one), "a ticket is in no log");
+}
+
+#[test]
+fn a_ticket_is_too_old_after_its_time_and_a_socket_that_it_opened_ends_with_its_right() {
+    let program = held().set("notifications.ticket_ttl_s", 1).set("notifications.ticket_session_s", 1).start();
+    let ticket = || {
+        let ticket = program.api.post("/acp/notifications/ticket", json!({"installationId": "tenant-1"})).expect(201);
+        format!("ticket={}", ticket["ticket"].as_str().unwrap())
+    };
+    let mut subscriber = Subscriber::open(&program.api.base(), &ticket(), &[]).unwrap();
+    subscriber.hello(json!({}));
+    let old = ticket();
+    let (frames, closed) = subscriber.until_closed();
+    assert_eq!(
+        (closed.code, &frames[0]["type"], &frames[0]["code"]),
+        (Some(4001), &json!("bye"), &json!(4001)),
+        "{frames:?}"
+    );
+    let refused = Subscriber::open(&program.api.base(), &old, &[]).err().unwrap();
+    assert_eq!((refused.status, &refused.problem["code"]), (401, &json!("unauthorized")), "{refused:?}");
+    assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "expired")]), 1.0);
+}
+
+#[test]
+fn what_is_no_frame_closes_the_socket_and_says_why() {
+    let program = held().start();
+    let base = program.api.base();
+    let long = json!({"type": "hello", "epoch": "x".repeat(5000)}).to_string();
+    for (text, says) in [
+        ("nonsense", "not a frame"),
+        (r#"{"type":"toast"}"#, "not a frame"),
+        (r#"{"type":"ping"}"#, "say hello first"),
+        (r#"{"type":"hello","version":2}"#, "version 1"),
+        (long.as_str(), "4096 bytes"),
+    ] {
+        let mut subscriber = Subscriber::open(&base, TENANT, &[]).unwrap();
+        subscriber.say_text(text);
+        let (frames, closed) = subscriber.until_closed();
+        assert_eq!(closed.code, Some(1008), "{text:.60}: {closed:?}");
+        assert!(closed.reason.contains(says), "{text:.60}: {closed:?}");
+        assert!(frames.iter().all(|frame| frame["type"] == "bye"), "{frames:?}");
+    }
+    let mut twice = Subscriber::of(&program.api, TENANT);
+    twice.say(&json!({"type": "hello"}));
+    assert_eq!(twice.until_closed().1, Closed { code: Some(1008), reason: "hello is said once".into() });
+    assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "badFrame")]), 6.0);
+    eventually("nobody is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
+}
+
+#[test]
+fn a_drain_says_goodbye_and_the_next_start_goes_on_with_the_cursor() {
+    let mut program = held().start();
+    program.api.open("ws");
+    let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let epoch = subscriber.hello(json!({}))["epoch"].clone();
+    flips(&program.api, "ws", 1);
+    let seen = subscriber.toast();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    let (frames, closed) = subscriber.until_closed();
+    assert_eq!(closed.code, Some(1001), "{closed:?}");
+    assert_eq!((&frames[0]["type"], &frames[0]["cursor"]), (&json!("bye"), &seen["seq"]), "{frames:?}");
+    program.start_supervisor_again();
+    flips(&program.api, "ws", 1);
+    let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let welcome = again.hello(json!({"epoch": epoch, "cursor": frames[0]["cursor"]}));
+    assert_eq!(welcome["epoch"], epoch, "the epoch names the database");
+    assert!(again.next()["seq"].as_u64().unwrap() > seen["seq"].as_u64().unwrap());
+}
+
+#[test]
+fn fr_010_operators_are_told_of_seats_that_run_out_and_tenants_are_not() {
+    let program = Program::builder()
+        .set("capacity.max_sessions", 4)
+        .set("capacity.warn_bp", 5000)
+        .set("capacity.critical_bp", 10_000)
+        .set("capacity.resolve_bp", 4000)
+        .set("capacity.resolve_after_s", 0)
+        .start();
+    let mut operators = Subscriber::of(&program.api, "stream=operators");
+    let mut tenant = Subscriber::of(&program.api, TENANT);
+    let sessions: Vec<_> = (0..2).map(|n| program.api.open(&format!("ws-{n}"))).collect();
+    let warned = operators.toast();
+    assert_eq!((&warned["severity"], &warned["trigger"]), (&json!("warning"), &json!("capacity")), "{warned}");
+    assert_eq!(warned["workspaceId"], Value::Null, "{warned}");
+    assert!(warned["body"].as_str().unwrap().contains("2 of 4"), "{warned}");
+    for session in sessions {
+        program.api.post("/acp/session/close", json!({"sessionId": session.id})).expect(200);
+    }
+    assert_eq!(operators.toast()["severity"], "info");
+    program.api.open("ws");
+    flip(&program.api, "ws", "rollback");
+    assert_eq!(tenant.toast()["trigger"], "manualOperator", "the first that the tenant hears");
+    let alerts = program.api.get("/acp/audit/capacity-alerts").expect(200);
+    assert_eq!(alerts["items"].as_array().unwrap().last().unwrap()["eventId"], warned["causeId"], "{alerts}");
+    let asked = Subscriber::open(&program.api.base(), &format!("stream=operators&{TENANT}"), &[]).err().unwrap();
+    assert_eq!(asked.status, 400);
+}
+
+#[test]
+fn a_session_that_fails_for_good_is_told_of_once_with_a_note() {
+    let program = Program::builder().set("supervision.max_restarts", 1).set("window.min_samples", 1000).start();
+    let session = program.api.open_on_acp("ws");
+    let mut of_user = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=ws"));
+    while session.state()["state"] != "failed" {
+        session.prompt("crash");
+    }
+    let toast = of_user.toast();
+    assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("error"), &json!("sessionFailed")), "{toast}");
+    let suffix = &session.id[session.id.len() - 6..];
+    assert_eq!(toast["sessionSuffix"], suffix, "{toast}");
+    let noted: Vec<_> =
+        notes(&session, "info").into_iter().filter(|note| note["payload"]["summary"] == toast["body"]).collect();
+    assert_eq!(noted.len(), 1, "{noted:?}");
+    assert_eq!(inbox(&program.api, TENANT)["unread"], 1, "and nothing else was told");
+}
+
+#[test]
+fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
+    let program = held().start();
+    let session = program.api.open("ws");
+    let mut watcher = Subscriber::open(&program.api.base(), &format!("{TENANT}&workspaceId=ws"), &[]).unwrap();
+    watcher.hello(json!({"telemetry": true}));
+    let mut reader = Subscriber::of(&program.api, TENANT);
+    // The hub counts its watchers once they are entered; what comes before that is not theirs.
+    let running = crate::harness::wait_for(crate::harness::DEADLINE, "telemetry of a running turn", || {
+        session.completes("echo hello");
+        watcher.say(&json!({"type": "ping"}));
+        let mut frames = Vec::new();
+        loop {
+            let frame = watcher.next();
+            if frame["type"] == "pong" {
+                break;
+            }
+            frames.push(frame);
+        }
+        frames.into_iter().find(|frame| frame["state"] == "running")
+    });
+    assert_eq!((&running["type"], &running["connection"]), (&json!("telemetry"), &json!("connected")), "{running}");
+    assert_eq!((&running["workspaceId"], &running["sessionId"]), (&json!("ws"), &json!(session.id)), "{running}");
+    assert!(running["promptId"].is_string(), "{running}");
+    flip(&program.api, "ws", "rollback");
+    assert_eq!(reader.next()["type"], "toast", "who did not ask gets none");
+}
