@@ -340,3 +340,12 @@ fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
     flip(&program.api, "ws", "rollback");
     assert_eq!(reader.next()["type"], "toast", "who did not ask gets none");
 }
+
+#[test]
+fn a_subscriber_that_does_not_read_its_goodbye_does_not_hold_up_the_end() {
+    let mut program = held().start();
+    let silent = Subscriber::of(&program.api, TENANT);
+    let unwelcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    drop((silent, unwelcome));
+}
