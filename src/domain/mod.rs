@@ -9,6 +9,7 @@ pub mod clock;
 pub mod connection;
 pub mod context;
 pub mod delivery;
+pub mod eta;
 pub mod event;
 pub mod explain;
 pub mod fallback;

@@ -9,14 +9,25 @@ use super::{
     ids::SessionId,
     outcome::ErrorCode,
     redaction::Redacted,
+    repository_pattern::RepositoryName,
     routing::{Flip, FlipTrigger, Route},
-    text::plain,
-    toast::{MAX_BODY_CHARS, Notice, Severity, Trigger, session_suffix},
+    skip::{SkipDetail, SkipReason},
+    text::{one_line, plain},
+    toast::{MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix},
 };
 
+/// Characters of a repository's name in a toast, so that the reason behind it is never cut; a note has it whole.
+const REPOSITORY_CHARS: usize = 32;
+
 fn notice(severity: Severity, trigger: Trigger, text: &str) -> Notice {
-    // Redacted first: a secret that was cut in the middle would not be known as one.
-    Notice { severity, trigger, body: Redacted::new(text).map(|text| plain(text, MAX_BODY_CHARS)) }
+    Notice { severity, trigger, body: shown(text, MAX_BODY_CHARS) }
+}
+
+/// A text as people get it. Redacted before it is cut: a secret that was cut in the middle would not be known as one. And
+/// before and after it was made one line, which can both part a secret and put one together.
+fn shown(text: &str, max_chars: usize) -> Redacted {
+    let line = one_line(Redacted::new(text).as_str());
+    Redacted::new(&line).map(|line| plain(line, max_chars))
 }
 
 /// A workspace's route was flipped.
@@ -110,35 +121,97 @@ pub fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
     notice(Severity::Error, Trigger::HandshakeFailed, &text)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{
-        routing::Wish,
-        success_window::{WindowFigures, WindowState},
-    };
+/// Automation was left out. `repository` is the session's, in any form; one that cannot be read is not shown.
+pub fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> Notice {
+    let (why, _) = texts_of_skip(reason, detail);
+    let text = skipped(why, repository, REPOSITORY_CHARS);
+    notice(Severity::Warning, Trigger::AutomationSkipped, &text)
+}
 
-    #[test]
-    fn every_text_fits_and_a_rollback_names_the_fallback() {
-        for to in Route::ALL {
-            for trigger in FlipTrigger::ALL {
-                for figures in [None, Some((u64::MAX, u64::MAX / 3))] {
-                    let figures = figures.map(|(samples, failures)| WindowFigures {
-                        state: WindowState::Breached,
-                        samples,
-                        failures,
-                        length_seconds: 3600,
-                    });
-                    let from = if to == Route::Acp { Route::Http } else { Route::Acp };
-                    let wish = Wish::of_system("x");
-                    let flip = Flip { from, to, epoch: 1, trigger, wish, figures, attempt: 0 };
-                    let told = of_flip(&flip);
-                    let text = told.body.as_str();
-                    assert!((1..=MAX_BODY_CHARS).contains(&text.chars().count()), "{text}");
-                    assert_eq!(text.contains("HTTP fallback"), flip.is_rollback(), "{text}");
-                    assert_eq!(told.severity == Severity::Error, flip.is_rollback());
-                }
-            }
+/// What the transcript says beside [`of_skip`]: the same, and what to do about it. 1 to [`MAX_NOTE_CHARS`] characters,
+/// without secrets, control characters and markup.
+pub fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> String {
+    let (why, what_to_do) = texts_of_skip(reason, detail);
+    let stays = if detail == Some(SkipDetail::NoChanges) { "" } else { " The changes stay in the workspace." };
+    let text = format!("{} {what_to_do}{stays}", skipped(why, repository, usize::MAX));
+    shown(&text, MAX_NOTE_CHARS).into_string()
+}
+
+fn skipped(why: &str, repository: Option<&str>, max_chars: usize) -> String {
+    match repository.and_then(RepositoryName::parse) {
+        Some(name) => format!("GitHub automation for {} was skipped: {why}.", plain(&name.to_string(), max_chars)),
+        None => format!("GitHub automation was skipped: {why}."),
+    }
+}
+
+/// Why automation was left out, and what to do about it. The detail says it where there is one.
+fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static str, &'static str) {
+    match (detail, reason) {
+        (Some(detail), _) => texts_of_detail(detail),
+        (None, SkipReason::RepoBlocked) => texts_of_detail(SkipDetail::BlockedByPattern),
+        (None, SkipReason::WorkspaceRollback) => texts_of_detail(SkipDetail::FallbackCannot),
+        (None, SkipReason::MissingCredential) => (
+            "there is nothing to sign in with",
+            "Send a githubToken with the prompt, or install the GitHub App for the repository.",
+        ),
+        (None, SkipReason::AutomationDisabled) => ("it is switched off", "An operator can switch it on."),
+        (None, SkipReason::RateLimited) => ("GitHub asks for a pause", "Prompt again in an hour."),
+        (None, SkipReason::Other) => ("it was not possible", "The diagnostics of the turn say more."),
+    }
+}
+
+fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
+    match detail {
+        SkipDetail::EnvDisabled => (
+            "it is switched off for the whole service",
+            "An operator has set GITHUB_AUTOMATION_DISABLED and can take it away.",
+        ),
+        SkipDetail::ConfigDisabled => {
+            ("it is switched off in the configuration", "An operator can switch it on there.")
+        }
+        SkipDetail::GitopsOff => (
+            "this session was opened without git",
+            "For pull requests open a session of mode development with enableGitOps. This is said once in a session.",
+        ),
+        SkipDetail::CallerSkip => (
+            "the prompt asked for none",
+            "For a pull request send automation.mode github with the prompt. This is said once in a session.",
+        ),
+        SkipDetail::MissingRepository => (
+            "the session has no repository on GitHub",
+            "Open a session with a repository of GitHub, such as owner/name.",
+        ),
+        SkipDetail::NoChanges => (
+            "the turn changed nothing",
+            "Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.",
+        ),
+        SkipDetail::NothingStaged => {
+            ("all that changed is ignored by git", "Look at .gitignore, and at which files the turn wrote.")
+        }
+        SkipDetail::BlockedByPattern => (
+            "the repository is blocked",
+            "A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them.",
+        ),
+        SkipDetail::NoInstallation => (
+            "the GitHub App is not installed there",
+            "Install it for the repository, or send a githubToken with the prompt.",
+        ),
+        SkipDetail::TokenRefused => (
+            "GitHub refused the token",
+            "Send one that is valid and may write contents, issues and pull requests of the repository.",
+        ),
+        SkipDetail::PrimaryLimit => {
+            ("GitHub's hourly quota is used up", "It is filled up again within the hour; prompt again then.")
+        }
+        SkipDetail::SecondaryLimit => {
+            ("GitHub asks us to slow down", "Prompt again in some minutes, with fewer turns at a time.")
+        }
+        SkipDetail::FallbackCannot => {
+            ("the HTTP fallback cannot automate here", "Prompt again once the workspace is back on ACP.")
         }
     }
 }
+
+#[cfg(test)]
+#[path = "notice_tests.rs"]
+mod tests;

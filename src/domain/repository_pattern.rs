@@ -1,4 +1,8 @@
-//! Patterns of repositories: `owner/name`, where `*` stands for any characters.
+//! Names of repositories on GitHub, and patterns of them: `owner/name`, where `*` stands for any characters.
+
+use std::fmt;
+
+use url::Url;
 
 /// Patterns that one tenant may have.
 pub const MAX_PATTERNS: usize = 1000;
@@ -8,15 +12,75 @@ const MAX_PART: usize = 100;
 /// Whether text is a pattern: two parts of `A-Z a-z 0-9 . _ - *`, each of 1 to 100 characters, with one slash between
 /// them.
 pub fn is_pattern(text: &str) -> bool {
-    let is_part = |part: &str| {
-        let fits = (1..=MAX_PART).contains(&part.len()) && part != "." && part != "..";
-        fits && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-*".contains(&byte))
-    };
-    text.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+    text.split_once('/').is_some_and(|(owner, name)| is_part(owner, b"._-*") && is_part(name, b"._-*"))
+}
+
+fn is_part(part: &str, beside_letters: &[u8]) -> bool {
+    let fits = (1..=MAX_PART).contains(&part.len()) && part != "." && part != "..";
+    fits && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || beside_letters.contains(&byte))
+}
+
+/// Which repository it is: `owner/name`, at most 201 characters of `A-Z a-z 0-9 . _ -`, so it may be shown as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryName {
+    owner: String,
+    name: String,
+}
+
+impl fmt::Display for RepositoryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)
+    }
+}
+
+impl RepositoryName {
+    /// Reads `owner/name`, `https://host/owner/name`, `ssh://git@host/owner/name` or `git@host:owner/name`, each with or
+    /// without `.git` or a slash at its end, whatever the host. `None` for anything else: GitHub has no repository under
+    /// such a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let url;
+        let path = if text.contains("://") {
+            url = Url::parse(text).ok()?;
+            url.path().strip_prefix('/')?
+        } else {
+            text.strip_prefix("git@").and_then(|rest| rest.split_once(':')).map_or(text, |(_, path)| path)
+        };
+        let (owner, name) = path.strip_suffix('/').unwrap_or(path).split_once('/')?;
+        let bare = name.len().checked_sub(4).and_then(|at| name.split_at_checked(at));
+        let name = bare.filter(|(_, end)| end.eq_ignore_ascii_case(".git")).map_or(name, |(name, _)| name);
+        let is_name = is_part(owner, b"._-") && is_part(name, b"._-");
+        is_name.then(|| Self { owner: owner.to_owned(), name: name.to_owned() })
+    }
+
+    /// Whether a pattern means it. As GitHub takes names, large and small letters are the same; `*` stands for any
+    /// characters, also none, of one part. What is no pattern means nothing. In linear time, whatever the pattern.
+    pub fn matches(&self, pattern: &str) -> bool {
+        let parts = pattern.split_once('/').filter(|_| is_pattern(pattern));
+        parts.is_some_and(|(owner, name)| part_matches(owner, &self.owner) && part_matches(name, &self.name))
+    }
+}
+
+/// Pieces between stars are found from left to right, each at its first place: no place to the right would leave more
+/// room for what follows, so nothing is tried twice.
+fn part_matches(pattern: &str, part: &str) -> bool {
+    let (pattern, part) = (pattern.to_ascii_lowercase(), part.to_ascii_lowercase());
+    let mut pieces = pattern.split('*');
+    let first = pieces.next().unwrap_or_default();
+    let Some(mut rest) = part.strip_prefix(first) else { return false };
+    let Some(last) = pieces.next_back() else { return rest.is_empty() };
+    for piece in pieces {
+        match rest.split_once(piece) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -37,6 +101,87 @@ mod tests {
             &format!("a/{}", "b".repeat(101)),
         ] {
             assert!(!is_pattern(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_read_from_every_form_of_an_address() {
+        for text in [
+            "octo/hello",
+            "octo/hello.git",
+            "https://github.com/octo/hello",
+            "https://github.com/octo/hello.git",
+            "https://github.com/octo/hello/",
+            "https://x:secret@github.com/octo/hello.GIT",
+            "http://127.0.0.1:3000/octo/hello.git",
+            "ssh://git@github.com/octo/hello.git",
+            "git@github.com:octo/hello.git",
+        ] {
+            assert_eq!(RepositoryName::parse(text).map(|it| it.to_string()).as_deref(), Some("octo/hello"), "{text}");
+        }
+        for text in [
+            "",
+            "octo",
+            "octo/",
+            "/hello",
+            "a/b/c",
+            "octo/..",
+            "octo/.git",
+            "o/h<b>",
+            "https://github.com/octo",
+            "o/*",
+        ] {
+            assert_eq!(RepositoryName::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_means_what_it_says() {
+        let is_meant = |pattern: &str, name: &str| RepositoryName::parse(name).unwrap().matches(pattern);
+        for (pattern, name) in [
+            ("octo/hello", "Octo/HELLO"),
+            ("OCTO/*", "octo/hello"),
+            ("*/secret-*", "anyone/secret-"),
+            ("*/*", "a/b"),
+            ("o*o/h*l*o", "octo/hello"),
+            ("octo/*.js", "octo/a.js.js"),
+            ("octo/**", "octo/x"),
+            ("octo/a*a", "octo/aa"),
+        ] {
+            assert!(is_meant(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("octo/hello", "octo/hello2"),
+            ("octo/*", "octocat/hello"),
+            ("*", "octo/hello"),
+            ("*/secret-*", "a/my-secret-x"),
+            ("octo/a*a", "octo/a"),
+            ("octo/*ab*ba", "octo/aba"),
+            ("octo/h.llo", "octo/hello"),
+            ("", "octo/hello"),
+        ] {
+            assert!(!is_meant(pattern, name), "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn the_worst_pattern_costs_no_more_than_its_length() {
+        let name = RepositoryName::parse(&format!("o/{}b", "a".repeat(99))).unwrap();
+        let pattern = format!("o/{}c", "a*".repeat(49));
+        assert!((0..10_000).all(|_| !name.matches(&pattern)), "ten thousand of them take no time");
+    }
+
+    fn meant_by_regex(pattern: &str, name: &str) -> bool {
+        let inner = regex::escape(pattern).replace(r"\*", "[^/]*");
+        regex::Regex::new(&format!("(?i)^{inner}$")).unwrap().is_match(name)
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_mean_what_a_regular_expression_says(pattern in "[abA*.]{1,8}/[abA*.]{1,8}", name in "[abB.]{1,8}/[abB.]{1,8}") {
+            prop_assume!(is_pattern(&pattern));
+            let Some(read) = RepositoryName::parse(&name) else { return Ok(()) };
+            prop_assert_eq!(read.matches(&pattern), meant_by_regex(&pattern, &name));
         }
     }
 }

@@ -78,7 +78,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
     Some(match outside {
         "serde" | "serde_json" | "thiserror" => From(0),
         "agent_client_protocol_schema" => Only(&["acp/schema.rs"]),
-        "uuid" | "time" | "regex" | "base64" | "url" | "sha2" => From(1),
+        "uuid" | "time" | "regex" | "base64" | "url" | "sha2" | "unicode_segmentation" => From(1),
         "tracing" | "secrecy" | "subtle" | "bytes" | "futures_util" | "utoipa" => From(2),
         "figment" | "toml" => Only(&["config/"]),
         "prometheus" => Only(&["telemetry/"]),
