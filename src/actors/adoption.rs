@@ -95,6 +95,7 @@ pub async fn results_of_interrupted(
             },
             rollback: ResultRollback::default(),
             context_injected: false,
+            automation: None,
         };
         let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
         let outcome = TurnOutcome::Failed(interrupted);

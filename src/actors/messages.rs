@@ -22,6 +22,7 @@ use crate::{
         outcome::Failure,
         prompt::Prompt,
         routing::{Route, Routing, Wish},
+        skip::WantedMode,
         success_window::WindowFigures,
         toast::{Scope, Stream},
         turn::TurnState,
@@ -39,6 +40,8 @@ pub struct RunPrompt {
     pub prompt_id: PromptId,
     /// What is asked.
     pub prompt: Prompt,
+    /// What is to become of its changes.
+    pub wanted: WantedMode,
     /// Key and hash of the body, where the caller gave a key.
     pub idempotency: Option<Idempotency>,
     /// Whether an earlier try may have been written down by an actor that died before it answered.

@@ -27,6 +27,7 @@ pub mod session_end;
 pub mod session_index;
 pub mod session_shared;
 pub mod session_telemetry;
+pub mod skip_record;
 pub mod storm;
 pub mod success_window;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{session_index::SessionIndex, session_telemetry::TelemetryFeed, storm::Storm};
 use crate::{
-    config::Config,
+    config::{Config, settings::Github},
     domain::{
         clock::Clock,
         permission::PermissionPolicy,
@@ -91,6 +91,8 @@ pub struct SessionSettings {
     pub window: WindowRules,
     /// How a workspace comes back to it.
     pub recovery: RecoveryRules,
+    /// What is to become of an agent's changes.
+    pub github: Github,
     /// Events held per session.
     pub replay_events: usize,
     /// Bytes of them.
@@ -117,6 +119,7 @@ impl SessionSettings {
             },
             window: config.window.rules(),
             recovery: config.recovery.rules(),
+            github: config.github.clone(),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
             // A quarter of what the runtime keeps: the agent never waits for us unless the disk is slow.

@@ -32,6 +32,7 @@ use crate::{
         permission::PermissionPolicy,
         prompt::Prompt,
         routing::Route,
+        skip::WantedMode,
         turn::{Severity, TurnState},
     },
     store::{
@@ -159,6 +160,7 @@ impl Stage {
             let message = RunPrompt {
                 prompt_id,
                 prompt: Prompt::parse(&raw).unwrap(),
+                wanted: WantedMode::default(),
                 idempotency: key.map(|key| Idempotency { key: key.into(), body_hash: "h".into() }),
                 again,
                 span: tracing::Span::none(),

@@ -44,7 +44,8 @@ fn to_session(spec: &SessionSpec) -> Addressee {
     Addressee::Session(spec.workspace.clone(), spec.session_id)
 }
 
-fn telling(to: Addressee, notice: Notice, cause: impl std::fmt::Display, note: TranscriptEntry) -> Telling {
+/// Both in one; `cause` is told once.
+pub fn telling(to: Addressee, notice: Notice, cause: impl std::fmt::Display, note: TranscriptEntry) -> Telling {
     Telling { toast: NewToast::new(Uuid::now_v7(), to, notice, cause), note }
 }
 

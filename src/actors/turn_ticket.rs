@@ -5,9 +5,18 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 
-use super::{messages::TurnEnded, parts::Parts, route_gate::RouteGate, session_shared::SessionShared};
+use super::{
+    messages::TurnEnded,
+    parts::Parts,
+    route_gate::RouteGate,
+    session_shared::SessionShared,
+    skip_record::{self, SkipRecord},
+};
 use crate::{
-    contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
+    contract::{
+        automation::GithubAutomation,
+        result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
+    },
     domain::{
         clock::Timestamp,
         event::EventKind,
@@ -17,9 +26,10 @@ use crate::{
         redaction::Redacted,
         routing::Route,
         sampling::sample_of,
+        skip::{Automation, SkipDetail, WantedMode},
         success_window::bucket_start,
         transcript::{TranscriptBuilder, TranscriptEntry},
-        turn::{Severity, TurnOutcome, TurnProgress},
+        turn::{Severity, TurnOutcome, TurnProgress, TurnState},
         turn_route::{TurnReport, TurnRoute},
     },
     store::{EndSlot, OutcomeCount, TurnEnd},
@@ -45,6 +55,8 @@ struct Begun {
     transcript: TranscriptBuilder,
     entries: Vec<TranscriptEntry>,
     context_injected: bool,
+    /// What is to become of its changes.
+    automation: (WantedMode, Automation),
     counted: bool,
     span: tracing::Span,
     /// From the moment at which the agent got the prompt.
@@ -83,6 +95,7 @@ impl TurnTicket {
             transcript: TranscriptBuilder::default(),
             entries: Vec::new(),
             context_injected: false,
+            automation: (WantedMode::Github, Automation::Nothing),
             counted: false,
             span,
             prompt_span: None,
@@ -93,6 +106,13 @@ impl TurnTicket {
     /// Where to say why the ticket will be dropped, for a holder that has given it away.
     pub fn when_dropped(&self) -> WhenDropped {
         self.0.as_ref().map(|begun| begun.when_dropped.clone()).unwrap_or_default()
+    }
+
+    /// Notes what is to become of its changes.
+    pub fn automate(&mut self, wanted: WantedMode, automation: Automation) {
+        if let Some(begun) = &mut self.0 {
+            begun.automation = (wanted, automation);
+        }
     }
 
     /// Notes that the turn is on disk; from here on it counts.
@@ -260,7 +280,9 @@ impl Begun {
                 &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
             ));
         }
-        let result = self.result(&outcome, now).to_bounded_json();
+        let skipped = self.skipped(&outcome, now);
+        let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
+        let result = self.result(&outcome, automation, now).to_bounded_json();
         if self.counted {
             self.parts.metrics.turn_ended(self.meant, &outcome, took);
         }
@@ -286,9 +308,11 @@ impl Begun {
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
             entries: self.entries,
+            left_out: skipped.map(|skipped| (skipped.row, skipped.telling)),
             now,
         };
         let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
+        let (automated, session_id) = (self.automation, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         self.slot.end_turn(
@@ -300,6 +324,12 @@ impl Begun {
                 let event_id =
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };
+                if let (Ok(()), (_, Automation::Skip { reason, detail }), TurnState::Completed) =
+                    (&written, automated, state)
+                {
+                    let (reason, detail) = (reason.as_str(), detail.map(SkipDetail::as_str));
+                    tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation was left out");
+                }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted {
                     tell_window(report);
@@ -347,7 +377,21 @@ impl Begun {
         }
     }
 
-    fn result(&mut self, outcome: &TurnOutcome, now: Timestamp) -> ACPSessionResult {
+    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak of.
+    fn skipped(&self, outcome: &TurnOutcome, now: Timestamp) -> Option<SkipRecord> {
+        let (wanted, Automation::Skip { reason, detail }) = self.automation else { return None };
+        if !matches!(outcome, TurnOutcome::Completed(_)) {
+            return None;
+        }
+        skip_record::of(&self.shared.spec, self.prompt_id, wanted, (reason, detail), now)
+    }
+
+    fn result(
+        &mut self,
+        outcome: &TurnOutcome,
+        automation: Option<GithubAutomation>,
+        now: Timestamp,
+    ) -> ACPSessionResult {
         let spec = &self.shared.spec;
         let facts = TurnFacts {
             session_id: spec.session_id,
@@ -358,6 +402,7 @@ impl Begun {
             workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
             rollback: rollback_of(&spec.gate),
             context_injected: self.context_injected,
+            automation,
         };
         ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
     }

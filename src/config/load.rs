@@ -16,6 +16,8 @@ use super::{
     validate::validate,
 };
 
+/// Switches GitHub automation off: `1` or `true` (mission).
+const KILL_SWITCH_VARIABLE: &str = "GITHUB_AUTOMATION_DISABLED";
 /// Names the data folder where no flag does.
 const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";
 /// The data folder where nobody names one: in the current folder, so that trying it out leaves its traces
@@ -54,6 +56,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     }
     for (variable, path, value) in sources.environment.settings() {
         layers.add_text(Origin::Environment(variable.to_owned()), &path, value);
+    }
+    if sources.environment.get(KILL_SWITCH_VARIABLE).is_some_and(|value| ["1", "true"].contains(&value)) {
+        let path = ["github", "kill_switch"].map(str::to_owned);
+        layers.add_text(Origin::Environment(KILL_SWITCH_VARIABLE.into()), &path, "true");
     }
     for flag in &sources.flags {
         layers.add_text(Origin::Flag(flag.name.clone()), &flag.path(), &flag.value);

@@ -7,6 +7,7 @@ pub mod client;
 pub mod environment;
 pub mod error;
 mod fallback;
+mod github;
 mod layers;
 pub mod load;
 mod notifications;

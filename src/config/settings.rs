@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub use super::{
     fallback::{Capacity, Migration, Recovery, Retention, Window},
+    github::Github,
     notifications::Notifications,
 };
 use crate::domain::permission::PermissionPolicy;
@@ -45,6 +46,8 @@ pub struct Config {
     pub capacity: Capacity,
     /// For how long records are kept.
     pub retention: Retention,
+    /// What becomes of an agent's changes.
+    pub github: Github,
     /// How people are told.
     pub notifications: Notifications,
     /// Bounds of every queue and payload.
@@ -113,7 +116,8 @@ pub struct Workspaces {
     pub root: Option<PathBuf>,
     /// Folders under which a session may name an existing folder with `path`; none by default.
     pub allow_paths: Vec<PathBuf>,
-    /// Hosts from which repositories are cloned; `owner/name` means the first one.
+    /// Hosts, with a port where it is not the usual one, from which repositories are cloned; `owner/name` means the
+    /// first one.
     pub git_hosts: Vec<String>,
     /// How long a clone may take, in seconds.
     pub clone_timeout_s: u64,

@@ -10,7 +10,10 @@ use super::{
     settings::Agent,
     sources::{DEFAULT_AGENT, Face, sqlite_path},
 };
-use crate::domain::success_window::FULL_BP;
+use crate::domain::{
+    repository_pattern::{MAX_PATTERNS, is_pattern},
+    success_window::FULL_BP,
+};
 
 /// The smallest frame limit, in bytes: the handshake of an agent that offers many models and modes takes
 /// about 20 KiB.
@@ -46,6 +49,7 @@ pub(super) fn validate(
     check.capacity();
     check.migration();
     check.notifications();
+    check.github();
     check.log_level();
     if check.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: check.problems }) }
 }
@@ -121,8 +125,12 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         let hosts = &self.config.workspaces.git_hosts;
         self.require(!hosts.is_empty(), "workspaces.git_hosts", "must name at least one host, such as github.com");
         for (index, host) in hosts.iter().enumerate() {
-            let what = format!("{host:?} must be a host name such as github.com, without scheme and path");
-            self.require(is_host(host), format!("workspaces.git_hosts.{index}"), what);
+            let what = format!("{host:?} must be a host name such as github.com or host:port, without scheme and path");
+            let name = match host.rsplit_once(':') {
+                Some((name, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => name,
+                _ => host,
+            };
+            self.require(is_host(name), format!("workspaces.git_hosts.{index}"), what);
         }
     }
 
@@ -297,6 +305,15 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         self.require(fine, "notifications.ticket_ttl_s", "must be 1 to 300 seconds");
         let what = format!("is {session}, must be 1 to {MAX_SECONDS} seconds");
         self.require(lives, "notifications.ticket_session_s", what);
+    }
+
+    fn github(&mut self) {
+        let patterns = &self.config.github.blocked_repositories;
+        let setting = "github.blocked_repositories";
+        self.require(patterns.len() <= MAX_PATTERNS, setting, format!("must be at most {MAX_PATTERNS} patterns"));
+        for pattern in patterns {
+            self.require(is_pattern(pattern), setting, format!("{pattern:?} must be like owner/name or owner/*"));
+        }
     }
 
     fn share(&mut self, setting: &str, value: u32) {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::automation::{GITHUB_AUTOMATION_VERSION, GithubAutomation};
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId},
@@ -20,7 +21,7 @@ pub struct ACPSessionResult {
     pub usage: ResultUsage,
     /// What became of branch, issue and pull request; absent for a session without a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub github_automation: Option<super::automation::GithubAutomation>,
+    pub github_automation: Option<GithubAutomation>,
     /// Where, how and how fast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<ResultMeta>,
@@ -169,6 +170,8 @@ pub struct TurnFacts {
     pub rollback: ResultRollback,
     /// Whether the agent got the conversation so far ahead of the prompt.
     pub context_injected: bool,
+    /// What became of its changes.
+    pub automation: Option<GithubAutomation>,
 }
 
 impl ACPSessionResult {
@@ -191,13 +194,14 @@ impl ACPSessionResult {
         };
         let since = |at: Option<Timestamp>| at.map(|at| milliseconds(at.since(progress.accepted_at)));
         let usage = progress.usage;
+        let version = facts.automation.as_ref().map(|_| GITHUB_AUTOMATION_VERSION);
         Self {
+            github_automation: facts.automation,
             stop_reason,
             usage: usage.map_or_else(ResultUsage::default, |usage| ResultUsage {
                 input_tokens: usage.input_tokens,
                 output_tokens: usage.output_tokens,
             }),
-            github_automation: None,
             meta: Some(ResultMeta {
                 session_id: facts.session_id.to_string(),
                 prompt_id: facts.prompt_id.to_string(),
@@ -207,7 +211,7 @@ impl ACPSessionResult {
                 acp_stop_reason: acp_stop_reason.map(str::to_owned),
                 workspace: facts.workspace,
                 rollback: facts.rollback,
-                github_automation_version: None,
+                github_automation_version: version.map(str::to_owned),
                 error_code,
                 context_injected: facts.context_injected,
                 usage_known: usage.is_some(),

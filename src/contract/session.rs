@@ -8,6 +8,7 @@ use crate::domain::{
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
     lifecycle::SessionState,
     permission::PermissionPolicy,
+    skip::WantedMode,
     turn::TurnState,
 };
 
@@ -112,6 +113,18 @@ pub struct PromptBody {
     /// A string, or an array of ACP content blocks.
     #[schema(value_type = Object, example = "write hello.txt hello")]
     pub prompt: Box<RawValue>,
+    /// What is to become of the turn's changes.
+    #[serde(default)]
+    pub automation: AutomationBody,
+}
+
+/// What is to become of a turn's changes.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AutomationBody {
+    /// `github` (issue, branch, commit and pull request; the default), `commit-only`, or `none`.
+    #[serde(default)]
+    pub mode: WantedMode,
 }
 
 /// Answer to a prompt with `Prefer: respond-async`, and data of the stream's first event.

@@ -8,7 +8,7 @@ use utoipa::{
 };
 
 use crate::domain::{
-    skip::{SkipDetail, SkipReason},
+    skip::{SkipDetail, SkipReason, WantedMode},
     subscription::ResetReason,
     toast::{Severity, Trigger},
 };
@@ -37,6 +37,7 @@ macro_rules! closed {
 closed! {
     SkipReason => "SkipReason", "Why automation was left out.";
     SkipDetail => "SkipDetail", "The finer reason of a skip; a closed set.";
+    WantedMode => "WantedMode", "What a caller wants of a turn's changes.";
     ResetReason => "ResetReason", "Why a cursor cannot be gone on from.";
     Severity => "ToastSeverity", "How bad a toast is.";
     Trigger => "ToastTrigger", "What a toast is about.";

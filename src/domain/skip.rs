@@ -85,6 +85,13 @@ words! {
     }
 }
 
+#[expect(clippy::derivable_impls, reason = "the list is made by a macro")]
+impl Default for WantedMode {
+    fn default() -> Self {
+        Self::Github
+    }
+}
+
 /// What there is to sign in to GitHub with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Credential {

@@ -23,6 +23,11 @@ impl TranscriptEntry {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: None }
     }
 
+    /// The same with another text.
+    pub fn with_text(self, text: &str) -> Self {
+        Self { text: Redacted::new(text), ..self }
+    }
+
     /// What it takes, about.
     pub fn size_bytes(&self) -> usize {
         self.text.as_str().len() + self.payload.as_ref().map_or(0, |payload| payload.as_str().len())

@@ -21,6 +21,7 @@ use crate::{
         ids::{PromptId, SessionId},
         outcome::{ErrorCode, Failure},
         prompt::Prompt,
+        skip::WantedMode,
         turn::TurnState,
     },
     store::{Idempotency, PromptRow},
@@ -81,7 +82,7 @@ pub async fn run_prompt(
     let body: PromptBody = parse_body(&body)?;
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
-    let begun = begin(&state, session_id, prompt, idempotency).await?;
+    let begun = begin(&state, session_id, prompt, body.automation.mode, idempotency).await?;
     let (turn, duplicate) = match begun {
         TurnBegun::Accepted(turn) => (turn, false),
         TurnBegun::Joined(turn) => (turn, true),
@@ -120,6 +121,7 @@ async fn begin(
     state: &HttpState,
     session_id: SessionId,
     prompt: Prompt,
+    wanted: WantedMode,
     idempotency: Option<Idempotency>,
 ) -> Result<TurnBegun, ApiError> {
     let workspaces = &state.workspaces;
@@ -132,6 +134,7 @@ async fn begin(
             let make = |again| RunPrompt {
                 prompt_id,
                 prompt: prompt.clone(),
+                wanted,
                 idempotency: idempotency.clone(),
                 again,
                 span: span.clone(),

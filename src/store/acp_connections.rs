@@ -168,7 +168,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let key = new.key.clone();
         let telling = new.session_id.zip(new.telling.take());
-        let mut telling = telling.map(|(id, telling)| TellingRows::new(key.clone(), id, telling, new.now));
+        let mut telling = telling.map(|(id, telling)| TellingRows::new(key.clone(), id, None, telling, new.now));
         let record = Record::new(new);
         self.write_when_there_is_room(move |tx| {
             let insert = diesel::insert_into(acp_connections::table).values(&record).on_conflict_do_nothing();

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use diesel::{Insertable, Queryable};
+use diesel::{Insertable, Queryable, RunQueryDsl};
 use uuid::Uuid;
 
-use super::{StoreError, columns, schema::automation_runs};
+use super::{StoreError, columns, schema::automation_runs, writer::WriteTx};
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceKey},
@@ -80,6 +80,37 @@ pub(super) struct Record {
 }
 
 impl Record {
+    pub(super) fn new(row: AutomationRunRow) -> Self {
+        Self {
+            run_id: row.run_id.to_string(),
+            installation_id: row.key.installation_id.to_string(),
+            workspace_id: row.key.workspace_id.to_string(),
+            session_id: row.session_id.to_string(),
+            prompt_id: row.prompt_id.map(|id| id.to_string()),
+            status: row.status,
+            mode: row.mode,
+            issue_number: row.issue_number.map(columns::signed),
+            issue_url: row.issue_url.as_deref().map(columns::clean_text),
+            pull_request_number: row.pull_request_number.map(columns::signed),
+            pull_request_url: row.pull_request_url.as_deref().map(columns::clean_text),
+            branch: row.branch.as_deref().map(columns::clean_text),
+            commit_sha: row.commit_sha,
+            skip_reason: row.skip_reason,
+            skip_detail: row.skip_detail,
+            duration_ms: i64::try_from(row.took.as_millis()).unwrap_or(i64::MAX),
+            attempts: i32::try_from(row.attempts).unwrap_or(i32::MAX),
+            error_code: row.error_code,
+            logs: columns::clean_text(&row.logs),
+            created_us: row.created.0,
+        }
+    }
+
+    /// Adds it; to be called once for each run, in the transaction that tells that it was new.
+    pub(super) fn insert(&self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        tx.rows += diesel::insert_into(automation_runs::table).values(self).execute(tx.connection)?;
+        Ok(())
+    }
+
     pub(super) fn read(self) -> Result<AutomationRunRow, StoreError> {
         Ok(AutomationRunRow {
             run_id: columns::parse(&self.run_id, "automation_runs.run_id")?,

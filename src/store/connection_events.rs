@@ -97,7 +97,7 @@ impl Store {
     /// retry: one id is one row. A dropped future may have written.
     pub async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
         let telling = new.session_id.zip(new.telling);
-        let mut telling = telling.map(|(id, telling)| TellingRows::new(new.key.clone(), id, telling, new.now));
+        let mut telling = telling.map(|(id, telling)| TellingRows::new(new.key.clone(), id, None, telling, new.now));
         let record = Record {
             event_id: new.event_id.to_string(),
             connection_row_id: new.connection_row_id.to_string(),

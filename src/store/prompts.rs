@@ -6,11 +6,13 @@ use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryab
 
 use super::{
     Store, StoreError,
+    automation_runs::{self, AutomationRunRow},
     cached::{Cached, execute},
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     outcome_buckets::{self, OutcomeCount},
     schema::prompts,
+    tellings::TellingRows,
     transcript::{Entries, TranscriptAppend},
     writer::{Job, Outage, WriteTx},
 };
@@ -20,6 +22,7 @@ use crate::domain::{
     outcome::Failure,
     redaction::Redacted,
     routing::Route,
+    toast::Telling,
     transcript::TranscriptEntry,
     turn::TurnState,
 };
@@ -128,6 +131,8 @@ pub struct TurnEnd {
     pub error: Option<Failure>,
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
+    /// What is kept and told where its changes are left where they are.
+    pub left_out: Option<(AutomationRunRow, Telling)>,
     /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
     pub counts: Option<OutcomeCount>,
     /// The time.
@@ -249,6 +254,10 @@ impl EndSlot {
         let detail = end.error.as_ref().map(columns::clean_detail);
         let code = end.error.as_ref().map(|error| error.code.as_str());
         let key = end.key.clone();
+        let mut left_out = end.left_out.map(|(run, telling)| {
+            let telling = TellingRows::new(key.clone(), end.session_id, Some(end.prompt_id), telling, end.now);
+            (automation_runs::Record::new(run), telling)
+        });
         let mut entries = Entries::new(TranscriptAppend {
             session_id: end.session_id,
             key: end.key,
@@ -275,7 +284,12 @@ impl EndSlot {
             if let Some(counts) = end.counts {
                 outcome_buckets::count(tx, &key, counts)?;
             }
-            entries.write(tx)
+            entries.write(tx)?;
+            if let Some((run, telling)) = &mut left_out {
+                run.insert(tx)?;
+                telling.write(tx)?;
+            }
+            Ok(())
         };
         self.place.send(Job::new(Outage::Keep, run, done));
     }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::domain::{
     clock::Timestamp,
-    ids::{SessionId, WorkspaceKey},
+    ids::{PromptId, SessionId, WorkspaceKey},
     toast::{NewToast, Telling},
 };
 
@@ -19,9 +19,15 @@ pub(super) struct TellingRows {
 }
 
 impl TellingRows {
-    pub(super) fn new(key: WorkspaceKey, session_id: SessionId, telling: Telling, now: Timestamp) -> Self {
+    pub(super) fn new(
+        key: WorkspaceKey,
+        session_id: SessionId,
+        prompt_id: Option<PromptId>,
+        telling: Telling,
+        now: Timestamp,
+    ) -> Self {
         let Telling { toast, note } = telling;
-        let note = TranscriptAppend { session_id, key, prompt_id: None, entries: vec![note], settles: 0, now };
+        let note = TranscriptAppend { session_id, key, prompt_id, entries: vec![note], settles: 0, now };
         Self { toast, note: Entries::new(note), now }
     }
 
@@ -43,7 +49,7 @@ impl Store {
         telling: Telling,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let mut telling = TellingRows::new(key, changed.session_id, telling, now);
+        let mut telling = TellingRows::new(key, changed.session_id, None, telling, now);
         let mut change = sessions::change(changed);
         self.write_as(Outage::Keep, move |tx| {
             change(tx)?;

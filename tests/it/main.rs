@@ -38,6 +38,7 @@ mod runtime_alone;
 mod security;
 mod session_fallback;
 mod sessions;
+mod skips;
 mod store_both;
 mod stream;
 mod supervision;

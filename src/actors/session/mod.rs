@@ -3,6 +3,7 @@
 //! The actor lives as long as its agent. Whatever breaks, it ends its turn, tells its supervisor through its
 //! guard, and stops; a fresh one takes its place.
 
+mod accepting;
 mod agent_says;
 mod asked;
 mod connect;

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, SpawnHandle, WrapFuture};
 use tokio::sync::watch;
 
-use super::{Call, Session};
+use super::{
+    Call, Session,
+    accepting::{accept, join, mismatch},
+};
 use crate::{
     actors::{
         messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
@@ -20,6 +23,7 @@ use crate::{
         prompt::Prompt,
         routing::Route,
         sampling::sample_of,
+        skip::WantedMode,
         success_window::Sample,
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
@@ -89,6 +93,14 @@ impl Turn {
         self.cancel_asked
     }
 
+    pub(super) fn idempotency(&self) -> Option<&Idempotency> {
+        self.idempotency.as_ref()
+    }
+
+    pub(super) fn handle(&self) -> &TurnHandle {
+        &self.handle
+    }
+
     pub(super) fn prompt_id(&self) -> PromptId {
         self.handle.prompt_id
     }
@@ -100,9 +112,9 @@ impl Handler<RunPrompt> for Session {
     fn handle(&mut self, message: RunPrompt, ctx: &mut Self::Context) -> Self::Result {
         match self.begin(message, ctx) {
             Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
-            Begin::Write(new_turn, ticket) => {
-                let parts = self.parts.clone();
-                let writing = async move { (parts.store.accept_turn(*new_turn).await, ticket) };
+            Begin::Write(new_turn, wanted, ticket) => {
+                let (parts, spec) = (self.parts.clone(), self.shared.spec.clone());
+                let writing = async move { accept(&parts, &spec, wanted, *new_turn, ticket).await };
                 Box::pin(
                     writing
                         .into_actor(self)
@@ -115,12 +127,12 @@ impl Handler<RunPrompt> for Session {
 
 enum Begin {
     Answer(Result<TurnBegun, PromptRefused>),
-    Write(Box<NewTurn>, TurnTicket),
+    Write(Box<NewTurn>, WantedMode, TurnTicket),
 }
 
 impl Session {
     fn begin(&mut self, message: RunPrompt, ctx: &mut Context<Self>) -> Begin {
-        let RunPrompt { prompt_id, prompt, idempotency, again, span } = message;
+        let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span } = message;
         if let Some(turn) = &self.turn {
             return Begin::Answer(join(turn, idempotency.as_ref()));
         }
@@ -164,7 +176,7 @@ impl Session {
         let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
         let turn = Turn::new(handle, idempotency, ticket.when_dropped(), (way, carrier), now);
         self.turn = Some(Turn { prompt: Some(prompt), ..turn });
-        Begin::Write(Box::new(new_turn), ticket)
+        Begin::Write(Box::new(new_turn), wanted, ticket)
     }
 
     /// Makes the turn again that an earlier life of the service left open.
@@ -382,19 +394,4 @@ impl Session {
             self.shared.view().is_slow = self.latency.is_doubled();
         }
     }
-}
-
-fn join(turn: &Turn, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
-    match (asked, &turn.idempotency) {
-        (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(turn.handle.clone())),
-        (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
-        _ => Err(PromptRefused {
-            failure: Failure::new(ErrorCode::TurnInProgress, "the session's turn is still running"),
-            running: Some(turn.prompt_id()),
-        }),
-    }
-}
-
-fn mismatch() -> Failure {
-    Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key came before with another body")
 }

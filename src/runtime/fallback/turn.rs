@@ -344,6 +344,7 @@ impl<'a> Course<'a> {
             // The supervisor knows why the turn came this way.
             rollback: ResultRollback::default(),
             context_injected: request.conversation.is_some() && self.progress.sent_at.is_some(),
+            automation: None,
         };
         let result = ACPSessionResult::of_turn(&mut self.progress, &outcome, facts, now).to_bounded_json();
         Ended::WithResult { result: result.into(), failure }

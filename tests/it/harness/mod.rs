@@ -8,6 +8,7 @@ pub mod api;
 pub mod contract;
 pub mod disk;
 pub mod gate;
+pub mod git_server;
 pub mod hostile;
 pub mod metrics;
 pub mod postgres;

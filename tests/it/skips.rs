@@ -1,0 +1,144 @@
+//! FR-013: whenever automation is left out there is exactly one toast, at once, and exactly one note with the reason.
+
+use crate::harness::{
+    DEADLINE, Program, Session, Value, git_server::GitServer, json, program::Builder, toasts::Subscriber, wait_for,
+};
+
+const TENANT: &str = "installationId=tenant-1";
+
+fn with(server: &GitServer) -> Builder {
+    Program::builder().set("workspaces.git_hosts", format!("[\"{}\"]", server.host))
+}
+
+fn open(program: &Program, server: &GitServer, more: Value) -> Session {
+    let mut body = json!({"workspaceId": "ws", "installationId": "tenant-1", "repository": server.repository()});
+    for (name, value) in more.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    program.api.open_with(body)
+}
+
+fn prompt(session: &Session, mode: Option<&str>) -> Value {
+    let mut body = json!({"sessionId": session.id, "prompt": "write a.txt hello"});
+    if let Some(mode) = mode {
+        body["automation"] = json!({ "mode": mode });
+    }
+    session.api.post("/acp/session/prompt", body).expect(200)
+}
+
+fn notes(session: &Session) -> Vec<Value> {
+    session.transcript().into_iter().filter(|entry| entry["eventType"] == "automation").collect()
+}
+
+fn told(program: &Program) -> Vec<Value> {
+    let inbox = program.api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
+    let items = inbox["items"].as_array().unwrap().iter().rev();
+    items.map(|item| item["toast"].clone()).collect()
+}
+
+fn reasons(result: &Value) -> (&str, &str) {
+    let automation = &result["githubAutomation"];
+    assert_eq!(automation["status"], "skipped", "{result}");
+    (automation["skipReason"].as_str().unwrap(), automation["skipDetail"].as_str().unwrap_or_default())
+}
+
+#[test]
+fn fr_013_a_turn_without_a_credential_is_told_once_with_its_note_its_run_and_its_result() {
+    let server = GitServer::start();
+    let program = with(&server).start();
+    let session = open(&program, &server, json!({}));
+    let mut subscriber = Subscriber::of(&program.api, TENANT);
+    let result = prompt(&session, None);
+    assert_eq!(reasons(&result), ("missingCredential", ""));
+    assert_eq!(result["meta"]["githubAutomationVersion"], "1.0.0", "{result}");
+    let toast = subscriber.toast();
+    assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("warning"), &json!("automationSkipped")), "{toast}");
+    assert_eq!(toast["body"], result["githubAutomation"]["toastMessage"], "{toast}");
+    assert!(toast["body"].as_str().unwrap().contains("octo/hello"), "{toast}");
+    let notes = notes(&session);
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert_eq!(notes[0]["text"], result["githubAutomation"]["transcriptNote"], "{notes:?}");
+    let note = &notes[0]["payload"];
+    assert_eq!((&note["summary"], &note["status"]), (&toast["body"], &json!("skipped")), "{note}");
+    assert_eq!(note["details"]["skipReason"], "missingCredential", "{note}");
+    assert_eq!(notes[0]["promptId"], result["meta"]["promptId"]);
+    let runs = program.api.get("/acp/audit/automation-runs").expect(200);
+    assert_eq!(runs["items"].as_array().unwrap().len(), 1, "{runs}");
+    assert_eq!(
+        (&runs["items"][0]["status"], &runs["items"][0]["skipReason"]),
+        (&json!("skipped"), &json!("missingCredential"))
+    );
+    // Each turn is a cause of its own.
+    prompt(&session, None);
+    assert_eq!(told(&program).len(), 2);
+    let line = wait_for(DEADLINE, "the line of the log", || {
+        program.log().lines().find(|line| line.contains("[GITHUB-AUTO]")).map(str::to_owned)
+    });
+    assert!(line.contains("missingCredential"), "{line}");
+}
+
+#[test]
+fn fr_013_what_a_caller_wanted_to_be_without_is_told_once_a_session() {
+    let server = GitServer::start();
+    let program = with(&server).start();
+    let session = open(&program, &server, json!({}));
+    for _ in 0..3 {
+        assert_eq!(reasons(&prompt(&session, Some("none"))), ("automationDisabled", "caller-skip"));
+    }
+    assert_eq!((told(&program).len(), notes(&session).len()), (1, 1));
+    let off = open(&program, &server, json!({"enableGitOps": false}));
+    for _ in 0..2 {
+        assert_eq!(reasons(&prompt(&off, None)), ("automationDisabled", "gitops-off"));
+    }
+    assert_eq!((told(&program).len(), notes(&off).len()), (2, 1));
+    let runs = program.api.get("/acp/audit/automation-runs").expect(200);
+    assert_eq!(runs["items"].as_array().unwrap().len(), 5, "each turn has its record");
+}
+
+#[test]
+fn fr_013_a_blocked_repository_a_switched_off_configuration_and_the_kill_switch_are_told() {
+    let server = GitServer::start();
+    let program = with(&server).start();
+    let session = open(&program, &server, json!({}));
+    let block = json!({"blockedRepositories": ["octo/*"], "actor": "ada", "reason": "not this one"});
+    program.api.call("PUT", "/acp/tenants/tenant-1/protocol").json(&block).send().expect(200);
+    assert_eq!(reasons(&prompt(&session, None)), ("repoBlocked", "blocked-by-pattern"));
+    for (builder, detail) in [
+        (with(&server).set("github.enabled", false), "config-disabled"),
+        (with(&server).env("GITHUB_AUTOMATION_DISABLED", "1"), "env-disabled"),
+    ] {
+        let program = builder.start();
+        let session = open(&program, &server, json!({}));
+        assert_eq!(reasons(&prompt(&session, Some("commit-only"))), ("automationDisabled", detail));
+        assert_eq!(told(&program).len(), 1);
+    }
+    let program = with(&server).set("github.blocked_repositories", "[\"*/hello\"]").start();
+    let session = open(&program, &server, json!({}));
+    assert_eq!(reasons(&prompt(&session, None)), ("repoBlocked", "blocked-by-pattern"));
+}
+
+#[test]
+fn fr_013_over_the_fallback_it_is_told_the_same() {
+    let server = GitServer::start();
+    let program = with(&server).start();
+    let session = open(&program, &server, json!({}));
+    program.api.post("/acp/workspaces/ws/rollback", json!({"actor": "ada", "reason": "drill"})).expect(200);
+    let result = prompt(&session, None);
+    assert_eq!((result["meta"]["protocol"].as_str().unwrap(), reasons(&result).0), ("http", "missingCredential"));
+    let triggers: Vec<_> = told(&program).iter().map(|toast| toast["trigger"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(triggers, ["manualOperator", "automationSkipped"]);
+}
+
+#[test]
+fn fr_013_a_session_without_a_repository_skips_nothing_and_a_turn_that_did_not_complete_neither() {
+    let server = GitServer::start();
+    let program = with(&server).start();
+    let plain = program.api.open("plain");
+    let result = plain.completes("write a.txt hello");
+    assert_eq!(result["githubAutomation"], Value::Null, "{result}");
+    let session = open(&program, &server, json!({}));
+    session.prompt("crash").problem(502, "agent_crashed");
+    assert_eq!(told(&program), Vec::<Value>::new(), "a successful turn shows no toast");
+    let unknown = json!({"sessionId": session.id, "prompt": "echo a", "automation": {"mode": "all"}});
+    program.api.post("/acp/session/prompt", unknown).problem(400, "invalid_request");
+}
