@@ -41,7 +41,9 @@
 //!    the route at the start of their next turn. No arrow back: each turn is stamped with the epoch in which it began, an
 //!    outcome of an older epoch is not counted, and a window that sees a newer one starts empty.
 //! 2. **Event** → metrics, log, readers; and rows: the end of a turn and its outcome, or a flip with all that it leaves,
-//!    are one transaction, and are told after it.
+//!    are one transaction, and are told after it. What people are told unasked is a row of that transaction
+//!    ([`domain::notice`] has every text); the commit wakes [`actors::notifications`], which reads what is new and hands
+//!    it to its subscribers.
 //!
 //! # Invariants
 //!
@@ -91,8 +93,12 @@
 //!   ([`transport::http_fallback`]) → `POST /process-prompt` → [`runtime::fallback`], which runs it with a fresh agent or
 //!   a headless command → lines of updates, then the result. A line that breaks: the transport asks what became of the
 //!   turn and never asks for it twice; the runtime knows it by its prompt id.
+//! - **A subscriber of toasts**: [`http`] (the right, before the 101) → the store, page by page, as fast as the client
+//!   reads → [`actors::notifications`], which takes over where the last page ended, in one step →
+//!   [`actors::toast_pipe`], a bounded queue. Who falls behind is let go with its cursor; who does not read at all has its
+//!   connection broken from outside, since its own actor is not run any more.
 //! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
-//!   → runtime, HTTP, store.
+//!   → subscribers of toasts, runtime, HTTP, store.
 //!
 //! # What is not here
 //!

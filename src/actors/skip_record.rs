@@ -22,6 +22,8 @@ use crate::{
 
 /// A skip: what the result says, what is kept, and what the user is told.
 pub struct SkipRecord {
+    /// Why.
+    pub why: (SkipReason, Option<SkipDetail>),
     /// For the result.
     pub automation: GithubAutomation,
     /// For the audit.
@@ -86,5 +88,5 @@ pub fn of(
         logs: "[]".into(),
         created: now,
     };
-    Some(SkipRecord { automation, row, telling: telling::telling(to, notice, cause, note) })
+    Some(SkipRecord { why: (reason, detail), automation, row, telling: telling::telling(to, notice, cause, note) })
 }

@@ -11,6 +11,7 @@ use super::{
     route_gate::RouteGate,
     session_shared::SessionShared,
     skip_record::{self, SkipRecord},
+    turn_log,
 };
 use crate::{
     contract::{
@@ -26,10 +27,10 @@ use crate::{
         redaction::Redacted,
         routing::Route,
         sampling::sample_of,
-        skip::{Automation, SkipDetail, WantedMode},
+        skip::{Automation, WantedMode},
         success_window::bucket_start,
         transcript::{TranscriptBuilder, TranscriptEntry},
-        turn::{Severity, TurnOutcome, TurnProgress, TurnState},
+        turn::{Severity, TurnOutcome, TurnProgress},
         turn_route::{TurnReport, TurnRoute},
     },
     store::{EndSlot, OutcomeCount, TurnEnd},
@@ -281,21 +282,17 @@ impl Begun {
             ));
         }
         let skipped = self.skipped(&outcome, now);
+        let skipped_for = skipped.as_ref().map(|skipped| skipped.why);
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
         let result = self.result(&outcome, automation, now).to_bounded_json();
         if self.counted {
             self.parts.metrics.turn_ended(self.meant, &outcome, took);
         }
-        self.log(&outcome, took);
-        let state = self.shared.view().state;
-        let state = if state == SessionState::Running { SessionState::Idle } else { state };
         {
-            let mut view = self.shared.move_to(state, &self.parts.metrics);
-            view.running = None;
-            view.last_used = now;
-            view.last_failure = failure.as_ref().map(|failure| failure.code.class());
+            let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
+            turn_log::ended(&self.shared.spec, self.prompt_id, &outcome, self.carried, self.progress.updates, took);
         }
-        self.parts.telemetry.publish(&self.shared, now);
+        self.come_to_rest(failure.as_ref(), now);
         let report = self.report(&outcome);
         let bucket = bucket_start(report.at, self.parts.settings.window.bucket);
         let (epoch, route) = (report.turn.epoch, report.carried);
@@ -312,7 +309,7 @@ impl Begun {
             now,
         };
         let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
-        let (automated, session_id) = (self.automation, self.shared.spec.session_id);
+        let (left_out, session_id) = (skipped_for, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         self.slot.end_turn(
@@ -324,11 +321,8 @@ impl Begun {
                 let event_id =
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };
-                if let (Ok(()), (_, Automation::Skip { reason, detail }), TurnState::Completed) =
-                    (&written, automated, state)
-                {
-                    let (reason, detail) = (reason.as_str(), detail.map(SkipDetail::as_str));
-                    tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation was left out");
+                if let (Ok(()), Some(left_out)) = (&written, left_out) {
+                    turn_log::left_out(session_id, prompt_id, left_out);
                 }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted {
@@ -338,43 +332,23 @@ impl Begun {
         );
     }
 
+    /// Shows the session without the turn.
+    fn come_to_rest(&self, failure: Option<&Failure>, now: Timestamp) {
+        let state = self.shared.view().state;
+        let state = if state == SessionState::Running { SessionState::Idle } else { state };
+        {
+            let mut view = self.shared.move_to(state, &self.parts.metrics);
+            view.running = None;
+            view.last_used = now;
+            view.last_failure = failure.map(|failure| failure.code.class());
+        }
+        self.parts.telemetry.publish(&self.shared, now);
+    }
+
     /// What the window hears of it.
     fn report(&self, outcome: &TurnOutcome) -> TurnReport {
         let (turn, carried, at) = (self.way, self.carried, self.parts.clock.steady());
         TurnReport { turn, carried, sample: sample_of(outcome), at }
-    }
-
-    fn log(&self, outcome: &TurnOutcome, took: std::time::Duration) {
-        let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
-        let spec = &self.shared.spec;
-        let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        match outcome {
-            TurnOutcome::Failed(failure) => tracing::warn!(
-                marker = "[ACP]",
-                session_id = %spec.session_id,
-                prompt_id = %self.prompt_id,
-                workspace = %spec.workspace,
-                outcome = outcome.label(),
-                protocol = self.carried.as_str(),
-                error_code = failure.code.as_str(),
-                error_class = failure.code.class().as_str(),
-                detail = %Redacted::new(&failure.detail),
-                updates = self.progress.updates,
-                duration_ms,
-                "turn ended"
-            ),
-            _ => tracing::info!(
-                marker = "[ACP]",
-                session_id = %spec.session_id,
-                prompt_id = %self.prompt_id,
-                workspace = %spec.workspace,
-                outcome = outcome.label(),
-                protocol = self.carried.as_str(),
-                updates = self.progress.updates,
-                duration_ms,
-                "turn ended"
-            ),
-        }
     }
 
     /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak of.

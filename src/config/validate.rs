@@ -125,7 +125,8 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         let hosts = &self.config.workspaces.git_hosts;
         self.require(!hosts.is_empty(), "workspaces.git_hosts", "must name at least one host, such as github.com");
         for (index, host) in hosts.iter().enumerate() {
-            let what = format!("{host:?} must be a host name such as github.com or host:port, without scheme and path");
+            let what =
+                format!("{host:?} must be a host name such as github.com or host:port, without scheme and path");
             let name = match host.rsplit_once(':') {
                 Some((name, port)) if port.parse::<u16>().is_ok_and(|port| port > 0) => name,
                 _ => host,

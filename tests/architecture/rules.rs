@@ -79,7 +79,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "serde" | "serde_json" | "thiserror" => From(0),
         "agent_client_protocol_schema" => Only(&["acp/schema.rs"]),
         "uuid" | "time" | "regex" | "base64" | "url" | "sha2" | "unicode_segmentation" => From(1),
-        "tracing" | "secrecy" | "subtle" | "bytes" | "futures_util" | "utoipa" => From(2),
+        "tracing" | "secrecy" | "subtle" | "bytes" | "bytestring" | "futures_util" | "utoipa" => From(2),
         "figment" | "toml" => Only(&["config/"]),
         "prometheus" => Only(&["telemetry/"]),
         "tracing_subscriber" => Only(&["telemetry/", "config/validate.rs"]),

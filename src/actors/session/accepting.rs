@@ -1,20 +1,14 @@
-//! Before a turn begins: what is to become of its changes, its row, and who asks a second time.
+//! Before a turn begins: what is to become of its changes, and its row.
 
-use super::turn::Turn;
 use crate::{
-    actors::{
-        messages::{PromptRefused, TurnBegun},
-        parts::Parts,
-        session_shared::SessionSpec,
-        turn_ticket::TurnTicket,
-    },
+    actors::{parts::Parts, session_shared::SessionSpec, turn_ticket::TurnTicket},
     domain::{
         lifecycle::SessionMode,
         outcome::{ErrorCode, Failure},
         routing::Route,
         skip::{Asked, Automation, Credential, WantedMode},
     },
-    store::{Acceptance, Idempotency, NewTurn, StoreError},
+    store::{Acceptance, NewTurn, StoreError},
 };
 
 /// Decides what is to become of the turn's changes, and writes the turn down.
@@ -57,18 +51,6 @@ async fn automation(
         protocol,
         fallback_can_automate: true,
     }))
-}
-
-/// The answer to a prompt that comes while a turn runs.
-pub(super) fn join(turn: &Turn, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
-    match (asked, turn.idempotency()) {
-        (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(turn.handle().clone())),
-        (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
-        _ => Err(PromptRefused {
-            failure: Failure::new(ErrorCode::TurnInProgress, "the session's turn is still running"),
-            running: Some(turn.prompt_id()),
-        }),
-    }
 }
 
 /// The same key came with another body.

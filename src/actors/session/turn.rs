@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     Call, Session,
-    accepting::{accept, join, mismatch},
+    accepting::{accept, mismatch},
 };
 use crate::{
     actors::{
@@ -93,12 +93,16 @@ impl Turn {
         self.cancel_asked
     }
 
-    pub(super) fn idempotency(&self) -> Option<&Idempotency> {
-        self.idempotency.as_ref()
-    }
-
-    pub(super) fn handle(&self) -> &TurnHandle {
-        &self.handle
+    /// The answer to a prompt that comes while it runs.
+    fn join(&self, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
+        match (asked, &self.idempotency) {
+            (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(self.handle.clone())),
+            (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
+            _ => Err(PromptRefused {
+                failure: Failure::new(ErrorCode::TurnInProgress, "the session's turn is still running"),
+                running: Some(self.prompt_id()),
+            }),
+        }
     }
 
     pub(super) fn prompt_id(&self) -> PromptId {
@@ -134,7 +138,7 @@ impl Session {
     fn begin(&mut self, message: RunPrompt, ctx: &mut Context<Self>) -> Begin {
         let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span } = message;
         if let Some(turn) = &self.turn {
-            return Begin::Answer(join(turn, idempotency.as_ref()));
+            return Begin::Answer(turn.join(idempotency.as_ref()));
         }
         if self.ending.is_some() {
             let failure = Failure::new(ErrorCode::SessionClosed, "the session is being closed");
@@ -225,10 +229,9 @@ impl Session {
                 let state = if self.link.is_some() { SessionState::Running } else { SessionState::Starting };
                 let mut view = self.shared.move_to(state, &self.parts.metrics);
                 view.running = Some(prompt_id);
-                let now = self.parts.clock.now();
-                view.last_used = now;
+                view.last_used = self.parts.clock.now();
                 drop(view);
-                self.parts.telemetry.publish(&self.shared, now);
+                self.parts.telemetry.publish(&self.shared, self.parts.clock.now());
                 if turn.cancel_asked {
                     self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
                 } else {

@@ -5,6 +5,7 @@
 
 mod drain;
 mod fleet;
+mod placing;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,6 +20,8 @@ use actix::{Actor, Addr, Message, Recipient};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+pub use self::placing::DEFAULT_AGENT;
+use self::placing::Placing;
 use super::{
     adoption::{Found, kept_connection},
     capacity_guard::{CapacityGuard, Permit},
@@ -33,8 +36,8 @@ use super::{
 use crate::{
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
-        ids::{SessionId, UserId, WorkspaceKey},
-        lifecycle::{SessionMode, SessionState},
+        ids::{SessionId, WorkspaceKey},
+        lifecycle::SessionState,
         mcp,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
@@ -85,30 +88,6 @@ pub struct ReadySession {
     pub facts: Arc<AgentFacts>,
     /// What carries its turns.
     pub protocol: Route,
-}
-
-/// What a session is, beside its workspace.
-struct Placing {
-    session_id: SessionId,
-    user_id: Option<UserId>,
-    mode: SessionMode,
-    enable_git_ops: bool,
-    agent: Option<String>,
-    mcp_servers: Box<RawValue>,
-}
-
-impl Placing {
-    /// Of a session that comes back.
-    fn again(row: &SessionRow, mcp_servers: Box<RawValue>) -> Self {
-        Self {
-            session_id: row.session_id,
-            user_id: row.user_id.clone(),
-            mode: row.mode,
-            enable_git_ops: row.enable_git_ops,
-            agent: agent_name(&row.agent),
-            mcp_servers,
-        }
-    }
 }
 
 impl Workspaces {
@@ -403,11 +382,4 @@ fn agent_facts(facts: &AgentFacts) -> Redacted {
         "configOptions": facts.config_options,
     });
     Redacted::new(&facts.to_string())
-}
-
-/// The name under which a session keeps that it named no agent.
-pub const DEFAULT_AGENT: &str = "default";
-
-fn agent_name(kept: &str) -> Option<String> {
-    (kept != DEFAULT_AGENT).then(|| kept.to_owned())
 }
