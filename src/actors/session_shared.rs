@@ -7,11 +7,12 @@ use std::sync::{
 
 use serde_json::value::RawValue;
 
-use super::{event_feed::EventFeed, route_gate::RouteGate};
+use super::{event_feed::EventFeed, route_gate::RouteGate, workspace_pace::WorkspacePace};
 use crate::{
     domain::{
         clock::Timestamp,
         connection::ConnectionStatus,
+        eta::Progress,
         ids::{PromptId, SessionId, WorkspaceKey},
         lifecycle::SessionState,
         outcome::ErrorClass,
@@ -41,6 +42,8 @@ pub struct SessionSpec {
     pub policy: SharedPolicy,
     /// What carries its workspace's turns.
     pub gate: RouteGate,
+    /// How long its workspace's turns take.
+    pub pace: WorkspacePace,
     /// Whether its agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
 }
@@ -83,6 +86,8 @@ pub struct SessionView {
     pub last_failure: Option<ErrorClass>,
     /// The turn that runs.
     pub running: Option<PromptId>,
+    /// How that turn gets on, once its agent got the prompt.
+    pub progress: Option<Progress>,
     /// When its agent last said something.
     pub last_heard: Option<Timestamp>,
     /// When it was opened, loaded, or its last turn began or ended.
@@ -107,6 +112,7 @@ impl SessionView {
             connection: ConnectionStatus::Connecting,
             last_failure: None,
             running: None,
+            progress: None,
             last_heard: None,
             last_used: now,
             restarts,

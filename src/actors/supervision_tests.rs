@@ -119,6 +119,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
     let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
     let spec = SessionSpec {
         gate: routing.gate().clone(),
+        pace: routing.pace().clone(),
         has_oneshot: false,
         session_id: id,
         workspace: key.clone(),

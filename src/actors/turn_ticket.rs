@@ -7,9 +7,13 @@ use tokio::sync::watch;
 
 use super::{messages::TurnEnded, parts::Parts, route_gate::RouteGate, session_shared::SessionShared};
 use crate::{
-    contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
+    contract::{
+        result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
+        toast_frames,
+    },
     domain::{
         clock::Timestamp,
+        eta::{PlanProgress, Progress},
         event::EventKind,
         ids::PromptId,
         lifecycle::SessionState,
@@ -132,12 +136,18 @@ impl TurnTicket {
         self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
     }
 
-    /// Notes that the agent got the prompt.
+    /// Notes that the agent got the prompt, and tells the readers when it is likely to have ended.
     pub fn sent(&mut self, now: Timestamp, context_injected: bool) {
         if let Some(begun) = &mut self.0 {
             begun.progress.sent_at = Some(now);
             begun.context_injected = context_injected;
             begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
+            let (accepted_at, usual) = (begun.progress.accepted_at, begun.shared.spec.pace.median());
+            let begins = Progress { accepted_at, plan: None, usual };
+            begun.shared.view().progress = Some(begins);
+            if begins.is_told_at_start(now) {
+                begun.tell_progress(begins, now);
+            }
         }
     }
 
@@ -152,6 +162,9 @@ impl TurnTicket {
             begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
+        if view.as_ref().is_some_and(|view| view.kind == "plan") {
+            begun.planned(PlanProgress::read(raw), now);
+        }
         if let Some(view) = view {
             begun.transcript.on_update(&view, raw, &mut begun.entries);
         }
@@ -246,6 +259,23 @@ impl Drop for TurnTicket {
 }
 
 impl Begun {
+    /// Notes how much of the agent's plan is done, and tells the readers.
+    fn planned(&self, plan: Option<PlanProgress>, now: Timestamp) {
+        let noted = {
+            let mut view = self.shared.view();
+            view.progress = view.progress.map(|progress| Progress { plan, ..progress });
+            view.progress
+        };
+        if let Some(progress) = noted {
+            self.tell_progress(progress, now);
+        }
+    }
+
+    fn tell_progress(&self, progress: Progress, now: Timestamp) {
+        let told = toast_frames::TurnProgress::of(&progress, now);
+        self.shared.feed.announce(Some(self.prompt_id), EventKind::Progress, &json!(told));
+    }
+
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
         let now = self.parts.clock.now();
         let took = now.since(self.progress.accepted_at);
@@ -263,13 +293,16 @@ impl Begun {
         let result = self.result(&outcome, now).to_bounded_json();
         if self.counted {
             self.parts.metrics.turn_ended(self.meant, &outcome, took);
+            if matches!(outcome, TurnOutcome::Completed(_)) {
+                self.shared.spec.pace.add(took);
+            }
         }
         self.log(&outcome, took);
         let state = self.shared.view().state;
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
         {
             let mut view = self.shared.move_to(state, &self.parts.metrics);
-            view.running = None;
+            (view.running, view.progress) = (None, None);
             view.last_used = now;
             view.last_failure = failure.as_ref().map(|failure| failure.code.class());
         }

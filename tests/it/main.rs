@@ -28,6 +28,7 @@ mod migrations;
 mod openapi;
 mod parity;
 mod permission;
+mod progress;
 mod prompt;
 mod protocol;
 mod readme;
