@@ -5,14 +5,16 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
 use super::{event_feed::EventFeed, route_gate::RouteGate, workspace_pace::WorkspacePace};
 use crate::{
+    contract::toast_frames::TurnProgress,
     domain::{
         clock::Timestamp,
         connection::ConnectionStatus,
-        eta::Progress,
+        eta::{PlanProgress, Progress},
+        event::EventKind,
         ids::{PromptId, SessionId, WorkspaceKey},
         lifecycle::SessionState,
         outcome::ErrorClass,
@@ -146,6 +148,31 @@ impl SessionShared {
         metrics.session_changed(Some(view.state), Some(state));
         view.state = state;
         view
+    }
+
+    /// Notes that the agent got a turn, and tells the readers when it is likely to have ended.
+    pub fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
+        let progress = Progress { accepted_at, plan: None, usual: self.spec.pace.median() };
+        self.view().progress = Some(progress);
+        if progress.is_told_at_start(now) {
+            self.tell(prompt, &progress, now);
+        }
+    }
+
+    /// Notes how much of its plan the agent has done, and tells the readers; `None` where it has no plan any more.
+    pub fn plan_told(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
+        let noted = {
+            let mut view = self.view();
+            view.progress = view.progress.map(|progress| Progress { plan, ..progress });
+            view.progress
+        };
+        if let Some(progress) = noted {
+            self.tell(prompt, &progress, now);
+        }
+    }
+
+    fn tell(&self, prompt: PromptId, progress: &Progress, now: Timestamp) {
+        self.feed.announce(Some(prompt), EventKind::Progress, &json!(TurnProgress::of(progress, now)));
     }
 
     /// How the way to its agent is, as it is shown: rolled back while its next turn goes over the fallback.

@@ -7,13 +7,10 @@ use tokio::sync::watch;
 
 use super::{messages::TurnEnded, parts::Parts, route_gate::RouteGate, session_shared::SessionShared};
 use crate::{
-    contract::{
-        result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
-        toast_frames,
-    },
+    contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
         clock::Timestamp,
-        eta::{PlanProgress, Progress},
+        eta::PlanProgress,
         event::EventKind,
         ids::PromptId,
         lifecycle::SessionState,
@@ -142,12 +139,7 @@ impl TurnTicket {
             begun.progress.sent_at = Some(now);
             begun.context_injected = context_injected;
             begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
-            let (accepted_at, usual) = (begun.progress.accepted_at, begun.shared.spec.pace.median());
-            let begins = Progress { accepted_at, plan: None, usual };
-            begun.shared.view().progress = Some(begins);
-            if begins.is_told_at_start(now) {
-                begun.tell_progress(begins, now);
-            }
+            begun.shared.turn_begins(begun.prompt_id, begun.progress.accepted_at, now);
         }
     }
 
@@ -163,7 +155,7 @@ impl TurnTicket {
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if view.as_ref().is_some_and(|view| view.kind == "plan") {
-            begun.planned(PlanProgress::read(raw), now);
+            begun.shared.plan_told(begun.prompt_id, PlanProgress::read(raw), now);
         }
         if let Some(view) = view {
             begun.transcript.on_update(&view, raw, &mut begun.entries);
@@ -259,23 +251,6 @@ impl Drop for TurnTicket {
 }
 
 impl Begun {
-    /// Notes how much of the agent's plan is done, and tells the readers.
-    fn planned(&self, plan: Option<PlanProgress>, now: Timestamp) {
-        let noted = {
-            let mut view = self.shared.view();
-            view.progress = view.progress.map(|progress| Progress { plan, ..progress });
-            view.progress
-        };
-        if let Some(progress) = noted {
-            self.tell_progress(progress, now);
-        }
-    }
-
-    fn tell_progress(&self, progress: Progress, now: Timestamp) {
-        let told = toast_frames::TurnProgress::of(&progress, now);
-        self.shared.feed.announce(Some(self.prompt_id), EventKind::Progress, &json!(told));
-    }
-
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
         let now = self.parts.clock.now();
         let took = now.since(self.progress.accepted_at);
