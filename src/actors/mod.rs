@@ -41,6 +41,7 @@ pub mod turn_ticket;
 #[cfg(test)]
 mod turn_ticket_tests;
 pub mod workspace_folders;
+pub mod workspace_pace;
 pub mod workspace_routing;
 pub mod workspace_supervisor;
 pub mod workspaces;

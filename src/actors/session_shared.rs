@@ -5,13 +5,16 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
-use super::{event_feed::EventFeed, route_gate::RouteGate};
+use super::{event_feed::EventFeed, route_gate::RouteGate, workspace_pace::WorkspacePace};
 use crate::{
+    contract::toast_frames::TurnProgress,
     domain::{
         clock::Timestamp,
         connection::ConnectionStatus,
+        eta::{PlanProgress, Progress},
+        event::EventKind,
         ids::{PromptId, SessionId, UserId, WorkspaceKey},
         lifecycle::{SessionMode, SessionState},
         outcome::ErrorClass,
@@ -49,6 +52,8 @@ pub struct SessionSpec {
     pub policy: SharedPolicy,
     /// What carries its workspace's turns.
     pub gate: RouteGate,
+    /// How long its workspace's turns take.
+    pub pace: WorkspacePace,
     /// Whether its agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
 }
@@ -91,6 +96,8 @@ pub struct SessionView {
     pub last_failure: Option<ErrorClass>,
     /// The turn that runs.
     pub running: Option<PromptId>,
+    /// How that turn gets on, once its agent got the prompt.
+    pub progress: Option<Progress>,
     /// When its agent last said something.
     pub last_heard: Option<Timestamp>,
     /// When it was opened, loaded, or its last turn began or ended.
@@ -115,6 +122,7 @@ impl SessionView {
             connection: ConnectionStatus::Connecting,
             last_failure: None,
             running: None,
+            progress: None,
             last_heard: None,
             last_used: now,
             restarts,
@@ -148,6 +156,31 @@ impl SessionShared {
         metrics.session_changed(Some(view.state), Some(state));
         view.state = state;
         view
+    }
+
+    /// Notes that the agent got a turn, and tells the readers when it is likely to have ended.
+    pub fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
+        let progress = Progress { accepted_at, plan: None, usual: self.spec.pace.median() };
+        self.view().progress = Some(progress);
+        if progress.is_told_at_start(now) {
+            self.tell(prompt, &progress, now);
+        }
+    }
+
+    /// Notes how much of its plan the agent has done, and tells the readers; `None` where it has no plan any more.
+    pub fn plan_told(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
+        let noted = {
+            let mut view = self.view();
+            view.progress = view.progress.map(|progress| Progress { plan, ..progress });
+            view.progress
+        };
+        if let Some(progress) = noted {
+            self.tell(prompt, &progress, now);
+        }
+    }
+
+    fn tell(&self, prompt: PromptId, progress: &Progress, now: Timestamp) {
+        self.feed.announce(Some(prompt), EventKind::Progress, &json!(TurnProgress::of(progress, now)));
     }
 
     /// How the way to its agent is, as it is shown: rolled back while its next turn goes over the fallback.

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::session_shared::SessionShared;
 use crate::{
-    contract::toast_frames::{ServerFrame, Telemetry},
+    contract::toast_frames::{ServerFrame, Telemetry, TurnProgress},
     domain::{
         clock::Timestamp,
         ids::{SessionId, UserId, WorkspaceKey},
@@ -72,7 +72,7 @@ impl TelemetryFeed {
                 state: view.state.as_str().to_owned(),
                 connection: connection.as_str().to_owned(),
                 prompt_id: view.running,
-                progress: None,
+                progress: view.progress.as_ref().map(|progress| TurnProgress::of(progress, now)),
                 at: now.to_string(),
             })
         };

@@ -124,6 +124,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         enable_git_ops: false,
         repository: None,
         gate: routing.gate().clone(),
+        pace: routing.pace().clone(),
         has_oneshot: false,
         session_id: id,
         workspace: key.clone(),

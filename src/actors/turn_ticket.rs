@@ -20,6 +20,7 @@ use crate::{
     },
     domain::{
         clock::Timestamp,
+        eta::PlanProgress,
         event::EventKind,
         ids::PromptId,
         lifecycle::SessionState,
@@ -153,12 +154,14 @@ impl TurnTicket {
         self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
     }
 
-    /// Notes that the agent got the prompt.
+    /// Notes that the agent got the prompt, and tells the readers when it is likely to have ended.
     pub fn sent(&mut self, now: Timestamp, context_injected: bool) {
         if let Some(begun) = &mut self.0 {
             begun.progress.sent_at = Some(now);
             begun.context_injected = context_injected;
             begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
+            begun.shared.turn_begins(begun.prompt_id, begun.progress.accepted_at, now);
+            begun.parts.telemetry.publish(&begun.shared, now);
         }
     }
 
@@ -173,6 +176,10 @@ impl TurnTicket {
             begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
+        if view.as_ref().is_some_and(|view| view.kind == "plan") {
+            begun.shared.plan_told(begun.prompt_id, PlanProgress::read(raw), now);
+            begun.parts.telemetry.publish(&begun.shared, now);
+        }
         if let Some(view) = view {
             begun.transcript.on_update(&view, raw, &mut begun.entries);
         }
@@ -287,6 +294,9 @@ impl Begun {
         let result = self.result(&outcome, automation, now).to_bounded_json();
         if self.counted {
             self.parts.metrics.turn_ended(self.meant, &outcome, took);
+            if matches!(outcome, TurnOutcome::Completed(_)) {
+                self.shared.spec.pace.add(took);
+            }
         }
         {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
@@ -338,7 +348,7 @@ impl Begun {
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
         {
             let mut view = self.shared.move_to(state, &self.parts.metrics);
-            view.running = None;
+            (view.running, view.progress) = (None, None);
             view.last_used = now;
             view.last_failure = failure.map(|failure| failure.code.class());
         }

@@ -13,6 +13,7 @@ use super::{
     route_gate::RouteGate,
     session_shared::{SessionShared, SessionSpec, SessionView, SharedPolicy},
     turn_ticket::TurnTicket,
+    workspace_pace::WorkspacePace,
 };
 use crate::{
     acp::schema::StopReason,
@@ -104,6 +105,7 @@ fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
         enable_git_ops: false,
         repository: None,
         gate,
+        pace: WorkspacePace::default(),
         has_oneshot: false,
         session_id: SessionId(Uuid::now_v7()),
         workspace: key,
@@ -195,7 +197,7 @@ async fn check(mut over: Over) {
     let diagnostics = result["diagnostics"].as_array().map_or(0, Vec::len);
     assert!(diagnostics <= 100 && diagnostics >= over.remarks.min(100), "{diagnostics} of {}", over.remarks);
     let view = over.shared.view();
-    assert_eq!((view.state, view.running), (SessionState::Idle, None));
+    assert_eq!((view.state, view.running, view.progress), (SessionState::Idle, None, None));
 }
 
 struct Blind;

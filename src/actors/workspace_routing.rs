@@ -13,9 +13,11 @@ use super::{
     protocol_router::{self, ProtocolRouter},
     route_gate::RouteGate,
     success_window::SuccessWindow,
+    workspace_pace::WorkspacePace,
 };
 use crate::{
     domain::{
+        eta::{PACE_TURNS, TurnPace},
         ids::WorkspaceKey,
         outcome::{ErrorCode, Failure},
         routing::Route,
@@ -32,6 +34,7 @@ pub struct WorkspaceRouting(Arc<Inner>);
 struct Inner {
     key: WorkspaceKey,
     gate: RouteGate,
+    pace: WorkspacePace,
     actors: Mutex<Actors>,
     metrics: Metrics,
 }
@@ -55,14 +58,17 @@ impl fmt::Debug for WorkspaceRouting {
 }
 
 impl WorkspaceRouting {
-    /// Brings the route and what was counted back, and starts the two actors on this thread. A workspace that was never
+    /// Brings the route, what was counted and the pace of turns back, and starts the two actors on this thread. A workspace that was never
     /// flipped takes its tenant's default. Safe to retry.
     pub async fn start(key: WorkspaceKey, parts: &Arc<Parts>) -> Result<Self, Failure> {
         let (row, acp, http) = kept(&key, parts).await?;
+        let durations = parts.store.turn_durations(key.clone(), PACE_TURNS).await;
+        let durations = durations.map_err(|cause| store::failure(&cause))?;
+        let pace = WorkspacePace::new(TurnPace::of_newest(durations));
         let gate = RouteGate::new(&row.routing, &parts.settings.recovery);
         parts.metrics.routes().appeared(gate.route());
         let actors = Mutex::new(Actors::start(row, acp, http, parts, &gate));
-        Ok(Self(Arc::new(Inner { key, gate, actors, metrics: parts.metrics.clone() })))
+        Ok(Self(Arc::new(Inner { key, gate, pace, actors, metrics: parts.metrics.clone() })))
     }
 
     /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next time.
@@ -90,6 +96,11 @@ impl WorkspaceRouting {
     /// Where sessions read the route.
     pub fn gate(&self) -> &RouteGate {
         &self.0.gate
+    }
+
+    /// How long turns take.
+    pub fn pace(&self) -> &WorkspacePace {
+        &self.0.pace
     }
 
     /// The route as its router sees it.

@@ -31,7 +31,7 @@ pub struct Happened {
     /// Its place in the session's events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// update, permission_request, permission_resolved, status, diagnostic or gap.
+    /// update, permission_request, permission_resolved, status, diagnostic, progress, rollback or gap.
     #[serde(rename = "type", default)]
     pub kind: String,
     /// The session.

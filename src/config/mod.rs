@@ -11,6 +11,7 @@ mod github;
 mod layers;
 pub mod load;
 mod notifications;
+mod process;
 pub mod render;
 pub mod settings;
 pub mod sources;

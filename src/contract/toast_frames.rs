@@ -8,8 +8,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::toast::Toast;
-use crate::domain::ids::{PromptId, SessionId, WorkspaceId};
 pub use crate::domain::subscription::ResetReason;
+use crate::domain::{
+    clock::Timestamp,
+    eta::Progress,
+    ids::{PromptId, SessionId, WorkspaceId},
+};
 
 /// The version of the frames; it goes up with a change that an older client would take wrongly.
 pub const FRAMES_VERSION: u32 = 1;
@@ -162,11 +166,35 @@ pub struct TurnProgress {
     pub plan_total: Option<u32>,
 }
 
+impl TurnProgress {
+    /// As it is now.
+    pub fn of(progress: &Progress, now: Timestamp) -> Self {
+        let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            elapsed_ms: millis(progress.elapsed(now)),
+            eta_ms: progress.eta(now).map(millis),
+            plan_done: progress.plan.map(|plan| plan.done),
+            plan_total: progress.plan.map(|plan| plan.total),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn progress_is_in_milliseconds_and_null_where_nothing_is_known() {
+        let mut progress = Progress { accepted_at: Timestamp(1_000_000), plan: None, usual: None };
+        let told =
+            |progress: &Progress| serde_json::to_value(TurnProgress::of(progress, Timestamp(3_000_900))).unwrap();
+        let nothing = json!({"elapsedMs": 2000, "etaMs": null, "planDone": null, "planTotal": null});
+        assert_eq!(told(&progress), nothing);
+        progress.plan = Some(crate::domain::eta::PlanProgress { done: 2, total: 3 });
+        assert_eq!(told(&progress), json!({"elapsedMs": 2000, "etaMs": 1000, "planDone": 2, "planTotal": 3}));
+    }
 
     #[test]
     fn frames_are_named_by_their_type_and_unknown_members_are_passed_over() {

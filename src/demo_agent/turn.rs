@@ -15,6 +15,9 @@ use super::{
 };
 use crate::config::environment::{Environment, current_folder};
 
+/// Steps of a plan at most: a plan is told whole after each of them.
+const MAX_STEPS: u64 = 1000;
+
 /// A turn that runs.
 pub(super) struct Turn {
     pub session: String,
@@ -86,7 +89,7 @@ impl Agent {
             "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
             "ticks" => self.tick(turn, command.number(0, 5), Duration::from_millis(command.number(1, 100))),
             "think" => self.update(&turn.session, &chunk("agent_thought_chunk", "Let me think about that.")),
-            "plan" => self.plan(turn),
+            "plan" => self.plan(command, turn),
             "ask" => self.ask(turn),
             "mode" => {
                 let answer = self.set_mode(&turn.session, &command.rest);
@@ -298,10 +301,24 @@ impl Agent {
         Ok(())
     }
 
-    fn plan(&mut self, turn: &mut Turn) -> io::Result<()> {
-        let steps = ["Read", "Think", "Write"];
+    /// `plan` has three steps, which are done at once; `plan N` has so many, with a pause after each, of 100 ms or as many
+    /// as stand behind it.
+    fn plan(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let (steps, pause): (Vec<String>, _) = match command.number(0, 0) {
+            0 => (["Read", "Think", "Write"].map(str::to_owned).into(), Duration::ZERO),
+            count => (
+                (1..=count.min(MAX_STEPS)).map(|n| format!("Step {n}")).collect(),
+                Duration::from_millis(command.number(1, 100)),
+            ),
+        };
         for done in 0..=steps.len() {
-            let entry = |(place, step): (usize, &&str)| {
+            if done > 0 {
+                self.pause(turn, pause)?;
+            }
+            if turn.cancelled {
+                break;
+            }
+            let entry = |(place, step): (usize, &String)| {
                 let status = match place {
                     place if place < done => "completed",
                     place if place == done => "in_progress",

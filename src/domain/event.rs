@@ -21,6 +21,8 @@ pub enum EventKind {
     Diagnostic,
     /// A notification of the agent that the protocol does not know, raw.
     Notification,
+    /// How the turn gets on, and when it will have ended.
+    Progress,
     /// The workspace's route was flipped: to the fallback, or back.
     Rollback,
     /// A turn ended; the event carries its result.
@@ -37,6 +39,7 @@ impl EventKind {
             Self::Status => "status",
             Self::Diagnostic => "diagnostic",
             Self::Notification => "notification",
+            Self::Progress => "progress",
             Self::Rollback => "rollback",
             Self::Result => "result",
         }

@@ -41,6 +41,7 @@ mod tenant_protocols;
 #[cfg(test)]
 mod tests;
 mod transcript;
+mod turn_durations;
 mod workspaces;
 mod writer;
 

@@ -29,6 +29,7 @@ mod notifications;
 mod openapi;
 mod parity;
 mod permission;
+mod progress;
 mod prompt;
 mod protocol;
 mod readme;

@@ -29,6 +29,8 @@ const ALLOWED: &[Allowed] = &[
     allowed("*", "**.meta.rollback", "a workspace that is on the fallback says so, and why"),
     allowed("*", "**.meta.protocolVersion", "a session on the fallback has negotiated nothing"),
     allowed("*", "**.meta.timings.*", "time passes"),
+    allowed("*", "**.elapsedMs", "time passes"),
+    allowed("*", "**.etaMs", "time passes"),
     allowed("*", "**.createdAt", "time passes"),
     allowed("*", "**.acceptedAt", "time passes"),
     allowed("*", "**.endedAt", "time passes"),

@@ -311,6 +311,7 @@ impl Workspaces {
             mcp_servers,
             policy: supervised.policy.clone(),
             gate: supervised.routing.gate().clone(),
+            pace: supervised.routing.pace().clone(),
             has_oneshot: prepared.has_oneshot,
         };
         Ok((supervised, Arc::new(spec)))

@@ -1,9 +1,13 @@
 //! What is told of one session beside its conversation, and routes that are written down for good.
 
+use std::time::Duration;
+
+use uuid::Uuid;
+
 use super::fixture::*;
 use crate::{
-    domain::{routing::Route, transcript::TranscriptEntry},
-    store::{RouteFilter, SaveRoute, TranscriptAppend, TurnEnd},
+    domain::{ids::SessionId, routing::Route, transcript::TranscriptEntry, turn::TurnState},
+    store::{NewSession, NewTurn, RouteFilter, SaveRoute, TranscriptAppend, TurnEnd},
 };
 
 both_databases! {
@@ -31,6 +35,50 @@ both_databases! {
         let notes = store.newest_notes(mine, 100).await.unwrap();
         assert_eq!(notes.iter().map(|note| note.entry.text.as_str()).collect::<Vec<_>>(), ["info", "rollback"]);
         assert!(store.newest_notes(other, 100).await.unwrap().is_empty());
+    }
+
+    async fn the_pace_of_a_workspace_is_that_of_its_newest_completed_turns(database: TestDatabase) {
+        let store = database.open();
+        let web = || key("acme", "web");
+        assert_eq!(store.turn_durations(web(), 50).await, Ok(vec![]), "there is no such workspace");
+        let mut sessions = Vec::new();
+        for n in 0..12 {
+            let new = NewSession { session_id: SessionId(Uuid::now_v7()), ..new_session(n) };
+            sessions.push(new.session_id);
+            store.create_session(new).await.unwrap();
+        }
+        let elsewhere = NewSession {
+            key: key("acme", "other"),
+            workspace: Some(new_workspace(&key("acme", "other"), 0)),
+            ..new_session(99)
+        };
+        let other = elsewhere.session_id;
+        store.create_session(elsewhere).await.unwrap();
+        assert_eq!(store.turn_durations(web(), 50).await, Ok(vec![]), "nothing was said");
+        let ends = async |id, accepted: i64, took: i64, state| {
+            let turn = NewTurn { key: if id == other { key("acme", "other") } else { web() }, ..new_turn(id, accepted) };
+            let prompt_id = turn.prompt_id;
+            store.accept_turn(turn).await.unwrap();
+            if let Some(state) = state {
+                end(&store, TurnEnd { state, ..turn_end(id, prompt_id, accepted + took) }).await.unwrap();
+            }
+        };
+        let (first, last) = (sessions[0], sessions[11]);
+        ends(first, 100, 1, Some(TurnState::Completed)).await;
+        ends(sessions[5], 200, 20, Some(TurnState::Completed)).await;
+        ends(last, 300, 30, Some(TurnState::Completed)).await;
+        ends(sessions[5], 400, 40, Some(TurnState::Completed)).await;
+        ends(last, 500, 50, Some(TurnState::Cancelled)).await;
+        ends(last, 600, 60, Some(TurnState::Failed)).await;
+        ends(last, 700, 0, None).await;
+        ends(other, 800, 80, Some(TurnState::Completed)).await;
+        let micros = |all: &[u64]| Ok(all.iter().map(|us| Duration::from_micros(*us)).collect::<Vec<_>>());
+        assert_eq!(store.turn_durations(web(), 50).await, micros(&[40, 30, 20]), "the first session is too old");
+        assert_eq!(store.turn_durations(key("acme", "other"), 50).await, micros(&[80]));
+        let many = (0..1000).map(|_| TranscriptEntry::text("agent_message", "x")).collect();
+        store.append(TranscriptAppend { entries: many, ..append(sessions[5], &[]) }).await.unwrap();
+        assert_eq!(store.turn_durations(web(), 50).await, micros(&[30]), "what lies far back is not looked for");
+        assert_eq!(store.turn_durations(web(), 0).await, micros(&[]));
     }
 
     async fn workspaces_without_a_route_get_one_and_the_others_keep_theirs(database: TestDatabase) {
