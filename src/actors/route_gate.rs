@@ -8,7 +8,9 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
+    contract::result::ResultRollback,
     domain::{
+        redaction::Redacted,
         routing::{RecoveryRules, Route, Routing},
         turn_route::{RouteState, TurnReport, TurnRoute},
     },
@@ -96,6 +98,18 @@ impl RouteGate {
         let turn = self.0.state.borrow().turn(*turns);
         *turns = turns.wrapping_add(1);
         turn
+    }
+
+    /// Whether the workspace is rolled back, and why, as results tell.
+    pub fn rollback(&self) -> ResultRollback {
+        match self.state().rollback {
+            Some(rollback) => ResultRollback {
+                active: true,
+                reason: Some(Redacted::new(&rollback.reason).into_string()),
+                trigger: Some(rollback.trigger.as_str().to_owned()),
+            },
+            None => ResultRollback::default(),
+        }
     }
 
     /// What a handshake that is no turn counts for.

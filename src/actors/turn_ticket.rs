@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use super::{
     messages::TurnEnded,
     parts::Parts,
-    route_gate::RouteGate,
     session_shared::SessionShared,
     skip_record::{self, SkipRecord},
     turn_log,
@@ -16,7 +15,7 @@ use super::{
 use crate::{
     contract::{
         automation::GithubAutomation,
-        result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
+        result::{ACPSessionResult, ResultWorkspace, TurnFacts},
     },
     domain::{
         clock::Timestamp,
@@ -384,22 +383,10 @@ impl Begun {
             route: self.way.route,
             protocol_version: self.shared.view().facts.as_ref().and_then(|facts| facts.protocol_version),
             workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
-            rollback: rollback_of(&spec.gate),
+            rollback: spec.gate.rollback(),
             context_injected: self.context_injected,
             automation,
         };
         ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
-    }
-}
-
-/// Whether the workspace is rolled back, and why.
-fn rollback_of(gate: &RouteGate) -> ResultRollback {
-    match gate.state().rollback {
-        Some(rollback) => ResultRollback {
-            active: true,
-            reason: Some(Redacted::new(&rollback.reason).into_string()),
-            trigger: Some(rollback.trigger.as_str().to_owned()),
-        },
-        None => ResultRollback::default(),
     }
 }
