@@ -30,7 +30,7 @@
 //! | 6 | [`app`]: builds every part in order, takes them down in the reverse order; the demo's tour |
 //! | 5 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client · [`bench`]: what a turn costs, measured from outside |
 //! | 4 | [`actors`]: thin shells over `domain` |
-//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL |
+//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts what operators are told |
 //! | 2 | [`contract`]: our wire types · [`config`]: the only reader of the environment · [`telemetry`]: metrics, logs, clock, the watchdog of the threads |
 //! | 1 | [`domain`]: every rule, number and text, pure; `now` is an argument |
 //! | 0 | [`acp`]: frames, numbers, correlation, and the ACP messages under their spec names |
@@ -112,6 +112,7 @@ pub mod actors;
 
 pub mod store;
 pub mod transport;
+pub mod webhook;
 
 pub mod config;
 pub mod contract;

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use super::fallback::{Capacity, Migration, Recovery, Retention, Window};
+pub use super::{
+    fallback::{Capacity, Migration, Recovery, Retention, Window},
+    webhook::Webhook,
+};
 use crate::domain::permission::PermissionPolicy;
 
 /// The effective configuration. Field names are the names in TOML, environment and flags.
@@ -40,6 +43,8 @@ pub struct Config {
     pub migration: Migration,
     /// How many sessions there may be.
     pub capacity: Capacity,
+    /// Where operators' alerts are posted.
+    pub webhook: Webhook,
     /// For how long records are kept.
     pub retention: Retention,
     /// Bounds of every queue and payload.
@@ -383,7 +388,7 @@ impl Turn {
 /// What stands in place of a secret.
 pub(super) const HIDDEN: &str = "[hidden]";
 
-fn hidden<S: Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn hidden<S: Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
     match secret {
         Some(_) => to.serialize_str(HIDDEN),
         None => to.serialize_none(),

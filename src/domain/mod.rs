@@ -37,3 +37,4 @@ pub mod turn;
 pub mod turn_route;
 pub mod untold;
 pub mod watchdog;
+pub mod webhook;
