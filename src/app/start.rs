@@ -144,6 +144,7 @@ fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<St
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         patience: Duration::from_secs(loaded.config.database.patience_s),
+        webhook: loaded.config.webhook.endpoint(),
         observer: Arc::new(Observer(metrics.clone())),
     })?)
 }
