@@ -32,6 +32,7 @@ pub mod tenant_protocol;
 pub mod turn_ticket;
 #[cfg(test)]
 mod turn_ticket_tests;
+pub mod webhooks;
 pub mod workspace_folders;
 pub mod workspace_routing;
 pub mod workspace_supervisor;

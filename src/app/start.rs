@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::{AppError, database_url, hold, make_data_dir};
+use super::{AppError, database_url, hold, make_data_dir, webhooks::webhooks};
 use crate::{
     actors::{
         adoption,
@@ -18,10 +18,11 @@ use crate::{
         retention::{self, Ages},
         session_index::SessionIndex,
         storm::Storm,
+        webhooks::WebhookBell,
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
-    domain::{clock::Clock, watchdog::WatchdogLimits},
+    domain::{clock::Clock, toast::Stream, watchdog::WatchdogLimits},
     http::{self, Beside, HttpFace},
     runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
@@ -46,6 +47,8 @@ pub struct Service {
     pub(super) retention: JoinHandle<()>,
     pub(super) capacity: JoinHandle<()>,
     pub(super) migrations: JoinHandle<()>,
+    /// Posts what operators are told, where that is configured.
+    pub(super) webhooks: (WebhookBell, Option<JoinHandle<()>>),
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
@@ -61,7 +64,8 @@ impl Service {
         let watching = Watchdog::watch(WatchdogLimits::default(), metrics.clone());
         let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = open_store(url, loaded, &metrics)?;
+        let bell = WebhookBell::default();
+        let store = open_store(url, loaded, &metrics, bell.clone())?;
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
@@ -92,12 +96,26 @@ impl Service {
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         // Only a SQLite database is held for this process alone.
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
+        let webhooks = webhooks(&config.webhook, workspaces.parts())?;
         let http = http::serve(workspaces.clone(), migrations.clone(), config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         let migrations = actix::spawn(migrations.run());
+        let webhooks = (bell.clone(), webhooks.map(|webhooks| actix::spawn(webhooks.run(bell))));
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         let config = config.clone();
-        Ok(Self { config, http, workspaces, runtime, store, sweep, retention, capacity, migrations, _held: held })
+        Ok(Self {
+            config,
+            http,
+            workspaces,
+            runtime,
+            store,
+            sweep,
+            retention,
+            capacity,
+            migrations,
+            webhooks,
+            _held: held,
+        })
     }
 
     /// Where the API is.
@@ -138,14 +156,14 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics) -> Result<Store, AppError> {
+fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics, bell: WebhookBell) -> Result<Store, AppError> {
     Ok(Store::open(StoreOptions {
         url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         patience: Duration::from_secs(loaded.config.database.patience_s),
         webhook: loaded.config.webhook.endpoint(),
-        observer: Arc::new(Observer(metrics.clone())),
+        observer: Arc::new(Observer(metrics.clone(), bell)),
     })?)
 }
 
@@ -247,7 +265,7 @@ pub(super) fn runtime_options(
             bytes: config.runtime.replay_bytes,
         },
         heartbeats: runtime::Heartbeats::default(),
-        observer: Arc::new(Observer(metrics.clone())),
+        observer: Arc::new(Observer(metrics.clone(), WebhookBell::default())),
         metrics: metrics.clone(),
     })
 }
@@ -261,8 +279,8 @@ fn command_of(agent: &Agent) -> Result<Vec<String>, AppError> {
     Ok(vec![program.display().to_string(), "demo-agent".to_owned()])
 }
 
-/// Hands what store and runtime tell on to the metrics.
-struct Observer(Metrics);
+/// Hands what store and runtime tell on: to the metrics, and toasts to whom they wake.
+struct Observer(Metrics, WebhookBell);
 
 impl StoreObserver for Observer {
     fn on_commit(&self, rows: usize, lag: Duration, took: Duration) {
@@ -275,6 +293,10 @@ impl StoreObserver for Observer {
 
     fn on_queue_depth(&self, waiting: usize) {
         self.0.queue_depth(Queue::Writes, waiting);
+    }
+
+    fn on_toast(&self, stream: &Stream) {
+        self.1.on_toast(stream);
     }
 }
 

@@ -55,6 +55,17 @@ impl Service {
         if tokio::time::timeout(FLUSH, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "changes of an alert of capacity were not written down");
         }
+        // After the last alerts: they are posted now or by the next start.
+        let (bell, posting) = self.webhooks;
+        bell.close();
+        if let Some(posting) = posting
+            && tokio::time::timeout(self.config.webhook.timeout() + FLUSH, posting).await.is_err()
+        {
+            tracing::warn!(
+                marker = "[ACP]",
+                "a post to the webhook did not end; it is posted again by the next start"
+            );
+        }
         if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "the database did not take everything before the end");
         }

@@ -10,6 +10,7 @@ use utoipa::{
 use crate::domain::{
     skip::{SkipDetail, SkipReason},
     toast::{Severity, Trigger},
+    webhook::DeliveryState,
 };
 
 macro_rules! closed {
@@ -38,4 +39,5 @@ closed! {
     SkipDetail => "SkipDetail", "The finer reason of a skip; a closed set.";
     Severity => "ToastSeverity", "How bad a toast is.";
     Trigger => "ToastTrigger", "What a toast is about.";
+    DeliveryState => "WebhookDeliveryState", "Where a delivery to a webhook stands.";
 }

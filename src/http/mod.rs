@@ -20,6 +20,7 @@ mod sessions;
 mod stream;
 mod tenants;
 mod trace;
+mod webhooks;
 
 use std::{
     any::Any,
@@ -212,6 +213,9 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(migrations::resume_migration)
         .service(migrations::cancel_migration)
         .service(migrations::roll_migration_back)
+        .service(webhooks::list_deliveries)
+        .service(webhooks::replay_dead_deliveries)
+        .service(webhooks::replay_delivery)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)
@@ -312,7 +316,7 @@ mod tests {
     #[test]
     fn every_route_is_documented_and_every_schema_is_there() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 38);
+        assert_eq!(document.paths.paths.len(), 41);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

@@ -12,6 +12,7 @@ use super::{
     groups::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
     route_metrics::RouteMetrics,
+    webhook_metrics::WebhookMetrics,
 };
 use crate::domain::{lifecycle::SessionState, outcome::ErrorCode, routing::Route, turn::TurnOutcome};
 
@@ -56,6 +57,7 @@ struct All {
     sessions_expired: IntCounter,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
+    webhooks: WebhookMetrics,
 }
 
 impl All {
@@ -118,6 +120,7 @@ impl All {
             )?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
+            webhooks: WebhookMetrics::new(&make)?,
             registry,
         })
     }
@@ -150,6 +153,11 @@ impl Metrics {
         if let Some(to) = to {
             self.all.active_sessions.change(to, 1);
         }
+    }
+
+    /// What is counted about webhooks.
+    pub fn webhooks(&self) -> &WebhookMetrics {
+        &self.all.webhooks
     }
 
     /// What is counted about routes.
@@ -362,6 +370,8 @@ mod tests {
             "lumilink_capacity_alerts{level=\"critical\"}",
             "lumilink_capacity_alert_changes_total{kind=\"resolved\",level=\"warning\"}",
             "lumilink_capacity_refused_total{reason=\"tenant\"}",
+            "lumilink_webhook_attempts_total{outcome=\"dead\"}",
+            "lumilink_webhook_deliveries{state=\"pending\"}",
         ] {
             assert_eq!(value(&metrics, series), Some(0.0), "{series}");
         }

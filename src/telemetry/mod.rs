@@ -12,6 +12,7 @@ pub mod logging;
 pub mod metrics;
 pub mod route_metrics;
 pub mod watchdog;
+pub mod webhook_metrics;
 
 pub use clock::SystemClock;
 pub use metrics::Metrics;
