@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal as listen};
 use super::Service;
 use crate::config::Config;
 
-/// How long answers, alerts and rows may each take once every session is gone.
+/// How long answers, alerts, posts and rows may each take once every session is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Waits for SIGTERM or Ctrl-C. The next one ends the process at once, with the exit code that shells give to
@@ -55,11 +55,11 @@ impl Service {
         if tokio::time::timeout(FLUSH, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "changes of an alert of capacity were not written down");
         }
-        // After the last alerts: they are posted now or by the next start.
+        // What is out may end; what is not, and the last alerts, are posted by the next start.
         let (bell, posting) = self.webhooks;
         bell.close();
         if let Some(posting) = posting
-            && tokio::time::timeout(self.config.webhook.timeout() + FLUSH, posting).await.is_err()
+            && tokio::time::timeout(FLUSH, posting).await.is_err()
         {
             tracing::warn!(
                 marker = "[ACP]",
