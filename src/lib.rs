@@ -91,8 +91,11 @@
 //!   ([`transport::http_fallback`]) → `POST /process-prompt` → [`runtime::fallback`], which runs it with a fresh agent or
 //!   a headless command → lines of updates, then the result. A line that breaks: the transport asks what became of the
 //!   turn and never asks for it twice; the runtime knows it by its prompt id.
+//! - **An operator's alert**: the cause, its toast and its delivery are one transaction → [`actors::webhooks`] is woken, or
+//!   finds the row at its next start, and takes it for a while → [`webhook`] signs and posts → the row says what came of
+//!   it: delivered, another try, or dead until somebody replays it.
 //! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
-//!   → runtime, HTTP, store.
+//!   → runtime, HTTP, posts that are out, store.
 //!
 //! # What is not here
 //!

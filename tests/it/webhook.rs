@@ -28,7 +28,7 @@ pub fn posting(url: &str) -> Builder {
     let mut builder = Program::builder().env("LUMILINK_WEBHOOK__SECRET", SECRET);
     for (key, value) in [
         ("webhook.url", url),
-        ("webhook.timeout_s", "1"),
+        ("webhook.timeout_s", "5"),
         ("webhook.max_retry_s", "1"),
         ("capacity.max_sessions", "2"),
         ("capacity.resolve_bp", "4000"),
@@ -162,7 +162,7 @@ fn every_way_to_lose_an_answer_leads_to_another_try_under_the_same_id() {
         Reply::With(503, "Retry-After: 3".into()),
     ];
     let receiver = Receiver::start(script);
-    let program = posting(&receiver.url()).start();
+    let program = posting(&receiver.url()).set("webhook.timeout_s", 2).start();
     let _session = alerts(&program);
     let posts = receiver.gets(5);
     is_one(&posts);
@@ -263,13 +263,14 @@ fn what_a_killed_program_had_not_posted_is_posted_by_the_next_one() {
 #[test]
 fn what_was_out_when_the_program_was_killed_is_posted_again_under_its_id() {
     let receiver = Receiver::start([Reply::Late]);
-    let mut program = posting(&receiver.url()).start();
+    let start = || posting(&receiver.url()).set("webhook.timeout_s", 2);
+    let mut program = start().start();
     let _session = alerts(&program);
     receiver.gets(1);
     program.kill();
     let folder = program.folder.clone();
     drop(program);
-    let program = posting(&receiver.url()).folder(&folder).start();
+    let program = start().folder(&folder).start();
     let posts = receiver.gets(2);
     // The start found the seat free again, and told that too.
     let again: Vec<_> =
