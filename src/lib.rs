@@ -30,7 +30,7 @@
 //! | 6 | [`app`]: builds every part in order, takes them down in the reverse order; the demo's tour |
 //! | 5 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client · [`bench`]: what a turn costs, measured from outside |
 //! | 4 | [`actors`]: thin shells over `domain` |
-//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL |
+//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts what operators are told |
 //! | 2 | [`contract`]: our wire types · [`config`]: the only reader of the environment · [`telemetry`]: metrics, logs, clock, the watchdog of the threads |
 //! | 1 | [`domain`]: every rule, number and text, pure; `now` is an argument |
 //! | 0 | [`acp`]: frames, numbers, correlation, and the ACP messages under their spec names |
@@ -97,8 +97,11 @@
 //!   reads → [`actors::notifications`], which takes over where the last page ended, in one step →
 //!   [`actors::toast_pipe`], a bounded queue. Who falls behind is let go with its cursor; who does not read at all has its
 //!   connection broken from outside, since its own actor is not run any more.
+//! - **An operator's alert**: the cause, its toast and its delivery are one transaction → [`actors::webhooks`] is woken, or
+//!   finds the row at its next start, and takes it for a while → [`webhook`] signs and posts → the row says what came of
+//!   it: delivered, another try, or dead until somebody replays it.
 //! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
-//!   → subscribers of toasts, runtime, HTTP, store.
+//!   → subscribers of toasts, runtime, HTTP, posts that are out, store.
 //!
 //! # What is not here
 //!
@@ -118,6 +121,7 @@ pub mod actors;
 
 pub mod store;
 pub mod transport;
+pub mod webhook;
 
 pub mod config;
 pub mod contract;

@@ -40,6 +40,7 @@ pub mod turn_log;
 pub mod turn_ticket;
 #[cfg(test)]
 mod turn_ticket_tests;
+pub mod webhooks;
 pub mod workspace_folders;
 pub mod workspace_pace;
 pub mod workspace_routing;

@@ -188,6 +188,7 @@ mod tests {
             readers: 1,
             write_queue: 64,
             patience: Duration::from_secs(60),
+            webhook: None,
             observer: Arc::new(Blind),
         });
         let store = store.unwrap();

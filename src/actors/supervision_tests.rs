@@ -78,6 +78,7 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
         readers: 2,
         write_queue: WRITE_QUEUE,
         patience: Duration::from_secs(60),
+        webhook: None,
         observer: Arc::new(Blind),
     })
     .unwrap();

@@ -216,6 +216,7 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
         readers: 1,
         write_queue: TOGETHER + 1,
         patience: Duration::from_secs(60),
+        webhook: None,
         observer: Arc::new(Blind),
     })
     .unwrap();

@@ -6,6 +6,7 @@
 mod demo;
 mod start;
 mod stop;
+mod webhooks;
 
 use std::{
     fs::TryLockError,
@@ -44,6 +45,9 @@ pub enum AppError {
     /// The runtime's address cannot be used.
     #[error("{0}")]
     Door(#[from] Failure),
+    /// What operators are told cannot be posted.
+    #[error("webhook: {0}")]
+    Webhook(String),
     /// An address cannot be bound, or a file not be written.
     #[error("{what}: {cause}")]
     Io {

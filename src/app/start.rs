@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::{AppError, database_url, hold, make_data_dir};
+use super::{AppError, database_url, hold, make_data_dir, webhooks::webhooks};
 use crate::{
     actors::{
         adoption,
@@ -21,6 +21,7 @@ use crate::{
         session_telemetry,
         storm::Storm,
         toast_wakes::ToastWakes,
+        webhooks::WebhookBell,
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, settings::Agent},
@@ -50,6 +51,8 @@ pub struct Service {
     pub(super) retention: JoinHandle<()>,
     pub(super) capacity: JoinHandle<()>,
     pub(super) migrations: JoinHandle<()>,
+    /// Posts what operators are told, where that is configured.
+    pub(super) webhooks: (WebhookBell, Option<JoinHandle<()>>),
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
@@ -65,8 +68,9 @@ impl Service {
         let watching = Watchdog::watch(WatchdogLimits::default(), metrics.clone());
         let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let wakes = ToastWakes::default();
-        let store = open_store(url, loaded, &metrics, wakes.clone())?;
+        let (wakes, bell) = (ToastWakes::default(), WebhookBell::default());
+        let watch = StoreWatch { metrics: metrics.clone(), wakes: wakes.clone(), bell: bell.clone() };
+        let store = open_store(url, loaded, watch)?;
         let (telemetry, source) = session_telemetry::telemetry(metrics.clone());
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
@@ -99,12 +103,14 @@ impl Service {
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         // Only a SQLite database is held for this process alone.
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
+        let webhooks = webhooks(&config.webhook, workspaces.parts())?;
         let toasts =
             ToastHub::start(store.clone(), wakes, source, held.is_none(), config.notifications.max_subscribers);
         let faces = Faces { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
         let http = http::serve(faces, config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         let migrations = actix::spawn(migrations.run());
+        let webhooks = (bell.clone(), webhooks.map(|webhooks| actix::spawn(webhooks.run(bell))));
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         let config = config.clone();
         Ok(Self {
@@ -118,6 +124,7 @@ impl Service {
             retention,
             capacity,
             migrations,
+            webhooks,
             _held: held,
         })
     }
@@ -160,13 +167,14 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: &Metrics, wakes: ToastWakes) -> Result<Store, AppError> {
+fn open_store(url: DatabaseUrl, loaded: &Loaded, watch: StoreWatch) -> Result<Store, AppError> {
     Ok(Store::open(StoreOptions {
         url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         patience: Duration::from_secs(loaded.config.database.patience_s),
-        observer: Arc::new(StoreWatch { metrics: metrics.clone(), wakes }),
+        webhook: loaded.config.webhook.endpoint(),
+        observer: Arc::new(watch),
     })?)
 }
 
@@ -282,10 +290,11 @@ fn command_of(agent: &Agent) -> Result<Vec<String>, AppError> {
     Ok(vec![program.display().to_string(), "demo-agent".to_owned()])
 }
 
-/// Hands what the store tells on to the metrics, and to the hub of notifications.
+/// Hands what the store tells on: to the metrics, and toasts to whom they wake.
 struct StoreWatch {
     metrics: Metrics,
     wakes: ToastWakes,
+    bell: WebhookBell,
 }
 
 impl StoreObserver for StoreWatch {
@@ -303,6 +312,7 @@ impl StoreObserver for StoreWatch {
 
     fn on_toast(&self, stream: &Stream) {
         self.wakes.wake(stream);
+        self.bell.on_toast(stream);
     }
 }
 

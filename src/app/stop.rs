@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal as listen};
 use super::Service;
 use crate::config::Config;
 
-/// How long answers, alerts and rows may each take once every session is gone.
+/// How long answers, alerts, posts and rows may each take once every session is gone.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// How long subscribers of toasts may take to close their sockets.
@@ -59,6 +59,17 @@ impl Service {
         self.workspaces.capacity().close();
         if tokio::time::timeout(FLUSH, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "changes of an alert of capacity were not written down");
+        }
+        // What is out may end; what is not, and the last alerts, are posted by the next start.
+        let (bell, posting) = self.webhooks;
+        bell.close();
+        if let Some(posting) = posting
+            && tokio::time::timeout(FLUSH, posting).await.is_err()
+        {
+            tracing::warn!(
+                marker = "[ACP]",
+                "a post to the webhook did not end; it is posted again by the next start"
+            );
         }
         if tokio::time::timeout(FLUSH, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "the database did not take everything before the end");

@@ -239,6 +239,21 @@ impl ApiClient {
         self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
     }
 
+    /// A page of deliveries to the operators' webhook.
+    pub async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {
+        self.get(&["acp", "webhooks", "deliveries"], query).await
+    }
+
+    /// Posts one again.
+    pub async fn replay_delivery(&self, id: &str) -> Result<Value, ClientError> {
+        self.post(&["acp", "webhooks", "deliveries", id, "replay"], &json!({}), Some(CALL_TIMEOUT)).await
+    }
+
+    /// Posts all again that were given up.
+    pub async fn replay_dead_deliveries(&self) -> Result<Value, ClientError> {
+        self.post(&["acp", "webhooks", "deliveries", "replay"], &json!({}), Some(CALL_TIMEOUT)).await
+    }
+
     fn call(&self, method: Method, path: &[&str]) -> RequestBuilder {
         self.http.request(method, self.address(path))
     }

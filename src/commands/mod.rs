@@ -19,6 +19,7 @@ mod serve;
 mod server_flags;
 mod session;
 mod session_view;
+mod webhook;
 mod wish_flags;
 mod workspace;
 
@@ -63,6 +64,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Moves fleets of workspaces of a running server to another default route, in steps.
     Migration(migration::MigrationArgs),
+    /// Looks at what a running server posts to the operators' webhook, and posts it again.
+    Webhook(webhook::WebhookArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
@@ -81,6 +84,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
+        Command::Webhook(arguments) => webhook::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)
 }

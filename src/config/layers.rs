@@ -133,7 +133,8 @@ impl Layers {
 
 /// Whether the value of a setting is never shown.
 pub(super) fn is_secret(setting: &str) -> bool {
-    setting.ends_with(".token") || setting == "database.url" || setting.split('.').any(|part| part == "env")
+    let hidden = ["database.url", "webhook.url", "webhook.secret", "webhook.previous_secret"];
+    setting.ends_with(".token") || hidden.contains(&setting) || setting.split('.').any(|part| part == "env")
 }
 
 fn shown(setting: &str, found: &Actual) -> String {

@@ -176,6 +176,32 @@ fn no_secret_is_in_a_message_or_in_what_is_printed() {
 }
 
 #[test]
+fn a_webhook_needs_tls_or_loopback_and_a_secret_and_shows_neither_path_nor_secret() {
+    const URL: &str = "webhook.url=https://u:424242@hooks.example.com/424242?k=424242";
+    let secret = |secret: &str| format!("webhook.secret={secret}");
+    let long = "424242424242424242424242";
+    assert!(refused(&[], &[URL]).contains("webhook.secret: is not set"));
+    assert!(refused(&[], &[URL, &secret("short")]).contains("webhook.secret: must be 24 or more"));
+    assert!(refused(&[], &[URL, &secret("whsec_c2hvcnQ=")]).contains("webhook.secret: must be"));
+    let message = refused(&[], &["webhook.url=http://hooks.example.com/424242", &secret(long)]);
+    assert!(message.contains("webhook.url: must be https") && !message.contains("424242"), "{message}");
+    for bad in
+        ["timeout_s=0", "timeout_s=61", "max_attempts=0", "first_retry_s=0", "first_retry_s=301", "max_retry_s=0"]
+    {
+        let setting = bad.split('=').next().unwrap();
+        assert!(refused(&[], &[&format!("webhook.{bad}")]).contains(&format!("webhook.{setting}: is")), "{bad}");
+    }
+    let previous = format!("webhook.previous_secret={long}x");
+    let loaded = load(&sources(&[("LUMILINK_WEBHOOK__SECRET", long)], &[URL, &previous])).unwrap();
+    assert_eq!(loaded.config.webhook.secret.as_ref().unwrap().expose_secret(), long);
+    let printed = render(&loaded);
+    assert!(!printed.contains("424242") && !format!("{loaded:?}").contains("424242"), "{printed}");
+    assert!(printed.contains("url = \"https://hooks.example.com/[hidden]\"  # flag --set"), "{printed}");
+    load(&sources(&[], &["webhook.url=http://localhost:9/hook", &secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]))
+        .unwrap();
+}
+
+#[test]
 fn what_is_printed_is_toml_that_loads_and_names_each_source() {
     let printed =
         render(&load(&sources(&[("LUMILINK_LOG__LEVEL", "debug")], &["agent.command=[\"a b\", \"c\"]"])).unwrap());

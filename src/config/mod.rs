@@ -16,6 +16,7 @@ pub mod render;
 pub mod settings;
 pub mod sources;
 mod validate;
+mod webhook;
 
 pub use client::ClientSettings;
 pub use environment::Environment;

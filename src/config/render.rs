@@ -65,6 +65,10 @@ fn shown(loaded: &Loaded, setting: &str, value: &Value) -> Option<String> {
         let url = loaded.config.database.url.as_ref()?.expose_secret();
         return Some(toml_text(&database_shown(url)));
     }
+    if setting == "webhook.url" {
+        // What follows the origin may be a secret.
+        return loaded.config.webhook.endpoint().map(|origin| toml_text(&format!("{origin}/{HIDDEN}")));
+    }
     match value {
         Value::Null => None,
         // The types hide their secrets when they are serialised; this is the second lock.

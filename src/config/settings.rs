@@ -10,6 +10,7 @@ pub use super::{
     github::Github,
     notifications::Notifications,
     process::{Drain, Log, LogFormat},
+    webhook::Webhook,
 };
 use crate::domain::permission::PermissionPolicy;
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub migration: Migration,
     /// How many sessions there may be.
     pub capacity: Capacity,
+    /// Where operators' alerts are posted.
+    pub webhook: Webhook,
     /// For how long records are kept.
     pub retention: Retention,
     /// What becomes of an agent's changes.
@@ -352,7 +355,7 @@ impl Turn {
 /// What stands in place of a secret.
 pub(super) const HIDDEN: &str = "[hidden]";
 
-fn hidden<S: Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn hidden<S: Serializer>(secret: &Option<SecretString>, to: S) -> Result<S::Ok, S::Error> {
     match secret {
         Some(_) => to.serialize_str(HIDDEN),
         None => to.serialize_none(),

@@ -9,10 +9,12 @@ use super::{
     error::{BadSetting, ConfigError, Origin},
     settings::Agent,
     sources::{DEFAULT_AGENT, Face, sqlite_path},
+    webhook::origin,
 };
 use crate::domain::{
     repository_pattern::{MAX_PATTERNS, is_pattern},
     success_window::FULL_BP,
+    webhook::{MIN_SECRET_BYTES, key_of},
 };
 
 /// The smallest frame limit, in bytes: the handshake of an agent that offers many models and modes takes
@@ -25,6 +27,11 @@ const MAX_FRAME_BYTES: usize = 1024 * 1024 * 1024;
 const MAX_SECONDS: u64 = 10 * 366 * 24 * 3600;
 /// Buckets of a window; each takes 24 bytes in each workspace.
 const MAX_BUCKETS: u64 = 1440;
+
+/// The longest that one post to a webhook may take, in seconds: as long as its place of four is taken.
+const MAX_WEBHOOK_TIMEOUT_S: u64 = 60;
+/// The longest wait between two posts, in seconds: a day.
+const MAX_WEBHOOK_RETRY_S: u64 = 24 * 3600;
 
 struct Check<'a, O> {
     origin_of: O,
@@ -50,6 +57,7 @@ pub(super) fn validate(
     check.migration();
     check.notifications();
     check.github();
+    check.webhook();
     check.log_level();
     if check.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: check.problems }) }
 }
@@ -299,13 +307,12 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
     }
 
     fn notifications(&mut self) {
-        let notifications = &self.config.notifications;
-        let fine = (1..=300).contains(&notifications.ticket_ttl_s);
-        let session = notifications.ticket_session_s;
-        let lives = (1..=MAX_SECONDS).contains(&session);
-        self.require(fine, "notifications.ticket_ttl_s", "must be 1 to 300 seconds");
-        let what = format!("is {session}, must be 1 to {MAX_SECONDS} seconds");
-        self.require(lives, "notifications.ticket_session_s", what);
+        let asked = &self.config.notifications;
+        let (ttl, session) = (asked.ticket_ttl_s, asked.ticket_session_s);
+        for (setting, seconds, most) in [("ticket_ttl_s", ttl, 300), ("ticket_session_s", session, MAX_SECONDS)] {
+            let what = format!("is {seconds}, must be 1 to {most} seconds");
+            self.require((1..=most).contains(&seconds), format!("notifications.{setting}"), what);
+        }
     }
 
     fn github(&mut self) {
@@ -315,6 +322,43 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         for pattern in patterns {
             self.require(is_pattern(pattern), setting, format!("{pattern:?} must be like owner/name or owner/*"));
         }
+    }
+
+    fn webhook(&mut self) {
+        let webhook = &self.config.webhook;
+        let url = webhook.url.as_ref();
+        let fine = url.is_none_or(|url| origin(url.expose_secret()).is_some());
+        self.require(fine, "webhook.url", "must be https://…, or http://… on 127.0.0.1, [::1] or localhost");
+        let what = format!(
+            "must be {MIN_SECRET_BYTES} or more visible ASCII characters without spaces, or whsec_ and base64 of as many \
+             bytes: openssl rand -base64 32"
+        );
+        for (setting, secret) in
+            [("webhook.secret", &webhook.secret), ("webhook.previous_secret", &webhook.previous_secret)]
+        {
+            let fine = secret.as_ref().is_none_or(|secret| key_of(secret.expose_secret()).is_some());
+            self.require(fine, setting, &what);
+        }
+        let signs = url.is_none() || webhook.secret.is_some();
+        self.require(
+            signs,
+            "webhook.secret",
+            "is not set, and what is posted to webhook.url has to be signed; set it in LUMILINK_WEBHOOK__SECRET",
+        );
+        let (timeout, attempts) = (webhook.timeout_s, webhook.max_attempts);
+        let fine = (1..=MAX_WEBHOOK_TIMEOUT_S).contains(&timeout);
+        let what = format!("is {timeout}, must be 1 to {MAX_WEBHOOK_TIMEOUT_S} seconds");
+        self.require(fine, "webhook.timeout_s", what);
+        self.require(
+            (1..=1000).contains(&attempts),
+            "webhook.max_attempts",
+            format!("is {attempts}, must be 1 to 1000"),
+        );
+        let (first, most) = (webhook.first_retry_s, webhook.max_retry_s);
+        let what = format!("is {most}, must be 1 to {MAX_WEBHOOK_RETRY_S} seconds");
+        self.require((1..=MAX_WEBHOOK_RETRY_S).contains(&most), "webhook.max_retry_s", what);
+        let what = format!("is {first}, must be 1 to webhook.max_retry_s ({most})");
+        self.require((1..=most.max(1)).contains(&first), "webhook.first_retry_s", what);
     }
 
     fn share(&mut self, setting: &str, value: u32) {

@@ -23,4 +23,5 @@ pub mod session;
 pub mod tenant;
 pub mod toast;
 pub mod toast_frames;
+pub mod webhook;
 mod words;

@@ -11,6 +11,7 @@ use crate::domain::{
     skip::{SkipDetail, SkipReason, WantedMode},
     subscription::ResetReason,
     toast::{Severity, Trigger},
+    webhook::DeliveryState,
 };
 
 macro_rules! closed {
@@ -41,4 +42,5 @@ closed! {
     ResetReason => "ResetReason", "Why a cursor cannot be gone on from.";
     Severity => "ToastSeverity", "How bad a toast is.";
     Trigger => "ToastTrigger", "What a toast is about.";
+    DeliveryState => "WebhookDeliveryState", "Where a delivery to a webhook stands.";
 }

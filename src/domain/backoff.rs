@@ -1,4 +1,4 @@
-//! How long to wait before a connection that broke is tried again.
+//! How long to wait before something that failed is tried again.
 
 use std::time::Duration;
 
@@ -14,13 +14,22 @@ const JITTER: f64 = 0.2;
 /// The wait before try number `attempt`, counted from 0: 50 to 250 ms, then 1 s doubling to 30 s, each ± 20 %.
 /// `fraction` is a random number from 0 to 1; what is outside counts as the nearest of the two.
 pub fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
-    let fraction = if fraction.is_nan() { 0.5 } else { fraction.clamp(0.0, 1.0) };
     let Some(doublings) = attempt.checked_sub(1) else {
         let (least, most) = FIRST;
-        return least + (most - least).mul_f64(fraction);
+        return least + (most - least).mul_f64(bounded(fraction));
     };
-    let delay = BASE.saturating_mul(2u32.saturating_pow(doublings)).min(LONGEST);
-    delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * fraction)
+    doubled(BASE, LONGEST, doublings, fraction)
+}
+
+/// `base`, doubled so often, at most `longest`; then ± 20 % by `fraction`, a random number from 0 to 1.
+pub fn doubled(base: Duration, longest: Duration, doublings: u32, fraction: f64) -> Duration {
+    let delay = base.saturating_mul(2u32.saturating_pow(doublings)).min(longest);
+    delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * bounded(fraction))
+}
+
+/// What is outside of 0 to 1 counts as the nearest of the two.
+fn bounded(fraction: f64) -> f64 {
+    if fraction.is_nan() { 0.5 } else { fraction.clamp(0.0, 1.0) }
 }
 
 #[cfg(test)]

@@ -39,3 +39,4 @@ pub mod turn;
 pub mod turn_route;
 pub mod untold;
 pub mod watchdog;
+pub mod webhook;

@@ -25,6 +25,7 @@ mod tenants;
 mod toast_feed;
 mod toast_socket;
 mod trace;
+mod webhooks;
 
 use std::{
     any::Any,
@@ -235,6 +236,9 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(notifications::make_ticket)
         .service(notifications::acknowledge)
         .service(toast_socket::subscribe)
+        .service(webhooks::list_deliveries)
+        .service(webhooks::replay_dead_deliveries)
+        .service(webhooks::replay_delivery)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)
@@ -335,7 +339,7 @@ mod tests {
     #[test]
     fn every_route_is_documented_and_every_schema_is_there() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 42);
+        assert_eq!(document.paths.paths.len(), 45);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

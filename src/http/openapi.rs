@@ -10,6 +10,7 @@ use crate::contract::{
     result::ACPSessionResult,
     toast::{Toast, TranscriptNote},
     toast_frames::{ClientFrame, ServerFrame},
+    webhook::WebhookEvent,
 };
 
 #[derive(OpenApi)]
@@ -20,7 +21,15 @@ use crate::contract::{
             application/problem+json (RFC 9457) with a stable `code`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
-    components(schemas(ACPSessionResult, GithubAutomation, Toast, TranscriptNote, ClientFrame, ServerFrame)),
+    components(schemas(
+        ACPSessionResult,
+        GithubAutomation,
+        Toast,
+        TranscriptNote,
+        ClientFrame,
+        ServerFrame,
+        WebhookEvent,
+    )),
     tags(
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
         (name = "turns", description = "Run, follow and cancel prompt turns"),

@@ -42,6 +42,8 @@ mod tenant_protocols;
 mod tests;
 mod transcript;
 mod turn_durations;
+mod webhook_claims;
+mod webhook_deliveries;
 mod workspaces;
 mod writer;
 
@@ -82,6 +84,8 @@ pub use self::{
     sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
     tenant_protocols::TenantProtocol,
     transcript::{TranscriptAppend, TranscriptRow},
+    webhook_claims::{ClaimDeliveries, DueDelivery, MAX_CLAIM},
+    webhook_deliveries::{TriedDelivery, WebhookBacklog, WebhookDeliveryRow},
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
 use self::{
@@ -163,6 +167,8 @@ pub struct StoreOptions {
     /// How long the end of a turn may wait for a database that is away until it is told as not durable
     /// (`[database] patience_s`). It is written all the same as soon as that is possible.
     pub patience: Duration,
+    /// Where toasts of operators are posted, without what may be secret: with each a delivery is kept. None: with none.
+    pub webhook: Option<String>,
     /// Is told what the writer does.
     pub observer: Arc<dyn StoreObserver>,
 }
@@ -179,6 +185,7 @@ impl fmt::Debug for StoreOptions {
             .field("readers", &self.readers)
             .field("write_queue", &self.write_queue)
             .field("patience", &self.patience)
+            .field("webhook", &self.webhook)
             .finish_non_exhaustive()
     }
 }
@@ -228,13 +235,13 @@ impl Store {
     /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
     /// process migrates. Safe to retry.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { url, readers, write_queue, patience, observer } = options;
+        let StoreOptions { url, readers, write_queue, patience, webhook, observer } = options;
         for name in migrations::run(&url)? {
             tracing::info!(%name, "migration done");
         }
         let epoch = identity::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
-        let writer = Writer::new(url.clone(), received, patience, observer.clone())?;
+        let writer = Writer::new(url.clone(), webhook, received, patience, observer.clone())?;
         let (ending, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("store-writer".into())

@@ -14,7 +14,8 @@ use super::{
     cached::execute,
     columns::{self, Cursor, Page},
     connection::AnyConnection,
-    schema::{notification_reads, notification_streams, notifications, sessions, webhook_deliveries},
+    schema::{self, notification_reads, notification_streams, notifications, sessions},
+    webhook_deliveries,
     writer::WriteTx,
 };
 use crate::domain::{
@@ -160,6 +161,9 @@ pub(super) fn add(tx: &mut WriteTx<'_>, toast: &NewToast, now: Timestamp) -> Res
         created_us: now.0,
     };
     tx.rows += diesel::insert_into(notifications::table).values(&record).execute(tx.connection)?;
+    if stream == Stream::Operators {
+        webhook_deliveries::enqueue(tx, &record.notification_id, now)?;
+    }
     tx.told.push(stream);
     Ok(true)
 }
@@ -236,6 +240,7 @@ fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> R
 
 /// Removes old notifications with all that belongs to them; not those that are still to be posted.
 pub(super) fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
+    use schema::webhook_deliveries;
     let pending = webhook_deliveries::table
         .filter(webhook_deliveries::state.eq("pending"))
         .select(webhook_deliveries::notification_id);

@@ -48,6 +48,7 @@ struct Failed {
 pub(super) struct Writer {
     url: DatabaseUrl,
     connection: Option<AnyConnection>,
+    webhook: Option<String>,
     queue: Receiver<Message>,
     observer: Arc<dyn StoreObserver>,
     next_seq: HashMap<SessionId, i64>,
@@ -64,6 +65,7 @@ impl Writer {
     /// Connects. Blocks. Who waits for a kept write is told after `patience` that it is not durable.
     pub(super) fn new(
         url: DatabaseUrl,
+        webhook: Option<String>,
         queue: Receiver<Message>,
         patience: Duration,
         observer: Arc<dyn StoreObserver>,
@@ -73,6 +75,7 @@ impl Writer {
         let timer = timer.map_err(|cause| StoreError::Unavailable(format!("a timer for the writer: {cause}")))?;
         Ok(Self {
             url,
+            webhook,
             connection: Some(connection),
             max_kept: queue.max_capacity(),
             queue,
@@ -177,7 +180,7 @@ impl Writer {
                 self.url.connect(Purpose::Write).map_err(|error| Failed { error, in_write: false, lost: false })?
             }
         };
-        let outcome = transact(&mut connection, &mut self.next_seq, jobs);
+        let outcome = transact(&mut connection, &mut self.next_seq, self.webhook.as_deref(), jobs);
         match outcome {
             Ok((rows, told)) => {
                 self.connection = Some(connection);
@@ -243,12 +246,13 @@ fn finish_all(jobs: Vec<Job>) {
 fn transact(
     connection: &mut AnyConnection,
     next_seq: &mut HashMap<SessionId, i64>,
+    webhook: Option<&str>,
     jobs: &mut [Job],
 ) -> Result<(usize, Vec<Stream>), (StoreError, bool)> {
     connection.begin_write().map_err(|cause| (StoreError::from(cause), false))?;
     let (mut rows, mut told) = (0, Vec::new());
     for job in jobs.iter_mut() {
-        let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt: job.in_doubt, told: &mut told };
+        let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt: job.in_doubt, told: &mut told, webhook };
         match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
             Ok(Ok(())) => rows += tx.rows,
             Ok(Err(error)) => return Err((error, true)),

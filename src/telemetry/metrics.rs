@@ -13,6 +13,7 @@ use super::{
     labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
     route_metrics::RouteMetrics,
     toast_metrics::ToastMetrics,
+    webhook_metrics::WebhookMetrics,
 };
 use crate::domain::{lifecycle::SessionState, outcome::ErrorCode, routing::Route, turn::TurnOutcome};
 
@@ -58,6 +59,7 @@ struct All {
     routes: RouteMetrics,
     capacity: CapacityMetrics,
     toasts: ToastMetrics,
+    webhooks: WebhookMetrics,
 }
 
 impl All {
@@ -121,6 +123,7 @@ impl All {
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
             toasts: ToastMetrics::new(&make)?,
+            webhooks: WebhookMetrics::new(&make)?,
             registry,
         })
     }
@@ -153,6 +156,11 @@ impl Metrics {
         if let Some(to) = to {
             self.all.active_sessions.change(to, 1);
         }
+    }
+
+    /// What is counted about webhooks.
+    pub fn webhooks(&self) -> &WebhookMetrics {
+        &self.all.webhooks
     }
 
     /// What is counted about routes.
@@ -370,6 +378,8 @@ mod tests {
             "lumilink_capacity_alerts{level=\"critical\"}",
             "lumilink_capacity_alert_changes_total{kind=\"resolved\",level=\"warning\"}",
             "lumilink_capacity_refused_total{reason=\"tenant\"}",
+            "lumilink_webhook_attempts_total{outcome=\"dead\"}",
+            "lumilink_webhook_deliveries{state=\"pending\"}",
         ] {
             assert_eq!(value(&metrics, series), Some(0.0), "{series}");
         }

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod route_metrics;
 pub mod toast_metrics;
 pub mod watchdog;
+pub mod webhook_metrics;
 
 pub use clock::SystemClock;
 pub use metrics::Metrics;

@@ -86,6 +86,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "diesel" | "diesel_migrations" | "r2d2" | "libsqlite3_sys" | "pq_sys" => Only(&["store/"]),
         "tokio" | "libc" | "memchr" | "reqwest" | "tokio_tungstenite" => From(3),
         "actix" => From(4),
+        "hmac" => Only(&["webhook/"]),
         "cap_std" => Only(&["runtime/"]),
         "actix_http" => Only(&["runtime/acp_socket.rs"]),
         "actix_web_actors" => Only(&["http/toast_socket.rs", "runtime/acp_socket.rs"]),

@@ -44,4 +44,5 @@ mod store_both;
 mod stream;
 mod supervision;
 mod watchdog;
+mod webhook;
 mod workspaces;

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::harness::{Api, Program, Value, json};
+use crate::{
+    harness::{Api, Program, Value, json, receiver::Receiver},
+    webhook,
+};
 
 #[test]
 fn the_document_is_openapi_3_1_and_every_operation_tells_its_errors() {
@@ -107,7 +110,8 @@ fn the_documentation_is_served_without_any_cdn() {
 /// Calls every route of the document, so that a route which no test knows fails this one.
 #[test]
 fn every_route_of_the_document_is_exercised() {
-    let program = Program::builder().set("permission.policy", "ask").start();
+    let receiver = Receiver::start([]);
+    let program = webhook::posting(&receiver.url()).set("permission.policy", "ask").start();
     let api = &program.api;
     for path in ["/livez", "/readyz", "/metrics", "/openapi.json", "/acp/health", "/acp/agents", "/acp/workspaces"] {
         api.get(path).expect(200);
@@ -151,6 +155,7 @@ fn every_route_of_the_document_is_exercised() {
     session.post("close", json!({})).expect(200);
     routes_are_steered(api);
     fleets_are_steered(api);
+    deliveries_are_replayed(api, &receiver);
     let missed: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
     assert!(missed.is_empty(), "no test calls {missed:?}");
 }
@@ -186,6 +191,14 @@ fn fleets_are_steered(api: &Api) {
     }
     api.get(&path).expect(200);
     api.get("/acp/migrations").expect(200);
+}
+
+fn deliveries_are_replayed(api: &Api, receiver: &Receiver) {
+    let post = receiver.gets(1).remove(0);
+    api.get("/acp/webhooks/deliveries").expect(200);
+    let path = format!("/acp/webhooks/deliveries/{}/replay", post.header("webhook-id"));
+    api.post(&path, json!({})).expect(200);
+    api.post("/acp/webhooks/deliveries/replay", json!({})).expect(200);
 }
 
 #[test]
@@ -224,6 +237,9 @@ fn every_route_of_the_issue_is_in_the_document() {
         ("GET", "/acp/audit/capacity-alerts"),
         ("GET", "/acp/audit/notifications"),
         ("GET", "/acp/audit/summary"),
+        ("GET", "/acp/webhooks/deliveries"),
+        ("POST", "/acp/webhooks/deliveries/{id}/replay"),
+        ("POST", "/acp/webhooks/deliveries/replay"),
         ("GET", "/metrics"),
         ("GET", "/livez"),
         ("GET", "/readyz"),

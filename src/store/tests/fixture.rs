@@ -106,6 +106,7 @@ impl TestDatabase {
             readers: 4,
             write_queue: 1024,
             patience: DEADLINE,
+            webhook: None,
             observer: self.seen.clone(),
         }
     }

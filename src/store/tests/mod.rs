@@ -9,6 +9,7 @@ mod routes;
 mod session_story;
 mod sessions;
 mod turns;
+mod webhook_deliveries;
 mod writing;
 
 use fixture::TestDatabase;

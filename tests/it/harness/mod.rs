@@ -16,6 +16,7 @@ pub mod process;
 pub mod processes;
 pub mod program;
 pub mod proxy;
+pub mod receiver;
 pub mod sse;
 pub mod stdio_client;
 pub mod stub_model;

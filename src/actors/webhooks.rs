@@ -1,0 +1,219 @@
+//! Posts what operators are told, until the receiver has it or it is given up.
+//!
+//! The rows are the truth: a commit only wakes it, and what an earlier life of the service left is found there. Which
+//! answers are final and when the next try is stands in [`crate::domain::webhook`].
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
+use uuid::Uuid;
+
+use crate::{
+    contract::{toast::Toast, webhook::WebhookEvent},
+    domain::{
+        clock::Clock,
+        redaction::Redacted,
+        toast::{Stream, session_suffix},
+        webhook::{Answer, Verdict, WebhookRules, retry_after},
+    },
+    store::{ClaimDeliveries, DueDelivery, NotificationRow, Store, StoreError, TriedDelivery},
+    telemetry::Metrics,
+    webhook::{Answered, NoAnswer, Poster},
+};
+
+/// Posts that are out at a time: one that takes long holds up no other, and a receiver is not stormed.
+const MAX_OUT: usize = 4;
+/// A claim outlives its post by this, so that what became of it is on disk before somebody else tries.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// So often it is looked without being woken: for what other replicas left, and clocks that were set.
+const LOOK: Duration = Duration::from_secs(30);
+/// Pause before a database is asked again that did not answer.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Wakes who posts, and stops it. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct WebhookBell(Arc<Bell>);
+
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Notify,
+    is_closed: AtomicBool,
+}
+
+impl WebhookBell {
+    /// Toasts were committed to a sequence. Never blocks.
+    pub fn on_toast(&self, stream: &Stream) {
+        if *stream == Stream::Operators {
+            self.0.rung.notify_one();
+        }
+    }
+
+    /// Ends [`Webhooks::run`] as soon as what is out has ended.
+    pub fn close(&self) {
+        self.0.is_closed.store(true, Ordering::Release);
+        self.0.rung.notify_one();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.is_closed.load(Ordering::Acquire)
+    }
+}
+
+/// Posts. Cheap to clone behind the parts that it holds.
+#[derive(Clone)]
+pub struct Webhooks {
+    /// Where deliveries are kept.
+    pub store: Store,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The way to the receiver.
+    pub poster: Arc<Poster>,
+    /// How often and how soon it is tried.
+    pub rules: WebhookRules,
+    /// How long one post may take.
+    pub timeout: Duration,
+}
+
+impl Webhooks {
+    /// Posts until the bell is closed, then waits for what is out: at most as long as one post may take, and its row. A
+    /// dropped future may have posted what is posted again, under the same id.
+    pub async fn run(self, bell: WebhookBell) {
+        let mut out = JoinSet::new();
+        while !bell.is_closed() {
+            let wait = if out.len() < MAX_OUT { self.send_due(&mut out).await } else { LOOK };
+            tokio::select! {
+                () = bell.0.rung.notified() => {}
+                Some(ended) = out.join_next() => said(ended),
+                () = sleep(wait) => {}
+            }
+        }
+        while let Some(ended) = out.join_next().await {
+            said(ended);
+        }
+    }
+
+    /// Begins what is due, as far as there is room. Says when to look again.
+    async fn send_due(&self, out: &mut JoinSet<()>) -> Duration {
+        match self.begin_due(out).await {
+            Ok(wait) => wait.min(LOOK),
+            Err(cause) => {
+                tracing::warn!(marker = "[ACP]", %cause, "what is to be posted to the webhook could not be read yet");
+                PAUSE
+            }
+        }
+    }
+
+    async fn begin_due(&self, out: &mut JoinSet<()>) -> Result<Duration, StoreError> {
+        loop {
+            let (now, longest_wait) = (self.clock.now(), self.rules.longest_wait());
+            let backlog = self.store.webhook_backlog(longest_wait, now).await?;
+            self.metrics.webhooks().backlog(backlog.pending, backlog.dead);
+            let Some(next) = backlog.next else { return Ok(LOOK) };
+            let limit = MAX_OUT - out.len().min(MAX_OUT);
+            if next > now || limit == 0 {
+                return Ok(next.since(now));
+            }
+            let wanted = ClaimDeliveries { limit, lease: self.timeout + LEASE_MARGIN, longest_wait, now };
+            let due = self.store.claim_deliveries(wanted).await?;
+            if due.is_empty() {
+                // Another replica was faster.
+                return Ok(PAUSE);
+            }
+            for due in due {
+                let this = self.clone();
+                out.spawn(async move { this.send(due).await });
+            }
+        }
+    }
+
+    async fn send(&self, due: DueDelivery) {
+        let DueDelivery { delivery_id, attempt, notification } = due;
+        let answered = match body(&notification) {
+            Ok(body) => self.poster.post(delivery_id, body, self.clock.now()).await,
+            Err(cause) => {
+                tracing::error!(marker = "[ACP]", %delivery_id, %cause, "a notification is no JSON");
+                return;
+            }
+        };
+        let now = self.clock.now();
+        let answer = answered.as_ref().ok().map(|answered| Answer {
+            status: answered.status,
+            retry_after: answered.retry_after.as_deref().and_then(|text| retry_after(text, now)),
+        });
+        // The upper 32 bits of a random id are random.
+        let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
+        let verdict = self.rules.judge(attempt, answer, fraction);
+        self.metrics.webhooks().tried(verdict);
+        tell(delivery_id, attempt, &notification, &answered, verdict);
+        let tried = TriedDelivery {
+            delivery_id,
+            attempt,
+            verdict,
+            status: answer.map(|answer| answer.status),
+            error: answered.as_ref().err().map(|cause| Redacted::new(&cause.to_string())),
+            now,
+        };
+        if let Err(cause) = self.store.settle_delivery(tried).await {
+            tracing::warn!(marker = "[ACP]", %delivery_id, %cause, "what became of a post is not on disk yet; it may be posted again");
+        }
+    }
+}
+
+fn said(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(cause) = ended {
+        tracing::error!(marker = "[ACP]", %cause, "a post to the webhook broke off; it is posted again");
+    }
+}
+
+/// One line for each try.
+fn tell(
+    delivery_id: Uuid,
+    attempt: u32,
+    notification: &NotificationRow,
+    answered: &Result<Answered, NoAnswer>,
+    verdict: Verdict,
+) {
+    let (notification_id, alert) = (notification.notification_id, notification.trigger.as_str());
+    let answer = match answered {
+        Ok(answered) => format!("status {}", answered.status),
+        Err(cause) => cause.to_string(),
+    };
+    match verdict {
+        Verdict::Delivered => {
+            tracing::info!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, "operators' webhook was posted to");
+        }
+        Verdict::Retry(wait) => {
+            let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            tracing::warn!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, retry_ms, "a post to the operators' webhook failed and is tried again");
+        }
+        Verdict::Dead => {
+            tracing::error!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, "a post to the operators' webhook was given up; lumilink webhook replay tries it again");
+        }
+    }
+}
+
+/// The same bytes for each try.
+fn body(row: &NotificationRow) -> serde_json::Result<String> {
+    let notification = Toast {
+        id: row.notification_id.to_string(),
+        seq: row.seq,
+        title: row.title.clone(),
+        body: row.body.clone(),
+        severity: row.severity,
+        trigger: row.trigger,
+        auto_dismiss_ms: u32::try_from(row.auto_dismiss.as_millis()).unwrap_or(u32::MAX),
+        cause_id: row.cause_id.clone(),
+        workspace_id: row.key.as_ref().map(|key| key.workspace_id.to_string()),
+        session_suffix: row.session_id.map(session_suffix),
+        created_at: row.created.to_string(),
+    };
+    serde_json::to_string(&WebhookEvent::Notification { notification })
+}

@@ -1,0 +1,105 @@
+//! `lumilink webhook …`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{
+    common::{CommandError, print},
+    server_flags::{ServerFlags, print_json, show},
+};
+use crate::client::{ApiClient, clean::clean_line};
+
+/// Which server, and what to do there.
+#[derive(Debug, Args)]
+pub struct WebhookArgs {
+    #[command(flatten)]
+    server: ServerFlags,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Lists what was and is to be posted to the operators' webhook, the newest first.
+    List {
+        /// That stand there: pending, delivered or dead.
+        #[arg(long, value_name = "STATE")]
+        state: Option<String>,
+    },
+    /// Posts again what was given up, or one that the receiver lost.
+    Replay(ReplayArgs),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct ReplayArgs {
+    /// One delivery.
+    delivery: Option<String>,
+    /// All that were given up.
+    #[arg(long)]
+    dead: bool,
+}
+
+/// Does it.
+pub fn run(arguments: WebhookArgs) -> Result<ExitCode, CommandError> {
+    let json = arguments.server.json;
+    arguments.server.with_client(async move |client| {
+        match arguments.action {
+            Action::List { state } => list(&client, state, json).await?,
+            Action::Replay(ReplayArgs { delivery: Some(id), .. }) => show(&client.replay_delivery(&id).await?, json)?,
+            Action::Replay(_) => show(&client.replay_dead_deliveries().await?, json)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn list(client: &ApiClient, state: Option<String>, json: bool) -> Result<(), CommandError> {
+    let mut cursor = None;
+    loop {
+        let page = client.webhook_deliveries(&json!({"state": state, "cursor": cursor})).await?;
+        for delivery in &page.items {
+            if json { print_json(delivery)? } else { print(&row(delivery))? }
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// One line of a list.
+fn row(delivery: &Value) -> String {
+    let text = |name: &str| delivery[name].as_str().unwrap_or_default();
+    let last = match (&delivery["lastStatus"], text("lastError")) {
+        (Value::Null, "") => String::new(),
+        (Value::Null, error) => error.to_owned(),
+        (status, _) => format!("status {status}"),
+    };
+    let line = format!(
+        "{}  {}  {}  {} tries  {}  {last}",
+        text("deliveryId"),
+        text("state"),
+        text("createdAt"),
+        delivery["attempts"],
+        text("endpoint"),
+    );
+    clean_line(&line).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_is_one_line() {
+        let mut delivery = json!({"deliveryId": "d", "state": "dead", "createdAt": "t", "attempts": 3,
+            "endpoint": "https://h", "lastStatus": 410});
+        assert_eq!(row(&delivery), "d  dead  t  3 tries  https://h  status 410");
+        delivery["lastStatus"] = Value::Null;
+        assert_eq!(row(&delivery), "d  dead  t  3 tries  https://h");
+        delivery["lastError"] = json!("no answer\nwithin 1 s");
+        assert_eq!(row(&delivery), "d  dead  t  3 tries  https://h  no answer within 1 s");
+    }
+}

@@ -1,0 +1,261 @@
+//! What is posted to webhooks: made with its toast, taken by one at a time, settled, listed, replayed.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use uuid::Uuid;
+
+use super::fixture::*;
+use crate::{
+    domain::{
+        capacity::{AlertKind, AlertLevel, CapacityChange},
+        notice,
+        redaction::Redacted,
+        toast::{Addressee, NewToast},
+        webhook::{DeliveryState, Verdict},
+    },
+    store::{
+        AuditFilter, CapacityAlertRow, ClaimDeliveries, DueDelivery, MAX_CLAIM, Page, Retained, Store, StoreError,
+        StoreOptions, TriedDelivery, WebhookBacklog, WebhookDeliveryRow,
+    },
+};
+
+const ENDPOINT: &str = "https://hooks.example.com";
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn posting(database: &TestDatabase) -> Store {
+    Store::open(StoreOptions { webhook: Some(ENDPOINT.into()), ..database.options() }).unwrap()
+}
+
+fn change() -> CapacityChange {
+    CapacityChange { level: AlertLevel::Warning, kind: AlertKind::Raised, taken: 9, limit: 10 }
+}
+
+fn toast(to: Addressee, cause: &str) -> NewToast {
+    NewToast::new(Uuid::now_v7(), to, notice::of_capacity(&change()).unwrap(), cause)
+}
+
+/// Tells operators something at each of these times.
+async fn tell(store: &Store, times: impl IntoIterator<Item = i64>) {
+    for us in times {
+        let cause = Uuid::now_v7().to_string();
+        assert!(store.tell(toast(Addressee::Operators, &cause), at(us)).await.unwrap());
+    }
+}
+
+fn wanted(limit: usize, us: i64) -> ClaimDeliveries {
+    ClaimDeliveries { limit, lease: Duration::from_micros(100), longest_wait: HOUR, now: at(us) }
+}
+
+async fn claim(store: &Store, us: i64) -> Vec<DueDelivery> {
+    store.claim_deliveries(wanted(MAX_CLAIM, us)).await.unwrap()
+}
+
+fn tried(due: &DueDelivery, verdict: Verdict, us: i64) -> TriedDelivery {
+    TriedDelivery {
+        delivery_id: due.delivery_id,
+        attempt: due.attempt,
+        verdict,
+        status: Some(503),
+        error: None,
+        now: at(us),
+    }
+}
+
+async fn in_pages(store: &Store, state: Option<DeliveryState>, limit: usize) -> Vec<WebhookDeliveryRow> {
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.webhook_deliveries(state, Page { limit, after }).await.unwrap();
+        let Some(last) = page.last() else { return seen };
+        after = Some(last.cursor().to_string().parse().unwrap());
+        seen.extend(page);
+    }
+}
+
+async fn only(store: &Store) -> WebhookDeliveryRow {
+    let mut rows = in_pages(store, None, 9).await;
+    assert_eq!(rows.len(), 1);
+    rows.remove(0)
+}
+
+both_databases! {
+    async fn a_toast_of_operators_makes_one_delivery_and_no_other_toast_does(database: TestDatabase) {
+        let store = database.open();
+        tell(&store, [1]).await;
+        assert_eq!(in_pages(&store, None, 9).await, [], "nothing is posted");
+        drop(store);
+        let store = posting(&database);
+        let workspace = Addressee::Workspace(key("acme", "web"));
+        assert!(store.tell(toast(workspace, "of the tenant"), at(2)).await.unwrap());
+        for expected in [true, false] {
+            let told = store.tell(toast(Addressee::Operators, "the same cause"), at(3)).await.unwrap();
+            assert_eq!(told, expected);
+        }
+        let alert = CapacityAlertRow {
+            event_id: Uuid::now_v7(),
+            alert_id: Uuid::now_v7(),
+            change: change(),
+            installation_id: None,
+            created: at(4),
+        };
+        let twice = CapacityAlertRow { event_id: Uuid::now_v7(), ..alert.clone() };
+        store.add_capacity_alerts(&[alert]).await.unwrap();
+        // Its transaction fails, and leaves neither toast nor delivery.
+        assert!(matches!(store.add_capacity_alerts(&[twice]).await, Err(StoreError::Conflict(_))));
+        let rows = in_pages(&store, None, 9).await;
+        assert_eq!(rows.iter().map(|row| row.created).collect::<Vec<_>>(), [at(4), at(3)]);
+        let page = || Page { limit: 9, after: None };
+        let toasts = store.notifications(AuditFilter::default(), page()).await.unwrap();
+        let told: Vec<_> = toasts.iter().filter(|row| row.created >= at(3)).map(|row| row.notification_id).collect();
+        assert_eq!(rows.iter().map(|row| row.notification_id).collect::<Vec<_>>(), told);
+        for row in rows {
+            assert_eq!((row.state, row.attempts, row.endpoint.as_str()), (DeliveryState::Pending, 0, ENDPOINT));
+            assert_eq!((row.next_attempt, row.last_status, row.last_error), (row.created, None, None));
+        }
+    }
+
+    async fn what_is_due_is_taken_by_one_until_its_lease_is_over(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [10, 20, 2000]).await;
+        assert_eq!(claim(&store, 9).await, []);
+        let backlog = store.webhook_backlog(HOUR, at(9)).await.unwrap();
+        assert_eq!(backlog, WebhookBacklog { pending: 3, dead: 0, next: Some(at(10)) });
+        let first = store.claim_deliveries(wanted(1, 30)).await.unwrap();
+        assert_eq!((first.len(), first[0].attempt, first[0].notification.created), (1, 1, at(10)));
+        let second = claim(&store, 30).await;
+        assert_eq!((second.len(), second[0].notification.created), (1, at(20)));
+        assert_eq!(claim(&store, 129).await, [], "both are out");
+        assert_eq!(store.webhook_backlog(HOUR, at(30)).await.unwrap().next, Some(at(130)));
+        let again = claim(&store, 130).await;
+        assert_eq!((again.len(), again[0].attempt, again[0].delivery_id), (2, 2, first[0].delivery_id));
+    }
+
+    async fn of_several_replicas_one_takes_each(database: TestDatabase) {
+        let stores = [posting(&database), posting(&database), posting(&database)];
+        tell(&stores[0], 0..40).await;
+        let mut tasks = Vec::new();
+        for store in stores.iter().cycle().take(9) {
+            let store = store.clone();
+            let now = ClaimDeliveries { lease: HOUR, ..wanted(7, 100) };
+            tasks.push(tokio::spawn(async move { store.claim_deliveries(now).await.unwrap() }));
+        }
+        let mut taken = Vec::new();
+        for task in tasks {
+            taken.extend(task.await.unwrap().into_iter().map(|due| due.delivery_id));
+        }
+        // Those that were slower may have got fewer; somebody got each that was asked for.
+        loop {
+            let rest = stores[0].claim_deliveries(ClaimDeliveries { lease: HOUR, ..wanted(99, 100) }).await.unwrap();
+            assert!(rest.len() <= MAX_CLAIM);
+            if rest.is_empty() {
+                break;
+            }
+            taken.extend(rest.into_iter().map(|due| due.delivery_id));
+        }
+        assert_eq!((taken.len(), taken.iter().collect::<BTreeSet<_>>().len()), (40, 40), "each once");
+    }
+
+    async fn a_try_is_settled_once_and_what_the_receiver_has_stays_delivered(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [0]).await;
+        let first = claim(&store, 10).await.remove(0);
+        let retry = TriedDelivery {
+            status: None,
+            error: Some(Redacted::new("no connection\0")),
+            ..tried(&first, Verdict::Retry(Duration::from_micros(500)), 20)
+        };
+        assert!(store.settle_delivery(retry.clone()).await.unwrap());
+        let row = only(&store).await;
+        assert_eq!((row.attempts, row.next_attempt, row.updated), (1, at(520), at(20)));
+        assert_eq!(row.last_error.unwrap().as_str(), "no connection\u{fffd}");
+        assert_eq!(claim(&store, 519).await, []);
+        let second = claim(&store, 520).await.remove(0);
+        assert!(!store.settle_delivery(retry).await.unwrap(), "the first try is over");
+        assert!(!store.settle_delivery(tried(&first, Verdict::Dead, 525)).await.unwrap());
+        assert!(store.settle_delivery(tried(&second, Verdict::Dead, 530)).await.unwrap());
+        let row = only(&store).await;
+        assert_eq!((row.state, row.last_status, row.last_error), (DeliveryState::Dead, Some(503), None));
+        assert_eq!(claim(&store, 1_000_000).await, []);
+        let backlog = store.webhook_backlog(HOUR, at(0)).await.unwrap();
+        assert_eq!(backlog, WebhookBacklog { pending: 0, dead: 1, next: None });
+        // The answer to the first try was late, and good.
+        assert!(store.settle_delivery(tried(&first, Verdict::Delivered, 540)).await.unwrap());
+        assert_eq!(only(&store).await.state, DeliveryState::Delivered);
+        assert!(!store.settle_delivery(tried(&second, Verdict::Dead, 550)).await.unwrap());
+        assert_eq!(only(&store).await.state, DeliveryState::Delivered);
+    }
+
+    async fn what_was_given_up_is_replayed_under_its_id(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, 0..5).await;
+        let due = claim(&store, 10).await;
+        for (n, due) in due.iter().enumerate().take(4) {
+            let verdict = if n == 0 { Verdict::Delivered } else { Verdict::Dead };
+            assert!(store.settle_delivery(tried(due, verdict, 20)).await.unwrap());
+        }
+        assert_eq!(store.replay_delivery(Uuid::now_v7(), at(30)).await, Ok(None));
+        let one = store.replay_delivery(due[1].delivery_id, at(30)).await.unwrap().unwrap();
+        assert_eq!((one.state, one.attempts, one.next_attempt), (DeliveryState::Pending, 0, at(30)));
+        assert_eq!(store.replay_dead_deliveries(at(40)).await, Ok(2));
+        assert_eq!(store.replay_dead_deliveries(at(40)).await, Ok(0));
+        let again = claim(&store, 40).await;
+        let ids = |due: &[DueDelivery]| due.iter().map(|due| (due.delivery_id, due.attempt)).collect::<BTreeSet<_>>();
+        assert_eq!(ids(&again), ids(&due[1..4]), "the one that was delivered and the one that is out are left alone");
+        let one = store.replay_delivery(due[0].delivery_id, at(50)).await.unwrap().unwrap();
+        assert_eq!(one.state, DeliveryState::Pending, "the receiver may have lost it");
+    }
+
+    async fn pages_are_the_newest_first_and_of_one_state(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [1, 2, 2, 2, 3, 4]).await;
+        let first = store.claim_deliveries(wanted(1, 9)).await.unwrap().remove(0);
+        store.settle_delivery(tried(&first, Verdict::Dead, 9)).await.unwrap();
+        let all = in_pages(&store, None, 99).await;
+        assert!(all.is_sorted_by(|a, b| (b.created, b.delivery_id) <= (a.created, a.delivery_id)));
+        assert_eq!(all.len(), 6);
+        for limit in [1, 2, 4] {
+            assert_eq!(in_pages(&store, None, limit).await, all, "limit {limit}");
+            let pending = in_pages(&store, Some(DeliveryState::Pending), limit).await;
+            assert_eq!(pending, all[..5], "limit {limit}");
+        }
+        assert_eq!(in_pages(&store, Some(DeliveryState::Dead), 1).await, all[5..]);
+        assert_eq!(in_pages(&store, Some(DeliveryState::Delivered), 1).await, []);
+    }
+
+    async fn a_clock_that_was_set_back_holds_nothing_up(database: TestDatabase) {
+        let store = posting(&database);
+        let days = 3 * 24 * 3_600_000_000;
+        tell(&store, [days]).await;
+        assert_eq!(store.webhook_backlog(HOUR, at(5)).await.unwrap().next, Some(at(5)));
+        assert_eq!(claim(&store, 5).await.len(), 1);
+        assert_eq!(claim(&store, 6).await, [], "the lease is of this clock");
+    }
+
+    async fn toasts_stay_as_long_as_they_are_to_be_posted(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [0, 0]).await;
+        let due = store.claim_deliveries(wanted(1, 1)).await.unwrap().remove(0);
+        store.settle_delivery(tried(&due, Verdict::Dead, 1)).await.unwrap();
+        assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(1));
+        let row = only(&store).await;
+        assert_ne!(row.delivery_id, due.delivery_id);
+        assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(0));
+    }
+
+    async fn nothing_is_taken_in_an_outage_and_what_was_tried_is_kept(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [0]).await;
+        let due = claim(&store, 1).await.remove(0);
+        let outage = database.take_down();
+        let refused = store.claim_deliveries(wanted(1, 500)).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        let settling = tokio::spawn({
+            let store = store.clone();
+            let delivered = tried(&due, Verdict::Delivered, 2);
+            async move { store.settle_delivery(delivered).await }
+        });
+        tokio::task::yield_now().await;
+        drop(outage);
+        assert_eq!(settling.await.unwrap(), Ok(true));
+        assert_eq!(only(&store).await.state, DeliveryState::Delivered);
+    }
+}
