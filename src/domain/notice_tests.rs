@@ -63,7 +63,7 @@ fn every_text() -> Vec<(String, Notice)> {
         }
     }
     texts.push(("failed session".into(), of_failed_session(session, ErrorCode::AgentCrashed)));
-    texts.push(("reconnecting".into(), of_reconnecting(session)));
+    texts.push(("reconnecting".into(), of_reconnecting()));
     texts.push(("failed handshake".into(), of_failed_handshake(session, ErrorCode::HandshakeTimeout)));
     texts
 }
@@ -119,7 +119,7 @@ capacity raised warning: warning capacity: Capacity nears its limit: 860 of 1000
 capacity raised critical: error capacity: Capacity is nearly used up: 860 of 1000 seats are taken. Sessions beyond are refused.
 capacity resolved warning: info capacity: Capacity is fine again: 860 of 1000 seats are taken.
 failed session: error sessionFailed: Session …abcdef failed too often and was stopped (agent_crashed). Load it to try again.
-reconnecting: warning reconnecting: The connection of session …abcdef was interrupted and is being restored; its turn goes on.
+reconnecting: warning reconnecting: The connection to an agent was interrupted and is being restored; the running turn goes on.
 failed handshake: error handshakeFailed: The agent's handshake failed (handshake_timeout); prompts of session …abcdef go over the HTTP fallback for now.
 skip automationDisabled env-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off for the whole service.
   note: GitHub automation for octo-org/hello-world was skipped: it is switched off for the whole service. An operator has set GITHUB_AUTOMATION_DISABLED and can take it away. The changes stay in the workspace.
