@@ -41,5 +41,6 @@ mod sessions;
 mod store_both;
 mod stream;
 mod supervision;
+mod toast_faults;
 mod watchdog;
 mod workspaces;
