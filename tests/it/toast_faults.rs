@@ -97,6 +97,13 @@ struct Reader {
     broken: usize,
 }
 
+/// What a reader has heard in all.
+#[derive(Default)]
+struct Heard {
+    welcomes: AtomicUsize,
+    frames: AtomicUsize,
+}
+
 /// One of its connections.
 struct Connection {
     socket: Subscriber,
@@ -141,7 +148,11 @@ impl Reader {
         let query = &self.query;
         let Some(at) = connection.at else {
             assert_eq!(frame["type"], "welcome", "{query}: the first frame: {frame}");
-            assert_eq!((&frame["epoch"], number(&frame, "cursor")), (&json!(self.epoch), connection.asked), "{frame}");
+            assert_eq!(
+                (&frame["epoch"], number(&frame, "cursor")),
+                (&json!(self.epoch), connection.asked),
+                "{frame}"
+            );
             connection.at = Some(connection.asked);
             return;
         };
@@ -204,8 +215,8 @@ impl Reader {
         true
     }
 
-    /// Reads for a while over a cable that may break, and asks for a sign of life where nothing comes.
-    async fn reads_on(&mut self, base: &str, stopped: &AtomicBool) {
+    /// Reads over a cable that may break until it does, and asks for a sign of life where nothing comes.
+    async fn reads_on(&mut self, base: &str, heard: &Heard, stopped: &AtomicBool) {
         let asked = self.asks();
         let Some(mut connection) = self.opens(base).await else { return };
         if self.hello(&mut connection, asked).await.is_err() {
@@ -213,9 +224,11 @@ impl Reader {
         }
         let mut is_asked = false;
         while !stopped.load(Ordering::SeqCst) {
-            match timeout(PATIENCE, connection.socket.read()).await {
+            match timeout(2 * QUIET, connection.socket.read()).await {
                 Ok(Ok(frame)) => {
                     is_asked = false;
+                    heard.welcomes.fetch_add(usize::from(connection.at.is_none()), Ordering::SeqCst);
+                    heard.frames.fetch_add(1, Ordering::SeqCst);
                     self.takes(&mut connection, frame);
                 }
                 Ok(Err(_)) => return,
@@ -297,7 +310,8 @@ impl Load {
         for n in 0..Self::FLIPPED {
             api.open(&format!("ws-{n}"));
         }
-        let of = |user| api.open_with(json!({"workspaceId": "failing", "installationId": "tenant-1", "userId": user}));
+        let of =
+            |user| api.open_with(json!({"workspaceId": "failing", "installationId": "tenant-1", "userId": user}));
         let failing = [of("ann"), of("bob")];
         // Else it would go over the fallback, over which no session fails.
         let pin = json!({"pin": {"protocol": "acp"}, "actor": "a test", "reason": "it is about ACP"});
@@ -322,7 +336,8 @@ impl Load {
 
     fn start(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let mut threads = Vec::new();
-        let flipped = (0..Self::FLIPPED).map(|n| (format!("ws-{n}"), "tenant-1")).chain([("ws-0".into(), "tenant-2")]);
+        let flipped =
+            (0..Self::FLIPPED).map(|n| (format!("ws-{n}"), "tenant-1")).chain([("ws-0".into(), "tenant-2")]);
         for (workspace, tenant) in flipped {
             let load = self.clone();
             threads.push(thread::spawn(move || load.flips(&workspace, tenant)));
@@ -394,7 +409,8 @@ fn a_thousand_disconnects_and_some_kills_lose_no_toast_and_change_none() {
     program.turns_may_run();
     let load = Load::new(&program);
     let gone = Arc::new(AtomicUsize::new(0));
-    let readers: Vec<_> = load.scopes().into_iter().map(|query| Reader::new(&program.api, query, dice.fork())).collect();
+    let readers: Vec<_> =
+        load.scopes().into_iter().map(|query| Reader::new(&program.api, query, dice.fork())).collect();
     let begin = Instant::now();
     let makers = load.start();
     let readers: Vec<_> = readers
@@ -429,5 +445,118 @@ fn a_thousand_disconnects_and_some_kills_lose_no_toast_and_change_none() {
     println!("toasts: {} disconnects and {KILLS} kills in {:.1?}", gone.load(Ordering::SeqCst), begin.elapsed());
     everyone_has_seen_all(&program.api, &program.api.base(), &mut readers);
     assert!(readers.iter().any(|reader| reader.repeats > 0), "something was asked for again");
+    eventually("nobody is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
+}
+
+// --- The cable ---------------------------------------------------------------------------------------------
+
+/// What happens to the cable between the readers and the service.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Reset,
+    Cut,
+    CutInMidFrame(Way),
+    Slow,
+    HalfOpen,
+    Stalled(Way),
+    Out,
+}
+
+impl Fault {
+    const ALL: [Self; 9] = [
+        Self::Reset,
+        Self::Cut,
+        Self::CutInMidFrame(Way::ToClient),
+        Self::CutInMidFrame(Way::ToServer),
+        Self::Slow,
+        Self::HalfOpen,
+        Self::Stalled(Way::ToClient),
+        Self::Stalled(Way::ToServer),
+        Self::Out,
+    ];
+
+    /// Whether each reader has to open another connection.
+    fn is_noticed(self) -> bool {
+        matches!(self, Self::Reset | Self::Cut | Self::HalfOpen | Self::Stalled(Way::ToClient) | Self::Out)
+    }
+
+    fn happens(self, proxy: &Proxy, dice: &mut Dice) {
+        match self {
+            Self::Reset => proxy.set_open(Mode::Reset),
+            Self::Cut => proxy.set_open(Mode::Cut),
+            Self::CutInMidFrame(way) => proxy.set_open(Mode::CutAfter(way, dice.below(2000))),
+            Self::Slow => {
+                proxy.set(Mode::Delay(dice.millis(30)));
+                pass(dice.millis(300));
+                proxy.set(Mode::Pass);
+            }
+            Self::HalfOpen => proxy.set_open(Mode::Swallow),
+            Self::Stalled(way) => proxy.set_open(Mode::Stall(way)),
+            Self::Out => {
+                proxy.refuse();
+                proxy.set_open(Mode::Reset);
+                pass(dice.millis(300));
+                proxy.admit();
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_the_cable_does_each_toast_arrives() {
+    let mut dice = Dice::of_environment("toasts over a cable");
+    let mut program = program().start();
+    program.turns_may_run();
+    let proxy = Proxy::start(program.address);
+    let base = format!("http://{}", proxy.address());
+    let load = Load::new(&program);
+    let readers: Vec<_> =
+        load.scopes().into_iter().map(|query| Reader::new(&program.api, query, dice.fork())).collect();
+    let heard: Arc<Vec<Heard>> = Arc::new(readers.iter().map(|_| Heard::default()).collect());
+    let stopped = Arc::new(AtomicBool::new(false));
+    let begin = Instant::now();
+    let makers = load.start();
+    let start = |(n, mut reader): (usize, Reader)| {
+        let (base, heard, stopped) = (base.clone(), heard.clone(), stopped.clone());
+        thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                block_on(reader.reads_on(&base, &heard[n], &stopped));
+                reader.broken += 1;
+                pass(Duration::from_millis(10));
+            }
+            reader
+        })
+    };
+    let readers: Vec<_> = readers.into_iter().enumerate().map(start).collect();
+    for round in 0..CABLE_FAULTS {
+        // Each kind in turn, and some at random.
+        let fault = Fault::ALL.get(round).copied().unwrap_or_else(|| Fault::ALL[dice.below(Fault::ALL.len())]);
+        pass(dice.millis(100));
+        let count = |heard: &Heard| {
+            let counter = if fault.is_noticed() { &heard.welcomes } else { &heard.frames };
+            counter.load(Ordering::SeqCst)
+        };
+        let before: Vec<_> = heard.iter().map(count).collect();
+        fault.happens(&proxy, &mut dice);
+        if round == CABLE_FAULTS / 2 {
+            program.kill_supervisor();
+            program.start_supervisor_again();
+            proxy.target(program.address);
+        }
+        wait_for(SETTLES, &format!("everyone reads on after {fault:?} in round {round}"), || {
+            let all = heard.iter().zip(&before).all(|(heard, before)| count(heard) > *before);
+            (all || readers.iter().any(JoinHandle::is_finished)).then_some(())
+        });
+        if matches!(fault, Fault::HalfOpen) {
+            // What was thrown away is lost: nothing may come after it.
+            proxy.set_open(Mode::Reset);
+        }
+    }
+    stopped.store(true, Ordering::SeqCst);
+    let mut readers: Vec<_> = readers.into_iter().map(|reader| reader.join().expect("a reader is content")).collect();
+    load.stop(makers);
+    println!("toasts: {CABLE_FAULTS} faults of the cable in {:.1?}", begin.elapsed());
+    everyone_has_seen_all(&program.api, &base, &mut readers);
+    drop(proxy);
     eventually("nobody is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
 }
