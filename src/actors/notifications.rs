@@ -155,16 +155,19 @@ impl Notifications {
             let read = store.toasts_after(Scope::all(stream.clone()), after, RECENT).await;
             (stream, read)
         };
-        ctx.spawn(reading.into_actor(self).map(|(stream, read), this, ctx| this.on_read(stream, read, ctx)));
+        ctx.spawn(
+            reading.into_actor(self).map(move |(stream, read), this, ctx| this.on_read(stream, after, read, ctx)),
+        );
     }
 
     fn on_read(
         &mut self,
         stream: Stream,
+        after: u64,
         read: Result<(Vec<NotificationRow>, u64), StoreError>,
         ctx: &mut Context<Self>,
     ) {
-        let Some(line) = self.lines.get_mut(&stream) else { return };
+        let Some(line) = self.lines.get_mut(&stream).filter(|line| line.goes_on_after(after)) else { return };
         line.is_read = false;
         match read {
             Ok((rows, until)) => {
@@ -205,6 +208,12 @@ impl Notifications {
 }
 
 impl Line {
+    /// Whether what was read after a number is what comes next. Else it was read for those who are gone: the line was
+    /// forgotten meanwhile, begun anew elsewhere, and is read on its own.
+    fn goes_on_after(&self, number: u64) -> bool {
+        self.head == number
+    }
+
     fn hand_on(&mut self, rows: Vec<NotificationRow>, until: u64) {
         for row in rows {
             let frame = Arc::new(ToastFrame::new(row));
@@ -281,5 +290,97 @@ impl Handler<CloseSubscribers> for Notifications {
             // An error means that there was nobody.
             let _ = all_gone.await;
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        actors::{session_telemetry, toast_pipe::Item},
+        domain::{
+            clock::Timestamp,
+            ids::WorkspaceKey,
+            toast::{Severity, Trigger},
+        },
+        store::{DatabaseUrl, StoreObserver, StoreOptions},
+        telemetry::Metrics,
+    };
+
+    struct Blind;
+
+    impl StoreObserver for Blind {
+        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+        fn on_failure(&self) {}
+        fn on_queue_depth(&self, _: usize) {}
+    }
+
+    fn stream() -> Stream {
+        Stream::Tenant("acme".parse().unwrap())
+    }
+
+    fn row(seq: u64) -> NotificationRow {
+        NotificationRow {
+            notification_id: Uuid::now_v7(),
+            stream: stream(),
+            seq,
+            key: Some(WorkspaceKey {
+                installation_id: "acme".parse().unwrap(),
+                workspace_id: "web".parse().unwrap(),
+            }),
+            session_id: None,
+            user_id: None,
+            title: "t".into(),
+            body: "b".into(),
+            severity: Severity::Info,
+            trigger: Trigger::Recovered,
+            auto_dismiss: Duration::ZERO,
+            cause_id: seq.to_string(),
+            created: Timestamp(0),
+        }
+    }
+
+    /// A reading may outlive those for whom it was begun: the line is forgotten, and begun anew by somebody who has less,
+    /// or more.
+    #[actix::test]
+    async fn what_was_read_for_others_is_neither_told_twice_nor_in_the_place_of_what_is_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            observer: Arc::new(Blind),
+        });
+        let (_, telemetry) = session_telemetry::telemetry(Metrics::new("0", None).unwrap());
+        let mut hub = Notifications {
+            store: store.unwrap(),
+            wakes: ToastWakes::default(),
+            watchers: telemetry.watchers.clone(),
+            telemetry: Some(telemetry),
+            is_shared: false,
+            lines: HashMap::new(),
+            closing: Vec::new(),
+            is_closed: false,
+        };
+        let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|| {}));
+        let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };
+        hub.lines.insert(stream(), line);
+        let rows = |seqs: std::ops::RangeInclusive<u64>| seqs.map(row).collect::<Vec<_>>();
+        Notifications::create(move |ctx| {
+            for (after, read) in [(5, 6..=7), (1, 2..=7), (3, 4..=7), (3, 4..=8), (1, 2..=8), (7, 8..=8)] {
+                let until = *read.end();
+                hub.on_read(stream(), after, Ok((rows(read), until)), ctx);
+            }
+            hub
+        });
+        for seq in 4..=8 {
+            match outlet.next().await {
+                Ok(Item::Toast(frame)) => assert_eq!(frame.seq, seq),
+                other => panic!("{seq}: {other:?}"),
+            }
+        }
     }
 }

@@ -80,13 +80,13 @@ impl Fault {
         Self::AgentKilled,
         Self::CableReset,
         Self::CableCut,
-        Self::CutInMidFrame(Way::ToSupervisor),
-        Self::CutInMidFrame(Way::ToRuntime),
+        Self::CutInMidFrame(Way::ToClient),
+        Self::CutInMidFrame(Way::ToServer),
         Self::CableOut,
         Self::SlowCable,
     ];
     /// Those that only a silence tells: too slow for the short form, which `resume.rs` makes up for.
-    const SILENT: [Self; 3] = [Self::HalfOpen, Self::Stalled(Way::ToSupervisor), Self::Stalled(Way::ToRuntime)];
+    const SILENT: [Self; 3] = [Self::HalfOpen, Self::Stalled(Way::ToClient), Self::Stalled(Way::ToServer)];
     /// Kills, the supervisor twice as often as the others.
     const KILLS: [Self; 4] = [Self::SupervisorKilled, Self::RuntimeKilled, Self::SupervisorKilled, Self::BothKilled];
 

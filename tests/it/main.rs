@@ -43,6 +43,7 @@ mod skips;
 mod store_both;
 mod stream;
 mod supervision;
+mod toast_faults;
 mod watchdog;
 mod webhook;
 mod workspaces;

@@ -143,7 +143,7 @@ fn turn_over(program: &Program, session: &Session, count: usize, pause_ms: u64, 
 fn nfr_003_a_cable_pulled_in_mid_turn_costs_neither_the_turn_nor_a_word() {
     let program = apart().start();
     let session = program.api.open("ws");
-    for (turn, mode) in [Mode::Reset, Mode::Cut, Mode::CutAfter(Way::ToSupervisor, 10)].into_iter().enumerate() {
+    for (turn, mode) in [Mode::Reset, Mode::Cut, Mode::CutAfter(Way::ToClient, 10)].into_iter().enumerate() {
         let noticed = turn_over(&program, &session, 40, 40, || program.proxy().set_open(mode));
         assert!(noticed < Duration::from_secs(5), "{mode:?} was noticed after {noticed:?}");
         assert_eq!(session.says("count"), (2 * turn + 2).to_string(), "each prompt reached the agent once");
@@ -162,7 +162,7 @@ fn nfr_003_a_half_open_connection_is_noticed_within_15_seconds_and_the_turn_goes
 fn nfr_003_a_supervisor_that_gets_nothing_any_more_comes_back_and_misses_nothing() {
     let program = apart().start();
     let session = program.api.open("ws");
-    let noticed = turn_over(&program, &session, 80, 200, || program.proxy().set_open(Mode::Stall(Way::ToSupervisor)));
+    let noticed = turn_over(&program, &session, 80, 200, || program.proxy().set_open(Mode::Stall(Way::ToClient)));
     assert!(noticed < Duration::from_secs(15), "noticed after {noticed:?}");
 }
 
@@ -170,7 +170,7 @@ fn nfr_003_a_supervisor_that_gets_nothing_any_more_comes_back_and_misses_nothing
 fn nfr_003_a_runtime_that_gets_nothing_any_more_lets_the_connection_go_and_the_turn_goes_on() {
     let program = apart().start();
     let session = program.api.open("ws");
-    let noticed = turn_over(&program, &session, 80, 200, || program.proxy().set_open(Mode::Stall(Way::ToRuntime)));
+    let noticed = turn_over(&program, &session, 80, 200, || program.proxy().set_open(Mode::Stall(Way::ToServer)));
     assert!(noticed < Duration::from_secs(15), "noticed after {noticed:?}");
 }
 
@@ -196,7 +196,7 @@ fn a_connection_may_break_at_any_byte_in_either_direction() {
     let program = apart().start();
     let session = program.api.open("ws");
     for (turn, bytes) in [0, 1, 40, 150, 333, 700].into_iter().enumerate() {
-        for (half, way) in [Way::ToRuntime, Way::ToSupervisor].into_iter().enumerate() {
+        for (half, way) in [Way::ToServer, Way::ToClient].into_iter().enumerate() {
             program.proxy().set_open(Mode::CutAfter(way, bytes));
             // A prompt is shorter than the longest of these: then nothing breaks in this direction.
             let counted = (2 * turn + half + 1).to_string();

@@ -6,6 +6,7 @@ pub mod acp_schema;
 pub mod agents;
 pub mod api;
 pub mod contract;
+pub mod dice;
 pub mod disk;
 pub mod gate;
 pub mod git_server;

@@ -1,4 +1,5 @@
-//! A TCP proxy that stands between supervisor and runtime and misbehaves as cables do.
+//! A TCP proxy that stands between supervisor and runtime, or between a client and the supervisor, and misbehaves as cables
+//! do.
 //!
 //! Each connection has a [`Mode`] that can be switched while it is open. What the proxy itself does is as little as a
 //! cable does: it never answers, never retries, and holds one piece of at most 16 KiB for each direction.
@@ -31,10 +32,10 @@ const PIECE: usize = 16 * 1024;
 /// A direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From the client (the supervisor) to the server (the runtime).
-    ToRuntime,
-    /// From the server (the runtime) to the client (the supervisor).
-    ToSupervisor,
+    /// From the client to the server: between supervisor and runtime, that is the runtime.
+    ToServer,
+    /// From the server to the client: between supervisor and runtime, that is the supervisor.
+    ToClient,
 }
 
 /// What is done to a connection.
@@ -61,10 +62,10 @@ pub enum Mode {
 pub struct Counts {
     /// Connections that were taken.
     pub connections: u64,
-    /// Bytes that reached the runtime.
-    pub to_runtime: u64,
-    /// Bytes that reached the supervisor.
-    pub to_supervisor: u64,
+    /// Bytes that reached the server.
+    pub to_server: u64,
+    /// Bytes that reached the client.
+    pub to_client: u64,
 }
 
 /// The proxy. Dropping it ends all of its connections.
@@ -85,8 +86,8 @@ struct Shared {
     open: Mutex<Vec<watch::Sender<Mode>>>,
     closed: AtomicBool,
     connections: AtomicU64,
-    to_runtime: AtomicU64,
-    to_supervisor: AtomicU64,
+    to_server: AtomicU64,
+    to_client: AtomicU64,
 }
 
 impl Proxy {
@@ -101,8 +102,8 @@ impl Proxy {
                 open: Mutex::default(),
                 closed: AtomicBool::new(false),
                 connections: AtomicU64::new(0),
-                to_runtime: AtomicU64::new(0),
-                to_supervisor: AtomicU64::new(0),
+                to_server: AtomicU64::new(0),
+                to_client: AtomicU64::new(0),
             }),
             address,
             _holder: holder,
@@ -117,7 +118,7 @@ impl Proxy {
         self.address
     }
 
-    /// Sends connections to come to another place: the runtime is started again elsewhere.
+    /// Sends connections to come to another place: the server is started again elsewhere.
     pub fn target(&self, target: SocketAddr) {
         *self.shared.target.lock().expect("a lock") = target;
     }
@@ -162,8 +163,8 @@ impl Proxy {
     pub fn counts(&self) -> Counts {
         Counts {
             connections: self.shared.connections.load(Ordering::Relaxed),
-            to_runtime: self.shared.to_runtime.load(Ordering::Relaxed),
-            to_supervisor: self.shared.to_supervisor.load(Ordering::Relaxed),
+            to_server: self.shared.to_server.load(Ordering::Relaxed),
+            to_client: self.shared.to_client.load(Ordering::Relaxed),
         }
     }
 
@@ -204,8 +205,8 @@ impl Shared {
 
     fn passed(&self, way: Way) -> &AtomicU64 {
         match way {
-            Way::ToRuntime => &self.to_runtime,
-            Way::ToSupervisor => &self.to_supervisor,
+            Way::ToServer => &self.to_server,
+            Way::ToClient => &self.to_client,
         }
     }
 }
@@ -241,8 +242,8 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>) {
     let end = {
         let (client_read, client_write) = client.split();
         let (server_read, server_write) = server.split();
-        let there = pump(client_read, server_write, Way::ToRuntime, mode.clone(), &shared);
-        let back = pump(server_read, client_write, Way::ToSupervisor, mode, &shared);
+        let there = pump(client_read, server_write, Way::ToServer, mode.clone(), &shared);
+        let back = pump(server_read, client_write, Way::ToClient, mode, &shared);
         tokio::pin!(there, back);
         // One side's end leaves the other side to say what it still has to say.
         tokio::select! {
@@ -389,7 +390,7 @@ mod tests {
         passes(&mut client, &mut server);
         passes(&mut server, &mut client);
         eventually("they are counted", || {
-            pair.proxy.counts() == Counts { connections: 1, to_runtime: 5, to_supervisor: 5 }
+            pair.proxy.counts() == Counts { connections: 1, to_server: 5, to_client: 5 }
         });
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(server.read(&mut [0; 8]).unwrap(), 0, "an end passes");
@@ -415,7 +416,7 @@ mod tests {
         let pair = Pair::new();
         let (mut client, mut server) = pair.connect();
         passes(&mut client, &mut server);
-        pair.proxy.set_open(Mode::CutAfter(Way::ToSupervisor, 3));
+        pair.proxy.set_open(Mode::CutAfter(Way::ToClient, 3));
         passes(&mut client, &mut server);
         server.write_all(b"hello").unwrap();
         let mut read = [0; 3];
@@ -440,7 +441,7 @@ mod tests {
         let pair = Pair::new();
         let (mut client, mut server) = pair.connect();
         passes(&mut client, &mut server);
-        pair.proxy.set_open(Mode::Stall(Way::ToSupervisor));
+        pair.proxy.set_open(Mode::Stall(Way::ToClient));
         passes(&mut client, &mut server);
         server.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
         let full = std::iter::repeat_with(|| server.write(&[7; PIECE])).find_map(Result::err);

@@ -1,9 +1,9 @@
 //! A subscriber of toasts: a real WebSocket client that says no more than it is told to.
 
 use futures_util::{SinkExt, StreamExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    MaybeTlsStream, WebSocketStream, client_async, connect_async,
     tungstenite::{
         Error, Message,
         client::IntoClientRequest,
@@ -44,15 +44,32 @@ fn refused(response: Response<Option<Vec<u8>>>) -> Refused {
     Refused { status, problem: serde_json::from_slice(&body).unwrap_or_default() }
 }
 
+fn url(base: &str, query: &str) -> String {
+    format!("{}/ws/notifications?{query}", base.replacen("http", "ws", 1))
+}
+
 impl Subscriber {
     /// Opens one at `base` (`http://ADDR:PORT`), with header lines of one's own.
     pub fn open(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
         block_on(Self::connect(base, query, headers))
     }
 
+    /// One whose receive buffer takes no more than about so many bytes.
+    pub fn open_small(base: &str, query: &str, buffer_bytes: u32) -> Self {
+        let opening = async {
+            let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
+            let stream = TcpSocket::new_v4().expect("a socket");
+            stream.set_recv_buffer_size(buffer_bytes).expect("an option");
+            let stream = stream.connect(address).await.expect("the server listens");
+            let request = url(base, query).into_client_request().expect("a URL");
+            client_async(request, MaybeTlsStream::Plain(stream)).await.expect("a WebSocket").0
+        };
+        Self { socket: block_on(opening), protocol: None }
+    }
+
     /// The same, for a task.
     pub async fn connect(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
-        let url = format!("{}/ws/notifications?{query}", base.replacen("http", "ws", 1));
+        let url = url(base, query);
         let mut request = url.into_client_request().expect("a URL");
         for (name, value) in headers {
             let name = HeaderName::try_from(*name).expect("a header's name");
@@ -93,6 +110,29 @@ impl Subscriber {
     /// Sends a text.
     pub fn say_text(&mut self, text: &str) {
         block_on(self.socket.send(Message::text(text.to_owned()))).expect("the frame is sent");
+    }
+
+    /// Sends a frame, from a task; the other end may be gone.
+    pub async fn tell(&mut self, frame: &Value) -> Result<(), Closed> {
+        let sent = self.socket.send(Message::text(frame.to_string())).await;
+        sent.map_err(|_| Closed { code: None, reason: String::new() })
+    }
+
+    /// Closes it in order: says so, and hears the answer, unless the other end is gone.
+    pub async fn leave(mut self) {
+        if self.socket.close(None).await.is_ok() {
+            // Not until the connection ends too, for which the server takes another second.
+            while let Some(Ok(message)) = self.socket.next().await
+                && !message.is_close()
+            {}
+        }
+    }
+
+    /// Ends it with a reset, as a machine does that lost its memory.
+    pub fn reset(self) {
+        if let MaybeTlsStream::Plain(stream) = self.socket.get_ref() {
+            stream.set_zero_linger().expect("an option");
+        }
     }
 
     /// The next frame.
