@@ -348,6 +348,7 @@ mod tests {
     async fn what_was_read_for_others_is_neither_told_twice_nor_in_the_place_of_what_is_next() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(StoreOptions {
+            webhook: None,
             url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
             readers: 1,
             write_queue: 64,

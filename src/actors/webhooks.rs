@@ -14,12 +14,13 @@ use std::{
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use uuid::Uuid;
 
+use super::toast_pipe::toast_of;
 use crate::{
-    contract::{toast::Toast, webhook::WebhookEvent},
+    contract::webhook::WebhookEvent,
     domain::{
         clock::Clock,
         redaction::Redacted,
-        toast::{Stream, session_suffix},
+        toast::Stream,
         webhook::{Answer, Verdict, WebhookRules, retry_after},
     },
     store::{ClaimDeliveries, DueDelivery, NotificationRow, Store, StoreError, TriedDelivery},
@@ -202,18 +203,6 @@ fn tell(
 
 /// The same bytes for each try.
 fn body(row: &NotificationRow) -> serde_json::Result<String> {
-    let notification = Toast {
-        id: row.notification_id.to_string(),
-        seq: row.seq,
-        title: row.title.clone(),
-        body: row.body.clone(),
-        severity: row.severity,
-        trigger: row.trigger,
-        auto_dismiss_ms: u32::try_from(row.auto_dismiss.as_millis()).unwrap_or(u32::MAX),
-        cause_id: row.cause_id.clone(),
-        workspace_id: row.key.as_ref().map(|key| key.workspace_id.to_string()),
-        session_suffix: row.session_id.map(session_suffix),
-        created_at: row.created.to_string(),
-    };
+    let notification = toast_of(row);
     serde_json::to_string(&WebhookEvent::Notification { notification })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    harness::{Api, Program, Value, json, receiver::Receiver},
+    harness::{Api, Program, Value, json, receiver::Receiver, toasts::Subscriber},
     webhook,
 };
 
@@ -156,8 +156,20 @@ fn every_route_of_the_document_is_exercised() {
     routes_are_steered(api);
     fleets_are_steered(api);
     deliveries_are_replayed(api, &receiver);
+    toasts_are_read(api);
     let missed: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
     assert!(missed.is_empty(), "no test calls {missed:?}");
+}
+
+fn toasts_are_read(api: &Api) {
+    let of_tenant = json!({"installationId": "tenant-1"});
+    let inbox = api.get("/acp/notifications?installationId=tenant-1").expect(200);
+    let id = inbox["items"][0]["toast"]["id"].as_str().expect("a rollback was told").to_owned();
+    api.post(&format!("/acp/notifications/{id}/ack"), of_tenant.clone()).expect(200);
+    let ticket = api.post("/acp/notifications/ticket", of_tenant).expect(201);
+    let ticket = format!("ticket={}", ticket["ticket"].as_str().expect("a ticket"));
+    Subscriber::open(&api.base(), &ticket, &[]).expect("a WebSocket").hello(json!({}));
+    api.opened("/ws/notifications");
 }
 
 fn routes_are_steered(api: &Api) {

@@ -131,6 +131,11 @@ impl Api {
         Session::of(self.clone(), self.post("/acp/session/new", body).expect(201))
     }
 
+    /// Notes that a WebSocket was opened, which is no call of this client.
+    pub fn opened(&self, path: &str) {
+        self.record("GET", path, 101);
+    }
+
     fn record(&self, method: &str, path: &str, status: u16) {
         if let Some(operation) = self.contract().operation(method, path)
             && status < 400
