@@ -13,9 +13,11 @@ pub mod printer;
 pub mod requests;
 pub mod sse;
 pub mod stream;
+pub mod toasts;
 
 pub use api::ApiClient;
 pub use error::ClientError;
 pub use follow::follow;
 pub use requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter};
 pub use stream::{TurnEvent, TurnStream};
+pub use toasts::{ToastEvent, ToastFollower, ToastScope};
