@@ -20,4 +20,4 @@ pub use error::ClientError;
 pub use follow::follow;
 pub use requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter};
 pub use stream::{TurnEvent, TurnStream};
-pub use toasts::{ToastEvent, ToastFollower, ToastScope};
+pub use toasts::{Bookmark, ToastEvent, ToastFollower, ToastScope};

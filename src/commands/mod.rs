@@ -19,6 +19,8 @@ mod serve;
 mod server_flags;
 mod session;
 mod session_view;
+mod toasts;
+mod toasts_view;
 mod wish_flags;
 mod workspace;
 
@@ -63,6 +65,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Moves fleets of workspaces of a running server to another default route, in steps.
     Migration(migration::MigrationArgs),
+    /// Prints what a running server told its users, and follows it.
+    Toasts(toasts::ToastsArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
@@ -81,6 +85,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
+        Command::Toasts(arguments) => toasts::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)
 }

@@ -11,7 +11,7 @@ pub struct ReceivedToast {
     pub id: Uuid,
     /// Its place among the toasts of its sequence.
     pub seq: u64,
-    /// Everything else that the server says about it; on the list also `read`.
+    /// Everything else that the server says about it.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }

@@ -38,6 +38,16 @@ fn as_stream<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::
 }
 
 impl ToastScope {
+    /// Names the sequence: places in one of them say nothing in another.
+    pub fn sequence(&self) -> String {
+        match (&self.installation_id, &self.session_id) {
+            _ if self.operators => "operators".to_owned(),
+            (Some(tenant), _) => format!("tenant:{tenant}"),
+            (None, Some(session)) => format!("tenant of session:{session}"),
+            (None, None) => "tenant of the token".to_owned(),
+        }
+    }
+
     /// As a query.
     ///
     /// # Errors
@@ -51,8 +61,8 @@ impl ToastScope {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ToastPage {
-    /// The toasts, each with `read`.
-    pub items: Vec<ReceivedToast>,
+    /// The toasts.
+    pub items: Vec<InboxEntry>,
     /// Toasts of the scope that are not marked as read.
     #[serde(default)]
     pub unread: u64,
@@ -61,11 +71,14 @@ pub struct ToastPage {
     pub next_cursor: Option<String>,
 }
 
-impl ReceivedToast {
-    /// Whether the list says that it was read.
-    pub fn is_read(&self) -> bool {
-        self.more.get("read").and_then(Value::as_bool).unwrap_or(false)
-    }
+/// A toast on the list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InboxEntry {
+    /// The toast.
+    pub toast: ReceivedToast,
+    /// Whether it was read, by the user of the scope or by everyone.
+    #[serde(default)]
+    pub read: bool,
 }
 
 impl ApiClient {

@@ -1,10 +1,11 @@
 //! Toasts: the list, and a reader that follows them whatever becomes of the line.
 //!
 //! [`frames`] reads what the server says, [`line`] is one WebSocket, [`retry`] decides what to do after its end,
-//! [`crate::domain::toast_reading`] what is new. Nothing is queued but what a reset has left to tell: a reader that is
+//! [`crate::domain::toast_reading`] what is new, and [`bookmark`] keeps the place in a file. Nothing is queued but what a reset has left to tell: a reader that is
 //! not asked for the next event does not read, and the server, which bounds what waits for it, lets it go and gets it
 //! back with its cursor.
 
+mod bookmark;
 mod frames;
 mod inbox;
 mod line;
@@ -17,14 +18,15 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
+pub use self::{
+    bookmark::Bookmark,
+    frames::ReceivedToast,
+    inbox::{InboxEntry, ToastPage, ToastScope},
+};
 use self::{
     frames::Heard,
     line::{End, Line, Pulse},
     retry::{Next, after_close, after_refusal},
-};
-pub use self::{
-    frames::ReceivedToast,
-    inbox::{ToastPage, ToastScope},
 };
 use super::{ApiClient, ClientError, clean::clean_line};
 use crate::{
@@ -246,11 +248,11 @@ impl ToastFollower {
         loop {
             let page = self.client.toasts(&self.scope, after.is_none(), cursor.as_deref(), None).await?;
             // The list is in the order of time, which is that of the numbers but for a moment: one page more is read.
-            let is_past = after.is_some_and(|after| page.items.iter().all(|toast| toast.seq <= after));
+            let is_past = after.is_some_and(|after| page.items.iter().all(|entry| entry.toast.seq <= after));
             // What came after the reset comes over the line.
             let is_missed =
                 |toast: &ReceivedToast| toast.seq <= reset.to.cursor && after.is_none_or(|after| toast.seq > after);
-            missed.extend(page.items.into_iter().filter(is_missed));
+            missed.extend(page.items.into_iter().map(|entry| entry.toast).filter(is_missed));
             cursor = page.next_cursor;
             if cursor.is_none() || is_past {
                 return Ok(true);

@@ -159,7 +159,12 @@ impl Socket {
 }
 
 fn toast(seq: u64) -> Value {
-    json!({"id": Uuid::from_u128(seq.into()), "seq": seq, "body": format!("body {seq}"), "read": seq.is_multiple_of(2)})
+    json!({"id": Uuid::from_u128(seq.into()), "seq": seq, "body": format!("body {seq}")})
+}
+
+/// The same on the list: every other one was read.
+fn entry(seq: u64) -> Value {
+    json!({"toast": toast(seq), "read": seq.is_multiple_of(2)})
 }
 
 async fn next(follower: &mut ToastFollower) -> ToastEvent {
@@ -287,7 +292,7 @@ async fn a_refusal_is_the_end_with_its_detail_and_an_overloaded_server_is_not() 
 #[tokio::test]
 async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_moves() {
     let mut server = Server::start().await;
-    server.list.lock().unwrap().extend((3..=11).map(toast));
+    server.list.lock().unwrap().extend((3..=11).map(entry));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
     socket.toast(7).await;
     assert_eq!(next_seq(&mut follower).await, 7);
@@ -306,7 +311,7 @@ async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_mo
 #[tokio::test]
 async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew() {
     let mut server = Server::start().await;
-    server.list.lock().unwrap().extend((1..=5).map(toast));
+    server.list.lock().unwrap().extend((1..=5).map(entry));
     let mut follower = server.follower(Some(("old", 900)));
     let serving = async {
         let (mut socket, hello) = server.accept().await;
