@@ -43,5 +43,6 @@ mod skips;
 mod store_both;
 mod stream;
 mod supervision;
+mod toasts_cli;
 mod watchdog;
 mod workspaces;
