@@ -8,7 +8,7 @@
 //!
 //! `lumilink bench resume` ([`resume`]) measures broken connections and killed supervisors, `lumilink bench capacity`
 //! ([`capacity`]) a service that is full, `lumilink bench route` ([`route`]) the same turns over ACP and over the HTTP
-//! fallback.
+//! fallback, `lumilink bench toasts` ([`toasts`]) toasts to many readers.
 //!
 //! Invariant: it measures and prints, also what is bad; it never judges. Everything is bounded in count and
 //! time and stays on loopback, and every point (of `route`: every load, with both routes) begins with fresh processes,
@@ -31,6 +31,7 @@ mod report;
 mod resume;
 mod route;
 mod text;
+mod toasts;
 
 use std::{io::Write, path::Path};
 
@@ -42,6 +43,7 @@ pub use self::{
     resume::{MAX_MESSAGES, MAX_ROUNDS, ResumePlan, ResumeReport, run as run_resume},
     route::{MAX_MODEL_MS, RoutePlan, RouteReport, run as run_route},
     text::render,
+    toasts::{MAX_SUBSCRIBERS, MAX_TOASTS, ToastsPlan, ToastsReport, run as run_toasts},
 };
 use self::{
     open_files::OpenFiles,

@@ -35,13 +35,25 @@ impl OpenFiles {
     /// # Errors
     /// A sentence that says how many are needed and what to do.
     pub fn check(self, path: PathKind, sessions: usize) -> Result<(), BenchError> {
-        let needed = needed(path, sessions);
+        self.allow(&format!("{sessions} sessions"), needed(path, sessions))
+    }
+
+    /// Whether a process gets along that holds one end of so many connections.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_connections(self, connections: usize) -> Result<(), BenchError> {
+        let needed = BASE + u64::try_from(connections).unwrap_or(u64::MAX / 16);
+        self.allow(&format!("{connections} connections"), needed)
+    }
+
+    fn allow(self, what: &str, needed: u64) -> Result<(), BenchError> {
         if needed <= self.limit {
             return Ok(());
         }
         Err(BenchError::OpenFiles(format!(
-            "{sessions} sessions need about {needed} open files in one process, and the limit is {} (hard limit {}): \
-             raise it (`ulimit -Hn {needed}` as root, LimitNOFILE= or --ulimit nofile=) or ask for fewer sessions",
+            "{what} need about {needed} open files in one process, and the limit is {} (hard limit {}): raise it \
+             (`ulimit -Hn {needed}` as root, LimitNOFILE= or --ulimit nofile=) or ask for fewer",
             self.limit, self.hard_limit
         )))
     }
@@ -69,6 +81,7 @@ mod tests {
         assert!(few.check(PathKind::Supervisor, 80).is_ok());
         let said = few.check(PathKind::Supervisor, 1000).unwrap_err().to_string();
         assert!(said.contains("10128") && said.contains("1024") && said.contains("4096"), "{said}");
+        assert!(few.check_connections(896).is_ok() && few.check_connections(897).is_err());
     }
 
     #[test]

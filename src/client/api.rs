@@ -29,6 +29,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const TRIES: u32 = 3;
 /// The wait after the first try; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+const USER_AGENT: &str = concat!("lumilink/", env!("CARGO_PKG_VERSION"));
 /// The largest answer, in bytes: a page of the largest transcript entries stays below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
@@ -40,6 +41,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 pub struct ApiClient {
     http: reqwest::Client,
     base: url::Url,
+    headers: header::HeaderMap,
 }
 
 impl ApiClient {
@@ -49,6 +51,7 @@ impl ApiClient {
     /// Where the token cannot stand in a header, or the system has no TLS roots.
     pub fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
         let mut headers = header::HeaderMap::new();
+        headers.insert(header::USER_AGENT, header::HeaderValue::from_static(USER_AGENT));
         if let Some(token) = &settings.token {
             let value = format!("Bearer {}", token.expose_secret());
             let mut value = header::HeaderValue::try_from(value)
@@ -57,15 +60,19 @@ impl ApiClient {
             headers.insert(header::AUTHORIZATION, value);
         }
         let http = reqwest::Client::builder()
-            .default_headers(headers)
-            .user_agent(concat!("lumilink/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers.clone())
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_keepalive(KEEPALIVE)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .build()
             .map_err(|error| ClientError::Setup(causes(&error)))?;
-        Ok(Self { http, base: settings.url.clone() })
+        Ok(Self { http, base: settings.url.clone(), headers })
+    }
+
+    /// What goes with every request: who asks, and the token.
+    pub(super) fn headers(&self) -> &header::HeaderMap {
+        &self.headers
     }
 
     /// Opens a session. Takes as long as the clone and the agent's start take.
@@ -258,7 +265,7 @@ impl ApiClient {
         self.http.request(method, self.address(path))
     }
 
-    fn address(&self, path: &[&str]) -> url::Url {
+    pub(super) fn address(&self, path: &[&str]) -> url::Url {
         let mut url = self.base.clone();
         // An address that cannot be a base was refused by the settings.
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -267,7 +274,11 @@ impl ApiClient {
         url
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &impl Serialize) -> Result<T, ClientError> {
+    pub(super) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &impl Serialize,
+    ) -> Result<T, ClientError> {
         let mut url = self.address(path);
         let query = to_query(query)?;
         if !query.is_empty() {
@@ -291,7 +302,7 @@ impl ApiClient {
         }
     }
 
-    async fn post<T: DeserializeOwned>(
+    pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &[&str],
         body: &impl Serialize,
@@ -341,7 +352,7 @@ impl ApiClient {
 }
 
 /// Flat members as pairs; what is absent stays away.
-fn to_query(query: &impl Serialize) -> Result<Vec<(String, String)>, ClientError> {
+pub(super) fn to_query(query: &impl Serialize) -> Result<Vec<(String, String)>, ClientError> {
     let Value::Object(members) = serde_json::to_value(query)? else { return Ok(Vec::new()) };
     let pairs = members.into_iter().filter_map(|(name, value)| match value {
         Value::Null => None,
@@ -370,7 +381,7 @@ async fn refuse_problems(response: Response) -> Result<Response, ClientError> {
     }
 }
 
-fn unexpected(status: StatusCode, url: String, body: &[u8]) -> ClientError {
+pub(super) fn unexpected(status: StatusCode, url: String, body: &[u8]) -> ClientError {
     let body = text::cut(&clean_line(&String::from_utf8_lossy(body)), 200);
     ClientError::Unexpected { url: clean_line(&url), status: status.as_u16(), body }
 }

@@ -47,6 +47,9 @@ pub enum ClientError {
     /// Nothing could be read from or written to the terminal.
     #[error("terminal: {0}")]
     Terminal(#[from] std::io::Error),
+    /// The server does not let us read any longer.
+    #[error("the server ended the subscription: {0}")]
+    Ended(String),
     /// The user does not want to wait for the end.
     #[error("interrupted; the turn goes on in the server until it is cancelled")]
     Interrupted,

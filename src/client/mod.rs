@@ -1,4 +1,4 @@
-//! Our own client of the HTTP session API, for the command line, the demo and the benchmarks.
+//! Our own client of the HTTP session API and of toasts, for the command line, the demo and the benchmarks.
 //!
 //! Invariant: it knows the API as any other client does, through `contract/` and the wire, never through
 //! the server's code. What an agent or server says is hostile until it went through [`clean`].
@@ -13,9 +13,11 @@ pub mod printer;
 pub mod requests;
 pub mod sse;
 pub mod stream;
+pub mod toasts;
 
 pub use api::ApiClient;
 pub use error::ClientError;
 pub use follow::follow;
 pub use requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter};
 pub use stream::{TurnEvent, TurnStream};
+pub use toasts::{Bookmark, ToastEvent, ToastFollower, ToastScope};

@@ -8,7 +8,7 @@ use super::common::{CommandError, print};
 use crate::{
     bench::{
         self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_MODEL_MS, MAX_REFUSALS, MAX_ROUNDS, MAX_SECONDS,
-        MAX_SESSIONS, PathKind, Plan, ResumePlan, RoutePlan,
+        MAX_SESSIONS, MAX_SUBSCRIBERS, MAX_TOASTS, PathKind, Plan, ResumePlan, RoutePlan, ToastsPlan,
     },
     config::Flag,
 };
@@ -34,6 +34,9 @@ enum What {
     /// The same turns over ACP and over the HTTP fallback, in new sessions and in open ones: latency, throughput, time
     /// to the first update, processor time, and how they compare.
     Route(RouteArgs),
+    /// Toasts to many readers of one workspace: latency from the cause to each of them, memory and processor time,
+    /// evictions; every toast of every reader is counted by its id.
+    Toasts(ToastsArgs),
 }
 
 /// What every measurement takes.
@@ -128,14 +131,44 @@ struct RouteArgs {
     common: CommonArgs,
 }
 
-/// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not.
+#[derive(Debug, Args)]
+struct ToastsArgs {
+    /// Numbers of subscribers, each a WebSocket.
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1000,10000", value_parser = parse_subscribers)]
+    subscribers: Vec<usize>,
+    /// Toasts whose latency counts, at each point.
+    #[arg(long, value_name = "N", default_value = "40", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOASTS)))]
+    toasts: u32,
+    /// Pause between the last reader of a toast and the next one.
+    #[arg(long, value_name = "MS", default_value = "250", value_parser = clap::value_parser!(u64).range(..=60_000))]
+    pause_ms: u64,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not,
+/// and where a toast was lost or came twice.
 pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
     match arguments.what {
         What::Turn(arguments) => turn(arguments),
         What::Resume(arguments) => resume(arguments),
         What::Capacity(arguments) => capacity(arguments),
         What::Route(arguments) => route(arguments),
+        What::Toasts(arguments) => toasts(arguments),
     }
+}
+
+fn toasts(arguments: ToastsArgs) -> Result<ExitCode, CommandError> {
+    let plan = ToastsPlan {
+        subscribers: arguments.subscribers,
+        toasts: arguments.toasts,
+        pause: Duration::from_millis(arguments.pause_ms),
+        settings: arguments.common.settings,
+        folder: arguments.common.folder,
+    };
+    let report = to_the_end(bench::run_toasts(plan, std::env::args().collect()))?;
+    print(if arguments.common.json { report.json() } else { report.render() }.trim_end())?;
+    Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn route(arguments: RouteArgs) -> Result<ExitCode, CommandError> {
@@ -212,6 +245,11 @@ fn to_the_end<T>(measuring: impl Future<Output = Result<T, BenchError>>) -> Resu
 fn parse_sessions(text: &str) -> Result<usize, String> {
     let sessions = text.trim().parse().ok().filter(|sessions| (1..=MAX_SESSIONS).contains(sessions));
     sessions.ok_or_else(|| format!("must be 1 to {MAX_SESSIONS}"))
+}
+
+fn parse_subscribers(text: &str) -> Result<usize, String> {
+    let subscribers = text.trim().parse().ok().filter(|subscribers| (1..=MAX_SUBSCRIBERS).contains(subscribers));
+    subscribers.ok_or_else(|| format!("must be 1 to {MAX_SUBSCRIBERS}"))
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -19,6 +19,8 @@ mod serve;
 mod server_flags;
 mod session;
 mod session_view;
+mod toasts;
+mod toasts_view;
 mod webhook;
 mod wish_flags;
 mod workspace;
@@ -64,6 +66,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Moves fleets of workspaces of a running server to another default route, in steps.
     Migration(migration::MigrationArgs),
+    /// Prints what a running server told its users, and follows it.
+    Toasts(toasts::ToastsArgs),
     /// Looks at what a running server posts to the operators' webhook, and posts it again.
     Webhook(webhook::WebhookArgs),
 }
@@ -84,6 +88,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
+        Command::Toasts(arguments) => toasts::run(arguments),
         Command::Webhook(arguments) => webhook::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)

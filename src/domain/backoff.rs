@@ -6,6 +6,8 @@ use std::time::Duration;
 const FIRST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 /// The second wait; each one after it is twice as long.
 const BASE: Duration = Duration::from_secs(1);
+/// The first wait of a reader of toasts: there may be many thousand of them, and none has a turn that waits.
+const READER_BASE: Duration = Duration::from_millis(500);
 /// The longest wait, before the jitter.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How far a wait may be off its mark, in either direction.
@@ -19,6 +21,12 @@ pub fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
         return least + (most - least).mul_f64(bounded(fraction));
     };
     doubled(BASE, LONGEST, doublings, fraction)
+}
+
+/// The wait of a reader of toasts after `failures` tries in a row that came to nothing: 0.5 s doubling to 30 s, each
+/// ± 20 %. `fraction` as of [`reconnect_delay`].
+pub fn reader_delay(failures: u32, fraction: f64) -> Duration {
+    doubled(READER_BASE, LONGEST, failures, fraction)
 }
 
 /// `base`, doubled so often, at most `longest`; then ± 20 % by `fraction`, a random number from 0 to 1.
@@ -46,6 +54,14 @@ mod tests {
         assert_eq!(reconnect_delay(0, 1.0), Duration::from_millis(250));
         assert_eq!(reconnect_delay(1, 0.0), Duration::from_millis(800));
         assert_eq!(reconnect_delay(1, 1.0), Duration::from_millis(1200));
+    }
+
+    #[test]
+    fn a_reader_waits_half_a_second_and_then_ever_longer() {
+        let delays: Vec<_> = (0..8).map(|failures| reader_delay(failures, 0.5).as_millis()).collect();
+        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        assert_eq!(reader_delay(0, 0.0), Duration::from_millis(400));
+        assert_eq!(reader_delay(u32::MAX, 2.0), Duration::from_secs(36));
     }
 
     proptest! {

@@ -34,6 +34,7 @@ pub mod subscription;
 pub mod success_window;
 pub mod text;
 pub mod toast;
+pub mod toast_reading;
 pub mod transcript;
 pub mod turn;
 pub mod turn_route;

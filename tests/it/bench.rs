@@ -169,3 +169,37 @@ fn both_routes_are_measured_in_new_and_in_open_sessions_and_compared() {
     eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
     assert!(is_empty(&folder), "its folder is gone");
 }
+
+#[test]
+fn toasts_reach_every_reader_once_and_what_they_cost_is_measured() {
+    let folder = Folder::new();
+    let arguments = ["--subscribers", "3,40", "--toasts", "5", "--pause-ms", "5", "--json"];
+    let output = bench_of("toasts", &folder, &arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
+    assert_eq!(report["unmeasured"], Value::Array(Vec::new()), "{report:#}");
+    let points = report["points"].as_array().expect("points");
+    assert_eq!(points.len(), 2, "{report:#}");
+    for (point, subscribers) in points.iter().zip([3u64, 40]) {
+        // The two toasts of the warm-up are read, too.
+        assert_eq!((&point["subscribers"], &point["delivered"]), (&subscribers.into(), &(subscribers * 7).into()));
+        for none in ["missing", "doubled", "outOfOrder", "evictions", "lostConnections", "errorsLogged"] {
+            assert_eq!(point[none], 0, "{none}: {point:#}");
+        }
+        for latency in ["fromCreated", "untilLast"] {
+            let at = |quantile: &str| point[latency][quantile].as_f64().expect("a latency");
+            assert!(
+                at("p50Ms") > 0.0 && at("p50Ms") <= at("p99Ms") && at("p99Ms") <= at("maxMs") * 1.001,
+                "{point:#}"
+            );
+        }
+        assert!(point["tellingCpu"]["server"].as_f64().is_some_and(|it| it > 0.0), "{point:#}");
+    }
+    for arguments in [["--subscribers", "0"], ["--subscribers", "1,100000"], ["--toasts", "0"], ["--pause-ms", "-1"]]
+    {
+        assert_eq!(bench_of("toasts", &folder, &arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
+    assert!(is_empty(&folder), "its folder is gone");
+}

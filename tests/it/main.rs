@@ -44,6 +44,7 @@ mod store_both;
 mod stream;
 mod supervision;
 mod toast_faults;
+mod toasts_cli;
 mod watchdog;
 mod webhook;
 mod workspaces;
