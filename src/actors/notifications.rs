@@ -366,7 +366,7 @@ mod tests {
             closing: Vec::new(),
             is_closed: false,
         };
-        let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|| {}));
+        let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|_| {}));
         let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };
         hub.lines.insert(stream(), line);
         let rows = |seqs: std::ops::RangeInclusive<u64>| seqs.map(row).collect::<Vec<_>>();

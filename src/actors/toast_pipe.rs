@@ -103,8 +103,8 @@ pub enum Ending {
     Stopping,
 }
 
-/// Breaks a socket from outside: a reader that does not read keeps its own actor from being run.
-pub type Cut = Arc<dyn Fn() + Send + Sync>;
+/// Breaks a socket from outside, for a reason: a reader that does not read keeps its own actor from being run.
+pub type Cut = Arc<dyn Fn(Ending) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Gauge {
@@ -211,9 +211,9 @@ impl Intake {
         let stands_since = now.saturating_duration_since(self.looked_at.1);
         if self.queue.is_some() && stands_since >= STALL {
             self.end(Ending::Evicted(Eviction::Stalled));
-            (self.cut)();
+            (self.cut)(Ending::Evicted(Eviction::Stalled));
         } else if self.queue.is_none() && stands_since >= PARTING {
-            (self.cut)();
+            (self.cut)(self.gauge.ending.get().copied().unwrap_or(Ending::Stopping));
         }
         false
     }

@@ -100,6 +100,7 @@ pub enum PulseDue {
 #[derive(Debug, Clone, Copy)]
 pub struct Pulse {
     rules: PulseRules,
+    heard: Duration,
     next_ping: Duration,
     asked: Option<Duration>,
 }
@@ -107,12 +108,17 @@ pub struct Pulse {
 impl Pulse {
     /// Begins.
     pub fn new(rules: PulseRules) -> Self {
-        Self { rules, next_ping: rules.every, asked: None }
+        Self { rules, heard: Duration::ZERO, next_ping: rules.every, asked: None }
     }
 
     /// It said something.
     pub fn hear(&mut self, now: Duration) {
-        (self.asked, self.next_ping) = (None, now + self.rules.every);
+        (self.heard, self.asked, self.next_ping) = (now, None, now + self.rules.every);
+    }
+
+    /// Whether it has been silent for so long as nobody is who reads: such a one answers pings before.
+    pub fn is_stalled(&self, now: Duration) -> bool {
+        now.saturating_sub(self.heard) >= STALL
     }
 
     /// A frame was sent to it.
@@ -155,6 +161,18 @@ mod tests {
         assert_eq!(of(7, "other"), Start { after: 10, reset: Some(ResetReason::OtherEpoch) });
         assert_eq!(start(Some((7, None)), "e", 10, 4).reset, Some(ResetReason::OtherEpoch));
         assert_eq!(start(Some((0, Some("e"))), "e", 0, 0), Start { after: 0, reset: None });
+    }
+
+    #[test]
+    fn who_gets_frames_and_says_nothing_counts_as_stalled_and_who_answers_the_ping_that_follows_does_not() {
+        let s = Duration::from_secs;
+        let mut pulse = Pulse::new(PulseRules::default());
+        pulse.hear(s(1));
+        pulse.send(s(2));
+        assert_eq!(pulse.due(s(22)), PulseDue::Ping);
+        assert!(!pulse.is_stalled(s(22)) && pulse.is_stalled(s(26)));
+        pulse.hear(s(23));
+        assert!(!pulse.is_stalled(s(26)));
     }
 
     proptest! {

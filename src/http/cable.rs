@@ -11,7 +11,11 @@ use std::{
 
 use actix_web::{HttpRequest, rt::net::TcpStream};
 
-use crate::{actors::toast_pipe::Cut, transport::tcp};
+use crate::{
+    actors::toast_pipe::{Cut, Ending},
+    domain::subscription::{Eviction, Pulse},
+    transport::tcp,
+};
 
 /// A connection of the API, noted when it is made.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +30,14 @@ impl Wire {
 
 /// The connection, as long as its socket lives.
 #[derive(Debug, Clone)]
-pub struct Cable(Arc<Mutex<Option<RawFd>>>);
+pub struct Cable(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    descriptor: Option<RawFd>,
+    /// Why it was broken; the first reason counts.
+    broken_for: Option<Ending>,
+}
 
 /// Held by the socket's actor, which goes before its connection does: from then on the descriptor may be another's.
 #[derive(Debug)]
@@ -39,24 +50,37 @@ impl Cable {
         if let Some(descriptor) = descriptor {
             tcp::set_user_timeout(descriptor, timeout);
         }
-        let cable = Self(Arc::new(Mutex::new(descriptor)));
+        let cable = Self(Arc::new(Mutex::new(State { descriptor, broken_for: None })));
         (cable.clone(), Plug(cable))
     }
 
     /// Breaks the connection, if the socket still lives.
     pub fn cut(self) -> Cut {
-        Arc::new(move || {
+        Arc::new(move |why| {
             // Held through the call: the actor, and so the connection, cannot go meanwhile.
-            let descriptor = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(descriptor) = *descriptor {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.broken_for.get_or_insert(why);
+            if let Some(descriptor) = state.descriptor {
                 tcp::break_off(descriptor);
             }
         })
     }
 }
 
+impl Plug {
+    /// Why the subscriber was let go, whose connection ended without a word of it: the hub broke it, or the kernel gave it
+    /// up. Nothing where the service stops, or the client went by itself.
+    pub fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
+        match self.0.0.lock().unwrap_or_else(PoisonError::into_inner).broken_for {
+            Some(Ending::Evicted(why)) => Some(why),
+            Some(Ending::Stopping) => None,
+            None => pulse.is_stalled(now).then_some(Eviction::Stalled),
+        }
+    }
+}
+
 impl Drop for Plug {
     fn drop(&mut self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).descriptor = None;
     }
 }

@@ -93,7 +93,7 @@ pub async fn subscribe(
         position: 0,
         acks: 0,
         _presence: Presence::new(parts.clone(), seat),
-        _plug: plug,
+        plug,
         parts,
     };
     let response = ws::WsResponseBuilder::new(socket, &request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
@@ -138,7 +138,17 @@ struct ToastSocket {
     acks: usize,
     _presence: Presence,
     // Last: the actor's other parts go before its connection may be another's.
-    _plug: Plug,
+    plug: Plug,
+}
+
+impl Drop for ToastSocket {
+    fn drop(&mut self) {
+        // Who does not read keeps this actor from being run, and so from letting it go itself.
+        let why = self.plug.let_go(&self.pulse, self.opened.elapsed());
+        if let (Stage::Subscribed, Some(why)) = (&self.stage, why) {
+            self.parts.metrics.toasts().evicted(why);
+        }
+    }
 }
 
 enum Stage {
@@ -374,6 +384,7 @@ impl ToastSocket {
                 PulseDue::Ping => ctx.ping(b""),
                 PulseDue::End => {
                     self.parts.metrics.toasts().evicted(Eviction::Silent);
+                    self.stage = Stage::Closing;
                     return ctx.stop();
                 }
             }

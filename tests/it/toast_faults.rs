@@ -32,7 +32,7 @@ const DISCONNECTS: usize = 1000;
 /// How often the service is killed meanwhile.
 const KILLS: usize = 5;
 /// Faults of the cable.
-const CABLE_FAULTS: usize = 60;
+const CABLE_FAULTS: usize = 45;
 /// How long a reader waits for anything until it takes its connection for dead.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a reader that is about to go waits for more.
@@ -559,4 +559,139 @@ fn whatever_the_cable_does_each_toast_arrives() {
     everyone_has_seen_all(&program.api, &base, &mut readers);
     drop(proxy);
     eventually("nobody is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
+}
+
+// --- Those who do not read ---------------------------------------------------------------------------------
+
+/// A receive buffer that takes some toasts; the kernel makes twice as much of it.
+const SMALL_BUFFER: u32 = 4096;
+/// What is promised: who does not read is gone in 30 s. The rest is for a machine that is busy.
+const GONE_WITHIN: Duration = Duration::from_secs(30 + 6);
+/// How long a toast may take to those who read, from the answer to its cause. It takes some milliseconds; the rest is for a
+/// machine that is busy.
+const PROMPT: Duration = Duration::from_secs(2);
+
+/// Somebody who reads, and everything that it is told.
+struct Audience {
+    api: Api,
+    /// When each flip was answered.
+    answered: Vec<Instant>,
+    reader: JoinHandle<Vec<Instant>>,
+}
+
+impl Audience {
+    fn new(api: &Api) -> Self {
+        api.open("ws");
+        let mut subscriber = Subscriber::of(api, TENANT);
+        let reader = thread::spawn(move || {
+            let mut arrived = Vec::new();
+            while let Ok(frame) = block_on(subscriber.read()) {
+                if frame["type"] == "bye" {
+                    break;
+                }
+                assert_eq!(number(&frame, "seq"), arrived.len() as u64 + 1, "{frame}");
+                arrived.push(Instant::now());
+            }
+            arrived
+        });
+        Self { api: api.clone(), answered: Vec::new(), reader }
+    }
+
+    /// One toast.
+    fn flip(&mut self) {
+        let verb = if self.answered.len().is_multiple_of(2) { "rollback" } else { "restore" };
+        let why = json!({"actor": "ada", "reason": "drill"});
+        self.api.post(&format!("/acp/workspaces/ws/{verb}"), why).expect(200);
+        self.answered.push(Instant::now());
+    }
+
+    /// Makes toasts until only this reader gets them: another one that there is takes no more, since its buffers are full.
+    fn fills_the_buffers_of_another(&mut self, program: &Program) {
+        while self.answered.len() < 5000 {
+            for _ in 0..20 {
+                self.flip();
+            }
+            let sent = || program.metrics().sum("lumilink_toasts_sent_total", &[]);
+            let begin = sent();
+            (0..10).for_each(|_| self.flip());
+            let ours = begin + 10.0;
+            // What is on its way to the other one has arrived when ours has.
+            eventually("ours are sent", || sent() >= ours);
+            if sent() < ours + 2.0 {
+                println!("toasts: another one's buffers took {}", self.answered.len());
+                return;
+            }
+        }
+        panic!("the other one reads");
+    }
+
+    /// Ends, and says how long a toast took at most.
+    fn longest(self, mut program: Program) -> Duration {
+        assert_eq!(program.terminate(DEADLINE), Some(0));
+        let arrived = self.reader.join().expect("each toast came");
+        assert_eq!(arrived.len(), self.answered.len(), "each toast came");
+        let mut took: Vec<_> =
+            arrived.iter().zip(&self.answered).map(|(there, here)| there.saturating_duration_since(*here)).collect();
+        took.sort_unstable();
+        let longest = took[took.len() - 1];
+        println!("toasts: {} read, median {:.1?}, longest {longest:.1?}", took.len(), took[took.len() / 2]);
+        longest
+    }
+}
+
+#[test]
+fn who_does_not_read_is_gone_in_30_s_whatever_its_window_says_and_nobody_else_waits() {
+    let program = program().start();
+    let mut audience = Audience::new(&program.api);
+    let base = program.api.base();
+    let evicted = |reason| program.metrics().sum("lumilink_toast_evictions_total", &[("reason", reason)]);
+    let subscribers = || program.metrics().sum("lumilink_toast_subscribers", &[]);
+    // Its window is open all the time, and it does not answer pings.
+    let mut silent = Subscriber::open(&base, "installationId=tenant-2", &[]).unwrap();
+    silent.hello(json!({}));
+    let silent_since = Instant::now();
+    let mut full = Subscriber::open_small(&base, TENANT, SMALL_BUFFER);
+    full.hello(json!({}));
+    audience.fills_the_buffers_of_another(&program);
+    let full_since = Instant::now();
+    assert_eq!(subscribers(), 3.0);
+    while subscribers() > 1.0 {
+        let is_silent_there = evicted("silent") == 0.0;
+        assert!(!is_silent_there || silent_since.elapsed() < GONE_WITHIN, "the silent one is there");
+        assert!(full_since.elapsed() < GONE_WITHIN, "{} subscribers are there", subscribers());
+        // Not so many that its queue overflows.
+        audience.flip();
+        pass(Duration::from_millis(200));
+    }
+    println!("toasts: all were gone after {:.1?}", full_since.elapsed());
+    assert_eq!((evicted("silent"), evicted("stalled"), evicted("tooSlow")), (1.0, 1.0, 0.0));
+    drop((silent, full));
+    let longest = audience.longest(program);
+    assert!(longest < PROMPT, "a toast took {longest:?}");
+}
+
+#[test]
+fn who_is_too_slow_is_told_so_and_goes_on_from_there_without_a_loss() {
+    let program = program().start();
+    let mut audience = Audience::new(&program.api);
+    let mut slow = Subscriber::open_small(&program.api.base(), TENANT, SMALL_BUFFER);
+    let epoch = slow.hello(json!({}))["epoch"].clone();
+    audience.fills_the_buffers_of_another(&program);
+    // More than may wait for it.
+    (0..270).for_each(|_| audience.flip());
+    let (mut frames, closed) = slow.until_closed();
+    assert_eq!(closed.code, Some(4008), "{closed:?} after {} frames", frames.len());
+    let bye = frames.pop().expect("a frame");
+    assert_eq!((&bye["type"], &bye["code"]), (&json!("bye"), &json!(4008)), "{bye}");
+    let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    again.hello(json!({"epoch": epoch, "cursor": bye["cursor"]}));
+    let flips = audience.answered.len();
+    while frames.len() < flips {
+        frames.push(again.toast());
+    }
+    let seqs: Vec<_> = frames.iter().map(|frame| number(frame, "seq")).collect();
+    assert_eq!(seqs, (1..=flips as u64).collect::<Vec<_>>());
+    assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "tooSlow")]), 1.0);
+    let longest = audience.longest(program);
+    assert!(longest < PROMPT, "a toast took {longest:?}");
 }

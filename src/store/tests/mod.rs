@@ -5,6 +5,7 @@ mod capacity_alerts;
 mod fixture;
 mod lists;
 mod migration_runs;
+mod notifications;
 mod routes;
 mod session_story;
 mod sessions;

@@ -1,5 +1,7 @@
 //! A subscriber of toasts: a real WebSocket client that says no more than it is told to.
 
+use std::os::fd::AsRawFd;
+
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::{
@@ -54,12 +56,26 @@ impl Subscriber {
         block_on(Self::connect(base, query, headers))
     }
 
-    /// One whose receive buffer takes no more than about so many bytes.
+    /// One whose receive buffer takes no more than about so many bytes. Its segments are short, since a sender's buffer has
+    /// room for a number of them: those of the loopback would make megabytes.
     pub fn open_small(base: &str, query: &str, buffer_bytes: u32) -> Self {
         let opening = async {
             let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
             let stream = TcpSocket::new_v4().expect("a socket");
             stream.set_recv_buffer_size(buffer_bytes).expect("an option");
+            let longest: libc::c_int = 536;
+            // SAFETY: the value lives through the call and has the length that is said.
+            let set = unsafe {
+                let size = size_of_val(&longest) as libc::socklen_t;
+                libc::setsockopt(
+                    stream.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    libc::TCP_MAXSEG,
+                    (&raw const longest).cast(),
+                    size,
+                )
+            };
+            assert_eq!(set, 0, "an option");
             let stream = stream.connect(address).await.expect("the server listens");
             let request = url(base, query).into_client_request().expect("a URL");
             client_async(request, MaybeTlsStream::Plain(stream)).await.expect("a WebSocket").0

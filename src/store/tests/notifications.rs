@@ -1,0 +1,391 @@
+//! What people are told: numbered in commit order without a hole, once for each cause, paged by scope, read by whom, and
+//! removed so that readers see it; tickets, and the database's name.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use uuid::Uuid;
+
+use super::fixture::*;
+use crate::{
+    domain::{
+        ids::{SessionId, WorkspaceKey},
+        lifecycle::SessionState,
+        notice,
+        outcome::ErrorCode,
+        subscription::{self, ResetReason},
+        toast::{Addressee, NewToast, Scope, Stream, Telling},
+        transcript::TranscriptEntry,
+    },
+    store::{
+        MAX_UNREAD, NewSession, NotificationRow, Page, Retained, SessionChange, Store, StoreOptions, StreamEnds,
+    },
+};
+
+fn toast(to: Addressee, cause: &str) -> NewToast {
+    NewToast::new(
+        Uuid::now_v7(),
+        to,
+        notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed),
+        cause,
+    )
+}
+
+fn of_workspace(tenant: &str, workspace: &str) -> Addressee {
+    Addressee::Workspace(key(tenant, workspace))
+}
+
+fn tenant(name: &str) -> Stream {
+    Stream::Tenant(name.parse().unwrap())
+}
+
+/// Tells something new.
+async fn tell(store: &Store, to: Addressee, us: i64) {
+    assert!(store.tell(toast(to, &Uuid::now_v7().to_string()), at(us)).await.unwrap());
+}
+
+async fn ends(store: &Store, stream: &Stream) -> (u64, u64) {
+    let StreamEnds { head, tail } = store.stream_ends(stream.clone()).await.unwrap();
+    (head, tail)
+}
+
+/// Everything that a scope sees after a number, page by page.
+async fn after(store: &Store, scope: &Scope, mut after: u64, limit: usize) -> Vec<NotificationRow> {
+    let mut seen = Vec::new();
+    loop {
+        let (rows, until) = store.toasts_after(scope.clone(), after, limit).await.unwrap();
+        assert!(rows.len() <= limit && rows.iter().all(|row| after < row.seq && row.seq <= until));
+        let is_all = rows.len() < limit;
+        seen.extend(rows);
+        after = until;
+        if is_all {
+            return seen;
+        }
+    }
+}
+
+async fn inbox(store: &Store, scope: &Scope, unread_only: bool, limit: usize) -> Vec<(NotificationRow, bool)> {
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.inbox(scope.clone(), unread_only, Page { limit, after }).await.unwrap();
+        let Some((last, _)) = page.last() else { return seen };
+        // As it travels to a caller and back.
+        after = Some(last.cursor().to_string().parse().unwrap());
+        seen.extend(page);
+    }
+}
+
+fn seqs(rows: &[(NotificationRow, bool)]) -> Vec<u64> {
+    rows.iter().map(|(row, _)| row.seq).collect()
+}
+
+/// A session of a user in a workspace of the tenant `acme`.
+async fn session_of(store: &Store, workspace: &str, user: Option<&str>) -> (WorkspaceKey, SessionId) {
+    let key = key("acme", workspace);
+    let new = NewSession {
+        key: key.clone(),
+        workspace: Some(new_workspace(&key, 0)),
+        user_id: user.map(|user| user.parse().unwrap()),
+        ..new_session(0)
+    };
+    let id = new.session_id;
+    store.create_session(new).await.unwrap();
+    (key, id)
+}
+
+/// Toasts of all kinds of addressees in the sequence of `acme`, and some elsewhere; and every scope that may be asked for.
+async fn of_all_kinds(store: &Store) -> Vec<Scope> {
+    let of_ada = session_of(store, "web", Some("ada")).await;
+    let of_bob = session_of(store, "web", Some("bob")).await;
+    let of_nobody = session_of(store, "api", None).await;
+    let sessions = [&of_ada, &of_bob, &of_nobody];
+    for n in 0..40 {
+        let to = match n % 7 {
+            0 => of_workspace("acme", "web"),
+            1 => of_workspace("acme", "api"),
+            2 => of_workspace("other", "web"),
+            3 => Addressee::Operators,
+            index => Addressee::Session(sessions[index - 4].0.clone(), sessions[index - 4].1),
+        };
+        // Many in the same microsecond.
+        tell(store, to, i64::try_from(n / 10).unwrap()).await;
+    }
+    let mut scopes = vec![Scope::all(Stream::Operators), Scope::all(tenant("other")), Scope::all(tenant("nobody"))];
+    for workspace in [None, Some("web"), Some("api"), Some("none")] {
+        for user in [None, Some("ada"), Some("bob"), Some("eve")] {
+            for session in [None, Some(of_ada.1), Some(of_bob.1), Some(of_nobody.1)] {
+                scopes.push(Scope {
+                    stream: tenant("acme"),
+                    workspace: workspace.map(|it| it.parse().unwrap()),
+                    user: user.map(|it| it.parse().unwrap()),
+                    session,
+                });
+            }
+        }
+    }
+    scopes
+}
+
+/// Which of these a scope takes, by the rule that the hub goes by.
+fn taken<'a>(scope: &Scope, all: &'a [NotificationRow]) -> Vec<&'a NotificationRow> {
+    let takes = |row: &&NotificationRow| {
+        let workspace = row.key.as_ref().map(|key| &key.workspace_id);
+        row.stream == scope.stream && scope.takes(workspace, row.session_id, row.user_id.as_ref())
+    };
+    all.iter().filter(takes).collect()
+}
+
+both_databases! {
+    async fn numbers_have_no_hole_and_appear_in_their_order_whoever_writes(database: TestDatabase) {
+        const TOLD: u64 = 200;
+        // Two processes with a writer each.
+        let stores = [database.open(), database.open()];
+        let told_again = Arc::new(AtomicUsize::new(0));
+        let mut tasks = Vec::new();
+        for writer in 0..8 {
+            let (store, told_again) = (stores[writer % 2].clone(), told_again.clone());
+            tasks.push(tokio::spawn(async move {
+                for n in 0..TOLD / 4 {
+                    // Two sequences in each transaction; each cause is told by one writer of each process.
+                    for tenant in ["a", "b"] {
+                        let cause = format!("{tenant} {} {n}", writer / 2);
+                        let new = store.tell(toast(of_workspace(tenant, "web"), &cause), at(0)).await.unwrap();
+                        told_again.fetch_add(usize::from(!new), Ordering::SeqCst);
+                    }
+                }
+            }));
+        }
+        let mut readers = Vec::new();
+        for name in ["a", "b"] {
+            let store = stores[0].clone();
+            readers.push(tokio::spawn(async move {
+                let (mut next, mut ids) = (1, HashSet::new());
+                while next <= TOLD {
+                    let (rows, until) = store.toasts_after(Scope::all(tenant(name)), next - 1, 100).await.unwrap();
+                    for row in &rows {
+                        assert_eq!(row.seq, next, "a number appeared after a greater one");
+                        assert!(ids.insert(row.cause_id.clone()), "told twice: {}", row.cause_id);
+                        next += 1;
+                    }
+                    assert_eq!(until, next - 1);
+                    tokio::task::yield_now().await;
+                }
+            }));
+        }
+        for task in tasks.into_iter().chain(readers) {
+            task.await.unwrap();
+        }
+        assert_eq!(told_again.load(Ordering::SeqCst) as u64, 2 * TOLD, "each cause by one of the two");
+        for name in ["a", "b"] {
+            assert_eq!(ends(&stores[1], &tenant(name)).await, (TOLD, 0));
+        }
+        assert_eq!(database.seen.failures.load(Ordering::SeqCst), 0);
+    }
+
+    async fn a_cause_is_told_once_with_one_note_and_both_or_neither_are_there(database: TestDatabase) {
+        let store = database.open();
+        let (key, session) = session_of(&store, "web", Some("ada")).await;
+        let telling = || Telling {
+            toast: toast(Addressee::Session(key.clone(), session), "a crash"),
+            note: TranscriptEntry::text("info", "it failed"),
+        };
+        let failed = || SessionChange { state: Some(SessionState::Failed), ..SessionChange::new(session) };
+        for _ in 0..2 {
+            store.settle_session_and_tell(failed(), key.clone(), telling(), at(5)).await.unwrap();
+        }
+        // Nor as something else, in another sequence.
+        assert!(!store.tell(toast(Addressee::Operators, "a crash"), at(6)).await.unwrap());
+        let rows = after(&store, &Scope::all(tenant("acme")), 0, 9).await;
+        assert_eq!(rows.len(), 1);
+        let row = &rows[0];
+        assert_eq!((row.seq, row.session_id, row.created), (1, Some(session), at(5)));
+        assert_eq!(row.user_id.as_ref().map(|user| user.as_str()), Some("ada"), "whose session it is");
+        assert_eq!(texts(&store, session).await, ["it failed"]);
+        assert_eq!(ends(&store, &Stream::Operators).await, (0, 0), "what was not told takes no number");
+        // A note that cannot be written takes its toast with it.
+        let nobody = SessionId(Uuid::now_v7());
+        let lost = Telling {
+            toast: toast(Addressee::Session(key.clone(), nobody), "another"),
+            note: TranscriptEntry::text("info", "it failed"),
+        };
+        let change = SessionChange { last_used: Some(at(7)), ..SessionChange::new(session) };
+        let change = SessionChange { session_id: nobody, ..change };
+        assert!(store.settle_session_and_tell(change, key.clone(), lost, at(7)).await.is_err());
+        assert_eq!(ends(&store, &tenant("acme")).await, (1, 0));
+        tell(&store, of_workspace("acme", "web"), 8).await;
+        assert_eq!(ends(&store, &tenant("acme")).await, (2, 0), "no hole is left");
+    }
+
+    async fn every_scope_pages_what_the_hub_would_hand_it(database: TestDatabase) {
+        let store = database.open();
+        let scopes = of_all_kinds(&store).await;
+        let mut all = Vec::new();
+        for stream in [tenant("acme"), tenant("other"), Stream::Operators] {
+            let rows = after(&store, &Scope::all(stream.clone()), 0, 100).await;
+            assert!(rows.iter().map(|row| row.seq).eq(1..=rows.len() as u64));
+            assert_eq!(ends(&store, &stream).await, (rows.len() as u64, 0));
+            all.extend(rows);
+        }
+        assert_eq!(all.len(), 40);
+        for scope in scopes {
+            let expected = taken(&scope, &all);
+            let head = ends(&store, &scope.stream).await.0;
+            for limit in [1, 4, 100] {
+                let rows = after(&store, &scope, 0, limit).await;
+                assert!(rows.iter().eq(expected.iter().copied()), "{scope:?} in pages of {limit}");
+            }
+            // What is not for it is passed over.
+            let (rows, until) = store.toasts_after(scope.clone(), 0, 100).await.unwrap();
+            assert_eq!((rows.len(), until), (expected.len(), head), "{scope:?}");
+            let half = head / 2;
+            assert!(after(&store, &scope, half, 3).await.iter().eq(expected.iter().copied().filter(|row| row.seq > half)));
+            let listed = inbox(&store, &scope, false, 4).await;
+            let ids: BTreeSet<_> = listed.iter().map(|(row, _)| row.notification_id).collect();
+            assert!(ids.iter().eq(&expected.iter().map(|row| row.notification_id).collect::<BTreeSet<_>>()), "{scope:?}");
+            assert_eq!(ids.len(), listed.len(), "none twice");
+            assert!(listed.is_sorted_by(|(a, _), (b, _)| (a.created, a.notification_id) > (b.created, b.notification_id)));
+            assert_eq!(store.unread(scope.clone()).await.unwrap(), expected.len() as u64);
+        }
+    }
+
+    async fn what_one_user_has_read_is_unread_to_others_until_it_is_read_for_all(database: TestDatabase) {
+        let store = database.open();
+        for us in 0..6 {
+            tell(&store, of_workspace("acme", "web"), us).await;
+        }
+        tell(&store, of_workspace("acme", "api"), 6).await;
+        let all = Scope::all(tenant("acme"));
+        let of = |user: &str| Scope { user: Some(user.parse().unwrap()), ..all.clone() };
+        let (ada, bob) = (of("ada"), of("bob"));
+        let ids: Vec<_> = after(&store, &all, 0, 9).await.iter().map(|row| row.notification_id).collect();
+        for _ in 0..2 {
+            assert!(store.mark_read(ada.clone(), ids[1], at(9)).await.unwrap());
+        }
+        assert!(store.mark_read(all.clone(), ids[3], at(9)).await.unwrap());
+        let of_api = Scope { workspace: Some("api".parse().unwrap()), ..bob.clone() };
+        assert!(!store.mark_read(of_api.clone(), ids[0], at(9)).await.unwrap(), "it does not see it");
+        assert!(!store.mark_read(Scope::all(tenant("other")), ids[0], at(9)).await.unwrap());
+        assert!(!store.mark_read(all.clone(), Uuid::now_v7(), at(9)).await.unwrap());
+        for (scope, unread) in [(&ada, vec![7, 6, 5, 3, 1]), (&bob, vec![7, 6, 5, 3, 2, 1]), (&all, vec![7, 6, 5, 3, 2, 1])] {
+            assert_eq!(store.unread(scope.clone()).await.unwrap(), unread.len() as u64);
+            for limit in [2, 9] {
+                assert_eq!(seqs(&inbox(&store, scope, true, limit).await), unread);
+                let listed = inbox(&store, scope, false, limit).await;
+                assert_eq!(seqs(&listed), [7, 6, 5, 4, 3, 2, 1]);
+                assert!(listed.iter().all(|(row, read)| *read != unread.contains(&row.seq)), "{scope:?}");
+            }
+        }
+        assert_eq!(seqs(&inbox(&store, &of_api, true, 9).await), [7]);
+    }
+
+    async fn so_many_that_nobody_counts_them_are_not_counted(database: TestDatabase) {
+        let store = database.open();
+        let told: Vec<_> = (0..=MAX_UNREAD as i64)
+            .map(|us| {
+                let store = store.clone();
+                tokio::spawn(async move { tell(&store, of_workspace("acme", "web"), us).await })
+            })
+            .collect();
+        for task in told {
+            task.await.unwrap();
+        }
+        let all = Scope::all(tenant("acme"));
+        assert_eq!(ends(&store, &all.stream).await, (MAX_UNREAD + 1, 0));
+        assert_eq!(store.unread(all.clone()).await.unwrap(), MAX_UNREAD);
+        let newest = inbox(&store, &all, false, 500).await;
+        assert_eq!(newest.len() as u64, MAX_UNREAD + 1);
+        for (row, _) in &newest[..2] {
+            store.mark_read(all.clone(), row.notification_id, at(0)).await.unwrap();
+        }
+        assert_eq!(store.unread(all).await.unwrap(), MAX_UNREAD - 1);
+    }
+
+    async fn readers_see_what_was_removed_and_what_is_to_be_posted_stays(database: TestDatabase) {
+        let store = database.open();
+        for us in 0..5 {
+            tell(&store, of_workspace("acme", "web"), us).await;
+        }
+        tell(&store, Addressee::Operators, 0).await;
+        drop(store);
+        let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
+        let store = Store::open(posting).unwrap();
+        tell(&store, Addressee::Operators, 1).await;
+        drop(store);
+        let store = database.open();
+        tell(&store, Addressee::Operators, 2).await;
+        let all = Scope::all(tenant("acme"));
+        let ids: Vec<_> = after(&store, &all, 0, 9).await.iter().map(|row| row.notification_id).collect();
+        for id in &ids {
+            assert!(store.mark_read(all.clone(), *id, at(3)).await.unwrap());
+        }
+        // The oldest first, in parts: two of the tenant and one of operators.
+        assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(3));
+        assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(2));
+        assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(0));
+        assert_eq!((ends(&store, &all.stream).await, ends(&store, &Stream::Operators).await), ((5, 3), (3, 3)));
+        assert_eq!(after(&store, &all, 0, 9).await.iter().map(|row| row.seq).collect::<Vec<_>>(), [4, 5]);
+        let to_be_posted = after(&store, &Scope::all(Stream::Operators), 0, 9).await;
+        assert_eq!(to_be_posted.iter().map(|row| row.seq).collect::<Vec<_>>(), [2]);
+        // Who had everything until there goes on, and who had less begins anew.
+        for (cursor, reset) in [(2, Some(ResetReason::TooOld)), (3, None), (5, None)] {
+            let StreamEnds { head, tail } = store.stream_ends(all.stream.clone()).await.unwrap();
+            let start = subscription::start(Some((cursor, Some(store.epoch()))), store.epoch(), head, tail);
+            assert_eq!((start.reset, start.after), (reset, if reset.is_some() { 5 } else { cursor }));
+        }
+        assert!(!store.mark_read(all.clone(), ids[0], at(4)).await.unwrap(), "it is gone");
+        assert_eq!(store.unread(all.clone()).await.unwrap(), 0, "the marks of the others are there");
+        tell(&store, of_workspace("acme", "web"), 9).await;
+        assert_eq!(ends(&store, &all.stream).await, (6, 3), "no number is given twice");
+        assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(3));
+        assert_eq!(ends(&store, &all.stream).await, (6, 6));
+        assert_eq!(store.toasts_after(all, 6, 9).await.unwrap(), (Vec::new(), 6));
+    }
+
+    async fn a_ticket_is_taken_once_and_in_time(database: TestDatabase) {
+        let stores = [database.open(), database.open()];
+        let add = async |name: &str, expires| {
+            stores[0].add_ticket(name.into(), format!("of {name}"), at(expires), at(0)).await.unwrap();
+        };
+        add("one", 100).await;
+        let takers: Vec<_> = (0..6)
+            .map(|n| {
+                let store = stores[n % 2].clone();
+                tokio::spawn(async move { store.take_ticket("one".into(), at(50)).await.unwrap() })
+            })
+            .collect();
+        let mut got = Vec::new();
+        for taker in takers {
+            got.extend(taker.await.unwrap());
+        }
+        assert_eq!(got, ["of one"]);
+        assert_eq!(stores[0].take_ticket("none".into(), at(0)).await, Ok(None));
+        for (taken, expected) in [(99, Some("of late".to_owned())), (100, None), (101, None)] {
+            add("late", 100).await;
+            assert_eq!(stores[1].take_ticket("late".into(), at(taken)).await, Ok(expected));
+            assert_eq!(stores[1].take_ticket("late".into(), at(0)).await, Ok(None), "tried once, it is gone");
+        }
+        // Old ones go with new ones.
+        add("old", 100).await;
+        add("new", 1000).await;
+        stores[0].add_ticket("newer".into(), "of newer".into(), at(1000), at(100)).await.unwrap();
+        assert_eq!(stores[0].take_ticket("old".into(), at(0)).await, Ok(None));
+        assert_eq!(stores[0].take_ticket("new".into(), at(100)).await, Ok(Some("of new".into())));
+    }
+
+    async fn a_database_has_one_name_for_all_who_open_it(database: TestDatabase) {
+        let options: Vec<_> = (0..4).map(|_| database.options()).collect();
+        let opening = options.into_iter().map(|options| std::thread::spawn(|| Store::open(options).unwrap()));
+        let stores: Vec<_> = opening.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect();
+        let epoch = stores[0].epoch().to_owned();
+        assert_eq!(epoch.len(), 32);
+        assert!(stores.iter().all(|store| store.epoch() == epoch));
+        drop(stores);
+        assert_eq!(database.open().epoch(), epoch);
+        assert_ne!(TestDatabase::sqlite().open().epoch(), epoch);
+    }
+}
