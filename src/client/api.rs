@@ -22,7 +22,7 @@ use crate::{
 /// How long a connection may take to come up: a server that is there answers at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take that starts nothing; nothing that is looked up takes long.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Finds a peer that vanished without a word while a turn is silent.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How often a call is tried that may be repeated.
@@ -224,41 +224,6 @@ impl ApiClient {
     /// Why a session's turns go the way they go.
     pub async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "session", session_id, "explain"], &()).await
-    }
-
-    /// Begins a migration of a fleet. After `Lost` it may have begun.
-    pub async fn start_migration(&self, body: &Value) -> Result<Value, ClientError> {
-        self.post(&["acp", "migrations"], body, Some(CALL_TIMEOUT)).await
-    }
-
-    /// A page of migrations.
-    pub async fn migrations(&self, query: &Value) -> Result<Page, ClientError> {
-        self.get(&["acp", "migrations"], query).await
-    }
-
-    /// How far a migration is.
-    pub async fn migration(&self, id: &str) -> Result<Value, ClientError> {
-        self.get(&["acp", "migrations", id], &json!({})).await
-    }
-
-    /// Changes a migration: `pause`, `resume`, `cancel` or `rollback`.
-    pub async fn change_migration(&self, id: &str, verb: &str, body: &Value) -> Result<Value, ClientError> {
-        self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
-    }
-
-    /// A page of deliveries to the operators' webhook.
-    pub async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {
-        self.get(&["acp", "webhooks", "deliveries"], query).await
-    }
-
-    /// Posts one again.
-    pub async fn replay_delivery(&self, id: &str) -> Result<Value, ClientError> {
-        self.post(&["acp", "webhooks", "deliveries", id, "replay"], &json!({}), Some(CALL_TIMEOUT)).await
-    }
-
-    /// Posts all again that were given up.
-    pub async fn replay_dead_deliveries(&self) -> Result<Value, ClientError> {
-        self.post(&["acp", "webhooks", "deliveries", "replay"], &json!({}), Some(CALL_TIMEOUT)).await
     }
 
     fn call(&self, method: Method, path: &[&str]) -> RequestBuilder {

@@ -9,6 +9,7 @@ pub mod console;
 pub mod error;
 pub mod follow;
 pub mod json_lines;
+mod operations;
 pub mod printer;
 pub mod requests;
 pub mod sse;
