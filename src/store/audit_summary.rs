@@ -81,7 +81,8 @@ const TURNS: &str = "SELECT day, installation_id, protocol, state, COUNT(*) AS t
      COUNT(*) OVER (PARTITION BY day, installation_id, protocol, state) AS total \
      FROM (SELECT accepted_us / 86400000000 AS day, installation_id, protocol, state, \
      ended_us - accepted_us AS took FROM prompts \
-     WHERE accepted_us >= $1 AND accepted_us < $2 AND ($3 IS NULL OR installation_id = $3)) AS turns) AS ranked \
+     WHERE accepted_us >= $1 AND accepted_us < $2 AND ($3 IS NULL OR installation_id = $3) \
+     AND prompt_id >= $4 AND prompt_id < $5) AS turns) AS ranked \
      GROUP BY day, installation_id, protocol, state";
 
 const FLIPS: &str = "SELECT day, installation_id, to_protocol, COUNT(*) AS flips \
@@ -175,16 +176,26 @@ impl Days {
 
 /// Runs one of the statements above on the very connection.
 macro_rules! load {
-    ($connection:expr, $statement:expr, $tenant:expr, $from:expr, $until:expr) => {{
+    ($connection:expr, $statement:expr, $tenant:expr, $from:expr, $until:expr $(, $id:expr)*) => {{
         let statement = diesel::sql_query($statement)
             .bind::<BigInt, _>($from.0)
             .bind::<BigInt, _>($until.0)
-            .bind::<Nullable<Text>, _>($tenant);
+            .bind::<Nullable<Text>, _>($tenant)$(.bind::<Text, _>($id))*;
         match &mut *$connection {
             AnyConnection::Postgres(connection) => statement.load(connection),
             AnyConnection::Sqlite(connection) => statement.load(connection),
         }
     }};
+}
+
+/// How far the id of a turn may be from when it was accepted: its session may have had to be brought back first.
+const ID_SLACK_US: i64 = 60 * 60 * 1_000_000;
+
+/// The least id of a turn of a time, less or more the slack: ids are UUIDs of version 7, which begin with the time in
+/// milliseconds. So a period is found without an index of its own, which each turn would pay for.
+fn id_of(time: Timestamp, slack: i64) -> String {
+    let ms = time.0.saturating_add(slack * ID_SLACK_US).div_euclid(1000).clamp(0, (1 << 48) - 1);
+    format!("{:08x}-{:04x}-0000-0000-000000000000", ms >> 16, ms & 0xffff)
 }
 
 /// Since when there are no more than `most` turns, of a tenant or of all.
@@ -195,12 +206,16 @@ fn since_when(
     until: Timestamp,
     most: i64,
 ) -> diesel::QueryResult<Timestamp> {
-    let mut turns =
-        prompts::table.filter(prompts::accepted_us.ge(from.0)).filter(prompts::accepted_us.lt(until.0)).into_boxed();
+    let mut turns = prompts::table
+        .filter(prompts::prompt_id.ge(id_of(from, -1)))
+        .filter(prompts::prompt_id.lt(id_of(until, 1)))
+        .filter(prompts::accepted_us.ge(from.0))
+        .filter(prompts::accepted_us.lt(until.0))
+        .into_boxed();
     if let Some(tenant) = tenant {
         turns = turns.filter(prompts::installation_id.eq(tenant));
     }
-    let newest = turns.order(prompts::accepted_us.desc()).select(prompts::accepted_us);
+    let newest = turns.order(prompts::prompt_id.desc()).select(prompts::accepted_us);
     let newest_left_out: Option<i64> = newest.offset(most).first(connection).optional()?;
     Ok(newest_left_out.map_or(from, |at| Timestamp(at.saturating_add(1))))
 }
@@ -218,7 +233,7 @@ pub(super) fn summary(
     }
     from = since_when(connection, tenant, from, until, most)?;
     let mut days = Days::default();
-    let turns: Vec<TurnsRow> = load!(connection, TURNS, tenant, from, until)?;
+    let turns: Vec<TurnsRow> = load!(connection, TURNS, tenant, from, until, id_of(from, -1), id_of(until, 1))?;
     turns.into_iter().try_for_each(|row| days.add_turns(row))?;
     let flips: Vec<FlipsRow> = load!(connection, FLIPS, tenant, from, until)?;
     flips.into_iter().try_for_each(|row| days.add_flips(row))?;

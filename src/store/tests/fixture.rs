@@ -290,10 +290,17 @@ pub(super) async fn session(store: &Store) -> SessionId {
     id
 }
 
+/// An id as turns of that time have.
+pub(super) fn prompt_at(time: Timestamp) -> PromptId {
+    let random = Uuid::new_v4().into_bytes();
+    let ms = u64::try_from(time.0 / 1000).expect("a time after 1970");
+    PromptId(uuid::Builder::from_unix_timestamp_millis(ms, random[..10].try_into().expect("ten bytes")).into_uuid())
+}
+
 pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
     NewTurn {
         again: false,
-        prompt_id: PromptId(Uuid::now_v7()),
+        prompt_id: prompt_at(at(us)),
         session_id,
         key: key("acme", "web"),
         idempotency: None,

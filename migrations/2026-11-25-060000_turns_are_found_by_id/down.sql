@@ -1,0 +1,1 @@
+CREATE INDEX prompts_by_age ON prompts (accepted_us);
