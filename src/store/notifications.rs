@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
     dsl::sql,
-    sql_types::{Bool, Text},
+    sql_types::{BigInt, Bool, Text},
 };
 use uuid::Uuid;
 
@@ -114,11 +114,25 @@ impl Record {
     }
 }
 
+/// "toasts" in ASCII: the advisory lock of PostgreSQL that a transaction holds from its first toast until its end.
+const TOASTS_LOCK: i64 = 0x746f_6173_7473;
+
+/// Lets one process at a time tell something. A transaction tells in several sequences, whose rows it would take in any
+/// order: of two processes each would wait for the other, until the database sees that after a second. SQLite has one
+/// writer anyway.
+fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+    if let (AnyConnection::Postgres(connection), true) = (&mut *tx.connection, tx.told.is_empty()) {
+        diesel::sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(TOASTS_LOCK).execute(connection)?;
+    }
+    Ok(())
+}
+
 /// Adds a toast to its sequence, in the transaction of its cause. `false` where the cause was told before: then
 /// nothing is added.
 pub(super) fn add(tx: &mut WriteTx<'_>, toast: &NewToast, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (toast.to.stream(), super::columns::clean(toast.cause_id.clone()));
     let name = stream.to_string();
+    take_turn(tx)?;
     let begun = diesel::insert_into(notification_streams::table)
         .values((
             notification_streams::stream.eq(name.as_str()),
