@@ -11,7 +11,10 @@ use crate::{
         notifications::ToastHub,
         toast_pipe::{Cut, Ending, Item, Outlet, ToastFrame},
     },
-    domain::{outcome::Failure, toast::Scope},
+    domain::{
+        outcome::{ErrorCode, Failure},
+        toast::Scope,
+    },
     store::{self, Store},
 };
 
@@ -111,6 +114,14 @@ impl Feed {
     async fn read_on(&mut self) -> Result<(), Failure> {
         let read = self.store.toasts_after((*self.scope).clone(), self.after, PAGE).await;
         let (rows, until) = read.map_err(|cause| store::failure(&cause))?;
+        let ends = self.store.stream_ends(self.scope.stream.clone()).await.map_err(|cause| store::failure(&cause))?;
+        if ends.tail > self.after {
+            // It is told when it says hello again: a part is never taken for the whole.
+            return Err(Failure::new(
+                ErrorCode::NotFound,
+                "what was missed has just been removed, since it was too old",
+            ));
+        }
         if rows.len() < PAGE {
             self.stage = Stage::Joins;
         }
@@ -136,5 +147,74 @@ impl Feed {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::StreamExt;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        actors::{session_telemetry, toast_wakes::ToastWakes},
+        domain::{
+            clock::Timestamp,
+            ids::SessionId,
+            notice,
+            toast::{Addressee, NewToast, Stream as Sequence},
+        },
+        store::{DatabaseUrl, Retained, StoreObserver, StoreOptions},
+        telemetry::Metrics,
+    };
+
+    struct Blind;
+
+    impl StoreObserver for Blind {
+        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+        fn on_failure(&self) {}
+        fn on_queue_depth(&self, _: usize) {}
+    }
+
+    #[actix::test]
+    async fn what_is_removed_while_it_is_read_ends_the_reading_instead_of_leaving_a_hole() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            webhook: None,
+            observer: Arc::new(Blind),
+        });
+        let store = store.unwrap();
+        let told = 2 * PAGE as u64 + 10;
+        for n in 0..told {
+            let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
+            let toast = NewToast::new(Uuid::now_v7(), Addressee::Operators, said, n);
+            assert!(store.tell(toast, Timestamp(n as i64)).await.unwrap());
+        }
+        let (_, telemetry) = session_telemetry::telemetry(Metrics::new("0", None).unwrap());
+        let hub = ToastHub::start(store.clone(), ToastWakes::default(), telemetry, false, 9);
+        let scope = Arc::new(Scope::all(Sequence::Operators));
+        let feed = feed(store.clone(), hub, scope, (0, told), false, Arc::new(|_| {}));
+        let mut feed = std::pin::pin!(feed);
+        for n in 1..=PAGE as u64 {
+            assert!(matches!(feed.next().await, Some(Fed::Toast { frame, is_replay: true }) if frame.seq == n));
+        }
+        // What has been read already may go.
+        let prune = |until: usize| store.prune(Retained::Notifications, Timestamp(until as i64), 2 * PAGE);
+        assert_eq!(prune(PAGE).await, Ok(PAGE));
+        assert!(matches!(feed.next().await, Some(Fed::ReadUntil(until)) if until == PAGE as u64));
+        assert!(matches!(feed.next().await, Some(Fed::Toast { frame, .. }) if frame.seq == PAGE as u64 + 1));
+        assert_eq!(prune(2 * PAGE + 1).await, Ok(PAGE + 1));
+        for _ in 1..PAGE {
+            assert!(matches!(feed.next().await, Some(Fed::Toast { .. })));
+        }
+        assert!(matches!(feed.next().await, Some(Fed::ReadUntil(_))));
+        assert!(matches!(feed.next().await, Some(Fed::Failed(_))));
+        assert!(feed.next().await.is_none());
     }
 }
