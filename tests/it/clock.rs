@@ -1,4 +1,5 @@
-//! The time of day is stepped by an hour while the program runs, and between two of its lives: no decision changes.
+//! The time of day is stepped while the program runs, and between two of its lives: no decision changes, and what is old
+//! enough is removed.
 //!
 //! `libfaketime` (Debian: `faketime`) steps it for the program alone; the monotonic clock goes on as it is.
 
@@ -8,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{DEADLINE, Program, Session, Value, eventually, json, program::Builder, wait_for};
+use crate::harness::{
+    DEADLINE, Program, Session, Value, eventually, json, program::Builder, toasts::Subscriber, wait_for,
+};
 
 /// From a rollback to the first probe.
 const COOLDOWN: Duration = Duration::from_secs(3);
@@ -159,4 +162,42 @@ fn fr_007_a_wall_clock_that_was_stepped_back_before_a_restart_counts_as_no_time(
     program.start_supervisor_again();
     let again = route(&session);
     assert_eq!((&again["route"], &again["epoch"]), (&json!("http"), &json!(1)), "{again}");
+}
+
+#[test]
+fn a_cursor_of_before_what_was_removed_by_age_is_reset_and_a_later_one_is_gone_on_from() {
+    const TENANT: &str = "installationId=tenant-1";
+    let clock = WallClock::right();
+    let mut program = clock.of(quick().set("retention.notifications_days", 1)).start();
+    program.api.open("ws");
+    let flip = |program: &Program, verb: &str| {
+        let why = json!({"actor": "ada", "reason": "drill"});
+        program.api.post(&format!("/acp/workspaces/ws/{verb}"), why).expect(200);
+    };
+    ["rollback", "restore", "rollback"].into_iter().for_each(|verb| flip(&program, verb));
+    let epoch = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap().hello(json!({}))["epoch"].clone();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    // What is old is looked for at the start.
+    clock.step("+172800");
+    program.start_supervisor_again();
+    let list = || program.api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
+    eventually("what is old is removed", || list()["items"] == json!([]));
+    assert_eq!((&list()["head"], &list()["unread"]), (&json!(3), &json!(0)));
+    ["restore", "rollback"].into_iter().for_each(|verb| flip(&program, verb));
+    let comes_with = |cursor: u64| {
+        let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+        let welcome = subscriber.hello(json!({"epoch": epoch, "cursor": cursor}));
+        (subscriber, welcome["cursor"].as_u64().expect("a number"))
+    };
+    for cursor in [0, 2] {
+        let (mut late, from) = comes_with(cursor);
+        let reset = late.next();
+        assert_eq!((from, &reset["type"], &reset["reason"]), (5, &json!("reset"), &json!("tooOld")), "{reset}");
+        assert_eq!((&reset["epoch"], &reset["cursor"]), (&epoch, &json!(5)), "{reset}");
+    }
+    for cursor in [3, 4] {
+        let (mut in_time, from) = comes_with(cursor);
+        assert_eq!((from, &in_time.next()["seq"]), (cursor, &json!(cursor + 1)));
+    }
+    assert_eq!(program.metrics().sum("lumilink_toast_resets_total", &[("reason", "tooOld")]), 2.0);
 }
