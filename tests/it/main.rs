@@ -10,6 +10,7 @@ mod harness;
 mod audit;
 mod bench;
 mod bounds;
+mod browser;
 mod cancel;
 mod capacity;
 mod cli;

@@ -5,6 +5,7 @@
 pub mod acp_schema;
 pub mod agents;
 pub mod api;
+pub mod browser;
 pub mod contract;
 pub mod dice;
 pub mod disk;
