@@ -21,7 +21,9 @@ use std::{
 };
 
 use crate::harness::{
-    Answer, DEADLINE, Program, Session, Value, eventually, json, processes,
+    Answer, DEADLINE, Program, Session, Value,
+    dice::Dice,
+    eventually, json, processes,
     program::{TURNS_ENDED, TURNS_STARTED},
     proxy::{Mode, Way},
     wait_for,
@@ -35,28 +37,7 @@ const SHORT: Duration = Duration::from_secs(40);
 /// after 8 to 15 s, the longest pause of the backoff is 30 s, and two cores are shared with other tests.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(90);
 
-// --- Dice --------------------------------------------------------------------------------------------------
-
-/// SplitMix64: enough for drawing faults, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.roll() % limit as u64).expect("a small number")
-    }
-
-    fn millis(&mut self, most: usize) -> Duration {
-        Duration::from_millis(self.below(most + 1) as u64)
-    }
-}
+// --- Faults ------------------------------------------------------------------------------------------------
 
 /// What goes wrong in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -630,10 +611,7 @@ fn number_of_environment(name: &str) -> Option<u64> {
 fn nfr_003_whatever_is_killed_or_cut_nothing_acknowledged_is_lost_nothing_doubled_nothing_left() {
     let soak = number_of_environment("LUMILINK_SOAK_S").map(Duration::from_secs);
     let length = soak.unwrap_or(SHORT);
-    let seed = number_of_environment("LUMILINK_FAULT_SEED")
-        .unwrap_or_else(|| u64::from(std::process::id()) ^ uuid::Uuid::new_v4().as_u64_pair().0);
-    println!("faults: seed {seed} (LUMILINK_FAULT_SEED), {length:?}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::of_environment(&format!("faults for {length:?}"));
     let mut program = Program::builder()
         .behind_proxy()
         // A cable is out for 3 s at most, after which the backoff may wait for 6 more; what is held for a dead supervisor

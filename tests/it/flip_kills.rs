@@ -15,7 +15,9 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, connection::SimpleConnection, sql_types};
 
-use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json, program::Builder, wait_for};
+use crate::harness::{
+    Answer, DEADLINE, Program, Session, Value, dice::Dice, eventually, json, program::Builder, wait_for,
+};
 
 /// With an embedded runtime, and again so many with one of their own.
 const ROUNDS: usize = 50;
@@ -28,30 +30,6 @@ fn fragile(builder: Builder) -> Builder {
         .set("recovery.cooldown_s", 1800)
         // What a dead supervisor left goes soon.
         .set("runtime.reconnect_grace_s", 5)
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-
-    fn up_to(&mut self, most: Duration) -> Duration {
-        Duration::from_micros(self.below(most.as_micros() as u64 + 1))
-    }
-}
-
-fn seed() -> u64 {
-    match std::env::var("LUMILINK_FAULT_SEED") {
-        Ok(given) => given.parse().unwrap_or_else(|_| panic!("LUMILINK_FAULT_SEED is a number, not {given:?}")),
-        Err(_) => uuid::Uuid::new_v4().as_u64_pair().0,
-    }
 }
 
 /// The moment of a kill: the only time that passes here without anything being waited for.
@@ -289,16 +267,12 @@ fn hundred(builder: Builder, name: &str, mut dice: Dice) {
 
 #[test]
 fn fr_007_killed_around_a_flip_with_an_embedded_runtime_there_is_one_epoch_one_row_and_no_prompt_lost_or_doubled() {
-    let seed = seed();
-    println!("flip kills: seed {seed} (LUMILINK_FAULT_SEED)");
-    hundred(Program::builder(), "embedded", Dice(seed));
+    hundred(Program::builder(), "embedded", Dice::of_environment("flip kills"));
 }
 
 #[test]
 fn fr_007_killed_around_a_flip_with_a_separate_runtime_there_is_one_epoch_one_row_and_no_prompt_lost_or_doubled() {
-    let seed = seed();
-    println!("flip kills: seed {seed} (LUMILINK_FAULT_SEED)");
-    hundred(Program::builder().behind_proxy(), "separate", Dice(seed));
+    hundred(Program::builder().behind_proxy(), "separate", Dice::of_environment("flip kills"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// SplitMix64: enough for drawing faults, and the same everywhere.
 #[derive(Debug, Clone)]
-pub struct Dice(pub u64);
+pub struct Dice(u64);
 
 impl Dice {
     /// Those of `LUMILINK_FAULT_SEED`, or new ones; prints their number.
@@ -38,5 +38,10 @@ impl Dice {
     /// 0 to `most` milliseconds.
     pub fn millis(&mut self, most: usize) -> Duration {
         Duration::from_millis(self.below(most + 1) as u64)
+    }
+
+    /// Nothing to `most`, in steps of a microsecond.
+    pub fn up_to(&mut self, most: Duration) -> Duration {
+        Duration::from_micros(self.roll() % (most.as_micros() as u64 + 1))
     }
 }
