@@ -18,6 +18,7 @@ use crate::{
         ids::PromptId,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
+        skip::Automation,
         turn::{TurnOutcome, TurnProgress},
     },
     store::{self, KeptConnection, SessionRow, StoreError, Unfinished},
@@ -138,6 +139,7 @@ async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBo
     let newest = newest.ok_or("its prompt did not reach the agent")?;
     let slot = parts.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
     let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
-    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said };
+    let automation = Automation::Nothing;
+    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, automation };
     Ok(Found { adopted, session })
 }

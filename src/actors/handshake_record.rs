@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{parts::Parts, session_shared::SessionSpec, telling};
+use super::{parts::Parts, session_shared::SessionSpec};
 use crate::{
     domain::{
         connection::{ConnectionHealth, ConnectionStatus},
@@ -25,21 +25,17 @@ use crate::{
     transport::AgentFacts,
 };
 
-/// Writes down how the handshake of a session ended, and lets it count; where the session goes over to the fallback by
-/// it, its user is told. The id of the record, for what follows.
+/// Writes down how the handshake of a session ended under `id`, tells its user, and lets it count.
 pub fn note(
     parts: &Arc<Parts>,
     spec: &SessionSpec,
     turn: TurnRoute,
     outcome: Result<&AgentFacts, &Failure>,
     took: Duration,
-    falls_back: bool,
-) -> Option<Uuid> {
-    let mut new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
-    let told = outcome.err().filter(|_| falls_back);
-    new.telling =
-        told.map(|failure| telling::of_failed_handshake(spec, failure.code, new.connection_row_id, new.now));
-    let id = new.connection_row_id;
+    (id, telling): (Uuid, Option<Telling>),
+) {
+    let new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
+    let new = NewConnection { connection_row_id: id, telling, ..new };
     let at = parts.clock.steady();
     let sample = sample_of_handshake(outcome.map(|_| ()));
     let bucket = bucket_start(at, parts.settings.window.bucket);
@@ -51,7 +47,6 @@ pub fn note(
         }
         report(TurnReport { turn, carried: Route::Acp, sample, at });
     });
-    outcome.is_ok().then_some(id)
 }
 
 /// Writes down a probe, which counts in no window.

@@ -22,7 +22,7 @@ use crate::{
         outcome::Failure,
         prompt::Prompt,
         routing::{Route, Routing, Wish},
-        skip::WantedMode,
+        skip::{Automation, WantedMode},
         success_window::WindowFigures,
         toast::{Scope, Stream},
         turn::TurnState,
@@ -229,6 +229,8 @@ pub struct Adopted {
     pub slot: EndSlot,
     /// What the agent has said in it, as far as that is on disk.
     pub said: Vec<String>,
+    /// What is to become of its changes; decided when its session is known.
+    pub automation: Automation,
 }
 
 /// What a session that comes back brings along.

@@ -36,6 +36,7 @@ pub mod telling;
 pub mod tenant_protocol;
 pub mod toast_pipe;
 pub mod toast_wakes;
+pub mod turn_automation;
 pub mod turn_log;
 pub mod turn_ticket;
 #[cfg(test)]

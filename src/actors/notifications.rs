@@ -39,6 +39,10 @@ use crate::{
 const MAILBOX: usize = 1024;
 /// Toasts of a sequence that are kept at hand, for those who come while others are being told.
 const RECENT: usize = 256;
+/// Reads of subscribers that go on at the same time: half of the store's readers.
+const READERS: usize = 4;
+/// Toasts that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
+const AT_ONCE: usize = 128;
 /// So often subscribers that are gone, or stand still, are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -75,6 +79,7 @@ pub struct Notifications {
 pub struct ToastHub {
     hub: Addr<Notifications>,
     seats: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
 }
 
 impl ToastHub {
@@ -98,7 +103,15 @@ impl ToastHub {
             is_closed: false,
         };
         let seats = Arc::new(Semaphore::new(max_subscribers.min(Semaphore::MAX_PERMITS)));
-        Self { hub: hub.start(), seats }
+        Self { hub: hub.start(), seats, readers: Arc::new(Semaphore::new(READERS)) }
+    }
+
+    /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and nobody
+    /// else for them. Cancel-safe.
+    pub async fn read<T>(&self, reading: impl Future<Output = T>) -> T {
+        // Never closed.
+        let _turn = self.readers.acquire().await;
+        reading.await
     }
 
     /// Takes a subscriber's place; it is given back on drop.
@@ -152,7 +165,7 @@ impl Notifications {
         line.grew = false;
         let (store, after) = (self.store.clone(), line.head);
         let reading = async move {
-            let read = store.toasts_after(Scope::all(stream.clone()), after, RECENT).await;
+            let read = store.toasts_after(Scope::all(stream.clone()), after, AT_ONCE).await;
             (stream, read)
         };
         ctx.spawn(
@@ -171,7 +184,7 @@ impl Notifications {
         line.is_read = false;
         match read {
             Ok((rows, until)) => {
-                let more = rows.len() == RECENT;
+                let more = rows.len() == AT_ONCE;
                 line.hand_on(rows, until);
                 if more || line.grew {
                     self.read(stream, ctx);
@@ -200,9 +213,24 @@ impl Notifications {
                 let _ = closed.send(());
             }
         }
-        if self.is_shared {
-            let streams: Vec<_> = self.lines.keys().cloned().collect();
-            streams.into_iter().for_each(|stream| self.read(stream, ctx));
+        if self.is_shared && !self.lines.is_empty() {
+            let (store, streams) = (self.store.clone(), self.lines.keys().cloned().collect());
+            let looking = async move { store.stream_heads(streams).await };
+            ctx.spawn(looking.into_actor(self).map(|heads, this, ctx| match heads {
+                Ok(heads) => this.catch_up(heads, ctx),
+                Err(cause) => tracing::debug!(%cause, "what others told is looked for again in a moment"),
+            }));
+        }
+    }
+}
+
+impl Notifications {
+    /// Reads what other processes have told.
+    fn catch_up(&mut self, heads: Vec<(Stream, u64)>, ctx: &mut Context<Self>) {
+        for (stream, head) in heads {
+            if self.lines.get(&stream).is_some_and(|line| line.head < head) {
+                self.read(stream, ctx);
+            }
         }
     }
 }
@@ -230,6 +258,9 @@ impl Line {
 }
 
 impl StreamHandler<StreamGrew> for Notifications {
+    /// The hub goes on for those who are there.
+    fn finished(&mut self, _: &mut Self::Context) {}
+
     fn handle(&mut self, StreamGrew(streams): StreamGrew, ctx: &mut Self::Context) {
         for stream in streams {
             self.read(stream, ctx);
@@ -238,6 +269,9 @@ impl StreamHandler<StreamGrew> for Notifications {
 }
 
 impl StreamHandler<SessionTelemetry> for Notifications {
+    /// No session tells any more.
+    fn finished(&mut self, _: &mut Self::Context) {}
+
     fn handle(&mut self, telling: SessionTelemetry, _: &mut Self::Context) {
         let SessionTelemetry { workspace, session, user, text } = telling;
         let Some(line) = self.lines.get_mut(&Stream::Tenant(workspace.installation_id)) else { return };

@@ -20,6 +20,7 @@ use crate::{
         outcome::ErrorClass,
         permission::PermissionPolicy,
         routing::Route,
+        toast::Telling,
     },
     telemetry::Metrics,
     transport::AgentFacts,
@@ -142,12 +143,24 @@ pub struct SessionShared {
     /// Its events.
     pub feed: EventFeed,
     view: Mutex<SessionView>,
+    /// What its user is to be told with the row of the session, which is written once it is ready.
+    untold: Mutex<Option<Telling>>,
 }
 
 impl SessionShared {
     /// Starts with a view.
     pub fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
-        Self { spec, feed, view: Mutex::new(view) }
+        Self { spec, feed, view: Mutex::new(view), untold: Mutex::default() }
+    }
+
+    /// Leaves something to be told with the row of the session.
+    pub fn tell_later(&self, telling: Telling) {
+        *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = Some(telling);
+    }
+
+    /// Takes what was left to be told.
+    pub fn take_untold(&self) -> Option<Telling> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Changes the state, counts the change, and gives the view for what goes with it.

@@ -152,7 +152,7 @@ fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static st
         (None, SkipReason::WorkspaceRollback) => texts_of_detail(SkipDetail::FallbackCannot),
         (None, SkipReason::MissingCredential) => (
             "there is nothing to sign in with",
-            "Send a githubToken with the prompt, or install the GitHub App for the repository.",
+            "This version takes no credential yet; prompt with automation.mode none to be told no more.",
         ),
         (None, SkipReason::AutomationDisabled) => ("it is switched off", "An operator can switch it on."),
         (None, SkipReason::RateLimited) => ("GitHub asks for a pause", "Prompt again in an hour."),

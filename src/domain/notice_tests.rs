@@ -150,7 +150,7 @@ skip workspaceRollback fallback-cannot: warning automationSkipped: GitHub automa
 skip repoBlocked -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
   note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them. The changes stay in the workspace.
 skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with.
-  note: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with. Send a githubToken with the prompt, or install the GitHub App for the repository. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with. This version takes no credential yet; prompt with automation.mode none to be told no more. The changes stay in the workspace.
 skip automationDisabled -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off.
   note: GitHub automation for octo-org/hello-world was skipped: it is switched off. An operator can switch it on. The changes stay in the workspace.
 skip rateLimited -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub asks for a pause.

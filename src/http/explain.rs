@@ -99,10 +99,10 @@ impl Records {
             turns: store.newest_turns(row.session_id, most).await?,
             connections: store.connections(session.clone(), page()).await?,
             flips: store.migrations(workspace.clone(), page()).await?,
-            rollbacks: store.rollback_events(workspace, page()).await?,
+            rollbacks: store.rollback_events(workspace.clone(), page()).await?,
             notes: store.newest_notes(row.session_id, most).await?,
-            runs: store.automation_runs(session.clone(), page()).await?,
-            notifications: store.notifications(session, page()).await?,
+            runs: store.automation_runs(session, page()).await?,
+            notifications: store.notifications(workspace, page()).await?,
         })
     }
 

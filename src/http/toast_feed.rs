@@ -112,7 +112,7 @@ impl Feed {
 
     /// One page of what was missed.
     async fn read_on(&mut self) -> Result<(), Failure> {
-        let read = self.store.toasts_after((*self.scope).clone(), self.after, PAGE).await;
+        let read = self.hub.read(self.store.toasts_after((*self.scope).clone(), self.after, PAGE)).await;
         let (rows, until) = read.map_err(|cause| store::failure(&cause))?;
         let ends = self.store.stream_ends(self.scope.stream.clone()).await.map_err(|cause| store::failure(&cause))?;
         if ends.tail > self.after {

@@ -44,7 +44,7 @@ const HELLO: Duration = Duration::from_secs(10);
 /// How long it may take to answer our closing frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Acknowledgements of one client that are under way; one that sends more at once is let go.
-const MAX_ACKS: usize = 32;
+const MAX_ACKS: usize = 4;
 
 /// Reads toasts over a WebSocket.
 ///
@@ -71,7 +71,6 @@ pub async fn subscribe(
     // First, so that what is no upgrade takes no ticket away.
     ws::handshake(&request).map_err(|cause| no_upgrade(cause.into()))?;
     state.workspaces.admission()?;
-    let seat = state.toasts.seat()?;
     let asked = asked.into_inner().subscription();
     let parts = state.workspaces.parts().clone();
     let (allowed, expires) = match ticket(&request) {
@@ -82,6 +81,7 @@ pub async fn subscribe(
         None => (asked, None),
     };
     let scope = scope_of(&state, allowed).await?;
+    let seat = state.toasts.seat()?;
     let (cable, plug) = Cable::plug(&request, subscription::STALL);
     let socket = ToastSocket {
         hub: state.toasts.clone(),
@@ -270,11 +270,14 @@ impl ToastSocket {
 
     fn on_hello(&mut self, cursor: Option<(u64, Option<String>)>, telemetry: bool, ctx: &mut Ctx) {
         let Stage::Silent(cable) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
-        let (parts, scope) = (self.parts.clone(), self.scope.clone());
+        let (parts, scope, hub) = (self.parts.clone(), self.scope.clone(), self.hub.clone());
         let looking = async move {
-            let ends = parts.store.stream_ends(scope.stream.clone()).await?;
-            let unread = parts.store.unread((*scope).clone()).await?;
-            Ok::<_, crate::store::StoreError>((ends, unread))
+            let reading = async {
+                let ends = parts.store.stream_ends(scope.stream.clone()).await?;
+                let unread = parts.store.unread((*scope).clone()).await?;
+                Ok::<_, crate::store::StoreError>((ends, unread))
+            };
+            hub.read(reading).await
         };
         // Nothing else is read from the client until it is welcome.
         ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
@@ -327,10 +330,10 @@ impl ToastSocket {
             return self.evict(Eviction::BadFrame, close_code::POLICY, "too many acknowledgements at once", ctx);
         }
         self.acks += 1;
-        let (parts, scope) = (self.parts.clone(), self.scope.clone());
+        let (parts, scope, hub) = (self.parts.clone(), self.scope.clone(), self.hub.clone());
         let marking = async move {
             let found = parts.store.mark_read((*scope).clone(), id, parts.clock.now()).await?;
-            let unread = parts.store.unread((*scope).clone()).await?;
+            let unread = hub.read(parts.store.unread((*scope).clone())).await?;
             Ok::<_, crate::store::StoreError>((found, unread))
         };
         ctx.spawn(marking.into_actor(self).map(move |marked, socket, ctx| {

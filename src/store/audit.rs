@@ -60,7 +60,7 @@ impl AuditFilter {
 
 /// The rows of a table that a filter lets through, after a cursor. Each table has types of its own in Diesel.
 macro_rules! page {
-    ($connection:expr, $table:ident, $time:ident, $id:ident, $filter:expr, $page:expr $(, $session:ident)?) => {{
+    ($connection:expr, $table:ident, $time:ident, $id:ident, $filter:expr, $page:expr $(, $session:ident)? $(; $more:expr)?) => {{
         use schema::$table;
         let (filter, page): (&AuditFilter, &Page) = (&$filter, &$page);
         let mut rows = $table::table.into_boxed();
@@ -73,6 +73,7 @@ macro_rules! page {
         $(if let Some(session) = &filter.session_id {
             rows = rows.filter($table::$session.eq(session.to_string()));
         })?
+        $(rows = rows.filter($more);)?
         if let Some(from) = filter.from {
             rows = rows.filter($table::$time.ge(from.0));
         }
@@ -179,8 +180,16 @@ impl Store {
     /// A page of notifications. Cancel-safe.
     pub async fn notifications(&self, filter: AuditFilter, page: Page) -> Result<Vec<NotificationRow>, StoreError> {
         self.read(move |connection| {
-            let records: Vec<notifications::Record> =
-                page!(connection, notifications, created_us, notification_id, filter, page, session_id)?;
+            use schema::notifications as table;
+            let session = filter.session_id.map(|id| id.to_string());
+            let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
+            let records: Vec<notifications::Record> = match session {
+                Some(id) => {
+                    let concerns_it = table::session_id.is_null().or(table::session_id.eq(id));
+                    page!(connection, notifications, created_us, notification_id, filter, page; concerns_it)?
+                }
+                None => page!(connection, notifications, created_us, notification_id, filter, page)?,
+            };
             records.into_iter().map(notifications::Record::read).collect()
         })
         .await

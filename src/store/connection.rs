@@ -79,7 +79,8 @@ const SQLITE_READ: &str = "PRAGMA query_only = ON; PRAGMA foreign_keys = ON; PRA
 
 /// No statement of ours takes a second; one that takes 30 would hold a turn and everything queued behind
 /// it. Migrations have no such limit.
-const POSTGRES_WRITE: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s';";
+const POSTGRES_WRITE: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+     SET idle_in_transaction_session_timeout = '10s';";
 const POSTGRES_READ: &str = "SET statement_timeout = '30s'; SET default_transaction_read_only = on;";
 
 /// Added to PostgreSQL URLs that do not say otherwise: a server that vanished without a word is noticed

@@ -114,7 +114,8 @@ impl Store {
             let inserted = execute!(tx.connection, insert)?;
             tx.rows += inserted;
             match telling.as_mut().filter(|_| inserted > 0) {
-                Some(telling) => telling.write(tx),
+                // The event is new, and with it the note; a break of many connections is one toast.
+                Some(telling) => telling.write_for_each(tx),
                 None => Ok(()),
             }
         })

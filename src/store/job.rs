@@ -31,6 +31,8 @@ pub(super) struct WriteTx<'a> {
     pub(super) in_doubt: bool,
     /// The sequences to which toasts were added, for who hands them on after the commit.
     pub(super) told: &'a mut Vec<Stream>,
+    /// Whether the transaction has its turn to add toasts.
+    pub(super) has_turn: &'a mut bool,
     /// Where toasts of operators are posted, if they are.
     pub(super) webhook: Option<&'a str>,
 }

@@ -20,6 +20,7 @@ mod identity;
 mod job;
 mod migration_runs;
 mod migrations;
+mod notification_retention;
 mod notification_tickets;
 mod notifications;
 mod outcome_buckets;

@@ -38,6 +38,15 @@ impl Store {
         .await
     }
 
+    /// Whether there is such a ticket, too old or not. Cancel-safe.
+    pub async fn has_ticket(&self, hash: String) -> Result<bool, StoreError> {
+        self.read(move |connection| {
+            let kept = notification_tickets::table.find(hash).select(notification_tickets::expires_us);
+            Ok(kept.first::<i64>(connection).optional()?.is_some())
+        })
+        .await
+    }
+
     /// Takes a ticket away and says what it allowed; nothing where there is none, or none any more. Of two callers one
     /// gets it. A dropped future may have taken it.
     pub async fn take_ticket(&self, hash: String, now: Timestamp) -> Result<Option<String>, StoreError> {

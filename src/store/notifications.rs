@@ -1,6 +1,6 @@
 //! The tables of notifications: what was told, in which order, and who has read it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
@@ -14,7 +14,7 @@ use super::{
     cached::execute,
     columns::{self, Cursor, Page},
     connection::AnyConnection,
-    schema::{self, notification_reads, notification_streams, notifications, sessions},
+    schema::{notification_reads, notification_streams, notifications, sessions},
     webhook_deliveries,
     writer::WriteTx,
 };
@@ -74,6 +74,9 @@ pub struct StreamEnds {
 /// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
 pub const MAX_UNREAD: u64 = 1000;
 
+/// The newest toasts of a sequence among which unread ones are counted: some milliseconds, however long a tenant is there.
+const UNREAD_AMONG: i64 = 5000;
+
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = notifications, treat_none_as_default_value = false)]
 pub(super) struct Record {
@@ -120,8 +123,11 @@ const TOASTS_LOCK: i64 = 0x746f_6173_7473;
 /// Lets one process at a time tell something. A transaction tells in several sequences, whose rows it would take in any
 /// order: of two processes each would wait for the other, until the database sees that after a second. SQLite has one
 /// writer anyway.
-fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-    if let (AnyConnection::Postgres(connection), true) = (&mut *tx.connection, tx.told.is_empty()) {
+pub(super) fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+    if std::mem::replace(tx.has_turn, true) {
+        return Ok(());
+    }
+    if let AnyConnection::Postgres(connection) = &mut *tx.connection {
         diesel::sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(TOASTS_LOCK).execute(connection)?;
     }
     Ok(())
@@ -147,6 +153,10 @@ pub(super) fn add(tx: &mut WriteTx<'_>, toast: &NewToast, now: Timestamp) -> Res
     let told = notifications::table.filter(notifications::cause_id.eq(cause_id.as_str()));
     let told: Option<i64> = told.select(notifications::seq).first(tx.connection).optional()?;
     if told.is_some() {
+        if tx.in_doubt {
+            // It was perhaps this write that told it, and nobody was woken.
+            tx.told.push(stream);
+        }
         return Ok(false);
     }
     let head: i64 = ours.select(notification_streams::head).first(tx.connection)?;
@@ -187,6 +197,10 @@ macro_rules! within {
     ($scope:expr) => {{
         let scope: &Scope = $scope;
         let mut rows = notifications::table.filter(notifications::stream.eq(scope.stream.to_string())).into_boxed();
+        if let Stream::Tenant(tenant) = &scope.stream {
+            // Says nothing new, but it is what the indexes of lists begin with.
+            rows = rows.filter(notifications::installation_id.eq(tenant.as_str().to_owned()));
+        }
         if let Some(workspace) = &scope.workspace {
             rows = rows.filter(notifications::workspace_id.eq(workspace.as_str().to_owned()));
         }
@@ -217,7 +231,9 @@ macro_rules! is_unread {
 
 fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreError> {
     let limit = i64::try_from(MAX_UNREAD).unwrap_or(i64::MAX);
-    let rows = within!(scope).filter(is_unread!(scope)).limit(limit).select(notifications::seq);
+    let newest = columns::signed(ends(connection, &scope.stream)?.head) - UNREAD_AMONG;
+    let rows = within!(scope).filter(notifications::seq.gt(newest)).filter(is_unread!(scope));
+    let rows = rows.order(notifications::seq.desc()).limit(limit).select(notifications::seq);
     Ok(rows.load::<i64>(connection)?.len() as u64)
 }
 
@@ -252,39 +268,6 @@ fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> R
     Ok(true)
 }
 
-/// Removes old notifications with all that belongs to them; not those that are still to be posted.
-pub(super) fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
-    use schema::webhook_deliveries;
-    let pending = webhook_deliveries::table
-        .filter(webhook_deliveries::state.eq("pending"))
-        .select(webhook_deliveries::notification_id);
-    let old: Vec<(String, String, i64)> = notifications::table
-        .filter(notifications::created_us.lt(before.0))
-        .filter(notifications::notification_id.ne_all(pending))
-        .order(notifications::created_us.asc())
-        .limit(limit)
-        .select((notifications::notification_id, notifications::stream, notifications::seq))
-        .load(tx.connection)?;
-    let mut tails = BTreeMap::new();
-    for (_, stream, seq) in &old {
-        let tail = tails.entry(stream.as_str()).or_insert(*seq);
-        *tail = (*tail).max(*seq);
-    }
-    for (stream, tail) in tails {
-        let ours = notification_streams::table.find(stream).filter(notification_streams::tail.lt(tail));
-        diesel::update(ours).set(notification_streams::tail.eq(tail)).execute(tx.connection)?;
-    }
-    let ids = || old.iter().map(|(id, ..)| id.as_str());
-    diesel::delete(notification_reads::table.filter(notification_reads::notification_id.eq_any(ids())))
-        .execute(tx.connection)?;
-    diesel::delete(webhook_deliveries::table.filter(webhook_deliveries::notification_id.eq_any(ids())))
-        .execute(tx.connection)?;
-    let removed = diesel::delete(notifications::table.filter(notifications::notification_id.eq_any(ids())))
-        .execute(tx.connection)?;
-    tx.rows += removed;
-    Ok(removed)
-}
-
 impl Store {
     /// Keeps a toast whose cause is kept nowhere else: waits for room in the queue and for the commit, as
     /// [`Store::append`] does; `false` where the cause was told before. Safe to retry. A dropped future may have written.
@@ -295,6 +278,22 @@ impl Store {
     /// The first and the last number of a sequence. Cancel-safe.
     pub async fn stream_ends(&self, stream: Stream) -> Result<StreamEnds, StoreError> {
         self.read(move |connection| ends(connection, &stream)).await
+    }
+
+    /// The newest numbers of sequences, of those that there are. Cancel-safe.
+    pub async fn stream_heads(&self, streams: Vec<Stream>) -> Result<Vec<(Stream, u64)>, StoreError> {
+        self.read(move |connection| {
+            let names = streams.iter().map(Stream::to_string);
+            let heads: Vec<(String, i64)> = notification_streams::table
+                .filter(notification_streams::stream.eq_any(names))
+                .select((notification_streams::stream, notification_streams::head))
+                .load(connection)?;
+            let read = |(name, head): (String, i64)| {
+                Ok((columns::parse(&name, "notification_streams.stream")?, columns::unsigned(head)))
+            };
+            heads.into_iter().map(read).collect()
+        })
+        .await
     }
 
     /// What a scope sees after a number, in order, at most `limit` rows; and up to which number that is all there is:
@@ -358,7 +357,8 @@ impl Store {
         .await
     }
 
-    /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most. Cancel-safe.
+    /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most, among the newest 5,000 of
+    /// its sequence. Cancel-safe.
     pub async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
         self.read(move |connection| unread(connection, &scope)).await
     }

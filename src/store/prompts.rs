@@ -22,6 +22,7 @@ use crate::domain::{
     outcome::Failure,
     redaction::Redacted,
     routing::Route,
+    skip::WantedMode,
     toast::Telling,
     transcript::TranscriptEntry,
     turn::TurnState,
@@ -65,6 +66,8 @@ pub struct NewTurn {
     pub epoch: u64,
     /// Whether it tries ACP for a workspace that is rolled back.
     pub is_canary: bool,
+    /// What is to become of its changes.
+    pub wanted: WantedMode,
     /// The time.
     pub now: Timestamp,
 }
@@ -111,6 +114,8 @@ pub struct PromptRow {
     pub epoch: u64,
     /// Whether it tried ACP for a workspace that was rolled back.
     pub is_canary: bool,
+    /// What is to become of its changes.
+    pub wanted: WantedMode,
 }
 
 /// How a turn ended, and everything that is to be kept about it. The session's row is left alone: it is written
@@ -159,6 +164,7 @@ pub(super) struct Record {
     protocol: String,
     epoch: i64,
     is_canary: bool,
+    automation: String,
 }
 
 impl Record {
@@ -179,6 +185,7 @@ impl Record {
             protocol: columns::named(Route::from_name, &self.protocol, "prompts.protocol")?,
             epoch: columns::unsigned(self.epoch),
             is_canary: self.is_canary,
+            wanted: columns::named(WantedMode::from_name, &self.automation, "prompts.automation")?,
         })
     }
 }
@@ -323,6 +330,7 @@ impl Store {
             protocol: turn.protocol.as_str().to_owned(),
             epoch: columns::signed(turn.epoch),
             is_canary: turn.is_canary,
+            automation: turn.wanted.as_str().to_owned(),
         };
         let mut said = Entries::new(TranscriptAppend {
             session_id: turn.session_id,

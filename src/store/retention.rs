@@ -2,7 +2,9 @@
 
 use diesel::{RunQueryDsl, sql_types::BigInt};
 
-use super::{Store, StoreError, cached::execute, columns, connection::AnyConnection, notifications, writer::WriteTx};
+use super::{
+    Store, StoreError, cached::execute, columns, connection::AnyConnection, notification_retention, writer::WriteTx,
+};
 use crate::domain::clock::Timestamp;
 
 /// Records that are kept for a while.
@@ -66,7 +68,7 @@ impl Retained {
 
 fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
     if what == Retained::Notifications {
-        return notifications::prune(tx, before, limit);
+        return notification_retention::prune(tx, before, limit);
     }
     let mut deleted = 0;
     for statement in what.statements() {

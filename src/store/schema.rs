@@ -167,6 +167,7 @@ diesel::table! {
         protocol -> Text,
         epoch -> BigInt,
         is_canary -> Bool,
+        automation -> Text,
     }
 }
 

@@ -333,23 +333,27 @@ fn exists(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryResu
     Ok(found.optional()?.is_some())
 }
 
+/// Writes a new session.
+pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    let workspace = new.workspace.take();
+    let record = Record::new(new);
+    move |tx| {
+        if tx.in_doubt && exists(tx.connection, &record.session_id)? {
+            return Ok(());
+        }
+        if let Some(workspace) = &workspace {
+            workspaces::find_or_create(tx, workspace)?;
+        }
+        tx.rows += diesel::insert_into(sessions::table).values(&record).execute(tx.connection)?;
+        Ok(())
+    }
+}
+
 impl Store {
     /// Keeps a new session, and its workspace where that is new. An id that exists, or a workspace that
     /// does not, is a [`StoreError::Conflict`]. A dropped future may have written.
-    pub async fn create_session(&self, mut new: NewSession) -> Result<(), StoreError> {
-        let workspace = new.workspace.take();
-        let record = Record::new(new);
-        self.write(move |tx| {
-            if tx.in_doubt && exists(tx.connection, &record.session_id)? {
-                return Ok(());
-            }
-            if let Some(workspace) = &workspace {
-                workspaces::find_or_create(tx, workspace)?;
-            }
-            tx.rows += diesel::insert_into(sessions::table).values(&record).execute(tx.connection)?;
-            Ok(())
-        })
-        .await
+    pub async fn create_session(&self, new: NewSession) -> Result<(), StoreError> {
+        self.write(create(new)).await
     }
 
     /// Changes a session. One that is unknown or closed stays as it is, which is no error. Safe to retry.

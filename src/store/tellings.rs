@@ -1,7 +1,7 @@
 //! A toast with its note, written in the transaction of whatever caused it.
 
 use super::{
-    SessionChange, Store, StoreError, notifications, sessions,
+    NewSession, SessionChange, Store, StoreError, notifications, sessions,
     transcript::{Entries, TranscriptAppend},
     writer::{Outage, WriteTx},
 };
@@ -31,6 +31,12 @@ impl TellingRows {
         Self { toast, note: Entries::new(note), now }
     }
 
+    /// Writes the note, and the toast where its cause was not told before: for what concerns many sessions at once.
+    pub(super) fn write_for_each(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        notifications::add(tx, &self.toast, self.now)?;
+        self.note.write(tx)
+    }
+
     /// Writes both, or neither where the cause was told before.
     pub(super) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         if notifications::add(tx, &self.toast, self.now)? {
@@ -41,6 +47,17 @@ impl TellingRows {
 }
 
 impl Store {
+    /// [`Store::create_session`], and tells its user what happened while it was opened, in the same transaction.
+    pub async fn create_session_and_tell(&self, new: NewSession, telling: Telling) -> Result<(), StoreError> {
+        let mut telling = TellingRows::new(new.key.clone(), new.session_id, None, telling, new.now);
+        let mut create = sessions::create(new);
+        self.write(move |tx| {
+            create(tx)?;
+            telling.write(tx)
+        })
+        .await
+    }
+
     /// [`Store::settle_session`], and tells the session's user about it in the same transaction.
     pub async fn settle_session_and_tell(
         &self,

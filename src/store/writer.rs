@@ -250,9 +250,17 @@ fn transact(
     jobs: &mut [Job],
 ) -> Result<(usize, Vec<Stream>), (StoreError, bool)> {
     connection.begin_write().map_err(|cause| (StoreError::from(cause), false))?;
-    let (mut rows, mut told) = (0, Vec::new());
+    let (mut rows, mut told, mut has_turn) = (0, Vec::new(), false);
     for job in jobs.iter_mut() {
-        let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt: job.in_doubt, told: &mut told, webhook };
+        let mut tx = WriteTx {
+            connection,
+            next_seq,
+            rows: 0,
+            in_doubt: job.in_doubt,
+            told: &mut told,
+            has_turn: &mut has_turn,
+            webhook,
+        };
         match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
             Ok(Ok(())) => rows += tx.rows,
             Ok(Err(error)) => return Err((error, true)),

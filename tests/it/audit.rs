@@ -232,10 +232,14 @@ fn fr_010_changes_of_capacity_alerts_can_be_read() {
     assert!(alerts.iter().all(|it| it["kind"] == "raised" && it["taken"] == 1 && it["limit"] == 1), "{alerts:?}");
     assert_eq!(cells(&read(&program, "capacity-alerts?format=csv").text).len(), 3);
     read(&program, "capacity-alerts?workspaceId=ws").problem(400, "invalid_request");
-    for records in ["automation-runs", "notifications"] {
-        assert_eq!(items(&program, records).len(), 0, "{records}");
-        assert_eq!(cells(&read(&program, &format!("{records}?format=csv")).text).len(), 1, "{records} has a header");
-    }
+    assert_eq!(items(&program, "automation-runs").len(), 0);
+    assert_eq!(cells(&read(&program, "automation-runs?format=csv").text).len(), 1, "a header");
+    // Operators are told of each, and the record says by which.
+    let told = items(&program, "notifications");
+    assert!(told.iter().all(|it| it["stream"] == "operators" && it["workspaceId"].is_null()), "{told:?}");
+    let causes: BTreeSet<_> = told.iter().map(|it| it["causeId"].as_str().expect("a cause")).collect();
+    assert_eq!(causes, alerts.iter().map(|it| it["eventId"].as_str().expect("an id")).collect());
+    assert_eq!(cells(&read(&program, "notifications?format=csv").text).len(), 3);
     session.post("close", json!({})).expect(200);
 }
 
@@ -376,9 +380,10 @@ fn the_audit_is_read_from_the_command_line() {
     let csv = cells(&audit(&["migrations", "--csv", "--installation", "tenant-1"]));
     assert_eq!(csv.len(), 53, "one header");
     assert_eq!(audit(&["connections", "--session", &session.id]).lines().count(), 1);
-    for records in ["capacity", "runs", "notifications"] {
+    for records in ["capacity", "runs"] {
         assert!(audit(&[records]).is_empty(), "{records}");
     }
+    assert_eq!(audit(&["notifications"]).lines().count(), 52, "one toast a flip");
     assert!(audit(&["summary"]).contains("flips to http 26, back 26"));
 }
 

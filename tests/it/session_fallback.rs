@@ -46,11 +46,32 @@ fn lines_of(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
+/// One toast for its user, one note, and the record of the handshake that caused them.
+fn is_told_once(session: &Session, workspace: &str) {
+    let query = format!("installationId=tenant-1&workspaceId={workspace}&userId=ann");
+    let inbox = session.api.get(&format!("/acp/notifications?{query}")).expect(200);
+    let [item] = inbox["items"].as_array().expect("items").as_slice() else { panic!("one toast: {inbox}") };
+    let toast = &item["toast"];
+    assert_eq!((&toast["trigger"], &toast["severity"]), (&json!("handshakeFailed"), &json!("error")), "{toast}");
+    let others = format!("installationId=tenant-1&workspaceId={workspace}&userId=bob");
+    assert_eq!(session.api.get(&format!("/acp/notifications?{others}")).expect(200)["items"], json!([]));
+    let notes: Vec<_> = session.transcript().into_iter().filter(|entry| entry["eventType"] == "rollback").collect();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert_eq!(notes[0]["payload"]["summary"], toast["body"], "{notes:?}");
+    let path = format!("/acp/audit/connections?sessionId={}", session.id);
+    let record = wait_for(DEADLINE, "the handshake is written down", || {
+        session.api.get(&path).expect(200)["items"].get(0).cloned()
+    });
+    assert_eq!(record["connectionRowId"], toast["causeId"], "{record}");
+}
+
 #[test]
 fn fr_001_an_agent_without_a_handshake_works_over_its_headless_command_and_its_user_is_told() {
     let program = broken(true).start();
     for (name, _, code) in BROKEN {
-        let session = program.api.open_with(body(name, name));
+        let mut body = body(name, name);
+        body["userId"] = json!("ann");
+        let session = program.api.open_with(body);
         assert_eq!(session.opened["protocol"], "http", "{name}: {}", session.opened);
         assert!(session.opened["protocolVersion"].is_null(), "{name}: {}", session.opened);
         let state = session.state();
@@ -59,6 +80,7 @@ fn fr_001_an_agent_without_a_handshake_works_over_its_headless_command_and_its_u
         let told = events.until("the fallback is told", |event| event.name == "rollback");
         let told = &told.last().unwrap().data["update"];
         assert_eq!((&told["scope"], &told["errorCode"]), (&json!("session"), &json!(code)), "{name}: {told}");
+        is_told_once(&session, name);
         let result = session.completes("write a.txt content ; echo done");
         let meta = &result["meta"];
         assert_eq!((&meta["protocol"], &meta["route"]), (&json!("http"), &json!("acp")), "{name}: {result}");

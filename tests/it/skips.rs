@@ -142,3 +142,21 @@ fn fr_013_a_session_without_a_repository_skips_nothing_and_a_turn_that_did_not_c
     let unknown = json!({"sessionId": session.id, "prompt": "echo a", "automation": {"mode": "all"}});
     program.api.post("/acp/session/prompt", unknown).problem(400, "invalid_request");
 }
+
+#[test]
+fn fr_013_a_turn_that_outlives_its_supervisor_is_told_as_it_was_asked() {
+    let server = GitServer::start();
+    let mut program = with(&server).separate_runtime("a-token-between-the-two-sides").start();
+    let session = open(&program, &server, json!({}));
+    let mut events = session.api.events(&format!("/acp/session/{}/events?from=live", session.id));
+    let body = json!({"sessionId": session.id, "prompt": "ticks 40 50", "automation": {"mode": "none"}});
+    let call = program.api.call("POST", "/acp/session/prompt").header("prefer", "respond-async").json(&body);
+    let prompt_id = call.send().expect(202)["promptId"].as_str().unwrap().to_owned();
+    events.until("the agent works", |event| event.name == "update");
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let ended = session.ends(&prompt_id);
+    assert_eq!(ended["state"], "completed", "{ended}");
+    assert_eq!(reasons(&ended["result"]), ("automationDisabled", "caller-skip"));
+    assert_eq!((told(&program).len(), notes(&session).len()), (1, 1));
+}

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{Call, Session, Start};
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
         messages::{Adopted, EndCause, Later},
         parts::Parts,
         session_shared::SessionSpec,
+        telling,
         turn_ticket::TurnTicket,
     },
     domain::{
@@ -26,6 +28,7 @@ use crate::{
         outcome::Failure,
         redaction::Redacted,
         routing::Route,
+        toast::Telling,
         turn::TurnOutcome,
         turn_route::TurnRoute,
     },
@@ -112,8 +115,10 @@ impl Session {
             let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
             if route == Route::Acp {
                 let way = this.way_of_handshake(outcome.is_err());
-                let falls_back = outcome.is_err_and(|failure| this.bypasses(failure, runtime_answers));
-                this.line_id = handshake_record::note(&this.parts, &this.shared.spec, way, outcome, took, falls_back);
+                let id = Uuid::now_v7();
+                let telling = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
+                handshake_record::note(&this.parts, &this.shared.spec, way, outcome, took, (id, telling));
+                this.line_id = outcome.is_ok().then_some(id);
             }
             match opened {
                 Ok((opened, context)) => {
@@ -138,6 +143,26 @@ impl Session {
             Some(turn) => TurnRoute { canary: None, ..turn.way },
             None => self.shared.spec.gate.handshake(),
         }
+    }
+
+    /// What the user is told of a handshake that lets the session go over to the fallback; again only once ACP was well
+    /// in between. Of one that is being opened it is told with the session's row, which is not there yet.
+    fn telling_of(
+        &self,
+        handshake: Uuid,
+        failure: Option<&Failure>,
+        runtime_answers: bool,
+        is_first: bool,
+    ) -> Option<Telling> {
+        let failure =
+            failure.filter(|failure| self.own_fallback.is_none() && self.bypasses(failure, runtime_answers))?;
+        let spec = &self.shared.spec;
+        let telling = telling::of_failed_handshake(spec, failure.code, handshake, self.parts.clock.now());
+        if is_first {
+            self.shared.tell_later(telling);
+            return None;
+        }
+        Some(telling)
     }
 
     /// Whether a handshake over ACP that failed lets the session go over to the fallback.
@@ -251,11 +276,11 @@ impl Session {
 
     /// Goes on with an agent that an earlier life of the service left in the middle of a turn.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
-        let Adopted { session, facts, prompt, call, slot, said } = adopted;
+        let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
         self.calls.reopen(call, Call::Prompt);
         self.parts.metrics.turn_adopted();
-        self.go_on_with(&prompt, slot, &said);
+        self.go_on_with(&prompt, slot, &said, automation);
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;

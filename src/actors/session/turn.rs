@@ -23,7 +23,7 @@ use crate::{
         prompt::Prompt,
         routing::Route,
         sampling::sample_of,
-        skip::WantedMode,
+        skip::{Automation, WantedMode},
         success_window::Sample,
         transcript::TranscriptEntry,
         turn::{TurnOutcome, Usage},
@@ -175,6 +175,7 @@ impl Session {
             protocol: carrier,
             epoch: way.epoch,
             is_canary: way.canary.is_some(),
+            wanted,
             now,
         };
         let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
@@ -184,7 +185,7 @@ impl Session {
     }
 
     /// Makes the turn again that an earlier life of the service left open.
-    pub(super) fn go_on_with(&mut self, row: &PromptRow, slot: EndSlot, said: &[String]) {
+    pub(super) fn go_on_with(&mut self, row: &PromptRow, slot: EndSlot, said: &[String], automation: Automation) {
         let prompt_id = row.prompt_id;
         let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
         let feed = self.shared.feed.clone();
@@ -194,6 +195,7 @@ impl Session {
         let way = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
         let ways = (way, row.protocol);
         let mut ticket = TurnTicket::new(parts, shared, prompt_id, ways, slot, ended, row.accepted, span);
+        ticket.automate(row.wanted, automation);
         ticket.accepted();
         let now = self.parts.clock.now();
         ticket.sent(now, false);
@@ -215,12 +217,10 @@ impl Session {
                 ticket.accepted();
                 let Some(turn) = &mut self.turn else {
                     // Only this function and the end of a turn take it away, and the turn has not begun.
-                    return Err(
-                        Failure::new(ErrorCode::Internal, "the turn went away while it was written down").into()
-                    );
+                    return Err(Failure::new(ErrorCode::Internal, "the turn went away as it was written").into());
                 };
+                // Where the session went over to the fallback while the turn was written down.
                 if turn.carrier != ticket.carried() {
-                    // The session went over to the fallback while the turn was written down.
                     ticket.fell_back();
                 }
                 turn.ticket = Some(ticket);

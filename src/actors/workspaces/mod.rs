@@ -29,6 +29,7 @@ use super::{
     parts::Parts,
     session_index::{LiveSession, Mailbox},
     session_shared::{SessionSpec, SharedPolicy},
+    turn_automation,
     workspace_folders::{self as folders, OpenSession},
     workspace_routing::WorkspaceRouting,
     workspace_supervisor::WorkspaceSupervisor,
@@ -158,7 +159,12 @@ impl Workspaces {
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             now: parts.clock.now(),
         };
-        if let Err(cause) = parts.store.create_session(new).await {
+        let untold = self.live(session_id).and_then(|live| live.shared.take_untold());
+        let created = match untold {
+            Some(telling) => parts.store.create_session_and_tell(new, telling).await,
+            None => parts.store.create_session(new).await,
+        };
+        if let Err(cause) = created {
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
             return Err(store::failure(&cause));
         }
@@ -211,7 +217,7 @@ impl Workspaces {
 
     /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
     pub async fn go_on(&self, found: Found) -> Result<(), Failure> {
-        let Found { adopted, session } = found;
+        let Found { mut adopted, session } = found;
         let parts = &self.0.parts;
         let workspace = parts.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
@@ -225,6 +231,8 @@ impl Workspaces {
             last_event_id: session.next_event_after(),
             restarts: session.restarts,
         };
+        let automation = turn_automation::decide(parts, &spec, adopted.prompt.wanted, adopted.prompt.protocol).await;
+        adopted.automation = automation.map_err(|cause| store::failure(&cause))?;
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::{
         lifecycle::{SessionMode, SessionState},
         redaction::Redacted,
         routing::Route,
+        skip::WantedMode,
         transcript::TranscriptEntry,
         turn::TurnState,
     },
@@ -309,6 +310,7 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
         protocol: Route::Acp,
         epoch: 0,
         is_canary: false,
+        wanted: WantedMode::Github,
         user_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
         now: at(us),
     }
