@@ -565,6 +565,8 @@ fn whatever_the_cable_does_each_toast_arrives() {
 
 /// A receive buffer that takes some toasts; the kernel makes twice as much of it.
 const SMALL_BUFFER: u32 = 4096;
+/// More toasts than may wait for one whose buffers are full: 256, and what the kernel still finds room for.
+const TOO_MANY: usize = 300;
 /// What is promised: who does not read is gone in 30 s. The rest is for a machine that is busy.
 const GONE_WITHIN: Duration = Duration::from_secs(30 + 6);
 /// How long a toast may take to those who read, from the answer to its cause. It takes some milliseconds; the rest is for a
@@ -605,26 +607,6 @@ impl Audience {
         self.answered.push(Instant::now());
     }
 
-    /// Makes toasts until only this reader gets them: another one that there is takes no more, since its buffers are full.
-    fn fills_the_buffers_of_another(&mut self, program: &Program) {
-        while self.answered.len() < 5000 {
-            for _ in 0..20 {
-                self.flip();
-            }
-            let sent = || program.metrics().sum("lumilink_toasts_sent_total", &[]);
-            let begin = sent();
-            (0..10).for_each(|_| self.flip());
-            let ours = begin + 10.0;
-            // What is on its way to the other one has arrived when ours has.
-            eventually("ours are sent", || sent() >= ours);
-            if sent() < ours + 2.0 {
-                println!("toasts: another one's buffers took {}", self.answered.len());
-                return;
-            }
-        }
-        panic!("the other one reads");
-    }
-
     /// Ends, and says how long a toast took at most.
     fn longest(self, mut program: Program) -> Duration {
         assert_eq!(program.terminate(DEADLINE), Some(0));
@@ -652,7 +634,7 @@ fn who_does_not_read_is_gone_in_30_s_whatever_its_window_says_and_nobody_else_wa
     let silent_since = Instant::now();
     let mut full = Subscriber::open_small(&base, TENANT, SMALL_BUFFER);
     full.hello(json!({}));
-    audience.fills_the_buffers_of_another(&program);
+    full.fill();
     let full_since = Instant::now();
     assert_eq!(subscribers(), 3.0);
     while subscribers() > 1.0 {
@@ -676,9 +658,8 @@ fn who_is_too_slow_is_told_so_and_goes_on_from_there_without_a_loss() {
     let mut audience = Audience::new(&program.api);
     let mut slow = Subscriber::open_small(&program.api.base(), TENANT, SMALL_BUFFER);
     let epoch = slow.hello(json!({}))["epoch"].clone();
-    audience.fills_the_buffers_of_another(&program);
-    // More than may wait for it.
-    (0..270).for_each(|_| audience.flip());
+    slow.fill();
+    (0..TOO_MANY).for_each(|_| audience.flip());
     let (mut frames, closed) = slow.until_closed();
     assert_eq!(closed.code, Some(4008), "{closed:?} after {} frames", frames.len());
     let bye = frames.pop().expect("a frame");
@@ -691,7 +672,16 @@ fn who_is_too_slow_is_told_so_and_goes_on_from_there_without_a_loss() {
     }
     let seqs: Vec<_> = frames.iter().map(|frame| number(frame, "seq")).collect();
     assert_eq!(seqs, (1..=flips as u64).collect::<Vec<_>>());
-    assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "tooSlow")]), 1.0);
+    drop((slow, again));
+    let evicted = || program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "tooSlow")]);
+    assert_eq!(evicted(), 1.0);
+    // One that does not read that either is cut off.
+    let mut never = Subscriber::open_small(&program.api.base(), TENANT, SMALL_BUFFER);
+    never.hello(json!({}));
+    never.fill();
+    (0..TOO_MANY).for_each(|_| audience.flip());
+    eventually("it is cut off, and counted", || evicted() == 2.0);
+    eventually("it is gone", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 1.0);
     let longest = audience.longest(program);
     assert!(longest < PROMPT, "a toast took {longest:?}");
 }

@@ -1,6 +1,6 @@
 //! A subscriber of toasts: a real WebSocket client that says no more than it is told to.
 
-use std::os::fd::AsRawFd;
+use std::{os::fd::AsRawFd, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -167,6 +167,21 @@ impl Subscriber {
                 return frame;
             }
         }
+    }
+
+    /// Sends pings without reading what is answered, until nobody takes any more: the other end can send nothing, and so
+    /// reads nothing.
+    pub fn fill(&mut self) {
+        let ping = || Message::Ping(vec![0; 125].into());
+        let filling = async {
+            loop {
+                match tokio::time::timeout(Duration::from_millis(500), self.socket.send(ping())).await {
+                    Ok(sent) => sent.expect("the other end lives"),
+                    Err(_) => return,
+                }
+            }
+        };
+        block_on(async { tokio::time::timeout(DEADLINE, filling).await }).expect("buffers have an end");
     }
 
     /// The next frame, or how it ended. Answers pings.
