@@ -43,10 +43,10 @@ fn a_line_that_never_ends_is_refused_and_never_held() {
 }
 
 #[test]
-fn two_million_updates_pass_and_are_never_held() {
-    let prompt = "flood 2000000";
+fn a_million_updates_pass_and_are_never_held() {
+    let prompt = "flood 1000000";
     stays_small(prompt, |session| {
         let result = session.completes(prompt);
-        assert_eq!(result["meta"]["timings"]["updates"], 2_000_000, "{result}");
+        assert_eq!(result["meta"]["timings"]["updates"], 1_000_000, "{result}");
     });
 }

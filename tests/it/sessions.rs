@@ -97,7 +97,9 @@ fn an_expiry_is_announced_once_and_everyone_agrees_before_and_after() {
         answer["items"].as_array().expect("a list").iter().any(|it| it["sessionId"] == json!(session.id))
     };
     session.becomes("hibernated");
-    assert!(listed("hibernated") && !listed("expired"));
+    // It is shown when it is decided, and listed when it is on disk.
+    eventually("it is listed", || listed("hibernated"));
+    assert!(!listed("expired"));
     let mut seen = Vec::new();
     eventually("it is announced", || {
         seen.push((session.state()["state"] == "expired", listed("expired")));

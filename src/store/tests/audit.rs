@@ -243,7 +243,7 @@ both_databases! {
 
     async fn automation_runs_and_notifications_are_read_in_pages(database: TestDatabase) {
         let store = database.open();
-        let session = new_session(0).session_id;
+        let session = session(&store).await;
         let rows: String = (0..7).map(|n| run(n, "acme", &session.to_string(), 1) + &notification(n, "acme", 1)).collect();
         sql(&store, rows + &run(9, "other", &session.to_string(), 2) + &notification(9, "other", 2)).await;
         let first = store.automation_runs(of("acme"), Page { limit: 4, after: None }).await.unwrap();
