@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{parts::Parts, session_shared::SessionSpec};
 use crate::{
     domain::{
+        clock::Timestamp,
         connection::{ConnectionHealth, ConnectionStatus},
         ids::{SessionId, WorkspaceKey},
         outcome::Failure,
@@ -89,6 +90,16 @@ pub fn changed(
     actix::spawn(async move {
         if let Err(cause) = parts.store.record_connection_event(event).await {
             tracing::warn!(marker = "[ACP]", %cause, "a change of a connection was not written down");
+        }
+    });
+}
+
+/// Tells a session's user of a break of which no record is kept.
+pub fn tell(parts: &Arc<Parts>, spec: &SessionSpec, telling: Telling, now: Timestamp) {
+    let (parts, key, session_id) = (parts.clone(), spec.workspace.clone(), spec.session_id);
+    actix::spawn(async move {
+        if let Err(cause) = parts.store.tell_session(key, session_id, telling, now).await {
+            tracing::warn!(marker = "[ACP]", %cause, "a break of a connection was not told");
         }
     });
 }

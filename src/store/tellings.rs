@@ -47,6 +47,19 @@ impl TellingRows {
 }
 
 impl Store {
+    /// Tells a session's user something of which no other record is kept: waits for room in the queue and for the commit,
+    /// as [`Store::append`] does. Not to be repeated: the note would stand twice. A dropped future may have written.
+    pub async fn tell_session(
+        &self,
+        key: WorkspaceKey,
+        session_id: SessionId,
+        telling: Telling,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut telling = TellingRows::new(key, session_id, None, telling, now);
+        self.write_when_there_is_room(move |tx| telling.write_for_each(tx)).await
+    }
+
     /// [`Store::create_session`], and tells its user what happened while it was opened, in the same transaction.
     pub async fn create_session_and_tell(&self, new: NewSession, telling: Telling) -> Result<(), StoreError> {
         let mut telling = TellingRows::new(new.key.clone(), new.session_id, None, telling, new.now);

@@ -3,6 +3,7 @@
 use crate::harness::{
     Api, DEADLINE, Program, Session, Value, eventually, json,
     program::Builder,
+    proxy::Mode,
     toasts::{Closed, Refused, Subscriber},
 };
 
@@ -348,4 +349,28 @@ fn a_subscriber_that_does_not_read_its_goodbye_does_not_hold_up_the_end() {
     let unwelcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     assert_eq!(program.terminate(DEADLINE), Some(0));
     drop((silent, unwelcome));
+}
+
+#[test]
+fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
+    for route in ["acp", "http"] {
+        let program = held().behind_proxy().start();
+        let session = program.api.open("ws");
+        let mut subscriber = Subscriber::of(&program.api, TENANT);
+        if route == "http" {
+            flip(&program.api, "ws", "rollback");
+            subscriber.toast();
+        }
+        let mut events = program.api.events(&format!("/acp/session/{}/events?from=live", session.id));
+        let prompt_id = session.starts("ticks 40 50");
+        events.until("the agent works", |event| event.name == "update");
+        program.proxy().set_open(Mode::Reset);
+        let toast = subscriber.toast();
+        assert_eq!((&toast["trigger"], &toast["severity"]), (&json!("reconnecting"), &json!("warning")), "{toast}");
+        let ended = session.ends(&prompt_id);
+        assert_eq!((&ended["state"], &ended["result"]["meta"]["protocol"]), (&json!("completed"), &json!(route)));
+        let noted: Vec<_> =
+            notes(&session, "info").into_iter().filter(|note| note["payload"]["summary"] == toast["body"]).collect();
+        assert_eq!(noted.len(), 1, "{route}: {noted:?}");
+    }
 }

@@ -198,17 +198,22 @@ impl Session {
             view.connection = connection;
             view.state
         };
+        // Nobody is kept waiting where no turn runs.
+        let is_felt = connection == ConnectionStatus::Reconnecting && self.turn.is_some();
         let connection = self.shared.connection_status();
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
             connection = connection.as_str(), cause, "the way to the agent changed");
         let now = self.parts.clock.now();
-        if let Some(line) = self.line_id {
-            // Nobody is kept waiting where no turn runs.
-            let is_felt = connection == ConnectionStatus::Reconnecting && self.turn.is_some();
-            let telling = is_felt.then(|| telling::of_reconnecting(spec, now));
-            let cause = cause.unwrap_or("it stands again");
-            handshake_record::changed(&self.parts, spec, line, connection, cause, None, telling);
+        let telling = is_felt.then(|| telling::of_reconnecting(spec, now));
+        match (self.line_id, telling) {
+            (Some(line), telling) => {
+                let cause = cause.unwrap_or("it stands again");
+                handshake_record::changed(&self.parts, spec, line, connection, cause, None, telling);
+            }
+            // Over the fallback, and in a turn that was taken over, there is no record of the line.
+            (None, Some(telling)) => handshake_record::tell(&self.parts, spec, telling, now),
+            (None, None) => {}
         }
         self.parts.telemetry.publish(&self.shared, now);
         let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
