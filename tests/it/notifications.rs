@@ -374,3 +374,56 @@ fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
         assert_eq!(noted.len(), 1, "{route}: {noted:?}");
     }
 }
+
+#[test]
+fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspace() {
+    let mut program = held().start();
+    program.expect_error("many workspaces fall back at once");
+    let mut operators = Subscriber::of(&program.api, "stream=operators");
+    let names: Vec<_> = (0..6).map(|n| format!("ws-{n}")).collect();
+    let sessions: Vec<_> = names.iter().map(|name| program.api.open(name)).collect();
+    for (name, session) in names.iter().zip(&sessions) {
+        let route = || program.api.get(&format!("/acp/workspaces/{name}/protocol?{TENANT}")).expect(200);
+        for _ in 0..5 {
+            session.prompt("crash").problem(502, "agent_crashed");
+            eventually("the session is usable again", || session.state()["state"] == "idle");
+            if route()["route"] == "http" {
+                break;
+            }
+        }
+        assert_eq!(route()["route"], "http", "{name} is rolled back by itself");
+    }
+    let told = operators.toast();
+    assert_eq!((&told["trigger"], &told["severity"]), (&json!("systemicRollback"), &json!("error")), "{told}");
+    assert!(told["body"].as_str().unwrap().starts_with("5 of 6 workspaces"), "{told}");
+    assert_eq!(inbox(&program.api, "stream=operators")["items"].as_array().unwrap().len(), 1, "one for all of them");
+    // The first four were each their workspace's own; the fifth began the storm.
+    let items = inbox(&program.api, TENANT)["items"].as_array().unwrap().clone();
+    let mut toasted: Vec<_> = items.iter().map(|item| item["toast"]["workspaceId"].as_str().unwrap()).collect();
+    toasted.sort_unstable();
+    assert_eq!(toasted, names[..4]);
+    for session in &sessions {
+        assert_eq!(notes(session, "rollback").len(), 1);
+    }
+}
+
+#[test]
+fn fr_004_telemetry_tells_when_a_turn_will_have_ended() {
+    let program = held().start();
+    let session = program.api.open("ws");
+    let mut watcher = Subscriber::open(&program.api.base(), &format!("sessionId={}", session.id), &[]).unwrap();
+    watcher.hello(json!({"telemetry": true}));
+    let prompt_id = session.starts("plan 10 200");
+    let progress = loop {
+        let frame = watcher.next();
+        let progress = &frame["progress"];
+        if frame["type"] == "telemetry" && progress["planDone"].as_u64().is_some_and(|done| (1..10).contains(&done)) {
+            break progress.clone();
+        }
+    };
+    let number = |name: &str| progress[name].as_f64().unwrap_or_else(|| panic!("{name}: {progress}"));
+    let (done, total) = (number("planDone"), number("planTotal"));
+    let expected = number("elapsedMs") * (total - done) / done;
+    assert!((number("etaMs") - expected).abs() <= 2.0, "{progress}");
+    assert_eq!(session.ends(&prompt_id)["state"], "completed");
+}
