@@ -97,7 +97,7 @@ fn a_turn_that_takes_longer_than_usual_has_no_estimate_until_a_part_of_its_plan_
     let program = Program::start();
     let session = program.api.open("ws");
     session.completes("sleep 1.2");
-    let events = session.streams("sleep 1.4 ; plan 2 20").rest();
+    let events = session.streams("sleep 2.4 ; plan 2 20").rest();
     let known: Vec<_> =
         progress(&events).iter().map(|told| (told["planDone"].as_u64(), !told["etaMs"].is_null())).collect();
     assert_eq!(known, [(None, true), (Some(0), false), (Some(1), true), (Some(2), true)], "{events:#?}");
