@@ -32,7 +32,7 @@ use crate::{
         outcome::{ErrorCode, Failure},
         toast::{Scope, Stream},
     },
-    store::{NotificationRow, Store, StoreError},
+    store::{self, NotificationRow, Store, StoreError, StreamPage},
 };
 
 /// Subscriptions that wait to be entered; more wait with their senders.
@@ -41,6 +41,8 @@ const MAILBOX: usize = 1024;
 const RECENT: usize = 256;
 /// Reads of subscribers that go on at the same time: half of the store's readers.
 const READERS: usize = 4;
+/// The longest wait for one: as long as a ticket holds, for which a page would have to ask again anyway.
+const TURN_WAIT: Duration = Duration::from_secs(30);
 /// Toasts that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
 const AT_ONCE: usize = 128;
 /// So often subscribers that are gone, or stand still, are looked for.
@@ -107,11 +109,21 @@ impl ToastHub {
     }
 
     /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and nobody
-    /// else for them. Cancel-safe.
-    pub async fn read<T>(&self, reading: impl Future<Output = T>) -> T {
-        // Never closed.
-        let _turn = self.readers.acquire().await;
-        reading.await
+    /// else for them. A turn ends with its read, also where the subscriber stands still. Cancel-safe.
+    ///
+    /// # Errors
+    /// Those of the read, and [`StoreError::Busy`] where the turn did not come in 30 s.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        reading: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let readers = self.readers.clone();
+        store::apart(async move {
+            let turn = tokio::time::timeout(TURN_WAIT, readers.acquire()).await;
+            let _turn = turn.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)?;
+            reading.await
+        })
+        .await
     }
 
     /// Takes a subscriber's place; it is given back on drop.
@@ -173,20 +185,13 @@ impl Notifications {
         );
     }
 
-    fn on_read(
-        &mut self,
-        stream: Stream,
-        after: u64,
-        read: Result<(Vec<NotificationRow>, u64), StoreError>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn on_read(&mut self, stream: Stream, after: u64, read: Result<StreamPage, StoreError>, ctx: &mut Context<Self>) {
         let Some(line) = self.lines.get_mut(&stream).filter(|line| line.goes_on_after(after)) else { return };
         line.is_read = false;
         match read {
-            Ok((rows, until)) => {
-                let more = rows.len() == AT_ONCE;
+            Ok(StreamPage { rows, until, is_last }) => {
                 line.hand_on(rows, until);
-                if more || line.grew {
+                if !is_last || line.grew {
                     self.read(stream, ctx);
                 }
             }
@@ -407,7 +412,8 @@ mod tests {
         Notifications::create(move |ctx| {
             for (after, read) in [(5, 6..=7), (1, 2..=7), (3, 4..=7), (3, 4..=8), (1, 2..=8), (7, 8..=8)] {
                 let until = *read.end();
-                hub.on_read(stream(), after, Ok((rows(read), until)), ctx);
+                let page = StreamPage { rows: rows(read), until, is_last: true };
+                hub.on_read(stream(), after, Ok(page), ctx);
             }
             hub
         });

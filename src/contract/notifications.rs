@@ -104,7 +104,7 @@ pub struct InboxQuery {
     pub session_id: Option<SessionId>,
     /// `operators` for what concerns the service as a whole; a tenant's where absent.
     pub stream: Option<StreamName>,
-    /// Whether to leave out what was read.
+    /// Whether to leave out what was read; then only the newest 5,000 toasts of the stream are looked at.
     #[serde(default)]
     pub unread_only: bool,
     /// The most toasts.

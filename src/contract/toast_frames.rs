@@ -59,7 +59,8 @@ pub enum ClientFrame {
         #[serde(default)]
         telemetry: bool,
     },
-    /// Marks a toast as read, for the user of the subscription, or for everyone where it names none.
+    /// Marks a toast as read, for the user of the subscription, or for everyone where it names none. Is answered with
+    /// `ack` once that is on disk; without an answer it is safe to repeat. At most 256 may be without one.
     Ack {
         /// The toast's `id`.
         id: Uuid,

@@ -67,7 +67,7 @@ pub async fn acknowledge(
     let id: Uuid = path_id(&id, "notification")?;
     let scope = scope_of(&state, parse_body(&body)?).await?;
     let parts = state.workspaces.parts();
-    if !parts.store.mark_read(scope.clone(), id, parts.clock.now()).await? {
+    if parts.store.mark_read(scope.clone(), vec![id], parts.clock.now()).await? != [true] {
         return Err(ApiError::new(ErrorCode::NotFound, format!("no notification {id}")));
     }
     Ok(web::Json(Acknowledged { id, unread: parts.store.unread(scope).await? }))

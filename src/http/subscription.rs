@@ -7,6 +7,7 @@ use actix_web::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::{HttpState, find_session, problem::ApiError};
@@ -93,22 +94,29 @@ pub fn hash_of(ticket: &str) -> String {
     Sha256::digest(ticket.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Takes a ticket away, for what it allows.
+/// Takes a ticket away, for what it allows, and a subscriber's seat. That a ticket was in time is judged by when it came.
 ///
 /// # Errors
-/// `unauthorized` where there is no such ticket, none any more, or it allows something else than is asked.
-pub async fn redeem(state: &HttpState, ticket: &str, asked: &Subscription) -> Result<Subscription, ApiError> {
+/// `unauthorized` where there is no such ticket, none any more, or it allows something else than is asked;
+/// `capacity_exhausted` without a seat, and then the ticket is still good.
+pub async fn redeem(
+    state: &HttpState,
+    ticket: &str,
+    asked: &Subscription,
+) -> Result<(Subscription, OwnedSemaphorePermit), ApiError> {
     let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or too old: get a new one");
     let is_one = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
     let (parts, hash) = (state.workspaces.parts(), hash_of(ticket));
-    // Strangers get here: what is no ticket costs no more than a look, and never a write.
-    if !is_one || !state.toasts.read(parts.store.has_ticket(hash.clone())).await? {
+    let (came, store, looked_for) = (parts.clock.now(), parts.store.clone(), hash.clone());
+    // Strangers get here: what is no ticket costs no more than a look, and never a seat or a write.
+    if !is_one || !state.toasts.read(async move { store.has_ticket(looked_for).await }).await? {
         return Err(refused());
     }
-    let kept = parts.store.take_ticket(hash, parts.clock.now()).await?.ok_or_else(refused)?;
+    let seat = state.toasts.seat()?;
+    let kept = parts.store.take_ticket(hash, came).await?.ok_or_else(refused)?;
     let allowed: Subscription = serde_json::from_str(&kept).map_err(|_| refused())?;
     // The query of the socket may leave out what the ticket says, and may not say anything else.
-    if *asked == Subscription::default() || *asked == allowed { Ok(allowed) } else { Err(refused()) }
+    if *asked == Subscription::default() || *asked == allowed { Ok((allowed, seat)) } else { Err(refused()) }
 }
 
 #[cfg(test)]

@@ -112,9 +112,12 @@ impl Feed {
 
     /// One page of what was missed.
     async fn read_on(&mut self) -> Result<(), Failure> {
-        let read = self.hub.read(self.store.toasts_after((*self.scope).clone(), self.after, PAGE)).await;
-        let (rows, until) = read.map_err(|cause| store::failure(&cause))?;
-        let ends = self.store.stream_ends(self.scope.stream.clone()).await.map_err(|cause| store::failure(&cause))?;
+        let (store, scope, after) = (self.store.clone(), self.scope.clone(), self.after);
+        let reading = async move {
+            let page = store.toasts_after((*scope).clone(), after, PAGE).await?;
+            Ok((page, store.stream_ends(scope.stream.clone()).await?))
+        };
+        let (page, ends) = self.hub.read(reading).await.map_err(|cause| store::failure(&cause))?;
         if ends.tail > self.after {
             // It is told when it says hello again: a part is never taken for the whole.
             return Err(Failure::new(
@@ -122,13 +125,13 @@ impl Feed {
                 "what was missed has just been removed, since it was too old",
             ));
         }
-        if rows.len() < PAGE {
+        if page.is_last {
             self.stage = Stage::Joins;
         }
         let toast = |row| Fed::Toast { frame: Arc::new(ToastFrame::new(row)), is_replay: true };
-        self.ready.extend(rows.into_iter().map(toast));
-        self.ready.push_back(Fed::ReadUntil(until));
-        self.after = until;
+        self.ready.extend(page.rows.into_iter().map(toast));
+        self.ready.push_back(Fed::ReadUntil(page.until));
+        self.after = page.until;
         Ok(())
     }
 

@@ -43,8 +43,9 @@ use crate::{
 const HELLO: Duration = Duration::from_secs(10);
 /// How long it may take to answer our closing frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
-/// Acknowledgements of one client that are under way; one that sends more at once is let go.
-const MAX_ACKS: usize = 4;
+/// Acknowledgements of one client that wait while others are written: a whole queue of toasts, marked one by one. They are
+/// written together; a client that sends more meanwhile is let go.
+const MAX_ACKS: usize = subscription::QUEUE_FRAMES;
 
 /// Reads toasts over a WebSocket.
 ///
@@ -73,15 +74,14 @@ pub async fn subscribe(
     state.workspaces.admission()?;
     let asked = asked.into_inner().subscription();
     let parts = state.workspaces.parts().clone();
-    let (allowed, expires) = match ticket(&request) {
+    let (allowed, seat, expires) = match ticket(&request) {
         Some(ticket) => {
-            let allowed = redeem(&state, &ticket, &asked).await?;
-            (allowed, Some(parts.clock.steady().plus(state.config.notifications.ticket_session())))
+            let (allowed, seat) = redeem(&state, &ticket, &asked).await?;
+            (allowed, seat, Some(parts.clock.steady().plus(state.config.notifications.ticket_session())))
         }
-        None => (asked, None),
+        None => (asked, state.toasts.seat()?, None),
     };
     let scope = scope_of(&state, allowed).await?;
-    let seat = state.toasts.seat()?;
     let (cable, plug) = Cable::plug(&request, subscription::STALL);
     let socket = ToastSocket {
         hub: state.toasts.clone(),
@@ -91,7 +91,8 @@ pub async fn subscribe(
         pulse: Pulse::new(PulseRules::default()),
         stage: Stage::Silent(cable),
         position: 0,
-        acks: 0,
+        acks: Vec::new(),
+        is_marking: false,
         _presence: Presence::new(parts.clone(), seat),
         plug,
         parts,
@@ -135,7 +136,9 @@ struct ToastSocket {
     stage: Stage,
     /// Everything up to this number has been sent.
     position: u64,
-    acks: usize,
+    /// What is to be marked as read.
+    acks: Vec<Uuid>,
+    is_marking: bool,
     _presence: Presence,
     // Last: the actor's other parts go before its connection may be another's.
     plug: Plug,
@@ -271,14 +274,12 @@ impl ToastSocket {
     fn on_hello(&mut self, cursor: Option<(u64, Option<String>)>, telemetry: bool, ctx: &mut Ctx) {
         let Stage::Silent(cable) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
         let (parts, scope, hub) = (self.parts.clone(), self.scope.clone(), self.hub.clone());
-        let looking = async move {
-            let reading = async {
-                let ends = parts.store.stream_ends(scope.stream.clone()).await?;
-                let unread = parts.store.unread((*scope).clone()).await?;
-                Ok::<_, crate::store::StoreError>((ends, unread))
-            };
-            hub.read(reading).await
+        let reading = async move {
+            let ends = parts.store.stream_ends(scope.stream.clone()).await?;
+            let unread = parts.store.unread((*scope).clone()).await?;
+            Ok((ends, unread))
         };
+        let looking = async move { hub.read(reading).await };
         // Nothing else is read from the client until it is welcome.
         ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
             Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, cable, ctx),
@@ -326,22 +327,37 @@ impl ToastSocket {
     }
 
     fn on_ack(&mut self, id: Uuid, ctx: &mut Ctx) {
-        if self.acks == MAX_ACKS {
+        if self.acks.len() == MAX_ACKS {
             return self.evict(Eviction::BadFrame, close_code::POLICY, "too many acknowledgements at once", ctx);
         }
-        self.acks += 1;
-        let (parts, scope, hub) = (self.parts.clone(), self.scope.clone(), self.hub.clone());
+        self.acks.push(id);
+        self.mark(ctx);
+    }
+
+    /// Writes down what was acknowledged since it was last written, in one go.
+    fn mark(&mut self, ctx: &mut Ctx) {
+        if self.is_marking || self.acks.is_empty() {
+            return;
+        }
+        self.is_marking = true;
+        let (ids, now) = (std::mem::take(&mut self.acks), self.parts.clock.now());
+        let (parts, scope, hub) = (self.parts.clone(), (*self.scope).clone(), self.hub.clone());
         let marking = async move {
-            let found = parts.store.mark_read((*scope).clone(), id, parts.clock.now()).await?;
-            let unread = hub.read(parts.store.unread((*scope).clone())).await?;
-            Ok::<_, crate::store::StoreError>((found, unread))
+            let found = parts.store.mark_read(scope.clone(), ids.clone(), now).await?;
+            let unread = hub.read(async move { parts.store.unread(scope).await }).await?;
+            Ok::<_, crate::store::StoreError>((ids, found, unread))
         };
-        ctx.spawn(marking.into_actor(self).map(move |marked, socket, ctx| {
-            socket.acks -= 1;
+        ctx.spawn(marking.into_actor(self).map(|marked, socket, ctx| {
+            socket.is_marking = false;
             match marked {
-                Ok((found, unread)) => socket.send(&ServerFrame::Ack { id, found, unread }, ctx),
-                Err(cause) => tracing::warn!(%cause, "an acknowledgement was not written down, and not answered"),
+                Ok((ids, found, unread)) => {
+                    for (id, found) in ids.into_iter().zip(found) {
+                        socket.send(&ServerFrame::Ack { id, found, unread }, ctx);
+                    }
+                }
+                Err(cause) => tracing::warn!(%cause, "acknowledgements were not written down, and not answered"),
             }
+            socket.mark(ctx);
         }));
     }
 

@@ -74,8 +74,20 @@ pub struct StreamEnds {
 /// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
 pub const MAX_UNREAD: u64 = 1000;
 
-/// The newest toasts of a sequence among which unread ones are counted: some milliseconds, however long a tenant is there.
-const UNREAD_AMONG: i64 = 5000;
+/// The toasts of a sequence among which those for a scope are looked for at once, and the newest among which unread ones
+/// are: some milliseconds, however long a tenant is there.
+const LOOKED_AT: i64 = 5000;
+
+/// A part of what a scope sees of a sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamPage {
+    /// In the order of their numbers.
+    pub rows: Vec<NotificationRow>,
+    /// Up to this number they are all there is.
+    pub until: u64,
+    /// Whether the sequence had nothing after that.
+    pub is_last: bool,
+}
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = notifications, treat_none_as_default_value = false)]
@@ -231,10 +243,14 @@ macro_rules! is_unread {
 
 fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreError> {
     let limit = i64::try_from(MAX_UNREAD).unwrap_or(i64::MAX);
-    let newest = columns::signed(ends(connection, &scope.stream)?.head) - UNREAD_AMONG;
-    let rows = within!(scope).filter(notifications::seq.gt(newest)).filter(is_unread!(scope));
+    let rows = within!(scope).filter(notifications::seq.gt(newest(connection, scope)?)).filter(is_unread!(scope));
     let rows = rows.order(notifications::seq.desc()).limit(limit).select(notifications::seq);
     Ok(rows.load::<i64>(connection)?.len() as u64)
+}
+
+/// What comes after this number is looked at for what is unread.
+fn newest(connection: &mut AnyConnection, scope: &Scope) -> Result<i64, StoreError> {
+    Ok(columns::signed(ends(connection, &scope.stream)?.head) - LOOKED_AT)
 }
 
 fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<StreamEnds, StoreError> {
@@ -296,31 +312,29 @@ impl Store {
         .await
     }
 
-    /// What a scope sees after a number, in order, at most `limit` rows; and up to which number that is all there is:
-    /// the last row's, where there may be more. Cancel-safe.
-    pub async fn toasts_after(
-        &self,
-        scope: Scope,
-        after: u64,
-        limit: usize,
-    ) -> Result<(Vec<NotificationRow>, u64), StoreError> {
+    /// What a scope sees after a number, in order: at most `limit` rows, among the next 5,000 of the sequence, so that a
+    /// page takes milliseconds however little of it is for the scope. Cancel-safe.
+    pub async fn toasts_after(&self, scope: Scope, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
         self.read(move |connection| {
             // First: what is committed meanwhile is among the rows or after this number.
             let head = ends(connection, &scope.stream)?.head;
+            let end = after.saturating_add(LOOKED_AT.unsigned_abs()).min(head.max(after));
             let rows = within!(&scope)
                 .filter(notifications::seq.gt(columns::signed(after)))
+                .filter(notifications::seq.le(columns::signed(end)))
                 .order(notifications::seq.asc())
                 .limit(columns::limit(limit));
             let records: Vec<Record> = rows.load(connection)?;
-            let is_all = records.len() < limit.clamp(1, columns::MAX_PAGE);
+            let is_full = records.len() >= limit.clamp(1, columns::MAX_PAGE);
             let rows = records.into_iter().map(Record::read).collect::<Result<Vec<_>, _>>()?;
-            let last = rows.last().map_or(after, |row| row.seq);
-            Ok((rows, if is_all { head.max(last) } else { last }))
+            let until = rows.last().filter(|_| is_full).map_or(end, |row| row.seq);
+            Ok(StreamPage { rows, until, is_last: until >= head })
         })
         .await
     }
 
-    /// A page of what a scope sees, the newest first, each with whether it was read. Cancel-safe.
+    /// A page of what a scope sees, the newest first, each with whether it was read; where only what is unread is wanted,
+    /// among the newest 5,000 of its sequence, as it is counted. Cancel-safe.
     pub async fn inbox(
         &self,
         scope: Scope,
@@ -330,7 +344,7 @@ impl Store {
         self.read(move |connection| {
             let mut rows = within!(&scope);
             if unread_only {
-                rows = rows.filter(is_unread!(&scope));
+                rows = rows.filter(notifications::seq.gt(newest(connection, &scope)?)).filter(is_unread!(&scope));
             }
             if let Some(Cursor { created, id }) = page.after {
                 rows = rows
@@ -363,10 +377,9 @@ impl Store {
         self.read(move |connection| unread(connection, &scope)).await
     }
 
-    /// Notes that the scope's user, or everyone where it names none, has read something; `false` where the scope does
-    /// not see it. Safe to retry. A dropped future may have written.
-    pub async fn mark_read(&self, scope: Scope, id: Uuid, now: Timestamp) -> Result<bool, StoreError> {
-        let id = id.to_string();
-        self.write(move |tx| mark_read(tx, &scope, &id, now)).await
+    /// Notes that the scope's user, or everyone where it names none, has read some toasts, in one transaction; for each
+    /// whether the scope sees it. Safe to retry. A dropped future may have written.
+    pub async fn mark_read(&self, scope: Scope, ids: Vec<Uuid>, now: Timestamp) -> Result<Vec<bool>, StoreError> {
+        self.write(move |tx| ids.iter().map(|id| mark_read(tx, &scope, &id.to_string(), now)).collect()).await
     }
 }

@@ -62,6 +62,20 @@ pub(super) struct ReadPool {
     running: Arc<Semaphore>,
 }
 
+fn panicked(cause: &tokio::task::JoinError) -> StoreError {
+    StoreError::Corrupt(format!("a read panicked: {cause}"))
+}
+
+/// Runs a read in a task of its own, which ends with the caller's future: what it holds meanwhile is given back in time
+/// also by a caller that nobody polls, such as the body of an answer that its client does not read. Cancel-safe.
+pub async fn apart<T: Send + 'static>(
+    reading: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let mut task = tokio::task::JoinSet::new();
+    task.spawn(reading);
+    task.join_next().await.unwrap_or(Ok(Err(StoreError::Closed))).unwrap_or_else(|cause| Err(panicked(&cause)))
+}
+
 impl ReadPool {
     /// Makes the pool; its first connections are made in the background.
     pub(super) fn new(url: DatabaseUrl, readers: u32) -> Self {
@@ -83,8 +97,8 @@ impl ReadPool {
     }
 
     /// Runs a query on a blocking thread. As many run as there are connections, so that no blocking
-    /// thread ever waits for another one. Cancel-safe: a query whose caller is gone runs to its end, and
-    /// its places are held until then.
+    /// thread ever waits for another one. It goes on whoever polls: a caller that stands still holds no place up.
+    /// Cancel-safe: a query whose caller is gone runs to its end, and its places are held until then.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
@@ -93,18 +107,18 @@ impl ReadPool {
             tokio::sync::TryAcquireError::NoPermits => StoreError::Busy,
             tokio::sync::TryAcquireError::Closed => StoreError::Closed,
         })?;
-        let reading = async {
-            let running = self.running.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-            let pool = self.pool.clone();
+        let (running, pool) = (self.running.clone(), self.pool.clone());
+        let reading = async move {
+            let running = running.acquire_owned().await.map_err(|_| StoreError::Closed)?;
             let reading = tokio::task::spawn_blocking(move || {
                 let _places = (waiting, running);
                 let mut connection = pool.get().map_err(|cause| StoreError::Unavailable(cause.to_string()))?;
                 query(&mut connection)
             });
-            reading.await.map_err(|cause| StoreError::Corrupt(format!("a read panicked: {cause}")))?
+            reading.await.unwrap_or_else(|cause| Err(panicked(&cause)))
         };
         let late = |_| StoreError::Unavailable(format!("it did not answer a read within {READ_PATIENCE:?}"));
-        tokio::time::timeout(READ_PATIENCE, reading).await.map_err(late)?
+        apart(async move { tokio::time::timeout(READ_PATIENCE, reading).await.map_err(late)? }).await
     }
 
     /// Refuses further reads.

@@ -162,6 +162,29 @@ fn the_inbox_lists_counts_and_remembers_who_has_read_what() {
     assert_eq!(subscriber.next(), json!({"type": "ack", "id": id, "found": true, "unread": 2}));
     subscriber.say(&json!({"type": "ack", "id": "01890a5d-ac96-774b-bcce-b302099a8057"}));
     assert_eq!(subscriber.next()["found"], false);
+    // A page marks all it has at once.
+    let ids: Vec<_> =
+        (0..200).map(|_| uuid::Uuid::now_v7().to_string()).chain([id.as_str().unwrap().into()]).collect();
+    for id in &ids {
+        subscriber.say(&json!({"type": "ack", "id": id}));
+    }
+    for (n, id) in ids.iter().enumerate() {
+        assert_eq!(subscriber.next(), json!({"type": "ack", "id": id, "found": n == 200, "unread": 2}));
+    }
+}
+
+#[test]
+fn where_no_seat_is_left_a_ticket_is_still_good() {
+    let program = held().set("notifications.max_subscribers", 1).start();
+    let ticket = program.api.post("/acp/notifications/ticket", json!({"installationId": "tenant-1"})).expect(201);
+    let query = format!("ticket={}", ticket["ticket"].as_str().unwrap());
+    let mut first = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    first.hello(json!({}));
+    let refused = Subscriber::open(&program.api.base(), &query, &[]).err().expect("no seat");
+    assert_eq!(refused.status, 503);
+    drop(first);
+    eventually("the seat is free", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
+    Subscriber::open(&program.api.base(), &query, &[]).unwrap().hello(json!({}));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use diesel::RunQueryDsl;
 use uuid::Uuid;
 
 use super::fixture::*;
@@ -25,6 +26,7 @@ use crate::{
     },
     store::{
         MAX_UNREAD, NewSession, NotificationRow, Page, Retained, SessionChange, Store, StoreOptions, StreamEnds,
+        StreamPage,
     },
 };
 
@@ -59,15 +61,20 @@ async fn ends(store: &Store, stream: &Stream) -> (u64, u64) {
 async fn after(store: &Store, scope: &Scope, mut after: u64, limit: usize) -> Vec<NotificationRow> {
     let mut seen = Vec::new();
     loop {
-        let (rows, until) = store.toasts_after(scope.clone(), after, limit).await.unwrap();
+        let StreamPage { rows, until, is_last } = store.toasts_after(scope.clone(), after, limit).await.unwrap();
         assert!(rows.len() <= limit && rows.iter().all(|row| after < row.seq && row.seq <= until));
-        let is_all = rows.len() < limit;
         seen.extend(rows);
         after = until;
-        if is_all {
+        if is_last {
             return seen;
         }
     }
+}
+
+async fn mark(store: &Store, scope: &Scope, id: Uuid) -> bool {
+    let found = store.mark_read(scope.clone(), vec![id], at(9)).await.unwrap();
+    assert_eq!(found.len(), 1);
+    found[0]
 }
 
 async fn inbox(store: &Store, scope: &Scope, unread_only: bool, limit: usize) -> Vec<(NotificationRow, bool)> {
@@ -168,7 +175,8 @@ both_databases! {
             readers.push(tokio::spawn(async move {
                 let (mut next, mut ids) = (1, HashSet::new());
                 while next <= TOLD {
-                    let (rows, until) = store.toasts_after(Scope::all(tenant(name)), next - 1, 100).await.unwrap();
+                    let page = store.toasts_after(Scope::all(tenant(name)), next - 1, 100).await.unwrap();
+                    let StreamPage { rows, until, .. } = page;
                     for row in &rows {
                         assert_eq!(row.seq, next, "a number appeared after a greater one");
                         assert!(ids.insert(row.cause_id.clone()), "told twice: {}", row.cause_id);
@@ -244,8 +252,8 @@ both_databases! {
                 assert!(rows.iter().eq(expected.iter().copied()), "{scope:?} in pages of {limit}");
             }
             // What is not for it is passed over.
-            let (rows, until) = store.toasts_after(scope.clone(), 0, 100).await.unwrap();
-            assert_eq!((rows.len(), until), (expected.len(), head), "{scope:?}");
+            let page = store.toasts_after(scope.clone(), 0, 100).await.unwrap();
+            assert_eq!((page.rows.len(), page.until, page.is_last), (expected.len(), head, true), "{scope:?}");
             let half = head / 2;
             assert!(after(&store, &scope, half, 3).await.iter().eq(expected.iter().copied().filter(|row| row.seq > half)));
             let listed = inbox(&store, &scope, false, 4).await;
@@ -268,13 +276,13 @@ both_databases! {
         let (ada, bob) = (of("ada"), of("bob"));
         let ids: Vec<_> = after(&store, &all, 0, 9).await.iter().map(|row| row.notification_id).collect();
         for _ in 0..2 {
-            assert!(store.mark_read(ada.clone(), ids[1], at(9)).await.unwrap());
+            assert!(mark(&store, &ada, ids[1]).await);
         }
-        assert!(store.mark_read(all.clone(), ids[3], at(9)).await.unwrap());
+        assert!(mark(&store, &all, ids[3]).await);
         let of_api = Scope { workspace: Some("api".parse().unwrap()), ..bob.clone() };
-        assert!(!store.mark_read(of_api.clone(), ids[0], at(9)).await.unwrap(), "it does not see it");
-        assert!(!store.mark_read(Scope::all(tenant("other")), ids[0], at(9)).await.unwrap());
-        assert!(!store.mark_read(all.clone(), Uuid::now_v7(), at(9)).await.unwrap());
+        assert!(!mark(&store, &of_api, ids[0]).await, "it does not see it");
+        assert!(!mark(&store, &Scope::all(tenant("other")), ids[0]).await);
+        assert!(!mark(&store, &all, Uuid::now_v7()).await);
         for (scope, unread) in [(&ada, vec![7, 6, 5, 3, 1]), (&bob, vec![7, 6, 5, 3, 2, 1]), (&all, vec![7, 6, 5, 3, 2, 1])] {
             assert_eq!(store.unread(scope.clone()).await.unwrap(), unread.len() as u64);
             for limit in [2, 9] {
@@ -285,6 +293,33 @@ both_databases! {
             }
         }
         assert_eq!(seqs(&inbox(&store, &of_api, true, 9).await), [7]);
+    }
+
+    async fn a_page_looks_at_a_part_of_a_long_sequence_whatever_the_scope_sees_of_it(database: TestDatabase) {
+        let store = database.open();
+        tell(&store, of_workspace("acme", "web"), 0).await;
+        // As though others had been told much since.
+        let grow = "UPDATE notification_streams SET head = 12000";
+        let growing = store.write(move |tx| Ok(diesel::sql_query(grow).execute(tx.connection)?)).await;
+        assert_eq!(growing, Ok(1));
+        tell(&store, of_workspace("acme", "web"), 1).await;
+        tell(&store, of_workspace("acme", "api"), 2).await;
+        let scope = Scope { workspace: Some("web".parse().unwrap()), ..Scope::all(tenant("acme")) };
+        let mut pages = Vec::new();
+        let mut after = 0;
+        loop {
+            let page = store.toasts_after(scope.clone(), after, 1).await.unwrap();
+            pages.push((page.rows.iter().map(|row| row.seq).collect::<Vec<_>>(), page.until));
+            after = page.until;
+            if page.is_last {
+                break;
+            }
+        }
+        let expected = [(vec![1], 1), (vec![], 5001), (vec![], 10_001), (vec![12_001], 12_001), (vec![], 12_002)];
+        assert_eq!(pages, expected);
+        assert_eq!(seqs(&inbox(&store, &scope, false, 9).await), [12_001, 1]);
+        assert_eq!(seqs(&inbox(&store, &scope, true, 9).await), [12_001], "what is unread is looked for as it is counted");
+        assert_eq!(store.unread(scope).await, Ok(1));
     }
 
     async fn so_many_that_nobody_counts_them_are_not_counted(database: TestDatabase) {
@@ -304,7 +339,7 @@ both_databases! {
         let newest = inbox(&store, &all, false, 500).await;
         assert_eq!(newest.len() as u64, MAX_UNREAD + 1);
         for (row, _) in &newest[..2] {
-            store.mark_read(all.clone(), row.notification_id, at(0)).await.unwrap();
+            assert!(mark(&store, &all, row.notification_id).await);
         }
         assert_eq!(store.unread(all).await.unwrap(), MAX_UNREAD - 1);
     }
@@ -325,7 +360,7 @@ both_databases! {
         let all = Scope::all(tenant("acme"));
         let ids: Vec<_> = after(&store, &all, 0, 9).await.iter().map(|row| row.notification_id).collect();
         for id in &ids {
-            assert!(store.mark_read(all.clone(), *id, at(3)).await.unwrap());
+            assert!(mark(&store, &all, *id).await);
         }
         // The oldest first, in parts: two of the tenant and one of operators.
         assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(3));
@@ -341,13 +376,14 @@ both_databases! {
             let start = subscription::start(Some((cursor, Some(store.epoch()))), store.epoch(), head, tail);
             assert_eq!((start.reset, start.after), (reset, if reset.is_some() { 5 } else { cursor }));
         }
-        assert!(!store.mark_read(all.clone(), ids[0], at(4)).await.unwrap(), "it is gone");
+        assert!(!mark(&store, &all, ids[0]).await, "it is gone");
         assert_eq!(store.unread(all.clone()).await.unwrap(), 0, "the marks of the others are there");
         tell(&store, of_workspace("acme", "web"), 9).await;
         assert_eq!(ends(&store, &all.stream).await, (6, 3), "no number is given twice");
         assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(3));
         assert_eq!(ends(&store, &all.stream).await, (6, 6));
-        assert_eq!(store.toasts_after(all, 6, 9).await.unwrap(), (Vec::new(), 6));
+        let nothing = StreamPage { rows: Vec::new(), until: 6, is_last: true };
+        assert_eq!(store.toasts_after(all, 6, 9).await.unwrap(), nothing);
     }
 
     async fn a_ticket_is_taken_once_and_in_time(database: TestDatabase) {

@@ -38,6 +38,18 @@ both_databases! {
         assert_eq!(texts(&store, session).await, expected);
     }
 
+    async fn who_does_not_go_on_with_a_read_holds_up_nobody_else(database: TestDatabase) {
+        let store = Store::open(StoreOptions { readers: 1, ..database.options() }).unwrap();
+        let mut stalled: Vec<_> = (0..3).map(|_| Box::pin(store.ping())).collect();
+        for read in &mut stalled {
+            assert!(futures_util::poll!(read).is_pending());
+        }
+        assert_eq!(store.ping().await, Ok(()));
+        for read in stalled {
+            assert_eq!(read.await, Ok(()));
+        }
+    }
+
     async fn a_bad_write_does_not_hurt_its_neighbours(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
