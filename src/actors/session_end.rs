@@ -6,7 +6,8 @@ use crate::{
     store::{SessionChange, StoreError},
 };
 
-/// Writes down where a session ended; the user of one that failed for good is told in the same transaction.
+/// Writes down where a session ended; the user of one that failed for good is told in the same transaction. Where the
+/// database is away for longer than its patience, that is the error, and all of it is written when it is back.
 pub async fn write_down(
     parts: &Parts,
     shared: &SessionShared,
@@ -25,13 +26,14 @@ pub async fn write_down(
     };
     // The result of a turn that ended with the session is told once it is written, which is before the first of these
     // two. Only then is the last event known; until the second, the row says that it is not.
-    parts.store.settle_session(kept).await?;
-    let last_event_id = Some(shared.feed.last_id());
+    let kept = parts.store.settle_session(kept).await;
+    let last_event_id = kept.is_ok().then(|| shared.feed.last_id());
     let told = failure.as_ref().filter(|_| state == SessionState::Failed);
     let telling = told.map(|failure| telling::of_failed_session(&shared.spec, failure.code, now));
     let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
-    match telling {
+    let ended = match telling {
         Some(telling) => parts.store.settle_session_and_tell(end, shared.spec.workspace.clone(), telling, now).await,
         None => parts.store.settle_session(end).await,
-    }
+    };
+    kept.and(ended)
 }

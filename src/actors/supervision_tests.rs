@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
+use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use super::{
     },
     messages::{AnswerPermission, CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded},
     parts::{Parts, SessionSettings},
+    session_end,
     session_index::LiveSession,
     session_shared::{SessionSpec, SharedPolicy},
     workspace_routing::WorkspaceRouting,
@@ -33,11 +35,12 @@ use crate::{
         prompt::Prompt,
         routing::Route,
         skip::WantedMode,
+        toast::{Scope, Stream, Trigger},
         turn::{Severity, TurnState},
     },
     store::{
-        DatabaseUrl, EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreObserver,
-        StoreOptions,
+        DatabaseUrl, EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreError,
+        StoreObserver, StoreOptions,
     },
     telemetry::SystemClock,
     transport::{
@@ -72,12 +75,16 @@ struct Stage {
 
 /// A live session whose first agent has started.
 async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
+    stage_with(Duration::from_secs(60), change).await
+}
+
+async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(StoreOptions {
         url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
         readers: 2,
         write_queue: WRITE_QUEUE,
-        patience: Duration::from_secs(60),
+        patience,
         webhook: None,
         observer: Arc::new(Blind),
     })
@@ -238,6 +245,26 @@ async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back(
     assert!(stage.parts.index.get(stage.id).is_none());
     assert_eq!(stage.capacity.taken(), 0);
     assert_eq!(stage.parts.store.session(stage.id).await.unwrap().unwrap().restarts, 2);
+}
+
+#[actix::test]
+async fn fr_013_a_session_that_failed_while_the_database_was_away_for_too_long_is_told_when_it_is_back() {
+    let (stage, _agent) = stage_with(Duration::from_millis(50), |_| {}).await;
+    let path = stage._folder.path().join("test.db");
+    let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+    let failure = Failure::new(ErrorCode::AgentCrashed, "it ended");
+    let ending = session_end::write_down(&stage.parts, &stage.live.shared, SessionState::Failed, Some(failure));
+    assert!(matches!(ending.await, Err(StoreError::Unavailable(_))));
+    other.batch_execute("ROLLBACK").unwrap();
+    let of_tenant = Scope::all(Stream::Tenant("acme".parse().unwrap()));
+    let toasts = async || stage.parts.store.toasts_after(of_tenant.clone(), 0, 9).await.unwrap().rows;
+    while toasts().await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let told = toasts().await;
+    assert_eq!((told.len(), told[0].trigger), (1, Trigger::SessionFailed));
+    assert_eq!(stage.state().await, SessionState::Failed);
 }
 
 #[actix::test]

@@ -311,32 +311,22 @@ impl Store {
         &self,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.write_as(Outage::Refuse, run).await
-    }
-
-    async fn write_as<T: Send + 'static>(
-        &self,
-        outage: Outage,
-        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
         let (answer, mut answered) = oneshot::channel();
         let place = self.place()?;
-        let job = Job::new(outage, run, move |outcome| {
+        let job = Job::new(Outage::Refuse, run, move |outcome| {
             // Nobody listens where the caller's future was dropped.
             let _ = answer.send(outcome);
         });
         let claim = job.claim_of();
         place.send(job);
-        if outage == Outage::Refuse {
-            match tokio::time::timeout(QUEUE_PATIENCE, &mut answered).await {
-                Ok(answer) => return answer.unwrap_or(Err(StoreError::Closed)),
-                // Withdrawn in the queue, it is certain that nothing was written.
-                Err(_) if claim.take() => {
-                    self.observe_failure();
-                    return Err(StoreError::Unavailable(format!("it took nothing for {QUEUE_PATIENCE:?}")));
-                }
-                Err(_) => {}
+        match tokio::time::timeout(QUEUE_PATIENCE, &mut answered).await {
+            Ok(answer) => return answer.unwrap_or(Err(StoreError::Closed)),
+            // Withdrawn in the queue, it is certain that nothing was written.
+            Err(_) if claim.take() => {
+                self.observe_failure();
+                return Err(StoreError::Unavailable(format!("it took nothing for {QUEUE_PATIENCE:?}")));
             }
+            Err(_) => {}
         }
         answered.await.unwrap_or(Err(StoreError::Closed))
     }

@@ -8,7 +8,7 @@ use super::{
     connection::AnyConnection,
     schema::{prompts, sessions},
     workspaces::{self, NewWorkspace},
-    writer::{Outage, WriteTx},
+    writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
@@ -362,10 +362,10 @@ impl Store {
         self.write(change(changed)).await
     }
 
-    /// [`Store::update_session`] for a session that has ended already: while the database is away, the change is
-    /// kept and tried again for a minute.
+    /// [`Store::update_session`] for a session that has ended already: waits for room in the queue and for the commit, as
+    /// [`Store::append`] does.
     pub async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
-        self.write_as(Outage::Keep, change(changed)).await
+        self.write_when_there_is_room(change(changed)).await
     }
 
     /// One session. Cancel-safe.

@@ -3,7 +3,7 @@
 use super::{
     NewSession, SessionChange, Store, StoreError, notifications, sessions,
     transcript::{Entries, TranscriptAppend},
-    writer::{Outage, WriteTx},
+    writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
@@ -81,7 +81,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut telling = TellingRows::new(key, changed.session_id, None, telling, now);
         let mut change = sessions::change(changed);
-        self.write_as(Outage::Keep, move |tx| {
+        self.write_when_there_is_room(move |tx| {
             change(tx)?;
             telling.write(tx)
         })
