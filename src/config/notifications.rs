@@ -12,7 +12,8 @@ pub struct Notifications {
     pub max_subscribers: usize,
     /// How long a ticket may be used to open one, in seconds (issue: 30).
     pub ticket_ttl_s: u64,
-    /// How long one may stay open that was opened with a ticket, in seconds; then its page needs a new ticket.
+    /// How long one may stay open that a page opened, with a ticket or a token, in seconds; then it has to show anew that
+    /// it may.
     pub ticket_session_s: u64,
 }
 

@@ -1,5 +1,8 @@
 //! The inbox of toasts, and what opens a WebSocket that reads them.
 
+use std::fmt;
+
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -63,7 +66,8 @@ pub struct SocketQuery {
     /// `operators` for what concerns the service as a whole; a tenant's where absent.
     pub stream: Option<StreamName>,
     /// From `POST /acp/notifications/ticket`.
-    pub ticket: Option<String>,
+    #[param(value_type = Option<String>)]
+    pub ticket: Option<SecretString>,
 }
 
 impl SocketQuery {
@@ -75,7 +79,7 @@ impl SocketQuery {
 }
 
 /// A ticket: opens one WebSocket, once.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Ticket {
     /// Give it as `?ticket=` or as a subprotocol `lumilink.ticket.<ticket>`.
@@ -83,6 +87,13 @@ pub struct Ticket {
     /// Until when it can be used.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
+}
+
+impl fmt::Debug for Ticket {
+    /// Without the ticket.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
 }
 
 /// `GET /acp/notifications`: which toasts, and which part of the list.

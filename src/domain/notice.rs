@@ -139,7 +139,9 @@ pub fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: 
 
 fn skipped(why: &str, repository: Option<&str>, max_chars: usize) -> String {
     match repository.and_then(RepositoryName::parse) {
-        Some(name) => format!("GitHub automation for {} was skipped: {why}.", plain(&name.to_string(), max_chars)),
+        Some(name) => {
+            format!("GitHub automation for {} was skipped: {why}.", shown(&name.to_string(), max_chars).as_str())
+        }
         None => format!("GitHub automation was skipped: {why}."),
     }
 }

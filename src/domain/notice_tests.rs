@@ -198,6 +198,13 @@ fn a_secret_that_the_cut_falls_into_is_not_shown_in_part() {
         assert!(!body.contains("ghp") && !body.contains("a1B2"), "{body}");
         assert!(body.chars().count() <= MAX_BODY_CHARS);
     }
+    let named = format!("acme-platform-team/{secret}");
+    for told in [
+        of_skip(SkipReason::MissingCredential, None, Some(&named)).body.as_str().to_owned(),
+        note_of_skip(SkipReason::MissingCredential, None, Some(&named)),
+    ] {
+        assert!(told.contains("acme-platform-team") && !told.contains("ghp") && !told.contains("a1B2"), "{told}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! When GitHub automation is left out on purpose, and why.
 
+use uuid::Uuid;
+
 use super::{
     ids::{PromptId, SessionId},
     record::words,
@@ -188,19 +190,23 @@ impl Automation {
     }
 }
 
+/// Names the causes of skips among all ids.
+const CAUSES: Uuid = Uuid::from_u128(0x7a1d_5c0e_93b4_5f68_8e21_d4c6_0b9a_f317);
+
 /// The id of what caused the telling of a skip; one that was told is not told again. What a session or its caller wanted
-/// to be without is told once in a session, everything else once in a turn.
-pub fn cause_of_skip(session: SessionId, prompt: PromptId, reason: SkipReason, detail: Option<SkipDetail>) -> String {
-    match detail {
+/// to be without is told once in a session, everything else once in a turn. All who see the toast see it, so it gives
+/// neither the session's id nor the turn's away.
+pub fn cause_of_skip(session: SessionId, prompt: PromptId, reason: SkipReason, detail: Option<SkipDetail>) -> Uuid {
+    let name = match detail {
         Some(wanted @ (SkipDetail::CallerSkip | SkipDetail::GitopsOff)) => format!("{session}:{}", wanted.as_str()),
         _ => format!("{prompt}:{}", reason.as_str()),
-    }
+    };
+    Uuid::new_v5(&CAUSES, name.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
 

@@ -90,7 +90,11 @@ impl Guard {
     }
 
     fn allowed_origin(&self, headers: &HeaderMap, host: &str) -> Result<Option<HeaderValue>, ApiError> {
-        let Some(value) = headers.get(header::ORIGIN) else { return Ok(None) };
+        let mut given = headers.get_all(header::ORIGIN);
+        let Some(value) = given.next() else { return Ok(None) };
+        if given.next().is_some() {
+            return Err(ApiError::new(ErrorCode::ForbiddenOrigin, "a page has one origin"));
+        }
         let origin = value.to_str().unwrap_or_default().to_lowercase();
         let own = ["http://", "https://"].iter().any(|scheme| origin.strip_prefix(scheme) == Some(host));
         if own {

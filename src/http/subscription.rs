@@ -6,6 +6,7 @@ use actix_web::{
     web,
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
@@ -74,11 +75,11 @@ pub fn offered_token(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The ticket of a request: in its query, or among the subprotocols.
-pub fn ticket(request: &HttpRequest) -> Option<String> {
+pub fn ticket(request: &HttpRequest) -> Option<SecretString> {
     let query = web::Query::<SocketQuery>::from_query(request.query_string()).ok();
     let in_query = query.and_then(|query| query.into_inner().ticket);
     let offered = || offered(request.headers()).find_map(|protocol| protocol.strip_prefix(TICKET_SUBPROTOCOL));
-    in_query.or_else(|| offered().map(str::to_owned))
+    in_query.or_else(|| offered().map(SecretString::from))
 }
 
 /// A ticket that nobody can guess: 244 random bits.
@@ -101,10 +102,11 @@ pub fn hash_of(ticket: &str) -> String {
 /// `capacity_exhausted` without a seat, and then the ticket is still good.
 pub async fn redeem(
     state: &HttpState,
-    ticket: &str,
+    ticket: &SecretString,
     asked: &Subscription,
 ) -> Result<(Subscription, OwnedSemaphorePermit), ApiError> {
     let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or too old: get a new one");
+    let ticket = ticket.expose_secret();
     let is_one = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
     let (parts, hash) = (state.workspaces.parts(), hash_of(ticket));
     let (came, store, looked_for) = (parts.clock.now(), parts.store.clone(), hash.clone());
@@ -133,9 +135,10 @@ mod tests {
         assert_eq!(offered_token(request.headers()).as_deref(), Some("se cret/+"));
         assert!(offers_frames(request.headers()) && ticket(&request).is_none());
         let request = offer("lumilink.ticket.abc,lumilink.notifications.v1").to_http_request();
-        assert_eq!((ticket(&request).as_deref(), offered_token(request.headers())), (Some("abc"), None));
+        let found = |request: &HttpRequest| ticket(request).map(|ticket| ticket.expose_secret().to_owned());
+        assert_eq!((found(&request).as_deref(), offered_token(request.headers())), (Some("abc"), None));
         let request = TestRequest::with_uri("/ws/notifications?ticket=x&installationId=a").to_http_request();
-        assert_eq!(ticket(&request).as_deref(), Some("x"));
+        assert_eq!(found(&request).as_deref(), Some("x"));
         assert!(offered_token(offer("lumilink.bearer.!!").to_http_request().headers()).is_none());
     }
 

@@ -20,7 +20,7 @@ use super::{
     HttpState,
     cable::{Cable, Plug},
     problem::ApiError,
-    subscription::{offers_frames, redeem, scope_of, ticket},
+    subscription::{offered_token, offers_frames, redeem, scope_of, ticket},
     toast_feed::{self, Fed},
 };
 use crate::{
@@ -74,13 +74,13 @@ pub async fn subscribe(
     state.workspaces.admission()?;
     let asked = asked.into_inner().subscription();
     let parts = state.workspaces.parts().clone();
-    let (allowed, seat, expires) = match ticket(&request) {
-        Some(ticket) => {
-            let (allowed, seat) = redeem(&state, &ticket, &asked).await?;
-            (allowed, seat, Some(parts.clock.steady().plus(state.config.notifications.ticket_session())))
-        }
-        None => (asked, state.toasts.seat()?, None),
+    let (allowed, seat) = match ticket(&request) {
+        Some(ticket) => redeem(&state, &ticket, &asked).await?,
+        None => (asked, state.toasts.seat()?),
     };
+    // A page shows anew that it may, whatever it came in with.
+    let is_page = ticket(&request).is_some() || offered_token(request.headers()).is_some();
+    let expires = is_page.then(|| parts.clock.steady().plus(state.config.notifications.ticket_session()));
     let scope = scope_of(&state, allowed).await?;
     let (cable, plug) = Cable::plug(&request, subscription::STALL);
     let socket = ToastSocket {

@@ -245,6 +245,22 @@ fn a_ticket_is_too_old_after_its_time_and_a_socket_that_it_opened_ends_with_its_
 }
 
 #[test]
+fn a_socket_that_a_page_opened_with_a_token_ends_in_its_time_and_that_of_a_server_stays() {
+    let program = held().token("a-token-that-is-long-enough").set("notifications.ticket_session_s", 1).start();
+    let open = |header| {
+        let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[header]).unwrap();
+        subscriber.hello(json!({}));
+        subscriber
+    };
+    let mut server = open(("authorization", "Bearer a-token-that-is-long-enough"));
+    let token = "lumilink.notifications.v1, lumilink.bearer.YS10b2tlbi10aGF0LWlzLWxvbmctZW5vdWdo";
+    let (_, closed) = open(("sec-websocket-protocol", token)).until_closed();
+    assert_eq!(closed.code, Some(4001), "{closed:?}");
+    server.say(&json!({"type": "ping"}));
+    assert_eq!(server.next()["type"], "pong");
+}
+
+#[test]
 fn what_is_no_frame_closes_the_socket_and_says_why() {
     let program = held().start();
     let base = program.api.base();

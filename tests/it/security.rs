@@ -9,13 +9,14 @@ use crate::harness::{
     program::{Folder, Process},
 };
 
-const ROUTES: [(&str, &str); 7] = [
+const ROUTES: [(&str, &str); 8] = [
     ("GET", "/acp/sessions"),
     ("GET", "/acp/health"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/docs/"),
     ("POST", "/acp/session/new"),
+    ("GET", "/ws/notifications?installationId=tenant-1"),
     ("GET", "/no/such/route"),
 ];
 
@@ -82,6 +83,12 @@ fn a_foreign_origin_is_refused_on_every_route() {
             assert_eq!(answer.header("access-control-allow-origin"), None);
         }
     }
+    let both = to(&program, "GET", "/acp/sessions").header("Origin", "https://app.example");
+    assert_eq!(
+        both.header("Origin", "https://evil.example").send(program.address).status,
+        403,
+        "a page has one origin"
+    );
     let allowed = to(&program, "GET", "/acp/sessions").header("Origin", "https://app.example").send(program.address);
     assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, Some("https://app.example")));
 }

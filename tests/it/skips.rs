@@ -55,6 +55,7 @@ fn fr_013_a_turn_without_a_credential_is_told_once_with_its_note_its_run_and_its
     assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("warning"), &json!("automationSkipped")), "{toast}");
     assert_eq!(toast["body"], result["githubAutomation"]["toastMessage"], "{toast}");
     assert!(toast["body"].as_str().unwrap().contains("octo/hello"), "{toast}");
+    assert!(!toast.to_string().contains(&session.id), "others of the tenant may see it: {toast}");
     let notes = notes(&session);
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert_eq!(notes[0]["text"], result["githubAutomation"]["transcriptNote"], "{notes:?}");
