@@ -15,9 +15,6 @@ use crate::{
     },
 };
 
-/// Breaks of a workspace's connections within so long are one cause: where a runtime goes away, all of them break.
-const BREAKS_TOGETHER_US: i64 = 60_000_000;
-
 /// A session failed for good.
 pub fn of_failed_session(spec: &SessionSpec, code: ErrorCode, now: Timestamp) -> Telling {
     let notice = notice::of_failed_session(spec.session_id, code);
@@ -32,12 +29,11 @@ pub fn of_failed_handshake(spec: &SessionSpec, code: ErrorCode, handshake: Uuid,
     telling(to_session(spec), notice, handshake, note)
 }
 
-/// The way to the agent of a running turn broke and is being made again.
+/// The way to the agent of a running turn broke and is being made again. Of breaks that come together one is told.
 pub fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> Telling {
     let notice = notice::of_reconnecting();
-    let cause = format!("{}:reconnecting:{}", spec.workspace, now.0.div_euclid(BREAKS_TOGETHER_US));
     let note = note(&notice, NoteKind::Info, None, NoteDetails::default(), now);
-    telling(Addressee::Workspace(spec.workspace.clone()), notice, cause, note)
+    telling(Addressee::Workspace(spec.workspace.clone()), notice, Uuid::now_v7(), note)
 }
 
 fn to_session(spec: &SessionSpec) -> Addressee {

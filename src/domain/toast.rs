@@ -1,10 +1,11 @@
 //! Toasts: what one says, to whom, in which stream it stands, and who gets it.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr, time::Duration};
 
 use uuid::Uuid;
 
 use super::{
+    clock::Timestamp,
     ids::{BadName, InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
     record::words,
     redaction::Redacted,
@@ -19,6 +20,9 @@ pub const AUTO_DISMISS_MS: u32 = 10_000;
 pub const MAX_BODY_CHARS: usize = 140;
 /// What a note may be long (mission), in characters.
 pub const MAX_NOTE_CHARS: usize = 512;
+/// What befalls many sessions of a workspace within so long is one toast: where a runtime goes away, all connections to
+/// it break.
+const TOGETHER: Duration = Duration::from_secs(60);
 /// Characters of a session's id that a toast may show (mission).
 const SUFFIX_CHARS: usize = 6;
 
@@ -174,6 +178,12 @@ pub struct Telling {
     pub note: TranscriptEntry,
 }
 
+/// When a toast was told that stands for what befalls another session of its workspace now. Both ways, since such things
+/// are not written in the order in which they happen.
+pub fn told_together(now: Timestamp) -> Range<Timestamp> {
+    now.minus(TOGETHER).plus(Duration::from_micros(1))..now.plus(TOGETHER)
+}
+
 /// What a subscriber or a reader of the inbox wants to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
@@ -240,6 +250,23 @@ mod tests {
         }
         for bad in ["", "tenant:", "acme", "operators:x", "tenant:a b"] {
             assert!(bad.parse::<Stream>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_less_than_a_minute_apart_is_told_together() {
+        let now = Timestamp(1_800_000_000_000_000);
+        let minute = Duration::from_secs(60);
+        let less = minute - Duration::from_micros(1);
+        for (told, is_one) in [
+            (now, true),
+            (now.minus(less), true),
+            (now.minus(minute), false),
+            (now.plus(less), true),
+            (now.plus(minute), false),
+        ] {
+            assert_eq!(told_together(now).contains(&told), is_one, "{told}");
+            assert_eq!(told_together(told).contains(&now), is_one, "whichever is written first: {told}");
         }
     }
 

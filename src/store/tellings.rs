@@ -1,14 +1,18 @@
 //! A toast with its note, written in the transaction of whatever caused it.
 
+use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
+
 use super::{
-    NewSession, SessionChange, Store, StoreError, notifications, sessions,
+    NewSession, SessionChange, Store, StoreError,
+    notifications::{self, take_turn},
+    schema, sessions,
     transcript::{Entries, TranscriptAppend},
     writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceKey},
-    toast::{NewToast, Telling},
+    toast::{NewToast, Telling, told_together},
 };
 
 /// A toast and its note, ready for SQL.
@@ -31,10 +35,29 @@ impl TellingRows {
         Self { toast, note: Entries::new(note), now }
     }
 
-    /// Writes the note, and the toast where its cause was not told before: for what concerns many sessions at once.
+    /// Writes the note, and the toast where none of its kind stands for it: for what concerns many sessions at once.
     pub(super) fn write_for_each(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-        notifications::add(tx, &self.toast, self.now)?;
+        // First: what another process tells is committed before it is looked for.
+        take_turn(tx)?;
+        if !self.is_stood_for(tx)? {
+            notifications::add(tx, &self.toast, self.now)?;
+        } else if tx.in_doubt {
+            // It may be this one that stands there, of which nobody has heard.
+            tx.told.push(self.toast.to.stream());
+        }
         self.note.write(tx)
+    }
+
+    fn is_stood_for(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
+        use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
+        let Some(key) = self.toast.to.workspace() else { return Ok(false) };
+        let together = told_together(self.now);
+        let toasts = dsl::notifications
+            .filter(installation_id.eq(key.installation_id.as_str()))
+            .filter(workspace_id.eq(key.workspace_id.as_str()))
+            .filter(created_us.ge(together.start.0).and(created_us.lt(together.end.0)))
+            .filter(trigger.eq(self.toast.notice.trigger.as_str()));
+        Ok(toasts.select(seq).first::<i64>(tx.connection).optional()?.is_some())
     }
 
     /// Writes both, or neither where the cause was told before.
