@@ -179,6 +179,11 @@ impl Flip {
     pub fn is_restore(&self) -> bool {
         self.to == Route::Acp && self.trigger != FlipTrigger::Migration
     }
+
+    /// The epoch of the rollback from which the workspace comes back, where it does so by itself.
+    pub fn recovers_from(&self) -> Option<u64> {
+        (self.trigger == FlipTrigger::Recovery).then(|| self.epoch.saturating_sub(1))
+    }
 }
 
 /// A probe that is to be made: a handshake, and no more.

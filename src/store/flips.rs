@@ -56,6 +56,8 @@ pub(super) struct FlipRows {
     event: Option<rollback_events::Record>,
     notes: Vec<(String, Entries)>,
     toast: NewToast,
+    /// The rollback that it ends by itself, by the epoch that began then.
+    recovers_from: Option<(WorkspaceKey, u64)>,
     now: Timestamp,
 }
 
@@ -93,7 +95,9 @@ impl FlipRows {
             follow_up,
             metrics: metrics.as_str().to_owned(),
             created: now,
+            alarm_id: systemic.as_ref().map(|told| told.cause_id.clone()),
         });
+        let recovers_from = flip.recovers_from().map(|epoch| (key.clone(), epoch));
         let own =
             || NewToast::new(Uuid::now_v7(), Addressee::Workspace(key.clone()), notice::of_flip(&flip), migration_id);
         let toast = systemic.unwrap_or_else(own);
@@ -114,21 +118,16 @@ impl FlipRows {
             completed: Some(now),
         };
         let note_of = |session_id: SessionId| {
-            let entries = Entries::new(TranscriptAppend {
-                session_id,
-                key: key.clone(),
-                prompt_id: None,
-                entries: vec![note.clone()],
-                settles: 0,
-                now,
-            });
-            (session_id.to_string(), entries)
+            let (key, entries) = (key.clone(), vec![note.clone()]);
+            let append = TranscriptAppend { session_id, key, prompt_id: None, entries, settles: 0, now };
+            (session_id.to_string(), Entries::new(append))
         };
         Self {
             migration: protocol_migrations::Record::new(migration),
             event: event.map(rollback_events::Record::new),
             notes: notes.into_iter().map(note_of).collect(),
             toast,
+            recovers_from,
             now,
         }
     }
@@ -144,7 +143,14 @@ impl FlipRows {
         if let Some(event) = &self.event {
             event.insert(tx)?;
         }
-        notifications::add(tx, &self.toast, self.now)?;
+        // Who was not told that the workspace fell is not told either that it is back.
+        let is_untold = match &self.recovers_from {
+            Some((key, epoch)) => rollback_events::is_told_to_operators(tx.connection, key, *epoch)?,
+            None => false,
+        };
+        if !is_untold {
+            notifications::add(tx, &self.toast, self.now)?;
+        }
         // A session that is not there must not stand in the way of a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {
             let ids = part.iter().map(|(id, _)| id.as_str());

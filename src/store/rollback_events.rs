@@ -1,11 +1,12 @@
 //! The table of rollbacks and restores. Rows are added and pruned, never changed.
 
-use diesel::{Insertable, Queryable, RunQueryDsl};
+use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
 
 use super::{
     StoreError,
     columns::{self, clean_text},
+    connection::AnyConnection,
     schema::rollback_events,
     writer::WriteTx,
 };
@@ -41,6 +42,8 @@ pub struct RollbackEventRow {
     pub metrics: String,
     /// When.
     pub created: Timestamp,
+    /// What caused the alarm that operators were told in place of the workspace's users; none where those were told.
+    pub alarm_id: Option<String>,
 }
 
 #[derive(Queryable, Insertable)]
@@ -58,6 +61,7 @@ pub(super) struct Record {
     follow_up: Option<String>,
     metrics_snapshot: String,
     created_us: i64,
+    alarm_id: Option<String>,
 }
 
 impl Record {
@@ -75,6 +79,7 @@ impl Record {
             follow_up: row.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
             metrics_snapshot: clean_text(&row.metrics),
             created_us: row.created.0,
+            alarm_id: columns::clean_option(row.alarm_id),
         }
     }
 
@@ -94,6 +99,7 @@ impl Record {
                 .transpose()?,
             metrics: self.metrics_snapshot,
             created: Timestamp(self.created_us),
+            alarm_id: self.alarm_id,
         })
     }
 
@@ -102,4 +108,20 @@ impl Record {
         tx.rows += diesel::insert_into(rollback_events::table).values(self).execute(tx.connection)?;
         Ok(())
     }
+}
+
+/// Whether an epoch began with a rollback that operators were told in place of the workspace's users.
+pub(super) fn is_told_to_operators(
+    connection: &mut AnyConnection,
+    key: &WorkspaceKey,
+    epoch: u64,
+) -> diesel::QueryResult<bool> {
+    let alarm: Option<Option<String>> = rollback_events::table
+        .filter(rollback_events::installation_id.eq(key.installation_id.as_str()))
+        .filter(rollback_events::workspace_id.eq(key.workspace_id.as_str()))
+        .filter(rollback_events::epoch.eq(columns::signed(epoch)))
+        .select(rollback_events::alarm_id)
+        .first(connection)
+        .optional()?;
+    Ok(alarm.flatten().is_some())
 }

@@ -205,6 +205,7 @@ diesel::table! {
         follow_up -> Nullable<Text>,
         metrics_snapshot -> Text,
         created_us -> BigInt,
+        alarm_id -> Nullable<Text>,
     }
 }
 

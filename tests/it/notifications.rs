@@ -416,34 +416,57 @@ fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
 
 #[test]
 fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspace() {
-    let mut program = held().start();
+    let mut program = held()
+        .set("recovery.cooldown_s", 1)
+        .set("recovery.jitter_bp", 0)
+        .set("recovery.canary_steps_bp", "[10000]")
+        .set("recovery.close_after_successes", 1)
+        .start();
     program.expect_error("many workspaces fall back at once");
     let mut operators = Subscriber::of(&program.api, "stream=operators");
     let names: Vec<_> = (0..6).map(|n| format!("ws-{n}")).collect();
     let sessions: Vec<_> = names.iter().map(|name| program.api.open(name)).collect();
+    let route = |name: &str| {
+        let route = program.api.get(&format!("/acp/workspaces/{name}/protocol?{TENANT}")).expect(200);
+        route["route"].as_str().unwrap().to_owned()
+    };
     for (name, session) in names.iter().zip(&sessions) {
-        let route = || program.api.get(&format!("/acp/workspaces/{name}/protocol?{TENANT}")).expect(200);
         for _ in 0..5 {
             session.prompt("crash").problem(502, "agent_crashed");
             eventually("the session is usable again", || session.state()["state"] == "idle");
-            if route()["route"] == "http" {
+            if route(name) == "http" {
                 break;
             }
         }
-        assert_eq!(route()["route"], "http", "{name} is rolled back by itself");
+        assert_eq!(route(name), "http", "{name} is rolled back by itself");
     }
     let told = operators.toast();
     assert_eq!((&told["trigger"], &told["severity"]), (&json!("systemicRollback"), &json!("error")), "{told}");
     assert!(told["body"].as_str().unwrap().starts_with("5 of 6 workspaces"), "{told}");
     assert_eq!(inbox(&program.api, "stream=operators")["items"].as_array().unwrap().len(), 1, "one for all of them");
     // The first four were each their workspace's own; the fifth began the storm.
-    let items = inbox(&program.api, TENANT)["items"].as_array().unwrap().clone();
-    let mut toasted: Vec<_> = items.iter().map(|item| item["toast"]["workspaceId"].as_str().unwrap()).collect();
-    toasted.sort_unstable();
-    assert_eq!(toasted, names[..4]);
+    let toasted = |trigger: &str| {
+        let inbox = inbox(&program.api, TENANT);
+        let toasts = inbox["items"].as_array().unwrap().iter().map(|item| &item["toast"]);
+        let of_trigger = toasts.filter(|toast| toast["trigger"] == trigger);
+        let mut names: Vec<_> = of_trigger.map(|toast| toast["workspaceId"].as_str().unwrap().to_owned()).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(toasted("autoThreshold"), names[..4]);
     for session in &sessions {
         assert_eq!(notes(session, "rollback").len(), 1);
     }
+    // Who was told of the fall is told that it is over; the others find it in their transcript.
+    for (name, session) in names.iter().zip(&sessions) {
+        eventually("ACP is restored", || {
+            session.completes("echo hello");
+            route(name) == "acp"
+        });
+        assert_eq!(notes(session, "rollback").len(), 2, "{name}");
+    }
+    assert_eq!(toasted("recovered"), names[..4]);
+    assert_eq!(inbox(&program.api, TENANT)["head"], 8, "and nothing else was told");
 }
 
 #[test]

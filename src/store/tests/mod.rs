@@ -9,6 +9,7 @@ mod notifications;
 mod routes;
 mod session_story;
 mod sessions;
+mod storms;
 mod tellings;
 mod turns;
 mod webhook_deliveries;

@@ -1,0 +1,1 @@
+ALTER TABLE rollback_events DROP COLUMN alarm_id;

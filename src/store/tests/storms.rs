@@ -1,0 +1,143 @@
+//! Many rollbacks at once: who is told that a workspace fell is told that it is back.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::fixture::*;
+use crate::{
+    domain::{
+        clock::Timestamp,
+        ids::{SessionId, WorkspaceKey},
+        notice,
+        record::{FollowUp, ReasonCode},
+        redaction::Redacted,
+        routing::{Flip, Initiator, RecoveryRules, Route, Routing, Wish},
+        success_window::{Sample, WindowFigures, WindowState},
+        toast::{Addressee, NewToast, Scope, Stream},
+        transcript::TranscriptEntry,
+    },
+    store::{AuditFilter, FlipRecord, Page, SaveRoute, SavedRoute, Store},
+};
+
+const SECOND: i64 = 1_000_000;
+
+fn rules() -> RecoveryRules {
+    RecoveryRules {
+        cooldown: Duration::from_secs(60),
+        max_cooldown: Duration::from_secs(60),
+        jitter_bp: 0,
+        probe_timeout: Duration::from_secs(10),
+        canary_steps_bp: vec![10_000],
+        close_after_successes: 1,
+        reopen_failures: 2,
+        reopen_within: 100,
+    }
+}
+
+fn wish() -> Wish {
+    Wish { initiator: Initiator::Operator, actor: "ada".into(), reason: "a drill".into() }
+}
+
+fn falls(routing: &mut Routing, now: Timestamp) -> Flip {
+    let figures = WindowFigures { state: WindowState::Breached, samples: 20, failures: 1, length_seconds: 3600 };
+    routing.on_breach(figures, now, 0.5, &rules()).unwrap()
+}
+
+fn recovers(routing: &mut Routing, now: Timestamp) -> Flip {
+    let probe = routing.on_tick(now, 0.5, &rules()).unwrap();
+    routing.on_probe(probe, Sample::Success, now, 0.5, &rules());
+    routing.on_canary(routing.trial(), Some(Sample::Success), now, 0.5, &rules()).unwrap()
+}
+
+/// What operators are told of a storm.
+fn alarm(cause: &str) -> NewToast {
+    NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), cause)
+}
+
+/// Flips a workspace, with a note in a session, as it stands on the disk.
+async fn flips(
+    store: &Store,
+    key: &WorkspaceKey,
+    session: Option<SessionId>,
+    systemic: Option<NewToast>,
+    seconds: i64,
+    flip: impl FnOnce(&mut Routing, Timestamp) -> Flip,
+) {
+    let now = at(seconds * SECOND);
+    let mut routing = store.route(key.clone()).await.unwrap().map_or(Routing::new(Route::Acp), |row| row.routing);
+    let expected_epoch = routing.epoch();
+    let flip = flip(&mut routing, now);
+    let record = FlipRecord {
+        migration_id: Uuid::now_v7(),
+        event_id: Uuid::now_v7(),
+        run_id: None,
+        note: TranscriptEntry::text("rollback", notice::of_flip(&flip).body.as_str()),
+        flip,
+        reason_code: ReasonCode::Threshold,
+        follow_up: Some(FollowUp::NotifyUsers),
+        metrics: Redacted::new("{}"),
+        notes: session.into_iter().collect(),
+        systemic,
+    };
+    let (migration_enabled, auto_rollout, key) = (None, None, key.clone());
+    let save = SaveRoute { key, expected_epoch, routing, migration_enabled, auto_rollout, flip: Some(record), now };
+    assert_eq!(store.save_route(save).await, Ok(SavedRoute::Saved));
+}
+
+/// What a sequence told, by its trigger.
+async fn told(store: &Store, stream: Stream) -> Vec<&'static str> {
+    let (rows, _) = store.toasts_after(Scope::all(stream), 0, 100).await.unwrap();
+    rows.iter().map(|row| row.trigger.as_str()).collect()
+}
+
+both_databases! {
+    async fn a_workspace_whose_fall_was_told_to_operators_alone_comes_back_without_a_toast(database: TestDatabase) {
+        let store = database.open();
+        let web = key("acme", "web");
+        let session = session(&store).await;
+        let users = || Stream::Tenant(web.installation_id.clone());
+        flips(&store, &web, Some(session), Some(alarm("a storm")), 0, falls).await;
+        // Whoever started last reads the same.
+        drop(store);
+        let store = database.open();
+        flips(&store, &web, Some(session), None, 60, recovers).await;
+        assert_eq!(told(&store, users()).await, [""; 0]);
+        assert_eq!(told(&store, Stream::Operators).await, ["systemicRollback"]);
+        assert_eq!(texts(&store, session).await.len(), 2, "a note of each");
+        let page = || Page { limit: 10, after: None };
+        let events = store.rollback_events(AuditFilter::default(), page()).await.unwrap();
+        let alarms: Vec<_> = events.iter().map(|event| (event.epoch, event.alarm_id.as_deref())).collect();
+        assert_eq!(alarms, [(2, None), (1, Some("a storm"))]);
+        // Its next fall is its own, and so is that return.
+        flips(&store, &web, Some(session), None, 200, falls).await;
+        flips(&store, &web, Some(session), None, 260, recovers).await;
+        assert_eq!(told(&store, users()).await, ["autoThreshold", "recovered"]);
+    }
+
+    async fn what_somebody_does_after_a_storm_is_told_and_so_is_a_return_from_it(database: TestDatabase) {
+        let store = database.open();
+        let (web, api) = (key("acme", "web"), key("other", "api"));
+        for workspace in [&web, &api] {
+            flips(&store, workspace, None, Some(alarm("a storm")), 0, falls).await;
+        }
+        flips(&store, &web, None, None, 1, |routing, now| routing.restore(wish(), now).unwrap()).await;
+        assert_eq!(told(&store, Stream::Tenant(web.installation_id)).await, ["manualOperator"]);
+        // A pin that is released puts it back on the fallback: that is told, and so its end.
+        flips(&store, &api, None, None, 1, |routing, now| routing.set_pin(Route::Acp, wish(), now).unwrap()).await;
+        flips(&store, &api, None, None, 2, |routing, now| routing.release_pin(wish(), now).unwrap()).await;
+        flips(&store, &api, None, None, 60, recovers).await;
+        let all = ["manualOperator", "manualOperator", "recovered"];
+        assert_eq!(told(&store, Stream::Tenant(api.installation_id)).await, all);
+        assert_eq!(told(&store, Stream::Operators).await, ["systemicRollback"], "one for both");
+    }
+
+    async fn a_return_is_told_also_where_the_toast_of_the_fall_is_gone(database: TestDatabase) {
+        let store = database.open();
+        let web = key("acme", "web");
+        flips(&store, &web, None, None, 0, falls).await;
+        assert_eq!(store.prune(crate::store::Retained::Notifications, at(SECOND), 10).await, Ok(1));
+        flips(&store, &web, None, None, 60, recovers).await;
+        assert_eq!(told(&store, Stream::Tenant(web.installation_id)).await, ["recovered"]);
+    }
+}
