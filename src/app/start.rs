@@ -76,7 +76,7 @@ impl Service {
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
         let (acp, http) = transports(config, endpoint)?;
-        let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
+        let storm = Storm::take_up(store.clone(), metrics.clone(), clock.clone()).await?;
         let parts = Parts {
             store: store.clone(),
             metrics,

@@ -1,21 +1,24 @@
 //! When many workspaces fall back at once, the cause is none of theirs: one systemic alarm takes the place of that
 //! many toasts (mission: "Both routes bad").
 //!
-//! Pure and bounded. Each automatic flip is asked about once, before it is told of; the figures are of this process.
+//! Pure and bounded. Each automatic flip is asked about once, before it is told of; the figures are of this process, and of
+//! the one before it where a storm outlived that.
 
 use std::{collections::VecDeque, time::Duration};
 
 use super::{clock::Timestamp, ids::WorkspaceKey};
 
 /// How long a flip counts (mission: 5 min).
-const PERIOD: Duration = Duration::from_secs(300);
+pub const PERIOD: Duration = Duration::from_secs(300);
 /// The fewest workspaces that make a storm (mission: at least 5) …
 const MIN_FLIPPED: usize = 5;
 /// … and one in so many of the live ones do not make one yet (mission: more than 10 %).
 const ONE_IN: usize = 10;
 /// Workspaces whose flip is remembered. A process holds 1,000 live sessions, and so at most as many live workspaces;
 /// beyond this the oldest is forgotten, which says nothing wrong under 40,960 live workspaces. About 100 bytes each.
-const MAX_REMEMBERED: usize = 4096;
+pub const MAX_REMEMBERED: usize = 4096;
+/// What the cause of an alarm's end adds to that of the alarm, so that each has one end, whoever tells it.
+pub const RESOLVED: &str = ":resolved";
 
 /// What an automatic flip is a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,17 +62,28 @@ pub struct FlipStorm {
 }
 
 impl FlipStorm {
+    /// Goes on with a storm whose alarm an earlier process raised, and told no end of. `flips` are those since [`PERIOD`]
+    /// before the alarm, oldest first; what is later than `now`, since the clock was stepped back, counts as now.
+    pub fn take_up(
+        since: Timestamp,
+        flips: impl IntoIterator<Item = (Timestamp, WorkspaceKey)>,
+        now: Timestamp,
+    ) -> Self {
+        let (mut taken, mut most_flipped) = (Self::default(), 0);
+        for (at, workspace) in flips {
+            let flipped = taken.remember(workspace, at.min(now));
+            if at >= since {
+                most_flipped = most_flipped.max(flipped);
+            }
+        }
+        taken.storm = Some(Storm { since: since.min(now), most_flipped });
+        taken
+    }
+
     /// A workspace has flipped to HTTP by itself, among `live` workspaces that are in use. A second flip of the same
     /// workspace counts as one. A clock that steps back takes nothing away.
     pub fn on_flip(&mut self, workspace: &WorkspaceKey, live: usize, now: Timestamp) -> FlipCause {
-        self.expire(now);
-        self.flips.retain(|(_, flipped)| flipped != workspace);
-        if self.flips.len() == MAX_REMEMBERED {
-            self.flips.pop_front();
-        }
-        let newest = self.flips.back().map_or(now, |(at, _)| *at);
-        self.flips.push_back((now.max(newest), workspace.clone()));
-        let flipped = self.flips.len();
+        let flipped = self.remember(workspace.clone(), now);
         if !self.is_above(live) {
             return FlipCause::Alone;
         }
@@ -111,6 +125,18 @@ impl FlipStorm {
     pub fn wakes_at(&self) -> Option<Timestamp> {
         self.storm?;
         self.flips.front().map(|(oldest, _)| oldest.plus(PERIOD))
+    }
+
+    /// Counts a flip, and gives how many workspaces have flipped within the period.
+    fn remember(&mut self, workspace: WorkspaceKey, at: Timestamp) -> usize {
+        self.expire(at);
+        self.flips.retain(|(_, flipped)| *flipped != workspace);
+        if self.flips.len() == MAX_REMEMBERED {
+            self.flips.pop_front();
+        }
+        let newest = self.flips.back().map_or(at, |(newest, _)| *newest);
+        self.flips.push_back((at.max(newest), workspace));
+        self.flips.len()
     }
 
     fn is_above(&self, live: usize) -> bool {
@@ -205,6 +231,26 @@ mod tests {
         assert_eq!(storm.on_tick(20, at(0)), None);
         assert_eq!(storm.on_flip(&workspace(9), 20, at(0)), InStorm);
         assert!(storm.on_tick(60, at(1000)).is_some());
+    }
+
+    #[test]
+    fn a_storm_that_is_taken_up_ends_by_the_same_rule_and_raises_no_second_alarm() {
+        // Four before the alarm, two with it and after it; the first flipped again.
+        let seconds = [0, 1, 2, 3, 100, 120, 130];
+        let flips = || seconds.into_iter().enumerate().map(|(n, second)| (at(second), workspace(n % 6)));
+        let taken = |now| FlipStorm::take_up(at(100), flips(), at(now));
+        let mut storm = taken(200);
+        assert_eq!((storm.is_raging(), storm.flipped(at(200))), (true, 6));
+        assert_eq!(storm.on_flip(&workspace(9), 20, at(200)), InStorm);
+        assert_eq!(storm.on_tick(20, at(302)), None, "five are left");
+        assert_eq!(storm.on_tick(20, at(303)), Some(StormEnded { since: at(100), most_flipped: 7 }));
+        assert_eq!(storm.on_tick(20, at(304)), None);
+        // Long after it, it is over at once.
+        assert_eq!(taken(9000).on_tick(20, at(9000)), Some(StormEnded { since: at(100), most_flipped: 6 }));
+        // A clock that was stepped back makes it no longer than a period from now.
+        let mut ahead = FlipStorm::take_up(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
+        assert_eq!((ahead.on_tick(20, at(299)), ahead.is_raging()), (None, true));
+        assert_eq!(ahead.on_tick(20, at(300)), Some(StormEnded { since: at(0), most_flipped: 6 }));
     }
 
     proptest! {

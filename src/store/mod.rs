@@ -37,6 +37,7 @@ mod schema;
 mod session_list;
 mod session_story;
 mod sessions;
+mod storms;
 mod tellings;
 mod tenant_protocols;
 #[cfg(test)]
@@ -84,6 +85,7 @@ pub use self::{
     routes::{RouteFilter, RouteRow, SaveRoute, SavedRoute},
     session_list::SessionFilter,
     sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
+    storms::UnendedStorm,
     tenant_protocols::TenantProtocol,
     transcript::{TranscriptAppend, TranscriptRow},
     webhook_claims::{ClaimDeliveries, DueDelivery, MAX_CLAIM},

@@ -201,3 +201,37 @@ fn a_cursor_of_before_what_was_removed_by_age_is_reset_and_a_later_one_is_gone_o
     }
     assert_eq!(program.metrics().sum("lumilink_toast_resets_total", &[("reason", "tooOld")]), 2.0);
 }
+
+#[test]
+fn a_storm_of_rollbacks_that_a_restart_cut_off_is_told_as_over_once() {
+    let clock = WallClock::right();
+    let mut program = clock.of(Program::builder().set("window.min_samples", 5)).start();
+    program.expect_error("many workspaces fall back at once");
+    for n in 0..5 {
+        let session = program.api.open(&format!("ws-{n}"));
+        let path = format!("/acp/workspaces/ws-{n}/protocol?installationId=tenant-1");
+        while program.api.get(&path).expect(200)["route"] == "acp" {
+            crashes(&session);
+        }
+    }
+    let told = |program: &Program| {
+        let list = program.api.get("/acp/notifications?stream=operators").expect(200);
+        let toasts = list["items"].as_array().expect("a list").iter().map(|item| item["toast"].clone());
+        toasts.collect::<Vec<Value>>()
+    };
+    eventually("operators are told", || told(&program).len() == 1);
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    assert_eq!(program.metrics().sum("lumilink_rollback_storm", &[]), 1.0, "five within five minutes: it rages on");
+    // Five minutes later it is over, and once that has been told nobody tells it again.
+    for _ in 0..2 {
+        program.kill_supervisor();
+        clock.step("+400");
+        program.start_supervisor_again();
+        eventually("operators are told of the end", || told(&program).len() == 2);
+        assert_eq!(program.metrics().sum("lumilink_rollback_storm", &[]), 0.0);
+    }
+    let told = told(&program);
+    assert_eq!((&told[0]["severity"], &told[1]["severity"]), (&json!("info"), &json!("error")), "{told:?}");
+    assert_eq!(told[0]["causeId"], format!("{}:resolved", told[1]["causeId"].as_str().expect("text")));
+}

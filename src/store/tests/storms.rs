@@ -1,4 +1,4 @@
-//! Many rollbacks at once: who is told that a workspace fell is told that it is back.
+//! Many rollbacks at once: who is told that a workspace fell is told that it is back, and an alarm without an end is found.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
         toast::{Addressee, NewToast, Scope, Stream},
         transcript::TranscriptEntry,
     },
-    store::{AuditFilter, FlipRecord, Page, SaveRoute, SavedRoute, Store},
+    store::{AuditFilter, FlipRecord, Page, Retained, SaveRoute, SavedRoute, Store, StoreOptions},
 };
 
 const SECOND: i64 = 1_000_000;
@@ -87,7 +87,7 @@ async fn flips(
 
 /// What a sequence told, by its trigger.
 async fn told(store: &Store, stream: Stream) -> Vec<&'static str> {
-    let (rows, _) = store.toasts_after(Scope::all(stream), 0, 100).await.unwrap();
+    let rows = store.toasts_after(Scope::all(stream), 0, 100).await.unwrap().rows;
     rows.iter().map(|row| row.trigger.as_str()).collect()
 }
 
@@ -136,8 +136,49 @@ both_databases! {
         let store = database.open();
         let web = key("acme", "web");
         flips(&store, &web, None, None, 0, falls).await;
-        assert_eq!(store.prune(crate::store::Retained::Notifications, at(SECOND), 10).await, Ok(1));
+        assert_eq!(store.prune(Retained::Notifications, at(SECOND), 10).await, Ok(1));
         flips(&store, &web, None, None, 60, recovers).await;
         assert_eq!(told(&store, Stream::Tenant(web.installation_id)).await, ["recovered"]);
+    }
+
+    async fn an_alarm_is_found_until_its_end_is_told_with_the_flips_around_it(database: TestDatabase) {
+        let store = database.open();
+        let names = ["a", "b", "c", "d"].map(|name| key("acme", name));
+        let [a, b, c, d] = &names;
+        let unended = async |max| store.unended_storm(Duration::from_secs(300), max).await.unwrap();
+        flips(&store, a, None, None, 99, falls).await;
+        flips(&store, b, None, None, 100, falls).await;
+        assert_eq!(unended(10).await, None, "nothing was told yet");
+        flips(&store, c, None, Some(alarm("one")), 400, falls).await;
+        flips(&store, d, None, None, 401, |routing, now| routing.roll_back(wish(), now).unwrap()).await;
+        flips(&store, b, None, None, 402, recovers).await;
+        flips(&store, b, None, Some(alarm("one")), 500, falls).await;
+        let found = unended(10).await.unwrap();
+        let known = |us: i64, key: &WorkspaceKey| (at(us * SECOND), key.clone());
+        let expected = [known(100, b), known(400, c), known(500, b)];
+        assert_eq!((found.since, found.flips.as_slice()), (at(400 * SECOND), &expected[..]));
+        assert_eq!(found.alarms.iter().map(|alarm| alarm.cause_id.as_str()).collect::<Vec<_>>(), ["one"]);
+        assert_eq!(unended(2).await.unwrap().flips, expected[1..], "the newest");
+        // Another one, and what else operators are told.
+        assert!(store.tell(alarm("two"), at(600 * SECOND)).await.unwrap());
+        assert_eq!(unended(10).await.unwrap().alarms.len(), 2);
+        for cause in ["one:resolved", "two:resolved"] {
+            assert!(unended(10).await.is_some());
+            assert!(store.tell(alarm(cause), at(700 * SECOND)).await.unwrap());
+        }
+        assert_eq!(unended(10).await, None);
+    }
+
+    async fn an_alarm_whose_end_was_removed_by_its_age_has_one(database: TestDatabase) {
+        let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
+        let store = Store::open(posting).unwrap();
+        store.tell(alarm("one"), at(0)).await.unwrap();
+        drop(store);
+        // Still to be posted, it is not removed; its end, with which nothing is to be done, is.
+        let store = database.open();
+        store.tell(alarm("one:resolved"), at(1)).await.unwrap();
+        assert_eq!(store.prune(Retained::Notifications, at(2), 10).await, Ok(1));
+        assert_eq!(told(&store, Stream::Operators).await.len(), 1);
+        assert_eq!(store.unended_storm(Duration::from_secs(300), 10).await, Ok(None));
     }
 }
