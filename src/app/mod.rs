@@ -20,7 +20,7 @@ use crate::{
     config::Loaded,
     domain::{outcome::Failure, watchdog::WatchdogLimits},
     runtime,
-    store::{BadDatabaseUrl, DatabaseUrl, Store, StoreError},
+    store::{BadDatabaseUrl, DatabaseUrl, RenewedEpoch, Store, StoreError},
     telemetry::watchdog::Watchdog,
 };
 
@@ -108,6 +108,16 @@ pub async fn migrate(loaded: Loaded) -> Result<(), AppError> {
         tracing::info!(migration = name, "applied");
     }
     Ok(())
+}
+
+/// Brings the tables of a database that was restored from a backup up to date, and gives it a new epoch: cursors of
+/// before are reset. Refused while a supervisor works with a SQLite file; on PostgreSQL nobody sees that. Safe to repeat.
+pub async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
+    let url = database_url(&loaded)?;
+    make_data_dir(&loaded)?;
+    let _held = hold(&url)?;
+    migrate(loaded).await?;
+    Ok(Store::renew_epoch(&url)?)
 }
 
 fn make_data_dir(loaded: &Loaded) -> Result<(), AppError> {

@@ -51,7 +51,7 @@ enum Command {
     #[command(hide = true)]
     DemoAgent(demo_agent::DemoAgentArgs),
     /// Brings the database's tables up to date and ends.
-    Migrate(common::CommonFlags),
+    Migrate(migrate::MigrateArgs),
     /// Prints the OpenAPI document.
     Openapi,
     /// Prints the effective configuration with the source of each value, secrets hidden.
@@ -80,7 +80,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Runtime(arguments) => runtime::run(arguments),
         Command::DemoAgent(arguments) => return demo_agent::run(arguments),
-        Command::Migrate(flags) => migrate::run(&flags),
+        Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Openapi => openapi::run(),
         Command::Config(flags) => config::run(&flags),
         Command::Bench(arguments) => bench::run(arguments),

@@ -73,6 +73,7 @@ pub use self::{
     connection_events::{ConnectionEventRow, NewConnectionEvent},
     expiry::ExpiredSession,
     flips::FlipRecord,
+    identity::RenewedEpoch,
     migration_runs::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
     notifications::{MAX_UNREAD, NotificationRow, StreamEnds, StreamPage},
     outcome_buckets::OutcomeCount,
@@ -264,6 +265,13 @@ impl Store {
     /// retry, and while others do the same.
     pub fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
         migrations::run(url)
+    }
+
+    /// Gives a database of this version's schema a new [`Store::epoch`], after it was restored from a backup: its sequences
+    /// go on with numbers that were given before, so that a cursor of then would pass over toasts without a word. A store
+    /// that is open keeps the old one until it is opened anew. Blocks. Safe to retry: each time it is another one.
+    pub fn renew_epoch(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
+        identity::renew(url)
     }
 
     /// Finishes what is queued, and the ends of turns that still hold a place for it, for up to 10 s;

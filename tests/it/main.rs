@@ -34,6 +34,7 @@ mod progress;
 mod prompt;
 mod protocol;
 mod readme;
+mod restore;
 mod resume;
 mod rollback;
 mod runtime_alone;

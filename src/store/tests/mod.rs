@@ -3,6 +3,7 @@
 mod audit;
 mod capacity_alerts;
 mod fixture;
+mod identity;
 mod lists;
 mod migration_runs;
 mod notifications;
