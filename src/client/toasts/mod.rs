@@ -300,8 +300,9 @@ impl ToastFollower {
             _ => reader_delay(self.failures, random_fraction()),
         };
         self.failures = self.failures.saturating_add(1);
-        self.try_at = Instant::now() + wait;
-        self.broken_since.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        self.try_at = now + wait;
+        self.broken_since.get_or_insert(now);
         self.ready.push_back((ToastEvent::Broken { reason, again_in_ms: milliseconds(wait) }, None));
         Ok(())
     }
