@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -48,29 +48,13 @@ impl PageServer {
         let (stopped, tickets) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (is_over, given) = (stopped.clone(), tickets.clone());
         let thread = thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
+            while let Ok((stream, _)) = listener.accept() {
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
-                let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
-                let line = lines.next().unwrap_or_default();
-                lines.find(String::is_empty);
-                let (status, media_type, body) = match line.split(' ').nth(1) {
-                    Some("/") => ("200 OK", "text/html", PAGE.to_owned()),
-                    Some("/ticket") => match ticket(&api) {
-                        Some(ticket) => {
-                            given.fetch_add(1, Ordering::SeqCst);
-                            let url = format!("ws://{socket}/ws/notifications");
-                            ("200 OK", "application/json", json!({"ticket": ticket, "url": url}).to_string())
-                        }
-                        None => ("503 Service Unavailable", "text/plain", String::new()),
-                    },
-                    _ => ("404 Not Found", "text/plain", String::new()),
-                };
-                let length = body.len();
-                let head = format!("HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n");
-                // The browser may be gone.
-                let _ = stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes());
+                let (api, given) = (api.clone(), given.clone());
+                // Browsers open some in advance, which say nothing for as long as they live.
+                thread::spawn(move || answer(stream, &api, socket, &given));
             }
         });
         Self { address, stopped, tickets, thread: Some(thread) }
@@ -85,11 +69,34 @@ impl Drop for PageServer {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::SeqCst);
         // Wakes it.
-        let _ = std::net::TcpStream::connect(self.address);
+        let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
+}
+
+/// One request.
+fn answer(mut stream: TcpStream, api: &Api, socket: SocketAddr, given: &AtomicUsize) {
+    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+    let line = lines.next().unwrap_or_default();
+    lines.find(String::is_empty);
+    let (status, media_type, body) = match line.split(' ').nth(1) {
+        Some("/") => ("200 OK", "text/html", PAGE.to_owned()),
+        Some("/ticket") => match ticket(api) {
+            Some(ticket) => {
+                given.fetch_add(1, Ordering::SeqCst);
+                let url = format!("ws://{socket}/ws/notifications");
+                ("200 OK", "application/json", json!({"ticket": ticket, "url": url}).to_string())
+            }
+            None => ("503 Service Unavailable", "text/plain", String::new()),
+        },
+        _ => ("404 Not Found", "text/plain", String::new()),
+    };
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n");
+    // The browser may be gone.
+    let _ = stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes());
 }
 
 /// A ticket, unless the program is away.
