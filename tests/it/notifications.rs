@@ -1,10 +1,15 @@
 //! Toasts: told once, after the commit, to whom they concern; missed ones come again, and what is read stays read.
 
+use std::fs;
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
 use crate::harness::{
     Api, DEADLINE, Program, Session, Value, eventually, json,
     program::Builder,
     proxy::Mode,
     toasts::{Closed, Refused, Subscriber},
+    wait_for,
 };
 
 const TENANT: &str = "installationId=tenant-1";
@@ -225,23 +230,26 @@ fn a_page_gets_in_with_a_ticket_once_and_nobody_without_a_right() {
 
 #[test]
 fn a_ticket_is_too_old_after_its_time_and_a_socket_that_it_opened_ends_with_its_right() {
-    let program = held().set("notifications.ticket_ttl_s", 1).set("notifications.ticket_session_s", 1).start();
-    let ticket = || {
+    let ticket = |program: &Program| {
         let ticket = program.api.post("/acp/notifications/ticket", json!({"installationId": "tenant-1"})).expect(201);
-        format!("ticket={}", ticket["ticket"].as_str().unwrap())
+        let expires = OffsetDateTime::parse(ticket["expiresAt"].as_str().unwrap(), &Rfc3339).unwrap();
+        (format!("ticket={}", ticket["ticket"].as_str().unwrap()), expires)
     };
-    let mut subscriber = Subscriber::open(&program.api.base(), &ticket(), &[]).unwrap();
+    let hasty = held().set("notifications.ticket_ttl_s", 1).start();
+    let (old, expires) = ticket(&hasty);
+    let program = held().set("notifications.ticket_session_s", 1).start();
+    let mut subscriber = Subscriber::open(&program.api.base(), &ticket(&program).0, &[]).unwrap();
     subscriber.hello(json!({}));
-    let old = ticket();
     let (frames, closed) = subscriber.until_closed();
     assert_eq!(
         (closed.code, &frames[0]["type"], &frames[0]["code"]),
         (Some(4001), &json!("bye"), &json!(4001)),
         "{frames:?}"
     );
-    let refused = Subscriber::open(&program.api.base(), &old, &[]).err().unwrap();
-    assert_eq!((refused.status, &refused.problem["code"]), (401, &json!("unauthorized")), "{refused:?}");
     assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "expired")]), 1.0);
+    eventually("the other ticket is too old", || OffsetDateTime::now_utc() > expires);
+    let refused = Subscriber::open(&hasty.api.base(), &old, &[]).err().unwrap();
+    assert_eq!((refused.status, &refused.problem["code"]), (401, &json!("unauthorized")), "{refused:?}");
 }
 
 #[test]
@@ -353,15 +361,10 @@ fn a_session_that_fails_for_good_is_told_of_once_with_a_note() {
     assert_eq!(inbox(&program.api, TENANT)["unread"], 1, "and nothing else was told");
 }
 
-#[test]
-fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
-    let program = held().start();
-    let session = program.api.open("ws");
-    let mut watcher = Subscriber::open(&program.api.base(), &format!("{TENANT}&workspaceId=ws"), &[]).unwrap();
-    watcher.hello(json!({"telemetry": true}));
-    let mut reader = Subscriber::of(&program.api, TENANT);
-    // The hub counts its watchers once they are entered; what comes before that is not theirs.
-    let running = crate::harness::wait_for(crate::harness::DEADLINE, "telemetry of a running turn", || {
+/// Runs turns until a watcher of the session hears of one. The hub counts its watchers once they are entered; what comes
+/// before that is not theirs.
+fn is_watched(session: &Session, watcher: &mut Subscriber) -> Value {
+    wait_for(DEADLINE, "telemetry of a running turn", || {
         session.completes("echo hello");
         watcher.say(&json!({"type": "ping"}));
         let mut frames = Vec::new();
@@ -373,7 +376,17 @@ fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
             frames.push(frame);
         }
         frames.into_iter().find(|frame| frame["state"] == "running")
-    });
+    })
+}
+
+#[test]
+fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
+    let program = held().start();
+    let session = program.api.open("ws");
+    let mut watcher = Subscriber::open(&program.api.base(), &format!("{TENANT}&workspaceId=ws"), &[]).unwrap();
+    watcher.hello(json!({"telemetry": true}));
+    let mut reader = Subscriber::of(&program.api, TENANT);
+    let running = is_watched(&session, &mut watcher);
     assert_eq!((&running["type"], &running["connection"]), (&json!("telemetry"), &json!("connected")), "{running}");
     assert_eq!((&running["workspaceId"], &running["sessionId"]), (&json!("ws"), &json!(session.id)), "{running}");
     assert!(running["promptId"].is_string(), "{running}");
@@ -401,11 +414,13 @@ fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
             subscriber.toast();
         }
         let mut events = program.api.events(&format!("/acp/session/{}/events?from=live", session.id));
-        let prompt_id = session.starts("ticks 40 50");
+        // It goes on when it is told to.
+        let prompt_id = session.starts("run until test -e heard; do sleep 0.05; done");
         events.until("the agent works", |event| event.name == "update");
         program.proxy().set_open(Mode::Reset);
         let toast = subscriber.toast();
         assert_eq!((&toast["trigger"], &toast["severity"]), (&json!("reconnecting"), &json!("warning")), "{toast}");
+        fs::write(session.path().join("heard"), "").unwrap();
         let ended = session.ends(&prompt_id);
         assert_eq!((&ended["state"], &ended["result"]["meta"]["protocol"]), (&json!("completed"), &json!(route)));
         let noted: Vec<_> =
@@ -438,7 +453,7 @@ fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspac
                 break;
             }
         }
-        assert_eq!(route(name), "http", "{name} is rolled back by itself");
+        eventually(&format!("{name} is rolled back by itself"), || route(name) == "http");
     }
     let told = operators.toast();
     assert_eq!((&told["trigger"], &told["severity"]), (&json!("systemicRollback"), &json!("error")), "{told}");
@@ -475,6 +490,7 @@ fn fr_004_telemetry_tells_when_a_turn_will_have_ended() {
     let session = program.api.open("ws");
     let mut watcher = Subscriber::open(&program.api.base(), &format!("sessionId={}", session.id), &[]).unwrap();
     watcher.hello(json!({"telemetry": true}));
+    is_watched(&session, &mut watcher);
     let prompt_id = session.starts("plan 10 200");
     let progress = loop {
         let frame = watcher.next();
