@@ -33,10 +33,13 @@ const DISCONNECTS: usize = 1000;
 const KILLS: usize = 5;
 /// Faults of the cable.
 const CABLE_FAULTS: usize = 45;
-/// How long a reader waits for anything until it takes its connection for dead.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a reader waits for a connection, or for the end of one, until it takes it for dead.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a reader that is about to go waits for more.
 const QUIET: Duration = Duration::from_millis(150);
+/// How long a reader of a cable that breaks waits for the first sign of life, at first: twice as long after each connection
+/// on which none came, so that a server that takes longer is heard in the end.
+const IMPATIENCE: Duration = QUIET.saturating_mul(2);
 /// From the last fault until everyone has everything.
 const SETTLES: Duration = Duration::from_secs(60);
 
@@ -95,6 +98,8 @@ struct Reader {
     repeats: usize,
     /// Connections that it did not end itself.
     broken: usize,
+    /// How long it bears silence on a cable that may break.
+    impatience: Duration,
 }
 
 /// What a reader has heard in all.
@@ -118,7 +123,7 @@ impl Reader {
         let list = api.get(&format!("/acp/notifications?{query}")).expect(200);
         let epoch = list["epoch"].as_str().expect("`epoch` is a string").to_owned();
         let cursor = number(&list, "head");
-        Self { query, dice, epoch, cursor, seen: BTreeMap::new(), repeats: 0, broken: 0 }
+        Self { query, dice, epoch, cursor, seen: BTreeMap::new(), repeats: 0, broken: 0, impatience: IMPATIENCE }
     }
 
     async fn opens(&self, base: &str) -> Option<Connection> {
@@ -224,15 +229,19 @@ impl Reader {
         }
         let mut is_asked = false;
         while !stopped.load(Ordering::SeqCst) {
-            match timeout(2 * QUIET, connection.socket.read()).await {
+            match timeout(self.impatience, connection.socket.read()).await {
                 Ok(Ok(frame)) => {
                     is_asked = false;
+                    self.impatience = IMPATIENCE;
                     heard.welcomes.fetch_add(usize::from(connection.at.is_none()), Ordering::SeqCst);
                     heard.frames.fetch_add(1, Ordering::SeqCst);
                     self.takes(&mut connection, frame);
                 }
                 Ok(Err(_)) => return,
-                Err(_) if is_asked => return,
+                Err(_) if is_asked => {
+                    self.impatience = PATIENCE.min(2 * self.impatience);
+                    return;
+                }
                 Err(_) => {
                     is_asked = true;
                     if connection.socket.tell(&json!({"type": "ping"})).await.is_err() {
@@ -377,6 +386,16 @@ impl Load {
         }
     }
 
+    /// Waits until there is something for each scope.
+    fn has_told_all(&self, deadline: Duration) {
+        for query in self.scopes() {
+            wait_for(deadline, &format!("something is told to {query}"), || {
+                let list = self.api.get(&format!("/acp/notifications?{query}&limit=1")).expect(200);
+                list["items"].get(0).map(|_| ())
+            });
+        }
+    }
+
     fn stop(&self, threads: Vec<JoinHandle<()>>) {
         self.stopped.store(true, Ordering::SeqCst);
         for thread in threads {
@@ -399,6 +418,17 @@ fn everyone_has_seen_all(api: &Api, base: &str, readers: &mut [Reader]) {
             reader.broken
         );
         assert!(!reader.seen.is_empty(), "{}: nothing was told", reader.query);
+    }
+}
+
+/// Waits until readers have come and gone so often, or one has ended; as long as it takes, if only they do.
+fn grows_to(gone: &AtomicUsize, due: usize, is_over: impl Fn() -> bool) {
+    loop {
+        let before = gone.load(Ordering::SeqCst);
+        if before >= due || is_over() {
+            return;
+        }
+        eventually("readers come and go", || gone.load(Ordering::SeqCst) > before || is_over());
     }
 }
 
@@ -431,16 +461,13 @@ fn a_thousand_disconnects_and_some_kills_lose_no_toast_and_change_none() {
         })
         .collect();
     for kill in 1..=KILLS {
-        let due = kill * DISCONNECTS / (KILLS + 1);
-        wait_for(2 * DEADLINE, "readers come and go", || {
-            let is_due = gone.load(Ordering::SeqCst) >= due || readers.iter().any(JoinHandle::is_finished);
-            is_due.then_some(())
-        });
+        grows_to(&gone, kill * DISCONNECTS / (KILLS + 1), || readers.iter().any(JoinHandle::is_finished));
         program.kill_supervisor();
         pass(dice.millis(300));
         program.start_supervisor_again();
     }
     let mut readers: Vec<_> = readers.into_iter().map(|reader| reader.join().expect("a reader is content")).collect();
+    load.has_told_all(SETTLES);
     load.stop(makers);
     println!("toasts: {} disconnects and {KILLS} kills in {:.1?}", gone.load(Ordering::SeqCst), begin.elapsed());
     everyone_has_seen_all(&program.api, &program.api.base(), &mut readers);
@@ -554,6 +581,7 @@ fn whatever_the_cable_does_each_toast_arrives() {
     }
     stopped.store(true, Ordering::SeqCst);
     let mut readers: Vec<_> = readers.into_iter().map(|reader| reader.join().expect("a reader is content")).collect();
+    load.has_told_all(SETTLES);
     load.stop(makers);
     println!("toasts: {CABLE_FAULTS} faults of the cable in {:.1?}", begin.elapsed());
     everyone_has_seen_all(&program.api, &base, &mut readers);
@@ -565,55 +593,82 @@ fn whatever_the_cable_does_each_toast_arrives() {
 
 /// A receive buffer that takes some toasts; the kernel makes twice as much of it.
 const SMALL_BUFFER: u32 = 4096;
-/// More toasts than may wait for one whose buffers are full: 256, and what the kernel still finds room for.
-const TOO_MANY: usize = 300;
+/// Workspaces that are flipped at the same time: their flips share transactions, so that many toasts come in the time that
+/// a subscriber has which is let go.
+const FLIPPED: usize = 10;
+/// So many flips of each are more toasts than may wait for one whose buffers are full: 256, and what the kernel still finds
+/// room for.
+const TOO_MANY: usize = 30;
 /// What is promised: who does not read is gone in 30 s. The rest is for a machine that is busy.
 const GONE_WITHIN: Duration = Duration::from_secs(30 + 6);
 /// How long a toast may take to those who read, from the answer to its cause. It takes some milliseconds; the rest is for a
-/// machine that is busy.
-const PROMPT: Duration = Duration::from_secs(2);
+/// machine that is busy. Had it waited for one who does not read, it would have been 25 s.
+const PROMPT: Duration = Duration::from_secs(10);
 
 /// Somebody who reads, and everything that it is told.
 struct Audience {
     api: Api,
-    /// When each flip was answered.
-    answered: Vec<Instant>,
-    reader: JoinHandle<Vec<Instant>>,
+    /// When each flip was answered, by workspace.
+    answered: BTreeMap<String, Vec<Instant>>,
+    reader: JoinHandle<BTreeMap<String, Vec<Instant>>>,
 }
 
 impl Audience {
     fn new(api: &Api) -> Self {
-        api.open("ws");
+        let flipped = (0..FLIPPED).map(|n| format!("ws-{n}"));
+        let answered: BTreeMap<_, _> = flipped.map(|workspace| (workspace, Vec::new())).collect();
+        for workspace in answered.keys() {
+            api.open(workspace);
+        }
         let mut subscriber = Subscriber::of(api, TENANT);
         let reader = thread::spawn(move || {
-            let mut arrived = Vec::new();
-            while let Ok(frame) = block_on(subscriber.read()) {
+            let mut arrived: BTreeMap<_, Vec<_>> = BTreeMap::new();
+            for seq in 1.. {
+                let Ok(frame) = block_on(subscriber.read()) else { break };
                 if frame["type"] == "bye" {
                     break;
                 }
-                assert_eq!(number(&frame, "seq"), arrived.len() as u64 + 1, "{frame}");
-                arrived.push(Instant::now());
+                assert_eq!(number(&frame, "seq"), seq, "{frame}");
+                let workspace = frame["workspaceId"].as_str().expect("a toast of a workspace").to_owned();
+                arrived.entry(workspace).or_default().push(Instant::now());
             }
             arrived
         });
-        Self { api: api.clone(), answered: Vec::new(), reader }
+        Self { api: api.clone(), answered, reader }
     }
 
     /// One toast.
     fn flip(&mut self) {
-        let verb = if self.answered.len().is_multiple_of(2) { "rollback" } else { "restore" };
-        let why = json!({"actor": "ada", "reason": "drill"});
-        self.api.post(&format!("/acp/workspaces/ws/{verb}"), why).expect(200);
-        self.answered.push(Instant::now());
+        if let Some((workspace, answered)) = self.answered.iter_mut().next() {
+            flip(&self.api, workspace, answered);
+        }
+    }
+
+    /// So many of each workspace.
+    fn flips(&mut self, times: usize) {
+        let api = &self.api;
+        thread::scope(|scope| {
+            for (workspace, answered) in &mut self.answered {
+                scope.spawn(move || (0..times).for_each(|_| flip(api, workspace, answered)));
+            }
+        });
+    }
+
+    /// How many there were.
+    fn len(&self) -> usize {
+        self.answered.values().map(Vec::len).sum()
     }
 
     /// Ends, and says how long a toast took at most.
     fn longest(self, mut program: Program) -> Duration {
         assert_eq!(program.terminate(DEADLINE), Some(0));
         let arrived = self.reader.join().expect("each toast came");
-        assert_eq!(arrived.len(), self.answered.len(), "each toast came");
-        let mut took: Vec<_> =
-            arrived.iter().zip(&self.answered).map(|(there, here)| there.saturating_duration_since(*here)).collect();
+        let mut took = Vec::new();
+        for (workspace, answered) in self.answered.iter().filter(|(_, answered)| !answered.is_empty()) {
+            assert_eq!(arrived[workspace].len(), answered.len(), "each toast came");
+            let pairs = arrived[workspace].iter().zip(answered);
+            took.extend(pairs.map(|(there, here)| there.saturating_duration_since(*here)));
+        }
         took.sort_unstable();
         let longest = took[took.len() - 1];
         println!("toasts: {} read, median {:.1?}, longest {longest:.1?}", took.len(), took[took.len() / 2]);
@@ -621,9 +676,21 @@ impl Audience {
     }
 }
 
+fn flip(api: &Api, workspace: &str, answered: &mut Vec<Instant>) {
+    let verb = if answered.len().is_multiple_of(2) { "rollback" } else { "restore" };
+    let why = json!({"actor": "ada", "reason": "drill"});
+    api.post(&format!("/acp/workspaces/{workspace}/{verb}"), why).expect(200);
+    answered.push(Instant::now());
+}
+
+/// One thread serves all of its connections: whoever is answered knows that the others were served too.
+fn program_of_one_thread() -> Program {
+    program().set("server.workers", 1).start()
+}
+
 #[test]
 fn who_does_not_read_is_gone_in_30_s_whatever_its_window_says_and_nobody_else_waits() {
-    let program = program().start();
+    let program = program_of_one_thread();
     let mut audience = Audience::new(&program.api);
     let base = program.api.base();
     let evicted = |reason| program.metrics().sum("lumilink_toast_evictions_total", &[("reason", reason)]);
@@ -634,7 +701,7 @@ fn who_does_not_read_is_gone_in_30_s_whatever_its_window_says_and_nobody_else_wa
     let silent_since = Instant::now();
     let mut full = Subscriber::open_small(&base, TENANT, SMALL_BUFFER);
     full.hello(json!({}));
-    full.fill();
+    full.fill(|| drop(program.metrics()));
     let full_since = Instant::now();
     assert_eq!(subscribers(), 3.0);
     while subscribers() > 1.0 {
@@ -654,19 +721,19 @@ fn who_does_not_read_is_gone_in_30_s_whatever_its_window_says_and_nobody_else_wa
 
 #[test]
 fn who_is_too_slow_is_told_so_and_goes_on_from_there_without_a_loss() {
-    let program = program().start();
+    let program = program_of_one_thread();
     let mut audience = Audience::new(&program.api);
     let mut slow = Subscriber::open_small(&program.api.base(), TENANT, SMALL_BUFFER);
     let epoch = slow.hello(json!({}))["epoch"].clone();
-    slow.fill();
-    (0..TOO_MANY).for_each(|_| audience.flip());
+    slow.fill(|| drop(program.metrics()));
+    audience.flips(TOO_MANY);
     let (mut frames, closed) = slow.until_closed();
     assert_eq!(closed.code, Some(4008), "{closed:?} after {} frames", frames.len());
     let bye = frames.pop().expect("a frame");
     assert_eq!((&bye["type"], &bye["code"]), (&json!("bye"), &json!(4008)), "{bye}");
     let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     again.hello(json!({"epoch": epoch, "cursor": bye["cursor"]}));
-    let flips = audience.answered.len();
+    let flips = audience.len();
     while frames.len() < flips {
         frames.push(again.toast());
     }
@@ -678,8 +745,8 @@ fn who_is_too_slow_is_told_so_and_goes_on_from_there_without_a_loss() {
     // One that does not read that either is cut off.
     let mut never = Subscriber::open_small(&program.api.base(), TENANT, SMALL_BUFFER);
     never.hello(json!({}));
-    never.fill();
-    (0..TOO_MANY).for_each(|_| audience.flip());
+    never.fill(|| drop(program.metrics()));
+    audience.flips(TOO_MANY);
     eventually("it is cut off, and counted", || evicted() == 2.0);
     eventually("it is gone", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 1.0);
     let longest = audience.longest(program);

@@ -1,6 +1,9 @@
 //! A subscriber of toasts: a real WebSocket client that says no more than it is told to.
 
-use std::{os::fd::AsRawFd, time::Duration};
+use std::{
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -170,18 +173,28 @@ impl Subscriber {
     }
 
     /// Sends pings without reading what is answered, until nobody takes any more: the other end can send nothing, and so
-    /// reads nothing.
-    pub fn fill(&mut self) {
-        let ping = || Message::Ping(vec![0; 125].into());
-        let filling = async {
-            loop {
-                match tokio::time::timeout(Duration::from_millis(500), self.socket.send(ping())).await {
-                    Ok(sent) => sent.expect("the other end lives"),
-                    Err(_) => return,
+    /// reads nothing. `is_served` comes back when the thread that serves this socket has run: a server that had no time is
+    /// not taken for one that is full.
+    pub fn fill(&mut self, is_served: impl Fn()) {
+        /// So often it has to take nothing, one after the other.
+        const LOOKS: usize = 3;
+        let end = Instant::now() + DEADLINE;
+        let mut looks = 0;
+        while looks < LOOKS {
+            assert!(Instant::now() < end, "buffers have an end");
+            let ping = Message::Ping(vec![0; 125].into());
+            let sending = async { tokio::time::timeout(Duration::from_millis(20), self.socket.send(ping)).await };
+            match block_on(sending) {
+                Ok(sent) => {
+                    sent.expect("the other end lives");
+                    looks = 0;
+                }
+                Err(_) => {
+                    looks += 1;
+                    is_served();
                 }
             }
-        };
-        block_on(async { tokio::time::timeout(DEADLINE, filling).await }).expect("buffers have an end");
+        }
     }
 
     /// The next frame, or how it ended. Answers pings.
