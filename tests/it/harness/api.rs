@@ -185,6 +185,19 @@ impl Call {
         Ok(answer)
     }
 
+    /// Sends it and gives the status alone. To check an answer takes longer than the program does to give it; this is for
+    /// loads that have to be quick, and whose answers are checked elsewhere.
+    pub fn status(self) -> u16 {
+        let place = format!("{} {}", self.method, self.path);
+        let status = block_on(async {
+            let response = self.request.send().await?;
+            let status = response.status().as_u16();
+            // To its end, so that its connection serves the next one.
+            response.bytes().await.map(|_| status)
+        });
+        status.unwrap_or_else(|cause| panic!("{place}: {cause:?}"))
+    }
+
     /// Sends it and reads the answer as a stream of events.
     pub fn stream(self) -> Sse {
         self.try_stream().unwrap_or_else(|cause| panic!("{cause}"))
