@@ -48,8 +48,9 @@
 //! # Invariants
 //!
 //! 1. `domain` decides, actors only carry. A rule that needs an actor to be tested is in the wrong place.
-//! 2. One restart rule, in the workspace supervisor: a fresh actor from a factory, backoff, 5 restarts in 30 s,
-//!    then `failed`. A session never heals itself.
+//! 2. One restart rule ([`domain::restart`]), in the workspace supervisor: a fresh actor from a factory, backoff, 5
+//!    restarts in 30 s, then `failed`. A session never heals itself. [`actors::keeper`] goes by it for parts that there is
+//!    one of, and waits where a session would be `failed`.
 //! 3. A turn has exactly one outcome: whoever drops its ticket ends it ([`actors::turn_ticket`]).
 //! 4. One database writer; handlers read. What has been acknowledged is on disk. A blocked database refuses new
 //!    work and never blocks an arbiter.

@@ -1,8 +1,8 @@
 //! Thin shells over `domain/`: they hold state, carry messages and own timers.
 //!
 //! Invariant: actors do not import each other, they import [`messages`] and hold recipients; only parent →
-//! child is an import (workspaces → workspace_supervisor → session). A session never heals itself: the one
-//! restart rule is in the workspace supervisor.
+//! child is an import (workspaces → workspace_supervisor → session). A session never heals itself: its
+//! supervisor starts it again, and [`keeper`] the parts that there is one of, by the same rule.
 
 pub mod adoption;
 pub mod capacity_guard;
@@ -11,6 +11,7 @@ pub mod event_feed;
 pub mod expiry;
 pub mod flip_record;
 pub mod handshake_record;
+pub mod keeper;
 pub mod live_child;
 pub mod liveness;
 pub mod messages;
@@ -34,6 +35,7 @@ pub mod success_window;
 mod supervision_tests;
 pub mod telling;
 pub mod tenant_protocol;
+pub mod toast_hub;
 pub mod toast_pipe;
 pub mod toast_wakes;
 pub mod turn_automation;

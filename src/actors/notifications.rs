@@ -8,18 +8,17 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, MessageResult, ResponseFuture, StreamHandler,
-    WrapFuture,
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, MessageResult, ResponseFuture, StreamHandler, WrapFuture,
 };
 use bytestring::ByteString;
 use futures_util::stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
@@ -28,21 +27,14 @@ use super::{
     toast_wakes::ToastWakes,
 };
 use crate::{
-    domain::{
-        outcome::{ErrorCode, Failure},
-        toast::{Scope, Stream},
-    },
-    store::{self, NotificationRow, Store, StoreError, StreamPage},
+    domain::toast::{Scope, Stream},
+    store::{NotificationRow, Store, StoreError, StreamPage},
 };
 
 /// Subscriptions that wait to be entered; more wait with their senders.
 const MAILBOX: usize = 1024;
 /// Toasts of a sequence that are kept at hand, for those who come while others are being told.
 const RECENT: usize = 256;
-/// Reads of subscribers that go on at the same time: half of the store's readers.
-const READERS: usize = 4;
-/// The longest wait for one: as long as a ticket holds, for which a page would have to ask again anyway.
-const TURN_WAIT: Duration = Duration::from_secs(30);
 /// Toasts that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
 const AT_ONCE: usize = 128;
 /// So often subscribers that are gone, or stand still, are looked for.
@@ -63,85 +55,34 @@ struct Line {
     grew: bool,
 }
 
+/// What a hub works with, and what outlives it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HubParts {
+    /// Where toasts are.
+    pub store: Store,
+    /// Tells of new ones.
+    pub wakes: ToastWakes,
+    /// How sessions are doing.
+    pub telemetry: TelemetrySource,
+    /// Whether others write the same database, so that it has to be looked at without being woken.
+    pub is_shared: bool,
+    /// Whether subscribers are let go as they come.
+    pub is_closed: Arc<AtomicBool>,
+}
+
 /// The hub.
 pub struct Notifications {
-    store: Store,
-    wakes: ToastWakes,
-    telemetry: Option<TelemetrySource>,
-    watchers: Arc<AtomicUsize>,
-    /// Whether others write the same database, so that it has to be looked at without being woken.
-    is_shared: bool,
+    parts: HubParts,
     lines: HashMap<Stream, Line>,
     closing: Vec<oneshot::Sender<()>>,
-    is_closed: bool,
 }
 
-/// The way to the hub. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct ToastHub {
-    hub: Addr<Notifications>,
-    seats: Arc<Semaphore>,
-    readers: Arc<Semaphore>,
-}
-
-impl ToastHub {
-    /// Starts the hub on this thread, for at most `max_subscribers`.
-    pub fn start(
-        store: Store,
-        wakes: ToastWakes,
-        telemetry: TelemetrySource,
-        is_shared: bool,
-        max_subscribers: usize,
-    ) -> Self {
-        let watchers = telemetry.watchers.clone();
-        let hub = Notifications {
-            store,
-            wakes,
-            telemetry: Some(telemetry),
-            watchers,
-            is_shared,
-            lines: HashMap::new(),
-            closing: Vec::new(),
-            is_closed: false,
-        };
-        let seats = Arc::new(Semaphore::new(max_subscribers.min(Semaphore::MAX_PERMITS)));
-        Self { hub: hub.start(), seats, readers: Arc::new(Semaphore::new(READERS)) }
-    }
-
-    /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and nobody
-    /// else for them. A turn ends with its read, also where the subscriber stands still. Cancel-safe.
-    ///
-    /// # Errors
-    /// Those of the read, and [`StoreError::Busy`] where the turn did not come in 30 s.
-    pub async fn read<T: Send + 'static>(
-        &self,
-        reading: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let readers = self.readers.clone();
-        store::apart(async move {
-            let turn = tokio::time::timeout(TURN_WAIT, readers.acquire()).await;
-            let _turn = turn.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)?;
-            reading.await
-        })
-        .await
-    }
-
-    /// Takes a subscriber's place; it is given back on drop.
-    pub fn seat(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let full = |_| Failure::new(ErrorCode::CapacityExhausted, "`[notifications] max_subscribers` are there");
-        self.seats.clone().try_acquire_owned().map_err(full)
-    }
-
-    /// Enters a subscriber that has everything until a number.
-    pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscribed, Failure> {
-        let gone = |_| Failure::new(ErrorCode::Internal, "the hub of notifications is gone");
-        self.hub.send(subscribe).await.map_err(gone)
-    }
-
-    /// Lets every subscriber go, and waits until they are gone or `patience` is over.
-    pub async fn close(&self, patience: Duration) {
-        // An error means that there is no hub, and so no subscriber.
-        let _ = tokio::time::timeout(patience, self.hub.send(CloseSubscribers)).await;
+impl Notifications {
+    /// A hub without subscribers.
+    pub fn new(parts: HubParts) -> Self {
+        // Those of an earlier hub are gone.
+        parts.telemetry.watchers.store(0, Ordering::Relaxed);
+        Self { parts, lines: HashMap::new(), closing: Vec::new() }
     }
 }
 
@@ -150,18 +91,16 @@ impl Actor for Notifications {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        let wakes = self.wakes.clone();
+        let wakes = self.parts.wakes.clone();
         let grown = stream::unfold(wakes, |wakes| async move {
             let grown = wakes.grown().await;
             Some((grown, wakes))
         });
         ctx.add_stream(futures_util::StreamExt::map(grown, |streams| StreamGrew(streams.into_iter().collect())));
-        if let Some(source) = self.telemetry.take() {
-            ctx.add_stream(stream::unfold(source.queue, |mut queue| async move {
-                let next = queue.recv().await?;
-                Some((next, queue))
-            }));
-        }
+        ctx.add_stream(stream::unfold(self.parts.telemetry.clone(), |source| async move {
+            let next = source.next().await?;
+            Some((next, source))
+        }));
         ctx.run_interval(LOOK, Self::look);
     }
 }
@@ -175,7 +114,7 @@ impl Notifications {
             return;
         }
         line.grew = false;
-        let (store, after) = (self.store.clone(), line.head);
+        let (store, after) = (self.parts.store.clone(), line.head);
         let reading = async move {
             let read = store.toasts_after(Scope::all(stream.clone()), after, AT_ONCE).await;
             (stream, read)
@@ -211,15 +150,15 @@ impl Notifications {
             watchers += line.readers.iter().filter(|reader| reader.wants_telemetry()).count();
             !line.readers.is_empty()
         });
-        self.watchers.store(watchers, Ordering::Relaxed);
+        self.parts.telemetry.watchers.store(watchers, Ordering::Relaxed);
         if self.lines.is_empty() {
             for closed in self.closing.drain(..) {
                 // Nobody listens where the waiting was given up.
                 let _ = closed.send(());
             }
         }
-        if self.is_shared && !self.lines.is_empty() {
-            let (store, streams) = (self.store.clone(), self.lines.keys().cloned().collect());
+        if self.parts.is_shared && !self.lines.is_empty() {
+            let (store, streams) = (self.parts.store.clone(), self.lines.keys().cloned().collect());
             let looking = async move { store.stream_heads(streams).await };
             ctx.spawn(looking.into_actor(self).map(|heads, this, ctx| match heads {
                 Ok(heads) => this.catch_up(heads, ctx),
@@ -300,12 +239,12 @@ impl Handler<Subscribe> for Notifications {
         }
         let missed = line.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
         let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(line.head), cut);
-        if self.is_closed {
+        if self.parts.is_closed.load(Ordering::Acquire) {
             intake.end(Ending::Stopping);
         }
         line.readers.push(intake);
         if wants_telemetry {
-            self.watchers.fetch_add(1, Ordering::Relaxed);
+            self.parts.telemetry.watchers.fetch_add(1, Ordering::Relaxed);
         }
         // A sequence that nobody read may have grown without notice.
         self.read(stream, ctx);
@@ -317,7 +256,6 @@ impl Handler<CloseSubscribers> for Notifications {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: CloseSubscribers, _: &mut Self::Context) -> Self::Result {
-        self.is_closed = true;
         for reader in self.lines.values_mut().flat_map(|line| &mut line.readers) {
             reader.end(Ending::Stopping);
         }
@@ -395,16 +333,13 @@ mod tests {
             observer: Arc::new(Blind),
         });
         let (_, telemetry) = session_telemetry::telemetry(Metrics::new("0", None).unwrap());
-        let mut hub = Notifications {
+        let mut hub = Notifications::new(HubParts {
             store: store.unwrap(),
             wakes: ToastWakes::default(),
-            watchers: telemetry.watchers.clone(),
-            telemetry: Some(telemetry),
+            telemetry,
             is_shared: false,
-            lines: HashMap::new(),
-            closing: Vec::new(),
-            is_closed: false,
-        };
+            is_closed: Arc::default(),
+        });
         let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|_| {}));
         let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };
         hub.lines.insert(stream(), line);

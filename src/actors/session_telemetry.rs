@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::session_shared::SessionShared;
 use crate::{
@@ -41,20 +41,31 @@ pub struct TelemetryFeed {
     metrics: Metrics,
 }
 
-/// The hub's end.
-#[derive(Debug)]
+/// The hub's end. Cheap to clone: a hub that takes another one's place goes on with it.
+#[derive(Debug, Clone)]
 pub struct TelemetrySource {
     /// How many watch.
     pub watchers: Arc<AtomicUsize>,
-    /// What comes.
-    pub queue: mpsc::Receiver<SessionTelemetry>,
+    queue: Arc<Mutex<mpsc::Receiver<SessionTelemetry>>>,
+}
+
+impl TelemetrySource {
+    /// The next frame; none where no session tells any more. For one waiter. Cancel-safe.
+    pub async fn next(&self) -> Option<SessionTelemetry> {
+        self.queue.lock().await.recv().await
+    }
 }
 
 /// A pair of ends.
 pub fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
+    let (queue, source) = queue();
+    (TelemetryFeed { watchers: source.watchers.clone(), queue, metrics }, source)
+}
+
+/// The queue between them, which nobody watches yet.
+pub(super) fn queue() -> (mpsc::Sender<SessionTelemetry>, TelemetrySource) {
     let (queue, coming) = mpsc::channel(QUEUE);
-    let watchers = Arc::new(AtomicUsize::new(0));
-    (TelemetryFeed { watchers: watchers.clone(), queue, metrics }, TelemetrySource { watchers, queue: coming })
+    (queue, TelemetrySource { watchers: Arc::default(), queue: Arc::new(Mutex::new(coming)) })
 }
 
 impl TelemetryFeed {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytestring::ByteString;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
     contract::{toast::Toast, toast_frames::ServerFrame},
@@ -83,6 +83,8 @@ pub enum Item {
     Toast(Arc<ToastFrame>),
     /// A frame of telemetry, as JSON.
     Telemetry(ByteString),
+    /// So many frames of telemetry were left out, and nothing more waits.
+    LeftOut(u64),
 }
 
 impl Item {
@@ -90,6 +92,7 @@ impl Item {
         match self {
             Self::Toast(frame) => frame.text.len(),
             Self::Telemetry(text) => text.len(),
+            Self::LeftOut(_) => 0,
         }
     }
 }
@@ -101,6 +104,8 @@ pub enum Ending {
     Evicted(Eviction),
     /// The service stops.
     Stopping,
+    /// The hub broke, by a fault of ours; another one takes its place.
+    Broken,
 }
 
 /// Breaks a socket from outside, for a reason: a reader that does not read keeps its own actor from being run.
@@ -111,6 +116,8 @@ struct Gauge {
     bytes: AtomicUsize,
     taken: AtomicU64,
     left_out: AtomicU64,
+    /// Wakes a subscriber that has taken everything before it could see that something was left out.
+    has_left_out: Notify,
     ending: OnceLock<Ending>,
 }
 
@@ -169,8 +176,13 @@ impl Intake {
         }
         let has_room = self.queue.as_ref().is_some_and(|queue| queue.capacity() > QUEUE_FRAMES / 2);
         if !has_room || !self.push(Item::Telemetry(text.clone())) {
-            self.gauge.left_out.fetch_add(1, Ordering::Relaxed);
+            self.leave_out();
         }
+    }
+
+    fn leave_out(&self) {
+        self.gauge.left_out.fetch_add(1, Ordering::AcqRel);
+        self.gauge.has_left_out.notify_one();
     }
 
     fn push(&self, item: Item) -> bool {
@@ -225,21 +237,90 @@ impl Intake {
 }
 
 impl Outlet {
-    /// The next item, or why nothing more comes. Cancel-safe.
+    /// The next item, or why nothing more comes. Once everything is taken it says how much telemetry was left out, which
+    /// may have been the last of it. Cancel-safe.
     pub async fn next(&mut self) -> Result<Item, Ending> {
-        match self.queue.recv().await {
-            Some(item) => {
-                self.gauge.bytes.fetch_sub(item.size_bytes(), Ordering::AcqRel);
-                self.gauge.taken.fetch_add(1, Ordering::AcqRel);
-                Ok(item)
+        loop {
+            if let Ok(item) = self.queue.try_recv() {
+                return Ok(self.take(item));
             }
-            // Without a reason, the hub is gone with the service.
-            None => Err(self.gauge.ending.get().copied().unwrap_or(Ending::Stopping)),
+            match self.left_out() {
+                0 => {}
+                frames => return Ok(Item::LeftOut(frames)),
+            }
+            tokio::select! {
+                biased;
+                item = self.queue.recv() => {
+                    // The hub gives a reason to everyone that it lets go.
+                    let ending = || self.gauge.ending.get().copied().unwrap_or(Ending::Broken);
+                    return item.map(|item| self.take(item)).ok_or_else(ending);
+                }
+                () = self.gauge.has_left_out.notified() => {}
+            }
         }
+    }
+
+    fn take(&self, item: Item) -> Item {
+        self.gauge.bytes.fetch_sub(item.size_bytes(), Ordering::AcqRel);
+        self.gauge.taken.fetch_add(1, Ordering::AcqRel);
+        item
     }
 
     /// Takes the number of frames of telemetry that were left out since it was last asked.
     pub fn left_out(&self) -> u64 {
         self.gauge.left_out.swap(0, Ordering::AcqRel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::toast::Stream;
+
+    fn watched() -> (Intake, Outlet) {
+        pipe(Scope::all(Stream::Tenant("acme".parse().unwrap())), true, 0, Arc::new(|_| {}))
+    }
+
+    fn tell(intake: &mut Intake, frames: usize) {
+        for _ in 0..frames {
+            intake.telemetry((&"web".parse().unwrap(), SessionId(Uuid::nil()), None), &ByteString::from("{}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn telemetry_that_was_left_out_is_told_though_none_follows() {
+        let (mut intake, mut outlet) = watched();
+        tell(&mut intake, QUEUE_FRAMES / 2 + 3);
+        for _ in 0..QUEUE_FRAMES / 2 {
+            assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
+        }
+        assert!(matches!(outlet.next().await, Ok(Item::LeftOut(3))));
+        assert!(outlet.next().now_or_never().is_none(), "told once");
+        tell(&mut intake, 1);
+        assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
+        assert_eq!(outlet.left_out(), 0);
+        intake.end(Ending::Stopping);
+        assert!(matches!(outlet.next().await, Err(Ending::Stopping)));
+    }
+
+    /// The hub finds no room; before it notes that, the subscriber has taken everything and waits.
+    #[tokio::test]
+    async fn who_waits_already_is_told_of_what_was_left_out_a_moment_ago() {
+        let (intake, mut outlet) = watched();
+        let waiting = tokio::spawn(async move { outlet.next().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        intake.leave_out();
+        assert!(matches!(waiting.await.unwrap(), Ok(Item::LeftOut(1))));
+    }
+
+    #[tokio::test]
+    async fn without_a_word_of_the_hub_it_broke() {
+        let (intake, mut outlet) = watched();
+        drop(intake);
+        assert!(matches!(outlet.next().await, Err(Ending::Broken)));
     }
 }

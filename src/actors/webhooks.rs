@@ -11,10 +11,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, task::JoinSet, time::sleep};
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+    time::sleep,
+};
 use uuid::Uuid;
 
-use super::toast_pipe::toast_of;
+use super::{keeper::Keeper, toast_pipe::toast_of};
 use crate::{
     contract::webhook::WebhookEvent,
     domain::{
@@ -84,6 +88,12 @@ pub struct Webhooks {
 }
 
 impl Webhooks {
+    /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease is
+    /// over. The handle ends as [`Self::run`] does.
+    pub fn start(self, bell: WebhookBell, keeper: Keeper) -> JoinHandle<()> {
+        actix::spawn(keeper.keep("webhooks", move || actix::spawn(self.clone().run(bell.clone()))))
+    }
+
     /// Posts until the bell is closed, then waits for what is out: at most as long as one post may take, and its row. A
     /// dropped future may have posted what is posted again, under the same id.
     pub async fn run(self, bell: WebhookBell) {
@@ -205,4 +215,78 @@ fn tell(
 fn body(row: &NotificationRow) -> serde_json::Result<String> {
     let notification = toast_of(row);
     serde_json::to_string(&WebhookEvent::Notification { notification })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use secrecy::SecretString;
+
+    use super::*;
+    use crate::{
+        domain::{clock::Timestamp, restart::RestartLimits},
+        store::{DatabaseUrl, StoreObserver, StoreOptions},
+        telemetry::SystemClock,
+        webhook::{PosterOptions, Signer},
+    };
+
+    struct Blind;
+
+    impl StoreObserver for Blind {
+        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+        fn on_failure(&self) {}
+        fn on_queue_depth(&self, _: usize) {}
+    }
+
+    /// Panics the first time that it is looked at, and counts.
+    #[derive(Default)]
+    struct Broken(AtomicUsize);
+
+    impl Clock for Broken {
+        fn now(&self) -> Timestamp {
+            assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "as the test wants");
+            SystemClock.now()
+        }
+
+        fn steady(&self) -> Timestamp {
+            SystemClock.steady()
+        }
+    }
+
+    #[actix::test]
+    async fn posting_goes_on_after_a_panic_and_ends_when_it_is_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            webhook: None,
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            observer: Arc::new(Blind),
+        });
+        let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());
+        let signer = Signer::new([&secret]).unwrap();
+        let timeout = Duration::from_secs(1);
+        let url = SecretString::from("http://127.0.0.1:9".to_owned());
+        let (metrics, clock) = (Metrics::new("0", None).unwrap(), Arc::new(Broken::default()));
+        let webhooks = Webhooks {
+            store: store.unwrap(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            poster: Arc::new(Poster::new(PosterOptions { url: &url, signer, timeout }).unwrap()),
+            rules: WebhookRules { max_attempts: 1, first_retry: timeout, max_retry: timeout },
+            timeout,
+        };
+        let limits = RestartLimits { max_restarts: 5, within: Duration::from_secs(30) };
+        let keeper = Keeper { metrics: metrics.clone(), clock: Arc::new(SystemClock), limits };
+        let bell = WebhookBell::default();
+        let posting = webhooks.start(bell.clone(), keeper);
+        while clock.0.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+        assert!(metrics.render().unwrap().contains("lumilink_restarts_total{cause=\"panic\"} 1\n"));
+        bell.close();
+        posting.await.unwrap();
+    }
 }

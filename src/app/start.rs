@@ -12,14 +12,17 @@ use crate::{
         adoption,
         capacity_guard::CapacityGuard,
         capacity_watch::CapacityWatch,
-        expiry, liveness,
+        expiry,
+        keeper::Keeper,
+        liveness,
         migrations::Migrations,
-        notifications::ToastHub,
+        notifications::HubParts,
         parts::{Parts, SessionSettings},
         retention::{self, Ages},
         session_index::SessionIndex,
         session_telemetry,
         storm::Storm,
+        toast_hub::ToastHub,
         toast_wakes::ToastWakes,
         webhooks::WebhookBell,
         workspaces::{DEFAULT_AGENT, Workspaces},
@@ -104,13 +107,20 @@ impl Service {
         // Only a SQLite database is held for this process alone.
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
         let webhooks = webhooks(&config.webhook, workspaces.parts())?;
-        let toasts =
-            ToastHub::start(store.clone(), wakes, source, held.is_none(), config.notifications.max_subscribers);
+        let keeper = Keeper::new(workspaces.parts());
+        let hub = HubParts {
+            store: store.clone(),
+            wakes,
+            telemetry: source,
+            is_shared: held.is_none(),
+            is_closed: Arc::default(),
+        };
+        let toasts = ToastHub::start(hub, keeper.clone(), config.notifications.max_subscribers);
         let faces = Faces { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
         let http = http::serve(faces, config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         let migrations = actix::spawn(migrations.run());
-        let webhooks = (bell.clone(), webhooks.map(|webhooks| actix::spawn(webhooks.run(bell))));
+        let webhooks = (bell.clone(), webhooks.map(|webhooks| webhooks.start(bell, keeper)));
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         let config = config.clone();
         Ok(Self {

@@ -90,7 +90,8 @@ pub enum ServerFrame {
     Toast(Toast),
     /// How a session is doing; only the newest one of a session counts.
     Telemetry(Telemetry),
-    /// Frames of telemetry were left out, since the client did not read fast enough. Toasts never are.
+    /// Frames of telemetry were left out, since the client did not read fast enough; told before the next one, or once
+    /// nothing more waits. Toasts never are.
     Gap {
         /// How many.
         telemetry: u64,

@@ -1,4 +1,5 @@
-//! The one restart rule: how often a session may be started again, and how long to wait before.
+//! The one restart rule: how often a session, or a part of the service, may be started again, and how long to wait
+//! before.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -28,7 +29,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// The longest delay between two restarts that the intensity still allows.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// Remembers the restarts of one session and applies [`RestartLimits`].
+/// Remembers the restarts of one session, or of one part of the service, and applies [`RestartLimits`].
 #[derive(Debug)]
 pub struct RestartPolicy {
     limits: RestartLimits,
@@ -55,6 +56,15 @@ impl RestartPolicy {
         self.recent.push_back(now);
         self.total += 1;
         Verdict::Restart((FIRST_DELAY * 2u32.pow(doublings)).min(LONGEST_DELAY))
+    }
+
+    /// The same for a part of the service that nobody could bring back later: where a session would be given up, it waits
+    /// for the whole period instead. Gives the delay before the next start.
+    pub fn on_end_of_part(&mut self, now: Timestamp) -> Duration {
+        match self.on_end(now) {
+            Verdict::Restart(delay) => delay,
+            Verdict::GiveUp => self.limits.within,
+        }
     }
 
     /// Restarts since the session began.
@@ -87,6 +97,16 @@ mod tests {
         for n in 0..100 {
             assert_eq!(policy.on_end(Timestamp(n * 30_000_000)), Verdict::Restart(FIRST_DELAY));
         }
+    }
+
+    #[test]
+    fn a_part_that_always_ends_is_started_again_for_ever_and_no_more_often_than_the_limits_allow() {
+        let (mut policy, mut now, mut starts) = (policy(), Timestamp(0), 0);
+        while now < Timestamp(3_600_000_000) {
+            now = now.plus(policy.on_end_of_part(now));
+            starts += 1;
+        }
+        assert!((120..=720).contains(&starts), "{starts} starts in an hour");
     }
 
     #[test]

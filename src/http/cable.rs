@@ -73,7 +73,7 @@ impl Plug {
     pub fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
         match self.0.0.lock().unwrap_or_else(PoisonError::into_inner).broken_for {
             Some(Ending::Evicted(why)) => Some(why),
-            Some(Ending::Stopping) => None,
+            Some(Ending::Stopping | Ending::Broken) => None,
             None => pulse.is_stalled(now).then_some(Eviction::Stalled),
         }
     }

@@ -14,6 +14,7 @@ mod migrations;
 mod notifications;
 mod openapi;
 mod paging;
+mod presence;
 pub mod problem;
 mod prompts;
 mod protocol;
@@ -54,7 +55,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::{cable::Wire, guard::Guard, problem::ApiError};
 use crate::{
-    actors::{liveness, migrations::Migrations, notifications::ToastHub, workspaces::Workspaces},
+    actors::{liveness, migrations::Migrations, toast_hub::ToastHub, workspaces::Workspaces},
     config::Config,
     domain::{
         ids::SessionId,

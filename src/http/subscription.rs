@@ -111,7 +111,7 @@ pub async fn redeem(
     let (parts, hash) = (state.workspaces.parts(), hash_of(ticket));
     let (came, store, looked_for) = (parts.clock.now(), parts.store.clone(), hash.clone());
     // Strangers get here: what is no ticket costs no more than a look, and never a seat or a write.
-    if !is_one || !state.toasts.read(async move { store.has_ticket(looked_for).await }).await? {
+    if !is_one || !state.toasts.look(async move { store.has_ticket(looked_for).await }).await? {
         return Err(refused());
     }
     let seat = state.toasts.seat()?;

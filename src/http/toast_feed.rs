@@ -8,9 +8,10 @@ use futures_util::{Stream, stream};
 use crate::{
     actors::{
         messages::{Subscribe, Subscribed},
-        notifications::ToastHub,
+        toast_hub::ToastHub,
         toast_pipe::{Cut, Ending, Item, Outlet, ToastFrame},
     },
+    contract::toast_frames::close_code,
     domain::{
         outcome::{ErrorCode, Failure},
         toast::Scope,
@@ -40,10 +41,21 @@ pub enum Fed {
         /// Frames that were left out before it.
         left_out: u64,
     },
+    /// Frames of telemetry that were left out, where none follows for now.
+    LeftOut(u64),
     /// Nothing more comes.
     Ended(Ending),
     /// What it missed could not be read; nothing more comes.
     Failed(Failure),
+}
+
+/// How a subscriber is told that nothing more comes: the code of the closing frame, and what to do.
+pub fn goodbye(ending: Ending) -> (u16, &'static str) {
+    match ending {
+        Ending::Evicted(_) => (close_code::TOO_SLOW, "too slow: connect again with this cursor"),
+        Ending::Stopping => (close_code::GOING_AWAY, "the service stops: connect again"),
+        Ending::Broken => (close_code::TRY_AGAIN, "a fault of ours: connect again with this cursor"),
+    }
 }
 
 enum Stage {
@@ -95,6 +107,7 @@ impl Feed {
                 Stage::Live(outlet) => match outlet.next().await {
                     Ok(Item::Toast(frame)) => return Some(Fed::Toast { frame, is_replay: false }),
                     Ok(Item::Telemetry(text)) => return Some(Fed::Telemetry { text, left_out: outlet.left_out() }),
+                    Ok(Item::LeftOut(frames)) => return Some(Fed::LeftOut(frames)),
                     Err(ending) => {
                         self.stage = Stage::Over;
                         return Some(Fed::Ended(ending));
@@ -162,15 +175,17 @@ mod tests {
 
     use super::*;
     use crate::{
-        actors::{session_telemetry, toast_wakes::ToastWakes},
+        actors::{keeper::Keeper, notifications::HubParts, session_telemetry, toast_wakes::ToastWakes},
         domain::{
             clock::Timestamp,
             ids::SessionId,
             notice,
+            restart::RestartLimits,
+            subscription::Eviction,
             toast::{Addressee, NewToast, Stream as Sequence},
         },
         store::{DatabaseUrl, Retained, StoreObserver, StoreOptions},
-        telemetry::Metrics,
+        telemetry::{Metrics, SystemClock},
     };
 
     struct Blind;
@@ -179,6 +194,13 @@ mod tests {
         fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
         fn on_failure(&self) {}
         fn on_queue_depth(&self, _: usize) {}
+    }
+
+    #[test]
+    fn a_subscriber_whose_hub_broke_is_told_to_try_again_and_not_that_the_service_stops() {
+        assert_eq!(goodbye(Ending::Broken).0, close_code::TRY_AGAIN);
+        assert_eq!(goodbye(Ending::Stopping).0, close_code::GOING_AWAY);
+        assert_eq!(goodbye(Ending::Evicted(Eviction::TooSlow)).0, close_code::TOO_SLOW);
     }
 
     #[actix::test]
@@ -200,7 +222,16 @@ mod tests {
             assert!(store.tell(toast, Timestamp(n as i64)).await.unwrap());
         }
         let (_, telemetry) = session_telemetry::telemetry(Metrics::new("0", None).unwrap());
-        let hub = ToastHub::start(store.clone(), ToastWakes::default(), telemetry, false, 9);
+        let parts = HubParts {
+            store: store.clone(),
+            wakes: ToastWakes::default(),
+            telemetry,
+            is_shared: false,
+            is_closed: Arc::default(),
+        };
+        let limits = RestartLimits { max_restarts: 0, within: Duration::from_secs(60) };
+        let keeper = Keeper { metrics: Metrics::new("0", None).unwrap(), clock: Arc::new(SystemClock), limits };
+        let hub = ToastHub::start(parts, keeper, 9);
         let scope = Arc::new(Scope::all(Sequence::Operators));
         let feed = feed(store.clone(), hub, scope, (0, told), false, Arc::new(|_| {}));
         let mut feed = std::pin::pin!(feed);

@@ -13,18 +13,19 @@ use actix_web::{
 };
 use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
 use bytestring::ByteString;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
     HttpState,
     cable::{Cable, Plug},
+    presence::Presence,
     problem::ApiError,
     subscription::{offered_token, offers_frames, redeem, scope_of, ticket},
     toast_feed::{self, Fed},
 };
 use crate::{
-    actors::{notifications::ToastHub, parts::Parts, toast_pipe::Ending},
+    actors::{parts::Parts, toast_hub::ToastHub, toast_pipe::Ending},
     contract::{
         notifications::SocketQuery,
         problem::Problem,
@@ -103,25 +104,6 @@ pub async fn subscribe(
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     Ok(response)
-}
-
-/// Counts a subscriber for as long as it is there.
-struct Presence {
-    parts: Arc<Parts>,
-    _seat: OwnedSemaphorePermit,
-}
-
-impl Presence {
-    fn new(parts: Arc<Parts>, seat: OwnedSemaphorePermit) -> Self {
-        parts.metrics.toasts().came();
-        Self { parts, _seat: seat }
-    }
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        self.parts.metrics.toasts().went();
-    }
 }
 
 /// The actor of one subscriber.
@@ -218,20 +200,18 @@ impl StreamHandler<Fed> for ToastSocket {
                 self.send_text(frame.text.clone(), ctx);
             }
             Fed::ReadUntil(position) => self.position = self.position.max(position),
+            Fed::LeftOut(frames) => self.leave_out(frames, ctx),
             Fed::Telemetry { text, left_out } => {
-                if left_out > 0 {
-                    metrics.telemetry_left_out(left_out);
-                    self.send(&ServerFrame::Gap { telemetry: left_out }, ctx);
-                }
-                self.parts.metrics.toasts().telemetry_sent();
+                metrics.telemetry_sent();
+                self.leave_out(left_out, ctx);
                 self.send_text(text, ctx);
             }
-            Fed::Ended(Ending::Stopping) => {
-                self.close(close_code::GOING_AWAY, "the service stops: connect again", ctx)
-            }
-            Fed::Ended(Ending::Evicted(why)) => {
-                let said = "too slow: connect again with this cursor";
-                self.evict(why, close_code::TOO_SLOW, said, ctx);
+            Fed::Ended(ending) => {
+                if let Ending::Evicted(why) = ending {
+                    metrics.evicted(why);
+                }
+                let (code, said) = toast_feed::goodbye(ending);
+                self.close(code, said, ctx);
             }
             Fed::Failed(cause) => {
                 tracing::warn!(%cause, "a subscriber's toasts could not be read");
@@ -359,6 +339,13 @@ impl ToastSocket {
             }
             socket.mark(ctx);
         }));
+    }
+
+    fn leave_out(&mut self, frames: u64, ctx: &mut Ctx) {
+        if frames > 0 {
+            self.parts.metrics.toasts().telemetry_left_out(frames);
+            self.send(&ServerFrame::Gap { telemetry: frames }, ctx);
+        }
     }
 
     fn send(&mut self, frame: &ServerFrame, ctx: &mut Ctx) {

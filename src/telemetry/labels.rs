@@ -83,7 +83,7 @@ impl UpdateKind {
 }
 
 labels! {
-    /// Why a session got a fresh agent.
+    /// Why a session got a fresh agent, or a part of the service was started again.
     RestartCause {
         /// The agent's process ended, or the connection to it broke.
         Crash = "crash",

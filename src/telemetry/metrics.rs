@@ -98,7 +98,7 @@ impl All {
             connections: Connections::new(&make)?,
             restarts: make.counters(
                 "lumilink_restarts_total",
-                "Sessions that got a fresh agent, by cause.",
+                "Sessions that got a fresh agent, and parts of the service that were started again, by cause.",
                 &["cause"],
             )?,
             agent_processes: make.gauge("lumilink_agent_processes", "Agent processes that run.")?,
