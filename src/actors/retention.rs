@@ -25,6 +25,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Old {
     Records(Retained),
+    /// Given up, so that the next sweep removes it with its notification.
+    PendingDeliveries,
     CapacityAlerts,
 }
 
@@ -42,6 +44,7 @@ impl Ages {
             (Old::Records(Retained::RollbackEvents), retention.migrations_days),
             (Old::Records(Retained::AutomationRuns), retention.automation_runs_days),
             (Old::Records(Retained::Notifications), retention.notifications_days),
+            (Old::PendingDeliveries, retention.notifications_days),
             (Old::CapacityAlerts, retention.capacity_alerts_days),
         ];
         let mut ages: Vec<_> =
@@ -71,8 +74,10 @@ async fn forget(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize, Sto
     for (old, age) in &ages.0 {
         loop {
             let began = Instant::now();
-            let removed = prune(store, *old, now.minus(*age)).await?;
-            rows += removed;
+            let removed = prune(store, *old, now.minus(*age), now).await?;
+            if *old != Old::PendingDeliveries {
+                rows += removed;
+            }
             if removed < ROWS_PER_WRITE {
                 break;
             }
@@ -82,8 +87,20 @@ async fn forget(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize, Sto
     Ok(rows)
 }
 
-async fn prune(store: &Store, old: Old, before: Timestamp) -> Result<usize, StoreError> {
+async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
     match old {
+        Old::PendingDeliveries => {
+            let deliveries = store.expire_deliveries(before, ROWS_PER_WRITE, now).await?;
+            if deliveries > 0 {
+                tracing::error!(
+                    marker = "[ACP]",
+                    deliveries,
+                    "what was to be posted to the operators' webhook was not, for as long as notifications are kept, and \
+                     was given up"
+                );
+            }
+            Ok(deliveries)
+        }
         Old::Records(what) => store.prune(what, before, ROWS_PER_WRITE).await,
         Old::CapacityAlerts => store.prune_capacity_alerts(before, ROWS_PER_WRITE).await,
     }
@@ -104,6 +121,7 @@ mod tests {
             record::MigrationStatus,
             routing::{FlipTrigger, Initiator, Route},
             success_window::Sample,
+            webhook::DeliveryState,
         },
         store::{
             AuditFilter, CapacityAlertFilter, CapacityAlertRow, DatabaseUrl, MigrationRow, NewConnection,
@@ -231,5 +249,33 @@ mod tests {
         let ages = Ages::new(&never, &window);
         forget(&store, &ages, at(1_000_000)).await.unwrap();
         assert_eq!(left(&store).await, (1, 3, 1, 0), "only counts of outcomes always go");
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_posted_for_ever_is_given_up_by_one_sweep_and_goes_with_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            webhook: Some("https://hooks.example.com".into()),
+            observer: Arc::new(Blind),
+        });
+        let store = store.unwrap();
+        let alert = alert(Uuid::now_v7(), AlertKind::Raised, Timestamp(0));
+        store.add_capacity_alerts(&[alert]).await.unwrap();
+        let retention = Retention { capacity_alerts_days: 0, notifications_days: 1, ..Config::default().retention };
+        let ages = Ages::new(&retention, &Config::default().window.rules());
+        let states = async || {
+            let rows = store.webhook_deliveries(None, Page { limit: 9, after: None }).await.unwrap();
+            rows.into_iter().map(|row| row.state).collect::<Vec<_>>()
+        };
+        for (hours, removed, left) in
+            [(24, 0, vec![DeliveryState::Pending]), (25, 0, vec![DeliveryState::Dead]), (26, 1, vec![])]
+        {
+            assert_eq!(forget(&store, &ages, Timestamp(hours * HOUR_US)).await, Ok(removed), "{hours}");
+            assert_eq!(states().await, left, "{hours}");
+        }
     }
 }

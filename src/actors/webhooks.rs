@@ -27,7 +27,9 @@ use crate::{
         toast::Stream,
         webhook::{Answer, Verdict, WebhookRules, retry_after},
     },
-    store::{ClaimDeliveries, DueDelivery, NotificationRow, Store, StoreError, TriedDelivery},
+    store::{
+        ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, NotificationRow, Store, StoreError, TriedDelivery,
+    },
     telemetry::Metrics,
     webhook::{Answered, NoAnswer, Poster},
 };
@@ -133,10 +135,14 @@ impl Webhooks {
                 return Ok(next.since(now));
             }
             let wanted = ClaimDeliveries { limit, lease: self.timeout + LEASE_MARGIN, longest_wait, now };
-            let due = self.store.claim_deliveries(wanted).await?;
-            if due.is_empty() {
+            let Claimed { due, given_up } = self.store.claim_deliveries(wanted).await?;
+            if due.is_empty() && given_up.is_empty() {
                 // Another replica was faster.
                 return Ok(PAUSE);
+            }
+            for GivenUpDelivery { delivery_id, reason } in given_up {
+                self.metrics.webhooks().tried(Verdict::Dead);
+                tracing::error!(marker = "[ACP]", delivery_id, %reason, "what was to be posted to the operators' webhook cannot be, and was given up");
             }
             for due in due {
                 let this = self.clone();

@@ -45,7 +45,8 @@ pub struct WebhookDelivery {
     /// The status of the last answer; absent where the last try got none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_status: Option<u16>,
-    /// Why the last try got no answer.
+    /// Why the last try got no answer, or why it was given up without one: `expired`, or its notification cannot be
+    /// read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// When it was made, RFC 3339 in UTC.

@@ -89,7 +89,7 @@ pub use self::{
     storms::UnendedStorm,
     tenant_protocols::TenantProtocol,
     transcript::{TranscriptAppend, TranscriptRow},
-    webhook_claims::{ClaimDeliveries, DueDelivery, MAX_CLAIM},
+    webhook_claims::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, MAX_CLAIM},
     webhook_deliveries::{TriedDelivery, WebhookBacklog, WebhookDeliveryRow},
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::domain::clock::Timestamp;
 
-/// Removes old notifications with all that belongs to them; not those that are still to be posted.
+/// Removes old notifications with all that belongs to them; not those that are still to be posted, which are given up
+/// first ([`Store::expire_deliveries`](super::Store::expire_deliveries)).
 pub(super) fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
     take_turn(tx)?;
     let pending = webhook_deliveries::table

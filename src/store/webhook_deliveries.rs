@@ -40,7 +40,7 @@ pub struct WebhookDeliveryRow {
     pub next_attempt: Timestamp,
     /// The status of the last answer; none where the last try got none.
     pub last_status: Option<u16>,
-    /// Why the last try got no answer.
+    /// Why the last try got no answer, or why it was given up without one.
     pub last_error: Option<Redacted>,
     /// When it was made, with its toast.
     pub created: Timestamp,
@@ -141,6 +141,20 @@ macro_rules! pending {
     };
 }
 pub(super) use pending;
+
+/// What makes a delivery dead without a try, for a reason.
+macro_rules! dead {
+    ($reason:expr, $now:expr) => {
+        (
+            webhook_deliveries::state.eq(DeliveryState::Dead.as_str()),
+            webhook_deliveries::next_attempt_us.eq($now.0),
+            webhook_deliveries::last_status.eq(None::<i32>),
+            webhook_deliveries::last_error.eq(Some($reason)),
+            webhook_deliveries::updated_us.eq($now.0),
+        )
+    };
+}
+pub(super) use dead;
 
 fn settle(tx: &mut WriteTx<'_>, tried: &TriedDelivery) -> Result<bool, StoreError> {
     use webhook_deliveries::{attempts, last_error, last_status, next_attempt_us, state, updated_us};

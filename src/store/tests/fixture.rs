@@ -134,6 +134,22 @@ impl TestDatabase {
         }
     }
 
+    /// Does something that no version of ours does.
+    pub(super) fn execute(&self, statement: &str) {
+        match &self.kind {
+            Kind::Sqlite(folder) => {
+                let path = folder.path().join("test.db");
+                let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+                other.batch_execute(&format!("PRAGMA busy_timeout = 5000; {statement}")).unwrap();
+            }
+            Kind::Postgres { server, name } => {
+                let (server, _) = server.split_once('?').unwrap_or((server, ""));
+                let (server, _) = server.rsplit_once('/').unwrap();
+                PgConnection::establish(&format!("{server}/{name}")).unwrap().batch_execute(statement).unwrap();
+            }
+        }
+    }
+
     /// Ends all connections of the server to this database; on SQLite nothing can.
     pub(super) fn cut_connections(&self) {
         if let Kind::Postgres { server, name } = &self.kind {

@@ -14,8 +14,8 @@ use crate::{
         webhook::{DeliveryState, Verdict},
     },
     store::{
-        AuditFilter, CapacityAlertRow, ClaimDeliveries, DueDelivery, MAX_CLAIM, Page, Retained, Store, StoreError,
-        StoreOptions, TriedDelivery, WebhookBacklog, WebhookDeliveryRow,
+        AuditFilter, CapacityAlertRow, ClaimDeliveries, Claimed, DueDelivery, MAX_CLAIM, Page, Retained, Store,
+        StoreError, StoreOptions, TriedDelivery, WebhookBacklog, WebhookDeliveryRow,
     },
 };
 
@@ -47,7 +47,9 @@ fn wanted(limit: usize, us: i64) -> ClaimDeliveries {
 }
 
 async fn claim(store: &Store, us: i64) -> Vec<DueDelivery> {
-    store.claim_deliveries(wanted(MAX_CLAIM, us)).await.unwrap()
+    let Claimed { due, given_up } = store.claim_deliveries(wanted(MAX_CLAIM, us)).await.unwrap();
+    assert_eq!(given_up, []);
+    due
 }
 
 fn tried(due: &DueDelivery, verdict: Verdict, us: i64) -> TriedDelivery {
@@ -119,7 +121,7 @@ both_databases! {
         assert_eq!(claim(&store, 9).await, []);
         let backlog = store.webhook_backlog(HOUR, at(9)).await.unwrap();
         assert_eq!(backlog, WebhookBacklog { pending: 3, dead: 0, next: Some(at(10)) });
-        let first = store.claim_deliveries(wanted(1, 30)).await.unwrap();
+        let first = store.claim_deliveries(wanted(1, 30)).await.unwrap().due;
         assert_eq!((first.len(), first[0].attempt, first[0].notification.created), (1, 1, at(10)));
         let second = claim(&store, 30).await;
         assert_eq!((second.len(), second[0].notification.created), (1, at(20)));
@@ -136,7 +138,7 @@ both_databases! {
         for store in stores.iter().cycle().take(9) {
             let store = store.clone();
             let now = ClaimDeliveries { lease: HOUR, ..wanted(7, 100) };
-            tasks.push(tokio::spawn(async move { store.claim_deliveries(now).await.unwrap() }));
+            tasks.push(tokio::spawn(async move { store.claim_deliveries(now).await.unwrap().due }));
         }
         let mut taken = Vec::new();
         for task in tasks {
@@ -144,7 +146,7 @@ both_databases! {
         }
         // Those that were slower may have got fewer; somebody got each that was asked for.
         loop {
-            let rest = stores[0].claim_deliveries(ClaimDeliveries { lease: HOUR, ..wanted(99, 100) }).await.unwrap();
+            let rest = stores[0].claim_deliveries(ClaimDeliveries { lease: HOUR, ..wanted(99, 100) }).await.unwrap().due;
             assert!(rest.len() <= MAX_CLAIM);
             if rest.is_empty() {
                 break;
@@ -207,7 +209,7 @@ both_databases! {
     async fn pages_are_the_newest_first_and_of_one_state(database: TestDatabase) {
         let store = posting(&database);
         tell(&store, [1, 2, 2, 2, 3, 4]).await;
-        let first = store.claim_deliveries(wanted(1, 9)).await.unwrap().remove(0);
+        let first = store.claim_deliveries(wanted(1, 9)).await.unwrap().due.remove(0);
         store.settle_delivery(tried(&first, Verdict::Dead, 9)).await.unwrap();
         let all = in_pages(&store, None, 99).await;
         assert!(all.is_sorted_by(|a, b| (b.created, b.delivery_id) <= (a.created, a.delivery_id)));
@@ -233,12 +235,55 @@ both_databases! {
     async fn toasts_stay_as_long_as_they_are_to_be_posted(database: TestDatabase) {
         let store = posting(&database);
         tell(&store, [0, 0]).await;
-        let due = store.claim_deliveries(wanted(1, 1)).await.unwrap().remove(0);
+        let due = store.claim_deliveries(wanted(1, 1)).await.unwrap().due.remove(0);
         store.settle_delivery(tried(&due, Verdict::Dead, 1)).await.unwrap();
         assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(1));
         let row = only(&store).await;
         assert_ne!(row.delivery_id, due.delivery_id);
         assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(0));
+    }
+
+    async fn what_nobody_posted_in_time_is_given_up_so_that_its_toast_can_go(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [0, 1, 2, 50]).await;
+        drop(store);
+        // The webhook was taken away for good.
+        let store = database.open();
+        assert_eq!(store.prune(Retained::Notifications, at(50), 9).await, Ok(0));
+        assert_eq!(store.expire_deliveries(at(50), 2, at(100)).await, Ok(2));
+        assert_eq!(store.expire_deliveries(at(50), 2, at(100)).await, Ok(1));
+        assert_eq!(store.expire_deliveries(at(50), 2, at(100)).await, Ok(0));
+        let dead = in_pages(&store, Some(DeliveryState::Dead), 9).await;
+        assert_eq!(dead.len(), 3);
+        for row in dead {
+            assert_eq!((row.last_error.unwrap().as_str(), row.updated, row.attempts), ("expired", at(100), 0));
+        }
+        assert_eq!(store.prune(Retained::Notifications, at(50), 9).await, Ok(3));
+        assert_eq!(only(&store).await.created, at(50), "the newer one still waits");
+    }
+
+    async fn what_cannot_be_posted_is_given_up_and_what_is_due_after_it_is_taken(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [0, 1, 2]).await;
+        let page = Page { limit: 9, after: None };
+        let toasts = store.notifications(AuditFilter::default(), page).await.unwrap();
+        database.execute(&format!(
+            "UPDATE notifications SET trigger = 'ofALaterVersion' WHERE notification_id = '{}'",
+            toasts[2].notification_id
+        ));
+        let gone = toasts[1].notification_id;
+        database.execute(&format!("DELETE FROM notifications WHERE notification_id = '{gone}'"));
+        let Claimed { due, given_up } = store.claim_deliveries(wanted(MAX_CLAIM, 10)).await.unwrap();
+        assert_eq!(due.iter().map(|due| due.notification.created).collect::<Vec<_>>(), [at(2)]);
+        let reasons: Vec<_> = given_up.iter().map(|one| one.reason.as_str()).collect();
+        assert!(reasons.len() == 2 && reasons[0].contains("ofALaterVersion"), "{reasons:?}");
+        assert_eq!(reasons[1], "the notification is gone");
+        let dead = in_pages(&store, Some(DeliveryState::Dead), 9).await;
+        let kept: BTreeSet<_> =
+            dead.iter().map(|row| (row.delivery_id.to_string(), row.last_error.clone().unwrap().into_string())).collect();
+        let told = given_up.iter().map(|one| (one.delivery_id.clone(), one.reason.as_str().to_owned())).collect();
+        assert_eq!(kept, told);
+        assert_eq!(claim(&store, 11).await, [], "each once");
     }
 
     async fn nothing_is_taken_in_an_outage_and_what_was_tried_is_kept(database: TestDatabase) {
