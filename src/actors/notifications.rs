@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     domain::toast::{Scope, Stream},
-    store::{NotificationRow, Store, StoreError, StreamPage},
+    store::{KeptToast, Store, StoreError, StreamPage},
 };
 
 /// Subscriptions that wait to be entered; more wait with their senders.
@@ -68,6 +68,13 @@ pub struct HubParts {
     pub is_shared: bool,
     /// Whether subscribers are let go as they come.
     pub is_closed: Arc<AtomicBool>,
+}
+
+impl HubParts {
+    /// Those of a hub that is open.
+    pub fn new(store: Store, wakes: ToastWakes, telemetry: TelemetrySource, is_shared: bool) -> Self {
+        Self { store, wakes, telemetry, is_shared, is_closed: Arc::default() }
+    }
 }
 
 /// The hub.
@@ -186,9 +193,9 @@ impl Line {
         self.head == number
     }
 
-    fn hand_on(&mut self, rows: Vec<NotificationRow>, until: u64) {
-        for row in rows {
-            let frame = Arc::new(ToastFrame::new(row));
+    fn hand_on(&mut self, toasts: Vec<KeptToast>, until: u64) {
+        for toast in toasts {
+            let frame = Arc::new(ToastFrame::new(toast));
             for reader in &mut self.readers {
                 reader.toast(&frame);
             }
@@ -282,7 +289,7 @@ mod tests {
             ids::WorkspaceKey,
             toast::{Severity, Trigger},
         },
-        store::{DatabaseUrl, StoreObserver, StoreOptions},
+        store::{DatabaseUrl, NotificationRow, StoreObserver, StoreOptions},
         telemetry::Metrics,
     };
 
@@ -333,17 +340,12 @@ mod tests {
             observer: Arc::new(Blind),
         });
         let (_, telemetry) = session_telemetry::telemetry(Metrics::new("0", None).unwrap());
-        let mut hub = Notifications::new(HubParts {
-            store: store.unwrap(),
-            wakes: ToastWakes::default(),
-            telemetry,
-            is_shared: false,
-            is_closed: Arc::default(),
-        });
+        let parts = HubParts::new(store.unwrap(), ToastWakes::default(), telemetry, false);
+        let mut hub = Notifications::new(parts);
         let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|_| {}));
         let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };
         hub.lines.insert(stream(), line);
-        let rows = |seqs: std::ops::RangeInclusive<u64>| seqs.map(row).collect::<Vec<_>>();
+        let rows = |seqs: std::ops::RangeInclusive<u64>| seqs.map(|seq| Ok(row(seq))).collect::<Vec<_>>();
         Notifications::create(move |ctx| {
             for (after, read) in [(5, 6..=7), (1, 2..=7), (3, 4..=7), (3, 4..=8), (1, 2..=8), (7, 8..=8)] {
                 let until = *read.end();

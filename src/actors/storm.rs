@@ -248,7 +248,8 @@ mod tests {
 
         /// What operators were told.
         async fn told(&self) -> Vec<NotificationRow> {
-            self.store.toasts_after(Scope::all(Stream::Operators), 0, 100).await.unwrap().rows
+            let page = self.store.toasts_after(Scope::all(Stream::Operators), 0, 100).await.unwrap();
+            page.rows.into_iter().map(Result::unwrap).collect()
         }
     }
 

@@ -201,13 +201,7 @@ mod tests {
             });
             let (store, metrics) = (store.unwrap(), Metrics::new("0", None).unwrap());
             let (telemetry, source) = session_telemetry::queue();
-            let parts = HubParts {
-                store: store.clone(),
-                wakes,
-                telemetry: source,
-                is_shared: false,
-                is_closed: Arc::default(),
-            };
+            let parts = HubParts::new(store.clone(), wakes, source, false);
             let limits = RestartLimits { max_restarts, within: Duration::from_secs(3600) };
             let keeper = Keeper { metrics: metrics.clone(), clock: Arc::new(SystemClock), limits };
             Self { hub: ToastHub::start(parts, keeper, 9), store, metrics, telemetry, _folder: folder }

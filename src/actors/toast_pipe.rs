@@ -22,7 +22,7 @@ use crate::{
         subscription::{Eviction, QUEUE_BYTES, QUEUE_FRAMES, STALL},
         toast::{Scope, session_suffix},
     },
-    store::NotificationRow,
+    store::{KeptToast, NotificationRow, UnreadableToast},
 };
 
 /// A toast as it is sent: written once, shared by all who get it.
@@ -32,8 +32,8 @@ pub struct ToastFrame {
     pub seq: u64,
     /// When it was written down.
     pub created: Timestamp,
-    /// JSON.
-    pub text: ByteString,
+    /// JSON; none where the toast cannot be read: then its readers have to be told that something is missing here.
+    pub text: Option<ByteString>,
     workspace: Option<WorkspaceId>,
     session: Option<SessionId>,
     user: Option<UserId>,
@@ -58,21 +58,27 @@ pub fn toast_of(row: &NotificationRow) -> Toast {
 
 impl ToastFrame {
     /// Writes it.
-    pub fn new(row: NotificationRow) -> Self {
+    pub fn new(toast: KeptToast) -> Self {
+        let row = match toast {
+            Ok(row) => row,
+            Err(UnreadableToast { seq }) => {
+                return Self { seq, created: Timestamp(0), text: None, workspace: None, session: None, user: None };
+            }
+        };
         let frame = ServerFrame::Toast(toast_of(&row));
         Self {
             seq: row.seq,
             created: row.created,
-            text: serde_json::to_string(&frame).unwrap_or_default().into(),
+            text: Some(serde_json::to_string(&frame).unwrap_or_default().into()),
             workspace: row.key.map(|key| key.workspace_id),
             session: row.session_id,
             user: row.user_id,
         }
     }
 
-    /// Whether a scope of its sequence takes it.
+    /// Whether a scope of its sequence takes it; one that cannot be read may be for any.
     pub fn is_for(&self, scope: &Scope) -> bool {
-        scope.takes(self.workspace.as_ref(), self.session, self.user.as_ref())
+        self.text.is_none() || scope.takes(self.workspace.as_ref(), self.session, self.user.as_ref())
     }
 }
 
@@ -90,7 +96,7 @@ pub enum Item {
 impl Item {
     fn size_bytes(&self) -> usize {
         match self {
-            Self::Toast(frame) => frame.text.len(),
+            Self::Toast(frame) => frame.text.as_ref().map_or(0, |text| text.len()),
             Self::Telemetry(text) => text.len(),
             Self::LeftOut(_) => 0,
         }

@@ -108,13 +108,7 @@ impl Service {
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
         let webhooks = webhooks(&config.webhook, workspaces.parts())?;
         let keeper = Keeper::new(workspaces.parts());
-        let hub = HubParts {
-            store: store.clone(),
-            wakes,
-            telemetry: source,
-            is_shared: held.is_none(),
-            is_closed: Arc::default(),
-        };
+        let hub = HubParts::new(store.clone(), wakes, source, held.is_none());
         let toasts = ToastHub::start(hub, keeper.clone(), config.notifications.max_subscribers);
         let faces = Faces { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
         let http = http::serve(faces, config, watchdog, beside)

@@ -143,6 +143,10 @@ impl InboxQuery {
 pub struct InboxPage {
     /// The toasts.
     pub items: Vec<InboxItem>,
+    /// Toasts of this page that are there and cannot be read, and so are left out; absent where there are none.
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(required = false)]
+    pub unreadable: usize,
     /// Toasts of the subscription that were not read, 1,000 at most.
     pub unread: u64,
     /// Names the database.
@@ -152,6 +156,11 @@ pub struct InboxPage {
     /// Give it as `cursor` for the next page; absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A toast of the inbox.

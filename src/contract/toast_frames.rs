@@ -96,13 +96,14 @@ pub enum ServerFrame {
         /// How many.
         telemetry: u64,
     },
-    /// The client's cursor cannot be gone on from: it has to read the list anew. What comes is after `cursor`.
+    /// The client's cursor cannot be gone on from: it has to read the list anew. What comes is after `cursor`. Right after
+    /// `welcome`, or later in place of a toast that is there and cannot be read.
     Reset {
         /// Why.
         reason: ResetReason,
         /// The epoch from now on.
         epoch: String,
-        /// The newest toast.
+        /// The newest toast, or the one that cannot be read.
         cursor: u64,
     },
     /// A toast is marked as read.

@@ -13,6 +13,8 @@ words! {
         OtherEpoch = "otherEpoch",
         /// It is after the newest toast.
         Ahead = "ahead",
+        /// The next toast is there and cannot be read.
+        Unreadable = "unreadable",
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         problem::Problem,
     },
     domain::outcome::ErrorCode,
+    store::InboxRows,
 };
 
 /// Lists toasts, the newest first, each with whether it was read: by the user of the query, or by everyone where it
@@ -40,12 +41,11 @@ pub async fn list_inbox(
     let store = &state.workspaces.parts().store;
     // First: whoever goes on from here sees a toast twice rather than not at all.
     let head = store.stream_ends(scope.stream.clone()).await?.head;
-    let limit = page.limit;
-    let rows = store.inbox(scope.clone(), asked.unread_only, page).await?;
-    let next_cursor = rows.last().filter(|_| rows.len() == limit).map(|(row, _)| row.cursor().to_string());
+    let InboxRows { rows, unreadable, next } = store.inbox(scope.clone(), asked.unread_only, page).await?;
+    let next_cursor = next.map(|cursor| cursor.to_string());
     let items = rows.iter().map(|(row, read)| InboxItem { toast: toast_of(row), read: *read }).collect();
     let unread = store.unread(scope).await?;
-    Ok(web::Json(InboxPage { items, unread, epoch: store.epoch().to_owned(), head, next_cursor }))
+    Ok(web::Json(InboxPage { items, unreadable, unread, epoch: store.epoch().to_owned(), head, next_cursor }))
 }
 
 /// Marks a toast as read, for the user that the body names, or for everyone. Safe to repeat.

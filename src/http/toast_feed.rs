@@ -25,7 +25,7 @@ const PAGE: usize = 100;
 /// One thing for the subscriber.
 #[derive(Debug)]
 pub enum Fed {
-    /// A toast.
+    /// A toast, or the place of one that cannot be read.
     Toast {
         /// As it is sent.
         frame: Arc<ToastFrame>,
@@ -170,6 +170,7 @@ impl Feed {
 mod tests {
     use std::time::Duration;
 
+    use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
     use futures_util::StreamExt;
     use uuid::Uuid;
 
@@ -196,6 +197,37 @@ mod tests {
         fn on_queue_depth(&self, _: usize) {}
     }
 
+    fn store(file: &std::path::Path) -> Store {
+        let store = Store::open(StoreOptions {
+            url: DatabaseUrl::Sqlite(file.to_owned()),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            webhook: None,
+            observer: Arc::new(Blind),
+        });
+        store.unwrap()
+    }
+
+    fn hub(store: &Store) -> ToastHub {
+        let metrics = Metrics::new("0", None).unwrap();
+        let (_, telemetry) = session_telemetry::telemetry(metrics.clone());
+        let limits = RestartLimits { max_restarts: 0, within: Duration::from_secs(60) };
+        let keeper = Keeper { metrics, clock: Arc::new(SystemClock), limits };
+        let parts = HubParts::new(store.clone(), ToastWakes::default(), telemetry, false);
+        ToastHub::start(parts, keeper, 9)
+    }
+
+    /// Those with an even number cannot be read.
+    fn is_toast(fed: Option<Fed>, seq: u64) {
+        match fed {
+            Some(Fed::Toast { frame, .. }) => {
+                assert_eq!((frame.seq, frame.text.is_some()), (seq, seq % 2 == 1));
+            }
+            other => panic!("{seq}: {other:?}"),
+        }
+    }
+
     #[test]
     fn a_subscriber_whose_hub_broke_is_told_to_try_again_and_not_that_the_service_stops() {
         assert_eq!(goodbye(Ending::Broken).0, close_code::TRY_AGAIN);
@@ -206,32 +238,14 @@ mod tests {
     #[actix::test]
     async fn what_is_removed_while_it_is_read_ends_the_reading_instead_of_leaving_a_hole() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-            readers: 1,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            webhook: None,
-            observer: Arc::new(Blind),
-        });
-        let store = store.unwrap();
+        let store = store(&folder.path().join("test.db"));
         let told = 2 * PAGE as u64 + 10;
         for n in 0..told {
             let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
             let toast = NewToast::new(Uuid::now_v7(), Addressee::Operators, said, n);
             assert!(store.tell(toast, Timestamp(n as i64)).await.unwrap());
         }
-        let (_, telemetry) = session_telemetry::telemetry(Metrics::new("0", None).unwrap());
-        let parts = HubParts {
-            store: store.clone(),
-            wakes: ToastWakes::default(),
-            telemetry,
-            is_shared: false,
-            is_closed: Arc::default(),
-        };
-        let limits = RestartLimits { max_restarts: 0, within: Duration::from_secs(60) };
-        let keeper = Keeper { metrics: Metrics::new("0", None).unwrap(), clock: Arc::new(SystemClock), limits };
-        let hub = ToastHub::start(parts, keeper, 9);
+        let hub = hub(&store);
         let scope = Arc::new(Scope::all(Sequence::Operators));
         let feed = feed(store.clone(), hub, scope, (0, told), false, Arc::new(|_| {}));
         let mut feed = std::pin::pin!(feed);
@@ -250,5 +264,44 @@ mod tests {
         assert!(matches!(feed.next().await, Some(Fed::ReadUntil(_))));
         assert!(matches!(feed.next().await, Some(Fed::Failed(_))));
         assert!(feed.next().await.is_none());
+    }
+
+    #[actix::test]
+    async fn a_toast_that_cannot_be_read_is_told_to_everyone_and_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("test.db");
+        let store = store(&file);
+        let tell = async |n: i64| {
+            let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
+            let toast = NewToast::new(Uuid::now_v7(), Addressee::Operators, said, n);
+            assert!(store.tell(toast, Timestamp(n)).await.unwrap());
+            if n % 2 == 0 {
+                let mut other = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+                let broken = format!("UPDATE notifications SET severity = 'info', trigger = '?' WHERE seq = {n}");
+                other.batch_execute(&broken).unwrap();
+            }
+        };
+        for n in 1..=3 {
+            tell(n).await;
+        }
+        let hub = hub(&store);
+        let scope = Arc::new(Scope::all(Sequence::Operators));
+        let read = |after| feed(store.clone(), hub.clone(), scope.clone(), (after, 3), false, Arc::new(|_| {}));
+        let mut first = std::pin::pin!(read(0));
+        for seq in 1..=3 {
+            is_toast(first.next().await, seq);
+        }
+        assert!(matches!(first.next().await, Some(Fed::ReadUntil(3))));
+        for n in 4..=5 {
+            tell(n).await;
+        }
+        // The hub reads them when the first one joins, and has them at hand for the other one.
+        for seq in 4..=5 {
+            is_toast(first.next().await, seq);
+        }
+        let mut other = std::pin::pin!(read(3));
+        for seq in 4..=5 {
+            is_toast(other.next().await, seq);
+        }
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         outcome::ErrorCode,
-        subscription::{self, Eviction, Pulse, PulseDue, PulseRules},
+        subscription::{self, Eviction, Pulse, PulseDue, PulseRules, ResetReason},
         toast::Scope,
     },
     store::StreamEnds,
@@ -191,13 +191,14 @@ impl StreamHandler<Fed> for ToastSocket {
         let metrics = self.parts.metrics.toasts();
         match fed {
             Fed::Toast { frame, is_replay } => {
+                self.position = frame.seq;
+                let Some(text) = &frame.text else { return self.reset(ResetReason::Unreadable, ctx) };
                 if is_replay {
                     metrics.replayed();
                 } else {
                     metrics.sent(self.parts.clock.now().since(frame.created));
                 }
-                self.position = frame.seq;
-                self.send_text(frame.text.clone(), ctx);
+                self.send_text(text.clone(), ctx);
             }
             Fed::ReadUntil(position) => self.position = self.position.max(position),
             Fed::LeftOut(frames) => self.leave_out(frames, ctx),
@@ -279,21 +280,20 @@ impl ToastSocket {
         cable: Cable,
         ctx: &mut Ctx,
     ) {
-        let epoch = self.parts.store.epoch().to_owned();
+        let epoch = self.parts.store.epoch();
         let cursor = cursor.as_ref().map(|(cursor, epoch)| (*cursor, epoch.as_deref()));
-        let start = subscription::start(cursor, &epoch, ends.head, ends.tail);
+        let start = subscription::start(cursor, epoch, ends.head, ends.tail);
         self.position = start.after;
         let welcome = ServerFrame::Welcome {
             version: FRAMES_VERSION,
-            epoch: epoch.clone(),
+            epoch: epoch.to_owned(),
             cursor: start.after,
             head: ends.head,
             unread,
         };
         self.send(&welcome, ctx);
         if let Some(reason) = start.reset {
-            self.parts.metrics.toasts().reset(reason);
-            self.send(&ServerFrame::Reset { reason, epoch, cursor: start.after }, ctx);
+            self.reset(reason, ctx);
         }
         let feed = toast_feed::feed(
             self.parts.store.clone(),
@@ -339,6 +339,13 @@ impl ToastSocket {
             }
             socket.mark(ctx);
         }));
+    }
+
+    /// What comes is after the place that is reached; what is missing before it has to be read elsewhere.
+    fn reset(&mut self, reason: ResetReason, ctx: &mut Ctx) {
+        self.parts.metrics.toasts().reset(reason);
+        let reset = ServerFrame::Reset { reason, epoch: self.parts.store.epoch().to_owned(), cursor: self.position };
+        self.send(&reset, ctx);
     }
 
     fn leave_out(&mut self, frames: u64, ctx: &mut Ctx) {

@@ -75,7 +75,7 @@ pub use self::{
     flips::FlipRecord,
     identity::RenewedEpoch,
     migration_runs::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
-    notifications::{MAX_UNREAD, NotificationRow, StreamEnds, StreamPage},
+    notifications::{InboxRows, KeptToast, MAX_UNREAD, NotificationRow, StreamEnds, StreamPage, UnreadableToast},
     outcome_buckets::OutcomeCount,
     pool::apart,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},

@@ -62,6 +62,27 @@ impl NotificationRow {
     }
 }
 
+/// A toast that is there and cannot be read: this version does not know what stands in it, or something else wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnreadableToast {
+    /// Its place in its sequence.
+    pub seq: u64,
+}
+
+/// A toast of a sequence, or that one is there which cannot be read.
+pub type KeptToast = Result<NotificationRow, UnreadableToast>;
+
+/// A page of the inbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InboxRows {
+    /// The newest first, each with whether it was read.
+    pub rows: Vec<(NotificationRow, bool)>,
+    /// Toasts of this page that cannot be read.
+    pub unreadable: usize,
+    /// Where the next page begins; none where this one is not full.
+    pub next: Option<Cursor>,
+}
+
 /// What there is of a sequence: the numbers after `tail`, until `head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamEnds {
@@ -82,7 +103,7 @@ const LOOKED_AT: i64 = 5000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamPage {
     /// In the order of their numbers.
-    pub rows: Vec<NotificationRow>,
+    pub rows: Vec<KeptToast>,
     /// Up to this number they are all there is.
     pub until: u64,
     /// Whether the sequence had nothing after that.
@@ -125,6 +146,15 @@ impl Record {
             auto_dismiss: Duration::from_millis(columns::unsigned(self.auto_dismiss_ms)),
             cause_id: self.cause_id,
             created: Timestamp(self.created_us),
+        })
+    }
+
+    /// Reads it, or says in the log which one cannot be read: what comes after it is told all the same.
+    fn read_or_tell(self) -> KeptToast {
+        let (notification_id, seq) = (self.notification_id.clone(), columns::unsigned(self.seq));
+        self.read().map_err(|cause| {
+            tracing::error!(marker = "[ACP]", notification_id, seq, %cause, "a notification cannot be read and is left out");
+            UnreadableToast { seq }
         })
     }
 }
@@ -313,7 +343,7 @@ impl Store {
     }
 
     /// What a scope sees after a number, in order: at most `limit` rows, among the next 5,000 of the sequence, so that a
-    /// page takes milliseconds however little of it is for the scope. Cancel-safe.
+    /// page takes milliseconds however little of it is for the scope; those too that cannot be read. Cancel-safe.
     pub async fn toasts_after(&self, scope: Scope, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
         self.read(move |connection| {
             // First: what is committed meanwhile is among the rows or after this number.
@@ -326,8 +356,8 @@ impl Store {
                 .limit(columns::limit(limit));
             let records: Vec<Record> = rows.load(connection)?;
             let is_full = records.len() >= limit.clamp(1, columns::MAX_PAGE);
-            let rows = records.into_iter().map(Record::read).collect::<Result<Vec<_>, _>>()?;
-            let until = rows.last().filter(|_| is_full).map_or(end, |row| row.seq);
+            let last = records.last().filter(|_| is_full).map(|record| columns::unsigned(record.seq));
+            let (until, rows) = (last.unwrap_or(end), records.into_iter().map(Record::read_or_tell).collect());
             Ok(StreamPage { rows, until, is_last: until >= head })
         })
         .await
@@ -335,12 +365,7 @@ impl Store {
 
     /// A page of what a scope sees, the newest first, each with whether it was read; where only what is unread is wanted,
     /// among the newest 5,000 of its sequence, as it is counted. Cancel-safe.
-    pub async fn inbox(
-        &self,
-        scope: Scope,
-        unread_only: bool,
-        page: Page,
-    ) -> Result<Vec<(NotificationRow, bool)>, StoreError> {
+    pub async fn inbox(&self, scope: Scope, unread_only: bool, page: Page) -> Result<InboxRows, StoreError> {
         self.read(move |connection| {
             let mut rows = within!(&scope);
             if unread_only {
@@ -360,13 +385,16 @@ impl Store {
                 .filter(notification_reads::user_id.eq_any(["", user]))
                 .select(notification_reads::notification_id)
                 .load(connection)?;
-            records
-                .into_iter()
-                .map(|record| {
-                    let is_read = read.contains(&record.notification_id);
-                    Ok((record.read()?, is_read))
-                })
-                .collect()
+            let last = records.last().filter(|_| records.len() >= page.limit.clamp(1, columns::MAX_PAGE));
+            let next = last.map(|it| Cursor { created: Timestamp(it.created_us), id: it.notification_id.clone() });
+            let mut inbox = InboxRows { next, ..InboxRows::default() };
+            for record in records {
+                let is_read = read.contains(&record.notification_id);
+                let kept = record.read_or_tell();
+                inbox.unreadable += usize::from(kept.is_err());
+                inbox.rows.extend(kept.map(|row| (row, is_read)));
+            }
+            Ok(inbox)
         })
         .await
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::harness::{
@@ -507,4 +508,32 @@ fn fr_004_telemetry_tells_when_a_turn_will_have_ended() {
     let longest = (elapsed + 1.0) * open_for_each;
     assert!((shortest.floor()..=longest).contains(&eta), "{progress}");
     assert_eq!(session.ends(&prompt_id)["state"], "completed");
+}
+
+#[test]
+fn a_toast_that_cannot_be_read_resets_its_readers_and_the_rest_of_the_list_and_of_the_stream_goes_on() {
+    let mut program = held().start();
+    program.expect_error("a notification cannot be read and is left out");
+    program.api.open("ws");
+    let mut reader = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let epoch = reader.hello(json!({}))["epoch"].clone();
+    flips(&program.api, "ws", 3);
+    let seqs: Vec<_> = (0..3).map(|_| reader.toast()["seq"].as_u64().unwrap()).collect();
+    let database = program.folder.path().join("data/lumilink.db");
+    let mut other = SqliteConnection::establish(database.to_str().unwrap()).unwrap();
+    let broken = format!("UPDATE notifications SET trigger = 'ofALaterVersion' WHERE seq = {}", seqs[1]);
+    other.batch_execute(&format!("PRAGMA busy_timeout = 5000; {broken}")).unwrap();
+    let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    again.hello(json!({"epoch": epoch, "cursor": seqs[0] - 1}));
+    assert_eq!(again.next()["seq"], seqs[0]);
+    let reset = json!({"type": "reset", "reason": "unreadable", "epoch": epoch, "cursor": seqs[1]});
+    assert_eq!(again.next(), reset);
+    assert_eq!(again.next()["seq"], seqs[2]);
+    flips(&program.api, "ws", 1);
+    assert_eq!(again.next()["seq"], seqs[2] + 1);
+    let list = inbox(&program.api, TENANT);
+    let listed: Vec<_> = list["items"].as_array().unwrap().iter().map(|it| it["toast"]["seq"].clone()).collect();
+    assert_eq!(json!(listed), json!([seqs[2] + 1, seqs[2], seqs[0]]), "{list}");
+    assert_eq!(list["unreadable"], 1, "{list}");
+    assert_eq!(program.metrics().sum("lumilink_toast_resets_total", &[("reason", "unreadable")]), 1.0);
 }

@@ -68,7 +68,7 @@ pub enum ToastEvent {
     },
     /// The cursor cannot be gone on from. What the list still has of what was missed follows, then `caughtUp`.
     Reset {
-        /// `tooOld`, `otherEpoch` or `ahead`.
+        /// `tooOld`, `otherEpoch`, `ahead` or `unreadable`.
         reason: String,
     },
     /// What the list still had has been told.
@@ -248,7 +248,9 @@ impl ToastFollower {
         loop {
             let page = self.client.toasts(&self.scope, after.is_none(), cursor.as_deref(), None).await?;
             // The list is in the order of time, which is that of the numbers but for a moment: one page more is read.
-            let is_past = after.is_some_and(|after| page.items.iter().all(|entry| entry.toast.seq <= after));
+            // A page is empty where nothing on it can be read.
+            let is_past = !page.items.is_empty()
+                && after.is_some_and(|after| page.items.iter().all(|entry| entry.toast.seq <= after));
             // What came after the reset comes over the line.
             let is_missed =
                 |toast: &ReceivedToast| toast.seq <= reset.to.cursor && after.is_none_or(|after| toast.seq > after);

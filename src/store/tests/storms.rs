@@ -88,7 +88,7 @@ async fn flips(
 /// What a sequence told, by its trigger.
 async fn told(store: &Store, stream: Stream) -> Vec<&'static str> {
     let rows = store.toasts_after(Scope::all(stream), 0, 100).await.unwrap().rows;
-    rows.iter().map(|row| row.trigger.as_str()).collect()
+    rows.iter().flatten().map(|row| row.trigger.as_str()).collect()
 }
 
 both_databases! {

@@ -33,7 +33,7 @@ async fn told(store: &Store, key: &WorkspaceKey) -> Vec<i64> {
         ..Scope::all(Stream::Tenant(key.installation_id.clone()))
     };
     let rows = store.toasts_after(scope, 0, 100).await.unwrap().rows;
-    rows.iter().map(|row| (row.created.0 - at(0).0) / SECOND).collect()
+    rows.iter().flatten().map(|row| (row.created.0 - at(0).0) / SECOND).collect()
 }
 
 both_databases! {
