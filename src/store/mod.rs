@@ -17,6 +17,7 @@ mod connection_events;
 mod expiry;
 mod flips;
 mod identity;
+mod inbox;
 mod job;
 mod migration_runs;
 mod migrations;
@@ -74,8 +75,9 @@ pub use self::{
     expiry::ExpiredSession,
     flips::FlipRecord,
     identity::RenewedEpoch,
+    inbox::{InboxRows, MAX_UNREAD},
     migration_runs::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
-    notifications::{InboxRows, KeptToast, MAX_UNREAD, NotificationRow, StreamEnds, StreamPage, UnreadableToast},
+    notifications::{KeptToast, NotificationRow, StreamEnds, StreamPage, UnreadableToast},
     outcome_buckets::OutcomeCount,
     pool::apart,
     prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},

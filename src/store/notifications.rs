@@ -1,20 +1,19 @@
-//! The tables of notifications: what was told, in which order, and who has read it.
+//! The tables of notifications: what was told, and in which order.
 
 use std::time::Duration;
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
-    dsl::sql,
-    sql_types::{BigInt, Bool, Text},
+    sql_types::BigInt,
 };
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
     cached::execute,
-    columns::{self, Cursor, Page},
+    columns::{self, Cursor},
     connection::AnyConnection,
-    schema::{notification_reads, notification_streams, notifications, sessions},
+    schema::{notification_streams, notifications, sessions},
     webhook_deliveries,
     writer::WriteTx,
 };
@@ -72,17 +71,6 @@ pub struct UnreadableToast {
 /// A toast of a sequence, or that one is there which cannot be read.
 pub type KeptToast = Result<NotificationRow, UnreadableToast>;
 
-/// A page of the inbox.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct InboxRows {
-    /// The newest first, each with whether it was read.
-    pub rows: Vec<(NotificationRow, bool)>,
-    /// Toasts of this page that cannot be read.
-    pub unreadable: usize,
-    /// Where the next page begins; none where this one is not full.
-    pub next: Option<Cursor>,
-}
-
 /// What there is of a sequence: the numbers after `tail`, until `head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamEnds {
@@ -92,12 +80,9 @@ pub struct StreamEnds {
     pub tail: u64,
 }
 
-/// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
-pub const MAX_UNREAD: u64 = 1000;
-
 /// The toasts of a sequence among which those for a scope are looked for at once, and the newest among which unread ones
 /// are: some milliseconds, however long a tenant is there.
-const LOOKED_AT: i64 = 5000;
+pub(super) const LOOKED_AT: i64 = 5000;
 
 /// A part of what a scope sees of a sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +98,7 @@ pub struct StreamPage {
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = notifications, treat_none_as_default_value = false)]
 pub(super) struct Record {
-    notification_id: String,
+    pub(super) notification_id: String,
     stream: String,
     seq: i64,
     installation_id: Option<String>,
@@ -126,7 +111,7 @@ pub(super) struct Record {
     trigger: String,
     auto_dismiss_ms: i64,
     cause_id: String,
-    created_us: i64,
+    pub(super) created_us: i64,
 }
 
 impl Record {
@@ -150,7 +135,7 @@ impl Record {
     }
 
     /// Reads it, or says in the log which one cannot be read: what comes after it is told all the same.
-    fn read_or_tell(self) -> KeptToast {
+    pub(super) fn read_or_tell(self) -> KeptToast {
         let (notification_id, seq) = (self.notification_id.clone(), columns::unsigned(self.seq));
         self.read().map_err(|cause| {
             tracing::error!(marker = "[ACP]", notification_id, seq, %cause, "a notification cannot be read and is left out");
@@ -258,32 +243,9 @@ macro_rules! within {
     }};
 }
 
-/// Whether nobody who counts for the scope has read it.
-macro_rules! is_unread {
-    ($scope:expr) => {{
-        let user = $scope.user.as_ref().map_or_else(String::new, |user| user.as_str().to_owned());
-        sql::<Bool>(
-            "NOT EXISTS (SELECT 1 FROM notification_reads WHERE notification_reads.notification_id = \
-             notifications.notification_id AND (notification_reads.user_id = '' OR notification_reads.user_id = ",
-        )
-        .bind::<Text, _>(user)
-        .sql("))")
-    }};
-}
+pub(super) use within;
 
-fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreError> {
-    let limit = i64::try_from(MAX_UNREAD).unwrap_or(i64::MAX);
-    let rows = within!(scope).filter(notifications::seq.gt(newest(connection, scope)?)).filter(is_unread!(scope));
-    let rows = rows.order(notifications::seq.desc()).limit(limit).select(notifications::seq);
-    Ok(rows.load::<i64>(connection)?.len() as u64)
-}
-
-/// What comes after this number is looked at for what is unread.
-fn newest(connection: &mut AnyConnection, scope: &Scope) -> Result<i64, StoreError> {
-    Ok(columns::signed(ends(connection, &scope.stream)?.head) - LOOKED_AT)
-}
-
-fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<StreamEnds, StoreError> {
+pub(super) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<StreamEnds, StoreError> {
     let ends: Option<(i64, i64)> = notification_streams::table
         .find(stream.to_string())
         .select((notification_streams::head, notification_streams::tail))
@@ -291,27 +253,6 @@ fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<StreamEnds, S
         .optional()?;
     let ends = ends.map(|(head, tail)| StreamEnds { head: columns::unsigned(head), tail: columns::unsigned(tail) });
     Ok(ends.unwrap_or_default())
-}
-
-fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> Result<bool, StoreError> {
-    let found: Option<i64> = within!(scope)
-        .filter(notifications::notification_id.eq(id.to_owned()))
-        .select(notifications::seq)
-        .first(tx.connection)
-        .optional()?;
-    if found.is_none() {
-        return Ok(false);
-    }
-    let user = scope.user.as_ref().map_or("", |user| user.as_str());
-    let read = diesel::insert_into(notification_reads::table)
-        .values((
-            notification_reads::notification_id.eq(id),
-            notification_reads::user_id.eq(user),
-            notification_reads::read_us.eq(now.0),
-        ))
-        .on_conflict_do_nothing();
-    tx.rows += execute!(tx.connection, read)?;
-    Ok(true)
 }
 
 impl Store {
@@ -361,53 +302,5 @@ impl Store {
             Ok(StreamPage { rows, until, is_last: until >= head })
         })
         .await
-    }
-
-    /// A page of what a scope sees, the newest first, each with whether it was read; where only what is unread is wanted,
-    /// among the newest 5,000 of its sequence, as it is counted. Cancel-safe.
-    pub async fn inbox(&self, scope: Scope, unread_only: bool, page: Page) -> Result<InboxRows, StoreError> {
-        self.read(move |connection| {
-            let mut rows = within!(&scope);
-            if unread_only {
-                rows = rows.filter(notifications::seq.gt(newest(connection, &scope)?)).filter(is_unread!(&scope));
-            }
-            if let Some(Cursor { created, id }) = page.after {
-                rows = rows
-                    .filter(notifications::created_us.le(created.0))
-                    .filter(notifications::created_us.lt(created.0).or(notifications::notification_id.lt(id)));
-            }
-            let rows = rows.order((notifications::created_us.desc(), notifications::notification_id.desc()));
-            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
-            let user = scope.user.as_ref().map_or("", |user| user.as_str());
-            let ids = records.iter().map(|record| record.notification_id.as_str());
-            let read: Vec<String> = notification_reads::table
-                .filter(notification_reads::notification_id.eq_any(ids))
-                .filter(notification_reads::user_id.eq_any(["", user]))
-                .select(notification_reads::notification_id)
-                .load(connection)?;
-            let last = records.last().filter(|_| records.len() >= page.limit.clamp(1, columns::MAX_PAGE));
-            let next = last.map(|it| Cursor { created: Timestamp(it.created_us), id: it.notification_id.clone() });
-            let mut inbox = InboxRows { next, ..InboxRows::default() };
-            for record in records {
-                let is_read = read.contains(&record.notification_id);
-                let kept = record.read_or_tell();
-                inbox.unreadable += usize::from(kept.is_err());
-                inbox.rows.extend(kept.map(|row| (row, is_read)));
-            }
-            Ok(inbox)
-        })
-        .await
-    }
-
-    /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most, among the newest 5,000 of
-    /// its sequence. Cancel-safe.
-    pub async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
-        self.read(move |connection| unread(connection, &scope)).await
-    }
-
-    /// Notes that the scope's user, or everyone where it names none, has read some toasts, in one transaction; for each
-    /// whether the scope sees it. Safe to retry. A dropped future may have written.
-    pub async fn mark_read(&self, scope: Scope, ids: Vec<Uuid>, now: Timestamp) -> Result<Vec<bool>, StoreError> {
-        self.write(move |tx| ids.iter().map(|id| mark_read(tx, &scope, &id.to_string(), now)).collect()).await
     }
 }
