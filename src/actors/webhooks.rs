@@ -152,7 +152,7 @@ impl Webhooks {
     }
 
     async fn send(&self, due: DueDelivery) {
-        let DueDelivery { delivery_id, attempt, notification } = due;
+        let DueDelivery { delivery_id, attempt, lease_until, notification } = due;
         let answered = match body(&notification) {
             Ok(body) => self.poster.post(delivery_id, body, self.clock.now()).await,
             Err(cause) => {
@@ -172,7 +172,7 @@ impl Webhooks {
         tell(delivery_id, attempt, &notification, &answered, verdict);
         let tried = TriedDelivery {
             delivery_id,
-            attempt,
+            lease_until,
             verdict,
             status: answer.map(|answer| answer.status),
             error: answered.as_ref().err().map(|cause| Redacted::new(&cause.to_string())),

@@ -9,7 +9,7 @@ use super::{
     Store, StoreError, columns,
     notifications::{NotificationRow, Record},
     schema::{notifications, webhook_deliveries},
-    webhook_deliveries::{dead, pending},
+    webhook_deliveries::{dead, of_another_clock, pending},
     writer::WriteTx,
 };
 use crate::domain::{clock::Timestamp, redaction::Redacted, webhook::DeliveryState};
@@ -58,6 +58,8 @@ pub struct DueDelivery {
     pub delivery_id: Uuid,
     /// Which try this is, from 1.
     pub attempt: u32,
+    /// Until when it is the caller's; by it the caller's try is known from others.
+    pub lease_until: Timestamp,
     /// What to post.
     pub notification: NotificationRow,
 }
@@ -65,10 +67,11 @@ pub struct DueDelivery {
 fn claim(tx: &mut WriteTx<'_>, wanted: ClaimDeliveries) -> Result<Claimed, StoreError> {
     use webhook_deliveries::{attempts, delivery_id, endpoint, next_attempt_us, updated_us};
     let ClaimDeliveries { limit, lease, longest_wait, now } = wanted;
+    let lease_until = now.plus(lease);
     let mut claimed = Claimed::default();
     let Some(to) = tx.webhook else { return Ok(claimed) };
     let due: Vec<(String, i32, i64, String)> = pending!()
-        .filter(next_attempt_us.le(now.0).or(next_attempt_us.gt(now.plus(longest_wait).0)))
+        .filter(next_attempt_us.le(now.0).or(of_another_clock!(now, longest_wait)))
         .order((next_attempt_us.asc(), delivery_id.asc()))
         .limit(columns::limit(limit.min(MAX_CLAIM)))
         .select((delivery_id, attempts, next_attempt_us, webhook_deliveries::notification_id))
@@ -77,14 +80,13 @@ fn claim(tx: &mut WriteTx<'_>, wanted: ClaimDeliveries) -> Result<Claimed, Store
         // Another replica may have been faster: then it is no longer as it was seen.
         let ours = pending!().filter(delivery_id.eq(&id)).filter(attempts.eq(tried)).filter(next_attempt_us.eq(seen));
         let attempt = tried.saturating_add(1);
-        let change =
-            (attempts.eq(attempt), next_attempt_us.eq(now.plus(lease).0), endpoint.eq(to), updated_us.eq(now.0));
+        let change = (attempts.eq(attempt), next_attempt_us.eq(lease_until.0), endpoint.eq(to), updated_us.eq(now.0));
         let changed = diesel::update(ours).set(change).execute(tx.connection)?;
         tx.rows += changed;
         if changed == 0 {
             continue;
         }
-        match read(tx, &id, attempt, &notification) {
+        match read(tx, &id, attempt, lease_until, &notification) {
             Ok(delivery) => claimed.due.push(delivery),
             // It would be the same each time, and hold up what is due after it.
             Err(StoreError::Corrupt(reason)) => claimed.given_up.push(give_up(tx, id, &reason, now)?),
@@ -95,12 +97,19 @@ fn claim(tx: &mut WriteTx<'_>, wanted: ClaimDeliveries) -> Result<Claimed, Store
 }
 
 /// A delivery with its toast; [`StoreError::Corrupt`] where that is gone, or either cannot be read.
-fn read(tx: &mut WriteTx<'_>, id: &str, attempt: i32, notification: &str) -> Result<DueDelivery, StoreError> {
+fn read(
+    tx: &mut WriteTx<'_>,
+    id: &str,
+    attempt: i32,
+    lease_until: Timestamp,
+    notification: &str,
+) -> Result<DueDelivery, StoreError> {
     let toast: Option<Record> = notifications::table.find(notification).first(tx.connection).optional()?;
     let toast = toast.ok_or_else(|| StoreError::Corrupt("the notification is gone".into()))?;
     Ok(DueDelivery {
         delivery_id: columns::parse(id, "webhook_deliveries.delivery_id")?,
         attempt: u32::try_from(attempt).unwrap_or(1),
+        lease_until,
         notification: toast.read()?,
     })
 }

@@ -60,8 +60,8 @@ impl WebhookDeliveryRow {
 pub struct TriedDelivery {
     /// Of which delivery.
     pub delivery_id: Uuid,
-    /// Which try it was.
-    pub attempt: u32,
+    /// Until when it was the caller's.
+    pub lease_until: Timestamp,
     /// What follows.
     pub verdict: Verdict,
     /// The status of the answer.
@@ -142,6 +142,17 @@ macro_rules! pending {
 }
 pub(super) use pending;
 
+/// Whether a delivery was written under a clock that was ahead: due later than any wait lasts, or written in the future. A
+/// minute is what the clocks of replicas may differ by.
+macro_rules! of_another_clock {
+    ($now:expr, $longest_wait:expr) => {
+        webhook_deliveries::next_attempt_us
+            .gt($now.plus($longest_wait).0)
+            .or(webhook_deliveries::updated_us.gt($now.plus(std::time::Duration::from_secs(60)).0))
+    };
+}
+pub(super) use of_another_clock;
+
 /// What makes a delivery dead without a try, for a reason.
 macro_rules! dead {
     ($reason:expr, $now:expr) => {
@@ -157,8 +168,8 @@ macro_rules! dead {
 pub(super) use dead;
 
 fn settle(tx: &mut WriteTx<'_>, tried: &TriedDelivery) -> Result<bool, StoreError> {
-    use webhook_deliveries::{attempts, last_error, last_status, next_attempt_us, state, updated_us};
-    let TriedDelivery { delivery_id, attempt, verdict, status, error, now } = tried;
+    use webhook_deliveries::{last_error, last_status, next_attempt_us, state, updated_us};
+    let TriedDelivery { delivery_id, lease_until, verdict, status, error, now } = tried;
     let (becomes, next) = match verdict {
         Verdict::Delivered => (DeliveryState::Delivered, *now),
         Verdict::Dead => (DeliveryState::Dead, *now),
@@ -176,8 +187,8 @@ fn settle(tx: &mut WriteTx<'_>, tried: &TriedDelivery) -> Result<bool, StoreErro
         // Whatever has become of it since: the receiver has it.
         Verdict::Delivered => diesel::update(ours).set(change).execute(tx.connection)?,
         _ => {
-            let attempt = i32::try_from(*attempt).unwrap_or(i32::MAX);
-            let still = ours.filter(attempts.eq(attempt)).filter(state.eq(DeliveryState::Pending.as_str()));
+            let still = ours.filter(next_attempt_us.eq(lease_until.0));
+            let still = still.filter(state.eq(DeliveryState::Pending.as_str()));
             diesel::update(still).set(change).execute(tx.connection)?
         }
     };
@@ -195,7 +206,7 @@ fn backlog(
     let dead: i64 = dead.count().get_result(connection)?;
     let pending: i64 = pending!().count().get_result(connection)?;
     let next: Option<i64> = pending!().select(min(next_attempt_us)).first(connection)?;
-    let too_far = pending!().filter(next_attempt_us.gt(now.plus(longest_wait).0));
+    let too_far = pending!().filter(of_another_clock!(now, longest_wait));
     let too_far: i64 = too_far.count().get_result(connection)?;
     let next = if too_far > 0 { Some(now.0) } else { next };
     Ok(WebhookBacklog {

@@ -55,7 +55,7 @@ async fn claim(store: &Store, us: i64) -> Vec<DueDelivery> {
 fn tried(due: &DueDelivery, verdict: Verdict, us: i64) -> TriedDelivery {
     TriedDelivery {
         delivery_id: due.delivery_id,
-        attempt: due.attempt,
+        lease_until: due.lease_until,
         verdict,
         status: Some(503),
         error: None,
@@ -206,6 +206,20 @@ both_databases! {
         assert_eq!(one.state, DeliveryState::Pending, "the receiver may have lost it");
     }
 
+    async fn a_replay_is_not_ended_by_the_try_before_it(database: TestDatabase) {
+        let store = posting(&database);
+        tell(&store, [0]).await;
+        let before = claim(&store, 10).await.remove(0);
+        store.replay_delivery(before.delivery_id, at(20)).await.unwrap().unwrap();
+        let again = claim(&store, 20).await.remove(0);
+        assert_eq!(again.attempt, before.attempt);
+        assert!(!store.settle_delivery(tried(&before, Verdict::Dead, 30)).await.unwrap());
+        assert!(!store.settle_delivery(tried(&before, Verdict::Retry(HOUR), 30)).await.unwrap());
+        assert_eq!(claim(&store, 31).await, [], "it is out");
+        assert!(store.settle_delivery(tried(&again, Verdict::Retry(Duration::from_micros(5)), 40)).await.unwrap());
+        assert_eq!(claim(&store, 45).await.len(), 1);
+    }
+
     async fn pages_are_the_newest_first_and_of_one_state(database: TestDatabase) {
         let store = posting(&database);
         tell(&store, [1, 2, 2, 2, 3, 4]).await;
@@ -225,10 +239,10 @@ both_databases! {
 
     async fn a_clock_that_was_set_back_holds_nothing_up(database: TestDatabase) {
         let store = posting(&database);
-        let days = 3 * 24 * 3_600_000_000;
-        tell(&store, [days]).await;
+        // By less than replicas' clocks differ, by ten minutes and by days.
+        tell(&store, [50_000_000, 600_000_000, 3 * 24 * 3_600_000_000]).await;
         assert_eq!(store.webhook_backlog(HOUR, at(5)).await.unwrap().next, Some(at(5)));
-        assert_eq!(claim(&store, 5).await.len(), 1);
+        assert_eq!(claim(&store, 5).await.len(), 2);
         assert_eq!(claim(&store, 6).await, [], "the lease is of this clock");
     }
 
