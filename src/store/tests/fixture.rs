@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use diesel::{Connection, PgConnection, SqliteConnection, connection::SimpleConnection};
+use diesel::{Connection, PgConnection, RunQueryDsl, SqliteConnection, connection::SimpleConnection};
 use uuid::Uuid;
 
 use crate::{
@@ -114,6 +114,30 @@ impl TestDatabase {
 
     pub(super) fn open(&self) -> Store {
         Store::open(self.options()).unwrap()
+    }
+
+    /// How often transactions waited for each other in vain, once all stores are dropped; on SQLite they cannot.
+    pub(super) fn deadlocks(&self) -> i64 {
+        #[derive(diesel::QueryableByName)]
+        struct Counted {
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            deadlocks: i64,
+        }
+        let Kind::Postgres { server, name } = &self.kind else { return 0 };
+        let mut other = PgConnection::establish(server).unwrap();
+        let end = Instant::now() + DEADLINE;
+        // A connection has told what it counted when it is no longer listed.
+        let query = format!(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}' \
+             AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend')"
+        );
+        loop {
+            if let Some(counted) = diesel::sql_query(&query).load::<Counted>(&mut other).unwrap().pop() {
+                return counted.deadlocks;
+            }
+            assert!(Instant::now() < end, "the connections end");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
     }
 
     /// Makes the database refuse writes until the guard is dropped.

@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use diesel::RunQueryDsl;
@@ -154,7 +153,6 @@ fn taken<'a>(scope: &Scope, all: &'a [NotificationRow]) -> Vec<&'a NotificationR
 both_databases! {
     async fn numbers_have_no_hole_and_appear_in_their_order_whoever_writes(database: TestDatabase) {
         const TOLD: u64 = 200;
-        let begin = Instant::now();
         // Two processes with a writer each.
         let stores = [database.open(), database.open()];
         let told_again = Arc::new(AtomicUsize::new(0));
@@ -193,13 +191,13 @@ both_databases! {
         for task in tasks.into_iter().chain(readers) {
             task.await.unwrap();
         }
-        // It takes a second; so does each time in which two wait for each other.
-        assert!(begin.elapsed() < Duration::from_secs(15), "it took {:?}", begin.elapsed());
         assert_eq!(told_again.load(Ordering::SeqCst) as u64, 2 * TOLD, "each cause by one of the two");
         for name in ["a", "b"] {
             assert_eq!(ends(&stores[1], &tenant(name)).await, (TOLD, 0));
         }
         assert_eq!(database.seen.failures.load(Ordering::SeqCst), 0);
+        drop(stores);
+        assert_eq!(database.deadlocks(), 0, "no two wait for each other");
     }
 
     async fn a_cause_is_told_once_with_one_note_and_both_or_neither_are_there(database: TestDatabase) {
