@@ -6,19 +6,14 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, MessageResult, ResponseFuture, StreamHandler, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, MessageResult, StreamHandler, WrapFuture};
 use bytestring::ByteString;
 use futures_util::stream;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::{
     messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
@@ -66,14 +61,14 @@ pub struct HubParts {
     pub telemetry: TelemetrySource,
     /// Whether others write the same database, so that it has to be looked at without being woken.
     pub is_shared: bool,
-    /// Whether subscribers are let go as they come.
-    pub is_closed: Arc<AtomicBool>,
+    /// Whether subscribers are let go, and those too that still come.
+    pub closed: Arc<watch::Sender<bool>>,
 }
 
 impl HubParts {
     /// Those of a hub that is open.
     pub fn new(store: Store, wakes: ToastWakes, telemetry: TelemetrySource, is_shared: bool) -> Self {
-        Self { store, wakes, telemetry, is_shared, is_closed: Arc::default() }
+        Self { store, wakes, telemetry, is_shared, closed: Arc::default() }
     }
 }
 
@@ -81,7 +76,6 @@ impl HubParts {
 pub struct Notifications {
     parts: HubParts,
     lines: HashMap<Stream, Line>,
-    closing: Vec<oneshot::Sender<()>>,
 }
 
 impl Notifications {
@@ -89,7 +83,7 @@ impl Notifications {
     pub fn new(parts: HubParts) -> Self {
         // Those of an earlier hub are gone.
         parts.telemetry.watchers.store(0, Ordering::Relaxed);
-        Self { parts, lines: HashMap::new(), closing: Vec::new() }
+        Self { parts, lines: HashMap::new() }
     }
 }
 
@@ -154,16 +148,11 @@ impl Notifications {
         let mut watchers = 0;
         self.lines.retain(|_, line| {
             line.readers.retain_mut(|reader| !reader.is_gone(now));
+            line.readers.iter_mut().for_each(|reader| reader.read_until(line.head));
             watchers += line.readers.iter().filter(|reader| reader.wants_telemetry()).count();
             !line.readers.is_empty()
         });
         self.parts.telemetry.watchers.store(watchers, Ordering::Relaxed);
-        if self.lines.is_empty() {
-            for closed in self.closing.drain(..) {
-                // Nobody listens where the waiting was given up.
-                let _ = closed.send(());
-            }
-        }
         if self.parts.is_shared && !self.lines.is_empty() {
             let (store, streams) = (self.parts.store.clone(), self.lines.keys().cloned().collect());
             let looking = async move { store.stream_heads(streams).await };
@@ -246,7 +235,7 @@ impl Handler<Subscribe> for Notifications {
         }
         let missed = line.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
         let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(line.head), cut);
-        if self.parts.is_closed.load(Ordering::Acquire) {
+        if *self.parts.closed.borrow() {
             intake.end(Ending::Stopping);
         }
         line.readers.push(intake);
@@ -260,20 +249,12 @@ impl Handler<Subscribe> for Notifications {
 }
 
 impl Handler<CloseSubscribers> for Notifications {
-    type Result = ResponseFuture<()>;
+    type Result = ();
 
-    fn handle(&mut self, _: CloseSubscribers, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: CloseSubscribers, _: &mut Self::Context) {
         for reader in self.lines.values_mut().flat_map(|line| &mut line.readers) {
             reader.end(Ending::Stopping);
         }
-        let (closed, all_gone) = oneshot::channel();
-        if !self.lines.is_empty() {
-            self.closing.push(closed);
-        }
-        Box::pin(async move {
-            // An error means that there was nobody.
-            let _ = all_gone.await;
-        })
     }
 }
 

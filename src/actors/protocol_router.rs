@@ -141,8 +141,11 @@ impl ProtocolRouter {
         self.gate.set(routing, &self.parts.settings.recovery, &self.parts.metrics);
         let Some(flip) = flip else { return };
         let told = flip_record::event(flip, routing);
+        let now = self.parts.clock.now();
         for session in self.parts.index.of_workspace(self.key()) {
             session.shared.feed.announce(None, EventKind::Rollback, &told);
+            // Its connection is let go, or wanted again.
+            self.parts.telemetry.publish(&session.shared, now);
         }
         self.parts.metrics.routes().flipped(flip.to, flip.trigger);
         let in_storm = self.parts.storm.is_raging();

@@ -7,12 +7,16 @@ use std::sync::{
 
 use tokio::sync::{Mutex, mpsc};
 
-use super::session_shared::SessionShared;
+use super::{
+    session_index::SessionIndex,
+    session_shared::{SessionShared, SessionSpec},
+};
 use crate::{
     contract::toast_frames::{ServerFrame, Telemetry, TurnProgress},
     domain::{
         clock::Timestamp,
         ids::{SessionId, UserId, WorkspaceKey},
+        toast::{Scope, Stream},
     },
     telemetry::Metrics,
 };
@@ -68,26 +72,44 @@ pub(super) fn queue() -> (mpsc::Sender<SessionTelemetry>, TelemetrySource) {
     (queue, TelemetrySource { watchers: Arc::default(), queue: Arc::new(Mutex::new(coming)) })
 }
 
+/// How a session is doing now, as JSON.
+fn frame(session: &SessionShared, now: Timestamp) -> String {
+    let (spec, connection) = (&session.spec, session.connection_status());
+    let frame = {
+        let view = session.view();
+        ServerFrame::Telemetry(Telemetry {
+            workspace_id: spec.workspace.workspace_id.clone(),
+            session_id: spec.session_id,
+            state: view.state.as_str().to_owned(),
+            connection: connection.as_str().to_owned(),
+            prompt_id: view.running,
+            progress: view.progress.as_ref().map(|progress| TurnProgress::of(progress, now)),
+            at: now.to_string(),
+        })
+    };
+    serde_json::to_string(&frame).unwrap_or_default()
+}
+
+/// How the live sessions of a scope are doing now, a frame each, at most `limit`; and how many more there are.
+pub fn frames(index: &SessionIndex, scope: &Scope, limit: usize, now: Timestamp) -> (Vec<String>, usize) {
+    let Stream::Tenant(tenant) = &scope.stream else { return (Vec::new(), 0) };
+    let mut live = index.all();
+    live.retain(|live| {
+        let SessionSpec { workspace, session_id, user_id, .. } = &*live.shared.spec;
+        let is_in = || scope.takes(Some(&workspace.workspace_id), Some(*session_id), user_id.as_ref());
+        workspace.installation_id == *tenant && is_in()
+    });
+    let frames = live.iter().take(limit).map(|live| frame(&live.shared, now)).collect();
+    (frames, live.len().saturating_sub(limit))
+}
+
 impl TelemetryFeed {
     /// Tells how a session is doing now, if anybody watches. Never blocks.
     pub fn publish(&self, session: &SessionShared, now: Timestamp) {
         if self.watchers.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let (spec, connection) = (&session.spec, session.connection_status());
-        let frame = {
-            let view = session.view();
-            ServerFrame::Telemetry(Telemetry {
-                workspace_id: spec.workspace.workspace_id.clone(),
-                session_id: spec.session_id,
-                state: view.state.as_str().to_owned(),
-                connection: connection.as_str().to_owned(),
-                prompt_id: view.running,
-                progress: view.progress.as_ref().map(|progress| TurnProgress::of(progress, now)),
-                at: now.to_string(),
-            })
-        };
-        let text = serde_json::to_string(&frame).unwrap_or_default();
+        let (spec, text) = (&session.spec, frame(session, now));
         let telling = SessionTelemetry {
             workspace: spec.workspace.clone(),
             session: spec.session_id,

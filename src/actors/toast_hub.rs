@@ -1,13 +1,7 @@
 //! The way to the hub of notifications. A hub that panics is replaced; what it told its subscribers is on disk, so they go
 //! on from their cursors.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use actix::{Addr, Context};
 use tokio::{
@@ -42,23 +36,25 @@ pub struct ToastHub {
     seats: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    is_closed: Arc<AtomicBool>,
+    max_subscribers: u32,
+    closed: Arc<watch::Sender<bool>>,
 }
 
 impl ToastHub {
     /// Starts the hub on this thread, for at most `max_subscribers`, and another one in its place each time that it
     /// panics.
     pub fn start(parts: HubParts, keeper: Keeper, max_subscribers: usize) -> Self {
-        let is_closed = parts.is_closed.clone();
+        let closed = parts.closed.clone();
         let (present, hub) = watch::channel(None);
         actix::spawn(keeper.keep("notifications", move || {
             let running = Context::new().into_future(Notifications::new(parts.clone()));
             present.send_replace(Some(running.address()));
             actix::spawn(running)
         }));
-        let seats = Arc::new(Semaphore::new(max_subscribers.min(Semaphore::MAX_PERMITS)));
+        let max_subscribers = u32::try_from(max_subscribers).unwrap_or(u32::MAX);
+        let seats = Arc::new(Semaphore::new(usize::try_from(max_subscribers).unwrap_or(Semaphore::MAX_PERMITS)));
         let (readers, strangers) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(STRANGERS)));
-        Self { hub, seats, readers, strangers, is_closed }
+        Self { hub, seats, readers, strangers, max_subscribers, closed }
     }
 
     /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and nobody
@@ -105,15 +101,31 @@ impl ToastHub {
         hub.wait_for(is_there).await.ok()?.clone()
     }
 
-    /// Lets every subscriber go, and each that still comes, and waits until they are gone or `patience` is over.
+    /// Ends when every subscriber is to go. Cancel-safe.
+    pub fn closed(&self) -> impl Future<Output = ()> + use<> {
+        let mut closed = self.closed.subscribe();
+        async move {
+            // An error means that there is no hub any more.
+            let _ = closed.wait_for(|is_closed| *is_closed).await;
+        }
+    }
+
+    /// Lets every subscriber go, those too that have not said hello or still read what they missed, and each that still
+    /// comes; waits until their seats are given back or `patience` is over.
     pub async fn close(&self, patience: Duration) {
         // Also for a hub that takes this one's place.
-        self.is_closed.store(true, Ordering::Release);
+        self.closed.send_replace(true);
         let present = self.hub.borrow().clone();
-        if let Some(present) = present {
-            // An error means that there is no hub, and so no subscriber.
-            let _ = timeout(patience, present.send(CloseSubscribers)).await;
-        }
+        let leaving = async {
+            if let Some(present) = present {
+                // An error means that there is no hub, and so nobody waits for one.
+                let _ = present.send(CloseSubscribers).await;
+            }
+            // Never closed.
+            let _ = self.seats.acquire_many(self.max_subscribers).await;
+        };
+        // Who does not go in time is cut off with the service.
+        let _ = timeout(patience, leaving).await;
     }
 }
 

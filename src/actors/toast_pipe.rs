@@ -91,6 +91,8 @@ pub enum Item {
     Telemetry(ByteString),
     /// So many frames of telemetry were left out, and nothing more waits.
     LeftOut(u64),
+    /// Up to this number there is nothing more for it.
+    ReadUntil(u64),
 }
 
 impl Item {
@@ -98,7 +100,7 @@ impl Item {
         match self {
             Self::Toast(frame) => frame.text.as_ref().map_or(0, |text| text.len()),
             Self::Telemetry(text) => text.len(),
-            Self::LeftOut(_) => 0,
+            Self::LeftOut(_) | Self::ReadUntil(_) => 0,
         }
     }
 }
@@ -133,11 +135,15 @@ pub struct Intake {
     wants_telemetry: bool,
     /// What is not after this number it has already.
     after: u64,
+    /// Up to this number it was told what there is.
+    told: u64,
     queue: Option<mpsc::Sender<Item>>,
     gauge: Arc<Gauge>,
     cut: Cut,
     /// What had been taken when it was last looked at, and since when that is all.
     looked_at: (u64, Instant),
+    /// Since when nothing more is put in.
+    ended: Option<Instant>,
 }
 
 impl fmt::Debug for Intake {
@@ -161,16 +167,42 @@ pub fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intak
     let (queue, waiting) = mpsc::channel(QUEUE_FRAMES);
     let gauge = Arc::new(Gauge::default());
     let looked_at = (0, Instant::now());
-    let intake = Intake { scope, wants_telemetry, after, queue: Some(queue), gauge: gauge.clone(), cut, looked_at };
+    let intake = Intake {
+        scope,
+        wants_telemetry,
+        after,
+        told: after,
+        queue: Some(queue),
+        gauge: gauge.clone(),
+        cut,
+        looked_at,
+        ended: None,
+    };
     (intake, Outlet { queue: waiting, gauge })
 }
 
 impl Intake {
     /// Hands a toast on, where it is for this subscriber and new to it. One that is too far behind is let go.
     pub fn toast(&mut self, frame: &Arc<ToastFrame>) {
-        if frame.seq > self.after && frame.is_for(&self.scope) && !self.push(Item::Toast(frame.clone())) {
+        if frame.seq <= self.after || !frame.is_for(&self.scope) {
+            return;
+        }
+        self.told = frame.seq;
+        if !self.push(Item::Toast(frame.clone())) {
             self.end(Ending::Evicted(Eviction::TooSlow));
         }
+    }
+
+    /// Tells one for whom nothing waits that up to a number there is nothing more for it: what is not for it need not be
+    /// looked at again when it comes back.
+    pub fn read_until(&mut self, seq: u64) {
+        if seq > self.told && self.is_idle() && self.push(Item::ReadUntil(seq)) {
+            self.told = seq;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.capacity() == QUEUE_FRAMES)
     }
 
     /// Hands telemetry on, where it is wanted. It takes half of the queue at most, so that it is never in the way of a
@@ -211,19 +243,20 @@ impl Intake {
         if self.queue.take().is_some() {
             // Only the first reason counts.
             let _ = self.gauge.ending.set(ending);
-            self.looked_at.1 = Instant::now();
+            let now = Instant::now();
+            (self.looked_at.1, self.ended) = (now, Some(now));
         }
     }
 
-    /// Whether the subscriber is gone. One that takes nothing of what waits is let go, and one that was let go and does
-    /// not close its socket in time has it broken.
+    /// Whether the subscriber is gone. One that takes nothing of what waits is let go, and one that was let go and neither
+    /// takes what waits nor closes its socket in time has it broken.
     pub fn is_gone(&mut self, now: Instant) -> bool {
         if Arc::strong_count(&self.gauge) == 1 {
             return true;
         }
         let taken = self.gauge.taken.load(Ordering::Acquire);
-        let is_idle = self.queue.as_ref().is_some_and(|queue| queue.capacity() == QUEUE_FRAMES);
-        if (taken != self.looked_at.0 || is_idle) && self.queue.is_some() {
+        let may_go_on = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) < STALL);
+        if (taken != self.looked_at.0 && may_go_on) || self.is_idle() {
             self.looked_at = (taken, now);
         }
         let stands_since = now.saturating_duration_since(self.looked_at.1);
@@ -288,6 +321,51 @@ mod tests {
 
     fn watched() -> (Intake, Outlet) {
         pipe(Scope::all(Stream::Tenant("acme".parse().unwrap())), true, 0, Arc::new(|_| {}))
+    }
+
+    fn toast(seq: u64) -> Arc<ToastFrame> {
+        let text = Some(ByteString::from("{}"));
+        Arc::new(ToastFrame { seq, created: Timestamp(0), text, workspace: None, session: None, user: None })
+    }
+
+    #[tokio::test]
+    async fn who_has_everything_is_told_how_far_that_is_and_who_has_not_is_not() {
+        let (mut intake, mut outlet) = watched();
+        intake.read_until(3);
+        intake.read_until(3);
+        intake.toast(&toast(4));
+        intake.read_until(9);
+        assert!(matches!(outlet.next().await, Ok(Item::ReadUntil(3))));
+        assert!(matches!(outlet.next().await, Ok(Item::Toast(frame)) if frame.seq == 4));
+        intake.read_until(4);
+        intake.read_until(9);
+        assert!(matches!(outlet.next().await, Ok(Item::ReadUntil(9))));
+        assert!(outlet.next().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_was_let_go_has_time_as_long_as_it_takes_what_waits_but_not_for_ever() {
+        let cuts = Arc::new(AtomicUsize::new(0));
+        let cut = {
+            let cuts = cuts.clone();
+            Arc::new(move |_| {
+                cuts.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        let scope = Scope::all(Stream::Tenant("acme".parse().unwrap()));
+        let (mut intake, mut outlet) = pipe(scope, false, 0, cut);
+        for seq in 1..=QUEUE_FRAMES as u64 + 1 {
+            intake.toast(&toast(seq));
+        }
+        let begin = Instant::now();
+        let mut seconds = 0;
+        while cuts.load(Ordering::SeqCst) == 0 {
+            seconds += 3;
+            assert!(matches!(outlet.next().await, Ok(Item::Toast(_))));
+            assert!(!intake.is_gone(begin + Duration::from_secs(seconds)));
+        }
+        let longest = (STALL + PARTING).as_secs() + 3;
+        assert!((STALL.as_secs()..=longest).contains(&seconds), "{seconds} s");
     }
 
     fn tell(intake: &mut Intake, frames: usize) {

@@ -23,6 +23,7 @@ mod sessions;
 mod stream;
 mod subscription;
 mod tenants;
+mod toast_acks;
 mod toast_feed;
 mod toast_socket;
 mod trace;
@@ -236,7 +237,7 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
         .service(notifications::list_inbox)
         .service(notifications::make_ticket)
         .service(notifications::acknowledge)
-        .service(toast_socket::subscribe)
+        .service(notifications::subscribe)
         .service(webhooks::list_deliveries)
         .service(webhooks::replay_dead_deliveries)
         .service(webhooks::replay_delivery)

@@ -1,6 +1,10 @@
-//! The inbox of toasts, acknowledgements, and tickets for browsers.
+//! The way in for subscribers of toasts, the inbox, acknowledgements, and tickets for browsers.
 
-use actix_web::{HttpResponse, get, post, web};
+use actix_web::{
+    HttpRequest, HttpResponse, get,
+    http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
+    post, web,
+};
 use uuid::Uuid;
 
 use super::{
@@ -8,17 +12,59 @@ use super::{
     paging::page,
     parse_body, path_id,
     problem::ApiError,
-    subscription::{hash_of, new_ticket, scope_of},
+    subscription::{hash_of, new_ticket, offered_token, offers_frames, redeem, scope_of, ticket},
+    toast_socket,
 };
 use crate::{
     actors::toast_pipe::toast_of,
     contract::{
-        notifications::{AckBody, Acknowledged, InboxItem, InboxPage, InboxQuery, Subscription, Ticket},
+        notifications::{AckBody, Acknowledged, InboxItem, InboxPage, InboxQuery, SocketQuery, Subscription, Ticket},
         problem::Problem,
+        toast_frames::SUBPROTOCOL,
     },
     domain::outcome::ErrorCode,
     store::InboxRows,
 };
+
+/// Reads toasts over a WebSocket.
+///
+/// The client opens with a frame `hello`; see `ClientFrame` and `ServerFrame`. A server says who it is by its bearer
+/// token; a page by a ticket, in the query or as a subprotocol, or by a subprotocol with the token.
+#[utoipa::path(
+    tag = "notifications",
+    params(SocketQuery),
+    responses(
+        (status = 101, description = "The WebSocket is open"),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/ws/notifications")]
+pub async fn subscribe(
+    request: HttpRequest,
+    body: web::Payload,
+    state: web::Data<HttpState>,
+    asked: web::Query<SocketQuery>,
+) -> Result<HttpResponse, ApiError> {
+    // First, so that what is no upgrade takes no ticket away.
+    toast_socket::check(&request)?;
+    state.workspaces.admission()?;
+    let asked = asked.into_inner().subscription();
+    let ticket = ticket(&request);
+    // A page shows anew that it may, whatever it came in with.
+    let is_page = ticket.is_some() || offered_token(request.headers()).is_some();
+    let (allowed, seat) = match ticket {
+        Some(ticket) => redeem(&state, &ticket, &asked).await?,
+        None => (asked, state.toasts.seat()?),
+    };
+    let now = state.workspaces.parts().clock.steady();
+    let expires = is_page.then(|| now.plus(state.config.notifications.ticket_session()));
+    let scope = scope_of(&state, allowed).await?;
+    let mut response = toast_socket::open((&request, body), &state, scope, seat, expires)?;
+    if offers_frames(request.headers()) {
+        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(response)
+}
 
 /// Lists toasts, the newest first, each with whether it was read: by the user of the query, or by everyone where it
 /// names none.

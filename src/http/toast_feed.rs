@@ -34,6 +34,8 @@ pub enum Fed {
     },
     /// Up to this number there is nothing more for it.
     ReadUntil(u64),
+    /// It has what it missed; from here on it gets what comes.
+    Joined,
     /// Telemetry.
     Telemetry {
         /// As it is sent.
@@ -108,6 +110,7 @@ impl Feed {
                     Ok(Item::Toast(frame)) => return Some(Fed::Toast { frame, is_replay: false }),
                     Ok(Item::Telemetry(text)) => return Some(Fed::Telemetry { text, left_out: outlet.left_out() }),
                     Ok(Item::LeftOut(frames)) => return Some(Fed::LeftOut(frames)),
+                    Ok(Item::ReadUntil(seq)) => return Some(Fed::ReadUntil(seq)),
                     Err(ending) => {
                         self.stage = Stage::Over;
                         return Some(Fed::Ended(ending));
@@ -159,6 +162,7 @@ impl Feed {
             Subscribed::Behind => self.stage = Stage::Missed,
             Subscribed::Joined { missed, outlet } => {
                 self.ready.extend(missed.into_iter().map(|frame| Fed::Toast { frame, is_replay: true }));
+                self.ready.push_back(Fed::Joined);
                 self.stage = Stage::Live(outlet);
             }
         }
@@ -296,6 +300,7 @@ mod tests {
             tell(n).await;
         }
         // The hub reads them when the first one joins, and has them at hand for the other one.
+        assert!(matches!(first.next().await, Some(Fed::Joined)));
         for seq in 4..=5 {
             is_toast(first.next().await, seq);
         }

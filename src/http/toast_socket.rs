@@ -6,14 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, StreamHandler, WrapFuture};
-use actix_web::{
-    HttpRequest, HttpResponse, get,
-    http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
 use bytestring::ByteString;
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uuid::Uuid;
 
 use super::{
@@ -21,16 +17,12 @@ use super::{
     cable::{Cable, Plug},
     presence::Presence,
     problem::ApiError,
-    subscription::{offered_token, offers_frames, redeem, scope_of, ticket},
+    toast_acks::{self, Acks},
     toast_feed::{self, Fed},
 };
 use crate::{
-    actors::{parts::Parts, toast_hub::ToastHub, toast_pipe::Ending},
-    contract::{
-        notifications::SocketQuery,
-        problem::Problem,
-        toast_frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, SUBPROTOCOL, ServerFrame, close_code},
-    },
+    actors::{parts::Parts, session_telemetry, toast_hub::ToastHub, toast_pipe::Ending},
+    contract::toast_frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, ServerFrame, close_code},
     domain::{
         clock::Timestamp,
         outcome::ErrorCode,
@@ -44,46 +36,30 @@ use crate::{
 const HELLO: Duration = Duration::from_secs(10);
 /// How long it may take to answer our closing frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
-/// Acknowledgements of one client that wait while others are written: a whole queue of toasts, marked one by one. They are
-/// written together; a client that sends more meanwhile is let go.
-const MAX_ACKS: usize = subscription::QUEUE_FRAMES;
+/// The kernel gives a reader up that does not read so long after we do, who can say why.
+const KERNEL_MARGIN: Duration = Duration::from_secs(3);
+/// Live sessions that are shown to one who begins to watch: what telemetry takes of a queue.
+const SHOWN: usize = subscription::QUEUE_FRAMES / 2;
 
-/// Reads toasts over a WebSocket.
-///
-/// The client opens with a frame `hello`; see `ClientFrame` and `ServerFrame`. A server says who it is by its bearer
-/// token; a page by a ticket, in the query or as a subprotocol, or by a subprotocol with the token.
-#[utoipa::path(
-    tag = "notifications",
-    params(SocketQuery),
-    responses(
-        (status = 101, description = "The WebSocket is open"),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
-    )
-)]
-#[get("/ws/notifications")]
-pub async fn subscribe(
-    request: HttpRequest,
-    body: web::Payload,
-    state: web::Data<HttpState>,
-    asked: web::Query<SocketQuery>,
+fn no_upgrade(cause: actix_web::Error) -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, format!("this is no request for a WebSocket: {cause}"))
+}
+
+/// Whether a request asks for a WebSocket.
+pub fn check(request: &HttpRequest) -> Result<(), ApiError> {
+    ws::handshake(request).map(drop).map_err(|cause| no_upgrade(cause.into()))
+}
+
+/// Opens one for a subscriber that may see a scope, until a time.
+pub fn open(
+    (request, body): (&HttpRequest, web::Payload),
+    state: &HttpState,
+    scope: Scope,
+    seat: OwnedSemaphorePermit,
+    expires: Option<Timestamp>,
 ) -> Result<HttpResponse, ApiError> {
-    let no_upgrade = |cause: actix_web::Error| {
-        ApiError::new(ErrorCode::InvalidRequest, format!("this is no request for a WebSocket: {cause}"))
-    };
-    // First, so that what is no upgrade takes no ticket away.
-    ws::handshake(&request).map_err(|cause| no_upgrade(cause.into()))?;
-    state.workspaces.admission()?;
-    let asked = asked.into_inner().subscription();
     let parts = state.workspaces.parts().clone();
-    let (allowed, seat) = match ticket(&request) {
-        Some(ticket) => redeem(&state, &ticket, &asked).await?,
-        None => (asked, state.toasts.seat()?),
-    };
-    // A page shows anew that it may, whatever it came in with.
-    let is_page = ticket(&request).is_some() || offered_token(request.headers()).is_some();
-    let expires = is_page.then(|| parts.clock.steady().plus(state.config.notifications.ticket_session()));
-    let scope = scope_of(&state, allowed).await?;
-    let (cable, plug) = Cable::plug(&request, subscription::STALL);
+    let (cable, plug) = Cable::plug(request, subscription::STALL + KERNEL_MARGIN);
     let socket = ToastSocket {
         hub: state.toasts.clone(),
         scope: Arc::new(scope),
@@ -92,18 +68,15 @@ pub async fn subscribe(
         pulse: Pulse::new(PulseRules::default()),
         stage: Stage::Silent(cable),
         position: 0,
-        acks: Vec::new(),
-        is_marking: false,
+        acks: Acks::default(),
+        wants_telemetry: false,
+        is_live: false,
         _presence: Presence::new(parts.clone(), seat),
         plug,
         parts,
     };
-    let response = ws::WsResponseBuilder::new(socket, &request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
-    let mut response = response.map_err(no_upgrade)?;
-    if offers_frames(request.headers()) {
-        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    }
-    Ok(response)
+    let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
+    response.map_err(no_upgrade)
 }
 
 /// The actor of one subscriber.
@@ -118,9 +91,10 @@ struct ToastSocket {
     stage: Stage,
     /// Everything up to this number has been sent.
     position: u64,
-    /// What is to be marked as read.
-    acks: Vec<Uuid>,
-    is_marking: bool,
+    acks: Acks,
+    wants_telemetry: bool,
+    /// Whether the hub tells it when it is to go.
+    is_live: bool,
     _presence: Presence,
     // Last: the actor's other parts go before its connection may be another's.
     plug: Plug,
@@ -156,6 +130,14 @@ impl Actor for ToastSocket {
             }
         });
         self.beat(ctx);
+        let closed = self.hub.closed();
+        ctx.spawn(closed.into_actor(self).map(|(), socket, ctx| {
+            // Who is live gets what waits for it first, and then hears of it from the hub.
+            if !socket.is_live {
+                let (code, said) = toast_feed::goodbye(Ending::Stopping);
+                socket.close(code, said, ctx);
+            }
+        }));
     }
 }
 
@@ -202,6 +184,7 @@ impl StreamHandler<Fed> for ToastSocket {
             }
             Fed::ReadUntil(position) => self.position = self.position.max(position),
             Fed::LeftOut(frames) => self.leave_out(frames, ctx),
+            Fed::Joined => self.join(ctx),
             Fed::Telemetry { text, left_out } => {
                 metrics.telemetry_sent();
                 self.leave_out(left_out, ctx);
@@ -283,7 +266,7 @@ impl ToastSocket {
         let epoch = self.parts.store.epoch();
         let cursor = cursor.as_ref().map(|(cursor, epoch)| (*cursor, epoch.as_deref()));
         let start = subscription::start(cursor, epoch, ends.head, ends.tail);
-        self.position = start.after;
+        (self.position, self.wants_telemetry) = (start.after, telemetry);
         let welcome = ServerFrame::Welcome {
             version: FRAMES_VERSION,
             epoch: epoch.to_owned(),
@@ -306,35 +289,34 @@ impl ToastSocket {
         ctx.add_stream(feed);
     }
 
+    /// From here on it gets what comes. One who watches sees how things stand, whether or not they change.
+    fn join(&mut self, ctx: &mut Ctx) {
+        self.is_live = true;
+        if self.wants_telemetry {
+            let now = self.parts.clock.now();
+            let (frames, left_out) = session_telemetry::frames(&self.parts.index, &self.scope, SHOWN, now);
+            for text in frames {
+                self.parts.metrics.toasts().telemetry_sent();
+                self.send_text(text.into(), ctx);
+            }
+            self.leave_out(left_out as u64, ctx);
+        }
+    }
+
     fn on_ack(&mut self, id: Uuid, ctx: &mut Ctx) {
-        if self.acks.len() == MAX_ACKS {
+        if !self.acks.add(id) {
             return self.evict(Eviction::BadFrame, close_code::POLICY, "too many acknowledgements at once", ctx);
         }
-        self.acks.push(id);
         self.mark(ctx);
     }
 
-    /// Writes down what was acknowledged since it was last written, in one go.
     fn mark(&mut self, ctx: &mut Ctx) {
-        if self.is_marking || self.acks.is_empty() {
-            return;
-        }
-        self.is_marking = true;
-        let (ids, now) = (std::mem::take(&mut self.acks), self.parts.clock.now());
-        let (parts, scope, hub) = (self.parts.clone(), (*self.scope).clone(), self.hub.clone());
-        let marking = async move {
-            let found = parts.store.mark_read(scope.clone(), ids.clone(), now).await?;
-            let unread = hub.read(async move { parts.store.unread(scope).await }).await?;
-            Ok::<_, crate::store::StoreError>((ids, found, unread))
-        };
-        ctx.spawn(marking.into_actor(self).map(|marked, socket, ctx| {
-            socket.is_marking = false;
-            match marked {
-                Ok((ids, found, unread)) => {
-                    for (id, found) in ids.into_iter().zip(found) {
-                        socket.send(&ServerFrame::Ack { id, found, unread }, ctx);
-                    }
-                }
+        let Some(ids) = self.acks.begin() else { return };
+        let writing = toast_acks::write(self.parts.clone(), self.hub.clone(), self.scope.clone(), ids);
+        ctx.spawn(writing.into_actor(self).map(|written, socket, ctx| {
+            socket.acks.end();
+            match written {
+                Ok(answers) => answers.iter().for_each(|answer| socket.send(answer, ctx)),
                 Err(cause) => tracing::warn!(%cause, "acknowledgements were not written down, and not answered"),
             }
             socket.mark(ctx);

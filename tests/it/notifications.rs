@@ -393,15 +393,28 @@ fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
     assert!(running["promptId"].is_string(), "{running}");
     flip(&program.api, "ws", "rollback");
     assert_eq!(reader.next()["type"], "toast", "who did not ask gets none");
+    let mut connection = Value::Null;
+    while connection != "rolledBack" {
+        connection = watcher.next()["connection"].clone();
+    }
+    // Who comes later sees how things stand, though nothing happens any more.
+    let mut later = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    later.hello(json!({"telemetry": true}));
+    let seen = later.next();
+    assert_eq!((&seen["type"], &seen["sessionId"]), (&json!("telemetry"), &json!(session.id)), "{seen}");
+    assert_eq!((&seen["state"], &seen["connection"]), (&json!("idle"), &json!("rolledBack")), "{seen}");
 }
 
 #[test]
 fn a_subscriber_that_does_not_read_its_goodbye_does_not_hold_up_the_end() {
     let mut program = held().start();
     let silent = Subscriber::of(&program.api, TENANT);
-    let unwelcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let mut unwelcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     assert_eq!(program.terminate(DEADLINE), Some(0));
-    drop((silent, unwelcome));
+    // Who has not said hello is told as well.
+    let (frames, closed) = unwelcome.until_closed();
+    assert_eq!((closed.code, &frames[0]["type"]), (Some(1001), &json!("bye")), "{frames:?}");
+    drop(silent);
 }
 
 #[test]
