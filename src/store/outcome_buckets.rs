@@ -1,10 +1,10 @@
 //! The table of counts that outlive a restart: what each workspace's window held, a bucket a row.
 
-use diesel::{ExpressionMethods, Insertable, QueryDsl, RunQueryDsl};
+use diesel::{BoolExpressionMethods, ExpressionMethods, Insertable, QueryDsl, RunQueryDsl};
 
 use super::{
     Store, StoreError,
-    cached::{Cached, execute},
+    cached::{Cached, Update, execute},
     columns,
     connection::AnyConnection,
     schema::outcome_buckets,
@@ -42,7 +42,7 @@ struct Record<'a> {
     failures: i64,
 }
 
-/// Names the statement that counts one outcome.
+/// Names the update that counts one outcome.
 struct CountOutcome;
 
 /// Counts one outcome; to be called once for each, in the transaction that tells that it was new.
@@ -60,7 +60,24 @@ pub(super) fn count(tx: &mut WriteTx<'_>, key: &WorkspaceKey, count: OutcomeCoun
         successes,
         failures,
     };
-    let counted = diesel::insert_into(outcome_buckets::table)
+    let sums = (
+        outcome_buckets::successes.eq(outcome_buckets::successes + successes),
+        outcome_buckets::failures.eq(outcome_buckets::failures + failures),
+    );
+    // All but the first of a bucket end here.
+    let is_bucket = outcome_buckets::installation_id
+        .eq(record.installation_id)
+        .and(outcome_buckets::workspace_id.eq(record.workspace_id))
+        .and(outcome_buckets::epoch.eq(record.epoch))
+        .and(outcome_buckets::route.eq(record.route))
+        .and(outcome_buckets::bucket_us.eq(record.bucket_us));
+    let counted = Cached::<CountOutcome, _>::new(Update::new(outcome_buckets::table, is_bucket, sums));
+    let counted = execute!(tx.connection, counted)?;
+    if counted > 0 {
+        tx.rows += counted;
+        return Ok(());
+    }
+    let begun = diesel::insert_into(outcome_buckets::table)
         .values(&record)
         .on_conflict((
             outcome_buckets::installation_id,
@@ -70,12 +87,8 @@ pub(super) fn count(tx: &mut WriteTx<'_>, key: &WorkspaceKey, count: OutcomeCoun
             outcome_buckets::bucket_us,
         ))
         .do_update()
-        .set((
-            outcome_buckets::successes.eq(outcome_buckets::successes + successes),
-            outcome_buckets::failures.eq(outcome_buckets::failures + failures),
-        ));
-    let counted = Cached::<CountOutcome, _>::new(counted);
-    tx.rows += execute!(tx.connection, counted)?;
+        .set(sums);
+    tx.rows += execute!(tx.connection, begun)?;
     Ok(())
 }
 

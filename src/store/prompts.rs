@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use diesel::{
+    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+};
 
 use super::{
     Store, StoreError,
     automation_runs::{self, AutomationRunRow},
-    cached::{Cached, execute},
+    cached::{Cached, Update, execute},
     columns::{self, clean, clean_option},
     connection::AnyConnection,
     outcome_buckets::{self, OutcomeCount},
@@ -237,6 +239,40 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
     Ok(Acceptance::Accepted)
 }
 
+/// Accepts a turn; may be called again after a rollback.
+pub(super) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Result<Acceptance, StoreError> {
+    let (key, hash) = turn.idempotency.map(|given| (clean(given.key), clean(given.body_hash))).unzip();
+    let record = Record {
+        prompt_id: turn.prompt_id.to_string(),
+        session_id: turn.session_id.to_string(),
+        installation_id: turn.key.installation_id.to_string(),
+        workspace_id: turn.key.workspace_id.to_string(),
+        idempotency_key: key,
+        body_hash: hash,
+        state: TurnState::Accepted.as_str().to_owned(),
+        preview: clean(turn.preview.into_string()),
+        result: None,
+        error_code: None,
+        error_detail: None,
+        accepted_us: turn.now.0,
+        ended_us: None,
+        route: turn.route.as_str().to_owned(),
+        protocol: turn.protocol.as_str().to_owned(),
+        epoch: columns::signed(turn.epoch),
+        is_canary: turn.is_canary,
+        automation: turn.wanted.as_str().to_owned(),
+    };
+    let mut said = Entries::new(TranscriptAppend {
+        session_id: turn.session_id,
+        key: turn.key,
+        prompt_id: Some(turn.prompt_id),
+        entries: vec![turn.user_entry],
+        settles: 0,
+        now: turn.now,
+    });
+    move |tx| accept(tx, &record, turn.again, &mut said)
+}
+
 /// A place in the writer's queue, taken before a turn is accepted, so that its end can always be
 /// written. Dropped unused, the place is free again.
 #[derive(Debug)]
@@ -255,50 +291,54 @@ impl EndSlot {
     /// has ended already, or was never accepted, stays as it is, which is no error. While the database is
     /// away the end is kept and tried again for a minute.
     pub fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
-        let state = if end.state.is_final() { end.state } else { TurnState::Failed };
-        let prompt_id = end.prompt_id.to_string();
-        let result = clean_option(end.result.map(Redacted::into_string));
-        let detail = end.error.as_ref().map(columns::clean_detail);
-        let code = end.error.as_ref().map(|error| error.code.as_str());
-        let key = end.key.clone();
-        let mut left_out = end.left_out.map(|(run, telling)| {
-            let telling = TellingRows::new(key.clone(), end.session_id, Some(end.prompt_id), telling, end.now);
-            (automation_runs::Record::new(run), telling)
-        });
-        let mut entries = Entries::new(TranscriptAppend {
-            session_id: end.session_id,
-            key: end.key,
-            prompt_id: Some(end.prompt_id),
-            entries: end.entries,
-            settles: 0,
-            now: end.now,
-        });
-        let run = move |tx: &mut WriteTx<'_>| {
-            let open = prompts::table.filter(prompts::prompt_id.eq(prompt_id.as_str()));
-            let ended = diesel::update(open.filter(prompts::ended_us.is_null())).set((
-                prompts::state.eq(state.as_str()),
-                prompts::result.eq(result.as_deref()),
-                prompts::error_code.eq(code),
-                prompts::error_detail.eq(detail.as_deref()),
-                prompts::ended_us.eq(end.now.0),
-            ));
-            let ended = Cached::<EndTurn, _>::new(ended);
-            let ended = execute!(tx.connection, ended)?;
-            if ended == 0 {
-                return Ok(());
-            }
-            tx.rows += ended;
-            if let Some(counts) = end.counts {
-                outcome_buckets::count(tx, &key, counts)?;
-            }
-            entries.write(tx)?;
-            if let Some((run, telling)) = &mut left_out {
-                run.insert(tx)?;
-                telling.write(tx)?;
-            }
-            Ok(())
-        };
-        self.place.send(Job::new(Outage::Keep, run, done));
+        self.place.send(Job::new(Outage::Keep, ending(end), done));
+    }
+}
+
+/// Writes the end of a turn; may be called again after a rollback.
+pub(super) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    let state = if end.state.is_final() { end.state } else { TurnState::Failed };
+    let prompt_id = end.prompt_id.to_string();
+    let result = clean_option(end.result.map(Redacted::into_string));
+    let detail = end.error.as_ref().map(columns::clean_detail);
+    let code = end.error.as_ref().map(|error| error.code.as_str());
+    let key = end.key.clone();
+    let mut left_out = end.left_out.map(|(run, telling)| {
+        let telling = TellingRows::new(key.clone(), end.session_id, Some(end.prompt_id), telling, end.now);
+        (automation_runs::Record::new(run), telling)
+    });
+    let mut entries = Entries::new(TranscriptAppend {
+        session_id: end.session_id,
+        key: end.key,
+        prompt_id: Some(end.prompt_id),
+        entries: end.entries,
+        settles: 0,
+        now: end.now,
+    });
+    move |tx| {
+        let is_open = prompts::prompt_id.eq(prompt_id.as_str()).and(prompts::ended_us.is_null());
+        let changes = (
+            prompts::state.eq(state.as_str()),
+            prompts::result.eq(result.as_deref()),
+            prompts::error_code.eq(code),
+            prompts::error_detail.eq(detail.as_deref()),
+            prompts::ended_us.eq(end.now.0),
+        );
+        let ended = Cached::<EndTurn, _>::new(Update::new(prompts::table, is_open, changes));
+        let ended = execute!(tx.connection, ended)?;
+        if ended == 0 {
+            return Ok(());
+        }
+        tx.rows += ended;
+        if let Some(counts) = end.counts {
+            outcome_buckets::count(tx, &key, counts)?;
+        }
+        entries.write(tx)?;
+        if let Some((run, telling)) = &mut left_out {
+            run.insert(tx)?;
+            telling.write(tx)?;
+        }
+        Ok(())
     }
 }
 
@@ -311,36 +351,7 @@ impl Store {
     /// Accepts a turn: its row and the user's transcript entry, in one transaction; or
     /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a [`StoreError::Conflict`]. A dropped future may have written.
     pub async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
-        let (key, hash) = turn.idempotency.map(|given| (clean(given.key), clean(given.body_hash))).unzip();
-        let record = Record {
-            prompt_id: turn.prompt_id.to_string(),
-            session_id: turn.session_id.to_string(),
-            installation_id: turn.key.installation_id.to_string(),
-            workspace_id: turn.key.workspace_id.to_string(),
-            idempotency_key: key,
-            body_hash: hash,
-            state: TurnState::Accepted.as_str().to_owned(),
-            preview: clean(turn.preview.into_string()),
-            result: None,
-            error_code: None,
-            error_detail: None,
-            accepted_us: turn.now.0,
-            ended_us: None,
-            route: turn.route.as_str().to_owned(),
-            protocol: turn.protocol.as_str().to_owned(),
-            epoch: columns::signed(turn.epoch),
-            is_canary: turn.is_canary,
-            automation: turn.wanted.as_str().to_owned(),
-        };
-        let mut said = Entries::new(TranscriptAppend {
-            session_id: turn.session_id,
-            key: turn.key,
-            prompt_id: Some(turn.prompt_id),
-            entries: vec![turn.user_entry],
-            settles: 0,
-            now: turn.now,
-        });
-        self.write(move |tx| accept(tx, &record, turn.again, &mut said)).await
+        self.write(acceptance(turn)).await
     }
 
     /// One turn. Cancel-safe.

@@ -10,6 +10,7 @@ mod notifications;
 mod routes;
 mod session_story;
 mod sessions;
+mod statements;
 mod storms;
 mod tellings;
 mod turns;

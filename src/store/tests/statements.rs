@@ -1,0 +1,86 @@
+//! Which statements of a turn the database compiles.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use diesel::connection::{Connection, InstrumentationEvent};
+
+use super::fixture::*;
+use crate::{
+    domain::{ids::SessionId, routing::Route, success_window::Sample},
+    store::{
+        Acceptance, OutcomeCount, TurnEnd,
+        connection::{AnyConnection, Purpose},
+        job::WriteTx,
+        prompts,
+    },
+};
+
+/// Statements that ran, and those whose prepared form is kept since.
+#[derive(Default)]
+struct Heard {
+    ran: BTreeSet<String>,
+    kept: BTreeSet<String>,
+}
+
+fn listen(connection: &mut AnyConnection) -> Arc<Mutex<Heard>> {
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    let hears = heard.clone();
+    connection.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+        let mut heard = hears.lock().unwrap();
+        match event {
+            InstrumentationEvent::StartQuery { query, .. } => {
+                let text = query.to_string();
+                let text = text.split_once(" -- binds").map_or(text.as_str(), |(text, _)| text);
+                heard.ran.insert(text.to_owned());
+            }
+            InstrumentationEvent::CacheQuery { sql, .. } => {
+                heard.kept.insert(sql.to_owned());
+            }
+            _ => {}
+        }
+    });
+    heard
+}
+
+/// Writes a whole turn, which counts.
+fn write_turn(tx: &mut WriteTx<'_>, session: SessionId, us: i64) {
+    let turn = new_turn(session, us);
+    let prompt = turn.prompt_id;
+    assert_eq!(prompts::acceptance(turn)(tx), Ok(Acceptance::Accepted));
+    let counts = OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(0), sample: Sample::Success };
+    prompts::ending(TurnEnd { counts: Some(counts), ..turn_end(session, prompt, us + 1) })(tx).unwrap();
+}
+
+both_databases! {
+    async fn every_statement_of_a_turn_is_compiled_once(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        store.close().await;
+        let mut connection = database.url().connect(Purpose::Write).unwrap();
+        connection.begin_write().unwrap();
+        let (mut next_seq, mut told, mut has_turn) = (HashMap::new(), Vec::new(), false);
+        let mut tx = WriteTx {
+            connection: &mut connection,
+            next_seq: &mut next_seq,
+            rows: 0,
+            in_doubt: false,
+            told: &mut told,
+            has_turn: &mut has_turn,
+            webhook: None,
+        };
+        let heard = listen(tx.connection);
+        // It also reads the session's last number and begins the bucket.
+        write_turn(&mut tx, session, 10);
+        let first = std::mem::take(&mut *heard.lock().unwrap());
+        write_turn(&mut tx, session, 20);
+        assert_eq!(tx.rows, 2 * 5);
+
+        let second = heard.lock().unwrap();
+        assert_eq!(second.ran.len(), 4, "{:?}", second.ran);
+        assert!(second.ran.is_subset(&first.kept), "{:?}", second.ran.difference(&first.kept));
+        assert!(second.kept.is_empty(), "{:?}", second.kept);
+    }
+}
