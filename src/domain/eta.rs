@@ -107,10 +107,16 @@ impl TurnPace {
 
     /// The middle one, or what lies midway between the two in the middle; `None` where nothing is known.
     pub fn median(&self) -> Option<Duration> {
-        let mut sorted: Vec<_> = self.0.iter().copied().collect();
-        sorted.sort_unstable();
-        let upper = *sorted.get(sorted.len() / 2)?;
-        let lower = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut known: Vec<_> = self.0.iter().copied().collect();
+        let is_odd = known.len() % 2 == 1;
+        let middle = known.len() / 2;
+        // No more is sorted than has to be: it is asked for with every turn.
+        let (below, upper, _) = known.select_nth_unstable(middle);
+        let upper = *upper;
+        let lower = if is_odd { upper } else { below.iter().max().copied().unwrap_or(upper) };
         Some(lower.saturating_add(upper.saturating_sub(lower) / 2))
     }
 }
