@@ -1,14 +1,24 @@
 //! Turns and transcripts.
 
+use std::time::Duration;
+
+use uuid::Uuid;
+
 use super::fixture::*;
 use crate::{
     domain::{
+        notice,
         outcome::{ErrorCode, Failure},
         redaction::Redacted,
+        skip::SkipReason,
+        toast::{Addressee, NewToast, Scope, Stream, Telling},
         transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
         turn::TurnState,
     },
-    store::{Acceptance, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, StoreError, TurnEnd},
+    store::{
+        Acceptance, AuditFilter, AutomationRunRow, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, Page, StoreError,
+        TurnEnd,
+    },
 };
 
 fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {
@@ -61,6 +71,57 @@ both_databases! {
         let never_accepted = new_turn(session, 4).prompt_id;
         end(&store, turn_end(session, never_accepted, 4)).await.unwrap();
         assert!(store.prompt(never_accepted).await.unwrap().is_none());
+    }
+
+    async fn fr_013_a_turn_its_skip_its_toast_and_its_note_are_written_together_or_not_at_all(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let run = AutomationRunRow {
+            run_id: Uuid::now_v7(),
+            key: key("acme", "web"),
+            session_id: session,
+            prompt_id: None,
+            status: "skipped".into(),
+            mode: "github".into(),
+            issue_number: None,
+            issue_url: None,
+            pull_request_number: None,
+            pull_request_url: None,
+            branch: None,
+            commit_sha: None,
+            skip_reason: Some("missingCredential".into()),
+            skip_detail: None,
+            took: Duration::ZERO,
+            attempts: 0,
+            error_code: None,
+            logs: "[]".into(),
+            created: at(2),
+        };
+        let ends = async |us: i64| {
+            let turn = new_turn(session, us);
+            let prompt = turn.prompt_id;
+            store.accept_turn(turn).await.unwrap();
+            let to = Addressee::Session(key("acme", "web"), session);
+            let told = notice::of_skip(SkipReason::MissingCredential, None, None);
+            let toast = NewToast::new(Uuid::now_v7(), to, told, Uuid::now_v7());
+            let telling = Telling { toast, note: TranscriptEntry::text("automation", "left out") };
+            let left_out = Some((AutomationRunRow { prompt_id: Some(prompt), ..run.clone() }, telling));
+            let ended = end(&store, TurnEnd { left_out, ..turn_end(session, prompt, us + 1) }).await;
+            (ended, store.prompt(prompt).await.unwrap().unwrap().state)
+        };
+        let found = async || {
+            let runs = store.automation_runs(AuditFilter::default(), Page { limit: 9, after: None }).await.unwrap();
+            let toasts = store.toasts_after(Scope::all(Stream::Tenant("acme".parse().unwrap())), 0, 9).await.unwrap();
+            (runs.len(), toasts.rows.len(), texts(&store, session).await)
+        };
+        assert_eq!(ends(1).await, (Ok(()), TurnState::Completed));
+        assert_eq!(found().await, (1, 1, vec!["fix it".into(), "done".into(), "left out".into()]));
+        // The same run again cannot be written.
+        let (ended, state) = ends(10).await;
+        assert!(matches!(ended, Err(StoreError::Conflict(_))), "{ended:?}");
+        assert_eq!(state, TurnState::Accepted);
+        let (runs, toasts, texts) = found().await;
+        assert_eq!((runs, toasts, texts.len()), (1, 1, 4), "{texts:?}");
     }
 
     async fn one_key_is_one_execution_for_a_day(database: TestDatabase) {
