@@ -62,19 +62,21 @@ impl ToastHub {
     ///
     /// # Errors
     /// Those of the read, and [`StoreError::Busy`] where the turn did not come in 30 s.
-    pub async fn read<T: Send + 'static>(
-        &self,
-        reading: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        in_turn(self.readers.clone(), reading).await
+    pub fn read<T, R>(&self, reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+    where
+        T: Send + 'static,
+        R: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        in_turn(self.readers.clone(), reading)
     }
 
     /// The same for those of whom it is not known yet whether they may: strangers wait for strangers.
-    pub async fn look<T: Send + 'static>(
-        &self,
-        looking: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        in_turn(self.strangers.clone(), looking).await
+    pub fn look<T, R>(&self, looking: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+    where
+        T: Send + 'static,
+        R: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        in_turn(self.strangers.clone(), looking)
     }
 
     /// Takes a subscriber's place; it is given back on drop.
@@ -129,16 +131,16 @@ impl ToastHub {
     }
 }
 
-async fn in_turn<T: Send + 'static>(
-    turns: Arc<Semaphore>,
-    reading: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
+fn in_turn<T, R>(turns: Arc<Semaphore>, reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+where
+    T: Send + 'static,
+    R: Future<Output = Result<T, StoreError>> + Send + 'static,
+{
     store::apart(async move {
         let turn = timeout(TURN_WAIT, turns.acquire()).await;
         let _turn = turn.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)?;
         reading.await
     })
-    .await
 }
 
 #[cfg(test)]

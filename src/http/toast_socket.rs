@@ -243,7 +243,7 @@ impl ToastSocket {
             let unread = parts.store.unread((*scope).clone()).await?;
             Ok((ends, unread))
         };
-        let looking = async move { hub.read(reading).await };
+        let looking = hub.read(reading);
         // Nothing else is read from the client until it is welcome.
         ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
             Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, cable, ctx),

@@ -66,14 +66,19 @@ fn panicked(cause: &tokio::task::JoinError) -> StoreError {
     StoreError::Corrupt(format!("a read panicked: {cause}"))
 }
 
-/// Runs a read in a task of its own, which ends with the caller's future: what it holds meanwhile is given back in time
-/// also by a caller that nobody polls, such as the body of an answer that its client does not read. Cancel-safe.
-pub async fn apart<T: Send + 'static>(
-    reading: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
+/// Runs a read in a task of its own, which begins at once and ends with the future that is returned: what it holds
+/// meanwhile is given back in time also where nobody polls that, as the body of an answer that its client does not read.
+/// The future is small, whatever the read holds. Cancel-safe.
+pub fn apart<T, R>(reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+where
+    T: Send + 'static,
+    R: Future<Output = Result<T, StoreError>> + Send + 'static,
+{
     let mut task = tokio::task::JoinSet::new();
     task.spawn(reading);
-    task.join_next().await.unwrap_or(Ok(Err(StoreError::Closed))).unwrap_or_else(|cause| Err(panicked(&cause)))
+    async move {
+        task.join_next().await.unwrap_or(Ok(Err(StoreError::Closed))).unwrap_or_else(|cause| Err(panicked(&cause)))
+    }
 }
 
 impl ReadPool {
