@@ -240,9 +240,10 @@ impl Intake {
 
     /// Ends it: what waits still goes out, then the reason.
     pub fn end(&mut self, ending: Ending) {
-        if self.queue.take().is_some() {
-            // Only the first reason counts.
+        if let Some(queue) = self.queue.take() {
+            // Before the queue ends, since who sees that asks for the reason. Only the first one counts.
             let _ = self.gauge.ending.set(ending);
+            drop(queue);
             let now = Instant::now();
             (self.looked_at.1, self.ended) = (now, Some(now));
         }
