@@ -136,12 +136,18 @@ fn sqlite_unavailable(path: &Path, cause: impl Display) -> StoreError {
 fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
     let unavailable = |cause: &dyn Display| sqlite_unavailable(path, cause);
     // Made by us, so that nobody else on the machine can read transcripts; SQLite gives its side files
-    // the same mode.
+    // the same mode. A file that exists is never opened here: closing any descriptor of it would drop every
+    // POSIX lock that this process holds on it, SQLite's included, and the next process that opens the database
+    // would take itself for the only one and unlink the live `-wal`.
     let mut file = std::fs::OpenOptions::new();
-    file.append(true).create(true);
+    file.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
-    file.open(path).map_err(|cause| unavailable(&cause))?;
+    match file.open(path) {
+        Ok(_) => {}
+        Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(cause) => return Err(unavailable(&cause)),
+    }
     // An absolute path is never taken for one of SQLite's `file:` URLs.
     let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
     let text = absolute.to_str().ok_or_else(|| unavailable(&"the path is not UTF-8"))?;

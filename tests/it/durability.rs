@@ -1,7 +1,10 @@
 //! A database that is locked, gone or silent, and a disk that is full: new work is refused, what was acknowledged
 //! stays, what runs ends, and all of it works again without a restart.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 
@@ -202,4 +205,48 @@ fn a_postgresql_server_that_does_not_answer_refuses_new_work_and_loses_nothing()
     let after = wait_for(DEADLINE, "new work is taken again", || turn(&session, "after").ok());
     [before, after].iter().for_each(|it| it.is_found(&session));
     assert!(session.conversation().iter().all(|(_, text)| !text.contains("refused")));
+}
+
+/// Runs one `sqlite3` command line on the live database, as an operator does.
+fn sqlite3(program: &Program, command: &str) {
+    let database = program.folder.path().join("data/lumilink.db");
+    let output = Command::new("sqlite3").arg(&database).arg(command).output().expect("sqlite3 is installed");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn foreign_backup_read_and_checkpoint_lose_no_acknowledged_turn() {
+    let mut program = Program::start();
+    program.turns_may_run();
+    let session = program.api.open("ws");
+    let copy = program.folder.path().join("copy.db");
+    let mut acknowledged = Vec::new();
+    for (number, command) in
+        [&format!(".backup {}", copy.display()), "SELECT count(*) FROM prompts", "PRAGMA wal_checkpoint(TRUNCATE)"]
+            .into_iter()
+            .cycle()
+            .take(6)
+            .enumerate()
+    {
+        let (running, mut stream) = session.is_busy_with(&format!("ticks 3 20 ; echo during-{number}"));
+        sqlite3(&program, command);
+        assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "completed");
+        session.ends(&running);
+        acknowledged.push(turn(&session, &format!("after-{number}")).expect("acknowledged"));
+    }
+    let deleted: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", program.pid()))
+        .expect("the process runs")
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| {
+            let target = target.to_string_lossy();
+            target.contains("lumilink.db") && target.ends_with("(deleted)")
+        })
+        .collect();
+    let late = program.api.open("late");
+    let told_late = turn(&late, "late").expect("acknowledged");
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    acknowledged.iter().for_each(|it| it.is_found(&session));
+    told_late.is_found(&late);
+    assert_eq!(deleted, [std::path::PathBuf::new(); 0], "live files of the database were unlinked");
 }
