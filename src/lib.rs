@@ -37,21 +37,21 @@
 //!
 //! # Two wires leave a turn
 //!
-//! 1. **Outcome** → [`actors::success_window`] → [`actors::protocol_router`] → [`actors::route_gate`], where sessions read
+//! 1. **Outcome** → [`actors::routing::window`] → [`actors::routing::router`] → [`actors::handles::route_gate`], where sessions read
 //!    the route at the start of their next turn. No arrow back: each turn is stamped with the epoch in which it began, an
 //!    outcome of an older epoch is not counted, and a window that sees a newer one starts empty.
 //! 2. **Event** → metrics, log, readers; and rows: the end of a turn and its outcome, or a flip with all that it leaves,
 //!    are one transaction, and are told after it. What people are told unasked is a row of that transaction
-//!    ([`domain::notice`] has every text); the commit wakes [`actors::notifications`], which reads what is new and hands
+//!    ([`domain::notify::notice`] has every text); the commit wakes [`actors::notifications::hub`], which reads what is new and hands
 //!    it to its subscribers.
 //!
 //! # Invariants
 //!
 //! 1. `domain` decides, actors only carry. A rule that needs an actor to be tested is in the wrong place.
-//! 2. One restart rule ([`domain::restart`]), in the workspace supervisor: a fresh actor from a factory, backoff, 5
-//!    restarts in 30 s, then `failed`. A session never heals itself. [`actors::keeper`] goes by it for parts that there is
+//! 2. One restart rule ([`domain::session::restart`]), in the workspace supervisor: a fresh actor from a factory, backoff, 5
+//!    restarts in 30 s, then `failed`. A session never heals itself. [`actors::upkeep::keeper`] goes by it for parts that there is
 //!    one of, and waits where a session would be `failed`.
-//! 3. A turn has exactly one outcome: whoever drops its ticket ends it ([`actors::turn_ticket`]).
+//! 3. A turn has exactly one outcome: whoever drops its ticket ends it ([`actors::session::turn_ticket`]).
 //! 4. One database writer; handlers read. What has been acknowledged is on disk. A blocked database refuses new
 //!    work and never blocks an arbiter.
 //! 5. Every queue has a bound, and its doc says why that number and what happens when it is full.
@@ -64,12 +64,12 @@
 //!
 //! # Walks
 //!
-//! - **New session**: [`http`] → [`actors::capacity_guard`] (a seat; [`actors::capacity_watch`] hears of it) →
+//! - **New session**: [`http`] → [`actors::handles::capacity_guard`] (a seat; [`actors::upkeep::capacity`] hears of it) →
 //!   [`actors::workspaces`] (the runtime
-//!   prepares the folder, the workspace is written down) → [`actors::workspace_supervisor`] → [`actors::session`] → [`transport`] →
+//!   prepares the folder, the workspace is written down) → [`actors::workspaces::supervisor`] → [`actors::session`] → [`transport`] →
 //!   runtime → agent; the row is written, then the caller is told.
 //! - **Prompt**: [`http`] → session, found without a hop → store (the turn is on disk) → transport → runtime →
-//!   agent. Updates come back to the session, which publishes them ([`actors::event_feed`]) and gathers the
+//!   agent. Updates come back to the session, which publishes them ([`actors::handles::event_feed`]) and gathers the
 //!   transcript. The end and the rest of the transcript are one transaction; the writer tells the waiting handler
 //!   after the commit, and the runtime that it may forget.
 //! - **Crash**: the runtime sees the process end, says everything that the agent had said, then how it ended → the
@@ -87,18 +87,18 @@
 //!   ([`domain::delivery`], [`acp::numbered`]) → the socket breaks → the runtime keeps agent and messages for the grace,
 //!   the transport tries again → each end sends what the other did not get → the turn goes on. A session hears only that
 //!   it was interrupted and resumed.
-//! - **A supervisor that died**: at start the store names the turns that had not ended → [`actors::adoption`] asks the
+//! - **A supervisor that died**: at start the store names the turns that had not ended → [`actors::session::adoption`] asks the
 //!   runtime for their agents → what it kept comes again, and the turn ends under its id; what it did not keep is
 //!   `interrupted`.
 //! - **Fallback**: the same turn without WebSocket and without an agent that lives: session → transport
-//!   ([`transport::http_fallback`]) → `POST /process-prompt` → [`runtime::fallback`], which runs it with a fresh agent or
+//!   ([`transport::http`]) → `POST /process-prompt` → [`runtime::fallback`], which runs it with a fresh agent or
 //!   a headless command → lines of updates, then the result. A line that breaks: the transport asks what became of the
 //!   turn and never asks for it twice; the runtime knows it by its prompt id.
 //! - **A subscriber of toasts**: [`http`] (the right, before the 101) → the store, page by page, as fast as the client
-//!   reads → [`actors::notifications`], which takes over where the last page ended, in one step →
-//!   [`actors::toast_pipe`], a bounded queue. Who falls behind is let go with its cursor; who does not read at all has its
+//!   reads → [`actors::notifications::hub`], which takes over where the last page ended, in one step →
+//!   [`actors::handles::subscriber`], a bounded queue. Who falls behind is let go with its cursor; who does not read at all has its
 //!   connection broken from outside, since its own actor is not run any more.
-//! - **An operator's alert**: the cause, its toast and its delivery are one transaction → [`actors::webhooks`] is woken, or
+//! - **An operator's alert**: the cause, its toast and its delivery are one transaction → [`actors::notifications::webhook`] is woken, or
 //!   finds the row at its next start, and takes it for a while → [`webhook`] signs and posts → the row says what came of
 //!   it: delivered, another try, or dead until somebody replays it.
 //! - **SIGTERM**: readiness off, admission closed → turns end or are cancelled at the deadline → sessions are let go
@@ -108,26 +108,20 @@
 //!
 //! No module named utils, no global state but the log, no call that a transport repeats, no clock in `domain`.
 
-pub mod commands;
-
+pub mod acp;
+pub mod actors;
 pub mod app;
-
 pub mod bench;
 pub mod client;
-pub mod demo_agent;
-pub mod http;
-pub mod runtime;
-
-pub mod actors;
-
-pub mod store;
-pub mod transport;
-pub mod webhook;
-
+pub mod commands;
 pub mod config;
 pub mod contract;
-pub mod telemetry;
-
+pub mod demo_agent;
 pub mod domain;
-
-pub mod acp;
+pub mod http;
+pub mod process;
+pub mod runtime;
+pub mod store;
+pub mod telemetry;
+pub mod transport;
+pub mod webhook;

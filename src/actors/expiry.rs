@@ -4,8 +4,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::parts::Parts;
-use crate::{domain::lifecycle::sweep_period, store::StoreError};
+use super::services::Parts;
+use crate::{domain::session::lifecycle::sweep_period, store::StoreError};
 
 /// Sessions that expire in one transaction: it holds up other writes for some milliseconds.
 const SESSIONS_PER_WRITE: usize = 100;

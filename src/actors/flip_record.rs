@@ -5,21 +5,22 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::session_index::LiveSession;
+use super::handles::index::LiveSession;
 use crate::{
     contract::{
         automation::{RollbackThreshold, RollbackTrigger},
-        toast::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
+        notifications::toast::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
     },
     domain::{
         clock::Timestamp,
-        notice,
-        record::{FollowUp, ReasonCode},
+        notify::{notice, toast::NewToast},
         redaction::Redacted,
-        routing::{Flip, FlipTrigger, Routing},
-        success_window::{FULL_BP, WindowRules},
-        toast::NewToast,
-        transcript::TranscriptEntry,
+        routing::{
+            Flip, FlipTrigger, Routing,
+            success_window::{FULL_BP, WindowRules},
+        },
+        turn::transcript::TranscriptEntry,
+        words::{FollowUp, ReasonCode},
     },
     store::FlipRecord,
 };

@@ -6,11 +6,12 @@ use actix::{Addr, Context};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    capacity_guard::Permit, liveness::ProbeState, messages::Later, session::Session, session_index::Mailbox,
-    session_shared::SessionShared,
+    handles::{capacity_guard::Permit, index::Mailbox, messages::Later, session::SessionShared},
+    session::Session,
+    workspaces::liveness::ProbeState,
 };
 use crate::{
-    domain::{outcome::Failure, restart::RestartPolicy},
+    domain::{session::restart::RestartPolicy, turn::outcome::Failure},
     transport::AgentFacts,
 };
 

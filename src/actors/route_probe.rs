@@ -2,12 +2,12 @@
 
 use uuid::Uuid;
 
-use super::{handshake_record, parts::Parts};
+use super::{services::Parts, session::connection_log};
 use crate::{
     domain::{
         ids::{SessionId, WorkspaceKey},
-        mcp,
-        outcome::{ErrorCode, Failure},
+        session::mcp,
+        turn::outcome::{ErrorCode, Failure},
     },
     store,
     transport::OpenRequest,
@@ -49,7 +49,7 @@ pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failur
     });
     let took = parts.clock.steady().since(begun);
     let facts = opened.as_ref().map(|opened| &opened.facts);
-    handshake_record::probe(parts, key, session_id, facts, took).await;
+    connection_log::probe(parts, key, session_id, facts, took).await;
     // Dropping what was opened ends the agent.
     opened.map(|_| ())
 }

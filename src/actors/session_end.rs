@@ -1,8 +1,8 @@
 //! Writes down where a session ended.
 
-use super::{parts::Parts, session_shared::SessionShared, telling};
+use super::{handles::session::SessionShared, services::Parts, session::notices};
 use crate::{
-    domain::{lifecycle::SessionState, outcome::Failure},
+    domain::{session::lifecycle::SessionState, turn::outcome::Failure},
     store::{SessionChange, StoreError},
 };
 
@@ -29,7 +29,7 @@ pub async fn write_down(
     let kept = parts.store.settle_session(kept).await;
     let last_event_id = kept.is_ok().then(|| shared.feed.last_id());
     let told = failure.as_ref().filter(|_| state == SessionState::Failed);
-    let telling = told.map(|failure| telling::of_failed_session(&shared.spec, failure.code, now));
+    let telling = told.map(|failure| notices::of_failed_session(&shared.spec, failure.code, now));
     let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
     let ended = match telling {
         Some(telling) => parts.store.settle_session_and_tell(end, shared.spec.workspace.clone(), telling, now).await,

@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{session_shared::SessionSpec, telling};
+use super::{handles::session::SessionSpec, session::notices};
 use crate::{
     contract::{
         automation::{AutomationDiagnostics, AutomationMembers, AutomationMode, AutomationStatus, GithubAutomation},
-        toast::{NoteDetails, NoteKind, NoteStatus},
+        notifications::toast::{NoteDetails, NoteKind, NoteStatus},
     },
     domain::{
+        automation::skip::{self, SkipDetail, SkipReason, WantedMode},
         clock::Timestamp,
         ids::PromptId,
-        notice,
-        skip::{self, SkipDetail, SkipReason, WantedMode},
-        toast::{Addressee, Telling},
+        notify::{
+            notice,
+            toast::{Addressee, Telling},
+        },
     },
     store::AutomationRunRow,
 };
@@ -64,7 +66,7 @@ pub fn of(
     });
     let automation = automation.map_err(|cause| tracing::error!(marker = "[GITHUB-AUTO]", %cause, "no skip")).ok()?;
     let details = NoteDetails { skip_reason: Some(reason), ..NoteDetails::default() };
-    let note = telling::note(&notice, NoteKind::Automation, Some(NoteStatus::Skipped), details, now).with_text(&long);
+    let note = notices::note(&notice, NoteKind::Automation, Some(NoteStatus::Skipped), details, now).with_text(&long);
     let cause = skip::cause_of_skip(spec.session_id, prompt_id, reason, detail);
     let to = Addressee::Session(spec.workspace.clone(), spec.session_id);
     let row = AutomationRunRow {
@@ -88,5 +90,5 @@ pub fn of(
         logs: "[]".into(),
         created: now,
     };
-    Some(SkipRecord { why: (reason, detail), automation, row, telling: telling::telling(to, notice, cause, note) })
+    Some(SkipRecord { why: (reason, detail), automation, row, telling: notices::telling(to, notice, cause, note) })
 }

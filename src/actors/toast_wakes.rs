@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::domain::toast::Stream;
+use crate::domain::notify::toast::Stream;
 
 /// The sequences that have grown since they were last taken, each once: as many as there are tenants at the most. Cheap
 /// to clone.

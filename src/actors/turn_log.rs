@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::session_shared::SessionSpec;
+use super::handles::session::SessionSpec;
 use crate::domain::{
+    automation::skip::{SkipDetail, SkipReason},
     ids::{PromptId, SessionId},
     redaction::Redacted,
     routing::Route,
-    skip::{SkipDetail, SkipReason},
     turn::TurnOutcome,
 };
 

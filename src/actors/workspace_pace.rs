@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::domain::eta::TurnPace;
+use crate::domain::session::eta::TurnPace;
 
 /// The pace of one workspace: fed by the end of each completed turn, read where one begins. Cheap to clone.
 #[derive(Clone, Default)]

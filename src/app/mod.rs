@@ -18,7 +18,7 @@ use std::{
 pub use self::{demo::demo, start::Service};
 use crate::{
     config::Loaded,
-    domain::{outcome::Failure, watchdog::WatchdogLimits},
+    domain::{turn::outcome::Failure, watchdog::WatchdogLimits},
     runtime,
     store::{BadDatabaseUrl, DatabaseUrl, RenewedEpoch, Store, StoreError},
     telemetry::watchdog::Watchdog,

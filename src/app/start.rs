@@ -9,35 +9,31 @@ use uuid::Uuid;
 use super::{AppError, database_url, hold, make_data_dir, webhooks::webhooks};
 use crate::{
     actors::{
-        adoption,
-        capacity_guard::CapacityGuard,
-        capacity_watch::CapacityWatch,
         expiry,
-        keeper::Keeper,
-        liveness,
+        handles::{capacity_guard::CapacityGuard, index::SessionIndex, rollback_storm::Storm, session_progress},
         migrations::Migrations,
-        notifications::HubParts,
-        parts::{Parts, SessionSettings},
-        retention::{self, Ages},
-        session_index::SessionIndex,
-        session_telemetry,
-        storm::Storm,
-        toast_hub::ToastHub,
+        notifications::{ToastHub, hub::HubParts, webhook::WebhookBell},
+        services::{Parts, SessionSettings},
+        session::adoption,
         toast_wakes::ToastWakes,
-        webhooks::WebhookBell,
-        workspaces::{DEFAULT_AGENT, Workspaces},
+        upkeep::{
+            capacity::CapacityWatch,
+            keeper::Keeper,
+            retention::{self, Ages},
+        },
+        workspaces::{DEFAULT_AGENT, Workspaces, liveness},
     },
-    config::{Config, Loaded, environment::current_program, settings::Agent},
-    domain::{clock::Clock, toast::Stream, watchdog::WatchdogLimits},
+    config::{Config, Loaded, environment::current_program, sections::Agent},
+    domain::{clock::Clock, notify::toast::Stream, watchdog::WatchdogLimits},
     http::{self, Beside, Faces, HttpFace},
     runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
     telemetry::{Metrics, SystemClock, labels::Queue, watchdog::Watchdog},
     transport::{
-        acp_transport::AcpTransport,
-        http_fallback::{FallbackLimits, HttpFallback},
+        acp::AcpTransport,
+        http::{FallbackLimits, HttpFallback},
         pipe::PipeLimits,
-        websocket::{Endpoint, Heartbeat, ResumeLimits},
+        socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
         workspace_door::WorkspaceDoor,
     },
 };
@@ -74,7 +70,7 @@ impl Service {
         let (wakes, bell) = (ToastWakes::default(), WebhookBell::default());
         let watch = StoreWatch { metrics: metrics.clone(), wakes: wakes.clone(), bell: bell.clone() };
         let store = open_store(url, loaded, watch)?;
-        let (telemetry, source) = session_telemetry::telemetry(metrics.clone());
+        let (telemetry, source) = session_progress::telemetry(metrics.clone());
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
         let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;

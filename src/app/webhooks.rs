@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::AppError;
 use crate::{
-    actors::{parts::Parts, webhooks::Webhooks},
-    config::settings::Webhook,
+    actors::{notifications::webhook::Webhooks, services::Parts},
+    config::sections::Webhook,
     webhook::{Poster, PosterOptions, Signer},
 };
 

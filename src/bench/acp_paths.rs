@@ -18,18 +18,21 @@ use crate::{
     contract::runtime::{PrepareWorkspace, WorkspaceRef},
     domain::{
         ids::{FolderId, PromptId, SessionId},
-        outcome::Failure,
-        permission::PermissionPolicy,
-        prompt::Prompt,
+        session::permission::PermissionPolicy,
+        turn::{outcome::Failure, prompt::Prompt},
+    },
+    process::{
+        self, AgentCommand,
+        stdio::{self, StdioLimits},
     },
     transport::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, Transport, TurnRequest,
-        acp_handshake::{Peer, shake_hands},
-        acp_transport::AcpTransport,
-        agent_process::{self, AgentCommand},
+        acp::{
+            AcpTransport,
+            handshake::{Peer, shake_hands},
+        },
         pipe::PipeLimits,
-        stdio::{self, StdioLimits},
-        websocket::{Endpoint, Heartbeat, ResumeLimits},
+        socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
         workspace_door::WorkspaceDoor,
     },
 };
@@ -54,7 +57,7 @@ pub async fn open_on_stdio(
         cwd: folder.to_owned(),
         kill_grace: KILL_GRACE,
     };
-    let process = agent_process::spawn(command, ()).await.map_err(|cause| BenchError::Open(cause.to_string()))?;
+    let process = process::spawn(command, ()).await.map_err(|cause| BenchError::Open(cause.to_string()))?;
     let limits = StdioLimits { frame_bytes: Config::default().limits.frame_bytes, pipe: pipe_limits() };
     let pipe = stdio::connect(process, limits, None);
     let request = open_request(&folder.display().to_string());

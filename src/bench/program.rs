@@ -15,8 +15,8 @@ use tempfile::TempDir;
 
 use super::conversation::BenchError;
 use crate::{
-    config::{Environment, environment::current_program, settings::Agent},
-    transport::process_group::{self, Exit, GroupCommand, Life, Streams},
+    config::{Environment, environment::current_program, sections::Agent},
+    process::group::{self, Exit, GroupCommand, Life, Streams},
 };
 
 /// How long a process may take until it serves; it takes well under a second.
@@ -110,7 +110,7 @@ impl Program {
             kill_grace: STOP_LIMIT,
             streams: Streams::Output,
         };
-        let spawned = process_group::spawn(group, ()).await;
+        let spawned = group::spawn(group, ()).await;
         let spawned = spawned.map_err(|cause| BenchError::Start(cause.to_string()))?;
         let log = folder.join("log.jsonl");
         let mut exit = spawned.exit;

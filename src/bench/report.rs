@@ -265,8 +265,8 @@ fn float(number: impl TryInto<u64>) -> f64 {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::open_files::OpenFiles;
     use super::*;
-    use crate::bench::open_files::OpenFiles;
 
     fn memory(megabytes: u64) -> Memory {
         Memory { processes: 1, rss_bytes: megabytes << 20, pss_bytes: None }

@@ -369,5 +369,4 @@ async fn bounded_body(mut response: Response) -> Result<Vec<u8>, ClientError> {
 }
 
 #[cfg(test)]
-#[path = "api_tests.rs"]
 mod tests;

@@ -9,16 +9,18 @@ pub mod console;
 pub mod error;
 pub mod follow;
 pub mod json_lines;
+pub mod notifications;
 mod operations;
 pub mod printer;
 pub mod requests;
 pub mod sse;
 pub mod stream;
-pub mod toasts;
 
-pub use api::ApiClient;
-pub use error::ClientError;
-pub use follow::follow;
-pub use requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter};
-pub use stream::{TurnEvent, TurnStream};
-pub use toasts::{Bookmark, ToastEvent, ToastFollower, ToastScope};
+pub use self::{
+    api::ApiClient,
+    error::ClientError,
+    follow::follow,
+    notifications::{Bookmark, ToastEvent, ToastFollower, ToastScope},
+    requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter},
+    stream::{TurnEvent, TurnStream},
+};

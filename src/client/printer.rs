@@ -13,7 +13,10 @@ use crate::{
         problem::Problem,
         result::{ACPSessionResult, ResultStopReason},
     },
-    domain::{outcome::ErrorCode, text, turn::Severity},
+    domain::{
+        text,
+        turn::{Severity, outcome::ErrorCode},
+    },
 };
 
 /// The longest title that is shown, in characters: about a line.
@@ -252,5 +255,4 @@ pub fn problem_line(problem: &Problem) -> String {
 }
 
 #[cfg(test)]
-#[path = "printer_tests.rs"]
 mod tests;

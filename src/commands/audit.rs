@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     audit_view::{row_text, summary_text},
-    common::{CommandError, print},
+    flags::{CommandError, print},
     server_flags::{ServerFlags, print_json},
 };
 use crate::client::{ApiClient, clean::clean, requests::Page};

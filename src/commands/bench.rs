@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use super::common::{CommandError, print};
+use super::flags::{CommandError, print};
 use crate::{
     bench::{
         self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_MODEL_MS, MAX_REFUSALS, MAX_ROUNDS, MAX_SECONDS,

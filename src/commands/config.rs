@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::common::{CommandError, CommonFlags, print};
+use super::flags::{CommandError, CommonFlags, print};
 use crate::config::{Face, render::render};
 
 /// Prints the effective configuration; checks it for every door.

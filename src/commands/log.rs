@@ -1,8 +1,8 @@
 //! The log of the commands that serve.
 
-use super::common::CommandError;
+use super::flags::CommandError;
 use crate::{
-    config::settings::{Log, LogFormat},
+    config::sections::{Log, LogFormat},
     telemetry::logging::{self, LineForm},
 };
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{
-    common::{CommandError, CommonFlags, print},
+    flags::{CommandError, CommonFlags, print},
     log,
 };
 use crate::app;

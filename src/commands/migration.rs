@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{
-    common::{CommandError, print},
+    flags::{CommandError, print},
     server_flags::{ServerFlags, print_json, show},
     wish_flags::Wish,
 };

@@ -6,20 +6,20 @@
 mod audit;
 mod audit_view;
 mod bench;
-mod common;
 mod config;
 mod demo;
 mod demo_agent;
+pub mod flags;
 mod log;
 mod migrate;
 mod migration;
+pub mod notifications;
 mod openapi;
 mod runtime;
 mod serve;
 mod server_flags;
 mod session;
 mod session_view;
-mod toasts;
 mod toasts_view;
 mod webhook;
 mod wish_flags;
@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use common::CommandError;
+use self::flags::CommandError;
 
 /// Supervises sessions of coding agents that speak the Agent Client Protocol.
 #[derive(Debug, Parser)]
@@ -55,7 +55,7 @@ enum Command {
     /// Prints the OpenAPI document.
     Openapi,
     /// Prints the effective configuration with the source of each value, secrets hidden.
-    Config(common::CommonFlags),
+    Config(flags::CommonFlags),
     /// Measures what a turn costs on this machine.
     Bench(bench::BenchArgs),
     /// Works with sessions of a running server.
@@ -67,7 +67,7 @@ enum Command {
     /// Moves fleets of workspaces of a running server to another default route, in steps.
     Migration(migration::MigrationArgs),
     /// Prints what a running server told its users, and follows it.
-    Toasts(toasts::ToastsArgs),
+    Toasts(notifications::ToastsArgs),
     /// Looks at what a running server posts to the operators' webhook, and posts it again.
     Webhook(webhook::WebhookArgs),
 }
@@ -88,7 +88,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
-        Command::Toasts(arguments) => toasts::run(arguments),
+        Command::Toasts(arguments) => notifications::run(arguments),
         Command::Webhook(arguments) => webhook::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)

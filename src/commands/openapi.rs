@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::common::{CommandError, print};
+use super::flags::{CommandError, print};
 use crate::http;
 
 /// Prints the document that the server serves at `/openapi.json`.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 
 use super::{
-    common::{CommandError, CommonFlags},
+    flags::{CommandError, CommonFlags},
     log,
 };
 use crate::{app, config::Face};

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 
 use super::{
-    common::{CommandError, print},
+    flags::{CommandError, print},
     session_view::value_text,
 };
 use crate::{

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     audit_view::story_text,
-    common::{CommandError, print},
+    flags::{CommandError, print},
     server_flags::{ServerFlags, print_json, show},
     session_view::{diff_text, entry_text, session_row},
 };

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::client::{
     ToastEvent,
     clean::clean_line,
-    toasts::{InboxEntry, ReceivedToast},
+    notifications::{InboxEntry, ReceivedToast},
 };
 
 /// The longest severity, so that what follows stands in a column.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{
-    common::CommandError,
+    flags::CommandError,
     server_flags::{ServerFlags, show},
     wish_flags::Wish,
 };

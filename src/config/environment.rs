@@ -8,7 +8,7 @@ use std::{
 
 use secrecy::SecretString;
 
-use super::settings::Agent;
+use super::sections::Agent;
 
 /// Begins the name of every variable that is meant for us.
 pub const PREFIX: &str = "LUMILINK_";

@@ -12,8 +12,8 @@ use super::{
     environment::absolute,
     error::{ConfigError, Origin},
     layers::Layers,
+    sections::validate::validate,
     sources::{DEFAULT_AGENT, Sources, sqlite_path},
-    validate::validate,
 };
 
 /// Switches GitHub automation off: `1` or `true` (mission).
@@ -72,7 +72,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         .chain(config.agents.iter().map(|(name, agent)| (name.as_str(), agent)));
     let agent_environments =
         agents.map(|(name, agent)| (name.to_owned(), sources.environment.of_agent(agent))).collect();
-    let base_environment = sources.environment.of_agent(&super::settings::Agent::default());
+    let base_environment = sources.environment.of_agent(&super::sections::Agent::default());
     Ok(Loaded {
         config,
         data_dir,
@@ -112,5 +112,4 @@ fn make_absolute(config: &mut Config, data_dir: &Path, current: &Path) {
 }
 
 #[cfg(test)]
-#[path = "load_tests.rs"]
 mod tests;

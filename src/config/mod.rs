@@ -6,21 +6,17 @@
 pub mod client;
 pub mod environment;
 pub mod error;
-mod fallback;
-mod github;
 mod layers;
 pub mod load;
-mod notifications;
-mod process;
 pub mod render;
-pub mod settings;
+pub mod sections;
 pub mod sources;
-mod validate;
-mod webhook;
 
-pub use client::ClientSettings;
-pub use environment::Environment;
-pub use error::ConfigError;
-pub use load::{Loaded, load};
-pub use settings::Config;
-pub use sources::{DEFAULT_AGENT, Face, Flag, Sources};
+pub use self::{
+    client::ClientSettings,
+    environment::Environment,
+    error::ConfigError,
+    load::{Loaded, load},
+    sections::Config,
+    sources::{DEFAULT_AGENT, Face, Flag, Sources},
+};

@@ -9,7 +9,7 @@ use utoipa::{
     openapi::{RefOr, Schema, extensions::Extensions},
 };
 
-pub use crate::domain::skip::{SkipDetail, SkipReason};
+pub use crate::domain::automation::skip::{SkipDetail, SkipReason};
 
 /// The version of this part of the contract, as `meta.githubAutomationVersion` says it (semver).
 pub const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
@@ -345,5 +345,4 @@ fn conditional_rules() -> serde_json::Value {
 }
 
 #[cfg(test)]
-#[path = "automation_tests.rs"]
 mod tests;

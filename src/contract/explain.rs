@@ -8,8 +8,8 @@ use crate::domain::{
     clock::Timestamp,
     explain::{EntryKind, Placed},
     ids::{InstallationId, SessionId, WorkspaceId},
-    lifecycle::SessionState,
     routing::Route,
+    session::lifecycle::SessionState,
 };
 
 /// Entries of one answer; a turn makes two to four.

@@ -15,8 +15,7 @@ use serde_json::value::RawValue;
 use super::result::{ResultDiagnostic, ResultWorkspace};
 use crate::domain::{
     ids::{PromptId, SessionId},
-    mcp,
-    permission::PermissionPolicy,
+    session::{mcp, permission::PermissionPolicy},
 };
 
 /// The path of the fallback; with `/{promptId}` behind it, of one turn.
@@ -37,7 +36,7 @@ pub struct ProcessPrompt {
     pub prompt_id: PromptId,
     /// A string or an array of ACP content blocks, raw.
     pub prompt: Box<RawValue>,
-    /// The conversation so far, as [`crate::domain::context`] writes it: goes ahead of the prompt, since the agent is
+    /// The conversation so far, as [`crate::domain::session::context`] writes it: goes ahead of the prompt, since the agent is
     /// a fresh one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation: Option<String>,
@@ -134,7 +133,7 @@ pub struct LinePermission {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LineFailure {
-    /// The name of an [`ErrorCode`](crate::domain::outcome::ErrorCode).
+    /// The name of an [`ErrorCode`](crate::domain::turn::outcome::ErrorCode).
     pub code: String,
     /// One sentence about this case; it may quote the agent.
     pub detail: String,

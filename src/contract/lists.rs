@@ -6,8 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::{
     ids::{InstallationId, PromptId, UserId, WorkspaceId},
-    lifecycle::SessionState,
-    permission::PermissionPolicy,
+    session::{lifecycle::SessionState, permission::PermissionPolicy},
 };
 
 /// One page of a list.

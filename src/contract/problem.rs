@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::domain::{
     capacity::SeatFigures,
-    outcome::{ErrorCode, Failure},
+    turn::outcome::{ErrorCode, Failure},
 };
 
 /// The media type of [`Problem`].

@@ -112,7 +112,7 @@ pub struct ResumedPrompt {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusalMeta {
-    /// The name of a [`crate::domain::outcome::ErrorCode`].
+    /// The name of a [`crate::domain::turn::outcome::ErrorCode`].
     pub code: String,
 }
 
@@ -138,7 +138,7 @@ pub struct AgentExited {
     #[serde(default)]
     pub stderr_tail: String,
     /// Set where the runtime ended it because of what it said: the name of an
-    /// [`ErrorCode`](crate::domain::outcome::ErrorCode), `frame_too_large` for instance.
+    /// [`ErrorCode`](crate::domain::turn::outcome::ErrorCode), `frame_too_large` for instance.
     #[serde(default)]
     pub code: Option<String>,
 }

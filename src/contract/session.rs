@@ -5,10 +5,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::domain::{
+    automation::skip::WantedMode,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
-    lifecycle::SessionState,
-    permission::PermissionPolicy,
-    skip::WantedMode,
+    session::{lifecycle::SessionState, permission::PermissionPolicy},
     turn::TurnState,
 };
 

@@ -8,10 +8,12 @@ use utoipa::{
 };
 
 use crate::domain::{
-    skip::{SkipDetail, SkipReason, WantedMode},
-    subscription::ResetReason,
-    toast::{Severity, Trigger},
-    webhook::DeliveryState,
+    automation::skip::{SkipDetail, SkipReason, WantedMode},
+    notify::{
+        subscription::ResetReason,
+        toast::{Severity, Trigger},
+        webhook::DeliveryState,
+    },
 };
 
 macro_rules! closed {

@@ -10,7 +10,7 @@ use std::{
 use super::script::{Command, commands};
 use crate::{
     config::environment::{Environment, current_folder},
-    domain::prompt::ASKED_NOW,
+    domain::turn::prompt::ASKED_NOW,
 };
 
 /// Runs the script on standard input. Exit code 1 where it is told to crash, or cannot speak any more.

@@ -2,8 +2,8 @@
 
 use super::{
     clock::Timestamp,
-    lifecycle::SessionState,
     routing::{FlipTrigger, Initiator, Pin, Rollback, Route, Routing, Stage},
+    session::lifecycle::SessionState,
 };
 
 /// What an entry of a timeline is about. Of the same microsecond, what comes first here comes first.
@@ -141,11 +141,11 @@ fn way_back(standing: &Standing<'_>) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
-    use crate::domain::{
-        routing::{RecoveryRules, Wish},
+    use super::super::routing::{
+        RecoveryRules, Wish,
         success_window::{Sample, WindowFigures, WindowState},
     };
+    use super::*;
 
     impl Placed for (i64, EntryKind, &str) {
         fn place(&self) -> (Timestamp, EntryKind) {

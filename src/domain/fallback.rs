@@ -1,6 +1,6 @@
 //! When a session goes over to the fallback by itself, because a handshake failed.
 
-use super::outcome::ErrorCode;
+use super::turn::outcome::ErrorCode;
 
 /// What a session knows when a handshake of its agent fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

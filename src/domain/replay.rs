@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::event::SessionEvent;
+use super::session::event::SessionEvent;
 
 /// The newest events of a session, bounded by count and by bytes.
 #[derive(Debug)]
@@ -63,8 +63,8 @@ impl ReplayBuffer {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::session::event::EventKind;
     use super::*;
-    use crate::domain::event::EventKind;
 
     fn push(buffer: &mut ReplayBuffer, bytes: usize) {
         let event = SessionEvent {

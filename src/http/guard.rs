@@ -21,10 +21,10 @@ use subtle::ConstantTimeEq;
 
 use super::{
     HttpState, IsBeside,
+    notifications::access::{SOCKET_PATH, offered_token, ticket},
     problem::ApiError,
-    subscription::{SOCKET_PATH, offered_token, ticket},
 };
-use crate::{config::settings::Server, domain::outcome::ErrorCode};
+use crate::{config::sections::Server, domain::turn::outcome::ErrorCode};
 
 /// The rules, from `[server]`.
 #[derive(Debug)]

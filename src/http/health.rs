@@ -4,7 +4,7 @@ use actix_web::{HttpResponse, get, web};
 
 use super::{HttpState, problem::ApiError};
 use crate::{
-    actors::capacity_guard::CapacityGuard,
+    actors::handles::capacity_guard::CapacityGuard,
     contract::{
         health::{
             CapacityAlertHealth, CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth,
@@ -12,7 +12,10 @@ use crate::{
         },
         problem::Problem,
     },
-    domain::{outcome::ErrorCode, routing::Route, success_window::Sample},
+    domain::{
+        routing::{Route, success_window::Sample},
+        turn::outcome::ErrorCode,
+    },
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 

@@ -3,31 +3,18 @@
 //! Invariant: handlers read, check and ask; they never write to the database and never decide about a
 //! session. Every error leaves as a problem document, chosen in `contract/problem.rs`.
 
-mod audit;
-mod audit_items;
-mod audit_summary;
-mod cable;
-mod explain;
+pub mod audit;
 mod guard;
 mod health;
-mod migrations;
-mod notifications;
+pub mod notifications;
 mod openapi;
 mod paging;
 mod presence;
 pub mod problem;
-mod prompts;
-mod protocol;
-mod session_reads;
-mod sessions;
-mod stream;
-mod subscription;
-mod tenants;
+pub mod routing;
+pub mod sessions;
 mod toast_acks;
-mod toast_feed;
-mod toast_socket;
 mod trace;
-mod webhooks;
 
 use std::{
     any::Any,
@@ -54,13 +41,17 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
-use self::{cable::Wire, guard::Guard, problem::ApiError};
+use self::{guard::Guard, notifications::connection::Wire, problem::ApiError};
 use crate::{
-    actors::{liveness, migrations::Migrations, toast_hub::ToastHub, workspaces::Workspaces},
+    actors::{
+        migrations::Migrations,
+        notifications::ToastHub,
+        workspaces::{Workspaces, liveness},
+    },
     config::Config,
     domain::{
         ids::SessionId,
-        outcome::{ErrorCode, Failure},
+        turn::outcome::{ErrorCode, Failure},
     },
     store::SessionRow,
     telemetry::watchdog::Watchdog,
@@ -198,49 +189,49 @@ where
 fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
     table
         .service(sessions::new_session)
-        .service(prompts::run_prompt)
+        .service(sessions::prompt::run_prompt)
         .service(sessions::cancel_turn)
         .service(sessions::answer_permission)
         .service(sessions::set_mode)
         .service(sessions::set_config)
         .service(sessions::load_session)
         .service(sessions::close_session)
-        .service(session_reads::get_session)
-        .service(session_reads::get_transcript)
-        .service(session_reads::get_diff)
-        .service(session_reads::follow_events)
-        .service(prompts::get_prompt)
-        .service(session_reads::list_sessions)
-        .service(session_reads::list_workspaces)
-        .service(session_reads::list_agents)
-        .service(protocol::get_protocol)
-        .service(protocol::put_protocol)
-        .service(protocol::roll_back)
-        .service(protocol::restore)
-        .service(tenants::get_tenant)
-        .service(tenants::put_tenant)
-        .service(explain::explain_session)
+        .service(sessions::read::get_session)
+        .service(sessions::read::get_transcript)
+        .service(sessions::read::get_diff)
+        .service(sessions::read::follow_events)
+        .service(sessions::prompt::get_prompt)
+        .service(sessions::read::list_sessions)
+        .service(sessions::read::list_workspaces)
+        .service(sessions::read::list_agents)
+        .service(routing::protocol::get_protocol)
+        .service(routing::protocol::put_protocol)
+        .service(routing::protocol::roll_back)
+        .service(routing::protocol::restore)
+        .service(routing::tenants::get_tenant)
+        .service(routing::tenants::put_tenant)
+        .service(sessions::explain::explain_session)
         .service(audit::list_migrations)
         .service(audit::list_rollback_events)
         .service(audit::list_connections)
         .service(audit::list_automation_runs)
         .service(audit::list_capacity_alerts)
         .service(audit::list_notifications)
-        .service(audit_summary::get_summary)
-        .service(migrations::begin_migration)
-        .service(migrations::list_migrations)
-        .service(migrations::get_migration)
-        .service(migrations::pause_migration)
-        .service(migrations::resume_migration)
-        .service(migrations::cancel_migration)
-        .service(migrations::roll_migration_back)
+        .service(audit::summary::get_summary)
+        .service(routing::migrations::begin_migration)
+        .service(routing::migrations::list_migrations)
+        .service(routing::migrations::get_migration)
+        .service(routing::migrations::pause_migration)
+        .service(routing::migrations::resume_migration)
+        .service(routing::migrations::cancel_migration)
+        .service(routing::migrations::roll_migration_back)
         .service(notifications::list_inbox)
         .service(notifications::make_ticket)
         .service(notifications::acknowledge)
         .service(notifications::subscribe)
-        .service(webhooks::list_deliveries)
-        .service(webhooks::replay_dead_deliveries)
-        .service(webhooks::replay_delivery)
+        .service(notifications::webhooks::list_deliveries)
+        .service(notifications::webhooks::replay_dead_deliveries)
+        .service(notifications::webhooks::replay_delivery)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)

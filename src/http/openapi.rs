@@ -7,10 +7,12 @@ use utoipa::{
 
 use crate::contract::{
     automation::GithubAutomation,
+    notifications::{
+        frames::{ClientFrame, ServerFrame},
+        toast::{Toast, TranscriptNote},
+        webhook::WebhookEvent,
+    },
     result::ACPSessionResult,
-    toast::{Toast, TranscriptNote},
-    toast_frames::{ClientFrame, ServerFrame},
-    webhook::WebhookEvent,
 };
 
 #[derive(OpenApi)]

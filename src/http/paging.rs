@@ -2,7 +2,7 @@
 
 use super::{HttpState, problem::ApiError};
 use crate::{
-    domain::outcome::{ErrorCode, Failure},
+    domain::turn::outcome::{ErrorCode, Failure},
     store::{self, Cursor},
 };
 

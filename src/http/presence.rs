@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::actors::parts::Parts;
+use crate::actors::services::Parts;
 
 /// Held by its socket.
 pub struct Presence {

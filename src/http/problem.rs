@@ -4,12 +4,12 @@ use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 use serde_json::value::RawValue;
 
 use crate::{
-    actors::messages::TurnEnded,
+    actors::handles::messages::TurnEnded,
     contract::problem::{PROBLEM_JSON, Problem, retry_after_s, status_of},
     domain::{
         ids::PromptId,
-        outcome::{ErrorCode, Failure},
         redaction::Redacted,
+        turn::outcome::{ErrorCode, Failure},
     },
 };
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::{
-    actors::{parts::Parts, toast_hub::ToastHub},
-    contract::toast_frames::ServerFrame,
-    domain::{subscription::QUEUE_FRAMES, toast::Scope},
+    actors::{notifications::ToastHub, services::Parts},
+    contract::notifications::frames::ServerFrame,
+    domain::notify::{subscription::QUEUE_FRAMES, toast::Scope},
     store::StoreError,
 };
 

@@ -18,7 +18,7 @@ use super::{
     HttpState, IsBeside,
     problem::{ApiError, REQUEST_ID},
 };
-use crate::domain::outcome::ErrorCode;
+use crate::domain::turn::outcome::ErrorCode;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

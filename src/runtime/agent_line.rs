@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::attachment::{Arrived, Attachment};
+use super::conversations::attachment::{Arrived, Attachment};
 use crate::{
     domain::ids::PromptId,
     transport::pipe::{FrameSender, SendError},

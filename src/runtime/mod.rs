@@ -5,28 +5,16 @@
 //! asked for it outlives a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands
 //! through this side only within the folders of its sessions.
 
-pub mod acp_socket;
 pub mod agent_line;
 pub mod agents;
-pub mod answers;
-pub mod attachment;
-pub mod baseline;
 pub mod changes;
-pub mod conversation;
 pub mod conversations;
-pub mod doors;
 pub mod fallback;
-pub mod folders;
 pub mod fragments;
-pub mod fs_door;
-pub mod git;
-pub mod handshake;
-pub mod heartbeat;
-pub mod repository;
+pub mod reply;
 mod routes;
-pub mod said;
+pub mod socket;
 pub mod socket_settings;
-pub mod terminals;
 pub mod workspaces;
 
 use std::{
@@ -49,21 +37,21 @@ use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
     fallback::{Fallback, FallbackSettings, LineLimits},
-    folders::AllowedFolders,
-    git::Git,
     routes::Parts,
     socket_settings::SocketSettings,
-    workspaces::{WorkspaceSettings, Workspaces},
+    workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
 };
 pub use self::{
     agents::{AgentSettings, RuntimeObserver, Unobserved},
-    conversation::Retention,
-    handshake::Serves,
-    heartbeat::Heartbeats,
+    conversations::conversation::Retention,
+    socket::{handshake::Serves, heartbeat::Heartbeats},
 };
-use crate::actors::liveness::beat_here;
-use crate::telemetry::{Metrics, watchdog::Watchdog};
-use crate::transport::{pipe::PipeLimits, process_group, run_as::RunAsError, stdio::StdioLimits};
+use crate::{
+    actors::workspaces::liveness::beat_here,
+    process::{group, stdio::StdioLimits, user::RunAsError},
+    telemetry::{Metrics, watchdog::Watchdog},
+    transport::pipe::PipeLimits,
+};
 
 /// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
 /// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it. As long
@@ -197,7 +185,7 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), 
         return Err(StartError::NoToken(listen));
     }
     raise_open_files_limit();
-    process_group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
+    group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
     let parts = tokio::task::spawn_blocking(move || build(options, stopping))
         .await
@@ -343,12 +331,3 @@ fn raise_open_files_limit() {
         }
     }
 }
-
-#[cfg(test)]
-mod fallback_tests;
-#[cfg(test)]
-mod resume_tests;
-#[cfg(test)]
-mod socket_tests;
-#[cfg(test)]
-mod workspace_tests;

@@ -15,9 +15,9 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use super::{
-    acp_socket,
-    answers::{answer, answer_failure, read, refuse},
     fallback::{self, Fallback},
+    reply::{answer, answer_failure, read, refuse},
+    socket,
     socket_settings::SocketSettings,
     workspaces::Workspaces,
 };
@@ -29,8 +29,8 @@ use crate::{
         },
     },
     domain::{
-        outcome::{ErrorCode, Failure},
         routing::Route,
+        turn::outcome::{ErrorCode, Failure},
     },
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
@@ -119,7 +119,7 @@ async fn acp(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) 
         return refuse(ErrorCode::NotFound, "this runtime speaks only HTTP (`[runtime] acp = false`)");
     }
     returning(&request)
-        .and_then(|returning| acp_socket::accept(&request, body, parts.sockets.clone(), returning))
+        .and_then(|returning| socket::accept(&request, body, parts.sockets.clone(), returning))
         .unwrap_or_else(|failure| answer_failure(&failure))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{agents::Agents, conversations::Conversations, heartbeat::Heartbeats};
+use super::{agents::Agents, conversations::Conversations, socket::heartbeat::Heartbeats};
 
 /// What every socket is given.
 #[derive(Clone)]

@@ -8,17 +8,19 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     cached::execute,
-    columns::{clean_option, clean_text},
-    connection::AnyConnection,
+    engine::{
+        columns::{clean_option, clean_text},
+        connection::AnyConnection,
+    },
+    notifications::notes::TellingRows,
     schema::connection_events,
-    tellings::TellingRows,
 };
 use crate::domain::{
     clock::Timestamp,
-    connection::ConnectionStatus,
     ids::{SessionId, WorkspaceKey},
+    notify::toast::Telling,
     redaction::Redacted,
-    toast::Telling,
+    session::connection::ConnectionStatus,
 };
 
 /// A change of a connection's status.

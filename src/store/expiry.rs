@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
 
-use super::{Store, StoreError, columns, schema::sessions, writer::WriteTx};
+use super::{
+    Store, StoreError,
+    engine::{columns, writer::WriteTx},
+    schema::sessions,
+};
 use crate::domain::{
     clock::Timestamp,
     ids::{SessionId, WorkspaceKey},
-    lifecycle::SessionState,
+    session::lifecycle::SessionState,
 };
 
 /// A session that has just expired.

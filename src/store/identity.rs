@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     StoreError,
     cached::execute,
-    connection::{AnyConnection, DatabaseUrl, Purpose},
+    engine::connection::{AnyConnection, DatabaseUrl, Purpose},
     schema::identity,
 };
 

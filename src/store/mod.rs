@@ -5,50 +5,31 @@
 //! and are told after the commit; reads use a pool of connections that cannot write, on blocking threads.
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
-mod acp_connections;
-mod audit;
-mod audit_summary;
-mod automation_runs;
+pub mod audit;
 mod cached;
-mod capacity_alerts;
-mod columns;
-mod connection;
 mod connection_events;
+pub mod engine;
 mod expiry;
-mod flips;
 mod identity;
-mod inbox;
-mod job;
-mod migration_runs;
-mod migrations;
 mod notification_retention;
 mod notification_tickets;
-mod notifications;
-mod outcome_buckets;
-mod pool;
-mod prompts;
+pub mod notifications;
 mod protocol_migrations;
-mod recovery;
 mod retention;
 mod rollback_events;
 mod route_defaults;
-mod routes;
+pub mod routing;
 #[rustfmt::skip]
 mod schema;
 mod session_list;
 mod session_story;
 mod sessions;
 mod storms;
-mod tellings;
-mod tenant_protocols;
-#[cfg(test)]
-mod tests;
 mod transcript;
 mod turn_durations;
+pub mod turns;
 mod webhook_claims;
-mod webhook_deliveries;
 mod workspaces;
-mod writer;
 
 use std::{
     fmt,
@@ -59,47 +40,57 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::{
-    outcome::{ErrorCode, Failure},
-    toast::Stream,
+    notify::toast::Stream,
+    turn::outcome::{ErrorCode, Failure},
 };
 
-pub use self::{
-    acp_connections::{ConnectionRow, NewConnection},
-    audit::AuditFilter,
-    audit_summary::{AuditDay, AuditSummary, MAX_SUMMARY_TURNS, TurnFigures},
-    automation_runs::AutomationRunRow,
-    capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
-    columns::{BadCursor, Cursor, MAX_PAGE, Page},
-    connection::{BadDatabaseUrl, DatabaseUrl},
-    connection_events::{ConnectionEventRow, NewConnectionEvent},
-    expiry::ExpiredSession,
-    flips::FlipRecord,
-    identity::RenewedEpoch,
-    inbox::{InboxRows, MAX_UNREAD},
-    migration_runs::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
-    notifications::{KeptToast, NotificationRow, StreamEnds, StreamPage, UnreadableToast},
-    outcome_buckets::OutcomeCount,
-    pool::apart,
-    prompts::{Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd},
-    protocol_migrations::MigrationRow,
-    recovery::{Recovered, Unfinished},
-    retention::Retained,
-    rollback_events::RollbackEventRow,
-    routes::{RouteFilter, RouteRow, SaveRoute, SavedRoute},
-    session_list::SessionFilter,
-    sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
-    storms::UnendedStorm,
-    tenant_protocols::TenantProtocol,
-    transcript::{TranscriptAppend, TranscriptRow},
-    webhook_claims::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, MAX_CLAIM},
-    webhook_deliveries::{TriedDelivery, WebhookBacklog, WebhookDeliveryRow},
-    workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
-};
-use self::{
+use self::engine::{
     connection::AnyConnection,
     job::{Job, Message, Outage},
     pool::ReadPool,
     writer::{WriteTx, Writer},
+};
+pub use self::{
+    audit::{
+        AuditFilter,
+        automation_runs::AutomationRunRow,
+        capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
+        connections::{ConnectionRow, NewConnection},
+        summary::{AuditDay, AuditSummary, MAX_SUMMARY_TURNS, TurnFigures},
+    },
+    connection_events::{ConnectionEventRow, NewConnectionEvent},
+    engine::{
+        columns::{BadCursor, Cursor, MAX_PAGE, Page},
+        connection::{BadDatabaseUrl, DatabaseUrl},
+        pool::apart,
+    },
+    expiry::ExpiredSession,
+    identity::RenewedEpoch,
+    notifications::{
+        KeptToast, NotificationRow, StreamEnds, StreamPage, UnreadableToast,
+        deliveries::{TriedDelivery, WebhookBacklog, WebhookDeliveryRow},
+        inbox::{InboxRows, MAX_UNREAD},
+    },
+    protocol_migrations::MigrationRow,
+    retention::Retained,
+    rollback_events::RollbackEventRow,
+    routing::{
+        RouteFilter, RouteRow, SaveRoute, SavedRoute,
+        flips::FlipRecord,
+        migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
+        tenants::TenantProtocol,
+    },
+    session_list::SessionFilter,
+    sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
+    storms::UnendedStorm,
+    transcript::{TranscriptAppend, TranscriptRow},
+    turns::{
+        Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd,
+        outcomes::OutcomeCount,
+        recovery::{Recovered, Unfinished},
+    },
+    webhook_claims::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, MAX_CLAIM},
+    workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
 
 /// Why the store did not do something.
@@ -243,7 +234,7 @@ impl Store {
     /// process migrates. Safe to retry.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
         let StoreOptions { url, readers, write_queue, patience, webhook, observer } = options;
-        for name in migrations::run(&url)? {
+        for name in engine::upgrade::run(&url)? {
             tracing::info!(%name, "migration done");
         }
         let epoch = identity::epoch(&url)?;
@@ -266,7 +257,7 @@ impl Store {
     /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
     /// retry, and while others do the same.
     pub fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
-        migrations::run(url)
+        engine::upgrade::run(url)
     }
 
     /// Gives a database of this version's schema a new [`Store::epoch`], after it was restored from a backup: its sequences
@@ -379,3 +370,6 @@ pub fn failure(cause: &StoreError) -> Failure {
     };
     Failure::new(code, cause.to_string())
 }
+
+#[cfg(test)]
+mod tests;

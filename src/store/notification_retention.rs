@@ -6,9 +6,9 @@ use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
 
 use super::{
     StoreError,
+    engine::writer::WriteTx,
     notifications::take_turn,
     schema::{notification_reads, notification_streams, notifications, webhook_deliveries},
-    writer::WriteTx,
 };
 use crate::domain::clock::Timestamp;
 

@@ -3,7 +3,7 @@
 
 use diesel::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
-use super::{Store, StoreError, columns, schema::notification_tickets};
+use super::{Store, StoreError, engine::columns, schema::notification_tickets};
 use crate::domain::clock::Timestamp;
 
 /// Tickets of the past that are removed with each new one; more of them than are made cannot pile up.

@@ -7,16 +7,18 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     cached::execute,
-    columns::{self, clean_text},
-    connection::AnyConnection,
+    engine::{
+        columns::{self, clean_text},
+        connection::AnyConnection,
+        writer::WriteTx,
+    },
     schema::protocol_migrations,
-    writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
     ids::WorkspaceKey,
-    record::MigrationStatus,
     routing::{FlipTrigger, Initiator, Route},
+    words::MigrationStatus,
 };
 
 /// A migration as it is kept.

@@ -3,7 +3,10 @@
 use diesel::{RunQueryDsl, sql_types::BigInt};
 
 use super::{
-    Store, StoreError, cached::execute, columns, connection::AnyConnection, notification_retention, writer::WriteTx,
+    Store, StoreError,
+    cached::execute,
+    engine::{columns, connection::AnyConnection, writer::WriteTx},
+    notification_retention,
 };
 use crate::domain::clock::Timestamp;
 

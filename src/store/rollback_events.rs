@@ -5,16 +5,18 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
-    columns::{self, clean_text},
-    connection::AnyConnection,
+    engine::{
+        columns::{self, clean_text},
+        connection::AnyConnection,
+        writer::WriteTx,
+    },
     schema::rollback_events,
-    writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
     ids::WorkspaceKey,
-    record::{FollowUp, ReasonCode, RollbackKind},
     routing::FlipTrigger,
+    words::{FollowUp, ReasonCode, RollbackKind},
 };
 
 /// A rollback or restore as it is kept.

@@ -3,10 +3,10 @@
 use diesel::{BoolExpressionMethods, ExpressionMethods, JoinOnDsl, NullableExpressionMethods, QueryDsl, RunQueryDsl};
 
 use super::{
-    Store, StoreError, columns,
-    routes::Record,
+    Store, StoreError,
+    engine::{columns, writer::WriteTx},
+    routing::Record,
     schema::{workspace_routes, workspaces},
-    writer::WriteTx,
 };
 use crate::domain::{clock::Timestamp, ids::InstallationId, routing::Route};
 

@@ -4,13 +4,13 @@ use diesel::{BoolExpressionMethods, ExpressionMethods, QueryDsl, RunQueryDsl};
 
 use super::{
     Store, StoreError,
-    columns::{self, Cursor, Page},
+    engine::columns::{self, Cursor, Page},
     schema::sessions,
     sessions::{Record, SessionRow},
 };
 use crate::domain::{
     ids::{InstallationId, UserId, WorkspaceId},
-    lifecycle::SessionState,
+    session::lifecycle::SessionState,
 };
 
 /// Which sessions to list.

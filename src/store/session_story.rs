@@ -3,10 +3,11 @@
 use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
 
 use super::{
-    Store, StoreError, columns,
-    prompts::{self, PromptRow},
+    Store, StoreError,
+    engine::columns,
     schema::{self, transcript_entries},
     transcript::{self, TranscriptRow},
+    turns::{self, PromptRow},
 };
 use crate::domain::ids::SessionId;
 
@@ -28,11 +29,11 @@ impl Store {
                 .select(transcript_entries::prompt_id)
                 .load(connection)?;
             let ids = said.into_iter().flatten();
-            let records: Vec<prompts::Record> = dsl::prompts
+            let records: Vec<turns::Record> = dsl::prompts
                 .filter(dsl::prompt_id.eq_any(ids))
                 .order((dsl::accepted_us.desc(), dsl::prompt_id.desc()))
                 .load(connection)?;
-            records.into_iter().map(prompts::Record::read).collect()
+            records.into_iter().map(turns::Record::read).collect()
         })
         .await
     }

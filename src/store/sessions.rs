@@ -4,19 +4,21 @@ use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, Quer
 
 use super::{
     Store, StoreError,
-    columns::{self, Cursor, clean, clean_option},
-    connection::AnyConnection,
+    engine::{
+        columns::{self, Cursor, clean, clean_option},
+        connection::AnyConnection,
+        writer::WriteTx,
+    },
     schema::{prompts, sessions},
     workspaces::{self, NewWorkspace},
-    writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
     ids::{SessionId, UserId, WorkspaceKey},
-    lifecycle::{SessionMode, SessionState},
-    outcome::Failure,
     redaction::Redacted,
     routing::Route,
+    session::lifecycle::{SessionMode, SessionState},
+    turn::outcome::Failure,
 };
 
 /// A session as it is opened.

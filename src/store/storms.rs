@@ -7,18 +7,17 @@ use diesel::{
 };
 
 use super::{
-    Store, StoreError, columns,
-    connection::AnyConnection,
+    Store, StoreError,
+    engine::{columns, connection::AnyConnection},
     notifications::{NotificationRow, Record},
     schema::{notification_streams, notifications, rollback_events},
 };
 use crate::domain::{
     clock::Timestamp,
-    flip_storm::RESOLVED,
     ids::WorkspaceKey,
-    record::RollbackKind,
-    routing::FlipTrigger,
-    toast::{Stream, Trigger},
+    notify::toast::{Stream, Trigger},
+    routing::{FlipTrigger, storm::RESOLVED},
+    words::RollbackKind,
 };
 
 /// Alarms that are read. Each is followed by its end; more than one is there only where an end could not be written.

@@ -8,19 +8,21 @@ use diesel::{
 use super::{
     Store, StoreError,
     cached::{Cached, execute},
-    columns::{self, clean, clean_option},
-    connection::AnyConnection,
+    engine::{
+        columns::{self, clean, clean_option},
+        connection::AnyConnection,
+        writer::{Job, Outage, WriteTx},
+    },
     schema::{prompts, transcript_entries},
     sessions,
-    writer::{Job, Outage, WriteTx},
 };
 use crate::domain::{
     clock::Timestamp,
-    context::{MAX_CONTEXT_BYTES, Said},
     ids::{PromptId, SessionId, WorkspaceKey},
     redaction::Redacted,
     routing::Route,
-    transcript::TranscriptEntry,
+    session::context::{MAX_CONTEXT_BYTES, Said},
+    turn::transcript::TranscriptEntry,
 };
 
 /// Entries to append to a session's transcript; they are numbered when they are written.

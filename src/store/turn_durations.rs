@@ -5,7 +5,8 @@ use std::time::Duration;
 use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl, dsl::max};
 
 use super::{
-    Store, StoreError, columns,
+    Store, StoreError,
+    engine::columns,
     schema::{prompts, sessions, transcript_entries},
 };
 use crate::domain::{clock::Timestamp, ids::WorkspaceKey, turn::TurnState};

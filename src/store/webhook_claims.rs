@@ -6,13 +6,15 @@ use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryD
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, columns,
-    notifications::{NotificationRow, Record},
+    Store, StoreError,
+    engine::{columns, writer::WriteTx},
+    notifications::{
+        NotificationRow, Record,
+        deliveries::{dead, of_another_clock, pending},
+    },
     schema::{notifications, webhook_deliveries},
-    webhook_deliveries::{dead, of_another_clock, pending},
-    writer::WriteTx,
 };
-use crate::domain::{clock::Timestamp, redaction::Redacted, webhook::DeliveryState};
+use crate::domain::{clock::Timestamp, notify::webhook::DeliveryState, redaction::Redacted};
 
 /// Why a delivery was given up that nobody posted in time: [`WebhookDeliveryRow::last_error`](super::WebhookDeliveryRow).
 const EXPIRED: &str = "expired";

@@ -6,14 +6,16 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    columns::{self, Cursor, Page, clean_option},
+    engine::{
+        columns::{self, Cursor, Page, clean_option},
+        writer::WriteTx,
+    },
     schema::workspaces,
-    writer::WriteTx,
 };
 use crate::domain::{
     clock::Timestamp,
     ids::{FolderId, InstallationId, WorkspaceId, WorkspaceKey},
-    permission::PermissionPolicy,
+    session::permission::PermissionPolicy,
 };
 
 /// A workspace as it is asked for.

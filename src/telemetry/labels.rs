@@ -2,10 +2,9 @@
 
 use crate::domain::{
     capacity::{AlertKind, AlertLevel, SeatBound},
-    lifecycle::SessionState,
-    outcome::ErrorCode,
     routing::Route,
-    turn::TurnOutcome,
+    session::lifecycle::SessionState,
+    turn::{TurnOutcome, outcome::ErrorCode},
 };
 
 /// A closed set of label values.

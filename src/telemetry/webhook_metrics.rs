@@ -3,10 +3,10 @@
 use prometheus::{IntCounter, IntGauge};
 
 use super::{
-    family::{Family, Maker},
     labels::Label,
+    metrics::family::{Family, Maker},
 };
-use crate::domain::webhook::Verdict;
+use crate::domain::notify::webhook::Verdict;
 
 /// Metrics of webhooks; a part of [`super::Metrics`]. Nothing blocks.
 #[derive(Debug)]

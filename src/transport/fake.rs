@@ -21,9 +21,11 @@ use crate::{
     contract::runtime::ResumedPrompt,
     domain::{
         ids::SessionId,
-        mcp,
-        outcome::{ErrorCode, Failure},
-        prompt::Kinds,
+        session::mcp,
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+        },
     },
 };
 

@@ -5,6 +5,16 @@
 //! breaks it makes again where both ends number their messages, so that each arrives once. What it reports, it reports
 //! in the order in which the agent said it.
 
+pub mod acp;
+#[cfg(test)]
+pub mod fake;
+pub mod http;
+pub mod pipe;
+pub mod socket;
+pub mod tcp;
+mod watched;
+pub mod workspace_door;
+
 use std::{
     pin::Pin,
     sync::{
@@ -22,42 +32,16 @@ use crate::{
     contract::runtime::ResumedPrompt,
     domain::{
         ids::{PromptId, SessionId},
-        outcome::Failure,
-        permission::PermissionPolicy,
-        prompt::{Kinds, Prompt},
-        turn::Severity,
+        session::permission::PermissionPolicy,
+        turn::{
+            Severity,
+            outcome::Failure,
+            prompt::{Kinds, Prompt},
+        },
     },
 };
 
-pub mod acp_connection;
-pub mod acp_handshake;
-pub mod acp_transport;
-pub mod agent_process;
-mod asked_turn;
-mod carrier;
-mod control_group;
-#[cfg(test)]
-pub mod fake;
-#[cfg(test)]
-mod frame_fuzz;
-mod group_watch;
-mod http_door;
-pub mod http_fallback;
-mod line;
-mod orphans;
-pub mod pipe;
-pub mod process_group;
-mod resumable;
-#[cfg(test)]
-mod resume_tests;
-pub mod run_as;
-pub mod stdio;
-pub mod tcp;
-mod watched;
-pub mod websocket;
-pub mod workspace_door;
-
-pub use pipe::{CloseReason, SendError};
+pub use self::pipe::{CloseReason, SendError};
 
 /// A way to agents.
 pub trait Transport: Send + Sync {
@@ -68,7 +52,7 @@ pub trait Transport: Send + Sync {
 
     /// Goes on with a conversation whose client died, if the runtime still holds it: everything of its newest turn that
     /// is not on disk (`request.received`) comes again. A conversation that is not held any more is
-    /// [`ErrorCode::ConnectionLost`](crate::domain::outcome::ErrorCode). Safe to retry.
+    /// [`ErrorCode::ConnectionLost`](crate::domain::turn::outcome::ErrorCode). Safe to retry.
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
 }
 

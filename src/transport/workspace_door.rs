@@ -6,10 +6,10 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::http_door::{Connections, HttpDoor};
+use super::http::client::{Connections, HttpDoor};
 use crate::{
     contract::runtime::{DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RuntimeStatus, WorkspaceDiff},
-    domain::outcome::Failure,
+    domain::turn::outcome::Failure,
 };
 
 /// Asks a runtime about workspaces. Cheap to clone; connections are kept and reused.

@@ -5,7 +5,7 @@ use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sha2::Sha256;
 
-use crate::domain::webhook::key_of;
+use crate::domain::notify::webhook::key_of;
 
 /// A secret that no key can be made of; `config/` refuses those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -14,7 +14,7 @@ use super::{
     rollout,
 };
 use crate::{
-    domain::outcome::Failure,
+    domain::turn::outcome::Failure,
     store::{self, MigrationRunFilter, MigrationRunRow, Page},
 };
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    actors::workspace_routing::default_route,
+    actors::routing::default_route,
     domain::{
         ids::{InstallationId, WorkspaceId, WorkspaceKey},
         migration::{MAX_WORKSPACES, WorkspaceFacts},

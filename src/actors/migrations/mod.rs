@@ -9,6 +9,7 @@ mod facts;
 mod moves;
 mod pass;
 mod rollout;
+pub mod tenant;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,8 +22,8 @@ use crate::{
         clock::Timestamp,
         ids::{InstallationId, WorkspaceId},
         migration::{IllegalChange, MigrationPlan, MigrationRun},
-        outcome::{ErrorCode, Failure},
         routing::{Route, Wish},
+        turn::outcome::{ErrorCode, Failure},
     },
     store::{self, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
 };

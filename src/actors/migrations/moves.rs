@@ -5,16 +5,16 @@ use uuid::Uuid;
 use super::RETRY;
 use crate::{
     actors::{
-        messages::{ChangeRoute, RouteChange},
+        handles::messages::{ChangeRoute, RouteChange},
         workspaces::Workspaces,
     },
     domain::{
         clock::Timestamp,
         ids::{WorkspaceId, WorkspaceKey},
         migration::{MigrationSkip, MigrationStatus},
-        outcome::{ErrorCode, Failure},
         redaction::Redacted,
         routing::{FlipTrigger, Route, Wish},
+        turn::outcome::{ErrorCode, Failure},
     },
     store::{MigrationRow, StoreError},
 };

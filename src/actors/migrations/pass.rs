@@ -15,11 +15,11 @@ use crate::{
         clock::Timestamp,
         ids::{WorkspaceId, WorkspaceKey},
         migration::{MigrationSkip, NextStep, Place},
-        outcome::Failure,
         routing::Route,
+        turn::outcome::Failure,
     },
     store::{self, MigrationRunRow, SaveMigrationRun, SavedMigrationRun, StoreError},
-    telemetry::route_metrics::MigrationStep,
+    telemetry::metrics::routing::MigrationStep,
 };
 
 /// Workspaces of one run that are moved at the same time: each starts an agent to shake hands with.

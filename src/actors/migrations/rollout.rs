@@ -14,8 +14,8 @@ use crate::{
         clock::Timestamp,
         ids::{InstallationId, WorkspaceId, WorkspaceKey},
         migration::{MAX_WORKSPACES, MigrationMode, MigrationPlan, MigrationRun, Place},
-        outcome::{ErrorCode, Failure},
         routing::{Route, Wish},
+        turn::outcome::{ErrorCode, Failure},
     },
     store::{
         self, MigrationRunFilter, MigrationRunRow, Page, RouteFilter, SaveMigrationRun, StoreError, TenantProtocol,

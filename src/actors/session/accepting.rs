@@ -1,10 +1,11 @@
 //! Before a turn begins: what is to become of its changes, and its row.
 
+use super::{automation, turn_ticket::TurnTicket};
 use crate::{
-    actors::{parts::Parts, session_shared::SessionSpec, turn_automation, turn_ticket::TurnTicket},
+    actors::{handles::session::SessionSpec, services::Parts},
     domain::{
-        outcome::{ErrorCode, Failure},
-        skip::WantedMode,
+        automation::skip::WantedMode,
+        turn::outcome::{ErrorCode, Failure},
     },
     store::{Acceptance, NewTurn, StoreError},
 };
@@ -17,7 +18,7 @@ pub(super) async fn accept(
     new_turn: NewTurn,
     mut ticket: TurnTicket,
 ) -> (Result<Acceptance, StoreError>, TurnTicket) {
-    match turn_automation::decide(parts, spec, wanted, new_turn.protocol).await {
+    match automation::decide(parts, spec, wanted, new_turn.protocol).await {
         Ok(automation) => ticket.automate(wanted, automation),
         Err(cause) => return (Err(cause), ticket),
     }

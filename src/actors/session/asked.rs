@@ -5,8 +5,8 @@ use serde_json::value::RawValue;
 
 use super::{Session, turn::Turn};
 use crate::{
-    actors::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
-    domain::outcome::{ErrorCode, Failure},
+    actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
+    domain::turn::outcome::{ErrorCode, Failure},
 };
 
 impl Handler<CancelTurn> for Session {

@@ -6,31 +6,28 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Call, Session, Start};
+use super::{Call, Session, Start, adoption::kept_connection, connection_log, notices, turn_ticket::TurnTicket};
 use crate::{
     actors::{
-        adoption::kept_connection,
-        handshake_record,
-        messages::{Adopted, EndCause, Later},
-        parts::Parts,
-        session_shared::SessionSpec,
-        telling,
-        turn_ticket::TurnTicket,
+        handles::{
+            messages::{Adopted, EndCause, Later},
+            session::SessionSpec,
+        },
+        services::Parts,
     },
     domain::{
         clock::Timestamp,
-        connection::{ConnectionHealth, ConnectionStatus},
-        context::conversation_context,
-        event::EventKind,
         fallback::{self, Handshake},
-        lifecycle::SessionState,
-        notice,
-        outcome::Failure,
+        notify::{notice, toast::Telling},
         redaction::Redacted,
-        routing::Route,
-        toast::Telling,
-        turn::TurnOutcome,
-        turn_route::TurnRoute,
+        routing::{Route, turn_route::TurnRoute},
+        session::{
+            connection::{ConnectionHealth, ConnectionStatus},
+            context::conversation_context,
+            event::EventKind,
+            lifecycle::SessionState,
+        },
+        turn::{TurnOutcome, outcome::Failure},
     },
     store::{self, SessionChange},
     transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession},
@@ -117,7 +114,7 @@ impl Session {
                 let way = this.way_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
                 let telling = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
-                handshake_record::note(&this.parts, &this.shared.spec, way, outcome, took, (id, telling));
+                connection_log::note(&this.parts, &this.shared.spec, way, outcome, took, (id, telling));
                 this.line_id = outcome.is_ok().then_some(id);
             }
             match opened {
@@ -157,7 +154,7 @@ impl Session {
         let failure =
             failure.filter(|failure| self.own_fallback.is_none() && self.bypasses(failure, runtime_answers))?;
         let spec = &self.shared.spec;
-        let telling = telling::of_failed_handshake(spec, failure.code, handshake, self.parts.clock.now());
+        let telling = notices::of_failed_handshake(spec, failure.code, handshake, self.parts.clock.now());
         if is_first {
             self.shared.tell_later(telling);
             return None;
@@ -253,7 +250,7 @@ impl Session {
         if let Some(line) = self.line_id.take() {
             let last_heard = self.shared.view().last_heard;
             let health = ConnectionHealth { last_heard, ..health };
-            handshake_record::changed(&self.parts, &self.shared.spec, line, status, cause, Some(health), None);
+            connection_log::changed(&self.parts, &self.shared.spec, line, status, cause, Some(health), None);
         }
     }
 

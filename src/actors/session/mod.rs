@@ -4,10 +4,15 @@
 //! guard, and stops; a fresh one takes its place.
 
 mod accepting;
-mod agent_says;
+pub mod adoption;
+pub mod agent_events;
 mod asked;
+pub mod automation;
 mod connect;
+pub mod connection_log;
+pub mod notices;
 mod turn;
+pub mod turn_ticket;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,22 +23,25 @@ use uuid::Uuid;
 
 use self::turn::Turn;
 use super::{
-    messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded, TurnEnded},
-    parts::Parts,
-    permission_desk::PermissionDesk,
-    session_shared::SessionShared,
+    handles::{
+        messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded, TurnEnded},
+        session::SessionShared,
+    },
+    services::Parts,
 };
 use crate::{
     acp::correlator::Correlator,
     domain::{
         clock::Timestamp,
-        connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
-        event::EventKind,
         ids::SessionId,
-        lifecycle::SessionState,
-        outcome::Failure,
         routing::Route,
-        turn::TurnOutcome,
+        session::{
+            connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
+            event::EventKind,
+            lifecycle::SessionState,
+            pending_permissions::PermissionDesk,
+        },
+        turn::{TurnOutcome, outcome::Failure},
     },
     transport::{AgentFacts, AgentSession},
 };

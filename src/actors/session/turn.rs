@@ -8,26 +8,23 @@ use tokio::sync::watch;
 use super::{
     Call, Session,
     accepting::{accept, mismatch},
+    turn_ticket::{TurnTicket, WhenDropped},
 };
 use crate::{
-    actors::{
-        messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
-        turn_ticket::{TurnTicket, WhenDropped},
-    },
+    actors::handles::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
     domain::{
+        automation::skip::{Automation, WantedMode},
         clock::Timestamp,
-        connection::ConnectionStatus,
         ids::PromptId,
-        lifecycle::SessionState,
-        outcome::{ErrorCode, Failure},
-        prompt::Prompt,
-        routing::Route,
-        sampling::sample_of,
-        skip::{Automation, WantedMode},
-        success_window::Sample,
-        transcript::TranscriptEntry,
-        turn::{TurnOutcome, Usage},
-        turn_route::TurnRoute,
+        routing::{Route, success_window::Sample, turn_route::TurnRoute},
+        session::{connection::ConnectionStatus, lifecycle::SessionState},
+        turn::{
+            TurnOutcome, Usage,
+            outcome::{ErrorCode, Failure},
+            prompt::Prompt,
+            sampling::sample_of,
+            transcript::TranscriptEntry,
+        },
     },
     store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
     transport::TurnRequest,

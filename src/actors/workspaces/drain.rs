@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Workspaces;
-use crate::actors::messages::{CancelTurn, DrainSessions};
+use crate::actors::handles::messages::{CancelTurn, DrainSessions};
 
 /// How long sessions may take to be written down, beyond the grace of their cancels, when the service stops.
 const DRAIN_MARGIN: Duration = Duration::from_secs(3);

@@ -3,7 +3,11 @@
 use std::sync::PoisonError;
 
 use super::Workspaces;
-use crate::domain::{ids::WorkspaceKey, migration::FleetHealth, routing::Route, turn_route::RouteState};
+use crate::domain::{
+    ids::WorkspaceKey,
+    migration::FleetHealth,
+    routing::{Route, turn_route::RouteState},
+};
 
 /// A routing that nobody uses is held by the directory and by the workspace's supervisor.
 const IDLE_HOLDERS: usize = 2;

@@ -5,7 +5,10 @@
 
 mod drain;
 mod fleet;
+pub mod liveness;
+pub mod open;
 mod placing;
+pub mod supervisor;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,28 +24,29 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 pub use self::placing::DEFAULT_AGENT;
-use self::placing::Placing;
+use self::{open::OpenSession, placing::Placing, supervisor::WorkspaceSupervisor};
 use super::{
-    adoption::{Found, kept_connection},
-    capacity_guard::{CapacityGuard, Permit},
-    messages::{Adopted, CloseSession, Past, StartSession},
-    parts::Parts,
-    session_index::{LiveSession, Mailbox},
-    session_shared::{SessionSpec, SharedPolicy},
-    turn_automation,
-    workspace_folders::{self as folders, OpenSession},
-    workspace_routing::WorkspaceRouting,
-    workspace_supervisor::WorkspaceSupervisor,
+    handles::{
+        capacity_guard::{CapacityGuard, Permit},
+        index::{LiveSession, Mailbox},
+        messages::{Adopted, CloseSession, Past, StartSession},
+        session::{SessionSpec, SharedPolicy},
+    },
+    routing::WorkspaceRouting,
+    services::Parts,
+    session::{
+        adoption::{Found, kept_connection},
+        automation,
+    },
 };
 use crate::{
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
         ids::{SessionId, WorkspaceKey},
-        lifecycle::SessionState,
-        mcp,
-        outcome::{ErrorCode, Failure},
         redaction::Redacted,
         routing::Route,
+        session::{lifecycle::SessionState, mcp},
+        turn::outcome::{ErrorCode, Failure},
     },
     store::{self, NewSession, SessionChange, SessionRow, WorkspaceRow},
     transport::{AgentFacts, workspace_door::WorkspaceDoor},
@@ -128,7 +132,7 @@ impl Workspaces {
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
         let parts = &self.0.parts;
-        let (row, prepared) = folders::find_or_make(self.parts(), self.door(), &request).await?;
+        let (row, prepared) = open::find_or_make(self.parts(), self.door(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
         let placing = Placing {
@@ -191,7 +195,7 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
         let seat = self.0.capacity.admit_returning(&row.key.installation_id);
-        let prepared = folders::prepare(self.door(), &workspace).await?;
+        let prepared = open::prepare(self.door(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, mcp_servers)).await?;
@@ -222,7 +226,7 @@ impl Workspaces {
         let workspace = parts.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
-        let prepared = folders::prepare(self.door(), &workspace).await?;
+        let prepared = open::prepare(self.door(), &workspace).await?;
         let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let seat = self.0.capacity.admit_returning(&session.key.installation_id);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, mcp_servers)).await?;
@@ -231,7 +235,7 @@ impl Workspaces {
             last_event_id: session.next_event_after(),
             restarts: session.restarts,
         };
-        let automation = turn_automation::decide(parts, &spec, adopted.prompt.wanted, adopted.prompt.protocol).await;
+        let automation = automation::decide(parts, &spec, adopted.prompt.wanted, adopted.prompt.protocol).await;
         adopted.automation = automation.map_err(|cause| store::failure(&cause))?;
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         Ok(())
@@ -282,7 +286,7 @@ impl Workspaces {
 
     /// What changed in a session's workspace.
     pub async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
-        self.0.door.diff(&DiffWorkspace { workspace: folders::reference(row) }).await
+        self.0.door.diff(&DiffWorkspace { workspace: open::reference(row) }).await
     }
 
     /// What carries the turns of a session that has just started.
@@ -392,3 +396,6 @@ fn agent_facts(facts: &AgentFacts) -> Redacted {
     });
     Redacted::new(&facts.to_string())
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

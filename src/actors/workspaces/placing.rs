@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::{
     domain::{
         ids::{SessionId, UserId},
-        lifecycle::SessionMode,
+        session::lifecycle::SessionMode,
     },
     store::SessionRow,
 };

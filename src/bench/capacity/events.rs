@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::super::http_link::HttpLink;
+use crate::bench::http_link::HttpLink;
 
 /// The longest line that is looked at; an id stands in a short one of its own.
 const MAX_LINE_BYTES: usize = 64;

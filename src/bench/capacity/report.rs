@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, fmt::Write};
 use serde::Serialize;
 
 use super::{
-    super::{facts::Facts, latency::LatencySummary, processes::Memory},
     CapacityPlan,
     trial::{Events, Measured, Phase},
 };
+use crate::bench::{facts::Facts, latency::LatencySummary, processes::Memory};
 
 const MEGABYTE: f64 = 1024.0 * 1024.0;
 

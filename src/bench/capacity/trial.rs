@@ -9,21 +9,18 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::time::{interval, timeout, timeout_at};
 
-use super::{
-    super::{
-        closed_loop::{self, Tally, Window},
-        conversation::{BenchError, Conversation},
-        http_link::{HttpAnswer, HttpLink},
-        http_path,
-        latency::Latencies,
-        point::processor_use,
-        processes::{self, Memory},
-        program::{Program, Workplace},
-        progress,
-        report::ProcessorUse,
-    },
-    CapacityPlan,
-    events::Follower,
+use super::{CapacityPlan, events::Follower};
+use crate::bench::{
+    closed_loop::{self, Tally, Window},
+    conversation::{BenchError, Conversation},
+    http_link::{HttpAnswer, HttpLink},
+    http_path,
+    latency::Latencies,
+    point::processor_use,
+    processes::{self, Memory},
+    program::{Program, Workplace},
+    progress,
+    report::ProcessorUse,
 };
 
 /// Sessions that are opened at the same time, and read at the same time at the end.

@@ -12,7 +12,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::super::conversation::BenchError;
+use crate::bench::conversation::BenchError;
 
 /// What is done to connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

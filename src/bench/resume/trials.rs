@@ -8,14 +8,11 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::{interval, timeout};
 
-use super::{
-    super::{
-        conversation::BenchError,
-        http_link::HttpLink,
-        program::{Program, Workplace},
-    },
-    ResumePlan, ms_since,
-    relay::Relay,
+use super::{ResumePlan, ms_since, relay::Relay};
+use crate::bench::{
+    conversation::BenchError,
+    http_link::HttpLink,
+    program::{Program, Workplace},
 };
 
 /// How long any step of a round may take: longer than the longest pause between two tries to reconnect.

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-use super::{
-    super::{closed_loop::Tally, latency::LatencySummary},
-    Load, Start,
+use super::{Load, Start};
+use crate::{
+    bench::{closed_loop::Tally, latency::LatencySummary},
+    domain::routing::Route,
 };
-use crate::domain::routing::Route;
 
 /// A route at a load.
 #[derive(Debug, Clone, Serialize)]

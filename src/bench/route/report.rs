@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    super::{conversation::BenchError, facts::Facts},
     RoutePlan,
     compare::{Comparison, compare},
     point::RoutePoint,
 };
+use crate::bench::{conversation::BenchError, facts::Facts};
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]

@@ -8,7 +8,12 @@ use serde_json::json;
 use tokio::time::sleep_until;
 
 use super::{
-    super::{
+    Load, RoutePlan, Start,
+    point::{Processors, RoutePoint},
+    turns::{Cold, Warm},
+};
+use crate::{
+    bench::{
         closed_loop::{self, Window},
         conversation::{BenchError, Conversation},
         http_link::HttpLink,
@@ -16,11 +21,8 @@ use super::{
         processes,
         program::{Program, Workplace},
     },
-    Load, RoutePlan, Start,
-    point::{Processors, RoutePoint},
-    turns::{Cold, Warm},
+    domain::routing::Route,
 };
-use crate::domain::routing::Route;
 
 /// Sessions that are opened or closed at the same time.
 const AT_ONCE: usize = 8;

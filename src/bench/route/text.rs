@@ -158,7 +158,7 @@ fn load_of(point: &RoutePoint) -> String {
 mod tests {
     #[test]
     fn everything_measured_is_told_also_what_is_bad() {
-        let text = super::super::report::tests::sample().render();
+        let text = crate::bench::route::report::tests::sample().render();
         for said in [
             "2 cores (Example), Linux 6.1",
             "commit abc, debug build",

@@ -7,12 +7,14 @@ use futures_util::{FutureExt, future::BoxFuture};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::super::{
-    conversation::{Conversation, TurnError, Turned},
-    http_link::HttpLink,
-    http_path,
+use crate::{
+    bench::{
+        conversation::{Conversation, TurnError, Turned},
+        http_link::HttpLink,
+        http_path,
+    },
+    domain::routing::Route,
 };
-use crate::domain::routing::Route;
 
 /// The longest line of a stream that is kept: a result is under 32 KB.
 const MAX_LINE_BYTES: usize = 256 * 1024;

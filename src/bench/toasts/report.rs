@@ -4,11 +4,8 @@ use std::{fmt::Write, time::Duration};
 
 use serde::Serialize;
 
-use super::{
-    super::{facts::Facts, latency::LatencySummary, processes::Memory},
-    ToastsPlan,
-    trial::Measured,
-};
+use super::{ToastsPlan, trial::Measured};
+use crate::bench::{facts::Facts, latency::LatencySummary, processes::Memory};
 
 const KILOBYTE: f64 = 1024.0;
 const MEGABYTE: f64 = 1024.0 * 1024.0;
@@ -307,10 +304,8 @@ fn count(number: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{super::open_files::OpenFiles, tally::Tally},
-        *,
-    };
+    use super::{super::tally::Tally, *};
+    use crate::bench::open_files::OpenFiles;
 
     fn measured(missing: u64) -> Measured {
         let memory = |megabytes: u64| Memory { processes: 1, rss_bytes: megabytes << 20, pss_bytes: None };

@@ -7,8 +7,8 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{super::latency::Latencies, subscriber::Log};
-use crate::domain::clock::Timestamp;
+use super::subscriber::Log;
+use crate::{bench::latency::Latencies, domain::clock::Timestamp};
 
 /// A toast that everyone was to get.
 #[derive(Debug, Clone, Copy)]

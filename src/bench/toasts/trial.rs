@@ -13,7 +13,12 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{
-    super::{
+    ToastsPlan,
+    subscriber::{Counter, Log, Subscriber},
+    tally::{Clocks, Expected, Tally},
+};
+use crate::{
+    bench::{
         conversation::BenchError,
         http_link::HttpLink,
         http_path::{INSTALLATION, close_on, open_on, read},
@@ -21,11 +26,8 @@ use super::{
         program::{Program, Workplace},
         progress,
     },
-    ToastsPlan,
-    subscriber::{Counter, Log, Subscriber},
-    tally::{Clocks, Expected, Tally},
+    domain::clock::Timestamp,
 };
-use crate::domain::clock::Timestamp;
 
 /// The workspace whose users are told.
 const WORKSPACE: &str = "toasts";

@@ -3,11 +3,9 @@
 use super::{
     Breaker, FORGIVES_AFTER, Flip, FlipTrigger, MAX_ATTEMPT, Pin, Probe, RecoveryRules, Rollback, Route, Routing,
     Watched, Wish,
-};
-use crate::domain::{
-    clock::Timestamp,
     success_window::{FULL_BP, Sample, WindowFigures},
 };
+use crate::domain::clock::Timestamp;
 
 impl Routing {
     /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where

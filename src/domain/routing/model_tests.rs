@@ -2,9 +2,11 @@
 
 use proptest::{prelude::*, test_runner::RngAlgorithm};
 
-use super::tests::{at, figures, rules};
-use super::*;
-use crate::domain::success_window::Sample;
+use super::{
+    success_window::Sample,
+    tests::{at, figures, rules},
+    *,
+};
 
 /// What happens to a route.
 #[derive(Debug, Clone)]

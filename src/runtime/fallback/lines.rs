@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{contract::fallback::TurnLine, domain::outcome::Failure};
+use crate::{contract::fallback::TurnLine, domain::turn::outcome::Failure};
 
 /// Bytes of lines that a reader takes at once: what a socket takes in one write.
 const PORTION_BYTES: usize = 64 * 1024;
@@ -382,7 +382,7 @@ mod tests {
             lines.room().await;
             lines.push(&line(n));
         }
-        lines.end(Ended::Refused(Failure::new(crate::domain::outcome::ErrorCode::Internal, "x")));
+        lines.end(Ended::Refused(Failure::new(crate::domain::turn::outcome::ErrorCode::Internal, "x")));
         assert_eq!(text(&mut waits).await, "end");
         assert_eq!(text(&mut lines.stream(None)).await, "end", "from now on there is nothing");
     }

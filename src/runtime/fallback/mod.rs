@@ -28,9 +28,11 @@ use crate::{
     contract::fallback::ProcessPrompt,
     domain::{
         ids::PromptId,
-        mcp,
-        outcome::{ErrorCode, Failure},
-        prompt::Prompt,
+        session::mcp,
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Prompt,
+        },
     },
 };
 
@@ -255,3 +257,6 @@ fn fingerprint(request: &ProcessPrompt) -> Result<[u8; 32], Failure> {
     let text = serde_json::to_vec(request).map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?;
     Ok(Sha256::digest(text).into())
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -19,14 +19,16 @@ use tokio::{
 
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
-    domain::{
+    domain::turn::{
         outcome::{ErrorCode, Failure},
         prompt::Kinds,
     },
+    process::{
+        AgentProcess,
+        group::{EndSwitch, Ended, Exit, Life, MAX_PIPE_BYTES},
+    },
     transport::{
         AgentEvent, AgentFacts, AgentSession, CloseReason, Delivered, OpenedSession, SendError, TurnRequest,
-        agent_process::AgentProcess,
-        process_group::{EndSwitch, Ended, Exit, Life, MAX_PIPE_BYTES},
     },
 };
 

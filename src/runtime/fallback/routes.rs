@@ -12,7 +12,6 @@ use futures_util::{Stream, stream};
 use serde::Deserialize;
 
 use super::{
-    super::answers::{answer, answer_failure, read},
     Fallback, Wish,
     lines::{Ended, Reader, Told},
 };
@@ -20,8 +19,9 @@ use crate::{
     contract::fallback::{LineFailure, NDJSON, ProcessPrompt, TurnCancelled, TurnLine},
     domain::{
         ids::PromptId,
-        outcome::{ErrorCode, Failure},
+        turn::outcome::{ErrorCode, Failure},
     },
+    runtime::reply::{answer, answer_failure, read},
 };
 
 /// How often a silent turn says that it runs. A peer that is gone is noticed by it as well.

@@ -12,7 +12,6 @@ use tokio::{
 };
 
 use super::{
-    super::agents::{Agents, Place},
     lines::{Ended, Lines},
     oneshot,
 };
@@ -21,7 +20,6 @@ use crate::{
         jsonrpc::{self, RpcError},
         schema::{RequestId, client_method},
     },
-    actors::permission_desk::{PermissionDesk, Received},
     contract::{
         fallback::{LineNotification, LinePermission, ProcessPrompt, TurnLine},
         result::{ACPSessionResult, ResultDiagnostic, ResultRollback, TurnFacts},
@@ -29,18 +27,27 @@ use crate::{
     },
     domain::{
         clock::Clock,
-        outcome::{ErrorClass, ErrorCode, Failure},
-        permission::PermissionPolicy,
-        prompt::Prompt,
         routing::Route,
-        transcript::view_update,
-        turn::{Severity, TurnOutcome, TurnProgress, Usage, read_prompt_end},
+        session::{
+            pending_permissions::{PermissionDesk, Received},
+            permission::PermissionPolicy,
+        },
+        turn::{
+            Severity, TurnOutcome, TurnProgress, Usage,
+            outcome::{ErrorClass, ErrorCode, Failure},
+            prompt::Prompt,
+            read_prompt_end,
+            transcript::view_update,
+        },
     },
+    runtime::agents::{Agents, Place},
     telemetry::SystemClock,
     transport::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, TurnRequest,
-        acp_connection::closed_in_turn,
-        acp_handshake::{Peer, shake_hands},
+        acp::{
+            connection::closed_in_turn,
+            handshake::{Peer, shake_hands},
+        },
     },
 };
 

@@ -9,15 +9,16 @@ use super::fixture::*;
 use crate::{
     domain::{
         clock::Timestamp,
-        connection::ConnectionStatus,
         ids::WorkspaceKey,
-        outcome::{ErrorCode, Failure},
-        record::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
         redaction::Redacted,
-        routing::{FlipTrigger, Initiator, Route, Routing, Wish},
-        success_window::Sample,
-        transcript::TranscriptEntry,
-        turn::TurnState,
+        routing::{FlipTrigger, Initiator, Route, Routing, Wish, success_window::Sample},
+        session::connection::ConnectionStatus,
+        turn::{
+            TurnState,
+            outcome::{ErrorCode, Failure},
+            transcript::TranscriptEntry,
+        },
+        words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     },
     store::{
         AuditDay, AuditFilter, ConnectionEventRow, Cursor, FlipRecord, MigrationRow, NewConnection,
@@ -325,7 +326,7 @@ both_databases! {
         assert_eq!(nothing.days, []);
 
         // More turns than may be read: the oldest are left out, and it says since when the figures are whole.
-        let cut = store.read(move |connection| crate::store::audit_summary::summary(connection, None, from, until, 40));
+        let cut = store.read(move |connection| crate::store::audit::summary::summary(connection, None, from, until, 40));
         let cut = cut.await.unwrap();
         assert_eq!((cut.from, cut.days), (at(midnight + DAY_US), vec![second]));
     }

@@ -14,14 +14,13 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
+        automation::skip::WantedMode,
         clock::Timestamp,
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
-        lifecycle::{SessionMode, SessionState},
         redaction::Redacted,
         routing::Route,
-        skip::WantedMode,
-        transcript::TranscriptEntry,
-        turn::TurnState,
+        session::lifecycle::{SessionMode, SessionState},
+        turn::{TurnState, transcript::TranscriptEntry},
     },
     store::{
         DatabaseUrl, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreObserver, StoreOptions,

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::fixture::*;
 use crate::{
-    domain::{
+    domain::notify::{
         notice,
         subscription::{self, ResetReason},
         toast::{Addressee, NewToast, Stream},

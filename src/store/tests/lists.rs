@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::fixture::*;
 use crate::{
-    domain::lifecycle::SessionState,
+    domain::session::lifecycle::SessionState,
     store::{Cursor, NewSession, Page, SessionFilter, Store, WorkspaceFilter},
 };
 

@@ -17,4 +17,4 @@ mod turns;
 mod webhook_deliveries;
 mod writing;
 
-use fixture::TestDatabase;
+use self::fixture::TestDatabase;

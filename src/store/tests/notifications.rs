@@ -16,12 +16,13 @@ use super::fixture::*;
 use crate::{
     domain::{
         ids::{SessionId, WorkspaceKey},
-        lifecycle::SessionState,
-        notice,
-        outcome::ErrorCode,
-        subscription::{self, ResetReason},
-        toast::{Addressee, NewToast, Scope, Stream, Telling},
-        transcript::TranscriptEntry,
+        notify::{
+            notice,
+            subscription::{self, ResetReason},
+            toast::{Addressee, NewToast, Scope, Stream, Telling},
+        },
+        session::lifecycle::SessionState,
+        turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
     store::{
         InboxRows, MAX_UNREAD, NewSession, NotificationRow, Page, Retained, SessionChange, Store, StoreOptions,

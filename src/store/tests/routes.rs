@@ -8,14 +8,18 @@ use uuid::Uuid;
 use super::fixture::*;
 use crate::{
     domain::{
-        connection::ConnectionStatus,
         ids::{PromptId, SessionId, WorkspaceKey},
-        outcome::{ErrorCode, Failure},
-        record::{FollowUp, ReasonCode},
         redaction::Redacted,
-        routing::{FlipTrigger, Initiator, Route, Routing, Wish},
-        success_window::{Bucket, Sample},
-        transcript::TranscriptEntry,
+        routing::{
+            FlipTrigger, Initiator, Route, Routing, Wish,
+            success_window::{Bucket, Sample},
+        },
+        session::connection::ConnectionStatus,
+        turn::{
+            outcome::{ErrorCode, Failure},
+            transcript::TranscriptEntry,
+        },
+        words::{FollowUp, ReasonCode},
     },
     store::{
         FlipRecord, NewConnection, NewConnectionEvent, NewTurn, OutcomeCount, Page, RouteFilter, RouteRow, SaveRoute,
@@ -142,7 +146,7 @@ both_databases! {
         let store = database.open();
         let one = session(&store).await;
         let web = key("acme", "web");
-        let mut decision = crate::store::routes::Decision::new(rollback(&web, &Routing::new(Route::Acp), &[one])).unwrap();
+        let mut decision = crate::store::routing::Decision::new(rollback(&web, &Routing::new(Route::Acp), &[one])).unwrap();
         let saved = store
             .write(move |tx| {
                 let first = decision.save(tx)?;

@@ -6,7 +6,11 @@ use uuid::Uuid;
 
 use super::fixture::*;
 use crate::{
-    domain::{ids::SessionId, routing::Route, transcript::TranscriptEntry, turn::TurnState},
+    domain::{
+        ids::SessionId,
+        routing::Route,
+        turn::{TurnState, transcript::TranscriptEntry},
+    },
     store::{NewSession, NewTurn, RouteFilter, SaveRoute, TranscriptAppend, TurnEnd},
 };
 

@@ -4,12 +4,16 @@ use super::fixture::*;
 use crate::{
     domain::{
         ids::FolderId,
-        lifecycle::{SessionMode, SessionState},
-        outcome::{ErrorCode, Failure},
-        permission::PermissionPolicy,
         redaction::Redacted,
         routing::Route,
-        turn::TurnState,
+        session::{
+            lifecycle::{SessionMode, SessionState},
+            permission::PermissionPolicy,
+        },
+        turn::{
+            TurnState,
+            outcome::{ErrorCode, Failure},
+        },
     },
     store::{NewSession, NewWorkspace, Recovered, SessionChange, SessionRow, StoreError},
 };

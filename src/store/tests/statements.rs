@@ -9,12 +9,17 @@ use diesel::connection::{Connection, InstrumentationEvent};
 
 use super::fixture::*;
 use crate::{
-    domain::{ids::SessionId, routing::Route, success_window::Sample},
+    domain::{
+        ids::SessionId,
+        routing::{Route, success_window::Sample},
+    },
     store::{
         Acceptance, OutcomeCount, TurnEnd,
-        connection::{AnyConnection, Purpose},
-        job::WriteTx,
-        prompts,
+        engine::{
+            connection::{AnyConnection, Purpose},
+            job::WriteTx,
+        },
+        turns,
     },
 };
 
@@ -49,9 +54,9 @@ fn listen(connection: &mut AnyConnection) -> Arc<Mutex<Heard>> {
 fn write_turn(tx: &mut WriteTx<'_>, session: SessionId, us: i64) {
     let turn = new_turn(session, us);
     let prompt = turn.prompt_id;
-    assert_eq!(prompts::acceptance(turn)(tx), Ok(Acceptance::Accepted));
+    assert_eq!(turns::acceptance(turn)(tx), Ok(Acceptance::Accepted));
     let counts = OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(0), sample: Sample::Success };
-    prompts::ending(TurnEnd { counts: Some(counts), ..turn_end(session, prompt, us + 1) })(tx).unwrap();
+    turns::ending(TurnEnd { counts: Some(counts), ..turn_end(session, prompt, us + 1) })(tx).unwrap();
 }
 
 both_databases! {

@@ -9,13 +9,17 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notice,
-        record::{FollowUp, ReasonCode},
+        notify::{
+            notice,
+            toast::{Addressee, NewToast, Scope, Stream},
+        },
         redaction::Redacted,
-        routing::{Flip, Initiator, RecoveryRules, Route, Routing, Wish},
-        success_window::{Sample, WindowFigures, WindowState},
-        toast::{Addressee, NewToast, Scope, Stream},
-        transcript::TranscriptEntry,
+        routing::{
+            Flip, Initiator, RecoveryRules, Route, Routing, Wish,
+            success_window::{Sample, WindowFigures, WindowState},
+        },
+        turn::transcript::TranscriptEntry,
+        words::{FollowUp, ReasonCode},
     },
     store::{AuditFilter, FlipRecord, Page, Retained, SaveRoute, SavedRoute, Store, StoreOptions},
 };

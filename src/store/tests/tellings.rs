@@ -6,11 +6,13 @@ use super::fixture::*;
 use crate::{
     domain::{
         ids::{SessionId, WorkspaceKey},
-        notice,
-        toast::{Addressee, NewToast, Scope, Stream, Telling},
-        transcript::TranscriptEntry,
+        notify::{
+            notice,
+            toast::{Addressee, NewToast, Scope, Stream, Telling},
+        },
+        turn::transcript::TranscriptEntry,
     },
-    store::{NewSession, Store, tellings::TellingRows},
+    store::{NewSession, Store, notifications::notes::TellingRows},
 };
 
 const SECOND: i64 = 1_000_000;

@@ -7,13 +7,17 @@ use uuid::Uuid;
 use super::fixture::*;
 use crate::{
     domain::{
-        notice,
-        outcome::{ErrorCode, Failure},
+        automation::skip::SkipReason,
+        notify::{
+            notice,
+            toast::{Addressee, NewToast, Scope, Stream, Telling},
+        },
         redaction::Redacted,
-        skip::SkipReason,
-        toast::{Addressee, NewToast, Scope, Stream, Telling},
-        transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
-        turn::TurnState,
+        turn::{
+            TurnState,
+            outcome::{ErrorCode, Failure},
+            transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
+        },
     },
     store::{
         Acceptance, AuditFilter, AutomationRunRow, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, Page, StoreError,

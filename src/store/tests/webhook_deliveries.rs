@@ -8,10 +8,12 @@ use super::fixture::*;
 use crate::{
     domain::{
         capacity::{AlertKind, AlertLevel, CapacityChange},
-        notice,
+        notify::{
+            notice,
+            toast::{Addressee, NewToast},
+            webhook::{DeliveryState, Verdict},
+        },
         redaction::Redacted,
-        toast::{Addressee, NewToast},
-        webhook::{DeliveryState, Verdict},
     },
     store::{
         AuditFilter, CapacityAlertRow, ClaimDeliveries, Claimed, DueDelivery, MAX_CLAIM, Page, Retained, Store,

@@ -72,7 +72,7 @@ both_databases! {
         let broken = tokio::spawn({
             let store = store.clone();
             async move {
-                let run = |tx: &mut crate::store::writer::WriteTx<'_>| {
+                let run = |tx: &mut crate::store::engine::writer::WriteTx<'_>| {
                     diesel::connection::SimpleConnection::batch_execute(tx.connection, "nonsense")?;
                     Ok(())
                 };

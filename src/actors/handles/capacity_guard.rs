@@ -1,0 +1,218 @@
+//! Seats: how many sessions may hold an agent at the same time.
+//!
+//! A handle, not an actor: a seat is taken and given back under one short lock, without a hop and without waiting, on
+//! whatever thread. What is decided is in [`crate::domain::capacity`]; alerts are raised by the
+//! [`CapacityWatch`](crate::actors::upkeep::capacity::CapacityWatch), which is told of every change.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    domain::{
+        capacity::{CapacityRules, Refused, SeatBound, SeatFigures, Seats, SeatsSeen},
+        ids::InstallationId,
+        turn::outcome::{ErrorCode, Failure},
+    },
+    store::OpenCapacityAlert,
+    telemetry::Metrics,
+};
+
+/// Hands out seats. Cheap to clone; clones are the same one.
+#[derive(Debug, Clone)]
+pub struct CapacityGuard(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    rules: CapacityRules,
+    seats: Mutex<Seats>,
+    alert: Mutex<Option<OpenCapacityAlert>>,
+    metrics: Metrics,
+    /// Holds one wake-up at most: what happened meanwhile is in the seats themselves, so nothing queues.
+    changed: Notify,
+    closed: AtomicBool,
+}
+
+/// A session's seat; given back on drop, on any thread, also during a panic.
+#[derive(Debug)]
+pub struct Permit {
+    guard: CapacityGuard,
+    tenant: InstallationId,
+}
+
+impl CapacityGuard {
+    /// Makes a guard with all seats free.
+    pub fn new(rules: CapacityRules, metrics: Metrics) -> Self {
+        metrics.capacity().limit(rules.limit);
+        Self(Arc::new(Inner {
+            rules,
+            seats: Mutex::new(Seats::new(rules)),
+            alert: Mutex::default(),
+            metrics,
+            changed: Notify::new(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// A seat for a new session. Does not wait.
+    ///
+    /// # Errors
+    /// `capacity_exhausted` with the figures, where none is left in the service or in the tenant's share.
+    pub fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
+        self.change(|seats| seats.admit(tenant)).map_err(|refused| self.refusal(refused))?;
+        Ok(Permit { guard: self.clone(), tenant: tenant.clone() })
+    }
+
+    /// A seat for a session that comes back; never refused, so it may go over the limits. Does not wait.
+    pub fn admit_returning(&self, tenant: &InstallationId) -> Permit {
+        self.change(|seats| seats.admit_returning(tenant));
+        Permit { guard: self.clone(), tenant: tenant.clone() }
+    }
+
+    /// Seats taken now.
+    pub fn taken(&self) -> usize {
+        self.seats().taken()
+    }
+
+    /// Its rules.
+    pub fn rules(&self) -> &CapacityRules {
+        &self.0.rules
+    }
+
+    /// The tenants near their share and their seats, those with the most first, `most` at most.
+    pub fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
+        self.seats().near_their_share(most)
+    }
+
+    /// The alert that is open.
+    pub fn alert(&self) -> Option<OpenCapacityAlert> {
+        *self.0.alert.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the watch to look a last time and end. To be called when no session is left.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.changed.notify_one();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire)
+    }
+
+    /// Waits until something changed since the last wait. Cancel-safe. For one who waits.
+    pub(crate) async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// What happened since the last look. For one who looks.
+    pub(crate) fn look(&self) -> SeatsSeen {
+        self.seats().look()
+    }
+
+    pub(crate) fn set_alert(&self, alert: Option<OpenCapacityAlert>) {
+        *self.0.alert.lock().unwrap_or_else(PoisonError::into_inner) = alert;
+        self.0.metrics.capacity().open(alert.map(|alert| alert.level));
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        // Nothing under this lock can panic half-way.
+        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Seats) -> T) -> T {
+        let mut seats = self.seats();
+        let changed = change(&mut seats);
+        // Under the lock, so that the gauge shows the last of two changes.
+        self.0.metrics.capacity().taken(seats.taken());
+        drop(seats);
+        self.0.changed.notify_one();
+        changed
+    }
+
+    fn refusal(&self, refused: Refused) -> Failure {
+        self.0.metrics.capacity().refused(refused.bound);
+        let SeatFigures { taken, limit, tenant_taken, tenant_limit } = refused.figures;
+        let detail = match refused.bound {
+            SeatBound::Service => format!("{taken} of {limit} sessions are live"),
+            SeatBound::Tenant => format!("the tenant has {tenant_taken} live sessions, its share is {tenant_limit}"),
+        };
+        let seats = Some(Box::new(refused.figures));
+        Failure { seats, ..Failure::new(ErrorCode::CapacityExhausted, detail) }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.guard.change(|seats| seats.give_back(&self.tenant));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// A guard of so many seats.
+    pub fn guard(limit: usize) -> CapacityGuard {
+        let rules = CapacityRules { limit, resolve_after: Duration::ZERO, ..Config::default().capacity.rules() };
+        CapacityGuard::new(rules, Metrics::new("test", None).unwrap())
+    }
+
+    pub fn tenant(name: &str) -> InstallationId {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn nfr_002_a_seat_is_given_back_on_drop_and_a_returning_session_is_never_shed() {
+        let (guard, acme) = (guard(1), tenant("acme"));
+        let seat = guard.admit(&acme).unwrap();
+        let refused = guard.admit(&tenant("other")).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::CapacityExhausted);
+        let figures = SeatFigures { taken: 1, limit: 1, tenant_taken: 0, tenant_limit: 1 };
+        assert_eq!(refused.seats.as_deref(), Some(&figures));
+        let returning = guard.admit_returning(&acme);
+        assert_eq!(guard.taken(), 2);
+        drop(returning);
+        drop(seat);
+        assert!(guard.admit(&acme).is_ok());
+    }
+
+    #[test]
+    fn a_panic_gives_its_seat_back_and_the_others_go_on() {
+        let guard = guard(8);
+        let threads = (0..8).map(|n| {
+            let guard = guard.clone();
+            std::thread::spawn(move || {
+                for _ in 0..1000 {
+                    let seats = (guard.admit(&tenant("acme")), guard.admit(&tenant("other")));
+                    assert!(guard.taken() <= 8, "never over the limit");
+                    drop(seats);
+                }
+                let _seat = guard.admit_returning(&tenant("acme"));
+                assert!(n % 2 == 0, "on purpose");
+            })
+        });
+        let ended: Vec<_> = threads.collect::<Vec<_>>().into_iter().map(|it| it.join().is_ok()).collect();
+        assert_eq!(ended.iter().filter(|fine| **fine).count(), 4);
+        assert_eq!(guard.taken(), 0);
+        let metrics = guard.0.metrics.render().unwrap();
+        assert!(metrics.contains("lumilink_capacity_seats{state=\"taken\"} 0\n"), "{metrics}");
+        assert!(metrics.contains("lumilink_capacity_seats{state=\"limit\"} 8\n"), "{metrics}");
+    }
+
+    #[tokio::test]
+    async fn every_change_wakes_whoever_waits_and_a_peak_is_seen_afterwards() {
+        let guard = guard(10);
+        drop([guard.admit(&tenant("a")), guard.admit(&tenant("a"))]);
+        guard.changed().await;
+        assert_eq!(guard.look(), SeatsSeen { taken: 0, peak: 2 });
+        assert_eq!(guard.look(), SeatsSeen { taken: 0, peak: 0 });
+        let more = tokio::time::timeout(Duration::from_millis(20), guard.changed()).await;
+        assert!(more.is_err(), "four changes are one wake-up");
+    }
+}

@@ -1,0 +1,131 @@
+//! A session's events, for readers: backlog and live feed handed over in one step.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use crate::domain::{
+    ids::{PromptId, SessionId},
+    replay::{Replay, ReplayBuffer},
+    session::event::{EventKind, SessionEvent, event_data},
+};
+
+/// Events that wait for one reader; a reader that is this far behind is cut off with the id to resume
+/// from. Two hundred updates are some seconds of a talkative agent.
+const READER_QUEUE: usize = 256;
+
+/// The events of one session. It outlives the session's actor, so ids go on across restarts of the agent.
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EventFeed {
+    session: SessionId,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    buffer: ReplayBuffer,
+    readers: Vec<mpsc::Sender<SessionEvent>>,
+}
+
+/// A reader's part: what it missed, then what comes. The receiver ends when the reader was too slow.
+#[derive(Debug)]
+pub struct Subscription {
+    /// What the feed still holds after the wanted id.
+    pub replay: Replay,
+    /// What comes after that.
+    pub live: mpsc::Receiver<SessionEvent>,
+}
+
+impl EventFeed {
+    /// Starts a feed whose ids go on after `last_id`.
+    pub fn new(session: SessionId, max_events: usize, max_bytes: usize, last_id: u64) -> Self {
+        let inner = Inner { buffer: ReplayBuffer::new(max_events, max_bytes, last_id), readers: Vec::new() };
+        Self { session, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// Whose events they are.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here panics half-way; a poisoned feed is still whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Numbers an event and hands it to every reader; returns its id. Readers that are full are cut off.
+    pub fn publish(
+        &self,
+        prompt: Option<PromptId>,
+        kind: EventKind,
+        update: &RawValue,
+        meta: Option<&RawValue>,
+    ) -> u64 {
+        let data = event_data(self.session, prompt, kind, update, meta);
+        let mut inner = self.lock();
+        let event = SessionEvent { id: inner.buffer.next_id(), prompt_id: prompt, kind, data };
+        let id = event.id;
+        inner.readers.retain(|reader| reader.try_send(event.clone()).is_ok());
+        inner.buffer.push(event);
+        id
+    }
+
+    /// Publishes an event of ours.
+    pub fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
+        match serde_json::value::to_raw_value(update) {
+            Ok(update) => self.publish(prompt, kind, &update, None),
+            Err(_) => self.last_id(),
+        }
+    }
+
+    /// Everything after `after`, and everything that comes, without a gap between the two.
+    pub fn subscribe(&self, after: u64) -> Subscription {
+        let (sender, live) = mpsc::channel(READER_QUEUE);
+        let mut inner = self.lock();
+        inner.readers.push(sender);
+        Subscription { replay: inner.buffer.after(after), live }
+    }
+
+    /// The id of the newest event; 0 before the first.
+    pub fn last_id(&self) -> u64 {
+        self.lock().buffer.next_id() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn feed() -> EventFeed {
+        EventFeed::new(SessionId(Uuid::nil()), 1000, 1 << 20, 7)
+    }
+
+    #[test]
+    fn backlog_and_live_feed_meet_without_a_gap() {
+        let feed = feed();
+        feed.announce(None, EventKind::Status, &serde_json::json!({}));
+        let mut reader = feed.subscribe(7);
+        feed.announce(None, EventKind::Status, &serde_json::json!({}));
+        assert_eq!(reader.replay.events.iter().map(|event| event.id).collect::<Vec<_>>(), [8]);
+        assert_eq!(reader.live.try_recv().unwrap().id, 9);
+        assert_eq!(feed.last_id(), 9);
+    }
+
+    #[test]
+    fn a_slow_reader_is_cut_off_and_the_others_are_not() {
+        let feed = feed();
+        let mut slow = feed.subscribe(7);
+        for _ in 0..=READER_QUEUE {
+            feed.announce(None, EventKind::Status, &serde_json::json!({}));
+        }
+        let mut late = feed.subscribe(feed.last_id());
+        feed.announce(None, EventKind::Status, &serde_json::json!({}));
+        assert!(late.live.try_recv().is_ok());
+        let got = std::iter::from_fn(|| slow.live.try_recv().ok()).count();
+        assert_eq!(got, READER_QUEUE);
+        assert_eq!(slow.live.try_recv().unwrap_err(), mpsc::error::TryRecvError::Disconnected);
+    }
+}

@@ -1,0 +1,347 @@
+//! Notifications: hands toasts to their subscribers once they are committed, and telemetry as it comes.
+//!
+//! The rows are the truth: a commit only wakes this actor, which reads what came after the newest toast that it knows,
+//! in order, and hands it on. So nothing is told before it is on disk, nothing is left out, and it does not matter which
+//! process wrote it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, MessageResult, StreamHandler, WrapFuture};
+use bytestring::ByteString;
+use futures_util::stream;
+use tokio::sync::watch;
+
+use crate::{
+    actors::{
+        handles::{
+            messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
+            session_progress::{SessionTelemetry, TelemetrySource},
+            subscriber::{Ending, Intake, ToastFrame, pipe},
+        },
+        toast_wakes::ToastWakes,
+    },
+    domain::notify::toast::{Scope, Stream},
+    store::{KeptToast, Store, StoreError, StreamPage},
+};
+
+/// Subscriptions that wait to be entered; more wait with their senders.
+const MAILBOX: usize = 1024;
+/// Toasts of a sequence that are kept at hand, for those who come while others are being told.
+const RECENT: usize = 256;
+/// Toasts that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
+const AT_ONCE: usize = 128;
+/// So often subscribers that are gone, or stand still, are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A sequence that somebody reads.
+#[derive(Debug, Default)]
+struct Line {
+    /// The newest toast that was handed on.
+    head: u64,
+    /// The last of them, without a hole until `head`.
+    recent: VecDeque<Arc<ToastFrame>>,
+    /// What comes after this number is in `recent`.
+    recent_after: u64,
+    readers: Vec<Intake>,
+    is_read: bool,
+    /// Whether it grew while it was read.
+    grew: bool,
+}
+
+/// What a hub works with, and what outlives it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HubParts {
+    /// Where toasts are.
+    pub store: Store,
+    /// Tells of new ones.
+    pub wakes: ToastWakes,
+    /// How sessions are doing.
+    pub telemetry: TelemetrySource,
+    /// Whether others write the same database, so that it has to be looked at without being woken.
+    pub is_shared: bool,
+    /// Whether subscribers are let go, and those too that still come.
+    pub closed: Arc<watch::Sender<bool>>,
+}
+
+impl HubParts {
+    /// Those of a hub that is open.
+    pub fn new(store: Store, wakes: ToastWakes, telemetry: TelemetrySource, is_shared: bool) -> Self {
+        Self { store, wakes, telemetry, is_shared, closed: Arc::default() }
+    }
+}
+
+/// The hub.
+pub struct Notifications {
+    parts: HubParts,
+    lines: HashMap<Stream, Line>,
+}
+
+impl Notifications {
+    /// A hub without subscribers.
+    pub fn new(parts: HubParts) -> Self {
+        // Those of an earlier hub are gone.
+        parts.telemetry.watchers.store(0, Ordering::Relaxed);
+        Self { parts, lines: HashMap::new() }
+    }
+}
+
+impl Actor for Notifications {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let wakes = self.parts.wakes.clone();
+        let grown = stream::unfold(wakes, |wakes| async move {
+            let grown = wakes.grown().await;
+            Some((grown, wakes))
+        });
+        ctx.add_stream(futures_util::StreamExt::map(grown, |streams| StreamGrew(streams.into_iter().collect())));
+        ctx.add_stream(stream::unfold(self.parts.telemetry.clone(), |source| async move {
+            let next = source.next().await?;
+            Some((next, source))
+        }));
+        ctx.run_interval(LOOK, Self::look);
+    }
+}
+
+impl Notifications {
+    /// Reads what came after the newest toast that was handed on.
+    fn read(&mut self, stream: Stream, ctx: &mut Context<Self>) {
+        let Some(line) = self.lines.get_mut(&stream) else { return };
+        if std::mem::replace(&mut line.is_read, true) {
+            line.grew = true;
+            return;
+        }
+        line.grew = false;
+        let (store, after) = (self.parts.store.clone(), line.head);
+        let reading = async move {
+            let read = store.toasts_after(Scope::all(stream.clone()), after, AT_ONCE).await;
+            (stream, read)
+        };
+        ctx.spawn(
+            reading.into_actor(self).map(move |(stream, read), this, ctx| this.on_read(stream, after, read, ctx)),
+        );
+    }
+
+    fn on_read(&mut self, stream: Stream, after: u64, read: Result<StreamPage, StoreError>, ctx: &mut Context<Self>) {
+        let Some(line) = self.lines.get_mut(&stream).filter(|line| line.goes_on_after(after)) else { return };
+        line.is_read = false;
+        match read {
+            Ok(StreamPage { rows, until, is_last }) => {
+                line.hand_on(rows, until);
+                if !is_last || line.grew {
+                    self.read(stream, ctx);
+                }
+            }
+            Err(cause) => {
+                tracing::warn!(%cause, %stream, "toasts could not be read and are read again in a moment");
+                ctx.run_later(LOOK, move |this, ctx| this.read(stream, ctx));
+            }
+        }
+    }
+
+    /// Forgets who is gone, and lets go who stands still.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let mut watchers = 0;
+        self.lines.retain(|_, line| {
+            line.readers.retain_mut(|reader| !reader.is_gone(now));
+            line.readers.iter_mut().for_each(|reader| reader.read_until(line.head));
+            watchers += line.readers.iter().filter(|reader| reader.wants_telemetry()).count();
+            !line.readers.is_empty()
+        });
+        self.parts.telemetry.watchers.store(watchers, Ordering::Relaxed);
+        if self.parts.is_shared && !self.lines.is_empty() {
+            let (store, streams) = (self.parts.store.clone(), self.lines.keys().cloned().collect());
+            let looking = async move { store.stream_heads(streams).await };
+            ctx.spawn(looking.into_actor(self).map(|heads, this, ctx| match heads {
+                Ok(heads) => this.catch_up(heads, ctx),
+                Err(cause) => tracing::debug!(%cause, "what others told is looked for again in a moment"),
+            }));
+        }
+    }
+}
+
+impl Notifications {
+    /// Reads what other processes have told.
+    fn catch_up(&mut self, heads: Vec<(Stream, u64)>, ctx: &mut Context<Self>) {
+        for (stream, head) in heads {
+            if self.lines.get(&stream).is_some_and(|line| line.head < head) {
+                self.read(stream, ctx);
+            }
+        }
+    }
+}
+
+impl Line {
+    /// Whether what was read after a number is what comes next. Else it was read for those who are gone: the line was
+    /// forgotten meanwhile, begun anew elsewhere, and is read on its own.
+    fn goes_on_after(&self, number: u64) -> bool {
+        self.head == number
+    }
+
+    fn hand_on(&mut self, toasts: Vec<KeptToast>, until: u64) {
+        for toast in toasts {
+            let frame = Arc::new(ToastFrame::new(toast));
+            for reader in &mut self.readers {
+                reader.toast(&frame);
+            }
+            if self.recent.len() == RECENT {
+                self.recent_after = self.recent.pop_front().map_or(self.recent_after, |oldest| oldest.seq);
+            }
+            self.recent.push_back(frame);
+        }
+        self.head = self.head.max(until);
+    }
+}
+
+impl StreamHandler<StreamGrew> for Notifications {
+    /// The hub goes on for those who are there.
+    fn finished(&mut self, _: &mut Self::Context) {}
+
+    fn handle(&mut self, StreamGrew(streams): StreamGrew, ctx: &mut Self::Context) {
+        for stream in streams {
+            self.read(stream, ctx);
+        }
+    }
+}
+
+impl StreamHandler<SessionTelemetry> for Notifications {
+    /// No session tells any more.
+    fn finished(&mut self, _: &mut Self::Context) {}
+
+    fn handle(&mut self, telling: SessionTelemetry, _: &mut Self::Context) {
+        let SessionTelemetry { workspace, session, user, text } = telling;
+        let Some(line) = self.lines.get_mut(&Stream::Tenant(workspace.installation_id)) else { return };
+        let text = ByteString::from(text);
+        for reader in &mut line.readers {
+            reader.telemetry((&workspace.workspace_id, session, user.as_ref()), &text);
+        }
+    }
+}
+
+impl Handler<Subscribe> for Notifications {
+    type Result = MessageResult<Subscribe>;
+
+    fn handle(&mut self, message: Subscribe, ctx: &mut Self::Context) -> Self::Result {
+        let Subscribe { scope, after, wants_telemetry, cut } = message;
+        let stream = scope.stream.clone();
+        let fresh = || Line { head: after, recent_after: after, ..Line::default() };
+        let line = self.lines.entry(stream.clone()).or_insert_with(fresh);
+        if after < line.recent_after {
+            return MessageResult(Subscribed::Behind);
+        }
+        let missed = line.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
+        let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(line.head), cut);
+        if *self.parts.closed.borrow() {
+            intake.end(Ending::Stopping);
+        }
+        line.readers.push(intake);
+        if wants_telemetry {
+            self.parts.telemetry.watchers.fetch_add(1, Ordering::Relaxed);
+        }
+        // A sequence that nobody read may have grown without notice.
+        self.read(stream, ctx);
+        MessageResult(Subscribed::Joined { missed, outlet })
+    }
+}
+
+impl Handler<CloseSubscribers> for Notifications {
+    type Result = ();
+
+    fn handle(&mut self, _: CloseSubscribers, _: &mut Self::Context) {
+        for reader in self.lines.values_mut().flat_map(|line| &mut line.readers) {
+            reader.end(Ending::Stopping);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        actors::handles::{session_progress, subscriber::Item},
+        domain::{
+            clock::Timestamp,
+            ids::WorkspaceKey,
+            notify::toast::{Severity, Trigger},
+        },
+        store::{DatabaseUrl, NotificationRow, StoreObserver, StoreOptions},
+        telemetry::Metrics,
+    };
+
+    struct Blind;
+
+    impl StoreObserver for Blind {
+        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+        fn on_failure(&self) {}
+        fn on_queue_depth(&self, _: usize) {}
+    }
+
+    fn stream() -> Stream {
+        Stream::Tenant("acme".parse().unwrap())
+    }
+
+    fn row(seq: u64) -> NotificationRow {
+        NotificationRow {
+            notification_id: Uuid::now_v7(),
+            stream: stream(),
+            seq,
+            key: Some(WorkspaceKey {
+                installation_id: "acme".parse().unwrap(),
+                workspace_id: "web".parse().unwrap(),
+            }),
+            session_id: None,
+            user_id: None,
+            title: "t".into(),
+            body: "b".into(),
+            severity: Severity::Info,
+            trigger: Trigger::Recovered,
+            auto_dismiss: Duration::ZERO,
+            cause_id: seq.to_string(),
+            created: Timestamp(0),
+        }
+    }
+
+    /// A reading may outlive those for whom it was begun: the line is forgotten, and begun anew by somebody who has less,
+    /// or more.
+    #[actix::test]
+    async fn what_was_read_for_others_is_neither_told_twice_nor_in_the_place_of_what_is_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            webhook: None,
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            observer: Arc::new(Blind),
+        });
+        let (_, telemetry) = session_progress::telemetry(Metrics::new("0", None).unwrap());
+        let parts = HubParts::new(store.unwrap(), ToastWakes::default(), telemetry, false);
+        let mut hub = Notifications::new(parts);
+        let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|_| {}));
+        let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };
+        hub.lines.insert(stream(), line);
+        let rows = |seqs: std::ops::RangeInclusive<u64>| seqs.map(|seq| Ok(row(seq))).collect::<Vec<_>>();
+        Notifications::create(move |ctx| {
+            for (after, read) in [(5, 6..=7), (1, 2..=7), (3, 4..=7), (3, 4..=8), (1, 2..=8), (7, 8..=8)] {
+                let until = *read.end();
+                let page = StreamPage { rows: rows(read), until, is_last: true };
+                hub.on_read(stream(), after, Ok(page), ctx);
+            }
+            hub
+        });
+        for seq in 4..=8 {
+            match outlet.next().await {
+                Ok(Item::Toast(frame)) => assert_eq!(frame.seq, seq),
+                other => panic!("{seq}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! ProtocolRouter: the sole writer of a workspace's route. One for each workspace in use; the machine is in
+//! [`crate::domain::routing`].
+//!
+//! A change counts only once it is on disk: the machine is asked on a copy, copy and flip are written in one
+//! transaction that holds only if nobody else flipped meanwhile, and then sessions, readers, metrics and log hear of it.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, SpawnHandle, WrapFuture,
+    fut::LocalBoxActorFuture,
+};
+use uuid::Uuid;
+
+use crate::{
+    actors::{
+        flip_record,
+        handles::{
+            messages::{ChangeRoute, ProbeRoute, ReadRoute, RouteChange, RouteView, TurnObserved, WindowBreached},
+            route_gate::RouteGate,
+        },
+        services::Parts,
+    },
+    domain::{
+        clock::Timestamp,
+        ids::WorkspaceKey,
+        notify::notice,
+        routing::{Flip, FlipTrigger, Probe, Route, Routing, Wish, success_window::Sample, turn_route::TurnReport},
+        session::event::EventKind,
+        turn::outcome::{ErrorCode, Failure},
+    },
+    store::{self, RouteRow, SaveRoute, SavedRoute},
+};
+
+/// Changes that wait: those of administrators, the window's one, and canaries. More wait with their senders.
+const MAILBOX: usize = 64;
+/// The shortest pause before time is looked at again, so that a clock that stands still does not spin.
+const SHORTEST_WAKE: Duration = Duration::from_millis(10);
+/// After so long time is looked at again whatever is expected: a change that could not be written is tried anew.
+const LONGEST_WAKE: Duration = Duration::from_secs(60);
+/// The same after a change could not be written.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The route of one workspace.
+pub struct ProtocolRouter {
+    row: RouteRow,
+    parts: Arc<Parts>,
+    gate: RouteGate,
+    timer: Option<SpawnHandle>,
+}
+
+type Saving = LocalBoxActorFuture<ProtocolRouter, Result<(), Failure>>;
+
+impl ProtocolRouter {
+    /// Goes on with a route as it was kept; what it decides is read at `gate`.
+    pub fn new(row: RouteRow, parts: Arc<Parts>, gate: RouteGate) -> Self {
+        Self { row, parts, gate, timer: None }
+    }
+
+    fn key(&self) -> &WorkspaceKey {
+        &self.row.key
+    }
+
+    /// Time of the machine, and a random number for its jitter.
+    fn moment(&self) -> (Timestamp, f64) {
+        let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
+        (self.parts.clock.steady(), fraction)
+    }
+
+    fn save(&mut self, next: Routing, flip: Option<Flip>, settings: Option<(bool, bool)>) -> Saving {
+        self.save_step(next, flip, settings, None)
+    }
+
+    /// Writes down what has changed, then lets it count. `settings` are the two switches of administrators, `run_id` is
+    /// the migration of which it is a step.
+    fn save_step(
+        &mut self,
+        next: Routing,
+        flip: Option<Flip>,
+        settings: Option<(bool, bool)>,
+        run_id: Option<Uuid>,
+    ) -> Saving {
+        let settings = settings.filter(|now| *now != (self.row.migration_enabled, self.row.auto_rollout));
+        if next == self.row.routing && settings.is_none() {
+            return Box::pin(actix::fut::ready(Ok(())));
+        }
+        let now = self.parts.clock.now();
+        let sessions = self.parts.index.of_workspace(self.key());
+        let record_of = |flip: &Flip| {
+            // Asked before it is written, since what is told goes with it; asked again, it counts once.
+            let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
+            let systemic = by_itself.then(|| self.parts.storm.on_rollback(self.key())).flatten();
+            let rules = &self.parts.settings.window;
+            let record = flip_record::of(flip, systemic, &sessions, rules, now);
+            store::FlipRecord { run_id, ..record }
+        };
+        let record = flip.as_ref().map(record_of);
+        let save = SaveRoute {
+            key: self.key().clone(),
+            expected_epoch: self.row.routing.epoch(),
+            routing: next.clone(),
+            migration_enabled: settings.map(|it| it.0),
+            auto_rollout: settings.map(|it| it.1),
+            flip: record,
+            now,
+        };
+        let parts = self.parts.clone();
+        let writing = async move { parts.store.save_route(save).await };
+        Box::pin(writing.into_actor(self).map(move |saved, this, ctx| match saved {
+            Ok(SavedRoute::Saved) => {
+                this.row.routing = next;
+                if let Some((migration_enabled, auto_rollout)) = settings {
+                    (this.row.migration_enabled, this.row.auto_rollout) = (migration_enabled, auto_rollout);
+                }
+                this.publish(flip.as_ref());
+                this.wake(ctx);
+                Ok(())
+            }
+            Ok(SavedRoute::Stale(row)) => {
+                // Another replica was faster; what it wrote is the truth.
+                if let Some(row) = row {
+                    this.row = *row;
+                    this.publish(None);
+                }
+                this.wake(ctx);
+                Err(Failure::new(
+                    ErrorCode::RouteChanged,
+                    "the route was changed by somebody else in the same moment",
+                ))
+            }
+            Err(cause) => {
+                this.wake_in(RETRY, ctx);
+                Err(store::failure(&cause))
+            }
+        }))
+    }
+
+    /// The sessions read the new route at their next turn; readers, metrics and log hear of a flip.
+    fn publish(&self, flip: Option<&Flip>) {
+        let routing = &self.row.routing;
+        self.gate.set(routing, &self.parts.settings.recovery, &self.parts.metrics);
+        let Some(flip) = flip else { return };
+        let told = flip_record::event(flip, routing);
+        let now = self.parts.clock.now();
+        for session in self.parts.index.of_workspace(self.key()) {
+            session.shared.feed.announce(None, EventKind::Rollback, &told);
+            // Its connection is let go, or wanted again.
+            self.parts.telemetry.publish(&session.shared, now);
+        }
+        self.parts.metrics.routes().flipped(flip.to, flip.trigger);
+        let in_storm = self.parts.storm.is_raging();
+        let (samples, failures) = flip.figures.map_or((0, 0), |figures| (figures.samples, figures.failures));
+        let reason = crate::domain::redaction::Redacted::new(&flip.wish.reason);
+        let actor = crate::domain::redaction::Redacted::new(&flip.wish.actor);
+        tracing::warn!(
+            marker = "[ROLLBACK]",
+            workspace = %self.row.key,
+            route = flip.to.as_str(),
+            epoch = flip.epoch,
+            trigger = flip.trigger.as_str(),
+            actor = %actor,
+            reason = %reason,
+            samples,
+            failures,
+            attempt = flip.attempt,
+            in_storm,
+            "{}",
+            notice::of_flip(flip).body
+        );
+    }
+
+    fn wake(&mut self, ctx: &mut Context<Self>) {
+        let (now, _) = self.moment();
+        if let Some(at) = self.row.routing.wakes_at(&self.parts.settings.recovery) {
+            self.wake_in(at.since(now).clamp(SHORTEST_WAKE, LONGEST_WAKE), ctx);
+        }
+    }
+
+    fn wake_in(&mut self, wait: Duration, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        self.timer = Some(ctx.run_later(wait, Self::tick));
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        self.timer = None;
+        let (now, fraction) = self.moment();
+        let mut next = self.row.routing.clone();
+        let probe = next.on_tick(now, fraction, &self.parts.settings.recovery);
+        if next == self.row.routing {
+            return self.wake(ctx);
+        }
+        let saving = self.save(next, None, None);
+        ctx.wait(saving.map(move |saved, this, ctx| {
+            if let (Ok(()), Some(probe)) = (saved, probe) {
+                this.probe(probe, ctx);
+            }
+        }));
+    }
+
+    /// Shakes hands with an agent of the workspace, and no more. It always ends, and its end is always told.
+    fn probe(&mut self, probe: Probe, ctx: &mut Context<Self>) {
+        let (parts, key) = (self.parts.clone(), self.key().clone());
+        let probing = async move { crate::actors::route_probe::shake_hands(&parts, &key).await };
+        ctx.spawn(probing.into_actor(self).map(move |outcome, this, ctx| {
+            let sample = if outcome.is_ok() { Sample::Success } else { Sample::Failure };
+            this.parts.metrics.routes().probed(sample);
+            let cause = outcome.err().map(|failure| failure.to_string());
+            let cause = cause.as_deref().map(crate::domain::redaction::Redacted::new);
+            tracing::info!(marker = "[ROLLBACK]", workspace = %this.row.key, epoch = probe.epoch, attempt = probe.attempt,
+                succeeded = sample == Sample::Success, cause = cause.as_ref().map(|it| it.as_str()), "ACP was probed");
+            let (now, fraction) = this.moment();
+            let mut next = this.row.routing.clone();
+            next.on_probe(probe, sample, now, fraction, &this.parts.settings.recovery);
+            let saving = this.save(next, None, None);
+            // What cannot be written down is made again: the probe counts as failed once its time is over.
+            ctx.wait(saving.map(|_, _, _| ()));
+        }));
+    }
+
+    fn view(&self) -> RouteView {
+        let RouteRow { routing, migration_enabled, auto_rollout, .. } = self.row.clone();
+        let canary_share_bp = routing.canary_share_bp(&self.parts.settings.recovery);
+        RouteView { routing, migration_enabled, auto_rollout, canary_share_bp, is_flipped: false }
+    }
+}
+
+impl Actor for ProtocolRouter {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.publish(None);
+        self.wake(ctx);
+    }
+}
+
+impl Handler<WindowBreached> for ProtocolRouter {
+    type Result = AtomicResponse<Self, Result<bool, Failure>>;
+
+    fn handle(&mut self, message: WindowBreached, _: &mut Self::Context) -> Self::Result {
+        let (now, fraction) = self.moment();
+        let mut next = self.row.routing.clone();
+        let flip = if message.epoch == next.epoch() {
+            next.on_breach(message.figures, now, fraction, &self.parts.settings.recovery)
+        } else {
+            None
+        };
+        let is_settled = next.pin().is_none();
+        AtomicResponse::new(Box::pin(self.save(next, flip, None).map(move |saved, _, _| saved.map(|()| is_settled))))
+    }
+}
+
+impl Handler<TurnObserved> for ProtocolRouter {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, message: TurnObserved, _: &mut Self::Context) -> Self::Result {
+        let TurnReport { turn, sample, at, .. } = message.0;
+        let (_, fraction) = self.moment();
+        let rules = &self.parts.settings.recovery;
+        let mut next = self.row.routing.clone();
+        let flip = match (turn.canary, sample) {
+            (Some(trial), sample) => next.on_canary(trial, sample, at, fraction, rules),
+            (None, Some(sample)) => next.on_turn(turn.epoch, sample, at, fraction, rules),
+            (None, None) => None,
+        };
+        let workspace = self.row.key.clone();
+        AtomicResponse::new(Box::pin(self.save(next, flip, None).map(move |saved, _, _| {
+            if let Err(cause) = saved {
+                tracing::warn!(marker = "[ROLLBACK]", %workspace, %cause, "an outcome did not reach the route");
+            }
+        })))
+    }
+}
+
+impl Handler<ChangeRoute> for ProtocolRouter {
+    type Result = AtomicResponse<Self, Result<RouteView, Failure>>;
+
+    fn handle(&mut self, message: ChangeRoute, _: &mut Self::Context) -> Self::Result {
+        let ChangeRoute { changes, wish, run_id } = message;
+        let (now, _) = self.moment();
+        let mut next = self.row.routing.clone();
+        let before = next.route();
+        let mut settings = (self.row.migration_enabled, self.row.auto_rollout);
+        let mut last = None;
+        for change in changes {
+            let flip = apply(&mut next, change, wish.clone(), now, &mut settings);
+            last = flip.or(last);
+        }
+        // Several changes are one flip, or none where they cancel out.
+        let flip = if next.route() == before { None } else { last };
+        let is_flipped = flip.is_some();
+        AtomicResponse::new(Box::pin(
+            self.save_step(next, flip, Some(settings), run_id)
+                .map(move |saved, this, _| saved.map(|()| RouteView { is_flipped, ..this.view() })),
+        ))
+    }
+}
+
+fn apply(
+    routing: &mut Routing,
+    change: RouteChange,
+    wish: Wish,
+    now: Timestamp,
+    settings: &mut (bool, bool),
+) -> Option<Flip> {
+    match change {
+        RouteChange::RollBack => routing.roll_back(wish, now),
+        RouteChange::Restore => routing.restore(wish, now),
+        RouteChange::Pin(Some(route)) => routing.set_pin(route, wish, now),
+        RouteChange::Pin(None) => routing.release_pin(wish, now),
+        RouteChange::Default(route) => routing.set_default(route, wish, now),
+        RouteChange::MigrationEnabled(enabled) => {
+            settings.0 = enabled;
+            None
+        }
+        RouteChange::AutoRollout(enabled) => {
+            settings.1 = enabled;
+            None
+        }
+    }
+}
+
+impl Handler<ReadRoute> for ProtocolRouter {
+    type Result = actix::MessageResult<ReadRoute>;
+
+    fn handle(&mut self, _: ReadRoute, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult(self.view())
+    }
+}
+
+impl Handler<ProbeRoute> for ProtocolRouter {
+    type Result = actix::ResponseFuture<Result<(), Failure>>;
+
+    fn handle(&mut self, _: ProbeRoute, _: &mut Self::Context) -> Self::Result {
+        let (parts, key) = (self.parts.clone(), self.key().clone());
+        Box::pin(async move { crate::actors::route_probe::shake_hands(&parts, &key).await })
+    }
+}
+
+/// The route of a workspace that was never flipped.
+pub fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
+    RouteRow {
+        key,
+        routing: Routing::new(default),
+        migration_enabled: true,
+        auto_rollout: false,
+        created: now,
+        updated: now,
+    }
+}

@@ -1,0 +1,147 @@
+//! Turns in whose middle the supervisor died, found again at a separate runtime, which kept their agents.
+//!
+//! A turn goes on only if the agent is known to have got its prompt: then its messages are there to the last one. A
+//! turn whose prompt may not have been handed over is interrupted; none is ever sent a second time.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use crate::{
+    actors::{handles::messages::Adopted, services::Parts},
+    contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
+    domain::{
+        automation::skip::Automation,
+        ids::PromptId,
+        redaction::Redacted,
+        turn::{
+            TurnOutcome, TurnProgress,
+            outcome::{ErrorCode, Failure},
+        },
+    },
+    store::{self, KeptConnection, SessionRow, StoreError, Unfinished},
+    transport::{AdoptRequest, AgentFacts},
+};
+
+/// Agents that are asked for at the same time.
+const AT_ONCE: usize = 32;
+/// How long one agent is looked for: longer than a runtime that restarts on the same machine takes to listen.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before a runtime that is not there is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// A turn that can go on.
+pub struct Found {
+    /// Its agent, and what is known about it.
+    pub adopted: Adopted,
+    /// Its session.
+    pub session: SessionRow,
+}
+
+/// By what the agent of a connection is found again.
+pub fn kept_connection(facts: &AgentFacts) -> KeptConnection {
+    KeptConnection { id: facts.connection_id.clone(), cookies: facts.cookies.clone() }
+}
+
+/// Finds the agents of the turns that had not ended when the service last stopped. Those that are not found are
+/// logged with the reason. To be called at start, before anything else. A runtime that is not there is waited for once
+/// and not by each of them: nothing is served until this ends. Takes about 10 s where no runtime answers.
+pub async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found> {
+    let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
+    let until = Instant::now() + PATIENCE;
+    let answered = AtomicBool::new(false);
+    let asking = held.map(|one| async {
+        let session_id = one.session.session_id;
+        let limit = async {
+            if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
+                return Ok(Err("no runtime answered".to_owned()));
+            }
+            tokio::time::timeout(PATIENCE, ask(parts, one, until, &answered)).await
+        };
+        let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
+        match found {
+            Ok(found) => Some(found),
+            Err(cause) => {
+                let cause = Redacted::new(&cause);
+                tracing::warn!(marker = "[ACP]", %session_id, %cause, "a turn does not go on");
+                None
+            }
+        }
+    });
+    stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
+}
+
+/// The results of turns that do not go on, with what their agents had said as far as it is on disk.
+pub async fn results_of_interrupted(
+    parts: &Parts,
+    turns: &[Unfinished],
+) -> Result<Vec<(PromptId, Redacted)>, StoreError> {
+    let mut results = Vec::new();
+    for Unfinished { prompt, session } in turns {
+        let workspace = parts.store.workspace(session.key.clone()).await?;
+        let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await?;
+        let mut progress = TurnProgress::new(prompt.accepted);
+        said.iter().for_each(|text| progress.on_message_text(text));
+        let facts = TurnFacts {
+            session_id: session.session_id,
+            prompt_id: prompt.prompt_id,
+            protocol: session.protocol,
+            route: session.protocol,
+            protocol_version: session.protocol_version,
+            workspace: ResultWorkspace {
+                path: workspace.and_then(|workspace| workspace.workspace_path).unwrap_or_default(),
+                is_ephemeral: false,
+            },
+            rollback: ResultRollback::default(),
+            context_injected: false,
+            automation: None,
+        };
+        let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
+        let outcome = TurnOutcome::Failed(interrupted);
+        let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, parts.clock.now());
+        results.push((prompt.prompt_id, Redacted::new(result.to_bounded_json().get())));
+    }
+    Ok(results)
+}
+
+/// A runtime that is not there is asked again `until` then; one that answers, whatever it says, is noted.
+async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBool) -> Result<Found, String> {
+    let Unfinished { prompt, session } = one;
+    let (Some(connection), Some(agent_session_id)) = (session.connection.clone(), session.agent_session_id.clone())
+    else {
+        return Err("nothing is known about its agent".into());
+    };
+    let request = AdoptRequest {
+        connection_id: connection.id,
+        agent_session_id,
+        received: session.settled_seq,
+        cookies: connection.cookies,
+    };
+    let facts = AgentFacts::from_kept(session.agent_facts.as_deref().unwrap_or("{}"), &request);
+    let adopted = loop {
+        match parts.acp.adopt(request.clone()).await {
+            Ok(adopted) => break adopted,
+            // It may be just starting; one that holds nothing says so.
+            Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) if Instant::now() < until => {
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(failure) => {
+                answered.fetch_or(failure.code != ErrorCode::RuntimeUnavailable, Ordering::Relaxed);
+                return Err(failure.to_string());
+            }
+        }
+    };
+    answered.store(true, Ordering::Relaxed);
+    // Dropping what was adopted ends its agent: nobody wants it any more.
+    let newest = adopted.prompt.clone().filter(|newest| newest.prompt_id == prompt.prompt_id);
+    let newest = newest.ok_or("its prompt did not reach the agent")?;
+    let slot = parts.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
+    let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
+    let automation = Automation::Nothing;
+    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, automation };
+    Ok(Found { adopted, session })
+}

@@ -1,0 +1,383 @@
+//! What the agent says, and what the session does about it.
+
+use actix::{AsyncContext, Context, ResponseActFuture, StreamHandler, WrapFuture};
+use serde_json::{json, value::RawValue};
+use tokio::sync::oneshot;
+
+use super::{Call, Session, asked::not_ready, connection_log, notices};
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{RequestId, client_method},
+    },
+    actors::handles::messages::EndCause,
+    domain::{
+        session::{
+            connection::ConnectionStatus,
+            event::EventKind,
+            pending_permissions::{Answer, Received},
+            permission::PermissionPolicy,
+        },
+        turn::{
+            Severity, TurnOutcome,
+            outcome::{ErrorCode, Failure, classify_agent_error},
+            read_prompt_end,
+            transcript::TranscriptEntry,
+        },
+    },
+    store::{StoreError, TranscriptAppend},
+    telemetry::labels::PermissionAnswer,
+    transport::{AgentEvent, AgentSession, SendError, acp::connection::closed_in_turn},
+};
+
+/// Complete transcript entries that are written together before the turn ends.
+const ENTRIES_PER_WRITE: usize = 32;
+/// Bytes of entries that are written before there are so many of them.
+const BYTES_PER_WRITE: usize = 256 * 1024;
+/// Entries that wait for a database that is too slow before the agent has to wait as well.
+const MAX_ENTRIES_WAITING: usize = 1000;
+/// The same in bytes.
+const MAX_BYTES_WAITING: usize = 1024 * 1024;
+
+impl StreamHandler<AgentEvent> for Session {
+    fn handle(&mut self, event: AgentEvent, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        self.shared.view().last_heard = Some(now);
+        let in_turn = self.turn.is_some();
+        if let Some(turn) = &mut self.turn {
+            turn.heard = now;
+            turn.unsettled_bytes += size_of_event(&event);
+        }
+        match event {
+            AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref()),
+            AgentEvent::Notification { method, params } => {
+                let update = json!({"method": method, "params": params});
+                let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+                self.shared.feed.announce(prompt, EventKind::Notification, &update);
+            }
+            AgentEvent::Request { id, method, params } => self.on_request(id, &method, &params, ctx),
+            AgentEvent::Answered { call, result } => self.on_answer(call, result, ctx),
+            AgentEvent::StrayLine(line) => {
+                let ticket = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut());
+                if let Some(Err(failure)) = ticket.map(|ticket| ticket.on_stray_line(&line)) {
+                    self.fail(failure, ctx);
+                }
+            }
+            AgentEvent::Remark { severity, message } => {
+                if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+                    ticket.remark(severity, &message);
+                }
+            }
+            AgentEvent::Permission { option_id, allows, by } => {
+                self.write_down_permission("", option_id.as_deref(), allows, &by);
+            }
+            AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
+            AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
+            AgentEvent::Interrupted(cause) => {
+                let cause = crate::domain::redaction::Redacted::new(&cause);
+                self.on_line(ConnectionStatus::Reconnecting, Some(cause.as_str()));
+            }
+            AgentEvent::Resumed => {
+                self.parts.metrics.reconnected();
+                self.on_line(ConnectionStatus::Connected, None);
+            }
+            AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
+        }
+        // Whatever it was: the runtime keeps it, and reads no more from the agent once that is too much.
+        match (in_turn, self.turn.is_some()) {
+            (true, true) => self.put_down(ctx),
+            // What ended the turn is settled when that end is on disk.
+            (true, false) => {}
+            (false, _) => self.settle_outside(),
+        }
+    }
+
+    fn finished(&mut self, ctx: &mut Context<Self>) {
+        // Every stream says `Closed` first, which has stopped the actor; this is for one that does not.
+        if self.link.is_some() {
+            self.fail(Failure::new(ErrorCode::ConnectionLost, "the agent's stream ended without a word"), ctx);
+        }
+    }
+}
+
+/// The bytes of what is large in an event.
+fn size_of_event(event: &AgentEvent) -> usize {
+    match event {
+        AgentEvent::Update { update, meta } => update.get().len() + meta.as_ref().map_or(0, |meta| meta.get().len()),
+        AgentEvent::Notification { params, .. } | AgentEvent::Request { params, .. } => params.get().len(),
+        AgentEvent::Answered { result: Ok(answer), .. } => answer.get().len(),
+        AgentEvent::StrayLine(line) => line.len(),
+        _ => 0,
+    }
+}
+
+impl Session {
+    fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>) {
+        let now = self.parts.clock.now();
+        let Some(turn) = &mut self.turn else {
+            self.shared.feed.publish(None, EventKind::Update, update, meta);
+            return;
+        };
+        let Some(ticket) = &mut turn.ticket else {
+            // The turn is still being written down; the agent speaks of something else.
+            self.shared.feed.publish(None, EventKind::Update, update, meta);
+            return;
+        };
+        ticket.on_update(update, meta, now);
+    }
+
+    /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
+    pub(crate) fn put_down(&mut self, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        // A supervisor that comes back has to get what a person was asked and has not answered.
+        let may_settle = !self.desk.is_waiting();
+        let Some(turn) = &mut self.turn else { return self.settle_outside() };
+        let prompt_id = turn.prompt_id();
+        let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
+        let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
+        let (handled, settings) = (delivered.handled(), &self.parts.settings);
+        // The runtime keeps what is not known to be on disk, so a long turn is put there in parts.
+        let is_much = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
+            || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
+        let settles = is_much && may_settle;
+        let entries = match settles {
+            true => Some(ticket.take_all_entries()),
+            false => ticket.take_entries(ENTRIES_PER_WRITE, BYTES_PER_WRITE),
+        };
+        let Some(entries) = entries else { return };
+        let spec = &self.shared.spec;
+        let append = TranscriptAppend {
+            session_id: spec.session_id,
+            key: spec.workspace.clone(),
+            prompt_id: Some(prompt_id),
+            entries,
+            settles: if settles { handled } else { 0 },
+            now,
+        };
+        let settle = delivered.clone();
+        // Also what was told as not durable: a turn whose agent nobody reads any more would never end.
+        let done = move |written: Result<(), StoreError>| {
+            if settles && !matches!(written, Err(StoreError::Closed)) {
+                settle.settle(handled);
+            }
+        };
+        let append = match self.parts.store.try_append(append, done) {
+            Ok(()) => {
+                if settles {
+                    (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
+                }
+                return;
+            }
+            Err((_, append)) => append,
+        };
+        let bytes: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
+        // What the runtime waits for is not put off: if it reads no more, nothing comes that would try again.
+        if !settles && append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
+            ticket.put_back(append.entries);
+            return;
+        }
+        // Nothing more is read from the agent until the database has taken these.
+        if settles {
+            (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
+        }
+        let parts = self.parts.clone();
+        let writing = async move {
+            if let Err(cause) = parts.store.append(append).await {
+                tracing::error!(marker = "[ACP]", %cause, "transcript entries were lost");
+            }
+            if settles {
+                delivered.settle(handled);
+            }
+        };
+        ctx.wait(writing.into_actor(self));
+    }
+
+    /// Tells the readers that the way to the agent broke, or stands again.
+    fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
+        let state = {
+            let mut view = self.shared.view();
+            view.connection = connection;
+            view.state
+        };
+        // Nobody is kept waiting where no turn runs.
+        let is_felt = connection == ConnectionStatus::Reconnecting && self.turn.is_some();
+        let connection = self.shared.connection_status();
+        let spec = &self.shared.spec;
+        tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
+            connection = connection.as_str(), cause, "the way to the agent changed");
+        let now = self.parts.clock.now();
+        let telling = is_felt.then(|| notices::of_reconnecting(spec, now));
+        match (self.line_id, telling) {
+            (Some(line), telling) => {
+                let cause = cause.unwrap_or("it stands again");
+                connection_log::changed(&self.parts, spec, line, connection, cause, None, telling);
+            }
+            // Over the fallback, and in a turn that was taken over, there is no record of the line.
+            (None, Some(telling)) => connection_log::tell(&self.parts, spec, telling, now),
+            (None, None) => {}
+        }
+        self.parts.telemetry.publish(&self.shared, now);
+        let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+        let update = json!({"state": state, "connection": connection.as_str(), "cause": cause});
+        self.shared.feed.announce(prompt, EventKind::Status, &update);
+    }
+
+    /// Lets the runtime forget what the agent said outside a turn, unless the end of the one before is not on disk
+    /// yet. It is told when that is much.
+    fn settle_outside(&self) {
+        if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {
+            return;
+        }
+        let Some(delivered) = self.link.as_ref().map(|link| link.delivered()) else { return };
+        let handled = delivered.handled();
+        if handled > delivered.settled() {
+            delivered.settle(handled);
+        }
+    }
+
+    fn on_request(&mut self, id: RequestId, method: &str, params: &RawValue, ctx: &mut Context<Self>) {
+        if method != client_method::SESSION_REQUEST_PERMISSION {
+            let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}"));
+            return self.respond(&id, Err(refusal), ctx);
+        }
+        // Outside a turn, or once it is being cancelled, nothing is permitted any more.
+        let policy = match &self.turn {
+            Some(turn) if !turn.is_cancelled() => self.shared.spec.policy.get(),
+            _ => return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx),
+        };
+        match self.desk.receive(policy, id.clone(), params) {
+            Received::Answer(answer) => self.answer_permission("", answer, PermissionPolicy::as_str(policy), ctx),
+            Received::Malformed(cause) => {
+                let refusal = RpcError::new(jsonrpc::INVALID_PARAMS, format!("not a permission request: {cause}"));
+                self.respond(&id, Err(refusal), ctx);
+            }
+            Received::Waits { request_id, event } => {
+                let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+                self.shared.feed.announce(prompt, EventKind::PermissionRequest, &event);
+                ctx.run_later(self.parts.settings.permission_timeout, move |this, ctx| {
+                    if let Some(answer) = this.desk.time_out(&request_id) {
+                        this.answer_permission(&request_id, answer, "timeout", ctx);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Answers a permission request and writes down who decided what.
+    pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
+        self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
+        self.respond(&answer.id, Ok(answer.response), ctx);
+        self.put_down(ctx);
+    }
+
+    /// Answers everything that waits for a person with `cancelled`.
+    pub(crate) fn cancel_permissions(&mut self) {
+        for (request_id, answer) in self.desk.cancel_all() {
+            self.write_down_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
+            if let Some(link) = &mut self.link {
+                // A link that does not take it is found out by the turn itself.
+                let _ = link.respond(&answer.id, Ok(answer.response));
+            }
+        }
+    }
+
+    fn write_down_permission(&mut self, request_id: &str, option_id: Option<&str>, allows: bool, by: &str) {
+        let outcome = if option_id.is_some() { "selected" } else { "cancelled" };
+        self.parts.metrics.permission_settled(match (by, option_id) {
+            ("timeout", _) => PermissionAnswer::TimedOut,
+            (_, None) => PermissionAnswer::Cancelled,
+            _ if allows => PermissionAnswer::Allowed,
+            _ => PermissionAnswer::Rejected,
+        });
+        let update = json!({"requestId": request_id, "outcome": outcome, "optionId": option_id, "by": by});
+        let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
+        self.shared.feed.announce(prompt, EventKind::PermissionResolved, &update);
+        if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+            let text = match option_id {
+                Some(option) => format!("permission: {option} (by {by})"),
+                None => format!("permission: cancelled (by {by})"),
+            };
+            ticket.note(TranscriptEntry::with_payload("permission", &text, &update.to_string()));
+        }
+    }
+
+    fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>, ctx: &mut Context<Self>) {
+        if let Some(Err(cause)) = self.link.as_mut().map(|link| link.respond(id, result)) {
+            self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
+        }
+    }
+
+    fn on_answer(&mut self, call: u64, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
+        match self.calls.take(call) {
+            Some(Call::Prompt) => self.on_prompt_answer(result, ctx),
+            Some(Call::Close) => {
+                let cause = self.ending.clone().unwrap_or(EndCause::Closed);
+                self.stop(cause, ctx);
+            }
+            Some(Call::Asked(later)) => {
+                let _ = later.send(result.map_err(|error| classify_agent_error(&error)));
+            }
+            None => {
+                let ticket = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut());
+                if let Some(ticket) = ticket {
+                    ticket.remark(Severity::Warn, "the agent answered a request twice, or one that was never sent");
+                }
+            }
+        }
+    }
+
+    fn on_prompt_answer(&mut self, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
+        let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
+        let (outcome, usage) = read_prompt_end(result.as_deref().map_err(Clone::clone), cancelled);
+        let broken = match &outcome {
+            TurnOutcome::Failed(failure) if failure.code == ErrorCode::ProtocolViolation => Some(failure.clone()),
+            _ => None,
+        };
+        match broken {
+            Some(failure) => self.fail(failure, ctx),
+            None => self.end_turn(outcome, usage, ctx),
+        }
+    }
+
+    /// A call failed whose link lives on: the turn ends, the session does not.
+    fn on_failed(&mut self, call: u64, failure: Failure, ctx: &mut Context<Self>) {
+        match self.calls.take(call) {
+            Some(Call::Prompt) => {
+                let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
+                self.end_turn(TurnOutcome::of_failure(failure, cancelled), None, ctx);
+            }
+            Some(Call::Asked(later)) => drop(later.send(Err(failure))),
+            Some(Call::Close) => {
+                let cause = self.ending.clone().unwrap_or(EndCause::Closed);
+                self.stop(cause, ctx);
+            }
+            None => tracing::debug!(marker = "[ACP]", call, %failure, "a call failed that nobody waits for"),
+        }
+    }
+
+    /// Calls the agent for a caller who waits for the answer.
+    pub(crate) fn call(
+        &mut self,
+        send: impl FnOnce(&mut dyn AgentSession, u64) -> Result<(), SendError>,
+    ) -> ResponseActFuture<Self, Result<Box<RawValue>, Failure>> {
+        let (later, answer) = oneshot::channel();
+        let sent = match (&mut self.link, &self.ending) {
+            (Some(link), None) => match self.calls.open(Call::Asked(later)) {
+                Ok(call) => send(link.as_mut(), call)
+                    .map_err(|cause| Failure::new(ErrorCode::ConnectionLost, cause.to_string())),
+                Err(cause) => Err(Failure::new(ErrorCode::TurnInProgress, cause.to_string())),
+            },
+            (_, ending) => Err(not_ready(ending.as_ref())),
+        };
+        let limit = self.parts.settings.inactivity_timeout;
+        let waiting = async move {
+            sent?;
+            let gone = || Failure::new(ErrorCode::ConnectionLost, "the agent ended before it answered");
+            match tokio::time::timeout(limit, answer).await {
+                Ok(answer) => answer.map_err(|_| gone())?,
+                Err(_) => Err(Failure::new(ErrorCode::InactivityTimeout, "the agent did not answer")),
+            }
+        };
+        Box::pin(waiting.into_actor(self))
+    }
+}

@@ -1,0 +1,53 @@
+//! What is to become of a turn's changes: everything that decides it, for [`Automation::decide`].
+
+use crate::{
+    actors::{handles::session::SessionSpec, services::Parts},
+    domain::{
+        automation::skip::{Asked, Automation, Credential, SkipReason, WantedMode},
+        routing::Route,
+        session::lifecycle::SessionMode,
+    },
+    store::StoreError,
+};
+
+/// Decides. The tenant's patterns are read only where nothing that comes before them has decided already.
+pub async fn decide(
+    parts: &Parts,
+    spec: &SessionSpec,
+    mode: WantedMode,
+    protocol: Route,
+) -> Result<Automation, StoreError> {
+    if spec.repository.is_none() {
+        return Ok(Automation::Nothing);
+    }
+    let github = &parts.settings.github;
+    let asked = Asked {
+        mode,
+        enable_git_ops: spec.enable_git_ops,
+        is_conversation: spec.mode == SessionMode::Conversation,
+        repository: spec.repository.as_deref(),
+        is_killed: github.kill_switch,
+        is_enabled: github.enabled,
+        blocked: &github.blocked_repositories,
+        blocked_by_tenant: &[],
+        // This version can be given none: no app can be configured, and no token comes with a prompt.
+        credential: Credential::Missing(None),
+        protocol,
+        fallback_can_automate: true,
+    };
+    let decided = Automation::decide(&asked);
+    let is_settled = match decided {
+        Automation::Nothing => true,
+        Automation::Skip { reason, .. } => {
+            matches!(reason, SkipReason::AutomationDisabled | SkipReason::Other | SkipReason::RepoBlocked)
+        }
+        Automation::Run => false,
+    };
+    if is_settled {
+        // Nothing that the tenant says comes before it.
+        return Ok(decided);
+    }
+    let tenant = parts.store.tenant_protocol(spec.workspace.installation_id.clone()).await?;
+    let blocked_by_tenant = tenant.as_ref().map_or(&[][..], |tenant| &tenant.blocked_repositories);
+    Ok(Automation::decide(&Asked { blocked_by_tenant, ..asked }))
+}

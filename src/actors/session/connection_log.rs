@@ -1,0 +1,141 @@
+//! What is kept about each line to an agent, and what its handshake counts for.
+//!
+//! Written beside the session and not before it: a handshake is history, and a caller who waits for a session does not
+//! wait for it. It counts in the window once it is on disk.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::{
+    actors::{handles::session::SessionSpec, services::Parts},
+    domain::{
+        clock::Timestamp,
+        ids::{SessionId, WorkspaceKey},
+        notify::toast::Telling,
+        redaction::Redacted,
+        routing::{
+            Route,
+            success_window::bucket_start,
+            turn_route::{TurnReport, TurnRoute},
+        },
+        session::connection::{ConnectionHealth, ConnectionStatus},
+        turn::{outcome::Failure, sampling::sample_of_handshake},
+    },
+    store::{NewConnection, NewConnectionEvent, OutcomeCount},
+    transport::AgentFacts,
+};
+
+/// Writes down how the handshake of a session ended under `id`, tells its user, and lets it count.
+pub fn note(
+    parts: &Arc<Parts>,
+    spec: &SessionSpec,
+    turn: TurnRoute,
+    outcome: Result<&AgentFacts, &Failure>,
+    took: Duration,
+    (id, telling): (Uuid, Option<Telling>),
+) {
+    let new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
+    let new = NewConnection { connection_row_id: id, telling, ..new };
+    let at = parts.clock.steady();
+    let sample = sample_of_handshake(outcome.map(|_| ()));
+    let bucket = bucket_start(at, parts.settings.window.bucket);
+    let counts = sample.map(|sample| OutcomeCount { epoch: turn.epoch, route: Route::Acp, bucket, sample });
+    let (parts, report) = (parts.clone(), spec.gate.reporter());
+    actix::spawn(async move {
+        if let Err(cause) = parts.store.record_handshake(new, counts).await {
+            tracing::warn!(marker = "[ACP]", %cause, "a handshake was not written down");
+        }
+        report(TurnReport { turn, carried: Route::Acp, sample, at });
+    });
+}
+
+/// Writes down a probe, which counts in no window.
+pub async fn probe(
+    parts: &Parts,
+    workspace: &WorkspaceKey,
+    session: Option<SessionId>,
+    outcome: Result<&AgentFacts, &Failure>,
+    took: Duration,
+) {
+    let new = NewConnection { is_probe: true, ..of(parts, workspace, session, outcome, took) };
+    if let Err(cause) = parts.store.record_handshake(new, None).await {
+        tracing::warn!(marker = "[ACP]", %cause, "a probe was not written down");
+    }
+}
+
+/// Writes down what became of a line and how it was until then, and tells the session's user.
+pub fn changed(
+    parts: &Arc<Parts>,
+    spec: &SessionSpec,
+    line: Uuid,
+    status: ConnectionStatus,
+    cause: &str,
+    health: Option<ConnectionHealth>,
+    telling: Option<Telling>,
+) {
+    let health = health.and_then(|health| serde_json::to_string(&health).ok());
+    let event = NewConnectionEvent {
+        event_id: Uuid::now_v7(),
+        connection_row_id: line,
+        key: spec.workspace.clone(),
+        session_id: Some(spec.session_id),
+        status,
+        cause: cause.to_owned(),
+        health: health.map(|health| Redacted::new(&health)),
+        telling,
+        now: parts.clock.now(),
+    };
+    let parts = parts.clone();
+    actix::spawn(async move {
+        if let Err(cause) = parts.store.record_connection_event(event).await {
+            tracing::warn!(marker = "[ACP]", %cause, "a change of a connection was not written down");
+        }
+    });
+}
+
+/// Tells a session's user of a break of which no record is kept.
+pub fn tell(parts: &Arc<Parts>, spec: &SessionSpec, telling: Telling, now: Timestamp) {
+    let (parts, key, session_id) = (parts.clone(), spec.workspace.clone(), spec.session_id);
+    actix::spawn(async move {
+        if let Err(cause) = parts.store.tell_session(key, session_id, telling, now).await {
+            tracing::warn!(marker = "[ACP]", %cause, "a break of a connection was not told");
+        }
+    });
+}
+
+fn of(
+    parts: &Parts,
+    workspace: &WorkspaceKey,
+    session: Option<SessionId>,
+    outcome: Result<&AgentFacts, &Failure>,
+    took: Duration,
+) -> NewConnection {
+    let facts = outcome.ok();
+    let info = facts.and_then(|facts| facts.info.as_ref());
+    let info: AgentInfo = info.and_then(|info| serde_json::from_str(info.get()).ok()).unwrap_or_default();
+    NewConnection {
+        connection_row_id: Uuid::now_v7(),
+        key: workspace.clone(),
+        session_id: session,
+        connection_id: facts.map(|facts| facts.connection_id.clone()),
+        protocol: Route::Acp,
+        protocol_version: facts.and_then(|facts| facts.protocol_version),
+        agent_name: info.name,
+        agent_version: info.version,
+        capabilities: facts.and_then(|facts| facts.capabilities.as_ref()).map(|it| Redacted::new(it.get())),
+        failure: outcome.err().cloned(),
+        handshake: took,
+        is_probe: false,
+        telling: None,
+        now: parts.clock.now(),
+    }
+}
+
+/// What an agent calls itself; what cannot be read is left out.
+#[derive(Default, Deserialize)]
+struct AgentInfo {
+    name: Option<String>,
+    version: Option<String>,
+}

@@ -1,0 +1,396 @@
+//! One begun turn. Whoever drops it ends it, so a turn ends exactly once whatever happens to its actor.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{json, value::RawValue};
+use tokio::sync::watch;
+
+use crate::{
+    actors::{
+        handles::{messages::TurnEnded, session::SessionShared},
+        services::Parts,
+        skip_record::{self, SkipRecord},
+        turn_log,
+    },
+    contract::{
+        automation::GithubAutomation,
+        result::{ACPSessionResult, ResultWorkspace, TurnFacts},
+    },
+    domain::{
+        automation::skip::{Automation, WantedMode},
+        clock::Timestamp,
+        ids::PromptId,
+        redaction::Redacted,
+        routing::{
+            Route,
+            success_window::bucket_start,
+            turn_route::{TurnReport, TurnRoute},
+        },
+        session::{eta::PlanProgress, event::EventKind, lifecycle::SessionState},
+        turn::{
+            Severity, TurnOutcome, TurnProgress,
+            outcome::{ErrorCode, Failure},
+            sampling::sample_of,
+            transcript::{TranscriptBuilder, TranscriptEntry},
+        },
+    },
+    store::{EndSlot, OutcomeCount, TurnEnd},
+    transport::Delivered,
+};
+
+/// A turn that has begun and has not ended.
+pub struct TurnTicket(Option<Box<Begun>>);
+
+struct Begun {
+    parts: Arc<Parts>,
+    shared: Arc<SessionShared>,
+    prompt_id: PromptId,
+    /// The way that was chosen for it.
+    way: TurnRoute,
+    /// What was to carry it when it was accepted; it is counted under that.
+    meant: Route,
+    /// What carries it.
+    carried: Route,
+    slot: EndSlot,
+    ended: watch::Sender<Option<Arc<TurnEnded>>>,
+    progress: TurnProgress,
+    transcript: TranscriptBuilder,
+    entries: Vec<TranscriptEntry>,
+    context_injected: bool,
+    /// What is to become of its changes.
+    automation: (WantedMode, Automation),
+    counted: bool,
+    span: tracing::Span,
+    /// From the moment at which the agent got the prompt.
+    prompt_span: Option<tracing::Span>,
+    when_dropped: WhenDropped,
+}
+
+/// What a turn's outcome is when its ticket is dropped; set at most once, by whoever knows why the session ends while
+/// the ticket is elsewhere.
+pub type WhenDropped = Arc<OnceLock<TurnOutcome>>;
+
+impl TurnTicket {
+    /// Makes the ticket of a turn that is about to be written down. `slot` is its place in the writer's
+    /// queue for the end, so that an end can always be queued; `ways` are the way that was chosen and what carries it.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that the end of a turn needs")]
+    pub fn new(
+        parts: Arc<Parts>,
+        shared: Arc<SessionShared>,
+        prompt_id: PromptId,
+        (way, carried): (TurnRoute, Route),
+        slot: EndSlot,
+        ended: watch::Sender<Option<Arc<TurnEnded>>>,
+        now: Timestamp,
+        span: tracing::Span,
+    ) -> Self {
+        Self(Some(Box::new(Begun {
+            parts,
+            shared,
+            prompt_id,
+            way,
+            meant: carried,
+            carried,
+            slot,
+            ended,
+            progress: TurnProgress::new(now),
+            transcript: TranscriptBuilder::default(),
+            entries: Vec::new(),
+            context_injected: false,
+            automation: (WantedMode::Github, Automation::Nothing),
+            counted: false,
+            span,
+            prompt_span: None,
+            when_dropped: WhenDropped::default(),
+        })))
+    }
+
+    /// Where to say why the ticket will be dropped, for a holder that has given it away.
+    pub fn when_dropped(&self) -> WhenDropped {
+        self.0.as_ref().map(|begun| begun.when_dropped.clone()).unwrap_or_default()
+    }
+
+    /// Notes what is to become of its changes.
+    pub fn automate(&mut self, wanted: WantedMode, automation: Automation) {
+        if let Some(begun) = &mut self.0 {
+            begun.automation = (wanted, automation);
+        }
+    }
+
+    /// Notes that the turn is on disk; from here on it counts.
+    pub fn accepted(&mut self) {
+        if let Some(begun) = &mut self.0 {
+            begun.counted = true;
+            begun.parts.metrics.turn_started(begun.meant);
+        }
+    }
+
+    /// Drops the ticket of a turn that was not written down after all.
+    pub fn discard(mut self) {
+        self.0 = None;
+    }
+
+    /// The turn.
+    pub fn prompt_id(&self) -> Option<PromptId> {
+        self.0.as_ref().map(|begun| begun.prompt_id)
+    }
+
+    /// Notes that the fallback carries it, since a handshake failed; what that means for a canary was told by the
+    /// handshake.
+    pub fn fell_back(&mut self) {
+        if let Some(begun) = &mut self.0 {
+            begun.carried = Route::Http;
+            begun.way.canary = None;
+        }
+    }
+
+    /// What carries it.
+    pub fn carried(&self) -> Route {
+        self.0.as_ref().map_or(Route::Acp, |begun| begun.carried)
+    }
+
+    /// When it was accepted.
+    pub fn accepted_at(&self) -> Timestamp {
+        self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
+    }
+
+    /// Notes that the agent got the prompt, and tells the readers when it is likely to have ended.
+    pub fn sent(&mut self, now: Timestamp, context_injected: bool) {
+        if let Some(begun) = &mut self.0 {
+            begun.progress.sent_at = Some(now);
+            begun.context_injected = context_injected;
+            begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
+            begun.shared.turn_begins(begun.prompt_id, begun.progress.accepted_at, now);
+            begun.parts.telemetry.publish(&begun.shared, now);
+        }
+    }
+
+    /// Notes an update of the agent and hands it to the readers.
+    pub fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
+        let Some(begun) = &mut self.0 else { return };
+        let view = crate::domain::turn::transcript::view_update(raw);
+        begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
+        let first = begun.progress.first_update_at.is_none();
+        begun.progress.take(view.as_ref(), now);
+        if first {
+            begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
+        }
+        begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
+        if view.as_ref().is_some_and(|view| view.kind == "plan") {
+            begun.shared.plan_told(begun.prompt_id, PlanProgress::read(raw), now);
+            begun.parts.telemetry.publish(&begun.shared, now);
+        }
+        if let Some(view) = view {
+            begun.transcript.on_update(&view, raw, &mut begun.entries);
+        }
+    }
+
+    /// Puts an entry of ours into the transcript.
+    pub fn note(&mut self, entry: TranscriptEntry) {
+        if let Some(begun) = &mut self.0 {
+            begun.transcript.close(&mut begun.entries);
+            begun.entries.push(entry);
+        }
+    }
+
+    /// Notes a remark and tells the readers.
+    pub fn remark(&mut self, severity: Severity, message: &str) {
+        if let Some(begun) = &mut self.0 {
+            begun.progress.remark(severity, message);
+            let update = json!({"severity": severity, "message": message});
+            begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
+        }
+    }
+
+    /// Notes a line of the agent that was no JSON; an error has to end the turn.
+    pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
+        let Some(begun) = &mut self.0 else { return Ok(()) };
+        let borne = begun.progress.on_stray_line(line);
+        if let Some(last) = begun.progress.diagnostics.last() {
+            let update = json!({"severity": last.severity, "message": last.message});
+            begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
+        }
+        borne
+    }
+
+    /// Complete entries that can go to disk before the turn ends, once there are `at_least` of them or that many
+    /// bytes.
+    pub fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
+        let begun = self.0.as_mut()?;
+        let held = || begun.entries.iter().map(TranscriptEntry::size_bytes).sum::<usize>();
+        let enough = begun.entries.len() >= at_least || held() >= bytes;
+        enough.then(|| std::mem::take(&mut begun.entries))
+    }
+
+    /// All of its entries so far, the one that is still growing included.
+    pub fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
+        let Some(begun) = self.0.as_mut() else { return Vec::new() };
+        begun.transcript.close(&mut begun.entries);
+        std::mem::take(&mut begun.entries)
+    }
+
+    /// Goes on with a turn that began in an earlier life of the service: what the agent had said until then.
+    pub fn go_on(&mut self, said: &[String]) {
+        if let Some(begun) = &mut self.0 {
+            said.iter().for_each(|text| begun.progress.on_message_text(text));
+        }
+        self.remark(Severity::Info, "the service was restarted in the middle of the turn, which went on");
+    }
+
+    /// Puts entries back that could not be queued.
+    pub fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
+        if let Some(begun) = &mut self.0 {
+            entries.append(&mut begun.entries);
+            begun.entries = entries;
+        }
+    }
+
+    /// Ends the turn: result and transcript go to disk in one transaction, then everyone who waits is told, and the
+    /// runtime, which may forget what the agent said.
+    pub fn end(
+        mut self,
+        outcome: TurnOutcome,
+        usage: Option<crate::domain::turn::Usage>,
+        delivered: Option<Arc<Delivered>>,
+    ) {
+        if let Some(mut begun) = self.0.take() {
+            begun.progress.usage = usage;
+            begun.finish(outcome, delivered);
+        }
+    }
+}
+
+impl Drop for TurnTicket {
+    fn drop(&mut self) {
+        if let Some(begun) = self.0.take() {
+            let died = || {
+                let detail = "the session's actor died in the middle of the turn";
+                TurnOutcome::Failed(Failure::new(ErrorCode::Internal, detail))
+            };
+            let outcome = begun.when_dropped.get().cloned().unwrap_or_else(died);
+            begun.finish(outcome, None);
+        }
+    }
+}
+
+impl Begun {
+    fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
+        let now = self.parts.clock.now();
+        let took = now.since(self.progress.accepted_at);
+        self.transcript.finish(&mut self.entries);
+        let failure = match &outcome {
+            TurnOutcome::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        };
+        if let Some(failure) = &failure {
+            self.entries.push(TranscriptEntry::text(
+                "info",
+                &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
+            ));
+        }
+        let skipped = self.skipped(&outcome, now);
+        let skipped_for = skipped.as_ref().map(|skipped| skipped.why);
+        let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
+        let result = self.result(&outcome, automation, now).to_bounded_json();
+        if self.counted {
+            self.parts.metrics.turn_ended(self.meant, &outcome, took);
+            if matches!(outcome, TurnOutcome::Completed(_)) {
+                self.shared.spec.pace.add(took);
+            }
+        }
+        {
+            let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
+            turn_log::ended(&self.shared.spec, self.prompt_id, &outcome, self.carried, self.progress.updates, took);
+        }
+        self.come_to_rest(failure.as_ref(), now);
+        let report = self.report(&outcome);
+        let bucket = bucket_start(report.at, self.parts.settings.window.bucket);
+        let (epoch, route) = (report.turn.epoch, report.carried);
+        let end = TurnEnd {
+            counts: report.sample.map(|sample| OutcomeCount { epoch, route, bucket, sample }),
+            prompt_id: self.prompt_id,
+            session_id: self.shared.spec.session_id,
+            key: self.shared.spec.workspace.clone(),
+            state: outcome.state(),
+            result: Some(Redacted::new(result.get())),
+            error: failure.clone(),
+            entries: self.entries,
+            left_out: skipped.map(|skipped| (skipped.row, skipped.telling)),
+            now,
+        };
+        let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
+        let (left_out, session_id) = (skipped_for, self.shared.spec.session_id);
+        let settle = delivered.map(|delivered| (delivered.handled(), delivered));
+        let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
+        self.slot.end_turn(
+            end,
+            Box::new(move |written| {
+                if let (Ok(()), Some((seq, delivered))) = (&written, settle) {
+                    delivered.settle(seq);
+                }
+                let event_id =
+                    written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
+                let ending = TurnEnded { prompt_id, state, result, failure, event_id };
+                if let (Ok(()), Some(left_out)) = (&written, left_out) {
+                    turn_log::left_out(session_id, prompt_id, left_out);
+                }
+                ended.send_replace(Some(Arc::new(ending)));
+                if counted {
+                    tell_window(report);
+                }
+            }),
+        );
+    }
+
+    /// Shows the session without the turn.
+    fn come_to_rest(&self, failure: Option<&Failure>, now: Timestamp) {
+        let state = self.shared.view().state;
+        let state = if state == SessionState::Running { SessionState::Idle } else { state };
+        {
+            let mut view = self.shared.move_to(state, &self.parts.metrics);
+            (view.running, view.progress) = (None, None);
+            view.last_used = now;
+            view.last_failure = failure.map(|failure| failure.code.class());
+        }
+        self.parts.telemetry.publish(&self.shared, now);
+    }
+
+    /// What the window hears of it.
+    fn report(&self, outcome: &TurnOutcome) -> TurnReport {
+        let (turn, carried, at) = (self.way, self.carried, self.parts.clock.steady());
+        TurnReport { turn, carried, sample: sample_of(outcome), at }
+    }
+
+    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak of.
+    fn skipped(&self, outcome: &TurnOutcome, now: Timestamp) -> Option<SkipRecord> {
+        let (wanted, Automation::Skip { reason, detail }) = self.automation else { return None };
+        if !matches!(outcome, TurnOutcome::Completed(_)) {
+            return None;
+        }
+        skip_record::of(&self.shared.spec, self.prompt_id, wanted, (reason, detail), now)
+    }
+
+    fn result(
+        &mut self,
+        outcome: &TurnOutcome,
+        automation: Option<GithubAutomation>,
+        now: Timestamp,
+    ) -> ACPSessionResult {
+        let spec = &self.shared.spec;
+        let facts = TurnFacts {
+            session_id: spec.session_id,
+            prompt_id: self.prompt_id,
+            protocol: self.carried,
+            route: self.way.route,
+            protocol_version: self.shared.view().facts.as_ref().and_then(|facts| facts.protocol_version),
+            workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
+            rollback: spec.gate.rollback(),
+            context_injected: self.context_injected,
+            automation,
+        };
+        ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,253 @@
+//! A turn ends once, whatever happened in it and however it ends: random turns against what they have to come to.
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use serde_json::{Value, value::RawValue};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::TurnTicket;
+use crate::{
+    acp::schema::StopReason,
+    actors::{
+        handles::{
+            event_feed::EventFeed,
+            route_gate::RouteGate,
+            session::{SessionShared, SessionSpec, SessionView, SharedPolicy},
+        },
+        services::{Parts, SessionSettings},
+        workspace_pace::WorkspacePace,
+    },
+    config::Config,
+    domain::{
+        clock::{Clock, Timestamp},
+        ids::{PromptId, SessionId, WorkspaceKey},
+        routing::{Route, Routing},
+        session::{
+            connection::ConnectionStatus,
+            lifecycle::{SessionMode, SessionState},
+            mcp,
+            permission::PermissionPolicy,
+        },
+        turn::{
+            Severity, TurnOutcome, TurnState,
+            outcome::{ErrorCode, Failure},
+            transcript::TranscriptEntry,
+        },
+    },
+    store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
+    telemetry::SystemClock,
+    transport::fake::FakeTransport,
+};
+
+/// Random turns.
+const SEQUENCES: usize = 10_000;
+/// Turns that end together, before any of them is looked at.
+const TOGETHER: usize = 500;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Accepted,
+    Sent,
+    Update(&'static str, usize),
+    Note,
+    Remark,
+    StrayLine,
+    /// Takes what is ready for the disk, and puts it back where the disk has no room.
+    Take(bool),
+}
+
+#[derive(Debug, Clone)]
+enum End {
+    Outcome(TurnOutcome),
+    /// The actor died.
+    Dropped,
+    /// The turn was refused.
+    Discarded,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kinds = ["agent_message_chunk", "agent_thought_chunk", "tool_call", "plan", "no_such_kind"];
+    prop_oneof![
+        2 => Just(Step::Accepted),
+        2 => Just(Step::Sent),
+        5 => (prop::sample::select(kinds.to_vec()), prop_oneof![4 => 0usize..30, 1 => 0usize..9000])
+            .prop_map(|(kind, length)| Step::Update(kind, length)),
+        1 => Just(Step::Note),
+        2 => Just(Step::Remark),
+        1 => Just(Step::StrayLine),
+        1 => any::<bool>().prop_map(Step::Take),
+    ]
+}
+
+fn end() -> impl Strategy<Value = End> {
+    let codes = prop::sample::select(ErrorCode::ALL);
+    let outcome = prop_oneof![
+        Just(TurnOutcome::Completed(StopReason::EndTurn)),
+        Just(TurnOutcome::Completed(StopReason::Refusal)),
+        any::<bool>().prop_map(|confirmed| TurnOutcome::Cancelled { confirmed }),
+        (codes, 0usize..2000).prop_map(|(code, length)| TurnOutcome::Failed(Failure::new(code, "x".repeat(length)))),
+    ];
+    prop_oneof![6 => outcome.prop_map(End::Outcome), 2 => Just(End::Dropped), 1 => Just(End::Discarded)]
+}
+
+/// A turn that has come to its end, and what has to be found.
+struct Over {
+    watching: watch::Receiver<Option<Arc<crate::actors::handles::messages::TurnEnded>>>,
+    shared: Arc<SessionShared>,
+    end: End,
+    remarks: usize,
+}
+
+fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
+    let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
+    let settings = &parts.settings;
+    let gate = RouteGate::new(&Routing::new(Route::Acp), &settings.recovery);
+    let ways = (gate.next_turn(), Route::Acp);
+    let spec = SessionSpec {
+        user_id: None,
+        mode: SessionMode::Development,
+        enable_git_ops: false,
+        repository: None,
+        gate,
+        pace: WorkspacePace::default(),
+        has_oneshot: false,
+        session_id: SessionId(Uuid::now_v7()),
+        workspace: key,
+        agent: None,
+        cwd: "/w".into(),
+        is_ephemeral: false,
+        mcp_servers: mcp::none(),
+        policy: SharedPolicy::new(PermissionPolicy::Ask),
+    };
+    let prompt_id = PromptId(Uuid::now_v7());
+    let view = SessionView {
+        state: SessionState::Running,
+        connection: ConnectionStatus::Connected,
+        running: Some(prompt_id),
+        ..SessionView::starting(0, Timestamp(0))
+    };
+    let feed = EventFeed::new(spec.session_id, 1000, 1 << 20, 0);
+    let shared = Arc::new(SessionShared::new(Arc::new(spec), feed, view));
+    let (ended, watching) = watch::channel(None);
+    let slot = parts.store.reserve_end().unwrap();
+    let now = SystemClock.now();
+    let span = tracing::Span::none();
+    let mut ticket = TurnTicket::new(parts.clone(), shared.clone(), prompt_id, ways, slot, ended, now, span);
+    let (mut is_accepted, mut remarks) = (false, 0);
+    for step in steps {
+        match step {
+            // Once, as the session does.
+            Step::Accepted if !std::mem::replace(&mut is_accepted, true) => ticket.accepted(),
+            Step::Accepted => {}
+            Step::Sent => ticket.sent(now, false),
+            Step::Update(kind, length) => {
+                let text = "y".repeat(*length);
+                let raw = format!(r#"{{"sessionUpdate":"{kind}","content":{{"type":"text","text":"{text}"}}}}"#);
+                ticket.on_update(&RawValue::from_string(raw).unwrap(), None, now);
+            }
+            Step::Note => ticket.note(TranscriptEntry::text("info", "noted")),
+            Step::Remark => {
+                ticket.remark(Severity::Warn, "a remark");
+                remarks += 1;
+            }
+            Step::StrayLine => {
+                let _ = ticket.on_stray_line("noise");
+                remarks += 1;
+            }
+            Step::Take(put_back) => {
+                if let Some(entries) = ticket.take_entries(1, 1).filter(|_| *put_back) {
+                    ticket.put_back(entries);
+                }
+            }
+        }
+    }
+    match end.clone() {
+        End::Outcome(outcome) => ticket.end(outcome, None, None),
+        End::Dropped => drop(ticket),
+        End::Discarded => ticket.discard(),
+    }
+    Over { watching, shared, end, remarks }
+}
+
+async fn check(mut over: Over) {
+    let end = &over.end;
+    let told = over.watching.wait_for(Option::is_some).await.map(|told| told.clone().unwrap()).ok();
+    // The one who tells is gone: nothing more comes.
+    assert!(over.watching.changed().await.is_err(), "{end:?}");
+    let (state, code) = match end {
+        End::Discarded => {
+            assert!(told.is_none(), "a turn that never began has no end");
+            return;
+        }
+        End::Dropped => (TurnState::Failed, Some(ErrorCode::Internal)),
+        End::Outcome(TurnOutcome::Failed(failure)) if failure.code == ErrorCode::Interrupted => {
+            (TurnState::Interrupted, Some(failure.code))
+        }
+        End::Outcome(TurnOutcome::Failed(failure)) => (TurnState::Failed, Some(failure.code)),
+        End::Outcome(TurnOutcome::Cancelled { .. }) => (TurnState::Cancelled, None),
+        End::Outcome(TurnOutcome::Completed(_)) => (TurnState::Completed, None),
+    };
+    let told = told.expect("a turn that began has an end");
+    assert_eq!((told.state, told.failure.as_ref().map(|it| it.code)), (state, code));
+    let result: Value = serde_json::from_str(told.result.get()).unwrap();
+    let stop_reason = match state {
+        TurnState::Completed => "completed",
+        TurnState::Cancelled => "cancelled",
+        _ => "error",
+    };
+    assert_eq!(result["stopReason"], stop_reason, "{end:?}");
+    assert_eq!(result["meta"]["errorCode"].as_str(), code.map(ErrorCode::as_str), "{result}");
+    assert!(told.result.get().len() <= 32 * 1024);
+    let diagnostics = result["diagnostics"].as_array().map_or(0, Vec::len);
+    assert!(diagnostics <= 100 && diagnostics >= over.remarks.min(100), "{diagnostics} of {}", over.remarks);
+    let view = over.shared.view();
+    assert_eq!((view.state, view.running, view.progress), (SessionState::Idle, None, None));
+}
+
+struct Blind;
+
+impl StoreObserver for Blind {
+    fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+    fn on_failure(&self) {}
+    fn on_queue_depth(&self, _: usize) {}
+}
+
+#[actix::test]
+async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreOptions {
+        url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+        readers: 1,
+        write_queue: TOGETHER + 1,
+        patience: Duration::from_secs(60),
+        webhook: None,
+        observer: Arc::new(Blind),
+    })
+    .unwrap();
+    let transport = || Arc::new(FakeTransport::new().0);
+    let settings = SessionSettings::new(&Config::default());
+    let parts = Arc::new(Parts::of_test(store, transport(), transport(), settings));
+    let mut runner = TestRunner::default();
+    let sequence = (prop::collection::vec(step(), 0..12), end());
+    let mut accepted = 0;
+    for _ in 0..SEQUENCES / TOGETHER {
+        let mut over = Vec::with_capacity(TOGETHER);
+        for _ in 0..TOGETHER {
+            let (mut steps, end) = sequence.new_tree(&mut runner).unwrap().current();
+            if matches!(end, End::Discarded) {
+                // What is discarded was never accepted.
+                steps.retain(|step| !matches!(step, Step::Accepted));
+            }
+            accepted += u64::from(steps.iter().any(|step| matches!(step, Step::Accepted)));
+            over.push(run(&parts, &steps, end));
+        }
+        for over in over {
+            check(over).await;
+        }
+    }
+    assert_eq!(parts.metrics.turns_started(Route::Acp), accepted);
+    let ended: u64 = TurnOutcome::LABELS.iter().map(|outcome| parts.metrics.turns_ended(Route::Acp, outcome)).sum();
+    assert_eq!(ended, accepted, "turns that began and turns that ended");
+}

@@ -1,0 +1,143 @@
+//! Raises and resolves the alerts of capacity: each change is a row, a line of the log, a count, and shown by health.
+//!
+//! What is decided is in [`CapacityAlerts`]. The row comes first; while the database is away the rest does not wait for
+//! it, and the row is written as soon as that is possible.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use crate::{
+    actors::{handles::capacity_guard::CapacityGuard, services::Parts},
+    domain::capacity::{AlertKind, AlertLevel, CapacityAlerts},
+    store::{CapacityAlertRow, OpenCapacityAlert, StoreError},
+};
+
+/// Changes that wait for the database. An alert has four in all, and is resolved once in `[capacity] resolve_after_s`
+/// at most. While so many wait nothing more is decided; the seats remember their peak.
+const MAX_PENDING: usize = 64;
+/// Pause before the database is asked again; an alert is no hurry once it has been told.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Watches the seats.
+pub struct CapacityWatch {
+    guard: CapacityGuard,
+    parts: Arc<Parts>,
+    alerts: CapacityAlerts,
+    pending: VecDeque<Pending>,
+    retry_at: Instant,
+}
+
+struct Pending {
+    row: CapacityAlertRow,
+    is_told: bool,
+}
+
+impl CapacityWatch {
+    /// Takes up the alert that was open when an earlier life of the service ended: it is not raised again, and is
+    /// resolved when its time has come.
+    pub async fn take_up(guard: CapacityGuard, parts: Arc<Parts>) -> Result<Self, StoreError> {
+        let open = parts.store.open_capacity_alert().await?;
+        if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
+            let alert = level.as_str();
+            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, %since, "an open alert of capacity is taken up");
+        }
+        guard.set_alert(open);
+        let alerts = CapacityAlerts::new(*guard.rules(), open.map(|open| open.level));
+        Ok(Self { guard, parts, alerts, pending: VecDeque::new(), retry_at: Instant::now() })
+    }
+
+    /// Watches until the guard is closed and everything is written. A dropped future may have lost what was not.
+    pub async fn run(mut self) {
+        loop {
+            // Before the look, which then sees whatever came before the end.
+            let is_last = self.guard.is_closed();
+            self.look();
+            self.write().await;
+            if is_last && self.pending.is_empty() {
+                return;
+            }
+            let wakes_at = self.wakes_at();
+            tokio::select! {
+                () = self.guard.changed() => {}
+                () = at(wakes_at) => {}
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        if self.pending.len() >= MAX_PENDING {
+            return;
+        }
+        for change in self.alerts.observe(self.guard.look(), self.parts.clock.steady()) {
+            let now = self.parts.clock.now();
+            let open = self.guard.alert();
+            let alert_id = open.map_or_else(Uuid::now_v7, |open| open.alert_id);
+            self.guard.set_alert(match (change.kind, change.level) {
+                (AlertKind::Raised, level) => {
+                    Some(OpenCapacityAlert { alert_id, level, since: open.map_or(now, |open| open.since) })
+                }
+                // Critical goes first, and the warning at once after it.
+                (AlertKind::Resolved, AlertLevel::Critical) => {
+                    open.map(|open| OpenCapacityAlert { level: AlertLevel::Warning, ..open })
+                }
+                (AlertKind::Resolved, AlertLevel::Warning) => None,
+            });
+            let event_id = Uuid::now_v7();
+            let row = CapacityAlertRow { event_id, alert_id, change, installation_id: None, created: now };
+            self.pending.push_back(Pending { row, is_told: false });
+        }
+    }
+
+    /// Writes what waits, in one transaction, and tells it.
+    async fn write(&mut self) {
+        if self.pending.is_empty() || Instant::now() < self.retry_at {
+            return;
+        }
+        let rows: Vec<_> = self.pending.iter().map(|pending| pending.row.clone()).collect();
+        let written = self.parts.store.add_capacity_alerts(&rows).await;
+        for pending in self.pending.iter_mut().filter(|pending| !pending.is_told) {
+            tell(&pending.row, written.is_ok());
+            self.parts.metrics.capacity().changed(&pending.row.change);
+            pending.is_told = true;
+        }
+        match written {
+            Ok(()) => self.pending.clear(),
+            // A fault of ours, which another try does not cure.
+            Err(cause @ (StoreError::Conflict(_) | StoreError::Corrupt(_))) => {
+                tracing::error!(marker = "[CAPACITY]", %cause, "changes of an alert of capacity are not kept");
+                self.pending.clear();
+            }
+            Err(_) => self.retry_at = Instant::now() + RETRY,
+        }
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        let resolves_at = self.alerts.resolves_at();
+        let resolves_at = resolves_at.map(|time| Instant::now() + time.since(self.parts.clock.steady()));
+        let retry_at = (!self.pending.is_empty()).then_some(self.retry_at);
+        resolves_at.filter(|_| self.pending.len() < MAX_PENDING).into_iter().chain(retry_at).min()
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn tell(row: &CapacityAlertRow, on_disk: bool) {
+    let CapacityAlertRow { alert_id, change, .. } = row;
+    // `level` is the level of the line.
+    let (alert, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);
+    match change.kind {
+        AlertKind::Raised => {
+            tracing::warn!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity nears its limit");
+        }
+        AlertKind::Resolved => {
+            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity is fine again");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Removes records that are old enough to be forgotten.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::{
+    actors::services::Parts,
+    config::sections::Retention,
+    domain::{clock::Timestamp, routing::success_window::WindowRules},
+    store::{Retained, Store, StoreError},
+};
+
+/// How often it is looked. Ages are days, so nothing is kept much longer than it should.
+const PERIOD: Duration = Duration::from_secs(3600);
+/// Rows that are removed in one transaction: it holds up other writes for some milliseconds.
+const ROWS_PER_WRITE: usize = 500;
+/// Between two of them turns have the database at least as long as the removal had it, and so long.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Old {
+    Records(Retained),
+    /// Given up, so that the next sweep removes it with its notification.
+    PendingDeliveries,
+    CapacityAlerts,
+}
+
+/// At which age records are removed; those that have none stay.
+#[derive(Debug, Clone)]
+pub struct Ages(Vec<(Old, Duration)>);
+
+impl Ages {
+    /// The configured ones. Counts of outcomes go a day after their window has left them behind.
+    pub fn new(retention: &Retention, window: &WindowRules) -> Self {
+        let days = |days: u64| Duration::from_secs(days.saturating_mul(DAY.as_secs()));
+        let configured = [
+            (Old::Records(Retained::Connections), retention.connections_days),
+            (Old::Records(Retained::Migrations), retention.migrations_days),
+            (Old::Records(Retained::RollbackEvents), retention.migrations_days),
+            (Old::Records(Retained::AutomationRuns), retention.automation_runs_days),
+            (Old::Records(Retained::Notifications), retention.notifications_days),
+            (Old::PendingDeliveries, retention.notifications_days),
+            (Old::CapacityAlerts, retention.capacity_alerts_days),
+        ];
+        let mut ages: Vec<_> =
+            configured.into_iter().filter(|(_, age)| *age > 0).map(|(old, age)| (old, days(age))).collect();
+        ages.push((Old::Records(Retained::OutcomeBuckets), window.length.saturating_add(DAY)));
+        Self(ages)
+    }
+}
+
+/// Looks once an hour for ever, beginning now. Cancel-safe. What the database does not take now, it is asked for again.
+pub async fn sweep(parts: std::sync::Arc<Parts>, ages: Ages) {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        match forget(&parts.store, &ages, parts.clock.now()).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(marker = "[ACP]", rows, "old records were removed"),
+            Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed yet"),
+        }
+    }
+}
+
+/// Removes everything that is old enough, chunk by chunk. Says how many rows. Safe to retry. Cancel-safe.
+async fn forget(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize, StoreError> {
+    let mut rows = 0;
+    for (old, age) in &ages.0 {
+        loop {
+            let began = Instant::now();
+            let removed = prune(store, *old, now.minus(*age), now).await?;
+            if *old != Old::PendingDeliveries {
+                rows += removed;
+            }
+            if removed < ROWS_PER_WRITE {
+                break;
+            }
+            sleep(began.elapsed().max(SHORTEST_PAUSE)).await;
+        }
+    }
+    Ok(rows)
+}
+
+async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
+    match old {
+        Old::PendingDeliveries => {
+            let deliveries = store.expire_deliveries(before, ROWS_PER_WRITE, now).await?;
+            if deliveries > 0 {
+                tracing::error!(
+                    marker = "[ACP]",
+                    deliveries,
+                    "what was to be posted to the operators' webhook was not, for as long as notifications are kept, and \
+                     was given up"
+                );
+            }
+            Ok(deliveries)
+        }
+        Old::Records(what) => store.prune(what, before, ROWS_PER_WRITE).await,
+        Old::CapacityAlerts => store.prune_capacity_alerts(before, ROWS_PER_WRITE).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        domain::{
+            capacity::{AlertKind, AlertLevel, CapacityChange},
+            ids::WorkspaceKey,
+            notify::webhook::DeliveryState,
+            routing::{FlipTrigger, Initiator, Route, success_window::Sample},
+            words::MigrationStatus,
+        },
+        store::{
+            AuditFilter, CapacityAlertFilter, CapacityAlertRow, DatabaseUrl, MigrationRow, NewConnection,
+            OutcomeCount, Page, StoreObserver, StoreOptions,
+        },
+    };
+
+    struct Blind;
+
+    impl StoreObserver for Blind {
+        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+        fn on_failure(&self) {}
+        fn on_queue_depth(&self, _: usize) {}
+    }
+
+    const HOUR_US: i64 = 3_600_000_000;
+
+    fn key() -> WorkspaceKey {
+        WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "web".parse().unwrap() }
+    }
+
+    fn handshake(now: Timestamp) -> NewConnection {
+        NewConnection {
+            connection_row_id: Uuid::now_v7(),
+            key: key(),
+            session_id: None,
+            connection_id: None,
+            protocol: Route::Acp,
+            protocol_version: Some(1),
+            agent_name: None,
+            agent_version: None,
+            capabilities: None,
+            failure: None,
+            handshake: Duration::ZERO,
+            is_probe: false,
+            telling: None,
+            now,
+        }
+    }
+
+    fn migration(started: Timestamp) -> MigrationRow {
+        MigrationRow {
+            migration_id: Uuid::now_v7(),
+            run_id: None,
+            key: key(),
+            from: Route::Acp,
+            to: Route::Http,
+            epoch: None,
+            initiated_by: Initiator::System,
+            actor: "a".into(),
+            trigger: FlipTrigger::Migration,
+            reason: "r".into(),
+            status: MigrationStatus::Scheduled,
+            metrics: "{}".into(),
+            started,
+            completed: None,
+        }
+    }
+
+    fn alert(alert_id: Uuid, kind: AlertKind, created: Timestamp) -> CapacityAlertRow {
+        let change = CapacityChange { level: AlertLevel::Warning, kind, taken: 9, limit: 10 };
+        CapacityAlertRow { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created }
+    }
+
+    /// How many handshakes, migrations, changes of alerts and buckets there are.
+    async fn left(store: &Store) -> (usize, usize, usize, usize) {
+        let page = || Page { limit: 1000, after: None };
+        let since = Timestamp(0);
+        (
+            store.connections(AuditFilter::default(), page()).await.unwrap().len(),
+            store.migrations(AuditFilter::default(), page()).await.unwrap().len(),
+            store.list_capacity_alerts(CapacityAlertFilter::default(), page()).await.unwrap().len(),
+            store.window(key(), 0, Route::Acp, since).await.unwrap().len(),
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_old_enough_goes_in_chunks_and_the_rest_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            webhook: None,
+            observer: Arc::new(Blind),
+        });
+        let store = store.unwrap();
+        let at = |hours: i64| Timestamp(1_800_000_000_000_000 + hours * HOUR_US);
+        let count = |hours| OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(hours), sample: Sample::Success };
+        // More than one chunk of each that is old, and a few that are not.
+        let old = ROWS_PER_WRITE as i64 + 3;
+        for n in 0..old {
+            store.record_handshake(handshake(at(0)), Some(count(n % 7))).await.unwrap();
+        }
+        for hours in [1, 50, 99] {
+            store.record_handshake(handshake(at(hours)), Some(count(hours))).await.unwrap();
+            store.record_migration(migration(at(hours))).await.unwrap();
+        }
+        let (closed, open) = (Uuid::now_v7(), Uuid::now_v7());
+        let alerts = [
+            alert(closed, AlertKind::Raised, at(0)),
+            alert(closed, AlertKind::Resolved, at(1)),
+            alert(open, AlertKind::Raised, at(2)),
+        ];
+        store.add_capacity_alerts(&alerts).await.unwrap();
+
+        let day = Retention {
+            connections_days: 1,
+            migrations_days: 0,
+            capacity_alerts_days: 1,
+            automation_runs_days: 1,
+            notifications_days: 1,
+        };
+        let window = Config::default().window.rules();
+        let ages = Ages::new(&day, &window);
+        let removed = forget(&store, &ages, at(100)).await.unwrap();
+        // The buckets of hours 0 to 6 and 50 are older than the window and a day.
+        // So are the toasts about the alerts.
+        assert_eq!(removed, old as usize + 2 + 2 + 8 + 3);
+        assert_eq!(left(&store).await, (1, 3, 1, 1), "0 days keep, and an open alert stays");
+        assert_eq!(forget(&store, &ages, at(100)).await.unwrap(), 0);
+
+        let never = Retention { connections_days: 0, capacity_alerts_days: 0, ..day };
+        let ages = Ages::new(&never, &window);
+        forget(&store, &ages, at(1_000_000)).await.unwrap();
+        assert_eq!(left(&store).await, (1, 3, 1, 0), "only counts of outcomes always go");
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_posted_for_ever_is_given_up_by_one_sweep_and_goes_with_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+            readers: 1,
+            write_queue: 64,
+            patience: Duration::from_secs(60),
+            webhook: Some("https://hooks.example.com".into()),
+            observer: Arc::new(Blind),
+        });
+        let store = store.unwrap();
+        let alert = alert(Uuid::now_v7(), AlertKind::Raised, Timestamp(0));
+        store.add_capacity_alerts(&[alert]).await.unwrap();
+        let retention = Retention { capacity_alerts_days: 0, notifications_days: 1, ..Config::default().retention };
+        let ages = Ages::new(&retention, &Config::default().window.rules());
+        let states = async || {
+            let rows = store.webhook_deliveries(None, Page { limit: 9, after: None }).await.unwrap();
+            rows.into_iter().map(|row| row.state).collect::<Vec<_>>()
+        };
+        for (hours, removed, left) in
+            [(24, 0, vec![DeliveryState::Pending]), (25, 0, vec![DeliveryState::Dead]), (26, 1, vec![])]
+        {
+            assert_eq!(forget(&store, &ages, Timestamp(hours * HOUR_US)).await, Ok(removed), "{hours}");
+            assert_eq!(states().await, left, "{hours}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Signs of life: of each thread that runs actors, and of each session.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use actix::Handler;
+
+use crate::{
+    actors::{handles::messages::Probe, session::Session},
+    telemetry::watchdog::Watchdog,
+};
+
+/// How often a session is asked for a sign of life. Cheap: a message to the same thread.
+pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static BEATS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the thread that calls beat for as long as it lives; a second call on one thread changes nothing.
+pub fn beat_here(beats: &Watchdog) {
+    if BEATS.replace(true) {
+        return;
+    }
+    let (beat, every) = (beats.join(), beats.every());
+    actix::spawn(async move {
+        let mut period = tokio::time::interval(every);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            period.tick().await;
+            beat.beat();
+        }
+    });
+}
+
+impl Handler<Probe> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) {}
+}
+
+/// What is known of one session's answers.
+#[derive(Debug, Default)]
+pub struct ProbeState {
+    /// Since when the last probe waits for its answer.
+    waits_since: Option<Instant>,
+}
+
+/// What to do about a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Ask it.
+    Ask,
+    /// Its answer is still waited for.
+    Wait,
+    /// It has not answered for too long.
+    Replace,
+}
+
+impl ProbeState {
+    /// Decides, and notes a probe that is sent now. After `was_late`, when the asking thread itself stood still,
+    /// the wait begins anew: the session had no chance to answer.
+    pub fn step(&mut self, now: Instant, stuck_after: Duration, was_late: bool) -> Step {
+        match &mut self.waits_since {
+            None => {
+                self.waits_since = Some(now);
+                Step::Ask
+            }
+            Some(since) if was_late => {
+                *since = now;
+                Step::Wait
+            }
+            Some(since) if now.saturating_duration_since(*since) >= stuck_after => Step::Replace,
+            Some(_) => Step::Wait,
+        }
+    }
+
+    /// Notes an answer.
+    pub fn answered(&mut self) {
+        self.waits_since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_replaced_only_when_it_had_the_time_to_answer() {
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let mut probe = ProbeState::default();
+        assert_eq!(probe.step(begin, 9 * second, false), Step::Ask);
+        assert_eq!(probe.step(begin + 5 * second, 9 * second, false), Step::Wait);
+        assert_eq!(probe.step(begin + 10 * second, 9 * second, true), Step::Wait, "nobody could answer");
+        assert_eq!(probe.step(begin + 15 * second, 9 * second, false), Step::Wait);
+        assert_eq!(probe.step(begin + 20 * second, 9 * second, false), Step::Replace);
+        probe.answered();
+        assert_eq!(probe.step(begin + 25 * second, 9 * second, false), Step::Ask);
+    }
+}

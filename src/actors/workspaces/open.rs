@@ -1,0 +1,104 @@
+//! From a workspace's name to its folder: found, prepared by the runtime, written down.
+
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::{
+    actors::services::Parts,
+    contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
+    domain::{
+        ids::{FolderId, UserId, WorkspaceKey},
+        session::{lifecycle::SessionMode, permission::PermissionPolicy},
+        turn::outcome::{ErrorCode, Failure},
+    },
+    store::{self, NewWorkspace, WorkspaceRow},
+    transport::workspace_door::WorkspaceDoor,
+};
+
+/// A session as it is asked for.
+#[derive(Debug, Clone)]
+pub struct OpenSession {
+    /// Its workspace.
+    pub workspace: WorkspaceKey,
+    /// For whom.
+    pub user_id: Option<UserId>,
+    /// Name of the agent; the default one where absent.
+    pub agent: Option<String>,
+    /// With or without git.
+    pub mode: SessionMode,
+    /// Whether its changes are to become pull requests.
+    pub enable_git_ops: bool,
+    /// What to check out into a new workspace.
+    pub checkout: Option<Checkout>,
+    /// An existing folder.
+    pub path: Option<String>,
+    /// Changes the workspace's policy.
+    pub permission_policy: Option<PermissionPolicy>,
+    /// ACP `mcpServers`, raw.
+    pub mcp_servers: Box<RawValue>,
+}
+
+/// The workspace, prepared and written down. It is prepared first, so that what cannot be prepared leaves no
+/// row; of two callers who make the same one, the second prepares again what the first has made.
+pub async fn find_or_make(
+    parts: &Parts,
+    door: &WorkspaceDoor,
+    request: &OpenSession,
+) -> Result<(WorkspaceRow, PreparedWorkspace), Failure> {
+    let store = &parts.store;
+    let found = store.workspace(request.workspace.clone()).await.map_err(|cause| store::failure(&cause))?;
+    let new = NewWorkspace {
+        key: request.workspace.clone(),
+        folder_id: found.as_ref().map_or_else(|| FolderId(Uuid::now_v7()), |row| row.folder_id),
+        repository: request.checkout.as_ref().map(|it| it.repository.clone()),
+        branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
+        path: request.path.clone(),
+        permission_policy: request.permission_policy,
+        now: parts.clock.now(),
+    };
+    let (folder_id, first) = match &found {
+        Some(row) => {
+            same_place(request, row)?;
+            (row.folder_id, None)
+        }
+        None => {
+            let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
+            let prepare =
+                PrepareWorkspace { workspace, agent: request.agent.clone(), checkout: request.checkout.clone() };
+            (new.folder_id, Some(door.prepare(&prepare).await?))
+        }
+    };
+    let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
+    same_place(request, &row)?;
+    let prepared = match first {
+        Some(prepared) if row.folder_id == folder_id => prepared,
+        _ => prepare(door, &row).await?,
+    };
+    if row.workspace_path.as_deref() != Some(&prepared.path) {
+        let written = store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
+        written.map_err(|cause| store::failure(&cause))?;
+    }
+    Ok((row, prepared))
+}
+
+/// Makes sure that a workspace is there.
+pub async fn prepare(door: &WorkspaceDoor, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
+    let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
+    door.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
+}
+
+/// A workspace is one place: what a caller says of it has to be what it is.
+fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
+    let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
+    let repository = request.checkout.as_ref().map(|it| &it.repository);
+    if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
+        let detail = format!("the workspace {} exists with another repository or path", row.key);
+        return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+    }
+    Ok(())
+}
+
+/// A workspace, as the runtime knows it.
+pub fn reference(row: &WorkspaceRow) -> WorkspaceRef {
+    WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
+}

@@ -1,0 +1,387 @@
+//! Starts, watches and restarts the sessions of one workspace. The only restart rule is here.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture, fut::wrap_future,
+};
+use serde_json::json;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
+
+use super::liveness::{PROBE_EVERY, ProbeState, Step};
+use crate::{
+    actors::{
+        handles::{
+            event_feed::EventFeed,
+            index::{LiveSession, Mailbox},
+            messages::{
+                CloseSession, DrainSessions, EndCause, EndSession, Later, Past, Probe, Proven, SessionEnded,
+                StartSession,
+            },
+            session::{SessionShared, SessionView},
+        },
+        live_child::{self, Child, Started},
+        routing::WorkspaceRouting,
+        services::Parts,
+        session::{EndGuard, Session, Start},
+        session_end,
+    },
+    domain::{
+        ids::{SessionId, WorkspaceKey},
+        redaction::Redacted,
+        session::{
+            connection::ConnectionStatus,
+            event::EventKind,
+            lifecycle::SessionState,
+            restart::{RestartPolicy, Verdict},
+        },
+        turn::outcome::{ErrorCode, Failure},
+    },
+    telemetry::labels::RestartCause,
+};
+
+/// Starts, closes and ends of one workspace's sessions that wait. Ends are always taken, since each guard has
+/// a place of its own; the others wait for room.
+const MAILBOX: usize = 64;
+
+/// The sessions of one workspace.
+pub struct WorkspaceSupervisor {
+    workspace: WorkspaceKey,
+    parts: Arc<Parts>,
+    routing: WorkspaceRouting,
+    children: HashMap<SessionId, Child>,
+    drained: Vec<Later<()>>,
+    /// Asks the sessions for signs of life, as long as there are any: it would keep this actor for ever.
+    probing: Option<SpawnHandle>,
+    /// When that was done last.
+    probed: Instant,
+}
+
+impl WorkspaceSupervisor {
+    /// Makes the supervisor of a workspace without sessions.
+    pub fn new(workspace: WorkspaceKey, parts: Arc<Parts>, routing: WorkspaceRouting) -> Self {
+        Self {
+            workspace,
+            parts,
+            routing,
+            children: HashMap::new(),
+            drained: Vec::new(),
+            probing: None,
+            probed: Instant::now(),
+        }
+    }
+
+    fn spawn(
+        &self,
+        shared: &Arc<SessionShared>,
+        generation: u64,
+        start: Start,
+        ctx: &mut Context<Self>,
+    ) -> (Mailbox, JoinHandle<()>) {
+        let guard = EndGuard::new(ctx.address().recipient(), shared.spec.session_id, generation);
+        live_child::spawn(Session::new(self.parts.clone(), shared.clone(), guard, start))
+    }
+
+    fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
+        let StartSession { spec, past, seat, adopted } = message;
+        let settings = &self.parts.settings;
+        let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
+        let view = SessionView::starting(past.restarts, self.parts.clock.now());
+        let id = spec.session_id;
+        let shared = Arc::new(SessionShared::new(spec, feed, view));
+        // An agent that was found again has long been started; its end may be among what it said meanwhile, and then
+        // comes before anybody can note that the start worked.
+        let proven = adopted.is_some();
+        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
+        let (mailbox, actor) = self.spawn(&shared, 0, start, ctx);
+        let (mailbox, watching) = watch::channel(mailbox);
+        let child = Child {
+            shared: shared.clone(),
+            restarts: RestartPolicy::new(settings.restart),
+            generation: 0,
+            mailbox,
+            actor,
+            probe: ProbeState::default(),
+            is_stuck: false,
+            proven,
+            waiting: Vec::new(),
+            closing: Vec::new(),
+            _seat: seat,
+        };
+        self.children.insert(id, child);
+        if self.probing.is_none() {
+            self.probed = Instant::now();
+            self.probing = Some(ctx.run_interval(PROBE_EVERY.min(self.parts.settings.stuck_after), Self::probe));
+        }
+        let live = LiveSession { shared, supervisor: ctx.address().recipient(), mailbox: watching };
+        self.parts.index.insert(Arc::new(live));
+        self.parts.metrics.session_changed(None, Some(SessionState::Starting));
+    }
+
+    fn on_broken(&mut self, id: SessionId, cause: RestartCause, failure: Failure, ctx: &mut Context<Self>) {
+        let now = self.parts.clock.now();
+        let Some(child) = self.children.get_mut(&id) else { return };
+        match child.restarts.on_end(now) {
+            Verdict::GiveUp => {
+                let detail = format!("it failed too often in a short time; the last failure: {}", failure.detail);
+                self.settle(id, SessionState::Failed, Some(Failure::new(failure.code, detail)), ctx);
+            }
+            Verdict::Restart(delay) => {
+                self.parts.metrics.restarted(cause);
+                child.generation += 1;
+                let shared = child.shared.clone();
+                let past = {
+                    let mut view = shared.move_to(SessionState::Starting, &self.parts.metrics);
+                    view.connection = ConnectionStatus::Reconnecting;
+                    view.running = None;
+                    view.restarts += 1;
+                    let cookies = view.facts.as_ref().and_then(|facts| facts.cookies.clone());
+                    (view.agent_session_id.clone(), cookies, view.restarts)
+                };
+                let (agent_session_id, cookies, restarts) = past;
+                tracing::warn!(
+                    marker = "[ACP]",
+                    session_id = %id,
+                    workspace = %self.workspace,
+                    cause = cause.as_str(),
+                    detail = %Redacted::new(&failure.detail),
+                    restarts,
+                    delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                    "session is started again"
+                );
+                let update = json!({
+                    "state": SessionState::Starting,
+                    "connection": ConnectionStatus::Reconnecting.as_str(),
+                    "cause": cause.as_str(),
+                });
+                shared.feed.announce(None, EventKind::Status, &update);
+                self.parts.telemetry.publish(&shared, now);
+                let past = Past { agent_session_id, last_event_id: 0, restarts };
+                let generation = child.generation;
+                let start = Start { delay, past, cookies, ready: None, adopted: None };
+                let (mailbox, actor) = self.spawn(&shared, generation, start, ctx);
+                if let Some(child) = self.children.get_mut(&id) {
+                    (child.actor, child.probe, child.is_stuck) = (actor, ProbeState::default(), false);
+                    child.mailbox.send_replace(mailbox);
+                }
+            }
+        }
+    }
+
+    /// Writes down where a session ended, then forgets it: whoever looks for it finds either the live
+    /// session or the row.
+    fn settle(&mut self, id: SessionId, state: SessionState, failure: Option<Failure>, ctx: &mut Context<Self>) {
+        let Some(child) = self.children.get(&id) else { return };
+        let shared = child.shared.clone();
+        {
+            let mut view = shared.move_to(state, &self.parts.metrics);
+            view.connection = ConnectionStatus::Error;
+            view.running = None;
+        }
+        shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
+        self.parts.telemetry.publish(&shared, self.parts.clock.now());
+        tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
+        let parts = self.parts.clone();
+        let writing = async move { session_end::write_down(&parts, &shared, state, failure).await };
+        ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
+            if let Err(cause) = written {
+                // The row is set right by the recovery of the next start, or by the next load.
+                tracing::error!(marker = "[ACP]", session_id = %id, %cause, "the end of a session was not written down");
+            }
+            this.forget(id);
+        }));
+    }
+
+    /// Ends a session whose first start did not work: its callers are told, nothing of it is kept.
+    fn give_up_start(&mut self, id: SessionId, cause: EndCause) {
+        let failure = match cause {
+            EndCause::StartFailed(failure) | EndCause::Broken(failure) => failure,
+            EndCause::Panicked => Failure::new(ErrorCode::Internal, "the session's actor panicked"),
+            EndCause::Idle | EndCause::Closed | EndCause::Drained => {
+                Failure::new(ErrorCode::SessionClosed, "the session was closed while it started")
+            }
+        };
+        self.parts.metrics.error(failure.code);
+        for later in self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default() {
+            let _ = later.send(Err(failure.clone()));
+        }
+        self.forget(id);
+    }
+
+    fn forget(&mut self, id: SessionId) {
+        self.parts.index.remove(id);
+        let Some(child) = self.children.remove(&id) else { return };
+        self.parts.metrics.session_changed(Some(child.shared.view().state), None);
+        for later in child.closing {
+            let _ = later.send(());
+        }
+        if self.children.is_empty() {
+            for later in self.drained.drain(..) {
+                let _ = later.send(());
+            }
+        }
+    }
+
+    /// Asks every session for a sign of life, and drops the actor of one that has given none for too long. That
+    /// ends its turn and tells its end, as a panic does.
+    fn probe(&mut self, ctx: &mut Context<Self>) {
+        if self.children.is_empty() {
+            self.probing.take().map(|probing| ctx.cancel_future(probing));
+            return;
+        }
+        ctx.spawn(wrap_future(self.routing.clone().look_after(self.parts.clone())));
+        let now = Instant::now();
+        let stuck_after = self.parts.settings.stuck_after;
+        let period = PROBE_EVERY.min(stuck_after);
+        let was_late = now.saturating_duration_since(self.probed) > period * 2;
+        self.probed = now;
+        for (id, child) in &mut self.children {
+            match child.probe.step(now, stuck_after, was_late) {
+                Step::Wait => {}
+                Step::Ask => {
+                    let (id, generation) = (*id, child.generation);
+                    let asking = child.mailbox.borrow().probe.send(Probe);
+                    ctx.spawn(wrap_future::<_, Self>(asking).map(move |answer, this, _| {
+                        let child = this.children.get_mut(&id).filter(|child| child.generation == generation);
+                        if let (Some(child), Ok(())) = (child, answer) {
+                            child.probe.answered();
+                        }
+                    }));
+                }
+                Step::Replace => {
+                    child.is_stuck = true;
+                    child.actor.abort();
+                }
+            }
+        }
+    }
+
+    fn end(&self, id: SessionId, cause: EndCause) {
+        if let Some(child) = self.children.get(&id) {
+            let end = child.mailbox.borrow().end.clone();
+            // A session whose actor is gone already has told so, and is settled by that.
+            actix::spawn(async move { end.send(EndSession { cause }).await });
+        }
+    }
+}
+
+impl Actor for WorkspaceSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<StartSession> for WorkspaceSupervisor {
+    type Result = ResponseFuture<Started>;
+
+    fn handle(&mut self, message: StartSession, ctx: &mut Self::Context) -> Self::Result {
+        let closed = |_| Failure::new(ErrorCode::SessionClosed, "the session was closed while it started");
+        let (ready, answer) = oneshot::channel();
+        if let Some(child) = self.children.get_mut(&message.spec.session_id) {
+            let facts = child.shared.view().facts.clone();
+            match facts {
+                Some(facts) => return Box::pin(std::future::ready(Ok(facts))),
+                None => child.waiting.push(ready),
+            }
+            return Box::pin(async move { answer.await.map_err(closed)? });
+        }
+        let id = message.spec.session_id;
+        self.adopt(message, ready, ctx);
+        let this = ctx.address();
+        Box::pin(async move {
+            let started = answer.await.map_err(closed)?;
+            if let Ok(facts) = &started {
+                let _ = this.send(Proven(id, facts.clone())).await;
+            }
+            started
+        })
+    }
+}
+
+impl Handler<Proven> for WorkspaceSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, Proven(id, facts): Proven, _: &mut Self::Context) {
+        if let Some(child) = self.children.get_mut(&id) {
+            child.proven = true;
+            for later in child.waiting.drain(..) {
+                let _ = later.send(Ok(facts.clone()));
+            }
+        }
+    }
+}
+
+impl Handler<SessionEnded> for WorkspaceSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: SessionEnded, ctx: &mut Self::Context) {
+        let SessionEnded { session_id: id, generation, cause } = message;
+        let Some(child) = self.children.get(&id) else { return };
+        if child.generation != generation {
+            return;
+        }
+        if !child.proven {
+            return self.give_up_start(id, cause);
+        }
+        if !child.closing.is_empty() {
+            // Whatever it ended of, it is what was asked for.
+            return self.settle(id, SessionState::Closed, None, ctx);
+        }
+        match cause {
+            EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
+            EndCause::Broken(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
+            EndCause::Panicked if child.is_stuck => {
+                tracing::error!(marker = "[ACP]", session_id = %id, "a session did not answer any more and is replaced");
+                let failure = Failure::new(ErrorCode::Internal, "the session's actor did not answer any more");
+                self.on_broken(id, RestartCause::Stuck, failure, ctx);
+            }
+            EndCause::Panicked => {
+                let failure = Failure::new(ErrorCode::Internal, "the session's actor panicked");
+                self.on_broken(id, RestartCause::Panic, failure, ctx);
+            }
+            EndCause::Idle | EndCause::Drained => self.settle(id, SessionState::Hibernated, None, ctx),
+            EndCause::Closed => self.settle(id, SessionState::Closed, None, ctx),
+        }
+    }
+}
+
+impl Handler<CloseSession> for WorkspaceSupervisor {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, message: CloseSession, _: &mut Self::Context) -> Self::Result {
+        let (later, closed) = oneshot::channel();
+        let Some(child) = self.children.get_mut(&message.session_id) else {
+            return Box::pin(std::future::ready(false));
+        };
+        child.closing.push(later);
+        self.end(message.session_id, EndCause::Closed);
+        Box::pin(async move { closed.await.is_ok() })
+    }
+}
+
+impl Handler<DrainSessions> for WorkspaceSupervisor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: DrainSessions, _: &mut Self::Context) -> Self::Result {
+        if self.children.is_empty() {
+            return Box::pin(std::future::ready(()));
+        }
+        let (later, drained) = oneshot::channel();
+        self.drained.push(later);
+        for id in self.children.keys() {
+            self.end(*id, EndCause::Drained);
+        }
+        Box::pin(async move {
+            let _ = drained.await;
+        })
+    }
+}

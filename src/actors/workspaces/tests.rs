@@ -1,0 +1,618 @@
+//! A workspace supervisor and its session, with an agent that the test plays and a real database.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::supervisor::WorkspaceSupervisor;
+use crate::{
+    acp::schema::RequestId,
+    actors::{
+        handles::{
+            capacity_guard::{
+                CapacityGuard,
+                tests::{guard, tenant},
+            },
+            index::LiveSession,
+            messages::{
+                AnswerPermission, CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded,
+            },
+            session::{SessionSpec, SharedPolicy},
+        },
+        routing::WorkspaceRouting,
+        services::{Parts, SessionSettings},
+        session::adoption,
+        session_end,
+    },
+    config::Config,
+    contract::runtime::ResumedPrompt,
+    domain::{
+        automation::skip::WantedMode,
+        clock::Clock,
+        ids::{FolderId, PromptId, SessionId, WorkspaceKey},
+        notify::toast::{Scope, Stream, Trigger},
+        routing::Route,
+        session::{
+            lifecycle::{SessionMode, SessionState},
+            mcp,
+            permission::PermissionPolicy,
+        },
+        turn::{
+            Severity, TurnState,
+            outcome::{ErrorCode, Failure},
+            prompt::Prompt,
+        },
+    },
+    store::{
+        DatabaseUrl, EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreError,
+        StoreObserver, StoreOptions,
+    },
+    telemetry::SystemClock,
+    transport::{
+        AgentEvent, CloseReason, Transport,
+        fake::{FakeAgent, FakeTransport},
+    },
+};
+
+/// Places in the writer's queue.
+const WRITE_QUEUE: usize = 64;
+
+struct Blind;
+
+impl StoreObserver for Blind {
+    fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
+    fn on_failure(&self) {}
+    fn on_queue_depth(&self, _: usize) {}
+}
+
+struct Stage {
+    parts: Arc<Parts>,
+    live: Arc<LiveSession>,
+    id: SessionId,
+    agents: mpsc::Receiver<FakeAgent>,
+    panics: Arc<std::sync::atomic::AtomicUsize>,
+    failures: Arc<std::sync::Mutex<Vec<Failure>>>,
+    held: Arc<std::sync::Mutex<HashMap<String, Option<ResumedPrompt>>>>,
+    capacity: CapacityGuard,
+    _supervisor: Addr<WorkspaceSupervisor>,
+    _folder: tempfile::TempDir,
+}
+
+/// A live session whose first agent has started.
+async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
+    stage_with(Duration::from_secs(60), change).await
+}
+
+async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreOptions {
+        url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
+        readers: 2,
+        write_queue: WRITE_QUEUE,
+        patience,
+        webhook: None,
+        observer: Arc::new(Blind),
+    })
+    .unwrap();
+    let (transport, mut agents) = FakeTransport::new();
+    let (panics, failures, held) = (transport.panics.clone(), transport.failures.clone(), transport.held.clone());
+    let mut settings = SessionSettings::new(&Config::default());
+    change(&mut settings);
+    let transport: Arc<dyn Transport> = Arc::new(transport);
+    let parts = Arc::new(Parts::of_test(store, transport.clone(), transport, settings));
+    let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
+    let id = SessionId(Uuid::now_v7());
+    let now = SystemClock.now();
+    let workspace = NewWorkspace {
+        key: key.clone(),
+        folder_id: FolderId(Uuid::now_v7()),
+        repository: None,
+        branch: None,
+        path: None,
+        permission_policy: None,
+        now,
+    };
+    let new = NewSession {
+        session_id: id,
+        key: key.clone(),
+        workspace: Some(workspace),
+        user_id: None,
+        agent: "default".into(),
+        mode: SessionMode::Development,
+        enable_git_ops: false,
+        state: SessionState::Idle,
+        agent_session_id: Some("fake-session".into()),
+        mcp_servers: "[]".into(),
+        protocol: Route::Acp,
+        protocol_version: Some(1),
+        agent_facts: None,
+        connection: Some(KeptConnection { id: "c".into(), cookies: None }),
+        now,
+    };
+    parts.store.create_session(new).await.unwrap();
+    let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
+    let spec = SessionSpec {
+        user_id: None,
+        mode: SessionMode::Development,
+        enable_git_ops: false,
+        repository: None,
+        gate: routing.gate().clone(),
+        pace: routing.pace().clone(),
+        has_oneshot: false,
+        session_id: id,
+        workspace: key.clone(),
+        agent: None,
+        cwd: "/w".into(),
+        is_ephemeral: false,
+        mcp_servers: mcp::none(),
+        policy: SharedPolicy::new(PermissionPolicy::Ask),
+    };
+    let capacity = guard(1);
+    let supervisor = WorkspaceSupervisor::new(key, parts.clone(), routing).start();
+    let seat = capacity.admit(&tenant("acme")).unwrap();
+    supervisor
+        .send(StartSession { spec: Arc::new(spec), past: Past::default(), seat, adopted: None })
+        .await
+        .unwrap()
+        .unwrap();
+    let agent = agents.recv().await.unwrap();
+    let live = parts.index.get(id).unwrap();
+    let stage =
+        Stage { parts, live, id, agents, panics, failures, held, capacity, _supervisor: supervisor, _folder: folder };
+    (stage, agent)
+}
+
+impl Stage {
+    /// Begins a turn, at the session's fresh actor where the one before has just died.
+    async fn begin(&self, key: Option<&str>) -> Result<TurnBegun, PromptRefused> {
+        let mut mailbox = self.live.mailbox.clone();
+        let prompt_id = PromptId(Uuid::now_v7());
+        let mut again = false;
+        loop {
+            let run = mailbox.borrow_and_update().run_prompt.clone();
+            let raw = serde_json::value::to_raw_value("hello").unwrap();
+            let message = RunPrompt {
+                prompt_id,
+                prompt: Prompt::parse(&raw).unwrap(),
+                wanted: WantedMode::default(),
+                idempotency: key.map(|key| Idempotency { key: key.into(), body_hash: "h".into() }),
+                again,
+                span: tracing::Span::none(),
+            };
+            if let Ok(begun) = run.send(message).await {
+                return begun;
+            }
+            again = true;
+            mailbox.changed().await.unwrap();
+        }
+    }
+
+    async fn run(&self) -> Arc<TurnEnded> {
+        ended(self.begin(None).await.unwrap_or_else(|refused| panic!("{:?}", refused.failure))).await
+    }
+
+    async fn find_again(&self) -> Vec<adoption::Found> {
+        let unfinished = self.parts.store.unfinished().await.unwrap();
+        adoption::find_again(&self.parts, unfinished).await
+    }
+
+    async fn gone(&self) {
+        let mut mailbox = self.live.mailbox.clone();
+        while mailbox.changed().await.is_ok() {}
+    }
+
+    async fn state(&self) -> SessionState {
+        self.parts.store.session(self.id).await.unwrap().unwrap().state
+    }
+}
+
+async fn ended(begun: TurnBegun) -> Arc<TurnEnded> {
+    let (TurnBegun::Accepted(mut turn) | TurnBegun::Joined(mut turn)) = begun else { panic!("it ended before") };
+    turn.ended.wait_for(Option::is_some).await.unwrap().clone().unwrap()
+}
+
+fn crash() -> AgentEvent {
+    AgentEvent::Closed(CloseReason::Lost("cut".into()))
+}
+
+#[actix::test]
+async fn a_panic_in_the_actor_ends_the_turn_once_and_the_session_goes_on() {
+    let (mut stage, _first) = stage(|_| {}).await;
+    stage.panics.store(1, std::sync::atomic::Ordering::Release);
+    // The actor died before it could answer; its turn is found by the repeat, and has ended.
+    let Ok(TurnBegun::Ended(row)) = stage.begin(None).await else { panic!("not found again") };
+    assert_eq!((row.state, row.error.unwrap().code), (TurnState::Failed, ErrorCode::Internal));
+    assert!(row.result.unwrap().contains("\"stopReason\":\"error\""));
+
+    // The session is the same, and its fresh agent is asked to go on.
+    let begun = stage.begin(None).await;
+    let mut agent = stage.agents.recv().await.unwrap();
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(agent.request.previous.as_deref(), Some("fake-session"));
+    assert_eq!(ended(begun.unwrap_or_else(|_| panic!("refused"))).await.state, TurnState::Completed);
+    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 2);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "failed"), 1);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "completed"), 1);
+}
+
+#[actix::test]
+async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back() {
+    let (mut stage, mut agent) = stage(|settings| settings.restart.max_restarts = 2).await;
+    for restarts_left in (0..=2).rev() {
+        agent.says.send(crash()).await.unwrap();
+        if restarts_left > 0 {
+            agent = stage.agents.recv().await.unwrap();
+        }
+    }
+    stage.gone().await;
+    assert_eq!(stage.state().await, SessionState::Failed);
+    assert!(stage.parts.index.get(stage.id).is_none());
+    assert_eq!(stage.capacity.taken(), 0);
+    assert_eq!(stage.parts.store.session(stage.id).await.unwrap().unwrap().restarts, 2);
+}
+
+#[actix::test]
+async fn fr_013_a_session_that_failed_while_the_database_was_away_for_too_long_is_told_when_it_is_back() {
+    let (stage, _agent) = stage_with(Duration::from_millis(50), |_| {}).await;
+    let path = stage._folder.path().join("test.db");
+    let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+    let failure = Failure::new(ErrorCode::AgentCrashed, "it ended");
+    let ending = session_end::write_down(&stage.parts, &stage.live.shared, SessionState::Failed, Some(failure));
+    assert!(matches!(ending.await, Err(StoreError::Unavailable(_))));
+    other.batch_execute("ROLLBACK").unwrap();
+    let of_tenant = Scope::all(Stream::Tenant("acme".parse().unwrap()));
+    let toasts = async || stage.parts.store.toasts_after(of_tenant.clone(), 0, 9).await.unwrap().rows;
+    while toasts().await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let told = toasts().await;
+    let triggers: Vec<_> = told.iter().flatten().map(|row| row.trigger).collect();
+    assert_eq!(triggers, [Trigger::SessionFailed]);
+    assert_eq!(stage.state().await, SessionState::Failed);
+}
+
+#[actix::test]
+async fn nfr_002_a_session_that_panics_keeps_its_seat_while_it_is_restarted_and_gives_it_back_when_it_is_not() {
+    for (max_restarts, left) in [(1, 1), (0, 0)] {
+        let (mut stage, _agent) = stage(|settings| settings.restart.max_restarts = max_restarts).await;
+        stage.panics.store(1, std::sync::atomic::Ordering::Release);
+        tokio::select! {
+            biased;
+            () = stage.gone() => {}
+            _ = stage.begin(None) => drop(stage.agents.recv().await.expect("a fresh agent")),
+        }
+        assert_eq!(stage.capacity.taken(), left);
+    }
+}
+
+#[actix::test]
+async fn a_cancel_that_is_not_confirmed_ends_cancelled_and_says_so() {
+    let (mut stage, mut agent) = stage(|settings| settings.cancel_grace = Duration::from_millis(50)).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+    assert!(cancel.send(CancelTurn { prompt_id: None }).await.unwrap());
+    let end = ended(begun).await;
+    assert_eq!(end.state, TurnState::Cancelled);
+    assert!(end.result.get().contains("did not confirm"), "{}", end.result);
+    stage.agents.recv().await.expect("a fresh agent");
+    let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+    assert!(!cancel.send(CancelTurn { prompt_id: None }).await.unwrap(), "nothing runs any more");
+}
+
+#[actix::test]
+async fn silence_ends_a_turn_and_a_talking_agent_may_take_its_time() {
+    let (stage, mut agent) = stage(|settings| settings.inactivity_timeout = Duration::from_millis(300)).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    let mut pulse = tokio::time::interval(Duration::from_millis(100));
+    for _ in 0..8 {
+        pulse.tick().await;
+        let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"x"}}"#;
+        agent
+            .says
+            .send(AgentEvent::Update { update: serde_json::from_str(update).unwrap(), meta: None })
+            .await
+            .unwrap();
+    }
+    let end = ended(begun).await;
+    assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::InactivityTimeout);
+    assert!(end.result.get().contains("xxxxxxxx"), "eight updates came first: {}", end.result);
+}
+
+#[actix::test]
+async fn a_turn_that_fails_over_a_link_that_lives_on_ends_alone() {
+    let (mut stage, mut agent) = stage(|_| {}).await;
+    for (asks_for_cancel, state) in [(false, TurnState::Failed), (true, TurnState::Cancelled)] {
+        let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+        let call = agent.prompted().await;
+        if asks_for_cancel {
+            let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+            assert!(cancel.send(CancelTurn { prompt_id: None }).await.unwrap());
+        }
+        let remark = AgentEvent::Remark { severity: Severity::Warn, message: "by the way".into() };
+        agent.says.send(remark).await.unwrap();
+        let failure = Failure::new(ErrorCode::AgentCrashed, "exit code 42");
+        agent.says.send(AgentEvent::Failed { call, failure }).await.unwrap();
+        let end = ended(begun).await;
+        assert_eq!(end.state, state);
+        assert!(end.result.get().contains("by the way"), "{}", end.result);
+    }
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    assert!(stage.agents.try_recv().is_err(), "the same link carried all of them");
+}
+
+#[actix::test]
+async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let first = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Joined(joined) = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused")) else {
+        panic!("not joined")
+    };
+    let Err(refused) = stage.begin(Some("other")).await else { panic!("not refused") };
+    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnInProgress, Some(joined.prompt_id)));
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    // An answer that comes twice changes nothing.
+    agent.answer(call, r#"{"stopReason":"refusal"}"#).await;
+    assert_eq!(ended(first).await.state, TurnState::Completed);
+    assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Ended(row)) if row.prompt_id == joined.prompt_id));
+    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 1);
+}
+
+#[actix::test]
+async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
+    let (stage, agent) = stage(|_| {}).await;
+    let failure = Failure::new(ErrorCode::AgentStartFailed, "no such program");
+    stage.failures.lock().unwrap().push(failure);
+    agent.says.send(crash()).await.unwrap();
+    let mut mailbox = stage.live.mailbox.clone();
+    mailbox.changed().await.unwrap();
+    let end = stage.run().await;
+    assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
+}
+
+/// Makes the session wait for room in the writer's queue; it goes on when the places are dropped.
+async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
+    // All places are held, not filled: what is filled the writer takes out, and the session would find room again. One
+    // is held by the turn that runs.
+    let mut places = Vec::new();
+    while places.len() < WRITE_QUEUE - 1 {
+        match stage.parts.store.reserve_end() {
+            Ok(place) => places.push(place),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+    let text = "x".repeat(1_500_000);
+    let update = format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{{"type":"text","text":"{text}"}}}}"#);
+    let update = serde_json::value::RawValue::from_string(update).unwrap();
+    agent.says.send(AgentEvent::Update { update, meta: None }).await.unwrap();
+    places
+}
+
+#[actix::test]
+async fn a_session_that_does_not_answer_is_replaced_and_its_turn_ends_once() {
+    let (mut stage, mut agent) = stage(|settings| settings.stuck_after = Duration::from_millis(100)).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    let mut mailbox = stage.live.mailbox.clone();
+    mailbox.borrow_and_update();
+    let places = get_stuck(&stage, &agent).await;
+    // The agent's answer comes too late: nobody takes it.
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    mailbox.changed().await.unwrap();
+    drop(places);
+    let end = ended(begun).await;
+    assert_eq!((end.state, end.failure.as_ref().unwrap().code), (TurnState::Failed, ErrorCode::Internal));
+    let mut fresh = stage.agents.recv().await.unwrap();
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = fresh.prompted().await;
+    // Longer than it took the other one to be given up: this one answers.
+    let mut others = stage.live.mailbox.clone();
+    let replaced = tokio::time::timeout(Duration::from_millis(500), others.wait_for(|_| false));
+    assert!(replaced.await.is_err());
+    fresh.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    let metrics = stage.parts.metrics.render().unwrap();
+    assert!(metrics.contains("lumilink_restarts_total{cause=\"stuck\"} 1"), "{metrics}");
+    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 2);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "failed"), 1);
+    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "completed"), 1);
+    assert!(agent.says.is_closed(), "the agent of the stuck one was let go");
+}
+
+#[actix::test]
+async fn an_idle_session_hibernates_and_gives_its_seat_back() {
+    let (stage, _agent) = stage(|settings| settings.idle_timeout = Duration::from_millis(30)).await;
+    stage.gone().await;
+    assert_eq!(stage.state().await, SessionState::Hibernated);
+    assert_eq!(stage.capacity.taken(), 0);
+}
+
+fn chunk(text: &str) -> AgentEvent {
+    let update =
+        serde_json::json!({"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text}});
+    AgentEvent::Update { update: serde_json::value::to_raw_value(&update).unwrap(), meta: None }
+}
+
+#[actix::test]
+async fn what_a_turn_said_is_kept_by_the_runtime_until_it_is_on_disk() {
+    let (stage, mut agent) = stage(|settings| settings.settle_messages = 3).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    for seq in 1..=4 {
+        agent.delivered.handle(seq);
+        agent.says.send(chunk("x")).await.unwrap();
+        if seq == 2 {
+            assert_eq!(agent.delivered.settled(), 0, "neither many nor at its end");
+        }
+    }
+    agent.delivered.settled_more().await;
+    let settled = agent.delivered.settled();
+    assert!((3..=4).contains(&settled), "a long turn is settled in parts: {settled}");
+    let row = stage.parts.store.session(stage.id).await.unwrap().unwrap();
+    assert_eq!(row.settled_seq, settled);
+    agent.delivered.handle(5);
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    assert_eq!(agent.delivered.settled(), 5, "its end is on disk");
+    let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
+    let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
+    assert_eq!(said, "xxxx");
+}
+
+#[actix::test]
+async fn a_large_message_that_is_no_update_is_settled_in_the_middle_of_a_turn_too() {
+    let (stage, mut agent) = stage(|settings| settings.settle_bytes = 1000).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    agent.delivered.handle(1);
+    let params = serde_json::value::to_raw_value(&"x".repeat(1000)).unwrap();
+    let request = AgentEvent::Request { id: RequestId::Number(1), method: "_x/large".into(), params };
+    agent.says.send(request).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), agent.delivered.settled_more())
+        .await
+        .expect("the agent is read on");
+    assert_eq!(agent.delivered.settled(), 1);
+    agent.delivered.handle(2);
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun).await.state, TurnState::Completed);
+    assert_eq!(agent.delivered.settled(), 2);
+    agent.delivered.handle(3);
+    agent.says.send(chunk("of no turn")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while agent.delivered.settled() < 3 {
+            agent.delivered.settled_more().await;
+        }
+    })
+    .await
+    .expect("what is of no turn is not kept");
+}
+
+#[actix::test]
+async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
+    let (mut stage, mut first) = stage(|_| {}).await;
+    let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
+    let prompt_id = turn.prompt_id;
+    let call = first.prompted().await;
+    stage.held.lock().unwrap().insert("c".into(), Some(ResumedPrompt { prompt_id, call, after: 0 }));
+    let found = stage.find_again().await.pop().expect("the turn is found");
+    let agent = stage.agents.recv().await.unwrap();
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    agent.says.send(crash()).await.unwrap();
+    let Parts { store, acp, http, settings, .. } = &*stage.parts;
+    let parts = Parts::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
+    let parts = Arc::new(parts);
+    let routing = WorkspaceRouting::start(found.session.key.clone(), &parts).await.unwrap();
+    let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone(), routing).start();
+    let spec = stage.live.shared.spec.clone();
+    let seat = guard(1).admit(&tenant("acme")).unwrap();
+    let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
+    supervisor.send(start).await.unwrap().unwrap();
+    let again = tokio::time::timeout(Duration::from_secs(10), stage.agents.recv()).await;
+    assert!(again.expect("it is started again").is_some());
+    assert!(parts.index.get(stage.id).is_some(), "it is not forgotten");
+}
+
+#[actix::test]
+async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
+    let (mut stage, mut first) = stage(|settings| settings.settle_messages = 1).await;
+    let begun = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
+    let prompt_id = turn.prompt_id;
+    let call = first.prompted().await;
+    first.delivered.handle(1);
+    first.says.send(chunk("before ")).await.unwrap();
+    first.delivered.settled_more().await;
+
+    // As if that life had ended here: another one, on the same database.
+    let held = ResumedPrompt { prompt_id, call, after: 0 };
+    stage.held.lock().unwrap().insert("c".into(), Some(held));
+    let mut found = stage.find_again().await;
+    let found = found.pop().expect("the turn is found");
+    let agent = stage.agents.recv().await.unwrap();
+    assert_eq!(
+        stage.parts.store.recover(SystemClock.now(), &[stage.id], Vec::new()).await.unwrap().interrupted_turns,
+        0
+    );
+    let key = found.session.key.clone();
+    let Parts { store, acp, http, settings, .. } = &*stage.parts;
+    let parts = Parts::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
+    let parts = Arc::new(parts);
+    let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
+    let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone(), routing).start();
+    let spec = stage.live.shared.spec.clone();
+    let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
+    let seat = guard(1).admit(&tenant("acme")).unwrap();
+    let start = StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)) };
+    supervisor.send(start).await.unwrap().unwrap();
+    let live = parts.index.get(stage.id).unwrap();
+    assert_eq!(live.shared.view().running, Some(prompt_id));
+    stage.live = live;
+    let joined = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    assert!(matches!(&joined, TurnBegun::Joined(turn) if turn.prompt_id == prompt_id), "one key, one execution");
+
+    agent.says.send(chunk("after")).await.unwrap();
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    let end = ended(joined).await;
+    assert_eq!((end.state, end.prompt_id), (TurnState::Completed, prompt_id));
+    assert!(end.result.get().contains("before after"), "{}", end.result);
+    assert!(end.event_id.unwrap() > 10_000_000_000, "no id of the earlier life comes again");
+    let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
+    let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
+    assert_eq!(said, "before after");
+    assert_eq!((parts.metrics.turns_started(Route::Acp), parts.metrics.turns_ended(Route::Acp, "completed")), (1, 1));
+}
+
+#[actix::test]
+async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    for held in [None, Some(ResumedPrompt { prompt_id: PromptId(Uuid::now_v7()), call: 1, after: 0 })] {
+        stage.held.lock().unwrap().insert("c".into(), held);
+        assert!(stage.find_again().await.is_empty());
+    }
+    assert!(stage.find_again().await.is_empty(), "nothing is held at all");
+}
+
+#[actix::test]
+async fn what_a_person_was_asked_is_kept_by_the_runtime_until_it_is_answered() {
+    let (stage, mut agent) = stage(|settings| settings.settle_messages = 1).await;
+    let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    let feed = &stage.live.shared.feed;
+    let mut reader = feed.subscribe(feed.last_id());
+    let params = serde_json::json!({
+        "sessionId": "s",
+        "toolCall": {"toolCallId": "1"},
+        "options": [{"optionId": "allow", "name": "Allow", "kind": "allow_once"}],
+    });
+    agent.delivered.handle(1);
+    let asked = AgentEvent::Request {
+        id: RequestId::Number(1),
+        method: "session/request_permission".into(),
+        params: serde_json::value::to_raw_value(&params).unwrap(),
+    };
+    agent.says.send(asked).await.unwrap();
+    let event: serde_json::Value = serde_json::from_str(&reader.live.recv().await.unwrap().data).unwrap();
+    agent.delivered.handle(2);
+    agent.says.send(chunk("meanwhile")).await.unwrap();
+    reader.live.recv().await.unwrap();
+    assert_eq!(agent.delivered.settled(), 0, "a supervisor that comes back would not know of it");
+
+    let request_id = event["update"]["requestId"].as_str().unwrap().to_owned();
+    let answer = stage.live.mailbox.borrow().answer_permission.clone();
+    answer.send(AnswerPermission { request_id, option_id: Some("allow".into()) }).await.unwrap().unwrap();
+    agent.delivered.settled_more().await;
+    assert_eq!(agent.delivered.settled(), 2);
+}

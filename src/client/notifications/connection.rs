@@ -1,0 +1,202 @@
+//! One WebSocket to `GET /ws/notifications`.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
+    tungstenite::{
+        self, Message,
+        client::IntoClientRequest,
+        error::UrlError,
+        handshake::client::Request,
+        protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
+    },
+};
+
+use super::{frames::Heard, inbox::ToastScope};
+use crate::{
+    client::{ApiClient, ClientError, api::unexpected, clean::clean_line},
+    contract::{notifications::frames::ClientFrame, problem::Problem},
+};
+
+/// The largest frame that is taken, in bytes: a toast has some hundred.
+const MAX_FRAME_BYTES: usize = 64 * 1024;
+/// Initial read buffer, which grows with a frame.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+/// How long a line may take to come up, hello included.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long saying something may take: a peer that does not read is none.
+const SAY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take to hear that we leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a line is kept alive.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pulse {
+    /// A ping goes out this often.
+    pub every: Duration,
+    /// A line on which nothing came for so long is broken.
+    pub patience: Duration,
+}
+
+impl Default for Pulse {
+    /// 20 s and 30 s: the server itself pings every 25 s.
+    fn default() -> Self {
+        Self { every: Duration::from_secs(20), patience: Duration::from_secs(30) }
+    }
+}
+
+/// Why there is no line any more, or none came up.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The server closed it, with a code or without.
+    Closed(Option<u16>, String),
+    /// It was answered with this status instead of an upgrade.
+    Refused(u16, ClientError),
+    /// It broke, or could not be made.
+    Broke(String),
+    /// It cannot be asked for at all.
+    Impossible(ClientError),
+}
+
+/// A line that stands.
+pub(crate) struct Line {
+    socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+    pulse: Pulse,
+    opened: Instant,
+    heard: Instant,
+    pinged: Instant,
+}
+
+impl Line {
+    /// Connects and says hello. Dropping the future leaves nothing behind; safe to repeat.
+    pub async fn open(
+        client: &ApiClient,
+        scope: &ToastScope,
+        hello: &ClientFrame,
+        pulse: Pulse,
+    ) -> Result<Self, End> {
+        let request = request(client, scope).map_err(End::Impossible)?;
+        let url = request.uri().to_string();
+        let opening = async {
+            let mut socket = connect(request).await.map_err(|cause| not_connected(cause, &url))?;
+            say(&mut socket, hello).await?;
+            Ok(socket)
+        };
+        let late = |_| Err(End::Broke(format!("{url} does not answer within {} s", OPEN_TIMEOUT.as_secs())));
+        let socket = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(late)?;
+        let now = Instant::now();
+        Ok(Self { socket, pulse, opened: now, heard: now, pinged: now })
+    }
+
+    /// How long it has stood.
+    pub fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    /// The next frame. Cancel-safe.
+    ///
+    /// # Errors
+    /// The end of the line, for good.
+    pub async fn next(&mut self) -> Result<Heard, End> {
+        loop {
+            let ping_at = self.pinged + self.pulse.every;
+            let dead_at = self.heard + self.pulse.patience;
+            let message = tokio::select! {
+                // What came while nobody listened is a sign of life.
+                biased;
+                message = self.socket.next() => message,
+                () = sleep_until(dead_at) => {
+                    let silence = self.pulse.patience.as_secs_f32();
+                    return Err(End::Broke(format!("nothing came for {silence} s")));
+                }
+                () = sleep_until(ping_at) => {
+                    self.pinged = Instant::now();
+                    timeout(SAY_TIMEOUT, say(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
+                    continue;
+                }
+            };
+            self.heard = Instant::now();
+            match message {
+                Some(Ok(Message::Text(text))) => {
+                    return serde_json::from_str(&text)
+                        .map_err(|cause| End::Broke(format!("a frame is not what the API says: {cause}")));
+                }
+                Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
+                // Pings are answered by the socket itself.
+                Some(Ok(_)) => {}
+                Some(Err(cause)) => return Err(End::Broke(clean_line(&cause.to_string()))),
+                None => return Err(End::Closed(None, "the connection was closed".into())),
+            }
+        }
+    }
+
+    /// Tells the server that we leave, as far as it listens.
+    pub async fn close(mut self) {
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        // Whatever comes of it, we leave.
+        let _ = timeout(CLOSE_TIMEOUT, WebSocketStream::close(&mut self.socket, Some(frame))).await;
+    }
+}
+
+fn too_slow(_: tokio::time::error::Elapsed) -> Result<(), End> {
+    Err(End::Broke("the server does not read".into()))
+}
+
+fn closed(frame: Option<CloseFrame>) -> End {
+    match frame {
+        Some(frame) => End::Closed(Some(frame.code.into()), clean_line(&frame.reason)),
+        None => End::Closed(None, "the server closed the connection without a reason".into()),
+    }
+}
+
+async fn say(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>, frame: &ClientFrame) -> Result<(), End> {
+    let text = serde_json::to_string(frame).map_err(|cause| End::Impossible(cause.into()))?;
+    socket.send(Message::text(text)).await.map_err(|cause| End::Broke(clean_line(&cause.to_string())))
+}
+
+fn request(client: &ApiClient, scope: &ToastScope) -> Result<Request, ClientError> {
+    let mut url = client.address(&["ws", "notifications"]);
+    let setup = |what: &str| ClientError::Setup(what.to_owned());
+    let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
+    url.set_scheme(scheme).map_err(|()| setup("the server's address cannot be one of a WebSocket"))?;
+    url.query_pairs_mut().extend_pairs(scope.query()?);
+    let mut request = url.as_str().into_client_request().map_err(|cause| setup(&cause.to_string()))?;
+    request.headers_mut().extend(client.headers().clone());
+    Ok(request)
+}
+
+async fn connect(request: Request) -> Result<Box<WebSocketStream<MaybeTlsStream<TcpStream>>>, tungstenite::Error> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(MAX_FRAME_BYTES)
+        .max_message_size(Some(MAX_FRAME_BYTES))
+        .max_frame_size(Some(MAX_FRAME_BYTES));
+    let uri = request.uri();
+    let host = uri.host().ok_or(UrlError::NoHostName)?;
+    let default_port = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
+    let stream = TcpStream::connect(format!("{host}:{}", uri.port_u16().unwrap_or(default_port))).await?;
+    stream.set_nodelay(true)?;
+    let (socket, _) = client_async_tls_with_config(request, stream, Some(config), None).await?;
+    Ok(Box::new(socket))
+}
+
+fn not_connected(cause: tungstenite::Error, url: &str) -> End {
+    match cause {
+        tungstenite::Error::Http(response) => {
+            let (status, body) = (response.status(), response.body().as_deref().unwrap_or_default());
+            let error = match serde_json::from_slice::<Problem>(body) {
+                Ok(problem) => ClientError::Problem(Box::new(problem)),
+                Err(_) => unexpected(status, url.to_owned(), body),
+            };
+            End::Refused(status.as_u16(), error)
+        }
+        other => End::Broke(format!("cannot reach {}: {}", clean_line(url), clean_line(&other.to_string()))),
+    }
+}

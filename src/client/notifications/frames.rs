@@ -1,0 +1,88 @@
+//! What the server says, as far as a reader needs it: a newer server may say more.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// A toast, as it stands in a frame and on the list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReceivedToast {
+    /// Its own id.
+    pub id: Uuid,
+    /// Its place among the toasts of its sequence.
+    pub seq: u64,
+    /// Everything else that the server says about it.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// A frame.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub(crate) enum Heard {
+    Welcome {
+        epoch: String,
+        cursor: u64,
+        #[serde(default)]
+        unread: u64,
+    },
+    Toast(ReceivedToast),
+    Telemetry(Map<String, Value>),
+    Gap {
+        telemetry: u64,
+    },
+    Reset {
+        reason: String,
+        epoch: String,
+        cursor: u64,
+    },
+    Pong {
+        cursor: u64,
+    },
+    Bye {
+        code: u16,
+        reason: String,
+    },
+    /// An answer to what was not asked, or a frame of a later version.
+    #[serde(other)]
+    Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::contract::notifications::frames::ServerFrame;
+
+    #[test]
+    fn every_frame_of_the_contract_is_read_and_what_is_unknown_is_passed_over() {
+        let id = Uuid::from_u128(7);
+        let toast = json!({"type": "toast", "id": id, "seq": 4, "title": "t", "body": "b", "severity": "info",
+            "trigger": "capacity", "autoDismissMs": 10_000, "causeId": "c", "createdAt": "2026-01-01T00:00:00Z"});
+        for (frame, is_known) in [
+            (json!({"type": "welcome", "version": 1, "epoch": "e", "cursor": 1, "head": 2, "unread": 3}), true),
+            (toast.clone(), true),
+            (json!({"type": "gap", "telemetry": 3}), true),
+            (json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 9}), true),
+            (json!({"type": "ack", "id": id, "found": true, "unread": 0}), false),
+            (json!({"type": "pong", "cursor": 3}), true),
+            (json!({"type": "bye", "code": 4008, "reason": "r", "cursor": 3}), true),
+        ] {
+            serde_json::from_value::<ServerFrame>(frame.clone()).unwrap();
+            let mut later = frame.clone();
+            later["later"] = json!({"than": "this"});
+            for frame in [frame, later] {
+                let heard: Heard = serde_json::from_value(frame).unwrap();
+                assert_eq!(heard != Heard::Other, is_known, "{heard:?}");
+            }
+        }
+        let heard: Heard = serde_json::from_value(json!({"type": "fireworks", "at": "midnight"})).unwrap();
+        assert_eq!(heard, Heard::Other);
+        let Heard::Toast(read) = serde_json::from_value(toast.clone()).unwrap() else { panic!("no toast") };
+        let mut without_type = toast;
+        without_type.as_object_mut().unwrap().remove("type");
+        assert_eq!(serde_json::to_value(&read).unwrap(), without_type, "nothing of it is lost");
+        assert!(serde_json::from_value::<Heard>(json!({"type": "toast", "id": "no id", "seq": 1})).is_err());
+    }
+}

@@ -1,0 +1,441 @@
+use std::sync::{Arc, Mutex};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::mpsc,
+};
+use tokio_tungstenite::{
+    WebSocketStream, accept_async,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
+
+use super::*;
+use crate::{config::ClientSettings, contract::notifications::frames::close_code};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+async fn in_time<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+/// A server whose sockets a test speaks for, and whose list it fills, oldest first.
+struct Server {
+    settings: ClientSettings,
+    list: Arc<Mutex<Vec<Value>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+    sockets: mpsc::Receiver<TcpStream>,
+}
+
+/// How many toasts a page of the list has.
+const PAGE: usize = 2;
+
+impl Server {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/base/", listener.local_addr().unwrap());
+        let (list, asked) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let (sender, sockets) = mpsc::channel(8);
+        let (rows, notes) = (list.clone(), asked.clone());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let head = head(&stream).await;
+                let line = head.lines().next().unwrap().to_owned();
+                notes.lock().unwrap().push(head);
+                if line.contains("/ws/notifications") {
+                    sender.send(stream).await.unwrap();
+                } else {
+                    let page = page(&rows.lock().unwrap(), &line);
+                    answer(stream, "200 OK", &page.to_string()).await;
+                }
+            }
+        });
+        let settings = ClientSettings { url: url.parse().unwrap(), token: Some("t0ken".to_owned().into()) };
+        Self { settings, list, asked, sockets }
+    }
+
+    fn follower(&self, place: Option<(&str, u64)>) -> ToastFollower {
+        let place = place.map(|(epoch, cursor)| Place { epoch: epoch.into(), cursor });
+        let scope = ToastScope { installation_id: Some("acme".into()), ..ToastScope::default() };
+        ToastFollower::new(ApiClient::new(&self.settings).unwrap(), scope, place, false)
+    }
+
+    async fn stream(&mut self) -> TcpStream {
+        in_time(self.sockets.recv()).await.unwrap()
+    }
+
+    /// The next line of a reader, and what it said first.
+    async fn accept(&mut self) -> (Socket, Value) {
+        let stream = self.stream().await;
+        let mut socket = Socket(in_time(accept_async(stream)).await.unwrap());
+        let hello = socket.hear().await;
+        (socket, hello)
+    }
+
+    /// A reader whose line stands.
+    async fn welcomed(&mut self, place: Option<(&str, u64)>) -> (Socket, ToastFollower) {
+        let mut follower = self.follower(place);
+        let serving = async {
+            let (mut socket, _) = self.accept().await;
+            socket.welcome("e", place.map_or(5, |(_, cursor)| cursor)).await;
+            socket
+        };
+        let (socket, event) = tokio::join!(serving, in_time(follower.next()));
+        assert!(matches!(event.unwrap(), ToastEvent::Welcome { .. }));
+        (socket, follower)
+    }
+}
+
+/// What is waiting to be read, without taking it.
+async fn head(stream: &TcpStream) -> String {
+    let mut buffer = vec![0; 4096];
+    loop {
+        let length = stream.peek(&mut buffer).await.unwrap();
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if length == 0 || text.contains("\r\n\r\n") {
+            return text;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn page(list: &[Value], line: &str) -> Value {
+    let cursor = line.split_once("cursor=").and_then(|(_, rest)| rest.split([' ', '&']).next());
+    let skipped: usize = cursor.map_or(0, |cursor| cursor.parse().unwrap());
+    let unread_only = line.contains("unreadOnly=true");
+    let rows: Vec<_> = list.iter().rev().filter(|row| !unread_only || row["read"] == false).collect();
+    let next = (skipped + PAGE < rows.len()).then(|| (skipped + PAGE).to_string());
+    let items: Vec<_> = rows.into_iter().skip(skipped).take(PAGE).collect();
+    json!({"items": items, "unread": 0, "nextCursor": next})
+}
+
+async fn answer(mut stream: TcpStream, status: &str, body: &str) {
+    let mut request = vec![0; 4096];
+    let _ = stream.read(&mut request).await.unwrap();
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}"
+    );
+    stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+}
+
+struct Socket(WebSocketStream<TcpStream>);
+
+impl Socket {
+    async fn say(&mut self, frame: Value) {
+        in_time(self.0.send(Message::text(frame.to_string()))).await.unwrap();
+    }
+
+    async fn welcome(&mut self, epoch: &str, cursor: u64) {
+        self.say(json!({"type": "welcome", "version": 1, "epoch": epoch, "cursor": cursor, "head": 9, "unread": 3}))
+            .await;
+    }
+
+    async fn toast(&mut self, seq: u64) {
+        let mut toast = toast(seq);
+        toast["type"] = "toast".into();
+        self.say(toast).await;
+    }
+
+    /// The next frame of text.
+    async fn hear(&mut self) -> Value {
+        loop {
+            if let Message::Text(text) = in_time(self.0.next()).await.expect("a frame").unwrap() {
+                return serde_json::from_str(&text).unwrap();
+            }
+        }
+    }
+
+    async fn close(mut self, code: u16, reason: &str) {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason.to_owned().into() };
+        in_time(self.0.close(Some(frame))).await.unwrap();
+    }
+}
+
+fn toast(seq: u64) -> Value {
+    json!({"id": Uuid::from_u128(seq.into()), "seq": seq, "body": format!("body {seq}")})
+}
+
+/// The same on the list: every other one was read.
+fn entry(seq: u64) -> Value {
+    json!({"toast": toast(seq), "read": seq.is_multiple_of(2)})
+}
+
+async fn next(follower: &mut ToastFollower) -> ToastEvent {
+    in_time(follower.next()).await.unwrap()
+}
+
+async fn next_seq(follower: &mut ToastFollower) -> u64 {
+    match next(follower).await {
+        ToastEvent::Toast(toast) => toast.seq,
+        other => panic!("not a toast: {other:?}"),
+    }
+}
+
+fn cursor(follower: &ToastFollower) -> u64 {
+    follower.place().expect("a place").cursor
+}
+
+#[tokio::test]
+async fn it_says_who_it_is_where_it_stands_and_what_it_wants() {
+    let mut server = Server::start().await;
+    let mut follower = server.follower(Some(("e", 4)));
+    follower.telemetry = true;
+    let serving = async {
+        let (mut socket, hello) = server.accept().await;
+        assert_eq!(hello, json!({"type": "hello", "version": 1, "epoch": "e", "cursor": 4, "telemetry": true}));
+        socket.welcome("e", 4).await;
+        socket.say(json!({"type": "telemetry", "sessionId": "s", "state": "running"})).await;
+        socket.say(json!({"type": "gap", "telemetry": 3})).await;
+    };
+    let (event, ()) = tokio::join!(next(&mut follower), serving);
+    assert_eq!(event, ToastEvent::Welcome { epoch: "e".into(), cursor: 4, unread: 3 });
+    let ToastEvent::Telemetry(telemetry) = next(&mut follower).await else { panic!("no telemetry") };
+    assert_eq!(telemetry["state"], "running");
+    assert_eq!(next(&mut follower).await, ToastEvent::Gap { telemetry: 3 });
+    let asked = server.asked.lock().unwrap()[0].to_lowercase();
+    assert!(asked.starts_with("get /base/ws/notifications?installationid=acme http/1.1"), "{asked}");
+    assert!(asked.contains("authorization: bearer t0ken") && asked.contains("user-agent: lumilink/"), "{asked}");
+}
+
+#[tokio::test]
+async fn toasts_come_once_and_a_broken_line_goes_on_after_the_last_one() {
+    let mut server = Server::start().await;
+    let (mut socket, mut follower) = server.welcomed(None).await;
+    for seq in [6, 7, 7, 6, 8] {
+        socket.toast(seq).await;
+    }
+    for seq in [6, 7, 8] {
+        assert_eq!(next_seq(&mut follower).await, seq);
+        assert_eq!(cursor(&follower), seq);
+    }
+    drop(socket);
+    let broken = next(&mut follower).await;
+    assert!(matches!(broken, ToastEvent::Broken { again_in_ms: 400..=600, .. }), "{broken:?}");
+    let serving = async {
+        let (mut socket, hello) = server.accept().await;
+        assert_eq!((&hello["epoch"], &hello["cursor"]), (&json!("e"), &json!(8)));
+        socket.welcome("e", 8).await;
+        socket.toast(8).await;
+        socket.toast(9).await;
+        socket
+    };
+    let (event, _socket) = tokio::join!(next(&mut follower), serving);
+    assert!(matches!(event, ToastEvent::Restored { after_ms: 400.., unread: 3 }), "{event:?}");
+    assert_eq!(next_seq(&mut follower).await, 9);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_and_one_that_finds_us_slow_are_asked_again_at_once_but_not_again_and_again() {
+    for code in [close_code::GOING_AWAY, close_code::TOO_SLOW] {
+        let mut server = Server::start().await;
+        let (mut socket, mut follower) = server.welcomed(Some(("e", 5))).await;
+        socket.say(json!({"type": "bye", "code": code, "reason": "stops", "cursor": 7})).await;
+        assert_eq!(next(&mut follower).await, ToastEvent::Broken { reason: "stops".into(), again_in_ms: 0 });
+        assert_eq!(cursor(&follower), 5, "what was not handed out is not handled");
+        let serving = async {
+            let (socket, _) = server.accept().await;
+            socket.close(code, "again").await;
+        };
+        let (event, ()) = tokio::join!(next(&mut follower), serving);
+        let ToastEvent::Broken { reason, again_in_ms } = event else { panic!("{event:?}") };
+        assert_eq!(reason, "again");
+        assert!((800..=1200).contains(&again_in_ms), "{again_in_ms}");
+    }
+}
+
+#[tokio::test]
+async fn a_right_that_has_ended_and_a_frame_that_is_not_taken_are_the_end() {
+    for code in [close_code::EXPIRED, close_code::POLICY] {
+        let mut server = Server::start().await;
+        let (socket, mut follower) = server.welcomed(None).await;
+        socket.close(code, "get a new ticket\u{1b}[2J").await;
+        let error = in_time(follower.next()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the server ended the subscription: get a new ticket[2J");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_end_with_its_detail_and_an_overloaded_server_is_not() {
+    let mut server = Server::start().await;
+    let mut follower = server.follower(None);
+    let problem = |status: u16| {
+        json!({"type": "about:blank", "title": "t", "status": status, "detail": "send a bearer token",
+            "code": "unauthorized", "class": "application", "retryable": false, "requestId": "r1"})
+        .to_string()
+    };
+    for status in [503, 429] {
+        let serving = async { answer(server.stream().await, &format!("{status} X"), &problem(status)).await };
+        let (event, ()) = tokio::join!(next(&mut follower), serving);
+        assert!(matches!(&event, ToastEvent::Broken { reason, .. } if reason.contains("bearer")), "{event:?}");
+    }
+    for status in [401, 403, 400, 404] {
+        let mut follower = server.follower(None);
+        let serving = async { answer(server.stream().await, &format!("{status} X"), &problem(status)).await };
+        let (event, ()) = tokio::join!(in_time(follower.next()), serving);
+        let said = event.unwrap_err().to_string();
+        assert!(said.contains("send a bearer token [unauthorized, request r1]"), "{said}");
+    }
+    let mut follower = server.follower(None);
+    let serving = async { answer(server.stream().await, "302 Found", "<h1>\u{1b}nginx").await };
+    let (event, ()) = tokio::join!(in_time(follower.next()), serving);
+    let said = event.unwrap_err().to_string();
+    assert!(said.contains("/base/ws/notifications") && said.contains("answered 302: <h1>nginx"), "{said}");
+}
+
+#[tokio::test]
+async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_moves() {
+    let mut server = Server::start().await;
+    server.list.lock().unwrap().extend((3..=11).map(entry));
+    let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
+    socket.toast(7).await;
+    assert_eq!(next_seq(&mut follower).await, 7);
+    socket.say(json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 10})).await;
+    socket.toast(11).await;
+    assert_eq!(next(&mut follower).await, ToastEvent::Reset { reason: "tooOld".into() });
+    for seq in [8, 9, 10] {
+        assert_eq!(next_seq(&mut follower).await, seq, "in order, read or not");
+        assert_eq!(cursor(&follower), 7, "whoever stops here reads it again");
+    }
+    assert_eq!(next(&mut follower).await, ToastEvent::CaughtUp { toasts: 3, incomplete: None });
+    assert_eq!(cursor(&follower), 10);
+    assert_eq!(next_seq(&mut follower).await, 11);
+}
+
+#[tokio::test]
+async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew() {
+    let mut server = Server::start().await;
+    server.list.lock().unwrap().extend((1..=5).map(entry));
+    let mut follower = server.follower(Some(("old", 900)));
+    let serving = async {
+        let (mut socket, hello) = server.accept().await;
+        assert_eq!(hello["cursor"], 900);
+        socket.welcome("new", 4).await;
+        socket.say(json!({"type": "reset", "reason": "otherEpoch", "epoch": "new", "cursor": 4})).await;
+        socket.toast(5).await;
+        socket
+    };
+    let (event, _socket) = tokio::join!(next(&mut follower), serving);
+    assert!(matches!(event, ToastEvent::Welcome { .. }), "{event:?}");
+    assert_eq!(next(&mut follower).await, ToastEvent::Reset { reason: "otherEpoch".into() });
+    assert_eq!((next_seq(&mut follower).await, next_seq(&mut follower).await), (1, 3));
+    assert_eq!(next(&mut follower).await, ToastEvent::CaughtUp { toasts: 2, incomplete: None });
+    assert_eq!(follower.place(), Some(&Place { epoch: "new".into(), cursor: 4 }));
+    assert_eq!(next_seq(&mut follower).await, 5);
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_read_is_told_and_the_line_goes_on() {
+    let mut server = Server::start().await;
+    server.list.lock().unwrap().push(json!({"read": false}));
+    let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
+    socket.say(json!({"type": "reset", "reason": "ahead", "epoch": "e", "cursor": 2})).await;
+    socket.toast(3).await;
+    assert_eq!(next(&mut follower).await, ToastEvent::Reset { reason: "ahead".into() });
+    let caught_up = next(&mut follower).await;
+    assert!(matches!(&caught_up, ToastEvent::CaughtUp { toasts: 0, incomplete: Some(_) }), "{caught_up:?}");
+    assert_eq!(next_seq(&mut follower).await, 3);
+}
+
+#[tokio::test]
+async fn a_quiet_line_is_pinged_and_stands_for_as_long_as_it_is_answered() {
+    // A machine that is busy may keep an answer for a while.
+    let pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_secs(3) };
+    let mut server = Server::start().await;
+    let mut follower = server.follower(None);
+    follower.pulse = pulse;
+    let serving = async {
+        let (mut socket, _) = server.accept().await;
+        socket.welcome("e", 5).await;
+        let (begin, mut cursor) = (Instant::now(), 5);
+        // Longer than a silence would be borne.
+        while begin.elapsed() <= pulse.patience {
+            assert_eq!(socket.hear().await, json!({"type": "ping"}));
+            cursor += 1;
+            socket.say(json!({"type": "pong", "cursor": cursor})).await;
+        }
+        socket.toast(cursor + 1).await;
+        (socket, cursor)
+    };
+    let reading = async {
+        let welcome = next(&mut follower).await;
+        assert!(matches!(welcome, ToastEvent::Welcome { .. }), "{welcome:?}");
+        next_seq(&mut follower).await
+    };
+    let (seq, (_socket, ponged)) = tokio::join!(reading, serving);
+    assert_eq!(seq, ponged + 1);
+}
+
+#[tokio::test]
+async fn a_silent_line_is_broken_and_a_pong_says_that_nothing_is_missing_up_to_there() {
+    let mut server = Server::start().await;
+    let (mut socket, mut follower) = server.welcomed(Some(("e", 5))).await;
+    socket.say(json!({"type": "pong", "cursor": 11})).await;
+    drop(socket);
+    assert!(matches!(next(&mut follower).await, ToastEvent::Broken { .. }));
+    assert_eq!(cursor(&follower), 11);
+    let silence = async {
+        let (_socket, _) = server.accept().await;
+        std::future::pending::<()>().await;
+    };
+    follower.pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_millis(200) };
+    let broken = tokio::select! {
+        event = next(&mut follower) => event,
+        () = silence => unreachable!(),
+    };
+    assert!(matches!(&broken, ToastEvent::Broken { reason, .. } if reason == "nothing came for 0.2 s"), "{broken:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_tried_again_ever_later() {
+    let mut server = Server::start().await;
+    // Nobody listens there, and nobody else gets it.
+    let holder = TcpSocket::new_v4().unwrap();
+    holder.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let free = holder.local_addr().unwrap();
+    server.settings.url = format!("http://{free}/").parse().unwrap();
+    let mut follower = server.follower(None);
+    let (first, second) = (next(&mut follower).await, next(&mut follower).await);
+    let ToastEvent::Broken { reason, again_in_ms: 400..=600 } = first else { panic!("{first:?}") };
+    assert!(reason.starts_with(&format!("cannot reach ws://{free}/ws/notifications")), "{reason}");
+    assert!(matches!(second, ToastEvent::Broken { again_in_ms: 800..=1200, .. }), "{second:?}");
+}
+
+#[tokio::test]
+async fn an_event_that_nobody_waited_for_any_more_is_not_lost_and_leaving_is_said() {
+    let mut server = Server::start().await;
+    let (mut socket, mut follower) = server.welcomed(None).await;
+    for seq in 6..60 {
+        // Given up again and again, wherever it is.
+        let _ = timeout(Duration::ZERO, follower.next()).await.map(|event| panic!("nothing was said: {event:?}"));
+        socket.toast(seq).await;
+        assert_eq!(next_seq(&mut follower).await, seq);
+    }
+    let leaving = async {
+        let said = in_time(socket.0.next()).await.unwrap().unwrap();
+        assert!(matches!(said, Message::Close(Some(frame)) if u16::from(frame.code) == 1000));
+    };
+    tokio::join!(follower.close(), leaving);
+}
+
+#[tokio::test]
+async fn a_toast_is_marked_as_read_for_the_scope_of_the_reader() {
+    let server = Server::start().await;
+    let client = ApiClient::new(&server.settings).unwrap();
+    let scope = ToastScope { user_id: Some("ann".into()), operators: true, ..ToastScope::default() };
+    client.ack_toast(&scope, Uuid::from_u128(7)).await.unwrap();
+    client.toasts(&scope, true, Some("4"), Some(3)).await.unwrap();
+    let asked = server.asked.lock().unwrap().clone();
+    assert!(
+        asked[0].starts_with("POST /base/acp/notifications/00000000-0000-0000-0000-000000000007/ack "),
+        "{asked:?}"
+    );
+    let query = "GET /base/acp/notifications?userId=ann&stream=operators&unreadOnly=true&cursor=4&limit=3 ";
+    assert!(asked[1].starts_with(query), "{asked:?}");
+}

@@ -1,0 +1,316 @@
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+
+use super::*;
+use crate::config::{
+    render::render,
+    sections::LogFormat,
+    sources::{Face, Flag},
+};
+
+fn sources(environment: &[(&str, &str)], flags: &[&str]) -> Sources {
+    Sources {
+        environment: environment.iter().copied().collect(),
+        flags: flags.iter().map(|flag| Flag::parse_set(flag).unwrap()).collect(),
+        current_folder: "/here".into(),
+        faces: vec![Face::Server, Face::Runtime],
+        ..Sources::default()
+    }
+}
+
+fn refused(environment: &[(&str, &str)], flags: &[&str]) -> String {
+    load(&sources(environment, flags)).expect_err("refused").to_string()
+}
+
+#[test]
+fn without_any_source_everything_is_a_default_and_paths_are_absolute() {
+    let loaded = load(&sources(&[], &[])).unwrap();
+    assert_eq!(loaded.data_dir, Path::new("/here/.lumilink"));
+    assert_eq!(loaded.config.workspaces.root.as_deref(), Some(Path::new("/here/.lumilink/workspaces")));
+    assert_eq!(loaded.config.database.url.unwrap().expose_secret(), "sqlite:/here/.lumilink/lumilink.db");
+    assert_eq!(loaded.agent_environments.keys().collect::<Vec<_>>(), [DEFAULT_AGENT]);
+    assert!(loaded.origins.is_empty());
+}
+
+#[test]
+fn a_file_yields_to_the_environment_which_yields_to_a_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lumilink.toml");
+    std::fs::write(&file, "[turn]\ncancel_grace_s = 1\ninactivity_timeout_s = 1\n[drain]\ntimeout_s = 1\n").unwrap();
+    let mut sources = sources(
+        &[("LUMILINK_TURN__CANCEL_GRACE_S", "2"), ("LUMILINK_DRAIN__TIMEOUT_S", "2")],
+        &["drain.timeout_s=3"],
+    );
+    sources.file = Some(file.clone());
+    let loaded = load(&sources).unwrap();
+    let config = &loaded.config;
+    assert_eq!((config.turn.inactivity_timeout_s, config.turn.cancel_grace_s, config.drain.timeout_s), (1, 2, 3));
+    assert_eq!(loaded.origins["turn.inactivity_timeout_s"], Origin::File(file));
+    assert_eq!(loaded.origins["turn.cancel_grace_s"], Origin::Environment("LUMILINK_TURN__CANCEL_GRACE_S".into()));
+    assert_eq!(loaded.origins["drain.timeout_s"], Origin::Flag("--set".into()));
+}
+
+#[test]
+fn text_is_read_by_the_type_of_its_setting() {
+    let loaded = load(&sources(
+        &[
+            ("LUMILINK_SERVER__TOKEN", "12345"),
+            ("LUMILINK_SERVER__LISTEN", "[::1]:0"),
+            ("LUMILINK_AGENT__COMMAND", r#"["goose", "acp"]"#),
+            ("LUMILINK_AGENT__ENV", r#"{"A": "1"}"#),
+            ("LUMILINK_AGENT__ENV__Bb", "true"),
+            ("LUMILINK_AGENT__FS", "false"),
+            ("LUMILINK_AGENT__RUN_AS", "1000"),
+            ("LUMILINK_AGENTS__CODEX__COMMAND", r#"["codex-acp"]"#),
+            ("LUMILINK_LOG__FORMAT", "text"),
+        ],
+        &["agents.goose.env.X.Y=z", "permission.policy=ask"],
+    ))
+    .unwrap();
+    let config = &loaded.config;
+    assert_eq!(config.server.token.as_ref().unwrap().expose_secret(), "12345");
+    assert_eq!(config.server.listen.to_string(), "[::1]:0");
+    assert_eq!(config.agent.command, ["goose", "acp"]);
+    assert_eq!(config.agent.env["A"].expose_secret(), "1");
+    assert_eq!(config.agent.env["Bb"].expose_secret(), "true");
+    assert!(!config.agent.fs);
+    assert_eq!(config.agent.run_as.as_deref(), Some("1000"));
+    assert_eq!(config.agents["codex"].command, ["codex-acp"]);
+    assert_eq!(loaded.agent_environments["goose"]["X.Y"].expose_secret(), "z");
+    assert_eq!(config.log.format, LogFormat::Text);
+}
+
+#[test]
+fn a_bad_value_names_itself_its_source_and_what_it_may_be() {
+    for (environment, flags, said) in [
+        (
+            vec![("LUMILINK_TURN__CANCEL_GRACE_S", "soon")],
+            vec![],
+            ["turn.cancel_grace_s", "environment variable LUMILINK_TURN__CANCEL_GRACE_S", "whole number"],
+        ),
+        (vec![], vec!["log.format=xml"], ["log.format", "flag --set", "json, text"]),
+        (vec![], vec!["permission.policy=maybe"], ["permission.policy", "flag --set", "allow-once, allow-always"]),
+        (vec![], vec!["server.listen=here"], ["server.listen", "flag --set", "127.0.0.1:8080"]),
+        (vec![], vec!["turn.patience=1"], ["turn.patience", "flag --set", "inactivity_timeout_s"]),
+        (vec![("LUMILINK_TRUN__X", "1")], vec![], ["trun", "LUMILINK_TRUN__X", "sections are server"]),
+        (vec![], vec!["agent.command=goose"], ["agent.command", "flag --set", "a list"]),
+        (vec![], vec!["agent.fs=perhaps"], ["agent.fs", "flag --set", "true or false"]),
+        (vec![], vec!["drain.timeout_s=-1"], ["drain.timeout_s", "flag --set", "whole number"]),
+        (vec![], vec!["agents.goose.comand=[]"], ["agents.goose.comand", "flag --set", "command"]),
+    ] {
+        let message = refused(&environment, &flags);
+        for part in said {
+            assert!(message.contains(part), "{part:?} in: {message}");
+        }
+    }
+}
+
+#[test]
+fn rules_beyond_types_are_checked_all_at_once() {
+    let all = refused(
+        &[],
+        &[
+            "limits.write_queue=1000",
+            "limits.frame_bytes=65535",
+            "turn.cancel_grace_s=0",
+            "runtime.url=http://host/acp",
+            "database.url=mysql://host",
+            "log.level=lumilink=shout",
+            "workspaces.git_hosts=[]",
+            r#"agent.command=[""]"#,
+        ],
+    );
+    for setting in [
+        "limits.write_queue",
+        "limits.frame_bytes",
+        "turn.cancel_grace_s",
+        "runtime.url",
+        "database.url",
+        "log.level",
+        "workspaces.git_hosts",
+        "agent.command",
+    ] {
+        assert!(all.contains(&format!("{setting}: ")), "{setting} in:\n{all}");
+    }
+    assert!(refused(&[], &["agents.default.fs=true"]).contains("the default agent stands in [agent]"));
+    assert!(refused(&[], &["agents.Goose.fs=true"]).contains("agents.Goose: the name must be"));
+    assert!(refused(&[], &["server.allowed_origins=[\"https://a.example/\"]"]).contains("exact origin"));
+}
+
+#[test]
+fn a_door_beyond_loopback_needs_a_token_if_it_is_going_to_be_opened() {
+    for section in ["server", "runtime"] {
+        let listen = format!("{section}.listen=0.0.0.0:0");
+        let message = refused(&[], &[&listen]);
+        assert!(message.contains(&format!("set {section}.token")), "{message}");
+        let token = format!("{section}.token=secret");
+        load(&sources(&[], &[&listen, &token])).unwrap();
+        let mut closed = sources(&[], &[&listen]);
+        closed.faces.clear();
+        load(&closed).unwrap();
+    }
+    load(&sources(&[], &["server.listen=[::ffff:127.0.0.1]:0"])).unwrap();
+    assert!(refused(&[], &["server.token="]).contains("leave it out"));
+}
+
+#[test]
+fn no_secret_is_in_a_message_or_in_what_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lumilink.toml");
+    for bad in ["[server]\ntoken = 424242\n", "[server]\ntoken = \"424242\n", "[agent.env]\nKEY = [424242]\n"] {
+        std::fs::write(&file, bad).unwrap();
+        let sources = Sources { file: Some(file.clone()), ..sources(&[], &[]) };
+        let message = load(&sources).unwrap_err().to_string();
+        assert!(message.contains("lumilink.toml") && !message.contains("424242"), "{message}");
+    }
+    assert!(!refused(&[], &["database.url=mysql://u:424242@host"]).contains("424242"));
+
+    let loaded = load(&sources(
+        &[("LUMILINK_DATABASE__URL", "postgres://u:424242@host/db?password=424242")],
+        &["server.token=424242", "runtime.token=424242", "agents.a.env.KEY=424242"],
+    ))
+    .unwrap();
+    let printed = render(&loaded);
+    assert!(!printed.contains("424242") && !format!("{loaded:?}").contains("424242"), "{printed}");
+    assert!(printed.contains("postgres://u:hidden@host/db"), "{printed}");
+}
+
+#[test]
+fn a_webhook_needs_tls_or_loopback_and_a_secret_and_shows_neither_path_nor_secret() {
+    const URL: &str = "webhook.url=https://u:424242@hooks.example.com/424242?k=424242";
+    let secret = |secret: &str| format!("webhook.secret={secret}");
+    let long = "424242424242424242424242";
+    assert!(refused(&[], &[URL]).contains("webhook.secret: is not set"));
+    assert!(refused(&[], &[URL, &secret("short")]).contains("webhook.secret: must be 24 or more"));
+    assert!(refused(&[], &[URL, &secret("whsec_c2hvcnQ=")]).contains("webhook.secret: must be"));
+    let message = refused(&[], &["webhook.url=http://hooks.example.com/424242", &secret(long)]);
+    assert!(message.contains("webhook.url: must be https") && !message.contains("424242"), "{message}");
+    for bad in
+        ["timeout_s=0", "timeout_s=61", "max_attempts=0", "first_retry_s=0", "first_retry_s=301", "max_retry_s=0"]
+    {
+        let setting = bad.split('=').next().unwrap();
+        assert!(refused(&[], &[&format!("webhook.{bad}")]).contains(&format!("webhook.{setting}: is")), "{bad}");
+    }
+    let previous = format!("webhook.previous_secret={long}x");
+    let loaded = load(&sources(&[("LUMILINK_WEBHOOK__SECRET", long)], &[URL, &previous])).unwrap();
+    assert_eq!(loaded.config.webhook.secret.as_ref().unwrap().expose_secret(), long);
+    let printed = render(&loaded);
+    assert!(!printed.contains("424242") && !format!("{loaded:?}").contains("424242"), "{printed}");
+    assert!(printed.contains("url = \"https://hooks.example.com/[hidden]\"  # flag --set"), "{printed}");
+    load(&sources(&[], &["webhook.url=http://localhost:9/hook", &secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]))
+        .unwrap();
+}
+
+#[test]
+fn what_is_printed_is_toml_that_loads_and_names_each_source() {
+    let printed =
+        render(&load(&sources(&[("LUMILINK_LOG__LEVEL", "debug")], &["agent.command=[\"a b\", \"c\"]"])).unwrap());
+    assert!(printed.contains("level = \"debug\"  # environment variable LUMILINK_LOG__LEVEL"), "{printed}");
+    assert!(printed.contains("command = [\"a b\", \"c\"]  # flag --set"), "{printed}");
+    assert!(printed.contains("listen = \"127.0.0.1:8080\"  # default"), "{printed}");
+    assert!(printed.contains("# token is not set"), "{printed}");
+    toml::from_str::<Config>(&printed).unwrap();
+}
+
+#[test]
+fn a_missing_file_is_an_error_that_names_it() {
+    let sources = Sources { file: Some("nowhere.toml".into()), ..sources(&[], &[]) };
+    assert!(load(&sources).unwrap_err().to_string().starts_with("file:/here/nowhere.toml: cannot be read"));
+}
+
+#[test]
+fn what_a_command_prefers_is_below_everything_that_anybody_says() {
+    let preferring = |environment| Sources {
+        preferences: vec![Flag::new("demo", "log.level", "error")],
+        ..sources(environment, &[])
+    };
+    assert_eq!(load(&preferring(&[])).unwrap().config.log.level, "error");
+    assert_eq!(load(&preferring(&[("LUMILINK_LOG__LEVEL", "debug")])).unwrap().config.log.level, "debug");
+}
+
+/// Names of settings, right and wrong.
+fn setting() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just("turn.cancel_grace_s".to_owned()),
+        Just("server.listen".to_owned()),
+        Just("server.token".to_owned()),
+        Just("agent.command".to_owned()),
+        Just("agent.env".to_owned()),
+        Just("database.url".to_owned()),
+        Just("limits.write_queue".to_owned()),
+        Just("log.level".to_owned()),
+        Just("permission.policy".to_owned()),
+        "agents\\.[a-z.]{0,5}",
+        "[a-z_]{1,8}(\\.[a-z_]{0,8}){0,3}",
+    ]
+}
+
+/// Values, right and wrong.
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "-?[0-9]{0,22}(\\.[0-9])?",
+        "[a-z=,*]{0,12}",
+        "\\[(\"[a-z]{0,3}\",?){0,3}\\]?",
+        "\\{(\"[A-Z]{1,2}\": ?(\"[a-z]\"|[0-9]|null),?){0,2}\\}?",
+        "(sqlite|postgres|ws)(:|://)[a-z:@/\\[\\]0-9]{0,12}",
+        "[0-9\\[\\].:]{0,20}",
+        "\\PC{0,8}",
+    ]
+}
+
+fn says_what_is_wrong(cause: &ConfigError) -> Result<(), TestCaseError> {
+    prop_assert!(!cause.problems.is_empty());
+    prop_assert!(cause.problems.iter().all(|problem| !problem.what.is_empty()), "{}", cause);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn no_environment_and_no_flag_makes_it_panic(
+        environment in prop::collection::vec((setting(), value()), 0..4),
+        flags in prop::collection::vec((setting(), value()), 0..3),
+    ) {
+        let variables: Vec<_> = environment
+            .into_iter()
+            .map(|(name, value)| (format!("LUMILINK_{}", name.replace('.', "__").to_ascii_uppercase()), value))
+            .collect();
+        let borrowed: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut sources = sources(&borrowed, &[]);
+        sources.flags = flags.iter().filter_map(|(name, value)| Flag::parse_set(&format!("{name}={value}")).ok()).collect();
+        match load(&sources) {
+            Ok(loaded) => prop_assert!(!render(&loaded).is_empty()),
+            Err(cause) => says_what_is_wrong(&cause)?,
+        }
+    }
+
+    #[test]
+    fn no_file_makes_it_panic(
+        lines in prop::collection::vec(
+            prop_oneof![
+                3 => (setting(), value()).prop_map(|(name, value)| format!("{name} = {value}")),
+                2 => (setting(), value()).prop_map(|(name, value)| format!("{name} = {value:?}")),
+                1 => "\\[{1,2}[a-z.]{0,12}\\]{0,2}",
+                1 => "\\PC{0,12}",
+            ],
+            0..6,
+        ),
+        bytes in prop::collection::vec(any::<u8>(), 0..3),
+        is_text in prop::bool::weighted(0.9),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lumilink.toml");
+        let mut text = lines.join("\n").into_bytes();
+        if !is_text {
+            text.extend(bytes);
+        }
+        std::fs::write(&file, text).unwrap();
+        let mut sources = sources(&[], &[]);
+        sources.file = Some(file);
+        match load(&sources) {
+            Ok(loaded) => prop_assert!(!render(&loaded).is_empty()),
+            Err(cause) => says_what_is_wrong(&cause)?,
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Everything that people are told without having asked: each text in one place.
+//!
+//! A text is one or two sentences: what happened and what it means. It names the HTTP fallback where a workspace was
+//! rolled back to it, and holds no markup.
+
+use super::toast::{MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix};
+use crate::domain::{
+    automation::{
+        repository_pattern::RepositoryName,
+        skip::{SkipDetail, SkipReason},
+    },
+    capacity::{AlertKind, AlertLevel, CapacityChange},
+    ids::SessionId,
+    redaction::Redacted,
+    routing::{Flip, FlipTrigger, Route, storm::StormEnded},
+    text::{one_line, plain},
+    turn::outcome::ErrorCode,
+};
+
+/// Characters of a repository's name in a toast, so that the reason behind it is never cut; a note has it whole.
+const REPOSITORY_CHARS: usize = 32;
+
+fn notice(severity: Severity, trigger: Trigger, text: &str) -> Notice {
+    Notice { severity, trigger, body: shown(text, MAX_BODY_CHARS) }
+}
+
+/// A text as people get it. Redacted before it is cut: a secret that was cut in the middle would not be known as one. And
+/// before and after it was made one line, which can both part a secret and put one together.
+fn shown(text: &str, max_chars: usize) -> Redacted {
+    let line = one_line(Redacted::new(text).as_str());
+    Redacted::new(&line).map(|line| plain(line, max_chars))
+}
+
+/// A workspace's route was flipped.
+pub fn of_flip(flip: &Flip) -> Notice {
+    let text = match (flip.to, flip.trigger) {
+        (Route::Http, FlipTrigger::AutoThreshold) => match &flip.figures {
+            Some(figures) => format!(
+                "ACP succeeded in only {:.1} % of {} turns; prompts go over the HTTP fallback until it is well again.",
+                figures.success_rate() * 100.0,
+                figures.samples
+            ),
+            None => "ACP failed again right after it was restored; prompts go over the HTTP fallback for now.".into(),
+        },
+        (Route::Http, FlipTrigger::ManualUser) => "A user switched this workspace to the HTTP fallback.".into(),
+        (Route::Http, FlipTrigger::Migration) => "This workspace now works over HTTP.".into(),
+        (Route::Http, _) => "An operator switched this workspace to the HTTP fallback.".into(),
+        (Route::Acp, FlipTrigger::Recovery) => "ACP is well again; prompts go over it as before.".into(),
+        (Route::Acp, FlipTrigger::Migration) => "This workspace now works over ACP.".into(),
+        (Route::Acp, FlipTrigger::ManualUser) => "A user switched this workspace back to ACP.".into(),
+        (Route::Acp, _) => "An operator switched this workspace back to ACP.".into(),
+    };
+    let severity = if flip.is_rollback() { Severity::Error } else { Severity::Info };
+    let trigger = match flip.trigger {
+        FlipTrigger::AutoThreshold => Trigger::AutoThreshold,
+        FlipTrigger::Recovery => Trigger::Recovered,
+        FlipTrigger::ManualUser => Trigger::ManualUser,
+        FlipTrigger::ManualOperator | FlipTrigger::Pin => Trigger::ManualOperator,
+        FlipTrigger::Migration => Trigger::Migrated,
+    };
+    notice(severity, trigger, &text)
+}
+
+/// Many workspaces were rolled back at once; for operators.
+pub fn of_storm(flipped: usize, live: usize) -> Notice {
+    let text = format!(
+        "{flipped} of {live} workspaces fell back to the HTTP fallback within 5 minutes: look at the runtime, the \
+         network and the agents' provider."
+    );
+    notice(Severity::Error, Trigger::SystemicRollback, &text)
+}
+
+/// They no longer are; for operators.
+pub fn of_storm_end(ended: &StormEnded) -> Notice {
+    let text = format!("Workspaces no longer fall back in numbers; {} had at the worst.", ended.most_flipped);
+    notice(Severity::Info, Trigger::SystemicRollback, &text)
+}
+
+/// Seats are running out, or are free again; for operators. Nothing where another change follows at once: an alert is
+/// resolved as a whole.
+pub fn of_capacity(change: &CapacityChange) -> Option<Notice> {
+    let CapacityChange { taken, limit, .. } = change;
+    let (severity, text) = match (change.kind, change.level) {
+        (AlertKind::Raised, AlertLevel::Warning) => {
+            (Severity::Warning, format!("Capacity nears its limit: {taken} of {limit} seats are taken."))
+        }
+        (AlertKind::Raised, AlertLevel::Critical) => (
+            Severity::Error,
+            format!("Capacity is nearly used up: {taken} of {limit} seats are taken. Sessions beyond are refused."),
+        ),
+        (AlertKind::Resolved, AlertLevel::Critical) => return None,
+        (AlertKind::Resolved, AlertLevel::Warning) => {
+            (Severity::Info, format!("Capacity is fine again: {taken} of {limit} seats are taken."))
+        }
+    };
+    Some(notice(severity, Trigger::Capacity, &text))
+}
+
+/// A session failed for good.
+pub fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
+    let text = format!(
+        "Session …{} failed too often and was stopped ({}). Load it to try again.",
+        session_suffix(session),
+        code.as_str()
+    );
+    notice(Severity::Error, Trigger::SessionFailed, &text)
+}
+
+/// The way to an agent of a workspace is broken and is being made again, while a turn runs.
+pub fn of_reconnecting() -> Notice {
+    let text = "The connection to an agent was interrupted and is being restored; the running turn goes on.";
+    notice(Severity::Warning, Trigger::Reconnecting, text)
+}
+
+/// A session's handshake failed, so that it goes over the fallback by itself.
+pub fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
+    let text = format!(
+        "The agent's handshake failed ({}); prompts of session …{} go over the HTTP fallback for now.",
+        code.as_str(),
+        session_suffix(session)
+    );
+    notice(Severity::Error, Trigger::HandshakeFailed, &text)
+}
+
+/// Automation was left out. `repository` is the session's, in any form; one that cannot be read is not shown.
+pub fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> Notice {
+    let (why, _) = texts_of_skip(reason, detail);
+    let text = skipped(why, repository, REPOSITORY_CHARS);
+    notice(Severity::Warning, Trigger::AutomationSkipped, &text)
+}
+
+/// What the transcript says beside [`of_skip`]: the same, and what to do about it. 1 to [`MAX_NOTE_CHARS`] characters,
+/// without secrets, control characters and markup.
+pub fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> String {
+    let (why, what_to_do) = texts_of_skip(reason, detail);
+    let stays = if detail == Some(SkipDetail::NoChanges) { "" } else { " The changes stay in the workspace." };
+    let text = format!("{} {what_to_do}{stays}", skipped(why, repository, usize::MAX));
+    shown(&text, MAX_NOTE_CHARS).into_string()
+}
+
+fn skipped(why: &str, repository: Option<&str>, max_chars: usize) -> String {
+    match repository.and_then(RepositoryName::parse) {
+        Some(name) => {
+            format!("GitHub automation for {} was skipped: {why}.", shown(&name.to_string(), max_chars).as_str())
+        }
+        None => format!("GitHub automation was skipped: {why}."),
+    }
+}
+
+/// Why automation was left out, and what to do about it. The detail says it where there is one.
+fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static str, &'static str) {
+    match (detail, reason) {
+        (Some(detail), _) => texts_of_detail(detail),
+        (None, SkipReason::RepoBlocked) => texts_of_detail(SkipDetail::BlockedByPattern),
+        (None, SkipReason::WorkspaceRollback) => texts_of_detail(SkipDetail::FallbackCannot),
+        (None, SkipReason::MissingCredential) => (
+            "there is nothing to sign in with",
+            "This version takes no credential yet; prompt with automation.mode none to be told no more.",
+        ),
+        (None, SkipReason::AutomationDisabled) => ("it is switched off", "An operator can switch it on."),
+        (None, SkipReason::RateLimited) => ("GitHub asks for a pause", "Prompt again in an hour."),
+        (None, SkipReason::Other) => ("it was not possible", "The diagnostics of the turn say more."),
+    }
+}
+
+fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
+    match detail {
+        SkipDetail::EnvDisabled => (
+            "it is switched off for the whole service",
+            "An operator has set GITHUB_AUTOMATION_DISABLED and can take it away.",
+        ),
+        SkipDetail::ConfigDisabled => {
+            ("it is switched off in the configuration", "An operator can switch it on there.")
+        }
+        SkipDetail::GitopsOff => (
+            "this session was opened without git",
+            "For pull requests open a session of mode development with enableGitOps. This is said once in a session.",
+        ),
+        SkipDetail::CallerSkip => (
+            "the prompt asked for none",
+            "For a pull request send automation.mode github with the prompt. This is said once in a session.",
+        ),
+        SkipDetail::MissingRepository => (
+            "the session has no repository on GitHub",
+            "Open a session with a repository of GitHub, such as owner/name.",
+        ),
+        SkipDetail::NoChanges => (
+            "the turn changed nothing",
+            "Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.",
+        ),
+        SkipDetail::NothingStaged => {
+            ("all that changed is ignored by git", "Look at .gitignore, and at which files the turn wrote.")
+        }
+        SkipDetail::BlockedByPattern => (
+            "the repository is blocked",
+            "A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them.",
+        ),
+        SkipDetail::NoInstallation => (
+            "the GitHub App is not installed there",
+            "Install it for the repository, or send a githubToken with the prompt.",
+        ),
+        SkipDetail::TokenRefused => (
+            "GitHub refused the token",
+            "Send one that is valid and may write contents, issues and pull requests of the repository.",
+        ),
+        SkipDetail::PrimaryLimit => {
+            ("GitHub's hourly quota is used up", "It is filled up again within the hour; prompt again then.")
+        }
+        SkipDetail::SecondaryLimit => {
+            ("GitHub asks us to slow down", "Prompt again in some minutes, with fewer turns at a time.")
+        }
+        SkipDetail::FallbackCannot => {
+            ("the HTTP fallback cannot automate here", "Prompt again once the workspace is back on ACP.")
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,209 @@
+//! Posting to a webhook: which answers are final, when the next try is, and what a secret is.
+
+use std::time::Duration;
+
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use time::{PrimitiveDateTime, format_description::FormatItem, macros::format_description};
+
+use crate::domain::{backoff::doubled, clock::Timestamp, words::words};
+
+words! {
+    /// Where a delivery stands.
+    DeliveryState {
+        /// It is to be tried, or tried again.
+        Pending = "pending",
+        /// The receiver took it.
+        Delivered = "delivered",
+        /// It was given up: the receiver refused it for good, or all tries failed.
+        Dead = "dead",
+    }
+}
+
+/// What a secret in base64 begins with (Standard Webhooks).
+const BASE64_PREFIX: &str = "whsec_";
+/// The least length of a secret, in bytes (Standard Webhooks).
+pub const MIN_SECRET_BYTES: usize = 24;
+/// The longest wait that a receiver can ask for: an alert that comes later helps nobody.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// The dates of `Retry-After` (RFC 9110, 5.6.7).
+const HTTP_DATE: &[FormatItem<'_>] =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+/// Receivers leave padding out, or not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// How often and how soon a delivery is tried again (`[webhook]`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WebhookRules {
+    /// Tries, the first included; after the last one it is dead.
+    pub max_attempts: u32,
+    /// The wait after the first try; it doubles with each further one.
+    pub first_retry: Duration,
+    /// The longest wait, before the jitter and what a receiver asks for.
+    pub max_retry: Duration,
+}
+
+/// What a receiver answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// How long it wants to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+/// What becomes of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The receiver has it.
+    Delivered,
+    /// It is tried again after this.
+    Retry(Duration),
+    /// It is given up.
+    Dead,
+}
+
+impl WebhookRules {
+    /// Decides after try number `attempt`, counted from 1. No answer is one that never came, or not in time. `fraction`
+    /// is a random number from 0 to 1.
+    pub fn judge(&self, attempt: u32, answer: Option<Answer>, fraction: f64) -> Verdict {
+        let status = answer.map(|answer| answer.status);
+        match status {
+            Some(200..300) => return Verdict::Delivered,
+            Some(status) if is_refusal(status) => return Verdict::Dead,
+            _ if attempt >= self.max_attempts => return Verdict::Dead,
+            // Redirects are not followed: they would lead the signature elsewhere.
+            _ => {}
+        }
+        let wait = doubled(self.first_retry, self.max_retry, attempt.saturating_sub(1), fraction);
+        let asked = answer.and_then(|answer| answer.retry_after).unwrap_or_default();
+        Verdict::Retry(wait.max(asked.min(MAX_RETRY_AFTER)))
+    }
+
+    /// Longer than any wait that [`Self::judge`] gives.
+    pub fn longest_wait(&self) -> Duration {
+        (self.max_retry * 2).max(MAX_RETRY_AFTER * 2)
+    }
+}
+
+/// Whether the same request would be refused again: 4xx, but for timeout, conflict, too early and too many.
+fn is_refusal(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 408 | 409 | 425 | 429)
+}
+
+/// Reads `Retry-After`: seconds, or a date. What is in the past is no wait; what is neither is nothing.
+pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = PrimitiveDateTime::parse(text, HTTP_DATE).ok()?.assume_utc();
+    let at = Timestamp(date.unix_timestamp().saturating_mul(1_000_000));
+    Some(at.since(now))
+}
+
+/// The key that a secret stands for: what follows `whsec_` in base64, else its characters as they are. Nothing where it is
+/// shorter than [`MIN_SECRET_BYTES`], or has spaces or what is not visible ASCII.
+pub fn key_of(secret: &str) -> Option<Vec<u8>> {
+    let key = match secret.strip_prefix(BASE64_PREFIX) {
+        Some(encoded) => BASE64.decode(encoded).ok()?,
+        None => secret.bytes().all(|byte| byte.is_ascii_graphic()).then(|| secret.as_bytes().to_vec())?,
+    };
+    (key.len() >= MIN_SECRET_BYTES).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULES: WebhookRules =
+        WebhookRules { max_attempts: 12, first_retry: Duration::from_secs(1), max_retry: Duration::from_secs(300) };
+
+    fn status(status: u16) -> Option<Answer> {
+        Some(Answer { status, retry_after: None })
+    }
+
+    #[test]
+    fn an_answer_is_final_or_another_try() {
+        for taken in [200, 201, 202, 204, 299] {
+            assert_eq!(RULES.judge(12, status(taken), 0.5), Verdict::Delivered, "{taken}");
+        }
+        for refused in [400, 401, 403, 404, 405, 410, 413, 415, 422, 451, 499] {
+            assert_eq!(RULES.judge(1, status(refused), 0.5), Verdict::Dead, "{refused}");
+        }
+        let again = [100, 199, 300, 301, 302, 307, 308, 399, 408, 409, 425, 429, 500, 502, 503, 504, 599, 999];
+        for answer in again.map(status).into_iter().chain([None]) {
+            assert_eq!(RULES.judge(11, answer, 0.5), Verdict::Retry(Duration::from_secs(300)), "{answer:?}");
+            assert_eq!(RULES.judge(12, answer, 0.5), Verdict::Dead, "{answer:?}");
+            assert_eq!(RULES.judge(u32::MAX, answer, 0.5), Verdict::Dead, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn waits_double_up_to_their_limit() {
+        let waits: Vec<_> = (1..12).map(|attempt| RULES.judge(attempt, None, 0.5)).collect();
+        let expected = [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300].map(|it| Verdict::Retry(Duration::from_secs(it)));
+        assert_eq!(waits, expected);
+        assert_eq!(RULES.judge(1, None, 0.0), Verdict::Retry(Duration::from_millis(800)));
+        assert_eq!(RULES.judge(1, None, 1.0), Verdict::Retry(Duration::from_millis(1200)));
+    }
+
+    #[test]
+    fn what_the_receiver_asks_for_lengthens_a_wait_within_a_bound() {
+        let asked = |seconds| Some(Answer { status: 503, retry_after: Some(Duration::from_secs(seconds)) });
+        assert_eq!(RULES.judge(1, asked(60), 0.5), Verdict::Retry(Duration::from_secs(60)));
+        assert_eq!(RULES.judge(8, asked(60), 0.5), Verdict::Retry(Duration::from_secs(128)));
+        assert_eq!(RULES.judge(1, asked(u64::MAX), 0.5), Verdict::Retry(MAX_RETRY_AFTER));
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = Timestamp::parse("2026-11-25T09:00:00Z").unwrap();
+        assert_eq!(retry_after(" 120 ", now), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after("Wed, 25 Nov 2026 09:01:30 GMT", now), Some(Duration::from_secs(90)));
+        assert_eq!(retry_after("Wed, 25 Nov 2026 08:00:00 GMT", now), Some(Duration::ZERO));
+        for bad in ["", "-1", "soon", "1.5", "Wed, 25 Nov 2026 09:01:30", "99999999999999999999999"] {
+            assert_eq!(retry_after(bad, now), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_base64_with_its_prefix_or_the_key_itself() {
+        let key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        assert_eq!((key.len(), key[..2].to_vec()), (24, vec![0x31, 0xf2]));
+        assert_eq!(key_of("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNA==").unwrap(), b"0123456789012345678901234");
+        assert_eq!(key_of("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNA").unwrap(), b"0123456789012345678901234");
+        assert_eq!(key_of("correct-horse-battery-st").unwrap(), b"correct-horse-battery-st");
+        for bad in
+            ["", "short", "correct horse battery st", "whsec_", "whsec_c2hvcnQ=", "whsec_!!!!", "ñññññññññññññ"]
+        {
+            assert_eq!(key_of(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_longer_than_the_longest(attempt: u32, seconds: u64, fraction: f64, status: u16) {
+            let answer = Answer { status, retry_after: Some(Duration::from_secs(seconds)) };
+            if let Verdict::Retry(wait) = RULES.judge(attempt, Some(answer), fraction) {
+                prop_assert!(wait < RULES.longest_wait() && wait >= Duration::from_millis(800), "{:?}", wait);
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "\\PC{0,40}", now: i64) {
+            let _ = retry_after(&text, Timestamp(now));
+            let _ = key_of(&text);
+            let _ = key_of(&format!("whsec_{text}"));
+        }
+    }
+}

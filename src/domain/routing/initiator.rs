@@ -1,0 +1,98 @@
+//! Who wants a route flipped, and why.
+
+use serde::{Deserialize, Serialize};
+
+/// Who flips a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Initiator {
+    /// The window, the recovery or a migration.
+    System,
+    /// An operator.
+    Operator,
+    /// A user.
+    User,
+}
+
+impl Initiator {
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Operator => "operator",
+            Self::User => "user",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::System, Self::Operator, Self::User].into_iter().find(|initiator| initiator.as_str() == name)
+    }
+}
+
+/// Why a route was flipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FlipTrigger {
+    /// The success rate was too low.
+    AutoThreshold,
+    /// An operator rolled back or restored.
+    ManualOperator,
+    /// A user rolled back or restored.
+    ManualUser,
+    /// ACP was tried and is well again.
+    Recovery,
+    /// A pin was set or released.
+    Pin,
+    /// The default protocol changed: a migration, or an administrator.
+    Migration,
+}
+
+impl FlipTrigger {
+    /// Every trigger, for metrics that start at 0.
+    pub const ALL: [Self; 6] =
+        [Self::AutoThreshold, Self::ManualOperator, Self::ManualUser, Self::Recovery, Self::Pin, Self::Migration];
+
+    /// Its name in answers, rows and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AutoThreshold => "autoThreshold",
+            Self::ManualOperator => "manualOperator",
+            Self::ManualUser => "manualUser",
+            Self::Recovery => "recovery",
+            Self::Pin => "pin",
+            Self::Migration => "migration",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|trigger| trigger.as_str() == name)
+    }
+}
+
+/// Who wants something, and why; both have been checked and redacted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wish {
+    /// In whose name.
+    pub initiator: Initiator,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Wish {
+    /// What we do by ourselves.
+    pub fn of_system(reason: impl Into<String>) -> Self {
+        Self { initiator: Initiator::System, actor: "lumilink".into(), reason: reason.into() }
+    }
+
+    pub(crate) fn manual(&self) -> FlipTrigger {
+        match self.initiator {
+            Initiator::User => FlipTrigger::ManualUser,
+            Initiator::System | Initiator::Operator => FlipTrigger::ManualOperator,
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What carries a workspace's turns, and the machine that decides it: rollback, probes, canaries, restore, pins.
+//!
+//! Pure: each event gives the change that it makes. Whoever runs it applies the event to a copy, writes copy and flip
+//! down in one transaction, and only then lets the copy count; so a flip has one epoch, however often it is tried.
+
+mod events;
+pub mod initiator;
+#[cfg(test)]
+mod model_tests;
+pub mod storm;
+pub mod success_window;
+pub mod turn_route;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use self::success_window::{FULL_BP, WindowFigures};
+use super::clock::Timestamp;
+
+pub use self::initiator::{FlipTrigger, Initiator, Wish};
+
+/// What the router chose for a workspace. A turn ends on the route on which it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// ACP, live.
+    Acp,
+    /// The managed fallback.
+    Http,
+}
+
+impl Route {
+    /// Every route, for metrics that start at 0.
+    pub const ALL: [Self; 2] = [Self::Acp, Self::Http];
+
+    /// Its name in answers, rows and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Acp => "acp",
+            Self::Http => "http",
+        }
+    }
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Acp => Self::Http,
+            Self::Http => Self::Acp,
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|route| route.as_str() == name)
+    }
+}
+
+/// How a workspace comes back to ACP (`[recovery]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryRules {
+    /// From a rollback to the first probe; doubles with each failed try.
+    pub cooldown: Duration,
+    /// The longest cool-down, before the jitter.
+    pub max_cooldown: Duration,
+    /// How far a cool-down may be off its mark, in basis points of it.
+    pub jitter_bp: u32,
+    /// How long a probe may take; one that has not ended after twice as long counts as failed.
+    pub probe_timeout: Duration,
+    /// Shares of turns that go over ACP while it is tried, in basis points; at least one, each above 0.
+    pub canary_steps_bp: Vec<u32>,
+    /// Successes after which a step is passed; at least 1.
+    pub close_after_successes: u32,
+    /// Failures that roll back again …
+    pub reopen_failures: u32,
+    /// … among so many turns after a restore.
+    pub reopen_within: u32,
+}
+
+/// After so long without a rollback the next cool-down is half as long again (mission: an hour).
+const FORGIVES_AFTER: Duration = Duration::from_secs(3600);
+/// Doublings of the cool-down that are counted: 2^20 s are 12 days, more than any cool-down may be. A restore remembers
+/// no more failed tries either, so that all are forgiven within a day.
+const MAX_ATTEMPT: u32 = 20;
+
+/// A route that beats the window until it is released.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pin {
+    /// Which route.
+    pub protocol: Route,
+    /// Who pinned it, and why.
+    #[serde(flatten)]
+    pub wish: Wish,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Where the way back to ACP stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stage {
+    /// ACP carries the turns.
+    Closed,
+    /// Rolled back, cooling down.
+    Open,
+    /// A probe is under way.
+    HalfOpen,
+    /// Some turns go over ACP.
+    Recovering,
+}
+
+impl Stage {
+    /// Every stage, for metrics.
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Open, Self::HalfOpen, Self::Recovering];
+
+    /// Its name in answers, rows and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "halfOpen",
+            Self::Recovering => "recovering",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "stage")]
+enum Breaker {
+    Closed,
+    Open { since: Timestamp, probe_at: Timestamp },
+    HalfOpen { since: Timestamp },
+    Recovering { step: usize, successes: u32 },
+}
+
+/// Why a workspace is rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollback {
+    /// What flipped it.
+    pub trigger: FlipTrigger,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Watched {
+    turns: u32,
+    failures: u32,
+}
+
+/// A change of the route, told exactly once for each epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flip {
+    /// The route before.
+    pub from: Route,
+    /// The route now.
+    pub to: Route,
+    /// The epoch that begins with it.
+    pub epoch: u64,
+    /// Why.
+    pub trigger: FlipTrigger,
+    /// Who, and why in a sentence.
+    pub wish: Wish,
+    /// What the window held, where there was one to look at.
+    pub figures: Option<WindowFigures>,
+    /// How many tries to recover failed so far.
+    pub attempt: u32,
+}
+
+impl Flip {
+    /// Whether it is a rollback: away from ACP for another reason than a changed default.
+    pub fn is_rollback(&self) -> bool {
+        self.to == Route::Http && self.trigger != FlipTrigger::Migration
+    }
+
+    /// Whether it is a restore: back to ACP for another reason than a changed default.
+    pub fn is_restore(&self) -> bool {
+        self.to == Route::Acp && self.trigger != FlipTrigger::Migration
+    }
+
+    /// The epoch of the rollback from which the workspace comes back, where it does so by itself.
+    pub fn recovers_from(&self) -> Option<u64> {
+        (self.trigger == FlipTrigger::Recovery).then(|| self.epoch.saturating_sub(1))
+    }
+}
+
+/// A probe that is to be made: a handshake, and no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// To be repeated with its end.
+    pub epoch: u64,
+    /// To be repeated with its end.
+    pub attempt: u32,
+}
+
+/// The route of one workspace, as it is kept and as it is run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Routing {
+    epoch: u64,
+    default: Route,
+    #[serde(default)]
+    pin: Option<Pin>,
+    breaker: Breaker,
+    #[serde(default)]
+    attempt: u32,
+    /// Since when nothing went wrong, for forgiving.
+    #[serde(default)]
+    well_since: Option<Timestamp>,
+    /// The first turns after a restore.
+    #[serde(default)]
+    watched: Option<Watched>,
+    #[serde(default)]
+    rollback: Option<Rollback>,
+}
+
+impl Routing {
+    /// A workspace that was never flipped.
+    pub fn new(default: Route) -> Self {
+        Self {
+            epoch: 0,
+            default,
+            pin: None,
+            breaker: Breaker::Closed,
+            attempt: 0,
+            well_since: None,
+            watched: None,
+            rollback: None,
+        }
+    }
+
+    /// What carries the next turn, canaries aside.
+    pub fn route(&self) -> Route {
+        match (&self.pin, &self.breaker) {
+            (Some(pin), _) => pin.protocol,
+            (None, Breaker::Closed) => self.default,
+            (None, _) => Route::Http,
+        }
+    }
+
+    /// Counts up with each flip.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The route where nothing speaks against it.
+    pub fn default_route(&self) -> Route {
+        self.default
+    }
+
+    /// The pin, if there is one.
+    pub fn pin(&self) -> Option<&Pin> {
+        self.pin.as_ref()
+    }
+
+    /// Why it is rolled back, while it is.
+    pub fn rollback(&self) -> Option<&Rollback> {
+        self.rollback.as_ref().filter(|_| self.route() == Route::Http)
+    }
+
+    /// Where the way back stands.
+    pub fn stage(&self) -> Stage {
+        match self.breaker {
+            Breaker::Closed => Stage::Closed,
+            Breaker::Open { .. } => Stage::Open,
+            Breaker::HalfOpen { .. } => Stage::HalfOpen,
+            Breaker::Recovering { .. } => Stage::Recovering,
+        }
+    }
+
+    /// How many tries to recover failed lately.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// When the next probe is made, while it cools down and is not pinned.
+    pub fn next_probe_at(&self) -> Option<Timestamp> {
+        match self.breaker {
+            Breaker::Open { probe_at, .. } if self.pin.is_none() => Some(probe_at),
+            _ => None,
+        }
+    }
+
+    /// The share of turns that go over ACP while it is tried, in basis points.
+    pub fn canary_share_bp(&self, rules: &RecoveryRules) -> u32 {
+        match self.breaker {
+            Breaker::Recovering { step, .. } if self.pin.is_none() => {
+                rules.canary_steps_bp.get(step).copied().unwrap_or(FULL_BP).clamp(1, FULL_BP)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Every how manieth turn is a canary; none where ACP is not being tried.
+    pub fn canary_every(&self, rules: &RecoveryRules) -> Option<u64> {
+        match self.canary_share_bp(rules) {
+            0 => None,
+            share => Some(u64::from(FULL_BP.div_ceil(share))),
+        }
+    }
+
+    /// What canaries of now belong to.
+    pub fn trial(&self) -> Probe {
+        Probe { epoch: self.epoch, attempt: self.attempt }
+    }
+
+    /// Whether these are the first turns after a restore, which are watched closely.
+    pub fn is_watched(&self) -> bool {
+        self.watched.is_some() && self.route() == Route::Acp
+    }
+
+    /// When [`Self::on_tick`] has something to do.
+    pub fn wakes_at(&self, rules: &RecoveryRules) -> Option<Timestamp> {
+        match self.breaker {
+            Breaker::Open { .. } => self.next_probe_at(),
+            Breaker::HalfOpen { since } => Some(since.plus(rules.probe_timeout * 2)),
+            Breaker::Closed if self.attempt > 0 => self.well_since.map(|since| since.plus(FORGIVES_AFTER)),
+            Breaker::Closed | Breaker::Recovering { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! Which way one turn goes.
+
+use super::{Probe, RecoveryRules, Rollback, Route, Routing, success_window::Sample};
+use crate::domain::clock::Timestamp;
+
+/// The route of a workspace, as its sessions read it at the start of each turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteState {
+    /// What carries turns, canaries aside.
+    pub route: Route,
+    /// The epoch.
+    pub epoch: u64,
+    /// What canaries of now belong to.
+    trial: Probe,
+    /// Every how manieth turn is a canary.
+    canary_every: Option<u64>,
+    /// Whether turns are watched closely.
+    is_watched: bool,
+    /// Why the workspace is rolled back, while it is.
+    pub rollback: Option<Rollback>,
+}
+
+/// Which way a turn goes; it is stamped with that, and its outcome counts for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnRoute {
+    /// What the router chose for it.
+    pub route: Route,
+    /// The epoch in which it began.
+    pub epoch: u64,
+    /// What it belongs to, where it tries whether ACP is well again.
+    pub canary: Option<Probe>,
+    /// Whether it is one of the first after a restore.
+    pub is_watched: bool,
+}
+
+/// What came of a turn or of a handshake, once that is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnReport {
+    /// The way that was chosen for it.
+    pub turn: TurnRoute,
+    /// What carried it.
+    pub carried: Route,
+    /// What it counts as, if it counts.
+    pub sample: Option<Sample>,
+    /// When, by the steady clock.
+    pub at: Timestamp,
+}
+
+impl RouteState {
+    /// What is to be read of a routing.
+    pub fn of(routing: &Routing, rules: &RecoveryRules) -> Self {
+        Self {
+            route: routing.route(),
+            epoch: routing.epoch(),
+            trial: routing.trial(),
+            canary_every: routing.canary_every(rules),
+            is_watched: routing.is_watched(),
+            rollback: routing.rollback().cloned(),
+        }
+    }
+
+    /// Which way the turn goes that is number `turn`, from 0, since this was decided. Every n-th one is a canary, by
+    /// count and not by chance.
+    pub fn turn(&self, turn: u64) -> TurnRoute {
+        let is_canary = self.canary_every.is_some_and(|every| (turn + 1).is_multiple_of(every));
+        TurnRoute {
+            route: if is_canary { Route::Acp } else { self.route },
+            epoch: self.epoch,
+            canary: is_canary.then_some(self.trial),
+            is_watched: self.is_watched,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Wish,
+        success_window::{WindowFigures, WindowState},
+    };
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_fourth_turn_is_a_canary_at_a_quarter_and_the_route_stays_http() {
+        let rules = RecoveryRules {
+            cooldown: Duration::ZERO,
+            max_cooldown: Duration::ZERO,
+            jitter_bp: 0,
+            probe_timeout: Duration::from_secs(1),
+            canary_steps_bp: vec![2500],
+            close_after_successes: 1,
+            reopen_failures: 1,
+            reopen_within: 1,
+        };
+        let now = Timestamp(1);
+        let mut routing = Routing::new(Route::Acp);
+        let figures = WindowFigures { state: WindowState::Breached, samples: 5, failures: 5, length_seconds: 60 };
+        routing.on_breach(figures, now, 0.5, &rules).unwrap();
+        let probe = routing.on_tick(now, 0.5, &rules).unwrap();
+        routing.on_probe(probe, Sample::Success, now, 0.5, &rules);
+        let state = RouteState::of(&routing, &rules);
+        let turns: Vec<_> = (0..8).map(|turn| state.turn(turn)).collect();
+        let canaries: Vec<_> = turns.iter().map(|turn| turn.canary.is_some()).collect();
+        assert_eq!(canaries, [false, false, false, true, false, false, false, true]);
+        assert!(turns.iter().all(|turn| (turn.route == Route::Acp) == turn.canary.is_some() && turn.epoch == 1));
+        routing.set_pin(Route::Http, Wish::of_system("held"), now);
+        assert!(RouteState::of(&routing, &rules).turn(3).canary.is_none(), "a pin ends the trial");
+    }
+}

@@ -1,0 +1,183 @@
+//! The states of a session, and what each of them allows.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::turn::outcome::ErrorCode;
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Its agent is being started, for the first time or again.
+    Starting,
+    /// Its agent waits for a prompt.
+    Idle,
+    /// A turn is running.
+    Running,
+    /// It was idle for long: no process, no seat; the next prompt brings it back.
+    Hibernated,
+    /// It was not used for so long that only a load brings it back.
+    Expired,
+    /// The service stopped in the middle of its turn; a load brings it back.
+    Interrupted,
+    /// Its agent failed too often; a load brings it back.
+    Failed,
+    /// It was closed for good.
+    Closed,
+}
+
+impl SessionState {
+    /// Every state.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Idle,
+        Self::Running,
+        Self::Hibernated,
+        Self::Expired,
+        Self::Interrupted,
+        Self::Failed,
+        Self::Closed,
+    ];
+
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Hibernated => "hibernated",
+            Self::Expired => "expired",
+            Self::Interrupted => "interrupted",
+            Self::Failed => "failed",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Whether it holds a seat and an agent process.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Idle | Self::Running)
+    }
+
+    /// Whether a prompt may bring it back by itself, or why not.
+    pub fn admits_prompt(self) -> Result<(), ErrorCode> {
+        match self {
+            Self::Starting | Self::Idle | Self::Running | Self::Hibernated => Ok(()),
+            Self::Expired | Self::Interrupted => Err(ErrorCode::SessionNotLoaded),
+            Self::Failed => Err(ErrorCode::SessionFailed),
+            Self::Closed => Err(ErrorCode::SessionClosed),
+        }
+    }
+
+    /// Whether a load may bring it back, or why not.
+    pub fn admits_load(self) -> Result<(), ErrorCode> {
+        match self {
+            Self::Closed => Err(ErrorCode::SessionClosed),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the rows of sessions in this state may say. A row is written when a session comes and goes, not with
+    /// each of its turns, and up to a minute after it has expired.
+    pub fn kept_as(self) -> &'static [Self] {
+        match self {
+            Self::Starting | Self::Idle | Self::Running => &[Self::Starting, Self::Idle, Self::Running],
+            Self::Hibernated => &[Self::Hibernated],
+            Self::Expired => &[Self::Hibernated, Self::Expired],
+            Self::Interrupted => &[Self::Interrupted],
+            Self::Failed => &[Self::Failed],
+            Self::Closed => &[Self::Closed],
+        }
+    }
+
+    /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
+    /// expired.
+    pub fn at_age(self, unused: Duration, max_age: Duration) -> Self {
+        match self {
+            Self::Hibernated if unused >= max_age => Self::Expired,
+            other => other,
+        }
+    }
+
+    /// Where a session stands after a restart of the service, given where its row says it stood. Its
+    /// agent died with the embedded runtime or was let go by the separate one.
+    pub fn after_restart(self) -> Self {
+        match self {
+            Self::Running => Self::Interrupted,
+            Self::Starting | Self::Idle => Self::Hibernated,
+            other => other,
+        }
+    }
+}
+
+/// How often sessions that expire are looked for: once a minute, and more often where they expire sooner, so that
+/// it is told at most a quarter of their age late.
+pub fn sweep_period(max_age: Duration) -> Duration {
+    (max_age / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))
+}
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionMode {
+    /// Work on the workspace's repository.
+    #[default]
+    Development,
+    /// Talk only: no git.
+    Conversation,
+}
+
+impl SessionMode {
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Conversation => "conversation",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Development, Self::Conversation].into_iter().find(|mode| mode.as_str() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_session_stays_closed_and_every_other_can_be_loaded() {
+        for state in SessionState::ALL {
+            assert_eq!(state.admits_load().is_ok(), state != SessionState::Closed, "{state:?}");
+            assert_eq!(SessionState::from_name(state.as_str()), Some(state));
+        }
+    }
+
+    #[test]
+    fn only_what_hibernates_expires_and_exactly_at_its_age() {
+        let (age, less) = (Duration::from_secs(60), Duration::from_micros(59_999_999));
+        for state in SessionState::ALL {
+            let expires = state == SessionState::Hibernated;
+            assert_eq!(state.at_age(age, age), if expires { SessionState::Expired } else { state });
+            assert_eq!(state.at_age(less, age), state);
+        }
+        assert_eq!(sweep_period(Duration::from_secs(7200)), Duration::from_secs(60));
+        assert_eq!(sweep_period(Duration::from_secs(8)), Duration::from_secs(2));
+        assert_eq!(sweep_period(Duration::from_secs(1)), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn nothing_is_live_after_a_restart() {
+        for state in SessionState::ALL {
+            assert!(!state.after_restart().is_live(), "{state:?}");
+        }
+        assert_eq!(SessionState::Running.after_restart(), SessionState::Interrupted);
+    }
+}

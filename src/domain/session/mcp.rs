@@ -1,0 +1,64 @@
+//! MCP servers of a session: handed to the agent as they are, kept without their secrets.
+
+use serde_json::{Value, value::RawValue};
+
+use crate::domain::turn::outcome::{ErrorCode, Failure};
+
+/// The most servers of one session; each is a process or connection of the agent.
+pub const MAX_SERVERS: usize = 32;
+
+/// No servers.
+pub fn none() -> Box<RawValue> {
+    // A constant that is JSON.
+    RawValue::from_string("[]".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// Checks `mcpServers` as far as it is ours to check; the agent knows the rest.
+pub fn check(servers: &RawValue) -> Result<(), Failure> {
+    let bad = |detail: String| Failure::new(ErrorCode::InvalidRequest, detail);
+    let servers: Vec<Value> =
+        serde_json::from_str(servers.get()).map_err(|_| bad("mcpServers: must be an array".into()))?;
+    if servers.len() > MAX_SERVERS {
+        return Err(bad(format!("mcpServers: at most {MAX_SERVERS}")));
+    }
+    match servers.iter().position(|server| !server["name"].is_string()) {
+        Some(index) => Err(bad(format!("mcpServers[{index}]: must be an object with a `name`"))),
+        None => Ok(()),
+    }
+}
+
+/// The servers without the values of their environment and headers, which are where secrets stand.
+pub fn without_secrets(servers: &RawValue) -> String {
+    let mut servers: Value = serde_json::from_str(servers.get()).unwrap_or_default();
+    for server in servers.as_array_mut().into_iter().flatten() {
+        for place in ["env", "headers"] {
+            if server.get(place).is_some() {
+                server[place] = Value::Array(Vec::new());
+            }
+        }
+    }
+    servers.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_servers_are_not_kept() {
+        let json = r#"[{"name":"a","command":"x","args":[],"env":[{"name":"KEY","value":"s3cret"}]},
+            {"type":"http","name":"b","url":"https://x","headers":[{"name":"Authorization","value":"s3cret"}]}]"#;
+        let servers = RawValue::from_string(json.to_owned()).unwrap();
+        assert!(check(&servers).is_ok());
+        let kept = without_secrets(&servers);
+        assert!(!kept.contains("s3cret") && kept.contains("\"command\":\"x\""));
+    }
+
+    #[test]
+    fn what_is_no_list_of_servers_is_refused() {
+        for json in ["{}", "[1]", "[{}]"] {
+            assert!(check(&RawValue::from_string(json.to_owned()).unwrap()).is_err(), "{json}");
+        }
+        assert!(check(&none()).is_ok());
+    }
+}

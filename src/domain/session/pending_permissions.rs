@@ -1,0 +1,203 @@
+//! Permission requests that wait for a person.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+use uuid::Uuid;
+
+use super::permission::{self, Decision, PermissionPolicy};
+use crate::{
+    acp::schema::{PermissionOption, PermissionOptionKind, RequestId, RequestPermissionRequest},
+    domain::turn::outcome::{ErrorCode, Failure},
+};
+
+/// The most requests of one session that wait at the same time; an agent that asks more often without
+/// waiting gets `cancelled`. Known agents ask one by one.
+const MAX_WAITING: usize = 32;
+
+/// The requests of one session that wait.
+#[derive(Debug, Default)]
+pub struct PermissionDesk {
+    waiting: HashMap<String, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: RequestId,
+    options: Vec<PermissionOption>,
+}
+
+/// What to do with a request that has come.
+#[derive(Debug)]
+pub enum Received {
+    /// Answer it with this.
+    Answer(Answer),
+    /// Publish it under this id and wait.
+    Waits {
+        /// The id that callers answer with.
+        request_id: String,
+        /// What to publish.
+        event: Value,
+    },
+    /// It is no permission request.
+    Malformed(String),
+}
+
+/// An answer to the agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The agent's request.
+    pub id: RequestId,
+    /// ACP `RequestPermissionResponse`.
+    pub response: Value,
+    /// The chosen option; `None` is `cancelled`.
+    pub option_id: Option<String>,
+    /// Whether that option allows.
+    pub allows: bool,
+}
+
+fn answer(id: RequestId, options: &[PermissionOption], option_id: Option<String>) -> Answer {
+    let allows = options.iter().any(|option| {
+        Some(&*option.option_id.0) == option_id.as_deref()
+            && matches!(option.kind, PermissionOptionKind::AllowOnce | PermissionOptionKind::AllowAlways)
+    });
+    let outcome = match &option_id {
+        Some(option_id) => json!({"outcome": "selected", "optionId": option_id}),
+        None => json!({"outcome": "cancelled"}),
+    };
+    Answer { id, response: json!({"outcome": outcome}), option_id, allows }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRequest<'a> {
+    #[serde(borrow)]
+    tool_call: &'a RawValue,
+    #[serde(borrow)]
+    options: &'a RawValue,
+}
+
+impl PermissionDesk {
+    /// Takes a request, decides by policy, or lets it wait.
+    pub fn receive(&mut self, policy: PermissionPolicy, id: RequestId, params: &RawValue) -> Received {
+        let request: RequestPermissionRequest = match serde_json::from_str(params.get()) {
+            Ok(request) => request,
+            Err(cause) => return Received::Malformed(cause.to_string()),
+        };
+        match permission::decide(policy, &request.options) {
+            Decision::Select(option_id) => Received::Answer(answer(id, &request.options, Some(option_id))),
+            Decision::Cancel => Received::Answer(answer(id, &[], None)),
+            Decision::Ask if self.waiting.len() >= MAX_WAITING => Received::Answer(answer(id, &[], None)),
+            Decision::Ask => {
+                let request_id = Uuid::now_v7().to_string();
+                let event = match serde_json::from_str::<RawRequest<'_>>(params.get()) {
+                    Ok(raw) => json!({"requestId": request_id, "toolCall": raw.tool_call, "options": raw.options}),
+                    Err(_) => json!({"requestId": request_id, "options": request.options}),
+                };
+                self.waiting.insert(request_id.clone(), Waiting { id, options: request.options });
+                Received::Waits { request_id, event }
+            }
+        }
+    }
+
+    /// A person's answer.
+    pub fn answer(&mut self, request_id: &str, option_id: Option<String>) -> Result<Answer, Failure> {
+        let missing = || {
+            Failure::new(
+                ErrorCode::PermissionNotPending,
+                format!("no permission request {request_id:?} waits for an answer"),
+            )
+        };
+        let waiting = self.waiting.get(request_id).ok_or_else(missing)?;
+        if let Some(option_id) = &option_id
+            && !waiting.options.iter().any(|option| *option.option_id.0 == **option_id)
+        {
+            let offered: Vec<_> = waiting.options.iter().map(|option| option.option_id.to_string()).collect();
+            let detail =
+                format!("the agent does not offer the option {option_id:?}; it offers {}", offered.join(", "));
+            return Err(Failure::new(ErrorCode::PermissionNotPending, detail));
+        }
+        let waiting = self.waiting.remove(request_id).ok_or_else(missing)?;
+        Ok(answer(waiting.id, &waiting.options, option_id))
+    }
+
+    /// What a request gets that nobody answered in time; `None` where it was answered.
+    pub fn time_out(&mut self, request_id: &str) -> Option<Answer> {
+        let waiting = self.waiting.remove(request_id)?;
+        let option_id = match permission::on_timeout(&waiting.options) {
+            Decision::Select(option_id) => Some(option_id),
+            Decision::Cancel | Decision::Ask => None,
+        };
+        Some(answer(waiting.id, &waiting.options, option_id))
+    }
+
+    /// Answers everything that waits with `cancelled`: agents wait for that before they end a cancelled
+    /// turn.
+    pub fn cancel_all(&mut self) -> Vec<(String, Answer)> {
+        self.waiting.drain().map(|(request_id, waiting)| (request_id, answer(waiting.id, &[], None))).collect()
+    }
+
+    /// Whether a person is being waited for.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params() -> Box<RawValue> {
+        RawValue::from_string(
+            json!({
+                "sessionId": "s",
+                "toolCall": {"toolCallId": "t", "title": "write"},
+                "options": [
+                    {"optionId": "yes", "name": "Yes", "kind": "allow_once"},
+                    {"optionId": "no", "name": "No", "kind": "reject_once"},
+                ]
+            })
+            .to_string(),
+        )
+        .unwrap()
+    }
+
+    fn ask(desk: &mut PermissionDesk) -> String {
+        match desk.receive(PermissionPolicy::Ask, RequestId::Number(1), &params()) {
+            Received::Waits { request_id, .. } => request_id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_is_answered_once_and_only_with_an_offered_option() {
+        let mut desk = PermissionDesk::default();
+        let request_id = ask(&mut desk);
+        assert!(desk.answer(&request_id, Some("maybe".into())).is_err());
+        assert_eq!(desk.answer(&request_id, Some("yes".into())).unwrap().option_id.as_deref(), Some("yes"));
+        assert!(desk.answer(&request_id, Some("yes".into())).is_err());
+        assert!(desk.time_out(&request_id).is_none());
+    }
+
+    #[test]
+    fn silence_rejects_and_a_cancel_answers_everything() {
+        let mut desk = PermissionDesk::default();
+        let request_id = ask(&mut desk);
+        assert_eq!(desk.time_out(&request_id).unwrap().option_id.as_deref(), Some("no"));
+        ask(&mut desk);
+        ask(&mut desk);
+        let answers = desk.cancel_all();
+        assert_eq!(answers.len(), 2);
+        assert_eq!(answers[0].1.response, json!({"outcome": {"outcome": "cancelled"}}));
+        assert!(!desk.is_waiting());
+    }
+
+    #[test]
+    fn an_agent_that_floods_with_requests_is_bounded() {
+        let mut desk = PermissionDesk::default();
+        (0..MAX_WAITING).for_each(|_| drop(ask(&mut desk)));
+        let more = desk.receive(PermissionPolicy::Ask, RequestId::Number(1), &params());
+        assert!(matches!(more, Received::Answer(Answer { option_id: None, .. })));
+    }
+}

@@ -1,0 +1,442 @@
+//! One prompt turn: its states, what is gathered while it runs, and its one outcome.
+
+pub mod outcome;
+pub mod prompt;
+pub mod sampling;
+pub mod transcript;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use self::{
+    outcome::{ErrorCode, Failure},
+    transcript::UpdateView,
+};
+use super::{clock::Timestamp, text};
+use crate::acp::{
+    jsonrpc::{self, RpcError},
+    schema::StopReason,
+};
+
+/// Where a turn stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TurnState {
+    /// On disk; the agent has not seen it.
+    Accepted,
+    /// The agent has it.
+    Running,
+    /// Ended by itself.
+    Completed,
+    /// Ended because somebody asked for it.
+    Cancelled,
+    /// Ended with an error.
+    Failed,
+    /// The service stopped in the middle of it.
+    Interrupted,
+}
+
+impl TurnState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Accepted, Self::Running, Self::Completed, Self::Cancelled, Self::Failed, Self::Interrupted];
+
+    /// Its name in answers and rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// Reads the name back.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+
+    /// Whether nothing more can happen to it.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Accepted | Self::Running)
+    }
+}
+
+/// How a turn ended; exactly one for each turn that began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TurnOutcome {
+    /// The agent gave a stop reason other than cancelled.
+    Completed(StopReason),
+    /// It was cancelled; `confirmed` is false where the agent had to be killed for it.
+    Cancelled {
+        /// Whether the agent itself said so.
+        confirmed: bool,
+    },
+    /// It failed.
+    Failed(Failure),
+}
+
+impl TurnOutcome {
+    /// Every label that [`Self::label`] gives, for metrics that start at 0.
+    pub const LABELS: [&'static str; 4] = ["completed", "cancelled", "failed", "interrupted"];
+
+    /// The state in which it leaves the turn.
+    pub fn state(&self) -> TurnState {
+        match self {
+            Self::Completed(_) => TurnState::Completed,
+            Self::Cancelled { .. } => TurnState::Cancelled,
+            Self::Failed(failure) if failure.code == ErrorCode::Interrupted => TurnState::Interrupted,
+            Self::Failed(_) => TurnState::Failed,
+        }
+    }
+
+    /// How a turn ends whose agent, or the way to it, failed.
+    pub fn of_failure(failure: Failure, cancel_asked: bool) -> Self {
+        // The agent went away when it was asked to end the turn: that is the end that was asked for.
+        if cancel_asked { Self::Cancelled { confirmed: false } } else { Self::Failed(failure) }
+    }
+
+    /// Its metric label.
+    pub fn label(&self) -> &'static str {
+        self.state().as_str()
+    }
+}
+
+/// Tokens of a turn, where the agent tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens read.
+    pub input_tokens: u64,
+    /// Tokens written.
+    pub output_tokens: u64,
+}
+
+/// Reads an agent's answer to `session/prompt`. An unknown stop reason counts as the end of the turn
+/// under protocol version 1 only if it is one of the five; anything else is a violation.
+pub fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, Option<Usage>) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Answer {
+        stop_reason: String,
+        #[serde(default)]
+        usage: Option<AnswerUsage>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct AnswerUsage {
+        #[serde(default)]
+        input_tokens: u64,
+        #[serde(default)]
+        output_tokens: u64,
+    }
+
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return (TurnOutcome::Failed(super::turn::outcome::classify_agent_error(&error)), None),
+    };
+    let parsed: Answer = match serde_json::from_str(answer.get()) {
+        Ok(parsed) => parsed,
+        Err(cause) => {
+            let detail = format!("the agent's answer to the prompt has no usable stop reason: {cause}");
+            return (TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail)), None);
+        }
+    };
+    let usage =
+        parsed.usage.map(|usage| Usage { input_tokens: usage.input_tokens, output_tokens: usage.output_tokens });
+    let outcome = match parsed.stop_reason.as_str() {
+        "end_turn" => TurnOutcome::Completed(StopReason::EndTurn),
+        "max_tokens" => TurnOutcome::Completed(StopReason::MaxTokens),
+        "max_turn_requests" => TurnOutcome::Completed(StopReason::MaxTurnRequests),
+        "refusal" => TurnOutcome::Completed(StopReason::Refusal),
+        "cancelled" => TurnOutcome::Cancelled { confirmed: true },
+        other => {
+            let detail = format!("the agent ended the turn with the unknown stop reason {:?}", text::cut(other, 64));
+            TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail))
+        }
+    };
+    (outcome, usage)
+}
+
+/// [`read_prompt_answer`] for a turn that may have been cancelled.
+pub fn read_prompt_end(answer: Result<&RawValue, RpcError>, cancel_asked: bool) -> (TurnOutcome, Option<Usage>) {
+    match answer {
+        // Some agents answer a cancelled prompt with the error of their aborted request.
+        Err(error) if cancel_asked || error.code == jsonrpc::REQUEST_CANCELLED => {
+            (TurnOutcome::Cancelled { confirmed: true }, None)
+        }
+        answer => read_prompt_answer(answer),
+    }
+}
+
+/// The agent's own stop reason under its spec name.
+pub fn stop_reason_name(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::EndTurn => "end_turn",
+        StopReason::MaxTokens => "max_tokens",
+        StopReason::MaxTurnRequests => "max_turn_requests",
+        StopReason::Refusal => "refusal",
+        StopReason::Cancelled => "cancelled",
+        _ => "unknown",
+    }
+}
+
+/// The longest `meta.message`, in bytes; a result stays under 32 KB whatever the agent says.
+pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
+/// The most diagnostics that a result carries (mission: at most 100).
+pub const MAX_DIAGNOSTICS: usize = 100;
+/// The longest diagnostic message, in characters; 100 of them have to fit beside the message.
+pub const MAX_DIAGNOSTIC_CHARS: usize = 300;
+
+/// How bad a diagnostic is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// For developers.
+    Debug,
+    /// For the curious.
+    Info,
+    /// Something was tolerated.
+    Warn,
+    /// Something was lost.
+    Error,
+}
+
+/// A remark about a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// One sentence.
+    pub message: String,
+}
+
+/// Gathers what the result of a turn needs while the turn runs; bounded whatever the agent sends.
+#[derive(Debug)]
+pub struct TurnProgress {
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When the agent got it.
+    pub sent_at: Option<Timestamp>,
+    /// When the first update came.
+    pub first_update_at: Option<Timestamp>,
+    /// Updates so far.
+    pub updates: u64,
+    /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
+    pub message: String,
+    /// Whether the message was cut.
+    pub message_cut: bool,
+    /// Tokens, once the agent told.
+    pub usage: Option<Usage>,
+    /// Remarks, at most [`MAX_DIAGNOSTICS`].
+    pub diagnostics: Vec<Diagnostic>,
+    /// Lines of the agent that were no JSON.
+    pub stray_lines: u32,
+}
+
+/// Stray lines that a turn survives (mission: up to 10 a turn, more is a protocol failure).
+pub const MAX_STRAY_LINES: u32 = 10;
+
+impl TurnProgress {
+    /// Starts to gather.
+    pub fn new(accepted_at: Timestamp) -> Self {
+        Self {
+            accepted_at,
+            sent_at: None,
+            first_update_at: None,
+            updates: 0,
+            message: String::new(),
+            message_cut: false,
+            usage: None,
+            diagnostics: Vec::new(),
+            stray_lines: 0,
+        }
+    }
+
+    /// Counts one update and takes its text, if it is some of the agent's message.
+    pub fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
+        self.on_update(now);
+        if let Some(UpdateView { kind, text: Some(text) }) = view
+            && kind == "agent_message_chunk"
+        {
+            self.on_message_text(text);
+        }
+    }
+
+    /// Counts one update.
+    pub fn on_update(&mut self, now: Timestamp) {
+        self.updates += 1;
+        self.first_update_at.get_or_insert(now);
+    }
+
+    /// Adds text of an `agent_message_chunk`.
+    pub fn on_message_text(&mut self, chunk: &str) {
+        if self.message_cut {
+            return;
+        }
+        let room = MAX_MESSAGE_BYTES - self.message.len();
+        if chunk.len() <= room {
+            self.message.push_str(chunk);
+        } else {
+            self.message.push_str(text::cut_bytes(chunk, room));
+            self.message_cut = true;
+        }
+    }
+
+    /// Adds a remark; the ones after [`MAX_DIAGNOSTICS`] are dropped, the oldest tell most.
+    pub fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            let message = text::cut(message.as_ref(), MAX_DIAGNOSTIC_CHARS);
+            self.diagnostics.push(Diagnostic { severity, message });
+        }
+    }
+
+    /// Notes a line of the agent that was no JSON. An error ends the turn.
+    pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
+        self.stray_lines += 1;
+        self.remark(Severity::Warn, format!("the agent printed a line that is not JSON: {line}"));
+        if self.stray_lines > MAX_STRAY_LINES {
+            let detail = format!("the agent printed more than {MAX_STRAY_LINES} lines that are not JSON in one turn");
+            return Err(Failure::new(ErrorCode::ProtocolViolation, detail));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn every_stop_reason_of_the_protocol_ends_a_turn_and_no_other_does() {
+        for (name, state) in [
+            ("end_turn", TurnState::Completed),
+            ("max_tokens", TurnState::Completed),
+            ("max_turn_requests", TurnState::Completed),
+            ("refusal", TurnState::Completed),
+            ("cancelled", TurnState::Cancelled),
+            ("tired", TurnState::Failed),
+        ] {
+            let answer = raw(&format!(r#"{{"stopReason":"{name}"}}"#));
+            assert_eq!(read_prompt_answer(Ok(&answer)).0.state(), state, "{name}");
+        }
+        assert_eq!(read_prompt_answer(Ok(&raw("null"))).0.state(), TurnState::Failed);
+    }
+
+    #[test]
+    fn usage_is_read_where_the_agent_tells() {
+        let answer = raw(r#"{"stopReason":"end_turn","usage":{"inputTokens":3,"outputTokens":4,"x":null}}"#);
+        assert_eq!(read_prompt_answer(Ok(&answer)).1, Some(Usage { input_tokens: 3, output_tokens: 4 }));
+    }
+
+    #[test]
+    fn a_message_is_cut_at_its_limit_and_never_inside_a_character() {
+        let mut progress = TurnProgress::new(Timestamp(0));
+        progress.on_message_text(&"x".repeat(MAX_MESSAGE_BYTES - 1));
+        progress.on_message_text("é");
+        progress.on_message_text("more");
+        assert!(progress.message_cut);
+        assert_eq!(progress.message.len(), MAX_MESSAGE_BYTES - 1);
+    }
+
+    #[test]
+    fn the_eleventh_stray_line_fails_the_turn() {
+        let mut progress = TurnProgress::new(Timestamp(0));
+        for _ in 0..10 {
+            progress.on_stray_line("noise").unwrap();
+        }
+        assert_eq!(progress.on_stray_line("noise").unwrap_err().code, ErrorCode::ProtocolViolation);
+    }
+
+    /// What can happen in a turn.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Update(i64),
+        /// So often this character.
+        Text(char, usize),
+        Remark(char, usize),
+        StrayLine(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let character = prop_oneof![Just('a'), Just('é'), Just('語'), Just('🦀'), Just('\n'), Just('\0')];
+        let length = prop_oneof![3 => 0usize..40, 1 => 0usize..6000];
+        prop_oneof![
+            2 => (0i64..1000).prop_map(Step::Update),
+            4 => (character.clone(), length.clone()).prop_map(|(it, times)| Step::Text(it, times)),
+            2 => (character, 0usize..400).prop_map(|(it, times)| Step::Remark(it, times)),
+            1 => (0usize..400).prop_map(Step::StrayLine),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn a_turn_gathers_what_its_model_gathers_and_stays_within_its_bounds(
+            steps in prop::collection::vec(step(), 0..30),
+            // Rarely, many more than a turn may have.
+            repeat in prop_oneof![19 => Just(1usize), 1 => Just(8usize)],
+        ) {
+            let mut progress = TurnProgress::new(Timestamp(0));
+            let (mut said, mut remarks, mut updates, mut first, mut stray) = (String::new(), 0usize, 0u64, None, 0u32);
+            for step in std::iter::repeat_n(&steps, repeat).flatten() {
+                match step {
+                    Step::Update(at) => {
+                        progress.on_update(Timestamp(*at));
+                        updates += 1;
+                        first.get_or_insert(Timestamp(*at));
+                    }
+                    Step::Text(character, times) => {
+                        let text = character.to_string().repeat(*times);
+                        progress.on_message_text(&text);
+                        said.push_str(&text);
+                    }
+                    Step::Remark(character, times) => {
+                        progress.remark(Severity::Info, character.to_string().repeat(*times));
+                        remarks += 1;
+                    }
+                    Step::StrayLine(length) => {
+                        let ended = progress.on_stray_line(&"x".repeat(*length));
+                        (stray, remarks) = (stray + 1, remarks + 1);
+                        prop_assert_eq!(ended.is_err(), stray > MAX_STRAY_LINES, "line {}", stray);
+                    }
+                }
+            }
+            prop_assert!(progress.message.len() <= MAX_MESSAGE_BYTES);
+            prop_assert!(said.starts_with(&progress.message), "the beginning, whole and in order");
+            prop_assert_eq!(progress.message_cut, progress.message != said);
+            if progress.message_cut {
+                prop_assert!(progress.message.len() + 4 > MAX_MESSAGE_BYTES, "not cut before it is full");
+            }
+            prop_assert_eq!(progress.diagnostics.len(), remarks.min(MAX_DIAGNOSTICS));
+            prop_assert!(progress.diagnostics.iter().all(|it| it.message.chars().count() <= MAX_DIAGNOSTIC_CHARS));
+            prop_assert_eq!((progress.updates, progress.first_update_at), (updates, first));
+        }
+
+        #[test]
+        fn every_answer_of_an_agent_ends_the_turn_with_one_outcome(
+            reason in prop_oneof!["end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled", "[a-z_]{0,9}"],
+            usage in prop_oneof![Just(String::new()), "(null|[0-9]{1,25}|\"x\"|\\{\"inputTokens\":-?[0-9]{1,22}\\})"],
+            code in -33000i64..0,
+            refuses in any::<bool>(),
+        ) {
+            let usage = if usage.is_empty() { usage } else { format!(",\"usage\":{usage}") };
+            let text = format!("{{\"stopReason\":\"{reason}\"{usage}}}");
+            // Numbers such as 007 are no JSON: then there is no such answer.
+            let Ok(answer) = RawValue::from_string(text) else { return Ok(()) };
+            let answer = if refuses { Err(RpcError::new(code, "no")) } else { Ok(&*answer) };
+            let (outcome, _) = read_prompt_answer(answer);
+            prop_assert!(outcome.state().is_final());
+            prop_assert!(TurnOutcome::LABELS.contains(&outcome.label()));
+            prop_assert!(!refuses || matches!(&outcome, TurnOutcome::Failed(failure) if !failure.detail.is_empty()));
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The audit: records of what was decided and done, in pages of JSON or CSV.
+
+pub mod items;
+pub mod summary;
+
+use actix_web::{
+    HttpRequest, HttpResponse, get,
+    http::header::{ACCEPT, HeaderMap, LINK},
+    web,
+};
+use serde::Serialize;
+use url::form_urlencoded;
+
+use super::{HttpState, paging::page, problem::ApiError};
+use crate::{
+    contract::{
+        audit::{
+            AutomationRunItem, CapacityAlertItem, ConnectionItem, MigrationItem, NotificationItem, RollbackEventItem,
+            csv::{TEXT_CSV, TableRow, csv_page},
+            query::{AuditQuery, CapacityAlertQuery, Format},
+        },
+        lists::Page,
+        problem::Problem,
+    },
+    domain::{clock::Timestamp, turn::outcome::ErrorCode},
+    store::{self, AuditFilter, CapacityAlertFilter, Cursor, Store},
+};
+
+/// Every flip of a workspace's route, and every step of a migration run, by when it began.
+#[utoipa::path(
+    tag = "audit",
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` names the next one", content(
+            (Page<MigrationItem> = "application/json"), (String = "text/csv"),
+        )),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/migrations")]
+pub async fn list_migrations(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    query: web::Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
+    let rows = records(&state).migrations(filter, asked.page.clone()).await?;
+    let last = rows.last().map(|row| row.cursor());
+    asked.answer(&request, rows.into_iter().map(MigrationItem::from).collect(), last)
+}
+
+/// Rollbacks to HTTP, and restores.
+#[utoipa::path(
+    tag = "audit",
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` names the next one", content(
+            (Page<RollbackEventItem> = "application/json"), (String = "text/csv"),
+        )),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/rollback-events")]
+pub async fn list_rollback_events(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    query: web::Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
+    let rows = records(&state).rollback_events(filter, asked.page.clone()).await?;
+    let last = rows.last().map(|row| row.cursor());
+    asked.answer(&request, rows.into_iter().map(RollbackEventItem::from).collect(), last)
+}
+
+/// Handshakes with agents, and what became of the connections. Of all that became of a page's connections the newest
+/// 10,000 changes are shown.
+#[utoipa::path(
+    tag = "audit",
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` names the next one", content(
+            (Page<ConnectionItem> = "application/json"), (String = "text/csv"),
+        )),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/connections")]
+pub async fn list_connections(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    query: web::Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
+    let rows = records(&state).connections(filter, asked.page.clone()).await?;
+    let last = rows.last().map(|row| row.cursor());
+    asked.answer(&request, rows.into_iter().map(ConnectionItem::from).collect(), last)
+}
+
+/// What became of the changes of turns.
+#[utoipa::path(
+    tag = "audit",
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` names the next one", content(
+            (Page<AutomationRunItem> = "application/json"), (String = "text/csv"),
+        )),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/automation-runs")]
+pub async fn list_automation_runs(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    query: web::Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
+    let rows = records(&state).automation_runs(filter, asked.page.clone()).await?;
+    let last = rows.last().map(|row| row.cursor());
+    asked.answer(&request, rows.into_iter().map(AutomationRunItem::from).collect(), last)
+}
+
+/// What was told to users, or is still to be told.
+#[utoipa::path(
+    tag = "audit",
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` names the next one", content(
+            (Page<NotificationItem> = "application/json"), (String = "text/csv"),
+        )),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/notifications")]
+pub async fn list_notifications(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    query: web::Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
+    let rows = records(&state).notifications(filter, asked.page.clone()).await?;
+    let last = rows.last().map(|row| row.cursor());
+    asked.answer(&request, rows.into_iter().map(NotificationItem::from).collect(), last)
+}
+
+/// What became of alerts of capacity.
+#[utoipa::path(
+    tag = "audit",
+    params(CapacityAlertQuery),
+    responses(
+        (status = 200, description = "A page; `Link` names the next one", content(
+            (Page<CapacityAlertItem> = "application/json"), (String = "text/csv"),
+        )),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/capacity-alerts")]
+pub async fn list_capacity_alerts(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    query: web::Query<CapacityAlertQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let CapacityAlertQuery { installation_id, from, until, limit, cursor, format } = query.into_inner();
+    in_order(from, until)?;
+    let asked = Asked { page: page(&state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
+    let filter = CapacityAlertFilter { installation_id, from, until };
+    let rows = records(&state).list_capacity_alerts(filter, asked.page.clone()).await?;
+    let last = rows.last().map(|row| row.cursor());
+    asked.answer(&request, rows.into_iter().map(CapacityAlertItem::from).collect(), last)
+}
+
+/// A page that was asked for.
+struct Asked {
+    page: store::Page,
+    is_csv: bool,
+}
+
+impl Asked {
+    fn records(request: &HttpRequest, state: &HttpState, query: AuditQuery) -> Result<(Self, AuditFilter), ApiError> {
+        let AuditQuery { installation_id, workspace_id, session_id, from, until, limit, cursor, format } = query;
+        in_order(from, until)?;
+        let asked = Self { page: page(state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
+        Ok((asked, AuditFilter { installation_id, workspace_id, session_id, from, until }))
+    }
+
+    /// The page, and where the next one is. `last` is the place of its last record.
+    fn answer<T: TableRow + Serialize>(
+        &self,
+        request: &HttpRequest,
+        items: Vec<T>,
+        last: Option<Cursor>,
+    ) -> Result<HttpResponse, ApiError> {
+        let next_cursor = last.filter(|_| items.len() == self.page.limit).map(|cursor| cursor.to_string());
+        let mut answer = HttpResponse::Ok();
+        if let Some(cursor) = &next_cursor {
+            answer.insert_header((LINK, format!("<{}>; rel=\"next\"", next_page(request, cursor))));
+        }
+        if !self.is_csv {
+            return Ok(answer.json(Page { items, next_cursor }));
+        }
+        let text = csv_page(&items).map_err(|cause| ApiError::new(ErrorCode::Internal, cause.to_string()))?;
+        Ok(answer.content_type(TEXT_CSV).body(text))
+    }
+}
+
+pub(crate) fn in_order(from: Option<Timestamp>, until: Option<Timestamp>) -> Result<(), ApiError> {
+    if from.zip(until).is_some_and(|(from, until)| from >= until) {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "until: must be later than from"));
+    }
+    Ok(())
+}
+
+fn records(state: &HttpState) -> &Store {
+    &state.workspaces.parts().store
+}
+
+/// The address of this page with another cursor.
+fn next_page(request: &HttpRequest, cursor: &str) -> String {
+    let given = form_urlencoded::parse(request.query_string().as_bytes()).filter(|(name, _)| name != "cursor");
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(given).append_pair("cursor", cursor);
+    format!("{}?{}", request.path(), query.finish())
+}
+
+/// Whether a caller wants CSV: `format` decides, else `Accept` has to name it.
+fn is_csv(headers: &HeaderMap, format: Option<Format>) -> bool {
+    let named = |range: &str| range.split(';').next().is_some_and(|it| it.trim().eq_ignore_ascii_case("text/csv"));
+    match format {
+        Some(format) => format == Format::Csv,
+        None => headers.get_all(ACCEPT).filter_map(|it| it.to_str().ok()).any(|it| it.split(',').any(named)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn csv_is_for_those_who_ask_for_it() {
+        let of = |accept: &str, format| {
+            is_csv(TestRequest::get().insert_header((ACCEPT, accept)).to_http_request().headers(), format)
+        };
+        assert!(of("text/csv", None) && of("application/json;q=0.5, Text/CSV; header=present", None));
+        assert!(!of("*/*", None) && !of("text/csv", Some(Format::Json)) && of("*/*", Some(Format::Csv)));
+    }
+
+    #[test]
+    fn the_next_page_is_the_same_question() {
+        let request = TestRequest::with_uri("/acp/audit/migrations?from=a%2Bb&cursor=old&limit=2").to_http_request();
+        assert_eq!(next_page(&request, "1~x"), "/acp/audit/migrations?from=a%2Bb&limit=2&cursor=1%7Ex");
+    }
+}

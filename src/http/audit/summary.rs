@@ -1,0 +1,59 @@
+//! Figures of a period, for analytics.
+
+use std::time::Duration;
+
+use actix_web::{get, web};
+
+use super::in_order;
+use crate::{
+    contract::{
+        audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
+        problem::Problem,
+    },
+    http::{HttpState, problem::ApiError},
+    store::{AuditDay, TurnFigures},
+};
+
+/// How far back a summary looks where nothing is said.
+const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Sums a period up, by day (UTC) and tenant: what carried the turns, how well, how fast, and how often workspaces fell
+/// back. Of the newest 100,000 turns, and of 2,000 days of tenants; where there is more, `from` says since when it is
+/// whole, and `truncated` that it is less than was asked for.
+#[utoipa::path(
+    tag = "audit",
+    params(SummaryQuery),
+    responses(
+        (status = 200, description = "The figures", body = AuditSummary),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/audit/summary")]
+pub async fn get_summary(
+    state: web::Data<HttpState>,
+    query: web::Query<SummaryQuery>,
+) -> Result<web::Json<AuditSummary>, ApiError> {
+    let SummaryQuery { installation_id, from, until } = query.into_inner();
+    let parts = state.workspaces.parts();
+    let until = until.unwrap_or_else(|| parts.clock.now());
+    let from = from.unwrap_or_else(|| until.minus(PERIOD));
+    in_order(Some(from), Some(until))?;
+    let summary = parts.store.audit_summary(installation_id, from, until).await?;
+    let days = summary.days.into_iter().map(|it| (it.day, day(it))).collect();
+    Ok(web::Json(AuditSummary::new((from, summary.from, until), days, MAX_SUMMARY_DAYS)))
+}
+
+fn day(it: AuditDay) -> SummaryDay {
+    let figures = (protocol(it.acp), protocol(it.http));
+    SummaryDay::new(it.day, it.installation_id, figures, (it.flips_to_http, it.flips_to_acp))
+}
+
+fn protocol(figures: TurnFigures) -> ProtocolDay {
+    let TurnFigures { completed, cancelled, failed, interrupted, open, p50, p95 } = figures;
+    let millis = |took: Option<Duration>| took.map(|took| took.as_secs_f64() * 1000.0);
+    ProtocolDay {
+        counts: TurnCounts::new(completed, cancelled, failed, interrupted, open),
+        p50_ms: millis(p50),
+        p95_ms: millis(p95),
+    }
+}

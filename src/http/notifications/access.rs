@@ -1,0 +1,151 @@
+//! Who may read which toasts: from a query, a ticket or a subprotocol to a scope.
+
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap},
+    web,
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
+
+use crate::{
+    contract::notifications::{
+        SocketQuery, StreamName, Subscription,
+        frames::{BEARER_SUBPROTOCOL, SUBPROTOCOL, TICKET_SUBPROTOCOL},
+    },
+    domain::{
+        notify::toast::{Scope, Stream},
+        turn::outcome::ErrorCode,
+    },
+    http::{HttpState, find_session, problem::ApiError},
+};
+
+/// Where the WebSocket is.
+pub const SOCKET_PATH: &str = "/ws/notifications";
+
+/// Characters of a ticket: 32 bytes as base64url.
+const TICKET_CHARS: usize = 43;
+
+/// What a subscription sees. A session has to be one of the tenant's.
+pub async fn scope_of(state: &HttpState, asked: Subscription) -> Result<Scope, ApiError> {
+    let Subscription { installation_id, workspace_id, user_id, session_id, stream } = asked;
+    if stream == Some(StreamName::Operators) {
+        if installation_id.is_some() || workspace_id.is_some() || user_id.is_some() || session_id.is_some() {
+            let detail = "stream=operators: is of no tenant, workspace, user or session";
+            return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
+        }
+        return Ok(Scope::all(Stream::Operators));
+    }
+    let (installation_id, workspace) = match session_id {
+        Some(id) => {
+            let key = find_session(state, id).await?.key;
+            let fits = installation_id.is_none_or(|tenant| tenant == key.installation_id)
+                && workspace_id.is_none_or(|workspace| workspace == key.workspace_id);
+            if !fits {
+                return Err(ApiError::new(ErrorCode::NotFound, format!("no session {id}")));
+            }
+            (key.installation_id, Some(key.workspace_id))
+        }
+        None => {
+            let missing = || ApiError::new(ErrorCode::InvalidRequest, "installationId: is missing");
+            (installation_id.ok_or_else(missing)?, workspace_id)
+        }
+    };
+    Ok(Scope { stream: Stream::Tenant(installation_id), workspace, user: user_id, session: session_id })
+}
+
+/// The subprotocols that a client offers.
+fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// Whether a client offers the subprotocol of the frames, which is then to be answered.
+pub fn offers_frames(headers: &HeaderMap) -> bool {
+    offered(headers).any(|protocol| protocol == SUBPROTOCOL)
+}
+
+/// The token among the subprotocols that a client offers.
+pub fn offered_token(headers: &HeaderMap) -> Option<String> {
+    let token = offered(headers).find_map(|protocol| protocol.strip_prefix(BEARER_SUBPROTOCOL))?;
+    String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(token).ok()?).ok()
+}
+
+/// The ticket of a request: in its query, or among the subprotocols.
+pub fn ticket(request: &HttpRequest) -> Option<SecretString> {
+    let query = web::Query::<SocketQuery>::from_query(request.query_string()).ok();
+    let in_query = query.and_then(|query| query.into_inner().ticket);
+    let offered = || offered(request.headers()).find_map(|protocol| protocol.strip_prefix(TICKET_SUBPROTOCOL));
+    in_query.or_else(|| offered().map(SecretString::from))
+}
+
+/// A ticket that nobody can guess: 244 random bits.
+pub fn new_ticket() -> String {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(Uuid::new_v4().as_bytes());
+    bytes[16..].copy_from_slice(Uuid::new_v4().as_bytes());
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// What is kept of a ticket: by it nobody can make one.
+pub fn hash_of(ticket: &str) -> String {
+    Sha256::digest(ticket.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Takes a ticket away, for what it allows, and a subscriber's seat. That a ticket was in time is judged by when it came.
+///
+/// # Errors
+/// `unauthorized` where there is no such ticket, none any more, or it allows something else than is asked;
+/// `capacity_exhausted` without a seat, and then the ticket is still good.
+pub async fn redeem(
+    state: &HttpState,
+    ticket: &SecretString,
+    asked: &Subscription,
+) -> Result<(Subscription, OwnedSemaphorePermit), ApiError> {
+    let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or too old: get a new one");
+    let ticket = ticket.expose_secret();
+    let is_one = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
+    let (parts, hash) = (state.workspaces.parts(), hash_of(ticket));
+    let (came, store, looked_for) = (parts.clock.now(), parts.store.clone(), hash.clone());
+    // Strangers get here: what is no ticket costs no more than a look, and never a seat or a write.
+    if !is_one || !state.toasts.look(async move { store.has_ticket(looked_for).await }).await? {
+        return Err(refused());
+    }
+    let seat = state.toasts.seat()?;
+    let kept = parts.store.take_ticket(hash, came).await?.ok_or_else(refused)?;
+    let allowed: Subscription = serde_json::from_str(&kept).map_err(|_| refused())?;
+    // The query of the socket may leave out what the ticket says, and may not say anything else.
+    if *asked == Subscription::default() || *asked == allowed { Ok((allowed, seat)) } else { Err(refused()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn tokens_and_tickets_are_found_among_the_subprotocols() {
+        let offer = |protocols: &'static str| TestRequest::get().insert_header(("sec-websocket-protocol", protocols));
+        let token = format!("{SUBPROTOCOL}, {BEARER_SUBPROTOCOL}{}", BASE64_URL_SAFE_NO_PAD.encode("se cret/+"));
+        let request = TestRequest::get().insert_header(("sec-websocket-protocol", token)).to_http_request();
+        assert_eq!(offered_token(request.headers()).as_deref(), Some("se cret/+"));
+        assert!(offers_frames(request.headers()) && ticket(&request).is_none());
+        let request = offer("lumilink.ticket.abc,lumilink.notifications.v1").to_http_request();
+        let found = |request: &HttpRequest| ticket(request).map(|ticket| ticket.expose_secret().to_owned());
+        assert_eq!((found(&request).as_deref(), offered_token(request.headers())), (Some("abc"), None));
+        let request = TestRequest::with_uri("/ws/notifications?ticket=x&installationId=a").to_http_request();
+        assert_eq!(found(&request).as_deref(), Some("x"));
+        assert!(offered_token(offer("lumilink.bearer.!!").to_http_request().headers()).is_none());
+    }
+
+    #[test]
+    fn no_two_tickets_are_alike_and_their_hash_tells_nothing() {
+        let (one, two) = (new_ticket(), new_ticket());
+        assert!(one != two && one.len() == TICKET_CHARS);
+        assert!(hash_of(&one).len() == 64 && !hash_of(&one).contains(&one));
+    }
+}

@@ -1,0 +1,86 @@
+//! The connection under a WebSocket, for breaking it from outside.
+//!
+//! A socket's actor is run only while its client reads; who stops reading can be got rid of only by whoever holds the
+//! connection.
+
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix_web::{HttpRequest, rt::net::TcpStream};
+
+use crate::{
+    actors::handles::subscriber::{Cut, Ending},
+    domain::notify::subscription::{Eviction, Pulse},
+    transport::tcp,
+};
+
+/// A connection of the API, noted when it is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Wire(RawFd);
+
+impl Wire {
+    /// Notes it.
+    pub fn of(stream: &TcpStream) -> Self {
+        Self(stream.as_raw_fd())
+    }
+}
+
+/// The connection, as long as its socket lives.
+#[derive(Debug, Clone)]
+pub struct Cable(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    descriptor: Option<RawFd>,
+    /// Why it was broken; the first reason counts.
+    broken_for: Option<Ending>,
+}
+
+/// Held by the socket's actor, which goes before its connection does: from then on the descriptor may be another's.
+#[derive(Debug)]
+pub struct Plug(Cable);
+
+impl Cable {
+    /// The connection of a request. What is sent over it has to be taken within `timeout`.
+    pub fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
+        let descriptor = request.conn_data::<Wire>().map(|wire| wire.0);
+        if let Some(descriptor) = descriptor {
+            tcp::set_user_timeout(descriptor, timeout);
+        }
+        let cable = Self(Arc::new(Mutex::new(State { descriptor, broken_for: None })));
+        (cable.clone(), Plug(cable))
+    }
+
+    /// Breaks the connection, if the socket still lives.
+    pub fn cut(self) -> Cut {
+        Arc::new(move |why| {
+            // Held through the call: the actor, and so the connection, cannot go meanwhile.
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.broken_for.get_or_insert(why);
+            if let Some(descriptor) = state.descriptor {
+                tcp::break_off(descriptor);
+            }
+        })
+    }
+}
+
+impl Plug {
+    /// Why the subscriber was let go, whose connection ended without a word of it: the hub broke it, or the kernel gave it
+    /// up. Nothing where the service stops, or the client went by itself.
+    pub fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
+        match self.0.0.lock().unwrap_or_else(PoisonError::into_inner).broken_for {
+            Some(Ending::Evicted(why)) => Some(why),
+            Some(Ending::Stopping | Ending::Broken) => None,
+            None => pulse.is_stalled(now).then_some(Eviction::Stalled),
+        }
+    }
+}
+
+impl Drop for Plug {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).descriptor = None;
+    }
+}

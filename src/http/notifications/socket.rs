@@ -1,0 +1,400 @@
+//! `GET /ws/notifications`: one subscriber of toasts. The frames are in [`crate::contract::notifications::frames`].
+//!
+//! What was missed is read from the database page by page, only as fast as the client reads; then the hub takes over
+//! where the last page ended, in one step. Replay and what comes pass the same way, so their order is that of commits.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, StreamHandler, WrapFuture};
+use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
+use bytestring::ByteString;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use uuid::Uuid;
+
+use super::{
+    connection::{Cable, Plug},
+    feed::{self, Fed},
+};
+use crate::{
+    actors::{
+        handles::{session_progress, subscriber::Ending},
+        notifications::ToastHub,
+        services::Parts,
+    },
+    contract::notifications::frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, ServerFrame, close_code},
+    domain::{
+        clock::Timestamp,
+        notify::{
+            subscription::{self, Eviction, Pulse, PulseDue, PulseRules, ResetReason},
+            toast::Scope,
+        },
+        turn::outcome::ErrorCode,
+    },
+    http::{
+        HttpState,
+        presence::Presence,
+        problem::ApiError,
+        toast_acks::{self, Acks},
+    },
+    store::StreamEnds,
+};
+
+/// How long a client may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// How long it may take to answer our closing frame.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// The kernel gives a reader up that does not read so long after we do, who can say why.
+const KERNEL_MARGIN: Duration = Duration::from_secs(3);
+/// Live sessions that are shown to one who begins to watch: what telemetry takes of a queue.
+const SHOWN: usize = subscription::QUEUE_FRAMES / 2;
+
+fn no_upgrade(cause: actix_web::Error) -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, format!("this is no request for a WebSocket: {cause}"))
+}
+
+/// Whether a request asks for a WebSocket.
+pub fn check(request: &HttpRequest) -> Result<(), ApiError> {
+    ws::handshake(request).map(drop).map_err(|cause| no_upgrade(cause.into()))
+}
+
+/// Opens one for a subscriber that may see a scope, until a time.
+pub fn open(
+    (request, body): (&HttpRequest, web::Payload),
+    state: &HttpState,
+    scope: Scope,
+    seat: OwnedSemaphorePermit,
+    expires: Option<Timestamp>,
+) -> Result<HttpResponse, ApiError> {
+    let parts = state.workspaces.parts().clone();
+    let (cable, plug) = Cable::plug(request, subscription::STALL + KERNEL_MARGIN);
+    let socket = ToastSocket {
+        hub: state.toasts.clone(),
+        scope: Arc::new(scope),
+        expires,
+        opened: Instant::now(),
+        pulse: Pulse::new(PulseRules::default()),
+        stage: Stage::Silent(cable),
+        position: 0,
+        acks: Acks::default(),
+        wants_telemetry: false,
+        is_live: false,
+        _presence: Presence::new(parts.clone(), seat),
+        plug,
+        parts,
+    };
+    let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
+    response.map_err(no_upgrade)
+}
+
+/// The actor of one subscriber.
+struct ToastSocket {
+    parts: Arc<Parts>,
+    hub: ToastHub,
+    scope: Arc<Scope>,
+    /// Until when what it was opened with holds.
+    expires: Option<Timestamp>,
+    opened: Instant,
+    pulse: Pulse,
+    stage: Stage,
+    /// Everything up to this number has been sent.
+    position: u64,
+    acks: Acks,
+    wants_telemetry: bool,
+    /// Whether the hub tells it when it is to go.
+    is_live: bool,
+    _presence: Presence,
+    // Last: the actor's other parts go before its connection may be another's.
+    plug: Plug,
+}
+
+impl Drop for ToastSocket {
+    fn drop(&mut self) {
+        // Who does not read keeps this actor from being run, and so from letting it go itself.
+        let why = self.plug.let_go(&self.pulse, self.opened.elapsed());
+        if let (Stage::Subscribed, Some(why)) = (&self.stage, why) {
+            self.parts.metrics.toasts().evicted(why);
+        }
+    }
+}
+
+enum Stage {
+    /// It has not said hello yet.
+    Silent(Cable),
+    Subscribed,
+    /// The closing frame is out.
+    Closing,
+}
+
+type Ctx = WebsocketContext<ToastSocket>;
+
+impl Actor for ToastSocket {
+    type Context = Ctx;
+
+    fn started(&mut self, ctx: &mut Ctx) {
+        ctx.run_later(HELLO, |socket, ctx| {
+            if let Stage::Silent(_) = socket.stage {
+                socket.evict(Eviction::BadFrame, close_code::POLICY, "say hello first", ctx);
+            }
+        });
+        self.beat(ctx);
+        let closed = self.hub.closed();
+        ctx.spawn(closed.into_actor(self).map(|(), socket, ctx| {
+            // Who is live gets what waits for it first, and then hears of it from the hub.
+            if !socket.is_live {
+                let (code, said) = feed::goodbye(Ending::Stopping);
+                socket.close(code, said, ctx);
+            }
+        }));
+    }
+}
+
+/// From the client.
+impl StreamHandler<Result<ws::Message, ProtocolError>> for ToastSocket {
+    fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
+        self.pulse.hear(self.opened.elapsed());
+        match message {
+            Ok(ws::Message::Text(text)) => self.on_text(&text, ctx),
+            Ok(ws::Message::Ping(payload)) => ctx.pong(&payload),
+            Ok(ws::Message::Pong(_) | ws::Message::Nop) => {}
+            Ok(ws::Message::Close(reason)) => {
+                if !matches!(self.stage, Stage::Closing) {
+                    ctx.close(reason);
+                }
+                ctx.stop();
+            }
+            Ok(ws::Message::Binary(_) | ws::Message::Continuation(_)) | Err(ProtocolError::Overflow) => {
+                let why = format!("frames are whole texts of at most {MAX_CLIENT_FRAME_BYTES} bytes");
+                self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
+            }
+            Err(_) => ctx.stop(),
+        }
+    }
+}
+
+/// For the client.
+impl StreamHandler<Fed> for ToastSocket {
+    fn handle(&mut self, fed: Fed, ctx: &mut Ctx) {
+        if let Stage::Closing = self.stage {
+            return;
+        }
+        let metrics = self.parts.metrics.toasts();
+        match fed {
+            Fed::Toast { frame, is_replay } => {
+                self.position = frame.seq;
+                let Some(text) = &frame.text else { return self.reset(ResetReason::Unreadable, ctx) };
+                if is_replay {
+                    metrics.replayed();
+                } else {
+                    metrics.sent(self.parts.clock.now().since(frame.created));
+                }
+                self.send_text(text.clone(), ctx);
+            }
+            Fed::ReadUntil(position) => self.position = self.position.max(position),
+            Fed::LeftOut(frames) => self.leave_out(frames, ctx),
+            Fed::Joined => self.join(ctx),
+            Fed::Telemetry { text, left_out } => {
+                metrics.telemetry_sent();
+                self.leave_out(left_out, ctx);
+                self.send_text(text, ctx);
+            }
+            Fed::Ended(ending) => {
+                if let Ending::Evicted(why) = ending {
+                    metrics.evicted(why);
+                }
+                let (code, said) = feed::goodbye(ending);
+                self.close(code, said, ctx);
+            }
+            Fed::Failed(cause) => {
+                tracing::warn!(%cause, "a subscriber's toasts could not be read");
+                self.close(close_code::TRY_AGAIN, "toasts cannot be read now: connect again with this cursor", ctx);
+            }
+        }
+    }
+
+    /// The end has been said; the socket closes in its own time.
+    fn finished(&mut self, _: &mut Ctx) {}
+}
+
+impl ToastSocket {
+    fn on_text(&mut self, text: &str, ctx: &mut Ctx) {
+        let frame = match serde_json::from_str(text) {
+            Ok(frame) => frame,
+            Err(cause) => {
+                let why = format!("not a frame: {cause}");
+                return self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
+            }
+        };
+        match (frame, &self.stage) {
+            (_, Stage::Closing) => {}
+            (ClientFrame::Hello { version, epoch, cursor, telemetry }, Stage::Silent(_)) => {
+                if version.is_some_and(|version| version != FRAMES_VERSION) {
+                    let why = format!("only version {FRAMES_VERSION} of the frames is spoken");
+                    return self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
+                }
+                self.on_hello(cursor.map(|cursor| (cursor, epoch)), telemetry, ctx);
+            }
+            (ClientFrame::Ack { id }, Stage::Subscribed) => self.on_ack(id, ctx),
+            (ClientFrame::Ping, Stage::Subscribed) => self.send(&ServerFrame::Pong { cursor: self.position }, ctx),
+            (ClientFrame::Hello { .. }, Stage::Subscribed) => {
+                self.evict(Eviction::BadFrame, close_code::POLICY, "hello is said once", ctx);
+            }
+            (_, Stage::Silent(_)) => self.evict(Eviction::BadFrame, close_code::POLICY, "say hello first", ctx),
+        }
+    }
+
+    fn on_hello(&mut self, cursor: Option<(u64, Option<String>)>, telemetry: bool, ctx: &mut Ctx) {
+        let Stage::Silent(cable) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
+        let (parts, scope, hub) = (self.parts.clone(), self.scope.clone(), self.hub.clone());
+        let reading = async move {
+            let ends = parts.store.stream_ends(scope.stream.clone()).await?;
+            let unread = parts.store.unread((*scope).clone()).await?;
+            Ok((ends, unread))
+        };
+        let looking = hub.read(reading);
+        // Nothing else is read from the client until it is welcome.
+        ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
+            Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, cable, ctx),
+            Err(cause) => {
+                tracing::warn!(%cause, "a subscriber could not be welcomed");
+                socket.close(close_code::TRY_AGAIN, "the database is away: connect again", ctx);
+            }
+        }));
+    }
+
+    fn welcome(
+        &mut self,
+        cursor: Option<(u64, Option<String>)>,
+        ends: StreamEnds,
+        unread: u64,
+        telemetry: bool,
+        cable: Cable,
+        ctx: &mut Ctx,
+    ) {
+        let epoch = self.parts.store.epoch();
+        let cursor = cursor.as_ref().map(|(cursor, epoch)| (*cursor, epoch.as_deref()));
+        let start = subscription::start(cursor, epoch, ends.head, ends.tail);
+        (self.position, self.wants_telemetry) = (start.after, telemetry);
+        let welcome = ServerFrame::Welcome {
+            version: FRAMES_VERSION,
+            epoch: epoch.to_owned(),
+            cursor: start.after,
+            head: ends.head,
+            unread,
+        };
+        self.send(&welcome, ctx);
+        if let Some(reason) = start.reset {
+            self.reset(reason, ctx);
+        }
+        let feed = feed::feed(
+            self.parts.store.clone(),
+            self.hub.clone(),
+            self.scope.clone(),
+            (start.after, ends.head),
+            telemetry,
+            cable.cut(),
+        );
+        ctx.add_stream(feed);
+    }
+
+    /// From here on it gets what comes. One who watches sees how things stand, whether or not they change.
+    fn join(&mut self, ctx: &mut Ctx) {
+        self.is_live = true;
+        if self.wants_telemetry {
+            let now = self.parts.clock.now();
+            let (frames, left_out) = session_progress::frames(&self.parts.index, &self.scope, SHOWN, now);
+            for text in frames {
+                self.parts.metrics.toasts().telemetry_sent();
+                self.send_text(text.into(), ctx);
+            }
+            self.leave_out(left_out as u64, ctx);
+        }
+    }
+
+    fn on_ack(&mut self, id: Uuid, ctx: &mut Ctx) {
+        if !self.acks.add(id) {
+            return self.evict(Eviction::BadFrame, close_code::POLICY, "too many acknowledgements at once", ctx);
+        }
+        self.mark(ctx);
+    }
+
+    fn mark(&mut self, ctx: &mut Ctx) {
+        let Some(ids) = self.acks.begin() else { return };
+        let writing = toast_acks::write(self.parts.clone(), self.hub.clone(), self.scope.clone(), ids);
+        ctx.spawn(writing.into_actor(self).map(|written, socket, ctx| {
+            socket.acks.end();
+            match written {
+                Ok(answers) => answers.iter().for_each(|answer| socket.send(answer, ctx)),
+                Err(cause) => tracing::warn!(%cause, "acknowledgements were not written down, and not answered"),
+            }
+            socket.mark(ctx);
+        }));
+    }
+
+    /// What comes is after the place that is reached; what is missing before it has to be read elsewhere.
+    fn reset(&mut self, reason: ResetReason, ctx: &mut Ctx) {
+        self.parts.metrics.toasts().reset(reason);
+        let reset = ServerFrame::Reset { reason, epoch: self.parts.store.epoch().to_owned(), cursor: self.position };
+        self.send(&reset, ctx);
+    }
+
+    fn leave_out(&mut self, frames: u64, ctx: &mut Ctx) {
+        if frames > 0 {
+            self.parts.metrics.toasts().telemetry_left_out(frames);
+            self.send(&ServerFrame::Gap { telemetry: frames }, ctx);
+        }
+    }
+
+    fn send(&mut self, frame: &ServerFrame, ctx: &mut Ctx) {
+        if !matches!(self.stage, Stage::Closing) {
+            self.send_text(serde_json::to_string(frame).unwrap_or_default().into(), ctx);
+        }
+    }
+
+    fn send_text(&mut self, text: ByteString, ctx: &mut Ctx) {
+        self.pulse.send(self.opened.elapsed());
+        ctx.text(text);
+    }
+
+    fn evict(&mut self, why: Eviction, code: u16, said: &str, ctx: &mut Ctx) {
+        if !matches!(self.stage, Stage::Closing) {
+            self.parts.metrics.toasts().evicted(why);
+            self.close(code, said, ctx);
+        }
+    }
+
+    fn close(&mut self, code: u16, said: &str, ctx: &mut Ctx) {
+        let bye = ServerFrame::Bye { code, reason: said.to_owned(), cursor: self.position };
+        self.send(&bye, ctx);
+        self.stage = Stage::Closing;
+        // The reason of a closing frame has at most 123 bytes.
+        let description = Some(crate::domain::text::cut_bytes(said, 120).to_owned());
+        ctx.close(Some(ws::CloseReason { code: CloseCode::from(code), description }));
+        ctx.run_later(CLOSE_WAIT, |_, ctx| ctx.stop());
+    }
+
+    fn beat(&mut self, ctx: &mut Ctx) {
+        if let Stage::Closing = self.stage {
+            return;
+        }
+        if self.expires.is_some_and(|until| self.parts.clock.steady() >= until) {
+            let said = "what this was opened with holds no longer: get a new ticket";
+            return self.evict(Eviction::Expired, close_code::EXPIRED, said, ctx);
+        }
+        let next = loop {
+            match self.pulse.due(self.opened.elapsed()) {
+                PulseDue::Nothing(wait) => break wait,
+                PulseDue::Ping => ctx.ping(b""),
+                PulseDue::End => {
+                    self.parts.metrics.toasts().evicted(Eviction::Silent);
+                    self.stage = Stage::Closing;
+                    return ctx.stop();
+                }
+            }
+        };
+        ctx.run_later(next.min(LOOK), Self::beat);
+    }
+}
+
+/// So often it is looked whether a ping is due earlier than was thought, and whether the right still holds.
+const LOOK: Duration = Duration::from_secs(5);

@@ -1,0 +1,99 @@
+//! Deliveries to the operators' webhook: read, and replayed.
+
+use actix_web::{get, post, web};
+use uuid::Uuid;
+
+use crate::{
+    contract::{
+        lists::Page,
+        notifications::webhook::{DeliveryQuery, ReplayedDeliveries, WebhookDelivery},
+        problem::Problem,
+    },
+    domain::{notify::webhook::DeliveryState, turn::outcome::ErrorCode},
+    http::{HttpState, paging::page, path_id, problem::ApiError},
+    store::WebhookDeliveryRow,
+};
+
+/// Lists what was and is to be posted to the operators' webhook, the newest first.
+#[utoipa::path(
+    tag = "operations",
+    params(DeliveryQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<WebhookDelivery>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/webhooks/deliveries")]
+pub async fn list_deliveries(
+    state: web::Data<HttpState>,
+    query: web::Query<DeliveryQuery>,
+) -> Result<web::Json<Page<WebhookDelivery>>, ApiError> {
+    let DeliveryQuery { state: wanted, limit, cursor } = query.into_inner();
+    let page = page(&state, limit, cursor)?;
+    let limit = page.limit;
+    let rows = state.workspaces.parts().store.webhook_deliveries(wanted, page).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
+    Ok(web::Json(Page { items: rows.into_iter().map(delivery).collect(), next_cursor }))
+}
+
+/// Posts one again, whatever has become of it, with all its tries before it. The receiver knows it by the same
+/// `webhook-id`.
+#[utoipa::path(
+    tag = "operations",
+    params(("id" = String, Path, description = "deliveryId")),
+    responses(
+        (status = 200, description = "The delivery now", body = WebhookDelivery),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/webhooks/deliveries/{id}/replay")]
+pub async fn replay_delivery(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<WebhookDelivery>, ApiError> {
+    let id: Uuid = path_id(&id, "delivery")?;
+    is_configured(&state)?;
+    let parts = state.workspaces.parts();
+    let row = parts.store.replay_delivery(id, parts.clock.now()).await?;
+    let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no delivery with this id"))?;
+    Ok(web::Json(delivery(row)))
+}
+
+/// Posts all again that were given up.
+#[utoipa::path(
+    tag = "operations",
+    responses(
+        (status = 200, description = "How many", body = ReplayedDeliveries),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/webhooks/deliveries/replay")]
+pub async fn replay_dead_deliveries(state: web::Data<HttpState>) -> Result<web::Json<ReplayedDeliveries>, ApiError> {
+    is_configured(&state)?;
+    let parts = state.workspaces.parts();
+    let replayed = parts.store.replay_dead_deliveries(parts.clock.now()).await?;
+    Ok(web::Json(ReplayedDeliveries { replayed }))
+}
+
+/// Without a webhook nobody would ever post them.
+fn is_configured(state: &HttpState) -> Result<(), ApiError> {
+    match state.config.webhook.url {
+        Some(_) => Ok(()),
+        None => Err(ApiError::new(ErrorCode::InvalidRequest, "`[webhook] url` is not configured")),
+    }
+}
+
+fn delivery(row: WebhookDeliveryRow) -> WebhookDelivery {
+    WebhookDelivery {
+        delivery_id: row.delivery_id,
+        notification_id: row.notification_id,
+        endpoint: row.endpoint,
+        state: row.state,
+        attempts: row.attempts,
+        next_attempt_at: (row.state == DeliveryState::Pending).then_some(row.next_attempt),
+        last_status: row.last_status,
+        last_error: row.last_error.map(|error| error.into_string()),
+        created_at: row.created,
+        updated_at: row.updated,
+    }
+}

@@ -1,0 +1,254 @@
+//! Migrations of fleets: begun, read, changed.
+
+use actix_web::{HttpResponse, get, http::header::LOCATION, post, web};
+use uuid::Uuid;
+
+use super::protocol::wish;
+use crate::{
+    actors::migrations::RunChange,
+    contract::{
+        lists::Page,
+        problem::Problem,
+        routing::migration::{
+            DEFAULT_BATCH, EntryState, Migration, MigrationBody, MigrationChange, MigrationEntry, MigrationQuery,
+            Progress, When,
+        },
+    },
+    domain::{
+        migration::{Entry, MigrationMode, MigrationPlan, MigrationProgress, Place},
+        turn::outcome::{ErrorCode, Failure},
+    },
+    http::{Body, HttpState, paging::page, parse_body, path_id, problem::ApiError, to_its_end},
+    store::{MigrationRunFilter, MigrationRunRow},
+};
+
+/// A page has no more, since each run may be large.
+const MAX_RUNS: usize = 50;
+
+/// Begins to move workspaces to another default route, in steps; `Location` is where its progress is. Turns that run end
+/// where they began.
+#[utoipa::path(
+    tag = "migrations",
+    request_body = MigrationBody,
+    responses(
+        (status = 202, description = "It is planned", body = Migration),
+        (status = "default", description = "Nothing was planned", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/migrations")]
+pub async fn begin_migration(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
+    let body: MigrationBody = parse_body(&body)?;
+    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let mode = mode(&body)?;
+    let migrations = state.migrations.clone();
+    let begun = to_its_end(async move {
+        let workspaces = match body.workspaces {
+            Some(named) => named,
+            None => migrations.with_another_default(&body.installation_id, body.target).await?,
+        };
+        if workspaces.is_empty() {
+            let detail = "no workspace is named, and none of the tenant has another default route";
+            return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+        }
+        let plan = MigrationPlan {
+            installation_id: body.installation_id,
+            target: body.target,
+            workspaces,
+            mode,
+            batch_size: body.batch_size.unwrap_or(DEFAULT_BATCH),
+            max_failures: body.max_failures.unwrap_or(0),
+        };
+        migrations.begin(plan, wish).await
+    });
+    let row = begun.await?;
+    let place = format!("/acp/migrations/{}", row.run_id);
+    Ok(HttpResponse::Accepted().insert_header((LOCATION, place)).json(migration(row, true)))
+}
+
+/// Lists migrations, the newest first, without their workspaces.
+#[utoipa::path(
+    tag = "migrations",
+    params(MigrationQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<Migration>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/migrations")]
+pub async fn list_migrations(
+    state: web::Data<HttpState>,
+    query: web::Query<MigrationQuery>,
+) -> Result<web::Json<Page<Migration>>, ApiError> {
+    let MigrationQuery { installation_id, status, limit, cursor } = query.into_inner();
+    let mut page = page(&state, limit, cursor)?;
+    page.limit = page.limit.min(MAX_RUNS);
+    let limit = page.limit;
+    let filter = MigrationRunFilter { installation_id, status, open_only: false };
+    let rows = state.workspaces.parts().store.migration_runs(filter, page).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
+    Ok(web::Json(Page { items: rows.into_iter().map(|row| migration(row, false)).collect(), next_cursor }))
+}
+
+/// Tells how far a migration is, and what became of each workspace.
+#[utoipa::path(
+    tag = "migrations",
+    params(("id" = String, Path, description = "migrationId")),
+    responses(
+        (status = 200, description = "The migration", body = Migration),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/migrations/{id}")]
+pub async fn get_migration(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<Migration>, ApiError> {
+    let id: Uuid = path_id(&id, "migration")?;
+    let row = state.workspaces.parts().store.migration_run(id).await?;
+    let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no migration with this id"))?;
+    Ok(web::Json(migration(row, true)))
+}
+
+/// Moves nothing more until it is resumed. A move that is under way ends.
+#[utoipa::path(
+    tag = "migrations",
+    params(("id" = String, Path, description = "migrationId")),
+    request_body = MigrationChange,
+    responses(
+        (status = 200, description = "The migration now", body = Migration),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/migrations/{id}/pause")]
+pub async fn pause_migration(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    body: Body,
+) -> Result<web::Json<Migration>, ApiError> {
+    change(&state, &id, &body, RunChange::Pause).await
+}
+
+/// Goes on where it was paused.
+#[utoipa::path(
+    tag = "migrations",
+    params(("id" = String, Path, description = "migrationId")),
+    request_body = MigrationChange,
+    responses(
+        (status = 200, description = "The migration now", body = Migration),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/migrations/{id}/resume")]
+pub async fn resume_migration(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    body: Body,
+) -> Result<web::Json<Migration>, ApiError> {
+    change(&state, &id, &body, RunChange::Resume).await
+}
+
+/// Ends it here: who was moved stays moved.
+#[utoipa::path(
+    tag = "migrations",
+    params(("id" = String, Path, description = "migrationId")),
+    request_body = MigrationChange,
+    responses(
+        (status = 200, description = "The migration now", body = Migration),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/migrations/{id}/cancel")]
+pub async fn cancel_migration(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    body: Body,
+) -> Result<web::Json<Migration>, ApiError> {
+    change(&state, &id, &body, RunChange::Cancel).await
+}
+
+/// Moves back exactly what it moved, in steps of the same size.
+#[utoipa::path(
+    tag = "migrations",
+    params(("id" = String, Path, description = "migrationId")),
+    request_body = MigrationChange,
+    responses(
+        (status = 200, description = "The migration now", body = Migration),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/migrations/{id}/rollback")]
+pub async fn roll_migration_back(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    body: Body,
+) -> Result<web::Json<Migration>, ApiError> {
+    change(&state, &id, &body, RunChange::RollBack).await
+}
+
+async fn change(
+    state: &HttpState,
+    id: &str,
+    body: &Body,
+    change: RunChange,
+) -> Result<web::Json<Migration>, ApiError> {
+    let id: Uuid = path_id(id, "migration")?;
+    let body: MigrationChange = parse_body(body)?;
+    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let migrations = state.migrations.clone();
+    let row = to_its_end(async move { migrations.change(id, change, &wish).await }).await?;
+    Ok(web::Json(migration(row, true)))
+}
+
+fn mode(body: &MigrationBody) -> Result<MigrationMode, Failure> {
+    match (body.mode, body.at) {
+        (When::Now, None) => Ok(MigrationMode::Now),
+        (When::Automatic, None) => Ok(MigrationMode::Automatic),
+        (When::At, Some(at)) => Ok(MigrationMode::At { at }),
+        (When::At, None) => Err(Failure::new(ErrorCode::InvalidRequest, "at: the mode `at` needs a time")),
+        (_, Some(_)) => Err(Failure::new(ErrorCode::InvalidRequest, "at: goes with the mode `at` alone")),
+    }
+}
+
+fn migration(row: MigrationRunRow, with_workspaces: bool) -> Migration {
+    let MigrationRunRow { run_id, run, updated, .. } = row;
+    let (mode, at) = match run.mode() {
+        MigrationMode::Now => (When::Now, None),
+        MigrationMode::At { at } => (When::At, Some(at)),
+        MigrationMode::Automatic => (When::Automatic, None),
+    };
+    let MigrationProgress { total, untouched, moving, moved, skipped, failed, moved_back } = run.progress();
+    let wish = run.wish().clone();
+    Migration {
+        migration_id: run_id,
+        installation_id: run.installation_id().clone(),
+        target: run.target(),
+        mode,
+        at,
+        batch_size: run.batch_size(),
+        max_failures: run.max_failures(),
+        status: run.status(),
+        is_going_back: run.is_going_back(),
+        progress: Progress { total, untouched, moving, moved, skipped, failed, moved_back },
+        initiated_by: wish.initiator,
+        actor: wish.actor,
+        reason: wish.reason,
+        created_at: run.created(),
+        started_at: run.started(),
+        completed_at: run.completed(),
+        updated_at: updated,
+        workspaces: with_workspaces.then(|| run.entries().iter().map(entry).collect()),
+    }
+}
+
+fn entry(entry: &Entry) -> MigrationEntry {
+    let (state, reason, detail) = match &entry.place {
+        Place::Untouched => (EntryState::Untouched, None, None),
+        Place::Moving => (EntryState::Moving, None, None),
+        Place::Moved { detail } => (EntryState::Moved, None, detail.clone()),
+        Place::Skipped { reason } => (EntryState::Skipped, Some(*reason), None),
+        Place::Failed { detail } => (EntryState::Failed, None, Some(detail.clone())),
+        Place::MovingBack => (EntryState::MovingBack, None, None),
+        Place::MovedBack => (EntryState::MovedBack, None, None),
+    };
+    MigrationEntry { workspace_id: entry.workspace_id.clone(), state, reason, detail }
+}

@@ -1,0 +1,220 @@
+//! The route of a workspace: read, changed, rolled back, restored.
+
+use actix_web::{get, post, put, web};
+
+use crate::{
+    actors::{
+        handles::messages::{ChangeRoute, RouteChange, RouteView},
+        routing::WorkspaceRouting,
+    },
+    contract::{
+        problem::Problem,
+        routing::protocol::{
+            FlipBody, MAX_ACTOR_CHARS, MAX_REASON_CHARS, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo,
+            TenantQuery, WindowInfo, WorkspaceProtocol,
+        },
+    },
+    domain::{
+        ids::WorkspaceKey,
+        redaction::Redacted,
+        routing::{Initiator, Wish, success_window::WindowFigures},
+        turn::outcome::{ErrorCode, Failure},
+    },
+    http::{Body, HttpState, parse_body, problem::ApiError, to_its_end},
+    store::{Page, WorkspaceFilter},
+};
+
+/// Tells what carries a workspace's turns, and why.
+#[utoipa::path(
+    tag = "routes",
+    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    responses(
+        (status = 200, description = "The route", body = WorkspaceProtocol),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/workspaces/{id}/protocol")]
+pub async fn get_protocol(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<TenantQuery>,
+) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
+    let key = workspace_key(&state, &id, query.into_inner()).await?;
+    let routing = state.workspaces.routing(&key).await?;
+    let view = routing.view().await?;
+    Ok(web::Json(protocol(key, view, routing.figures().await?)))
+}
+
+/// Changes a workspace's defaults and pin; what is left out stays. All of it is one flip, or none.
+#[utoipa::path(
+    tag = "routes",
+    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    request_body = ProtocolBody,
+    responses(
+        (status = 200, description = "The route now", body = WorkspaceProtocol),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[put("/acp/workspaces/{id}/protocol")]
+pub async fn put_protocol(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<TenantQuery>,
+    body: Body,
+) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
+    let body: ProtocolBody = parse_body(&body)?;
+    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let changes = [
+        body.default_protocol.map(RouteChange::Default),
+        body.migration_enabled.map(RouteChange::MigrationEnabled),
+        body.auto_rollout.map(RouteChange::AutoRollout),
+        body.pin.map(|pin| RouteChange::Pin(pin.map(|pin| pin.protocol))),
+    ];
+    let changes: Vec<_> = changes.into_iter().flatten().collect();
+    if changes.is_empty() {
+        let detail = "give at least one of defaultProtocol, migrationEnabled, autoRollout and pin";
+        return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
+    }
+    let key = workspace_key(&state, &id, query.into_inner()).await?;
+    change(&state, key, ChangeRoute { changes, wish, run_id: None }).await
+}
+
+/// Rolls a workspace back to the HTTP fallback, until it is restored. Turns that run end where they began. Rolling back
+/// again changes only who wants it and why.
+#[utoipa::path(
+    tag = "routes",
+    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    request_body = FlipBody,
+    responses(
+        (status = 200, description = "The route now", body = WorkspaceProtocol),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/workspaces/{id}/rollback")]
+pub async fn roll_back(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<TenantQuery>,
+    body: Body,
+) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
+    flip(&state, &id, query.into_inner(), &body, RouteChange::RollBack).await
+}
+
+/// Restores a workspace to its default route with a fresh window: no pin, no cool-down. Restoring again changes nothing.
+#[utoipa::path(
+    tag = "routes",
+    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    request_body = FlipBody,
+    responses(
+        (status = 200, description = "The route now", body = WorkspaceProtocol),
+        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/workspaces/{id}/restore")]
+pub async fn restore(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<TenantQuery>,
+    body: Body,
+) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
+    flip(&state, &id, query.into_inner(), &body, RouteChange::Restore).await
+}
+
+async fn flip(
+    state: &HttpState,
+    id: &str,
+    query: TenantQuery,
+    body: &Body,
+    flip: RouteChange,
+) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
+    let body: FlipBody = parse_body(body)?;
+    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let key = workspace_key(state, id, query).await?;
+    change(state, key, ChangeRoute { changes: vec![flip], wish, run_id: None }).await
+}
+
+async fn change(
+    state: &HttpState,
+    key: WorkspaceKey,
+    change: ChangeRoute,
+) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
+    let workspaces = state.workspaces.clone();
+    let wanted = key.clone();
+    let changed = to_its_end(async move {
+        let routing: WorkspaceRouting = workspaces.routing(&wanted).await?;
+        let view = routing.change(change).await?;
+        Ok((view, routing.figures().await?))
+    });
+    let (view, figures) = changed.await?;
+    Ok(web::Json(protocol(key, view, figures)))
+}
+
+/// Who wants a change, and why; both go to disk and log without secrets.
+pub(crate) fn wish(actor: &str, reason: &str, initiator: Option<Initiator>) -> Result<Wish, Failure> {
+    let checked = |called: &str, text: &str, most: usize| {
+        let text = text.trim();
+        let fine = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+        let detail = format!("{called}: must be 1 to {most} characters on one line");
+        if fine {
+            Ok(Redacted::new(text).into_string())
+        } else {
+            Err(Failure::new(ErrorCode::InvalidRequest, detail))
+        }
+    };
+    let initiator = initiator.unwrap_or(Initiator::Operator);
+    if initiator == Initiator::System {
+        return Err(Failure::new(ErrorCode::InvalidRequest, "initiatedBy: must be operator or user"));
+    }
+    let actor = checked("actor", actor, MAX_ACTOR_CHARS)?;
+    Ok(Wish { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
+}
+
+/// The workspace that a caller means: that of the tenant, or the only one of this name.
+pub(crate) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuery) -> Result<WorkspaceKey, ApiError> {
+    let unknown = || ApiError::new(ErrorCode::NotFound, "no workspace with this id");
+    let workspace_id = id.parse().map_err(|_| unknown())?;
+    let filter = WorkspaceFilter { installation_id: query.installation_id, workspace_id: Some(workspace_id) };
+    let found = state.workspaces.parts().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
+    match found.as_slice() {
+        [] => Err(unknown()),
+        [row] => Ok(row.key.clone()),
+        _ => Err(ApiError::new(ErrorCode::AmbiguousWorkspace, "several tenants have a workspace of this name")),
+    }
+}
+
+fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> WorkspaceProtocol {
+    let RouteView { routing, migration_enabled, auto_rollout, canary_share_bp, .. } = view;
+    WorkspaceProtocol {
+        installation_id: key.installation_id,
+        workspace_id: key.workspace_id,
+        route: routing.route(),
+        epoch: routing.epoch(),
+        default_protocol: routing.default_route(),
+        migration_enabled,
+        auto_rollout,
+        pin: routing.pin().cloned().map(|pin| PinInfo {
+            protocol: pin.protocol,
+            actor: pin.wish.actor,
+            reason: pin.wish.reason,
+            since: pin.since,
+        }),
+        rollback: routing.rollback().cloned().map(|rollback| RollbackInfo {
+            trigger: rollback.trigger,
+            reason: rollback.reason,
+            since: rollback.since,
+        }),
+        window: WindowInfo {
+            state: figures.state,
+            samples: figures.samples,
+            failures: figures.failures,
+            success_rate: (figures.samples > 0).then(|| figures.success_rate()),
+            length_seconds: figures.length_seconds,
+        },
+        recovery: RecoveryInfo {
+            stage: routing.stage(),
+            attempt: routing.attempt(),
+            next_probe_at: routing.next_probe_at(),
+            canary_share_bp,
+        },
+    }
+}

@@ -1,0 +1,125 @@
+//! What a tenant wants for its workspaces: read and changed.
+
+use actix_web::{get, put, web};
+
+use super::protocol::wish;
+use crate::{
+    actors::migrations::tenant,
+    contract::{
+        problem::Problem,
+        routing::tenant::{TenantProtocolBody, TenantProtocolChanged, TenantProtocolInfo},
+    },
+    domain::{
+        automation::repository_pattern::{MAX_PATTERNS, is_pattern},
+        clock::Timestamp,
+        ids::InstallationId,
+        turn::outcome::ErrorCode,
+    },
+    http::{Body, HttpState, parse_body, problem::ApiError, to_its_end},
+    store::TenantProtocol,
+};
+
+/// Tells what a tenant wants for its workspaces; one that never said anything has the defaults.
+#[utoipa::path(
+    get,
+    path = "/acp/tenants/{installationId}/protocol",
+    tag = "routes",
+    params(("installationId" = String, Path, description = "The tenant")),
+    responses(
+        (status = 200, description = "What holds", body = TenantProtocolInfo),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/tenants/{installation_id}/protocol")]
+pub async fn get_tenant(
+    state: web::Data<HttpState>,
+    tenant: web::Path<String>,
+) -> Result<web::Json<TenantProtocolInfo>, ApiError> {
+    let tenant = known(&tenant)?;
+    let kept = state.workspaces.parts().store.tenant_protocol(tenant.clone()).await?;
+    Ok(web::Json(info(kept, tenant)))
+}
+
+/// Changes what a tenant wants. A changed default counts for workspaces that come new; those that are there keep their
+/// route, and migrations move them. `enableAcp: false` is the exception: it moves every workspace of the tenant to HTTP,
+/// one after the other, and the answer tells how many that were. A failure in the midst of it has moved some: the same
+/// request again goes on.
+#[utoipa::path(
+    put,
+    path = "/acp/tenants/{installationId}/protocol",
+    tag = "routes",
+    params(("installationId" = String, Path, description = "The tenant")),
+    request_body = TenantProtocolBody,
+    responses(
+        (status = 200, description = "What holds now", body = TenantProtocolChanged),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[put("/acp/tenants/{installation_id}/protocol")]
+pub async fn put_tenant(
+    state: web::Data<HttpState>,
+    tenant: web::Path<String>,
+    body: Body,
+) -> Result<web::Json<TenantProtocolChanged>, ApiError> {
+    let tenant = known(&tenant)?;
+    let body: TenantProtocolBody = parse_body(&body)?;
+    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let given = [body.enable_acp, body.allow_migration, body.auto_migration];
+    if given == [None; 3] && body.default_protocol.is_none() && body.blocked_repositories.is_none() {
+        let detail = "give at least one of defaultProtocol, enableAcp, allowMigration, autoMigration and \
+                      blockedRepositories";
+        return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
+    }
+    if let Some(patterns) = &body.blocked_repositories {
+        check(patterns)?;
+    }
+    let workspaces = state.workspaces.clone();
+    let now = workspaces.parts().clock.now();
+    let before = workspaces.parts().store.tenant_protocol(tenant.clone()).await?;
+    let before = before.unwrap_or_else(|| TenantProtocol::unsaid(tenant.clone(), now));
+    let wanted = TenantProtocol {
+        installation_id: tenant.clone(),
+        default_protocol: body.default_protocol.unwrap_or(before.default_protocol),
+        enable_acp: body.enable_acp.unwrap_or(before.enable_acp),
+        allow_migration: body.allow_migration.unwrap_or(before.allow_migration),
+        auto_migration: body.auto_migration.unwrap_or(before.auto_migration),
+        blocked_repositories: body.blocked_repositories.unwrap_or_else(|| before.blocked_repositories.clone()),
+        updated: now,
+    };
+    let kept = wanted.clone();
+    let moved = to_its_end(async move { tenant::change(&workspaces, &before, wanted, wish).await }).await?;
+    Ok(web::Json(TenantProtocolChanged { protocol: info(Some(kept), tenant), moved }))
+}
+
+/// A name that cannot be a tenant's is as unknown as any other.
+fn known(tenant: &str) -> Result<InstallationId, ApiError> {
+    tenant.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no tenant with this id"))
+}
+
+fn check(patterns: &[String]) -> Result<(), ApiError> {
+    let bad = |detail: String| ApiError::new(ErrorCode::InvalidRequest, detail);
+    if patterns.len() > MAX_PATTERNS {
+        return Err(bad(format!("blockedRepositories: at most {MAX_PATTERNS}")));
+    }
+    match patterns.iter().position(|pattern| !is_pattern(pattern)) {
+        Some(place) => Err(bad(format!(
+            "blockedRepositories: number {} is not owner/name, where * stands for any characters",
+            place + 1
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn info(kept: Option<TenantProtocol>, tenant: InstallationId) -> TenantProtocolInfo {
+    let updated_at = kept.as_ref().map(|kept| kept.updated);
+    let kept = kept.unwrap_or_else(|| TenantProtocol::unsaid(tenant, Timestamp(0)));
+    TenantProtocolInfo {
+        installation_id: kept.installation_id,
+        default_protocol: kept.default_protocol,
+        enable_acp: kept.enable_acp,
+        allow_migration: kept.allow_migration,
+        auto_migration: kept.auto_migration,
+        blocked_repositories: kept.blocked_repositories,
+        updated_at,
+    }
+}

@@ -1,0 +1,236 @@
+//! Why did this session fall back? Everything that is known of it, as one story.
+
+use actix_web::{get, web};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::state_of;
+use crate::{
+    contract::{
+        audit::{AutomationRunItem, ConnectionItem, MigrationItem, NotificationItem},
+        explain::{Explanation, MAX_TIMELINE, TimelineEntry},
+        problem::Problem,
+    },
+    domain::{
+        clock::Timestamp,
+        explain::{EntryKind, Standing, answer, timeline},
+        ids::SessionId,
+        routing::Route,
+        session::lifecycle::SessionState,
+    },
+    http::{HttpState, audit::items::kept, find_session, path_id, problem::ApiError},
+    store::{
+        AuditFilter, AutomationRunRow, ConnectionRow, MigrationRow, NotificationRow, Page, PromptRow,
+        RollbackEventRow, SessionRow, Store, StoreError, TranscriptRow,
+    },
+};
+
+/// Tells what carries a session's turns and why, and how it came to that: its turns, its connections and what became of
+/// them, the flips of its workspace since it was opened, its notes, automation runs and notifications.
+#[utoipa::path(
+    get,
+    path = "/acp/session/{id}/explain",
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId")),
+    responses(
+        (status = 200, description = "The story", body = Explanation),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/explain")]
+pub async fn explain_session(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<Explanation>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let row = find_session(&state, id).await?;
+    let standing = state.workspaces.live(id).map(|live| {
+        // Once: it is locked as long as it is held.
+        let view = live.shared.view();
+        (view.state, view.carrier)
+    });
+    let (standing, carrier) = standing.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
+    let view = state.workspaces.routing(&row.key).await?.view().await?;
+    let records = Records::read(&state.workspaces.parts().store, &row, standing).await?;
+    let failed = records.connections.first().and_then(|newest| newest.failure.as_ref());
+    let failed = failed.map(|failure| failure.detail.clone());
+    let answer = answer(&Standing {
+        state: standing,
+        carrier,
+        routing: &view.routing,
+        canary_share_bp: view.canary_share_bp,
+        failed_handshake: failed.as_deref(),
+    });
+    let (timeline, truncated) = timeline(records.entries(&row), MAX_TIMELINE);
+    Ok(web::Json(Explanation {
+        answer,
+        session_id: id,
+        installation_id: row.key.installation_id,
+        workspace_id: row.key.workspace_id,
+        state: standing,
+        protocol: carrier,
+        route: view.routing.route(),
+        epoch: view.routing.epoch(),
+        truncated,
+        timeline,
+    }))
+}
+
+/// The newest of everything: one more of each than is shown, so that it is seen where some are left out.
+struct Records {
+    turns: Vec<PromptRow>,
+    connections: Vec<ConnectionRow>,
+    flips: Vec<MigrationRow>,
+    rollbacks: Vec<RollbackEventRow>,
+    notes: Vec<TranscriptRow>,
+    runs: Vec<AutomationRunRow>,
+    notifications: Vec<NotificationRow>,
+}
+
+impl Records {
+    async fn read(store: &Store, row: &SessionRow, standing: SessionState) -> Result<Self, StoreError> {
+        let most = MAX_TIMELINE + 1;
+        let page = || Page { limit: most, after: None };
+        let session = AuditFilter { session_id: Some(row.session_id), ..AuditFilter::default() };
+        // What befell the workspace after a session was closed is not its story.
+        let is_over = standing == SessionState::Closed;
+        let until = is_over.then(|| Timestamp(row.last_used.0.saturating_add(1)));
+        let workspace = AuditFilter { until, ..session.clone() };
+        Ok(Self {
+            turns: store.newest_turns(row.session_id, most).await?,
+            connections: store.connections(session.clone(), page()).await?,
+            flips: store.migrations(workspace.clone(), page()).await?,
+            rollbacks: store.rollback_events(workspace.clone(), page()).await?,
+            notes: store.newest_notes(row.session_id, most).await?,
+            runs: store.automation_runs(session, page()).await?,
+            notifications: store.notifications(workspace, page()).await?,
+        })
+    }
+
+    fn entries(self, row: &SessionRow) -> Vec<TimelineEntry> {
+        let Self { turns, connections, flips, rollbacks, notes, runs, notifications } = self;
+        let mut entries = vec![opened(row)];
+        entries.extend(turns.into_iter().map(turn));
+        connections.into_iter().for_each(|row| connection(row, &mut entries));
+        entries.extend(flips.into_iter().map(|row| flip(row, &rollbacks)));
+        // That a turn failed is told by the turn.
+        let is_of_turn = |note: &TranscriptRow| note.entry.event_type == "info" && note.prompt_id.is_some();
+        entries.extend(notes.into_iter().filter(|row| !is_of_turn(row)).map(note));
+        entries.extend(runs.into_iter().map(run));
+        entries.extend(notifications.into_iter().map(notification));
+        entries
+    }
+}
+
+fn entry(at: Timestamp, kind: EntryKind, summary: String, details: Value) -> TimelineEntry {
+    TimelineEntry { at, kind, summary, details }
+}
+
+fn record(item: &impl Serialize) -> Value {
+    serde_json::to_value(item).unwrap_or_default()
+}
+
+/// A protocol as people write it.
+fn named(route: Route) -> &'static str {
+    match route {
+        Route::Acp => "ACP",
+        Route::Http => "HTTP",
+    }
+}
+
+fn opened(row: &SessionRow) -> TimelineEntry {
+    let summary = format!("Opened in workspace {} with agent {}", row.key.workspace_id, row.agent);
+    entry(row.created, EntryKind::Session, summary, json!({"agent": row.agent, "userId": row.user_id}))
+}
+
+fn turn(row: PromptRow) -> TimelineEntry {
+    let canary = if row.is_canary { ", to try whether it is well again," } else { "" };
+    let mut summary = format!("A turn over {}{canary} {}", named(row.protocol), said_of(row.state.as_str()));
+    if let Some(error) = &row.error {
+        summary.push_str(&format!(": {}", error.code.as_str()));
+    }
+    let details = json!({
+        "promptId": row.prompt_id, "protocol": row.protocol, "route": row.route, "epoch": row.epoch,
+        "canary": row.is_canary, "state": row.state.as_str(), "endedAt": row.ended, "preview": row.preview,
+        "errorCode": row.error.as_ref().map(|error| error.code.as_str()),
+        "errorDetail": row.error.as_ref().map(|error| error.detail.as_str()),
+    });
+    entry(row.accepted, EntryKind::Turn, summary, details)
+}
+
+fn said_of(state: &str) -> String {
+    match state {
+        "accepted" | "running" => format!("is {state}"),
+        "cancelled" | "interrupted" => format!("was {state}"),
+        ended => ended.to_owned(),
+    }
+}
+
+fn connection(row: ConnectionRow, entries: &mut Vec<TimelineEntry>) {
+    let item = ConnectionItem::from(row);
+    let agent = item.agent_name.as_deref().unwrap_or("the agent");
+    let summary = match (item.error_code, &item.error_detail) {
+        (Some(code), detail) => {
+            format!(
+                "The handshake with {agent} failed: {code}, {}",
+                detail.as_deref().unwrap_or("for no known reason")
+            )
+        }
+        (None, _) => format!("Connected to {agent} over {} in {} ms", named(item.protocol), item.handshake_ms),
+    };
+    for change in &item.transitions {
+        let mut details = record(change);
+        details["connectionRowId"] = record(&item.connection_row_id);
+        let summary = format!("The connection became {}: {}", change.status, change.cause);
+        entries.push(entry(change.at, EntryKind::Transition, summary, details));
+    }
+    let mut details = record(&item);
+    if let Some(details) = details.as_object_mut() {
+        // Each of them is an entry of its own.
+        details.remove("transitions");
+    }
+    entries.push(entry(item.created_at, EntryKind::Connection, summary, details));
+}
+
+/// A flip, with what its rollback event adds: both are written in one transaction.
+fn flip(row: MigrationRow, rollbacks: &[RollbackEventRow]) -> TimelineEntry {
+    let event = rollbacks.iter().find(|event| Some(event.epoch) == row.epoch && event.created == row.started);
+    let did = if row.epoch.is_some() { "went" } else { "was to go" };
+    let summary = format!(
+        "The workspace {did} from {} to {} ({}), by {}: {}",
+        named(row.from),
+        named(row.to),
+        row.trigger.as_str(),
+        row.actor,
+        row.reason
+    );
+    let at = row.started;
+    let mut details = record(&MigrationItem::from(row));
+    if let Some(event) = event {
+        details["eventId"] = record(&event.event_id);
+        details["kind"] = record(&event.kind);
+        details["reasonCode"] = record(&event.reason_code);
+        details["followUp"] = record(&event.follow_up);
+    }
+    entry(at, EntryKind::Flip, summary, details)
+}
+
+fn note(row: TranscriptRow) -> TimelineEntry {
+    let details = json!({
+        "seq": row.seq, "promptId": row.prompt_id, "eventType": row.entry.event_type,
+        "payload": row.entry.payload.as_ref().map(|payload| kept(payload.as_str())),
+    });
+    entry(row.created, EntryKind::Note, row.entry.text.into_string(), details)
+}
+
+fn run(row: AutomationRunRow) -> TimelineEntry {
+    let item = AutomationRunItem::from(row);
+    let why = item.skip_reason.as_deref().or(item.error_code.as_deref()).or(item.pull_request_url.as_deref());
+    let summary = format!("Automation ({}) ended with {}: {}", item.mode, item.status, why.unwrap_or("done"));
+    entry(item.created_at, EntryKind::Automation, summary, record(&item))
+}
+
+fn notification(row: NotificationRow) -> TimelineEntry {
+    let item = NotificationItem::from(row);
+    entry(item.created_at, EntryKind::Notification, format!("Told: {}", item.body), record(&item))
+}

@@ -1,0 +1,258 @@
+//! Prompt turns: run one, look at one.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{state_of, stream};
+use crate::{
+    actors::handles::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
+    contract::{
+        problem::Problem,
+        result::ACPSessionResult,
+        session::{FailureInfo, PromptAccepted, PromptBody, PromptInfo},
+    },
+    domain::{
+        automation::skip::WantedMode,
+        ids::{PromptId, SessionId},
+        turn::{
+            TurnState,
+            outcome::{ErrorCode, Failure},
+            prompt::Prompt,
+        },
+    },
+    http::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError, to_its_end},
+    store::{Idempotency, PromptRow},
+};
+
+/// The longest `Idempotency-Key`, in characters; a UUID has 36.
+const MAX_KEY_LENGTH: usize = 128;
+
+/// How the caller wants the answer.
+enum Wanted {
+    Result,
+    Stream,
+    Promise,
+}
+
+fn wanted(request: &HttpRequest) -> Wanted {
+    let says = |name, word: &str| {
+        request.headers().get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(word))
+    };
+    if says(header::ACCEPT, "text/event-stream") {
+        Wanted::Stream
+    } else if says(header::HeaderName::from_static("prefer"), "respond-async") {
+        Wanted::Promise
+    } else {
+        Wanted::Result
+    }
+}
+
+/// Runs one prompt turn.
+///
+/// Answers with the result when the turn has ended; with `Accept: text/event-stream` it streams every update as
+/// an event with an id and ends with the event `result`; with `Prefer: respond-async` it answers at once with a
+/// `Location` to poll. An `Idempotency-Key` (per session, 24 h) makes a retry safe: a repeat joins the running
+/// turn or gets the same answer. A caller who goes away does not end the turn.
+#[utoipa::path(
+    tag = "turns",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe"),
+        ("Prefer" = Option<String>, Header, description = "`respond-async` answers at once"),
+    ),
+    request_body = PromptBody,
+    responses(
+        (status = 200, description = "The turn has ended", content(
+            (ACPSessionResult = "application/json"),
+            (String = "text/event-stream"),
+        )),
+        (status = 202, description = "The turn runs", body = PromptAccepted),
+        (status = "default", description = "It was refused, or it failed and `result` says how", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/acp/session/prompt")]
+pub async fn run_prompt(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    body: Body,
+) -> Result<HttpResponse, ApiError> {
+    let idempotency = idempotency(&request, &body.0)?;
+    let body: PromptBody = parse_body(&body)?;
+    let session_id: SessionId = path_id(&body.session_id, "session")?;
+    let prompt = Prompt::parse(&body.prompt)?;
+    let begun = begin(&state, session_id, prompt, body.automation.mode, idempotency).await?;
+    let (turn, duplicate) = match begun {
+        TurnBegun::Accepted(turn) => (turn, false),
+        TurnBegun::Joined(turn) => (turn, true),
+        TurnBegun::Ended(row) => return repeat(*row, &wanted(&request)),
+    };
+    let accepted = PromptAccepted { prompt_id: turn.prompt_id, session_id, duplicate };
+    match wanted(&request) {
+        Wanted::Result => {
+            let ended = ended(turn).await?;
+            answer(&ended)
+        }
+        Wanted::Promise => Ok(promise(&accepted)),
+        Wanted::Stream => {
+            let metrics = state.workspaces.parts().metrics.clone();
+            Ok(stream::answer(stream::follow(turn, &accepted, metrics)))
+        }
+    }
+}
+
+fn idempotency(request: &HttpRequest, body: &[u8]) -> Result<Option<Idempotency>, ApiError> {
+    let Some(key) = request.headers().get("idempotency-key") else { return Ok(None) };
+    let usable = |key: &&str| {
+        !key.is_empty() && key.len() <= MAX_KEY_LENGTH && key.bytes().all(|byte| (b'!'..=b'~').contains(&byte))
+    };
+    let Some(key) = key.to_str().ok().filter(usable) else {
+        let detail = format!("Idempotency-Key: must be 1 to {MAX_KEY_LENGTH} visible ASCII characters");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
+    };
+    let digest = Sha256::digest(body);
+    let body_hash = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Some(Idempotency { key: key.to_owned(), body_hash }))
+}
+
+/// Begins a turn; brings a hibernated session back for it.
+async fn begin(
+    state: &HttpState,
+    session_id: SessionId,
+    prompt: Prompt,
+    wanted: WantedMode,
+    idempotency: Option<Idempotency>,
+) -> Result<TurnBegun, ApiError> {
+    let workspaces = &state.workspaces;
+    workspaces.admission()?;
+    let prompt_id = PromptId(Uuid::now_v7());
+    let span = tracing::Span::current();
+    // Twice: a session can hibernate between being found and being asked.
+    for _ in 0..2 {
+        if let Some(live) = workspaces.live(session_id) {
+            let make = |again| RunPrompt {
+                prompt_id,
+                prompt: prompt.clone(),
+                wanted,
+                idempotency: idempotency.clone(),
+                again,
+                span: span.clone(),
+            };
+            if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
+                return begun.map_err(refused);
+            }
+        }
+        let row = find_session(state, session_id).await?;
+        let parts = workspaces.parts();
+        if let Some(asked) = &idempotency
+            && let Some(before) =
+                parts.store.prompt_with_key(session_id, asked.key.clone(), parts.clock.now()).await?
+        {
+            return if before.idempotency.as_ref() == Some(asked) {
+                Ok(TurnBegun::Ended(Box::new(before)))
+            } else {
+                Err(ApiError::new(
+                    ErrorCode::IdempotencyMismatch,
+                    "this Idempotency-Key came before with another body",
+                ))
+            };
+        }
+        let standing = state_of(state, &row);
+        standing.admits_prompt().map_err(|code| {
+            let why = row.failure.as_ref().map(|failure| format!(": {}", failure.detail)).unwrap_or_default();
+            ApiError::new(code, format!("the session is {}{why}", standing.as_str()))
+        })?;
+        let loading = workspaces.clone();
+        to_its_end(async move { loading.load(&row, None).await }).await?;
+    }
+    Err(ApiError::new(ErrorCode::ConnectionLost, "the session did not come back; try again"))
+}
+
+fn refused(refused: PromptRefused) -> ApiError {
+    let error = ApiError::from(refused.failure);
+    match refused.running {
+        Some(prompt_id) => error.about(prompt_id),
+        None => error,
+    }
+}
+
+/// Waits for the end of a turn. Cancel-safe: the turn goes on without the caller.
+async fn ended(mut turn: TurnHandle) -> Result<Arc<TurnEnded>, ApiError> {
+    let never_began = |_| ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be written down");
+    let ended = turn.ended.wait_for(Option::is_some).await.map_err(never_began)?.clone();
+    ended.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the turn ended without a result"))
+}
+
+/// A turn's end as an answer.
+fn answer(ended: &TurnEnded) -> Result<HttpResponse, ApiError> {
+    if ended.event_id.is_none() {
+        return Err(ApiError::not_durable(ended));
+    }
+    answer_with(ended.prompt_id, ended.failure.clone(), ended.result.clone())
+}
+
+fn answer_with(
+    prompt_id: PromptId,
+    failure: Option<Failure>,
+    result: Box<RawValue>,
+) -> Result<HttpResponse, ApiError> {
+    match failure {
+        Some(failure) => Err(ApiError::from(failure).about(prompt_id).with_result(Some(result))),
+        None => Ok(HttpResponse::Ok().content_type("application/json").body(String::from(Box::<str>::from(result)))),
+    }
+}
+
+/// The same answer again, for a turn that ended before.
+fn repeat(row: PromptRow, wanted: &Wanted) -> Result<HttpResponse, ApiError> {
+    let accepted = PromptAccepted { prompt_id: row.prompt_id, session_id: row.session_id, duplicate: true };
+    let result = row.result.and_then(|result| RawValue::from_string(result).ok());
+    let interrupted = || Failure::new(ErrorCode::Interrupted, "the service was stopped in the middle of this turn");
+    match (wanted, result) {
+        (Wanted::Promise, _) => Ok(promise(&accepted)),
+        (_, None) => Err(ApiError::from(row.error.unwrap_or_else(interrupted)).about(row.prompt_id)),
+        (Wanted::Result, Some(result)) => answer_with(row.prompt_id, row.error, result),
+        (Wanted::Stream, Some(result)) => Ok(stream::answer(stream::ended_before(&accepted, &result))),
+    }
+}
+
+fn promise(accepted: &PromptAccepted) -> HttpResponse {
+    HttpResponse::Accepted()
+        .insert_header((header::LOCATION, format!("/acp/prompt/{}", accepted.prompt_id)))
+        .insert_header(("Preference-Applied", "respond-async"))
+        .json(accepted)
+}
+
+/// Tells where a turn stands, and its result once it ended.
+#[utoipa::path(
+    get,
+    path = "/acp/prompt/{id}",
+    tag = "turns",
+    params(("id" = String, Path, description = "promptId")),
+    responses(
+        (status = 200, description = "The turn", body = PromptInfo),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/prompt/{id:[0-9a-fA-F-]{36}}")]
+pub async fn get_prompt(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<PromptInfo>, ApiError> {
+    let id: PromptId = path_id(&id, "prompt")?;
+    let row = state.workspaces.parts().store.prompt(id).await?;
+    let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no prompt {id}")))?;
+    let running = state.workspaces.live(row.session_id).is_some_and(|live| live.shared.view().running == Some(id));
+    Ok(web::Json(PromptInfo {
+        prompt_id: id,
+        session_id: row.session_id,
+        // The row says `accepted` until the end: that the agent has it is known here alone.
+        state: if running && row.state == TurnState::Accepted { TurnState::Running } else { row.state },
+        preview: row.preview,
+        result: row.result.and_then(|result| RawValue::from_string(result).ok()),
+        failure: row.error.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
+        accepted_at: row.accepted.to_string(),
+        ended_at: row.ended.map(|at| at.to_string()),
+    }))
+}

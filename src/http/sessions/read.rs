@@ -1,0 +1,329 @@
+//! What can be read about sessions and workspaces.
+
+use actix_web::{HttpRequest, HttpResponse, get, http::header::HeaderValue, web};
+use serde_json::value::RawValue;
+
+use super::{state_of, stream};
+use crate::{
+    contract::{
+        lists::{
+            AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
+            WorkspaceItem, WorkspaceQuery,
+        },
+        problem::Problem,
+        runtime::WorkspaceDiff,
+        session::{FailureInfo, Mode, SessionInfo},
+    },
+    domain::{ids::SessionId, session::lifecycle::SessionMode, turn::outcome::ErrorCode},
+    http::{
+        HttpState, find_session,
+        paging::{page, page_size},
+        path_id,
+        problem::ApiError,
+    },
+    store::{self, SessionFilter, SessionRow, WorkspaceFilter},
+};
+
+/// Pages of rows that are read for one page of sessions in a wanted state.
+const MAX_PAGES_READ: usize = 10;
+
+/// Tells how a session is.
+#[utoipa::path(
+    get,
+    path = "/acp/session/{id}",
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId")),
+    responses(
+        (status = 200, description = "The session", body = SessionInfo),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}")]
+pub async fn get_session(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<SessionInfo>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let row = find_session(&state, id).await?;
+    let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
+    let path = workspace.and_then(|workspace| workspace.workspace_path);
+    Ok(web::Json(SessionInfo { workspace_path: path, ..info(&state, row, true) }))
+}
+
+/// What the row says, and what is known of a live session beside it.
+fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
+    let live = state.workspaces.live(row.session_id);
+    let view = live.as_ref().map(|live| live.shared.view().clone());
+    let standing = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
+    SessionInfo {
+        session_id: row.session_id,
+        installation_id: row.key.installation_id,
+        workspace_id: row.key.workspace_id,
+        user_id: row.user_id,
+        agent: row.agent,
+        mode: match row.mode {
+            SessionMode::Development => Mode::Development,
+            SessionMode::Conversation => Mode::Conversation,
+        },
+        state: standing,
+        failure: row.failure.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
+        connection_status: live.as_ref().map(|live| live.shared.connection_status().as_str()),
+        last_heartbeat: view.as_ref().and_then(|view| view.last_heard).map(|at| at.to_string()),
+        running_prompt_id: view.as_ref().and_then(|view| view.running),
+        protocol: view.as_ref().map_or(row.protocol, |view| view.carrier).as_str(),
+        protocol_version: row.protocol_version,
+        restarts: view.as_ref().map_or(row.restarts, |view| view.restarts),
+        last_event_id: live.map_or(row.last_event_id, |live| live.shared.feed.last_id()),
+        workspace_path: None,
+        agent_facts: row.agent_facts.filter(|_| whole).and_then(|facts| RawValue::from_string(facts).ok()),
+        created_at: row.created.to_string(),
+        last_used_at: view.map_or(row.last_used, |view| view.last_used).to_string(),
+    }
+}
+
+/// The conversation as it is on disk, oldest entry first.
+#[utoipa::path(
+    get,
+    path = "/acp/session/{id}/transcript",
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId"), TranscriptQuery),
+    responses(
+        (status = 200, description = "A page", body = TranscriptPage),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/transcript")]
+pub async fn get_transcript(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<TranscriptQuery>,
+) -> Result<web::Json<TranscriptPage>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    find_session(&state, id).await?;
+    let limit = page_size(&state, query.limit)?;
+    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
+    let after = query.cursor.as_deref().map_or(Ok(0), str::parse::<u64>).map_err(bad)?;
+    let rows = state.workspaces.parts().store.transcript(id, after, limit).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.seq.to_string()) };
+    let entries = rows.into_iter().map(|row| TranscriptItem {
+        seq: i64::try_from(row.seq).unwrap_or(i64::MAX),
+        prompt_id: row.prompt_id,
+        event_type: row.entry.event_type,
+        text: row.entry.text.into_string(),
+        payload: row.entry.payload.and_then(|payload| RawValue::from_string(payload.into_string()).ok()),
+        created_at: row.created.to_string(),
+    });
+    Ok(web::Json(TranscriptPage { entries: entries.collect(), next_cursor }))
+}
+
+/// What changed in the session's workspace since it was prepared.
+#[utoipa::path(
+    get,
+    path = "/acp/session/{id}/diff",
+    tag = "sessions",
+    params(("id" = String, Path, description = "sessionId")),
+    responses(
+        (status = 200, description = "Files and patch", body = WorkspaceDiff),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/diff")]
+pub async fn get_diff(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+) -> Result<web::Json<WorkspaceDiff>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let row = find_session(&state, id).await?;
+    let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
+    let gone = || ApiError::new(ErrorCode::NotFound, "the session's workspace is gone");
+    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(gone)?).await?))
+}
+
+/// Everything that happens in a live session, as server-sent events: the agent's raw updates and our own
+/// events, in order and each once. Starts after `Last-Event-ID`, else at the oldest event held, or at now with
+/// `?from=live`. What is no longer held is told by a `gap` event; the transcript has it. A reader that does not
+/// keep up is sent away with a `gap` and may come back with the last id that it got. Ends with the session.
+#[utoipa::path(
+    get,
+    path = "/acp/session/{id}/events",
+    tag = "sessions",
+    params(
+        ("id" = String, Path, description = "sessionId"),
+        EventsQuery,
+        ("Last-Event-ID" = Option<u64>, Header, description = "The last id that the reader got"),
+    ),
+    responses(
+        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/events")]
+pub async fn follow_events(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: web::Query<EventsQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    let Some(live) = state.workspaces.live(id) else {
+        let standing = state_of(&state, &find_session(&state, id).await?);
+        let code = standing.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
+        return Err(ApiError::new(code, format!("the session is {}", standing.as_str())));
+    };
+    let last_id = match (last_event_id(request.headers().get("last-event-id"))?, query.from) {
+        (Some(last_id), _) => Some(last_id),
+        (None, Some(From::Live)) => Some(live.shared.feed.last_id()),
+        (None, None) => None,
+    };
+    let parts = state.workspaces.parts();
+    let events = stream::follow_session(&live.shared.feed, last_id, parts.index.clone(), parts.metrics.clone());
+    Ok(stream::answer(events))
+}
+
+fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
+    let Some(given) = given else { return Ok(None) };
+    let id = given.to_str().ok().and_then(|id| id.parse().ok());
+    let id = id.ok_or_else(|| ApiError::new(ErrorCode::InvalidRequest, "Last-Event-ID: must be a number"))?;
+    Ok(Some(id))
+}
+
+/// Lists sessions, newest first.
+#[utoipa::path(
+    tag = "sessions",
+    params(SessionQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<SessionInfo>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/sessions")]
+pub async fn list_sessions(
+    state: web::Data<HttpState>,
+    query: web::Query<SessionQuery>,
+) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
+    let SessionQuery { installation_id, workspace_id, user_id, state: wanted, limit, cursor } = query.into_inner();
+    let mut page = page(&state, limit, cursor)?;
+    let limit = page.limit;
+    let states = wanted.map_or_else(Vec::new, |wanted| wanted.kept_as().to_vec());
+    let filter = SessionFilter { installation_id, workspace_id, user_id, states };
+    let mut items = Vec::new();
+    let mut next_cursor = None;
+    // What a session is now is known better here than by its row, so a page of rows may hold fewer of what is
+    // wanted; after some of them the caller gets what there is, and the cursor to go on from.
+    for _ in 0..MAX_PAGES_READ {
+        let rows = state.workspaces.parts().store.list_sessions(filter.clone(), page.clone()).await?;
+        let more = rows.len() == page.limit;
+        let last = rows.last().map(|row| row.cursor());
+        items.extend(
+            rows.into_iter().map(|row| info(&state, row, false)).filter(|it| wanted.is_none_or(|w| w == it.state)),
+        );
+        next_cursor = last.filter(|_| more);
+        if items.len() == limit || next_cursor.is_none() {
+            break;
+        }
+        page = store::Page { limit: limit - items.len(), after: next_cursor.clone() };
+    }
+    Ok(web::Json(Page { items, next_cursor: next_cursor.map(|cursor| cursor.to_string()) }))
+}
+
+/// Lists workspaces, newest first.
+#[utoipa::path(
+    tag = "workspaces",
+    params(WorkspaceQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<WorkspaceItem>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/workspaces")]
+pub async fn list_workspaces(
+    state: web::Data<HttpState>,
+    query: web::Query<WorkspaceQuery>,
+) -> Result<web::Json<Page<WorkspaceItem>>, ApiError> {
+    let WorkspaceQuery { installation_id, workspace_id, limit, cursor } = query.into_inner();
+    let page = page(&state, limit, cursor)?;
+    let limit = page.limit;
+    let filter = WorkspaceFilter { installation_id, workspace_id };
+    let rows = state.workspaces.parts().store.list_workspaces(filter, page).await?;
+    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
+    let items = rows.into_iter().map(|row| WorkspaceItem {
+        installation_id: row.key.installation_id,
+        workspace_id: row.key.workspace_id,
+        repository: row.repository,
+        path: row.workspace_path,
+        permission_policy: row.permission_policy,
+        created_at: row.created.to_string(),
+        last_used_at: row.last_used.to_string(),
+    });
+    Ok(web::Json(Page { items: items.collect(), next_cursor }))
+}
+
+/// Lists the agents that sessions may name.
+#[utoipa::path(
+    tag = "workspaces",
+    responses(
+        (status = 200, description = "The agents", body = Page<AgentItem>),
+        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/acp/agents")]
+pub async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
+    let status = state.workspaces.door().status().await?;
+    let item = |(index, name)| AgentItem { name, is_default: index == 0 };
+    Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::ResponseError;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{actors::handles::event_feed::EventFeed, domain::session::event::EventKind, store::Cursor};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+        #[test]
+        fn any_last_event_id_is_a_place_in_the_feed_or_a_clear_refusal(
+            text in prop_oneof!["[0-9]{0,21}", "-[0-9]{1,3}", "[ -~]{0,8}", Just(u64::MAX.to_string())],
+            bytes in prop::collection::vec(any::<u8>(), 0..6),
+            published in 0u64..4,
+        ) {
+            let feed = EventFeed::new(SessionId(Uuid::nil()), 2, 1000, 7);
+            for _ in 0..published {
+                feed.announce(None, EventKind::Status, &serde_json::json!({}));
+            }
+            for given in [HeaderValue::from_str(&text).ok(), HeaderValue::from_bytes(&bytes).ok()].iter().flatten() {
+                match last_event_id(Some(given)) {
+                    Ok(id) => {
+                        let id = id.unwrap();
+                        prop_assert!(given.to_str().unwrap().parse::<u64>().is_ok_and(|it| it == id));
+                        let replay = feed.subscribe(id).replay;
+                        prop_assert!(replay.events.iter().all(|event| event.id > id));
+                    }
+                    Err(refusal) => {
+                        prop_assert_eq!(refusal.status_code().as_u16(), 400);
+                        prop_assert!(refusal.problem().detail.contains("Last-Event-ID"));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_query_makes_it_panic(
+            text in "(from|limit|cursor|state|x)?=?(live|idle|-?[0-9]{0,21}|%[0-9a-f]{0,2}|\\PC{0,5})(&(from|limit|cursor)=[a-z0-9.%]{0,9}){0,2}",
+        ) {
+            let refused = [
+                web::Query::<EventsQuery>::from_query(&text).err(),
+                web::Query::<TranscriptQuery>::from_query(&text).err(),
+                web::Query::<SessionQuery>::from_query(&text).err(),
+            ];
+            for refusal in refused.into_iter().flatten() {
+                prop_assert!(crate::http::bad_query(&refusal).problem().detail.len() > 10);
+            }
+            let _ = text.parse::<Cursor>();
+        }
+    }
+}

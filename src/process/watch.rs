@@ -1,0 +1,195 @@
+//! One process group from its start to its end: watched, ended, killed as a whole, reaped.
+//!
+//! Only members of the group are ever waited for, so nobody else's child is reaped here.
+
+use std::{
+    fs,
+    io::{self, Read},
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::unix::pipe,
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+/// How much of the end of stderr is kept, in bytes; a panic message with a short backtrace fits.
+pub(crate) const STDERR_TAIL_BYTES: usize = 4096;
+/// The most that a dead process can have left in a pipe: Linux' default `pipe-max-size`.
+pub const MAX_PIPE_BYTES: usize = 1024 * 1024;
+/// How the first process of a group ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// The exit code, if it exited.
+    pub exit_code: Option<i32>,
+    /// The signal, if one ended it.
+    pub signal: Option<i32>,
+    /// The end of what the group wrote to stderr.
+    pub stderr_tail: String,
+}
+
+/// One group that was started.
+pub(crate) struct GroupWatch {
+    pid: u32,
+    stderr: Option<pipe::Receiver>,
+    /// A message, or its end, ends the group.
+    ending: mpsc::Receiver<()>,
+    kill_grace: Duration,
+    tail: Vec<u8>,
+}
+
+impl GroupWatch {
+    pub fn new(pid: u32, stderr: Option<pipe::Receiver>, ending: mpsc::Receiver<()>, kill_grace: Duration) -> Self {
+        Self { pid, stderr, ending, kill_grace, tail: Vec::new() }
+    }
+
+    /// Tells how the leader ended as soon as the group has been killed, and returns when all of it is reaped.
+    pub async fn until_gone(mut self, report: oneshot::Sender<Ended>) {
+        self.until_exit_or_grace().await;
+        // Before the leader is reaped: until then its id cannot belong to another group.
+        signal_group(self.pid, libc::SIGKILL);
+        let mut report = Some(report);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let (reaped, status) = wait_for_member(self.pid);
+            match reaped {
+                Reaped::Leader => {
+                    self.drain_stderr_of_the_dead();
+                    if let Some(report) = report.take() {
+                        let _ = report.send(self.ended(status));
+                    }
+                }
+                Reaped::Orphan => {}
+                Reaped::NobodyYet => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(100));
+                }
+                Reaped::NobodyLeft => break,
+            }
+        }
+    }
+
+    async fn until_exit_or_grace(&mut self) {
+        let exit = until_exited(self.pid);
+        tokio::pin!(exit);
+        let mut kill_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut exit => return,
+                () = tokio::time::sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => return,
+                _ = self.ending.recv(), if kill_at.is_none() => {
+                    signal_group(self.pid, libc::SIGTERM);
+                    kill_at = Some(Instant::now() + self.kill_grace);
+                }
+                () = readable(&self.stderr), if self.stderr.is_some() => self.drain_stderr(),
+            }
+        }
+    }
+
+    /// Takes what is there, at most 256 KiB at a time so that a flood on stderr does not starve others.
+    fn drain_stderr(&mut self) {
+        for _ in 0..64 {
+            let Some(stderr) = &self.stderr else { return };
+            let mut chunk = [0; STDERR_TAIL_BYTES];
+            match stderr.try_read(&mut chunk) {
+                Ok(0) => self.stderr = None,
+                Ok(read) => self.keep(&chunk[..read]),
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.stderr = None,
+            }
+        }
+    }
+
+    /// Reads past tokio, which may not have been told yet that there is something to read. A process that
+    /// left the group may hold the pipe open, so this ends where nothing more is there.
+    fn drain_stderr_of_the_dead(&mut self) {
+        let Some(Ok(fd)) = self.stderr.take().map(pipe::Receiver::into_nonblocking_fd) else { return };
+        let mut stderr = fs::File::from(fd);
+        let mut chunk = [0; STDERR_TAIL_BYTES];
+        for _ in 0..MAX_PIPE_BYTES / STDERR_TAIL_BYTES {
+            match stderr.read(&mut chunk) {
+                Ok(read @ 1..) => self.keep(&chunk[..read]),
+                _ => return,
+            }
+        }
+    }
+
+    fn keep(&mut self, chunk: &[u8]) {
+        self.tail.extend_from_slice(chunk);
+        let excess = self.tail.len().saturating_sub(STDERR_TAIL_BYTES);
+        self.tail.drain(..excess);
+    }
+
+    fn ended(&self, status: ExitStatus) -> Ended {
+        let stderr_tail = String::from_utf8_lossy(&self.tail).into_owned();
+        Ended { exit_code: status.code(), signal: status.signal(), stderr_tail }
+    }
+}
+
+async fn readable(stderr: &Option<pipe::Receiver>) {
+    match stderr {
+        // An error shows when it is read.
+        Some(stderr) => drop(stderr.readable().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until the process has exited, without reaping it.
+async fn until_exited(pid: u32) {
+    // SAFETY: a system call without pointers; the result is a new descriptor or negative.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if let Ok(fd) = i32::try_from(fd)
+        && fd >= 0
+    {
+        // SAFETY: the descriptor was just opened and nobody else has it.
+        let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+        // SAFETY: the descriptor stays open and the same until the registration is dropped with it.
+        if let Ok(fd) = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+            && fd.readable().await.is_ok()
+        {
+            return;
+        }
+    }
+    // A kernel or sandbox without process descriptors.
+    while !has_exited(pid) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) fn has_exited(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z') || rest.starts_with('X'))
+}
+
+fn signal_group(pid: u32, signal: i32) {
+    // SAFETY: a system call without pointers. Process ids fit.
+    unsafe { libc::kill(-(pid as i32), signal) };
+}
+
+enum Reaped {
+    Leader,
+    Orphan,
+    NobodyYet,
+    NobodyLeft,
+}
+
+/// Reaps one member of the group that is a child of ours: never anybody else's child.
+fn wait_for_member(pid: u32) -> (Reaped, ExitStatus) {
+    let mut status = 0;
+    // SAFETY: `status` lives through the call.
+    let reaped = unsafe { libc::waitpid(-(pid as i32), &mut status, libc::WNOHANG) };
+    let interrupted = || io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+    let who = match reaped {
+        0 => Reaped::NobodyYet,
+        -1 if interrupted() => Reaped::Orphan,
+        -1 => Reaped::NobodyLeft,
+        found if found as u32 == pid => Reaped::Leader,
+        _ => Reaped::Orphan,
+    };
+    (who, ExitStatus::from_raw(status))
+}

@@ -1,0 +1,232 @@
+//! `fs/*`: the agent's files, inside the folders of its sessions only.
+//!
+//! Paths are opened relative to the open folder, component by component in the kernel or in the library,
+//! so neither `..`, nor an absolute path, nor a link at any place leads out. Everything here blocks.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    path::Path,
+};
+
+use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
+
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{ReadTextFileRequest, WriteTextFileRequest},
+    },
+    process::user::RunAs,
+    runtime::workspaces::folders::SessionFolders,
+};
+
+/// Reads text: all of it, or `limit` lines from `line` (counted from 1) on. More than `max_bytes` is
+/// refused rather than cut, because an agent would take a cut file for the whole.
+pub fn read(folders: &SessionFolders, request: &ReadTextFileRequest, max_bytes: usize) -> Result<String, RpcError> {
+    let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
+    // A pipe or device in the workspace must not hang the reader.
+    let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).clone();
+    let file = folder.dir().open_with(&relative, &options).map_err(|cause| explain(&request.path, &cause))?;
+    let metadata = file.metadata().map_err(|cause| explain(&request.path, &cause))?;
+    if !metadata.is_file() {
+        return Err(RpcError::new(jsonrpc::INVALID_PARAMS, format!("{}: is not a file", request.path.display())));
+    }
+    let mut reader = BufReader::new(file);
+    let failed = |cause: io::Error| explain(&request.path, &cause);
+    for _ in 1..request.line.unwrap_or(1).max(1) {
+        if reader.skip_until(b'\n').map_err(failed)? == 0 {
+            break;
+        }
+    }
+    let mut bytes = Vec::new();
+    let mut reader = reader.take(max_bytes as u64 + 1);
+    match request.limit {
+        None => drop(reader.read_to_end(&mut bytes).map_err(failed)?),
+        Some(lines) => {
+            for _ in 0..lines {
+                if reader.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    if bytes.len() > max_bytes {
+        let said =
+            format!("{}: is larger than {max_bytes} bytes; ask for `line` and `limit`", request.path.display());
+        return Err(RpcError::new(jsonrpc::INVALID_PARAMS, said));
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| RpcError::new(jsonrpc::INVALID_PARAMS, format!("{}: is not UTF-8 text", request.path.display())))
+}
+
+/// Writes text, and makes the folders above the file.
+pub fn write(
+    folders: &SessionFolders,
+    request: &WriteTextFileRequest,
+    run_as: Option<RunAs>,
+) -> Result<(), RpcError> {
+    let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
+    let failed = |cause: io::Error| explain(&request.path, &cause);
+    let _identity = run_as.map(FileIdentity::assume);
+    if let Some(parent) = relative.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_folders(folder.dir(), parent).map_err(failed)?;
+    }
+    let options = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK).clone();
+    let mut file = folder.dir().open_with(&relative, &options).map_err(failed)?;
+    file.write_all(request.content.as_bytes()).map_err(failed)
+}
+
+/// A link in the place of a folder is resolved like any other path, so one that leads out is refused.
+fn make_folders(dir: &Dir, path: &Path) -> io::Result<()> {
+    match dir.create_dir_all(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => dir.metadata(path).map(drop),
+        made => made,
+    }
+}
+
+/// This thread's files are those of the agent's user: what is made belongs to it, and what it may not
+/// touch is refused. Ends when dropped.
+struct FileIdentity {
+    uid: u32,
+    gid: u32,
+}
+
+impl FileIdentity {
+    fn assume(user: RunAs) -> Self {
+        // SAFETY: system calls without pointers that concern this thread alone; the group goes first,
+        // because the right to change it goes with the user.
+        unsafe {
+            let gid = libc::setfsgid(user.gid);
+            let uid = libc::setfsuid(user.uid);
+            Self { uid: uid as u32, gid: gid as u32 }
+        }
+    }
+}
+
+impl Drop for FileIdentity {
+    fn drop(&mut self) {
+        // SAFETY: as above, in reverse.
+        unsafe {
+            libc::setfsuid(self.uid);
+            libc::setfsgid(self.gid);
+        }
+    }
+}
+
+fn outside(path: &Path) -> RpcError {
+    RpcError::new(jsonrpc::INVALID_PARAMS, format!("{}: is outside the session's workspace", path.display()))
+}
+
+fn explain(path: &Path, cause: &io::Error) -> RpcError {
+    let code = match cause.kind() {
+        io::ErrorKind::NotFound => jsonrpc::RESOURCE_NOT_FOUND,
+        // What the library says of a path that leads out of the folder has no number of the system's.
+        io::ErrorKind::PermissionDenied if cause.raw_os_error().is_none() => return outside(path),
+        _ if cause.raw_os_error() == Some(libc::EXDEV) => return outside(path),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+            jsonrpc::INVALID_PARAMS
+        }
+        _ => jsonrpc::INTERNAL_ERROR,
+    };
+    RpcError::new(code, format!("{}: {cause}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::runtime::workspaces::folders::AllowedFolders;
+
+    struct Place {
+        base: tempfile::TempDir,
+        folders: SessionFolders,
+    }
+
+    fn place() -> Place {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(base.path().join("root/ws/sub")).unwrap();
+        std::fs::write(base.path().join("secret"), "secret").unwrap();
+        let allowed = AllowedFolders::new(&base.path().join("root"), &[]).unwrap();
+        let folders = SessionFolders::default();
+        folders.add(allowed.open(base.path().join("root/ws").to_str().unwrap()).unwrap()).unwrap();
+        Place { base, folders }
+    }
+
+    impl Place {
+        fn path(&self, name: &str) -> std::path::PathBuf {
+            self.base.path().join("root/ws").join(name)
+        }
+
+        fn read(&self, name: &str) -> Result<String, RpcError> {
+            read(&self.folders, &ReadTextFileRequest::new("s", self.path(name)), 100)
+        }
+
+        fn write(&self, name: &str, text: &str) -> Result<(), RpcError> {
+            write(&self.folders, &WriteTextFileRequest::new("s", self.path(name), text), None)
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_folders_are_made() {
+        let place = place();
+        place.write("a/b/c.txt", "one\ntwo\nthree\n").unwrap();
+        assert_eq!(place.read("a/b/c.txt").unwrap(), "one\ntwo\nthree\n");
+        let mut request = ReadTextFileRequest::new("s", place.path("a/b/c.txt"));
+        request.line = Some(2);
+        request.limit = Some(1);
+        assert_eq!(read(&place.folders, &request, 100).unwrap(), "two\n");
+        request.line = Some(9);
+        assert_eq!(read(&place.folders, &request, 100).unwrap(), "");
+        place.write("a/b/c.txt", "x").unwrap();
+        assert_eq!(place.read("a/b/c.txt").unwrap(), "x");
+    }
+
+    #[test]
+    fn nothing_leads_out() {
+        let place = place();
+        symlink(place.base.path(), place.path("up")).unwrap();
+        symlink(place.base.path().join("secret"), place.path("file")).unwrap();
+        symlink("../../secret", place.path("relative")).unwrap();
+        symlink("sub", place.path("inside")).unwrap();
+        let secret = place.base.path().join("secret");
+        let outside = [
+            "../../secret",
+            "sub/../../../secret",
+            "up/secret",
+            "file",
+            "relative",
+            "/etc/passwd",
+            secret.to_str().unwrap(),
+        ];
+        for name in outside {
+            assert_eq!(place.read(name).unwrap_err().code, jsonrpc::INVALID_PARAMS, "read {name}");
+            assert_eq!(place.write(name, "x").unwrap_err().code, jsonrpc::INVALID_PARAMS, "write {name}");
+        }
+        assert_eq!(place.write("up/new/file", "x").unwrap_err().code, jsonrpc::INVALID_PARAMS);
+        assert_eq!(std::fs::read_to_string(&secret).unwrap(), "secret");
+        place.write("inside/ok", "links within the workspace are fine").unwrap();
+        assert!(place.path("sub/ok").exists());
+    }
+
+    #[test]
+    fn a_missing_file_is_32002_and_what_is_no_text_is_32602() {
+        let place = place();
+        assert_eq!(place.read("none").unwrap_err().code, jsonrpc::RESOURCE_NOT_FOUND);
+        assert_eq!(place.read("none/at/all").unwrap_err().code, jsonrpc::RESOURCE_NOT_FOUND);
+        std::fs::write(place.path("binary"), [0xff, 0xfe]).unwrap();
+        std::fs::write(place.path("large"), "x".repeat(101)).unwrap();
+        for name in ["sub", "binary", "large", "."] {
+            assert_eq!(place.read(name).unwrap_err().code, jsonrpc::INVALID_PARAMS, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_in_the_workspace_hangs_nobody() {
+        let place = place();
+        let name = std::ffi::CString::new(place.path("fifo").to_str().unwrap()).unwrap();
+        // SAFETY: the name is a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(place.read("fifo").is_err());
+        assert!(place.write("fifo", "x").is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! Answers the requests that an agent makes of its client and that the runtime serves: files and terminals.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    files,
+    terminals::{TerminalSettings, Terminals},
+};
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{
+            CreateTerminalRequest, KillTerminalRequest, ReadTextFileResponse, ReleaseTerminalRequest,
+            TerminalOutputRequest, WaitForTerminalExitRequest, client_method,
+        },
+    },
+    process::stdio::{Door, DoorRequest},
+    runtime::{socket::handshake::Serves, workspaces::folders::SessionFolders},
+    transport::pipe::{self, FrameSender, PipeLimits},
+};
+
+/// Requests of one agent that are answered at the same time. Most are done in a moment; waiting for the
+/// end of commands takes long, and no agent waits for this many. More are refused, never queued.
+const ANSWERS_AT_ONCE: usize = 64;
+/// Requests that wait to be begun; a full queue makes the agent wait.
+const REQUESTS_IN_QUEUE: usize = 16;
+/// How long a file may take. A network file system that hangs must not look like a silent agent.
+const FILE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What one agent's doors may do.
+#[derive(Clone)]
+pub struct DoorSettings {
+    /// Which doors are open; requests at a closed one are answered with -32601.
+    pub serves: Serves,
+    /// For commands.
+    pub terminals: TerminalSettings,
+    /// The largest file that is read at once, in bytes.
+    pub file_bytes: usize,
+}
+
+/// Opens the doors of one agent; they close, and its commands end, with the connection.
+pub fn open(settings: DoorSettings, folders: SessionFolders, limits: PipeLimits) -> Door {
+    let (requests, queue) = mpsc::channel(REQUESTS_IN_QUEUE);
+    let (answer, answers) = pipe::bounded(limits);
+    let terminals = Terminals::new(settings.terminals.clone(), folders.clone());
+    let doors = Doors { settings, folders, terminals };
+    tokio::spawn(Arc::new(doors).serve(queue, answer));
+    Door { takes: is_served_here, requests, answers }
+}
+
+fn is_served_here(method: &str) -> bool {
+    method.starts_with("fs/") || method.starts_with("terminal/")
+}
+
+struct Doors {
+    settings: DoorSettings,
+    folders: SessionFolders,
+    terminals: Terminals,
+}
+
+impl Doors {
+    async fn serve(self: Arc<Self>, mut queue: mpsc::Receiver<DoorRequest>, answer: FrameSender) {
+        let mut running = JoinSet::new();
+        loop {
+            let request = tokio::select! {
+                request = queue.recv() => request,
+                () = answer.reader_gone() => None,
+                Some(_) = running.join_next() => continue,
+            };
+            let Some(request) = request else { break };
+            if running.len() >= ANSWERS_AT_ONCE {
+                let refused = RpcError::new(jsonrpc::INTERNAL_ERROR, "too many requests wait for an answer");
+                if answer.send(jsonrpc::response(&request.id, Err::<(), _>(&refused))).await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            let doors = self.clone();
+            let answer = answer.clone();
+            running.spawn(async move {
+                let id = request.id.clone();
+                let result = doors.answer(request).await;
+                let text = jsonrpc::response(&id, result.as_ref());
+                // Nobody to answer any more is fine.
+                let _ = answer.send(text).await;
+            });
+        }
+        // Dropped with its last clone: every command of the agent ends.
+        running.shutdown().await;
+    }
+
+    async fn answer(self: Arc<Self>, request: DoorRequest) -> Result<serde_json::Value, RpcError> {
+        let serves = self.settings.serves;
+        let method = request.method.as_str();
+        let open = if method.starts_with("fs/") { serves.fs } else { serves.terminal };
+        if !open {
+            return Err(no_such_method(method));
+        }
+        match method {
+            client_method::FS_READ_TEXT_FILE => {
+                let asked = read_params(&request)?;
+                let content = self
+                    .on_files(move |doors| files::read(&doors.folders, &asked, doors.settings.file_bytes))
+                    .await?;
+                write_result(&ReadTextFileResponse::new(content))
+            }
+            client_method::FS_WRITE_TEXT_FILE => {
+                let asked = read_params(&request)?;
+                self.on_files(move |doors| files::write(&doors.folders, &asked, doors.settings.terminals.run_as))
+                    .await?;
+                Ok(json!({}))
+            }
+            client_method::TERMINAL_CREATE => {
+                let asked: CreateTerminalRequest = read_params(&request)?;
+                Ok(json!({"terminalId": self.terminals.create(asked).await?}))
+            }
+            client_method::TERMINAL_OUTPUT => {
+                let asked: TerminalOutputRequest = read_params(&request)?;
+                write_result(&self.terminals.output(&asked.terminal_id.to_string())?)
+            }
+            client_method::TERMINAL_WAIT_FOR_EXIT => {
+                let asked: WaitForTerminalExitRequest = read_params(&request)?;
+                write_result(&self.terminals.wait_for_exit(&asked.terminal_id.to_string()).await?)
+            }
+            client_method::TERMINAL_KILL => {
+                let asked: KillTerminalRequest = read_params(&request)?;
+                self.terminals.kill(&asked.terminal_id.to_string()).map(|()| json!({}))
+            }
+            client_method::TERMINAL_RELEASE => {
+                let asked: ReleaseTerminalRequest = read_params(&request)?;
+                self.terminals.release(&asked.terminal_id.to_string()).map(|()| json!({}))
+            }
+            _ => Err(no_such_method(method)),
+        }
+    }
+
+    /// File systems may block, so they are not touched on the connection's own thread.
+    async fn on_files<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, RpcError> + Send + 'static,
+    ) -> Result<T, RpcError> {
+        let doors = self.clone();
+        let work = tokio::task::spawn_blocking(move || work(&doors));
+        match tokio::time::timeout(FILE_TIMEOUT, work).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(cause)) => Err(RpcError::new(jsonrpc::INTERNAL_ERROR, cause.to_string())),
+            Err(_) => Err(RpcError::new(jsonrpc::INTERNAL_ERROR, "the file system does not answer")),
+        }
+    }
+}
+
+fn no_such_method(method: &str) -> RpcError {
+    RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("`{method}` is not offered here"))
+}
+
+fn read_params<T: DeserializeOwned>(request: &DoorRequest) -> Result<T, RpcError> {
+    serde_json::from_str(request.params.get())
+        .map_err(|cause| RpcError::new(jsonrpc::INVALID_PARAMS, format!("{}: {cause}", request.method)))
+}
+
+fn write_result(result: &impl Serialize) -> Result<serde_json::Value, RpcError> {
+    serde_json::to_value(result).map_err(|cause| RpcError::new(jsonrpc::INTERNAL_ERROR, cause.to_string()))
+}

@@ -1,0 +1,247 @@
+//! One socket's hold of a conversation: what its client says, and what it is told.
+
+use std::{
+    borrow::Cow,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::Stream;
+
+use super::conversation::{Client, Conversation, State, Untold};
+use crate::{
+    acp::numbered::{self, Numbers},
+    contract::runtime::{ACKNOWLEDGED, ResumedPrompt, close_code},
+    domain::{delivery::Arrival, ids::PromptId},
+    runtime::{
+        agents::Workplace,
+        socket::outgoing::{Pace, Said},
+    },
+    transport::pipe::SendError,
+};
+
+/// A message of the client.
+#[derive(Debug)]
+pub enum Arrived<'a> {
+    /// To be answered or delivered, under this number.
+    Message(u64, Cow<'a, str>),
+    /// Was here before, only brought an acknowledgement, or came through a socket that was replaced.
+    Nothing,
+    /// The client cannot be trusted.
+    Violation(&'static str),
+}
+
+/// One socket's hold of a conversation. Dropped, its client is away.
+pub struct Attachment {
+    conversation: Arc<Conversation>,
+    generation: u64,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl Attachment {
+    /// Holds it as its socket of this generation.
+    pub fn new(conversation: Arc<Conversation>, generation: u64) -> Self {
+        Self { conversation, generation }
+    }
+
+    /// Where the agent's sessions may work.
+    pub fn workplace(&self) -> &Workplace {
+        &self.conversation.workplace
+    }
+
+    /// The client is away, if this is still its newest socket.
+    pub fn detach(&self) {
+        let mut state = self.conversation.lock();
+        if state.is_attached(self.generation) {
+            self.conversation.detach_locked(&mut state);
+        }
+    }
+
+    /// Ends the conversation, if this is still its newest socket.
+    pub fn end(&self) {
+        let state = self.conversation.lock();
+        if state.generation == self.generation {
+            self.conversation.end_locked(state);
+        }
+    }
+
+    /// The client has read everything that an agent said before its end, if this is still its newest socket.
+    pub fn confirm_parting(&self) {
+        let mut state = self.conversation.lock();
+        if state.generation == self.generation && state.parting.is_some() {
+            self.conversation.hurry_locked(&mut state);
+        }
+    }
+
+    /// Something came that is no message.
+    pub fn hear(&self) {
+        let mut state = self.conversation.lock();
+        if state.is_attached(self.generation) {
+            state.hear();
+        }
+    }
+
+    /// Takes the numbers off a message. It has arrived only when it was delivered or answered: if the socket breaks
+    /// before that, the client sends it again.
+    pub fn arrive<'a>(&self, text: &'a str) -> Arrived<'a> {
+        let Some((Numbers { seq, ack }, message)) = numbered::take(text) else {
+            return Arrived::Violation("a message without a number on a connection with numbers");
+        };
+        let mut state = self.conversation.lock();
+        if state.generation != self.generation {
+            return Arrived::Nothing;
+        }
+        let was_full = state.outbox.is_full();
+        state.outbox.acknowledge(ack);
+        if state.parting.is_some() && state.outbox.is_empty() {
+            self.conversation.end_locked(state);
+            return Arrived::Nothing;
+        }
+        if !state.is_attached(self.generation) {
+            // It came after the end of the agent, or of our patience; the acknowledgement counts.
+            return Arrived::Nothing;
+        }
+        state.hear();
+        if was_full && !state.outbox.is_full() {
+            state.wake();
+        }
+        // Only seen: the number counts when the message is delivered.
+        let mut inbox = state.inbox;
+        match inbox.arrive(seq) {
+            Arrival::New => Arrived::Message(seq, message),
+            Arrival::Again => Arrived::Nothing,
+            Arrival::Gap => Arrived::Violation("a message is missing"),
+        }
+    }
+
+    /// Hands a message on to the agent; `prompt` is the turn that it begins and its call.
+    pub fn deliver(&self, seq: u64, message: String, prompt: Option<(PromptId, u64)>) -> Result<(), SendError> {
+        let mut state = self.conversation.lock();
+        if !state.is_attached(self.generation) {
+            return Ok(());
+        }
+        let bytes = message.len();
+        if let Some(pipe) = &state.pipe {
+            match pipe.to_agent.try_send(message) {
+                // An agent that is gone says so by its own way.
+                Ok(()) | Err(SendError::Closed) => {}
+                Err(SendError::Full) => return Err(SendError::Full),
+            }
+        }
+        state.take_in(seq, bytes);
+        if let Some((prompt_id, call)) = prompt {
+            state.prompt = Some(ResumedPrompt { prompt_id, call, after: state.outbox.last() });
+        }
+        Ok(())
+    }
+
+    /// Gives a message to the agent that its client did not number: `initialize`.
+    pub fn open(&self, message: String) -> Result<(), SendError> {
+        self.conversation.lock().pipe.as_ref().map_or(Ok(()), |pipe| pipe.to_agent.try_send(message))
+    }
+
+    /// Answers a message here. There has to be room for the answer: the client acknowledges before it asks more.
+    pub fn answer(&self, seq: u64, answer: String) -> Result<(), SendError> {
+        let mut state = self.conversation.lock();
+        if !state.is_attached(self.generation) {
+            return Ok(());
+        }
+        if state.outbox.is_full() {
+            return Err(SendError::Full);
+        }
+        state.take_in(seq, 0);
+        state.keep(answer);
+        state.wake();
+        Ok(())
+    }
+
+    /// What is to be told to a client that has everything up to `received`.
+    pub fn told_after(&self, received: u64) -> Told {
+        Told {
+            conversation: self.conversation.clone(),
+            generation: self.generation,
+            told: received,
+            over: false,
+            pace: Pace::default(),
+        }
+    }
+}
+
+/// What one socket tells its client: first what is kept, then what comes.
+pub struct Told {
+    conversation: Arc<Conversation>,
+    generation: u64,
+    told: u64,
+    over: bool,
+    pace: Pace,
+}
+
+impl Stream for Told {
+    type Item = Said;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+        let Self { conversation, generation, told, over, pace } = &mut *self;
+        if *over {
+            return Poll::Ready(None);
+        }
+        if !pace.goes_on(cx) {
+            return Poll::Pending;
+        }
+        let mut guard = conversation.lock();
+        let state = &mut *guard;
+        if let Some(end) = end_of(state, *generation) {
+            *over = true;
+            return Poll::Ready(Some(end));
+        }
+        if let Client::Here { waker, .. } = &mut state.client
+            && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+        loop {
+            while *told < state.outbox.last() {
+                *told += 1;
+                // One that was acknowledged meanwhile need not be told.
+                let Some(message) = state.outbox.get(*told) else { continue };
+                let text = numbered::put(Numbers { seq: *told, ack: state.inbox.last() }, message);
+                state.untold = Untold::default();
+                pace.took(text.len());
+                return Poll::Ready(Some(Said::Text(text)));
+            }
+            if state.untold.is_much() {
+                state.untold = Untold::default();
+                let numbers = Numbers { seq: 0, ack: state.inbox.last() };
+                let nothing = format!(r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}"}}"#);
+                return Poll::Ready(Some(Said::Text(numbered::put(numbers, &nothing))));
+            }
+            if let Some(parting) = &state.parting {
+                *over = true;
+                return Poll::Ready(Some(Said::Parted(parting.clone())));
+            }
+            if state.poll_agent(cx).is_pending() {
+                pace.rest();
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// Why a socket has nothing more to tell, if so.
+fn end_of(state: &State, generation: u64) -> Option<Said> {
+    if state.generation != generation {
+        return Some(Said::Over(close_code::REPLACED, "another socket goes on with this connection"));
+    }
+    if state.pipe.is_none() {
+        return Some(Said::Over(close_code::AGENT_ENDED, "the conversation is over"));
+    }
+    match state.client {
+        Client::Here { .. } => None,
+        Client::Away { .. } => Some(Said::LetGo),
+    }
+}

@@ -1,0 +1,298 @@
+//! What outlives the socket of one agent: the way to it, and what its client has not acknowledged.
+//!
+//! A lock instead of an actor or a task: a message goes from the agent to the socket without a hop more than on a
+//! plain connection, and another socket can take over without asking the one before, which may never run again.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    acp::jsonrpc,
+    contract::runtime::{AGENT_EXITED, Resumed, ResumedPrompt},
+    domain::delivery::{Inbox, OutOfRange, Outbox},
+    runtime::{
+        agents::{StartedAgent, Workplace},
+        socket::outgoing::Parting,
+    },
+    transport::pipe::{Incoming, Pipe},
+};
+
+/// How long a conversation waits for its client, and how much it keeps for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// How long an agent is kept while its client is away; zero: no connection can be gone on with.
+    pub grace: Duration,
+    /// Messages of an agent that are kept until they are acknowledged; more make the agent wait.
+    pub frames: usize,
+    /// The same in bytes.
+    pub bytes: usize,
+}
+
+/// Messages of a client after which they are acknowledged even if there is nothing else to say.
+const UNTOLD_MESSAGES: usize = 16;
+/// The same in bytes.
+const UNTOLD_BYTES: usize = 16 * 1024;
+
+/// How long the last words of a dead agent are kept for a client that has read them. It writes them down within
+/// moments; one that is killed meanwhile is back within seconds.
+const WRITTEN_DOWN: Duration = Duration::from_secs(10);
+
+/// The number of the socket with which a conversation begins.
+pub const FIRST_SOCKET: u64 = 0;
+
+/// One agent and its client, whether or not the client is there.
+pub struct Conversation {
+    state: Mutex<State>,
+    /// For whoever looks after it: somebody came or went, or it is over.
+    changed: Notify,
+    pub(crate) workplace: Workplace,
+    pub(crate) retention: Retention,
+    silence: Duration,
+    /// Told when the client goes (`true`) and when it is back, or is not waited for any more.
+    on_away: Box<dyn Fn(bool) + Send + Sync>,
+}
+
+pub(crate) struct State {
+    /// `None`: it is over. Dropping it ends the agent.
+    pub(crate) pipe: Option<Pipe>,
+    /// Why the agent is gone, if it is; what it said is still to be told.
+    pub(crate) parting: Option<Arc<Parting>>,
+    pub(crate) outbox: Outbox<String>,
+    pub(crate) inbox: Inbox,
+    /// What of it the client does not know to have arrived.
+    pub(crate) untold: Untold,
+    pub(crate) prompt: Option<ResumedPrompt>,
+    /// Which socket is the newest.
+    pub(crate) generation: u64,
+    pub(crate) client: Client,
+}
+
+/// What the client still keeps, because no message has brought it our acknowledgement.
+#[derive(Default)]
+pub(crate) struct Untold {
+    messages: usize,
+    bytes: usize,
+}
+
+pub(crate) enum Client {
+    Here {
+        /// When anything came from it.
+        heard: Instant,
+        /// The socket's, while it waits.
+        waker: Option<Waker>,
+    },
+    Away {
+        /// When it is not waited for any more.
+        until: Instant,
+    },
+}
+
+impl State {
+    pub(crate) fn is_attached(&self, generation: u64) -> bool {
+        self.pipe.is_some() && self.generation == generation && matches!(self.client, Client::Here { .. })
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Client::Here { waker: Some(waker), .. } = &self.client {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(crate) fn hear(&mut self) {
+        if let Client::Here { heard, .. } = &mut self.client {
+            *heard = Instant::now();
+        }
+    }
+
+    pub(crate) fn keep(&mut self, message: String) {
+        let bytes = message.len();
+        self.outbox.push(message, bytes);
+    }
+
+    pub(crate) fn take_in(&mut self, seq: u64, bytes: usize) {
+        self.inbox.arrive(seq);
+        self.untold.messages += 1;
+        self.untold.bytes += bytes;
+        if self.untold.is_much() {
+            self.wake();
+        }
+    }
+
+    /// Keeps one more message of the agent, if there is room for it.
+    pub(crate) fn poll_agent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Pending };
+        if self.parting.is_some() || self.outbox.is_full() {
+            return Poll::Pending;
+        }
+        let reason = match ready!(pipe.from_agent.poll_recv(cx)) {
+            Some(Incoming::Frame(frame)) => {
+                self.keep(frame.into_text());
+                return Poll::Ready(());
+            }
+            // An agent's pipes do not come back.
+            Some(Incoming::Line(_)) => return Poll::Ready(()),
+            Some(Incoming::Closed(reason)) => Some(reason),
+            None => None,
+        };
+        let parting = Parting::new(reason);
+        self.keep(jsonrpc::notification(AGENT_EXITED, &parting.exited));
+        self.parting = Some(Arc::new(parting));
+        Poll::Ready(())
+    }
+}
+
+impl Untold {
+    /// Far less than a client may keep, whatever its settings: an agent that says nothing for long must not make it
+    /// wait, and one that talks never gets here.
+    pub(crate) fn is_much(&self) -> bool {
+        self.messages >= UNTOLD_MESSAGES || self.bytes >= UNTOLD_BYTES
+    }
+}
+
+impl Conversation {
+    /// Begins with a client that is there, on [`FIRST_SOCKET`].
+    pub fn begin(
+        agent: StartedAgent,
+        retention: Retention,
+        silence: Duration,
+        on_away: impl Fn(bool) + Send + Sync + 'static,
+    ) -> Self {
+        let state = State {
+            pipe: Some(agent.pipe),
+            parting: None,
+            outbox: Outbox::new(retention.frames, retention.bytes, 0),
+            inbox: Inbox::default(),
+            untold: Untold::default(),
+            prompt: None,
+            generation: FIRST_SOCKET,
+            client: Client::Here { heard: Instant::now(), waker: None },
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            workplace: agent.workplace,
+            retention,
+            silence,
+            on_away: Box::new(on_away),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a socket go on, whose client has everything up to `received`, or has forgotten what it has and is told all
+    /// that is held; one that stands is replaced. Gives the socket's number and what its client is to be told first.
+    /// `None` when it is over.
+    pub fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
+        let mut state = self.lock();
+        if state.pipe.is_none() {
+            return Ok(None);
+        }
+        let after = received.unwrap_or_else(|| state.outbox.acknowledged());
+        state.outbox.resume(after)?;
+        state.generation += 1;
+        let here = Client::Here { heard: Instant::now(), waker: None };
+        match std::mem::replace(&mut state.client, here) {
+            // The socket before may not run for long, so it is only told.
+            Client::Here { waker, .. } => waker.into_iter().for_each(Waker::wake),
+            Client::Away { .. } => (self.on_away)(false),
+        }
+        let resumed = Resumed { received: state.inbox.last(), after, prompt: state.prompt.clone() };
+        let generation = state.generation;
+        drop(state);
+        self.changed.notify_one();
+        Ok(Some((generation, resumed)))
+    }
+
+    /// Ends it, whoever is there: the agent loses its client, and what was kept is gone.
+    pub fn end(&self) {
+        self.end_locked(self.lock());
+    }
+
+    pub(crate) fn end_locked(&self, mut state: MutexGuard<'_, State>) {
+        let Some(pipe) = state.pipe.take() else { return };
+        let outbox = std::mem::replace(&mut state.outbox, Outbox::new(0, 0, 0));
+        state.wake();
+        if let Client::Away { .. } = state.client {
+            (self.on_away)(false);
+        }
+        drop(state);
+        self.changed.notify_one();
+        drop((pipe, outbox));
+    }
+
+    pub(crate) fn detach_locked(&self, state: &mut MutexGuard<'_, State>) {
+        if let Client::Here { waker, .. } = &mut state.client {
+            let waker = waker.take();
+            // One that has said nothing since `initialize` may not know that it can come back, and if it does, it comes
+            // within moments; until then it holds a seat.
+            let is_begun = state.inbox.last() > 0;
+            let grace = if is_begun { self.retention.grace } else { self.retention.grace.min(WRITTEN_DOWN) };
+            state.client = Client::Away { until: Instant::now() + grace };
+            (self.on_away)(true);
+            waker.into_iter().for_each(Waker::wake);
+            self.changed.notify_one();
+        }
+    }
+
+    /// What is left of a dead agent has been read and has only to be written down.
+    pub(crate) fn hurry_locked(&self, state: &mut MutexGuard<'_, State>) {
+        if let Client::Away { until } = &mut state.client {
+            *until = (*until).min(Instant::now() + WRITTEN_DOWN);
+            self.changed.notify_one();
+        }
+    }
+
+    /// When its agent ended, while its last words are still kept; `None` where it lives, or all is over.
+    pub fn lost_its_agent(&self) -> Option<Instant> {
+        let state = self.lock();
+        state.pipe.as_ref()?;
+        state.parting.as_ref().map(|parting| parting.at)
+    }
+
+    /// When somebody has to look after it again; `None` when it is over.
+    pub fn due(&self) -> Option<Instant> {
+        let state = self.lock();
+        state.pipe.as_ref()?;
+        Some(match state.client {
+            Client::Here { heard, .. } => heard + self.silence,
+            Client::Away { until } => until,
+        })
+    }
+
+    /// Does what is due: a client from which nothing comes is away, and one that is away for too long is not waited
+    /// for. A socket cannot do this for itself, since it does not run while its client does not read.
+    pub fn look_after(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        match state.client {
+            Client::Here { heard, .. } if now >= heard + self.silence => self.detach_locked(&mut state),
+            Client::Away { until } if now >= until => self.end_locked(state),
+            _ => {}
+        }
+    }
+
+    /// Ends when somebody came or went, or it is over. Meanwhile it listens to the agent of a client that is away,
+    /// which can work on as far as there is room. Cancel-safe.
+    pub async fn changed(&self) {
+        let listening = std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            while let Client::Away { .. } = state.client {
+                ready!(state.poll_agent(cx));
+            }
+            Poll::<()>::Pending
+        });
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = listening => {}
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! `GET /acp`: one WebSocket, one agent. Text passes in both directions as it is, or with numbers for a client that
+//! asks for them.
+//!
+//! The actor is polled only while the client reads, and it takes the agent's messages from a bounded pipe:
+//! a client that does not read makes the agent wait, not this process grow.
+
+pub mod handshake;
+pub mod heartbeat;
+pub mod outgoing;
+
+use std::time::Duration;
+
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, SpawnHandle, StreamHandler, WrapFuture};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{HeaderName, HeaderValue},
+    web,
+};
+use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use self::{
+    handshake::Opening,
+    heartbeat::{Due, Pulse},
+    outgoing::{Parting, PlainWords, Said},
+};
+use super::{
+    agent_line::{AgentLine, Seq},
+    agents::{StartedAgent, Workplace},
+    conversations::attachment::Attachment,
+    fragments::{Fragments, Joined},
+    socket_settings::SocketSettings,
+};
+use crate::{
+    acp::{
+        jsonrpc::{self, Message, RpcError},
+        schema::{RequestId, agent_method},
+    },
+    contract::runtime::{AGENT_EXITED, CONNECTION_ID_HEADER, RESUMED, Resumed, close_code},
+    domain::{
+        ids::PromptId,
+        turn::outcome::{ErrorCode, Failure},
+    },
+};
+
+/// How long the client may take to answer our closing frame before the connection is dropped.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// Upgrades the connection, to a new one or to `returning`, one whose client has everything up to that number or does
+/// not know; the answer names it in `Acp-Connection-Id`.
+///
+/// # Errors
+/// `not_found` where the connection that the client names is not held; `invalid_request` where this is no upgrade.
+pub fn accept(
+    request: &HttpRequest,
+    body: web::Payload,
+    settings: SocketSettings,
+    returning: Option<(Uuid, Option<u64>)>,
+) -> Result<HttpResponse, Failure> {
+    let no_upgrade =
+        |cause: actix_web::Error| Failure::new(ErrorCode::InvalidRequest, format!("no WebSocket upgrade: {cause}"));
+    // First, so that what is no upgrade takes no connection away from a socket that stands.
+    ws::handshake(request).map_err(|cause| no_upgrade(cause.into()))?;
+    let (connection, state) = match returning {
+        None => (Uuid::now_v7(), State::Waiting),
+        Some((id, received)) => {
+            let (attachment, resumed) = settings.conversations.resume(id, received)?;
+            (id, State::Returning(attachment, resumed))
+        }
+    };
+    let (frame_bytes, pulse) = (settings.frame_bytes, Pulse::new(settings.heartbeats, Instant::now()));
+    let body = pulse.watch(body);
+    let socket = AcpSocket { settings, connection, state, fragments: Fragments::default(), pulse };
+    let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(frame_bytes).start();
+    let mut response = response.map_err(no_upgrade)?;
+    let id = HeaderValue::try_from(connection.to_string())
+        .map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?;
+    response.headers_mut().insert(HeaderName::from_static(CONNECTION_ID_HEADER), id);
+    Ok(response)
+}
+
+/// The actor of one connection.
+struct AcpSocket {
+    settings: SocketSettings,
+    connection: Uuid,
+    state: State,
+    fragments: Fragments,
+    pulse: Pulse,
+}
+
+enum State {
+    /// For `initialize`.
+    Waiting,
+    /// With what its client is told first.
+    Returning(Attachment, Resumed),
+    Connected(Connected),
+    /// The closing frame is out; a client can still end a conversation with numbers.
+    Closing(Option<AgentLine>),
+}
+
+struct Connected {
+    line: AgentLine,
+    workplace: Workplace,
+    agent_stream: SpawnHandle,
+}
+
+/// What becomes of the agent when its socket closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Agent {
+    Ends,
+    /// For the grace, on a connection with numbers.
+    Waits,
+}
+
+type Ctx = WebsocketContext<AcpSocket>;
+
+impl Actor for AcpSocket {
+    type Context = Ctx;
+
+    fn started(&mut self, ctx: &mut Ctx) {
+        let mut stopping = self.settings.stopping.clone();
+        let stopped = async move {
+            // An error means that the runtime is gone, which is the same.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        };
+        let goodbye = stopped.into_actor(self).map(|(), socket, ctx| {
+            socket.close(close_code::GOING_AWAY, "the runtime is stopping", Agent::Ends, ctx);
+        });
+        ctx.spawn(goodbye);
+        self.beat(ctx);
+        match std::mem::replace(&mut self.state, State::Waiting) {
+            State::Returning(attachment, resumed) => {
+                let after = resumed.after;
+                ctx.text(jsonrpc::notification(RESUMED, resumed));
+                self.connect(attachment, after, ctx);
+            }
+            state => self.state = state,
+        }
+    }
+}
+
+/// From the client.
+impl StreamHandler<Result<ws::Message, ProtocolError>> for AcpSocket {
+    fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
+        self.pulse.hear(Instant::now());
+        match message {
+            Ok(ws::Message::Text(text)) => self.on_text(&text, ctx),
+            Ok(ws::Message::Continuation(part)) => self.on_part(part, ctx),
+            Ok(ws::Message::Binary(_)) => self.close(close_code::POLICY, "messages are text", Agent::Ends, ctx),
+            Ok(ws::Message::Ping(payload)) => {
+                self.hear();
+                ctx.pong(&payload);
+            }
+            Ok(ws::Message::Pong(_) | ws::Message::Nop) => self.hear(),
+            Ok(ws::Message::Close(reason)) => self.on_close(reason, ctx),
+            Err(ProtocolError::Overflow) => self.close_too_big(ctx),
+            Err(cause) => {
+                tracing::debug!(connection = %self.connection, %cause, "the socket broke");
+                self.leave(ctx);
+            }
+        }
+    }
+}
+
+/// For the client.
+impl StreamHandler<Said> for AcpSocket {
+    fn handle(&mut self, said: Said, ctx: &mut Ctx) {
+        match said {
+            Said::Text(text) => ctx.text(text),
+            Said::Parted(parting) => self.on_agent_gone(&parting, ctx),
+            Said::Over(code, why) => self.close(code, why, Agent::Waits, ctx),
+            Said::LetGo => self.leave(ctx),
+        }
+    }
+
+    /// The end has been said; the socket closes in its own time.
+    fn finished(&mut self, _: &mut Ctx) {}
+}
+
+impl AcpSocket {
+    fn close(&mut self, code: u16, why: &str, agent: Agent, ctx: &mut Ctx) {
+        if let State::Closing(_) = self.state {
+            return;
+        }
+        let code = if *self.settings.stopping.borrow() { close_code::GOING_AWAY } else { code };
+        if let State::Connected(connected) = std::mem::replace(&mut self.state, State::Closing(None)) {
+            ctx.cancel_future(connected.agent_stream);
+            match agent {
+                Agent::Ends => connected.line.end(),
+                Agent::Waits => connected.line.detach(),
+            }
+            // Dropping the line of a plain client ends its agent.
+            if let AgentLine::Numbered(_) = connected.line {
+                self.state = State::Closing(Some(connected.line));
+            }
+        }
+        ctx.close(Some(ws::CloseReason { code: CloseCode::from(code), description: Some(why.to_owned()) }));
+        ctx.run_later(CLOSE_WAIT, |_, ctx| ctx.stop());
+    }
+
+    fn close_too_big(&mut self, ctx: &mut Ctx) {
+        let why = format!("a message has at most {} bytes", self.settings.frame_bytes);
+        self.close(close_code::TOO_BIG, &why, Agent::Ends, ctx);
+    }
+
+    /// Without a word: there is nobody to hear it.
+    fn leave(&mut self, ctx: &mut Ctx) {
+        // Dropping the line says that the client is away.
+        if let State::Connected(connected) = std::mem::replace(&mut self.state, State::Closing(None)) {
+            ctx.cancel_future(connected.agent_stream);
+        }
+        ctx.stop();
+    }
+
+    fn on_close(&mut self, reason: Option<ws::CloseReason>, ctx: &mut Ctx) {
+        let is_over = reason.as_ref().is_some_and(|reason| reason.code == CloseCode::Normal);
+        match &self.state {
+            State::Connected(Connected { line, .. }) | State::Closing(Some(line)) if is_over => line.end(),
+            State::Closing(Some(line)) => line.confirm_parting(),
+            _ => {}
+        }
+        if !matches!(self.state, State::Closing(_)) {
+            ctx.close(reason);
+        }
+        self.leave(ctx);
+    }
+
+    /// Something came that is no message: the client lives.
+    fn hear(&self) {
+        if let State::Connected(connected) = &self.state {
+            connected.line.hear();
+        }
+    }
+
+    fn beat(&mut self, ctx: &mut Ctx) {
+        if let State::Closing(_) = self.state {
+            return;
+        }
+        let now = Instant::now();
+        if self.pulse.hear_bytes() {
+            self.hear();
+        }
+        let next = loop {
+            match self.pulse.due(now) {
+                Due::Nothing(until) => break until,
+                Due::Ping => ctx.ping(b""),
+                Due::End => {
+                    tracing::debug!(connection = %self.connection, "the client is silent");
+                    return self.leave(ctx);
+                }
+            }
+        };
+        ctx.run_later(next.duration_since(now), Self::beat);
+    }
+
+    fn on_part(&mut self, part: actix_http::ws::Item, ctx: &mut Ctx) {
+        use actix_http::ws::Item;
+        self.hear();
+        let limit = self.settings.frame_bytes;
+        let joined = match part {
+            Item::FirstText(bytes) => self.fragments.begin(&bytes, limit),
+            Item::FirstBinary(_) => Joined::NoText("messages are text"),
+            Item::Continue(bytes) => self.fragments.add(&bytes, limit, false),
+            Item::Last(bytes) => self.fragments.add(&bytes, limit, true),
+        };
+        match joined {
+            Joined::Nothing => {}
+            Joined::Whole(text) => self.on_text(&text, ctx),
+            Joined::TooBig => self.close_too_big(ctx),
+            Joined::NoText(why) => self.close(close_code::POLICY, why, Agent::Ends, ctx),
+        }
+    }
+
+    fn on_text(&mut self, text: &str, ctx: &mut Ctx) {
+        let (seq, text) = match &self.state {
+            State::Closing(Some(line)) => return drop(line.arrive(text)),
+            State::Closing(None) | State::Returning(..) => return,
+            State::Waiting => return self.on_first(text, ctx),
+            State::Connected(connected) => match connected.line.arrive(text) {
+                Ok(Some(arrived)) => arrived,
+                Ok(None) => return,
+                Err(why) => return self.close(close_code::POLICY, why, Agent::Ends, ctx),
+            },
+        };
+        let prompt = match jsonrpc::parse(&text) {
+            Err(cause) => return self.refuse(seq, &RequestId::Null, &handshake::unreadable(&cause), ctx),
+            Ok(Message::Request { id, method, .. }) if method == agent_method::INITIALIZE => {
+                return self.refuse(seq, &id, &handshake::already(), ctx);
+            }
+            Ok(Message::Request { id, method, params }) if handshake::begins_session(&method) => {
+                return self.on_session(seq, id, params, text.clone().into_owned(), ctx);
+            }
+            Ok(message) if seq.is_some() => handshake::prompt_of(&message),
+            Ok(_) => None,
+        };
+        self.deliver(seq, text.into_owned(), prompt, ctx);
+    }
+
+    fn deliver(&mut self, seq: Seq, text: String, prompt: Option<(PromptId, u64)>, ctx: &mut Ctx) {
+        let State::Connected(connected) = &self.state else { return };
+        if connected.line.deliver(seq, text, prompt).is_err() {
+            self.close(close_code::POLICY, "more than the agent reads", Agent::Ends, ctx);
+        }
+    }
+
+    fn on_first(&mut self, text: &str, ctx: &mut Ctx) {
+        match handshake::first(text) {
+            Ok((id, Ok(opening))) => self.on_initialize(id, opening, ctx),
+            Ok((id, Err(error))) => self.refuse(None, &id, &error, ctx),
+            Err((id, error)) => {
+                self.refuse(None, &id, &error, ctx);
+                self.close(close_code::POLICY, handshake::FIRST_MESSAGE, Agent::Ends, ctx);
+            }
+        }
+    }
+
+    /// Answers in the agent's place.
+    fn refuse(&mut self, seq: Seq, id: &RequestId, error: &RpcError, ctx: &mut Ctx) {
+        let answer = jsonrpc::response(id, Err::<(), _>(error));
+        let answered = match &self.state {
+            State::Connected(connected) => connected.line.answer(seq, answer),
+            _ => Ok(Some(answer)),
+        };
+        match answered {
+            Ok(Some(answer)) => ctx.text(answer),
+            Ok(None) => {}
+            Err(_) => self.close(close_code::POLICY, "more than is acknowledged", Agent::Ends, ctx),
+        }
+    }
+
+    fn on_initialize(&mut self, id: RequestId, opening: Opening, ctx: &mut Ctx) {
+        let agents = self.settings.agents.clone();
+        let start = async move {
+            let started = agents.start(opening.meta()).await;
+            (id, opening, started)
+        };
+        // Nothing else is read from the client until the agent is there.
+        ctx.wait(start.into_actor(self).map(|(id, opening, started), socket, ctx| {
+            // It was not listened to.
+            socket.pulse.hear(Instant::now());
+            match started {
+                Ok(agent) => socket.on_started(&id, opening, agent, ctx),
+                Err(failure) => {
+                    tracing::warn!(connection = %socket.connection, code = failure.code.as_str(), %failure, "no agent");
+                    socket.refuse(None, &id, &handshake::refusal(&failure), ctx);
+                }
+            }
+        }));
+    }
+
+    fn on_started(&mut self, id: &RequestId, opening: Opening, agent: StartedAgent, ctx: &mut Ctx) {
+        if !matches!(self.state, State::Waiting) {
+            // Closed meanwhile: dropping the pipe ends the agent.
+            return;
+        }
+        let serves = agent.serves;
+        if opening.meta().resumable && self.settings.conversations.are_kept() {
+            let attachment = self.settings.conversations.begin(self.connection, agent);
+            self.connect(attachment, 0, ctx);
+        } else {
+            let StartedAgent { pipe, workplace, .. } = agent;
+            let agent_stream = ctx.add_stream(PlainWords::new(pipe.from_agent));
+            let line = AgentLine::Plain(pipe.to_agent);
+            self.state = State::Connected(Connected { line, workplace, agent_stream });
+        }
+        self.deliver(None, opening.for_agent(id, serves), None, ctx);
+    }
+
+    fn connect(&mut self, attachment: Attachment, received: u64, ctx: &mut Ctx) {
+        let agent_stream = ctx.add_stream(attachment.told_after(received));
+        let (workplace, line) = (attachment.workplace().clone(), AgentLine::Numbered(attachment));
+        self.state = State::Connected(Connected { line, workplace, agent_stream });
+    }
+
+    /// Passes a session's beginning on when its folder is allowed.
+    fn on_session(&mut self, seq: Seq, id: RequestId, params: &RawValue, text: String, ctx: &mut Ctx) {
+        let State::Connected(connected) = &self.state else { return };
+        let cwd = match handshake::cwd_of(params) {
+            Ok(cwd) => cwd,
+            Err(error) => return self.refuse(seq, &id, &error, ctx),
+        };
+        let (agents, workplace) = (self.settings.agents.clone(), connected.workplace.clone());
+        let check = async move { agents.admit(cwd, workplace).await };
+        // Waited for, so that messages stay in their order.
+        ctx.wait(check.into_actor(self).map(move |checked: Result<(), Failure>, socket, ctx| {
+            socket.pulse.hear(Instant::now());
+            match checked {
+                Ok(()) => socket.deliver(seq, text, None, ctx),
+                Err(failure) => socket.refuse(seq, &id, &handshake::refusal(&failure), ctx),
+            }
+        }));
+    }
+
+    fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
+        let Parting { exited, why, .. } = parting;
+        tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent gone");
+        if let State::Connected(Connected { line: AgentLine::Plain(_), .. }) = self.state {
+            ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
+        }
+        // What the client has not written down is kept a while, though nothing more comes.
+        self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

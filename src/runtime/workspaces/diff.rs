@@ -1,0 +1,357 @@
+//! What a workspace looked like when it was prepared, and what changed since.
+//!
+//! git never runs inside the workspace's own `.git`, which the agent may have written: every call gets a
+//! fresh git folder of ours (`scratch`), made without git and removed afterwards. Only objects, an index
+//! and the name of a tree are kept between calls.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::git::{Call, Git};
+use crate::{
+    contract::runtime::WorkspaceDiff,
+    domain::turn::outcome::{ErrorCode, Failure},
+    runtime::changes,
+};
+
+/// The tree without files; git knows it without having it.
+const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+/// How long taking or comparing a baseline may take. Adding a checkout of 100,000 files takes 20 s.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Room for the file lists of a diff, in bytes: about 200 for each of the files that are shown.
+const LIST_BYTES: usize = 512 * 1024;
+/// Folders that are looked at in search of repositories inside the workspace.
+const MAX_SEARCHED_FOLDERS: usize = 50_000;
+
+/// The store of one workspace's baseline.
+#[derive(Debug, Clone)]
+pub struct Baseline {
+    folder: PathBuf,
+    scratch: PathBuf,
+}
+
+/// A git folder for one call; removed when dropped.
+struct Scratch {
+    folder: PathBuf,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed at a later start.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn failed(cause: &io::Error) -> Failure {
+    Failure::new(ErrorCode::WorkspaceUnavailable, format!("the baseline of the workspace: {cause}"))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
+    done.and_then(|result| result).map_err(|cause| failed(&cause))
+}
+
+impl Baseline {
+    /// A baseline kept in `folder`, which need not exist. What is needed for a moment is made in `scratch`,
+    /// on the same file system.
+    pub fn new(folder: PathBuf, scratch: PathBuf) -> Self {
+        Self { folder, scratch }
+    }
+
+    /// Whether one was taken.
+    pub fn exists(&self) -> bool {
+        self.folder.join("tree").exists()
+    }
+
+    /// Takes the present state of `workspace`. Done again, it starts anew.
+    pub async fn take(&self, git: &Git, workspace: &Path) -> Result<(), Failure> {
+        let Self { folder, scratch } = self.clone();
+        let scratch = blocking(move || {
+            fs::create_dir_all(folder.join("objects"))?;
+            Scratch::new(&scratch)
+        })
+        .await?;
+        let objects = self.folder.join("objects");
+        let index = scratch.folder.join("index");
+        add_all(git, &scratch, workspace, &objects, None).await?;
+        let tree = scratch.run(git, workspace, &objects, None, vec!["write-tree".into()], 100).await?;
+        let folder = self.folder.clone();
+        blocking(move || {
+            fs::rename(index, folder.join("index"))?;
+            // Last, because its presence says that the rest is complete.
+            fs::write(folder.join("tree"), tree.trim_ascii())
+        })
+        .await
+    }
+
+    /// What changed in `workspace` since the baseline, or since it was empty where none was taken.
+    pub async fn diff(&self, git: &Git, workspace: &Path, patch_bytes: usize) -> Result<WorkspaceDiff, Failure> {
+        let Self { folder, scratch } = self.clone();
+        let (scratch, tree, kept) = blocking(move || {
+            let scratch = Scratch::new(&scratch)?;
+            fs::create_dir(scratch.folder.join("objects"))?;
+            let tree = match fs::read_to_string(folder.join("tree")) {
+                Ok(tree) if tree.len() == 40 && tree.bytes().all(|byte| byte.is_ascii_hexdigit()) => tree,
+                Ok(_) => return Err(io::Error::other("is damaged")),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => EMPTY_TREE.to_owned(),
+                Err(cause) => return Err(cause),
+            };
+            let index = folder.join("index");
+            if index.exists() {
+                // With it only files that changed are read.
+                fs::copy(index, scratch.folder.join("index"))?;
+            }
+            Ok((scratch, tree, folder.join("objects")))
+        })
+        .await?;
+        let objects = scratch.folder.join("objects");
+        add_all(git, &scratch, workspace, &objects, Some(&kept)).await?;
+        let compare = |how: &[&str]| -> Vec<OsString> {
+            let fixed = ["diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color"];
+            fixed.iter().chain(how).map(OsString::from).chain([tree.clone().into(), "--".into()]).collect()
+        };
+        let list = compare(&["-z", "--raw", "--no-abbrev"]);
+        let list = scratch.call(git, workspace, &objects, Some(&kept), list, LIST_BYTES).await?;
+        let counts = compare(&["-z", "--numstat"]);
+        let counts = scratch.call(git, workspace, &objects, Some(&kept), counts, LIST_BYTES).await?;
+        let patch = compare(&["--patch", "--src-prefix=a/", "--dst-prefix=b/"]);
+        let patch = scratch.call(git, workspace, &objects, Some(&kept), patch, patch_bytes).await?;
+        let (files, more) = changes::read_files(&list.bytes, &counts.bytes);
+        let patch_text = String::from_utf8_lossy(&patch.bytes);
+        Ok(WorkspaceDiff {
+            files,
+            patch: crate::domain::text::cut_bytes(&patch_text, patch_bytes).to_owned(),
+            truncated: more || list.cut || patch.cut,
+        })
+    }
+}
+
+impl Scratch {
+    /// A minimal git folder, with attributes that switch off whatever the workspace's attributes say:
+    /// filters and encodings could fail or hide content.
+    fn new(parent: &Path) -> io::Result<Self> {
+        let folder = parent.join(format!("scratch-{}", uuid::Uuid::new_v4()));
+        let scratch = Self { folder };
+        let at = |name: &str| scratch.folder.join(name);
+        fs::create_dir_all(at("info"))?;
+        fs::create_dir_all(at("refs"))?;
+        fs::write(at("HEAD"), "ref: refs/heads/baseline\n")?;
+        fs::write(at("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = false\n")?;
+        fs::write(at("info/attributes"), "* -text !eol !filter !ident !working-tree-encoding !diff !merge\n")?;
+        Ok(scratch)
+    }
+
+    async fn run(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        objects: &Path,
+        kept: Option<&Path>,
+        args: Vec<OsString>,
+        max_output: usize,
+    ) -> Result<Vec<u8>, Failure> {
+        Ok(self.call(git, workspace, objects, kept, args, max_output).await?.bytes)
+    }
+
+    async fn call(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        objects: &Path,
+        kept: Option<&Path>,
+        args: Vec<OsString>,
+        max_output: usize,
+    ) -> Result<super::git::Output, Failure> {
+        let mut env = vec![
+            ("GIT_DIR", self.folder.clone().into()),
+            ("GIT_WORK_TREE", workspace.to_owned().into()),
+            ("GIT_INDEX_FILE", self.folder.join("index").into()),
+            ("GIT_OBJECT_DIRECTORY", objects.to_owned().into()),
+        ];
+        if let Some(kept) = kept {
+            env.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", kept.to_owned().into()));
+        }
+        git.run(Call { args, env, cwd: workspace, timeout: TIMEOUT, max_output, scheme: None }).await
+    }
+}
+
+/// Puts the workspace's files into the index. git takes a repository inside the workspace as one entry,
+/// and refuses one without a commit; those are left out then.
+async fn add_all(
+    git: &Git,
+    scratch: &Scratch,
+    workspace: &Path,
+    objects: &Path,
+    kept: Option<&Path>,
+) -> Result<(), Failure> {
+    let add = |left_out: &[PathBuf]| -> Vec<OsString> {
+        let mut args: Vec<OsString> = ["add", "--all", "--", "."].map(OsString::from).to_vec();
+        args.extend(left_out.iter().map(|path| {
+            let mut spec = OsString::from(":(exclude,literal,top)");
+            spec.push(path);
+            spec
+        }));
+        args
+    };
+    let Err(first) = scratch.run(git, workspace, objects, kept, add(&[]), 0).await else { return Ok(()) };
+    let top = workspace.to_owned();
+    let inner = blocking(move || Ok(repositories_in(&top))).await?;
+    if inner.is_empty() {
+        return Err(first);
+    }
+    scratch.run(git, workspace, objects, kept, add(&inner), 0).await.map(drop)
+}
+
+/// The repositories inside a workspace, relative to it; links are not followed.
+fn repositories_in(workspace: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    for _ in 0..MAX_SEARCHED_FOLDERS {
+        let Some(relative) = open.pop() else { break };
+        let Ok(entries) = fs::read_dir(workspace.join(&relative)) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name == ".git" {
+                if !relative.as_os_str().is_empty() {
+                    found.push(relative.clone());
+                }
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(relative.join(name));
+            }
+        }
+    }
+    // More than this many arguments are nobody's workspace.
+    found.truncate(1000);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::contract::runtime::ChangeStatus;
+
+    struct Place {
+        base: tempfile::TempDir,
+        git: Git,
+        baseline: Baseline,
+    }
+
+    fn place() -> Place {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir_all(base.path().join("ws/sub")).unwrap();
+        fs::create_dir_all(base.path().join("scratch")).unwrap();
+        let path = ["/usr/local/bin:/usr/bin:/bin"].map(OsString::from)[0].clone();
+        let git = Git::new(BTreeMap::from([("PATH".to_owned(), path)]));
+        let baseline = Baseline::new(base.path().join("baseline"), base.path().join("scratch"));
+        Place { base, git, baseline }
+    }
+
+    impl Place {
+        fn workspace(&self) -> PathBuf {
+            self.base.path().join("ws")
+        }
+
+        fn put(&self, name: &str, text: &str) {
+            let path = self.workspace().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        async fn take(&self) {
+            self.baseline.take(&self.git, &self.workspace()).await.unwrap();
+        }
+
+        async fn diff(&self) -> WorkspaceDiff {
+            self.baseline.diff(&self.git, &self.workspace(), 10_000).await.unwrap()
+        }
+    }
+
+    fn statuses(diff: &WorkspaceDiff) -> Vec<(&str, ChangeStatus)> {
+        diff.files.iter().map(|file| (file.path.as_str(), file.status)).collect()
+    }
+
+    #[tokio::test]
+    async fn changes_since_the_baseline_are_told_again_and_again() {
+        let place = place();
+        place.put("kept", "same\n");
+        place.put("changed", "one\ntwo\n");
+        place.put("sub/gone", "x\n");
+        place.take().await;
+        assert!(place.diff().await.files.is_empty());
+        place.put("changed", "one\nthree\nfour\n");
+        place.put("new file ü", "x\n");
+        fs::remove_file(place.workspace().join("sub/gone")).unwrap();
+        for _ in 0..2 {
+            let diff = place.diff().await;
+            let expected = [
+                ("changed", ChangeStatus::Modified),
+                ("new file ü", ChangeStatus::Added),
+                ("sub/gone", ChangeStatus::Deleted),
+            ];
+            assert_eq!(statuses(&diff), expected);
+            assert_eq!((diff.files[0].additions, diff.files[0].deletions), (Some(2), Some(1)));
+            assert!(diff.patch.contains("+three\n") && diff.patch.contains("b/new file ü"), "{}", diff.patch);
+            assert!(!diff.truncated);
+        }
+        assert_eq!(fs::read_dir(place.base.path().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_was_empty_needs_no_baseline() {
+        let place = place();
+        place.put("a", "x\n");
+        assert_eq!(statuses(&place.diff().await), [("a", ChangeStatus::Added)]);
+    }
+
+    #[tokio::test]
+    async fn the_patch_is_bounded() {
+        let place = place();
+        place.put("a", &"line\n".repeat(10_000));
+        let diff = place.diff().await;
+        assert!(diff.truncated && diff.patch.len() <= 10_000 && diff.files.len() == 1);
+    }
+
+    #[tokio::test]
+    async fn what_the_agent_wrote_for_git_is_not_run_and_does_not_hide_changes() {
+        let place = place();
+        place.put("file", "before\n");
+        place.take().await;
+        let ran = place.base.path().join("ran");
+        let hostile = format!("touch {}; cat", ran.display());
+        place.put(
+            ".git/config",
+            &format!(
+                "[core]\nfsmonitor = {hostile}\nhooksPath = hooks\nworktree = /\n[filter \"x\"]\nclean = {hostile}\n\
+                 process = {hostile}\nrequired = true\n[diff \"x\"]\ntextconv = {hostile}\ncommand = {hostile}\n"
+            ),
+        );
+        place.put(".git/HEAD", "ref: refs/heads/main\n");
+        place.put(".git/hooks/post-index-change", &format!("#!/bin/sh\n{hostile}\n"));
+        place.put(".gitattributes", "* filter=x diff=x -diff working-tree-encoding=UTF-16\n");
+        place.put(".gitmodules", "[submodule \"x\"]\npath = sub\nurl = ext::sh -c id\nupdate = !touch\n");
+        place.put("sub/.git/config", &format!("[core]\nfsmonitor = {hostile}\n"));
+        place.put("sub/inner", "x\n");
+        place.put("file", "after\n");
+        let diff = place.diff().await;
+        assert!(diff.patch.contains("-before\n+after\n"), "{}", diff.patch);
+        assert!(diff.files.iter().all(|file| !file.path.starts_with(".git/")));
+        assert!(!ran.exists(), "the agent's command ran");
+    }
+
+    #[tokio::test]
+    async fn a_repository_without_a_commit_inside_the_workspace_is_left_out() {
+        let place = place();
+        let made =
+            std::process::Command::new("git").args(["init", "-q"]).arg(place.workspace().join("inner")).status();
+        assert!(made.unwrap().success());
+        place.put("inner/file", "x\n");
+        place.put("outer", "x\n");
+        assert_eq!(statuses(&place.diff().await), [("outer", ChangeStatus::Added)]);
+    }
+}

@@ -1,0 +1,246 @@
+//! Where agents work: makes folders, clones into them, and says what changed.
+
+pub mod diff;
+pub mod folders;
+pub mod git;
+pub mod repository;
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use self::{
+    diff::Baseline,
+    folders::AllowedFolders,
+    git::{Call, Git},
+    repository::{Repository, check_branch},
+};
+use crate::{
+    contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceDiff, WorkspaceRef},
+    domain::{
+        ids::FolderId,
+        turn::outcome::{ErrorCode, Failure},
+    },
+};
+
+/// Folders of ours in the root; no workspace is named like them.
+const BASELINES: &str = ".baselines";
+const INCOMING: &str = ".incoming";
+/// Nothing in `INCOMING` is in use for this long, clones aside.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(3600);
+
+/// The workspaces of one runtime.
+#[derive(Debug)]
+pub struct Workspaces {
+    allowed: AllowedFolders,
+    git: Git,
+    git_hosts: Vec<String>,
+    clone_timeout: Duration,
+    diff_bytes: usize,
+    /// One at a time for each workspace. Entries of workspaces that nobody is busy with are dropped.
+    busy: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
+}
+
+/// How workspaces are made and compared.
+#[derive(Debug, Clone)]
+pub struct WorkspaceSettings {
+    /// Hosts from which repositories are cloned.
+    pub git_hosts: Vec<String>,
+    /// How long a clone may take.
+    pub clone_timeout: Duration,
+    /// Largest patch, in bytes.
+    pub diff_bytes: usize,
+}
+
+fn unavailable(what: &str, cause: &dyn std::fmt::Display) -> Failure {
+    Failure::new(ErrorCode::WorkspaceUnavailable, format!("{what}: {cause}"))
+}
+
+impl Workspaces {
+    /// Removes half-made clones that an earlier run left long ago. Blocks.
+    pub fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
+        let WorkspaceSettings { git_hosts, clone_timeout, diff_bytes } = settings;
+        let incoming = allowed.root().join(INCOMING);
+        fs::create_dir_all(&incoming)?;
+        for entry in fs::read_dir(&incoming)?.flatten() {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            // Another runtime may be busy in the same root.
+            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > clone_timeout.max(LEFT_BEHIND_AFTER))) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(Self { allowed, git, git_hosts, clone_timeout, diff_bytes, busy: Mutex::default() })
+    }
+
+    /// Makes a workspace, or finds it as it is. A dropped future leaves none that is half made.
+    pub async fn prepare(self: &Arc<Self>, request: PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
+        let PrepareWorkspace { workspace, checkout, .. } = request;
+        if let Some(path) = workspace.path {
+            if checkout.is_some() {
+                return Err(Failure::new(ErrorCode::InvalidRequest, "`path` and `repository` exclude each other"));
+            }
+            return self.prepare_path(path).await;
+        }
+        let source = checkout.map(|checkout| self.check(&checkout)).transpose()?;
+        let folder = self.folder(workspace.folder_id);
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        if !is_real_folder(&folder).await? {
+            match source {
+                None => make_folder(folder.clone()).await?,
+                Some((repository, branch)) => self.fetch_into(workspace.folder_id, &repository, branch).await?,
+            }
+        }
+        Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
+    }
+
+    /// What changed in a workspace since it was prepared.
+    pub async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
+        let (folder, baseline) = match workspace.path {
+            Some(path) => {
+                let folder = self.open_allowed_path(path).await?;
+                let baseline = self.baseline_of_path(&folder);
+                if !baseline.exists() {
+                    return Err(unavailable("diff", &"no baseline was taken when the workspace was prepared"));
+                }
+                (folder, baseline)
+            }
+            None => {
+                let folder = self.folder(workspace.folder_id);
+                if !is_real_folder(&folder).await? {
+                    return Err(Failure::new(ErrorCode::NotFound, "there is no such workspace"));
+                }
+                (folder, self.baseline(workspace.folder_id))
+            }
+        };
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        baseline.diff(&self.git, &folder, self.diff_bytes).await
+    }
+
+    async fn prepare_path(self: &Arc<Self>, path: String) -> Result<PreparedWorkspace, Failure> {
+        let folder = self.open_allowed_path(path).await?;
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        let baseline = self.baseline_of_path(&folder);
+        if !baseline.exists()
+            && let Err(failure) = baseline.take(&self.git, &folder).await
+        {
+            // The agent can work without; only the diff is missing then.
+            tracing::warn!(%failure, "no baseline of the folder");
+        }
+        Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
+    }
+
+    async fn open_allowed_path(self: &Arc<Self>, path: String) -> Result<PathBuf, Failure> {
+        let workspaces = self.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            workspaces.allowed.open_allowed_path(&path).map(|folder| folder.path().to_owned())
+        });
+        opened.await.map_err(|cause| unavailable("path", &cause))?
+    }
+
+    fn check(&self, checkout: &Checkout) -> Result<(Repository, Option<String>), Failure> {
+        let repository = Repository::parse(&checkout.repository, &self.git_hosts)?;
+        if let Some(branch) = &checkout.branch {
+            check_branch(branch)?;
+        }
+        Ok((repository, checkout.branch.clone()))
+    }
+
+    /// Clones beside the workspace and moves the result into place, so that what is there is complete.
+    async fn fetch_into(&self, id: FolderId, repository: &Repository, branch: Option<String>) -> Result<(), Failure> {
+        let incoming = self.allowed.root().join(INCOMING);
+        let target = Incoming { folder: incoming.join(uuid::Uuid::new_v4().to_string()) };
+        make_folder(target.folder.clone()).await?;
+        let work_tree = target.folder.join("workspace");
+        let mut args: Vec<OsString> =
+            ["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags", "--template="].map(Into::into).to_vec();
+        args.extend(branch.map(|branch| OsString::from(format!("--branch={branch}"))));
+        args.extend(["--".into(), repository.url().into(), work_tree.clone().into()]);
+        let call = Call {
+            args,
+            env: Vec::new(),
+            cwd: &target.folder,
+            timeout: self.clone_timeout,
+            max_output: 0,
+            scheme: Some(repository.scheme()),
+        };
+        self.git.run(call).await?;
+        self.baseline(id).take(&self.git, &work_tree).await?;
+        let folder = self.folder(id);
+        let moved = tokio::task::spawn_blocking(move || fs::rename(work_tree, folder)).await;
+        moved.map_err(io::Error::other).and_then(|moved| moved).map_err(|cause| unavailable("workspace", &cause))
+    }
+
+    fn folder(&self, id: FolderId) -> PathBuf {
+        self.allowed.root().join(id.to_string())
+    }
+
+    fn baseline(&self, id: FolderId) -> Baseline {
+        self.baseline_named(&id.to_string())
+    }
+
+    /// Named by the path, in a form that any file system takes.
+    fn baseline_of_path(&self, folder: &Path) -> Baseline {
+        let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, folder.as_os_str().as_encoded_bytes());
+        self.baseline_named(&name.to_string())
+    }
+
+    fn baseline_named(&self, name: &str) -> Baseline {
+        let root = self.allowed.root();
+        Baseline::new(root.join(BASELINES).join(name), root.join(INCOMING))
+    }
+
+    fn busy_with(&self, folder: &Path) -> Arc<AsyncMutex<()>> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = busy.get(folder).and_then(Weak::upgrade) {
+            return lock;
+        }
+        busy.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(AsyncMutex::new(()));
+        busy.insert(folder.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
+/// A folder for a clone; whatever is left in it is removed when dropped.
+struct Incoming {
+    folder: PathBuf,
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let folder = std::mem::take(&mut self.folder);
+        // Removing a large half clone takes long; the thread is not waited for.
+        let removed = std::thread::Builder::new().spawn(move || fs::remove_dir_all(folder));
+        drop(removed);
+    }
+}
+
+/// Whether a workspace is there. A link or file in its place is refused.
+async fn is_real_folder(folder: &Path) -> Result<bool, Failure> {
+    match tokio::fs::symlink_metadata(folder).await {
+        Ok(metadata) if metadata.is_dir() => Ok(true),
+        Ok(_) => Err(unavailable("workspace", &"something else is in its place")),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(unavailable("workspace", &cause)),
+    }
+}
+
+/// Makes a folder that other users of the machine cannot enter.
+async fn make_folder(folder: PathBuf) -> Result<(), Failure> {
+    let made = tokio::task::spawn_blocking(move || fs::DirBuilder::new().recursive(true).mode(0o700).create(folder));
+    made.await.map_err(io::Error::other).and_then(|made| made).map_err(|cause| unavailable("workspace", &cause))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,213 @@
+//! Which repositories may be cloned, and from where.
+
+use std::net::IpAddr;
+
+use url::{Host, Url};
+
+use crate::domain::turn::outcome::{ErrorCode, Failure};
+
+/// The longest URL or branch name; git's own limits are higher, nobody's names are.
+const MAX_LENGTH: usize = 512;
+
+/// A checked address. Its text never begins with `-`, names an allowed host and carries no credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    url: String,
+    scheme: Scheme,
+}
+
+/// How a repository is reached; everything else is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// `https`
+    Https,
+    /// `http`, only to a loopback host that the configuration names.
+    Http,
+    /// `ssh`, with the keys of the runtime's user.
+    Ssh,
+}
+
+impl Scheme {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+            Self::Ssh => "ssh",
+        }
+    }
+}
+
+fn bad(text: &str, why: &str) -> Failure {
+    Failure::new(ErrorCode::InvalidRequest, format!("repository `{text}`: {why}"))
+}
+
+impl Repository {
+    /// Reads `owner/name` (on the first of `hosts`), `https://…`, `ssh://git@…` or `git@host:owner/name`.
+    /// A host in `hosts` may carry a port.
+    pub fn parse(text: &str, hosts: &[String]) -> Result<Self, Failure> {
+        if text.len() > MAX_LENGTH || text.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
+            return Err(bad("…", "is too long or has a character that no address has"));
+        }
+        let url = if text.contains("://") {
+            text.to_owned()
+        } else if let Some((host, path)) = text.strip_prefix("git@").and_then(|rest| rest.split_once(':')) {
+            format!("ssh://git@{host}/{path}")
+        } else {
+            short_form(text, hosts)?
+        };
+        let url = Url::parse(&url).map_err(|cause| bad(text, &cause.to_string()))?;
+        Self::check(text, &url, hosts)
+    }
+
+    fn check(text: &str, url: &Url, hosts: &[String]) -> Result<Self, Failure> {
+        let host = url.host().ok_or_else(|| bad(text, "has no host"))?;
+        let scheme = match url.scheme() {
+            "https" => Scheme::Https,
+            "ssh" => Scheme::Ssh,
+            "http" if is_loopback(&host) => Scheme::Http,
+            _ => return Err(bad(text, "only https and ssh addresses are cloned")),
+        };
+        let named = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_string(),
+        };
+        if !hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(&named)) {
+            return Err(bad(text, &format!("`{named}` is not one of `[workspaces] git_hosts`")));
+        }
+        let user_allowed = url.username().is_empty() || (scheme == Scheme::Ssh && url.username() == "git");
+        if !user_allowed || url.password().is_some() {
+            return Err(bad("…", "must not carry credentials"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(bad(text, "must not have a query or fragment"));
+        }
+        let parts: Vec<&str> = url.path_segments().map(Iterator::collect).unwrap_or_default();
+        let plain = parts.iter().all(|part| is_plain_name(part));
+        if parts.len() < 2 || !plain {
+            return Err(bad(text, "its path must be names of A-Z a-z 0-9 . _ ~ - that do not begin with `-`"));
+        }
+        Ok(Self { url: url.as_str().to_owned(), scheme })
+    }
+
+    /// The address, as git gets it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// How it is reached.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+}
+
+/// `owner/name`.
+fn short_form(text: &str, hosts: &[String]) -> Result<String, Failure> {
+    let (owner, name) = text.split_once('/').ok_or_else(|| bad(text, "is neither `owner/name` nor an address"))?;
+    if !is_plain_name(owner) || !is_plain_name(name) {
+        return Err(bad(text, "is neither `owner/name` nor an address"));
+    }
+    let host = hosts.first().ok_or_else(|| bad(text, "`[workspaces] git_hosts` is empty"))?;
+    let probe = Url::parse(&format!("https://{host}/")).map_err(|cause| bad(text, &cause.to_string()))?;
+    let scheme = if probe.host().is_some_and(|host| is_loopback(&host)) { "http" } else { "https" };
+    Ok(format!("{scheme}://{host}/{owner}/{}.git", name.strip_suffix(".git").unwrap_or(name)))
+}
+
+fn is_plain_name(part: &str) -> bool {
+    let plain = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte));
+    plain && !part.is_empty() && !part.starts_with('-') && part != "." && part != ".."
+}
+
+fn is_loopback(host: &Host<&str>) -> bool {
+    match host {
+        Host::Domain(name) => name.eq_ignore_ascii_case("localhost"),
+        Host::Ipv4(address) => IpAddr::from(*address).is_loopback(),
+        Host::Ipv6(address) => IpAddr::from(*address).is_loopback(),
+    }
+}
+
+/// Checks a branch name: what git takes, and nothing that could be an option or another ref syntax.
+pub fn check_branch(branch: &str) -> Result<(), Failure> {
+    let plain = branch.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/+=@#-".contains(&byte));
+    let parts = branch.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
+    let bad_form = branch.starts_with('-') || branch.ends_with('.') || branch.contains("..") || branch == "@";
+    if plain && parts && !bad_form && branch.len() <= MAX_LENGTH {
+        Ok(())
+    } else {
+        Err(Failure::new(ErrorCode::InvalidRequest, "branch: is not a branch name"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts() -> Vec<String> {
+        ["github.com", "git.example.org:8443", "127.0.0.1:3000"].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn allowed_addresses_are_taken() {
+        for (text, url) in [
+            ("octo/hello", "https://github.com/octo/hello.git"),
+            ("octo/hello.git", "https://github.com/octo/hello.git"),
+            ("https://github.com/octo/hello", "https://github.com/octo/hello"),
+            ("https://GITHUB.com/octo/hello.git", "https://github.com/octo/hello.git"),
+            ("https://git.example.org:8443/a/b/c", "https://git.example.org:8443/a/b/c"),
+            ("ssh://git@github.com/octo/hello.git", "ssh://git@github.com/octo/hello.git"),
+            ("git@github.com:octo/hello.git", "ssh://git@github.com/octo/hello.git"),
+            ("http://127.0.0.1:3000/a/b", "http://127.0.0.1:3000/a/b"),
+        ] {
+            assert_eq!(Repository::parse(text, &hosts()).unwrap().url(), url);
+        }
+        let local = Repository::parse("a/b", &["127.0.0.1:3000".to_owned()]).unwrap();
+        assert_eq!((local.url(), local.scheme()), ("http://127.0.0.1:3000/a/b.git", Scheme::Http));
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for text in [
+            "",
+            "hello",
+            "-u/hello",
+            "octo/-hello",
+            "octo/..",
+            "../octo",
+            "octo/a b",
+            "/etc/passwd",
+            "file:///etc",
+            "ext::sh -c id",
+            "git://github.com/a/b",
+            "http://github.com/a/b",
+            "http://localhost/a/b",
+            "https://evil.org/a/b",
+            "https://github.com.evil.org/a/b",
+            "https://github.com@evil.org/a/b",
+            "https://user:pass@github.com/a/b",
+            "https://token@github.com/a/b",
+            "ssh://root@github.com/a/b",
+            "ssh://-oProxyCommand=x/a/b",
+            "git@-oProxyCommand=x:a/b",
+            "https://github.com:444/a/b",
+            "https://github.com/a/b?x=1",
+            "https://github.com/a/b#x",
+            "https://github.com/a/%2e%2e",
+            "https://github.com/a//b",
+            "https://github.com/a/--upload-pack=x",
+            "https://github.com/a\n/b",
+            "--upload-pack=touch",
+        ] {
+            assert!(Repository::parse(text, &hosts()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn branches_are_names() {
+        for good in ["main", "feature/x-1", "v1.2", "a_b+c"] {
+            assert!(check_branch(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-x", "a..b", "a b", "/a", "a/", "a//b", ".a", "a.lock", "@", "a~1", "a:b", "a^", "a."] {
+            assert!(check_branch(bad).is_err(), "{bad}");
+        }
+    }
+}

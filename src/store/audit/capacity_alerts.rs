@@ -1,0 +1,234 @@
+//! The table of what became of alerts of capacity. Rows are added, read, and removed when they are old.
+
+use diesel::{BoolExpressionMethods, ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        capacity::{AlertKind, AlertLevel, CapacityChange},
+        clock::Timestamp,
+        ids::InstallationId,
+        notify::{
+            notice,
+            toast::{Addressee, NewToast},
+        },
+    },
+    store::{
+        Store, StoreError,
+        engine::{
+            columns::{self, Cursor, Page},
+            connection::AnyConnection,
+            writer::WriteTx,
+        },
+        notifications,
+        schema::capacity_alerts,
+    },
+};
+
+/// One change of an alert, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapacityAlertRow {
+    /// Its id, made by whoever decided it: a UUID of version 7.
+    pub event_id: Uuid,
+    /// The alert: the same for all its levels, and for what becomes of them.
+    pub alert_id: Uuid,
+    /// What changed.
+    pub change: CapacityChange,
+    /// The tenant whose share it is about; none for the whole service.
+    pub installation_id: Option<InstallationId>,
+    /// When it was decided.
+    pub created: Timestamp,
+}
+
+impl CapacityAlertRow {
+    /// The place of this row in [`Store::list_capacity_alerts`].
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created: self.created, id: self.event_id.to_string() }
+    }
+}
+
+/// An alert that was raised and not resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenCapacityAlert {
+    /// Its id.
+    pub alert_id: Uuid,
+    /// Its highest level.
+    pub level: AlertLevel,
+    /// When it was raised.
+    pub since: Timestamp,
+}
+
+/// Which rows to list.
+#[derive(Debug, Clone, Default)]
+pub struct CapacityAlertFilter {
+    /// Only those about a tenant's share.
+    pub installation_id: Option<InstallationId>,
+    /// Only those at or after this time.
+    pub from: Option<Timestamp>,
+    /// Only those before this time.
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = capacity_alerts, treat_none_as_default_value = false)]
+struct Record {
+    event_id: String,
+    alert_id: String,
+    level: String,
+    kind: String,
+    taken: i64,
+    seat_limit: i64,
+    installation_id: Option<String>,
+    created_us: i64,
+}
+
+impl Record {
+    fn of(row: &CapacityAlertRow) -> Self {
+        let seats = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        Self {
+            event_id: row.event_id.to_string(),
+            alert_id: row.alert_id.to_string(),
+            level: row.change.level.as_str().to_owned(),
+            kind: row.change.kind.as_str().to_owned(),
+            taken: seats(row.change.taken),
+            seat_limit: seats(row.change.limit),
+            installation_id: row.installation_id.as_ref().map(|tenant| tenant.as_str().to_owned()),
+            created_us: row.created.0,
+        }
+    }
+
+    fn read(self) -> Result<CapacityAlertRow, StoreError> {
+        let seats = |count| usize::try_from(columns::unsigned(count)).unwrap_or(usize::MAX);
+        let tenant = self.installation_id.as_deref();
+        Ok(CapacityAlertRow {
+            event_id: columns::parse(&self.event_id, "capacity_alerts.event_id")?,
+            alert_id: columns::parse(&self.alert_id, "capacity_alerts.alert_id")?,
+            change: CapacityChange {
+                level: columns::named(AlertLevel::from_name, &self.level, "capacity_alerts.level")?,
+                kind: columns::named(AlertKind::from_name, &self.kind, "capacity_alerts.kind")?,
+                taken: seats(self.taken),
+                limit: seats(self.seat_limit),
+            },
+            installation_id: tenant
+                .map(|tenant| columns::parse(tenant, "capacity_alerts.installation_id"))
+                .transpose()?,
+            created: Timestamp(self.created_us),
+        })
+    }
+}
+
+/// Adds what is not there yet.
+fn add(tx: &mut WriteTx<'_>, records: &[Record]) -> Result<(), StoreError> {
+    let ids = records.iter().map(|record| record.event_id.as_str());
+    let there: Vec<String> = capacity_alerts::table
+        .filter(capacity_alerts::event_id.eq_any(ids))
+        .select(capacity_alerts::event_id)
+        .load(tx.connection)?;
+    for record in records.iter().filter(|record| !there.contains(&record.event_id)) {
+        tx.rows += diesel::insert_into(capacity_alerts::table).values(record).execute(tx.connection)?;
+    }
+    Ok(())
+}
+
+diesel::alias!(capacity_alerts as ends: Ends);
+
+/// The alerts that are resolved. All levels of one are resolved in one transaction.
+macro_rules! resolved {
+    () => {
+        ends.filter(ends.field(capacity_alerts::kind).eq(AlertKind::Resolved.as_str()))
+            .select(ends.field(capacity_alerts::alert_id))
+    };
+}
+
+fn open_alert(connection: &mut AnyConnection) -> Result<Option<OpenCapacityAlert>, StoreError> {
+    let open: Vec<Record> = capacity_alerts::table
+        .filter(capacity_alerts::installation_id.is_null())
+        .filter(capacity_alerts::alert_id.ne_all(resolved!()))
+        .order((capacity_alerts::created_us.desc(), capacity_alerts::event_id.desc()))
+        // The newest alert has at most one for each level.
+        .limit(2)
+        .load(connection)?;
+    let rows = open.into_iter().map(Record::read).collect::<Result<Vec<_>, _>>()?;
+    let Some(newest) = rows.first() else { return Ok(None) };
+    let of_it = || rows.iter().filter(|row| row.alert_id == newest.alert_id);
+    let level = of_it().map(|row| row.change.level).max().unwrap_or(newest.change.level);
+    let since = of_it().map(|row| row.created).min().unwrap_or(newest.created);
+    Ok(Some(OpenCapacityAlert { alert_id: newest.alert_id, level, since }))
+}
+
+fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+    let old: Vec<String> = capacity_alerts::table
+        .filter(capacity_alerts::created_us.lt(before.0))
+        .filter(capacity_alerts::alert_id.eq_any(resolved!()))
+        .order(capacity_alerts::created_us.asc())
+        .limit(columns::limit(limit))
+        .select(capacity_alerts::event_id)
+        .load(tx.connection)?;
+    let removed = diesel::delete(capacity_alerts::table.filter(capacity_alerts::event_id.eq_any(old)))
+        .execute(tx.connection)?;
+    tx.rows += removed;
+    Ok(removed)
+}
+
+impl Store {
+    /// Adds rows and what operators are told about them in one transaction; what is there already stays as it is. Safe to retry. While the database is
+    /// away it is refused and nothing was written: the caller keeps them. A dropped future may have written.
+    pub async fn add_capacity_alerts(&self, rows: &[CapacityAlertRow]) -> Result<(), StoreError> {
+        let records: Vec<_> = rows.iter().map(Record::of).collect();
+        let toast = |row: &CapacityAlertRow| {
+            // A tenant's share is no business of operators.
+            let notice = notice::of_capacity(&row.change).filter(|_| row.installation_id.is_none())?;
+            Some((NewToast::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
+        };
+        let toasts: Vec<_> = rows.iter().filter_map(toast).collect();
+        self.write(move |tx| {
+            add(tx, &records)?;
+            for (toast, now) in &toasts {
+                notifications::add(tx, toast, *now)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The newest alert of the whole service that is not resolved. Cancel-safe.
+    pub async fn open_capacity_alert(&self) -> Result<Option<OpenCapacityAlert>, StoreError> {
+        self.read(open_alert).await
+    }
+
+    /// A page of rows, the newest first. Cancel-safe.
+    pub async fn list_capacity_alerts(
+        &self,
+        filter: CapacityAlertFilter,
+        page: Page,
+    ) -> Result<Vec<CapacityAlertRow>, StoreError> {
+        self.read(move |connection| {
+            let mut rows = capacity_alerts::table.into_boxed();
+            if let Some(tenant) = &filter.installation_id {
+                rows = rows.filter(capacity_alerts::installation_id.eq(tenant.as_str()));
+            }
+            if let Some(from) = filter.from {
+                rows = rows.filter(capacity_alerts::created_us.ge(from.0));
+            }
+            if let Some(until) = filter.until {
+                rows = rows.filter(capacity_alerts::created_us.lt(until.0));
+            }
+            if let Some(Cursor { created, id }) = &page.after {
+                rows = rows
+                    .filter(capacity_alerts::created_us.le(created.0))
+                    .filter(capacity_alerts::created_us.lt(created.0).or(capacity_alerts::event_id.lt(id.as_str())));
+            }
+            let rows = rows.order((capacity_alerts::created_us.desc(), capacity_alerts::event_id.desc()));
+            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Removes rows from before a time, the oldest first, at most `limit` of them; not those of an alert that is still
+    /// open. Says how many it were: fewer than `limit`, and nothing is left to do. Safe to retry. A dropped future may
+    /// have written.
+    pub async fn prune_capacity_alerts(&self, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        self.write(move |tx| prune(tx, before, limit)).await
+    }
+}

@@ -1,0 +1,191 @@
+//! The table of handshakes. Rows are added and pruned, never changed.
+
+use std::time::Duration;
+
+use diesel::{Insertable, Queryable, RunQueryDsl};
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        clock::Timestamp,
+        ids::{SessionId, WorkspaceKey},
+        notify::toast::Telling,
+        redaction::Redacted,
+        routing::Route,
+        turn::outcome::Failure,
+    },
+    store::{
+        Store, StoreError,
+        cached::execute,
+        connection_events::ConnectionEventRow,
+        engine::{
+            columns::{self, clean_option, clean_text},
+            connection::AnyConnection,
+        },
+        notifications::notes::TellingRows,
+        schema::acp_connections,
+        turns::outcomes::{self, OutcomeCount},
+    },
+};
+
+/// A handshake that was tried.
+#[derive(Debug, Clone)]
+pub struct NewConnection {
+    /// New; what comes later about the connection names it.
+    pub connection_row_id: Uuid,
+    /// The workspace.
+    pub key: WorkspaceKey,
+    /// For which session; a probe has none.
+    pub session_id: Option<SessionId>,
+    /// As the runtime named it.
+    pub connection_id: Option<String>,
+    /// What carries it.
+    pub protocol: Route,
+    /// The negotiated version.
+    pub protocol_version: Option<u16>,
+    /// What the agent calls itself; redacted on the way in.
+    pub agent_name: Option<String>,
+    /// Which version it says that it is; redacted on the way in.
+    pub agent_version: Option<String>,
+    /// What both sides can do, as a JSON object.
+    pub capabilities: Option<Redacted>,
+    /// Why it failed; it is connected where nothing stands here. Redacted on the way in.
+    pub failure: Option<Failure>,
+    /// How long it took; kept in whole milliseconds.
+    pub handshake: Duration,
+    /// Whether it only tried whether ACP is well again.
+    pub is_probe: bool,
+    /// What the session's user is told about it.
+    pub telling: Option<Telling>,
+    /// When it ended.
+    pub now: Timestamp,
+}
+
+/// A handshake as it is kept, and what became of the connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConnectionRow {
+    /// Its id.
+    pub connection_row_id: Uuid,
+    /// The workspace.
+    pub key: WorkspaceKey,
+    /// For which session; a probe has none.
+    pub session_id: Option<SessionId>,
+    /// As the runtime named it.
+    pub connection_id: Option<String>,
+    /// What carried it.
+    pub protocol: Route,
+    /// The negotiated version.
+    pub protocol_version: Option<u16>,
+    /// What the agent called itself.
+    pub agent_name: Option<String>,
+    /// Which version it said that it was.
+    pub agent_version: Option<String>,
+    /// What both sides could do, as a JSON object.
+    pub capabilities: Option<String>,
+    /// Why it failed; it was connected where nothing stands here.
+    pub failure: Option<Failure>,
+    /// How long it took.
+    pub handshake: Duration,
+    /// Whether it only tried whether ACP is well again.
+    pub is_probe: bool,
+    /// When it ended.
+    pub created: Timestamp,
+    /// The changes of its status, oldest first.
+    pub events: Vec<ConnectionEventRow>,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = acp_connections, treat_none_as_default_value = false)]
+pub(crate) struct Record {
+    connection_row_id: String,
+    installation_id: String,
+    workspace_id: String,
+    session_id: Option<String>,
+    connection_id: Option<String>,
+    protocol: String,
+    outcome: String,
+    protocol_version: Option<i32>,
+    agent_name: Option<String>,
+    agent_version: Option<String>,
+    capabilities: Option<String>,
+    error_code: Option<String>,
+    error_detail: Option<String>,
+    handshake_ms: i64,
+    is_probe: bool,
+    created_us: i64,
+}
+
+impl Record {
+    fn new(new: NewConnection) -> Self {
+        Self {
+            connection_row_id: new.connection_row_id.to_string(),
+            installation_id: new.key.installation_id.to_string(),
+            workspace_id: new.key.workspace_id.to_string(),
+            session_id: new.session_id.map(|id| id.to_string()),
+            connection_id: clean_option(new.connection_id),
+            protocol: new.protocol.as_str().to_owned(),
+            outcome: if new.failure.is_none() { "connected" } else { "failed" }.to_owned(),
+            protocol_version: new.protocol_version.map(i32::from),
+            agent_name: new.agent_name.as_deref().map(clean_text),
+            agent_version: new.agent_version.as_deref().map(clean_text),
+            capabilities: clean_option(new.capabilities.map(Redacted::into_string)),
+            error_code: new.failure.as_ref().map(|failure| failure.code.as_str().to_owned()),
+            error_detail: new.failure.as_ref().map(columns::clean_detail),
+            handshake_ms: i64::try_from(new.handshake.as_millis()).unwrap_or(i64::MAX),
+            is_probe: new.is_probe,
+            created_us: new.now.0,
+        }
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> &str {
+        &self.connection_row_id
+    }
+
+    pub(crate) fn read(self, events: Vec<ConnectionEventRow>) -> Result<ConnectionRow, StoreError> {
+        Ok(ConnectionRow {
+            connection_row_id: columns::parse(&self.connection_row_id, "acp_connections.connection_row_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            session_id: self.session_id.map(|id| columns::parse(&id, "acp_connections.session_id")).transpose()?,
+            connection_id: self.connection_id,
+            protocol: columns::named(Route::from_name, &self.protocol, "acp_connections.protocol")?,
+            protocol_version: self.protocol_version.and_then(|version| u16::try_from(version).ok()),
+            agent_name: self.agent_name,
+            agent_version: self.agent_version,
+            capabilities: self.capabilities,
+            failure: columns::failure(self.error_code, self.error_detail),
+            handshake: Duration::from_millis(columns::unsigned(self.handshake_ms)),
+            is_probe: self.is_probe,
+            created: Timestamp(self.created_us),
+            events,
+        })
+    }
+}
+
+impl Store {
+    /// Keeps a handshake, counts its outcome and tells its session's user, in one transaction: waits for room in the queue and for the commit, as
+    /// [`Store::append`] does. Safe to retry: one id is one row and one count. A dropped future may have written.
+    pub async fn record_handshake(
+        &self,
+        mut new: NewConnection,
+        counts: Option<OutcomeCount>,
+    ) -> Result<(), StoreError> {
+        let key = new.key.clone();
+        let telling = new.session_id.zip(new.telling.take());
+        let mut telling = telling.map(|(id, telling)| TellingRows::new(key.clone(), id, None, telling, new.now));
+        let record = Record::new(new);
+        self.write_when_there_is_room(move |tx| {
+            let insert = diesel::insert_into(acp_connections::table).values(&record).on_conflict_do_nothing();
+            let inserted = execute!(tx.connection, insert)?;
+            tx.rows += inserted;
+            if let Some(counts) = counts.filter(|_| inserted > 0) {
+                outcomes::count(tx, &key, counts)?;
+            }
+            if let Some(telling) = telling.as_mut().filter(|_| inserted > 0) {
+                telling.write(tx)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,260 @@
+//! One connection to either database, set up the way that reader and writer need it.
+
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use diesel::{
+    Connection, MultiConnection, PgConnection, SqliteConnection,
+    connection::{AnsiTransactionManager, SimpleConnection, TransactionManager},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::store::StoreError;
+
+/// A connection to one of the two databases.
+#[derive(MultiConnection)]
+pub(crate) enum AnyConnection {
+    /// SQLite, compiled in.
+    Sqlite(SqliteConnection),
+    /// PostgreSQL through libpq, compiled in.
+    Postgres(PgConnection),
+}
+
+/// Where the database is. Its `Debug` form shows no password.
+#[derive(Debug, Clone)]
+pub enum DatabaseUrl {
+    /// A SQLite file; it is created where it is absent, its folder is not.
+    Sqlite(PathBuf),
+    /// A PostgreSQL server.
+    Postgres(SecretString),
+}
+
+/// A database URL that is not one of the two kinds. It does not quote the URL, which may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("database URL: {0}")]
+pub struct BadDatabaseUrl(&'static str);
+
+impl FromStr for DatabaseUrl {
+    type Err = BadDatabaseUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadDatabaseUrl> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Postgres(SecretString::from(text)));
+        }
+        let Some(path) = text.strip_prefix("sqlite:") else {
+            return Err(BadDatabaseUrl("must be `sqlite:PATH` or `postgres://user:password@host/database`"));
+        };
+        match path.strip_prefix("//").unwrap_or(path) {
+            "" => Err(BadDatabaseUrl("`sqlite:` needs the path of a file")),
+            path if path.contains(":memory:") => Err(BadDatabaseUrl(
+                "`sqlite::memory:` is not supported, since every connection would see another database; give a file",
+            )),
+            path => Ok(Self::Sqlite(PathBuf::from(path))),
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The writer's: durable commits.
+    Write,
+    /// The pool's: refuses to write.
+    Read,
+    /// Migrations: may take long.
+    Migrate,
+}
+
+/// How long SQLite waits for a lock that another process holds (backup, a second instance). All our own
+/// writes go through one connection, so nothing of ours is waited for.
+const SQLITE_BUSY_TIMEOUT_MS: u32 = 5000;
+
+/// Prepared for every SQLite connection. `synchronous = FULL`: what was acknowledged survives a power
+/// failure; NORMAL would lose the last commits.
+const SQLITE_WRITE: &str = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
+const SQLITE_READ: &str = "PRAGMA query_only = ON; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
+
+/// No statement of ours takes a second; one that takes 30 would hold a turn and everything queued behind
+/// it. Migrations have no such limit.
+const POSTGRES_WRITE: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+     SET idle_in_transaction_session_timeout = '10s';";
+const POSTGRES_READ: &str = "SET statement_timeout = '30s'; SET default_transaction_read_only = on;";
+
+/// Added to PostgreSQL URLs that do not say otherwise: a server that vanished without a word is noticed
+/// within 15 s instead of the kernel's quarter of an hour.
+const POSTGRES_PARAMETERS: [(&str, &str); 6] = [
+    ("application_name", "lumilink"),
+    ("connect_timeout", "5"),
+    ("keepalives_idle", "5"),
+    ("keepalives_interval", "5"),
+    ("keepalives_count", "2"),
+    ("tcp_user_timeout", "15000"),
+];
+
+impl DatabaseUrl {
+    /// Connects and sets the connection up. Blocks.
+    pub(crate) fn connect(&self, purpose: Purpose) -> Result<AnyConnection, StoreError> {
+        match self {
+            Self::Sqlite(path) => {
+                let mut connection = open_sqlite(path)?;
+                let setup = match purpose {
+                    Purpose::Read => SQLITE_READ,
+                    Purpose::Write | Purpose::Migrate => SQLITE_WRITE,
+                };
+                connection
+                    .batch_execute(&format!("PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}; {setup}"))
+                    .map_err(|cause| sqlite_unavailable(path, cause))?;
+                Ok(AnyConnection::Sqlite(connection))
+            }
+            Self::Postgres(url) => {
+                let unavailable = |cause: &dyn Display| {
+                    StoreError::Unavailable(format!("PostgreSQL: {}", without_password(url, cause)))
+                };
+                let mut connection = PgConnection::establish(&with_parameters(url.expose_secret()))
+                    .map_err(|cause| unavailable(&cause))?;
+                let setup = match purpose {
+                    Purpose::Read => POSTGRES_READ,
+                    Purpose::Write => POSTGRES_WRITE,
+                    Purpose::Migrate => "",
+                };
+                if !setup.is_empty() {
+                    connection.batch_execute(setup).map_err(|cause| unavailable(&cause))?;
+                }
+                Ok(AnyConnection::Postgres(connection))
+            }
+        }
+    }
+}
+
+fn sqlite_unavailable(path: &Path, cause: impl Display) -> StoreError {
+    StoreError::Unavailable(format!("SQLite file {}: {cause}", path.display()))
+}
+
+fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let unavailable = |cause: &dyn Display| sqlite_unavailable(path, cause);
+    // Made by us, so that nobody else on the machine can read transcripts; SQLite gives its side files
+    // the same mode. A file that exists is never opened here: closing any descriptor of it would drop every
+    // POSIX lock that this process holds on it, SQLite's included, and the next process that opens the database
+    // would take itself for the only one and unlink the live `-wal`.
+    let mut file = std::fs::OpenOptions::new();
+    file.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
+    match file.open(path) {
+        Ok(_) => {}
+        Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(cause) => return Err(unavailable(&cause)),
+    }
+    // An absolute path is never taken for one of SQLite's `file:` URLs.
+    let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
+    let text = absolute.to_str().ok_or_else(|| unavailable(&"the path is not UTF-8"))?;
+    SqliteConnection::establish(text).map_err(|cause| unavailable(&cause))
+}
+
+fn with_parameters(url: &str) -> String {
+    let mut url = url.to_owned();
+    for (name, value) in POSTGRES_PARAMETERS {
+        if !url.contains(&format!("{name}=")) {
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str(&format!("{name}={value}"));
+        }
+    }
+    url
+}
+
+/// libpq quotes parts of a URL that it does not understand.
+fn without_password(url: &SecretString, cause: &dyn Display) -> String {
+    // libpq writes for a terminal, with line ends and tabs.
+    let said = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let password = url
+        .expose_secret()
+        .split_once("://")
+        .and_then(|(_, rest)| rest.rsplit_once('@'))
+        .and_then(|(user, _)| user.split_once(':'));
+    match password {
+        Some((_, password)) if !password.is_empty() => said.replace(password, "[redacted]"),
+        _ => said,
+    }
+}
+
+impl AnyConnection {
+    /// Begins a transaction that may write: on SQLite with the write lock at once, because a transaction
+    /// that reads first and then writes is refused when somebody wrote in between.
+    pub(crate) fn begin_write(&mut self) -> diesel::QueryResult<()> {
+        match self {
+            Self::Sqlite(connection) => AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN IMMEDIATE"),
+            Self::Postgres(connection) => AnsiTransactionManager::begin_transaction(connection),
+        }
+    }
+
+    /// Commits.
+    pub(crate) fn commit(&mut self) -> diesel::QueryResult<()> {
+        match self {
+            Self::Sqlite(connection) => AnsiTransactionManager::commit_transaction(connection),
+            Self::Postgres(connection) => AnsiTransactionManager::commit_transaction(connection),
+        }
+    }
+
+    /// Rolls back whatever is open; says whether the connection can be used again.
+    pub(crate) fn roll_back(&mut self) -> bool {
+        fn roll_back<C>(connection: &mut C) -> bool
+        where
+            C: Connection<TransactionManager = AnsiTransactionManager>,
+        {
+            match AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth() {
+                Ok(None) => true,
+                Ok(Some(_)) => AnsiTransactionManager::rollback_transaction(connection).is_ok(),
+                Err(_) => false,
+            }
+        }
+        let usable = match self {
+            Self::Sqlite(connection) => roll_back(connection),
+            Self::Postgres(connection) => roll_back(connection),
+        };
+        usable && self.is_alive()
+    }
+
+    /// Asks the database for a sign of life.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.batch_execute("SELECT 1").is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn database_urls_are_read_and_bad_ones_say_what_they_may_be() {
+        for (text, path) in [("sqlite:a/b.db", "a/b.db"), ("sqlite:///a.db", "/a.db"), ("sqlite:/a.db", "/a.db")] {
+            assert!(matches!(text.parse(), Ok(DatabaseUrl::Sqlite(seen)) if seen == Path::new(path)), "{text}");
+        }
+        assert!(matches!("postgresql://u:p@h/d".parse(), Ok(DatabaseUrl::Postgres(_))));
+        for (text, says) in [
+            ("sqlite:", "path of a file"),
+            ("sqlite::memory:", "not supported"),
+            ("mysql://u:geheim@h/d", "must be `sqlite:PATH`"),
+        ] {
+            let said = text.parse::<DatabaseUrl>().unwrap_err().to_string();
+            assert!(said.contains(says) && !said.contains("geheim"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_in_no_message() {
+        let url: DatabaseUrl = "postgres://u:ge%heim@127.0.0.1:1/d".parse().unwrap();
+        let Err(StoreError::Unavailable(said)) = url.connect(Purpose::Read) else { panic!("nobody listens there") };
+        assert!(!said.contains("heim"), "{said}");
+        assert!(!format!("{url:?}").contains("heim"));
+    }
+
+    #[test]
+    fn parameters_are_added_unless_they_are_given() {
+        let url = with_parameters("postgres://h/d?connect_timeout=1");
+        assert!(url.starts_with("postgres://h/d?connect_timeout=1&application_name=lumilink&"), "{url}");
+        assert_eq!(url.matches("connect_timeout").count(), 1);
+    }
+}

@@ -1,0 +1,132 @@
+//! The inbox: what a scope sees as a list, how much of it is unread, and who has read what.
+
+use diesel::{
+    BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl,
+    dsl::sql,
+    sql_types::{Bool, Text},
+};
+use uuid::Uuid;
+
+use super::{LOOKED_AT, NotificationRow, Record, ends, within};
+use crate::{
+    domain::{
+        clock::Timestamp,
+        notify::toast::{Scope, Stream},
+    },
+    store::{
+        Cursor, Page, Store, StoreError,
+        cached::execute,
+        engine::{columns, connection::AnyConnection, writer::WriteTx},
+        schema::{notification_reads, notifications},
+    },
+};
+
+/// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
+pub const MAX_UNREAD: u64 = 1000;
+
+/// A page of the inbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InboxRows {
+    /// The newest first, each with whether it was read.
+    pub rows: Vec<(NotificationRow, bool)>,
+    /// Toasts of this page that cannot be read.
+    pub unreadable: usize,
+    /// Where the next page begins; none where this one is not full.
+    pub next: Option<Cursor>,
+}
+
+/// Whether nobody who counts for the scope has read it.
+macro_rules! is_unread {
+    ($scope:expr) => {{
+        let user = $scope.user.as_ref().map_or_else(String::new, |user| user.as_str().to_owned());
+        sql::<Bool>(
+            "NOT EXISTS (SELECT 1 FROM notification_reads WHERE notification_reads.notification_id = \
+             notifications.notification_id AND (notification_reads.user_id = '' OR notification_reads.user_id = ",
+        )
+        .bind::<Text, _>(user)
+        .sql("))")
+    }};
+}
+
+fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreError> {
+    let limit = i64::try_from(MAX_UNREAD).unwrap_or(i64::MAX);
+    let rows = within!(scope).filter(notifications::seq.gt(newest(connection, scope)?)).filter(is_unread!(scope));
+    let rows = rows.order(notifications::seq.desc()).limit(limit).select(notifications::seq);
+    Ok(rows.load::<i64>(connection)?.len() as u64)
+}
+
+/// What comes after this number is looked at for what is unread.
+fn newest(connection: &mut AnyConnection, scope: &Scope) -> Result<i64, StoreError> {
+    Ok(columns::signed(ends(connection, &scope.stream)?.head) - LOOKED_AT)
+}
+
+fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let found: Option<i64> = within!(scope)
+        .filter(notifications::notification_id.eq(id.to_owned()))
+        .select(notifications::seq)
+        .first(tx.connection)
+        .optional()?;
+    if found.is_none() {
+        return Ok(false);
+    }
+    let user = scope.user.as_ref().map_or("", |user| user.as_str());
+    let read = diesel::insert_into(notification_reads::table)
+        .values((
+            notification_reads::notification_id.eq(id),
+            notification_reads::user_id.eq(user),
+            notification_reads::read_us.eq(now.0),
+        ))
+        .on_conflict_do_nothing();
+    tx.rows += execute!(tx.connection, read)?;
+    Ok(true)
+}
+
+impl Store {
+    /// A page of what a scope sees, the newest first, each with whether it was read; where only what is unread is wanted,
+    /// among the newest 5,000 of its sequence, as it is counted. Cancel-safe.
+    pub async fn inbox(&self, scope: Scope, unread_only: bool, page: Page) -> Result<InboxRows, StoreError> {
+        self.read(move |connection| {
+            let mut rows = within!(&scope);
+            if unread_only {
+                rows = rows.filter(notifications::seq.gt(newest(connection, &scope)?)).filter(is_unread!(&scope));
+            }
+            if let Some(Cursor { created, id }) = page.after {
+                rows = rows
+                    .filter(notifications::created_us.le(created.0))
+                    .filter(notifications::created_us.lt(created.0).or(notifications::notification_id.lt(id)));
+            }
+            let rows = rows.order((notifications::created_us.desc(), notifications::notification_id.desc()));
+            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            let user = scope.user.as_ref().map_or("", |user| user.as_str());
+            let ids = records.iter().map(|record| record.notification_id.as_str());
+            let read: Vec<String> = notification_reads::table
+                .filter(notification_reads::notification_id.eq_any(ids))
+                .filter(notification_reads::user_id.eq_any(["", user]))
+                .select(notification_reads::notification_id)
+                .load(connection)?;
+            let last = records.last().filter(|_| records.len() >= page.limit.clamp(1, columns::MAX_PAGE));
+            let next = last.map(|it| Cursor { created: Timestamp(it.created_us), id: it.notification_id.clone() });
+            let mut inbox = InboxRows { next, ..InboxRows::default() };
+            for record in records {
+                let is_read = read.contains(&record.notification_id);
+                let kept = record.read_or_tell();
+                inbox.unreadable += usize::from(kept.is_err());
+                inbox.rows.extend(kept.map(|row| (row, is_read)));
+            }
+            Ok(inbox)
+        })
+        .await
+    }
+
+    /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most, among the newest 5,000 of
+    /// its sequence. Cancel-safe.
+    pub async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
+        self.read(move |connection| unread(connection, &scope)).await
+    }
+
+    /// Notes that the scope's user, or everyone where it names none, has read some toasts, in one transaction; for each
+    /// whether the scope sees it. Safe to retry. A dropped future may have written.
+    pub async fn mark_read(&self, scope: Scope, ids: Vec<Uuid>, now: Timestamp) -> Result<Vec<bool>, StoreError> {
+        self.write(move |tx| ids.iter().map(|id| mark_read(tx, &scope, &id.to_string(), now)).collect()).await
+    }
+}

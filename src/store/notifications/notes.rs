@@ -1,0 +1,115 @@
+//! A toast with its note, written in the transaction of whatever caused it.
+
+use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
+
+use super::take_turn;
+use crate::{
+    domain::{
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceKey},
+        notify::toast::{NewToast, Telling, told_together},
+    },
+    store::{
+        NewSession, SessionChange, Store, StoreError,
+        engine::writer::WriteTx,
+        notifications, schema, sessions,
+        transcript::{Entries, TranscriptAppend},
+    },
+};
+
+/// A toast and its note, ready for SQL.
+pub(crate) struct TellingRows {
+    toast: NewToast,
+    note: Entries,
+    now: Timestamp,
+}
+
+impl TellingRows {
+    pub(crate) fn new(
+        key: WorkspaceKey,
+        session_id: SessionId,
+        prompt_id: Option<PromptId>,
+        telling: Telling,
+        now: Timestamp,
+    ) -> Self {
+        let Telling { toast, note } = telling;
+        let note = TranscriptAppend { session_id, key, prompt_id, entries: vec![note], settles: 0, now };
+        Self { toast, note: Entries::new(note), now }
+    }
+
+    /// Writes the note, and the toast where none of its kind stands for it: for what concerns many sessions at once.
+    pub(crate) fn write_for_each(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        // First: what another process tells is committed before it is looked for.
+        take_turn(tx)?;
+        if !self.is_stood_for(tx)? {
+            notifications::add(tx, &self.toast, self.now)?;
+        } else if tx.in_doubt {
+            // It may be this one that stands there, of which nobody has heard.
+            tx.told.push(self.toast.to.stream());
+        }
+        self.note.write(tx)
+    }
+
+    fn is_stood_for(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
+        use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
+        let Some(key) = self.toast.to.workspace() else { return Ok(false) };
+        let together = told_together(self.now);
+        let toasts = dsl::notifications
+            .filter(installation_id.eq(key.installation_id.as_str()))
+            .filter(workspace_id.eq(key.workspace_id.as_str()))
+            .filter(created_us.ge(together.start.0).and(created_us.lt(together.end.0)))
+            .filter(trigger.eq(self.toast.notice.trigger.as_str()));
+        Ok(toasts.select(seq).first::<i64>(tx.connection).optional()?.is_some())
+    }
+
+    /// Writes both, or neither where the cause was told before.
+    pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        if notifications::add(tx, &self.toast, self.now)? {
+            self.note.write(tx)?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Tells a session's user something of which no other record is kept: waits for room in the queue and for the commit,
+    /// as [`Store::append`] does. Not to be repeated: the note would stand twice. A dropped future may have written.
+    pub async fn tell_session(
+        &self,
+        key: WorkspaceKey,
+        session_id: SessionId,
+        telling: Telling,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut telling = TellingRows::new(key, session_id, None, telling, now);
+        self.write_when_there_is_room(move |tx| telling.write_for_each(tx)).await
+    }
+
+    /// [`Store::create_session`], and tells its user what happened while it was opened, in the same transaction.
+    pub async fn create_session_and_tell(&self, new: NewSession, telling: Telling) -> Result<(), StoreError> {
+        let mut telling = TellingRows::new(new.key.clone(), new.session_id, None, telling, new.now);
+        let mut create = sessions::create(new);
+        self.write(move |tx| {
+            create(tx)?;
+            telling.write(tx)
+        })
+        .await
+    }
+
+    /// [`Store::settle_session`], and tells the session's user about it in the same transaction.
+    pub async fn settle_session_and_tell(
+        &self,
+        changed: SessionChange,
+        key: WorkspaceKey,
+        telling: Telling,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut telling = TellingRows::new(key, changed.session_id, None, telling, now);
+        let mut change = sessions::change(changed);
+        self.write_when_there_is_room(move |tx| {
+            change(tx)?;
+            telling.write(tx)
+        })
+        .await
+    }
+}

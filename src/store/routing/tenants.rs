@@ -1,0 +1,133 @@
+//! The table of what tenants want for their workspaces.
+
+use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+
+use crate::{
+    domain::{clock::Timestamp, ids::InstallationId, routing::Route},
+    store::{
+        Store, StoreError,
+        cached::execute,
+        engine::{columns, connection::AnyConnection},
+        schema::tenant_protocols,
+    },
+};
+
+/// What a tenant wants for its workspaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantProtocol {
+    /// Which tenant.
+    pub installation_id: InstallationId,
+    /// The route of its workspaces where nothing speaks against it.
+    pub default_protocol: Route,
+    /// Whether ACP is used at all.
+    pub enable_acp: bool,
+    /// Whether its workspaces may be moved.
+    pub allow_migration: bool,
+    /// Whether they are moved by themselves.
+    pub auto_migration: bool,
+    /// Repositories for which nothing is automated.
+    pub blocked_repositories: Vec<String>,
+    /// When it said so.
+    pub updated: Timestamp,
+}
+
+impl TenantProtocol {
+    /// What holds for a tenant that never said anything.
+    pub fn unsaid(installation_id: InstallationId, now: Timestamp) -> Self {
+        Self {
+            installation_id,
+            default_protocol: Route::Acp,
+            enable_acp: true,
+            allow_migration: true,
+            auto_migration: false,
+            blocked_repositories: Vec::new(),
+            updated: now,
+        }
+    }
+
+    /// The route of a workspace that has none of its own.
+    pub fn new_route(&self) -> Route {
+        if self.enable_acp { self.default_protocol } else { Route::Http }
+    }
+}
+
+#[derive(Queryable, Insertable, AsChangeset)]
+#[diesel(table_name = tenant_protocols)]
+struct Record {
+    installation_id: String,
+    default_protocol: String,
+    enable_acp: bool,
+    allow_migration: bool,
+    auto_migration: bool,
+    blocked_repositories: String,
+    updated_us: i64,
+}
+
+const BLOCKED: &str = "tenant_protocols.blocked_repositories";
+
+impl Record {
+    fn new(wanted: TenantProtocol) -> Result<Self, StoreError> {
+        Ok(Self {
+            installation_id: wanted.installation_id.to_string(),
+            default_protocol: wanted.default_protocol.as_str().to_owned(),
+            enable_acp: wanted.enable_acp,
+            allow_migration: wanted.allow_migration,
+            auto_migration: wanted.auto_migration,
+            blocked_repositories: columns::redacted_json(&wanted.blocked_repositories, BLOCKED)?,
+            updated_us: wanted.updated.0,
+        })
+    }
+
+    fn read(self) -> Result<TenantProtocol, StoreError> {
+        Ok(TenantProtocol {
+            installation_id: columns::parse(&self.installation_id, "tenant_protocols.installation_id")?,
+            default_protocol: columns::named(
+                Route::from_name,
+                &self.default_protocol,
+                "tenant_protocols.default_protocol",
+            )?,
+            enable_acp: self.enable_acp,
+            allow_migration: self.allow_migration,
+            auto_migration: self.auto_migration,
+            blocked_repositories: columns::json(&self.blocked_repositories, BLOCKED)?,
+            updated: Timestamp(self.updated_us),
+        })
+    }
+}
+
+impl Store {
+    /// What a tenant wants; nothing where it never said anything. Cancel-safe.
+    pub async fn tenant_protocol(&self, tenant: InstallationId) -> Result<Option<TenantProtocol>, StoreError> {
+        self.read(move |connection| {
+            let row = tenant_protocols::table.find(tenant.as_str());
+            row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// Tenants whose workspaces are moved by themselves, the first 1,000 by name. Cancel-safe.
+    pub async fn auto_migrating_tenants(&self) -> Result<Vec<TenantProtocol>, StoreError> {
+        self.read(move |connection| {
+            let rows = tenant_protocols::table.filter(tenant_protocols::auto_migration.eq(true));
+            let rows = rows.order(tenant_protocols::installation_id).limit(columns::limit(columns::MAX_PAGE));
+            let records: Vec<Record> = rows.load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Keeps what a tenant wants, in place of what it wanted before. Safe to retry. A dropped future may have written.
+    pub async fn save_tenant_protocol(&self, wanted: TenantProtocol) -> Result<(), StoreError> {
+        let record = Record::new(wanted)?;
+        self.write(move |tx| {
+            let saved = diesel::insert_into(tenant_protocols::table)
+                .values(&record)
+                .on_conflict(tenant_protocols::installation_id)
+                .do_update()
+                .set(&record);
+            tx.rows += execute!(tx.connection, saved)?;
+            Ok(())
+        })
+        .await
+    }
+}

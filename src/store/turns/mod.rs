@@ -1,0 +1,383 @@
+//! The table of prompts: a turn is accepted once and ends once.
+
+pub mod outcomes;
+pub mod recovery;
+
+use std::time::Duration;
+
+use diesel::{
+    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+};
+
+use self::outcomes::OutcomeCount;
+use super::{
+    Store, StoreError,
+    audit::automation_runs::{self, AutomationRunRow},
+    cached::{Cached, Update, execute},
+    engine::{
+        columns::{self, clean, clean_option},
+        connection::AnyConnection,
+        writer::{Job, Outage, WriteTx},
+    },
+    notifications::notes::TellingRows,
+    schema::prompts,
+    transcript::{Entries, TranscriptAppend},
+};
+use crate::domain::{
+    automation::skip::WantedMode,
+    clock::Timestamp,
+    ids::{PromptId, SessionId, WorkspaceKey},
+    notify::toast::Telling,
+    redaction::Redacted,
+    routing::Route,
+    turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
+};
+
+/// How long an `Idempotency-Key` is remembered (mission: 24 h); after that it is free again, whatever
+/// became of its turn.
+pub const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A caller's key, and what it was sent with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The key; unique within the session.
+    pub key: String,
+    /// A digest of the request's body, as text.
+    pub body_hash: String,
+}
+
+/// A turn to accept.
+#[derive(Debug, Clone)]
+pub struct NewTurn {
+    /// Its id, new.
+    pub prompt_id: PromptId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The session's workspace.
+    pub key: WorkspaceKey,
+    /// The caller's key, where one was sent.
+    pub idempotency: Option<Idempotency>,
+    /// The beginning of the prompt, for lists.
+    pub preview: Redacted,
+    /// What the user said, for the transcript.
+    pub user_entry: TranscriptEntry,
+    /// Whether an earlier try may have written it: then what is there is given.
+    pub again: bool,
+    /// The workspace's route when it began.
+    pub route: Route,
+    /// What carries it: `route`, unless it is a canary.
+    pub protocol: Route,
+    /// The epoch of the route.
+    pub epoch: u64,
+    /// Whether it tries ACP for a workspace that is rolled back.
+    pub is_canary: bool,
+    /// What is to become of its changes.
+    pub wanted: WantedMode,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What became of a turn to accept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Acceptance {
+    /// It is on disk, with the user's transcript entry.
+    Accepted,
+    /// The same key came with the same body before: this is that turn. Nothing was written.
+    Existing(PromptRow),
+    /// The same key came with another body before. Nothing was written.
+    Mismatch(PromptRow),
+}
+
+/// A turn as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptRow {
+    /// Its id.
+    pub prompt_id: PromptId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The session's workspace.
+    pub key: WorkspaceKey,
+    /// The caller's key, as long as it is remembered.
+    pub idempotency: Option<Idempotency>,
+    /// Where it stands.
+    pub state: TurnState,
+    /// The beginning of the prompt.
+    pub preview: String,
+    /// The result as JSON; absent while it runs and when it was interrupted.
+    pub result: Option<String>,
+    /// Why it failed.
+    pub error: Option<Failure>,
+    /// When it was accepted.
+    pub accepted: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// The workspace's route when it began.
+    pub route: Route,
+    /// What carried it.
+    pub protocol: Route,
+    /// The epoch of the route.
+    pub epoch: u64,
+    /// Whether it tried ACP for a workspace that was rolled back.
+    pub is_canary: bool,
+    /// What is to become of its changes.
+    pub wanted: WantedMode,
+}
+
+/// How a turn ended, and everything that is to be kept about it. The session's row is left alone: it is written
+/// when the session comes and goes, and half of the cost of a turn's end would be to rewrite it.
+#[derive(Debug, Clone)]
+pub struct TurnEnd {
+    /// The turn.
+    pub prompt_id: PromptId,
+    /// Its session.
+    pub session_id: SessionId,
+    /// The session's workspace.
+    pub key: WorkspaceKey,
+    /// A final state; another one is taken as `failed`.
+    pub state: TurnState,
+    /// The result as JSON.
+    pub result: Option<Redacted>,
+    /// Why it failed; redacted on the way in.
+    pub error: Option<Failure>,
+    /// The rest of its transcript.
+    pub entries: Vec<TranscriptEntry>,
+    /// What is kept and told where its changes are left where they are.
+    pub left_out: Option<(AutomationRunRow, Telling)>,
+    /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
+    pub counts: Option<OutcomeCount>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = prompts, treat_none_as_default_value = false)]
+pub(crate) struct Record {
+    prompt_id: String,
+    session_id: String,
+    installation_id: String,
+    workspace_id: String,
+    idempotency_key: Option<String>,
+    body_hash: Option<String>,
+    state: String,
+    preview: String,
+    result: Option<String>,
+    error_code: Option<String>,
+    error_detail: Option<String>,
+    accepted_us: i64,
+    ended_us: Option<i64>,
+    route: String,
+    protocol: String,
+    epoch: i64,
+    is_canary: bool,
+    automation: String,
+}
+
+impl Record {
+    pub(crate) fn read(self) -> Result<PromptRow, StoreError> {
+        let idempotency = self.idempotency_key.zip(self.body_hash);
+        Ok(PromptRow {
+            prompt_id: columns::parse(&self.prompt_id, "prompts.prompt_id")?,
+            session_id: columns::parse(&self.session_id, "prompts.session_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            idempotency: idempotency.map(|(key, body_hash)| Idempotency { key, body_hash }),
+            state: columns::named(TurnState::from_name, &self.state, "prompts.state")?,
+            preview: self.preview,
+            result: self.result,
+            error: columns::failure(self.error_code, self.error_detail),
+            accepted: Timestamp(self.accepted_us),
+            ended: self.ended_us.map(Timestamp),
+            route: columns::named(Route::from_name, &self.route, "prompts.route")?,
+            protocol: columns::named(Route::from_name, &self.protocol, "prompts.protocol")?,
+            epoch: columns::unsigned(self.epoch),
+            is_canary: self.is_canary,
+            wanted: columns::named(WantedMode::from_name, &self.automation, "prompts.automation")?,
+        })
+    }
+}
+
+fn find(connection: &mut AnyConnection, prompt_id: &str) -> diesel::QueryResult<Option<Record>> {
+    prompts::table.find(prompt_id).first(connection).optional()
+}
+
+/// The turns that have not ended.
+pub(crate) fn open_turns(connection: &mut AnyConnection) -> Result<Vec<PromptRow>, StoreError> {
+    let open: Vec<Record> = prompts::table.filter(prompts::ended_us.is_null()).load(connection)?;
+    open.into_iter().map(Record::read).collect()
+}
+
+/// The turn that holds this key. A key that has been held too long is taken from its turn.
+fn holder(tx: &mut WriteTx<'_>, record: &Record, key: &str) -> Result<Option<Record>, StoreError> {
+    let holder: Option<Record> = prompts::table
+        .filter(prompts::session_id.eq(record.session_id.as_str()))
+        .filter(prompts::idempotency_key.eq(key))
+        .first(tx.connection)
+        .optional()?;
+    let Some(holder) = holder else { return Ok(None) };
+    if Timestamp(record.accepted_us).since(Timestamp(holder.accepted_us)) < IDEMPOTENCY_PERIOD {
+        return Ok(Some(holder));
+    }
+    tx.rows += diesel::update(prompts::table.find(holder.prompt_id.as_str()))
+        .set((prompts::idempotency_key.eq(None::<&str>), prompts::body_hash.eq(None::<&str>)))
+        .execute(tx.connection)?;
+    Ok(None)
+}
+
+fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries) -> Result<Acceptance, StoreError> {
+    if again && let Some(earlier) = find(tx.connection, &record.prompt_id)? {
+        return Ok(Acceptance::Existing(earlier.read()?));
+    }
+    if tx.in_doubt && find(tx.connection, &record.prompt_id)?.is_some() {
+        return Ok(Acceptance::Accepted);
+    }
+    if let Some(key) = &record.idempotency_key
+        && let Some(holder) = holder(tx, record, key)?
+    {
+        let same = holder.body_hash == record.body_hash;
+        let holder = holder.read()?;
+        return Ok(if same { Acceptance::Existing(holder) } else { Acceptance::Mismatch(holder) });
+    }
+    let insert = Cached::<AcceptTurn, _>::new(diesel::insert_into(prompts::table).values(record));
+    tx.rows += execute!(tx.connection, insert)?;
+    said.write(tx)?;
+    Ok(Acceptance::Accepted)
+}
+
+/// Accepts a turn; may be called again after a rollback.
+pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Result<Acceptance, StoreError> {
+    let (key, hash) = turn.idempotency.map(|given| (clean(given.key), clean(given.body_hash))).unzip();
+    let record = Record {
+        prompt_id: turn.prompt_id.to_string(),
+        session_id: turn.session_id.to_string(),
+        installation_id: turn.key.installation_id.to_string(),
+        workspace_id: turn.key.workspace_id.to_string(),
+        idempotency_key: key,
+        body_hash: hash,
+        state: TurnState::Accepted.as_str().to_owned(),
+        preview: clean(turn.preview.into_string()),
+        result: None,
+        error_code: None,
+        error_detail: None,
+        accepted_us: turn.now.0,
+        ended_us: None,
+        route: turn.route.as_str().to_owned(),
+        protocol: turn.protocol.as_str().to_owned(),
+        epoch: columns::signed(turn.epoch),
+        is_canary: turn.is_canary,
+        automation: turn.wanted.as_str().to_owned(),
+    };
+    let mut said = Entries::new(TranscriptAppend {
+        session_id: turn.session_id,
+        key: turn.key,
+        prompt_id: Some(turn.prompt_id),
+        entries: vec![turn.user_entry],
+        settles: 0,
+        now: turn.now,
+    });
+    move |tx| accept(tx, &record, turn.again, &mut said)
+}
+
+/// A place in the writer's queue, taken before a turn is accepted, so that its end can always be
+/// written. Dropped unused, the place is free again.
+#[derive(Debug)]
+pub struct EndSlot {
+    place: super::Place,
+}
+
+/// Names the insert that accepts a turn.
+struct AcceptTurn;
+/// Names the update that ends a turn.
+struct EndTurn;
+
+impl EndSlot {
+    /// Queues the end of a turn; never blocks, so it may be called from `Drop`. `done` is told on the
+    /// writer's thread, after the commit, and must not block; a panic in it goes no further. A turn that
+    /// has ended already, or was never accepted, stays as it is, which is no error. While the database is
+    /// away the end is kept and tried again for a minute.
+    pub fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
+        self.place.send(Job::new(Outage::Keep, ending(end), done));
+    }
+}
+
+/// Writes the end of a turn; may be called again after a rollback.
+pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    let state = if end.state.is_final() { end.state } else { TurnState::Failed };
+    let prompt_id = end.prompt_id.to_string();
+    let result = clean_option(end.result.map(Redacted::into_string));
+    let detail = end.error.as_ref().map(columns::clean_detail);
+    let code = end.error.as_ref().map(|error| error.code.as_str());
+    let key = end.key.clone();
+    let mut left_out = end.left_out.map(|(run, telling)| {
+        let telling = TellingRows::new(key.clone(), end.session_id, Some(end.prompt_id), telling, end.now);
+        (automation_runs::Record::new(run), telling)
+    });
+    let mut entries = Entries::new(TranscriptAppend {
+        session_id: end.session_id,
+        key: end.key,
+        prompt_id: Some(end.prompt_id),
+        entries: end.entries,
+        settles: 0,
+        now: end.now,
+    });
+    move |tx| {
+        let is_open = prompts::prompt_id.eq(prompt_id.as_str()).and(prompts::ended_us.is_null());
+        let changes = (
+            prompts::state.eq(state.as_str()),
+            prompts::result.eq(result.as_deref()),
+            prompts::error_code.eq(code),
+            prompts::error_detail.eq(detail.as_deref()),
+            prompts::ended_us.eq(end.now.0),
+        );
+        let ended = Cached::<EndTurn, _>::new(Update::new(prompts::table, is_open, changes));
+        let ended = execute!(tx.connection, ended)?;
+        if ended == 0 {
+            return Ok(());
+        }
+        tx.rows += ended;
+        if let Some(counts) = end.counts {
+            outcomes::count(tx, &key, counts)?;
+        }
+        entries.write(tx)?;
+        if let Some((run, telling)) = &mut left_out {
+            run.insert(tx)?;
+            telling.write(tx)?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Takes a place in the writer's queue for the end of a turn. Full queue: [`StoreError::Busy`].
+    pub fn reserve_end(&self) -> Result<EndSlot, StoreError> {
+        self.place().map(|place| EndSlot { place })
+    }
+
+    /// Accepts a turn: its row and the user's transcript entry, in one transaction; or
+    /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a [`StoreError::Conflict`]. A dropped future may have written.
+    pub async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
+        self.write(acceptance(turn)).await
+    }
+
+    /// One turn. Cancel-safe.
+    pub async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
+        self.read(move |connection| find(connection, &prompt_id.to_string())?.map(Record::read).transpose()).await
+    }
+
+    /// The turn of a session that holds this `Idempotency-Key` at `now`. Cancel-safe.
+    pub async fn prompt_with_key(
+        &self,
+        session_id: SessionId,
+        key: String,
+        now: Timestamp,
+    ) -> Result<Option<PromptRow>, StoreError> {
+        self.read(move |connection| {
+            let holder: Option<Record> = prompts::table
+                .filter(prompts::session_id.eq(session_id.to_string()))
+                .filter(prompts::idempotency_key.eq(key))
+                .filter(prompts::accepted_us.gt(now.minus(IDEMPOTENCY_PERIOD).0))
+                .first(connection)
+                .optional()?;
+            holder.map(Record::read).transpose()
+        })
+        .await
+    }
+}

@@ -1,0 +1,125 @@
+//! What a start finds that the last stop did not finish.
+
+use diesel::{BoolExpressionMethods, ExpressionMethods, QueryDsl, RunQueryDsl};
+
+use super::PromptRow;
+use crate::{
+    domain::{
+        clock::Timestamp,
+        ids::{PromptId, SessionId},
+        redaction::Redacted,
+        session::lifecycle::SessionState,
+        turn::{TurnState, outcome::ErrorCode},
+    },
+    store::{
+        Store, StoreError,
+        engine::{columns::clean, writer::WriteTx},
+        schema::{prompts as prompts_table, sessions},
+        sessions::{EVENT_ID_JUMP, SessionRow, rows_with_open_turn},
+        turns,
+    },
+};
+
+/// What [`Store::recover`] changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovered {
+    /// Turns that had not ended and are now `interrupted`.
+    pub interrupted_turns: usize,
+    /// Sessions that were live and are not any more.
+    pub sessions: usize,
+}
+
+/// A turn in whose middle the service died, and its session.
+#[derive(Debug, Clone)]
+pub struct Unfinished {
+    /// The turn.
+    pub prompt: PromptRow,
+    /// Its session.
+    pub session: SessionRow,
+}
+
+fn recover(
+    tx: &mut WriteTx<'_>,
+    now: Timestamp,
+    kept: &[String],
+    results: &[(String, String)],
+) -> Result<Recovered, StoreError> {
+    let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
+    let unfinished = prompts_table::table
+        .filter(prompts_table::ended_us.is_null())
+        .filter(prompts_table::session_id.ne_all(kept))
+        .select(prompts_table::session_id);
+    // A session with an open turn was in the middle of it, whatever its row had time to say.
+    let mut recovered = diesel::update(sessions::table)
+        .filter(sessions::session_id.eq_any(unfinished))
+        .filter(sessions::state.eq_any(live))
+        .set((
+            sessions::state.eq(SessionState::Running.after_restart().as_str()),
+            sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP),
+            // It was live until then; its row does not know when it was last used.
+            sessions::last_used_us.eq(now.0),
+        ))
+        .execute(tx.connection)?;
+    for state in SessionState::ALL.into_iter().filter(|state| state.after_restart() != *state) {
+        let gone = sessions::state.eq(state.as_str()).and(sessions::session_id.ne_all(kept));
+        recovered += diesel::update(sessions::table.filter(gone))
+            .set((
+                sessions::state.eq(state.after_restart().as_str()),
+                sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP),
+                sessions::last_used_us.eq(now.0),
+            ))
+            .execute(tx.connection)?;
+    }
+    // What goes on counts its events from there too; another death would otherwise let it count from the same again.
+    diesel::update(sessions::table.filter(sessions::session_id.eq_any(kept)))
+        .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
+        .execute(tx.connection)?;
+    let open = prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept));
+    let interrupted_turns = diesel::update(prompts_table::table.filter(open))
+        .set((
+            prompts_table::state.eq(TurnState::Interrupted.as_str()),
+            prompts_table::error_code.eq(ErrorCode::Interrupted.as_str()),
+            prompts_table::error_detail.eq("the service stopped in the middle of the turn"),
+            prompts_table::ended_us.eq(now.0),
+        ))
+        .execute(tx.connection)?;
+    for (prompt_id, result) in results {
+        let interrupted = prompts_table::table
+            .find(prompt_id.as_str())
+            .filter(prompts_table::state.eq(TurnState::Interrupted.as_str()));
+        diesel::update(interrupted).set(prompts_table::result.eq(result.as_str())).execute(tx.connection)?;
+    }
+    tx.rows += recovered + interrupted_turns;
+    Ok(Recovered { interrupted_turns, sessions: recovered })
+}
+
+impl Store {
+    /// The turns that had not ended when the service last stopped, at most one for each session. To be called at start, before anything else writes. Safe to retry.
+    pub async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
+        self.read(|connection| {
+            let sessions = rows_with_open_turn(connection)?;
+            let turns = turns::open_turns(connection)?;
+            let with_turn = |session: SessionRow| {
+                let prompt = turns.iter().find(|turn| turn.session_id == session.session_id)?.clone();
+                Some(Unfinished { prompt, session })
+            };
+            Ok(sessions.into_iter().filter_map(with_turn).collect())
+        })
+        .await
+    }
+
+    /// Ends what was running when the service last stopped, but for the sessions that go on (`kept`): open turns
+    /// become `interrupted`, with the result that is given for them as JSON, and sessions move to where a restart leaves them. To be called once,
+    /// at start, before anything else writes, by the only replica that uses the database. Safe to retry.
+    pub async fn recover(
+        &self,
+        now: Timestamp,
+        kept: &[SessionId],
+        results: Vec<(PromptId, Redacted)>,
+    ) -> Result<Recovered, StoreError> {
+        let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
+        let results: Vec<_> =
+            results.into_iter().map(|(id, result)| (id.to_string(), clean(result.into_string()))).collect();
+        self.write(move |tx| recover(tx, now, &kept, &results)).await
+    }
+}

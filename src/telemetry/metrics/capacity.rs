@@ -1,0 +1,78 @@
+//! The metrics of seats, and of the alerts about them.
+
+use prometheus::{IntCounter, IntGauge};
+
+use super::family::{Family, Maker};
+use crate::{
+    domain::capacity::{AlertLevel, CapacityChange, SeatBound},
+    telemetry::labels::{AlertChange, Seats},
+};
+
+/// What is counted about seats. Nothing blocks.
+#[derive(Debug)]
+pub struct CapacityMetrics {
+    seats: Family<Seats, IntGauge>,
+    alerts: Family<AlertLevel, IntGauge>,
+    changes: Family<AlertChange, IntCounter>,
+    refused: Family<SeatBound, IntCounter>,
+}
+
+impl CapacityMetrics {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            seats: make.gauges(
+                "lumilink_capacity_seats",
+                "Seats of sessions: taken, and the limit for new ones.",
+                &["state"],
+            )?,
+            alerts: make.gauges(
+                "lumilink_capacity_alerts",
+                "1 while an alert of capacity of this level is open.",
+                &["level"],
+            )?,
+            changes: make.counters(
+                "lumilink_capacity_alert_changes_total",
+                "Alerts of capacity that were raised and resolved, by level.",
+                &["level", "kind"],
+            )?,
+            refused: make.counters(
+                "lumilink_capacity_refused_total",
+                "New sessions that got no seat: none was left in the service, or in the tenant's share.",
+                &["reason"],
+            )?,
+        })
+    }
+
+    /// So many seats there are.
+    pub fn limit(&self, seats: usize) {
+        set(&self.seats, Seats::Limit, seats);
+    }
+
+    /// So many are taken now.
+    pub fn taken(&self, seats: usize) {
+        set(&self.seats, Seats::Taken, seats);
+    }
+
+    /// A new session got none.
+    pub fn refused(&self, bound: SeatBound) {
+        self.refused.add(bound, 1);
+    }
+
+    /// This is the highest level that is open; those below it are open too.
+    pub fn open(&self, highest: Option<AlertLevel>) {
+        for level in AlertLevel::ALL {
+            set(&self.alerts, level, usize::from(Some(level) <= highest));
+        }
+    }
+
+    /// An alert changed.
+    pub fn changed(&self, change: &CapacityChange) {
+        self.changes.add(AlertChange { level: change.level, kind: change.kind }, 1);
+    }
+}
+
+fn set<L: crate::telemetry::labels::Label>(gauges: &Family<L, IntGauge>, label: L, value: usize) {
+    if let Some(gauge) = gauges.get(label) {
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,453 @@
+//! Every metric, under its name, with a method for each thing that happens.
+
+pub mod capacity;
+pub mod family;
+pub mod notifications;
+pub mod routing;
+pub mod service;
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus::{
+    Histogram, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, process_collector::ProcessCollector,
+};
+
+use self::{
+    capacity::CapacityMetrics,
+    family::{Family, Maker},
+    notifications::ToastMetrics,
+    routing::RouteMetrics,
+    service::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
+};
+use super::{
+    labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
+    webhook_metrics::WebhookMetrics,
+};
+use crate::domain::{
+    routing::Route,
+    session::lifecycle::SessionState,
+    turn::{TurnOutcome, outcome::ErrorCode},
+};
+
+/// The media type of [`Metrics::render`].
+pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
+
+/// The metrics could not be set up: two of them have one name, which no input can cause.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics: {0}")]
+pub struct MetricsError(#[from] prometheus::Error);
+
+/// Seconds, from our own overhead to a model that thinks for a minute.
+const FIRST_UPDATE_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+/// All metrics of one process. Cheap to clone; every clone counts into the same figures. Nothing blocks.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    all: Arc<All>,
+}
+
+#[derive(Debug)]
+struct All {
+    registry: Registry,
+    active_sessions: Family<SessionState, IntGauge>,
+    turns_started: Family<Route, IntCounter>,
+    turns_ended: Family<RouteOutcome, IntCounter>,
+    turn_duration: Family<Route, Histogram>,
+    first_update: Histogram,
+    updates: Family<UpdateKind, IntCounter>,
+    errors: Family<ErrorCode, IntCounter>,
+    restarts: Family<RestartCause, IntCounter>,
+    connections: Connections,
+    agent_processes: IntGauge,
+    queue_depth: Family<Queue, IntGauge>,
+    permissions: Family<PermissionAnswer, IntCounter>,
+    writer: Writer,
+    http: Http,
+    event_subscribers: IntGauge,
+    slow_readers: IntCounter,
+    arbiters: Arbiters,
+    sessions_expired: IntCounter,
+    routes: RouteMetrics,
+    capacity: CapacityMetrics,
+    toasts: ToastMetrics,
+    webhooks: WebhookMetrics,
+}
+
+impl All {
+    fn new(registry: Registry) -> prometheus::Result<Self> {
+        let make = Maker(&registry);
+        let route = &["route"];
+        Ok(Self {
+            active_sessions: make.gauges(
+                "lumilink_active_sessions",
+                "Sessions that hold a seat, by state.",
+                &["state"],
+            )?,
+            turns_started: make.counters("lumilink_turns_started_total", "Turns that began, by route.", route)?,
+            turns_ended: make.counters(
+                "lumilink_turns_ended_total",
+                "Turns that ended, by route and outcome. Every turn that began ends once.",
+                &["route", "outcome"],
+            )?,
+            turn_duration: make.histograms(
+                "lumilink_turn_duration_seconds",
+                "Time from the acceptance of a turn to its end, by route.",
+                route,
+                &TURN_BUCKETS,
+            )?,
+            first_update: make.histogram(
+                "lumilink_time_to_first_update_seconds",
+                "Time from the acceptance of a turn to the agent's first update.",
+                &FIRST_UPDATE_BUCKETS,
+            )?,
+            updates: make.counters("lumilink_updates_total", "Updates of agents, by ACP kind.", &["kind"])?,
+            errors: make.counters(
+                "lumilink_errors_total",
+                "Errors that were answered or that ended a turn, by class and code.",
+                &["class", "code"],
+            )?,
+            connections: Connections::new(&make)?,
+            restarts: make.counters(
+                "lumilink_restarts_total",
+                "Sessions that got a fresh agent, and parts of the service that were started again, by cause.",
+                &["cause"],
+            )?,
+            agent_processes: make.gauge("lumilink_agent_processes", "Agent processes that run.")?,
+            queue_depth: make.gauges("lumilink_queue_depth", "Items that wait in a bounded queue.", &["queue"])?,
+            permissions: make.counters(
+                "lumilink_permission_requests_total",
+                "Permission requests of agents, by what they got.",
+                &["answer"],
+            )?,
+            writer: Writer::new(&make)?,
+            http: Http::new(&make)?,
+            event_subscribers: make.gauge("lumilink_event_subscribers", "Readers of event streams.")?,
+            slow_readers: make.counter(
+                "lumilink_slow_readers_total",
+                "Readers of event streams that were let go because they did not keep up.",
+            )?,
+            arbiters: Arbiters::new(&make)?,
+            sessions_expired: make.counter(
+                "lumilink_sessions_expired_total",
+                "Hibernated sessions that expired, because nobody used them.",
+            )?,
+            routes: RouteMetrics::new(&make)?,
+            capacity: CapacityMetrics::new(&make)?,
+            toasts: ToastMetrics::new(&make)?,
+            webhooks: WebhookMetrics::new(&make)?,
+            registry,
+        })
+    }
+}
+
+impl Metrics {
+    /// Makes all metrics, on a registry of their own, every counter at 0. `commit` is shown in
+    /// `lumilink_build_info` where the build knows it.
+    ///
+    /// # Errors
+    /// Only a mistake in this file.
+    pub fn new(version: &str, commit: Option<&str>) -> Result<Self, MetricsError> {
+        let all = All::new(Registry::new())?;
+        let build = IntGaugeVec::new(
+            Opts::new("lumilink_build_info", "1, with the version and commit of this program as labels."),
+            &["version", "commit"],
+        )?;
+        build.get_metric_with_label_values(&[version, commit.unwrap_or("unknown")])?.set(1);
+        all.registry.register(Box::new(build))?;
+        all.registry.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(Self { all: Arc::new(all) })
+    }
+
+    /// A session came to be (`from` is none), changed its state, or is gone (`to` is none). States without
+    /// a seat are not counted.
+    pub fn session_changed(&self, from: Option<SessionState>, to: Option<SessionState>) {
+        if let Some(from) = from {
+            self.all.active_sessions.change(from, -1);
+        }
+        if let Some(to) = to {
+            self.all.active_sessions.change(to, 1);
+        }
+    }
+
+    /// What is counted about webhooks.
+    pub fn webhooks(&self) -> &WebhookMetrics {
+        &self.all.webhooks
+    }
+
+    /// What is counted about routes.
+    pub fn routes(&self) -> &RouteMetrics {
+        &self.all.routes
+    }
+
+    /// A turn began.
+    pub fn turn_started(&self, route: Route) {
+        self.all.turns_started.add(route, 1);
+    }
+
+    /// Turns that began on a route since the start.
+    pub fn turns_started(&self, route: Route) -> u64 {
+        self.all.turns_started.get(route).map_or(0, |counter| counter.get())
+    }
+
+    /// Turns that ended on a route with one of [`TurnOutcome::LABELS`] since the start.
+    pub fn turns_ended(&self, route: Route, outcome: &'static str) -> u64 {
+        self.all.turns_ended.get(RouteOutcome { route, outcome }).map_or(0, |counter| counter.get())
+    }
+
+    /// A turn ended, `duration` after its acceptance; to be called once for each turn that began. The error
+    /// of a failed turn is counted as well.
+    pub fn turn_ended(&self, route: Route, outcome: &TurnOutcome, duration: Duration) {
+        self.all.turns_ended.add(RouteOutcome { route, outcome: outcome.label() }, 1);
+        if let Some(histogram) = self.all.turn_duration.get(route) {
+            histogram.observe(duration.as_secs_f64());
+        }
+        if let TurnOutcome::Failed(failure) = outcome {
+            self.error(failure.code);
+        }
+    }
+
+    /// The first update of a turn came, so long after its acceptance.
+    pub fn first_update(&self, after: Duration) {
+        self.all.first_update.observe(after.as_secs_f64());
+    }
+
+    /// An update came; `session_update` is its discriminator as the agent wrote it.
+    pub fn update(&self, session_update: &str) {
+        self.all.updates.add(UpdateKind::of(session_update), 1);
+    }
+
+    /// An error was answered. Not for failed turns, which [`Self::turn_ended`] counts.
+    pub fn error(&self, code: ErrorCode) {
+        self.all.errors.add(code, 1);
+    }
+
+    /// A session got a fresh agent.
+    pub fn restarted(&self, cause: RestartCause) {
+        self.all.restarts.add(cause, 1);
+    }
+
+    /// A connection to a runtime broke and stands again.
+    pub fn reconnected(&self) {
+        self.all.connections.reconnects.inc();
+    }
+
+    /// A turn of an earlier life of the service goes on.
+    pub fn turn_adopted(&self) {
+        self.all.connections.adopted_turns.inc();
+    }
+
+    /// An agent's process was started.
+    pub fn agent_process_started(&self) {
+        self.all.agent_processes.inc();
+    }
+
+    /// An agent's process was reaped.
+    pub fn agent_process_ended(&self) {
+        self.all.agent_processes.dec();
+    }
+
+    /// A conversation with an agent is kept for a client that is away.
+    pub fn conversation_held(&self) {
+        self.all.connections.held.inc();
+    }
+
+    /// That client is back, or is not waited for any more.
+    pub fn conversation_released(&self) {
+        self.all.connections.held.dec();
+    }
+
+    /// So many items wait in a queue now.
+    pub fn queue_depth(&self, queue: Queue, items: usize) {
+        if let Some(gauge) = self.all.queue_depth.get(queue) {
+            gauge.set(i64::try_from(items).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A permission request was settled.
+    pub fn permission_settled(&self, answer: PermissionAnswer) {
+        self.all.permissions.add(answer, 1);
+    }
+
+    /// The writer committed `rows` writes in one transaction that took `duration`; the oldest of them had
+    /// waited for `lag`.
+    pub fn committed(&self, rows: usize, lag: Duration, duration: Duration) {
+        let writer = &self.all.writer;
+        writer.commits.inc();
+        writer.rows.inc_by(rows as u64);
+        writer.lag.observe(lag.as_secs_f64());
+        writer.commit_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A transaction of the writer failed.
+    pub fn commit_failed(&self) {
+        self.all.writer.failures.inc();
+    }
+
+    /// An HTTP request was answered with `status` after `duration`.
+    pub fn http_answered(&self, method: &str, status: u16, duration: Duration) {
+        let method = HttpMethod::of(method);
+        self.all.http.requests.add(HttpAnswer { method, status: StatusClass::of(status) }, 1);
+        if let Some(histogram) = self.all.http.duration.get(method) {
+            histogram.observe(duration.as_secs_f64());
+        }
+    }
+
+    /// A reader came to an event stream.
+    pub fn subscriber_came(&self) {
+        self.all.event_subscribers.inc();
+    }
+
+    /// A reader left an event stream.
+    pub fn subscriber_left(&self) {
+        self.all.event_subscribers.dec();
+    }
+
+    /// A reader was let go because it did not keep up. It also leaves.
+    pub fn slow_reader(&self) {
+        self.all.slow_readers.inc();
+    }
+
+    /// A thread that runs sessions stands still.
+    pub fn arbiter_stalled(&self) {
+        self.all.arbiters.stalls.inc();
+    }
+
+    /// The slowest thread that runs sessions is so late with its sign of life.
+    pub fn arbiter_lag(&self, lag: Duration) {
+        self.all.arbiters.lag.set(lag.as_secs_f64());
+    }
+
+    /// So many hibernated sessions expired.
+    pub fn sessions_expired(&self, sessions: usize) {
+        self.all.sessions_expired.inc_by(sessions as u64);
+    }
+
+    /// What is counted about toasts and their subscribers.
+    pub fn toasts(&self) -> &ToastMetrics {
+        &self.all.toasts
+    }
+
+    /// Those of seats.
+    pub fn capacity(&self) -> &CapacityMetrics {
+        &self.all.capacity
+    }
+
+    /// Everything in the text format of Prometheus ([`TEXT_FORMAT`]). Reads `/proc`, which takes some tens
+    /// of microseconds.
+    ///
+    /// # Errors
+    /// Only a mistake in this file.
+    pub fn render(&self) -> Result<String, MetricsError> {
+        Ok(TextEncoder::new().encode_to_string(&self.all.registry.gather())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::turn::outcome::Failure;
+
+    fn metrics() -> Metrics {
+        Metrics::new("1.2.3", None).unwrap()
+    }
+
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        let text = metrics.render().unwrap();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    #[test]
+    fn every_series_is_there_from_the_start_at_zero() {
+        let metrics = metrics();
+        for code in ErrorCode::ALL {
+            let series =
+                format!("lumilink_errors_total{{class=\"{}\",code=\"{}\"}}", code.class().as_str(), code.as_str());
+            assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+        }
+        for outcome in TurnOutcome::LABELS {
+            for route in ["acp", "http"] {
+                let series = format!("lumilink_turns_ended_total{{outcome=\"{outcome}\",route=\"{route}\"}}");
+                assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
+            }
+        }
+        for series in [
+            "lumilink_active_sessions{state=\"running\"}",
+            "lumilink_turn_duration_seconds_count{route=\"acp\"}",
+            "lumilink_updates_total{kind=\"other\"}",
+            "lumilink_restarts_total{cause=\"panic\"}",
+            "lumilink_reconnects_total",
+            "lumilink_adopted_turns_total",
+            "lumilink_queue_depth{queue=\"writes\"}",
+            "lumilink_permission_requests_total{answer=\"timed_out\"}",
+            "lumilink_http_requests_total{method=\"GET\",status=\"5xx\"}",
+            "lumilink_writer_failures_total",
+            "lumilink_slow_readers_total",
+            "lumilink_event_subscribers",
+            "lumilink_agent_processes",
+            "lumilink_held_conversations",
+            "lumilink_capacity_seats{state=\"taken\"}",
+            "lumilink_capacity_alerts{level=\"critical\"}",
+            "lumilink_capacity_alert_changes_total{kind=\"resolved\",level=\"warning\"}",
+            "lumilink_capacity_refused_total{reason=\"tenant\"}",
+            "lumilink_webhook_attempts_total{outcome=\"dead\"}",
+            "lumilink_webhook_deliveries{state=\"pending\"}",
+        ] {
+            assert_eq!(value(&metrics, series), Some(0.0), "{series}");
+        }
+        assert_eq!(value(&metrics, "lumilink_build_info{commit=\"unknown\",version=\"1.2.3\"}"), Some(1.0));
+        assert!(value(&metrics, "process_resident_memory_bytes").unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_failed_turn_is_one_outcome_and_one_error() {
+        let metrics = metrics();
+        let outcome = TurnOutcome::Failed(Failure::new(ErrorCode::AgentCrashed, "gone"));
+        metrics.turn_started(Route::Acp);
+        metrics.clone().turn_ended(Route::Acp, &outcome, Duration::from_millis(3));
+        for series in [
+            "lumilink_turns_started_total{route=\"acp\"}",
+            "lumilink_turns_ended_total{outcome=\"failed\",route=\"acp\"}",
+            "lumilink_errors_total{class=\"connection\",code=\"agent_crashed\"}",
+            "lumilink_turn_duration_seconds_bucket{route=\"acp\",le=\"0.005\"}",
+        ] {
+            assert_eq!(value(&metrics, series), Some(1.0), "{series}");
+        }
+        assert_eq!(value(&metrics, "lumilink_turn_duration_seconds_bucket{route=\"acp\",le=\"0.002\"}"), Some(0.0));
+    }
+
+    #[test]
+    fn sessions_are_counted_only_while_they_hold_a_seat() {
+        let metrics = metrics();
+        let idle = "lumilink_active_sessions{state=\"idle\"}";
+        metrics.session_changed(None, Some(SessionState::Starting));
+        metrics.session_changed(Some(SessionState::Starting), Some(SessionState::Idle));
+        assert_eq!(value(&metrics, idle), Some(1.0));
+        metrics.session_changed(Some(SessionState::Idle), Some(SessionState::Hibernated));
+        assert_eq!(value(&metrics, idle), Some(0.0));
+        assert!(!metrics.render().unwrap().contains("hibernated"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_other_and_makes_no_new_series() {
+        let metrics = metrics();
+        let before = metrics.render().unwrap().lines().count();
+        metrics.update("brand_new_update");
+        metrics.http_answered("PROPFIND", 405, Duration::ZERO);
+        assert_eq!(metrics.render().unwrap().lines().count(), before);
+        assert_eq!(value(&metrics, "lumilink_updates_total{kind=\"other\"}"), Some(1.0));
+        assert_eq!(value(&metrics, "lumilink_http_requests_total{method=\"other\",status=\"4xx\"}"), Some(1.0));
+    }
+
+    #[test]
+    fn names_follow_the_house_and_each_has_help() {
+        let text = metrics().render().unwrap();
+        for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
+            let mut words = line.split(' ').skip(2);
+            let (name, kind) = (words.next().unwrap(), words.next().unwrap());
+            assert!(name.starts_with("lumilink_") || name.starts_with("process_"), "{name}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+        }
+    }
+}

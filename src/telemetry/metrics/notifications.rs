@@ -1,0 +1,124 @@
+//! What is counted about toasts and those who read them over a WebSocket.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, IntCounter, IntGauge};
+
+use super::family::{Family, Maker};
+use crate::{
+    domain::notify::subscription::{Eviction, ResetReason},
+    telemetry::labels::Label,
+};
+
+/// Seconds, from a fan-out to one reader to a line that stalls.
+const LAG_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+impl Label for Eviction {
+    fn all() -> Vec<Self> {
+        Self::ALL.to_vec()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.as_str()]
+    }
+}
+
+impl Label for ResetReason {
+    fn all() -> Vec<Self> {
+        Self::ALL.to_vec()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.as_str()]
+    }
+}
+
+/// Metrics of toasts; a part of [`crate::telemetry::Metrics`]. Nothing blocks.
+#[derive(Debug)]
+pub struct ToastMetrics {
+    subscribers: IntGauge,
+    sent: IntCounter,
+    replayed: IntCounter,
+    telemetry: IntCounter,
+    telemetry_left_out: IntCounter,
+    resets: Family<ResetReason, IntCounter>,
+    evictions: Family<Eviction, IntCounter>,
+    lag: Histogram,
+}
+
+impl ToastMetrics {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            subscribers: make.gauge("lumilink_toast_subscribers", "Open WebSockets that read toasts.")?,
+            sent: make.counter(
+                "lumilink_toasts_sent_total",
+                "Toasts that were sent to a subscriber as they came; each subscriber counts.",
+            )?,
+            replayed: make.counter(
+                "lumilink_toasts_replayed_total",
+                "Toasts that were sent to a subscriber that had missed them.",
+            )?,
+            telemetry: make.counter("lumilink_telemetry_sent_total", "Telemetry frames that were sent.")?,
+            telemetry_left_out: make.counter(
+                "lumilink_telemetry_left_out_total",
+                "Telemetry frames that were left out, since a subscriber or the hub was behind.",
+            )?,
+            resets: make.counters(
+                "lumilink_toast_resets_total",
+                "Subscribers whose cursor could not be gone on from.",
+                &["reason"],
+            )?,
+            evictions: make.counters(
+                "lumilink_toast_evictions_total",
+                "Subscribers that were let go, by reason.",
+                &["reason"],
+            )?,
+            lag: make.histogram(
+                "lumilink_toast_delivery_lag_seconds",
+                "Time from a toast's cause to the moment in which it was sent to a subscriber.",
+                &LAG_BUCKETS,
+            )?,
+        })
+    }
+
+    /// A subscriber came.
+    pub fn came(&self) {
+        self.subscribers.inc();
+    }
+
+    /// A subscriber is gone.
+    pub fn went(&self) {
+        self.subscribers.dec();
+    }
+
+    /// A toast was sent, so long after its cause.
+    pub fn sent(&self, lag: Duration) {
+        self.sent.inc();
+        self.lag.observe(lag.as_secs_f64());
+    }
+
+    /// A toast that was missed was sent.
+    pub fn replayed(&self) {
+        self.replayed.inc();
+    }
+
+    /// A frame of telemetry was sent.
+    pub fn telemetry_sent(&self) {
+        self.telemetry.inc();
+    }
+
+    /// So many frames of telemetry were left out.
+    pub fn telemetry_left_out(&self, frames: u64) {
+        self.telemetry_left_out.inc_by(frames);
+    }
+
+    /// A cursor was refused.
+    pub fn reset(&self, reason: ResetReason) {
+        self.resets.add(reason, 1);
+    }
+
+    /// A subscriber was let go.
+    pub fn evicted(&self, reason: Eviction) {
+        self.evictions.add(reason, 1);
+    }
+}

@@ -1,0 +1,208 @@
+//! What is counted about routes: outcomes, flips, probes, workspaces on each route.
+
+use prometheus::{IntCounter, IntGauge};
+
+use super::family::{Family, Maker};
+use crate::{
+    domain::routing::{FlipTrigger, Route, success_window::Sample},
+    telemetry::labels::Label,
+};
+
+/// Metrics of routes; a part of [`crate::telemetry::Metrics`].
+#[derive(Debug)]
+pub struct RouteMetrics {
+    outcomes: Family<Outcome, IntCounter>,
+    flips: Family<Flipped, IntCounter>,
+    probes: Family<Sample, IntCounter>,
+    workspaces: Family<Route, IntGauge>,
+    both_failing: IntCounter,
+    session_fallbacks: IntCounter,
+    storm: IntGauge,
+    migrated: Family<MigrationStep, IntCounter>,
+}
+
+/// What became of a workspace in a step of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MigrationStep {
+    /// It has the new default.
+    Moved,
+    /// It has its old default again.
+    MovedBack,
+    /// It was left out.
+    Skipped,
+    /// It could not be moved, or not back.
+    Failed,
+}
+
+impl Label for MigrationStep {
+    fn all() -> Vec<Self> {
+        vec![Self::Moved, Self::MovedBack, Self::Skipped, Self::Failed]
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![match self {
+            Self::Moved => "moved",
+            Self::MovedBack => "movedBack",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+        }]
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outcome {
+    protocol: Route,
+    sample: Sample,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Flipped {
+    to: Route,
+    trigger: FlipTrigger,
+}
+
+fn name(sample: Sample) -> &'static str {
+    match sample {
+        Sample::Success => "success",
+        Sample::Failure => "failure",
+    }
+}
+
+impl Label for Sample {
+    fn all() -> Vec<Self> {
+        vec![Self::Success, Self::Failure]
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![name(*self)]
+    }
+}
+
+impl Label for Outcome {
+    fn all() -> Vec<Self> {
+        let of = |protocol| Sample::all().into_iter().map(move |sample| Self { protocol, sample });
+        Route::ALL.into_iter().flat_map(of).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.protocol.as_str(), name(self.sample)]
+    }
+}
+
+impl Label for Flipped {
+    fn all() -> Vec<Self> {
+        let of = |to| FlipTrigger::ALL.into_iter().map(move |trigger| Self { to, trigger });
+        Route::ALL.into_iter().flat_map(of).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.to.as_str(), self.trigger.as_str()]
+    }
+}
+
+impl RouteMetrics {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            outcomes: make.counters(
+                "lumilink_outcomes_total",
+                "Outcomes that counted in a success window, by what carried the turn.",
+                &["protocol", "outcome"],
+            )?,
+            flips: make.counters(
+                "lumilink_route_flips_total",
+                "Flips of a workspace's route, by where to and why.",
+                &["to", "trigger"],
+            )?,
+            probes: make.counters(
+                "lumilink_route_probes_total",
+                "Handshakes that tried whether ACP is well again, by how they ended.",
+                &["outcome"],
+            )?,
+            workspaces: make.gauges("lumilink_workspaces", "Workspaces in use, by their route.", &["route"])?,
+            both_failing: make.counter(
+                "lumilink_both_routes_failing_total",
+                "How often the fallback of a workspace failed while ACP was not well.",
+            )?,
+            session_fallbacks: make.counter(
+                "lumilink_session_fallbacks_total",
+                "Sessions that went over to the fallback by themselves because a handshake failed.",
+            )?,
+            storm: make.gauge(
+                "lumilink_rollback_storm",
+                "1 while many workspaces (over 10 %, at least 5 in 5 minutes) fall back by themselves.",
+            )?,
+            migrated: make.counters(
+                "lumilink_migrated_workspaces_total",
+                "Workspaces in steps of migrations of fleets, by what became of them.",
+                &["outcome"],
+            )?,
+        })
+    }
+
+    /// An outcome counted.
+    pub fn outcome(&self, protocol: Route, sample: Sample) {
+        self.outcomes.add(Outcome { protocol, sample }, 1);
+    }
+
+    /// A workspace was flipped.
+    pub fn flipped(&self, to: Route, trigger: FlipTrigger) {
+        self.flips.add(Flipped { to, trigger }, 1);
+    }
+
+    /// A probe ended.
+    pub fn probed(&self, sample: Sample) {
+        self.probes.add(sample, 1);
+    }
+
+    /// A workspace is in use.
+    pub fn appeared(&self, route: Route) {
+        self.workspaces.change(route, 1);
+    }
+
+    /// A workspace is not in use any more.
+    pub fn vanished(&self, route: Route) {
+        self.workspaces.change(route, -1);
+    }
+
+    /// A workspace in use changed its route.
+    pub fn moved(&self, from: Route, to: Route) {
+        self.vanished(from);
+        self.appeared(to);
+    }
+
+    /// Workspaces in use on a route.
+    pub fn workspaces(&self, route: Route) -> u64 {
+        self.workspaces.get(route).map_or(0, |gauge| u64::try_from(gauge.get()).unwrap_or(0))
+    }
+
+    /// The fallback fails while ACP is not well.
+    pub fn both_failing(&self) {
+        self.both_failing.inc();
+    }
+
+    /// A session went over to the fallback by itself.
+    pub fn session_fell_back(&self) {
+        self.session_fallbacks.inc();
+    }
+
+    /// Many workspaces fall back at once, or no longer.
+    pub fn storm(&self, rages: bool) {
+        self.storm.set(i64::from(rages));
+    }
+
+    /// A step of a migration was made with a workspace.
+    pub fn migrated(&self, step: MigrationStep) {
+        self.migrated.add(step, 1);
+    }
+
+    /// Flips to a route since the start.
+    pub fn flips(&self, to: Route) -> u64 {
+        let of = |trigger| self.flips.get(Flipped { to, trigger }).map_or(0, |counter| counter.get());
+        FlipTrigger::ALL.into_iter().map(of).sum()
+    }
+
+    /// Outcomes since the start.
+    pub fn outcomes(&self, protocol: Route, sample: Sample) -> u64 {
+        self.outcomes.get(Outcome { protocol, sample }).map_or(0, |counter| counter.get())
+    }
+}

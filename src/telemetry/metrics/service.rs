@@ -1,0 +1,107 @@
+//! Metrics that belong together.
+
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
+
+use super::family::{Family, Maker};
+use crate::telemetry::labels::{HttpAnswer, HttpMethod};
+
+/// Seconds, from the fastest turn of the demo agent to a turn of an hour.
+pub(in crate::telemetry) const TURN_BUCKETS: [f64; 16] =
+    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
+/// Seconds, from a commit without a sync to a disk that is stuck.
+const WRITER_BUCKETS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+#[derive(Debug)]
+pub(in crate::telemetry) struct Writer {
+    pub lag: Histogram,
+    pub commit_duration: Histogram,
+    pub rows: IntCounter,
+    pub commits: IntCounter,
+    pub failures: IntCounter,
+}
+
+impl Writer {
+    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            lag: make.histogram(
+                "lumilink_writer_lag_seconds",
+                "Time that a write waited before its transaction began.",
+                &WRITER_BUCKETS,
+            )?,
+            commit_duration: make.histogram(
+                "lumilink_writer_commit_duration_seconds",
+                "Time that a transaction took, its commit included.",
+                &WRITER_BUCKETS,
+            )?,
+            rows: make.counter("lumilink_writer_rows_total", "Writes that were committed.")?,
+            commits: make.counter("lumilink_writer_commits_total", "Transactions that were committed.")?,
+            failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(in crate::telemetry) struct Connections {
+    pub reconnects: IntCounter,
+    pub adopted_turns: IntCounter,
+    pub held: IntGauge,
+}
+
+impl Connections {
+    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
+            adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
+            held: make.gauge(
+                "lumilink_held_conversations",
+                "Conversations with agents that are kept for a client that is away.",
+            )?,
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(in crate::telemetry) struct Arbiters {
+    pub stalls: IntCounter,
+    pub lag: Gauge,
+}
+
+impl Arbiters {
+    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            stalls: make.counter(
+                "lumilink_arbiter_stalls_total",
+                "How often a thread that runs sessions stood still for 5 s.",
+            )?,
+            lag: make.real_gauge(
+                "lumilink_arbiter_lag_seconds",
+                "By how much the slowest thread that runs sessions is late with its sign of life.",
+            )?,
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(in crate::telemetry) struct Http {
+    pub requests: Family<HttpAnswer, IntCounter>,
+    pub duration: Family<HttpMethod, Histogram>,
+}
+
+impl Http {
+    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            requests: make.counters(
+                "lumilink_http_requests_total",
+                "HTTP requests that were answered, by method and class of status.",
+                &["method", "status"],
+            )?,
+            duration: make.histograms(
+                "lumilink_http_request_duration_seconds",
+                "Time from a request to the head of its answer, by method.",
+                &["method"],
+                &TURN_BUCKETS,
+            )?,
+        })
+    }
+}

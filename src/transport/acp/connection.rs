@@ -1,0 +1,219 @@
+//! A conversation in ACP over any pipe: what the agent says, and what is said to it.
+
+use std::{
+    borrow::Cow,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    acp::{
+        jsonrpc::{self, Message, RpcError},
+        numbered,
+        schema::{RequestId, agent_method, client_method},
+    },
+    contract::runtime::{AGENT_EXITED, AgentExited, META_KEY, PromptMeta, STRAY_LINE, StrayLine},
+    domain::{
+        text,
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+        },
+    },
+    transport::{
+        AgentEvent, AgentSession, CloseReason, Delivered, SendError, TurnRequest,
+        pipe::{FrameReceiver, FrameSender, Incoming, LineState},
+    },
+};
+
+/// Why an agent went away, as a failure of the turn that was running.
+pub fn closed_in_turn(reason: &CloseReason) -> Failure {
+    match reason {
+        CloseReason::AgentExited(exited) => match exited.code.as_deref().and_then(ErrorCode::from_name) {
+            Some(code) => Failure::new(code, format!("the agent was ended: {}", how_it_ended(exited))),
+            None => Failure::new(
+                ErrorCode::AgentCrashed,
+                format!("the agent ended in the middle: {}", how_it_ended(exited)),
+            ),
+        },
+        CloseReason::Lost(cause) => Failure::new(ErrorCode::ConnectionLost, format!("the connection broke: {cause}")),
+        CloseReason::FrameTooLarge { limit } => {
+            Failure::new(ErrorCode::FrameTooLarge, format!("a message was larger than {limit} bytes"))
+        }
+    }
+}
+
+pub(crate) fn how_it_ended(exited: &AgentExited) -> String {
+    let how = match (exited.exit_code, exited.signal) {
+        (_, Some(signal)) => format!("signal {signal}"),
+        (Some(code), None) => format!("exit code {code}"),
+        (None, None) => "its output ended".to_owned(),
+    };
+    let tail = exited.stderr_tail.trim();
+    // The end of stderr says most; a detail has to stay readable.
+    if tail.is_empty() { how } else { format!("{how}; its last words: {}", text::tail_bytes(tail, 500)) }
+}
+
+/// What the agent says, read from the pipe as it is asked for.
+pub(crate) struct Events {
+    from_agent: FrameReceiver,
+    delivered: Arc<Delivered>,
+    exited: Option<AgentExited>,
+}
+
+impl Events {
+    /// Notes in `delivered` what was yielded.
+    pub fn new(from_agent: FrameReceiver, delivered: Arc<Delivered>) -> Self {
+        Self { from_agent, delivered, exited: None }
+    }
+}
+
+impl Stream for Events {
+    type Item = AgentEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AgentEvent>> {
+        loop {
+            return Poll::Ready(match std::task::ready!(self.from_agent.poll_recv(cx)) {
+                None => None,
+                Some(Incoming::Closed(reason)) => Some(AgentEvent::Closed(match self.exited.take() {
+                    Some(exited) => CloseReason::AgentExited(exited),
+                    None => reason,
+                })),
+                Some(Incoming::Line(LineState::Interrupted(cause))) => Some(AgentEvent::Interrupted(cause)),
+                Some(Incoming::Line(LineState::Resumed)) => Some(AgentEvent::Resumed),
+                Some(Incoming::Frame(frame)) => {
+                    let read = read(frame.text());
+                    if frame.seq() > 0 {
+                        self.delivered.handle(frame.seq());
+                    }
+                    match read {
+                        Read::Event(event) => Some(event),
+                        Read::Exited(exited) => {
+                            self.exited = Some(exited);
+                            continue;
+                        }
+                    }
+                }
+            });
+        }
+    }
+}
+
+enum Read {
+    Event(AgentEvent),
+    Exited(AgentExited),
+}
+
+fn read(frame: &str) -> Read {
+    let message = match jsonrpc::parse(frame) {
+        Ok(message) => message,
+        Err(cause) => return Read::Event(AgentEvent::Violation(format!("{cause}: {}", quoted(frame)))),
+    };
+    Read::Event(match message {
+        Message::Notification { method, params } => match &*method {
+            client_method::SESSION_UPDATE => match update_of(params) {
+                Some((update, meta)) => AgentEvent::Update { update, meta },
+                None => AgentEvent::Violation(format!("a session/update without an update: {}", quoted(frame))),
+            },
+            STRAY_LINE => match serde_json::from_str::<StrayLine>(params.get()) {
+                Ok(stray) => AgentEvent::StrayLine(stray.line),
+                Err(_) => AgentEvent::StrayLine(String::new()),
+            },
+            AGENT_EXITED => return Read::Exited(serde_json::from_str(params.get()).unwrap_or_default()),
+            _ => AgentEvent::Notification { method: method.into_owned(), params: params.to_owned() },
+        },
+        Message::Request { id, method, params } => {
+            AgentEvent::Request { id, method: method.into_owned(), params: params.to_owned() }
+        }
+        Message::Response { id, result } => match jsonrpc::own_id(&id) {
+            Some(call) => AgentEvent::Answered { call, result: result.map(ToOwned::to_owned) },
+            None => AgentEvent::Violation(format!("an answer to a request that was never sent: {id}")),
+        },
+    })
+}
+
+/// The beginning of a message as its agent wrote it.
+fn quoted(frame: &str) -> String {
+    let message = numbered::take(frame).map_or(Cow::Borrowed(frame), |(_, message)| message);
+    text::cut(&message, 200)
+}
+
+fn update_of(params: &RawValue) -> Option<(Box<RawValue>, Option<Box<RawValue>>)> {
+    #[derive(Deserialize)]
+    struct Params<'a> {
+        #[serde(borrow)]
+        update: &'a RawValue,
+        #[serde(borrow, default, rename = "_meta")]
+        meta: Option<&'a RawValue>,
+    }
+    let params: Params<'_> = serde_json::from_str(params.get()).ok()?;
+    let meta = params.meta.map(ToOwned::to_owned);
+    params.update.get().starts_with('{').then(|| (params.update.to_owned(), meta))
+}
+
+pub(crate) struct Link {
+    to_agent: FrameSender,
+    session_id: String,
+    takes: Kinds,
+    delivered: Arc<Delivered>,
+}
+
+impl Link {
+    pub fn new(to_agent: FrameSender, session_id: String, takes: Kinds, delivered: Arc<Delivered>) -> Self {
+        Self { to_agent, session_id, takes, delivered }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PromptParams<'a> {
+    session_id: &'a str,
+    prompt: &'a [Box<RawValue>],
+    #[serde(rename = "_meta")]
+    meta: serde_json::Value,
+}
+
+impl AgentSession for Link {
+    fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
+        let meta = json!({META_KEY: PromptMeta { prompt_id: turn.prompt_id }});
+        let blocks = turn.prompt.with_context(turn.context, self.takes);
+        let params = PromptParams { session_id: &self.session_id, prompt: &blocks, meta };
+        self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_PROMPT, params))
+    }
+
+    fn cancel(&mut self) -> Result<(), SendError> {
+        let params = json!({"sessionId": self.session_id});
+        self.to_agent.try_send(jsonrpc::notification(agent_method::SESSION_CANCEL, params))
+    }
+
+    fn set_mode(&mut self, call: u64, mode_id: &str) -> Result<(), SendError> {
+        let params = json!({"sessionId": self.session_id, "modeId": mode_id});
+        self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_SET_MODE, params))
+    }
+
+    fn set_config_option(&mut self, call: u64, config_id: &str, value: &serde_json::Value) -> Result<(), SendError> {
+        let mut params = json!({"sessionId": self.session_id, "configId": config_id, "value": value});
+        if value.is_boolean() {
+            params["type"] = json!("boolean");
+        }
+        self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_SET_CONFIG_OPTION, params))
+    }
+
+    fn close(&mut self, call: u64) -> Result<(), SendError> {
+        let params = json!({"sessionId": self.session_id});
+        self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_CLOSE, params))
+    }
+
+    fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
+        self.to_agent.try_send(jsonrpc::response(id, result.as_ref()))
+    }
+
+    fn delivered(&self) -> Arc<Delivered> {
+        self.delivered.clone()
+    }
+}

@@ -1,0 +1,315 @@
+//! The handshake with which every conversation in ACP begins, over any pipe.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::RawValue};
+
+use super::connection::{Events, Link, closed_in_turn, how_it_ended};
+use crate::{
+    acp::{
+        jsonrpc::{self, RpcError},
+        schema::{AgentCapabilities, InitializeResponse, PROTOCOL_VERSION, agent_method},
+    },
+    contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
+    domain::turn::{
+        MAX_STRAY_LINES,
+        outcome::{ErrorCode, Failure, classify_agent_error},
+        prompt::Kinds,
+    },
+    transport::{
+        AgentEvent, AgentFacts, CloseReason, Delivered, OpenRequest, OpenedSession,
+        pipe::{FrameSender, Pipe},
+    },
+};
+
+/// Who is at the other end of a handshake.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// A runtime, which starts the agent that it is told and offers it what the client of an agent offers.
+    Runtime {
+        /// Whether a connection that breaks is to go on.
+        resumable: bool,
+    },
+    /// The agent itself.
+    Agent {
+        /// `clientCapabilities` that it is offered.
+        capabilities: serde_json::Value,
+    },
+}
+
+/// Runs the handshake over a pipe whose messages have no numbers: `initialize`, then `session/resume`, `session/load`
+/// or `session/new`. Without a limit of time. A dropped future drops the pipe.
+pub async fn shake_hands(
+    pipe: Pipe,
+    request: &OpenRequest,
+    peer: Peer,
+    auth_method: Option<&str>,
+) -> Result<OpenedSession, Failure> {
+    Hands::new(pipe, Arc::default(), peer).shake(request, auth_method).await
+}
+
+/// What the agent's capabilities say about what a session may do.
+pub(crate) fn abilities(capabilities: &AgentCapabilities) -> (Kinds, bool) {
+    let takes = &capabilities.prompt_capabilities;
+    let takes = Kinds { image: takes.image, audio: takes.audio, embedded: takes.embedded_context };
+    (takes, capabilities.session_capabilities.close.is_some())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawInitialized {
+    protocol_version: u16,
+    agent_info: Option<Box<RawValue>>,
+    agent_capabilities: Option<Box<RawValue>>,
+}
+
+struct Begun {
+    agent_session_id: String,
+    remembers: bool,
+    modes: Option<Box<RawValue>>,
+    config_options: Option<Box<RawValue>>,
+}
+
+fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T, Failure> {
+    serde_json::from_str(answer.get()).map_err(|cause| {
+        Failure::new(ErrorCode::HandshakeFailed, format!("the agent's answer to `{method}` is not ACP: {cause}"))
+    })
+}
+
+/// One handshake.
+pub(crate) struct Hands {
+    to_agent: FrameSender,
+    events: Events,
+    delivered: Arc<Delivered>,
+    peer: Peer,
+    next_call: u64,
+    stray_lines: u32,
+}
+
+impl Hands {
+    pub fn new(pipe: Pipe, delivered: Arc<Delivered>, peer: Peer) -> Self {
+        let events = Events::new(pipe.from_agent, delivered.clone());
+        Self { to_agent: pipe.to_agent, events, delivered, peer, next_call: 1, stray_lines: 0 }
+    }
+
+    pub async fn shake(mut self, request: &OpenRequest, auth_method: Option<&str>) -> Result<OpenedSession, Failure> {
+        let initialized = self.initialize(request).await?;
+        let agent: InitializeResponse = parse(&initialized, "initialize")?;
+        let raw: RawInitialized = parse(&initialized, "initialize")?;
+        // Some agents echo back whatever is offered, so what counts is that it is the one that we speak.
+        if raw.protocol_version != PROTOCOL_VERSION {
+            let detail = format!(
+                "the agent speaks version {} of the protocol, this service version {PROTOCOL_VERSION}",
+                raw.protocol_version
+            );
+            return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
+        }
+        let begun = self.begin(request, &agent, auth_method).await?;
+        let (takes, can_close) = abilities(&agent.agent_capabilities);
+        Ok(OpenedSession {
+            facts: AgentFacts {
+                connection_id: String::new(),
+                protocol_version: Some(PROTOCOL_VERSION),
+                agent_session_id: begun.agent_session_id.clone(),
+                remembers: begun.remembers,
+                takes,
+                can_close,
+                info: raw.agent_info,
+                capabilities: raw.agent_capabilities,
+                modes: begun.modes,
+                config_options: begun.config_options,
+                cookies: None,
+            },
+            link: Box::new(Link::new(self.to_agent, begun.agent_session_id, takes, self.delivered)),
+            events: Box::pin(self.events),
+            next_call: self.next_call,
+        })
+    }
+
+    async fn initialize(&mut self, request: &OpenRequest) -> Result<Box<RawValue>, Failure> {
+        let mut params = json!({
+            "protocolVersion": PROTOCOL_VERSION,
+            // Files and terminals are the runtime's business: it is where the workspace is.
+            "clientCapabilities": {},
+            "clientInfo": {"name": "lumilink", "version": env!("CARGO_PKG_VERSION")},
+        });
+        match &self.peer {
+            Peer::Runtime { resumable } => {
+                let meta = InitializeMeta {
+                    agent: request.agent.clone(),
+                    cwd: Some(request.cwd.clone()),
+                    resumable: *resumable,
+                };
+                params["_meta"] = json!({META_KEY: meta});
+            }
+            Peer::Agent { capabilities } => params["clientCapabilities"] = capabilities.clone(),
+        }
+        self.call(agent_method::INITIALIZE, params).await?.map_err(|error| {
+            let code = refusal_code(&error).unwrap_or(ErrorCode::HandshakeFailed);
+            Failure::new(code, format!("the handshake was refused: {}", error.message))
+        })
+    }
+
+    async fn begin(
+        &mut self,
+        request: &OpenRequest,
+        agent: &InitializeResponse,
+        auth_method: Option<&str>,
+    ) -> Result<Begun, Failure> {
+        match self.begin_once(request, agent).await? {
+            Ok(begun) => Ok(begun),
+            Err(error) if error.code == jsonrpc::AUTH_REQUIRED => {
+                self.authenticate(agent, auth_method, &error).await?;
+                self.begin_once(request, agent).await?.map_err(|error| classify_agent_error(&error))
+            }
+            Err(error) => Err(handshake_failure(&error)),
+        }
+    }
+
+    async fn begin_once(
+        &mut self,
+        request: &OpenRequest,
+        agent: &InitializeResponse,
+    ) -> Result<Result<Begun, RpcError>, Failure> {
+        let capabilities = &agent.agent_capabilities;
+        if let Some(previous) = &request.previous {
+            let params = json!({"sessionId": previous, "cwd": request.cwd, "mcpServers": request.mcp_servers});
+            let ways = [
+                (capabilities.session_capabilities.resume.is_some(), agent_method::SESSION_RESUME),
+                (capabilities.load_session, agent_method::SESSION_LOAD),
+            ];
+            for (_, method) in ways.into_iter().filter(|(offered, _)| *offered) {
+                match self.call(method, &params).await? {
+                    Ok(answer) => return begun(&answer, method, Some(previous.clone())).map(Ok),
+                    Err(error) if error.code == jsonrpc::AUTH_REQUIRED => return Ok(Err(error)),
+                    // Known agents advertise what then fails; a new conversation with the transcript as
+                    // context serves the user better than no session.
+                    Err(error) => {
+                        tracing::info!(marker = "[ACP]", method, %error, "the agent cannot go on with its conversation")
+                    }
+                }
+            }
+        }
+        let params = json!({"cwd": request.cwd, "mcpServers": request.mcp_servers});
+        match self.call(agent_method::SESSION_NEW, params).await? {
+            Ok(answer) => begun(&answer, agent_method::SESSION_NEW, None).map(Ok),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn authenticate(
+        &mut self,
+        agent: &InitializeResponse,
+        method: Option<&str>,
+        wanted: &RpcError,
+    ) -> Result<(), Failure> {
+        let Some(method) = method else {
+            let offered: Vec<_> = agent.auth_methods.iter().map(|method| method.id().to_string()).collect();
+            let detail = format!(
+                "the agent wants to be signed in ({}) and no `auth_method` is configured for it; it offers: {}",
+                wanted.message,
+                offered.join(", ")
+            );
+            return Err(Failure::new(ErrorCode::AgentAuthRequired, detail));
+        };
+        let answer = self.call(agent_method::AUTHENTICATE, json!({"methodId": method})).await?;
+        answer.map(drop).map_err(|error| {
+            Failure::new(ErrorCode::AgentAuthRequired, format!("the agent refused to sign in: {}", error.message))
+        })
+    }
+
+    /// Sends a request and waits for its answer. Notifications until then are of an earlier conversation
+    /// (a load replays it) and are not for the user; requests are refused.
+    async fn call(
+        &mut self,
+        method: &str,
+        params: impl Serialize,
+    ) -> Result<Result<Box<RawValue>, RpcError>, Failure> {
+        let call = self.next_call;
+        self.next_call += 1;
+        let closed =
+            |_| Failure::new(ErrorCode::ConnectionLost, "the connection to the runtime broke in the handshake");
+        self.to_agent.send(jsonrpc::request(call, method, params)).await.map_err(closed)?;
+        loop {
+            let event = std::future::poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
+            // Nobody wants a handshake again, and a load may replay more than a runtime keeps.
+            self.delivered.settle(self.delivered.handled());
+            match event {
+                Some(AgentEvent::Answered { call: answered, result }) if answered == call => return Ok(result),
+                Some(AgentEvent::Request { id, method, .. }) => {
+                    let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("no method {method} here"));
+                    let _ = self.to_agent.try_send(jsonrpc::response(&id, Err::<(), _>(&refusal)));
+                }
+                Some(AgentEvent::StrayLine(line)) => {
+                    self.stray_lines += 1;
+                    if self.stray_lines > MAX_STRAY_LINES {
+                        let detail = format!("the agent prints something else than ACP, for instance: {line}");
+                        return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
+                    }
+                }
+                Some(AgentEvent::Violation(detail)) => return Err(Failure::new(ErrorCode::HandshakeFailed, detail)),
+                Some(AgentEvent::Closed(reason)) => return Err(closed_in_handshake(&reason)),
+                None => return Err(closed_in_handshake(&CloseReason::Lost("it ended without a word".into()))),
+                Some(
+                    AgentEvent::Update { .. }
+                    | AgentEvent::Notification { .. }
+                    | AgentEvent::Answered { .. }
+                    | AgentEvent::Failed { .. }
+                    | AgentEvent::Remark { .. }
+                    | AgentEvent::Permission { .. }
+                    | AgentEvent::Interrupted(_)
+                    | AgentEvent::Resumed,
+                ) => {}
+            }
+        }
+    }
+}
+
+fn begun(answer: &RawValue, method: &str, previous: Option<String>) -> Result<Begun, Failure> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Answer {
+        session_id: Option<String>,
+        modes: Option<Box<RawValue>>,
+        config_options: Option<Box<RawValue>>,
+    }
+    // `session/load` may answer null.
+    let answer: Option<Answer> = parse(answer, method)?;
+    let answer = answer.unwrap_or(Answer { session_id: None, modes: None, config_options: None });
+    let remembers = previous.is_some();
+    let Some(agent_session_id) = previous.or(answer.session_id).filter(|id| !id.is_empty()) else {
+        let detail = format!("the agent's answer to `{method}` has no session id");
+        return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
+    };
+    Ok(Begun { agent_session_id, remembers, modes: answer.modes, config_options: answer.config_options })
+}
+
+fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
+    #[derive(Deserialize)]
+    struct Data {
+        lumilink: RefusalMeta,
+    }
+    let data: Data = serde_json::from_str(error.data.as_ref()?.get()).ok()?;
+    ErrorCode::from_name(&data.lumilink.code)
+}
+
+fn handshake_failure(error: &RpcError) -> Failure {
+    match classify_agent_error(error) {
+        Failure { code: ErrorCode::AgentError | ErrorCode::ProtocolViolation, detail, .. } => {
+            Failure::new(ErrorCode::HandshakeFailed, detail)
+        }
+        other => other,
+    }
+}
+
+fn closed_in_handshake(reason: &CloseReason) -> Failure {
+    match reason {
+        CloseReason::AgentExited(exited) if exited.code.is_none() => Failure::new(
+            ErrorCode::AgentStartFailed,
+            format!("the agent ended before it was ready: {}", how_it_ended(exited)),
+        ),
+        other => closed_in_turn(other),
+    }
+}

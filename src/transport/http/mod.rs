@@ -1,0 +1,251 @@
+//! Turns over HTTP alone: each is one request, answered by a stream of lines.
+//!
+//! A turn is asked for once. A request of which it is not certain that it never left is not sent again: the runtime is
+//! asked what became of the turn, until it is known or the grace is over.
+
+pub mod client;
+pub mod turn;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture, stream};
+use reqwest::Method;
+use secrecy::SecretString;
+use serde_json::{json, value::RawValue};
+use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
+
+use self::{
+    client::{Connections, HttpDoor},
+    turn::AskedTurn,
+};
+use super::{
+    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, AgentSession, Delivered, OpenRequest, OpenedSession,
+    SendError, Transport, TurnRequest,
+};
+use crate::{
+    acp::{jsonrpc::RpcError, schema::RequestId},
+    contract::{
+        fallback::{PROCESS_PROMPT, ProcessPrompt, TurnCancelled},
+        result::ResultWorkspace,
+    },
+    domain::{
+        ids::PromptId,
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+        },
+    },
+};
+
+/// Events that wait for the session; then the runtime is not read, and in the end its agent waits.
+const EVENTS: usize = 16;
+/// How long the runtime may take to take a cancel in.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is told, at most: a cancel may overtake the turn that it is about. With the pauses less than what a
+/// session waits beyond the grace of a cancel.
+const CANCEL_TRIES: u32 = 20;
+/// Between two tries.
+const CANCEL_PAUSE: Duration = Duration::from_millis(200);
+
+/// Turns over HTTP at one runtime. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HttpFallback {
+    door: HttpDoor,
+    limits: Arc<FallbackLimits>,
+}
+
+/// The limits of turns, and how long a lost one is asked after.
+#[derive(Debug, Clone)]
+pub struct FallbackLimits {
+    /// `[turn] inactivity_timeout_s`: kept by the runtime.
+    pub inactivity_timeout: Duration,
+    /// `[turn] cancel_grace_s`: kept by the runtime.
+    pub cancel_grace: Duration,
+    /// `[runtime] handshake_timeout_s`: kept by the runtime.
+    pub handshake_timeout: Duration,
+    /// `[runtime] reconnect_grace_s`: for so long it is asked what became of a turn whose line broke; zero: not once.
+    pub reconnect_grace: Duration,
+    /// `[limits] frame_bytes`: the largest message of an agent, in bytes.
+    pub frame_bytes: usize,
+    /// For agents that want `authenticate`: the sign-in method, by agent name (`""` is the default agent).
+    pub auth_methods: BTreeMap<String, String>,
+}
+
+impl HttpFallback {
+    /// Makes the fallback of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
+    pub fn new(acp_url: &str, token: Option<SecretString>, limits: FallbackLimits) -> Result<Self, Failure> {
+        let door = HttpDoor::new(acp_url, token, Connections::OneEach)?;
+        Ok(Self { door, limits: Arc::new(limits) })
+    }
+}
+
+impl Transport for HttpFallback {
+    /// Needs neither network nor agent: every turn has an agent of its own, so nothing is known of it either.
+    fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
+        let (says, events) = mpsc::channel(EVENTS);
+        let facts = AgentFacts {
+            connection_id: String::new(),
+            protocol_version: None,
+            agent_session_id: String::new(),
+            remembers: false,
+            // The agent is asked when it runs.
+            takes: Kinds { image: true, audio: true, embedded: true },
+            can_close: false,
+            info: None,
+            capabilities: None,
+            modes: None,
+            config_options: None,
+            cookies: request.cookies.clone(),
+        };
+        let door = self.door.clone().with_cookies(request.cookies.clone());
+        let fallback = Self { door, limits: self.limits.clone() };
+        let link = Link { fallback, request, says, running: None };
+        let events = stream::unfold(events, |mut events| async {
+            let event = events.recv().await?;
+            Some((event, events))
+        });
+        std::future::ready(Ok(OpenedSession { link: Box::new(link), events: Box::pin(events), next_call: 1, facts }))
+            .boxed()
+    }
+
+    /// No conversation outlives a turn here.
+    fn adopt(&self, _: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
+        let detail = "a turn over HTTP has no connection that could go on";
+        std::future::ready(Err(Failure::new(ErrorCode::ConnectionLost, detail))).boxed()
+    }
+}
+
+struct Link {
+    fallback: HttpFallback,
+    request: OpenRequest,
+    says: mpsc::Sender<AgentEvent>,
+    running: Option<Running>,
+}
+
+struct Running {
+    prompt_id: PromptId,
+    task: JoinHandle<()>,
+}
+
+impl Link {
+    fn refuse(&self, call: u64, what: &str) -> Result<(), SendError> {
+        let detail = format!("{what} cannot be changed while turns go over HTTP");
+        let failure = Failure::new(ErrorCode::NotSupportedByAgent, detail);
+        self.say(AgentEvent::Failed { call, failure })
+    }
+
+    fn say(&self, event: AgentEvent) -> Result<(), SendError> {
+        self.says.try_send(event).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => SendError::Full,
+            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
+        })
+    }
+
+    /// Asks the runtime to end a turn, on a task of its own, until it has taken it in or the turn is over.
+    fn tell_cancel(&self, running: &Running) {
+        let (door, prompt_id, turn) = (self.fallback.door.clone(), running.prompt_id, running.task.abort_handle());
+        // A link that is dropped outside of any runtime is dropped with its program.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            for _ in 0..CANCEL_TRIES {
+                if is_told(&door, prompt_id).await || turn.is_finished() {
+                    return;
+                }
+                sleep(CANCEL_PAUSE).await;
+            }
+            // The turn ends by the limits of the session, or of the runtime once nobody reads it.
+            tracing::warn!(marker = "[ACP]", %prompt_id, "the runtime was not told of a cancel");
+        });
+    }
+}
+
+/// Whether the runtime ends the turn now.
+async fn is_told(door: &HttpDoor, prompt_id: PromptId) -> bool {
+    let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
+    let request = door.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
+    match request.send().await {
+        Ok(response) => response.json::<TurnCancelled>().await.is_ok_and(|told| told.cancelled),
+        Err(_) => false,
+    }
+}
+
+impl AgentSession for Link {
+    fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
+        if self.running.as_ref().is_some_and(|running| !running.task.is_finished()) {
+            return Err(SendError::Full);
+        }
+        let (limits, request) = (&self.fallback.limits, &self.request);
+        let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let body = ProcessPrompt {
+            session_id: request.session_id,
+            prompt_id: turn.prompt_id,
+            prompt: RawValue::from_string(turn.prompt.as_json()).unwrap_or_else(|_| RawValue::NULL.to_owned()),
+            conversation: turn.context.map(str::to_owned),
+            workspace: ResultWorkspace { path: request.cwd.clone(), is_ephemeral: request.is_ephemeral },
+            agent: request.agent.clone(),
+            mcp_servers: request.mcp_servers.clone(),
+            auth_method: limits.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned(),
+            permission_policy: turn.policy,
+            inactivity_timeout_ms: milliseconds(limits.inactivity_timeout),
+            cancel_grace_ms: milliseconds(limits.cancel_grace),
+            handshake_timeout_ms: milliseconds(limits.handshake_timeout),
+            automation: None,
+        };
+        let asked = AskedTurn::new(
+            self.fallback.door.clone(),
+            call,
+            turn.prompt_id,
+            self.says.clone(),
+            limits.reconnect_grace,
+            limits.frame_bytes,
+        );
+        let task = tokio::spawn(asked.run(body));
+        self.running = Some(Running { prompt_id: turn.prompt_id, task });
+        Ok(())
+    }
+
+    /// The runtime keeps the limits, and tells by the result what they did.
+    fn keeps_time(&self) -> bool {
+        true
+    }
+
+    fn cancel(&mut self) -> Result<(), SendError> {
+        if let Some(running) = &self.running {
+            self.tell_cancel(running);
+        }
+        Ok(())
+    }
+
+    fn set_mode(&mut self, call: u64, _: &str) -> Result<(), SendError> {
+        self.refuse(call, "the mode")
+    }
+
+    fn set_config_option(&mut self, call: u64, _: &str, _: &serde_json::Value) -> Result<(), SendError> {
+        self.refuse(call, "an option")
+    }
+
+    fn close(&mut self, call: u64) -> Result<(), SendError> {
+        let nothing = serde_json::value::to_raw_value(&json!({})).unwrap_or_else(|_| RawValue::NULL.to_owned());
+        self.say(AgentEvent::Answered { call, result: Ok(nothing) })
+    }
+
+    /// Nothing is asked here.
+    fn respond(&mut self, _: &RequestId, _: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
+        Ok(())
+    }
+
+    fn delivered(&self) -> Arc<Delivered> {
+        Arc::default()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        if !running.task.is_finished() {
+            running.task.abort();
+            // Nobody hears of the turn any more, so it is not to go on.
+            self.tell_cancel(&running);
+        }
+    }
+}

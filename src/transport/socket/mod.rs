@@ -1,0 +1,275 @@
+//! Conversations over sockets that may break: one task for each carries it over one socket after the other.
+//!
+//! Both ends number their messages and keep what is not acknowledged, so that nothing is lost and nothing comes twice.
+//! With a peer that does not number, a break is the end.
+
+pub mod outbox;
+pub mod pump;
+pub mod websocket;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use self::{
+    outbox::Carrier,
+    pump::End,
+    websocket::{ConnectError, Earlier, Endpoint, Socket, Upgraded},
+};
+use super::{
+    AdoptRequest, Delivered,
+    pipe::{self, CloseReason, LineState, Pipe},
+};
+use crate::{
+    acp::jsonrpc,
+    contract::runtime::{RESUMED, Resumed},
+    domain::{
+        backoff::reconnect_delay,
+        turn::outcome::{ErrorCode, Failure},
+    },
+};
+
+/// How long a session that ends while its line is broken tries to tell the runtime, which would otherwise keep the
+/// agent for its grace.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A connection that stands.
+pub struct Connected {
+    /// The messages.
+    pub pipe: Pipe,
+    /// How far it has come.
+    pub delivered: Arc<Delivered>,
+    /// `Acp-Connection-Id` of the 101; empty where the peer gives none.
+    pub connection_id: String,
+    /// Cookies for the session's next connection.
+    pub cookies: Option<String>,
+}
+
+/// Connects. The conversation lives in a task of the caller's thread until [`Pipe::to_agent`] is dropped (then it
+/// closes with 1000) or the peer ends it. Has no limit in time of its own; dropping the future leaves nothing behind.
+/// Safe to retry.
+pub async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Connected, Failure> {
+    let Upgraded { socket, connection_id, cookies } =
+        websocket::upgrade(endpoint, cookies, None).await.map_err(|cause| unavailable(endpoint, &cause))?;
+    let connection_id = connection_id.unwrap_or_default();
+    let (pipe, carrier, delivered) = ends(endpoint);
+    let peer = Peer { endpoint: endpoint.clone(), connection_id: connection_id.clone(), cookies: cookies.clone() };
+    tokio::spawn(Conversation { carrier, peer, attempts: 0 }.run(socket, 1));
+    Ok(Connected { pipe, delivered, connection_id, cookies })
+}
+
+/// Goes on with a conversation whose client died. Tries once, and is safe to retry.
+pub async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result<(Connected, Resumed), Failure> {
+    let mut peer = Peer {
+        endpoint: endpoint.clone(),
+        connection_id: request.connection_id.clone(),
+        cookies: request.cookies.clone(),
+    };
+    let (socket, resumed) = peer.resume(None).await.map_err(|cause| match cause {
+        ConnectError::NotHeld => Failure::new(ErrorCode::ConnectionLost, cause.to_string()),
+        ConnectError::Failed(_) => unavailable(endpoint, &cause),
+    })?;
+    // Numbers count messages: one near the end of all numbers is none of ours.
+    if resumed.received.max(resumed.after) > u64::MAX / 2 {
+        let detail = "the runtime's numbers cannot be gone on from";
+        return Err(Failure::new(ErrorCode::ConnectionLost, detail));
+    }
+    let (pipe, carrier, delivered) = ends(endpoint);
+    // What is on disk comes again where it was settled and nobody told the runtime; what was before the turn has ended.
+    let known = request.received.max(resumed.prompt.as_ref().map_or(0, |prompt| prompt.after));
+    let carrier = carrier.adopt(endpoint.resume, resumed.after, known, resumed.received);
+    let (connection_id, cookies) = (peer.connection_id.clone(), peer.cookies.clone());
+    tokio::spawn(Conversation { carrier, peer, attempts: 0 }.run(socket, resumed.received + 1));
+    Ok((Connected { pipe, delivered, connection_id, cookies }, resumed))
+}
+
+fn unavailable(endpoint: &Endpoint, cause: &ConnectError) -> Failure {
+    let detail = format!("the runtime at {} cannot be reached: {cause}", endpoint.url);
+    Failure::new(ErrorCode::RuntimeUnavailable, detail)
+}
+
+fn ends(endpoint: &Endpoint) -> (Pipe, Carrier, Arc<Delivered>) {
+    let (to_agent, outgoing) = pipe::bounded(endpoint.pipe);
+    let (incoming, from_agent) = pipe::bounded(endpoint.pipe);
+    let delivered = Arc::<Delivered>::default();
+    let carrier = Carrier::new(outgoing, incoming, delivered.clone(), endpoint.resume);
+    (Pipe { to_agent, from_agent }, carrier, delivered)
+}
+
+/// Whom to come back to.
+struct Peer {
+    endpoint: Endpoint,
+    connection_id: String,
+    cookies: Option<String>,
+}
+
+impl Peer {
+    /// Makes a socket that goes on after message `received`, or with all that the runtime holds, and reads what it got
+    /// from us.
+    async fn resume(&mut self, received: Option<u64>) -> Result<(Socket, Resumed), ConnectError> {
+        let earlier = Earlier { connection_id: &self.connection_id, received };
+        let upgraded = websocket::upgrade(&self.endpoint, self.cookies.as_deref(), Some(earlier)).await?;
+        // A peer that names another connection has begun a new one instead.
+        if upgraded.connection_id.is_some_and(|id| id != self.connection_id) {
+            return Err(ConnectError::NotHeld);
+        }
+        self.cookies = upgraded.cookies;
+        let mut socket = upgraded.socket;
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(text))) => match resumed(&text) {
+                    Some(resumed) => return Ok((socket, resumed)),
+                    None => return Err(ConnectError::NotHeld),
+                },
+                Some(Ok(Message::Close(frame))) => {
+                    let (is_end, reason) = websocket::closed(frame);
+                    return Err(if is_end {
+                        ConnectError::NotHeld
+                    } else {
+                        ConnectError::Failed(format!("{reason:?}"))
+                    });
+                }
+                Some(Ok(_)) => {}
+                Some(Err(cause)) => return Err(ConnectError::Failed(cause.to_string())),
+                None => return Err(ConnectError::Failed("the runtime closed the connection".into())),
+            }
+        }
+    }
+
+    /// Tries to come back until the grace is over.
+    async fn reconnect(&mut self, received: u64, attempts: &mut u32) -> Result<(Socket, Resumed), CloseReason> {
+        let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.patience);
+        let until = Instant::now() + grace;
+        let mut why = "no try was made".to_owned();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let delay = reconnect_delay(*attempts, random_fraction());
+            *attempts = attempts.saturating_add(1);
+            sleep(delay.min(left)).await;
+            let left = left.saturating_sub(delay);
+            if left.is_zero() {
+                let cause = format!("the runtime did not come back within {} s: {why}", grace.as_secs_f32());
+                return Err(CloseReason::Lost(cause));
+            }
+            why = match timeout(patience.min(left), self.resume(Some(received))).await {
+                Ok(Ok(stands)) => return Ok(stands),
+                Ok(Err(cause @ ConnectError::NotHeld)) => return Err(CloseReason::Lost(cause.to_string())),
+                Ok(Err(ConnectError::Failed(cause))) => cause,
+                Err(_) => "it does not answer".to_owned(),
+            };
+            tracing::debug!(marker = "[ACP]", connection = self.connection_id, why, "not reconnected");
+        }
+    }
+
+    /// Tells the runtime that a conversation whose line is broken is over.
+    async fn farewell(&mut self, received: u64) {
+        let goodbye = async {
+            if let Ok((mut socket, _)) = self.resume(Some(received)).await {
+                pump::say_goodbye(&mut socket).await;
+            }
+        };
+        if timeout(FAREWELL, goodbye).await.is_err() {
+            tracing::debug!(marker = "[ACP]", connection = self.connection_id, "the runtime was not told of the end");
+        }
+    }
+}
+
+fn resumed(text: &str) -> Option<Resumed> {
+    match jsonrpc::parse(text) {
+        Ok(jsonrpc::Message::Notification { method, params }) if method == RESUMED => {
+            serde_json::from_str(params.get()).ok()
+        }
+        _ => None,
+    }
+}
+
+/// From 0 to 1, for jitter.
+pub(crate) fn random_fraction() -> f64 {
+    let (_, low) = Uuid::new_v4().as_u64_pair();
+    f64::from(low as u32) / f64::from(u32::MAX)
+}
+
+/// A conversation, whatever carries it now.
+struct Conversation {
+    carrier: Carrier,
+    peer: Peer,
+    /// Tries since something was last heard or acknowledged.
+    attempts: u32,
+}
+
+/// Why a break is not healed.
+enum Unhealed {
+    /// It cannot be.
+    Over(CloseReason),
+    /// The session is gone.
+    LetGo,
+}
+
+impl Conversation {
+    async fn run(mut self, mut socket: Socket, mut resend: u64) {
+        let Endpoint { heartbeat, frame_bytes, .. } = self.peer.endpoint;
+        loop {
+            let before = (self.carrier.received(), self.carrier.acknowledged());
+            let end = pump::carry(&mut self.carrier, &mut socket, heartbeat, frame_bytes, resend).await;
+            if before != (self.carrier.received(), self.carrier.acknowledged()) {
+                self.attempts = 0;
+            }
+            let is_resumable = self.carrier.is_numbered() && !self.peer.connection_id.is_empty();
+            let cause = match end {
+                End::LetGo { confirmed } => {
+                    if is_resumable && !confirmed {
+                        Box::pin(self.peer.farewell(self.carrier.received())).await;
+                    }
+                    return;
+                }
+                End::Over(reason) => return self.carrier.close(reason).await,
+                End::Refused(reason) => {
+                    // Together: the session need not wait for the runtime, nor the runtime for the session.
+                    let goodbye = pump::say_goodbye(&mut socket);
+                    futures_util::future::join(goodbye, self.carrier.close(reason)).await;
+                    return;
+                }
+                End::Broken(cause) if is_resumable => cause,
+                End::Broken(cause) => return self.carrier.close(CloseReason::Lost(cause)).await,
+            };
+            drop(socket);
+            match self.heal(cause).await {
+                Ok(again) => (socket, resend) = again,
+                Err(Unhealed::Over(reason)) => return self.carrier.close(reason).await,
+                Err(Unhealed::LetGo) => return Box::pin(self.peer.farewell(self.carrier.received())).await,
+            }
+        }
+    }
+
+    async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
+        let connection = self.peer.connection_id.clone();
+        tracing::info!(marker = "[ACP]", connection, cause, "the connection broke; it is being made again");
+        self.carrier.tell_state(LineState::Interrupted(cause));
+        // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
+        let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
+        let (mut socket, resumed) = tokio::select! {
+            reconnected = reconnecting => match reconnected {
+                Ok(stands) => stands,
+                Err(reason) => return Err(Unhealed::Over(reason)),
+            },
+            () = self.carrier.abandoned() => return Err(Unhealed::LetGo),
+        };
+        match self.carrier.resume(resumed.received) {
+            Ok(from) => {
+                tracing::info!(marker = "[ACP]", connection, "the connection stands again");
+                self.carrier.tell_state(LineState::Resumed);
+                Ok((socket, from))
+            }
+            Err(out_of_range) => {
+                pump::say_goodbye(&mut socket).await;
+                Err(Unhealed::Over(CloseReason::Lost(out_of_range.to_string())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,228 @@
+//! ACP over WebSocket, the client's side: how a socket to a runtime is made, and what its end means.
+//!
+//! Spec: the ACP RFD "Streamable HTTP & WebSocket transport". One connection per session; the cookies of
+//! the 101 are kept and sent on the session's next connection.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
+    tungstenite::{
+        self,
+        client::IntoClientRequest,
+        error::UrlError,
+        handshake::client::{Request, Response},
+        http::{HeaderMap, HeaderValue, header},
+        protocol::{CloseFrame, WebSocketConfig},
+    },
+};
+
+use crate::{
+    contract::runtime::{CONNECTION_ID_HEADER, RECEIVED_HEADER, close_code},
+    transport::{
+        pipe::{CloseReason, PipeLimits},
+        watched::Watched,
+    },
+};
+
+/// Where a runtime is, how much may wait on the way, and how long its silence is borne.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// `ws://host:port/acp` or `wss://…`.
+    pub url: String,
+    /// Bearer token.
+    pub token: Option<SecretString>,
+    /// Largest message, in bytes.
+    pub frame_bytes: usize,
+    /// What may wait in each direction.
+    pub pipe: PipeLimits,
+    /// Going on after a break.
+    pub resume: ResumeLimits,
+    /// How a dead peer is noticed; only of peers that number their messages.
+    pub heartbeat: Heartbeat,
+}
+
+/// `[runtime]` `reconnect_grace_s`, `replay_frames` and `replay_bytes`.
+#[derive(Debug, Clone, Copy)]
+pub struct ResumeLimits {
+    /// How long a break is tried to be healed; zero: a break is the end.
+    pub grace: Duration,
+    /// Messages that either end keeps until the other has acknowledged them.
+    pub frames: usize,
+    /// The same in bytes.
+    pub bytes: usize,
+}
+
+/// When a peer is taken for dead.
+#[derive(Debug, Clone, Copy)]
+pub struct Heartbeat {
+    /// A ping goes out this often.
+    pub every: Duration,
+    /// Neither a byte came, nor could one be written that waits, for so long. It bounds a try to reconnect, too.
+    pub patience: Duration,
+}
+
+impl Default for Heartbeat {
+    /// 5 s and 8 s: the figures; a half-open line is noticed in under 15 s.
+    fn default() -> Self {
+        Self { every: Duration::from_secs(5), patience: Duration::from_secs(8) }
+    }
+}
+
+/// A socket to a runtime. Boxed: it is more than a kilobyte, and is handed on.
+pub type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
+
+/// A socket that stands.
+pub struct Upgraded {
+    /// For frames.
+    pub socket: Socket,
+    /// `Acp-Connection-Id` of the 101, where the peer gives one.
+    pub connection_id: Option<String>,
+    /// Cookies for the session's next connection.
+    pub cookies: Option<String>,
+}
+
+/// With what an earlier connection is to go on.
+#[derive(Debug, Clone, Copy)]
+pub struct Earlier<'a> {
+    /// Its id.
+    pub connection_id: &'a str,
+    /// The last message that arrived on it, where that is known.
+    pub received: Option<u64>,
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer does not have the connection that was to go on: trying again does not help.
+    #[error("the runtime does not hold the conversation any more")]
+    NotHeld,
+    /// Anything else; it may pass.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Initial read buffer; it grows with the message. Small, because a supervisor holds 1,000 of them.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
+/// Connects, for a new connection or to go on with an `earlier` one. Has no limit in time of its own; dropping the
+/// future leaves nothing behind. Safe to retry.
+pub async fn upgrade(
+    endpoint: &Endpoint,
+    cookies: Option<&str>,
+    earlier: Option<Earlier<'_>>,
+) -> Result<Upgraded, ConnectError> {
+    let request = request(endpoint, cookies, earlier).map_err(ConnectError::Failed)?;
+    let (socket, response) = connect(request, endpoint.frame_bytes).await.map_err(|cause| match cause {
+        tungstenite::Error::Http(response) if earlier.is_some() && says_not_held(response.status().as_u16()) => {
+            ConnectError::NotHeld
+        }
+        other => ConnectError::Failed(other.to_string()),
+    })?;
+    let headers = response.headers();
+    Ok(Upgraded {
+        socket,
+        connection_id: text(headers, CONNECTION_ID_HEADER),
+        cookies: cookies_of(headers).or_else(|| cookies.map(str::to_owned)),
+    })
+}
+
+async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Response), tungstenite::Error> {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(frame_bytes.saturating_mul(2))
+        .max_message_size(Some(frame_bytes))
+        .max_frame_size(Some(frame_bytes));
+    let uri = request.uri();
+    let host = uri.host().ok_or(UrlError::NoHostName)?;
+    let default_port = if uri.scheme_str() == Some("wss") { 443 } else { 80 };
+    let address = format!("{host}:{}", uri.port_u16().unwrap_or(default_port));
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (socket, response) = client_async_tls_with_config(request, Watched::new(stream), Some(config), None).await?;
+    Ok((Box::new(socket), response))
+}
+
+/// 404; and what runtimes answer whose replay does not reach back.
+fn says_not_held(status: u16) -> bool {
+    matches!(status, 404 | 409 | 410)
+}
+
+fn request(endpoint: &Endpoint, cookies: Option<&str>, earlier: Option<Earlier<'_>>) -> Result<Request, String> {
+    let mut request = endpoint.url.as_str().into_client_request().map_err(|cause| cause.to_string())?;
+    let headers = request.headers_mut();
+    if let Some(token) = &endpoint.token {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
+            .map_err(|_| "the runtime's token is no header value".to_owned())?;
+        value.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    if let Some(cookies) = cookies.and_then(|cookies| HeaderValue::try_from(cookies).ok()) {
+        headers.insert(header::COOKIE, cookies);
+    }
+    if let Some(Earlier { connection_id, received }) = earlier {
+        let id = HeaderValue::try_from(connection_id).map_err(|_| "the connection's id is no header value")?;
+        headers.insert(CONNECTION_ID_HEADER, id);
+        if let Some(received) = received {
+            headers.insert(RECEIVED_HEADER, HeaderValue::from(received));
+        }
+    }
+    Ok(request)
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// The name=value parts of all `Set-Cookie` headers, as a `Cookie` header wants them.
+fn cookies_of(headers: &HeaderMap) -> Option<String> {
+    let pairs: Vec<_> = headers
+        .get_all(header::SET_COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok()?.split(';').next())
+        .map(str::trim)
+        .collect();
+    (!pairs.is_empty()).then(|| pairs.join("; "))
+}
+
+/// What a closing frame says, and whether it is the end of the conversation and not only of the socket. Only the
+/// codes of [`close_code`] are: others are of whatever stands between.
+pub fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
+    let Some(frame) = frame else {
+        return (false, CloseReason::Lost("the runtime closed the connection".into()));
+    };
+    let code = u16::from(frame.code);
+    let is_end = matches!(
+        code,
+        close_code::NORMAL
+            | close_code::GOING_AWAY
+            | close_code::POLICY
+            | close_code::TOO_BIG
+            | close_code::AGENT_ENDED
+            | close_code::REPLACED
+    );
+    (is_end, CloseReason::Lost(format!("the runtime closed the connection: {code} {}", frame.reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_are_kept_without_their_attributes() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("route=a1; Path=/; HttpOnly"));
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("b=2"));
+        assert_eq!(cookies_of(&headers).as_deref(), Some("route=a1; b=2"));
+        assert_eq!(cookies_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_dead_peer_is_noticed_in_under_15_s() {
+        let Heartbeat { every, patience } = Heartbeat::default();
+        assert!(every < patience && every + patience < Duration::from_secs(15));
+    }
+}
