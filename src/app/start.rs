@@ -9,13 +9,14 @@ use uuid::Uuid;
 use super::{AppError, database_url, hold, make_data_dir, webhooks::webhooks};
 use crate::{
     actors::{
-        expiry,
-        handles::{capacity_guard::CapacityGuard, index::SessionIndex, rollback_storm::Storm, session_progress},
+        handles::{
+            capacity_guard::CapacityGuard, index::SessionIndex, rollback_storm::Storm, session_progress,
+            subscriber::ToastWakes,
+        },
         migrations::Migrations,
         notifications::{ToastHub, hub::HubParts, webhook::WebhookBell},
         services::{Parts, SessionSettings},
         session::adoption,
-        toast_wakes::ToastWakes,
         upkeep::{
             capacity::CapacityWatch,
             keeper::Keeper,
@@ -31,10 +32,9 @@ use crate::{
     telemetry::{Metrics, SystemClock, labels::Queue, watchdog::Watchdog},
     transport::{
         acp::AcpTransport,
-        http::{FallbackLimits, HttpFallback},
+        http::{FallbackLimits, HttpFallback, client::WorkspaceDoor},
         pipe::PipeLimits,
         socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
-        workspace_door::WorkspaceDoor,
     },
 };
 
@@ -96,7 +96,7 @@ impl Service {
         // What was picked up lives on this thread.
         liveness::beat_here(&watchdog);
         let max_age = Duration::from_secs(config.session.max_age_s);
-        let sweep = actix::spawn(expiry::sweep(parts.clone(), max_age));
+        let sweep = actix::spawn(retention::sweep_expired(parts.clone(), max_age));
         let ages = Ages::new(&config.retention, &parts.settings.window);
         let retention = actix::spawn(retention::sweep(parts, ages));
         let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });

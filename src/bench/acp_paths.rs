@@ -31,9 +31,9 @@ use crate::{
             AcpTransport,
             handshake::{Peer, shake_hands},
         },
+        http::client::WorkspaceDoor,
         pipe::PipeLimits,
         socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
-        workspace_door::WorkspaceDoor,
     },
 };
 

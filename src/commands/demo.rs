@@ -4,10 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::{
-    flags::{CommandError, CommonFlags},
-    log,
-};
+use super::flags::{self, CommandError, CommonFlags};
 use crate::{
     app::{self, ServeOptions},
     config::{Face, Flag},
@@ -41,7 +38,7 @@ pub fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
     ];
     arguments.common.preferences = preferred.map(|(setting, value)| Flag::new("demo", setting, value)).into();
     let loaded = arguments.common.load(&[Face::Server])?;
-    log::start(&loaded.config.log)?;
+    flags::start(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };
     let shown = actix::System::new().block_on(app::demo(loaded, arguments.once, options));
     shown.map_err(|cause| CommandError::failed("demo", &cause))?;

@@ -3,10 +3,18 @@
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::Args;
+use secrecy::SecretString;
+use serde_json::{Value, json};
 
+use super::session::value_text;
 use crate::{
-    client::ClientError,
-    config::{self, ConfigError, Environment, Face, Flag, Loaded, Sources, environment::current_folder},
+    client::{ApiClient, ClientError, json_lines::json_line},
+    config::{
+        self, ClientSettings, ConfigError, Environment, Face, Flag, Loaded, Sources,
+        environment::current_folder,
+        sections::{Log, LogFormat},
+    },
+    telemetry::logging::{self, LineForm},
 };
 
 /// `EX_CONFIG` of sysexits.h.
@@ -100,4 +108,93 @@ impl CommandError {
 /// Where nobody reads it.
 pub fn print(line: &str) -> Result<(), CommandError> {
     writeln!(std::io::stdout(), "{line}").map_err(|cause| CommandError::failed("standard output", &cause))
+}
+
+/// Which server, and how to print.
+#[derive(Debug, Args)]
+pub struct ServerFlags {
+    /// Address of the server; else LUMILINK_URL [default: http://127.0.0.1:8080].
+    #[arg(long, global = true, value_name = "URL")]
+    server: Option<String>,
+    /// Bearer token; else LUMILINK_TOKEN, which other users of the machine cannot read.
+    #[arg(long, global = true, value_name = "TOKEN")]
+    token: Option<SecretString>,
+    /// Prints JSON, one object a line, for scripts.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl ServerFlags {
+    /// Runs something with a client of the server. One thread is enough.
+    ///
+    /// # Errors
+    /// Those of what is run, and a client that cannot be made.
+    pub fn with_client<F>(self, act: impl FnOnce(ApiClient) -> F) -> Result<ExitCode, CommandError>
+    where
+        F: Future<Output = Result<ExitCode, CommandError>>,
+    {
+        let environment = Environment::of_process();
+        let settings = ClientSettings::resolve(self.server.as_deref(), self.token, &environment)?;
+        let client = ApiClient::new(&settings)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|cause| CommandError::failed("the event loop", &cause))?;
+        runtime.block_on(act(client))
+    }
+}
+
+/// Prints an object: one member a line, or as JSON.
+///
+/// # Errors
+/// Where nobody reads it.
+pub fn show(value: &Value, json: bool) -> Result<(), CommandError> {
+    if json { print_json(value) } else { print(value_text(value).trim_end()) }
+}
+
+/// Prints one line of JSON.
+///
+/// # Errors
+/// Where nobody reads it.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
+    print(&json_line(value).map_err(ClientError::from)?)
+}
+
+/// Who wants something, and why.
+#[derive(Debug, Args)]
+pub struct Wish {
+    /// Who wants it.
+    #[arg(long, value_name = "NAME")]
+    actor: String,
+    /// Why.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// In the name of a user, not of an operator.
+    #[arg(long)]
+    as_user: bool,
+}
+
+impl Wish {
+    /// The members of a request.
+    pub fn body(self) -> Value {
+        let initiator = if self.as_user { "user" } else { "operator" };
+        json!({"actor": self.actor, "reason": self.reason, "initiatedBy": initiator})
+    }
+
+    /// The same with one more.
+    pub fn with(self, name: &str, value: Value) -> Value {
+        let mut body = self.body();
+        body[name] = value;
+        body
+    }
+}
+
+/// Sets it up; to be called once, before anything is logged.
+///
+/// # Errors
+/// Where it was set up before.
+pub fn start(settings: &Log) -> Result<(), CommandError> {
+    let form = match settings.format {
+        LogFormat::Json => LineForm::Json,
+        LogFormat::Text => LineForm::Text,
+    };
+    logging::init(form, &settings.level).map_err(|cause| CommandError::failed("the log", &cause))
 }

@@ -4,10 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{
-    flags::{CommandError, CommonFlags, print},
-    log,
-};
+use super::flags::{self, CommandError, CommonFlags, print};
 use crate::app;
 
 /// What to do with the database.
@@ -25,7 +22,7 @@ pub struct MigrateArgs {
 /// at once.
 pub fn run(arguments: &MigrateArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[])?;
-    log::start(&loaded.config.log)?;
+    flags::start(&loaded.config.log)?;
     let system = actix::System::new();
     if arguments.restored {
         let renewed = system.block_on(app::restored(loaded));

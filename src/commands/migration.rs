@@ -5,11 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{
-    flags::{CommandError, print},
-    server_flags::{ServerFlags, print_json, show},
-    wish_flags::Wish,
-};
+use super::flags::{CommandError, ServerFlags, Wish, print, print_json, show};
 use crate::client::{ApiClient, clean::clean_line};
 
 /// Which server, and what to do there.

@@ -4,25 +4,19 @@
 //! nothing else.
 
 mod audit;
-mod audit_view;
 mod bench;
 mod config;
 mod demo;
 mod demo_agent;
 pub mod flags;
-mod log;
 mod migrate;
 mod migration;
 pub mod notifications;
 mod openapi;
 mod runtime;
 mod serve;
-mod server_flags;
 mod session;
-mod session_view;
-mod toasts_view;
 mod webhook;
-mod wish_flags;
 mod workspace;
 
 use std::process::ExitCode;

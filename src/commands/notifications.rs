@@ -7,15 +7,16 @@ use std::{
 };
 
 use clap::Args;
+use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    flags::{CommandError, print},
-    server_flags::{ServerFlags, print_json},
-    toasts_view::{entry_text, notice_text, telemetry_text, toast_text},
-};
+use super::flags::{CommandError, ServerFlags, print, print_json};
 use crate::{
-    client::{ApiClient, Bookmark, ToastEvent, ToastFollower, ToastScope, notifications::InboxEntry},
+    client::{
+        ApiClient, Bookmark, ToastEvent, ToastFollower, ToastScope,
+        clean::clean_line,
+        notifications::{InboxEntry, ReceivedToast},
+    },
     config::Environment,
     domain::notify::reading::Place,
 };
@@ -207,4 +208,131 @@ fn keep(follower: &ToastFollower, bookmark: &mut Option<Bookmark>) -> Result<(),
 /// Tells whoever watches; standard output is for toasts.
 fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "[{text}]");
+}
+
+/// The longest severity, so that what follows stands in a column.
+const SEVERITY_WIDTH: usize = 7;
+/// Characters of a session's id that are shown: as many as in a toast.
+const SUFFIX_CHARS: usize = 6;
+
+/// A toast on a line: when, how bad, where, what.
+pub fn toast_text(toast: &ReceivedToast, colours: bool) -> String {
+    let shown = |name: &str| toast.more.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
+    let severity = shown("severity");
+    let padding = " ".repeat(SEVERITY_WIDTH.saturating_sub(severity.chars().count()));
+    let severity = match severity.as_str() {
+        _ if !colours => severity,
+        "error" => format!("\u{1b}[31m{severity}\u{1b}[0m"),
+        "warning" => format!("\u{1b}[33m{severity}\u{1b}[0m"),
+        _ => format!("\u{1b}[32m{severity}\u{1b}[0m"),
+    };
+    format!("{}  {severity}{padding}  {}  {}", shown("createdAt"), shown("workspaceId"), shown("body"))
+}
+
+/// The same on the list: a mark on what was not read.
+pub fn entry_text(entry: &InboxEntry, colours: bool) -> String {
+    let mark = if entry.read { ' ' } else { '*' };
+    format!("{mark} {}", toast_text(&entry.toast, colours))
+}
+
+/// How a session is doing, on a line.
+pub fn telemetry_text(telemetry: &Map<String, Value>) -> String {
+    let shown = |name: &str| telemetry.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
+    let session = shown("sessionId");
+    let suffix = session.char_indices().rev().nth(SUFFIX_CHARS - 1).map_or(0, |(at, _)| at);
+    let mut line = format!(
+        "{}  session  {}  {} is {}, {}",
+        shown("at"),
+        shown("workspaceId"),
+        &session[suffix..],
+        shown("state"),
+        shown("connection")
+    );
+    let Some(progress) = telemetry.get("progress").and_then(Value::as_object) else { return line };
+    let number = |name: &str| progress.get(name).and_then(Value::as_f64);
+    if let Some(elapsed) = number("elapsedMs") {
+        line.push_str(&format!(", {:.1} s", elapsed / 1e3));
+    }
+    if let (Some(done), Some(total)) = (number("planDone"), number("planTotal")) {
+        line.push_str(&format!(", plan {done} of {total}"));
+    }
+    if let Some(eta) = number("etaMs") {
+        line.push_str(&format!(", about {:.1} s to go", eta / 1e3));
+    }
+    line
+}
+
+/// What happens to the line itself.
+pub fn notice_text(event: &ToastEvent) -> Option<String> {
+    let unread = |count: &u64| if *count == 0 { "nothing unread".to_owned() } else { format!("{count} unread") };
+    Some(match event {
+        ToastEvent::Toast(_) | ToastEvent::Telemetry(_) => return None,
+        ToastEvent::Welcome { unread: count, .. } => format!("following; {}", unread(count)),
+        ToastEvent::Gap { telemetry } => format!("{telemetry} notes of sessions were left out"),
+        ToastEvent::Reset { reason } => {
+            format!("the place to go on from is of no use ({reason}); the list is read instead")
+        }
+        ToastEvent::CaughtUp { toasts, incomplete: None } => format!("{toasts} caught up with from the list"),
+        ToastEvent::CaughtUp { toasts, incomplete: Some(why) } => {
+            format!("{toasts} caught up with from the list, which may not be all: {}", clean_line(why))
+        }
+        ToastEvent::Broken { reason, again_in_ms: 0 } => format!("{}; connecting again", clean_line(reason)),
+        ToastEvent::Broken { reason, again_in_ms } => {
+            let milliseconds = std::time::Duration::from_millis(*again_in_ms);
+            format!("{}; connecting again in {:.1} s", clean_line(reason), milliseconds.as_secs_f64())
+        }
+        ToastEvent::Restored { unread: count, .. } => format!("connected again; {}", unread(count)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn toast(severity: &str, body: &str) -> ReceivedToast {
+        let toast = json!({"id": "00000000-0000-0000-0000-000000000007", "seq": 7, "severity": severity, "body": body,
+        "workspaceId": "api", "createdAt": "2026-11-25T00:00:00Z"});
+        serde_json::from_value(toast).unwrap()
+    }
+
+    #[test]
+    fn a_toast_is_one_line_without_anything_that_a_terminal_acts_on_but_our_own_colour() {
+        let evil = toast("warning", "two\nlines\u{1b}[2J");
+        assert_eq!(toast_text(&evil, false), "2026-11-25T00:00:00Z  warning  api  two lines[2J");
+        let coloured = toast_text(&toast("error", "x"), true);
+        assert_eq!(coloured, "2026-11-25T00:00:00Z  \u{1b}[31merror\u{1b}[0m    api  x");
+        assert_eq!(toast_text(&toast("info", "x"), false), "2026-11-25T00:00:00Z  info     api  x");
+        let entry = InboxEntry { toast: toast("info", "x"), read: false };
+        assert!(entry_text(&entry, false).starts_with("* 2026"));
+        assert!(entry_text(&InboxEntry { read: true, ..entry }, false).starts_with("  2026"));
+    }
+
+    #[test]
+    fn a_session_is_told_with_what_is_known_of_its_turn() {
+        let mut telemetry = json!({"workspaceId": "api", "sessionId": "01a20a11-0e3c-7000-8000-0123456789ab",
+        "state": "running", "connection": "connected", "at": "2026-11-25T00:00:00Z", "promptId": null,
+        "progress": {"elapsedMs": 1500, "etaMs": 250_000, "planDone": 2, "planTotal": 5}});
+        let text = |value: &Value| telemetry_text(value.as_object().unwrap());
+        let head = "2026-11-25T00:00:00Z  session  api  6789ab is running, connected";
+        assert_eq!(text(&telemetry), format!("{head}, 1.5 s, plan 2 of 5, about 250.0 s to go"));
+        telemetry["progress"] = json!({"elapsedMs": 1500, "etaMs": null, "planDone": null});
+        assert_eq!(text(&telemetry), format!("{head}, 1.5 s"));
+        telemetry["progress"] = Value::Null;
+        assert_eq!(text(&telemetry), head);
+        assert_eq!(text(&json!({"sessionId": "é"})), "-  session  -  é is -, -");
+    }
+
+    #[test]
+    fn what_happens_to_the_line_is_told_in_a_sentence() {
+        let broken = |again_in_ms| ToastEvent::Broken { reason: "gone\u{1b}[2J".into(), again_in_ms };
+        assert_eq!(notice_text(&broken(0)).unwrap(), "gone[2J; connecting again");
+        assert_eq!(notice_text(&broken(1520)).unwrap(), "gone[2J; connecting again in 1.5 s");
+        assert_eq!(
+            notice_text(&ToastEvent::Restored { after_ms: 1, unread: 0 }).unwrap(),
+            "connected again; nothing unread"
+        );
+        assert_eq!(notice_text(&ToastEvent::Toast(toast("info", "x"))), None);
+    }
 }

@@ -4,10 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::{
-    flags::{CommandError, CommonFlags},
-    log,
-};
+use super::flags::{self, CommandError, CommonFlags};
 use crate::{app, config::Face};
 
 /// How to run the container side.
@@ -23,7 +20,7 @@ pub struct RuntimeArgs {
 /// Serves until SIGTERM or Ctrl-C.
 pub fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[Face::Runtime])?;
-    log::start(&loaded.config.log)?;
+    flags::start(&loaded.config.log)?;
     let served = actix::System::new().block_on(app::runtime(loaded, arguments.announce));
     served.map_err(|cause| CommandError::failed("runtime", &cause))?;
     Ok(ExitCode::SUCCESS)

@@ -4,10 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::{
-    flags::{CommandError, CommonFlags},
-    log,
-};
+use super::flags::{self, CommandError, CommonFlags};
 use crate::{
     app::{self, ServeOptions},
     config::Face,
@@ -26,7 +23,7 @@ pub struct ServeArgs {
 /// Serves until SIGTERM or Ctrl-C.
 pub fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[Face::Server])?;
-    log::start(&loaded.config.log)?;
+    flags::start(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };
     let served = actix::System::new().block_on(app::serve(loaded, options));
     served.map_err(|cause| CommandError::failed("serve", &cause))?;

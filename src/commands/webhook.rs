@@ -5,10 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{
-    flags::{CommandError, print},
-    server_flags::{ServerFlags, print_json, show},
-};
+use super::flags::{CommandError, ServerFlags, print, print_json, show};
 use crate::client::{ApiClient, clean::clean_line};
 
 /// Which server, and what to do there.

@@ -5,11 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{
-    flags::CommandError,
-    server_flags::{ServerFlags, show},
-    wish_flags::Wish,
-};
+use super::flags::{CommandError, ServerFlags, Wish, show};
 use crate::client::ApiClient;
 
 /// Which server, and what to do there.

@@ -4,21 +4,17 @@
 //! a decision changes it here and nowhere else.
 
 pub mod automation;
-pub mod backoff;
 pub mod capacity;
 pub mod clock;
 pub mod delivery;
 pub mod explain;
-pub mod fallback;
 pub mod ids;
 pub mod migration;
 pub mod notify;
 pub mod redaction;
-pub mod replay;
 pub mod routing;
 pub mod session;
 pub mod text;
 pub mod turn;
-pub mod untold;
 pub mod watchdog;
 pub mod words;

@@ -9,11 +9,9 @@ mod health;
 pub mod notifications;
 mod openapi;
 mod paging;
-mod presence;
 pub mod problem;
 pub mod routing;
 pub mod sessions;
-mod toast_acks;
 mod trace;
 
 use std::{

@@ -5,16 +5,12 @@
 //! asked for it outlives a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands
 //! through this side only within the folders of its sessions.
 
-pub mod agent_line;
 pub mod agents;
-pub mod changes;
 pub mod conversations;
 pub mod fallback;
-pub mod fragments;
 pub mod reply;
 mod routes;
 pub mod socket;
-pub mod socket_settings;
 pub mod workspaces;
 
 use std::{
@@ -38,7 +34,7 @@ use self::{
     conversations::Conversations,
     fallback::{Fallback, FallbackSettings, LineLimits},
     routes::Parts,
-    socket_settings::SocketSettings,
+    socket::SocketSettings,
     workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
 };
 pub use self::{
@@ -317,7 +313,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
 pub fn tune(stream: &TcpStream) {
     // Without it messages are only slower.
     let _ = stream.set_nodelay(true);
-    crate::transport::tcp::set_user_timeout(stream.as_raw_fd(), TCP_USER_TIMEOUT);
+    crate::transport::socket::websocket::set_user_timeout(stream.as_raw_fd(), TCP_USER_TIMEOUT);
 }
 
 /// An agent takes six descriptors and the usual soft limit is 1,024, so the hard limit is asked for.

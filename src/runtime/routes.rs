@@ -17,8 +17,7 @@ use uuid::Uuid;
 use super::{
     fallback::{self, Fallback},
     reply::{answer, answer_failure, read, refuse},
-    socket,
-    socket_settings::SocketSettings,
+    socket::{self, SocketSettings},
     workspaces::Workspaces,
 };
 use crate::{
@@ -70,10 +69,10 @@ pub(super) fn configure(parts: Parts) -> impl FnOnce(&mut web::ServiceConfig) {
             .service(resource("/metrics", web::get().to(metrics)))
             .service(resource("/workspace/prepare", web::post().to(prepare)))
             .service(resource("/workspace/diff", web::post().to(diff)))
-            .service(resource(PROCESS_PROMPT, web::post().to(fallback::routes::process)))
+            .service(resource(PROCESS_PROMPT, web::post().to(fallback::process)))
             .service(
-                resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), web::get().to(fallback::routes::join))
-                    .route(web::delete().to(fallback::routes::cancel)),
+                resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), web::get().to(fallback::join))
+                    .route(web::delete().to(fallback::cancel)),
             )
             .default_service(web::to(|| async { refuse(ErrorCode::NotFound, "the runtime has no such route") }));
         config.service(scope);

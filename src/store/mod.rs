@@ -6,29 +6,15 @@
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
 pub mod audit;
-mod cached;
-mod connection_events;
 pub mod engine;
-mod expiry;
-mod identity;
-mod notification_retention;
-mod notification_tickets;
 pub mod notifications;
-mod protocol_migrations;
 mod retention;
-mod rollback_events;
-mod route_defaults;
 pub mod routing;
 #[rustfmt::skip]
 mod schema;
-mod session_list;
-mod session_story;
 mod sessions;
-mod storms;
 mod transcript;
-mod turn_durations;
 pub mod turns;
-mod webhook_claims;
 mod workspaces;
 
 use std::{
@@ -55,41 +41,37 @@ pub use self::{
         AuditFilter,
         automation_runs::AutomationRunRow,
         capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
-        connections::{ConnectionRow, NewConnection},
+        connections::{ConnectionEventRow, ConnectionRow, NewConnection, NewConnectionEvent},
         summary::{AuditDay, AuditSummary, MAX_SUMMARY_TURNS, TurnFigures},
     },
-    connection_events::{ConnectionEventRow, NewConnectionEvent},
     engine::{
         columns::{BadCursor, Cursor, MAX_PAGE, Page},
         connection::{BadDatabaseUrl, DatabaseUrl},
         pool::apart,
+        upgrade::RenewedEpoch,
     },
-    expiry::ExpiredSession,
-    identity::RenewedEpoch,
     notifications::{
         KeptToast, NotificationRow, StreamEnds, StreamPage, UnreadableToast,
-        deliveries::{TriedDelivery, WebhookBacklog, WebhookDeliveryRow},
+        deliveries::{
+            ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, MAX_CLAIM, TriedDelivery, WebhookBacklog,
+            WebhookDeliveryRow,
+        },
         inbox::{InboxRows, MAX_UNREAD},
     },
-    protocol_migrations::MigrationRow,
     retention::Retained,
-    rollback_events::RollbackEventRow,
     routing::{
         RouteFilter, RouteRow, SaveRoute, SavedRoute,
-        flips::FlipRecord,
+        flips::{FlipRecord, MigrationRow, RollbackEventRow, UnendedStorm},
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },
-    session_list::SessionFilter,
-    sessions::{KeptConnection, NewSession, SessionChange, SessionRow},
-    storms::UnendedStorm,
+    sessions::{ExpiredSession, KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{
         Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd,
         outcomes::OutcomeCount,
         recovery::{Recovered, Unfinished},
     },
-    webhook_claims::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, MAX_CLAIM},
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
 
@@ -237,7 +219,7 @@ impl Store {
         for name in engine::upgrade::run(&url)? {
             tracing::info!(%name, "migration done");
         }
-        let epoch = identity::epoch(&url)?;
+        let epoch = engine::upgrade::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
         let writer = Writer::new(url.clone(), webhook, received, patience, observer.clone())?;
         let (ending, ended) = oneshot::channel();
@@ -264,7 +246,7 @@ impl Store {
     /// go on with numbers that were given before, so that a cursor of then would pass over toasts without a word. A store
     /// that is open keeps the old one until it is opened anew. Blocks. Safe to retry: each time it is another one.
     pub fn renew_epoch(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
-        identity::renew(url)
+        engine::upgrade::renew(url)
     }
 
     /// Finishes what is queued, and the ends of turns that still hold a place for it, for up to 10 s;

@@ -1,12 +1,18 @@
 //! What is old enough to be forgotten.
 
-use diesel::{RunQueryDsl, sql_types::BigInt};
+use std::collections::BTreeMap;
+
+use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl, sql_types::BigInt};
 
 use super::{
     Store, StoreError,
-    cached::execute,
-    engine::{columns, connection::AnyConnection, writer::WriteTx},
-    notification_retention,
+    engine::{
+        columns,
+        connection::{AnyConnection, execute},
+        writer::WriteTx,
+    },
+    notifications::take_turn,
+    schema::{notification_reads, notification_streams, notifications, webhook_deliveries},
 };
 use crate::domain::clock::Timestamp;
 
@@ -71,7 +77,7 @@ impl Retained {
 
 fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
     if what == Retained::Notifications {
-        return notification_retention::prune(tx, before, limit);
+        return prune_notifications(tx, before, limit);
     }
     let mut deleted = 0;
     for statement in what.statements() {
@@ -90,4 +96,38 @@ impl Store {
     pub async fn prune(&self, what: Retained, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
         self.write(move |tx| prune(tx, what, before, columns::limit(limit))).await
     }
+}
+
+/// Removes old notifications with all that belongs to them; not those that are still to be posted, which are given up
+/// first ([`Store::expire_deliveries`](crate::store::Store::expire_deliveries)).
+pub(crate) fn prune_notifications(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
+    take_turn(tx)?;
+    let pending = webhook_deliveries::table
+        .filter(webhook_deliveries::state.eq("pending"))
+        .select(webhook_deliveries::notification_id);
+    let old: Vec<(String, String, i64)> = notifications::table
+        .filter(notifications::created_us.lt(before.0))
+        .filter(notifications::notification_id.ne_all(pending))
+        .order(notifications::created_us.asc())
+        .limit(limit)
+        .select((notifications::notification_id, notifications::stream, notifications::seq))
+        .load(tx.connection)?;
+    let mut tails = BTreeMap::new();
+    for (_, stream, seq) in &old {
+        let tail = tails.entry(stream.as_str()).or_insert(*seq);
+        *tail = (*tail).max(*seq);
+    }
+    for (stream, tail) in tails {
+        let ours = notification_streams::table.find(stream).filter(notification_streams::tail.lt(tail));
+        diesel::update(ours).set(notification_streams::tail.eq(tail)).execute(tx.connection)?;
+    }
+    let ids = || old.iter().map(|(id, ..)| id.as_str());
+    diesel::delete(notification_reads::table.filter(notification_reads::notification_id.eq_any(ids())))
+        .execute(tx.connection)?;
+    diesel::delete(webhook_deliveries::table.filter(webhook_deliveries::notification_id.eq_any(ids())))
+        .execute(tx.connection)?;
+    let removed = diesel::delete(notifications::table.filter(notifications::notification_id.eq_any(ids())))
+        .execute(tx.connection)?;
+    tx.rows += removed;
+    Ok(removed)
 }

@@ -1,11 +1,16 @@
 //! The table of sessions.
 
-use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use std::time::Duration;
+
+use diesel::{
+    AsChangeset, BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable,
+    RunQueryDsl,
+};
 
 use super::{
     Store, StoreError,
     engine::{
-        columns::{self, Cursor, clean, clean_option},
+        columns::{self, Cursor, Page, clean, clean_option},
         connection::AnyConnection,
         writer::WriteTx,
     },
@@ -14,7 +19,7 @@ use super::{
 };
 use crate::domain::{
     clock::Timestamp,
-    ids::{SessionId, UserId, WorkspaceKey},
+    ids::{InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
     redaction::Redacted,
     routing::Route,
     session::lifecycle::{SessionMode, SessionState},
@@ -375,6 +380,100 @@ impl Store {
         self.read(move |connection| {
             let row = sessions::table.find(session_id.to_string());
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+}
+
+/// A session that has just expired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpiredSession {
+    /// Its id.
+    pub session_id: SessionId,
+    /// Its workspace.
+    pub key: WorkspaceKey,
+    /// When it was last used.
+    pub last_used: Timestamp,
+}
+
+fn expire(tx: &mut WriteTx<'_>, unused_since: Timestamp, limit: usize) -> Result<Vec<ExpiredSession>, StoreError> {
+    // Written out, so that both databases see that the index fits.
+    let hibernated = diesel::dsl::sql::<diesel::sql_types::Bool>("state = 'hibernated'");
+    let found: Vec<(String, String, String, i64)> = sessions::table
+        .filter(hibernated)
+        .filter(sessions::last_used_us.le(unused_since.0))
+        .order(sessions::last_used_us.asc())
+        .limit(columns::limit(limit))
+        .select((sessions::session_id, sessions::installation_id, sessions::workspace_id, sessions::last_used_us))
+        .load(tx.connection)?;
+    let ids = found.iter().map(|(id, ..)| id.as_str());
+    tx.rows += diesel::update(sessions::table.filter(sessions::session_id.eq_any(ids)))
+        .filter(sessions::state.eq(SessionState::Hibernated.as_str()))
+        .set(sessions::state.eq(SessionState::Expired.as_str()))
+        .execute(tx.connection)?;
+    found
+        .into_iter()
+        .map(|(id, tenant, workspace, last_used)| {
+            Ok(ExpiredSession {
+                session_id: columns::parse(&id, "sessions.session_id")?,
+                key: columns::workspace_key(tenant, workspace)?,
+                last_used: Timestamp(last_used),
+            })
+        })
+        .collect()
+}
+
+impl Store {
+    /// Moves hibernated sessions that were last used `max_age` before `now` or earlier to `expired`: at most
+    /// `limit` of them, those first that wait longest. Safe to retry. A dropped future may have written.
+    pub async fn expire_sessions(
+        &self,
+        now: Timestamp,
+        max_age: Duration,
+        limit: usize,
+    ) -> Result<Vec<ExpiredSession>, StoreError> {
+        self.write(move |tx| expire(tx, now.minus(max_age), limit)).await
+    }
+}
+
+/// Which sessions to list.
+#[derive(Debug, Clone, Default)]
+pub struct SessionFilter {
+    /// Only those of a tenant.
+    pub installation_id: Option<InstallationId>,
+    /// Only those of workspaces of this name.
+    pub workspace_id: Option<WorkspaceId>,
+    /// Only those of a user.
+    pub user_id: Option<UserId>,
+    /// Only those whose row says one of these; any where empty.
+    pub states: Vec<SessionState>,
+}
+
+impl Store {
+    /// A page of sessions, the newest first. Cancel-safe.
+    pub async fn list_sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, StoreError> {
+        self.read(move |connection| {
+            let mut rows = sessions::table.into_boxed();
+            if let Some(tenant) = &filter.installation_id {
+                rows = rows.filter(sessions::installation_id.eq(tenant.as_str()));
+            }
+            if let Some(workspace) = &filter.workspace_id {
+                rows = rows.filter(sessions::workspace_id.eq(workspace.as_str()));
+            }
+            if let Some(user) = &filter.user_id {
+                rows = rows.filter(sessions::user_id.eq(user.as_str()));
+            }
+            if !filter.states.is_empty() {
+                rows = rows.filter(sessions::state.eq_any(filter.states.iter().map(|state| state.as_str())));
+            }
+            if let Some(Cursor { created, id }) = &page.after {
+                rows = rows
+                    .filter(sessions::created_us.le(created.0))
+                    .filter(sessions::created_us.lt(created.0).or(sessions::session_id.lt(id.as_str())));
+            }
+            let rows = rows.order((sessions::created_us.desc(), sessions::session_id.desc()));
+            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            records.into_iter().map(Record::read).collect()
         })
         .await
     }

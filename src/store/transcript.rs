@@ -7,10 +7,9 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    cached::{Cached, execute},
     engine::{
         columns::{self, clean, clean_option},
-        connection::AnyConnection,
+        connection::{AnyConnection, Cached, execute},
         writer::{Job, Outage, WriteTx},
     },
     schema::{prompts, transcript_entries},

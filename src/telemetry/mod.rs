@@ -8,6 +8,5 @@ pub mod labels;
 pub mod logging;
 pub mod metrics;
 pub mod watchdog;
-pub mod webhook_metrics;
 
 pub use self::{clock::SystemClock, metrics::Metrics};

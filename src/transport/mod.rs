@@ -11,9 +11,6 @@ pub mod fake;
 pub mod http;
 pub mod pipe;
 pub mod socket;
-pub mod tcp;
-mod watched;
-pub mod workspace_door;
 
 use std::{
     pin::Pin,

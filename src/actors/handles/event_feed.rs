@@ -7,8 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::domain::{
     ids::{PromptId, SessionId},
-    replay::{Replay, ReplayBuffer},
-    session::event::{EventKind, SessionEvent, event_data},
+    session::event::{EventKind, Replay, ReplayBuffer, SessionEvent, event_data},
 };
 
 /// Events that wait for one reader; a reader that is this far behind is cut off with the id to resume

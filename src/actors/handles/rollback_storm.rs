@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        actors::flip_record,
+        actors::routing::router,
         config::Config,
         domain::{
             clock::Timestamp,
@@ -245,7 +245,7 @@ mod tests {
             let systemic = storm.on_rollback(&key);
             let alarm = systemic.as_ref().map(|told| told.cause_id.clone());
             let now = self.clock.now();
-            let flip = Some(flip_record::of(&flip, systemic, &[], &settings.window, now));
+            let flip = Some(router::of(&flip, systemic, &[], &settings.window, now));
             let (migration_enabled, auto_rollout) = (None, None);
             let save = SaveRoute { key, expected_epoch: 0, routing, migration_enabled, auto_rollout, flip, now };
             assert_eq!(self.store.save_route(save).await, Ok(SavedRoute::Saved));

@@ -7,9 +7,11 @@ use std::sync::{
 
 use serde_json::{json, value::RawValue};
 
-use super::{event_feed::EventFeed, route_gate::RouteGate};
+use super::{
+    event_feed::EventFeed,
+    route_gate::{RouteGate, WorkspacePace},
+};
 use crate::{
-    actors::workspace_pace::WorkspacePace,
     contract::notifications::frames::TurnProgress,
     domain::{
         clock::Timestamp,

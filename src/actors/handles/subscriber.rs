@@ -3,9 +3,10 @@
 //! A subscriber that is behind by more than the queue holds is let go with the place to resume from; nobody waits for it.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ use crate::{
         ids::{SessionId, UserId, WorkspaceId},
         notify::{
             subscription::{Eviction, QUEUE_BYTES, QUEUE_FRAMES, STALL},
-            toast::{Scope, session_suffix},
+            toast::{Scope, Stream, session_suffix},
         },
     },
     store::{KeptToast, NotificationRow, UnreadableToast},
@@ -311,6 +312,36 @@ impl Outlet {
     /// Takes the number of frames of telemetry that were left out since it was last asked.
     pub fn left_out(&self) -> u64 {
         self.gauge.left_out.swap(0, Ordering::AcqRel)
+    }
+}
+
+/// The sequences that have grown since they were last taken, each once: as many as there are tenants at the most. Cheap
+/// to clone.
+#[derive(Debug, Clone, Default)]
+pub struct ToastWakes(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    streams: Mutex<BTreeSet<Stream>>,
+    grown: Notify,
+}
+
+impl ToastWakes {
+    /// A sequence has grown. Never blocks.
+    pub fn wake(&self, stream: &Stream) {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.clone());
+        self.0.grown.notify_one();
+    }
+
+    /// Waits until a sequence has grown, and takes all that have. For one waiter. Cancel-safe.
+    pub async fn grown(&self) -> BTreeSet<Stream> {
+        loop {
+            let grown = std::mem::take(&mut *self.0.streams.lock().unwrap_or_else(PoisonError::into_inner));
+            if !grown.is_empty() {
+                return grown;
+            }
+            self.0.grown.notified().await;
+        }
     }
 }
 

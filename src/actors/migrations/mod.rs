@@ -5,10 +5,8 @@
 //! makes a step, and what a process that died has begun is settled by whoever looks at it next.
 
 mod driver;
-mod facts;
 mod moves;
 mod pass;
-mod rollout;
 pub mod tenant;
 
 use std::{sync::Arc, time::Duration};
@@ -115,7 +113,7 @@ impl Migrations {
         let store = &self.0.workspaces.parts().store;
         let failed = |cause| store::failure(&cause);
         let tenant = store.tenant_protocol(installation.clone()).await.map_err(failed)?;
-        facts::with_another_default(store, installation, tenant.as_ref(), target).await.map_err(failed)
+        moves::with_another_default(store, installation, tenant.as_ref(), target).await.map_err(failed)
     }
 }
 

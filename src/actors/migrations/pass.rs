@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::MissedTickBehavior;
 
 use super::{
-    RETRY, facts,
+    RETRY,
     moves::{self, Moved, Step},
 };
 use crate::{
@@ -77,7 +77,7 @@ impl Pass {
         let installation = self.row.run.installation_id().clone();
         let tenant = parts.store.tenant_protocol(installation).await.map_err(|cause| store::failure(&cause))?;
         for workspace in &those {
-            let default = facts::default_of(&parts.store, &self.key(workspace), tenant.as_ref()).await;
+            let default = moves::default_of(&parts.store, &self.key(workspace), tenant.as_ref()).await;
             let default = default.map_err(|cause| store::failure(&cause))?;
             self.row.run.settle(workspace, default, parts.clock.now());
         }
@@ -99,7 +99,7 @@ impl Pass {
         let (mut moving, mut skipped) = (Vec::new(), Vec::new());
         for workspace in those {
             let facts =
-                facts::of(&parts.store, &self.key(&workspace), tenant.as_ref(), speaks_acp).await.map_err(failed)?;
+                moves::of(&parts.store, &self.key(&workspace), tenant.as_ref(), speaks_acp).await.map_err(failed)?;
             match self.row.run.begin_move(&workspace, &facts, parts.clock.now()) {
                 Some(Ok(())) => moving.push(workspace),
                 Some(Err(reason)) => skipped.push((workspace, facts.default_route, reason)),

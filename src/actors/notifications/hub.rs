@@ -16,13 +16,10 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use crate::{
-    actors::{
-        handles::{
-            messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
-            session_progress::{SessionTelemetry, TelemetrySource},
-            subscriber::{Ending, Intake, ToastFrame, pipe},
-        },
-        toast_wakes::ToastWakes,
+    actors::handles::{
+        messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
+        session_progress::{SessionTelemetry, TelemetrySource},
+        subscriber::{Ending, Intake, ToastFrame, ToastWakes, pipe},
     },
     domain::notify::toast::{Scope, Stream},
     store::{KeptToast, Store, StoreError, StreamPage},

@@ -152,12 +152,9 @@ mod tests {
     use futures_util::FutureExt;
     use uuid::Uuid;
 
-    use super::super::{
-        handles::{
-            session_progress::{self, SessionTelemetry},
-            subscriber::{Ending, Item, Outlet},
-        },
-        toast_wakes::ToastWakes,
+    use super::super::handles::{
+        session_progress::{self, SessionTelemetry},
+        subscriber::{Ending, Item, Outlet, ToastWakes},
     };
     use super::*;
     use crate::{

@@ -14,10 +14,9 @@ use self::{router::ProtocolRouter, window::SuccessWindow};
 use super::{
     handles::{
         messages::{ChangeRoute, OutcomeObserved, ProbeRoute, ReadRoute, ReadWindow, RouteView},
-        route_gate::RouteGate,
+        route_gate::{RouteGate, WorkspacePace},
     },
     services::Parts,
-    workspace_pace::WorkspacePace,
 };
 use crate::{
     domain::{

@@ -10,26 +10,42 @@ use actix::{
     Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, SpawnHandle, WrapFuture,
     fut::LocalBoxActorFuture,
 };
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     actors::{
-        flip_record,
         handles::{
+            index::LiveSession,
             messages::{ChangeRoute, ProbeRoute, ReadRoute, RouteChange, RouteView, TurnObserved, WindowBreached},
             route_gate::RouteGate,
         },
         services::Parts,
+        session::connection_log,
+    },
+    contract::{
+        automation::{RollbackThreshold, RollbackTrigger},
+        notifications::toast::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
     },
     domain::{
         clock::Timestamp,
-        ids::WorkspaceKey,
-        notify::notice,
-        routing::{Flip, FlipTrigger, Probe, Route, Routing, Wish, success_window::Sample, turn_route::TurnReport},
-        session::event::EventKind,
-        turn::outcome::{ErrorCode, Failure},
+        ids::{SessionId, WorkspaceKey},
+        notify::{notice, toast::NewToast},
+        redaction::Redacted,
+        routing::{
+            Flip, FlipTrigger, Probe, Route, Routing, Wish,
+            success_window::{FULL_BP, Sample, WindowRules},
+            turn_route::TurnReport,
+        },
+        session::{event::EventKind, mcp},
+        turn::{
+            outcome::{ErrorCode, Failure},
+            transcript::TranscriptEntry,
+        },
+        words::{FollowUp, ReasonCode},
     },
-    store::{self, RouteRow, SaveRoute, SavedRoute},
+    store::{self, FlipRecord, RouteRow, SaveRoute, SavedRoute},
+    transport::OpenRequest,
 };
 
 /// Changes that wait: those of administrators, the window's one, and canaries. More wait with their senders.
@@ -91,7 +107,7 @@ impl ProtocolRouter {
             let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
             let systemic = by_itself.then(|| self.parts.storm.on_rollback(self.key())).flatten();
             let rules = &self.parts.settings.window;
-            let record = flip_record::of(flip, systemic, &sessions, rules, now);
+            let record = of(flip, systemic, &sessions, rules, now);
             store::FlipRecord { run_id, ..record }
         };
         let record = flip.as_ref().map(record_of);
@@ -140,7 +156,7 @@ impl ProtocolRouter {
         let routing = &self.row.routing;
         self.gate.set(routing, &self.parts.settings.recovery, &self.parts.metrics);
         let Some(flip) = flip else { return };
-        let told = flip_record::event(flip, routing);
+        let told = event(flip, routing);
         let now = self.parts.clock.now();
         for session in self.parts.index.of_workspace(self.key()) {
             session.shared.feed.announce(None, EventKind::Rollback, &told);
@@ -202,7 +218,7 @@ impl ProtocolRouter {
     /// Shakes hands with an agent of the workspace, and no more. It always ends, and its end is always told.
     fn probe(&mut self, probe: Probe, ctx: &mut Context<Self>) {
         let (parts, key) = (self.parts.clone(), self.key().clone());
-        let probing = async move { crate::actors::route_probe::shake_hands(&parts, &key).await };
+        let probing = async move { shake_hands(&parts, &key).await };
         ctx.spawn(probing.into_actor(self).map(move |outcome, this, ctx| {
             let sample = if outcome.is_ok() { Sample::Success } else { Sample::Failure };
             this.parts.metrics.routes().probed(sample);
@@ -335,7 +351,7 @@ impl Handler<ProbeRoute> for ProtocolRouter {
 
     fn handle(&mut self, _: ProbeRoute, _: &mut Self::Context) -> Self::Result {
         let (parts, key) = (self.parts.clone(), self.key().clone());
-        Box::pin(async move { crate::actors::route_probe::shake_hands(&parts, &key).await })
+        Box::pin(async move { shake_hands(&parts, &key).await })
     }
 }
 
@@ -349,4 +365,118 @@ pub fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
         created: now,
         updated: now,
     }
+}
+
+/// Starts an agent, shakes hands and lets it go; the agent is that of a live session, else the default one. Ends within
+/// `[recovery] probe_timeout_s`. What came of it is written down and counts in no window.
+pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failure> {
+    let live = parts.index.of_workspace(key).into_iter().next();
+    let (session_id, agent, folder) = match live {
+        Some(live) => {
+            let spec = &live.shared.spec;
+            (Some(spec.session_id), spec.agent.clone(), Some((spec.cwd.clone(), spec.is_ephemeral)))
+        }
+        None => {
+            let row = parts.store.workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
+            (None, None, row.and_then(|row| row.workspace_path).map(|path| (path, false)))
+        }
+    };
+    let no_folder = || Failure::new(ErrorCode::NotFound, "the workspace has no folder yet");
+    let (cwd, is_ephemeral) = folder.ok_or_else(no_folder)?;
+    let request = OpenRequest {
+        // A probe without a session has none; the runtime's ACP door does not look at it.
+        session_id: session_id.unwrap_or(SessionId(Uuid::nil())),
+        is_ephemeral,
+        agent,
+        cwd,
+        mcp_servers: mcp::none(),
+        previous: None,
+        cookies: None,
+    };
+    let begun = parts.clock.steady();
+    let limit = parts.settings.recovery.probe_timeout;
+    let opened = tokio::time::timeout(limit, parts.acp.open(request)).await.unwrap_or_else(|_| {
+        Err(Failure::new(
+            ErrorCode::HandshakeTimeout,
+            format!("the probe took longer than {} s", limit.as_secs_f32()),
+        ))
+    });
+    let took = parts.clock.steady().since(begun);
+    let facts = opened.as_ref().map(|opened| &opened.facts);
+    connection_log::probe(parts, key, session_id, facts, took).await;
+    // Dropping what was opened ends the agent.
+    opened.map(|_| ())
+}
+
+/// The rows of a flip, and the note for the transcripts of the sessions that are live. `systemic` is what operators are
+/// told in place of the workspace's users.
+pub fn of(
+    flip: &Flip,
+    systemic: Option<NewToast>,
+    sessions: &[Arc<LiveSession>],
+    rules: &WindowRules,
+    now: Timestamp,
+) -> FlipRecord {
+    let running = sessions.iter().filter(|live| live.shared.view().running.is_some()).count();
+    let snapshot = json!({
+        "window": flip.figures,
+        "attempt": flip.attempt,
+        "liveSessions": sessions.len(),
+        "runningTurns": running,
+    });
+    FlipRecord {
+        migration_id: Uuid::now_v7(),
+        event_id: Uuid::now_v7(),
+        run_id: None,
+        flip: flip.clone(),
+        reason_code: match flip.trigger {
+            FlipTrigger::AutoThreshold | FlipTrigger::Recovery => ReasonCode::Threshold,
+            _ => ReasonCode::Manual,
+        },
+        // Somebody has to look at a route that does not come back by itself.
+        follow_up: Some(if flip.attempt >= REVIEW_AFTER { FollowUp::ScheduleReview } else { FollowUp::NotifyUsers }),
+        metrics: Redacted::new(&snapshot.to_string()),
+        notes: sessions.iter().map(|live| live.shared.spec.session_id).collect(),
+        note: note(flip, rules, now),
+        systemic,
+    }
+}
+
+/// Failed tries to recover after which somebody should look at it: half an hour of cool-downs.
+const REVIEW_AFTER: u32 = 5;
+
+fn note(flip: &Flip, rules: &WindowRules, now: Timestamp) -> TranscriptEntry {
+    let rollback_trigger = match flip.trigger {
+        FlipTrigger::AutoThreshold => Some(RollbackTrigger::AutoThreshold),
+        FlipTrigger::ManualOperator => Some(RollbackTrigger::ManualOperator),
+        FlipTrigger::ManualUser => Some(RollbackTrigger::ManualUser),
+        FlipTrigger::Recovery | FlipTrigger::Pin | FlipTrigger::Migration => None,
+    };
+    let threshold = flip.figures.map(|_| RollbackThreshold {
+        success_rate: f64::from(rules.threshold_bp) / f64::from(FULL_BP),
+        window_minutes: u32::try_from(rules.length.as_secs().div_ceil(60)).unwrap_or(u32::MAX),
+    });
+    let summary = notice::of_flip(flip).body.into_string();
+    let note = TranscriptNote {
+        timestamp: now.to_string(),
+        event_type: NoteKind::Rollback,
+        summary: summary.clone(),
+        status: flip.is_restore().then_some(NoteStatus::Resolved),
+        details: NoteDetails { rollback_trigger, threshold, ..NoteDetails::default() },
+    };
+    TranscriptEntry::with_payload("rollback", &summary, &serde_json::to_string(&note).unwrap_or_default())
+}
+
+/// The event that readers of a session get.
+pub fn event(flip: &Flip, routing: &Routing) -> Value {
+    json!({
+        "route": flip.to,
+        "epoch": flip.epoch,
+        "status": if flip.is_restore() { "resolved" } else { "active" },
+        "trigger": flip.trigger,
+        "reason": Redacted::new(&flip.wish.reason).as_str(),
+        "summary": notice::of_flip(flip).body.as_str(),
+        "stage": routing.stage(),
+        "nextProbeAt": routing.next_probe_at(),
+    })
 }

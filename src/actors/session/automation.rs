@@ -1,13 +1,15 @@
 //! What is to become of a turn's changes: everything that decides it, for [`Automation::decide`].
 
+use super::turn_ticket::TurnTicket;
 use crate::{
     actors::{handles::session::SessionSpec, services::Parts},
     domain::{
         automation::skip::{Asked, Automation, Credential, SkipReason, WantedMode},
         routing::Route,
         session::lifecycle::SessionMode,
+        turn::outcome::{ErrorCode, Failure},
     },
-    store::StoreError,
+    store::{Acceptance, NewTurn, StoreError},
 };
 
 /// Decides. The tenant's patterns are read only where nothing that comes before them has decided already.
@@ -50,4 +52,24 @@ pub async fn decide(
     let tenant = parts.store.tenant_protocol(spec.workspace.installation_id.clone()).await?;
     let blocked_by_tenant = tenant.as_ref().map_or(&[][..], |tenant| &tenant.blocked_repositories);
     Ok(Automation::decide(&Asked { blocked_by_tenant, ..asked }))
+}
+
+/// Decides what is to become of the turn's changes, and writes the turn down.
+pub(crate) async fn accept(
+    parts: &Parts,
+    spec: &SessionSpec,
+    wanted: WantedMode,
+    new_turn: NewTurn,
+    mut ticket: TurnTicket,
+) -> (Result<Acceptance, StoreError>, TurnTicket) {
+    match decide(parts, spec, wanted, new_turn.protocol).await {
+        Ok(automation) => ticket.automate(wanted, automation),
+        Err(cause) => return (Err(cause), ticket),
+    }
+    (parts.store.accept_turn(new_turn).await, ticket)
+}
+
+/// The same key came with another body.
+pub(crate) fn mismatch() -> Failure {
+    Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key came before with another body")
 }

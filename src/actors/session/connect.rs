@@ -17,10 +17,12 @@ use crate::{
     },
     domain::{
         clock::Timestamp,
-        fallback::{self, Handshake},
         notify::{notice, toast::Telling},
         redaction::Redacted,
-        routing::{Route, turn_route::TurnRoute},
+        routing::{
+            Route,
+            turn_route::{self, Handshake, TurnRoute},
+        },
         session::{
             connection::{ConnectionHealth, ConnectionStatus},
             context::conversation_context,
@@ -169,7 +171,7 @@ impl Session {
             runtime_answers,
             was_on_fallback: self.was_on_fallback,
         };
-        self.ending.is_none() && fallback::bypasses(failure.code, handshake)
+        self.ending.is_none() && turn_route::bypasses(failure.code, handshake)
     }
 
     fn not_connected(

@@ -3,10 +3,8 @@
 //! The actor lives as long as its agent. Whatever breaks, it ends its turn, tells its supervisor through its
 //! guard, and stops; a fresh one takes its place.
 
-mod accepting;
 pub mod adoption;
 pub mod agent_events;
-mod asked;
 pub mod automation;
 mod connect;
 pub mod connection_log;

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     Call, Session,
-    accepting::{accept, mismatch},
+    automation::{accept, mismatch},
     turn_ticket::{TurnTicket, WhenDropped},
 };
 use crate::{

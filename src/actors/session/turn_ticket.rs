@@ -1,25 +1,30 @@
 //! One begun turn. Whoever drops it ends it, so a turn ends exactly once whatever happens to its actor.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 
+use super::notices::{self, SkipRecord};
 use crate::{
     actors::{
-        handles::{messages::TurnEnded, session::SessionShared},
+        handles::{
+            messages::TurnEnded,
+            session::{SessionShared, SessionSpec},
+        },
         services::Parts,
-        skip_record::{self, SkipRecord},
-        turn_log,
     },
     contract::{
         automation::GithubAutomation,
         result::{ACPSessionResult, ResultWorkspace, TurnFacts},
     },
     domain::{
-        automation::skip::{Automation, WantedMode},
+        automation::skip::{Automation, SkipDetail, SkipReason, WantedMode},
         clock::Timestamp,
-        ids::PromptId,
+        ids::{PromptId, SessionId},
         redaction::Redacted,
         routing::{
             Route,
@@ -300,7 +305,7 @@ impl Begun {
         }
         {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
-            turn_log::ended(&self.shared.spec, self.prompt_id, &outcome, self.carried, self.progress.updates, took);
+            log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carried, self.progress.updates, took);
         }
         self.come_to_rest(failure.as_ref(), now);
         let report = self.report(&outcome);
@@ -332,7 +337,7 @@ impl Begun {
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };
                 if let (Ok(()), Some(left_out)) = (&written, left_out) {
-                    turn_log::left_out(session_id, prompt_id, left_out);
+                    log_skipped(session_id, prompt_id, left_out);
                 }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted {
@@ -367,7 +372,7 @@ impl Begun {
         if !matches!(outcome, TurnOutcome::Completed(_)) {
             return None;
         }
-        skip_record::of(&self.shared.spec, self.prompt_id, wanted, (reason, detail), now)
+        notices::of(&self.shared.spec, self.prompt_id, wanted, (reason, detail), now)
     }
 
     fn result(
@@ -390,6 +395,51 @@ impl Begun {
         };
         ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
     }
+}
+
+/// Logs the end of a turn, with its outcome and carrier.
+fn log_ended(
+    spec: &SessionSpec,
+    prompt_id: PromptId,
+    outcome: &TurnOutcome,
+    carried: Route,
+    updates: u64,
+    took: Duration,
+) {
+    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    match outcome {
+        TurnOutcome::Failed(failure) => tracing::warn!(
+            marker = "[ACP]",
+            session_id = %spec.session_id,
+            prompt_id = %prompt_id,
+            workspace = %spec.workspace,
+            outcome = outcome.label(),
+            protocol = carried.as_str(),
+            error_code = failure.code.as_str(),
+            error_class = failure.code.class().as_str(),
+            detail = %Redacted::new(&failure.detail),
+            updates,
+            duration_ms,
+            "turn ended"
+        ),
+        _ => tracing::info!(
+            marker = "[ACP]",
+            session_id = %spec.session_id,
+            prompt_id = %prompt_id,
+            workspace = %spec.workspace,
+            outcome = outcome.label(),
+            protocol = carried.as_str(),
+            updates,
+            duration_ms,
+            "turn ended"
+        ),
+    }
+}
+
+/// Logs that automation was skipped, once that is on disk.
+fn log_skipped(session_id: SessionId, prompt_id: PromptId, (reason, detail): (SkipReason, Option<SkipDetail>)) {
+    let (reason, detail) = (reason.as_str(), detail.map(SkipDetail::as_str));
+    tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation was left out");
 }
 
 #[cfg(test)]

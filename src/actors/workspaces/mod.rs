@@ -3,11 +3,8 @@
 //! A handle, not an actor: finding a session costs no hop. What starts, ends or restarts a session is asked
 //! of its workspace's supervisor.
 
-mod drain;
-mod fleet;
 pub mod liveness;
 pub mod open;
-mod placing;
 pub mod supervisor;
 
 use std::{
@@ -23,13 +20,17 @@ use actix::{Actor, Addr, Message, Recipient};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub use self::placing::DEFAULT_AGENT;
-use self::{open::OpenSession, placing::Placing, supervisor::WorkspaceSupervisor};
+pub use self::open::DEFAULT_AGENT;
+
+use self::{
+    open::{OpenSession, Placing},
+    supervisor::WorkspaceSupervisor,
+};
 use super::{
     handles::{
         capacity_guard::{CapacityGuard, Permit},
         index::{LiveSession, Mailbox},
-        messages::{Adopted, CloseSession, Past, StartSession},
+        messages::{Adopted, CancelTurn, CloseSession, DrainSessions, Past, StartSession},
         session::{SessionSpec, SharedPolicy},
     },
     routing::WorkspaceRouting,
@@ -43,13 +44,14 @@ use crate::{
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
         ids::{SessionId, WorkspaceKey},
+        migration::FleetHealth,
         redaction::Redacted,
-        routing::Route,
+        routing::{Route, turn_route::RouteState},
         session::{lifecycle::SessionState, mcp},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, NewSession, SessionChange, SessionRow, WorkspaceRow},
-    transport::{AgentFacts, workspace_door::WorkspaceDoor},
+    transport::{AgentFacts, http::client::WorkspaceDoor},
 };
 
 /// Supervisors that are kept for workspaces without live sessions before they are let go: each is a few
@@ -395,6 +397,71 @@ fn agent_facts(facts: &AgentFacts) -> Redacted {
         "configOptions": facts.config_options,
     });
     Redacted::new(&facts.to_string())
+}
+
+/// How long sessions may take to be written down, beyond the grace of their cancels, when the service stops.
+const DRAIN_MARGIN: Duration = Duration::from_secs(3);
+
+impl Workspaces {
+    /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
+    /// every agent is let go.
+    pub async fn drain(&self, deadline: impl Future<Output = ()>) {
+        self.0.draining.store(true, Ordering::Release);
+        let mut deadline = std::pin::pin!(deadline);
+        let index = &self.0.parts.index;
+        let mut look = tokio::time::interval(Duration::from_millis(50));
+        while index.all().iter().any(|live| live.shared.view().running.is_some()) {
+            tokio::select! {
+                () = &mut deadline => break,
+                _ = look.tick() => {}
+            }
+        }
+        let running = index.all().into_iter().filter(|live| live.shared.view().running.is_some());
+        let cancelling = running.map(|live| live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None }));
+        // All at once, and not for ever: a session that waits for the database, or is stuck, does not listen.
+        let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(cancelling)).await;
+        let supervisors: Vec<_> = {
+            let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+            supervisors.values().map(|it| it.supervisor.clone()).collect()
+        };
+        // All at once: each may take the grace of a cancel.
+        let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
+        let patience = self.0.parts.settings.cancel_grace + DRAIN_MARGIN;
+        if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
+            tracing::error!(marker = "[ACP]", "sessions are left at the end; their agents end with the runtime");
+        }
+    }
+}
+
+/// A routing that nobody uses is held by the directory and by the workspace's supervisor.
+const IDLE_HOLDERS: usize = 2;
+
+impl Workspaces {
+    /// How ACP does over the workspaces in use.
+    pub fn fleet_health(&self) -> FleetHealth {
+        let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
+        FleetHealth {
+            is_storm: self.0.parts.storm.is_raging(),
+            in_use: supervisors.len(),
+            rolled_back: supervisors.values().filter(|it| is_rolled_back(it.routing.gate().state())).count(),
+        }
+    }
+
+    /// Whether the workspace is in use.
+    pub fn is_in_use(&self, key: &WorkspaceKey) -> bool {
+        self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
+    /// Lets go of a workspace that nobody uses, so that its next session starts it where it is served.
+    pub fn let_go(&self, key: &WorkspaceKey) {
+        let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever is about to use it has got it under the same lock.
+        let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);
+        if is_idle && self.0.parts.index.of_workspace(key).is_empty() {
+            supervisors.remove(key);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use crate::{
     actors::services::Parts,
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
-        ids::{FolderId, UserId, WorkspaceKey},
+        ids::{FolderId, SessionId, UserId, WorkspaceKey},
         session::{lifecycle::SessionMode, permission::PermissionPolicy},
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{self, NewWorkspace, WorkspaceRow},
-    transport::workspace_door::WorkspaceDoor,
+    store::{self, NewWorkspace, SessionRow, WorkspaceRow},
+    transport::http::client::WorkspaceDoor,
 };
 
 /// A session as it is asked for.
@@ -101,4 +101,35 @@ fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> 
 /// A workspace, as the runtime knows it.
 pub fn reference(row: &WorkspaceRow) -> WorkspaceRef {
     WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
+}
+
+/// The name under which a session keeps that it named no agent.
+pub const DEFAULT_AGENT: &str = "default";
+
+/// What a session is, beside its workspace.
+pub(crate) struct Placing {
+    pub(crate) session_id: SessionId,
+    pub(crate) user_id: Option<UserId>,
+    pub(crate) mode: SessionMode,
+    pub(crate) enable_git_ops: bool,
+    pub(crate) agent: Option<String>,
+    pub(crate) mcp_servers: Box<RawValue>,
+}
+
+impl Placing {
+    /// Of a session that comes back.
+    pub(crate) fn again(row: &SessionRow, mcp_servers: Box<RawValue>) -> Self {
+        Self {
+            session_id: row.session_id,
+            user_id: row.user_id.clone(),
+            mode: row.mode,
+            enable_git_ops: row.enable_git_ops,
+            agent: agent_name(&row.agent),
+            mcp_servers,
+        }
+    }
+}
+
+fn agent_name(kept: &str) -> Option<String> {
+    (kept != DEFAULT_AGENT).then(|| kept.to_owned())
 }

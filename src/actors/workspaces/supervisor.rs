@@ -7,7 +7,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture, fut::wrap_future,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture,
+    fut::wrap_future,
 };
 use serde_json::json;
 use tokio::{
@@ -19,6 +20,7 @@ use super::liveness::{PROBE_EVERY, ProbeState, Step};
 use crate::{
     actors::{
         handles::{
+            capacity_guard::Permit,
             event_feed::EventFeed,
             index::{LiveSession, Mailbox},
             messages::{
@@ -27,11 +29,9 @@ use crate::{
             },
             session::{SessionShared, SessionView},
         },
-        live_child::{self, Child, Started},
         routing::WorkspaceRouting,
         services::Parts,
-        session::{EndGuard, Session, Start},
-        session_end,
+        session::{EndGuard, Session, Start, notices},
     },
     domain::{
         ids::{SessionId, WorkspaceKey},
@@ -44,7 +44,9 @@ use crate::{
         },
         turn::outcome::{ErrorCode, Failure},
     },
+    store::{SessionChange, StoreError},
     telemetry::labels::RestartCause,
+    transport::AgentFacts,
 };
 
 /// Starts, closes and ends of one workspace's sessions that wait. Ends are always taken, since each guard has
@@ -86,7 +88,7 @@ impl WorkspaceSupervisor {
         ctx: &mut Context<Self>,
     ) -> (Mailbox, JoinHandle<()>) {
         let guard = EndGuard::new(ctx.address().recipient(), shared.spec.session_id, generation);
-        live_child::spawn(Session::new(self.parts.clone(), shared.clone(), guard, start))
+        spawn(Session::new(self.parts.clone(), shared.clone(), guard, start))
     }
 
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
@@ -189,7 +191,7 @@ impl WorkspaceSupervisor {
         self.parts.telemetry.publish(&shared, self.parts.clock.now());
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
         let parts = self.parts.clone();
-        let writing = async move { session_end::write_down(&parts, &shared, state, failure).await };
+        let writing = async move { write_down(&parts, &shared, state, failure).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // The row is set right by the recovery of the next start, or by the next load.
@@ -384,4 +386,85 @@ impl Handler<DrainSessions> for WorkspaceSupervisor {
             let _ = drained.await;
         })
     }
+}
+
+/// What a start came to.
+pub type Started = Result<Arc<AgentFacts>, Failure>;
+
+/// A live session.
+pub struct Child {
+    /// What outlives its restarts.
+    pub shared: Arc<SessionShared>,
+    /// Its record of restarts.
+    pub restarts: RestartPolicy,
+    /// Which start of it this is.
+    pub generation: u64,
+    /// Tells callers about a fresh actor.
+    pub mailbox: watch::Sender<Mailbox>,
+    /// Its actor, which can be dropped from here.
+    pub actor: JoinHandle<()>,
+    /// Whether it answers.
+    pub probe: ProbeState,
+    /// Whether its actor was dropped because it did not.
+    pub is_stuck: bool,
+    /// Until the first start is known to have worked, its failure is the caller's and not restarted.
+    pub proven: bool,
+    /// Callers who asked for a start that is under way.
+    pub waiting: Vec<Later<Started>>,
+    /// Callers who asked for its end.
+    pub closing: Vec<Later<()>>,
+    /// Given back with it.
+    pub _seat: Permit,
+}
+
+/// Starts an actor as `Actor::start` does, and keeps a hold of it: an actor that waits for something that never
+/// ends can be dropped from outside.
+pub fn spawn(session: Session) -> (Mailbox, JoinHandle<()>) {
+    let running = Context::new().into_future(session);
+    let address = running.address();
+    (mailbox(&address), actix::spawn(running))
+}
+
+fn mailbox(actor: &Addr<Session>) -> Mailbox {
+    Mailbox {
+        run_prompt: actor.clone().recipient(),
+        cancel_turn: actor.clone().recipient(),
+        answer_permission: actor.clone().recipient(),
+        set_mode: actor.clone().recipient(),
+        set_config_option: actor.clone().recipient(),
+        end: actor.clone().recipient(),
+        probe: actor.clone().recipient(),
+    }
+}
+
+/// Writes down where a session ended; the user of one that failed for good is told in the same transaction. Where the
+/// database is away for longer than its patience, that is the error, and all of it is written when it is back.
+pub async fn write_down(
+    parts: &Parts,
+    shared: &SessionShared,
+    state: SessionState,
+    failure: Option<Failure>,
+) -> Result<(), StoreError> {
+    let (id, now) = (shared.spec.session_id, parts.clock.now());
+    let kept = {
+        let view = shared.view();
+        SessionChange {
+            agent_session_id: view.agent_session_id.clone(),
+            restarts: Some(view.restarts),
+            last_used: Some(view.last_used),
+            ..SessionChange::new(id)
+        }
+    };
+    // The result of a turn that ended with the session is told once it is written, which is before the first of these
+    // two. Only then is the last event known; until the second, the row says that it is not.
+    let kept = parts.store.settle_session(kept).await;
+    let last_event_id = kept.is_ok().then(|| shared.feed.last_id());
+    let told = failure.as_ref().filter(|_| state == SessionState::Failed);
+    let telling = told.map(|failure| notices::of_failed_session(&shared.spec, failure.code, now));
+    let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
+    let ended = match telling {
+        Some(telling) => parts.store.settle_session_and_tell(end, shared.spec.workspace.clone(), telling, now).await,
+        None => parts.store.settle_session(end).await,
+    };
+    kept.and(ended)
 }

@@ -7,7 +7,7 @@ use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::supervisor::WorkspaceSupervisor;
+use super::supervisor::{self, WorkspaceSupervisor};
 use crate::{
     acp::schema::RequestId,
     actors::{
@@ -25,7 +25,6 @@ use crate::{
         routing::WorkspaceRouting,
         services::{Parts, SessionSettings},
         session::adoption,
-        session_end,
     },
     config::Config,
     contract::runtime::ResumedPrompt,
@@ -262,7 +261,7 @@ async fn fr_013_a_session_that_failed_while_the_database_was_away_for_too_long_i
     let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
     other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
     let failure = Failure::new(ErrorCode::AgentCrashed, "it ended");
-    let ending = session_end::write_down(&stage.parts, &stage.live.shared, SessionState::Failed, Some(failure));
+    let ending = supervisor::write_down(&stage.parts, &stage.live.shared, SessionState::Failed, Some(failure));
     assert!(matches!(ending.await, Err(StoreError::Unavailable(_))));
     other.batch_execute("ROLLBACK").unwrap();
     let of_tenant = Scope::all(Stream::Tenant("acme".parse().unwrap()));

@@ -32,8 +32,8 @@ use super::{ApiClient, ClientError, clean::clean_line};
 use crate::{
     contract::notifications::frames::{ClientFrame, FRAMES_VERSION},
     domain::{
-        backoff::reader_delay,
         notify::reading::{Place, Reading},
+        session::restart::reader_delay,
     },
 };
 

@@ -9,7 +9,7 @@ use base64::{
 };
 use time::{PrimitiveDateTime, format_description::FormatItem, macros::format_description};
 
-use crate::domain::{backoff::doubled, clock::Timestamp, words::words};
+use crate::domain::{clock::Timestamp, session::restart::doubled, words::words};
 
 words! {
     /// Where a delivery stands.

@@ -14,7 +14,7 @@ use actix_web::{HttpRequest, rt::net::TcpStream};
 use crate::{
     actors::handles::subscriber::{Cut, Ending},
     domain::notify::subscription::{Eviction, Pulse},
-    transport::tcp,
+    transport::socket::websocket,
 };
 
 /// A connection of the API, noted when it is made.
@@ -48,7 +48,7 @@ impl Cable {
     pub fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
         let descriptor = request.conn_data::<Wire>().map(|wire| wire.0);
         if let Some(descriptor) = descriptor {
-            tcp::set_user_timeout(descriptor, timeout);
+            websocket::set_user_timeout(descriptor, timeout);
         }
         let cable = Self(Arc::new(Mutex::new(State { descriptor, broken_for: None })));
         (cable.clone(), Plug(cable))
@@ -61,7 +61,7 @@ impl Cable {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             state.broken_for.get_or_insert(why);
             if let Some(descriptor) = state.descriptor {
-                tcp::break_off(descriptor);
+                websocket::break_off(descriptor);
             }
         })
     }

@@ -183,7 +183,9 @@ mod tests {
     use super::*;
     use crate::{
         actors::{
-            handles::session_progress, notifications::hub::HubParts, toast_wakes::ToastWakes, upkeep::keeper::Keeper,
+            handles::{session_progress, subscriber::ToastWakes},
+            notifications::hub::HubParts,
+            upkeep::keeper::Keeper,
         },
         domain::{
             clock::Timestamp,

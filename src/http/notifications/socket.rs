@@ -26,18 +26,13 @@ use crate::{
     domain::{
         clock::Timestamp,
         notify::{
-            subscription::{self, Eviction, Pulse, PulseDue, PulseRules, ResetReason},
+            subscription::{self, Eviction, Pulse, PulseDue, PulseRules, QUEUE_FRAMES, ResetReason},
             toast::Scope,
         },
         turn::outcome::ErrorCode,
     },
-    http::{
-        HttpState,
-        presence::Presence,
-        problem::ApiError,
-        toast_acks::{self, Acks},
-    },
-    store::StreamEnds,
+    http::{HttpState, problem::ApiError},
+    store::{StoreError, StreamEnds},
 };
 
 /// How long a client may take to say hello.
@@ -320,7 +315,7 @@ impl ToastSocket {
 
     fn mark(&mut self, ctx: &mut Ctx) {
         let Some(ids) = self.acks.begin() else { return };
-        let writing = toast_acks::write(self.parts.clone(), self.hub.clone(), self.scope.clone(), ids);
+        let writing = write(self.parts.clone(), self.hub.clone(), self.scope.clone(), ids);
         ctx.spawn(writing.into_actor(self).map(|written, socket, ctx| {
             socket.acks.end();
             match written {
@@ -398,3 +393,71 @@ impl ToastSocket {
 
 /// So often it is looked whether a ping is due earlier than was thought, and whether the right still holds.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Acknowledgements that may wait while others are written: a whole queue of toasts, marked one by one.
+const MAX_ACKS: usize = QUEUE_FRAMES;
+
+/// Those of one subscriber.
+#[derive(Debug, Default)]
+pub struct Acks {
+    waiting: Vec<Uuid>,
+    is_writing: bool,
+}
+
+impl Acks {
+    /// Takes one; `false` where too many wait.
+    pub fn add(&mut self, id: Uuid) -> bool {
+        let has_room = self.waiting.len() < MAX_ACKS;
+        if has_room {
+            self.waiting.push(id);
+        }
+        has_room
+    }
+
+    /// What is to be written now; nothing while something is.
+    pub fn begin(&mut self) -> Option<Vec<Uuid>> {
+        if self.is_writing || self.waiting.is_empty() {
+            return None;
+        }
+        self.is_writing = true;
+        Some(std::mem::take(&mut self.waiting))
+    }
+
+    /// It was written, or could not be.
+    pub fn end(&mut self) {
+        self.is_writing = false;
+    }
+}
+
+/// Writes down that they were read, and gives the answers. Safe to retry. A dropped future may have written.
+pub async fn write(
+    parts: Arc<Parts>,
+    hub: ToastHub,
+    scope: Arc<Scope>,
+    ids: Vec<Uuid>,
+) -> Result<Vec<ServerFrame>, StoreError> {
+    let found = parts.store.mark_read((*scope).clone(), ids.clone(), parts.clock.now()).await?;
+    let unread = hub.read(async move { parts.store.unread((*scope).clone()).await }).await?;
+    let answer = |(id, found)| ServerFrame::Ack { id, found, unread };
+    Ok(ids.into_iter().zip(found).map(answer).collect())
+}
+
+/// Held by its socket.
+pub struct Presence {
+    parts: Arc<Parts>,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Presence {
+    /// It has come.
+    pub fn new(parts: Arc<Parts>, seat: OwnedSemaphorePermit) -> Self {
+        parts.metrics.toasts().came();
+        Self { parts, _seat: seat }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.parts.metrics.toasts().went();
+    }
+}

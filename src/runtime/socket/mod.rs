@@ -8,7 +8,7 @@ pub mod handshake;
 pub mod heartbeat;
 pub mod outgoing;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, SpawnHandle, StreamHandler, WrapFuture};
 use actix_web::{
@@ -17,21 +17,22 @@ use actix_web::{
     web,
 };
 use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
+use bytes::BytesMut;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use self::{
     handshake::Opening,
-    heartbeat::{Due, Pulse},
+    heartbeat::{Due, Heartbeats, Pulse},
     outgoing::{Parting, PlainWords, Said},
 };
 use super::{
-    agent_line::{AgentLine, Seq},
-    agents::{StartedAgent, Workplace},
-    conversations::attachment::Attachment,
-    fragments::{Fragments, Joined},
-    socket_settings::SocketSettings,
+    agents::{Agents, StartedAgent, Workplace},
+    conversations::{
+        Conversations,
+        attachment::{AgentLine, Attachment, Seq},
+    },
 };
 use crate::{
     acp::{
@@ -401,6 +402,64 @@ impl AcpSocket {
         }
         // What the client has not written down is kept a while, though nothing more comes.
         self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
+    }
+}
+
+/// What every socket is given.
+#[derive(Clone)]
+pub struct SocketSettings {
+    /// Starts agents.
+    pub agents: Arc<Agents>,
+    /// Keeps those whose client is away.
+    pub conversations: Arc<Conversations>,
+    /// Turns true when the runtime stops.
+    pub stopping: watch::Receiver<bool>,
+    /// The largest message, in bytes.
+    pub frame_bytes: usize,
+    /// How a dead client is noticed.
+    pub heartbeats: Heartbeats,
+}
+
+/// The parts that have come.
+#[derive(Debug, Default)]
+pub struct Fragments {
+    parts: Option<BytesMut>,
+}
+
+/// What one part makes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// More has to come.
+    Nothing,
+    /// The message.
+    Whole(String),
+    /// More than the limit.
+    TooBig,
+    /// Bytes that are no text.
+    NoText(&'static str),
+}
+
+impl Fragments {
+    /// The first part; what was left of another message is dropped.
+    pub fn begin(&mut self, part: &[u8], limit: usize) -> Joined {
+        self.parts = Some(BytesMut::new());
+        self.add(part, limit, false)
+    }
+
+    /// Adds a part; all of them have at most `limit` bytes. A part of nothing is ignored.
+    pub fn add(&mut self, part: &[u8], limit: usize, is_last: bool) -> Joined {
+        let Some(parts) = &mut self.parts else { return Joined::Nothing };
+        if parts.len() + part.len() > limit {
+            self.parts = None;
+            return Joined::TooBig;
+        }
+        parts.extend_from_slice(part);
+        match self.parts.take_if(|_| is_last) {
+            None => Joined::Nothing,
+            Some(whole) => {
+                String::from_utf8(whole.into()).map_or(Joined::NoText("a text is not UTF-8"), Joined::Whole)
+            }
+        }
     }
 }
 

@@ -444,3 +444,17 @@ async fn an_agent_of_another_user_owns_its_workspace_and_what_is_written_for_it(
         assert_eq!(std::fs::metadata(workspace.join(name)).unwrap().uid(), nobody.uid, "{name}");
     }
 }
+
+#[test]
+fn parts_become_one_text_within_the_limit() {
+    let mut fragments = super::Fragments::default();
+    assert_eq!(fragments.add(b"a stray end", 5, true), super::Joined::Nothing);
+    assert_eq!(fragments.begin(b"ab", 5), super::Joined::Nothing);
+    assert_eq!(fragments.add(b"cd", 5, false), super::Joined::Nothing);
+    assert_eq!(fragments.add(b"e", 5, true), super::Joined::Whole("abcde".into()));
+    fragments.begin(b"abc", 5);
+    assert_eq!(fragments.add(b"def", 5, false), super::Joined::TooBig);
+    assert_eq!(fragments.add(b"", 5, true), super::Joined::Nothing, "nothing is left of it");
+    fragments.begin(b"\xff", 5);
+    assert!(matches!(fragments.add(b"", 5, true), super::Joined::NoText(_)));
+}

@@ -9,14 +9,13 @@ use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryD
 
 use self::{automation_runs::AutomationRunRow, connections::ConnectionRow};
 use super::{
-    Store, StoreError, connection_events,
+    Store, StoreError,
     engine::{
         columns::{self, Cursor, Page},
         connection::AnyConnection,
     },
     notifications::{self, NotificationRow},
-    protocol_migrations::{self, MigrationRow},
-    rollback_events::{self, RollbackEventRow},
+    routing::flips::{self, MigrationRow, RollbackEventRow},
     schema::{self, sessions},
 };
 use crate::domain::{
@@ -128,9 +127,9 @@ impl Store {
     pub async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationRow>, StoreError> {
         self.read(move |connection| {
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
-            let records: Vec<protocol_migrations::Record> =
+            let records: Vec<flips::MigrationRecord> =
                 page!(connection, protocol_migrations, started_us, migration_id, filter, page)?;
-            records.into_iter().map(protocol_migrations::Record::read).collect()
+            records.into_iter().map(flips::MigrationRecord::read).collect()
         })
         .await
     }
@@ -143,9 +142,9 @@ impl Store {
     ) -> Result<Vec<RollbackEventRow>, StoreError> {
         self.read(move |connection| {
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
-            let records: Vec<rollback_events::Record> =
+            let records: Vec<flips::RollbackRecord> =
                 page!(connection, rollback_events, created_us, event_id, filter, page)?;
-            records.into_iter().map(rollback_events::Record::read).collect()
+            records.into_iter().map(flips::RollbackRecord::read).collect()
         })
         .await
     }
@@ -154,9 +153,9 @@ impl Store {
     /// 10,000 changes. Cancel-safe.
     pub async fn connections(&self, filter: AuditFilter, page: Page) -> Result<Vec<ConnectionRow>, StoreError> {
         self.read(move |connection| {
-            let records: Vec<connections::Record> =
+            let records: Vec<connections::ConnectionRecord> =
                 page!(connection, acp_connections, created_us, connection_row_id, filter, page, session_id)?;
-            let mut events = connection_events::of(connection, records.iter().map(|record| record.id()))?;
+            let mut events = connections::of(connection, records.iter().map(|record| record.id()))?;
             records
                 .into_iter()
                 .map(|record| {
@@ -188,14 +187,14 @@ impl Store {
             use schema::notifications as table;
             let session = filter.session_id.map(|id| id.to_string());
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
-            let records: Vec<notifications::Record> = match session {
+            let records: Vec<notifications::NotificationRecord> = match session {
                 Some(id) => {
                     let concerns_it = table::session_id.is_null().or(table::session_id.eq(id));
                     page!(connection, notifications, created_us, notification_id, filter, page; concerns_it)?
                 }
                 None => page!(connection, notifications, created_us, notification_id, filter, page)?,
             };
-            records.into_iter().map(notifications::Record::read).collect()
+            records.into_iter().map(notifications::NotificationRecord::read).collect()
         })
         .await
     }

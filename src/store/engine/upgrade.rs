@@ -4,13 +4,14 @@
 use std::time::{Duration, Instant};
 
 use diesel::{
-    SqliteConnection,
+    ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl, SqliteConnection,
     connection::{AnsiTransactionManager, SimpleConnection},
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use uuid::Uuid;
 
-use super::connection::{AnyConnection, DatabaseUrl, Purpose};
-use crate::store::StoreError;
+use super::connection::{AnyConnection, DatabaseUrl, Purpose, execute};
+use crate::store::{StoreError, schema::identity};
 
 /// The migrations, compiled in. A new folder is noticed when this file is compiled again.
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -85,4 +86,41 @@ fn patiently(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::Qu
             outcome => return outcome,
         }
     }
+}
+
+/// The name that a database had, and the one that it has now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenewedEpoch {
+    /// Before: cursors with it are of no use any more.
+    pub before: String,
+    /// From now on, for whoever opens the database.
+    pub now: String,
+}
+
+/// The database's name, which the first start makes; another process that starts at the same time sees the same.
+pub(crate) fn epoch(url: &DatabaseUrl) -> Result<String, StoreError> {
+    let mut connection = url.connect(Purpose::Write)?;
+    let kept = |connection: &mut AnyConnection| {
+        identity::table.find(true).select(identity::epoch).first::<String>(connection).optional()
+    };
+    if let Some(epoch) = kept(&mut connection)? {
+        return Ok(epoch);
+    }
+    let insert = diesel::insert_into(identity::table)
+        .values((identity::one.eq(true), identity::epoch.eq(new_name())))
+        .on_conflict_do_nothing();
+    execute!(&mut connection, insert)?;
+    kept(&mut connection)?.ok_or_else(|| StoreError::Corrupt("the database has no name".into()))
+}
+
+/// Gives the database another name.
+pub(crate) fn renew(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
+    let (before, now) = (epoch(url)?, new_name());
+    let mut connection = url.connect(Purpose::Write)?;
+    diesel::update(identity::table.find(true)).set(identity::epoch.eq(now.as_str())).execute(&mut connection)?;
+    Ok(RenewedEpoch { before, now })
+}
+
+fn new_name() -> String {
+    Uuid::new_v4().simple().to_string()
 }

@@ -14,10 +14,9 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    cached::execute,
     engine::{
         columns::{self, Cursor},
-        connection::AnyConnection,
+        connection::{AnyConnection, execute},
         writer::WriteTx,
     },
     schema::{notification_streams, notifications, sessions},
@@ -102,7 +101,7 @@ pub struct StreamPage {
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = notifications, treat_none_as_default_value = false)]
-pub(crate) struct Record {
+pub(crate) struct NotificationRecord {
     pub(crate) notification_id: String,
     stream: String,
     seq: i64,
@@ -119,7 +118,7 @@ pub(crate) struct Record {
     pub(crate) created_us: i64,
 }
 
-impl Record {
+impl NotificationRecord {
     pub(crate) fn read(self) -> Result<NotificationRow, StoreError> {
         let key = self.installation_id.zip(self.workspace_id);
         Ok(NotificationRow {
@@ -200,7 +199,7 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewToast, now: Timestamp) -> Res
         None => None,
     };
     let workspace = toast.to.workspace();
-    let record = Record {
+    let record = NotificationRecord {
         notification_id: toast.id.to_string(),
         stream: name,
         seq,
@@ -300,10 +299,11 @@ impl Store {
                 .filter(notifications::seq.le(columns::signed(end)))
                 .order(notifications::seq.asc())
                 .limit(columns::limit(limit));
-            let records: Vec<Record> = rows.load(connection)?;
+            let records: Vec<NotificationRecord> = rows.load(connection)?;
             let is_full = records.len() >= limit.clamp(1, columns::MAX_PAGE);
             let last = records.last().filter(|_| is_full).map(|record| columns::unsigned(record.seq));
-            let (until, rows) = (last.unwrap_or(end), records.into_iter().map(Record::read_or_tell).collect());
+            let (until, rows) =
+                (last.unwrap_or(end), records.into_iter().map(NotificationRecord::read_or_tell).collect());
             Ok(StreamPage { rows, until, is_last: until >= head })
         })
         .await

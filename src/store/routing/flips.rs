@@ -1,6 +1,11 @@
 //! What one flip of a workspace's route leaves: a migration, a rollback event, and a note in each live session.
 
-use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
+use std::time::Duration;
+
+use diesel::{
+    ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl, TextExpressionMethods,
+    dsl::sql, sql_types,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -9,20 +14,22 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewToast},
+            toast::{Addressee, NewToast, Stream, Trigger},
         },
         redaction::Redacted,
-        routing::Flip,
+        routing::{Flip, FlipTrigger, Initiator, Route, storm::RESOLVED},
         turn::transcript::TranscriptEntry,
         words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     },
     store::{
-        StoreError,
-        engine::{connection::AnyConnection, writer::WriteTx},
-        notifications,
-        protocol_migrations::{self, MigrationRow},
-        rollback_events::{self, RollbackEventRow},
-        schema::sessions,
+        Store, StoreError,
+        engine::{
+            columns::{self, clean_text},
+            connection::{AnyConnection, execute},
+            writer::WriteTx,
+        },
+        notifications::{NotificationRecord, NotificationRow, add},
+        schema::{notification_streams, notifications, protocol_migrations, rollback_events, sessions},
         transcript::{Entries, TranscriptAppend},
     },
 };
@@ -55,8 +62,8 @@ pub struct FlipRecord {
 
 /// The rows of a flip, ready for SQL.
 pub(crate) struct FlipRows {
-    migration: protocol_migrations::Record,
-    event: Option<rollback_events::Record>,
+    migration: MigrationRecord,
+    event: Option<RollbackRecord>,
     notes: Vec<(String, Entries)>,
     toast: NewToast,
     /// The rollback that it ends by itself, by the epoch that began then.
@@ -126,8 +133,8 @@ impl FlipRows {
             (session_id.to_string(), Entries::new(append))
         };
         Self {
-            migration: protocol_migrations::Record::new(migration),
-            event: event.map(rollback_events::Record::new),
+            migration: MigrationRecord::new(migration),
+            event: event.map(RollbackRecord::new),
             notes: notes.into_iter().map(note_of).collect(),
             toast,
             recovers_from,
@@ -148,11 +155,11 @@ impl FlipRows {
         }
         // Who was not told that the workspace fell is not told either that it is back.
         let is_untold = match &self.recovers_from {
-            Some((key, epoch)) => rollback_events::is_told_to_operators(tx.connection, key, *epoch)?,
+            Some((key, epoch)) => is_told_to_operators(tx.connection, key, *epoch)?,
             None => false,
         };
         if !is_untold {
-            notifications::add(tx, &self.toast, self.now)?;
+            add(tx, &self.toast, self.now)?;
         }
         // A session that is not there must not stand in the way of a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {
@@ -170,4 +177,317 @@ impl FlipRows {
         }
         Ok(())
     }
+}
+
+/// A migration as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MigrationRow {
+    /// Its id.
+    pub migration_id: Uuid,
+    /// The run of which it is a step.
+    pub run_id: Option<Uuid>,
+    /// Which workspace.
+    pub key: WorkspaceKey,
+    /// The route before.
+    pub from: Route,
+    /// The route after.
+    pub to: Route,
+    /// The epoch that began with it; absent where nothing was flipped.
+    pub epoch: Option<u64>,
+    /// In whose name.
+    pub initiated_by: Initiator,
+    /// Who; redacted on the way in.
+    pub actor: String,
+    /// Why, as a word.
+    pub trigger: FlipTrigger,
+    /// Why; redacted on the way in.
+    pub reason: String,
+    /// Where it stands.
+    pub status: MigrationStatus,
+    /// What was measured, as a JSON object; redacted on the way in.
+    pub metrics: String,
+    /// When it began, or will.
+    pub started: Timestamp,
+    /// When it ended.
+    pub completed: Option<Timestamp>,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = protocol_migrations, treat_none_as_default_value = false)]
+pub(crate) struct MigrationRecord {
+    migration_id: String,
+    run_id: Option<String>,
+    installation_id: String,
+    workspace_id: String,
+    from_protocol: String,
+    to_protocol: String,
+    epoch: Option<i64>,
+    initiated_by: String,
+    actor: String,
+    trigger: String,
+    reason: String,
+    status: String,
+    metrics_snapshot: String,
+    started_us: i64,
+    completed_us: Option<i64>,
+}
+
+impl MigrationRecord {
+    pub(crate) fn new(row: MigrationRow) -> Self {
+        Self {
+            migration_id: row.migration_id.to_string(),
+            run_id: row.run_id.map(|id| id.to_string()),
+            installation_id: row.key.installation_id.to_string(),
+            workspace_id: row.key.workspace_id.to_string(),
+            from_protocol: row.from.as_str().to_owned(),
+            to_protocol: row.to.as_str().to_owned(),
+            epoch: row.epoch.map(columns::signed),
+            initiated_by: row.initiated_by.as_str().to_owned(),
+            actor: clean_text(&row.actor),
+            trigger: row.trigger.as_str().to_owned(),
+            reason: clean_text(&row.reason),
+            status: row.status.as_str().to_owned(),
+            metrics_snapshot: clean_text(&row.metrics),
+            started_us: row.started.0,
+            completed_us: row.completed.map(|at| at.0),
+        }
+    }
+
+    pub(crate) fn read(self) -> Result<MigrationRow, StoreError> {
+        let named = |name: &str, column| columns::named(Route::from_name, name, column);
+        Ok(MigrationRow {
+            migration_id: columns::parse(&self.migration_id, "protocol_migrations.migration_id")?,
+            run_id: self.run_id.map(|id| columns::parse(&id, "protocol_migrations.run_id")).transpose()?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            from: named(&self.from_protocol, "protocol_migrations.from_protocol")?,
+            to: named(&self.to_protocol, "protocol_migrations.to_protocol")?,
+            epoch: self.epoch.map(columns::unsigned),
+            initiated_by: columns::named(
+                Initiator::from_name,
+                &self.initiated_by,
+                "protocol_migrations.initiated_by",
+            )?,
+            actor: self.actor,
+            trigger: columns::named(FlipTrigger::from_name, &self.trigger, "protocol_migrations.trigger")?,
+            reason: self.reason,
+            status: columns::named(MigrationStatus::from_name, &self.status, "protocol_migrations.status")?,
+            metrics: self.metrics_snapshot,
+            started: Timestamp(self.started_us),
+            completed: self.completed_us.map(Timestamp),
+        })
+    }
+
+    /// Whether there is one of this id.
+    pub(crate) fn exists(&self, connection: &mut AnyConnection) -> diesel::QueryResult<bool> {
+        let found = protocol_migrations::table
+            .find(self.migration_id.as_str())
+            .select(protocol_migrations::started_us)
+            .first::<i64>(connection);
+        Ok(found.optional()?.is_some())
+    }
+
+    /// Writes it.
+    pub(crate) fn insert(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
+        tx.rows += diesel::insert_into(protocol_migrations::table).values(self).execute(tx.connection)?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Adds a row about a migration run that is no flip. Safe to retry: one id is one row. A dropped future may have
+    /// written.
+    pub async fn record_migration(&self, row: MigrationRow) -> Result<(), StoreError> {
+        let record = MigrationRecord::new(row);
+        self.write(move |tx| {
+            let insert = diesel::insert_into(protocol_migrations::table).values(&record).on_conflict_do_nothing();
+            tx.rows += execute!(tx.connection, insert)?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Alarms that are read. Each is followed by its end; more than one is there only where an end could not be written.
+const MAX_ALARMS: i64 = 100;
+
+/// A storm whose end nobody has told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnendedStorm {
+    /// When the oldest of its alarms was raised.
+    pub since: Timestamp,
+    /// What operators were told of it, oldest first: one alarm, or more where the ends of earlier ones are missing too.
+    pub alarms: Vec<NotificationRow>,
+    /// Workspaces that were rolled back by themselves, and when, oldest first.
+    pub flips: Vec<(Timestamp, WorkspaceKey)>,
+}
+
+fn unended_alarms(connection: &mut AnyConnection) -> Result<Vec<NotificationRow>, StoreError> {
+    let stream = Stream::Operators.to_string();
+    let tail: Option<i64> = notification_streams::table
+        .find(stream.as_str())
+        .select(notification_streams::tail)
+        .first(connection)
+        .optional()?;
+    let has_no_end = sql::<sql_types::Bool>(
+        "NOT EXISTS (SELECT 1 FROM notifications ends WHERE ends.cause_id = notifications.cause_id || ",
+    )
+    .bind::<sql_types::Text, _>(RESOLVED)
+    .sql(")");
+    let alarms: Vec<NotificationRecord> = notifications::table
+        .filter(notifications::stream.eq(stream))
+        // The end of what stands before it may have been removed by its age.
+        .filter(notifications::seq.gt(tail.unwrap_or(0)))
+        .filter(notifications::trigger.eq(Trigger::SystemicRollback.as_str()))
+        .filter(notifications::cause_id.not_like(format!("%{RESOLVED}")))
+        .filter(has_no_end)
+        .order(notifications::seq.asc())
+        .limit(MAX_ALARMS)
+        .load(connection)?;
+    // One that cannot be read stands in the way of no start.
+    Ok(alarms.into_iter().filter_map(|alarm| alarm.read_or_tell().ok()).collect())
+}
+
+fn automatic_rollbacks(
+    connection: &mut AnyConnection,
+    since: Timestamp,
+    max: usize,
+) -> Result<Vec<(Timestamp, WorkspaceKey)>, StoreError> {
+    use rollback_events::{created_us, installation_id, kind, trigger, workspace_id};
+    let newest: Vec<(i64, String, String)> = rollback_events::table
+        .filter(created_us.ge(since.0))
+        .filter(kind.eq(RollbackKind::Rollback.as_str()))
+        .filter(trigger.eq(FlipTrigger::AutoThreshold.as_str()))
+        .order((created_us.desc(), rollback_events::event_id.desc()))
+        .limit(i64::try_from(max).unwrap_or(i64::MAX))
+        .select((created_us, installation_id, workspace_id))
+        .load(connection)?;
+    let read = |(at, tenant, workspace)| Ok((Timestamp(at), columns::workspace_key(tenant, workspace)?));
+    newest.into_iter().rev().map(read).collect()
+}
+
+impl Store {
+    /// The storm that operators were told of and not that it is over, with the newest `max_flips` automatic rollbacks since
+    /// `before` its alarm; nothing where each alarm has its end. Cancel-safe.
+    pub async fn unended_storm(
+        &self,
+        before: Duration,
+        max_flips: usize,
+    ) -> Result<Option<UnendedStorm>, StoreError> {
+        self.read(move |connection| {
+            let alarms = unended_alarms(connection)?;
+            let Some(since) = alarms.iter().map(|alarm| alarm.created).min() else { return Ok(None) };
+            let flips = automatic_rollbacks(connection, since.minus(before), max_flips)?;
+            Ok(Some(UnendedStorm { since, alarms, flips }))
+        })
+        .await
+    }
+}
+
+/// A rollback or restore as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RollbackEventRow {
+    /// Its id.
+    pub event_id: Uuid,
+    /// Which workspace.
+    pub key: WorkspaceKey,
+    /// The epoch that began with it.
+    pub epoch: u64,
+    /// Which way.
+    pub kind: RollbackKind,
+    /// What flipped it.
+    pub trigger: FlipTrigger,
+    /// Why, as a word.
+    pub reason_code: ReasonCode,
+    /// Who; redacted on the way in.
+    pub actor: String,
+    /// Why; redacted on the way in.
+    pub reason: String,
+    /// What is to be done about it.
+    pub follow_up: Option<FollowUp>,
+    /// What was measured, as a JSON object; redacted on the way in.
+    pub metrics: String,
+    /// When.
+    pub created: Timestamp,
+    /// What caused the alarm that operators were told in place of the workspace's users; none where those were told.
+    pub alarm_id: Option<String>,
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = rollback_events, treat_none_as_default_value = false)]
+pub(crate) struct RollbackRecord {
+    event_id: String,
+    installation_id: String,
+    workspace_id: String,
+    epoch: i64,
+    kind: String,
+    trigger: String,
+    reason_code: String,
+    actor: String,
+    reason: String,
+    follow_up: Option<String>,
+    metrics_snapshot: String,
+    created_us: i64,
+    alarm_id: Option<String>,
+}
+
+impl RollbackRecord {
+    pub(crate) fn new(row: RollbackEventRow) -> Self {
+        Self {
+            event_id: row.event_id.to_string(),
+            installation_id: row.key.installation_id.to_string(),
+            workspace_id: row.key.workspace_id.to_string(),
+            epoch: columns::signed(row.epoch),
+            kind: row.kind.as_str().to_owned(),
+            trigger: row.trigger.as_str().to_owned(),
+            reason_code: row.reason_code.as_str().to_owned(),
+            actor: clean_text(&row.actor),
+            reason: clean_text(&row.reason),
+            follow_up: row.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
+            metrics_snapshot: clean_text(&row.metrics),
+            created_us: row.created.0,
+            alarm_id: columns::clean_option(row.alarm_id),
+        }
+    }
+
+    pub(crate) fn read(self) -> Result<RollbackEventRow, StoreError> {
+        let follow_up = self.follow_up.as_deref();
+        Ok(RollbackEventRow {
+            event_id: columns::parse(&self.event_id, "rollback_events.event_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            epoch: columns::unsigned(self.epoch),
+            kind: columns::named(RollbackKind::from_name, &self.kind, "rollback_events.kind")?,
+            trigger: columns::named(FlipTrigger::from_name, &self.trigger, "rollback_events.trigger")?,
+            reason_code: columns::named(ReasonCode::from_name, &self.reason_code, "rollback_events.reason_code")?,
+            actor: self.actor,
+            reason: self.reason,
+            follow_up: follow_up
+                .map(|name| columns::named(FollowUp::from_name, name, "rollback_events.follow_up"))
+                .transpose()?,
+            metrics: self.metrics_snapshot,
+            created: Timestamp(self.created_us),
+            alarm_id: self.alarm_id,
+        })
+    }
+
+    /// Writes it.
+    pub(crate) fn insert(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
+        tx.rows += diesel::insert_into(rollback_events::table).values(self).execute(tx.connection)?;
+        Ok(())
+    }
+}
+
+/// Whether an epoch began with a rollback that operators were told in place of the workspace's users.
+pub(crate) fn is_told_to_operators(
+    connection: &mut AnyConnection,
+    key: &WorkspaceKey,
+    epoch: u64,
+) -> diesel::QueryResult<bool> {
+    let alarm: Option<Option<String>> = rollback_events::table
+        .filter(rollback_events::installation_id.eq(key.installation_id.as_str()))
+        .filter(rollback_events::workspace_id.eq(key.workspace_id.as_str()))
+        .filter(rollback_events::epoch.eq(columns::signed(epoch)))
+        .select(rollback_events::alarm_id)
+        .first(connection)
+        .optional()?;
+    Ok(alarm.flatten().is_some())
 }

@@ -6,8 +6,10 @@ use crate::{
     domain::{clock::Timestamp, ids::InstallationId, routing::Route},
     store::{
         Store, StoreError,
-        cached::execute,
-        engine::{columns, connection::AnyConnection},
+        engine::{
+            columns,
+            connection::{AnyConnection, execute},
+        },
         schema::tenant_protocols,
     },
 };

@@ -13,8 +13,11 @@ use crate::{
     },
     store::{
         Store, StoreError,
-        cached::{Cached, Update, execute},
-        engine::{columns, connection::AnyConnection, writer::WriteTx},
+        engine::{
+            columns,
+            connection::{AnyConnection, Cached, Update, execute},
+            writer::WriteTx,
+        },
         schema::outcome_buckets,
     },
 };

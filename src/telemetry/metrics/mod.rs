@@ -15,13 +15,12 @@ use prometheus::{
 use self::{
     capacity::CapacityMetrics,
     family::{Family, Maker},
-    notifications::ToastMetrics,
+    notifications::{ToastMetrics, WebhookMetrics},
     routing::RouteMetrics,
     service::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
 };
-use super::{
-    labels::{HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind},
-    webhook_metrics::WebhookMetrics,
+use super::labels::{
+    HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind,
 };
 use crate::domain::{
     routing::Route,

@@ -17,8 +17,8 @@ use crate::{
         result::{ACPSessionResult, ResultStopReason},
     },
     domain::{
-        backoff::reconnect_delay,
         ids::PromptId,
+        session::restart::reconnect_delay,
         turn::{
             Severity,
             outcome::{ErrorCode, Failure},

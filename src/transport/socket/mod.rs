@@ -27,7 +27,7 @@ use crate::{
     acp::jsonrpc,
     contract::runtime::{RESUMED, Resumed},
     domain::{
-        backoff::reconnect_delay,
+        session::restart::reconnect_delay,
         turn::outcome::{ErrorCode, Failure},
     },
 };

@@ -13,10 +13,7 @@ use super::websocket::ResumeLimits;
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::ACKNOWLEDGED,
-    domain::{
-        delivery::{Arrival, Inbox, OutOfRange, Outbox},
-        untold::Untold,
-    },
+    domain::delivery::{Arrival, Inbox, OutOfRange, Outbox, Untold},
     transport::{
         Delivered, SendError,
         pipe::{CloseReason, FrameReceiver, FrameSender, Incoming, LineState, Refused},

@@ -3,10 +3,20 @@
 //! Spec: the ACP RFD "Streamable HTTP & WebSocket transport". One connection per session; the cookies of
 //! the 101 are kept and sent on the session's next connection.
 
-use std::time::Duration;
+use std::{
+    io,
+    os::fd::RawFd,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::Instant,
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
     tungstenite::{
@@ -21,10 +31,7 @@ use tokio_tungstenite::{
 
 use crate::{
     contract::runtime::{CONNECTION_ID_HEADER, RECEIVED_HEADER, close_code},
-    transport::{
-        pipe::{CloseReason, PipeLimits},
-        watched::Watched,
-    },
+    transport::pipe::{CloseReason, PipeLimits},
 };
 
 /// Where a runtime is, how much may wait on the way, and how long its silence is borne.
@@ -205,6 +212,103 @@ pub fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
             | close_code::REPLACED
     );
     (is_end, CloseReason::Lost(format!("the runtime closed the connection: {code} {}", frame.reason)))
+}
+
+/// The stream, and when bytes last went in and out.
+#[derive(Debug)]
+pub struct Watched<S> {
+    stream: S,
+    last_read: Instant,
+    last_written: Instant,
+}
+
+impl<S> Watched<S> {
+    /// Begins now.
+    pub fn new(stream: S) -> Self {
+        let now = Instant::now();
+        Self { stream, last_read: now, last_written: now }
+    }
+
+    /// When the peer last sent anything.
+    pub fn last_read(&self) -> Instant {
+        self.last_read
+    }
+
+    /// When the peer, or the buffers on the way to it, last took anything.
+    pub fn last_written(&self) -> Instant {
+        self.last_written
+    }
+
+    fn note_written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(1..)) = written {
+            self.last_written = Instant::now();
+        }
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.last_read = Instant::now();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note_written(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.note_written(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Breaks a connection whose peer does not acknowledge what was sent, or takes nothing, for so long; also where it does
+/// not take the probes of a closed window. A descriptor that is none is left alone.
+pub fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
+    let timeout_ms = libc::c_uint::try_from(timeout.as_millis()).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: the value lives through the call and has the length that is said; the kernel checks the descriptor.
+    unsafe {
+        libc::setsockopt(
+            descriptor,
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            (&raw const timeout_ms).cast(),
+            size_of_val(&timeout_ms) as libc::socklen_t,
+        );
+    }
+}
+
+/// Breaks a connection in both directions; whoever holds it sees its end. The caller knows that the descriptor is still
+/// this connection's.
+pub fn break_off(descriptor: RawFd) {
+    // SAFETY: no memory is handed over; the kernel checks the descriptor.
+    unsafe {
+        libc::shutdown(descriptor, libc::SHUT_RDWR);
+    }
 }
 
 #[cfg(test)]

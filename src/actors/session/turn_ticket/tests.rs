@@ -13,11 +13,10 @@ use crate::{
     actors::{
         handles::{
             event_feed::EventFeed,
-            route_gate::RouteGate,
+            route_gate::{RouteGate, WorkspacePace},
             session::{SessionShared, SessionSpec, SessionView, SharedPolicy},
         },
         services::{Parts, SessionSettings},
-        workspace_pace::WorkspacePace,
     },
     config::Config,
     domain::{
