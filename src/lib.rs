@@ -108,20 +108,20 @@
 //!
 //! No module named utils, no global state but the log, no call that a transport repeats, no clock in `domain`.
 
-pub mod acp;
-pub mod actors;
-pub mod app;
-pub mod bench;
-pub mod client;
+mod acp;
+mod actors;
+mod app;
+mod bench;
+mod client;
 pub mod commands;
-pub mod config;
-pub mod contract;
-pub mod demo_agent;
-pub mod domain;
-pub mod http;
-pub mod process;
-pub mod runtime;
-pub mod store;
-pub mod telemetry;
-pub mod transport;
-pub mod webhook;
+mod config;
+mod contract;
+mod demo_agent;
+mod domain;
+mod http;
+mod process;
+mod runtime;
+mod store;
+mod telemetry;
+mod transport;
+mod webhook;

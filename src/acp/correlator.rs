@@ -7,7 +7,7 @@ use std::collections::HashMap;
 /// Ids count up from 1 and are never used again within a connection, so a late or repeated answer finds
 /// nothing and is dropped by the caller.
 #[derive(Debug)]
-pub struct Correlator<T> {
+pub(crate) struct Correlator<T> {
     next_id: u64,
     limit: usize,
     open: HashMap<u64, T>,
@@ -16,24 +16,24 @@ pub struct Correlator<T> {
 /// The connection already has as many open requests as it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{limit} requests are waiting for an answer on this connection, which is the limit")]
-pub struct TooManyOpen {
+pub(crate) struct TooManyOpen {
     /// The limit that was reached.
     pub limit: usize,
 }
 
 impl<T> Correlator<T> {
     /// Makes a correlator that holds at most `limit` open requests.
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { next_id: 1, limit, open: HashMap::new() }
     }
 
     /// Lets ids go on from `next_id`, after somebody else has used the ones before.
-    pub fn start_at(&mut self, next_id: u64) {
+    pub(crate) fn start_at(&mut self, next_id: u64) {
         self.next_id = self.next_id.max(next_id);
     }
 
     /// Remembers `what` and returns the id to send with the request.
-    pub fn open(&mut self, what: T) -> Result<u64, TooManyOpen> {
+    pub(crate) fn open(&mut self, what: T) -> Result<u64, TooManyOpen> {
         if self.open.len() >= self.limit {
             return Err(TooManyOpen { limit: self.limit });
         }
@@ -44,13 +44,13 @@ impl<T> Correlator<T> {
     }
 
     /// Remembers what a request was for that was sent before under this id, by somebody who is gone.
-    pub fn reopen(&mut self, id: u64, what: T) {
+    pub(crate) fn reopen(&mut self, id: u64, what: T) {
         self.start_at(id.saturating_add(1));
         self.open.insert(id, what);
     }
 
     /// Takes out what the answer with this id belongs to; `None` for an answer that nobody waits for.
-    pub fn take(&mut self, id: u64) -> Option<T> {
+    pub(crate) fn take(&mut self, id: u64) -> Option<T> {
         self.open.remove(&id)
     }
 }

@@ -11,26 +11,26 @@ use serde_json::value::RawValue;
 use super::schema::RequestId;
 
 /// `-32700`: not JSON.
-pub const PARSE_ERROR: i64 = -32700;
+pub(crate) const PARSE_ERROR: i64 = -32700;
 /// `-32600`: JSON, but not a request.
-pub const INVALID_REQUEST: i64 = -32600;
+pub(crate) const INVALID_REQUEST: i64 = -32600;
 /// `-32601`: a method that this side does not have.
-pub const METHOD_NOT_FOUND: i64 = -32601;
+pub(crate) const METHOD_NOT_FOUND: i64 = -32601;
 /// `-32602`: the caller's parameters are wrong.
-pub const INVALID_PARAMS: i64 = -32602;
+pub(crate) const INVALID_PARAMS: i64 = -32602;
 /// `-32603`: the callee failed.
-pub const INTERNAL_ERROR: i64 = -32603;
+pub(crate) const INTERNAL_ERROR: i64 = -32603;
 /// `-32000`: the agent wants `authenticate` first.
-pub const AUTH_REQUIRED: i64 = -32000;
+pub(crate) const AUTH_REQUIRED: i64 = -32000;
 /// `-32002`: a file, session or terminal that does not exist.
-pub const RESOURCE_NOT_FOUND: i64 = -32002;
+pub(crate) const RESOURCE_NOT_FOUND: i64 = -32002;
 /// `-32800`: the request was cancelled.
-pub const REQUEST_CANCELLED: i64 = -32800;
+pub(crate) const REQUEST_CANCELLED: i64 = -32800;
 
 /// An error as it stands in a response.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} (JSON-RPC {code})")]
-pub struct RpcError {
+pub(crate) struct RpcError {
     /// One of the codes above, or the agent's own.
     pub code: i64,
     /// A sentence.
@@ -43,14 +43,14 @@ pub struct RpcError {
 
 impl RpcError {
     /// Makes an error without data.
-    pub fn new(code: i64, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: i64, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), data: None }
     }
 }
 
 /// One message, borrowed from the text that it was read from.
 #[derive(Debug)]
-pub enum Message<'a> {
+pub(crate) enum Message<'a> {
     /// Wants an answer.
     Request {
         /// To be repeated in the answer.
@@ -78,7 +78,7 @@ pub enum Message<'a> {
 
 /// Why a text is no message.
 #[derive(Debug, thiserror::Error)]
-pub enum FrameError {
+pub(crate) enum FrameError {
     /// Not JSON, or JSON of another shape than an object.
     #[error("not a JSON-RPC object: {0}")]
     NotJson(#[from] serde_json::Error),
@@ -108,7 +108,7 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
 
 /// Reads one message. Fields that JSON-RPC does not know are ignored, as is the value of `jsonrpc`: some
 /// agents leave it out.
-pub fn parse(text: &str) -> Result<Message<'_>, FrameError> {
+pub(crate) fn parse(text: &str) -> Result<Message<'_>, FrameError> {
     let Envelope { id, method, params, result, error } = serde_json::from_str(text)?;
     match (id, method) {
         (Some(id), Some(method)) => Ok(Message::Request { id, method, params: params.unwrap_or(RawValue::NULL) }),
@@ -158,7 +158,7 @@ fn write<P: Serialize, R: Serialize>(message: &Outgoing<'_, P, R>) -> String {
 }
 
 /// Writes a request.
-pub fn request(id: u64, method: &str, params: impl Serialize) -> String {
+pub(crate) fn request(id: u64, method: &str, params: impl Serialize) -> String {
     let id = RequestId::Number(i64::try_from(id).unwrap_or(i64::MAX));
     write(&Outgoing {
         jsonrpc: Version,
@@ -171,7 +171,7 @@ pub fn request(id: u64, method: &str, params: impl Serialize) -> String {
 }
 
 /// Writes a notification.
-pub fn notification(method: &str, params: impl Serialize) -> String {
+pub(crate) fn notification(method: &str, params: impl Serialize) -> String {
     write(&Outgoing {
         jsonrpc: Version,
         id: None,
@@ -183,7 +183,7 @@ pub fn notification(method: &str, params: impl Serialize) -> String {
 }
 
 /// Writes an answer.
-pub fn response(id: &RequestId, result: Result<impl Serialize, &RpcError>) -> String {
+pub(crate) fn response(id: &RequestId, result: Result<impl Serialize, &RpcError>) -> String {
     let (result, error) = match result {
         Ok(result) => (Some(result), None),
         Err(error) => (None, Some(error)),
@@ -192,7 +192,7 @@ pub fn response(id: &RequestId, result: Result<impl Serialize, &RpcError>) -> St
 }
 
 /// The id as the number that [`request`] wrote; `None` for an id that is not one of ours.
-pub fn own_id(id: &RequestId) -> Option<u64> {
+pub(crate) fn own_id(id: &RequestId) -> Option<u64> {
     match id {
         RequestId::Number(number) => u64::try_from(*number).ok(),
         _ => None,

@@ -3,7 +3,7 @@
 //! Invariant: nothing here waits, allocates without a bound, or knows who is at the other end. What
 //! this crate does not act on stays raw JSON and passes through untouched.
 
-pub mod correlator;
-pub mod jsonrpc;
-pub mod numbered;
-pub mod schema;
+pub(crate) mod correlator;
+pub(crate) mod jsonrpc;
+pub(crate) mod numbered;
+pub(crate) mod schema;

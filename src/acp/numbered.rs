@@ -13,7 +13,7 @@ const TAIL: &str = "}},";
 
 /// The numbers of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Numbers {
+pub(crate) struct Numbers {
     /// The number of this message in its direction, from 1, without gaps. 0: the message has none and only
     /// brings `ack`.
     pub seq: u64,
@@ -22,7 +22,7 @@ pub struct Numbers {
 }
 
 /// Puts numbers on a message, which has to be a JSON object.
-pub fn put(numbers: Numbers, message: &str) -> String {
+pub(crate) fn put(numbers: Numbers, message: &str) -> String {
     use std::fmt::Write;
     let rest = message.trim_start().strip_prefix('{').unwrap_or(message);
     let mut text = String::with_capacity(HEAD.len() + ACK.len() + TAIL.len() + 2 * 20 + rest.len());
@@ -34,7 +34,7 @@ pub fn put(numbers: Numbers, message: &str) -> String {
 }
 
 /// Takes the numbers off; `None` where the message has none.
-pub fn take(text: &str) -> Option<(Numbers, Cow<'_, str>)> {
+pub(crate) fn take(text: &str) -> Option<(Numbers, Cow<'_, str>)> {
     let rest = text.strip_prefix(HEAD)?;
     let (seq, rest) = number(rest)?;
     let (ack, rest) = number(rest.strip_prefix(ACK)?)?;
@@ -43,7 +43,7 @@ pub fn take(text: &str) -> Option<(Numbers, Cow<'_, str>)> {
 }
 
 /// The numbers alone, where the message may keep them.
-pub fn peek(text: &str) -> Option<Numbers> {
+pub(crate) fn peek(text: &str) -> Option<Numbers> {
     let (seq, rest) = number(text.strip_prefix(HEAD)?)?;
     let (ack, _) = number(rest.strip_prefix(ACK)?)?;
     Some(Numbers { seq, ack })

@@ -3,63 +3,62 @@
 //! Only the types on which this crate acts are listed; everything else travels as raw JSON. Spec:
 //! <https://agentclientprotocol.com/protocol/v1/schema>.
 
-pub use agent_client_protocol_schema::v1::{
-    AGENT_METHOD_NAMES, AgentCapabilities, CLIENT_METHOD_NAMES, ClientCapabilities, CloseSessionRequest,
-    ContentBlock, CreateTerminalRequest, CreateTerminalResponse, FileSystemCapabilities, Implementation,
-    InitializeRequest, InitializeResponse, KillTerminalRequest, LoadSessionRequest, NewSessionRequest,
-    NewSessionResponse, PermissionOption, PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse,
-    ReleaseTerminalRequest, RequestId, RequestPermissionRequest, ResumeSessionRequest, StopReason,
-    TerminalExitStatus, TerminalOutputRequest, TerminalOutputResponse, WaitForTerminalExitRequest,
-    WriteTextFileRequest,
+#[cfg(test)]
+pub(crate) use agent_client_protocol_schema::v1::{AGENT_METHOD_NAMES, CLIENT_METHOD_NAMES};
+pub(crate) use agent_client_protocol_schema::v1::{
+    AgentCapabilities, ContentBlock, CreateTerminalRequest, InitializeResponse, KillTerminalRequest,
+    PermissionOption, PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest,
+    RequestId, RequestPermissionRequest, StopReason, TerminalExitStatus, TerminalOutputRequest,
+    TerminalOutputResponse, WaitForTerminalExitRequest, WriteTextFileRequest,
 };
 
 /// The only protocol version that is offered and accepted (an integer since version 1).
-pub const PROTOCOL_VERSION: u16 = 1;
+pub(crate) const PROTOCOL_VERSION: u16 = 1;
 
 /// Methods that the agent answers.
-pub mod agent_method {
+pub(crate) mod agent_method {
     /// First message of every connection.
-    pub const INITIALIZE: &str = "initialize";
+    pub(crate) const INITIALIZE: &str = "initialize";
     /// Signs in with one of the methods that the agent offered.
-    pub const AUTHENTICATE: &str = "authenticate";
+    pub(crate) const AUTHENTICATE: &str = "authenticate";
     /// Creates a conversation.
-    pub const SESSION_NEW: &str = "session/new";
+    pub(crate) const SESSION_NEW: &str = "session/new";
     /// Brings a conversation back and replays it before it answers.
-    pub const SESSION_LOAD: &str = "session/load";
+    pub(crate) const SESSION_LOAD: &str = "session/load";
     /// Brings a conversation back without replaying it.
-    pub const SESSION_RESUME: &str = "session/resume";
+    pub(crate) const SESSION_RESUME: &str = "session/resume";
     /// Cancels and frees a conversation.
-    pub const SESSION_CLOSE: &str = "session/close";
+    pub(crate) const SESSION_CLOSE: &str = "session/close";
     /// Selects one of the modes that the agent offered.
-    pub const SESSION_SET_MODE: &str = "session/set_mode";
+    pub(crate) const SESSION_SET_MODE: &str = "session/set_mode";
     /// Sets one of the options that the agent offered.
-    pub const SESSION_SET_CONFIG_OPTION: &str = "session/set_config_option";
+    pub(crate) const SESSION_SET_CONFIG_OPTION: &str = "session/set_config_option";
     /// Runs one turn.
-    pub const SESSION_PROMPT: &str = "session/prompt";
+    pub(crate) const SESSION_PROMPT: &str = "session/prompt";
     /// Notification: ends the running turn.
-    pub const SESSION_CANCEL: &str = "session/cancel";
+    pub(crate) const SESSION_CANCEL: &str = "session/cancel";
 }
 
 /// Methods that the client answers.
-pub mod client_method {
+pub(crate) mod client_method {
     /// Notification: progress of a turn.
-    pub const SESSION_UPDATE: &str = "session/update";
+    pub(crate) const SESSION_UPDATE: &str = "session/update";
     /// Asks the user before a tool call.
-    pub const SESSION_REQUEST_PERMISSION: &str = "session/request_permission";
+    pub(crate) const SESSION_REQUEST_PERMISSION: &str = "session/request_permission";
     /// Reads a file of the workspace.
-    pub const FS_READ_TEXT_FILE: &str = "fs/read_text_file";
+    pub(crate) const FS_READ_TEXT_FILE: &str = "fs/read_text_file";
     /// Writes a file of the workspace.
-    pub const FS_WRITE_TEXT_FILE: &str = "fs/write_text_file";
+    pub(crate) const FS_WRITE_TEXT_FILE: &str = "fs/write_text_file";
     /// Starts a command in the workspace.
-    pub const TERMINAL_CREATE: &str = "terminal/create";
+    pub(crate) const TERMINAL_CREATE: &str = "terminal/create";
     /// Reads what a command has printed.
-    pub const TERMINAL_OUTPUT: &str = "terminal/output";
+    pub(crate) const TERMINAL_OUTPUT: &str = "terminal/output";
     /// Ends a command and forgets it.
-    pub const TERMINAL_RELEASE: &str = "terminal/release";
+    pub(crate) const TERMINAL_RELEASE: &str = "terminal/release";
     /// Waits for the end of a command.
-    pub const TERMINAL_WAIT_FOR_EXIT: &str = "terminal/wait_for_exit";
+    pub(crate) const TERMINAL_WAIT_FOR_EXIT: &str = "terminal/wait_for_exit";
     /// Ends a command and keeps its output.
-    pub const TERMINAL_KILL: &str = "terminal/kill";
+    pub(crate) const TERMINAL_KILL: &str = "terminal/kill";
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 //! child is an import (workspaces → workspace_supervisor → session). A session never heals itself: its
 //! supervisor starts it again, and [`keeper`] the parts that there is one of, by the same rule.
 
-pub mod handles;
-pub mod migrations;
-pub mod notifications;
-pub mod routing;
-pub mod services;
-pub mod session;
-pub mod upkeep;
-pub mod workspaces;
+pub(crate) mod handles;
+pub(crate) mod migrations;
+pub(crate) mod notifications;
+pub(crate) mod routing;
+pub(crate) mod services;
+pub(crate) mod session;
+pub(crate) mod upkeep;
+pub(crate) mod workspaces;

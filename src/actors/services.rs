@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
-pub struct Parts {
+pub(crate) struct Parts {
     /// Where turns are kept.
     pub store: Store,
     /// What is counted.
@@ -39,7 +39,7 @@ pub struct Parts {
 
 impl Parts {
     /// The way of a route.
-    pub fn transport(&self, route: Route) -> &Arc<dyn Transport> {
+    pub(crate) fn transport(&self, route: Route) -> &Arc<dyn Transport> {
         match route {
             Route::Acp => &self.acp,
             Route::Http => &self.http,
@@ -50,7 +50,7 @@ impl Parts {
 #[cfg(test)]
 impl Parts {
     /// Those of a test, with metrics and a clock of their own.
-    pub fn of_test(
+    pub(crate) fn of_test(
         store: Store,
         acp: Arc<dyn Transport>,
         http: Arc<dyn Transport>,
@@ -70,7 +70,7 @@ const STUCK_MARGIN: Duration = Duration::from_secs(30);
 
 /// Timing and bounds of sessions, from the configuration.
 #[derive(Debug, Clone)]
-pub struct SessionSettings {
+pub(crate) struct SessionSettings {
     /// Silence after which a turn fails.
     pub inactivity_timeout: Duration,
     /// How long a cancel may stay unconfirmed.
@@ -103,7 +103,7 @@ pub struct SessionSettings {
 
 impl SessionSettings {
     /// Reads them from the configuration.
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
             inactivity_timeout: config.turn.inactivity_timeout(),
             cancel_grace: config.turn.cancel_grace(),

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::{demo::demo, start::Service};
+pub(crate) use self::{demo::demo, start::Service};
 use crate::{
     config::Loaded,
     domain::{turn::outcome::Failure, watchdog::WatchdogLimits},
@@ -26,7 +26,7 @@ use crate::{
 
 /// Why the program does not serve.
 #[derive(Debug, thiserror::Error)]
-pub enum AppError {
+pub(crate) enum AppError {
     /// The database cannot be used.
     #[error("database: {0}")]
     Store(#[from] StoreError),
@@ -70,13 +70,13 @@ impl AppError {
 
 /// What to do beside serving.
 #[derive(Debug, Clone, Default)]
-pub struct ServeOptions {
+pub(crate) struct ServeOptions {
     /// File that gets `{"http": "http://ADDR:PORT", "pid": N}` once it serves.
     pub announce: Option<PathBuf>,
 }
 
 /// Serves until SIGTERM or Ctrl-C, then stops cleanly. A second signal ends the process at once.
-pub async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
     let service = Service::start(&loaded).await?;
     announce(options.announce.as_deref(), service.address())?;
     stop::signal().await;
@@ -85,7 +85,7 @@ pub async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError
 }
 
 /// Runs the container side alone until SIGTERM or Ctrl-C.
-pub async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(), AppError> {
+pub(crate) async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(), AppError> {
     let metrics = crate::telemetry::Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let runtime = &loaded.config.runtime;
     let options = start::runtime_options(&loaded, runtime.listen, runtime.token.clone(), &metrics)?;
@@ -101,7 +101,7 @@ pub async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(),
 }
 
 /// Brings the tables up to date.
-pub async fn migrate(loaded: Loaded) -> Result<(), AppError> {
+pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;
     for name in Store::migrate(&url)? {
@@ -112,7 +112,7 @@ pub async fn migrate(loaded: Loaded) -> Result<(), AppError> {
 
 /// Brings the tables of a database that was restored from a backup up to date, and gives it a new epoch: cursors of
 /// before are reset. Refused while a supervisor works with a SQLite file; on PostgreSQL nobody sees that. Safe to repeat.
-pub async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
+pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;
     let _held = hold(&url)?;

@@ -9,12 +9,9 @@ use uuid::Uuid;
 use super::{AppError, database_url, hold, make_data_dir, webhooks::webhooks};
 use crate::{
     actors::{
-        handles::{
-            capacity_guard::CapacityGuard, index::SessionIndex, rollback_storm::Storm, session_progress,
-            subscriber::ToastWakes,
-        },
+        handles::{capacity_guard::CapacityGuard, index::SessionIndex, rollback_storm::Storm, session_progress},
         migrations::Migrations,
-        notifications::{ToastHub, hub::HubParts, webhook::WebhookBell},
+        notifications::{ToastHub, hub::HubParts, webhook::WebhookStop},
         services::{Parts, SessionSettings},
         session::adoption,
         upkeep::{
@@ -25,11 +22,11 @@ use crate::{
         workspaces::{DEFAULT_AGENT, Workspaces, liveness},
     },
     config::{Config, Loaded, environment::current_program, sections::Agent},
-    domain::{clock::Clock, notify::toast::Stream, watchdog::WatchdogLimits},
+    domain::{clock::Clock, watchdog::WatchdogLimits},
     http::{self, Beside, Faces, HttpFace},
-    runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeObserver, RuntimeOptions, Serves},
-    store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
-    telemetry::{Metrics, SystemClock, labels::Queue, watchdog::Watchdog},
+    runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeOptions, Serves},
+    store::{DatabaseUrl, Store, StoreOptions},
+    telemetry::{Metrics, SystemClock, watchdog::Watchdog},
     transport::{
         acp::AcpTransport,
         http::{FallbackLimits, HttpFallback, client::WorkspaceDoor},
@@ -39,7 +36,7 @@ use crate::{
 };
 
 /// Everything that runs.
-pub struct Service {
+pub(crate) struct Service {
     pub(super) config: Config,
     pub(super) http: HttpFace,
     pub(super) workspaces: Workspaces,
@@ -51,14 +48,14 @@ pub struct Service {
     pub(super) capacity: JoinHandle<()>,
     pub(super) migrations: JoinHandle<()>,
     /// Posts what operators are told, where that is configured.
-    pub(super) webhooks: (WebhookBell, Option<JoinHandle<()>>),
+    pub(super) webhooks: (WebhookStop, Option<JoinHandle<()>>),
     /// Goes last: until then nobody else may use the database.
     _held: Option<std::fs::File>,
 }
 
 impl Service {
     /// Starts every part, the ones first that others need.
-    pub async fn start(loaded: &Loaded) -> Result<Self, AppError> {
+    pub(crate) async fn start(loaded: &Loaded) -> Result<Self, AppError> {
         let config = &loaded.config;
         make_data_dir(loaded)?;
         let url = database_url(loaded)?;
@@ -67,9 +64,7 @@ impl Service {
         let watching = Watchdog::watch(WatchdogLimits::default(), metrics.clone());
         let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (wakes, bell) = (ToastWakes::default(), WebhookBell::default());
-        let watch = StoreWatch { metrics: metrics.clone(), wakes: wakes.clone(), bell: bell.clone() };
-        let store = open_store(url, loaded, watch)?;
+        let store = open_store(url, loaded, metrics.clone())?;
         let (telemetry, source) = session_progress::telemetry(metrics.clone());
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
@@ -104,13 +99,14 @@ impl Service {
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
         let webhooks = webhooks(&config.webhook, workspaces.parts())?;
         let keeper = Keeper::new(workspaces.parts());
-        let hub = HubParts::new(store.clone(), wakes, source, held.is_none());
+        let hub = HubParts::new(store.clone(), source, held.is_none());
         let toasts = ToastHub::start(hub, keeper.clone(), config.notifications.max_subscribers);
         let faces = Faces { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
         let http = http::serve(faces, config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         let migrations = actix::spawn(migrations.run());
-        let webhooks = (bell.clone(), webhooks.map(|webhooks| webhooks.start(bell, keeper)));
+        let stop = WebhookStop::default();
+        let webhooks = (stop.clone(), webhooks.map(|webhooks| webhooks.start(stop, keeper)));
         tracing::info!(marker = "[ACP]", address = %http.address, embedded_runtime = runtime.is_some(), "serves");
         let config = config.clone();
         Ok(Self {
@@ -130,7 +126,7 @@ impl Service {
     }
 
     /// Where the API is.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.http.address
     }
 }
@@ -167,15 +163,15 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-fn open_store(url: DatabaseUrl, loaded: &Loaded, watch: StoreWatch) -> Result<Store, AppError> {
-    Ok(Store::open(StoreOptions {
+fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: Metrics) -> Result<Store, AppError> {
+    let options = StoreOptions {
         url,
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         patience: Duration::from_secs(loaded.config.database.patience_s),
         webhook: loaded.config.webhook.endpoint(),
-        observer: Arc::new(watch),
-    })?)
+    };
+    Ok(Store::open(options, metrics)?)
 }
 
 /// The runtime to use: the configured one, or one that is started here on a loopback port that nobody else
@@ -276,7 +272,6 @@ pub(super) fn runtime_options(
             bytes: config.runtime.replay_bytes,
         },
         heartbeats: runtime::Heartbeats::default(),
-        observer: Arc::new(Observer(metrics.clone())),
         metrics: metrics.clone(),
     })
 }
@@ -288,51 +283,4 @@ fn command_of(agent: &Agent) -> Result<Vec<String>, AppError> {
     }
     let program = current_program().map_err(AppError::io("the path of this program"))?;
     Ok(vec![program.display().to_string(), "demo-agent".to_owned()])
-}
-
-/// Hands what the store tells on: to the metrics, and toasts to whom they wake.
-struct StoreWatch {
-    metrics: Metrics,
-    wakes: ToastWakes,
-    bell: WebhookBell,
-}
-
-impl StoreObserver for StoreWatch {
-    fn on_commit(&self, rows: usize, lag: Duration, took: Duration) {
-        self.metrics.committed(rows, lag, took);
-    }
-
-    fn on_failure(&self) {
-        self.metrics.commit_failed();
-    }
-
-    fn on_queue_depth(&self, waiting: usize) {
-        self.metrics.queue_depth(Queue::Writes, waiting);
-    }
-
-    fn on_toast(&self, stream: &Stream) {
-        self.wakes.wake(stream);
-        self.bell.on_toast(stream);
-    }
-}
-
-/// Hands what the runtime tells on to the metrics.
-struct Observer(Metrics);
-
-impl RuntimeObserver for Observer {
-    fn on_agent_started(&self) {
-        self.0.agent_process_started();
-    }
-
-    fn on_agent_ended(&self) {
-        self.0.agent_process_ended();
-    }
-
-    fn on_conversation_held(&self) {
-        self.0.conversation_held();
-    }
-
-    fn on_conversation_released(&self) {
-        self.0.conversation_released();
-    }
 }

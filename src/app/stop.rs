@@ -43,7 +43,7 @@ pub(super) fn kill_grace(config: &Config) -> Duration {
 impl Service {
     /// Admission closes and readiness goes off; running turns may end until `[drain] timeout_s`, the rest is
     /// cancelled; sessions are let go; then the runtime, HTTP and the store end in this order.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         // What is under way is settled by the next start.
         self.migrations.abort();
         let deadline = tokio::time::sleep(Duration::from_secs(self.config.drain.timeout_s));
@@ -61,8 +61,8 @@ impl Service {
             tracing::error!(marker = "[CAPACITY]", "changes of an alert of capacity were not written down");
         }
         // What is out may end; what is not, and the last alerts, are posted by the next start.
-        let (bell, posting) = self.webhooks;
-        bell.close();
+        let (stop, posting) = self.webhooks;
+        stop.close();
         if let Some(posting) = posting
             && tokio::time::timeout(FLUSH, posting).await.is_err()
         {

@@ -44,7 +44,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// Starts one agent and speaks with it over its pipes.
-pub async fn open_on_stdio(
+pub(crate) async fn open_on_stdio(
     workplace: &Workplace,
     folder: &Path,
     plan: &Plan,
@@ -68,7 +68,7 @@ pub async fn open_on_stdio(
 }
 
 /// A runtime of its own, and what is needed to open sessions on it.
-pub struct RuntimePath {
+pub(crate) struct RuntimePath {
     /// The process.
     pub program: Program,
     transport: AcpTransport,
@@ -77,7 +77,7 @@ pub struct RuntimePath {
 
 impl RuntimePath {
     /// Starts it.
-    pub async fn start(workplace: &Workplace, folder: &Path, settings: &[String]) -> Result<Self, BenchError> {
+    pub(crate) async fn start(workplace: &Workplace, folder: &Path, settings: &[String]) -> Result<Self, BenchError> {
         let program = Program::start(workplace, "runtime", folder, settings).await?;
         let url = format!("ws://{}/acp", program.address());
         let failed = |failure: Failure| BenchError::Start(failure.detail);
@@ -96,14 +96,14 @@ impl RuntimePath {
     }
 
     /// Makes a workspace for some sessions; gives its path.
-    pub async fn prepare(&self) -> Result<String, BenchError> {
+    pub(crate) async fn prepare(&self) -> Result<String, BenchError> {
         let workspace = WorkspaceRef { folder_id: FolderId(Uuid::new_v4()), path: None };
         let prepared = self.door.prepare(&PrepareWorkspace { workspace, agent: None, checkout: None }).await;
         Ok(prepared.map_err(not_opened)?.path)
     }
 
     /// Opens one session in a workspace.
-    pub async fn open(&self, workspace: &str, plan: &Plan) -> Result<Box<dyn Conversation>, BenchError> {
+    pub(crate) async fn open(&self, workspace: &str, plan: &Plan) -> Result<Box<dyn Conversation>, BenchError> {
         let opened = self.transport.open(open_request(workspace)).await;
         Ok(AcpConversation::boxed(opened.map_err(not_opened)?, &plan.prompt))
     }

@@ -26,7 +26,7 @@ const ERROR_CHARS: usize = 300;
 
 /// When what is counted.
 #[derive(Debug, Clone, Copy)]
-pub struct Window {
+pub(crate) struct Window {
     /// The load begins.
     pub begin: Instant,
     /// Counting begins.
@@ -37,7 +37,7 @@ pub struct Window {
 
 impl Window {
     /// Begins now.
-    pub fn now(warm_up: Duration, measured: Duration) -> Self {
+    pub(crate) fn now(warm_up: Duration, measured: Duration) -> Self {
         let begin = Instant::now();
         Self { begin, from: begin + warm_up, until: begin + warm_up + measured }
     }
@@ -45,7 +45,7 @@ impl Window {
 
 /// What came of a load.
 #[derive(Debug, Clone)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Of the turns that began within the window, however long they took.
     pub latencies: Latencies,
     /// How long the agent's first word took in these turns, where that is looked at.
@@ -95,7 +95,7 @@ impl Tally {
 
 /// Runs all conversations until the window ends and their last turns have ended; gives them back, the lost
 /// ones too. Sessions that pause begin evenly spread over the first pause.
-pub async fn run(
+pub(crate) async fn run(
     conversations: Vec<Box<dyn Conversation>>,
     window: Window,
     think: Duration,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, future::BoxFuture};
 
 /// One session, from the load client's side.
-pub trait Conversation: Send {
+pub(crate) trait Conversation: Send {
     /// Runs one turn and checks that it completed. Not cancel-safe: a conversation whose turn was dropped is
     /// of no use.
     fn turn(&mut self) -> BoxFuture<'_, Result<Turned, TurnError>>;
@@ -19,14 +19,14 @@ pub trait Conversation: Send {
 
 /// What is known of a turn that completed, beside how long it took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Turned {
+pub(crate) struct Turned {
     /// From its beginning to the first thing that the agent said; absent where that is not looked at.
     pub first_update: Option<Duration>,
 }
 
 /// Why a turn does not count as one.
 #[derive(Debug, PartialEq, Eq)]
-pub enum TurnError {
+pub(crate) enum TurnError {
     /// This turn failed; the next one may work.
     Failed(String),
     /// The session is lost.
@@ -35,7 +35,7 @@ pub enum TurnError {
 
 /// Why something was not measured.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
+pub(crate) enum BenchError {
     /// A file or folder of ours.
     #[error("{what}: {cause}")]
     Io {
@@ -60,7 +60,7 @@ pub enum BenchError {
 
 impl BenchError {
     /// For `map_err`.
-    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |cause| Self::Io { what, cause }
     }

@@ -9,7 +9,7 @@ use super::open_files::OpenFiles;
 /// The machine and the program.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Processors that this process may use.
     pub cores: usize,
     /// What the first processor calls itself.
@@ -33,7 +33,7 @@ pub struct Facts {
 }
 
 /// Gathers them. What the system does not tell is `unknown` or 0.
-pub fn gather(program: &Path, folder: &Path, open_files: OpenFiles) -> Facts {
+pub(crate) fn gather(program: &Path, folder: &Path, open_files: OpenFiles) -> Facts {
     Facts {
         cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         processor: field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),

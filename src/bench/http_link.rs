@@ -21,7 +21,7 @@ const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// A kept HTTP/1.1 connection; it is made again when the server closed it.
-pub struct HttpLink {
+pub(crate) struct HttpLink {
     address: SocketAddr,
     host: String,
     sender: Option<SendRequest<Full<Bytes>>>,
@@ -29,7 +29,7 @@ pub struct HttpLink {
 
 /// An answer.
 #[derive(Debug)]
-pub struct HttpAnswer {
+pub(crate) struct HttpAnswer {
     /// The status.
     pub status: u16,
     /// Whether it says when to try again.
@@ -40,35 +40,35 @@ pub struct HttpAnswer {
 
 impl HttpLink {
     /// Makes a link; connects with the first request.
-    pub fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         Self { address, host: address.to_string(), sender: None }
     }
 
     /// Posts a JSON body. A link whose future was dropped connects again. Errors are sentences; the request may
     /// have been executed then.
-    pub async fn post(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+    pub(crate) async fn post(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
         self.send(self.to(Request::post(path)).header(CONTENT_TYPE, "application/json"), body).await
     }
 
     /// Posts a JSON body that is to be accepted and not waited for; else as [`HttpLink::post`].
-    pub async fn post_async(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+    pub(crate) async fn post_async(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
         let request = self.to(Request::post(path)).header(CONTENT_TYPE, "application/json");
         self.send(request.header("prefer", "respond-async"), body).await
     }
 
     /// Gets; safe to repeat. Else as [`HttpLink::post`].
-    pub async fn get(&mut self, path: &str) -> Result<HttpAnswer, String> {
+    pub(crate) async fn get(&mut self, path: &str) -> Result<HttpAnswer, String> {
         self.send(self.to(Request::get(path)), Bytes::new()).await
     }
 
     /// Puts a JSON body; safe to repeat. Else as [`HttpLink::post`].
-    pub async fn put(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
+    pub(crate) async fn put(&mut self, path: &str, body: Bytes) -> Result<HttpAnswer, String> {
         self.send(self.to(Request::put(path)).header(CONTENT_TYPE, "application/json"), body).await
     }
 
     /// Posts a JSON body and hands the parts of the answer on as they come, if it is a success and a stream; what it
     /// gives back has no body then. Else as [`HttpLink::post`].
-    pub async fn post_for_stream(
+    pub(crate) async fn post_for_stream(
         &mut self,
         path: &str,
         body: Bytes,
@@ -80,7 +80,7 @@ impl HttpLink {
 
     /// Gets an answer that has no end, and hands its parts on as they come. Ends when it does, or with a sentence.
     /// Dropping the future closes the connection.
-    pub async fn stream(self, path: &str, mut part: impl FnMut(&[u8])) -> Result<(), String> {
+    pub(crate) async fn stream(self, path: &str, mut part: impl FnMut(&[u8])) -> Result<(), String> {
         let mut sender = self.connect().await?;
         let request = self.to(Request::get(path)).body(Full::new(Bytes::new())).map_err(|cause| cause.to_string())?;
         let answer = sender.send_request(request).await.map_err(|cause| format!("HTTP: {cause}"))?;

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The tenant of everything that is measured.
-pub const INSTALLATION: &str = "bench";
+pub(crate) const INSTALLATION: &str = "bench";
 /// The status of a new session, and of a turn.
 const CREATED: u16 = 201;
 const OK: u16 = 200;
@@ -21,19 +21,23 @@ const OK: u16 = 200;
 const SHOWN_CHARS: usize = 200;
 
 /// Opens one session in a workspace and makes a conversation of it.
-pub async fn open(supervisor: &Program, workspace: &str, plan: &Plan) -> Result<Box<dyn Conversation>, BenchError> {
+pub(crate) async fn open(
+    supervisor: &Program,
+    workspace: &str,
+    plan: &Plan,
+) -> Result<Box<dyn Conversation>, BenchError> {
     let session = open_session(supervisor, workspace.to_owned()).await?;
     Ok(converse(supervisor, &session, &plan.prompt))
 }
 
 /// Opens one session in a workspace; gives its id.
-pub async fn open_session(supervisor: &Program, workspace: String) -> Result<String, BenchError> {
+pub(crate) async fn open_session(supervisor: &Program, workspace: String) -> Result<String, BenchError> {
     let mut link = HttpLink::new(supervisor.address());
     open_on(&mut link, &workspace).await.map_err(BenchError::Open)
 }
 
 /// The same on a link that is kept. Errors are sentences.
-pub async fn open_on(link: &mut HttpLink, workspace: &str) -> Result<String, String> {
+pub(crate) async fn open_on(link: &mut HttpLink, workspace: &str) -> Result<String, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Ready {
@@ -46,14 +50,14 @@ pub async fn open_on(link: &mut HttpLink, workspace: &str) -> Result<String, Str
 }
 
 /// Closes a session. Errors are sentences.
-pub async fn close_on(link: &mut HttpLink, session: &str) -> Result<(), String> {
+pub(crate) async fn close_on(link: &mut HttpLink, session: &str) -> Result<(), String> {
     let body = json!({"sessionId": session}).to_string();
     let answer = link.post("/acp/session/close", body.into()).await?;
     read::<IgnoredAny>(&answer, OK).map(|_| ())
 }
 
 /// A conversation with a session, which always says the same.
-pub fn converse(supervisor: &Program, session: &str, prompt: &str) -> Box<dyn Conversation> {
+pub(crate) fn converse(supervisor: &Program, session: &str, prompt: &str) -> Box<dyn Conversation> {
     let prompt = json!({"sessionId": session, "prompt": prompt}).to_string().into();
     Box::new(HttpConversation { link: HttpLink::new(supervisor.address()), prompt })
 }
@@ -88,7 +92,7 @@ fn check(answer: &HttpAnswer) -> Result<(), TurnError> {
 }
 
 /// Reads an answer that has to have a status.
-pub fn read<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer, wanted: u16) -> Result<T, String> {
+pub(crate) fn read<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer, wanted: u16) -> Result<T, String> {
     let shown = || String::from_utf8_lossy(&answer.body).chars().take(SHOWN_CHARS).collect::<String>();
     if answer.status != wanted {
         return Err(format!("status {}: {}", answer.status, shown()));

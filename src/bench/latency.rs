@@ -14,12 +14,12 @@ const DIGITS: u8 = 3;
 
 /// Latencies, each kept to three digits.
 #[derive(Debug, Clone)]
-pub struct Latencies(Histogram<u64>);
+pub(crate) struct Latencies(Histogram<u64>);
 
 /// What is printed of latencies, in milliseconds. All 0 where there was no turn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LatencySummary {
+pub(crate) struct LatencySummary {
     /// Half of the turns were at least as fast.
     pub p50_ms: f64,
     /// 95 of 100.
@@ -34,23 +34,23 @@ pub struct LatencySummary {
 
 impl Latencies {
     /// Makes an empty collection.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let histogram = Histogram::new_with_bounds(nanoseconds(SHORTEST), nanoseconds(LONGEST), DIGITS);
         Self(histogram.unwrap_or_else(|cause| unreachable!("the bounds are constants: {cause}")))
     }
 
     /// Adds one.
-    pub fn record(&mut self, latency: Duration) {
+    pub(crate) fn record(&mut self, latency: Duration) {
         self.0.saturating_record(nanoseconds(latency.max(SHORTEST)));
     }
 
     /// How many there are.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.0.len()
     }
 
     /// What is printed of them.
-    pub fn summary(&self) -> LatencySummary {
+    pub(crate) fn summary(&self) -> LatencySummary {
         let at = |quantile| milliseconds(self.0.value_at_quantile(quantile));
         LatencySummary {
             p50_ms: at(0.50),

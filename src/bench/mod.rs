@@ -35,15 +35,15 @@ mod toasts;
 
 use std::{io::Write, path::Path};
 
-pub use self::{
-    capacity::{CapacityPlan, CapacityReport, MAX_REFUSALS, run as run_capacity},
+pub(crate) use self::{
+    capacity::{CapacityPlan, MAX_REFUSALS, run as run_capacity},
     conversation::BenchError,
     plan::{MAX_SECONDS, MAX_SESSIONS, PathKind, Plan},
     report::Report,
-    resume::{MAX_MESSAGES, MAX_ROUNDS, ResumePlan, ResumeReport, run as run_resume},
-    route::{MAX_MODEL_MS, RoutePlan, RouteReport, run as run_route},
+    resume::{MAX_MESSAGES, MAX_ROUNDS, ResumePlan, run as run_resume},
+    route::{MAX_MODEL_MS, RoutePlan, run as run_route},
     text::render,
-    toasts::{MAX_SUBSCRIBERS, MAX_TOASTS, ToastsPlan, ToastsReport, run as run_toasts},
+    toasts::{MAX_SUBSCRIBERS, MAX_TOASTS, ToastsPlan, run as run_toasts},
 };
 use self::{
     open_files::OpenFiles,
@@ -57,7 +57,7 @@ use self::{
 ///
 /// # Errors
 /// Where nothing can be measured at all: no folder, or no program to start.
-pub async fn run(plan: Plan, command: Vec<String>) -> Result<Report, BenchError> {
+pub(crate) async fn run(plan: Plan, command: Vec<String>) -> Result<Report, BenchError> {
     let open_files = OpenFiles::raise();
     let workplace = Workplace::new(plan.folder.as_deref())?;
     let facts = facts::gather(workplace.program(), workplace.path(), open_files);

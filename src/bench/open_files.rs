@@ -7,7 +7,7 @@ use super::{conversation::BenchError, plan::PathKind};
 /// Limits of this process, which those that it starts inherit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct OpenFiles {
+pub(crate) struct OpenFiles {
     /// In force.
     pub limit: u64,
     /// The most to which the limit can be raised.
@@ -19,7 +19,7 @@ const BASE: u64 = 128;
 
 impl OpenFiles {
     /// Raises the limit to the hard limit, as far as the system lets us, and tells what is in force.
-    pub fn raise() -> Self {
+    pub(crate) fn raise() -> Self {
         let mut limits = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the kernel writes to a struct of ours; a failure leaves it as it is.
         unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits) };
@@ -34,7 +34,7 @@ impl OpenFiles {
     ///
     /// # Errors
     /// A sentence that says how many are needed and what to do.
-    pub fn check(self, path: PathKind, sessions: usize) -> Result<(), BenchError> {
+    pub(crate) fn check(self, path: PathKind, sessions: usize) -> Result<(), BenchError> {
         self.allow(&format!("{sessions} sessions"), needed(path, sessions))
     }
 
@@ -42,7 +42,7 @@ impl OpenFiles {
     ///
     /// # Errors
     /// As [`Self::check`].
-    pub fn check_connections(self, connections: usize) -> Result<(), BenchError> {
+    pub(crate) fn check_connections(self, connections: usize) -> Result<(), BenchError> {
         let needed = BASE + u64::try_from(connections).unwrap_or(u64::MAX / 16);
         self.allow(&format!("{connections} connections"), needed)
     }

@@ -5,9 +5,9 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use serde::Serialize;
 
 /// The most sessions at one point; the mission asks for 1,000.
-pub const MAX_SESSIONS: usize = 5000;
+pub(crate) const MAX_SESSIONS: usize = 5000;
 /// The longest measurement of one point, in seconds.
-pub const MAX_SECONDS: f64 = 600.0;
+pub(crate) const MAX_SECONDS: f64 = 600.0;
 /// From so many sessions on there is a pause between prompts by default: without one they only measure how
 /// long the queue at the processors is.
 const MANY_SESSIONS: usize = 1000;
@@ -17,7 +17,7 @@ const PAUSE_OF_MANY: Duration = Duration::from_secs(1);
 /// A way from the load client to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PathKind {
+pub(crate) enum PathKind {
     /// The agent's pipes.
     Stdio,
     /// A runtime, by ACP over WebSocket.
@@ -28,7 +28,7 @@ pub enum PathKind {
 
 impl PathKind {
     /// From the shortest to the longest.
-    pub const ALL: [Self; 3] = [Self::Stdio, Self::Runtime, Self::Supervisor];
+    pub(crate) const ALL: [Self; 3] = [Self::Stdio, Self::Runtime, Self::Supervisor];
 
     fn name(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl FromStr for PathKind {
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Along which paths.
     pub paths: Vec<PathKind>,
     /// At how many concurrent sessions.
@@ -78,14 +78,14 @@ pub struct Plan {
 impl Plan {
     /// The pause between two prompts of one session: none, or 1 s from 1,000 sessions on, unless one was
     /// asked for.
-    pub fn think(&self, sessions: usize) -> Duration {
+    pub(crate) fn think(&self, sessions: usize) -> Duration {
         let by_default = if sessions >= MANY_SESSIONS { PAUSE_OF_MANY } else { Duration::ZERO };
         self.think.unwrap_or(by_default)
     }
 
     /// How long a point runs before counting begins: a fifth of the measurement, between 0.1 and 2 s, and long
     /// enough that every session has begun.
-    pub fn warm_up(&self, sessions: usize) -> Duration {
+    pub(crate) fn warm_up(&self, sessions: usize) -> Duration {
         (self.measured / 5).clamp(Duration::from_millis(100), Duration::from_secs(2)).max(self.think(sessions))
     }
 }

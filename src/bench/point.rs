@@ -28,7 +28,7 @@ const SESSIONS_PER_WORKSPACE: usize = 10;
 const IDLE: Duration = Duration::from_millis(200);
 
 /// What stands between the load client and the agents.
-pub enum Stage<'a> {
+pub(crate) enum Stage<'a> {
     /// Nothing.
     Stdio(&'a Workplace, PathBuf),
     /// A runtime.
@@ -39,7 +39,7 @@ pub enum Stage<'a> {
 
 impl<'a> Stage<'a> {
     /// Starts it.
-    pub async fn start(
+    pub(crate) async fn start(
         path: PathKind,
         plan: &Plan,
         workplace: &'a Workplace,
@@ -89,7 +89,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Ends it; gives the number of errors that it logged.
-    pub async fn stop(self) -> Result<u64, BenchError> {
+    pub(crate) async fn stop(self) -> Result<u64, BenchError> {
         match self {
             Self::Stdio(..) => Ok(0),
             Self::Runtime(runtime) => runtime.program.stop().await,
@@ -99,7 +99,12 @@ impl<'a> Stage<'a> {
 }
 
 /// Opens the sessions, loads them, and reads what everything used.
-pub async fn measure(stage: &Stage<'_>, plan: &Plan, path: PathKind, sessions: usize) -> Result<Point, BenchError> {
+pub(crate) async fn measure(
+    stage: &Stage<'_>,
+    plan: &Plan,
+    path: PathKind,
+    sessions: usize,
+) -> Result<Point, BenchError> {
     let server = stage.server();
     let own = std::process::id();
     let of_server = || server.map(|pid| processes::memory(&[pid]));
@@ -131,7 +136,7 @@ pub async fn measure(stage: &Stage<'_>, plan: &Plan, path: PathKind, sessions: u
 }
 
 /// Processor time within the window: of this process, the one under test, and the agents.
-pub async fn processor_use(window: Window, own: u32, server: Option<u32>, agents: Vec<u32>) -> ProcessorUse {
+pub(crate) async fn processor_use(window: Window, own: u32, server: Option<u32>, agents: Vec<u32>) -> ProcessorUse {
     let agents = Arc::new(agents);
     let read = || {
         let agents = agents.clone();

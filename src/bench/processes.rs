@@ -7,7 +7,7 @@ use serde::Serialize;
 /// Memory of one or more processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Memory {
+pub(crate) struct Memory {
     /// How many processes.
     pub processes: usize,
     /// Resident set, in bytes. What several processes share, their program for instance, is counted in each.
@@ -18,7 +18,7 @@ pub struct Memory {
 }
 
 /// Memory now. A process that has ended has none.
-pub fn memory(pids: &[u32]) -> Memory {
+pub(crate) fn memory(pids: &[u32]) -> Memory {
     let mut sum = Memory { processes: 0, rss_bytes: 0, pss_bytes: Some(0) };
     for pid in pids {
         let Some(rss) = kilobytes(&format!("/proc/{pid}/status"), "VmRSS:") else { continue };
@@ -39,7 +39,7 @@ fn kilobytes(file: &str, field: &str) -> Option<u64> {
 /// Processor time that processes have used so far, user and system. The kernel tells it of a process in steps
 /// of 10 ms, of each thread to the nanosecond: an agent uses less than one step in many turns, so a thousand of
 /// them would seem to use nothing.
-pub fn cpu_time(pids: &[u32]) -> Duration {
+pub(crate) fn cpu_time(pids: &[u32]) -> Duration {
     pids.iter().filter_map(|pid| of_threads(*pid).max(of_process(*pid))).sum()
 }
 
@@ -64,19 +64,19 @@ fn ticks_per_second() -> u32 {
 }
 
 /// Open file descriptors of a process.
-pub fn open_files(pid: u32) -> Option<usize> {
+pub(crate) fn open_files(pid: u32) -> Option<usize> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
 }
 
 /// Processor time of what a process has started, in the whole: of what lives, and of what has ended and was waited
 /// for, which the kernel tells in steps of 10 ms of the sum.
-pub fn cpu_time_below(of: u32) -> Duration {
+pub(crate) fn cpu_time_below(of: u32) -> Duration {
     let ended = stat(of).map_or(Duration::ZERO, |stat| Duration::from_secs(stat.ended_ticks) / ticks_per_second());
     ended + cpu_time(&descendants(of))
 }
 
 /// Every process that descends from this one, itself left out.
-pub fn descendants(of: u32) -> Vec<u32> {
+pub(crate) fn descendants(of: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

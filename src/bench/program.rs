@@ -32,7 +32,7 @@ const SHOWN_LOG_CHARS: usize = 1000;
 const START_WITH_LOG: &str = r#"exec "$@" >log.jsonl 2>&1"#;
 
 /// A temporary folder, the program, and the environment that processes get.
-pub struct Workplace {
+pub(crate) struct Workplace {
     folder: TempDir,
     program: PathBuf,
     environment: BTreeMap<String, SecretString>,
@@ -40,7 +40,7 @@ pub struct Workplace {
 
 impl Workplace {
     /// Makes a folder of our own under `parent`, or the system's temporary folder. It is removed in the end.
-    pub fn new(parent: Option<&Path>) -> Result<Self, BenchError> {
+    pub(crate) fn new(parent: Option<&Path>) -> Result<Self, BenchError> {
         let program = current_program().map_err(BenchError::io("the program that runs"))?;
         let mut builder = tempfile::Builder::new();
         let builder = builder.prefix("lumilink-bench-");
@@ -55,22 +55,22 @@ impl Workplace {
     }
 
     /// The folder of the whole run.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// The program that is measured: this one.
-    pub fn program(&self) -> &Path {
+    pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 
     /// The environment of every process.
-    pub fn environment(&self) -> &BTreeMap<String, SecretString> {
+    pub(crate) fn environment(&self) -> &BTreeMap<String, SecretString> {
         &self.environment
     }
 
     /// Makes a folder for one point.
-    pub fn folder(&self, name: &str) -> Result<PathBuf, BenchError> {
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, BenchError> {
         let folder = self.path().join(name);
         fs::create_dir_all(&folder).map_err(BenchError::io(folder.display().to_string()))?;
         Ok(folder)
@@ -78,7 +78,7 @@ impl Workplace {
 }
 
 /// A running process. Dropping it begins to end it.
-pub struct Program {
+pub(crate) struct Program {
     pid: u32,
     address: SocketAddr,
     log: PathBuf,
@@ -88,7 +88,7 @@ pub struct Program {
 
 impl Program {
     /// Starts `lumilink <command>` on a free loopback port and waits until it serves.
-    pub async fn start(
+    pub(crate) async fn start(
         workplace: &Workplace,
         command: &str,
         folder: &Path,
@@ -125,17 +125,17 @@ impl Program {
     }
 
     /// Where it serves.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Kills it with SIGKILL and starts `lumilink <command>` again in the same folder, on whatever port is free.
-    pub async fn killed_and_started_again(
+    pub(crate) async fn killed_and_started_again(
         mut self,
         workplace: &Workplace,
         command: &str,
@@ -151,7 +151,7 @@ impl Program {
     }
 
     /// Stops it with SIGTERM, waits for its end, and counts the errors that it logged.
-    pub async fn stop(self) -> Result<u64, BenchError> {
+    pub(crate) async fn stop(self) -> Result<u64, BenchError> {
         let Self { log, life, mut exit, .. } = self;
         drop(life);
         exit.wait().await;

@@ -15,7 +15,7 @@ use super::{
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub(crate) struct Report {
     /// On what.
     pub facts: Facts,
     /// How it was called.
@@ -37,7 +37,7 @@ pub struct Report {
 /// A path at a number of sessions.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Point {
+pub(crate) struct Point {
     /// The path.
     pub path: PathKind,
     /// Concurrent sessions.
@@ -75,7 +75,7 @@ pub struct Point {
 
 /// A point that could not be measured.
 #[derive(Debug, Clone, Serialize)]
-pub struct Unmeasured {
+pub(crate) struct Unmeasured {
     /// The path.
     pub path: PathKind,
     /// Concurrent sessions.
@@ -88,7 +88,7 @@ pub struct Unmeasured {
 /// the difference of two quantiles, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Overhead {
+pub(crate) struct Overhead {
     /// Concurrent sessions.
     pub sessions: usize,
     /// Of the p50s.
@@ -99,7 +99,7 @@ pub struct Overhead {
 
 /// Processor time, as it was read.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct ProcessorUse {
+pub(crate) struct ProcessorUse {
     /// Of the load client.
     pub client: Duration,
     /// Of the process under test.
@@ -110,7 +110,7 @@ pub struct ProcessorUse {
 
 impl ProcessorUse {
     /// What was used between two readings.
-    pub fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             client: self.client.saturating_sub(before.client),
             server: self.server.zip(before.server).map(|(after, before)| after.saturating_sub(before)),
@@ -122,7 +122,7 @@ impl ProcessorUse {
 /// Processor time, user and system.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CpuUse {
+pub(crate) struct CpuUse {
     /// Milliseconds of the load client for one turn.
     pub client_ms_per_turn: f64,
     /// Of the process under test.
@@ -140,7 +140,7 @@ pub struct CpuUse {
 /// Memory at three moments.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MemoryUse {
+pub(crate) struct MemoryUse {
     /// The process under test before it had a session.
     pub server_before: Option<Memory>,
     /// With all sessions open and idle, before the first prompt.
@@ -157,7 +157,7 @@ pub struct MemoryUse {
 
 impl Report {
     /// Makes a report without points.
-    pub fn new(facts: Facts, command: Vec<String>, plan: &Plan) -> Self {
+    pub(crate) fn new(facts: Facts, command: Vec<String>, plan: &Plan) -> Self {
         let mut warnings = Vec::new();
         if facts.profile == "debug" {
             warnings.push("built without optimisation (debug): these figures say little; use --release".to_owned());
@@ -178,7 +178,7 @@ impl Report {
     }
 
     /// Compares the whole path with the bare agent where both were measured.
-    pub fn compare(&mut self) {
+    pub(crate) fn compare(&mut self) {
         let of = |path: PathKind| self.points.iter().filter(move |point| point.path == path);
         self.overhead = of(PathKind::Supervisor)
             .filter_map(|whole| {
@@ -193,7 +193,7 @@ impl Report {
     }
 
     /// For programs.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         serde_json::to_string_pretty(self)
             .unwrap_or_else(|cause| unreachable!("a value of our own types serialises: {cause}"))
     }
@@ -201,7 +201,7 @@ impl Report {
 
 impl Point {
     /// Puts together what was read. The errors in the log come later, when it is closed.
-    pub fn new(
+    pub(crate) fn new(
         (path, sessions, measured, think): (PathKind, usize, Duration, Duration),
         opening: Duration,
         tally: &Tally,
@@ -246,7 +246,7 @@ impl CpuUse {
 
 impl MemoryUse {
     /// Puts together what was read: the server before, idle and after; the agents idle and after.
-    pub fn new(sessions: usize, server: [Option<Memory>; 3], agents: [Memory; 2]) -> Self {
+    pub(crate) fn new(sessions: usize, server: [Option<Memory>; 3], agents: [Memory; 2]) -> Self {
         let [server_before, server_idle, server_after] = server;
         let [agents_idle, agents_after] = agents;
         let added = server_before
@@ -301,7 +301,7 @@ pub(super) mod tests {
     }
 
     /// A report with two paths at ten sessions and one point that was not measured.
-    pub fn sample() -> Report {
+    pub(crate) fn sample() -> Report {
         let facts = Facts {
             cores: 2,
             processor: "Example".into(),

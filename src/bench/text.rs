@@ -7,7 +7,7 @@ use super::report::{Point, Report};
 const MEGABYTE: f64 = 1024.0 * 1024.0;
 
 /// Renders a report. Writing to a string cannot fail.
-pub fn render(report: &Report) -> String {
+pub(crate) fn render(report: &Report) -> String {
     let mut out = String::new();
     head(&mut out, report);
     turns(&mut out, report);

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::ClientSettings,
-    contract::{problem::Problem, result::ACPSessionResult, runtime::WorkspaceDiff},
+    contract::{problem::Problem, runtime::WorkspaceDiff},
     domain::text,
 };
 
@@ -38,7 +38,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Calls that only read are tried three times. Calls that change something are repeated only where the
 /// connection could not be made, so nothing is done twice.
 #[derive(Debug, Clone)]
-pub struct ApiClient {
+pub(crate) struct ApiClient {
     http: reqwest::Client,
     base: url::Url,
     headers: header::HeaderMap,
@@ -49,7 +49,7 @@ impl ApiClient {
     ///
     /// # Errors
     /// Where the token cannot stand in a header, or the system has no TLS roots.
-    pub fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
+    pub(crate) fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
         let mut headers = header::HeaderMap::new();
         headers.insert(header::USER_AGENT, header::HeaderValue::from_static(USER_AGENT));
         if let Some(token) = &settings.token {
@@ -79,25 +79,15 @@ impl ApiClient {
     ///
     /// # Errors
     /// See [`ClientError`]; after `Lost` the session may exist.
-    pub async fn new_session(&self, request: &NewSession) -> Result<OpenedSession, ClientError> {
+    pub(crate) async fn new_session(&self, request: &NewSession) -> Result<OpenedSession, ClientError> {
         self.post(&["acp", "session", "new"], request, None).await
-    }
-
-    /// Runs one turn and waits for its end. Safe to repeat with the same request: the key joins the turn.
-    ///
-    /// # Errors
-    /// A turn that failed is a `Problem` that carries the result.
-    pub async fn prompt(&self, request: &PromptRequest) -> Result<ACPSessionResult, ClientError> {
-        let call = self.call(Method::POST, &["acp", "session", "prompt"]);
-        let call = call.header("Idempotency-Key", &request.key).json(request);
-        decode(self.send_keyed(call).await?).await
     }
 
     /// Runs one turn and streams what happens. Safe to repeat with the same request.
     ///
     /// # Errors
     /// Where the turn did not begin; later ones come out of the stream.
-    pub async fn prompt_stream(&self, request: &PromptRequest) -> Result<TurnStream, ClientError> {
+    pub(crate) async fn prompt_stream(&self, request: &PromptRequest) -> Result<TurnStream, ClientError> {
         let call = self.call(Method::POST, &["acp", "session", "prompt"]);
         let call =
             call.header("Idempotency-Key", &request.key).header(header::ACCEPT, "text/event-stream").json(request);
@@ -106,7 +96,7 @@ impl ApiClient {
     }
 
     /// Cancels the turn that runs; `false` where none did.
-    pub async fn cancel(&self, session_id: &str, prompt_id: Option<&str>) -> Result<bool, ClientError> {
+    pub(crate) async fn cancel(&self, session_id: &str, prompt_id: Option<&str>) -> Result<bool, ClientError> {
         let mut body = json!({"sessionId": session_id});
         if let Some(prompt_id) = prompt_id {
             body["promptId"] = prompt_id.into();
@@ -116,19 +106,19 @@ impl ApiClient {
     }
 
     /// Ends a session and frees what it holds.
-    pub async fn close(&self, session_id: &str) -> Result<(), ClientError> {
+    pub(crate) async fn close(&self, session_id: &str) -> Result<(), ClientError> {
         let body = json!({"sessionId": session_id});
         let response = self.send_once(self.call(Method::POST, &["acp", "session", "close"]).json(&body)).await?;
         refuse_problems(response).await.map(drop)
     }
 
     /// Brings a session back. Takes as long as the agent's start takes.
-    pub async fn load(&self, session_id: &str) -> Result<Value, ClientError> {
+    pub(crate) async fn load(&self, session_id: &str) -> Result<Value, ClientError> {
         self.post(&["acp", "session", "load"], &json!({"sessionId": session_id}), None).await
     }
 
     /// Answers a permission request that waits.
-    pub async fn permission(
+    pub(crate) async fn permission(
         &self,
         session_id: &str,
         request_id: &str,
@@ -144,17 +134,17 @@ impl ApiClient {
     }
 
     /// Where a session stands.
-    pub async fn session(&self, session_id: &str) -> Result<Value, ClientError> {
+    pub(crate) async fn session(&self, session_id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "session", session_id], &()).await
     }
 
     /// One page of the sessions.
-    pub async fn sessions(&self, filter: &SessionFilter) -> Result<Page, ClientError> {
+    pub(crate) async fn sessions(&self, filter: &SessionFilter) -> Result<Page, ClientError> {
         self.get(&["acp", "sessions"], filter).await
     }
 
     /// One page of a transcript, oldest first: the page after the one that gave `cursor`.
-    pub async fn transcript(
+    pub(crate) async fn transcript(
         &self,
         session_id: &str,
         cursor: Option<&str>,
@@ -165,27 +155,27 @@ impl ApiClient {
     }
 
     /// What changed in a session's workspace.
-    pub async fn diff(&self, session_id: &str) -> Result<WorkspaceDiff, ClientError> {
+    pub(crate) async fn diff(&self, session_id: &str) -> Result<WorkspaceDiff, ClientError> {
         self.get(&["acp", "session", session_id, "diff"], &()).await
     }
 
     /// Where a turn stands, and its result once it ended.
-    pub async fn prompt_state(&self, prompt_id: &str) -> Result<PromptStatus, ClientError> {
+    pub(crate) async fn prompt_state(&self, prompt_id: &str) -> Result<PromptStatus, ClientError> {
         self.get(&["acp", "prompt", prompt_id], &()).await
     }
 
     /// How the server is.
-    pub async fn health(&self) -> Result<Value, ClientError> {
+    pub(crate) async fn health(&self) -> Result<Value, ClientError> {
         self.get(&["acp", "health"], &()).await
     }
 
     /// What carries a workspace's turns, and why.
-    pub async fn protocol(&self, workspace: &str, installation: Option<&str>) -> Result<Value, ClientError> {
+    pub(crate) async fn protocol(&self, workspace: &str, installation: Option<&str>) -> Result<Value, ClientError> {
         self.get(&["acp", "workspaces", workspace, "protocol"], &json!({"installationId": installation})).await
     }
 
     /// Changes a workspace's route: by `rollback` or `restore`, else by its settings. All of these may be repeated.
-    pub async fn change_protocol(
+    pub(crate) async fn change_protocol(
         &self,
         workspace: &str,
         installation: Option<&str>,
@@ -202,12 +192,12 @@ impl ApiClient {
     }
 
     /// One page of records of the audit, or the summary as the only one.
-    pub async fn audit(&self, records: &str, query: &impl Serialize) -> Result<Value, ClientError> {
+    pub(crate) async fn audit(&self, records: &str, query: &impl Serialize) -> Result<Value, ClientError> {
         self.get(&["acp", "audit", records], query).await
     }
 
     /// One page of records of the audit as CSV, and the cursor of the next one.
-    pub async fn audit_csv(
+    pub(crate) async fn audit_csv(
         &self,
         records: &str,
         query: &impl Serialize,
@@ -222,7 +212,7 @@ impl ApiClient {
     }
 
     /// Why a session's turns go the way they go.
-    pub async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
+    pub(crate) async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "session", session_id, "explain"], &()).await
     }
 

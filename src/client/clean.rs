@@ -2,19 +2,19 @@
 
 /// Takes out everything that a terminal would act on: control characters, and the marks that reorder or
 /// hide text. Line ends and tabs stay.
-pub fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().filter(|character| matches!(character, '\n' | '\t') || !is_active(*character)).collect()
 }
 
 /// The same on one line: line ends and tabs become spaces.
-pub fn clean_line(text: &str) -> String {
+pub(crate) fn clean_line(text: &str) -> String {
     let spaced = text.chars().map(|character| if character.is_whitespace() { ' ' } else { character });
     spaced.filter(|character| !is_active(*character)).collect()
 }
 
 /// Escapes in finished JSON what the JSON writer leaves as it is and a terminal would act on. Such
 /// characters stand only inside strings there.
-pub fn escape_json(json: &str) -> String {
+pub(crate) fn escape_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for character in json.chars() {
         if is_active(character) {

@@ -26,7 +26,7 @@ const SPINNER: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '�
 
 /// How a turn is shown.
 #[derive(Debug, Clone, Copy)]
-pub struct ConsoleOptions {
+pub(crate) struct ConsoleOptions {
     /// One JSON object a line, and nothing is asked.
     pub json: bool,
     /// Whether permission requests may be asked on the terminal; needs a terminal on standard input.
@@ -39,7 +39,7 @@ pub struct ConsoleOptions {
 ///
 /// # Errors
 /// Where the turn could not be begun or followed to its end.
-pub async fn run_turn(
+pub(crate) async fn run_turn(
     client: &ApiClient,
     request: PromptRequest,
     options: ConsoleOptions,

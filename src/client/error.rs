@@ -5,7 +5,7 @@ use crate::contract::problem::Problem;
 
 /// A call failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(crate) enum ClientError {
     /// The server answered with a problem.
     #[error("{} [{}, request {}]", .0.detail, .0.code, .0.request_id)]
     Problem(Box<Problem>),
@@ -57,7 +57,7 @@ pub enum ClientError {
 
 impl ClientError {
     /// Whether a call that may be repeated is worth repeating.
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Lost { .. } => true,
             Self::Problem(problem) => problem.status == 503,

@@ -21,14 +21,14 @@ const MAX_FAILED_POLLS: u32 = 40;
 const MAX_RESENDS: u32 = 3;
 
 /// What a follower gives: events, the last of which is a result or problem, or an error as the last.
-pub type Events = mpsc::Receiver<Result<TurnEvent, ClientError>>;
+pub(crate) type Events = mpsc::Receiver<Result<TurnEvent, ClientError>>;
 
 /// Sends a prompt and follows its turn in a task of its own. A stream that breaks is replaced: before the
 /// server took the prompt by sending it again under the same key, afterwards by asking for the turn's
 /// state until it ended. Dropping the receiver ends the task; the turn itself goes on in the server.
 ///
 /// Has to be called within a tokio runtime.
-pub fn follow(client: ApiClient, request: PromptRequest) -> Events {
+pub(crate) fn follow(client: ApiClient, request: PromptRequest) -> Events {
     let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
     tokio::spawn(async move {
         let mut follower = Follower { client, request, sender, prompt_id: None };

@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use super::{clean::escape_json, stream::TurnEvent};
 
 /// One line, without its end. Texts of agents are escaped so far that a terminal does not act on them.
-pub fn json_line(value: &impl Serialize) -> Result<String, serde_json::Error> {
+pub(crate) fn json_line(value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(escape_json(&serde_json::to_string(value)?))
 }
 
 /// An event as an object with a `type`.
-pub fn event_object(event: &TurnEvent) -> Result<Value, serde_json::Error> {
+pub(crate) fn event_object(event: &TurnEvent) -> Result<Value, serde_json::Error> {
     Ok(match event {
         TurnEvent::Accepted(accepted) => {
             let mut object = serde_json::to_value(accepted)?;

@@ -3,24 +3,23 @@
 //! Invariant: it knows the API as any other client does, through `contract/` and the wire, never through
 //! the server's code. What an agent or server says is hostile until it went through [`clean`].
 
-pub mod api;
-pub mod clean;
-pub mod console;
-pub mod error;
-pub mod follow;
-pub mod json_lines;
-pub mod notifications;
+pub(crate) mod api;
+pub(crate) mod clean;
+pub(crate) mod console;
+pub(crate) mod error;
+pub(crate) mod follow;
+pub(crate) mod json_lines;
+pub(crate) mod notifications;
 mod operations;
-pub mod printer;
-pub mod requests;
-pub mod sse;
-pub mod stream;
+pub(crate) mod printer;
+pub(crate) mod requests;
+pub(crate) mod sse;
+pub(crate) mod stream;
 
-pub use self::{
+pub(crate) use self::{
     api::ApiClient,
     error::ClientError,
-    follow::follow,
     notifications::{Bookmark, ToastEvent, ToastFollower, ToastScope},
-    requests::{NewSession, PermissionChoice, PromptRequest, SessionFilter},
-    stream::{TurnEvent, TurnStream},
+    requests::{NewSession, PromptRequest, SessionFilter},
+    stream::TurnEvent,
 };

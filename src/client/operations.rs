@@ -10,37 +10,37 @@ use super::{
 
 impl ApiClient {
     /// Begins a migration of a fleet. After `Lost` it may have begun.
-    pub async fn start_migration(&self, body: &Value) -> Result<Value, ClientError> {
+    pub(crate) async fn start_migration(&self, body: &Value) -> Result<Value, ClientError> {
         self.post(&["acp", "migrations"], body, Some(CALL_TIMEOUT)).await
     }
 
     /// A page of migrations.
-    pub async fn migrations(&self, query: &Value) -> Result<Page, ClientError> {
+    pub(crate) async fn migrations(&self, query: &Value) -> Result<Page, ClientError> {
         self.get(&["acp", "migrations"], query).await
     }
 
     /// How far a migration is.
-    pub async fn migration(&self, id: &str) -> Result<Value, ClientError> {
+    pub(crate) async fn migration(&self, id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "migrations", id], &json!({})).await
     }
 
     /// Changes a migration: `pause`, `resume`, `cancel` or `rollback`.
-    pub async fn change_migration(&self, id: &str, verb: &str, body: &Value) -> Result<Value, ClientError> {
+    pub(crate) async fn change_migration(&self, id: &str, verb: &str, body: &Value) -> Result<Value, ClientError> {
         self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
     }
 
     /// A page of deliveries to the operators' webhook.
-    pub async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {
+    pub(crate) async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {
         self.get(&["acp", "webhooks", "deliveries"], query).await
     }
 
     /// Posts one again.
-    pub async fn replay_delivery(&self, id: &str) -> Result<Value, ClientError> {
+    pub(crate) async fn replay_delivery(&self, id: &str) -> Result<Value, ClientError> {
         self.post(&["acp", "webhooks", "deliveries", id, "replay"], &json!({}), Some(CALL_TIMEOUT)).await
     }
 
     /// Posts all again that were given up.
-    pub async fn replay_dead_deliveries(&self) -> Result<Value, ClientError> {
+    pub(crate) async fn replay_dead_deliveries(&self) -> Result<Value, ClientError> {
         self.post(&["acp", "webhooks", "deliveries", "replay"], &json!({}), Some(CALL_TIMEOUT)).await
     }
 }

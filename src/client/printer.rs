@@ -34,7 +34,7 @@ enum Open {
 
 /// Writes a turn. Whatever the agent says, only text reaches the terminal.
 #[derive(Debug)]
-pub struct Printer<W> {
+pub(crate) struct Printer<W> {
     out: W,
     open: Open,
     at_line_start: bool,
@@ -43,12 +43,12 @@ pub struct Printer<W> {
 
 impl<W: Write> Printer<W> {
     /// Writes to `out`.
-    pub fn new(out: W) -> Self {
+    pub(crate) fn new(out: W) -> Self {
         Self { out, open: Open::Nothing, at_line_start: true, tools: HashMap::new() }
     }
 
     /// Whether a line of one's own can be written now without breaking a text.
-    pub fn at_line_start(&self) -> bool {
+    pub(crate) fn at_line_start(&self) -> bool {
         self.at_line_start
     }
 
@@ -56,7 +56,7 @@ impl<W: Write> Printer<W> {
     ///
     /// # Errors
     /// Where the terminal or pipe cannot be written to.
-    pub fn event(&mut self, event: &TurnEvent) -> std::io::Result<()> {
+    pub(crate) fn event(&mut self, event: &TurnEvent) -> std::io::Result<()> {
         match event {
             TurnEvent::Accepted(accepted) => {
                 let joined = if accepted.duplicate { " (joined)" } else { "" };
@@ -79,7 +79,7 @@ impl<W: Write> Printer<W> {
     ///
     /// # Errors
     /// As [`Self::event`].
-    pub fn line(&mut self, line: &str) -> std::io::Result<()> {
+    pub(crate) fn line(&mut self, line: &str) -> std::io::Result<()> {
         self.end_text()?;
         writeln!(self.out, "{}", clean_line(line))
     }
@@ -197,7 +197,7 @@ impl<W: Write> Printer<W> {
 
 /// What a permission request offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OfferedOption {
+pub(crate) struct OfferedOption {
     /// To be sent back.
     pub id: String,
     /// To be shown, cleaned.
@@ -205,7 +205,7 @@ pub struct OfferedOption {
 }
 
 /// The options of a permission request.
-pub fn permission_options(update: &Value) -> Vec<OfferedOption> {
+pub(crate) fn permission_options(update: &Value) -> Vec<OfferedOption> {
     let options = update["options"].as_array().map_or(&[][..], Vec::as_slice);
     let read = options.iter().filter_map(|option| {
         let id = option["optionId"].as_str()?.to_owned();
@@ -224,7 +224,7 @@ fn short(said: &str) -> String {
 }
 
 /// How a turn ended, on one line.
-pub fn result_line(result: &ACPSessionResult) -> String {
+pub(crate) fn result_line(result: &ACPSessionResult) -> String {
     let mut line = match result.stop_reason {
         ResultStopReason::Completed => "completed",
         ResultStopReason::Cancelled => "cancelled",
@@ -248,7 +248,7 @@ pub fn result_line(result: &ACPSessionResult) -> String {
 }
 
 /// Why a turn did not end well, on one line.
-pub fn problem_line(problem: &Problem) -> String {
+pub(crate) fn problem_line(problem: &Problem) -> String {
     let (detail, code, request) =
         (clean_line(&problem.detail), clean_line(&problem.code), clean_line(&problem.request_id));
     format!("failed: {detail} [{code}, request {request}]")

@@ -8,7 +8,7 @@ use crate::contract::result::ACPSessionResult;
 /// Body of `POST /acp/session/new`.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct NewSession {
+pub(crate) struct NewSession {
     /// The workspace, by the caller's name for it.
     pub workspace_id: String,
     /// The tenant.
@@ -39,7 +39,7 @@ pub struct NewSession {
 /// Answer to [`NewSession`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct OpenedSession {
+pub(crate) struct OpenedSession {
     /// The new session.
     pub session_id: String,
     /// Everything else that the server says about it.
@@ -50,7 +50,7 @@ pub struct OpenedSession {
 /// One prompt. Its key makes it safe to send it again: one key, one execution.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PromptRequest {
+pub(crate) struct PromptRequest {
     /// The session.
     pub session_id: String,
     /// A string, or ACP content blocks.
@@ -62,7 +62,7 @@ pub struct PromptRequest {
 
 impl PromptRequest {
     /// A prompt of text, with a key of its own.
-    pub fn text(session_id: impl Into<String>, text: impl Into<String>) -> Self {
+    pub(crate) fn text(session_id: impl Into<String>, text: impl Into<String>) -> Self {
         let key = uuid::Uuid::new_v4().to_string();
         Self { session_id: session_id.into(), prompt: Value::String(text.into()), key }
     }
@@ -70,7 +70,7 @@ impl PromptRequest {
 
 /// Answer to a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PermissionChoice {
+pub(crate) enum PermissionChoice {
     /// One of the options that were offered.
     Option(String),
     /// None of them.
@@ -80,7 +80,7 @@ pub enum PermissionChoice {
 /// Which sessions to list.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SessionFilter {
+pub(crate) struct SessionFilter {
     /// Of this tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<String>,
@@ -101,7 +101,7 @@ pub struct SessionFilter {
 /// One page of a list.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Page {
+pub(crate) struct Page {
     /// The entries.
     #[serde(alias = "entries")]
     pub items: Vec<Value>,
@@ -113,7 +113,7 @@ pub struct Page {
 /// Answer to `GET /acp/prompt/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PromptStatus {
+pub(crate) struct PromptStatus {
     /// accepted, running, completed, cancelled, failed or interrupted.
     pub state: String,
     /// The result, once the turn ended.

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 /// The largest event, in bytes: the largest ACP message that a server takes by default (16 MiB), and as
 /// much again for a server that is configured to take more.
-pub const MAX_EVENT_BYTES: usize = 32 * 1024 * 1024;
+pub(crate) const MAX_EVENT_BYTES: usize = 32 * 1024 * 1024;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SseEvent {
+pub(crate) struct SseEvent {
     /// `event:`; `message` where absent.
     pub kind: String,
     /// The last `id:` so far.
@@ -19,7 +19,7 @@ pub struct SseEvent {
 
 /// A stream cannot be read on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SseError {
+pub(crate) enum SseError {
     /// An event is larger than the limit.
     #[error("an event is larger than {limit} bytes")]
     TooLarge {
@@ -39,7 +39,7 @@ pub enum SseError {
 /// Takes bytes as they come and gives events as they are complete. Format:
 /// <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 #[derive(Debug)]
-pub struct SseParser {
+pub(crate) struct SseParser {
     limit: usize,
     line: Vec<u8>,
     after_return: bool,
@@ -52,7 +52,7 @@ pub struct SseParser {
 
 impl SseParser {
     /// Refuses events of more than `limit` bytes.
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
             line: Vec::new(),
@@ -69,7 +69,7 @@ impl SseParser {
     ///
     /// # Errors
     /// Where an event grows beyond the limit; nothing can be read from this stream any more.
-    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), SseError> {
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<(), SseError> {
         if self.after_return && !bytes.is_empty() {
             self.after_return = false;
             bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
@@ -88,7 +88,7 @@ impl SseParser {
     }
 
     /// The next complete event.
-    pub fn next_event(&mut self) -> Option<SseEvent> {
+    pub(crate) fn next_event(&mut self) -> Option<SseEvent> {
         self.ready.pop_front()
     }
 

@@ -14,7 +14,7 @@ use crate::contract::{problem::Problem, result::ACPSessionResult};
 /// The turn is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// The turn.
     pub prompt_id: String,
     /// The session.
@@ -27,7 +27,7 @@ pub struct Accepted {
 /// Something that happened in the session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Happened {
+pub(crate) struct Happened {
     /// Its place in the session's events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
@@ -47,7 +47,7 @@ pub struct Happened {
 
 /// What comes out of a [`TurnStream`].
 #[derive(Debug, Clone)]
-pub enum TurnEvent {
+pub(crate) enum TurnEvent {
     /// First, once.
     Accepted(Accepted),
     /// Any number of them.
@@ -60,7 +60,7 @@ pub enum TurnEvent {
 
 impl TurnEvent {
     /// Whether nothing comes after it.
-    pub fn is_last(&self) -> bool {
+    pub(crate) fn is_last(&self) -> bool {
         matches!(self, Self::Result(_) | Self::Problem(_))
     }
 
@@ -68,7 +68,7 @@ impl TurnEvent {
     ///
     /// # Errors
     /// Where its data is not what the API says for its type.
-    pub fn read(event: &SseEvent) -> Result<Self, SseError> {
+    pub(crate) fn read(event: &SseEvent) -> Result<Self, SseError> {
         let bad =
             |cause: serde_json::Error| SseError::BadData { kind: clean_line(&event.kind), cause: cause.to_string() };
         Ok(match event.kind.as_str() {
@@ -87,7 +87,7 @@ impl TurnEvent {
 
 /// The events of one turn, in order.
 #[derive(Debug)]
-pub struct TurnStream {
+pub(crate) struct TurnStream {
     response: Response,
     parser: SseParser,
 }
@@ -102,7 +102,7 @@ impl TurnStream {
     /// # Errors
     /// `Lost` where the connection broke (the turn goes on in the server), `Stream` where it is not
     /// readable.
-    pub async fn next(&mut self) -> Result<Option<TurnEvent>, ClientError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<TurnEvent>, ClientError> {
         loop {
             if let Some(event) = self.parser.next_event() {
                 return Ok(Some(TurnEvent::read(&event)?));

@@ -14,7 +14,7 @@ use crate::client::{
 
 /// Which server, and what to read there.
 #[derive(Debug, Args)]
-pub struct AuditArgs {
+pub(crate) struct AuditArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(subcommand)]
@@ -103,7 +103,7 @@ impl Filter {
 const PAGE: usize = 50;
 
 /// Does it.
-pub fn run(arguments: AuditArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: AuditArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
         let (records, (query, form)) = match arguments.records {
@@ -187,7 +187,7 @@ fn write_lines(lines: &str) -> Result<(), CommandError> {
 }
 
 /// One record on a line: when, where, and what it is about.
-pub fn row_text(records: &str, row: &Value) -> String {
+pub(crate) fn row_text(records: &str, row: &Value) -> String {
     let members: &[&str] = match records {
         "migrations" => &[
             "startedAt",
@@ -214,7 +214,7 @@ pub fn row_text(records: &str, row: &Value) -> String {
 }
 
 /// The figures: a line for all of it, then one for each day and tenant.
-pub fn summary_text(summary: &Value) -> String {
+pub(crate) fn summary_text(summary: &Value) -> String {
     let cut = if summary["truncated"] == true { " (cut: ask for a shorter period)" } else { "" };
     let mut out = format!("{} to {}{cut}\n", shown(&summary["from"]), shown(&summary["until"]));
     out.push_str(&format!("all  {}\n", figures(&summary["total"])));
@@ -250,7 +250,7 @@ fn figures(of: &Value) -> String {
 }
 
 /// The answer, then the story, oldest first.
-pub fn story_text(story: &Value) -> String {
+pub(crate) fn story_text(story: &Value) -> String {
     let mut out = format!("{}\n\n", shown(&story["answer"]));
     if story["truncated"] == true {
         out.push_str("… (older entries are left out)\n");

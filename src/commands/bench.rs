@@ -15,7 +15,7 @@ use crate::{
 
 /// What to measure.
 #[derive(Debug, Args)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     #[command(subcommand)]
     what: What,
 }
@@ -148,7 +148,7 @@ struct ToastsArgs {
 
 /// Measures and prints. Exit code 0 where everything was measured, however bad; 1 where something was not,
 /// and where a toast was lost or came twice.
-pub fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
     match arguments.what {
         What::Turn(arguments) => turn(arguments),
         What::Resume(arguments) => resume(arguments),

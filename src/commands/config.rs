@@ -6,7 +6,7 @@ use super::flags::{CommandError, CommonFlags, print};
 use crate::config::{Face, render::render};
 
 /// Prints the effective configuration; checks it for every door.
-pub fn run(flags: &CommonFlags) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(flags: &CommonFlags) -> Result<ExitCode, CommandError> {
     let loaded = flags.load(&[Face::Server, Face::Runtime])?;
     print(render(&loaded).trim_end())?;
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use crate::{
 
 /// How to show it.
 #[derive(Debug, Args)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     #[command(flatten)]
     common: CommonFlags,
     /// Ends after the tour, with exit code 0 only if every step did what it says.
@@ -24,7 +24,7 @@ pub struct DemoArgs {
 }
 
 /// Serves, and shows a tour of what it does.
-pub fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
     // The tour is on the terminal, and the log would break into it; whoever wants it sets it.
     // The fallback is shown in seconds; its rules are the same.
     let preferred = [

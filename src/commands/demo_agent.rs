@@ -8,13 +8,13 @@ use crate::demo_agent;
 
 /// What the demo agent is given.
 #[derive(Debug, Args)]
-pub struct DemoAgentArgs {
+pub(crate) struct DemoAgentArgs {
     /// Passed on as they are.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 /// Speaks ACP on standard input and output until the input ends.
-pub fn run(arguments: DemoAgentArgs) -> ExitCode {
+pub(crate) fn run(arguments: DemoAgentArgs) -> ExitCode {
     demo_agent::run(arguments.arguments)
 }

@@ -22,7 +22,7 @@ const EXIT_CONFIG: u8 = 78;
 
 /// The flags of every command that loads the configuration.
 #[derive(Debug, Clone, Args)]
-pub struct CommonFlags {
+pub(crate) struct CommonFlags {
     /// TOML file with settings.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -50,7 +50,7 @@ impl CommonFlags {
     ///
     /// # Errors
     /// Where a source cannot be used, or the current folder is gone.
-    pub fn load(&self, faces: &[Face]) -> Result<Loaded, CommandError> {
+    pub(crate) fn load(&self, faces: &[Face]) -> Result<Loaded, CommandError> {
         let listen = match faces.first() {
             Some(Face::Runtime) => "runtime.listen",
             _ => "server.listen",
@@ -73,7 +73,7 @@ impl CommonFlags {
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum CommandError {
+pub(crate) enum CommandError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -87,12 +87,12 @@ pub enum CommandError {
 
 impl CommandError {
     /// A failure of something, with its cause.
-    pub fn failed(what: &str, cause: &dyn std::error::Error) -> Self {
+    pub(crate) fn failed(what: &str, cause: &dyn std::error::Error) -> Self {
         Self::Failed(format!("{what}: {cause}"))
     }
 
     /// Tells the user, and gives the exit code.
-    pub fn report(self) -> ExitCode {
+    pub(crate) fn report(self) -> ExitCode {
         // Without standard error there is nobody to tell; the exit code remains.
         let _ = writeln!(std::io::stderr(), "lumilink: {self}");
         match self {
@@ -106,13 +106,13 @@ impl CommandError {
 ///
 /// # Errors
 /// Where nobody reads it.
-pub fn print(line: &str) -> Result<(), CommandError> {
+pub(crate) fn print(line: &str) -> Result<(), CommandError> {
     writeln!(std::io::stdout(), "{line}").map_err(|cause| CommandError::failed("standard output", &cause))
 }
 
 /// Which server, and how to print.
 #[derive(Debug, Args)]
-pub struct ServerFlags {
+pub(crate) struct ServerFlags {
     /// Address of the server; else LUMILINK_URL [default: http://127.0.0.1:8080].
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
@@ -129,7 +129,7 @@ impl ServerFlags {
     ///
     /// # Errors
     /// Those of what is run, and a client that cannot be made.
-    pub fn with_client<F>(self, act: impl FnOnce(ApiClient) -> F) -> Result<ExitCode, CommandError>
+    pub(crate) fn with_client<F>(self, act: impl FnOnce(ApiClient) -> F) -> Result<ExitCode, CommandError>
     where
         F: Future<Output = Result<ExitCode, CommandError>>,
     {
@@ -146,7 +146,7 @@ impl ServerFlags {
 ///
 /// # Errors
 /// Where nobody reads it.
-pub fn show(value: &Value, json: bool) -> Result<(), CommandError> {
+pub(crate) fn show(value: &Value, json: bool) -> Result<(), CommandError> {
     if json { print_json(value) } else { print(value_text(value).trim_end()) }
 }
 
@@ -154,13 +154,13 @@ pub fn show(value: &Value, json: bool) -> Result<(), CommandError> {
 ///
 /// # Errors
 /// Where nobody reads it.
-pub fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
     print(&json_line(value).map_err(ClientError::from)?)
 }
 
 /// Who wants something, and why.
 #[derive(Debug, Args)]
-pub struct Wish {
+pub(crate) struct Wish {
     /// Who wants it.
     #[arg(long, value_name = "NAME")]
     actor: String,
@@ -174,13 +174,13 @@ pub struct Wish {
 
 impl Wish {
     /// The members of a request.
-    pub fn body(self) -> Value {
+    pub(crate) fn body(self) -> Value {
         let initiator = if self.as_user { "user" } else { "operator" };
         json!({"actor": self.actor, "reason": self.reason, "initiatedBy": initiator})
     }
 
     /// The same with one more.
-    pub fn with(self, name: &str, value: Value) -> Value {
+    pub(crate) fn with(self, name: &str, value: Value) -> Value {
         let mut body = self.body();
         body[name] = value;
         body
@@ -191,7 +191,7 @@ impl Wish {
 ///
 /// # Errors
 /// Where it was set up before.
-pub fn start(settings: &Log) -> Result<(), CommandError> {
+pub(crate) fn start(settings: &Log) -> Result<(), CommandError> {
     let form = match settings.format {
         LogFormat::Json => LineForm::Json,
         LogFormat::Text => LineForm::Text,

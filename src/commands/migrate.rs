@@ -9,7 +9,7 @@ use crate::app;
 
 /// What to do with the database.
 #[derive(Debug, Args)]
-pub struct MigrateArgs {
+pub(crate) struct MigrateArgs {
     #[command(flatten)]
     common: CommonFlags,
     /// The database was restored from a backup: gives it a new epoch too, so that who has read toasts that are not in
@@ -20,7 +20,7 @@ pub struct MigrateArgs {
 
 /// Brings the database's tables up to date and ends. Safe to repeat, and without `--restored` to run at several replicas
 /// at once.
-pub fn run(arguments: &MigrateArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: &MigrateArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[])?;
     flags::start(&loaded.config.log)?;
     let system = actix::System::new();

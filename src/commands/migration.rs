@@ -10,7 +10,7 @@ use crate::client::{ApiClient, clean::clean_line};
 
 /// Which server, and what to do there.
 #[derive(Debug, Args)]
-pub struct MigrationArgs {
+pub(crate) struct MigrationArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(subcommand)]
@@ -105,7 +105,7 @@ impl StartArgs {
 }
 
 /// Does it.
-pub fn run(arguments: MigrationArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: MigrationArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| act(&client, arguments.action, json).await)
 }

@@ -28,7 +28,7 @@ const NO_COLOR: &str = "NO_COLOR";
 
 /// Which server, which toasts, and what to do with them.
 #[derive(Debug, Args)]
-pub struct ToastsArgs {
+pub(crate) struct ToastsArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(flatten)]
@@ -91,7 +91,7 @@ impl From<Whose> for ToastScope {
 }
 
 /// Does it. A follower that is stopped has done what it should: exit code 0.
-pub fn run(arguments: ToastsArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: ToastsArgs) -> Result<ExitCode, CommandError> {
     let ToastsArgs { server, whose, unread, limit, follow, since_cursor, epoch, state, telemetry, ack } = arguments;
     let (scope, json) = (ToastScope::from(whose), server.json);
     let bookmark = state.map(|file| {
@@ -216,7 +216,7 @@ const SEVERITY_WIDTH: usize = 7;
 const SUFFIX_CHARS: usize = 6;
 
 /// A toast on a line: when, how bad, where, what.
-pub fn toast_text(toast: &ReceivedToast, colours: bool) -> String {
+pub(crate) fn toast_text(toast: &ReceivedToast, colours: bool) -> String {
     let shown = |name: &str| toast.more.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
     let severity = shown("severity");
     let padding = " ".repeat(SEVERITY_WIDTH.saturating_sub(severity.chars().count()));
@@ -230,13 +230,13 @@ pub fn toast_text(toast: &ReceivedToast, colours: bool) -> String {
 }
 
 /// The same on the list: a mark on what was not read.
-pub fn entry_text(entry: &InboxEntry, colours: bool) -> String {
+pub(crate) fn entry_text(entry: &InboxEntry, colours: bool) -> String {
     let mark = if entry.read { ' ' } else { '*' };
     format!("{mark} {}", toast_text(&entry.toast, colours))
 }
 
 /// How a session is doing, on a line.
-pub fn telemetry_text(telemetry: &Map<String, Value>) -> String {
+pub(crate) fn telemetry_text(telemetry: &Map<String, Value>) -> String {
     let shown = |name: &str| telemetry.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
     let session = shown("sessionId");
     let suffix = session.char_indices().rev().nth(SUFFIX_CHARS - 1).map_or(0, |(at, _)| at);
@@ -263,7 +263,7 @@ pub fn telemetry_text(telemetry: &Map<String, Value>) -> String {
 }
 
 /// What happens to the line itself.
-pub fn notice_text(event: &ToastEvent) -> Option<String> {
+pub(crate) fn notice_text(event: &ToastEvent) -> Option<String> {
     let unread = |count: &u64| if *count == 0 { "nothing unread".to_owned() } else { format!("{count} unread") };
     Some(match event {
         ToastEvent::Toast(_) | ToastEvent::Telemetry(_) => return None,

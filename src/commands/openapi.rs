@@ -6,7 +6,7 @@ use super::flags::{CommandError, print};
 use crate::http;
 
 /// Prints the document that the server serves at `/openapi.json`.
-pub fn run() -> Result<ExitCode, CommandError> {
+pub(crate) fn run() -> Result<ExitCode, CommandError> {
     let document = http::document().to_pretty_json();
     print(&document.map_err(|cause| CommandError::failed("the document", &cause))?)?;
     Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@ use crate::{app, config::Face};
 
 /// How to run the container side.
 #[derive(Debug, Args)]
-pub struct RuntimeArgs {
+pub(crate) struct RuntimeArgs {
     #[command(flatten)]
     common: CommonFlags,
     /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
@@ -18,7 +18,7 @@ pub struct RuntimeArgs {
 }
 
 /// Serves until SIGTERM or Ctrl-C.
-pub fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[Face::Runtime])?;
     flags::start(&loaded.config.log)?;
     let served = actix::System::new().block_on(app::runtime(loaded, arguments.announce));

@@ -12,7 +12,7 @@ use crate::{
 
 /// How to serve.
 #[derive(Debug, Args)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     #[command(flatten)]
     common: CommonFlags,
     /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
@@ -21,7 +21,7 @@ pub struct ServeArgs {
 }
 
 /// Serves until SIGTERM or Ctrl-C.
-pub fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[Face::Server])?;
     flags::start(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };

@@ -23,7 +23,7 @@ const MAX_PROMPT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Which server, and what to do there.
 #[derive(Debug, Args)]
-pub struct SessionArgs {
+pub(crate) struct SessionArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(subcommand)]
@@ -128,7 +128,7 @@ struct ListArgs {
 }
 
 /// Does it.
-pub fn run(arguments: SessionArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: SessionArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| act(&client, arguments.action, json).await)
 }
@@ -228,7 +228,7 @@ impl From<NewArgs> for NewSession {
 }
 
 /// One entry of a transcript.
-pub fn entry_text(entry: &Value) -> String {
+pub(crate) fn entry_text(entry: &Value) -> String {
     let kind = clean_line(entry["eventType"].as_str().unwrap_or("entry"));
     let text = entry["text"].as_str().filter(|text| !text.is_empty());
     let said = match (text, &entry["payload"]) {
@@ -249,13 +249,13 @@ fn payload_text(payload: &Value) -> String {
 }
 
 /// One line of the list of sessions.
-pub fn session_row(session: &Value) -> String {
+pub(crate) fn session_row(session: &Value) -> String {
     let shown = |name: &str| session[name].as_str().map_or_else(|| "-".to_owned(), clean_line);
     ["sessionId", "state", "installationId", "workspaceId", "lastUsedAt"].map(shown).join("  ")
 }
 
 /// An object, one member a line.
-pub fn value_text(value: &Value) -> String {
+pub(crate) fn value_text(value: &Value) -> String {
     let Value::Object(members) = value else { return clean_line(&value.to_string()) };
     let line = |(name, value): (&String, &Value)| {
         let shown = match value {
@@ -268,7 +268,7 @@ pub fn value_text(value: &Value) -> String {
 }
 
 /// The changed files, then the patch.
-pub fn diff_text(diff: &WorkspaceDiff) -> String {
+pub(crate) fn diff_text(diff: &WorkspaceDiff) -> String {
     let mut out = String::new();
     for file in &diff.files {
         let mark = match file.status {

@@ -10,7 +10,7 @@ use crate::client::{ApiClient, clean::clean_line};
 
 /// Which server, and what to do there.
 #[derive(Debug, Args)]
-pub struct WebhookArgs {
+pub(crate) struct WebhookArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(subcommand)]
@@ -40,7 +40,7 @@ struct ReplayArgs {
 }
 
 /// Does it.
-pub fn run(arguments: WebhookArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: WebhookArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
         match arguments.action {

@@ -10,7 +10,7 @@ use crate::client::ApiClient;
 
 /// Which server, and what to do there.
 #[derive(Debug, Args)]
-pub struct WorkspaceArgs {
+pub(crate) struct WorkspaceArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(subcommand)]
@@ -79,7 +79,7 @@ struct Named {
 }
 
 /// Does it.
-pub fn run(arguments: WorkspaceArgs) -> Result<ExitCode, CommandError> {
+pub(crate) fn run(arguments: WorkspaceArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
         let route = act(&client, arguments.action).await?;
@@ -115,7 +115,7 @@ async fn act(client: &ApiClient, action: Action) -> Result<Value, CommandError> 
 }
 
 /// Members of members on lines of their own: `window.state`.
-pub fn flat(value: &Value) -> Value {
+pub(crate) fn flat(value: &Value) -> Value {
     let mut out = serde_json::Map::new();
     for (name, value) in value.as_object().into_iter().flatten() {
         match value.as_object() {

@@ -8,15 +8,15 @@ use super::{
 };
 
 /// What `serve` listens on by default.
-pub const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// Names the server where no flag does.
-pub const URL_VARIABLE: &str = "LUMILINK_URL";
+pub(crate) const URL_VARIABLE: &str = "LUMILINK_URL";
 /// Holds the token where no flag does; better than the flag, which other users of the machine can read.
-pub const TOKEN_VARIABLE: &str = "LUMILINK_TOKEN";
+pub(crate) const TOKEN_VARIABLE: &str = "LUMILINK_TOKEN";
 
 /// A server, and how to be let in.
 #[derive(Debug, Clone)]
-pub struct ClientSettings {
+pub(crate) struct ClientSettings {
     /// Base address, http or https.
     pub url: url::Url,
     /// Bearer token.
@@ -28,7 +28,7 @@ impl ClientSettings {
     ///
     /// # Errors
     /// Where the address is not an http or https URL with a host.
-    pub fn resolve(
+    pub(crate) fn resolve(
         url: Option<&str>,
         token: Option<SecretString>,
         environment: &Environment,

@@ -11,16 +11,17 @@ use secrecy::SecretString;
 use super::sections::Agent;
 
 /// Begins the name of every variable that is meant for us.
-pub const PREFIX: &str = "LUMILINK_";
+pub(crate) const PREFIX: &str = "LUMILINK_";
 /// Parts section and key in the name of a variable.
 const SEPARATOR: &str = "__";
 /// Variables that every agent inherits, beside those whose name begins with `LC_`: what a program needs
 /// to find its home, its tools and its language, and nothing that is a secret by custom.
-pub const ALWAYS_INHERITED: [&str; 9] = ["HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
+pub(crate) const ALWAYS_INHERITED: [&str; 9] =
+    ["HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
 
 /// Names and values of variables. Values may be secrets, so none is printed.
 #[derive(Clone, Default)]
-pub struct Environment {
+pub(crate) struct Environment {
     variables: BTreeMap<String, String>,
 }
 
@@ -40,7 +41,7 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
 ///
 /// # Errors
 /// Where it was removed or may not be read.
-pub fn current_folder() -> std::io::Result<PathBuf> {
+pub(crate) fn current_folder() -> std::io::Result<PathBuf> {
     std::env::current_dir()
 }
 
@@ -48,7 +49,7 @@ pub fn current_folder() -> std::io::Result<PathBuf> {
 ///
 /// # Errors
 /// Where the system does not tell.
-pub fn current_program() -> std::io::Result<PathBuf> {
+pub(crate) fn current_program() -> std::io::Result<PathBuf> {
     std::env::current_exe()
 }
 
@@ -56,14 +57,14 @@ impl Environment {
     /// Reads the environment of this process. Variables that are not UTF-8 are left out: no setting and no
     /// agent can use them.
     #[expect(clippy::disallowed_methods, reason = "the one place")]
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect()
     }
 
     /// The value of a variable; an empty one counts as absent.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
@@ -87,7 +88,7 @@ impl Environment {
     }
 
     /// The whole environment of an agent: what it inherits, then what its settings add.
-    pub fn of_agent(&self, agent: &Agent) -> BTreeMap<String, SecretString> {
+    pub(crate) fn of_agent(&self, agent: &Agent) -> BTreeMap<String, SecretString> {
         let inherited = self.variables.iter().filter(|(name, _)| {
             ALWAYS_INHERITED.contains(&name.as_str())
                 || name.starts_with("LC_")

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// Nobody said anything.
     Default,
     /// A configuration file.
@@ -28,7 +28,7 @@ impl fmt::Display for Origin {
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadSetting {
+pub(crate) struct BadSetting {
     /// Its name, `server.listen`; the whole configuration where empty.
     pub setting: String,
     /// Where the value came from.
@@ -49,14 +49,14 @@ impl fmt::Display for BadSetting {
 
 /// The configuration cannot be used. Not retryable: the same sources give the same error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
+pub(crate) struct ConfigError {
     /// Everything that was found, at least one.
     pub problems: Vec<BadSetting>,
 }
 
 impl ConfigError {
     /// An error about one setting.
-    pub fn new(setting: impl Into<String>, origin: Origin, what: impl Into<String>) -> Self {
+    pub(crate) fn new(setting: impl Into<String>, origin: Origin, what: impl Into<String>) -> Self {
         Self { problems: vec![BadSetting { setting: setting.into(), origin, what: what.into() }] }
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct Layers {
 
 impl Layers {
     /// Adds a TOML file.
-    pub fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+    pub(crate) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let origin = Origin::File(path.to_owned());
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::new("", origin.clone(), format!("cannot be read: {cause}")))?;
@@ -52,7 +52,7 @@ impl Layers {
 
     /// Adds one value, given as text: lists and maps as JSON, anything else as it stands. Whether a text
     /// is a number or a switch is decided by the setting's type, so a token of digits stays a token.
-    pub fn add_text(&mut self, origin: Origin, path: &[String], text: &str) {
+    pub(crate) fn add_text(&mut self, origin: Origin, path: &[String], text: &str) {
         let mut value = Value::from(text);
         if text.trim_start().starts_with(['[', '{']) {
             let parsed = serde_json::from_str::<serde_json::Value>(text).ok();
@@ -77,7 +77,7 @@ impl Layers {
 
     /// Where the value of a setting came from: its own origin, else that of what it is part of, else that
     /// of a part of it.
-    pub fn origin_of(&self, setting: &str) -> Origin {
+    pub(crate) fn origin_of(&self, setting: &str) -> Origin {
         let mut name = setting;
         loop {
             if let Some(origin) = self.origins.get(name) {
@@ -94,7 +94,7 @@ impl Layers {
     }
 
     /// The settings of all sources together.
-    pub fn extract(&self) -> Result<super::Config, ConfigError> {
+    pub(crate) fn extract(&self) -> Result<super::Config, ConfigError> {
         self.figment.extract_lossy().map_err(|error| {
             let problems = error.into_iter().map(|error| self.explain(&error)).collect();
             ConfigError { problems }
@@ -102,7 +102,7 @@ impl Layers {
     }
 
     /// Every leaf with its origin.
-    pub fn into_origins(self) -> BTreeMap<String, Origin> {
+    pub(crate) fn into_origins(self) -> BTreeMap<String, Origin> {
         self.origins
     }
 

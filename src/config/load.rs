@@ -26,7 +26,7 @@ const DEFAULT_DATA_DIR: &str = ".lumilink";
 
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// Every setting, paths absolute; `workspaces.root` and `database.url` are always set.
     pub config: Config,
     /// Where everything is kept that has no place of its own; absolute. It need not exist yet.
@@ -46,7 +46,7 @@ pub struct Loaded {
 /// # Errors
 /// Names each setting that is wrong, where it came from, and what it may be. A type error hides later
 /// ones; rules are checked all at once.
-pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut layers = Layers::default();
     for preference in &sources.preferences {
         layers.add_text(Origin::Default, &preference.path(), &preference.value);

@@ -3,20 +3,20 @@
 //! Invariant: nothing below or beside reads an environment variable or a configuration file; everything
 //! gets its settings as a value.
 
-pub mod client;
-pub mod environment;
-pub mod error;
+pub(crate) mod client;
+pub(crate) mod environment;
+pub(crate) mod error;
 mod layers;
-pub mod load;
-pub mod render;
-pub mod sections;
-pub mod sources;
+pub(crate) mod load;
+pub(crate) mod render;
+pub(crate) mod sections;
+pub(crate) mod sources;
 
-pub use self::{
+pub(crate) use self::{
     client::ClientSettings,
     environment::Environment,
     error::ConfigError,
     load::{Loaded, load},
     sections::Config,
-    sources::{DEFAULT_AGENT, Face, Flag, Sources},
+    sources::{Face, Flag, Sources},
 };

@@ -9,7 +9,7 @@ use super::{error::Origin, layers::is_secret, load::Loaded, sections::HIDDEN, so
 
 /// Writes it. Secrets are hidden, so what is printed can be read by anybody but not loaded as it is where
 /// there are any.
-pub fn render(loaded: &Loaded) -> String {
+pub(crate) fn render(loaded: &Loaded) -> String {
     let mut out = String::new();
     let data_dir = loaded.data_dir.display();
     let _ = writeln!(out, "# data folder: {data_dir}  ({})", loaded.data_dir_origin);

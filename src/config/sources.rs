@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use super::environment::Environment;
 
 /// The name under which `[agent]` stands beside `[agents.<name>]`.
-pub const DEFAULT_AGENT: &str = "default";
+pub(crate) const DEFAULT_AGENT: &str = "default";
 /// A door of the program; a door that is going to be opened beyond loopback needs a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Face {
+pub(crate) enum Face {
     /// The public HTTP API.
     Server,
     /// The runtime's doors.
@@ -17,7 +17,7 @@ pub enum Face {
 
 /// One setting from the command line.
 #[derive(Debug, Clone)]
-pub struct Flag {
+pub(crate) struct Flag {
     /// The flag as it was written, for messages.
     pub name: String,
     /// `section.key`.
@@ -28,7 +28,7 @@ pub struct Flag {
 
 impl Flag {
     /// A flag of its own for one setting.
-    pub fn new(name: &str, setting: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn new(name: &str, setting: &str, value: impl Into<String>) -> Self {
         Self { name: name.to_owned(), setting: setting.to_owned(), value: value.into() }
     }
 
@@ -36,7 +36,7 @@ impl Flag {
     ///
     /// # Errors
     /// Where it is not `section.key=value`.
-    pub fn parse_set(argument: &str) -> Result<Self, String> {
+    pub(crate) fn parse_set(argument: &str) -> Result<Self, String> {
         let parts = argument.split_once('=').filter(|(setting, _)| setting.contains('.'));
         let (setting, value) = parts.ok_or("must be section.key=value, such as turn.inactivity_timeout_s=60")?;
         Ok(Self::new("--set", setting.trim(), value))
@@ -60,7 +60,7 @@ impl Flag {
 
 /// Where settings come from, in rising priority: defaults, `file`, `environment`, `flags`.
 #[derive(Debug, Clone, Default)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// A TOML file; it has to exist.
     pub file: Option<PathBuf>,
     /// The environment.

@@ -9,31 +9,31 @@ use utoipa::{
     openapi::{RefOr, Schema, extensions::Extensions},
 };
 
-pub use crate::domain::automation::skip::{SkipDetail, SkipReason};
+pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
 
 /// The version of this part of the contract, as `meta.githubAutomationVersion` says it (semver).
-pub const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
+pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
 /// The longest toast, in characters.
-pub const MAX_TOAST_CHARS: usize = 140;
+pub(crate) const MAX_TOAST_CHARS: usize = 140;
 /// The longest transcript note, in characters.
-pub const MAX_NOTE_CHARS: usize = 512;
+pub(crate) const MAX_NOTE_CHARS: usize = 512;
 /// The most log lines of one run.
-pub const MAX_LOG_LINES: usize = 50;
+pub(crate) const MAX_LOG_LINES: usize = 50;
 /// The longest log line, in characters.
-pub const MAX_LOG_CHARS: usize = 300;
+pub(crate) const MAX_LOG_CHARS: usize = 300;
 /// The longest name of a branch, in characters.
-pub const MAX_BRANCH_CHARS: usize = 200;
+pub(crate) const MAX_BRANCH_CHARS: usize = 200;
 
 /// Outcome of the automation of one turn. It can be made only by [`GithubAutomation::new`], so one that
 /// exists keeps the rules between its members; they can be read, not changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AutomationMembers")]
-pub struct GithubAutomation(AutomationMembers);
+pub(crate) struct GithubAutomation(AutomationMembers);
 
 /// The members of a [`GithubAutomation`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationMembers {
+pub(crate) struct AutomationMembers {
     /// What became of it.
     pub status: AutomationStatus,
     /// What was asked for.
@@ -85,7 +85,7 @@ pub struct AutomationMembers {
 /// What became of the automation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum AutomationStatus {
+pub(crate) enum AutomationStatus {
     /// Done.
     Success,
     /// Left out on purpose.
@@ -97,7 +97,7 @@ pub enum AutomationStatus {
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum AutomationMode {
+pub(crate) enum AutomationMode {
     /// Issue, branch, commit and pull request.
     Github,
     /// The branch is pushed, without issue and pull request.
@@ -107,7 +107,7 @@ pub enum AutomationMode {
 /// An issue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationIssue {
+pub(crate) struct AutomationIssue {
     /// GitHub's id.
     pub id: u64,
     /// Its number in the repository.
@@ -123,7 +123,7 @@ pub struct AutomationIssue {
 /// A commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationCommit {
+pub(crate) struct AutomationCommit {
     /// Its hash, 40 hexadecimal digits.
     #[schema(pattern = "^[0-9a-f]{40}$")]
     pub sha: String,
@@ -134,7 +134,7 @@ pub struct AutomationCommit {
 /// A pull request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationPullRequest {
+pub(crate) struct AutomationPullRequest {
     /// Its number in the repository.
     #[schema(minimum = 1)]
     pub number: u64,
@@ -148,7 +148,7 @@ pub struct AutomationPullRequest {
 /// A rollback that had a part in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationRollback {
+pub(crate) struct AutomationRollback {
     /// Who or what rolled back.
     pub trigger: RollbackTrigger,
     /// The rule that it broke.
@@ -158,7 +158,7 @@ pub struct AutomationRollback {
 /// Who or what rolled a workspace back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum RollbackTrigger {
+pub(crate) enum RollbackTrigger {
     /// The window.
     AutoThreshold,
     /// An operator.
@@ -170,7 +170,7 @@ pub enum RollbackTrigger {
 /// The rule of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RollbackThreshold {
+pub(crate) struct RollbackThreshold {
     /// The least success rate, 0 to 1.
     #[schema(minimum = 0, maximum = 1)]
     pub success_rate: f64,
@@ -182,7 +182,7 @@ pub struct RollbackThreshold {
 /// How a run went.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationDiagnostics {
+pub(crate) struct AutomationDiagnostics {
     /// How long it took, in milliseconds.
     pub duration_ms: u64,
     /// How often it was tried.
@@ -199,7 +199,7 @@ pub struct AutomationDiagnostics {
 /// What failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationError {
+pub(crate) struct AutomationError {
     /// The stable code.
     pub code: String,
     /// One sentence.
@@ -211,22 +211,17 @@ pub struct AutomationError {
 /// The members do not fit together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("githubAutomation: {0}")]
-pub struct BadAutomation(String);
+pub(crate) struct BadAutomation(String);
 
 impl GithubAutomation {
     /// Checks the members against the rules of the contract, which are also in its JSON Schema.
     ///
     /// # Errors
     /// Names the first rule that is broken.
-    pub fn new(members: AutomationMembers) -> Result<Self, BadAutomation> {
+    pub(crate) fn new(members: AutomationMembers) -> Result<Self, BadAutomation> {
         members.check_status()?;
         members.check_limits()?;
         Ok(Self(members))
-    }
-
-    /// Gives the members back.
-    pub fn into_members(self) -> AutomationMembers {
-        self.0
     }
 }
 

@@ -13,12 +13,12 @@ use crate::domain::{
 };
 
 /// Entries of one answer; a turn makes two to four.
-pub const MAX_TIMELINE: usize = 500;
+pub(crate) const MAX_TIMELINE: usize = 500;
 
 /// `GET /acp/session/{id}/explain`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Explanation {
+pub(crate) struct Explanation {
     /// What carries it now and why, in a sentence.
     pub answer: String,
     /// The session.
@@ -50,7 +50,7 @@ pub struct Explanation {
 /// Something that happened.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TimelineEntry {
+pub(crate) struct TimelineEntry {
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,

@@ -19,17 +19,17 @@ use crate::domain::{
 };
 
 /// The path of the fallback; with `/{promptId}` behind it, of one turn.
-pub const PROCESS_PROMPT: &str = "/process-prompt";
+pub(crate) const PROCESS_PROMPT: &str = "/process-prompt";
 /// The media type of the stream.
-pub const NDJSON: &str = "application/x-ndjson";
+pub(crate) const NDJSON: &str = "application/x-ndjson";
 /// Query parameter of `GET`: how many lines with [`TurnLine::is_counted`] the client has. What is kept of those after
 /// them comes first. Absent: the stream from now on.
-pub const AFTER: &str = "after";
+pub(crate) const AFTER: &str = "after";
 
 /// `POST /process-prompt`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProcessPrompt {
+pub(crate) struct ProcessPrompt {
     /// The session.
     pub session_id: SessionId,
     /// The turn.
@@ -69,7 +69,7 @@ pub struct ProcessPrompt {
 /// members that a reader does not know are to be ignored.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TurnLine {
+pub(crate) struct TurnLine {
     /// An ACP update of the agent, raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<Box<RawValue>>,
@@ -101,7 +101,7 @@ pub struct TurnLine {
 
 impl TurnLine {
     /// Whether it counts for [`AFTER`]: what the agent said and was permitted, and remarks.
-    pub fn is_counted(&self) -> bool {
+    pub(crate) fn is_counted(&self) -> bool {
         self.update.is_some() || self.notification.is_some() || self.diagnostic.is_some() || self.permission.is_some()
     }
 }
@@ -109,7 +109,7 @@ impl TurnLine {
 /// A notification of the agent that is no update.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LineNotification {
+pub(crate) struct LineNotification {
     /// Its method.
     pub method: String,
     /// Its params, raw.
@@ -119,7 +119,7 @@ pub struct LineNotification {
 /// How a permission request of the agent was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LinePermission {
+pub(crate) struct LinePermission {
     /// The option that was chosen; absent where the request was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub option_id: Option<String>,
@@ -132,7 +132,7 @@ pub struct LinePermission {
 /// Why a turn failed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LineFailure {
+pub(crate) struct LineFailure {
     /// The name of an [`ErrorCode`](crate::domain::turn::outcome::ErrorCode).
     pub code: String,
     /// One sentence about this case; it may quote the agent.
@@ -142,7 +142,7 @@ pub struct LineFailure {
 /// Answer to `DELETE /process-prompt/{promptId}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct TurnCancelled {
+pub(crate) struct TurnCancelled {
     /// Whether a turn was running that is being cancelled now; false for one that has ended or is not known.
     pub cancelled: bool,
 }

@@ -8,7 +8,7 @@ use crate::domain::clock::Timestamp;
 /// `GET /acp/health`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Health {
+pub(crate) struct Health {
     /// `ok`, `degraded` (something below is not ok) or `draining`.
     pub status: &'static str,
     /// Version of the program.
@@ -28,7 +28,7 @@ pub struct Health {
 /// By protocol.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Protocols {
+pub(crate) struct Protocols {
     /// ACP.
     pub acp: ProtocolHealth,
     /// The HTTP fallback.
@@ -38,7 +38,7 @@ pub struct Protocols {
 /// One protocol, since the start of this process.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ProtocolHealth {
+pub(crate) struct ProtocolHealth {
     /// Turns that began.
     pub turns_started: u64,
     /// Turns that ended by themselves.
@@ -56,7 +56,7 @@ pub struct ProtocolHealth {
 /// Workspaces in use, and their routes.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkspacesHealth {
+pub(crate) struct WorkspacesHealth {
     /// Those whose turns go over ACP now.
     pub on_acp: u64,
     /// Those whose turns go over the HTTP fallback now, for whatever reason.
@@ -70,7 +70,7 @@ pub struct WorkspacesHealth {
 /// Seats.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct CapacityHealth {
+pub(crate) struct CapacityHealth {
     /// Sessions with a seat; those that come back may be more than the limit.
     pub taken: usize,
     /// The most to which new ones may bring it.
@@ -89,7 +89,7 @@ pub struct CapacityHealth {
 /// An alert that is open.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct CapacityAlertHealth {
+pub(crate) struct CapacityAlertHealth {
     /// By which its rows are found.
     pub alert_id: String,
     /// Since when it is open.
@@ -100,7 +100,7 @@ pub struct CapacityAlertHealth {
 /// A tenant and its seats.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TenantSeats {
+pub(crate) struct TenantSeats {
     /// The tenant.
     pub installation_id: String,
     /// Its sessions with a seat.
@@ -110,7 +110,7 @@ pub struct TenantSeats {
 /// A part that works or does not.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PartHealth {
+pub(crate) struct PartHealth {
     /// `ok` or `unavailable`.
     pub status: &'static str,
     /// What is wrong.
@@ -121,7 +121,7 @@ pub struct PartHealth {
 /// The runtime.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct RuntimeHealth {
+pub(crate) struct RuntimeHealth {
     /// `ok` or `unavailable`.
     pub status: &'static str,
     /// What is wrong.
@@ -138,7 +138,7 @@ pub struct RuntimeHealth {
 /// `GET /livez` and `GET /readyz`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Probe {
+pub(crate) struct Probe {
     /// `ok`, or why not.
     pub status: &'static str,
 }

@@ -12,7 +12,7 @@ use crate::domain::{
 /// One page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Page<T> {
+pub(crate) struct Page<T> {
     /// The entries.
     pub items: Vec<T>,
     /// Give it as `cursor` for the next page; absent on the last one.
@@ -23,7 +23,7 @@ pub struct Page<T> {
 /// One page of a transcript.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TranscriptPage {
+pub(crate) struct TranscriptPage {
     /// The entries, oldest first.
     pub entries: Vec<TranscriptItem>,
     /// Give it as `cursor` for the next page; absent where there is none yet.
@@ -34,7 +34,7 @@ pub struct TranscriptPage {
 /// One entry of a transcript.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TranscriptItem {
+pub(crate) struct TranscriptItem {
     /// Counts up from 1 within the session.
     pub seq: i64,
     /// The turn it belongs to.
@@ -56,7 +56,7 @@ pub struct TranscriptItem {
 /// A workspace, as lists tell about it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkspaceItem {
+pub(crate) struct WorkspaceItem {
     /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
@@ -82,7 +82,7 @@ pub struct WorkspaceItem {
 /// An agent that sessions may name.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct AgentItem {
+pub(crate) struct AgentItem {
     /// Its name.
     pub name: String,
     /// Whether sessions get it that name none.
@@ -93,7 +93,7 @@ pub struct AgentItem {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct SessionQuery {
+pub(crate) struct SessionQuery {
     /// Only this tenant's.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -116,7 +116,7 @@ pub struct SessionQuery {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct WorkspaceQuery {
+pub(crate) struct WorkspaceQuery {
     /// Only this tenant's.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -133,7 +133,7 @@ pub struct WorkspaceQuery {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct TranscriptQuery {
+pub(crate) struct TranscriptQuery {
     /// Entries on the page, up to `[limits] page_entries`.
     pub limit: Option<usize>,
     /// `nextCursor` of the page before.
@@ -144,7 +144,7 @@ pub struct TranscriptQuery {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct EventsQuery {
+pub(crate) struct EventsQuery {
     /// `live`: at now; absent: at the oldest event held.
     #[param(value_type = Option<String>)]
     pub from: Option<From>,
@@ -153,7 +153,7 @@ pub struct EventsQuery {
 /// A place in the events of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum From {
+pub(crate) enum From {
     /// Now.
     Live,
 }

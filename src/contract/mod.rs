@@ -4,16 +4,16 @@
 //! Invariant: types and the rules of their form, nothing that acts. Names are camelCase on the wire and each
 //! type is part of the OpenAPI document or of the runtime's door.
 
-pub mod audit;
-pub mod automation;
-pub mod explain;
-pub mod fallback;
-pub mod health;
-pub mod lists;
-pub mod notifications;
-pub mod problem;
-pub mod result;
-pub mod routing;
-pub mod runtime;
-pub mod session;
+pub(crate) mod audit;
+pub(crate) mod automation;
+pub(crate) mod explain;
+pub(crate) mod fallback;
+pub(crate) mod health;
+pub(crate) mod lists;
+pub(crate) mod notifications;
+pub(crate) mod problem;
+pub(crate) mod result;
+pub(crate) mod routing;
+pub(crate) mod runtime;
+pub(crate) mod session;
 mod words;

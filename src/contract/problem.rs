@@ -9,12 +9,12 @@ use crate::domain::{
 };
 
 /// The media type of [`Problem`].
-pub const PROBLEM_JSON: &str = "application/problem+json";
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 
 /// `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Problem {
+pub(crate) struct Problem {
     /// `urn:lumilink:problem:<code>`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -48,7 +48,7 @@ pub struct Problem {
 /// Why a session got no seat.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ProblemCapacity {
+pub(crate) struct ProblemCapacity {
     /// Sessions with a seat.
     pub taken: usize,
     /// The most that new ones may bring it to.
@@ -68,7 +68,7 @@ impl ProblemCapacity {
 
 impl Problem {
     /// Describes a failure.
-    pub fn new(failure: &Failure, request_id: impl Into<String>) -> Self {
+    pub(crate) fn new(failure: &Failure, request_id: impl Into<String>) -> Self {
         let code = failure.code;
         // A failure of the runtime comes with the advice already.
         let detail = failure.detail.trim_end().trim_end_matches(code.advice());
@@ -91,7 +91,7 @@ impl Problem {
 }
 
 /// The HTTP status of each code: the only place where one is chosen.
-pub fn status_of(code: ErrorCode) -> u16 {
+pub(crate) fn status_of(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidRequest => 400,
         ErrorCode::Unauthorized => 401,
@@ -137,7 +137,7 @@ pub fn status_of(code: ErrorCode) -> u16 {
 }
 
 /// Seconds for the `Retry-After` header, for the codes that carry one.
-pub fn retry_after_s(code: ErrorCode) -> Option<u32> {
+pub(crate) fn retry_after_s(code: ErrorCode) -> Option<u32> {
     match code {
         // A disk or a database comes back within seconds or not at all; a replica is replaced as fast.
         ErrorCode::DatabaseUnavailable | ErrorCode::Draining | ErrorCode::RuntimeUnavailable | ErrorCode::Stalled => {

@@ -14,7 +14,7 @@ use crate::domain::{
 /// The result envelope. These top-level keys and no others; under 32 KB as a whole.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ACPSessionResult {
+pub(crate) struct ACPSessionResult {
     /// How the turn ended for the caller.
     pub stop_reason: ResultStopReason,
     /// Tokens; 0/0 with `meta.usageKnown: false` where the agent does not tell.
@@ -34,7 +34,7 @@ pub struct ACPSessionResult {
 /// How a turn ended for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum ResultStopReason {
+pub(crate) enum ResultStopReason {
     /// The agent ended it: end_turn, max_tokens, max_turn_requests or refusal.
     Completed,
     /// It was cancelled.
@@ -46,7 +46,7 @@ pub enum ResultStopReason {
 /// Tokens of a turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ResultUsage {
+pub(crate) struct ResultUsage {
     /// Tokens read.
     pub input_tokens: u64,
     /// Tokens written.
@@ -56,7 +56,7 @@ pub struct ResultUsage {
 /// `meta` of a result.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ResultMeta {
+pub(crate) struct ResultMeta {
     /// The session.
     pub session_id: String,
     /// The turn.
@@ -96,7 +96,7 @@ pub struct ResultMeta {
 /// Where the agent worked.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ResultWorkspace {
+pub(crate) struct ResultWorkspace {
     /// The absolute path in the runtime.
     pub path: String,
     /// Whether it is removed with its last session.
@@ -106,7 +106,7 @@ pub struct ResultWorkspace {
 /// Whether the workspace is rolled back.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ResultRollback {
+pub(crate) struct ResultRollback {
     /// Whether turns go over HTTP.
     pub active: bool,
     /// Why.
@@ -120,7 +120,7 @@ pub struct ResultRollback {
 /// How long a turn took, in milliseconds with three decimals.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ResultTimings {
+pub(crate) struct ResultTimings {
     /// From acceptance until the agent got the prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_ms: Option<f64>,
@@ -136,7 +136,7 @@ pub struct ResultTimings {
 /// A remark about a turn.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ResultDiagnostic {
+pub(crate) struct ResultDiagnostic {
     /// How bad it is.
     #[schema(value_type = String)]
     pub severity: Severity,
@@ -149,11 +149,11 @@ pub struct ResultDiagnostic {
 }
 
 /// The largest result, in bytes (mission: under 32 KB).
-pub const MAX_RESULT_BYTES: usize = 32_000;
+pub(crate) const MAX_RESULT_BYTES: usize = 32_000;
 
 /// What a result says beside how its turn went.
 #[derive(Debug)]
-pub struct TurnFacts {
+pub(crate) struct TurnFacts {
     /// The session.
     pub session_id: SessionId,
     /// The turn.
@@ -176,7 +176,12 @@ pub struct TurnFacts {
 
 impl ACPSessionResult {
     /// The result of a turn, whatever carried it. Message and diagnostics are taken out of `progress`.
-    pub fn of_turn(progress: &mut TurnProgress, outcome: &TurnOutcome, facts: TurnFacts, now: Timestamp) -> Self {
+    pub(crate) fn of_turn(
+        progress: &mut TurnProgress,
+        outcome: &TurnOutcome,
+        facts: TurnFacts,
+        now: Timestamp,
+    ) -> Self {
         let (stop_reason, acp_stop_reason, error_code) = match outcome {
             TurnOutcome::Completed(reason) => (ResultStopReason::Completed, Some(stop_reason_name(*reason)), None),
             TurnOutcome::Cancelled { confirmed } => {
@@ -233,7 +238,7 @@ impl ACPSessionResult {
 
     /// Writes it as JSON within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then shortens the
     /// message, and says so.
-    pub fn to_bounded_json(mut self) -> Box<RawValue> {
+    pub(crate) fn to_bounded_json(mut self) -> Box<RawValue> {
         self.diagnostics.truncate(MAX_DIAGNOSTICS);
         loop {
             let json = serde_json::value::to_raw_value(&self)

@@ -14,53 +14,53 @@ use crate::domain::{
 };
 
 /// The key of our additions under `_meta`.
-pub const META_KEY: &str = "lumilink";
+pub(crate) const META_KEY: &str = "lumilink";
 
 /// Notification: the agent printed a line that is not JSON ([`StrayLine`]).
-pub const STRAY_LINE: &str = "_lumilink/stray_line";
+pub(crate) const STRAY_LINE: &str = "_lumilink/stray_line";
 /// Notification: the agent's process ended ([`AgentExited`]); the socket closes right after. What of a resumable
 /// connection is not acknowledged is kept all the same: for the grace, or for 10 s after the client has confirmed the
 /// close.
-pub const AGENT_EXITED: &str = "_lumilink/agent_exited";
+pub(crate) const AGENT_EXITED: &str = "_lumilink/agent_exited";
 
 /// Notification in either direction with numbers and without a number of its own (`seq` 0): the numbers had nothing
 /// else to travel on. It has no params.
-pub const ACKNOWLEDGED: &str = "_lumilink/acknowledged";
+pub(crate) const ACKNOWLEDGED: &str = "_lumilink/acknowledged";
 /// Notification of the runtime, the first message on a connection that goes on with an earlier one ([`Resumed`]); it
 /// has no number. What the client did not get follows, then what is new.
-pub const RESUMED: &str = "_lumilink/resumed";
+pub(crate) const RESUMED: &str = "_lumilink/resumed";
 
 /// Header of the 101 (ACP RFD "Streamable HTTP & WebSocket transport"): names the connection. As a header of the
 /// request for a connection it asks to go on with that one, which the runtime holds for `[runtime]
 /// reconnect_grace_s` after its socket broke; a connection that is not held any more is answered with 404. The
 /// newest socket wins: an older one of the same connection is closed with [`close_code::REPLACED`].
-pub const CONNECTION_ID_HEADER: &str = "acp-connection-id";
+pub(crate) const CONNECTION_ID_HEADER: &str = "acp-connection-id";
 /// Header of a request that goes on with a connection: the number of the last message that arrived. A client that has
 /// forgotten leaves it out, and gets everything that is held.
-pub const RECEIVED_HEADER: &str = "lumilink-received";
+pub(crate) const RECEIVED_HEADER: &str = "lumilink-received";
 
 /// WebSocket close codes of the runtime's door.
-pub mod close_code {
+pub(crate) mod close_code {
     /// The client ended the session; its agent is killed. Any other end of a resumable connection leaves the agent
     /// alive for the grace.
-    pub const NORMAL: u16 = 1000;
+    pub(crate) const NORMAL: u16 = 1000;
     /// The runtime is shutting down.
-    pub const GOING_AWAY: u16 = 1001;
+    pub(crate) const GOING_AWAY: u16 = 1001;
     /// The peer broke the rules: a frame that is no JSON-RPC message, or more than the agent reads.
-    pub const POLICY: u16 = 1008;
+    pub(crate) const POLICY: u16 = 1008;
     /// A frame was larger than the limit.
-    pub const TOO_BIG: u16 = 1009;
+    pub(crate) const TOO_BIG: u16 = 1009;
     /// The agent ended, or said something larger than the limit.
-    pub const AGENT_ENDED: u16 = 1011;
+    pub(crate) const AGENT_ENDED: u16 = 1011;
     /// Another socket goes on with this connection.
-    pub const REPLACED: u16 = 4009;
+    pub(crate) const REPLACED: u16 = 4009;
 }
 
 /// `initialize` → `_meta.lumilink`, from the supervisor. All of it is optional: a plain client gets the
 /// default agent, in the folder of the `cwd` of its first session.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct InitializeMeta {
+pub(crate) struct InitializeMeta {
     /// Which configured agent to start; the default one where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
@@ -76,7 +76,7 @@ pub struct InitializeMeta {
 /// `session/prompt` → `_meta.lumilink`, from the supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PromptMeta {
+pub(crate) struct PromptMeta {
     /// Which turn it is, for a supervisor that comes back and has forgotten.
     pub prompt_id: PromptId,
 }
@@ -84,7 +84,7 @@ pub struct PromptMeta {
 /// Params of [`RESUMED`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Resumed {
+pub(crate) struct Resumed {
     /// The number of the client's last message that arrived.
     #[serde(default)]
     pub received: u64,
@@ -99,7 +99,7 @@ pub struct Resumed {
 /// A prompt that went through a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ResumedPrompt {
+pub(crate) struct ResumedPrompt {
     /// [`PromptMeta::prompt_id`].
     pub prompt_id: PromptId,
     /// The id of its request.
@@ -111,7 +111,7 @@ pub struct ResumedPrompt {
 /// `error.data.lumilink` of an `initialize` that the runtime itself refused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RefusalMeta {
+pub(crate) struct RefusalMeta {
     /// The name of a [`crate::domain::turn::outcome::ErrorCode`].
     pub code: String,
 }
@@ -119,7 +119,7 @@ pub struct RefusalMeta {
 /// Params of [`STRAY_LINE`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct StrayLine {
+pub(crate) struct StrayLine {
     /// The line, cut to 300 characters.
     pub line: String,
 }
@@ -127,7 +127,7 @@ pub struct StrayLine {
 /// Params of [`AGENT_EXITED`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct AgentExited {
+pub(crate) struct AgentExited {
     /// The exit code, if it exited.
     #[serde(default)]
     pub exit_code: Option<i32>,
@@ -146,7 +146,7 @@ pub struct AgentExited {
 /// Where a workspace is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkspaceRef {
+pub(crate) struct WorkspaceRef {
     /// Its folder under the root; not used where `path` is given.
     pub folder_id: FolderId,
     /// An existing folder of the caller, under one of `[workspaces] allow_paths`.
@@ -157,7 +157,7 @@ pub struct WorkspaceRef {
 /// What to check out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Checkout {
+pub(crate) struct Checkout {
     /// `owner/name`, or an https or ssh URL.
     pub repository: String,
     /// The branch; the repository's default where absent.
@@ -168,7 +168,7 @@ pub struct Checkout {
 /// `POST /workspace/prepare`. Idempotent: a workspace that is there is left as it is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PrepareWorkspace {
+pub(crate) struct PrepareWorkspace {
     /// Which one.
     pub workspace: WorkspaceRef,
     /// Which agent is to work in it; one that is not configured is refused before anything is made.
@@ -182,7 +182,7 @@ pub struct PrepareWorkspace {
 /// Answer to [`PrepareWorkspace`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PreparedWorkspace {
+pub(crate) struct PreparedWorkspace {
     /// The absolute path, links resolved.
     pub path: String,
     /// Whether the runtime removes it when its last session is closed.
@@ -195,7 +195,7 @@ pub struct PreparedWorkspace {
 /// `POST /workspace/diff`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DiffWorkspace {
+pub(crate) struct DiffWorkspace {
     /// Which one.
     pub workspace: WorkspaceRef,
 }
@@ -204,7 +204,7 @@ pub struct DiffWorkspace {
 /// workspace was prepared.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkspaceDiff {
+pub(crate) struct WorkspaceDiff {
     /// The changed files, at most 1,000.
     pub files: Vec<ChangedFile>,
     /// A unified diff with git's extended headers, cut at `[limits] diff_bytes`.
@@ -216,7 +216,7 @@ pub struct WorkspaceDiff {
 /// One file of a [`WorkspaceDiff`].
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ChangedFile {
+pub(crate) struct ChangedFile {
     /// Relative to the workspace.
     pub path: String,
     /// What happened to it.
@@ -232,7 +232,7 @@ pub struct ChangedFile {
 /// What happened to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum ChangeStatus {
+pub(crate) enum ChangeStatus {
     /// It is new.
     Added,
     /// Its content or mode changed.
@@ -244,7 +244,7 @@ pub enum ChangeStatus {
 /// Answer to `GET /status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RuntimeStatus {
+pub(crate) struct RuntimeStatus {
     /// Version of the program.
     pub version: String,
     /// Names of the configured agents; the first is the default one.

@@ -14,7 +14,7 @@ use crate::domain::{
 /// `POST /acp/session/new`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NewSessionBody {
+pub(crate) struct NewSessionBody {
     /// The tenant's name for the workspace.
     #[schema(value_type = String, example = "demo")]
     pub workspace_id: WorkspaceId,
@@ -49,7 +49,7 @@ pub struct NewSessionBody {
 /// What a session is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Work on files.
     #[default]
     Development,
@@ -60,7 +60,7 @@ pub enum Mode {
 /// A session that is ready: answer to new and load.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SessionReady {
+pub(crate) struct SessionReady {
     /// Its id; every other call wants it.
     #[schema(value_type = String)]
     pub session_id: SessionId,
@@ -90,7 +90,7 @@ pub struct SessionReady {
 /// A workspace, as a session sees it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkspaceInfo {
+pub(crate) struct WorkspaceInfo {
     /// The tenant's name for it.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
@@ -106,7 +106,7 @@ pub struct WorkspaceInfo {
 /// `POST /acp/session/prompt`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PromptBody {
+pub(crate) struct PromptBody {
     /// The session.
     pub session_id: String,
     /// A string, or an array of ACP content blocks.
@@ -120,7 +120,7 @@ pub struct PromptBody {
 /// What is to become of a turn's changes.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutomationBody {
+pub(crate) struct AutomationBody {
     /// `github` (issue, branch, commit and pull request; the default), `commit-only`, or `none`.
     #[serde(default)]
     pub mode: WantedMode,
@@ -129,7 +129,7 @@ pub struct AutomationBody {
 /// Answer to a prompt with `Prefer: respond-async`, and data of the stream's first event.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PromptAccepted {
+pub(crate) struct PromptAccepted {
     /// The turn; `GET /acp/prompt/{id}` tells about it.
     #[schema(value_type = String)]
     pub prompt_id: PromptId,
@@ -143,7 +143,7 @@ pub struct PromptAccepted {
 /// A session and nothing more: close, load.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SessionBody {
+pub(crate) struct SessionBody {
     /// The session.
     pub session_id: String,
 }
@@ -151,7 +151,7 @@ pub struct SessionBody {
 /// `POST /acp/session/load`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LoadBody {
+pub(crate) struct LoadBody {
     /// The session.
     pub session_id: String,
     /// ACP `mcpServers`; the ones of before without their secrets where absent, since secrets are not kept.
@@ -162,7 +162,7 @@ pub struct LoadBody {
 /// `POST /acp/session/cancel`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CancelBody {
+pub(crate) struct CancelBody {
     /// The session.
     pub session_id: String,
     /// Only this turn; whichever runs where absent.
@@ -171,7 +171,7 @@ pub struct CancelBody {
 
 /// Answer to a cancel.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Cancelled {
+pub(crate) struct Cancelled {
     /// Whether a turn was running; it ends `cancelled`.
     pub cancelled: bool,
 }
@@ -179,7 +179,7 @@ pub struct Cancelled {
 /// Answer to a close.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Closed {
+pub(crate) struct Closed {
     /// The session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
@@ -191,7 +191,7 @@ pub struct Closed {
 /// `POST /acp/session/permission`: exactly one of `optionId` and `cancelled`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PermissionBody {
+pub(crate) struct PermissionBody {
     /// The session.
     pub session_id: String,
     /// From the `permission_request` event.
@@ -205,7 +205,7 @@ pub struct PermissionBody {
 /// Answer to a permission.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PermissionAnswered {
+pub(crate) struct PermissionAnswered {
     /// The request.
     pub request_id: String,
 }
@@ -213,7 +213,7 @@ pub struct PermissionAnswered {
 /// `POST /acp/session/mode`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ModeBody {
+pub(crate) struct ModeBody {
     /// The session.
     pub session_id: String,
     /// One of the session's `modes`.
@@ -223,7 +223,7 @@ pub struct ModeBody {
 /// `POST /acp/session/config`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ConfigBody {
+pub(crate) struct ConfigBody {
     /// The session.
     pub session_id: String,
     /// One of the session's `configOptions`.
@@ -236,7 +236,7 @@ pub struct ConfigBody {
 /// What the agent answered to a mode or config change.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct AgentAnswer {
+pub(crate) struct AgentAnswer {
     /// Raw.
     #[schema(value_type = serde_json::Value)]
     pub answer: Box<RawValue>,
@@ -245,7 +245,7 @@ pub struct AgentAnswer {
 /// A session, as `GET /acp/session/{id}` and lists tell about it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SessionInfo {
+pub(crate) struct SessionInfo {
     /// Its id.
     #[schema(value_type = String)]
     pub session_id: SessionId,
@@ -305,7 +305,7 @@ pub struct SessionInfo {
 /// A failure that is told beside something else.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct FailureInfo {
+pub(crate) struct FailureInfo {
     /// The stable code.
     pub code: String,
     /// What happened.
@@ -315,7 +315,7 @@ pub struct FailureInfo {
 /// A turn, as `GET /acp/prompt/{id}` tells about it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PromptInfo {
+pub(crate) struct PromptInfo {
     /// Its id.
     #[schema(value_type = String)]
     pub prompt_id: PromptId,

@@ -30,7 +30,7 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    pub fn parse(arguments: Vec<String>) -> Result<Self, String> {
+    pub(crate) fn parse(arguments: Vec<String>) -> Result<Self, String> {
         let mut flags = Self {
             loads: true,
             resumes: true,
@@ -69,7 +69,7 @@ impl Flags {
     }
 
     /// What goes wrong before the first message.
-    pub fn misbehave_at_start(&self, lines: &mut Lines) -> io::Result<()> {
+    pub(crate) fn misbehave_at_start(&self, lines: &mut Lines) -> io::Result<()> {
         if self.exit_on_start {
             eprintln!("demo-agent: ends at once, as it was told");
             std::process::exit(3);
@@ -94,7 +94,7 @@ impl Flags {
     }
 
     /// Keeps a conversation, where the flag asks for it.
-    pub fn keep(&self, id: &str, said: &[(String, String)]) {
+    pub(crate) fn keep(&self, id: &str, said: &[(String, String)]) {
         if let (Some(path), Ok(json)) = (self.path(id), serde_json::to_string(said)) {
             // A demo that cannot write forgets, which is what it does without the flag.
             let _ = fs::write(path, json);
@@ -102,7 +102,7 @@ impl Flags {
     }
 
     /// A conversation that was kept.
-    pub fn kept(&self, id: &str) -> Option<Vec<(String, String)>> {
+    pub(crate) fn kept(&self, id: &str) -> Option<Vec<(String, String)>> {
         serde_json::from_str(&fs::read_to_string(self.path(id)?).ok()?).ok()
     }
 }

@@ -26,12 +26,12 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { stdin: io::stdin(), held: Vec::new(), ended: false }
     }
 
     /// The next line; waits without a limit where none is given.
-    pub fn read(&mut self, limit: Option<Duration>) -> io::Result<Read> {
+    pub(crate) fn read(&mut self, limit: Option<Duration>) -> io::Result<Read> {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
             if let Some(end) = self.held.iter().position(|byte| *byte == b'\n') {
@@ -55,7 +55,7 @@ impl Lines {
     }
 
     /// Waits without reading.
-    pub fn wait(&mut self, time: Duration) -> io::Result<()> {
+    pub(crate) fn wait(&mut self, time: Duration) -> io::Result<()> {
         std::thread::park_timeout(time);
         Ok(())
     }
@@ -74,12 +74,12 @@ impl Lines {
     }
 
     /// Writes one message.
-    pub fn write(&mut self, message: &Value) -> io::Result<()> {
+    pub(crate) fn write(&mut self, message: &Value) -> io::Result<()> {
         self.write_raw(&message.to_string())
     }
 
     /// Writes one line, whatever it is.
-    pub fn write_raw(&mut self, line: &str) -> io::Result<()> {
+    pub(crate) fn write_raw(&mut self, line: &str) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(line.len() + 1);
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');
@@ -89,7 +89,7 @@ impl Lines {
     }
 
     /// Writes so many bytes that are no line.
-    pub fn write_without_end(&mut self, bytes: u64) -> io::Result<()> {
+    pub(crate) fn write_without_end(&mut self, bytes: u64) -> io::Result<()> {
         io::copy(&mut io::repeat(b'x').take(bytes), &mut io::stdout().lock())?;
         io::stdout().flush()
     }

@@ -55,7 +55,7 @@ use self::{
 };
 
 /// Speaks ACP on stdin and stdout until stdin ends. Wrong flags: exit code 2.
-pub fn run(arguments: Vec<String>) -> ExitCode {
+pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
     let flags = match Flags::parse(arguments) {
         Ok(flags) => flags,
         Err(problem) => {

@@ -23,17 +23,17 @@ pub(super) fn commands(script: &str) -> Vec<Command> {
 
 impl Command {
     /// The word at a place behind the first, as a number; `otherwise` where there is none.
-    pub fn number(&self, place: usize, otherwise: u64) -> u64 {
+    pub(crate) fn number(&self, place: usize, otherwise: u64) -> u64 {
         self.rest.split_whitespace().nth(place).and_then(|word| word.parse().ok()).unwrap_or(otherwise)
     }
 
     /// The first word behind the command, and what stands behind that.
-    pub fn name_and_text(&self) -> (&str, &str) {
+    pub(crate) fn name_and_text(&self) -> (&str, &str) {
         self.rest.split_once(char::is_whitespace).unwrap_or((&self.rest, ""))
     }
 
     /// The command as it was written.
-    pub fn whole(&self) -> String {
+    pub(crate) fn whole(&self) -> String {
         format!("{} {}", self.word, self.rest).trim().to_owned()
     }
 }

@@ -9,7 +9,7 @@ use super::{clock::Timestamp, ids::InstallationId, routing::success_window::FULL
 
 /// The numbers (`[capacity]`). Shares are hundredths of a percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CapacityRules {
+pub(crate) struct CapacityRules {
     /// Seats there are.
     pub limit: usize,
     /// The share of them that one tenant may take; where that is less than a seat, it is one.
@@ -26,7 +26,7 @@ pub struct CapacityRules {
 
 impl CapacityRules {
     /// Seats that one tenant may take: whole ones, at least 1.
-    pub fn tenant_limit(&self) -> usize {
+    pub(crate) fn tenant_limit(&self) -> usize {
         let seats = self.limit as u128 * u128::from(self.tenant_share_bp) / u128::from(FULL_BP);
         usize::try_from(seats).unwrap_or(self.limit).max(1)
     }
@@ -46,7 +46,7 @@ fn reaches(taken: usize, limit: usize, share_bp: u32) -> bool {
 
 /// What is taken of what there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeatFigures {
+pub(crate) struct SeatFigures {
     /// Seats taken.
     pub taken: usize,
     /// Seats there are.
@@ -59,7 +59,7 @@ pub struct SeatFigures {
 
 /// Which limit a refusal is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SeatBound {
+pub(crate) enum SeatBound {
     /// That of the whole service.
     Service,
     /// The tenant's share.
@@ -68,7 +68,7 @@ pub enum SeatBound {
 
 /// A session that got no seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// Why.
     pub bound: SeatBound,
     /// The figures at that moment.
@@ -78,7 +78,7 @@ pub struct Refused {
 /// What happened to the number of seats since somebody looked last. However fast it went up and down again, its
 /// highest point is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeatsSeen {
+pub(crate) struct SeatsSeen {
     /// Taken now.
     pub taken: usize,
     /// The most that were taken, the last time of looking included.
@@ -87,7 +87,7 @@ pub struct SeatsSeen {
 
 /// The seats and who has them. Every step takes constant time; it holds one entry for each tenant with a seat.
 #[derive(Debug)]
-pub struct Seats {
+pub(crate) struct Seats {
     rules: CapacityRules,
     taken: usize,
     peak: usize,
@@ -96,12 +96,12 @@ pub struct Seats {
 
 impl Seats {
     /// All of them free.
-    pub fn new(rules: CapacityRules) -> Self {
+    pub(crate) fn new(rules: CapacityRules) -> Self {
         Self { rules, taken: 0, peak: 0, by_tenant: HashMap::new() }
     }
 
     /// Takes a seat for a new session, where there is one.
-    pub fn admit(&mut self, tenant: &InstallationId) -> Result<(), Refused> {
+    pub(crate) fn admit(&mut self, tenant: &InstallationId) -> Result<(), Refused> {
         let figures = self.figures(tenant);
         if figures.taken >= figures.limit {
             return Err(Refused { bound: SeatBound::Service, figures });
@@ -114,7 +114,7 @@ impl Seats {
     }
 
     /// Takes a seat for a session that comes back, also where there is none left.
-    pub fn admit_returning(&mut self, tenant: &InstallationId) {
+    pub(crate) fn admit_returning(&mut self, tenant: &InstallationId) {
         self.taken += 1;
         self.peak = self.peak.max(self.taken);
         match self.by_tenant.get_mut(tenant) {
@@ -124,7 +124,7 @@ impl Seats {
     }
 
     /// Gives one of the tenant's seats back.
-    pub fn give_back(&mut self, tenant: &InstallationId) {
+    pub(crate) fn give_back(&mut self, tenant: &InstallationId) {
         let Some(seats) = self.by_tenant.get_mut(tenant) else { return };
         self.taken -= 1;
         *seats -= 1;
@@ -134,12 +134,12 @@ impl Seats {
     }
 
     /// Seats taken now.
-    pub fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.taken
     }
 
     /// The figures as this tenant sees them.
-    pub fn figures(&self, tenant: &InstallationId) -> SeatFigures {
+    pub(crate) fn figures(&self, tenant: &InstallationId) -> SeatFigures {
         SeatFigures {
             taken: self.taken,
             limit: self.rules.limit,
@@ -149,14 +149,14 @@ impl Seats {
     }
 
     /// What happened since the last look.
-    pub fn look(&mut self) -> SeatsSeen {
+    pub(crate) fn look(&mut self) -> SeatsSeen {
         let peak = std::mem::replace(&mut self.peak, self.taken);
         SeatsSeen { taken: self.taken, peak }
     }
 
     /// The tenants that have taken as much of their share as raises a warning for the whole service, those with the
     /// most seats first, `most` at most. Takes time by the number of tenants.
-    pub fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
+    pub(crate) fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
         let limit = self.rules.tenant_limit();
         let near = self.by_tenant.iter().filter(|(_, seats)| reaches(**seats, limit, self.rules.warn_bp));
         let mut near: Vec<_> = near.map(|(tenant, seats)| (tenant.clone(), *seats)).collect();
@@ -168,7 +168,7 @@ impl Seats {
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AlertLevel {
+pub(crate) enum AlertLevel {
     /// The limit is near.
     Warning,
     /// It is nearly reached.
@@ -177,10 +177,10 @@ pub enum AlertLevel {
 
 impl AlertLevel {
     /// The lesser first: an alert escalates in this order.
-    pub const ALL: [Self; 2] = [Self::Warning, Self::Critical];
+    pub(crate) const ALL: [Self; 2] = [Self::Warning, Self::Critical];
 
     /// Its name in answers, rows and labels.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Warning => "warning",
             Self::Critical => "critical",
@@ -188,14 +188,14 @@ impl AlertLevel {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.as_str() == name)
     }
 }
 
 /// What becomes of a level of an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AlertKind {
+pub(crate) enum AlertKind {
     /// It begins.
     Raised,
     /// It is over.
@@ -204,10 +204,10 @@ pub enum AlertKind {
 
 impl AlertKind {
     /// Both.
-    pub const ALL: [Self; 2] = [Self::Raised, Self::Resolved];
+    pub(crate) const ALL: [Self; 2] = [Self::Raised, Self::Resolved];
 
     /// Its name in rows and labels.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Raised => "raised",
             Self::Resolved => "resolved",
@@ -215,14 +215,14 @@ impl AlertKind {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 }
 
 /// One change of an alert; each is a row, a line of the log and a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CapacityChange {
+pub(crate) struct CapacityChange {
     /// Of which level.
     pub level: AlertLevel,
     /// What became of it.
@@ -236,7 +236,7 @@ pub struct CapacityChange {
 /// The one alert of the service. It is raised as a warning, may become critical, and is resolved as a whole: a level is
 /// never raised again before it was resolved.
 #[derive(Debug)]
-pub struct CapacityAlerts {
+pub(crate) struct CapacityAlerts {
     rules: CapacityRules,
     /// The highest level that is open; those below it are open too.
     open: Option<AlertLevel>,
@@ -246,23 +246,24 @@ pub struct CapacityAlerts {
 
 impl CapacityAlerts {
     /// Goes on where an earlier life ended: with the highest level that was open. Its calm begins anew.
-    pub fn new(rules: CapacityRules, open: Option<AlertLevel>) -> Self {
+    pub(crate) fn new(rules: CapacityRules, open: Option<AlertLevel>) -> Self {
         Self { rules, open, calm_since: None }
     }
 
     /// The highest level that is open.
-    pub fn level(&self) -> Option<AlertLevel> {
+    #[cfg(test)]
+    pub(crate) fn level(&self) -> Option<AlertLevel> {
         self.open
     }
 
     /// When it will be resolved if nothing happens until then.
-    pub fn resolves_at(&self) -> Option<Timestamp> {
+    pub(crate) fn resolves_at(&self) -> Option<Timestamp> {
         self.open.and(self.calm_since).map(|since| since.plus(self.rules.resolve_after))
     }
 
     /// Takes what was seen at `now`, which never goes back, and gives what changes by it, in order. Looking late only
     /// makes it later: no alert is missed, and none is resolved too early.
-    pub fn observe(&mut self, seen: SeatsSeen, now: Timestamp) -> Vec<CapacityChange> {
+    pub(crate) fn observe(&mut self, seen: SeatsSeen, now: Timestamp) -> Vec<CapacityChange> {
         let limit = self.rules.limit;
         let mut changes = Vec::new();
         for level in AlertLevel::ALL {

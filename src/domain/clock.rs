@@ -7,33 +7,28 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Microseconds since 1970-01-01 UTC, the precision that both databases keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub i64);
+pub(crate) struct Timestamp(pub i64);
 
 impl Timestamp {
     /// The time that has passed since `earlier`; zero where the clock was stepped back in between.
-    pub fn since(self, earlier: Timestamp) -> Duration {
+    pub(crate) fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
     /// This point and `duration` later.
-    pub fn plus(self, duration: Duration) -> Timestamp {
+    pub(crate) fn plus(self, duration: Duration) -> Timestamp {
         Timestamp(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// This point and `duration` earlier.
-    pub fn minus(self, duration: Duration) -> Timestamp {
+    pub(crate) fn minus(self, duration: Duration) -> Timestamp {
         Timestamp(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// Reads RFC 3339; what is finer than a microsecond is cut off.
-    pub fn parse(text: &str) -> Option<Timestamp> {
+    pub(crate) fn parse(text: &str) -> Option<Timestamp> {
         let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok().map(Timestamp)
-    }
-
-    /// Milliseconds since 1970-01-01 UTC.
-    pub fn as_millis(self) -> i64 {
-        self.0.div_euclid(1000)
     }
 }
 
@@ -62,7 +57,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 }
 
 /// Where the shells read the time.
-pub trait Clock: Send + Sync + 'static {
+pub(crate) trait Clock: Send + Sync + 'static {
     /// The time of day, for records.
     fn now(&self) -> Timestamp;
 

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 /// What was sent and is not acknowledged, bounded by count and by bytes.
 #[derive(Debug)]
-pub struct Outbox<T> {
+pub(crate) struct Outbox<T> {
     unacknowledged: VecDeque<(T, usize)>,
     /// The number of the first of them.
     first: u64,
@@ -21,7 +21,7 @@ pub struct Outbox<T> {
 /// A peer wants what is gone, or what never was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the peer stands at message {asked}; held are those after {from} up to {to}")]
-pub struct OutOfRange {
+pub(crate) struct OutOfRange {
     /// What the peer has.
     pub asked: u64,
     /// The last number that is not held any more.
@@ -33,28 +33,28 @@ pub struct OutOfRange {
 impl<T> Outbox<T> {
     /// Holds `max_messages` messages and about `max_bytes` bytes of them; one message always. Numbers go on after
     /// `last`.
-    pub fn new(max_messages: usize, max_bytes: usize, last: u64) -> Self {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize, last: u64) -> Self {
         Self { unacknowledged: VecDeque::new(), first: last + 1, bytes: 0, max_messages, max_bytes }
     }
 
     /// Whether the next message has to wait for an acknowledgement.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         !self.unacknowledged.is_empty()
             && (self.unacknowledged.len() >= self.max_messages || self.bytes >= self.max_bytes)
     }
 
     /// The number of the newest message; that of the beginning before the first.
-    pub fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.first + self.unacknowledged.len() as u64 - 1
     }
 
     /// The number of the last message that is not held any more; 0 where none ever was.
-    pub fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.first - 1
     }
 
     /// Keeps a message of `bytes` bytes and gives its number. Whether there is room is the caller's question.
-    pub fn push(&mut self, message: T, bytes: usize) -> u64 {
+    pub(crate) fn push(&mut self, message: T, bytes: usize) -> u64 {
         self.unacknowledged.push_back((message, bytes));
         self.bytes += bytes;
         self.last()
@@ -62,7 +62,7 @@ impl<T> Outbox<T> {
 
     /// The peer has everything up to `seq`. What it says about the past, or falsely about the future, changes
     /// nothing.
-    pub fn acknowledge(&mut self, seq: u64) {
+    pub(crate) fn acknowledge(&mut self, seq: u64) {
         if seq > self.last() {
             return;
         }
@@ -75,13 +75,13 @@ impl<T> Outbox<T> {
     }
 
     /// A message that is still held.
-    pub fn get(&self, seq: u64) -> Option<&T> {
+    pub(crate) fn get(&self, seq: u64) -> Option<&T> {
         let index = usize::try_from(seq.checked_sub(self.first)?).ok()?;
         self.unacknowledged.get(index).map(|(message, _)| message)
     }
 
     /// Where a peer that has everything up to `seq` is to be sent from; what it has is acknowledged by that.
-    pub fn resume(&mut self, seq: u64) -> Result<u64, OutOfRange> {
+    pub(crate) fn resume(&mut self, seq: u64) -> Result<u64, OutOfRange> {
         if seq.saturating_add(1) < self.first || seq > self.last() {
             return Err(OutOfRange { asked: seq, from: self.first - 1, to: self.last() });
         }
@@ -89,19 +89,20 @@ impl<T> Outbox<T> {
     }
 
     /// Messages that are held.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.unacknowledged.len()
     }
 
     /// Whether nothing is held.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.unacknowledged.is_empty()
     }
 }
 
 /// What a number says about a message that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
+pub(crate) enum Arrival {
     /// The next one.
     New,
     /// One that was there before; to be dropped.
@@ -112,23 +113,23 @@ pub enum Arrival {
 
 /// How far the other end has been heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Inbox {
+pub(crate) struct Inbox {
     last: u64,
 }
 
 impl Inbox {
     /// Goes on after `last`.
-    pub fn new(last: u64) -> Self {
+    pub(crate) fn new(last: u64) -> Self {
         Self { last }
     }
 
     /// The number of the newest message that arrived; 0 before the first.
-    pub fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.last
     }
 
     /// Takes a number.
-    pub fn arrive(&mut self, seq: u64) -> Arrival {
+    pub(crate) fn arrive(&mut self, seq: u64) -> Arrival {
         if seq <= self.last {
             Arrival::Again
         } else if seq == self.last + 1 {
@@ -147,7 +148,7 @@ const MARKS: u64 = 4;
 
 /// Counts what came, and says when to tell that it is settled.
 #[derive(Debug)]
-pub struct Untold {
+pub(crate) struct Untold {
     messages: u64,
     bytes: u64,
     told: Mark,
@@ -169,7 +170,7 @@ struct Mark {
 impl Untold {
     /// For a peer that holds at most `max_messages` messages and `max_bytes` bytes of them, and was told nothing yet.
     /// Messages after `heard` are to come.
-    pub fn new(max_messages: usize, max_bytes: usize, heard: u64) -> Self {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize, heard: u64) -> Self {
         Self {
             messages: (max_messages / PART).max(1) as u64,
             bytes: (max_bytes / PART).max(1) as u64,
@@ -182,7 +183,7 @@ impl Untold {
     }
 
     /// A message came.
-    pub fn hear(&mut self, seq: u64, bytes: usize) {
+    pub(crate) fn hear(&mut self, seq: u64, bytes: usize) {
         self.heard = Mark { seq, bytes: self.heard.bytes + bytes as u64 };
         if self.heard.bytes - self.last_mark_bytes >= (self.bytes / MARKS).max(1) {
             self.last_mark_bytes = self.heard.bytes;
@@ -191,7 +192,7 @@ impl Untold {
     }
 
     /// Everything up to `seq` is settled.
-    pub fn settle(&mut self, seq: u64) {
+    pub(crate) fn settle(&mut self, seq: u64) {
         self.settled.seq = self.settled.seq.max(seq);
         while let Some(mark) = self.marks.front()
             && mark.seq <= seq
@@ -202,23 +203,23 @@ impl Untold {
     }
 
     /// What is settled goes with a message.
-    pub fn tell(&mut self) -> u64 {
+    pub(crate) fn tell(&mut self) -> u64 {
         self.told = self.settled;
         self.told.seq
     }
 
     /// What was told may not have arrived: as if nothing had been.
-    pub fn tell_again(&mut self) {
+    pub(crate) fn tell_again(&mut self) {
         self.told = Mark::default();
     }
 
     /// Whether what is settled and untold is worth a message of its own.
-    pub fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         self.is_much(self.settled)
     }
 
     /// Whether it would be if everything that came were settled now.
-    pub fn may_come_due(&self) -> bool {
+    pub(crate) fn may_come_due(&self) -> bool {
         self.is_much(self.heard)
     }
 

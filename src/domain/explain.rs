@@ -8,7 +8,7 @@ use super::{
 
 /// What an entry of a timeline is about. Of the same microsecond, what comes first here comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum EntryKind {
+pub(crate) enum EntryKind {
     /// The session was opened.
     Session,
     /// A handshake ended.
@@ -29,7 +29,7 @@ pub enum EntryKind {
 
 impl EntryKind {
     /// Its name in answers.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Session => "session",
             Self::Connection => "connection",
@@ -44,13 +44,13 @@ impl EntryKind {
 }
 
 /// Something that has a place in a timeline.
-pub trait Placed {
+pub(crate) trait Placed {
     /// When, and what it is about.
     fn place(&self) -> (Timestamp, EntryKind);
 }
 
 /// Puts entries in order, oldest first, and keeps the newest `most`. Says whether some were left out.
-pub fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, bool) {
+pub(crate) fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, bool) {
     entries.sort_by_key(Placed::place);
     let left_out = entries.len().saturating_sub(most);
     entries.drain(..left_out);
@@ -59,7 +59,7 @@ pub fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, bool) {
 
 /// What is known of a session and its workspace now.
 #[derive(Debug, Clone, Copy)]
-pub struct Standing<'a> {
+pub(crate) struct Standing<'a> {
     /// The session.
     pub state: SessionState,
     /// What carries its line to an agent now, or carried it last.
@@ -73,7 +73,7 @@ pub struct Standing<'a> {
 }
 
 /// What carries a session's turns, and why, in a sentence.
-pub fn answer(standing: &Standing<'_>) -> String {
+pub(crate) fn answer(standing: &Standing<'_>) -> String {
     if standing.state == SessionState::Closed {
         return "Nothing carries it any more: the session is closed.".to_owned();
     }

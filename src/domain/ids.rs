@@ -10,7 +10,7 @@ macro_rules! uuid_id {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $name(pub Uuid);
+        pub(crate) struct $name(pub Uuid);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,10 +45,10 @@ uuid_id! {
 /// A name that a caller chose is not usable; it holds what the name is called in requests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} must be 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ : @ - and begin with a letter or digit")]
-pub struct BadName(&'static str);
+pub(crate) struct BadName(&'static str);
 
 /// The longest name that a caller may choose, in characters; it has to fit an index and a log line.
-pub const MAX_NAME_LENGTH: usize = 128;
+pub(crate) const MAX_NAME_LENGTH: usize = 128;
 
 fn checked_name<'a>(called: &'static str, text: &'a str) -> Result<&'a str, BadName> {
     let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -61,11 +61,11 @@ macro_rules! name_id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String")]
-        pub struct $name(String);
+        pub(crate) struct $name(String);
 
         impl $name {
             /// The name as it was given.
-            pub fn as_str(&self) -> &str {
+            pub(crate) fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -110,7 +110,7 @@ name_id! {
 
 /// A workspace: (tenant, workspace), everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkspaceKey {
+pub(crate) struct WorkspaceKey {
     /// The tenant.
     pub installation_id: InstallationId,
     /// The tenant's name for the workspace.

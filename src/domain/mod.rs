@@ -3,18 +3,18 @@
 //! Invariant: no I/O, no clock, no actor, no runtime, no database; `now` is an argument. Whoever changes
 //! a decision changes it here and nowhere else.
 
-pub mod automation;
-pub mod capacity;
-pub mod clock;
-pub mod delivery;
-pub mod explain;
-pub mod ids;
-pub mod migration;
-pub mod notify;
-pub mod redaction;
-pub mod routing;
-pub mod session;
-pub mod text;
-pub mod turn;
-pub mod watchdog;
-pub mod words;
+pub(crate) mod automation;
+pub(crate) mod capacity;
+pub(crate) mod clock;
+pub(crate) mod delivery;
+pub(crate) mod explain;
+pub(crate) mod ids;
+pub(crate) mod migration;
+pub(crate) mod notify;
+pub(crate) mod redaction;
+pub(crate) mod routing;
+pub(crate) mod session;
+pub(crate) mod text;
+pub(crate) mod turn;
+pub(crate) mod watchdog;
+pub(crate) mod words;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, sync::LazyLock};
 use regex::Regex;
 
 /// What stands in place of a secret.
-pub const REDACTED: &str = "[redacted]";
+pub(crate) const REDACTED: &str = "[redacted]";
 
 /// Shapes of secrets: GitHub tokens, API keys of the usual model providers and clouds, JSON Web Tokens,
 /// bearer headers, private keys, and passwords in URLs. A shape that is not listed is not found: this
@@ -28,31 +28,31 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
 
 /// Text without secrets of a known shape; the only kind that goes to disk, log, toast or GitHub.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Redacted(String);
+pub(crate) struct Redacted(String);
 
 impl Redacted {
     /// Takes the secrets out.
-    pub fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         Self(redact(text).into_owned())
     }
 
     /// Text that was redacted before it was kept, read back; for the store alone.
-    pub fn from_kept(text: String) -> Self {
+    pub(crate) fn from_kept(text: String) -> Self {
         Self(text)
     }
 
     /// The same text in another form, to which nothing is added.
-    pub fn map(self, change: impl FnOnce(&str) -> String) -> Self {
+    pub(crate) fn map(self, change: impl FnOnce(&str) -> String) -> Self {
         Self(change(&self.0))
     }
 
     /// The text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The text, owned.
-    pub fn into_string(self) -> String {
+    pub(crate) fn into_string(self) -> String {
         self.0
     }
 }

@@ -3,10 +3,10 @@
 use unicode_segmentation::UnicodeSegmentation;
 
 /// What stands at the end of a cut text.
-pub const CUT_MARK: &str = "…";
+pub(crate) const CUT_MARK: &str = "…";
 
 /// At most `max_chars` characters, the mark included where something was cut.
-pub fn cut(text: &str, max_chars: usize) -> String {
+pub(crate) fn cut(text: &str, max_chars: usize) -> String {
     let mut ends = text.char_indices().map(|(at, _)| at);
     match ends.nth(max_chars) {
         None => text.to_owned(),
@@ -19,7 +19,7 @@ pub fn cut(text: &str, max_chars: usize) -> String {
 
 /// [`one_line`], and at most `max_chars` characters (Unicode scalar values, the mark included), cut only between what
 /// people take for characters: an emoji of several, or a letter and its accents, stays whole or is left out.
-pub fn plain(text: &str, max_chars: usize) -> String {
+pub(crate) fn plain(text: &str, max_chars: usize) -> String {
     let line = one_line(text);
     if line.chars().nth(max_chars).is_none() {
         return line;
@@ -41,7 +41,7 @@ pub fn plain(text: &str, max_chars: usize) -> String {
 ///   no link. Stars and underscores stay; what they can do is a bold word.
 ///
 /// Done twice it changes nothing more.
-pub fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut seen = String::with_capacity(text.len());
     for cluster in text.graphemes(true) {
         let mut rest = cluster.chars().peekable();
@@ -83,12 +83,12 @@ fn is_unseen(c: char) -> bool {
 }
 
 /// At most `max_bytes` bytes, never inside a character; no mark.
-pub fn cut_bytes(text: &str, max_bytes: usize) -> &str {
+pub(crate) fn cut_bytes(text: &str, max_bytes: usize) -> &str {
     &text[..text.floor_char_boundary(max_bytes)]
 }
 
 /// At most the last `max_bytes` bytes, never inside a character; no mark.
-pub fn tail_bytes(text: &str, max_bytes: usize) -> &str {
+pub(crate) fn tail_bytes(text: &str, max_bytes: usize) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(max_bytes))..]
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// By what heartbeats are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WatchdogLimits {
+pub(crate) struct WatchdogLimits {
     /// How often each thread beats, and how often the beats are looked at.
     pub every: Duration,
     /// Silence beyond a beat's period after which a thread is stalled.
@@ -27,7 +27,7 @@ impl Default for WatchdogLimits {
 
 /// What a look at a thread found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finding {
+pub(crate) enum Finding {
     /// It beats.
     Beats,
     /// It has just been found to stand still.
@@ -40,12 +40,12 @@ pub enum Finding {
 
 impl WatchdogLimits {
     /// How late a beat is that came so long ago.
-    pub fn lag(&self, since_beat: Duration) -> Duration {
+    pub(crate) fn lag(&self, since_beat: Duration) -> Duration {
         since_beat.saturating_sub(self.every)
     }
 
     /// Judges a thread.
-    pub fn look(&self, was_stalled: bool, lag: Duration) -> Finding {
+    pub(crate) fn look(&self, was_stalled: bool, lag: Duration) -> Finding {
         match (was_stalled, lag >= self.stalled_after) {
             (false, false) => Finding::Beats,
             (false, true) => Finding::Stalled,
@@ -55,14 +55,14 @@ impl WatchdogLimits {
     }
 
     /// Whether the process can help itself: not when every thread stands still, nor when one has for too long.
-    pub fn is_alive(&self, lags: &[Duration]) -> bool {
+    pub(crate) fn is_alive(&self, lags: &[Duration]) -> bool {
         let all_stalled = !lags.is_empty() && lags.iter().all(|lag| *lag >= self.stalled_after);
         !all_stalled && lags.iter().all(|lag| *lag < self.dead_after)
     }
 
     /// Whether a look that was due after one period came so late that the whole process had been stopped: then
     /// nothing can be said about its threads.
-    pub fn was_stopped(&self, since_look: Duration) -> bool {
+    pub(crate) fn was_stopped(&self, since_look: Duration) -> bool {
         since_look >= self.every + self.stalled_after / 2
     }
 }

@@ -4,23 +4,24 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-        pub enum $name {
+        pub(crate) enum $name {
             $($(#[$word_doc])* #[serde(rename = $text)] $word,)*
         }
 
         impl $name {
             /// Every word of the list.
-            pub const ALL: &[Self] = &[$(Self::$word,)*];
+            pub(crate) const ALL: &[Self] = &[$(Self::$word,)*];
 
             /// Its name in answers and rows.
-            pub fn as_str(self) -> &'static str {
+            pub(crate) fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$word => $text,)*
                 }
             }
 
             /// Reads the name back.
-            pub fn from_name(name: &str) -> Option<Self> {
+            #[allow(dead_code, reason = "not every list is read back")]
+            pub(crate) fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|word| word.as_str() == name)
             }
         }

@@ -28,7 +28,7 @@ use crate::{config::sections::Server, domain::turn::outcome::ErrorCode};
 
 /// The rules, from `[server]`.
 #[derive(Debug)]
-pub struct Guard {
+pub(crate) struct Guard {
     token: Option<SecretString>,
     hosts: HashSet<String>,
     origins: HashSet<String>,
@@ -44,7 +44,7 @@ const CORS_EXPOSED: &str = "location, retry-after, x-request-id";
 
 impl Guard {
     /// Reads the rules.
-    pub fn new(server: &Server) -> Self {
+    pub(crate) fn new(server: &Server) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
         Self {
             token: server.token.clone(),
@@ -132,7 +132,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Lets a request pass, or answers in its place.
-pub async fn guard<B: MessageBody + 'static>(
+pub(crate) async fn guard<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<BoxBody, B>>, Error> {

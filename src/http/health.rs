@@ -28,7 +28,7 @@ use crate::{
     )
 )]
 #[get("/acp/health")]
-pub async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
+pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
     let workspaces = &state.workspaces;
     let database = match workspaces.parts().store.ping().await {
         Ok(()) => PartHealth { status: "ok", detail: None },
@@ -122,7 +122,7 @@ fn routes(metrics: &Metrics) -> WorkspacesHealth {
     )
 )]
 #[get("/livez")]
-pub async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
+pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
     if !state.watchdog.is_alive() {
         return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions stands still"));
     }
@@ -138,7 +138,7 @@ pub async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiE
     )
 )]
 #[get("/readyz")]
-pub async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
+pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
     state.workspaces.admission()?;
     state.workspaces.parts().store.ping().await?;
     Ok(web::Json(Probe { status: "ok" }))
@@ -150,7 +150,7 @@ pub async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Probe>, Api
     responses((status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"))
 )]
 #[get("/metrics")]
-pub async fn get_metrics(state: web::Data<HttpState>) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn get_metrics(state: web::Data<HttpState>) -> Result<HttpResponse, ApiError> {
     let text = state.workspaces.parts().metrics.render();
     let text = text.map_err(|cause| ApiError::new(ErrorCode::Internal, cause.to_string()))?;
     Ok(HttpResponse::Ok().content_type(TEXT_FORMAT).body(text))

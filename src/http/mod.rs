@@ -3,15 +3,15 @@
 //! Invariant: handlers read, check and ask; they never write to the database and never decide about a
 //! session. Every error leaves as a problem document, chosen in `contract/problem.rs`.
 
-pub mod audit;
+pub(crate) mod audit;
 mod guard;
 mod health;
-pub mod notifications;
+pub(crate) mod notifications;
 mod openapi;
 mod paging;
-pub mod problem;
-pub mod routing;
-pub mod sessions;
+pub(crate) mod problem;
+pub(crate) mod routing;
+pub(crate) mod sessions;
 mod trace;
 
 use std::{
@@ -57,7 +57,7 @@ use crate::{
 
 /// The parts that the API is a face of.
 #[derive(Clone)]
-pub struct Faces {
+pub(crate) struct Faces {
     /// Sessions.
     pub workspaces: Workspaces,
     /// Migrations of fleets.
@@ -67,7 +67,7 @@ pub struct Faces {
 }
 
 /// What handlers share.
-pub struct HttpState {
+pub(crate) struct HttpState {
     /// Sessions.
     pub workspaces: Workspaces,
     /// Migrations of fleets.
@@ -82,7 +82,7 @@ pub struct HttpState {
 }
 
 /// The face while it serves.
-pub struct HttpFace {
+pub(crate) struct HttpFace {
     /// Where.
     pub address: SocketAddr,
     /// For stopping it.
@@ -99,7 +99,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Another face that is served by the same threads, at an address of its own and by its own rules.
-pub struct Beside<Routes> {
+pub(crate) struct Beside<Routes> {
     /// Where.
     pub listener: TcpListener,
     /// What it answers.
@@ -113,7 +113,7 @@ pub struct Beside<Routes> {
 struct IsBeside;
 
 /// Binds and serves. Fails when the address cannot be bound.
-pub fn serve<Routes>(
+pub(crate) fn serve<Routes>(
     faces: Faces,
     config: &Config,
     watchdog: Watchdog,
@@ -237,7 +237,7 @@ fn routes(table: &mut utoipa_actix_web::service_config::ServiceConfig<'_>) {
 }
 
 /// The OpenAPI document of the routes above.
-pub fn document() -> OpenApi {
+pub(crate) fn document() -> OpenApi {
     let (_, document) = App::new().into_utoipa_app().configure(routes).split_for_parts();
     openapi::complete(document)
 }

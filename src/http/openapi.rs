@@ -46,7 +46,7 @@ use crate::contract::{
 struct Base;
 
 /// Adds to the routes' own document what stands in no route.
-pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+pub(crate) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let mut base = Base::openapi();
     base.merge(std::mem::take(&mut document));
     let token = SecurityScheme::Http(

@@ -19,13 +19,13 @@ tokio::task_local! {
 }
 
 /// The id of the request that is being answered; empty outside one.
-pub fn request_id() -> String {
+pub(crate) fn request_id() -> String {
     REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
 }
 
 /// An error on its way to the caller.
 #[derive(Debug)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     failure: Failure,
     request_id: String,
     prompt_id: Option<PromptId>,
@@ -34,12 +34,12 @@ pub struct ApiError {
 
 impl ApiError {
     /// An error with a code and a sentence.
-    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Failure::new(code, detail).into()
     }
 
     /// The answer to a turn whose end is known and is not on disk.
-    pub fn not_durable(ended: &TurnEnded) -> Self {
+    pub(crate) fn not_durable(ended: &TurnEnded) -> Self {
         let detail = "the turn ended, and its end is not on disk yet; `result` says how it ended";
         Self::new(ErrorCode::DatabaseUnavailable, detail)
             .about(ended.prompt_id)
@@ -47,19 +47,19 @@ impl ApiError {
     }
 
     /// Names the turn that it is about.
-    pub fn about(mut self, prompt_id: PromptId) -> Self {
+    pub(crate) fn about(mut self, prompt_id: PromptId) -> Self {
         self.prompt_id = Some(prompt_id);
         self
     }
 
     /// Adds the result of the turn that failed.
-    pub fn with_result(mut self, result: Option<Box<RawValue>>) -> Self {
+    pub(crate) fn with_result(mut self, result: Option<Box<RawValue>>) -> Self {
         self.result = result;
         self
     }
 
     /// The document.
-    pub fn problem(&self) -> Problem {
+    pub(crate) fn problem(&self) -> Problem {
         let mut problem = Problem::new(&self.failure, self.request_id.clone());
         problem.detail = Redacted::new(&problem.detail).into_string();
         problem.prompt_id = self.prompt_id.map(|id| id.to_string());

@@ -24,7 +24,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Takes the caller's request id if it is one, else makes one; it stands in the answer, in the problem
 /// document and in every log line of the request.
-pub async fn trace<B: MessageBody + 'static>(
+pub(crate) async fn trace<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {

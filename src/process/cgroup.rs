@@ -39,7 +39,7 @@ pub(crate) struct ControlGroup {
 impl ControlGroups {
     /// Looks whether control groups may be made, and kills what is in those of runs that are dead. `run` names this
     /// run as [`orphans`] does.
-    pub fn find(run: &str) -> Self {
+    pub(crate) fn find(run: &str) -> Self {
         let Some(own) = own_folder() else { return Self { folder: None } };
         remove_those_of_dead_runs(&own);
         let folder = own.join(format!("{PREFIX}{run}"));
@@ -51,12 +51,12 @@ impl ControlGroups {
     }
 
     /// Whether they may be made.
-    pub fn are_allowed(&self) -> bool {
+    pub(crate) fn are_allowed(&self) -> bool {
         self.folder.is_some()
     }
 
     /// Makes one; `None` where they may not be made, or this one cannot.
-    pub fn make(&self, group: u64) -> Option<ControlGroup> {
+    pub(crate) fn make(&self, group: u64) -> Option<ControlGroup> {
         let folder = self.folder.as_ref()?.join(group.to_string());
         fs::create_dir_all(&folder).ok()?;
         let entrance = File::options().write(true).open(folder.join("cgroup.procs")).ok()?;
@@ -66,17 +66,17 @@ impl ControlGroups {
 
 impl ControlGroup {
     /// For [`enter`], between fork and exec.
-    pub fn entrance(&self) -> RawFd {
+    pub(crate) fn entrance(&self) -> RawFd {
         self.entrance.as_raw_fd()
     }
 
     /// Kills every process in it.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         kill(&self.folder);
     }
 
     /// Kills what is left and removes it.
-    pub async fn remove(self) {
+    pub(crate) async fn remove(self) {
         self.kill();
         let mut pause = Duration::from_millis(1);
         for _ in 0..REMOVALS {

@@ -23,7 +23,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-pub use super::watch::{Ended, MAX_PIPE_BYTES};
+pub(crate) use super::watch::{Ended, MAX_PIPE_BYTES};
 use super::{
     cgroup::{self, ControlGroup, ControlGroups},
     orphans::{self, Orphans},
@@ -35,7 +35,7 @@ use super::{
 const STARTS_IN_QUEUE: usize = 64;
 
 /// What is started, and how it ends. Holds secrets in `env`, so it cannot be printed.
-pub struct GroupCommand {
+pub(crate) struct GroupCommand {
     /// A program name, looked up in the `PATH` of `env`, or a path.
     pub program: OsString,
     /// Arguments, passed without a shell.
@@ -54,7 +54,7 @@ pub struct GroupCommand {
 
 /// What stdin, stdout and stderr are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Streams {
+pub(crate) enum Streams {
     /// stdin and stdout are pipes; of stderr the end is kept.
     Dialogue,
     /// stdin is empty, stdout is a pipe; of stderr the end is kept.
@@ -65,25 +65,25 @@ pub enum Streams {
 
 /// The right of a process group to live: it is ended when this is dropped. Dropping never blocks.
 #[derive(Debug)]
-pub struct Life {
+pub(crate) struct Life {
     end: mpsc::Sender<()>,
 }
 
 /// Ends a process group from elsewhere, without keeping it alive.
 #[derive(Debug, Clone)]
-pub struct EndSwitch {
+pub(crate) struct EndSwitch {
     end: mpsc::WeakSender<()>,
 }
 
 /// Says once how the first process ended, when it has been reaped and its group was killed.
 #[derive(Debug)]
-pub struct Exit {
+pub(crate) struct Exit {
     ended: oneshot::Receiver<Ended>,
 }
 
 /// A started group.
 #[derive(Debug)]
-pub struct Spawned {
+pub(crate) struct Spawned {
     /// Process id, which is the id of the group.
     pub pid: u32,
     /// To stdin, with [`Streams::Dialogue`].
@@ -99,21 +99,21 @@ pub struct Spawned {
 /// A command could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("could not start `{program}`: {cause}")]
-pub struct SpawnError {
+pub(crate) struct SpawnError {
     program: String,
     cause: io::Error,
 }
 
 impl Life {
     /// A switch for whoever may end the group early.
-    pub fn switch(&self) -> EndSwitch {
+    pub(crate) fn switch(&self) -> EndSwitch {
         EndSwitch { end: self.end.downgrade() }
     }
 }
 
 impl EndSwitch {
     /// Begins to end the group: SIGTERM now, SIGKILL after the grace. Does nothing when it has ended.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         if let Some(end) = self.end.upgrade() {
             // The one place is taken when somebody has said it before.
             let _ = end.try_send(());
@@ -123,7 +123,7 @@ impl EndSwitch {
 
 impl Exit {
     /// Waits for the end. Cancel-safe; must not be called again after it has answered.
-    pub async fn wait(&mut self) -> Ended {
+    pub(crate) async fn wait(&mut self) -> Ended {
         (&mut self.ended).await.unwrap_or_default()
     }
 }
@@ -132,7 +132,7 @@ impl Exit {
 ///
 /// Must be called within a tokio runtime with I/O, which then serves the pipes. A dropped future leaves no
 /// process behind.
-pub async fn spawn(command: GroupCommand, held: impl Any + Send) -> Result<Spawned, SpawnError> {
+pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Result<Spawned, SpawnError> {
     let program = command.program.to_string_lossy().into_owned();
     let cwd = command.cwd.clone();
     let failed = |cause: io::Error| SpawnError { program: program.clone(), cause };
@@ -149,7 +149,7 @@ pub async fn spawn(command: GroupCommand, held: impl Any + Send) -> Result<Spawn
 
 /// Starts the keeper, which adopts orphans from then on and kills what a dead run of this program left.
 /// [`spawn`] does it too; who is going to spawn later calls this at the start.
-pub fn prepare() -> io::Result<()> {
+pub(crate) fn prepare() -> io::Result<()> {
     keeper().map(drop).map_err(io::Error::from)
 }
 

@@ -1,11 +1,11 @@
 //! An agent's process: a command that speaks ACP on stdio, with an environment of its own.
 
-pub mod cgroup;
-pub mod group;
-pub mod orphans;
-pub mod stdio;
-pub mod user;
-pub mod watch;
+pub(crate) mod cgroup;
+pub(crate) mod group;
+pub(crate) mod orphans;
+pub(crate) mod stdio;
+pub(crate) mod user;
+pub(crate) mod watch;
 
 use std::{any::Any, collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::contract::runtime::AgentExited;
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
-pub struct AgentCommand {
+pub(crate) struct AgentCommand {
     /// A program name or path.
     pub program: OsString,
     /// Its arguments.
@@ -37,9 +37,7 @@ pub struct AgentCommand {
 
 /// A running agent. Its process group ends when `life` is dropped.
 #[derive(Debug)]
-pub struct AgentProcess {
-    /// Process id.
-    pub pid: u32,
+pub(crate) struct AgentProcess {
     /// To its stdin.
     pub stdin: pipe::Sender,
     /// From its stdout.
@@ -52,7 +50,7 @@ pub struct AgentProcess {
 
 /// Starts an agent within the calling task's tokio runtime. `held` is dropped when the whole process
 /// group is gone. A dropped future leaves no process behind.
-pub async fn spawn(command: AgentCommand, held: impl Any + Send) -> Result<AgentProcess, SpawnError> {
+pub(crate) async fn spawn(command: AgentCommand, held: impl Any + Send) -> Result<AgentProcess, SpawnError> {
     let env = command.env.iter().map(|(name, value)| (name.into(), value.expose_secret().into())).collect();
     let group = GroupCommand {
         program: command.program,
@@ -65,7 +63,7 @@ pub async fn spawn(command: AgentCommand, held: impl Any + Send) -> Result<Agent
     };
     let spawned = group::spawn(group, held).await?;
     let stdin = spawned.input.unwrap_or_else(|| unreachable!("a dialogue has a stdin"));
-    Ok(AgentProcess { pid: spawned.pid, stdin, stdout: spawned.output, life: spawned.life, exit: spawned.exit })
+    Ok(AgentProcess { stdin, stdout: spawned.output, life: spawned.life, exit: spawned.exit })
 }
 
 impl From<Ended> for AgentExited {

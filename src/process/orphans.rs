@@ -15,30 +15,30 @@ use std::{
 use tokio::sync::Notify;
 
 /// The variable that every child carries; its value names this program's run and the group.
-pub const MARK: &str = "LUMILINK_GROUP";
+pub(crate) const MARK: &str = "LUMILINK_GROUP";
 
 /// The mark of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mark {
+pub(crate) struct Mark {
     run: Arc<str>,
     group: u64,
 }
 
 impl Mark {
     /// Counts the groups of a run.
-    pub fn group(&self) -> u64 {
+    pub(crate) fn group(&self) -> u64 {
         self.group
     }
 
     /// As it stands in the environment.
-    pub fn value(&self) -> String {
+    pub(crate) fn value(&self) -> String {
         format!("{}:{}", self.run, self.group)
     }
 }
 
 /// Which groups live, and a sweep for what the others left behind. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Orphans {
+pub(crate) struct Orphans {
     /// PID namespace, process id and start time: names a run of a program until the next boot.
     run: Arc<str>,
     live: Arc<Mutex<Live>>,
@@ -61,7 +61,7 @@ struct Stat {
 
 impl Orphans {
     /// Nothing lives yet.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let own = std::process::id();
         let started = stat(own).map_or(0, |stat| stat.started);
         let run = format!("{}.{own}.{started}", pid_namespace(own).unwrap_or(0));
@@ -69,19 +69,19 @@ impl Orphans {
     }
 
     /// A mark for a group that is about to be started.
-    pub fn next_mark(&self) -> Mark {
+    pub(crate) fn next_mark(&self) -> Mark {
         let mut live = self.live();
         live.groups_made += 1;
         Mark { run: self.run.clone(), group: live.groups_made }
     }
 
     /// A group was started.
-    pub fn born(&self, pid: u32, mark: &Mark) {
+    pub(crate) fn born(&self, pid: u32, mark: &Mark) {
         self.live().leaders.insert(pid, mark.group);
     }
 
     /// A group is gone; what left it is swept soon.
-    pub fn gone(&self, pid: u32, mark: &Mark) {
+    pub(crate) fn gone(&self, pid: u32, mark: &Mark) {
         let mut live = self.live();
         // The id may already belong to a younger group.
         if live.leaders.get(&pid) == Some(&mark.group) {
@@ -96,7 +96,7 @@ impl Orphans {
     }
 
     /// Sweeps after every group that ended; several ends in a row are one sweep.
-    pub async fn sweep_when_told(self) {
+    pub(crate) async fn sweep_when_told(self) {
         loop {
             self.told.notified().await;
             // What is killed leaves orphans of its own: a few rounds until nothing is found.
@@ -142,7 +142,7 @@ impl Orphans {
     }
 
     /// Kills what a run of this program left that was itself killed: nobody else would.
-    pub fn kill_those_of_dead_predecessors(&self) {
+    pub(crate) fn kill_those_of_dead_predecessors(&self) {
         let Some(namespace) = pid_namespace(std::process::id()) else { return };
         let Ok(processes) = fs::read_dir("/proc") else { return };
         let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -158,13 +158,13 @@ impl Orphans {
     }
 
     /// Names this run of the program.
-    pub fn run(&self) -> &str {
+    pub(crate) fn run(&self) -> &str {
         &self.run
     }
 }
 
 /// Whether a run of this program lives; one of another PID namespace, or that is not named as ours are, is taken to.
-pub fn run_lives(run: &str) -> bool {
+pub(crate) fn run_lives(run: &str) -> bool {
     let mut parts = run.splitn(3, '.').map(str::parse::<u64>);
     let (Some(Ok(namespace)), Some(Ok(owner)), Some(Ok(started))) = (parts.next(), parts.next(), parts.next()) else {
         return true;

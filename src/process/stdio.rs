@@ -46,7 +46,7 @@ const SILENT_EXIT_GRACE: Duration = Duration::from_secs(1);
 
 /// Bounds of one agent's pipes.
 #[derive(Debug, Clone, Copy)]
-pub struct StdioLimits {
+pub(crate) struct StdioLimits {
     /// The longest line, in bytes.
     pub frame_bytes: usize,
     /// What may wait in either direction.
@@ -54,7 +54,7 @@ pub struct StdioLimits {
 }
 
 /// Takes some of the agent's requests out of the stream, to be answered on this side.
-pub struct Door {
+pub(crate) struct Door {
     /// Whether requests of this method are taken.
     pub takes: fn(&str) -> bool,
     /// Where they go; when it is full the agent is not read.
@@ -65,7 +65,7 @@ pub struct Door {
 
 /// A request that was taken out.
 #[derive(Debug)]
-pub struct DoorRequest {
+pub(crate) struct DoorRequest {
     /// To be repeated in the answer.
     pub id: RequestId,
     /// Its method.
@@ -79,7 +79,7 @@ pub struct DoorRequest {
 /// [`CloseReason::FrameTooLarge`]. Dropping the pipe's sender ends the agent.
 ///
 /// Starts two tasks on the calling task's runtime.
-pub fn connect(process: AgentProcess, limits: StdioLimits, door: Option<Door>) -> Pipe {
+pub(crate) fn connect(process: AgentProcess, limits: StdioLimits, door: Option<Door>) -> Pipe {
     let (to_agent, for_agent) = pipe::bounded(limits.pipe);
     let (said, from_agent) = pipe::bounded(limits.pipe);
     let (door, answers) = match door {

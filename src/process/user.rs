@@ -5,7 +5,7 @@ use std::{ffi::CString, io, mem::MaybeUninit};
 /// A user and its primary group. Supplementary groups are dropped, not looked up: the agent gets no more
 /// than its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunAs {
+pub(crate) struct RunAs {
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -14,7 +14,7 @@ pub struct RunAs {
 
 /// The configured user cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum RunAsError {
+pub(crate) enum RunAsError {
     /// No such user.
     #[error("`run_as`: there is no user `{0}` on this machine")]
     Unknown(String),
@@ -28,7 +28,7 @@ pub enum RunAsError {
 
 impl RunAs {
     /// Looks a user up by name or number. Blocks, for as long as the machine's user database takes.
-    pub fn resolve(user: &str) -> Result<Self, RunAsError> {
+    pub(crate) fn resolve(user: &str) -> Result<Self, RunAsError> {
         // SAFETY: a system call without arguments.
         if unsafe { libc::geteuid() } != 0 {
             return Err(RunAsError::NotRoot(user.to_owned()));

@@ -20,10 +20,10 @@ use tokio::{
 /// How much of the end of stderr is kept, in bytes; a panic message with a short backtrace fits.
 pub(crate) const STDERR_TAIL_BYTES: usize = 4096;
 /// The most that a dead process can have left in a pipe: Linux' default `pipe-max-size`.
-pub const MAX_PIPE_BYTES: usize = 1024 * 1024;
+pub(crate) const MAX_PIPE_BYTES: usize = 1024 * 1024;
 /// How the first process of a group ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// The exit code, if it exited.
     pub exit_code: Option<i32>,
     /// The signal, if one ended it.
@@ -43,12 +43,17 @@ pub(crate) struct GroupWatch {
 }
 
 impl GroupWatch {
-    pub fn new(pid: u32, stderr: Option<pipe::Receiver>, ending: mpsc::Receiver<()>, kill_grace: Duration) -> Self {
+    pub(crate) fn new(
+        pid: u32,
+        stderr: Option<pipe::Receiver>,
+        ending: mpsc::Receiver<()>,
+        kill_grace: Duration,
+    ) -> Self {
         Self { pid, stderr, ending, kill_grace, tail: Vec::new() }
     }
 
     /// Tells how the leader ended as soon as the group has been killed, and returns when all of it is reaped.
-    pub async fn until_gone(mut self, report: oneshot::Sender<Ended>) {
+    pub(crate) async fn until_gone(mut self, report: oneshot::Sender<Ended>) {
         self.until_exit_or_grace().await;
         // Before the leader is reaped: until then its id cannot belong to another group.
         signal_group(self.pid, libc::SIGKILL);

@@ -5,13 +5,13 @@
 //! asked for it outlives a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands
 //! through this side only within the folders of its sessions.
 
-pub mod agents;
-pub mod conversations;
-pub mod fallback;
-pub mod reply;
+pub(crate) mod agents;
+pub(crate) mod conversations;
+pub(crate) mod fallback;
+pub(crate) mod reply;
 mod routes;
-pub mod socket;
-pub mod workspaces;
+pub(crate) mod socket;
+pub(crate) mod workspaces;
 
 use std::{
     any::Any,
@@ -29,6 +29,11 @@ use actix_web::{App, HttpServer, dev::ServerHandle, rt::net::TcpStream, web::Ser
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::watch, task::JoinHandle};
 
+pub(crate) use self::{
+    agents::AgentSettings,
+    conversations::conversation::Retention,
+    socket::{handshake::Serves, heartbeat::Heartbeats},
+};
 use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
@@ -36,11 +41,6 @@ use self::{
     routes::Parts,
     socket::SocketSettings,
     workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
-};
-pub use self::{
-    agents::{AgentSettings, RuntimeObserver, Unobserved},
-    conversations::conversation::Retention,
-    socket::{handshake::Serves, heartbeat::Heartbeats},
 };
 use crate::{
     actors::workspaces::liveness::beat_here,
@@ -61,7 +61,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(2);
 
 /// Everything that a runtime is told at its start.
 #[derive(Clone)]
-pub struct RuntimeOptions {
+pub(crate) struct RuntimeOptions {
     /// Address; port 0 takes a free one. Beyond loopback a token is required.
     pub listen: SocketAddr,
     /// Bearer token that clients have to send.
@@ -100,15 +100,13 @@ pub struct RuntimeOptions {
     pub retention: Retention,
     /// How a dead client is noticed.
     pub heartbeats: Heartbeats,
-    /// Hears of agent processes and of clients that are away.
-    pub observer: Arc<dyn RuntimeObserver>,
     /// What `GET /metrics` gives.
     pub metrics: Metrics,
 }
 
 /// Why a runtime does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// Listening beyond loopback without a token.
     #[error(
         "`runtime.listen` = {0} is reachable from other machines: set `runtime.token`, or listen on 127.0.0.1. \
@@ -135,10 +133,9 @@ pub enum StartError {
 }
 
 /// A runtime that serves.
-pub struct RunningRuntime {
+pub(crate) struct RunningRuntime {
     address: SocketAddr,
     agents: Arc<Agents>,
-    conversations: Arc<Conversations>,
     stop: watch::Sender<bool>,
     kill_grace: Duration,
     /// Its own server; absent where it shares another one's threads.
@@ -146,7 +143,7 @@ pub struct RunningRuntime {
 }
 
 /// The face of a runtime that shares the threads of another server.
-pub struct Face {
+pub(crate) struct Face {
     /// Where it is to be reached.
     pub listener: TcpListener,
     parts: Parts,
@@ -154,7 +151,7 @@ pub struct Face {
 
 impl Face {
     /// What adds the routes to an application; to be called on each thread.
-    pub fn routes(&self) -> impl Fn(&mut ServiceConfig) + Clone + Send + use<> {
+    pub(crate) fn routes(&self) -> impl Fn(&mut ServiceConfig) + Clone + Send + use<> {
         let parts = self.parts.clone();
         move |config| routes::configure(parts.clone())(config)
     }
@@ -163,15 +160,15 @@ impl Face {
 /// Readies a runtime whose routes are to be served by the caller, on its threads. Nobody is answered before that.
 /// For a supervisor with its runtime inside: the two talk to each other several times a turn, and on threads of
 /// their own each time would wake a thread.
-pub async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, Face), StartError> {
+pub(crate) async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, Face), StartError> {
     let listen = options.listen;
     let kill_grace = options.kill_grace;
     let refused = |cause| StartError::Listen { address: listen, cause };
     let listener = TcpListener::bind(listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     let (stop, parts) = ready(options).await?;
-    let SocketSettings { agents, conversations, .. } = parts.sockets.clone();
-    let running = RunningRuntime { address, agents, conversations, stop, kill_grace, server: None };
+    let agents = parts.sockets.agents.clone();
+    let running = RunningRuntime { address, agents, stop, kill_grace, server: None };
     Ok((running, Face { listener, parts }))
 }
 
@@ -191,10 +188,10 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), 
 
 /// Starts a runtime whose threads `watchdog` watches. Needs an actix or tokio runtime around it, and leaves signals
 /// alone. On an error nothing is left running.
-pub async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
+pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
     let (stop, parts) = ready(options).await?;
-    let SocketSettings { agents, conversations, .. } = parts.sockets.clone();
+    let agents = parts.sockets.agents.clone();
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || {
         // Sockets live on these threads.
@@ -215,28 +212,24 @@ pub async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Resul
     let server = server.run();
     let handle = server.handle();
     let server = tokio::spawn(server);
-    Ok(RunningRuntime { address, agents, conversations, stop, kill_grace, server: Some((handle, server)) })
+    Ok(RunningRuntime { address, agents, stop, kill_grace, server: Some((handle, server)) })
 }
 
 impl RunningRuntime {
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Agent processes that run now.
-    pub fn agent_processes(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn agent_processes(&self) -> usize {
         self.agents.running()
-    }
-
-    /// Conversations that are kept for a client that is away.
-    pub fn held_conversations(&self) -> usize {
-        self.conversations.away()
     }
 
     /// Closes every socket with 1001, ends every agent's process group, then stops the server. Takes at most
     /// about `grace`, and the agents' own grace where that is longer.
-    pub async fn stop(self, grace: Duration) {
+    pub(crate) async fn stop(self, grace: Duration) {
         // Nobody listening means that no socket is open.
         let _ = self.stop.send(true);
         let patience = grace.max(self.kill_grace) + STOP_MARGIN;
@@ -275,10 +268,10 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
         options.retention,
         options.heartbeats.silence,
         options.max_agents,
-        options.observer.clone(),
+        options.metrics.clone(),
         stopping.clone(),
     ));
-    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), options.observer)?);
+    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), options.metrics.clone())?);
     let retention = options.retention;
     let fallback = FallbackSettings {
         grace: retention.grace,
@@ -310,7 +303,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
 }
 
 /// Messages are small and wait for answers, so they are sent at once; and a dead peer is noticed.
-pub fn tune(stream: &TcpStream) {
+pub(crate) fn tune(stream: &TcpStream) {
     // Without it messages are only slower.
     let _ = stream.set_nodelay(true);
     crate::transport::socket::websocket::set_user_timeout(stream.as_raw_fd(), TCP_USER_TIMEOUT);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Reads a JSON body of at most `limit` bytes, which `limit_name` is about.
-pub async fn read<T: DeserializeOwned>(
+pub(crate) async fn read<T: DeserializeOwned>(
     request: &HttpRequest,
     body: web::Payload,
     limit: usize,
@@ -37,7 +37,7 @@ pub async fn read<T: DeserializeOwned>(
 }
 
 /// Says what came of a request.
-pub fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
+pub(crate) fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
     match result {
         Ok(value) => HttpResponse::Ok().json(value),
         Err(failure) => answer_failure(&failure),
@@ -45,12 +45,12 @@ pub fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
 }
 
 /// Refuses a request.
-pub fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
+pub(crate) fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
     answer_failure(&Failure::new(code, detail))
 }
 
 /// Says why a request failed, and logs it.
-pub fn answer_failure(failure: &Failure) -> HttpResponse {
+pub(crate) fn answer_failure(failure: &Failure) -> HttpResponse {
     let problem = Problem::new(failure, Uuid::now_v7().to_string());
     tracing::info!(code = failure.code.as_str(), %failure, request_id = problem.request_id, "refused");
     // Every status of the table is one.

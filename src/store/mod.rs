@@ -5,16 +5,16 @@
 //! and are told after the commit; reads use a pool of connections that cannot write, on blocking threads.
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
-pub mod audit;
-pub mod engine;
-pub mod notifications;
+pub(crate) mod audit;
+pub(crate) mod engine;
+pub(crate) mod notifications;
 mod retention;
-pub mod routing;
+pub(crate) mod routing;
 #[rustfmt::skip]
 mod schema;
 mod sessions;
 mod transcript;
-pub mod turns;
+pub(crate) mod turns;
 mod workspaces;
 
 use std::{
@@ -25,10 +25,9 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::domain::{
-    notify::toast::Stream,
-    turn::outcome::{ErrorCode, Failure},
-};
+use self::notifications::grown::GrownStreams;
+use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::telemetry::Metrics;
 
 use self::engine::{
     connection::AnyConnection,
@@ -36,27 +35,24 @@ use self::engine::{
     pool::ReadPool,
     writer::{WriteTx, Writer},
 };
-pub use self::{
+pub(crate) use self::{
     audit::{
         AuditFilter,
         automation_runs::AutomationRunRow,
         capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
         connections::{ConnectionEventRow, ConnectionRow, NewConnection, NewConnectionEvent},
-        summary::{AuditDay, AuditSummary, MAX_SUMMARY_TURNS, TurnFigures},
+        summary::{AuditDay, TurnFigures},
     },
     engine::{
-        columns::{BadCursor, Cursor, MAX_PAGE, Page},
+        columns::{Cursor, MAX_PAGE, Page},
         connection::{BadDatabaseUrl, DatabaseUrl},
         pool::apart,
         upgrade::RenewedEpoch,
     },
     notifications::{
         KeptToast, NotificationRow, StreamEnds, StreamPage, UnreadableToast,
-        deliveries::{
-            ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, MAX_CLAIM, TriedDelivery, WebhookBacklog,
-            WebhookDeliveryRow,
-        },
-        inbox::{InboxRows, MAX_UNREAD},
+        deliveries::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, TriedDelivery, WebhookDeliveryRow},
+        inbox::InboxRows,
     },
     retention::Retained,
     routing::{
@@ -65,19 +61,17 @@ pub use self::{
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },
-    sessions::{ExpiredSession, KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
+    sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{
-        Acceptance, EndSlot, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, PromptRow, TurnEnd,
-        outcomes::OutcomeCount,
-        recovery::{Recovered, Unfinished},
+        Acceptance, EndSlot, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount, recovery::Unfinished,
     },
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
 
 /// Why the store did not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// Too much is queued already; nothing was done. Safe to retry later.
     #[error("too much waits for the database")]
     Busy,
@@ -122,22 +116,9 @@ impl From<diesel::result::Error> for StoreError {
     }
 }
 
-/// Is told what the writer does; called on its thread, so it must not block.
-pub trait StoreObserver: Send + Sync + 'static {
-    /// A transaction was committed: `rows` were written, the oldest of its writes had waited for `lag`
-    /// when it began, and it took `took` with its commit.
-    fn on_commit(&self, rows: usize, lag: Duration, took: Duration);
-    /// A write was not done, for a reason other than a conflict.
-    fn on_failure(&self);
-    /// So many writes wait behind the ones that were just taken.
-    fn on_queue_depth(&self, waiting: usize);
-    /// Toasts were committed to a sequence.
-    fn on_toast(&self, _stream: &Stream) {}
-}
-
 /// How to open a store.
-#[derive(Clone)]
-pub struct StoreOptions {
+#[derive(Debug, Clone)]
+pub(crate) struct StoreOptions {
     /// Where the database is.
     pub url: DatabaseUrl,
     /// Connections for reading; [`StoreOptions::DEFAULT_READERS`] unless something speaks against it.
@@ -149,24 +130,17 @@ pub struct StoreOptions {
     pub patience: Duration,
     /// Where toasts of operators are posted, without what may be secret: with each a delivery is kept. None: with none.
     pub webhook: Option<String>,
-    /// Is told what the writer does.
-    pub observer: Arc<dyn StoreObserver>,
 }
 
 impl StoreOptions {
     /// Reads are short; 8 at a time keep two processors busy and a small PostgreSQL calm.
-    pub const DEFAULT_READERS: u32 = 8;
-}
+    pub(crate) const DEFAULT_READERS: u32 = 8;
 
-impl fmt::Debug for StoreOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreOptions")
-            .field("url", &self.url)
-            .field("readers", &self.readers)
-            .field("write_queue", &self.write_queue)
-            .field("patience", &self.patience)
-            .field("webhook", &self.webhook)
-            .finish_non_exhaustive()
+    /// A SQLite file with small bounds and no webhook.
+    #[cfg(test)]
+    pub(crate) fn for_tests(file: &std::path::Path) -> Self {
+        let url = DatabaseUrl::Sqlite(file.to_owned());
+        Self { url, readers: 2, write_queue: 64, patience: Duration::from_secs(60), webhook: None }
     }
 }
 
@@ -184,7 +158,8 @@ struct Inner {
     epoch: String,
     queue: mpsc::Sender<Message>,
     readers: ReadPool,
-    observer: Arc<dyn StoreObserver>,
+    metrics: Metrics,
+    grown: GrownStreams,
     patience: Duration,
     /// Ends with the writer's thread.
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
@@ -192,7 +167,7 @@ struct Inner {
 
 /// The store; clones are the same one. When the last is dropped, the writer finishes what is queued.
 #[derive(Clone)]
-pub struct Store {
+pub(crate) struct Store {
     inner: Arc<Inner>,
 }
 
@@ -214,14 +189,15 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 impl Store {
     /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
     /// process migrates. Safe to retry.
-    pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
-        let StoreOptions { url, readers, write_queue, patience, webhook, observer } = options;
+    pub(crate) fn open(options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
+        let StoreOptions { url, readers, write_queue, patience, webhook } = options;
         for name in engine::upgrade::run(&url)? {
             tracing::info!(%name, "migration done");
         }
         let epoch = engine::upgrade::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
-        let writer = Writer::new(url.clone(), webhook, received, patience, observer.clone())?;
+        let grown = GrownStreams::default();
+        let writer = Writer::new(url.clone(), webhook, received, patience, metrics.clone(), grown.clone())?;
         let (ending, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("store-writer".into())
@@ -233,26 +209,32 @@ impl Store {
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
-        Ok(Self { inner: Arc::new(Inner { epoch, queue, readers, observer, patience, writer_ended }) })
+        Ok(Self { inner: Arc::new(Inner { epoch, queue, readers, metrics, grown, patience, writer_ended }) })
+    }
+
+    /// Opens a store on a SQLite file with the bounds of [`StoreOptions::for_tests`].
+    #[cfg(test)]
+    pub(crate) fn for_tests(file: &std::path::Path) -> Self {
+        Self::open(StoreOptions::for_tests(file), Metrics::for_tests()).unwrap()
     }
 
     /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
     /// retry, and while others do the same.
-    pub fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
         engine::upgrade::run(url)
     }
 
     /// Gives a database of this version's schema a new [`Store::epoch`], after it was restored from a backup: its sequences
     /// go on with numbers that were given before, so that a cursor of then would pass over toasts without a word. A store
     /// that is open keeps the old one until it is opened anew. Blocks. Safe to retry: each time it is another one.
-    pub fn renew_epoch(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
+    pub(crate) fn renew_epoch(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
         engine::upgrade::renew(url)
     }
 
     /// Finishes what is queued, and the ends of turns that still hold a place for it, for up to 10 s;
     /// then refuses everything with [`StoreError::Closed`]. Says whether all of it was finished. To be
     /// called last. A dropped future has closed the store all the same, or not at all.
-    pub async fn close(&self) -> bool {
+    pub(crate) async fn close(&self) -> bool {
         self.inner.readers.close();
         let finished = tokio::time::timeout(CLOSE_PATIENCE, async {
             // An error means that the writer has ended.
@@ -272,12 +254,17 @@ impl Store {
     }
 
     /// Names the database, whoever works with it: sequences and their numbers are of this one.
-    pub fn epoch(&self) -> &str {
+    pub(crate) fn epoch(&self) -> &str {
         &self.inner.epoch
     }
 
+    /// The streams of notifications that have grown since they were last taken. Every caller gets the same one.
+    pub(crate) fn grown_streams(&self) -> GrownStreams {
+        self.inner.grown.clone()
+    }
+
     /// Asks the database for a sign of life, through the connections for reading. Cancel-safe.
-    pub async fn ping(&self) -> Result<(), StoreError> {
+    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
         self.read(|connection| {
             if connection.is_alive() { Ok(()) } else { Err(StoreError::Unavailable("no answer to a ping".into())) }
         })
@@ -340,12 +327,12 @@ impl Store {
     }
 
     fn observe_failure(&self) {
-        self.inner.observer.on_failure();
+        self.inner.metrics.commit_failed();
     }
 }
 
 /// What a caller is told about a store that did not do something.
-pub fn failure(cause: &StoreError) -> Failure {
+pub(crate) fn failure(cause: &StoreError) -> Failure {
     let code = match cause {
         StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,
         StoreError::Conflict(_) | StoreError::Corrupt(_) => ErrorCode::Internal,

@@ -18,7 +18,7 @@ use crate::domain::clock::Timestamp;
 
 /// Records that are kept for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Retained {
+pub(crate) enum Retained {
     /// Handshakes, and what became of the connections. A handshake goes after the last of its changes.
     Connections,
     /// Migrations of workspaces, by when they began, and those of fleets that have ended, by their last change.
@@ -35,7 +35,8 @@ pub enum Retained {
 
 impl Retained {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 6] = [
         Self::Connections,
         Self::Migrations,
         Self::RollbackEvents,
@@ -93,7 +94,7 @@ impl Store {
     /// Deletes what is older than `before`, the oldest first: at most `limit` rows, and never more than
     /// [`MAX_PAGE`](super::MAX_PAGE), so that nothing that is queued waits long. Says how many; as many as were
     /// allowed mean that there may be more. Safe to retry. A dropped future may have deleted.
-    pub async fn prune(&self, what: Retained, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+    pub(crate) async fn prune(&self, what: Retained, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
         self.write(move |tx| prune(tx, what, before, columns::limit(limit))).await
     }
 }

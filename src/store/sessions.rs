@@ -28,7 +28,7 @@ use crate::domain::{
 
 /// A session as it is opened.
 #[derive(Debug, Clone)]
-pub struct NewSession {
+pub(crate) struct NewSession {
     /// Its id.
     pub session_id: SessionId,
     /// Its workspace.
@@ -65,7 +65,7 @@ pub struct NewSession {
 
 /// By what the agent of a live session is found again after the supervisor died.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptConnection {
+pub(crate) struct KeptConnection {
     /// As the runtime named it.
     pub id: String,
     /// Cookies that lead to its replica.
@@ -74,7 +74,7 @@ pub struct KeptConnection {
 
 /// A session as it is kept.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SessionRow {
+pub(crate) struct SessionRow {
     /// Its id.
     pub session_id: SessionId,
     /// Its workspace.
@@ -124,20 +124,20 @@ pub(super) const EVENT_ID_JUMP: i64 = 10_000_000_000;
 
 impl SessionRow {
     /// The id after which the events of its next life are numbered.
-    pub fn next_event_after(&self) -> u64 {
+    pub(crate) fn next_event_after(&self) -> u64 {
         let jump = if self.state.is_live() { EVENT_ID_JUMP.unsigned_abs() } else { 0 };
         self.last_event_id.saturating_add(jump)
     }
 
     /// The place of this row in [`Store::list_sessions`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.session_id.to_string() }
     }
 }
 
 /// What changed about a session; what is absent stays as it is.
 #[derive(Debug, Clone)]
-pub struct SessionChange {
+pub(crate) struct SessionChange {
     /// Which session.
     pub session_id: SessionId,
     /// Its new state. A new state without a failure clears the failure.
@@ -164,7 +164,7 @@ pub struct SessionChange {
 
 impl SessionChange {
     /// A change of nothing, to be filled in.
-    pub fn new(session_id: SessionId) -> Self {
+    pub(crate) fn new(session_id: SessionId) -> Self {
         Self {
             session_id,
             state: None,
@@ -359,24 +359,24 @@ pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Res
 impl Store {
     /// Keeps a new session, and its workspace where that is new. An id that exists, or a workspace that
     /// does not, is a [`StoreError::Conflict`]. A dropped future may have written.
-    pub async fn create_session(&self, new: NewSession) -> Result<(), StoreError> {
+    pub(crate) async fn create_session(&self, new: NewSession) -> Result<(), StoreError> {
         self.write(create(new)).await
     }
 
     /// Changes a session. One that is unknown or closed stays as it is, which is no error. Safe to retry.
     /// A dropped future may have written.
-    pub async fn update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
+    pub(crate) async fn update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
         self.write(change(changed)).await
     }
 
     /// [`Store::update_session`] for a session that has ended already: waits for room in the queue and for the commit, as
     /// [`Store::append`] does.
-    pub async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
+    pub(crate) async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
         self.write_when_there_is_room(change(changed)).await
     }
 
     /// One session. Cancel-safe.
-    pub async fn session(&self, session_id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+    pub(crate) async fn session(&self, session_id: SessionId) -> Result<Option<SessionRow>, StoreError> {
         self.read(move |connection| {
             let row = sessions::table.find(session_id.to_string());
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
@@ -387,7 +387,7 @@ impl Store {
 
 /// A session that has just expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpiredSession {
+pub(crate) struct ExpiredSession {
     /// Its id.
     pub session_id: SessionId,
     /// Its workspace.
@@ -426,7 +426,7 @@ fn expire(tx: &mut WriteTx<'_>, unused_since: Timestamp, limit: usize) -> Result
 impl Store {
     /// Moves hibernated sessions that were last used `max_age` before `now` or earlier to `expired`: at most
     /// `limit` of them, those first that wait longest. Safe to retry. A dropped future may have written.
-    pub async fn expire_sessions(
+    pub(crate) async fn expire_sessions(
         &self,
         now: Timestamp,
         max_age: Duration,
@@ -438,7 +438,7 @@ impl Store {
 
 /// Which sessions to list.
 #[derive(Debug, Clone, Default)]
-pub struct SessionFilter {
+pub(crate) struct SessionFilter {
     /// Only those of a tenant.
     pub installation_id: Option<InstallationId>,
     /// Only those of workspaces of this name.
@@ -451,7 +451,11 @@ pub struct SessionFilter {
 
 impl Store {
     /// A page of sessions, the newest first. Cancel-safe.
-    pub async fn list_sessions(&self, filter: SessionFilter, page: Page) -> Result<Vec<SessionRow>, StoreError> {
+    pub(crate) async fn list_sessions(
+        &self,
+        filter: SessionFilter,
+        page: Page,
+    ) -> Result<Vec<SessionRow>, StoreError> {
         self.read(move |connection| {
             let mut rows = sessions::table.into_boxed();
             if let Some(tenant) = &filter.installation_id {

@@ -26,7 +26,7 @@ use crate::domain::{
 
 /// Entries to append to a session's transcript; they are numbered when they are written.
 #[derive(Debug, Clone)]
-pub struct TranscriptAppend {
+pub(crate) struct TranscriptAppend {
     /// The session.
     pub session_id: SessionId,
     /// Its workspace.
@@ -45,7 +45,7 @@ pub struct TranscriptAppend {
 
 /// An entry as it is kept.
 #[derive(Debug, Clone)]
-pub struct TranscriptRow {
+pub(crate) struct TranscriptRow {
     /// Counts up by one within the session, from 1.
     pub seq: u64,
     /// The turn, where it belongs to one.
@@ -275,7 +275,7 @@ impl Store {
     /// is observed. While the database is away they are kept and tried again for a minute.
     // What was not taken has to come back whole.
     #[allow(clippy::result_large_err)]
-    pub fn try_append(
+    pub(crate) fn try_append(
         &self,
         append: TranscriptAppend,
         done: impl FnOnce(Result<(), StoreError>) + Send + 'static,
@@ -296,12 +296,12 @@ impl Store {
     /// [`StoreOptions::patience`](super::StoreOptions::patience) says. Without room in that time it is
     /// [`StoreError::Busy`] and nothing was done; after any other error it is still written when the database is
     /// back. A retry appends once more. A dropped future may have written.
-    pub async fn append(&self, append: TranscriptAppend) -> Result<(), StoreError> {
+    pub(crate) async fn append(&self, append: TranscriptAppend) -> Result<(), StoreError> {
         self.write_when_there_is_room(append_to(Entries::new(append))).await
     }
 
     /// A session's entries in order, after the number `after_seq` (0 for the first page). Cancel-safe.
-    pub async fn transcript(
+    pub(crate) async fn transcript(
         &self,
         session_id: SessionId,
         after_seq: u64,
@@ -328,7 +328,11 @@ impl Store {
     }
 
     /// What the agent has said in a turn so far, as far as it is on disk. Cancel-safe.
-    pub async fn said_in_turn(&self, session_id: SessionId, prompt_id: PromptId) -> Result<Vec<String>, StoreError> {
+    pub(crate) async fn said_in_turn(
+        &self,
+        session_id: SessionId,
+        prompt_id: PromptId,
+    ) -> Result<Vec<String>, StoreError> {
         self.read(move |connection| {
             let said = transcript_entries::table
                 .filter(transcript_entries::session_id.eq(session_id.to_string()))
@@ -342,7 +346,8 @@ impl Store {
     }
 
     /// How many entries a session has. Cancel-safe.
-    pub async fn transcript_len(&self, session_id: SessionId) -> Result<u64, StoreError> {
+    #[cfg(test)]
+    pub(crate) async fn transcript_len(&self, session_id: SessionId) -> Result<u64, StoreError> {
         self.read(move |connection| {
             Ok(columns::unsigned(last_seq(connection, &session_id.to_string())?.unwrap_or(0)))
         })
@@ -351,13 +356,13 @@ impl Store {
 
     /// What user and agent said last, oldest first: at most `most` messages, and no more than fill the
     /// largest context. Cancel-safe.
-    pub async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
+    pub(crate) async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
         self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::All)?)).await
     }
 
     /// What user and agent said in the turns over HTTP that followed the last turn over ACP: what a live ACP agent
     /// with a memory of its own did not see. Oldest first, bounded as [`Store::last_said`] is. Cancel-safe.
-    pub async fn missed_by_agent(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
+    pub(crate) async fn missed_by_agent(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
         self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::OverHttpSinceAcp)?))
             .await
     }

@@ -20,7 +20,7 @@ use crate::domain::{
 
 /// A workspace as it is asked for.
 #[derive(Debug, Clone)]
-pub struct NewWorkspace {
+pub(crate) struct NewWorkspace {
     /// Which one.
     pub key: WorkspaceKey,
     /// The folder that it gets if it is new.
@@ -39,7 +39,7 @@ pub struct NewWorkspace {
 
 /// A workspace as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkspaceRow {
+pub(crate) struct WorkspaceRow {
     /// Which one.
     pub key: WorkspaceKey,
     /// Its folder under the root; not used where `path` is given.
@@ -62,14 +62,14 @@ pub struct WorkspaceRow {
 
 impl WorkspaceRow {
     /// The place of this row in [`Store::list_workspaces`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.key.to_string() }
     }
 }
 
 /// Which workspaces to list.
 #[derive(Debug, Clone, Default)]
-pub struct WorkspaceFilter {
+pub(crate) struct WorkspaceFilter {
     /// Only those of a tenant.
     pub installation_id: Option<InstallationId>,
     /// Only those of this name.
@@ -151,13 +151,13 @@ impl Store {
     /// The workspace of this key, made where there is none, in one transaction: of two callers one makes
     /// it and both get the same. The folder, path and repository of an existing one stay; its permission
     /// policy is changed where one is given. Safe to retry. A dropped future may have written.
-    pub async fn find_or_create_workspace(&self, new: NewWorkspace) -> Result<WorkspaceRow, StoreError> {
+    pub(crate) async fn find_or_create_workspace(&self, new: NewWorkspace) -> Result<WorkspaceRow, StoreError> {
         self.write(move |tx| find_or_create(tx, &new)).await
     }
 
     /// Notes where a workspace was prepared. An unknown workspace is a [`StoreError::Conflict`]. Safe to
     /// retry. A dropped future may have written.
-    pub async fn set_workspace_path(&self, key: WorkspaceKey, path: String) -> Result<(), StoreError> {
+    pub(crate) async fn set_workspace_path(&self, key: WorkspaceKey, path: String) -> Result<(), StoreError> {
         let path = columns::clean(path);
         self.write(move |tx| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
@@ -170,7 +170,7 @@ impl Store {
     }
 
     /// One workspace. Cancel-safe.
-    pub async fn workspace(&self, key: WorkspaceKey) -> Result<Option<WorkspaceRow>, StoreError> {
+    pub(crate) async fn workspace(&self, key: WorkspaceKey) -> Result<Option<WorkspaceRow>, StoreError> {
         self.read(move |connection| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
@@ -179,7 +179,7 @@ impl Store {
     }
 
     /// A page of workspaces, the newest first. Cancel-safe.
-    pub async fn list_workspaces(
+    pub(crate) async fn list_workspaces(
         &self,
         filter: WorkspaceFilter,
         page: Page,

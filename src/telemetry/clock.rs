@@ -18,7 +18,7 @@ fn time_of_day() -> Timestamp {
 
 /// Reads the system's clocks.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
+pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {

@@ -8,7 +8,7 @@ use crate::domain::{
 };
 
 /// A closed set of label values.
-pub trait Label: Copy + PartialEq + 'static {
+pub(crate) trait Label: Copy + PartialEq + 'static {
     /// Every member, in the order in which it is shown.
     fn all() -> Vec<Self>;
 
@@ -20,14 +20,14 @@ macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($(#[$member_doc:meta])* $member:ident = $value:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$member_doc])* $member,)* }
+        pub(crate) enum $name { $($(#[$member_doc])* $member,)* }
 
         impl $name {
             /// Every member.
-            pub const ALL: &'static [Self] = &[$(Self::$member,)*];
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$member,)*];
 
             /// Its label.
-            pub fn as_str(self) -> &'static str {
+            pub(crate) fn as_str(self) -> &'static str {
                 match self { $(Self::$member => $value,)* }
             }
         }
@@ -76,7 +76,7 @@ labels! {
 
 impl UpdateKind {
     /// The member for the value of `sessionUpdate`.
-    pub fn of(session_update: &str) -> Self {
+    pub(crate) fn of(session_update: &str) -> Self {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == session_update).unwrap_or(Self::Other)
     }
 }
@@ -103,7 +103,7 @@ labels! {
 
 impl RestartCause {
     /// The cause behind an error that cost the agent its process.
-    pub fn of(code: ErrorCode) -> Self {
+    pub(crate) fn of(code: ErrorCode) -> Self {
         match code {
             ErrorCode::ProtocolViolation | ErrorCode::FrameTooLarge | ErrorCode::AgentError => Self::Protocol,
             ErrorCode::InactivityTimeout => Self::Timeout,
@@ -212,7 +212,7 @@ labels! {
 
 impl HttpMethod {
     /// The member for a method's name.
-    pub fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         Self::ALL.iter().copied().find(|method| method.as_str() == name).unwrap_or(Self::Other)
     }
 }
@@ -235,7 +235,7 @@ labels! {
 
 impl StatusClass {
     /// The class of a status.
-    pub fn of(status: u16) -> Self {
+    pub(crate) fn of(status: u16) -> Self {
         match status {
             0..200 => Self::Informational,
             200..300 => Self::Success,

@@ -18,20 +18,8 @@ use tracing_subscriber::{
 
 use crate::domain::{redaction::Redacted, text};
 
-/// Values of the field `marker`, by which operators find lines.
-pub mod marker {
-    /// The protocol and its connections.
-    pub const ACP: &str = "[ACP]";
-    /// GitHub automation.
-    pub const GITHUB_AUTO: &str = "[GITHUB-AUTO]";
-    /// Flips between routes.
-    pub const ROLLBACK: &str = "[ROLLBACK]";
-    /// Seats and alerts.
-    pub const CAPACITY: &str = "[CAPACITY]";
-}
-
 /// The longest line, in bytes, its end included (mission: under 32 KB).
-pub const MAX_LINE_BYTES: usize = 32_000;
+pub(crate) const MAX_LINE_BYTES: usize = 32_000;
 /// What each text of a line that is too long is cut to first, in characters.
 const FIRST_CUT_CHARS: usize = 2_000;
 /// What is left of the message where even short texts are too many.
@@ -39,7 +27,7 @@ const LAST_CUT_CHARS: usize = 1_000;
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum LoggingError {
+pub(crate) enum LoggingError {
     /// The level is no filter.
     #[error("the log level is no filter: {0}")]
     Level(#[from] tracing_subscriber::filter::ParseError),
@@ -50,7 +38,7 @@ pub enum LoggingError {
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LineForm {
+pub(crate) enum LineForm {
     /// One JSON object a line.
     Json,
     /// For people.
@@ -62,7 +50,7 @@ pub enum LineForm {
 ///
 /// # Errors
 /// Where the level is no filter, or the log was set up before.
-pub fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
+pub(crate) fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
     let mut filter = EnvFilter::builder().parse(level)?;
     if !level.contains("actix_http") {
         // It reports what clients send wrong as errors of the server; a client must not be able to do that.
@@ -212,7 +200,7 @@ mod tests {
     fn an_event_is_one_flat_object_with_its_marker_and_its_span() {
         let out = logged(true, || {
             let _span = tracing::info_span!("session.turn", route = "acp").entered();
-            tracing::info!(marker = marker::ACP, updates = 3, "a turn\nended");
+            tracing::info!(marker = "[ACP]", updates = 3, "a turn\nended");
         });
         assert_eq!(out.lines().count(), 1);
         let line: Value = serde_json::from_str(&out).unwrap();
@@ -226,7 +214,7 @@ mod tests {
     #[test]
     fn a_line_stays_within_its_bound_and_is_still_json() {
         let long = "\u{1}x".repeat(100_000);
-        let out = logged(true, || tracing::error!(marker = marker::ACP, detail = %long, "said"));
+        let out = logged(true, || tracing::error!(marker = "[ACP]", detail = %long, "said"));
         assert!(out.len() <= MAX_LINE_BYTES, "{}", out.len());
         let line: Value = serde_json::from_str(&out).unwrap();
         assert_eq!((&line["message"], &line["truncated"]), (&Value::from("said"), &Value::from(true)));

@@ -3,10 +3,10 @@
 //! Invariant: metric names and the metrics library stand here alone, nothing is global but the log, and no
 //! label carries an id.
 
-pub mod clock;
-pub mod labels;
-pub mod logging;
-pub mod metrics;
-pub mod watchdog;
+pub(crate) mod clock;
+pub(crate) mod labels;
+pub(crate) mod logging;
+pub(crate) mod metrics;
+pub(crate) mod watchdog;
 
-pub use self::{clock::SystemClock, metrics::Metrics};
+pub(crate) use self::{clock::SystemClock, metrics::Metrics};

@@ -15,7 +15,7 @@ use crate::domain::watchdog::{Finding, WatchdogLimits};
 
 /// The watched threads. Clones are the same; the watchdog ends with the last of them.
 #[derive(Debug, Clone)]
-pub struct Watchdog {
+pub(crate) struct Watchdog {
     shared: Arc<Shared>,
     /// Dropped to end the watchdog.
     _stop: SyncSender<()>,
@@ -41,7 +41,7 @@ struct Heart {
 
 /// One watched thread, as it holds itself. Dropped, it is not watched any more.
 #[derive(Debug)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     heart: Arc<Heart>,
     shared: Arc<Shared>,
 }
@@ -51,7 +51,7 @@ impl Watchdog {
     ///
     /// # Errors
     /// Where the system gives no thread for it.
-    pub fn watch(limits: WatchdogLimits, metrics: Metrics) -> io::Result<Self> {
+    pub(crate) fn watch(limits: WatchdogLimits, metrics: Metrics) -> io::Result<Self> {
         let shared = Shared {
             limits,
             metrics,
@@ -67,7 +67,7 @@ impl Watchdog {
     }
 
     /// Begins to watch the thread that calls, which has to beat from now on.
-    pub fn join(&self) -> Heartbeat {
+    pub(crate) fn join(&self) -> Heartbeat {
         let thread = std::thread::current();
         let heart = Heart {
             thread: thread.name().unwrap_or("unnamed").to_owned(),
@@ -80,19 +80,19 @@ impl Watchdog {
     }
 
     /// How often threads have to beat.
-    pub fn every(&self) -> Duration {
+    pub(crate) fn every(&self) -> Duration {
         self.shared.limits.every
     }
 
     /// Whether the process can help itself, as the last look found it.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.shared.is_alive.load(Ordering::Acquire)
     }
 }
 
 impl Heartbeat {
     /// Says that the thread runs.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.heart.last_ms.store(self.shared.now_ms(), Ordering::Release);
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 
 /// What was said to an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub(crate) enum Said {
     Prompt { call: u64, blocks: Vec<String> },
     Cancel,
     Respond(String),
@@ -39,7 +39,7 @@ pub enum Said {
 }
 
 /// One start of an agent, as the test holds it.
-pub struct FakeAgent {
+pub(crate) struct FakeAgent {
     pub request: OpenRequest,
     pub says: mpsc::Sender<AgentEvent>,
     pub heard: mpsc::Receiver<Said>,
@@ -48,7 +48,7 @@ pub struct FakeAgent {
 
 impl FakeAgent {
     /// Waits for a prompt and gives its call.
-    pub async fn prompted(&mut self) -> u64 {
+    pub(crate) async fn prompted(&mut self) -> u64 {
         loop {
             match self.heard.recv().await.expect("a prompt") {
                 Said::Prompt { call, .. } => return call,
@@ -58,14 +58,14 @@ impl FakeAgent {
     }
 
     /// Ends the turn.
-    pub async fn answer(&self, call: u64, json: &str) {
+    pub(crate) async fn answer(&self, call: u64, json: &str) {
         let result = RawValue::from_string(json.to_owned()).unwrap();
         self.says.send(AgentEvent::Answered { call, result: Ok(result) }).await.unwrap();
     }
 }
 
 /// Starts agents, and hands each of them to the test.
-pub struct FakeTransport {
+pub(crate) struct FakeTransport {
     started: mpsc::Sender<FakeAgent>,
     /// How many prompts from now on make the link panic.
     pub panics: Arc<AtomicUsize>,
@@ -77,7 +77,7 @@ pub struct FakeTransport {
 
 impl FakeTransport {
     /// The transport, and the agents as they start.
-    pub fn new() -> (Self, mpsc::Receiver<FakeAgent>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<FakeAgent>) {
         let (started, agents) = mpsc::channel(16);
         (Self { started, panics: Arc::default(), failures: Arc::default(), held: Arc::default() }, agents)
     }

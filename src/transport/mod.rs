@@ -5,12 +5,12 @@
 //! breaks it makes again where both ends number their messages, so that each arrives once. What it reports, it reports
 //! in the order in which the agent said it.
 
-pub mod acp;
+pub(crate) mod acp;
 #[cfg(test)]
-pub mod fake;
-pub mod http;
-pub mod pipe;
-pub mod socket;
+pub(crate) mod fake;
+pub(crate) mod http;
+pub(crate) mod pipe;
+pub(crate) mod socket;
 
 use std::{
     pin::Pin,
@@ -38,10 +38,10 @@ use crate::{
     },
 };
 
-pub use self::pipe::{CloseReason, SendError};
+pub(crate) use self::pipe::{CloseReason, SendError};
 
 /// A way to agents.
-pub trait Transport: Send + Sync {
+pub(crate) trait Transport: Send + Sync {
     /// Starts an agent and a conversation with it, or brings one back. Ends within the handshake timeout.
     /// Dropping the future ends the agent. A failure has no side effect that outlives it, so a retry is
     /// safe.
@@ -55,7 +55,7 @@ pub trait Transport: Send + Sync {
 
 /// Which conversation to go on with.
 #[derive(Debug, Clone)]
-pub struct AdoptRequest {
+pub(crate) struct AdoptRequest {
     /// [`AgentFacts::connection_id`] of it.
     pub connection_id: String,
     /// The agent's own session id.
@@ -67,7 +67,7 @@ pub struct AdoptRequest {
 }
 
 /// A conversation that goes on under a new client.
-pub struct AdoptedSession {
+pub(crate) struct AdoptedSession {
     /// For saying things to the agent.
     pub link: Box<dyn AgentSession>,
     /// What the agent says, ending with [`AgentEvent::Closed`].
@@ -80,7 +80,7 @@ pub struct AdoptedSession {
 
 /// What to start.
 #[derive(Debug, Clone)]
-pub struct OpenRequest {
+pub(crate) struct OpenRequest {
     /// The session of ours.
     pub session_id: SessionId,
     /// Whether its workspace is removed with its last session.
@@ -98,7 +98,7 @@ pub struct OpenRequest {
 }
 
 /// A conversation that has begun.
-pub struct OpenedSession {
+pub(crate) struct OpenedSession {
     /// For saying things to the agent.
     pub link: Box<dyn AgentSession>,
     /// What the agent says, ending with [`AgentEvent::Closed`], or with the link where each turn has an agent of its
@@ -112,7 +112,7 @@ pub struct OpenedSession {
 
 /// What a handshake told about an agent.
 #[derive(Debug, Clone)]
-pub struct AgentFacts {
+pub(crate) struct AgentFacts {
     /// Id of the connection, as the runtime named it.
     pub connection_id: String,
     /// The negotiated version; absent where nothing was negotiated, since each turn has an agent of its own.
@@ -139,7 +139,7 @@ pub struct AgentFacts {
 
 /// One turn, as it is asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct TurnRequest<'a> {
+pub(crate) struct TurnRequest<'a> {
     /// Which turn it is.
     pub prompt_id: PromptId,
     /// What the user wants.
@@ -153,7 +153,7 @@ pub struct TurnRequest<'a> {
 }
 
 /// A conversation, for saying things. Every method queues at once or fails; none waits.
-pub trait AgentSession: Send {
+pub(crate) trait AgentSession: Send {
     /// Asks for one turn. The answer comes as [`AgentEvent::Answered`] or [`AgentEvent::Failed`] with `call`.
     fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError>;
     /// Whether whoever carries the turn watches its limits, the agent's silence and the grace of a cancel, and reports
@@ -178,7 +178,7 @@ pub trait AgentSession: Send {
 /// How far a conversation has come. What is settled need not be kept by the runtime any longer: it is on disk, or
 /// nobody wants it. A conversation whose peer does not number its messages stays at 0, where settling does nothing.
 #[derive(Debug, Default)]
-pub struct Delivered {
+pub(crate) struct Delivered {
     handled: AtomicU64,
     settled: AtomicU64,
     changed: Notify,
@@ -186,36 +186,36 @@ pub struct Delivered {
 
 impl Delivered {
     /// The number of the last message that was handed to the session as an event.
-    pub fn handled(&self) -> u64 {
+    pub(crate) fn handled(&self) -> u64 {
         self.handled.load(Ordering::Acquire)
     }
 
     /// The number up to which the runtime may forget.
-    pub fn settled(&self) -> u64 {
+    pub(crate) fn settled(&self) -> u64 {
         self.settled.load(Ordering::Acquire)
     }
 
     /// Notes that a message is handed over.
-    pub fn handle(&self, seq: u64) {
+    pub(crate) fn handle(&self, seq: u64) {
         self.handled.fetch_max(seq, Ordering::AcqRel);
     }
 
     /// Lets the runtime forget everything up to `seq`, when there is next something to tell it, or enough of it.
     /// Never blocks; from any thread.
-    pub fn settle(&self, seq: u64) {
+    pub(crate) fn settle(&self, seq: u64) {
         self.settled.fetch_max(seq, Ordering::AcqRel);
         self.changed.notify_one();
     }
 
     /// Ends when something was settled since the last call. Cancel-safe; for one caller.
-    pub async fn settled_more(&self) {
+    pub(crate) async fn settled_more(&self) {
         self.changed.notified().await;
     }
 }
 
 /// What an agent says.
 #[derive(Debug)]
-pub enum AgentEvent {
+pub(crate) enum AgentEvent {
     /// `session/update`: progress of the turn, raw.
     Update {
         /// The update.

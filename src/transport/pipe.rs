@@ -15,7 +15,7 @@ use crate::contract::runtime::AgentExited;
 
 /// How much may wait in one direction.
 #[derive(Debug, Clone, Copy)]
-pub struct PipeLimits {
+pub(crate) struct PipeLimits {
     /// Messages.
     pub frames: usize,
     /// Bytes; one message that is larger than this passes alone.
@@ -24,7 +24,7 @@ pub struct PipeLimits {
 
 /// The text of one ACP message. It holds its share of the byte budget until it is dropped.
 #[derive(Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     text: String,
     seq: u64,
     _share: Option<OwnedSemaphorePermit>,
@@ -32,24 +32,24 @@ pub struct Frame {
 
 impl Frame {
     /// The message.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// The number under which it came; 0 where its sender does not number.
-    pub fn seq(&self) -> u64 {
+    pub(crate) fn seq(&self) -> u64 {
         self.seq
     }
 
     /// The message alone; its share of the budget is given back.
-    pub fn into_text(self) -> String {
+    pub(crate) fn into_text(self) -> String {
         self.text
     }
 }
 
 /// Why nothing more comes.
 #[derive(Debug, Clone)]
-pub enum CloseReason {
+pub(crate) enum CloseReason {
     /// The agent's process ended.
     AgentExited(AgentExited),
     /// The connection broke, or the other side closed it without saying why.
@@ -63,7 +63,7 @@ pub enum CloseReason {
 
 /// What the line under a pipe does while the pipe itself lives on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LineState {
+pub(crate) enum LineState {
     /// It broke, and is being made again; the cause.
     Interrupted(String),
     /// It stands again.
@@ -72,7 +72,7 @@ pub enum LineState {
 
 /// What comes out of a pipe.
 #[derive(Debug)]
-pub enum Incoming {
+pub(crate) enum Incoming {
     /// A message.
     Frame(Frame),
     /// The line broke or stands again, between the messages before and after.
@@ -83,7 +83,7 @@ pub enum Incoming {
 
 /// The writing end of one direction. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct FrameSender {
+pub(crate) struct FrameSender {
     queue: mpsc::Sender<Incoming>,
     budget: Arc<Semaphore>,
     bytes: usize,
@@ -104,14 +104,14 @@ impl Drop for Writers {
 
 /// The reading end of one direction.
 #[derive(Debug)]
-pub struct FrameReceiver {
+pub(crate) struct FrameReceiver {
     queue: mpsc::Receiver<Incoming>,
     writers_gone: Arc<Notify>,
 }
 
 /// A message could not be queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
+pub(crate) enum SendError {
     /// The reader is too slow; nothing was queued.
     #[error("the other side does not read")]
     Full,
@@ -122,7 +122,7 @@ pub enum SendError {
 
 /// A message could not be queued, and comes back.
 #[derive(Debug)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// As [`SendError::Full`], with the message.
     Full(String),
     /// As [`SendError::Closed`].
@@ -130,7 +130,7 @@ pub enum Refused {
 }
 
 /// Both ends of one direction.
-pub fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
+pub(crate) fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
     let (sender, receiver) = mpsc::channel(limits.frames);
     // A semaphore counts in u32 when it hands out many permits at once.
     let bytes = limits.bytes.clamp(1, u32::MAX as usize);
@@ -146,12 +146,12 @@ impl FrameSender {
     }
 
     /// Queues a message, and waits while the pipe is full. Cancel-safe: a dropped future queued nothing.
-    pub async fn send(&self, text: String) -> Result<(), SendError> {
+    pub(crate) async fn send(&self, text: String) -> Result<(), SendError> {
         self.send_numbered(text, 0).await
     }
 
     /// [`FrameSender::send`] for a message that has a number.
-    pub async fn send_numbered(&self, text: String, seq: u64) -> Result<(), SendError> {
+    pub(crate) async fn send_numbered(&self, text: String, seq: u64) -> Result<(), SendError> {
         let share = self.budget.clone().acquire_many_owned(self.share_of(&text)).await;
         let share = share.map_err(|_| SendError::Closed)?;
         let frame = Frame { text, seq, _share: Some(share) };
@@ -159,7 +159,7 @@ impl FrameSender {
     }
 
     /// Queues a message if there is room now.
-    pub fn try_send(&self, text: String) -> Result<(), SendError> {
+    pub(crate) fn try_send(&self, text: String) -> Result<(), SendError> {
         self.offer(text, 0).map_err(|refused| match refused {
             Refused::Full(_) => SendError::Full,
             Refused::Closed => SendError::Closed,
@@ -167,7 +167,7 @@ impl FrameSender {
     }
 
     /// Queues a message with its number if there is room now; else gives it back.
-    pub fn offer(&self, text: String, seq: u64) -> Result<(), Refused> {
+    pub(crate) fn offer(&self, text: String, seq: u64) -> Result<(), Refused> {
         let Ok(share) = self.budget.clone().try_acquire_many_owned(self.share_of(&text)) else {
             return Err(Refused::Full(text));
         };
@@ -179,49 +179,49 @@ impl FrameSender {
     }
 
     /// Says what the line does. Waits for room like a message; cancel-safe.
-    pub async fn tell(&self, state: LineState) -> Result<(), SendError> {
+    pub(crate) async fn tell(&self, state: LineState) -> Result<(), SendError> {
         self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
     }
 
     /// Says that nothing more comes, and why. Waits for room like a message; nobody listening is fine.
-    pub async fn close(self, reason: CloseReason) {
+    pub(crate) async fn close(self, reason: CloseReason) {
         let _ = self.queue.send(Incoming::Closed(reason)).await;
     }
 
     /// Ends when the reader is gone.
-    pub async fn reader_gone(&self) {
+    pub(crate) async fn reader_gone(&self) {
         self.queue.closed().await;
     }
 }
 
 impl FrameReceiver {
     /// The next message or the end; `None` when the writer is gone. Cancel-safe.
-    pub async fn recv(&mut self) -> Option<Incoming> {
+    pub(crate) async fn recv(&mut self) -> Option<Incoming> {
         self.queue.recv().await
     }
 
     /// Ends when the last sender is gone, at once and not only after the queued messages: for a reader that
     /// is busy with something that may never end. Cancel-safe.
-    pub async fn writers_gone(&self) {
+    pub(crate) async fn writers_gone(&self) {
         self.writers_gone.notified().await;
         // Keeps the answer for the next caller.
         self.writers_gone.notify_one();
     }
 
     /// Whether the last sender is gone; messages may still be queued.
-    pub fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         self.queue.is_closed()
     }
 
     /// [`FrameReceiver::recv`] for hand-written futures.
-    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
         Poll::Ready(ready!(self.queue.poll_recv(cx)))
     }
 }
 
 /// Both directions, as the client of an agent holds them.
 #[derive(Debug)]
-pub struct Pipe {
+pub(crate) struct Pipe {
     /// To the agent. Dropping the last clone ends the session behind the pipe.
     pub to_agent: FrameSender,
     /// From the agent.

@@ -6,7 +6,7 @@
 mod poster;
 mod signature;
 
-pub use self::{
-    poster::{Answered, NoAnswer, Poster, PosterOptions, SetupError},
-    signature::{BadSecret, Signer},
+pub(crate) use self::{
+    poster::{Answered, NoAnswer, Poster, PosterOptions},
+    signature::Signer,
 };

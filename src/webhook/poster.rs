@@ -21,7 +21,7 @@ const MAX_CAUSE_CHARS: usize = 200;
 
 /// Where and how is posted.
 #[derive(Debug)]
-pub struct PosterOptions<'a> {
+pub(crate) struct PosterOptions<'a> {
     /// The receiver's address; may hold a user and a password, which are sent as basic authentication.
     pub url: &'a SecretString,
     /// What signs, the newest first.
@@ -33,10 +33,10 @@ pub struct PosterOptions<'a> {
 /// Nothing can be posted with these options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct SetupError(&'static str);
+pub(crate) struct SetupError(&'static str);
 
 /// Posts to one receiver. Its address and keys cannot be printed.
-pub struct Poster {
+pub(crate) struct Poster {
     client: Client,
     url: Url,
     signer: Signer,
@@ -45,7 +45,7 @@ pub struct Poster {
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
+pub(crate) struct Answered {
     /// The HTTP status, whatever it is.
     pub status: u16,
     /// The header `Retry-After`, as it came.
@@ -56,7 +56,7 @@ pub struct Answered {
 /// and has no secret in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct NoAnswer(String);
+pub(crate) struct NoAnswer(String);
 
 impl std::fmt::Debug for Poster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -69,7 +69,7 @@ impl Poster {
     ///
     /// # Errors
     /// Where the address is none, or the system has no TLS roots.
-    pub fn new(options: PosterOptions<'_>) -> Result<Self, SetupError> {
+    pub(crate) fn new(options: PosterOptions<'_>) -> Result<Self, SetupError> {
         use secrecy::ExposeSecret;
         let url = Url::parse(options.url.expose_secret()).map_err(|_| SetupError("the address is not a URL"))?;
         let client = Client::builder()
@@ -89,7 +89,7 @@ impl Poster {
     ///
     /// # Errors
     /// Where no answer came in time; [`NoAnswer`] says why.
-    pub async fn post(&self, id: Uuid, body: String, now: Timestamp) -> Result<Answered, NoAnswer> {
+    pub(crate) async fn post(&self, id: Uuid, body: String, now: Timestamp) -> Result<Answered, NoAnswer> {
         let (id, timestamp) = (id.to_string(), now.0.div_euclid(1_000_000));
         let signature = self.signer.sign(&id, timestamp, body.as_bytes());
         let request = self

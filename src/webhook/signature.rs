@@ -10,11 +10,11 @@ use crate::domain::notify::webhook::key_of;
 /// A secret that no key can be made of; `config/` refuses those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the secret is too short, or not base64 after whsec_")]
-pub struct BadSecret;
+pub(crate) struct BadSecret;
 
 /// Signs what is posted, with one secret or, while it is being changed, with two. Its keys cannot be printed.
 #[derive(Debug, Clone)]
-pub struct Signer {
+pub(crate) struct Signer {
     keys: Vec<SecretSlice<u8>>,
 }
 
@@ -23,14 +23,14 @@ impl Signer {
     ///
     /// # Errors
     /// Where one of them is none, as [`key_of`] says.
-    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, BadSecret> {
+    pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, BadSecret> {
         let key = |secret: &SecretString| key_of(secret.expose_secret()).map(SecretSlice::from).ok_or(BadSecret);
         Ok(Self { keys: secrets.into_iter().map(key).collect::<Result<_, _>>()? })
     }
 
     /// The header `webhook-signature`: one `v1,` and base64 for each secret, separated by spaces. `timestamp` is in
     /// seconds since 1970 and goes into `webhook-timestamp`.
-    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+    pub(crate) fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let signatures = self.keys.iter().filter_map(|key| {
             // Keys of any length are taken.
             let mut mac = Hmac::<Sha256>::new_from_slice(key.expose_secret()).ok()?;

@@ -1,42 +1,51 @@
-//! The invariants of the house that a program can check.
+//! The rules that the source must follow, apart from those about words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, sync::LazyLock};
 
 use regex::Regex;
 
-use crate::source::{File, Tree, end_of_block};
+use crate::{
+    imports::Imports,
+    lexer::{Token, tokens},
+    source::{File, Tree, Visibility},
+};
 
-const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
 
-/// Everything that breaks a rule, as sentences that name the file.
-pub fn violations(tree: &Tree) -> Vec<String> {
+/// Modules of the library that the binary, the tests and the benchmarks may name.
+const PUBLIC_MODULES: [&str; 2] = ["commands", "bench_support"];
+
+/// Everything that breaks a rule, as sentences that start with the file.
+pub(crate) fn violations(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     floors(tree, &mut found);
+    public_face(tree, &mut found);
     crates(tree, &mut found);
-    circles(tree, &mut found);
+    cycles(tree, &mut found);
     purity(tree, &mut found);
     places(tree, &mut found);
-    words(tree, &mut found);
-    sizes(tree, &mut found);
+    forbidden_code(tree, &mut found);
+    long_functions(tree, &mut found);
+    path_attributes(tree, &mut found);
     if Regex::new(r#"(?m)^\s*panic\s*=\s*"abort""#).unwrap().is_match(&tree.manifest) {
         found.push("Cargo.toml: panic = \"abort\" disables supervision: a panic has to unwind".into());
     }
     found
 }
 
-/// The floor of a folder (or file) of `src/`.
+/// The floor of a folder (or file) of `src/`. An import goes down, never up, never sideways.
 fn floor_of(unit: &str) -> Option<u8> {
     Some(match unit {
         "acp" => 0,
         "domain" => 1,
         "contract" | "config" | "telemetry" => 2,
         "transport" | "store" | "github" | "webhook" => 3,
-        "actors" | "cluster" => 4,
-        "http" | "runtime" | "demo_agent" | "bench" | "client" => 5,
-        "app" => 6,
-        "commands" => 7,
-        "main" => 8,
+        "process" | "cluster" => 4,
+        "actors" => 5,
+        "http" | "runtime" | "demo_agent" | "client" => 6,
+        "app" => 7,
+        "commands" | "bench_support" => 8,
+        "main" => 9,
         _ => return None,
     })
 }
@@ -50,49 +59,128 @@ fn floors(tree: &Tree, found: &mut Vec<String>) {
         };
         for path in file.inner_paths() {
             let Some(target) = path.parts.first().filter(|target| *target != unit) else { continue };
-            let Some(below) = floor_of(target) else { continue };
-            let how = match below.cmp(&floor) {
+            let Some(other) = floor_of(target) else { continue };
+            let direction = match other.cmp(&floor) {
                 std::cmp::Ordering::Less => continue,
                 std::cmp::Ordering::Equal => "sideways",
                 std::cmp::Ordering::Greater => "up",
             };
             let place = format!("{}:{}", file.path, path.line);
             found.push(format!(
-                "{place}: imports {how}: `{unit}` (floor {floor}) names `{}` (floor {below})",
+                "{place}: imports {direction}: `{unit}` (floor {floor}) names `{}` (floor {other})",
                 path.text()
             ));
         }
     }
 }
 
+/// The library shows `commands` to the binary and `bench_support` to the benchmarks, and nothing else.
+fn public_face(tree: &Tree, found: &mut Vec<String>) {
+    for file in &tree.files {
+        if file.path == "lib.rs" {
+            let public = file.items.iter().filter(|item| item.visibility == Visibility::Public && item.kind == "mod");
+            for item in public.filter(|item| !PUBLIC_MODULES.contains(&item.name.as_str())) {
+                let (line, name) = (item.line, &item.name);
+                found
+                    .push(format!("lib.rs:{line}: `pub mod {name}`: only `commands` and `bench_support` are public"));
+            }
+        }
+        if let Some((line, word)) = more_than_reexports(file) {
+            found.push(format!("{}:{line}: `{word}`: `bench_support` holds `pub use` declarations only", file.path));
+        }
+    }
+    for file in tree.files.iter().filter(|file| file.path == "main.rs") {
+        for path in file.inner_paths().filter(|path| path.parts.first().is_some_and(|first| first != "commands")) {
+            let (line, path) = (path.line, path.text());
+            found.push(format!("main.rs:{line}: `lumilink::{path}`: main.rs names `lumilink::commands` only"));
+        }
+    }
+    for file in &tree.tests {
+        let words = tokens(&file.all);
+        for window in words.windows(3) {
+            if let [(at, Token::Word("lumilink")), (_, Token::Separator), (_, Token::Word(module))] = window
+                && !PUBLIC_MODULES.contains(module)
+            {
+                let (path, line) = (&file.path, file.line_of(*at));
+                found.push(format!("{path}:{line}: `lumilink::{module}` is private to the library"));
+            }
+        }
+    }
+}
+
+/// The first word of `bench_support` that is no re-export, with its line.
+fn more_than_reexports(file: &File) -> Option<(usize, String)> {
+    let words = tokens(&file.code);
+    let start = match file.unit() {
+        "bench_support" => 0,
+        "lib" => {
+            3 + words.windows(4).position(|window| {
+                let opens = matches!(window[3].1, Token::Mark(b'{'));
+                opens && matches!((window[1].1, window[2].1), (Token::Word("mod"), Token::Word("bench_support")))
+            })?
+        }
+        _ => return None,
+    };
+    let inline = usize::from(file.unit() == "lib");
+    let (mut depth, mut at) = (0usize, start);
+    while let Some((offset, token)) = words.get(at) {
+        let skips_until = match token {
+            Token::Mark(b'{') => {
+                depth += 1;
+                None
+            }
+            Token::Mark(b'}') => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 && inline == 1 {
+                    return None;
+                }
+                None
+            }
+            Token::Mark(b'#') => Some(b']'),
+            Token::Word("use") => Some(b';'),
+            Token::Word("mod") => Some(b'{'),
+            Token::Word("pub") => None,
+            Token::Word(word) => return Some((file.line_of(*offset), (*word).to_owned())),
+            _ => None,
+        };
+        if let Some(end) = skips_until {
+            at += words[at..].iter().position(|it| matches!(it.1, Token::Mark(mark) if mark == end)).unwrap_or(0);
+            depth += usize::from(end == b'{');
+        }
+        at += 1;
+    }
+    None
+}
+
 /// Where an outside crate may be named.
 enum Allowed {
     /// On this floor and above.
     From(u8),
-    /// In these folders or files alone.
+    /// Only in these folders or files.
     Only(&'static [&'static str]),
 }
 
 fn allowed(outside: &str) -> Option<Allowed> {
     use Allowed::{From, Only};
     Some(match outside {
-        "serde" | "serde_json" | "thiserror" => From(0),
+        "serde" | "serde_json" | "thiserror" | "strum" => From(0),
         "agent_client_protocol_schema" => Only(&["acp/schema.rs"]),
         "uuid" | "time" | "regex" | "base64" | "url" | "sha2" | "unicode_segmentation" => From(1),
+        // Not in `acp` and `domain`: pure code holds no locks.
+        "parking_lot" => From(2),
         "tracing" | "secrecy" | "subtle" | "bytes" | "bytestring" | "futures_util" | "utoipa" => From(2),
         "figment" | "toml" => Only(&["config/"]),
         "prometheus" => Only(&["telemetry/"]),
-        "tracing_subscriber" => Only(&["telemetry/", "config/validate.rs"]),
+        "tracing_subscriber" => Only(&["telemetry/", "config/sections/"]),
         "diesel" | "diesel_migrations" | "r2d2" | "libsqlite3_sys" | "pq_sys" => Only(&["store/"]),
         "tokio" | "libc" | "memchr" | "reqwest" | "tokio_tungstenite" => From(3),
-        "actix" => From(4),
         "hmac" => Only(&["webhook/"]),
+        "actix" => From(5),
+        "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" => From(6),
         "cap_std" => Only(&["runtime/"]),
-        "actix_http" => Only(&["runtime/acp_socket.rs"]),
-        "actix_web_actors" => Only(&["http/toast_socket.rs", "runtime/acp_socket.rs"]),
-        "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" => From(5),
-        "hyper" | "hyper_util" | "http_body_util" | "hdrhistogram" | "tempfile" => Only(&["bench/"]),
-        "clap" => From(7),
+        "actix_http" => Only(&["runtime/socket/mod.rs"]),
+        "actix_web_actors" => Only(&["http/notifications/socket.rs", "runtime/socket/mod.rs"]),
+        "clap" => From(8),
         _ => return None,
     })
 }
@@ -100,7 +188,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
 fn crates(tree: &Tree, found: &mut Vec<String>) {
     let outside = outside_crates(&tree.manifest);
     for file in &tree.files {
-        let floor = floor_of(file.unit()).unwrap_or(8);
+        let floor = floor_of(file.unit()).unwrap_or(9);
         for path in &file.paths {
             let name = path.parts[0].as_str();
             if !outside.contains(name) {
@@ -127,66 +215,24 @@ fn outside_crates(manifest: &str) -> BTreeSet<String> {
     dependencies.into_iter().flatten().map(|(name, _)| name.replace('-', "_")).collect()
 }
 
-/// The module that a path leads into. A name that a `mod.rs` only passes on leads to where it is.
-fn target_module(tree: &BTreeMap<Vec<String>, &File>, parts: &[String], depth: u8) -> Option<Vec<String>> {
-    let length = (1..=parts.len()).rev().find(|length| tree.contains_key(&parts[..*length]))?;
-    let (module, name) = (&parts[..length], parts.get(length));
-    if let Some(name) = name.filter(|_| depth < 8) {
-        let file = tree[module];
-        let named = |path: &crate::source::NamedPath| path.reexport && path.parts.last() == Some(name);
-        let index = file.paths.iter().find(|path| named(path));
-        if let Some(path) = index {
-            let mut whole = match path.parts[0].as_str() {
-                "crate" | "super" | "self" => return Some(module.to_vec()),
-                _ => module.to_vec(),
+/// No cycle between files, and none between the rooms of a folder.
+fn cycles(tree: &Tree, found: &mut Vec<String>) {
+    let imports = Imports::of(tree);
+    for cycle in imports.file_cycles() {
+        found.push(format!("{}: imports form a cycle: {}", cycle[0], cycle.join(" -> ")));
+    }
+    for folder in imports.folders() {
+        let rooms = imports.rooms(&folder);
+        for cycle in rooms.cycles() {
+            let example = |pair: &[String]| {
+                let (from, to) = rooms.examples[&(pair[0].clone(), pair[1].clone())];
+                format!("{} names {}", imports.files[from].path, imports.files[to].path)
             };
-            whole.extend(path.parts.iter().cloned());
-            return target_module(tree, &whole, depth + 1);
+            let examples: Vec<_> = cycle.windows(2).map(example).collect();
+            let (folder, cycle, examples) = (folder.join("/"), cycle.join(" -> "), examples.join(", "));
+            found.push(format!("{folder}: folders import each other: {cycle} ({examples})"));
         }
     }
-    Some(module.to_vec())
-}
-
-/// A module and the `mod.rs` above it are one thing: the folder's face may use its parts, and they may use
-/// what it defines. Between parts, and between folders, there is no circle.
-fn circles(tree: &Tree, found: &mut Vec<String>) {
-    let modules: BTreeMap<_, _> =
-        tree.files.iter().filter(|it| !it.code.trim().is_empty()).map(|it| (it.module(), it)).collect();
-    let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
-    for (module, file) in &modules {
-        for path in file.inner_paths().filter(|path| !path.reexport) {
-            if let Some(target) = target_module(&modules, &path.parts, 0).filter(|target| !module.starts_with(target))
-            {
-                edges.entry(module.clone()).or_default().insert(target);
-            }
-        }
-    }
-    let mut seen = BTreeSet::new();
-    for start in edges.keys() {
-        let mut way = Vec::new();
-        if let Some(circle) = circle_from(start, &edges, &mut seen, &mut way) {
-            let names: Vec<_> = circle.iter().map(|module| module.join("::")).collect();
-            found.push(format!("{}: modules in a circle: {}", names[0], names.join(" -> ")));
-        }
-    }
-}
-
-fn circle_from(
-    at: &Vec<String>,
-    edges: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>,
-    seen: &mut BTreeSet<Vec<String>>,
-    way: &mut Vec<Vec<String>>,
-) -> Option<Vec<Vec<String>>> {
-    if let Some(from) = way.iter().position(|before| before == at) {
-        return Some(way[from..].iter().chain([at]).cloned().collect());
-    }
-    if !seen.insert(at.clone()) {
-        return None;
-    }
-    way.push(at.clone());
-    let circle = edges.get(at).into_iter().flatten().find_map(|next| circle_from(next, edges, seen, way));
-    way.pop();
-    circle
 }
 
 fn purity(tree: &Tree, found: &mut Vec<String>) {
@@ -207,99 +253,106 @@ fn purity(tree: &Tree, found: &mut Vec<String>) {
     }
 }
 
-/// Things that have one place.
-fn places(tree: &Tree, found: &mut Vec<String>) {
-    const READS: [&str; 8] = ["var", "var_os", "vars", "vars_os", "set_var", "remove_var", "temp_dir", "home_dir"];
-    let statuses = Regex::new(
+static STATUSES: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
         "^(BAD_REQUEST|UNAUTHORIZED|FORBIDDEN|NOT_FOUND|METHOD_NOT_ALLOWED|CONFLICT|GONE|PAYLOAD_TOO_LARGE\
          |UNSUPPORTED_MEDIA_TYPE|UNPROCESSABLE_ENTITY|TOO_MANY_REQUESTS|INTERNAL_SERVER_ERROR|NOT_IMPLEMENTED\
          |BAD_GATEWAY|SERVICE_UNAVAILABLE|GATEWAY_TIMEOUT|BadRequest|Unauthorized|Forbidden|NotFound\
          |MethodNotAllowed|Conflict|Gone|PayloadTooLarge|UnsupportedMediaType|UnprocessableEntity|TooManyRequests\
          |InternalServerError|NotImplemented|BadGateway|ServiceUnavailable|GatewayTimeout)$",
     )
-    .unwrap();
-    let sql = Regex::new(
-        r"\b(SELECT\s.*\sFROM|INSERT\s+INTO|UPDATE\s+\w+\s+SET|DELETE\s+FROM|(CREATE|ALTER|DROP)\s+(TABLE|INDEX))\b|\b(insert into|delete from|create table) ",
+    .unwrap()
+});
+
+static SQL: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"\b(SELECT\s(?s:.*)\sFROM|INSERT\s+INTO|UPDATE\s+\w+\s+SET|DELETE\s+FROM|(CREATE|ALTER|DROP)\s+(TABLE|INDEX))\b|\b(insert into|delete from|create table) ",
     )
-    .unwrap();
+    .unwrap()
+});
+
+/// Whether a literal is a statement for the database.
+pub(crate) fn is_sql(literal: &str) -> bool {
+    const VERBS: [&str; 9] = ["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "DROP", "insert", "delete"];
+    (VERBS.iter().any(|verb| literal.contains(verb)) || literal.contains("create table")) && SQL.is_match(literal)
+}
+
+/// Things that have one place: reads of the environment, statuses of errors, SQL.
+fn places(tree: &Tree, found: &mut Vec<String>) {
+    const READS: [&str; 8] = ["var", "var_os", "vars", "vars_os", "set_var", "remove_var", "temp_dir", "home_dir"];
     for file in &tree.files {
-        let mut say = |line: usize, what: String| found.push(format!("{}:{line}: {what}", file.path));
+        let mut report = |line: usize, what: String| found.push(format!("{}:{line}: {what}", file.path));
         for path in &file.paths {
             let (text, last) = (path.text(), path.parts.last().map_or("", String::as_str));
             let owner = path.parts.len().checked_sub(2).map_or("", |at| path.parts[at].as_str());
             if file.unit() != "config" && (text == "std::env" || (owner == "env" && READS.contains(&last))) {
-                say(path.line, format!("`{text}`: the environment is read only in config/"));
+                report(path.line, format!("`{text}`: the environment is read only in config/"));
             }
-            let chooses = matches!(owner, "StatusCode" | "HttpResponse") && statuses.is_match(last);
+            let chooses = matches!(owner, "StatusCode" | "HttpResponse") && STATUSES.is_match(last);
             if chooses && file.path != "contract/problem.rs" {
-                say(path.line, format!("`{text}`: the status of an error is chosen only in contract/problem.rs"));
+                report(path.line, format!("`{text}`: the status of an error is chosen only in contract/problem.rs"));
             }
         }
-        for (line, literal) in &file.literals {
-            if file.unit() != "store" && sql.is_match(literal) {
-                say(*line, format!("SQL stands only in store/: {literal}"));
+        for literal in file.literals.iter().filter(|literal| !literal.in_test) {
+            if file.unit() != "store" && is_sql(&literal.text) {
+                report(literal.line, format!("SQL belongs in store/: {}", literal.text));
             }
         }
     }
 }
 
-/// Things that have no place at all.
-fn words(tree: &Tree, found: &mut Vec<String>) {
-    let production = [
-        (r"\bdo_send\b", "do_send ignores the mailbox's capacity"),
-        (
-            r"\bunbounded_channel\b|\bmpsc::unbounded\b|\bUnboundedSender\b|\bmpsc::channel\(\)",
-            "an unbounded channel",
-        ),
-        (r"\.unwrap\(\)|\.expect\(|\bpanic!", "production code answers with an error instead"),
-    ];
-    let anywhere =
-        [(r"\btodo!|\bunimplemented!", "unfinished code"), (r"#\[\s*ignore\b", "a test that does not run")];
+/// Calls and attributes that have no place at all.
+fn forbidden_code(tree: &Tree, found: &mut Vec<String>) {
+    static PRODUCTION: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+        [
+            (r"\bdo_send\b", "do_send ignores the mailbox's capacity"),
+            (
+                r"\bunbounded_channel\b|\bmpsc::unbounded\b|\bUnboundedSender\b|\bmpsc::channel\(\)",
+                "an unbounded channel",
+            ),
+            (r"\.unwrap\(\)|\.expect\(|\bpanic!", "production code answers with an error instead"),
+        ]
+        .map(|(pattern, why)| (Regex::new(pattern).unwrap(), why))
+        .into()
+    });
+    static ANYWHERE: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+        [(r"\btodo!|\bunimplemented!", "unfinished code"), (r"#\[\s*ignore\b", "a test that does not run")]
+            .map(|(pattern, why)| (Regex::new(pattern).unwrap(), why))
+            .into()
+    });
     for file in &tree.files {
-        let rules =
-            production.iter().map(|rule| (rule, &file.code)).chain(anywhere.iter().map(|rule| (rule, &file.all)));
-        for ((pattern, why), code) in rules {
-            for hit in Regex::new(pattern).unwrap().find_iter(code) {
-                let line = code[..hit.start()].matches('\n').count() + 1;
-                found.push(format!("{}:{line}: `{}`: {why}", file.path, hit.as_str()));
+        let production = PRODUCTION.iter().map(|rule| (rule, &file.code));
+        for ((pattern, why), code) in production.chain(ANYWHERE.iter().map(|rule| (rule, &file.all))) {
+            for hit in pattern.find_iter(code) {
+                found.push(format!("{}:{}: `{}`: {why}", file.path, file.line_of(hit.start()), hit.as_str()));
             }
         }
     }
 }
 
-fn sizes(tree: &Tree, found: &mut Vec<String>) {
+fn long_functions(tree: &Tree, found: &mut Vec<String>) {
     for file in &tree.files {
-        if file.lines > MAX_FILE_LINES {
-            found.push(format!("{}: {} lines without tests, at most {MAX_FILE_LINES}", file.path, file.lines));
+        for item in file.items.iter().filter(|item| item.kind == "fn" && item.length > MAX_FUNCTION_LINES) {
+            let (path, line, name, length) = (&file.path, item.line, &item.name, item.length);
+            found.push(format!("{path}:{line}: fn {name} has {length} lines, at most {MAX_FUNCTION_LINES}"));
         }
-        for (line, name, length) in functions(&file.code) {
-            if length > MAX_FUNCTION_LINES {
-                let place = format!("{}:{line}", file.path);
-                found.push(format!("{place}: fn {name} has {length} lines, at most {MAX_FUNCTION_LINES}"));
+    }
+}
+
+/// A module is where its name says: `#[path]` hides it.
+fn path_attributes(tree: &Tree, found: &mut Vec<String>) {
+    for file in tree.files.iter().chain(&tree.tests) {
+        for (at, _) in file.all.match_indices("path") {
+            let before = file.all[..at].trim_end();
+            let in_attribute = before.ends_with('[') || (before.ends_with(',') && opens_cfg_attr(before));
+            if in_attribute && file.all[at + "path".len()..].trim_start().starts_with('=') {
+                let (path, line) = (&file.path, file.line_of(at));
+                found.push(format!("{path}:{line}: `#[path]`: put the file where the module's name says"));
             }
         }
     }
 }
 
-/// Line, name and length of each function with a body.
-fn functions(code: &str) -> Vec<(usize, String, usize)> {
-    let heads = Regex::new(r"\bfn\s+(\w+)").unwrap();
-    let mut all = Vec::new();
-    for head in heads.captures_iter(code) {
-        let start = head.get(0).unwrap().start();
-        // The body opens at the first brace outside of parentheses; a semicolon there means there is none.
-        let mut depth = 0i32;
-        let open = code[start..].bytes().position(|byte| {
-            match byte {
-                b'(' | b'[' => depth += 1,
-                b')' | b']' => depth -= 1,
-                _ => {}
-            }
-            depth == 0 && matches!(byte, b'{' | b';')
-        });
-        let Some(open) = open.map(|at| start + at).filter(|at| code.as_bytes()[*at] == b'{') else { continue };
-        let body = &code[start..end_of_block(code, open)];
-        all.push((code[..start].matches('\n').count() + 1, head[1].to_owned(), body.matches('\n').count() + 1));
-    }
-    all
+fn opens_cfg_attr(before: &str) -> bool {
+    before.rfind("#[").is_some_and(|open| before[open..].starts_with("#[cfg_attr("))
 }

@@ -26,7 +26,7 @@ const PROMPT: Duration = Duration::from_secs(15);
 
 /// A program that posts there, tries again soon, and alerts when one of its two seats is taken. A post waits longer for its
 /// answer than a busy machine takes to give one: another try would be one too many.
-pub fn posting(url: &str) -> Builder {
+pub(crate) fn posting(url: &str) -> Builder {
     let mut builder = Program::builder().env("LUMILINK_WEBHOOK__SECRET", SECRET);
     for (key, value) in [
         ("webhook.url", url),

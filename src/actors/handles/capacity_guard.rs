@@ -23,7 +23,7 @@ use crate::{
 
 /// Hands out seats. Cheap to clone; clones are the same one.
 #[derive(Debug, Clone)]
-pub struct CapacityGuard(Arc<Inner>);
+pub(crate) struct CapacityGuard(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -38,14 +38,14 @@ struct Inner {
 
 /// A session's seat; given back on drop, on any thread, also during a panic.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     guard: CapacityGuard,
     tenant: InstallationId,
 }
 
 impl CapacityGuard {
     /// Makes a guard with all seats free.
-    pub fn new(rules: CapacityRules, metrics: Metrics) -> Self {
+    pub(crate) fn new(rules: CapacityRules, metrics: Metrics) -> Self {
         metrics.capacity().limit(rules.limit);
         Self(Arc::new(Inner {
             rules,
@@ -61,39 +61,39 @@ impl CapacityGuard {
     ///
     /// # Errors
     /// `capacity_exhausted` with the figures, where none is left in the service or in the tenant's share.
-    pub fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
+    pub(crate) fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
         self.change(|seats| seats.admit(tenant)).map_err(|refused| self.refusal(refused))?;
         Ok(Permit { guard: self.clone(), tenant: tenant.clone() })
     }
 
     /// A seat for a session that comes back; never refused, so it may go over the limits. Does not wait.
-    pub fn admit_returning(&self, tenant: &InstallationId) -> Permit {
+    pub(crate) fn admit_returning(&self, tenant: &InstallationId) -> Permit {
         self.change(|seats| seats.admit_returning(tenant));
         Permit { guard: self.clone(), tenant: tenant.clone() }
     }
 
     /// Seats taken now.
-    pub fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.seats().taken()
     }
 
     /// Its rules.
-    pub fn rules(&self) -> &CapacityRules {
+    pub(crate) fn rules(&self) -> &CapacityRules {
         &self.0.rules
     }
 
     /// The tenants near their share and their seats, those with the most first, `most` at most.
-    pub fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
+    pub(crate) fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
         self.seats().near_their_share(most)
     }
 
     /// The alert that is open.
-    pub fn alert(&self) -> Option<OpenCapacityAlert> {
+    pub(crate) fn alert(&self) -> Option<OpenCapacityAlert> {
         *self.0.alert.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the watch to look a last time and end. To be called when no session is left.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
         self.0.changed.notify_one();
     }
@@ -158,12 +158,12 @@ pub(crate) mod tests {
     use crate::config::Config;
 
     /// A guard of so many seats.
-    pub fn guard(limit: usize) -> CapacityGuard {
+    pub(crate) fn guard(limit: usize) -> CapacityGuard {
         let rules = CapacityRules { limit, resolve_after: Duration::ZERO, ..Config::default().capacity.rules() };
         CapacityGuard::new(rules, Metrics::new("test", None).unwrap())
     }
 
-    pub fn tenant(name: &str) -> InstallationId {
+    pub(crate) fn tenant(name: &str) -> InstallationId {
         name.parse().unwrap()
     }
 

@@ -17,7 +17,7 @@ const READER_QUEUE: usize = 256;
 /// The events of one session. It outlives the session's actor, so ids go on across restarts of the agent.
 /// Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct EventFeed {
+pub(crate) struct EventFeed {
     session: SessionId,
     inner: Arc<Mutex<Inner>>,
 }
@@ -30,7 +30,7 @@ struct Inner {
 
 /// A reader's part: what it missed, then what comes. The receiver ends when the reader was too slow.
 #[derive(Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// What the feed still holds after the wanted id.
     pub replay: Replay,
     /// What comes after that.
@@ -39,13 +39,13 @@ pub struct Subscription {
 
 impl EventFeed {
     /// Starts a feed whose ids go on after `last_id`.
-    pub fn new(session: SessionId, max_events: usize, max_bytes: usize, last_id: u64) -> Self {
+    pub(crate) fn new(session: SessionId, max_events: usize, max_bytes: usize, last_id: u64) -> Self {
         let inner = Inner { buffer: ReplayBuffer::new(max_events, max_bytes, last_id), readers: Vec::new() };
         Self { session, inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// Whose events they are.
-    pub fn session(&self) -> SessionId {
+    pub(crate) fn session(&self) -> SessionId {
         self.session
     }
 
@@ -55,7 +55,7 @@ impl EventFeed {
     }
 
     /// Numbers an event and hands it to every reader; returns its id. Readers that are full are cut off.
-    pub fn publish(
+    pub(crate) fn publish(
         &self,
         prompt: Option<PromptId>,
         kind: EventKind,
@@ -72,7 +72,7 @@ impl EventFeed {
     }
 
     /// Publishes an event of ours.
-    pub fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
+    pub(crate) fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
         match serde_json::value::to_raw_value(update) {
             Ok(update) => self.publish(prompt, kind, &update, None),
             Err(_) => self.last_id(),
@@ -80,7 +80,7 @@ impl EventFeed {
     }
 
     /// Everything after `after`, and everything that comes, without a gap between the two.
-    pub fn subscribe(&self, after: u64) -> Subscription {
+    pub(crate) fn subscribe(&self, after: u64) -> Subscription {
         let (sender, live) = mpsc::channel(READER_QUEUE);
         let mut inner = self.lock();
         inner.readers.push(sender);
@@ -88,7 +88,7 @@ impl EventFeed {
     }
 
     /// The id of the newest event; 0 before the first.
-    pub fn last_id(&self) -> u64 {
+    pub(crate) fn last_id(&self) -> u64 {
         self.lock().buffer.next_id() - 1
     }
 }

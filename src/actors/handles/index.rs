@@ -16,7 +16,7 @@ use crate::domain::ids::{SessionId, WorkspaceKey};
 
 /// What a session's actor takes.
 #[derive(Clone)]
-pub struct Mailbox {
+pub(crate) struct Mailbox {
     /// Runs a turn.
     pub run_prompt: Recipient<RunPrompt>,
     /// Cancels it.
@@ -34,7 +34,7 @@ pub struct Mailbox {
 }
 
 /// A live session as callers find it.
-pub struct LiveSession {
+pub(crate) struct LiveSession {
     /// What is known.
     pub shared: Arc<SessionShared>,
     /// Its supervisor.
@@ -45,33 +45,33 @@ pub struct LiveSession {
 
 /// The live sessions by id. Kept by the supervisors, read by everyone; cheap to clone.
 #[derive(Clone, Default)]
-pub struct SessionIndex(Arc<RwLock<HashMap<SessionId, Arc<LiveSession>>>>);
+pub(crate) struct SessionIndex(Arc<RwLock<HashMap<SessionId, Arc<LiveSession>>>>);
 
 impl SessionIndex {
     /// Finds a live session.
-    pub fn get(&self, id: SessionId) -> Option<Arc<LiveSession>> {
+    pub(crate) fn get(&self, id: SessionId) -> Option<Arc<LiveSession>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
     /// Adds one.
-    pub fn insert(&self, session: Arc<LiveSession>) {
+    pub(crate) fn insert(&self, session: Arc<LiveSession>) {
         let id = session.shared.spec.session_id;
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, session);
     }
 
     /// Takes one out.
-    pub fn remove(&self, id: SessionId) {
+    pub(crate) fn remove(&self, id: SessionId) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
     /// Those of one workspace.
-    pub fn of_workspace(&self, key: &WorkspaceKey) -> Vec<Arc<LiveSession>> {
+    pub(crate) fn of_workspace(&self, key: &WorkspaceKey) -> Vec<Arc<LiveSession>> {
         let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
         sessions.values().filter(|live| live.shared.spec.workspace == *key).cloned().collect()
     }
 
     /// All of them, for drain and for figures.
-    pub fn all(&self) -> Vec<Arc<LiveSession>> {
+    pub(crate) fn all(&self) -> Vec<Arc<LiveSession>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 /// http → session: runs one turn. Replies when the turn is on disk, not when it ends.
 #[derive(Message)]
 #[rtype(result = "Result<TurnBegun, PromptRefused>")]
-pub struct RunPrompt {
+pub(crate) struct RunPrompt {
     /// The new turn's id.
     pub prompt_id: PromptId,
     /// What is asked.
@@ -47,7 +47,7 @@ pub struct RunPrompt {
 }
 
 /// What became of a [`RunPrompt`].
-pub enum TurnBegun {
+pub(crate) enum TurnBegun {
     /// The turn is on disk and runs.
     Accepted(TurnHandle),
     /// The same key asked before, and that turn still runs.
@@ -58,7 +58,7 @@ pub enum TurnBegun {
 
 /// For following a turn.
 #[derive(Clone)]
-pub struct TurnHandle {
+pub(crate) struct TurnHandle {
     /// The turn.
     pub prompt_id: PromptId,
     /// The turn's events come after this one.
@@ -71,10 +71,11 @@ pub struct TurnHandle {
 
 /// How a turn ended, for those who wait for it.
 #[derive(Debug)]
-pub struct TurnEnded {
+pub(crate) struct TurnEnded {
     /// The turn.
     pub prompt_id: PromptId,
-    /// Its final state.
+    /// The state in which the turn's row ended.
+    #[cfg_attr(not(test), expect(dead_code, reason = "callers read it from the result; tests look at it alone"))]
     pub state: TurnState,
     /// `ACPSessionResult` as JSON.
     pub result: Box<RawValue>,
@@ -86,7 +87,7 @@ pub struct TurnEnded {
 
 /// Why a prompt was refused; nothing was started and nothing written.
 #[derive(Debug)]
-pub struct PromptRefused {
+pub(crate) struct PromptRefused {
     /// Why.
     pub failure: Failure,
     /// The turn that is running, for `turn_in_progress`.
@@ -102,7 +103,7 @@ impl From<Failure> for PromptRefused {
 /// http → session: ends the running turn. Replies at once whether there was one.
 #[derive(Message)]
 #[rtype(result = "bool")]
-pub struct CancelTurn {
+pub(crate) struct CancelTurn {
     /// Only this turn; whichever runs where absent.
     pub prompt_id: Option<PromptId>,
 }
@@ -110,7 +111,7 @@ pub struct CancelTurn {
 /// http → session: answers a permission request that waits.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
-pub struct AnswerPermission {
+pub(crate) struct AnswerPermission {
     /// From the `permission_request` event.
     pub request_id: String,
     /// The chosen option; `None` cancels the request.
@@ -120,7 +121,7 @@ pub struct AnswerPermission {
 /// http → session: selects a mode. Replies with the agent's answer.
 #[derive(Message)]
 #[rtype(result = "Result<Box<RawValue>, Failure>")]
-pub struct SetMode {
+pub(crate) struct SetMode {
     /// One of the session's modes.
     pub mode_id: String,
 }
@@ -128,7 +129,7 @@ pub struct SetMode {
 /// http → session: sets an option. Replies with the agent's answer.
 #[derive(Message)]
 #[rtype(result = "Result<Box<RawValue>, Failure>")]
-pub struct SetConfigOption {
+pub(crate) struct SetConfigOption {
     /// One of the session's options.
     pub config_id: String,
     /// A string or a boolean.
@@ -138,7 +139,7 @@ pub struct SetConfigOption {
 /// supervisor → session: end. A running turn is cancelled first. The end is told by [`SessionEnded`].
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct EndSession {
+pub(crate) struct EndSession {
     /// Why: `Closed` or `Drained`.
     pub cause: EndCause,
 }
@@ -146,13 +147,13 @@ pub struct EndSession {
 /// supervisor → session: a sign of life. Waits for room; a session that takes nothing is what it looks for.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Probe;
+pub(crate) struct Probe;
 
 /// session (its guard) → supervisor: the session ended. Sent exactly once, also by a panic; always accepted,
 /// since each guard owns its sender.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct SessionEnded {
+pub(crate) struct SessionEnded {
     /// Which one.
     pub session_id: SessionId,
     /// Which start of it; an older one's end is of no interest any more.
@@ -163,7 +164,7 @@ pub struct SessionEnded {
 
 /// Why a session's actor ended.
 #[derive(Debug, Clone)]
-pub enum EndCause {
+pub(crate) enum EndCause {
     /// Its agent could not be started.
     StartFailed(Failure),
     /// Its agent crashed, hung, broke the protocol, or did not confirm a cancel.
@@ -180,7 +181,7 @@ pub enum EndCause {
 
 impl EndCause {
     /// Its name in records.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::StartFailed(failure) | Self::Broken(failure) => failure.code.as_str(),
             Self::Panicked => "panicked",
@@ -195,7 +196,7 @@ impl EndCause {
 /// is ready, or why it is not; then nothing is left of it.
 #[derive(Message)]
 #[rtype(result = "Result<Arc<AgentFacts>, Failure>")]
-pub struct StartSession {
+pub(crate) struct StartSession {
     /// What to start.
     pub spec: Arc<SessionSpec>,
     /// Restarts, event id and so on of an earlier life.
@@ -209,10 +210,10 @@ pub struct StartSession {
 /// supervisor → itself: the first start of a session worked. Waits for room.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Proven(pub SessionId, pub Arc<AgentFacts>);
+pub(crate) struct Proven(pub SessionId, pub Arc<AgentFacts>);
 
 /// An agent that an earlier life of the service left in the middle of a turn.
-pub struct Adopted {
+pub(crate) struct Adopted {
     /// The way to it.
     pub session: AdoptedSession,
     /// What its handshake told.
@@ -231,7 +232,7 @@ pub struct Adopted {
 
 /// What a session that comes back brings along.
 #[derive(Debug, Clone, Default)]
-pub struct Past {
+pub(crate) struct Past {
     /// The agent's own session id.
     pub agent_session_id: Option<String>,
     /// The newest event id that clients have seen.
@@ -244,7 +245,7 @@ pub struct Past {
 /// where it was not live.
 #[derive(Message)]
 #[rtype(result = "bool")]
-pub struct CloseSession {
+pub(crate) struct CloseSession {
     /// Which one.
     pub session_id: SessionId,
 }
@@ -253,20 +254,20 @@ pub struct CloseSession {
 /// gone.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct DrainSessions;
+pub(crate) struct DrainSessions;
 
 /// turn ticket, session → SuccessWindow: what came of a turn or a handshake, once it is on disk. Each sender is owned
 /// by one turn and so has a place of its own: it is refused only by a window that is gone.
 #[derive(Message, Debug, Clone, Copy)]
 #[rtype(result = "()")]
-pub struct OutcomeObserved(pub TurnReport);
+pub(crate) struct OutcomeObserved(pub TurnReport);
 
 /// SuccessWindow → ProtocolRouter: the success rate is too low. Replies when that is settled and written down; `false`
 /// where a pin holds the route, or why it could not be written: then it is told again with the next outcome. Waits for
 /// room.
 #[derive(Message, Debug)]
 #[rtype(result = "Result<bool, Failure>")]
-pub struct WindowBreached {
+pub(crate) struct WindowBreached {
     /// The epoch that was counted.
     pub epoch: u64,
     /// What the window held.
@@ -276,28 +277,28 @@ pub struct WindowBreached {
 /// SuccessWindow → ProtocolRouter: what came of a canary, or of one of the first turns after a restore. Waits for room.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct TurnObserved(pub TurnReport);
+pub(crate) struct TurnObserved(pub TurnReport);
 
 /// http → SuccessWindow: what it holds now. Waits for room.
 #[derive(Message)]
 #[rtype(result = "WindowFigures")]
-pub struct ReadWindow;
+pub(crate) struct ReadWindow;
 
 /// http → ProtocolRouter: the route now. Waits for room.
 #[derive(Message)]
 #[rtype(result = "RouteView")]
-pub struct ReadRoute;
+pub(crate) struct ReadRoute;
 
 /// migrations → ProtocolRouter: shakes hands with an agent of the workspace, whatever the route is. Waits for room.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
-pub struct ProbeRoute;
+pub(crate) struct ProbeRoute;
 
 /// http, migrations → ProtocolRouter: changes the route. Replies when it is on disk, or why it is not; then nothing has
 /// changed. Waits for room.
 #[derive(Message)]
 #[rtype(result = "Result<RouteView, Failure>")]
-pub struct ChangeRoute {
+pub(crate) struct ChangeRoute {
     /// What to change; all of it is one flip.
     pub changes: Vec<RouteChange>,
     /// Who wants it, and why.
@@ -308,7 +309,7 @@ pub struct ChangeRoute {
 
 /// One change of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouteChange {
+pub(crate) enum RouteChange {
     /// To HTTP, until it is restored.
     RollBack,
     /// Back to ACP, with a fresh window.
@@ -325,7 +326,7 @@ pub enum RouteChange {
 
 /// A route as its router sees it.
 #[derive(Debug, Clone)]
-pub struct RouteView {
+pub(crate) struct RouteView {
     /// The machine.
     pub routing: Routing,
     /// Whether a migration may move the workspace.
@@ -341,12 +342,12 @@ pub struct RouteView {
 /// writer's wakes → Notifications: these sequences of toasts have grown. Comes as a stream, so nothing waits for it.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct StreamGrew(pub Vec<Stream>);
+pub(crate) struct StreamGrew(pub Vec<Stream>);
 
 /// socket → Notifications: enters a subscriber that has everything until a number. Waits for room.
 #[derive(Message)]
 #[rtype(result = "Subscribed")]
-pub struct Subscribe {
+pub(crate) struct Subscribe {
     /// What it wants to see.
     pub scope: Scope,
     /// What it has.
@@ -359,7 +360,7 @@ pub struct Subscribe {
 
 /// What became of a [`Subscribe`].
 #[derive(Debug)]
-pub enum Subscribed {
+pub(crate) enum Subscribed {
     /// It is entered: what it has missed, and everything after that.
     Joined {
         /// In order.
@@ -374,7 +375,7 @@ pub enum Subscribed {
 /// app → Notifications: lets every subscriber go, and each that still comes. Replies when all are gone.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct CloseSubscribers;
+pub(crate) struct CloseSubscribers;
 
 /// A reply that is given later.
-pub type Later<T> = oneshot::Sender<T>;
+pub(crate) type Later<T> = oneshot::Sender<T>;

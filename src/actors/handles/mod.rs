@@ -3,12 +3,12 @@
 //! Invariant: nothing here is an actor or imports one. A handle is created by the part that owns it and cloned to
 //! everybody who reads it.
 
-pub mod capacity_guard;
-pub mod event_feed;
-pub mod index;
-pub mod messages;
-pub mod rollback_storm;
-pub mod route_gate;
-pub mod session;
-pub mod session_progress;
-pub mod subscriber;
+pub(crate) mod capacity_guard;
+pub(crate) mod event_feed;
+pub(crate) mod index;
+pub(crate) mod messages;
+pub(crate) mod rollback_storm;
+pub(crate) mod route_gate;
+pub(crate) mod session;
+pub(crate) mod session_progress;
+pub(crate) mod subscriber;

@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_secs(10);
 
 /// The automatic rollbacks of all workspaces of this process. Cheap to clone.
 #[derive(Clone)]
-pub struct Storm(Arc<Inner>);
+pub(crate) struct Storm(Arc<Inner>);
 
 struct Inner {
     flips: Mutex<Flips>,
@@ -56,7 +56,7 @@ impl fmt::Debug for Storm {
 
 impl Storm {
     /// Nothing has rolled back yet.
-    pub fn new(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Inner { flips: Mutex::default(), store, metrics, clock }))
     }
 
@@ -65,7 +65,7 @@ impl Storm {
     ///
     /// # Errors
     /// Where the database cannot be read.
-    pub async fn take_up(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+    pub(crate) async fn take_up(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let unended = store.unended_storm(PERIOD, MAX_REMEMBERED).await?;
         let storm = Self::new(store, metrics, clock);
         if let Some(UnendedStorm { since, alarms, flips }) = unended {
@@ -81,7 +81,7 @@ impl Storm {
     /// A workspace rolls back by itself, and this is about to be written. Gives what operators are told in place of its
     /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it. Where
     /// a storm begins with it, the alarm is raised, and resolved when it is over.
-    pub fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewToast> {
+    pub(crate) fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewToast> {
         let (now, live) = (self.0.clock.steady(), self.live());
         let mut flips = self.flips();
         let cause = flips.counted.on_flip(workspace, live, now);
@@ -108,7 +108,7 @@ impl Storm {
     }
 
     /// Whether many workspaces fall back at once.
-    pub fn is_raging(&self) -> bool {
+    pub(crate) fn is_raging(&self) -> bool {
         self.flips().counted.is_raging()
     }
 
@@ -175,16 +175,8 @@ mod tests {
                 success_window::{WindowFigures, WindowState},
             },
         },
-        store::{DatabaseUrl, NotificationRow, SaveRoute, SavedRoute, StoreObserver, StoreOptions},
+        store::{NotificationRow, SaveRoute, SavedRoute},
     };
-
-    struct Blind;
-
-    impl StoreObserver for Blind {
-        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-        fn on_failure(&self) {}
-        fn on_queue_depth(&self, _: usize) {}
-    }
 
     /// Stands until it is moved.
     struct Moved(AtomicI64);
@@ -208,16 +200,9 @@ mod tests {
 
     fn stage() -> Stage {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-            readers: 2,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            webhook: None,
-            observer: Arc::new(Blind),
-        });
+        let store = Store::for_tests(&folder.path().join("test.db"));
         let clock = Arc::new(Moved(AtomicI64::new(1_800_000_000_000_000)));
-        Stage { store: store.unwrap(), clock, _folder: folder }
+        Stage { store, clock, _folder: folder }
     }
 
     impl Stage {

@@ -24,7 +24,7 @@ use crate::{
 /// The route of one workspace: written by its router, read by its sessions. Cheap to clone; it outlives the router's
 /// actor, whose successor writes to the same.
 #[derive(Clone)]
-pub struct RouteGate(Arc<Inner>);
+pub(crate) struct RouteGate(Arc<Inner>);
 
 struct Inner {
     state: watch::Sender<RouteState>,
@@ -35,10 +35,10 @@ struct Inner {
 }
 
 /// Tells the window what came of one turn or handshake. From any thread; never blocks.
-pub type Reporter = Box<dyn FnOnce(TurnReport) + Send>;
+pub(crate) type Reporter = Box<dyn FnOnce(TurnReport) + Send>;
 
 /// A window, as who reports to it sees it.
-pub type Window = Box<dyn Fn() -> Reporter + Send>;
+pub(crate) type Window = Box<dyn Fn() -> Reporter + Send>;
 
 impl fmt::Debug for RouteGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,18 +54,18 @@ impl fmt::Debug for Inner {
 
 impl RouteGate {
     /// Begins with a route.
-    pub fn new(routing: &Routing, rules: &RecoveryRules) -> Self {
+    pub(crate) fn new(routing: &Routing, rules: &RecoveryRules) -> Self {
         let state = watch::Sender::new(RouteState::of(routing, rules));
         Self(Arc::new(Inner { state, turns: Mutex::default(), window: Mutex::default() }))
     }
 
     /// Sets where outcomes are reported from now on.
-    pub fn report_to(&self, window: Window) {
+    pub(crate) fn report_to(&self, window: Window) {
         *self.0.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(window);
     }
 
     /// For one turn or handshake, which thereby has a place of its own in the window's mailbox.
-    pub fn reporter(&self) -> Reporter {
+    pub(crate) fn reporter(&self) -> Reporter {
         match &*self.0.window.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(window) => window(),
             None => Box::new(|_| ()),
@@ -73,7 +73,7 @@ impl RouteGate {
     }
 
     /// Sets it, and counts the workspaces on each route.
-    pub fn set(&self, routing: &Routing, rules: &RecoveryRules, metrics: &Metrics) {
+    pub(crate) fn set(&self, routing: &Routing, rules: &RecoveryRules, metrics: &Metrics) {
         let state = RouteState::of(routing, rules);
         let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.0.state.borrow().clone();
@@ -87,17 +87,17 @@ impl RouteGate {
     }
 
     /// The route now.
-    pub fn state(&self) -> RouteState {
+    pub(crate) fn state(&self) -> RouteState {
         self.0.state.borrow().clone()
     }
 
     /// What carries turns now, canaries aside.
-    pub fn route(&self) -> Route {
+    pub(crate) fn route(&self) -> Route {
         self.0.state.borrow().route
     }
 
     /// The way of a turn that begins now.
-    pub fn next_turn(&self) -> TurnRoute {
+    pub(crate) fn next_turn(&self) -> TurnRoute {
         let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = self.0.state.borrow().turn(*turns);
         *turns = turns.wrapping_add(1);
@@ -105,7 +105,7 @@ impl RouteGate {
     }
 
     /// Whether the workspace is rolled back, and why, as results tell.
-    pub fn rollback(&self) -> ResultRollback {
+    pub(crate) fn rollback(&self) -> ResultRollback {
         match self.state().rollback {
             Some(rollback) => ResultRollback {
                 active: true,
@@ -117,7 +117,7 @@ impl RouteGate {
     }
 
     /// What a handshake that is no turn counts for.
-    pub fn handshake(&self) -> TurnRoute {
+    pub(crate) fn handshake(&self) -> TurnRoute {
         let state = self.0.state.borrow();
         TurnRoute { route: state.route, epoch: state.epoch, canary: None, is_watched: false }
     }
@@ -125,7 +125,7 @@ impl RouteGate {
 
 /// The pace of one workspace: fed by the end of each completed turn, read where one begins. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct WorkspacePace(Arc<Mutex<TurnPace>>);
+pub(crate) struct WorkspacePace(Arc<Mutex<TurnPace>>);
 
 impl fmt::Debug for WorkspacePace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -135,17 +135,17 @@ impl fmt::Debug for WorkspacePace {
 
 impl WorkspacePace {
     /// Begins with what is known.
-    pub fn new(pace: TurnPace) -> Self {
+    pub(crate) fn new(pace: TurnPace) -> Self {
         Self(Arc::new(Mutex::new(pace)))
     }
 
     /// A turn was completed.
-    pub fn add(&self, took: Duration) {
+    pub(crate) fn add(&self, took: Duration) {
         self.lock().add(took);
     }
 
     /// How long a turn usually takes; `None` before the first.
-    pub fn median(&self) -> Option<Duration> {
+    pub(crate) fn median(&self) -> Option<Duration> {
         self.lock().median()
     }
 

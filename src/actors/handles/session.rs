@@ -33,7 +33,7 @@ use crate::{
 
 /// What a session is; it does not change while the session lives.
 #[derive(Debug)]
-pub struct SessionSpec {
+pub(crate) struct SessionSpec {
     /// Its id.
     pub session_id: SessionId,
     /// Its workspace.
@@ -66,26 +66,26 @@ pub struct SessionSpec {
 
 /// A workspace's permission policy; one for all of its sessions, and changeable while they live.
 #[derive(Debug, Clone)]
-pub struct SharedPolicy(Arc<AtomicU8>);
+pub(crate) struct SharedPolicy(Arc<AtomicU8>);
 
 const POLICIES: [PermissionPolicy; 4] =
     [PermissionPolicy::AllowOnce, PermissionPolicy::AllowAlways, PermissionPolicy::Reject, PermissionPolicy::Ask];
 
 impl SharedPolicy {
     /// Starts with a policy.
-    pub fn new(policy: PermissionPolicy) -> Self {
+    pub(crate) fn new(policy: PermissionPolicy) -> Self {
         let shared = Self(Arc::default());
         shared.set(policy);
         shared
     }
 
     /// The policy now.
-    pub fn get(&self) -> PermissionPolicy {
+    pub(crate) fn get(&self) -> PermissionPolicy {
         POLICIES.get(usize::from(self.0.load(Ordering::Acquire))).copied().unwrap_or_default()
     }
 
     /// Changes it for all sessions of the workspace.
-    pub fn set(&self, policy: PermissionPolicy) {
+    pub(crate) fn set(&self, policy: PermissionPolicy) {
         let index = POLICIES.iter().position(|it| *it == policy).unwrap_or_default();
         self.0.store(u8::try_from(index).unwrap_or_default(), Ordering::Release);
     }
@@ -93,7 +93,7 @@ impl SharedPolicy {
 
 /// What can be told about a session at any time.
 #[derive(Debug, Clone)]
-pub struct SessionView {
+pub(crate) struct SessionView {
     /// Where it stands.
     pub state: SessionState,
     /// How the way to its agent is.
@@ -122,7 +122,7 @@ pub struct SessionView {
 
 impl SessionView {
     /// That of a session whose agent is being started, `restarts` times so far.
-    pub fn starting(restarts: u32, now: Timestamp) -> Self {
+    pub(crate) fn starting(restarts: u32, now: Timestamp) -> Self {
         Self {
             state: SessionState::Starting,
             connection: ConnectionStatus::Connecting,
@@ -142,7 +142,7 @@ impl SessionView {
 
 /// The part of a live session that outlives its actor's restarts.
 #[derive(Debug)]
-pub struct SessionShared {
+pub(crate) struct SessionShared {
     /// What it is.
     pub spec: Arc<SessionSpec>,
     /// Its events.
@@ -154,22 +154,22 @@ pub struct SessionShared {
 
 impl SessionShared {
     /// Starts with a view.
-    pub fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
+    pub(crate) fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
         Self { spec, feed, view: Mutex::new(view), untold: Mutex::default() }
     }
 
     /// Leaves something to be told with the row of the session.
-    pub fn tell_later(&self, telling: Telling) {
+    pub(crate) fn tell_later(&self, telling: Telling) {
         *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = Some(telling);
     }
 
     /// Takes what was left to be told.
-    pub fn take_untold(&self) -> Option<Telling> {
+    pub(crate) fn take_untold(&self) -> Option<Telling> {
         self.untold.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Changes the state, counts the change, and gives the view for what goes with it.
-    pub fn move_to(&self, state: SessionState, metrics: &Metrics) -> MutexGuard<'_, SessionView> {
+    pub(crate) fn move_to(&self, state: SessionState, metrics: &Metrics) -> MutexGuard<'_, SessionView> {
         let mut view = self.view();
         metrics.session_changed(Some(view.state), Some(state));
         view.state = state;
@@ -177,7 +177,7 @@ impl SessionShared {
     }
 
     /// Notes that the agent got a turn, and tells the readers when it is likely to have ended.
-    pub fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
+    pub(crate) fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
         let progress = Progress { accepted_at, plan: None, usual: self.spec.pace.median() };
         self.view().progress = Some(progress);
         if progress.is_told_at_start(now) {
@@ -186,7 +186,7 @@ impl SessionShared {
     }
 
     /// Notes how much of its plan the agent has done, and tells the readers; `None` where it has no plan any more.
-    pub fn plan_told(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
+    pub(crate) fn plan_told(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
         let noted = {
             let mut view = self.view();
             view.progress = view.progress.map(|progress| Progress { plan, ..progress });
@@ -202,7 +202,7 @@ impl SessionShared {
     }
 
     /// How the way to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
-    pub fn connection_status(&self) -> ConnectionStatus {
+    pub(crate) fn connection_status(&self) -> ConnectionStatus {
         let is_rolled_back = self.spec.gate.route() == Route::Http;
         let view = self.view();
         let may_be = view.state.is_live() && view.connection != ConnectionStatus::Error;
@@ -213,7 +213,7 @@ impl SessionShared {
     }
 
     /// The view, to read or to change; not to be held across an await.
-    pub fn view(&self) -> MutexGuard<'_, SessionView> {
+    pub(crate) fn view(&self) -> MutexGuard<'_, SessionView> {
         // Fields are set one by one and each is valid, so a poisoned view is still whole.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -26,7 +26,7 @@ const QUEUE: usize = 1024;
 
 /// One frame, and whom it is about.
 #[derive(Debug)]
-pub struct SessionTelemetry {
+pub(crate) struct SessionTelemetry {
     /// The workspace.
     pub workspace: WorkspaceKey,
     /// The session.
@@ -39,7 +39,7 @@ pub struct SessionTelemetry {
 
 /// The sessions' end. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct TelemetryFeed {
+pub(crate) struct TelemetryFeed {
     watchers: Arc<AtomicUsize>,
     queue: mpsc::Sender<SessionTelemetry>,
     metrics: Metrics,
@@ -47,7 +47,7 @@ pub struct TelemetryFeed {
 
 /// The hub's end. Cheap to clone: a hub that takes another one's place goes on with it.
 #[derive(Debug, Clone)]
-pub struct TelemetrySource {
+pub(crate) struct TelemetrySource {
     /// How many watch.
     pub watchers: Arc<AtomicUsize>,
     queue: Arc<Mutex<mpsc::Receiver<SessionTelemetry>>>,
@@ -55,13 +55,13 @@ pub struct TelemetrySource {
 
 impl TelemetrySource {
     /// The next frame; none where no session tells any more. For one waiter. Cancel-safe.
-    pub async fn next(&self) -> Option<SessionTelemetry> {
+    pub(crate) async fn next(&self) -> Option<SessionTelemetry> {
         self.queue.lock().await.recv().await
     }
 }
 
 /// A pair of ends.
-pub fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
+pub(crate) fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
     let (queue, source) = queue();
     (TelemetryFeed { watchers: source.watchers.clone(), queue, metrics }, source)
 }
@@ -91,7 +91,7 @@ fn frame(session: &SessionShared, now: Timestamp) -> String {
 }
 
 /// How the live sessions of a scope are doing now, a frame each, at most `limit`; and how many more there are.
-pub fn frames(index: &SessionIndex, scope: &Scope, limit: usize, now: Timestamp) -> (Vec<String>, usize) {
+pub(crate) fn frames(index: &SessionIndex, scope: &Scope, limit: usize, now: Timestamp) -> (Vec<String>, usize) {
     let Stream::Tenant(tenant) = &scope.stream else { return (Vec::new(), 0) };
     let mut live = index.all();
     live.retain(|live| {
@@ -105,7 +105,7 @@ pub fn frames(index: &SessionIndex, scope: &Scope, limit: usize, now: Timestamp)
 
 impl TelemetryFeed {
     /// Tells how a session is doing now, if anybody watches. Never blocks.
-    pub fn publish(&self, session: &SessionShared, now: Timestamp) {
+    pub(crate) fn publish(&self, session: &SessionShared, now: Timestamp) {
         if self.watchers.load(Ordering::Relaxed) == 0 {
             return;
         }

@@ -3,10 +3,9 @@
 //! A subscriber that is behind by more than the queue holds is let go with the place to resume from; nobody waits for it.
 
 use std::{
-    collections::BTreeSet,
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -22,7 +21,7 @@ use crate::{
         ids::{SessionId, UserId, WorkspaceId},
         notify::{
             subscription::{Eviction, QUEUE_BYTES, QUEUE_FRAMES, STALL},
-            toast::{Scope, Stream, session_suffix},
+            toast::{Scope, session_suffix},
         },
     },
     store::{KeptToast, NotificationRow, UnreadableToast},
@@ -30,7 +29,7 @@ use crate::{
 
 /// A toast as it is sent: written once, shared by all who get it.
 #[derive(Debug)]
-pub struct ToastFrame {
+pub(crate) struct ToastFrame {
     /// Its place in its sequence.
     pub seq: u64,
     /// When it was written down.
@@ -43,7 +42,7 @@ pub struct ToastFrame {
 }
 
 /// A toast as clients see it.
-pub fn toast_of(row: &NotificationRow) -> Toast {
+pub(crate) fn toast_of(row: &NotificationRow) -> Toast {
     Toast {
         id: row.notification_id.to_string(),
         seq: row.seq,
@@ -61,7 +60,7 @@ pub fn toast_of(row: &NotificationRow) -> Toast {
 
 impl ToastFrame {
     /// Writes it.
-    pub fn new(toast: KeptToast) -> Self {
+    pub(crate) fn new(toast: KeptToast) -> Self {
         let row = match toast {
             Ok(row) => row,
             Err(UnreadableToast { seq }) => {
@@ -80,14 +79,14 @@ impl ToastFrame {
     }
 
     /// Whether a scope of its sequence takes it; one that cannot be read may be for any.
-    pub fn is_for(&self, scope: &Scope) -> bool {
+    pub(crate) fn is_for(&self, scope: &Scope) -> bool {
         self.text.is_none() || scope.takes(self.workspace.as_ref(), self.session, self.user.as_ref())
     }
 }
 
 /// What waits for a subscriber.
 #[derive(Debug, Clone)]
-pub enum Item {
+pub(crate) enum Item {
     /// A toast.
     Toast(Arc<ToastFrame>),
     /// A frame of telemetry, as JSON.
@@ -110,7 +109,7 @@ impl Item {
 
 /// Why nothing more comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// It was let go.
     Evicted(Eviction),
     /// The service stops.
@@ -120,7 +119,7 @@ pub enum Ending {
 }
 
 /// Breaks a socket from outside, for a reason: a reader that does not read keeps its own actor from being run.
-pub type Cut = Arc<dyn Fn(Ending) + Send + Sync>;
+pub(crate) type Cut = Arc<dyn Fn(Ending) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Gauge {
@@ -133,7 +132,7 @@ struct Gauge {
 }
 
 /// The hub's end.
-pub struct Intake {
+pub(crate) struct Intake {
     scope: Scope,
     wants_telemetry: bool,
     /// What is not after this number it has already.
@@ -157,7 +156,7 @@ impl fmt::Debug for Intake {
 
 /// The socket's end. Dropped, it is forgotten by the hub within a second.
 #[derive(Debug)]
-pub struct Outlet {
+pub(crate) struct Outlet {
     queue: mpsc::Receiver<Item>,
     gauge: Arc<Gauge>,
 }
@@ -166,7 +165,7 @@ pub struct Outlet {
 const PARTING: Duration = Duration::from_secs(4);
 
 /// A pair of ends.
-pub fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intake, Outlet) {
+pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intake, Outlet) {
     let (queue, waiting) = mpsc::channel(QUEUE_FRAMES);
     let gauge = Arc::new(Gauge::default());
     let looked_at = (0, Instant::now());
@@ -186,7 +185,7 @@ pub fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intak
 
 impl Intake {
     /// Hands a toast on, where it is for this subscriber and new to it. One that is too far behind is let go.
-    pub fn toast(&mut self, frame: &Arc<ToastFrame>) {
+    pub(crate) fn toast(&mut self, frame: &Arc<ToastFrame>) {
         if frame.seq <= self.after || !frame.is_for(&self.scope) {
             return;
         }
@@ -198,7 +197,7 @@ impl Intake {
 
     /// Tells one for whom nothing waits that up to a number there is nothing more for it: what is not for it need not be
     /// looked at again when it comes back.
-    pub fn read_until(&mut self, seq: u64) {
+    pub(crate) fn read_until(&mut self, seq: u64) {
         if seq > self.told && self.is_idle() && self.push(Item::ReadUntil(seq)) {
             self.told = seq;
         }
@@ -210,7 +209,7 @@ impl Intake {
 
     /// Hands telemetry on, where it is wanted. It takes half of the queue at most, so that it is never in the way of a
     /// toast; what does not fit is counted, and nothing worse.
-    pub fn telemetry(&mut self, about: (&WorkspaceId, SessionId, Option<&UserId>), text: &ByteString) {
+    pub(crate) fn telemetry(&mut self, about: (&WorkspaceId, SessionId, Option<&UserId>), text: &ByteString) {
         let (workspace, session, user) = about;
         if !self.wants_telemetry || !self.scope.takes(Some(workspace), Some(session), user) {
             return;
@@ -242,7 +241,7 @@ impl Intake {
     }
 
     /// Ends it: what waits still goes out, then the reason.
-    pub fn end(&mut self, ending: Ending) {
+    pub(crate) fn end(&mut self, ending: Ending) {
         if let Some(queue) = self.queue.take() {
             // Before the queue ends, since who sees that asks for the reason. Only the first one counts.
             let _ = self.gauge.ending.set(ending);
@@ -254,7 +253,7 @@ impl Intake {
 
     /// Whether the subscriber is gone. One that takes nothing of what waits is let go, and one that was let go and neither
     /// takes what waits nor closes its socket in time has it broken.
-    pub fn is_gone(&mut self, now: Instant) -> bool {
+    pub(crate) fn is_gone(&mut self, now: Instant) -> bool {
         if Arc::strong_count(&self.gauge) == 1 {
             return true;
         }
@@ -274,7 +273,7 @@ impl Intake {
     }
 
     /// Whether it wants telemetry.
-    pub fn wants_telemetry(&self) -> bool {
+    pub(crate) fn wants_telemetry(&self) -> bool {
         self.wants_telemetry
     }
 }
@@ -282,7 +281,7 @@ impl Intake {
 impl Outlet {
     /// The next item, or why nothing more comes. Once everything is taken it says how much telemetry was left out, which
     /// may have been the last of it. Cancel-safe.
-    pub async fn next(&mut self) -> Result<Item, Ending> {
+    pub(crate) async fn next(&mut self) -> Result<Item, Ending> {
         loop {
             if let Ok(item) = self.queue.try_recv() {
                 return Ok(self.take(item));
@@ -310,38 +309,8 @@ impl Outlet {
     }
 
     /// Takes the number of frames of telemetry that were left out since it was last asked.
-    pub fn left_out(&self) -> u64 {
+    pub(crate) fn left_out(&self) -> u64 {
         self.gauge.left_out.swap(0, Ordering::AcqRel)
-    }
-}
-
-/// The sequences that have grown since they were last taken, each once: as many as there are tenants at the most. Cheap
-/// to clone.
-#[derive(Debug, Clone, Default)]
-pub struct ToastWakes(Arc<Inner>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    streams: Mutex<BTreeSet<Stream>>,
-    grown: Notify,
-}
-
-impl ToastWakes {
-    /// A sequence has grown. Never blocks.
-    pub fn wake(&self, stream: &Stream) {
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.clone());
-        self.0.grown.notify_one();
-    }
-
-    /// Waits until a sequence has grown, and takes all that have. For one waiter. Cancel-safe.
-    pub async fn grown(&self) -> BTreeSet<Stream> {
-        loop {
-            let grown = std::mem::take(&mut *self.0.streams.lock().unwrap_or_else(PoisonError::into_inner));
-            if !grown.is_empty() {
-                return grown;
-            }
-            self.0.grown.notified().await;
-        }
     }
 }
 

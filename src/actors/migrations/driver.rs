@@ -56,7 +56,7 @@ struct Driver {
 
 impl Migrations {
     /// Runs them, for ever. Dropped, it leaves what is under way to the next start.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut driver = Driver {
             migrations: self,
             passes: JoinSet::new(),

@@ -7,7 +7,7 @@
 mod driver;
 mod moves;
 mod pass;
-pub mod tenant;
+pub(crate) mod tenant;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Migrations of fleets. Cheap to clone.
 #[derive(Clone)]
-pub struct Migrations(Arc<Inner>);
+pub(crate) struct Migrations(Arc<Inner>);
 
 struct Inner {
     workspaces: Workspaces,
@@ -45,7 +45,7 @@ struct Inner {
 
 /// What is to be done with a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunChange {
+pub(crate) enum RunChange {
     /// Moves nothing more until it is resumed.
     Pause,
     /// Goes on.
@@ -59,12 +59,12 @@ pub enum RunChange {
 impl Migrations {
     /// Of the workspaces of one database. `is_alone` says that no other supervisor uses it, so that what is under way at
     /// the start is nobody's.
-    pub fn new(workspaces: Workspaces, is_alone: bool, auto_look: Duration) -> Self {
+    pub(crate) fn new(workspaces: Workspaces, is_alone: bool, auto_look: Duration) -> Self {
         Self(Arc::new(Inner { workspaces, changed: Notify::new(), is_alone, auto_look }))
     }
 
     /// Begins a run. A failure has begun nothing, or it is not known whether it has. A dropped future may have begun it.
-    pub async fn begin(&self, plan: MigrationPlan, wish: Wish) -> Result<MigrationRunRow, Failure> {
+    pub(crate) async fn begin(&self, plan: MigrationPlan, wish: Wish) -> Result<MigrationRunRow, Failure> {
         let parts = self.0.workspaces.parts();
         let now = parts.clock.now();
         let run = MigrationRun::new(plan, wish, now)
@@ -82,7 +82,12 @@ impl Migrations {
 
     /// Changes a run. A failure has changed nothing, or it is not known whether it has. A dropped future may have
     /// changed it.
-    pub async fn change(&self, run_id: Uuid, change: RunChange, wish: &Wish) -> Result<MigrationRunRow, Failure> {
+    pub(crate) async fn change(
+        &self,
+        run_id: Uuid,
+        change: RunChange,
+        wish: &Wish,
+    ) -> Result<MigrationRunRow, Failure> {
         let parts = self.0.workspaces.parts();
         let failed = |cause| store::failure(&cause);
         let mut found = parts.store.migration_run(run_id).await.map_err(failed)?;
@@ -105,7 +110,7 @@ impl Migrations {
 
     /// A tenant's workspaces that a migration to `target` is about where none are named: those with another default, at
     /// most [`crate::domain::migration::MAX_WORKSPACES`]. Cancel-safe.
-    pub async fn with_another_default(
+    pub(crate) async fn with_another_default(
         &self,
         installation: &InstallationId,
         target: Route,

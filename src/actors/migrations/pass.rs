@@ -42,14 +42,14 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub fn new(workspaces: Workspaces, row: MigrationRunRow) -> Self {
+    pub(crate) fn new(workspaces: Workspaces, row: MigrationRunRow) -> Self {
         Self { workspaces, row }
     }
 
     /// Makes the step. `may_settle` says that nobody else is at it. A database or a runtime that is away fails it before
     /// anything is moved; what is under way is written down in any case, once that is possible. A dropped future leaves
     /// moves that the next start has to settle.
-    pub async fn run(mut self, may_settle: bool) -> Result<After, Failure> {
+    pub(crate) async fn run(mut self, may_settle: bool) -> Result<After, Failure> {
         let before = self.row.run.clone();
         let is_healthy = self.workspaces.fleet_health().is_healthy();
         let next = self.row.run.next_step(self.workspaces.parts().clock.now(), is_healthy);

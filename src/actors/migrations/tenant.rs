@@ -21,7 +21,7 @@ const WORKSPACES_AT_ONCE: usize = 100;
 /// Keeps what a tenant wants. Where new workspaces get another route by it, those that are there keep theirs; where ACP
 /// is not wanted at all, all of them are moved to HTTP, those too that are pinned to ACP. Says how many went from ACP to
 /// HTTP. Safe to retry: what is done stays done, and the rest is done then. A dropped future may have done a part.
-pub async fn change(
+pub(crate) async fn change(
     workspaces: &Workspaces,
     before: &TenantProtocol,
     wanted: TenantProtocol,

@@ -19,7 +19,7 @@ use crate::{
     actors::handles::{
         messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
         session_progress::{SessionTelemetry, TelemetrySource},
-        subscriber::{Ending, Intake, ToastFrame, ToastWakes, pipe},
+        subscriber::{Ending, Intake, ToastFrame, pipe},
     },
     domain::notify::toast::{Scope, Stream},
     store::{KeptToast, Store, StoreError, StreamPage},
@@ -51,11 +51,9 @@ struct Line {
 
 /// What a hub works with, and what outlives it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct HubParts {
+pub(crate) struct HubParts {
     /// Where toasts are.
     pub store: Store,
-    /// Tells of new ones.
-    pub wakes: ToastWakes,
     /// How sessions are doing.
     pub telemetry: TelemetrySource,
     /// Whether others write the same database, so that it has to be looked at without being woken.
@@ -66,20 +64,20 @@ pub struct HubParts {
 
 impl HubParts {
     /// Those of a hub that is open.
-    pub fn new(store: Store, wakes: ToastWakes, telemetry: TelemetrySource, is_shared: bool) -> Self {
-        Self { store, wakes, telemetry, is_shared, closed: Arc::default() }
+    pub(crate) fn new(store: Store, telemetry: TelemetrySource, is_shared: bool) -> Self {
+        Self { store, telemetry, is_shared, closed: Arc::default() }
     }
 }
 
 /// The hub.
-pub struct Notifications {
+pub(crate) struct Notifications {
     parts: HubParts,
     lines: HashMap<Stream, Line>,
 }
 
 impl Notifications {
     /// A hub without subscribers.
-    pub fn new(parts: HubParts) -> Self {
+    pub(crate) fn new(parts: HubParts) -> Self {
         // Those of an earlier hub are gone.
         parts.telemetry.watchers.store(0, Ordering::Relaxed);
         Self { parts, lines: HashMap::new() }
@@ -91,10 +89,9 @@ impl Actor for Notifications {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        let wakes = self.parts.wakes.clone();
-        let grown = stream::unfold(wakes, |wakes| async move {
-            let grown = wakes.grown().await;
-            Some((grown, wakes))
+        let grown = stream::unfold(self.parts.store.grown_streams(), |streams| async move {
+            let grown = streams.next().await;
+            Some((grown, streams))
         });
         ctx.add_stream(futures_util::StreamExt::map(grown, |streams| StreamGrew(streams.into_iter().collect())));
         ctx.add_stream(stream::unfold(self.parts.telemetry.clone(), |source| async move {
@@ -269,17 +266,9 @@ mod tests {
             ids::WorkspaceKey,
             notify::toast::{Severity, Trigger},
         },
-        store::{DatabaseUrl, NotificationRow, StoreObserver, StoreOptions},
+        store::NotificationRow,
         telemetry::Metrics,
     };
-
-    struct Blind;
-
-    impl StoreObserver for Blind {
-        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-        fn on_failure(&self) {}
-        fn on_queue_depth(&self, _: usize) {}
-    }
 
     fn stream() -> Stream {
         Stream::Tenant("acme".parse().unwrap())
@@ -311,16 +300,9 @@ mod tests {
     #[actix::test]
     async fn what_was_read_for_others_is_neither_told_twice_nor_in_the_place_of_what_is_next() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            webhook: None,
-            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-            readers: 1,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            observer: Arc::new(Blind),
-        });
+        let store = Store::for_tests(&folder.path().join("test.db"));
         let (_, telemetry) = session_progress::telemetry(Metrics::new("0", None).unwrap());
-        let parts = HubParts::new(store.unwrap(), ToastWakes::default(), telemetry, false);
+        let parts = HubParts::new(store, telemetry, false);
         let mut hub = Notifications::new(parts);
         let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|_| {}));
         let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };

@@ -1,8 +1,8 @@
 //! The way to the hub of notifications. A hub that panics is replaced; what it told its subscribers is on disk, so they go
 //! on from their cursors.
 
-pub mod hub;
-pub mod webhook;
+pub(crate) mod hub;
+pub(crate) mod webhook;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The way to the hub. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ToastHub {
+pub(crate) struct ToastHub {
     /// The present one.
     hub: watch::Receiver<Option<Addr<Notifications>>>,
     seats: Arc<Semaphore>,
@@ -46,7 +46,7 @@ pub struct ToastHub {
 impl ToastHub {
     /// Starts the hub on this thread, for at most `max_subscribers`, and another one in its place each time that it
     /// panics.
-    pub fn start(parts: HubParts, keeper: Keeper, max_subscribers: usize) -> Self {
+    pub(crate) fn start(parts: HubParts, keeper: Keeper, max_subscribers: usize) -> Self {
         let closed = parts.closed.clone();
         let (present, hub) = watch::channel(None);
         actix::spawn(keeper.keep("notifications", move || {
@@ -65,7 +65,7 @@ impl ToastHub {
     ///
     /// # Errors
     /// Those of the read, and [`StoreError::Busy`] where the turn did not come in 30 s.
-    pub fn read<T, R>(&self, reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+    pub(crate) fn read<T, R>(&self, reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
     where
         T: Send + 'static,
         R: Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -74,7 +74,7 @@ impl ToastHub {
     }
 
     /// The same for those of whom it is not known yet whether they may: strangers wait for strangers.
-    pub fn look<T, R>(&self, looking: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+    pub(crate) fn look<T, R>(&self, looking: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
     where
         T: Send + 'static,
         R: Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -83,7 +83,7 @@ impl ToastHub {
     }
 
     /// Takes a subscriber's place; it is given back on drop.
-    pub fn seat(&self) -> Result<OwnedSemaphorePermit, Failure> {
+    pub(crate) fn seat(&self) -> Result<OwnedSemaphorePermit, Failure> {
         let full = |_| Failure::new(ErrorCode::CapacityExhausted, "`[notifications] max_subscribers` are there");
         self.seats.clone().try_acquire_owned().map_err(full)
     }
@@ -92,7 +92,7 @@ impl ToastHub {
     ///
     /// # Errors
     /// `internal` where there was none, or it panicked before it answered: safe to retry after a moment.
-    pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscribed, Failure> {
+    pub(crate) async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscribed, Failure> {
         let gone = || Failure::new(ErrorCode::Internal, "the hub of notifications is being started again");
         let present = timeout(PATIENCE, self.present()).await.ok().flatten().ok_or_else(gone)?;
         // Not sent to the next one: it may be what this one panicked at.
@@ -107,7 +107,7 @@ impl ToastHub {
     }
 
     /// Ends when every subscriber is to go. Cancel-safe.
-    pub fn closed(&self) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn closed(&self) -> impl Future<Output = ()> + use<> {
         let mut closed = self.closed.subscribe();
         async move {
             // An error means that there is no hub any more.
@@ -117,7 +117,7 @@ impl ToastHub {
 
     /// Lets every subscriber go, those too that have not said hello or still read what they missed, and each that still
     /// comes; waits until their seats are given back or `patience` is over.
-    pub async fn close(&self, patience: Duration) {
+    pub(crate) async fn close(&self, patience: Duration) {
         // Also for a hub that takes this one's place.
         self.closed.send_replace(true);
         let present = self.hub.borrow().clone();
@@ -154,7 +154,7 @@ mod tests {
 
     use super::super::handles::{
         session_progress::{self, SessionTelemetry},
-        subscriber::{Ending, Item, Outlet, ToastWakes},
+        subscriber::{Ending, Item, Outlet},
     };
     use super::*;
     use crate::{
@@ -166,7 +166,7 @@ mod tests {
             },
             session::restart::RestartLimits,
         },
-        store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
+        store::Store,
         telemetry::{Metrics, SystemClock},
     };
 
@@ -179,17 +179,6 @@ mod tests {
 
         fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
             panic!("as the test wants");
-        }
-    }
-
-    struct Wakes(ToastWakes);
-
-    impl StoreObserver for Wakes {
-        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-        fn on_failure(&self) {}
-        fn on_queue_depth(&self, _: usize) {}
-        fn on_toast(&self, stream: &Stream) {
-            self.0.wake(stream);
         }
     }
 
@@ -208,18 +197,10 @@ mod tests {
     impl Stage {
         fn new(max_restarts: u32) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let wakes = ToastWakes::default();
-            let store = Store::open(StoreOptions {
-                webhook: None,
-                url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-                readers: 1,
-                write_queue: 64,
-                patience: Duration::from_secs(60),
-                observer: Arc::new(Wakes(wakes.clone())),
-            });
-            let (store, metrics) = (store.unwrap(), Metrics::new("0", None).unwrap());
+            let store = Store::for_tests(&folder.path().join("test.db"));
+            let metrics = Metrics::for_tests();
             let (telemetry, source) = session_progress::queue();
-            let parts = HubParts::new(store.clone(), wakes, source, false);
+            let parts = HubParts::new(store.clone(), source, false);
             let limits = RestartLimits { max_restarts, within: Duration::from_secs(3600) };
             let keeper = Keeper { metrics: metrics.clone(), clock: Arc::new(SystemClock), limits };
             Self { hub: ToastHub::start(parts, keeper, 9), store, metrics, telemetry, _folder: folder }

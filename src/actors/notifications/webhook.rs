@@ -23,10 +23,7 @@ use crate::{
     contract::notifications::webhook::WebhookEvent,
     domain::{
         clock::Clock,
-        notify::{
-            toast::Stream,
-            webhook::{Answer, Verdict, WebhookRules, retry_after},
-        },
+        notify::webhook::{Answer, Verdict, WebhookRules, retry_after},
         redaction::Redacted,
     },
     store::{
@@ -45,28 +42,21 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Pause before a database is asked again that did not answer.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Wakes who posts, and stops it. Cheap to clone.
+/// Stops the posting of operators' alerts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct WebhookBell(Arc<Bell>);
+pub(crate) struct WebhookStop(Arc<Stop>);
 
 #[derive(Debug, Default)]
-struct Bell {
-    rung: Notify,
+struct Stop {
+    asked: Notify,
     is_closed: AtomicBool,
 }
 
-impl WebhookBell {
-    /// Toasts were committed to a sequence. Never blocks.
-    pub fn on_toast(&self, stream: &Stream) {
-        if *stream == Stream::Operators {
-            self.0.rung.notify_one();
-        }
-    }
-
+impl WebhookStop {
     /// Ends [`Webhooks::run`] as soon as what is out has ended.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.is_closed.store(true, Ordering::Release);
-        self.0.rung.notify_one();
+        self.0.asked.notify_one();
     }
 
     fn is_closed(&self) -> bool {
@@ -76,7 +66,7 @@ impl WebhookBell {
 
 /// Posts. Cheap to clone behind the parts that it holds.
 #[derive(Clone)]
-pub struct Webhooks {
+pub(crate) struct Webhooks {
     /// Where deliveries are kept.
     pub store: Store,
     /// What is counted.
@@ -94,18 +84,19 @@ pub struct Webhooks {
 impl Webhooks {
     /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease is
     /// over. The handle ends as [`Self::run`] does.
-    pub fn start(self, bell: WebhookBell, keeper: Keeper) -> JoinHandle<()> {
-        actix::spawn(keeper.keep("webhooks", move || actix::spawn(self.clone().run(bell.clone()))))
+    pub(crate) fn start(self, stop: WebhookStop, keeper: Keeper) -> JoinHandle<()> {
+        actix::spawn(keeper.keep("webhooks", move || actix::spawn(self.clone().run(stop.clone()))))
     }
 
-    /// Posts until the bell is closed, then waits for what is out: at most as long as one post may take, and its row. A
+    /// Posts until the stop is closed, then waits for what is out: at most as long as one post may take, and its row. A
     /// dropped future may have posted what is posted again, under the same id.
-    pub async fn run(self, bell: WebhookBell) {
-        let mut out = JoinSet::new();
-        while !bell.is_closed() {
+    pub(crate) async fn run(self, stop: WebhookStop) {
+        let (mut out, grown) = (JoinSet::new(), self.store.grown_streams());
+        while !stop.is_closed() {
             let wait = if out.len() < MAX_OUT { self.send_due(&mut out).await } else { LOOK };
             tokio::select! {
-                () = bell.0.rung.notified() => {}
+                () = stop.0.asked.notified() => {}
+                () = grown.operators() => {}
                 Some(ended) = out.join_next() => said(ended),
                 () = sleep(wait) => {}
             }
@@ -234,18 +225,9 @@ mod tests {
     use super::*;
     use crate::{
         domain::{clock::Timestamp, session::restart::RestartLimits},
-        store::{DatabaseUrl, StoreObserver, StoreOptions},
         telemetry::SystemClock,
         webhook::{PosterOptions, Signer},
     };
-
-    struct Blind;
-
-    impl StoreObserver for Blind {
-        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-        fn on_failure(&self) {}
-        fn on_queue_depth(&self, _: usize) {}
-    }
 
     /// Panics the first time that it is looked at, and counts.
     #[derive(Default)]
@@ -265,21 +247,14 @@ mod tests {
     #[actix::test]
     async fn posting_goes_on_after_a_panic_and_ends_when_it_is_to() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            webhook: None,
-            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-            readers: 1,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            observer: Arc::new(Blind),
-        });
+        let store = Store::for_tests(&folder.path().join("test.db"));
         let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());
         let signer = Signer::new([&secret]).unwrap();
         let timeout = Duration::from_secs(1);
         let url = SecretString::from("http://127.0.0.1:9".to_owned());
         let (metrics, clock) = (Metrics::new("0", None).unwrap(), Arc::new(Broken::default()));
         let webhooks = Webhooks {
-            store: store.unwrap(),
+            store,
             metrics: metrics.clone(),
             clock: clock.clone(),
             poster: Arc::new(Poster::new(PosterOptions { url: &url, signer, timeout }).unwrap()),
@@ -288,13 +263,13 @@ mod tests {
         };
         let limits = RestartLimits { max_restarts: 5, within: Duration::from_secs(30) };
         let keeper = Keeper { metrics: metrics.clone(), clock: Arc::new(SystemClock), limits };
-        let bell = WebhookBell::default();
-        let posting = webhooks.start(bell.clone(), keeper);
+        let stop = WebhookStop::default();
+        let posting = webhooks.start(stop.clone(), keeper);
         while clock.0.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
         }
         assert!(metrics.render().unwrap().contains("lumilink_restarts_total{cause=\"panic\"} 1\n"));
-        bell.close();
+        stop.close();
         posting.await.unwrap();
     }
 }

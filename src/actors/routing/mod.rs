@@ -1,7 +1,7 @@
 //! The route of one workspace: its gate, its SuccessWindow and its ProtocolRouter, brought back from the database.
 
-pub mod router;
-pub mod window;
+pub(crate) mod router;
+pub(crate) mod window;
 
 use std::{
     fmt,
@@ -34,7 +34,7 @@ use crate::{
 
 /// The route of one workspace. Cheap to clone; sessions hold it, and go on with it when its actors were replaced.
 #[derive(Clone)]
-pub struct WorkspaceRouting(Arc<Inner>);
+pub(crate) struct WorkspaceRouting(Arc<Inner>);
 
 struct Inner {
     key: WorkspaceKey,
@@ -65,7 +65,7 @@ impl fmt::Debug for WorkspaceRouting {
 impl WorkspaceRouting {
     /// Brings the route, what was counted and the pace of turns back, and starts the two actors on this thread. A workspace that was never
     /// flipped takes its tenant's default. Safe to retry.
-    pub async fn start(key: WorkspaceKey, parts: &Arc<Parts>) -> Result<Self, Failure> {
+    pub(crate) async fn start(key: WorkspaceKey, parts: &Arc<Parts>) -> Result<Self, Failure> {
         let (row, acp, http) = kept(&key, parts).await?;
         let durations = parts.store.turn_durations(key.clone(), PACE_TURNS).await;
         let durations = durations.map_err(|cause| store::failure(&cause))?;
@@ -77,7 +77,7 @@ impl WorkspaceRouting {
     }
 
     /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next time.
-    pub async fn look_after(self, parts: Arc<Parts>) {
+    pub(crate) async fn look_after(self, parts: Arc<Parts>) {
         if self.actors().is_alive() {
             return;
         }
@@ -94,37 +94,37 @@ impl WorkspaceRouting {
     }
 
     /// How many hold on to it.
-    pub fn holders(&self) -> usize {
+    pub(crate) fn holders(&self) -> usize {
         Arc::strong_count(&self.0)
     }
 
     /// Where sessions read the route.
-    pub fn gate(&self) -> &RouteGate {
+    pub(crate) fn gate(&self) -> &RouteGate {
         &self.0.gate
     }
 
     /// How long turns take.
-    pub fn pace(&self) -> &WorkspacePace {
+    pub(crate) fn pace(&self) -> &WorkspacePace {
         &self.0.pace
     }
 
     /// The route as its router sees it.
-    pub async fn view(&self) -> Result<RouteView, Failure> {
+    pub(crate) async fn view(&self) -> Result<RouteView, Failure> {
         self.actors().router.send(ReadRoute).await.map_err(gone)
     }
 
     /// What the window holds.
-    pub async fn figures(&self) -> Result<WindowFigures, Failure> {
+    pub(crate) async fn figures(&self) -> Result<WindowFigures, Failure> {
         self.actors().window.send(ReadWindow).await.map_err(gone)
     }
 
     /// Changes the route. A failure has changed nothing. A dropped future may have changed it.
-    pub async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
+    pub(crate) async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
         self.actors().router.send(change).await.map_err(gone)?
     }
 
     /// Shakes hands with an agent of the workspace.
-    pub async fn probe(&self) -> Result<(), Failure> {
+    pub(crate) async fn probe(&self) -> Result<(), Failure> {
         self.actors().router.send(ProbeRoute).await.map_err(gone)?
     }
 
@@ -164,7 +164,7 @@ fn gone(_: actix::MailboxError) -> Failure {
 }
 
 /// The default route of a workspace that was never routed: that of its tenant.
-pub fn default_route(tenant: Option<&store::TenantProtocol>) -> Route {
+pub(crate) fn default_route(tenant: Option<&store::TenantProtocol>) -> Route {
     tenant.map_or(Route::Acp, |tenant| if tenant.enable_acp { tenant.default_protocol } else { Route::Http })
 }
 

@@ -58,7 +58,7 @@ const LONGEST_WAKE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The route of one workspace.
-pub struct ProtocolRouter {
+pub(crate) struct ProtocolRouter {
     row: RouteRow,
     parts: Arc<Parts>,
     gate: RouteGate,
@@ -69,7 +69,7 @@ type Saving = LocalBoxActorFuture<ProtocolRouter, Result<(), Failure>>;
 
 impl ProtocolRouter {
     /// Goes on with a route as it was kept; what it decides is read at `gate`.
-    pub fn new(row: RouteRow, parts: Arc<Parts>, gate: RouteGate) -> Self {
+    pub(crate) fn new(row: RouteRow, parts: Arc<Parts>, gate: RouteGate) -> Self {
         Self { row, parts, gate, timer: None }
     }
 
@@ -356,7 +356,7 @@ impl Handler<ProbeRoute> for ProtocolRouter {
 }
 
 /// The route of a workspace that was never flipped.
-pub fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
+pub(crate) fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
     RouteRow {
         key,
         routing: Routing::new(default),
@@ -369,7 +369,7 @@ pub fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
 
 /// Starts an agent, shakes hands and lets it go; the agent is that of a live session, else the default one. Ends within
 /// `[recovery] probe_timeout_s`. What came of it is written down and counts in no window.
-pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failure> {
+pub(crate) async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failure> {
     let live = parts.index.of_workspace(key).into_iter().next();
     let (session_id, agent, folder) = match live {
         Some(live) => {
@@ -410,7 +410,7 @@ pub async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failur
 
 /// The rows of a flip, and the note for the transcripts of the sessions that are live. `systemic` is what operators are
 /// told in place of the workspace's users.
-pub fn of(
+pub(crate) fn of(
     flip: &Flip,
     systemic: Option<NewToast>,
     sessions: &[Arc<LiveSession>],
@@ -468,7 +468,7 @@ fn note(flip: &Flip, rules: &WindowRules, now: Timestamp) -> TranscriptEntry {
 }
 
 /// The event that readers of a session get.
-pub fn event(flip: &Flip, routing: &Routing) -> Value {
+pub(crate) fn event(flip: &Flip, routing: &Routing) -> Value {
     json!({
         "route": flip.to,
         "epoch": flip.epoch,

@@ -24,7 +24,7 @@ use crate::{
 const MAILBOX: usize = 64;
 
 /// Counts what became of a workspace's turns.
-pub struct SuccessWindow {
+pub(crate) struct SuccessWindow {
     workspace: WorkspaceKey,
     parts: Arc<Parts>,
     acp: OutcomeWindow,
@@ -40,7 +40,7 @@ pub struct SuccessWindow {
 
 impl SuccessWindow {
     /// Goes on with what was counted before.
-    pub fn new(
+    pub(crate) fn new(
         workspace: WorkspaceKey,
         parts: Arc<Parts>,
         acp: OutcomeWindow,

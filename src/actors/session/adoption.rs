@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(250);
 
 /// A turn that can go on.
-pub struct Found {
+pub(crate) struct Found {
     /// Its agent, and what is known about it.
     pub adopted: Adopted,
     /// Its session.
@@ -43,14 +43,14 @@ pub struct Found {
 }
 
 /// By what the agent of a connection is found again.
-pub fn kept_connection(facts: &AgentFacts) -> KeptConnection {
+pub(crate) fn kept_connection(facts: &AgentFacts) -> KeptConnection {
     KeptConnection { id: facts.connection_id.clone(), cookies: facts.cookies.clone() }
 }
 
 /// Finds the agents of the turns that had not ended when the service last stopped. Those that are not found are
 /// logged with the reason. To be called at start, before anything else. A runtime that is not there is waited for once
 /// and not by each of them: nothing is served until this ends. Takes about 10 s where no runtime answers.
-pub async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found> {
+pub(crate) async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found> {
     let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
     let until = Instant::now() + PATIENCE;
     let answered = AtomicBool::new(false);
@@ -76,7 +76,7 @@ pub async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found
 }
 
 /// The results of turns that do not go on, with what their agents had said as far as it is on disk.
-pub async fn results_of_interrupted(
+pub(crate) async fn results_of_interrupted(
     parts: &Parts,
     turns: &[Unfinished],
 ) -> Result<Vec<(PromptId, Redacted)>, StoreError> {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Decides. The tenant's patterns are read only where nothing that comes before them has decided already.
-pub async fn decide(
+pub(crate) async fn decide(
     parts: &Parts,
     spec: &SessionSpec,
     mode: WantedMode,

@@ -58,7 +58,7 @@ pub(super) struct Opening {
 
 impl Opening {
     /// For a session that lives.
-    pub fn over(route: Route) -> Self {
+    pub(crate) fn over(route: Route) -> Self {
         Self { route, delay: Duration::ZERO, cookies: None, ready: None, is_new: false, runtime_answers: false }
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Writes down how the handshake of a session ended under `id`, tells its user, and lets it count.
-pub fn note(
+pub(crate) fn note(
     parts: &Arc<Parts>,
     spec: &SessionSpec,
     turn: TurnRoute,
@@ -52,7 +52,7 @@ pub fn note(
 }
 
 /// Writes down a probe, which counts in no window.
-pub async fn probe(
+pub(crate) async fn probe(
     parts: &Parts,
     workspace: &WorkspaceKey,
     session: Option<SessionId>,
@@ -66,7 +66,7 @@ pub async fn probe(
 }
 
 /// Writes down what became of a line and how it was until then, and tells the session's user.
-pub fn changed(
+pub(crate) fn changed(
     parts: &Arc<Parts>,
     spec: &SessionSpec,
     line: Uuid,
@@ -96,7 +96,7 @@ pub fn changed(
 }
 
 /// Tells a session's user of a break of which no record is kept.
-pub fn tell(parts: &Arc<Parts>, spec: &SessionSpec, telling: Telling, now: Timestamp) {
+pub(crate) fn tell(parts: &Arc<Parts>, spec: &SessionSpec, telling: Telling, now: Timestamp) {
     let (parts, key, session_id) = (parts.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
         if let Err(cause) = parts.store.tell_session(key, session_id, telling, now).await {

@@ -3,14 +3,14 @@
 //! The actor lives as long as its agent. Whatever breaks, it ends its turn, tells its supervisor through its
 //! guard, and stops; a fresh one takes its place.
 
-pub mod adoption;
-pub mod agent_events;
-pub mod automation;
+pub(crate) mod adoption;
+pub(crate) mod agent_events;
+pub(crate) mod automation;
 mod connect;
-pub mod connection_log;
-pub mod notices;
+pub(crate) mod connection_log;
+pub(crate) mod notices;
 mod turn;
-pub mod turn_ticket;
+pub(crate) mod turn_ticket;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ const MAILBOX: usize = 16;
 const MAX_CALLS: usize = 32;
 
 /// One ACP session.
-pub struct Session {
+pub(crate) struct Session {
     parts: Arc<Parts>,
     shared: Arc<SessionShared>,
     guard: EndGuard,
@@ -86,7 +86,7 @@ pub struct Session {
 }
 
 /// How a session's actor starts.
-pub struct Start {
+pub(crate) struct Start {
     /// Backoff of a restart.
     pub delay: Duration,
     /// What an earlier life left.
@@ -108,7 +108,7 @@ enum Call {
 }
 
 /// Tells the supervisor about the end of a session, exactly once; on drop it says that the actor panicked.
-pub struct EndGuard {
+pub(crate) struct EndGuard {
     supervisor: Option<Recipient<SessionEnded>>,
     session_id: SessionId,
     generation: u64,
@@ -116,7 +116,7 @@ pub struct EndGuard {
 
 impl EndGuard {
     /// Makes the guard of one start of a session.
-    pub fn new(supervisor: Recipient<SessionEnded>, session_id: SessionId, generation: u64) -> Self {
+    pub(crate) fn new(supervisor: Recipient<SessionEnded>, session_id: SessionId, generation: u64) -> Self {
         Self { supervisor: Some(supervisor), session_id, generation }
     }
 
@@ -137,7 +137,7 @@ impl Drop for EndGuard {
 
 impl Session {
     /// Makes the actor of a session; it connects when it is started.
-    pub fn new(parts: Arc<Parts>, shared: Arc<SessionShared>, guard: EndGuard, start: Start) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>, shared: Arc<SessionShared>, guard: EndGuard, start: Start) -> Self {
         Self {
             parts,
             shared,

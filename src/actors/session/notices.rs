@@ -25,21 +25,21 @@ use crate::{
 };
 
 /// A session failed for good.
-pub fn of_failed_session(spec: &SessionSpec, code: ErrorCode, now: Timestamp) -> Telling {
+pub(crate) fn of_failed_session(spec: &SessionSpec, code: ErrorCode, now: Timestamp) -> Telling {
     let notice = notice::of_failed_session(spec.session_id, code);
     let note = note(&notice, NoteKind::Info, Some(NoteStatus::Error), NoteDetails::default(), now);
     telling(to_session(spec), notice, Uuid::now_v7(), note)
 }
 
 /// A session's handshake failed, so that it goes over the fallback by itself; `handshake` is the record of it.
-pub fn of_failed_handshake(spec: &SessionSpec, code: ErrorCode, handshake: Uuid, now: Timestamp) -> Telling {
+pub(crate) fn of_failed_handshake(spec: &SessionSpec, code: ErrorCode, handshake: Uuid, now: Timestamp) -> Telling {
     let notice = notice::of_failed_handshake(spec.session_id, code);
     let note = note(&notice, NoteKind::Rollback, None, NoteDetails::default(), now);
     telling(to_session(spec), notice, handshake, note)
 }
 
 /// The way to the agent of a running turn broke and is being made again. Of breaks that come together one is told.
-pub fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> Telling {
+pub(crate) fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> Telling {
     let notice = notice::of_reconnecting();
     let note = note(&notice, NoteKind::Info, None, NoteDetails::default(), now);
     telling(Addressee::Workspace(spec.workspace.clone()), notice, Uuid::now_v7(), note)
@@ -50,12 +50,17 @@ fn to_session(spec: &SessionSpec) -> Addressee {
 }
 
 /// Both in one; `cause` is told once.
-pub fn telling(to: Addressee, notice: Notice, cause: impl std::fmt::Display, note: TranscriptEntry) -> Telling {
+pub(crate) fn telling(
+    to: Addressee,
+    notice: Notice,
+    cause: impl std::fmt::Display,
+    note: TranscriptEntry,
+) -> Telling {
     Telling { toast: NewToast::new(Uuid::now_v7(), to, notice, cause), note }
 }
 
 /// The note that stands beside a toast in the transcript.
-pub fn note(
+pub(crate) fn note(
     notice: &Notice,
     kind: NoteKind,
     status: Option<NoteStatus>,
@@ -75,7 +80,7 @@ pub fn note(
 }
 
 /// A skip: what the result says, what is kept, and what the user is told.
-pub struct SkipRecord {
+pub(crate) struct SkipRecord {
     /// Why.
     pub why: (SkipReason, Option<SkipDetail>),
     /// For the result.
@@ -87,7 +92,7 @@ pub struct SkipRecord {
 }
 
 /// The record of a skip; none where its parts do not fit the contract, which is a fault of ours.
-pub fn of(
+pub(crate) fn of(
     spec: &SessionSpec,
     prompt_id: PromptId,
     wanted: WantedMode,

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// A turn that has begun and has not ended.
-pub struct TurnTicket(Option<Box<Begun>>);
+pub(crate) struct TurnTicket(Option<Box<Begun>>);
 
 struct Begun {
     parts: Arc<Parts>,
@@ -73,13 +73,13 @@ struct Begun {
 
 /// What a turn's outcome is when its ticket is dropped; set at most once, by whoever knows why the session ends while
 /// the ticket is elsewhere.
-pub type WhenDropped = Arc<OnceLock<TurnOutcome>>;
+pub(crate) type WhenDropped = Arc<OnceLock<TurnOutcome>>;
 
 impl TurnTicket {
     /// Makes the ticket of a turn that is about to be written down. `slot` is its place in the writer's
     /// queue for the end, so that an end can always be queued; `ways` are the way that was chosen and what carries it.
     #[expect(clippy::too_many_arguments, reason = "each is one thing that the end of a turn needs")]
-    pub fn new(
+    pub(crate) fn new(
         parts: Arc<Parts>,
         shared: Arc<SessionShared>,
         prompt_id: PromptId,
@@ -111,19 +111,19 @@ impl TurnTicket {
     }
 
     /// Where to say why the ticket will be dropped, for a holder that has given it away.
-    pub fn when_dropped(&self) -> WhenDropped {
+    pub(crate) fn when_dropped(&self) -> WhenDropped {
         self.0.as_ref().map(|begun| begun.when_dropped.clone()).unwrap_or_default()
     }
 
     /// Notes what is to become of its changes.
-    pub fn automate(&mut self, wanted: WantedMode, automation: Automation) {
+    pub(crate) fn automate(&mut self, wanted: WantedMode, automation: Automation) {
         if let Some(begun) = &mut self.0 {
             begun.automation = (wanted, automation);
         }
     }
 
     /// Notes that the turn is on disk; from here on it counts.
-    pub fn accepted(&mut self) {
+    pub(crate) fn accepted(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.counted = true;
             begun.parts.metrics.turn_started(begun.meant);
@@ -131,18 +131,13 @@ impl TurnTicket {
     }
 
     /// Drops the ticket of a turn that was not written down after all.
-    pub fn discard(mut self) {
+    pub(crate) fn discard(mut self) {
         self.0 = None;
-    }
-
-    /// The turn.
-    pub fn prompt_id(&self) -> Option<PromptId> {
-        self.0.as_ref().map(|begun| begun.prompt_id)
     }
 
     /// Notes that the fallback carries it, since a handshake failed; what that means for a canary was told by the
     /// handshake.
-    pub fn fell_back(&mut self) {
+    pub(crate) fn fell_back(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.carried = Route::Http;
             begun.way.canary = None;
@@ -150,17 +145,17 @@ impl TurnTicket {
     }
 
     /// What carries it.
-    pub fn carried(&self) -> Route {
+    pub(crate) fn carried(&self) -> Route {
         self.0.as_ref().map_or(Route::Acp, |begun| begun.carried)
     }
 
     /// When it was accepted.
-    pub fn accepted_at(&self) -> Timestamp {
+    pub(crate) fn accepted_at(&self) -> Timestamp {
         self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
     }
 
     /// Notes that the agent got the prompt, and tells the readers when it is likely to have ended.
-    pub fn sent(&mut self, now: Timestamp, context_injected: bool) {
+    pub(crate) fn sent(&mut self, now: Timestamp, context_injected: bool) {
         if let Some(begun) = &mut self.0 {
             begun.progress.sent_at = Some(now);
             begun.context_injected = context_injected;
@@ -171,7 +166,7 @@ impl TurnTicket {
     }
 
     /// Notes an update of the agent and hands it to the readers.
-    pub fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
+    pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
         let Some(begun) = &mut self.0 else { return };
         let view = crate::domain::turn::transcript::view_update(raw);
         begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
@@ -191,7 +186,7 @@ impl TurnTicket {
     }
 
     /// Puts an entry of ours into the transcript.
-    pub fn note(&mut self, entry: TranscriptEntry) {
+    pub(crate) fn note(&mut self, entry: TranscriptEntry) {
         if let Some(begun) = &mut self.0 {
             begun.transcript.close(&mut begun.entries);
             begun.entries.push(entry);
@@ -199,7 +194,7 @@ impl TurnTicket {
     }
 
     /// Notes a remark and tells the readers.
-    pub fn remark(&mut self, severity: Severity, message: &str) {
+    pub(crate) fn remark(&mut self, severity: Severity, message: &str) {
         if let Some(begun) = &mut self.0 {
             begun.progress.remark(severity, message);
             let update = json!({"severity": severity, "message": message});
@@ -208,7 +203,7 @@ impl TurnTicket {
     }
 
     /// Notes a line of the agent that was no JSON; an error has to end the turn.
-    pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
+    pub(crate) fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
         let Some(begun) = &mut self.0 else { return Ok(()) };
         let borne = begun.progress.on_stray_line(line);
         if let Some(last) = begun.progress.diagnostics.last() {
@@ -220,7 +215,7 @@ impl TurnTicket {
 
     /// Complete entries that can go to disk before the turn ends, once there are `at_least` of them or that many
     /// bytes.
-    pub fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
+    pub(crate) fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
         let begun = self.0.as_mut()?;
         let held = || begun.entries.iter().map(TranscriptEntry::size_bytes).sum::<usize>();
         let enough = begun.entries.len() >= at_least || held() >= bytes;
@@ -228,14 +223,14 @@ impl TurnTicket {
     }
 
     /// All of its entries so far, the one that is still growing included.
-    pub fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
+    pub(crate) fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
         let Some(begun) = self.0.as_mut() else { return Vec::new() };
         begun.transcript.close(&mut begun.entries);
         std::mem::take(&mut begun.entries)
     }
 
     /// Goes on with a turn that began in an earlier life of the service: what the agent had said until then.
-    pub fn go_on(&mut self, said: &[String]) {
+    pub(crate) fn go_on(&mut self, said: &[String]) {
         if let Some(begun) = &mut self.0 {
             said.iter().for_each(|text| begun.progress.on_message_text(text));
         }
@@ -243,7 +238,7 @@ impl TurnTicket {
     }
 
     /// Puts entries back that could not be queued.
-    pub fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
+    pub(crate) fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
         if let Some(begun) = &mut self.0 {
             entries.append(&mut begun.entries);
             begun.entries = entries;
@@ -252,7 +247,7 @@ impl TurnTicket {
 
     /// Ends the turn: result and transcript go to disk in one transaction, then everyone who waits is told, and the
     /// runtime, which may forget what the agent said.
-    pub fn end(
+    pub(crate) fn end(
         mut self,
         outcome: TurnOutcome,
         usage: Option<crate::domain::turn::Usage>,

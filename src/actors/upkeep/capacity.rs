@@ -21,7 +21,7 @@ const MAX_PENDING: usize = 64;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Watches the seats.
-pub struct CapacityWatch {
+pub(crate) struct CapacityWatch {
     guard: CapacityGuard,
     parts: Arc<Parts>,
     alerts: CapacityAlerts,
@@ -37,7 +37,7 @@ struct Pending {
 impl CapacityWatch {
     /// Takes up the alert that was open when an earlier life of the service ended: it is not raised again, and is
     /// resolved when its time has come.
-    pub async fn take_up(guard: CapacityGuard, parts: Arc<Parts>) -> Result<Self, StoreError> {
+    pub(crate) async fn take_up(guard: CapacityGuard, parts: Arc<Parts>) -> Result<Self, StoreError> {
         let open = parts.store.open_capacity_alert().await?;
         if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
             let alert = level.as_str();
@@ -49,7 +49,7 @@ impl CapacityWatch {
     }
 
     /// Watches until the guard is closed and everything is written. A dropped future may have lost what was not.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             // Before the look, which then sees whatever came before the end.
             let is_last = self.guard.is_closed();

@@ -15,7 +15,7 @@ use crate::{
 
 /// What it takes to start a part again.
 #[derive(Clone)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     /// What is counted.
     pub metrics: Metrics,
     /// The time.
@@ -26,14 +26,14 @@ pub struct Keeper {
 
 impl Keeper {
     /// With the limits that sessions have.
-    pub fn new(parts: &Parts) -> Self {
+    pub(crate) fn new(parts: &Parts) -> Self {
         Self { metrics: parts.metrics.clone(), clock: parts.clock.clone(), limits: parts.settings.restart }
     }
 
     /// Starts a part, and again after each panic: after 50 ms, 100 ms, …, and where that was more often than the limits
     /// allow, once in their period. Returns when the part has ended in order, or with the thread. A dropped future leaves
     /// the part alone, and starts it no more.
-    pub async fn keep(self, part: &'static str, mut start: impl FnMut() -> JoinHandle<()>) {
+    pub(crate) async fn keep(self, part: &'static str, mut start: impl FnMut() -> JoinHandle<()>) {
         let mut restarts = RestartPolicy::new(self.limits);
         while let Err(cause) = start().await {
             if !cause.is_panic() {

@@ -1,5 +1,5 @@
 //! Background work that belongs to no session: retention, capacity alerts, and restarts of singleton parts.
 
-pub mod capacity;
-pub mod keeper;
-pub mod retention;
+pub(crate) mod capacity;
+pub(crate) mod keeper;
+pub(crate) mod retention;

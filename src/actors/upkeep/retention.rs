@@ -31,11 +31,11 @@ enum Old {
 
 /// At which age records are removed; those that have none stay.
 #[derive(Debug, Clone)]
-pub struct Ages(Vec<(Old, Duration)>);
+pub(crate) struct Ages(Vec<(Old, Duration)>);
 
 impl Ages {
     /// The configured ones. Counts of outcomes go a day after their window has left them behind.
-    pub fn new(retention: &Retention, window: &WindowRules) -> Self {
+    pub(crate) fn new(retention: &Retention, window: &WindowRules) -> Self {
         let days = |days: u64| Duration::from_secs(days.saturating_mul(DAY.as_secs()));
         let configured = [
             (Old::Records(Retained::Connections), retention.connections_days),
@@ -54,7 +54,7 @@ impl Ages {
 }
 
 /// Looks once an hour for ever, beginning now. Cancel-safe. What the database does not take now, it is asked for again.
-pub async fn sweep(parts: std::sync::Arc<Parts>, ages: Ages) {
+pub(crate) async fn sweep(parts: std::sync::Arc<Parts>, ages: Ages) {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -109,7 +109,7 @@ async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Re
 const SESSIONS_PER_WRITE: usize = 100;
 
 /// Sweeps for ever. Cancel-safe.
-pub async fn sweep_expired(parts: Arc<Parts>, max_age: Duration) {
+pub(crate) async fn sweep_expired(parts: Arc<Parts>, max_age: Duration) {
     let mut period = tokio::time::interval(sweep_period(max_age));
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -137,7 +137,6 @@ async fn expire_some(parts: &Parts, max_age: Duration) -> Result<usize, StoreErr
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use uuid::Uuid;
 
@@ -152,18 +151,10 @@ mod tests {
             words::MigrationStatus,
         },
         store::{
-            AuditFilter, CapacityAlertFilter, CapacityAlertRow, DatabaseUrl, MigrationRow, NewConnection,
-            OutcomeCount, Page, StoreObserver, StoreOptions,
+            AuditFilter, CapacityAlertFilter, CapacityAlertRow, MigrationRow, NewConnection, OutcomeCount, Page,
+            StoreOptions,
         },
     };
-
-    struct Blind;
-
-    impl StoreObserver for Blind {
-        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-        fn on_failure(&self) {}
-        fn on_queue_depth(&self, _: usize) {}
-    }
 
     const HOUR_US: i64 = 3_600_000_000;
 
@@ -229,15 +220,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_old_enough_goes_in_chunks_and_the_rest_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-            readers: 1,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            webhook: None,
-            observer: Arc::new(Blind),
-        });
-        let store = store.unwrap();
+        let store = Store::for_tests(&folder.path().join("test.db"));
         let at = |hours: i64| Timestamp(1_800_000_000_000_000 + hours * HOUR_US);
         let count = |hours| OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(hours), sample: Sample::Success };
         // More than one chunk of each that is old, and a few that are not.
@@ -282,14 +265,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_to_be_posted_for_ever_is_given_up_by_one_sweep_and_goes_with_the_next() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-            readers: 1,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            webhook: Some("https://hooks.example.com".into()),
-            observer: Arc::new(Blind),
-        });
+        let store = Store::open(
+            StoreOptions {
+                webhook: Some("https://hooks.example.com".into()),
+                ..StoreOptions::for_tests(&folder.path().join("test.db"))
+            },
+            crate::telemetry::Metrics::for_tests(),
+        );
         let store = store.unwrap();
         let alert = alert(Uuid::now_v7(), AlertKind::Raised, Timestamp(0));
         store.add_capacity_alerts(&[alert]).await.unwrap();

@@ -13,14 +13,14 @@ use crate::{
 };
 
 /// How often a session is asked for a sign of life. Cheap: a message to the same thread.
-pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 thread_local! {
     static BEATS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Makes the thread that calls beat for as long as it lives; a second call on one thread changes nothing.
-pub fn beat_here(beats: &Watchdog) {
+pub(crate) fn beat_here(beats: &Watchdog) {
     if BEATS.replace(true) {
         return;
     }
@@ -43,14 +43,14 @@ impl Handler<Probe> for Session {
 
 /// What is known of one session's answers.
 #[derive(Debug, Default)]
-pub struct ProbeState {
+pub(crate) struct ProbeState {
     /// Since when the last probe waits for its answer.
     waits_since: Option<Instant>,
 }
 
 /// What to do about a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Ask it.
     Ask,
     /// Its answer is still waited for.
@@ -62,7 +62,7 @@ pub enum Step {
 impl ProbeState {
     /// Decides, and notes a probe that is sent now. After `was_late`, when the asking thread itself stood still,
     /// the wait begins anew: the session had no chance to answer.
-    pub fn step(&mut self, now: Instant, stuck_after: Duration, was_late: bool) -> Step {
+    pub(crate) fn step(&mut self, now: Instant, stuck_after: Duration, was_late: bool) -> Step {
         match &mut self.waits_since {
             None => {
                 self.waits_since = Some(now);
@@ -78,7 +78,7 @@ impl ProbeState {
     }
 
     /// Notes an answer.
-    pub fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         self.waits_since = None;
     }
 }

@@ -3,9 +3,9 @@
 //! A handle, not an actor: finding a session costs no hop. What starts, ends or restarts a session is asked
 //! of its workspace's supervisor.
 
-pub mod liveness;
-pub mod open;
-pub mod supervisor;
+pub(crate) mod liveness;
+pub(crate) mod open;
+pub(crate) mod supervisor;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,7 @@ use actix::{Actor, Addr, Message, Recipient};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub use self::open::DEFAULT_AGENT;
+pub(crate) use self::open::DEFAULT_AGENT;
 
 use self::{
     open::{OpenSession, Placing},
@@ -62,7 +62,7 @@ const RESTART_WAIT: Duration = Duration::from_secs(10);
 
 /// The directory. Cheap to clone.
 #[derive(Clone)]
-pub struct Workspaces(Arc<Inner>);
+pub(crate) struct Workspaces(Arc<Inner>);
 
 struct Inner {
     parts: Arc<Parts>,
@@ -82,7 +82,7 @@ struct Supervised {
 }
 
 /// A session that is ready for prompts.
-pub struct ReadySession {
+pub(crate) struct ReadySession {
     /// Its id.
     pub session_id: SessionId,
     /// Its workspace.
@@ -99,28 +99,28 @@ pub struct ReadySession {
 
 impl Workspaces {
     /// Makes an empty directory whose supervisors live on `arbiters`.
-    pub fn new(parts: Arc<Parts>, door: WorkspaceDoor, capacity: CapacityGuard) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>, door: WorkspaceDoor, capacity: CapacityGuard) -> Self {
         let (supervisors, starting, draining) = Default::default();
         Self(Arc::new(Inner { parts, door, capacity, supervisors, starting, draining }))
     }
 
     /// What sessions share.
-    pub fn parts(&self) -> &Arc<Parts> {
+    pub(crate) fn parts(&self) -> &Arc<Parts> {
         &self.0.parts
     }
 
     /// The seats.
-    pub fn capacity(&self) -> &CapacityGuard {
+    pub(crate) fn capacity(&self) -> &CapacityGuard {
         &self.0.capacity
     }
 
     /// The runtime's workspaces and status.
-    pub fn door(&self) -> &WorkspaceDoor {
+    pub(crate) fn door(&self) -> &WorkspaceDoor {
         &self.0.door
     }
 
     /// Refuses while the service is stopping.
-    pub fn admission(&self) -> Result<(), Failure> {
+    pub(crate) fn admission(&self) -> Result<(), Failure> {
         if self.0.draining.load(Ordering::Acquire) {
             return Err(Failure::new(ErrorCode::Draining, "the service is shutting down"));
         }
@@ -129,7 +129,7 @@ impl Workspaces {
 
     /// Creates a session: seat, workspace, agent, row, in this order; what fails leaves nothing behind but
     /// the workspace.
-    pub async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
+    pub(crate) async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
@@ -178,7 +178,11 @@ impl Workspaces {
     }
 
     /// Brings a session back that is not live; tells about one that is.
-    pub async fn load(&self, row: &SessionRow, mcp_servers: Option<Box<RawValue>>) -> Result<ReadySession, Failure> {
+    pub(crate) async fn load(
+        &self,
+        row: &SessionRow,
+        mcp_servers: Option<Box<RawValue>>,
+    ) -> Result<ReadySession, Failure> {
         self.admission()?;
         row.state
             .admits_load()
@@ -222,7 +226,7 @@ impl Workspaces {
     }
 
     /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
-    pub async fn go_on(&self, found: Found) -> Result<(), Failure> {
+    pub(crate) async fn go_on(&self, found: Found) -> Result<(), Failure> {
         let Found { mut adopted, session } = found;
         let parts = &self.0.parts;
         let workspace = parts.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
@@ -244,14 +248,14 @@ impl Workspaces {
     }
 
     /// The live session with this id.
-    pub fn live(&self, id: SessionId) -> Option<Arc<LiveSession>> {
+    pub(crate) fn live(&self, id: SessionId) -> Option<Arc<LiveSession>> {
         self.0.parts.index.get(id)
     }
 
     /// Sends a message to a session, waiting for its fresh actor while it is being started again. The message
     /// is made anew for each try and told whether it is a repeat: one that was lost with a dying actor may have
     /// had its effect. `None`: the session is not live any more.
-    pub async fn ask<M>(
+    pub(crate) async fn ask<M>(
         &self,
         live: &LiveSession,
         taker: impl Fn(&Mailbox) -> Recipient<M>,
@@ -279,7 +283,7 @@ impl Workspaces {
     }
 
     /// Closes a session. `false` where it was not live.
-    pub async fn close(&self, id: SessionId) -> bool {
+    pub(crate) async fn close(&self, id: SessionId) -> bool {
         match self.live(id) {
             Some(live) => live.supervisor.send(CloseSession { session_id: id }).await.unwrap_or(false),
             None => false,
@@ -287,7 +291,7 @@ impl Workspaces {
     }
 
     /// What changed in a session's workspace.
-    pub async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
+    pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
         self.0.door.diff(&DiffWorkspace { workspace: open::reference(row) }).await
     }
 
@@ -297,7 +301,7 @@ impl Workspaces {
     }
 
     /// The route of a workspace, brought back from the database where it is not in use.
-    pub async fn routing(&self, key: &WorkspaceKey) -> Result<WorkspaceRouting, Failure> {
+    pub(crate) async fn routing(&self, key: &WorkspaceKey) -> Result<WorkspaceRouting, Failure> {
         Ok(self.supervised(key).await?.routing)
     }
 
@@ -405,7 +409,7 @@ const DRAIN_MARGIN: Duration = Duration::from_secs(3);
 impl Workspaces {
     /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
     /// every agent is let go.
-    pub async fn drain(&self, deadline: impl Future<Output = ()>) {
+    pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         self.0.draining.store(true, Ordering::Release);
         let mut deadline = std::pin::pin!(deadline);
         let index = &self.0.parts.index;
@@ -438,7 +442,7 @@ const IDLE_HOLDERS: usize = 2;
 
 impl Workspaces {
     /// How ACP does over the workspaces in use.
-    pub fn fleet_health(&self) -> FleetHealth {
+    pub(crate) fn fleet_health(&self) -> FleetHealth {
         let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
         FleetHealth {
@@ -449,12 +453,12 @@ impl Workspaces {
     }
 
     /// Whether the workspace is in use.
-    pub fn is_in_use(&self, key: &WorkspaceKey) -> bool {
+    pub(crate) fn is_in_use(&self, key: &WorkspaceKey) -> bool {
         self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
     /// Lets go of a workspace that nobody uses, so that its next session starts it where it is served.
-    pub fn let_go(&self, key: &WorkspaceKey) {
+    pub(crate) fn let_go(&self, key: &WorkspaceKey) {
         let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever is about to use it has got it under the same lock.
         let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);

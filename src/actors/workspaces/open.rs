@@ -17,7 +17,7 @@ use crate::{
 
 /// A session as it is asked for.
 #[derive(Debug, Clone)]
-pub struct OpenSession {
+pub(crate) struct OpenSession {
     /// Its workspace.
     pub workspace: WorkspaceKey,
     /// For whom.
@@ -40,7 +40,7 @@ pub struct OpenSession {
 
 /// The workspace, prepared and written down. It is prepared first, so that what cannot be prepared leaves no
 /// row; of two callers who make the same one, the second prepares again what the first has made.
-pub async fn find_or_make(
+pub(crate) async fn find_or_make(
     parts: &Parts,
     door: &WorkspaceDoor,
     request: &OpenSession,
@@ -82,7 +82,7 @@ pub async fn find_or_make(
 }
 
 /// Makes sure that a workspace is there.
-pub async fn prepare(door: &WorkspaceDoor, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
+pub(crate) async fn prepare(door: &WorkspaceDoor, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
     door.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
 }
@@ -99,12 +99,12 @@ fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> 
 }
 
 /// A workspace, as the runtime knows it.
-pub fn reference(row: &WorkspaceRow) -> WorkspaceRef {
+pub(crate) fn reference(row: &WorkspaceRow) -> WorkspaceRef {
     WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
 }
 
 /// The name under which a session keeps that it named no agent.
-pub const DEFAULT_AGENT: &str = "default";
+pub(crate) const DEFAULT_AGENT: &str = "default";
 
 /// What a session is, beside its workspace.
 pub(crate) struct Placing {

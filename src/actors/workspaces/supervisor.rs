@@ -54,7 +54,7 @@ use crate::{
 const MAILBOX: usize = 64;
 
 /// The sessions of one workspace.
-pub struct WorkspaceSupervisor {
+pub(crate) struct WorkspaceSupervisor {
     workspace: WorkspaceKey,
     parts: Arc<Parts>,
     routing: WorkspaceRouting,
@@ -68,7 +68,7 @@ pub struct WorkspaceSupervisor {
 
 impl WorkspaceSupervisor {
     /// Makes the supervisor of a workspace without sessions.
-    pub fn new(workspace: WorkspaceKey, parts: Arc<Parts>, routing: WorkspaceRouting) -> Self {
+    pub(crate) fn new(workspace: WorkspaceKey, parts: Arc<Parts>, routing: WorkspaceRouting) -> Self {
         Self {
             workspace,
             parts,
@@ -389,10 +389,10 @@ impl Handler<DrainSessions> for WorkspaceSupervisor {
 }
 
 /// What a start came to.
-pub type Started = Result<Arc<AgentFacts>, Failure>;
+pub(crate) type Started = Result<Arc<AgentFacts>, Failure>;
 
 /// A live session.
-pub struct Child {
+pub(crate) struct Child {
     /// What outlives its restarts.
     pub shared: Arc<SessionShared>,
     /// Its record of restarts.
@@ -419,7 +419,7 @@ pub struct Child {
 
 /// Starts an actor as `Actor::start` does, and keeps a hold of it: an actor that waits for something that never
 /// ends can be dropped from outside.
-pub fn spawn(session: Session) -> (Mailbox, JoinHandle<()>) {
+pub(crate) fn spawn(session: Session) -> (Mailbox, JoinHandle<()>) {
     let running = Context::new().into_future(session);
     let address = running.address();
     (mailbox(&address), actix::spawn(running))
@@ -439,7 +439,7 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
 
 /// Writes down where a session ended; the user of one that failed for good is told in the same transaction. Where the
 /// database is away for longer than its patience, that is the error, and all of it is written when it is back.
-pub async fn write_down(
+pub(crate) async fn write_down(
     parts: &Parts,
     shared: &SessionShared,
     state: SessionState,

@@ -45,10 +45,7 @@ use crate::{
             prompt::Prompt,
         },
     },
-    store::{
-        DatabaseUrl, EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreError,
-        StoreObserver, StoreOptions,
-    },
+    store::{EndSlot, Idempotency, KeptConnection, NewSession, NewWorkspace, Store, StoreError, StoreOptions},
     telemetry::SystemClock,
     transport::{
         AgentEvent, CloseReason, Transport,
@@ -58,14 +55,6 @@ use crate::{
 
 /// Places in the writer's queue.
 const WRITE_QUEUE: usize = 64;
-
-struct Blind;
-
-impl StoreObserver for Blind {
-    fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-    fn on_failure(&self) {}
-    fn on_queue_depth(&self, _: usize) {}
-}
 
 struct Stage {
     parts: Arc<Parts>,
@@ -87,14 +76,14 @@ async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) 
 
 async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(StoreOptions {
-        url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-        readers: 2,
-        write_queue: WRITE_QUEUE,
-        patience,
-        webhook: None,
-        observer: Arc::new(Blind),
-    })
+    let store = Store::open(
+        StoreOptions {
+            write_queue: WRITE_QUEUE,
+            patience,
+            ..StoreOptions::for_tests(&folder.path().join("test.db"))
+        },
+        crate::telemetry::Metrics::for_tests(),
+    )
     .unwrap();
     let (transport, mut agents) = FakeTransport::new();
     let (panics, failures, held) = (transport.panics.clone(), transport.failures.clone(), transport.held.clone());

@@ -31,7 +31,7 @@ const USABLE_AGAIN: Duration = Duration::from_secs(1);
 /// a fallback and the way back.
 /// Goes on serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
 /// says.
-pub async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
+pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
     let service = Service::start(&loaded).await?;
     announce(options.announce.as_deref(), service.address())?;
     let toured = tour(service.address(), &loaded).await;

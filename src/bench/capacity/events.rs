@@ -14,7 +14,7 @@ const MAX_LINE_BYTES: usize = 64;
 
 /// What a reader has seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The first id.
     pub first: u64,
     /// The last id.
@@ -59,7 +59,7 @@ impl Ids {
 }
 
 /// A reader of one session's events, from the oldest that is held. Dropping it ends it.
-pub struct Follower {
+pub(crate) struct Follower {
     /// The id of its session.
     pub session: String,
     seen: watch::Receiver<Seen>,
@@ -69,7 +69,7 @@ pub struct Follower {
 
 impl Follower {
     /// Begins to read.
-    pub fn start(address: SocketAddr, session: &str) -> Self {
+    pub(crate) fn start(address: SocketAddr, session: &str) -> Self {
         let (told, seen) = watch::channel(Seen::default());
         let why = Arc::new(Mutex::new(None));
         let (path, ended) = (format!("/acp/session/{session}/events"), why.clone());
@@ -87,7 +87,7 @@ impl Follower {
     ///
     /// # Errors
     /// Where the stream ends before.
-    pub async fn until(&mut self, last: u64) -> Result<Seen, String> {
+    pub(crate) async fn until(&mut self, last: u64) -> Result<Seen, String> {
         if let Ok(seen) = self.seen.wait_for(|seen| seen.last >= last).await {
             return Ok(*seen);
         }
@@ -96,7 +96,7 @@ impl Follower {
     }
 
     /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         *self.seen.borrow()
     }
 }

@@ -9,17 +9,17 @@ mod trial;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use self::report::CapacityReport;
+pub(crate) use self::report::CapacityReport;
 use super::{
     conversation::BenchError, facts, open_files::OpenFiles, plan::PathKind, program::Workplace, progress, remove,
 };
 
 /// The most sessions that are asked for in a second and refused.
-pub const MAX_REFUSALS: u32 = 10_000;
+pub(crate) const MAX_REFUSALS: u32 = 10_000;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
-pub struct CapacityPlan {
+pub(crate) struct CapacityPlan {
     /// Seats; all of them are taken.
     pub sessions: usize,
     /// How long each of the two phases is measured, warm-up not counted.
@@ -56,7 +56,7 @@ impl CapacityPlan {
 ///
 /// # Errors
 /// Where not every seat could be taken, or the supervisor does not start.
-pub async fn run(plan: CapacityPlan, command: Vec<String>) -> Result<CapacityReport, BenchError> {
+pub(crate) async fn run(plan: CapacityPlan, command: Vec<String>) -> Result<CapacityReport, BenchError> {
     let open_files = OpenFiles::raise();
     open_files.check(PathKind::Supervisor, plan.sessions + plan.followed)?;
     let workplace = Workplace::new(plan.folder.as_deref())?;

@@ -15,7 +15,7 @@ const MEGABYTE: f64 = 1024.0 * 1024.0;
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CapacityReport {
+pub(crate) struct CapacityReport {
     /// On what.
     pub facts: Facts,
     /// By what command.
@@ -51,7 +51,7 @@ pub struct CapacityReport {
 /// A phase.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PhaseReport {
+pub(crate) struct PhaseReport {
     /// Turns that completed in its time.
     pub turns: u64,
     /// The same by time.
@@ -75,7 +75,7 @@ pub struct PhaseReport {
 /// Refusals.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RefusalReport {
+pub(crate) struct RefusalReport {
     /// 503 `capacity_exhausted` with `Retry-After` and the figures.
     pub count: u64,
     /// Their latency.
@@ -89,7 +89,7 @@ pub struct RefusalReport {
 /// Events.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct EventReport {
+pub(crate) struct EventReport {
     /// Sessions whose events were read as they happened.
     pub followed: usize,
     /// Events that sessions say they have published.
@@ -132,12 +132,12 @@ impl CapacityReport {
     }
 
     /// For programs.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
     /// For people. Writing to a string cannot fail.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut out = self.head();
         let _ = writeln!(
             out,

@@ -35,7 +35,7 @@ const REFUSED: u16 = 503;
 const SHOWN_CHARS: usize = 200;
 
 /// What was measured.
-pub struct Measured {
+pub(crate) struct Measured {
     /// How long it took to take all seats.
     pub opening: Duration,
     /// Without refusals.
@@ -55,7 +55,7 @@ pub struct Measured {
 }
 
 /// One phase.
-pub struct Phase {
+pub(crate) struct Phase {
     /// Its turns.
     pub tally: Tally,
     /// What it took.
@@ -63,7 +63,7 @@ pub struct Phase {
 }
 
 /// New sessions that were asked for beyond the limit.
-pub struct Refusals {
+pub(crate) struct Refusals {
     /// Of those that were refused as they should: 503, `capacity_exhausted`, `Retry-After` and the figures.
     pub latencies: Latencies,
     /// Answered in another way.
@@ -74,7 +74,7 @@ pub struct Refusals {
 
 /// Events by their ids.
 #[derive(Debug, Default)]
-pub struct Events {
+pub(crate) struct Events {
     /// Events that sessions say they have published.
     pub published: u64,
     /// Those that no reader got.
@@ -86,7 +86,11 @@ pub struct Events {
 }
 
 /// Measures.
-pub async fn measure(workplace: &Workplace, folder: &Path, plan: &CapacityPlan) -> Result<Measured, BenchError> {
+pub(crate) async fn measure(
+    workplace: &Workplace,
+    folder: &Path,
+    plan: &CapacityPlan,
+) -> Result<Measured, BenchError> {
     let program = Program::start(workplace, "serve", folder, &plan.settings()).await?;
     let memory = || processes::memory(&[program.pid()]);
     let before = memory();

@@ -24,13 +24,13 @@ use super::{
 };
 
 /// The most rounds of each trial.
-pub const MAX_ROUNDS: u32 = 1000;
+pub(crate) const MAX_ROUNDS: u32 = 1000;
 /// The most messages of a round.
-pub const MAX_MESSAGES: u32 = 10_000_000;
+pub(crate) const MAX_MESSAGES: u32 = 10_000_000;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
-pub struct ResumePlan {
+pub(crate) struct ResumePlan {
     /// Rounds of each trial.
     pub rounds: u32,
     /// Messages that the agent sends in a round of the first trial.
@@ -45,7 +45,7 @@ pub struct ResumePlan {
 
 /// Least, middle and most of what several rounds gave.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// The least.
     pub min: f64,
     /// The middle one; of an even number the lower.
@@ -65,7 +65,7 @@ impl Spread {
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ResumeReport {
+pub(crate) struct ResumeReport {
     /// On what.
     pub facts: Facts,
     /// By what command.
@@ -96,7 +96,7 @@ pub struct ResumeReport {
 ///
 /// # Errors
 /// Where a trial cannot be run, or a turn did not end as it should.
-pub async fn run(plan: ResumePlan, command: Vec<String>) -> Result<ResumeReport, BenchError> {
+pub(crate) async fn run(plan: ResumePlan, command: Vec<String>) -> Result<ResumeReport, BenchError> {
     let open_files = OpenFiles::raise();
     let workplace = Workplace::new(plan.folder.as_deref())?;
     let facts = facts::gather(workplace.program(), workplace.path(), open_files);
@@ -128,12 +128,12 @@ fn ms_since(start: Instant) -> f64 {
 
 impl ResumeReport {
     /// For programs.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
     /// For people. Writing to a string cannot fail.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let facts = &self.facts;
         let mut out = String::new();
         let _ = writeln!(

@@ -24,7 +24,7 @@ enum State {
 }
 
 /// The cable. Dropped, it takes no more connections and cuts those that are open.
-pub struct Relay {
+pub(crate) struct Relay {
     address: SocketAddr,
     state: watch::Sender<State>,
     generation: AtomicU64,
@@ -33,7 +33,7 @@ pub struct Relay {
 
 impl Relay {
     /// Lays a cable from a free loopback port to `to`.
-    pub async fn to(to: SocketAddr) -> Result<Self, BenchError> {
+    pub(crate) async fn to(to: SocketAddr) -> Result<Self, BenchError> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(BenchError::io("the relay"))?;
         let address = listener.local_addr().map_err(BenchError::io("the relay"))?;
         let (state, watched) = watch::channel(State::Passing(0));
@@ -46,18 +46,18 @@ impl Relay {
     }
 
     /// Where to connect.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Resets every connection that is open; new ones pass.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let next = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         self.state.send_replace(State::Passing(next));
     }
 
     /// Lets nothing pass any more and tells nobody, as a cable does that is pulled between two switches.
-    pub fn swallow(&self) {
+    pub(crate) fn swallow(&self) {
         self.state.send_replace(State::Swallowing);
     }
 }

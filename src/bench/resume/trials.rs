@@ -89,7 +89,7 @@ async fn wait_for_session(
 }
 
 /// What the first trial gave.
-pub struct Through {
+pub(crate) struct Through {
     /// Messages a second, for each round.
     pub undisturbed: Vec<f64>,
     /// The same, with cuts.
@@ -101,7 +101,7 @@ pub struct Through {
 }
 
 /// An agent sends as fast as it can; in every other turn the cable is cut again and again.
-pub async fn messages_through_cuts(workplace: &Workplace, plan: &ResumePlan) -> Result<Through, BenchError> {
+pub(crate) async fn messages_through_cuts(workplace: &Workplace, plan: &ResumePlan) -> Result<Through, BenchError> {
     let stage = Stage::start(workplace, &workplace.folder("through")?, plan).await?;
     let session = stage.open("through").await?;
     let mut through = Through { undisturbed: Vec::new(), with_cuts: Vec::new(), cuts: 0, lost_or_doubled: 0 };
@@ -138,7 +138,7 @@ pub async fn messages_through_cuts(workplace: &Workplace, plan: &ResumePlan) -> 
 }
 
 /// What the second trial gave, for each round.
-pub struct Killed {
+pub(crate) struct Killed {
     /// Until a new supervisor serves.
     pub serves: Vec<f64>,
     /// Until a prompt is accepted.
@@ -148,7 +148,7 @@ pub struct Killed {
 }
 
 /// The supervisor is killed in mid-turn and started again on the same database.
-pub async fn killed_supervisors(workplace: &Workplace, plan: &ResumePlan) -> Result<Killed, BenchError> {
+pub(crate) async fn killed_supervisors(workplace: &Workplace, plan: &ResumePlan) -> Result<Killed, BenchError> {
     let folder = workplace.folder("killed")?;
     let mut stage = Stage::start(workplace, &folder, plan).await?;
     let mut killed = Killed { serves: Vec::new(), accepted: Vec::new(), picked_up: 0 };
@@ -199,7 +199,7 @@ async fn session_turn(link: &mut HttpLink, session: &str) -> Result<String, Benc
 }
 
 /// The cable goes silent in mid-turn, and nobody is told.
-pub async fn silent_connections(workplace: &Workplace, plan: &ResumePlan) -> Result<Vec<f64>, BenchError> {
+pub(crate) async fn silent_connections(workplace: &Workplace, plan: &ResumePlan) -> Result<Vec<f64>, BenchError> {
     let mut noticed = Vec::new();
     let stage = Stage::start(workplace, &workplace.folder("silent")?, plan).await?;
     for round in 0..plan.rounds {

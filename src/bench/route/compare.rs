@@ -6,13 +6,13 @@ use super::{Start, point::RoutePoint};
 use crate::domain::routing::Route;
 
 /// What has to be reached: the latency of a turn over ACP less than over HTTP by half, and throughput more by 30 %.
-pub const GOAL: Wanted = Wanted { latency_percent: -50.0, throughput_percent: 30.0 };
+pub(crate) const GOAL: Wanted = Wanted { latency_percent: -50.0, throughput_percent: 30.0 };
 /// What is aimed at.
-pub const AIM: Wanted = Wanted { latency_percent: -80.0, throughput_percent: 200.0 };
+pub(crate) const AIM: Wanted = Wanted { latency_percent: -80.0, throughput_percent: 200.0 };
 
 /// A change that is wanted, in percent of the HTTP route's figure.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Of the median latency; at most this.
     pub latency_percent: f64,
     /// Of the turns a second; at least this.
@@ -22,7 +22,7 @@ pub struct Wanted {
 /// How far the change goes: both figures count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Reached {
+pub(crate) enum Reached {
     /// What is aimed at.
     Aim,
     /// What has to be reached.
@@ -33,7 +33,7 @@ pub enum Reached {
 
 impl Reached {
     /// Its name in the report.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Aim => "aim",
             Self::Goal => "goal",
@@ -45,7 +45,7 @@ impl Reached {
 /// ACP at a load, as a change from HTTP at the same load, in percent: below 0 is less.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Comparison {
+pub(crate) struct Comparison {
     /// Whether each turn had a new session.
     pub start: Start,
     /// Concurrent sessions.
@@ -67,7 +67,7 @@ pub struct Comparison {
 }
 
 /// Compares every point over ACP with the one over HTTP at the same load, where both had turns.
-pub fn compare(points: &[RoutePoint]) -> Vec<Comparison> {
+pub(crate) fn compare(points: &[RoutePoint]) -> Vec<Comparison> {
     let of = |route: Route| points.iter().filter(move |point| point.route == route && point.turns > 0);
     let pair = |acp: &RoutePoint| {
         let load = |point: &RoutePoint| (point.start, point.sessions, point.model_ms.to_bits());

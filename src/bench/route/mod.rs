@@ -14,7 +14,7 @@ mod turns;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use self::report::RouteReport;
+pub(crate) use self::report::RouteReport;
 use self::{report::Unmeasured, stage::Stage};
 use super::{
     conversation::BenchError, facts, open_files::OpenFiles, plan::PathKind, program::Workplace, progress, remove,
@@ -22,11 +22,11 @@ use super::{
 use crate::domain::routing::Route;
 
 /// The longest pause of the pretended model, in milliseconds: with it a turn stays far below the limit of one.
-pub const MAX_MODEL_MS: u64 = 10_000;
+pub(crate) const MAX_MODEL_MS: u64 = 10_000;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
-pub struct RoutePlan {
+pub(crate) struct RoutePlan {
     /// At how many concurrent sessions.
     pub sessions: Vec<usize>,
     /// How long the agent pretends to think in each turn; zero: not at all.
@@ -71,7 +71,7 @@ impl RoutePlan {
 /// How a turn begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Start {
+pub(crate) enum Start {
     /// With its session: `session/new` and the first turn of it count as one.
     Cold,
     /// In a session that is open and has had turns before.
@@ -103,7 +103,7 @@ struct Load {
 ///
 /// # Errors
 /// Where nothing can be measured at all: no folder, or no program to start.
-pub async fn run(plan: RoutePlan, command: Vec<String>) -> Result<RouteReport, BenchError> {
+pub(crate) async fn run(plan: RoutePlan, command: Vec<String>) -> Result<RouteReport, BenchError> {
     let open_files = OpenFiles::raise();
     let workplace = Workplace::new(plan.folder.as_deref())?;
     let facts = facts::gather(workplace.program(), workplace.path(), open_files);

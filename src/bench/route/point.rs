@@ -13,7 +13,7 @@ use crate::{
 /// A route at a load.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RoutePoint {
+pub(crate) struct RoutePoint {
     /// The route.
     pub route: Route,
     /// Whether each turn had a new session.
@@ -44,7 +44,7 @@ pub struct RoutePoint {
 
 /// Processor time for one turn, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct CpuPerTurn {
+pub(crate) struct CpuPerTurn {
     /// Of the load client.
     pub client: f64,
     /// Of the supervisor.
@@ -57,7 +57,7 @@ pub struct CpuPerTurn {
 
 /// Processor time, as it was read.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Processors {
+pub(crate) struct Processors {
     /// Of the load client.
     pub client: Duration,
     /// Of the supervisor.
@@ -70,7 +70,7 @@ pub struct Processors {
 
 impl Processors {
     /// What was used between two readings.
-    pub fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             client: self.client.saturating_sub(before.client),
             supervisor: self.supervisor.saturating_sub(before.supervisor),
@@ -120,7 +120,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A point whose every latency is a multiple of `ms`.
-    pub fn point(route: Route, sessions: usize, ms: f64, turns: u64) -> RoutePoint {
+    pub(crate) fn point(route: Route, sessions: usize, ms: f64, turns: u64) -> RoutePoint {
         let latency =
             LatencySummary { p50_ms: ms, p95_ms: ms * 2.0, p99_ms: ms * 3.0, max_ms: ms * 4.0, mean_ms: ms };
         let processors = Processors {

@@ -14,7 +14,7 @@ use crate::bench::{conversation::BenchError, facts::Facts};
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RouteReport {
+pub(crate) struct RouteReport {
     /// On what.
     pub facts: Facts,
     /// By what command.
@@ -38,7 +38,7 @@ pub struct RouteReport {
 /// What could not be measured; points of it that were are in the report.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Unmeasured {
+pub(crate) struct Unmeasured {
     /// Concurrent sessions.
     pub sessions: usize,
     /// How long the agent was to pretend to think.
@@ -83,7 +83,7 @@ impl RouteReport {
     }
 
     /// For programs.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 }
@@ -94,7 +94,7 @@ pub(super) mod tests {
     use crate::{bench::open_files::OpenFiles, domain::routing::Route};
 
     /// A report with both routes at ten sessions, one at a hundred, and something that was not measured.
-    pub fn sample() -> RouteReport {
+    pub(crate) fn sample() -> RouteReport {
         let facts = Facts {
             cores: 2,
             processor: "Example".into(),

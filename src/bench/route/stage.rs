@@ -30,14 +30,14 @@ const AT_ONCE: usize = 8;
 const OK: u16 = 200;
 
 /// Its processes. Dropping it begins to end them.
-pub struct Stage {
+pub(crate) struct Stage {
     supervisor: Program,
     runtime: Program,
 }
 
 impl Stage {
     /// Starts both and makes a workspace for each route.
-    pub async fn start(workplace: &Workplace, folder: &Path, settings: &[String]) -> Result<Self, BenchError> {
+    pub(crate) async fn start(workplace: &Workplace, folder: &Path, settings: &[String]) -> Result<Self, BenchError> {
         let (near, far) = (folder.join("supervisor"), folder.join("runtime"));
         for folder in [&near, &far] {
             std::fs::create_dir_all(folder).map_err(BenchError::io(folder.display().to_string()))?;
@@ -69,7 +69,7 @@ impl Stage {
     }
 
     /// Measures one point. No session of it is left open.
-    pub async fn measure(&self, plan: &RoutePlan, load: Load) -> Result<RoutePoint, BenchError> {
+    pub(crate) async fn measure(&self, plan: &RoutePlan, load: Load) -> Result<RoutePoint, BenchError> {
         let prompt = plan.prompt(load.model);
         let (mut conversations, mut open) = (Vec::<Box<dyn Conversation>>::new(), Vec::new());
         match load.start {
@@ -97,7 +97,7 @@ impl Stage {
     }
 
     /// Ends both; gives the number of errors that they logged.
-    pub async fn stop(self) -> Result<u64, BenchError> {
+    pub(crate) async fn stop(self) -> Result<u64, BenchError> {
         Ok(self.supervisor.stop().await? + self.runtime.stop().await?)
     }
 }

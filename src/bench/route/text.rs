@@ -10,7 +10,7 @@ use super::{
 
 impl RouteReport {
     /// Renders it. Writing to a string cannot fail.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut out = self.head();
         self.turns(&mut out);
         self.processors(&mut out);

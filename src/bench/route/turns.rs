@@ -22,7 +22,7 @@ const MAX_LINE_BYTES: usize = 256 * 1024;
 const SHOWN_CHARS: usize = 200;
 
 /// A session that is open.
-pub struct Warm {
+pub(crate) struct Warm {
     link: HttpLink,
     route: Route,
     prompt: Bytes,
@@ -30,7 +30,7 @@ pub struct Warm {
 
 impl Warm {
     /// Makes one that always says the same, over this route.
-    pub fn new(link: HttpLink, session: &str, route: Route, prompt: &str) -> Self {
+    pub(crate) fn new(link: HttpLink, session: &str, route: Route, prompt: &str) -> Self {
         Self { link, route, prompt: prompt_of(session, prompt) }
     }
 }
@@ -43,7 +43,7 @@ impl Conversation for Warm {
 }
 
 /// A new session for every turn; it is closed after it.
-pub struct Cold {
+pub(crate) struct Cold {
     link: HttpLink,
     workspace: &'static str,
     route: Route,
@@ -53,7 +53,7 @@ pub struct Cold {
 
 impl Cold {
     /// Makes one whose sessions always say the same, in this workspace and over this route.
-    pub fn new(link: HttpLink, workspace: &'static str, route: Route, prompt: &str) -> Self {
+    pub(crate) fn new(link: HttpLink, workspace: &'static str, route: Route, prompt: &str) -> Self {
         Self { link, workspace, route, prompt: prompt.to_owned(), session: None }
     }
 }

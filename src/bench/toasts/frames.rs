@@ -9,7 +9,7 @@ const MASKED: u8 = 0x80;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A message of text.
     Text,
     /// Is to be answered with a pong of the same payload.
@@ -22,21 +22,21 @@ pub enum Kind {
 
 /// Takes bytes as they come, and gives frames as they are complete.
 #[derive(Debug, Default)]
-pub struct Frames {
+pub(crate) struct Frames {
     pending: Vec<u8>,
     read: usize,
 }
 
 impl Frames {
     /// Adds bytes.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.pending.drain(..self.read);
         self.read = 0;
         self.pending.extend_from_slice(bytes);
     }
 
     /// The next whole frame. Errors are sentences; nothing can be read after one.
-    pub fn next(&mut self) -> Result<Option<(Kind, &[u8])>, String> {
+    pub(crate) fn next(&mut self) -> Result<Option<(Kind, &[u8])>, String> {
         let rest = &self.pending[self.read..];
         let &[first, second, ..] = rest else { return Ok(None) };
         if second & MASKED != 0 {
@@ -75,7 +75,7 @@ impl Frames {
 
 /// A frame of a client: its payload is masked, here with zeros, since no proxy stands between that could be fooled.
 /// Payloads of more than 125 bytes are cut off: a client has none.
-pub fn client_frame(kind: Kind, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn client_frame(kind: Kind, payload: &[u8]) -> Vec<u8> {
     let payload = &payload[..payload.len().min(125)];
     let opcode = match kind {
         Kind::Text => 0x1,

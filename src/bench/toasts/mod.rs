@@ -11,18 +11,18 @@ mod trial;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use self::report::ToastsReport;
+pub(crate) use self::report::ToastsReport;
 use self::report::{PointReport, Unmeasured};
 use super::{conversation::BenchError, facts, open_files::OpenFiles, program::Workplace, progress, remove};
 
 /// The most subscribers: ports of one address to another one are some 28,000.
-pub const MAX_SUBSCRIBERS: usize = 25_000;
+pub(crate) const MAX_SUBSCRIBERS: usize = 25_000;
 /// The most toasts whose latency counts, at each point.
-pub const MAX_TOASTS: u32 = 10_000;
+pub(crate) const MAX_TOASTS: u32 = 10_000;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
-pub struct ToastsPlan {
+pub(crate) struct ToastsPlan {
     /// Numbers of subscribers.
     pub subscribers: Vec<usize>,
     /// Toasts whose latency counts, at each point.
@@ -49,7 +49,7 @@ impl ToastsPlan {
 ///
 /// # Errors
 /// Where nothing can be measured at all: no folder, or no program to start.
-pub async fn run(plan: ToastsPlan, command: Vec<String>) -> Result<ToastsReport, BenchError> {
+pub(crate) async fn run(plan: ToastsPlan, command: Vec<String>) -> Result<ToastsReport, BenchError> {
     let open_files = OpenFiles::raise();
     let workplace = Workplace::new(plan.folder.as_deref())?;
     let facts = facts::gather(workplace.program(), workplace.path(), open_files);

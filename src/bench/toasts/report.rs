@@ -11,14 +11,14 @@ const KILOBYTE: f64 = 1024.0;
 const MEGABYTE: f64 = 1024.0 * 1024.0;
 
 /// What is aimed at: up to so many subscribers, that p99 in milliseconds.
-pub const LATENCY_GOALS: [(usize, f64); 2] = [(1000, 50.0), (10_000, 250.0)];
+pub(crate) const LATENCY_GOALS: [(usize, f64); 2] = [(1000, 50.0), (10_000, 250.0)];
 /// What is aimed at for each subscriber, in bytes of the server's memory.
-pub const MEMORY_GOAL_BYTES: f64 = 20.0 * KILOBYTE;
+pub(crate) const MEMORY_GOAL_BYTES: f64 = 20.0 * KILOBYTE;
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ToastsReport {
+pub(crate) struct ToastsReport {
     /// On what.
     pub facts: Facts,
     /// By what command.
@@ -38,7 +38,7 @@ pub struct ToastsReport {
 /// A point that was not measured.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Unmeasured {
+pub(crate) struct Unmeasured {
     /// Subscribers.
     pub subscribers: usize,
     /// Why.
@@ -48,7 +48,7 @@ pub struct Unmeasured {
 /// A number of subscribers.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PointReport {
+pub(crate) struct PointReport {
     /// WebSockets on one workspace.
     pub subscribers: usize,
     /// From `createdAt`, which is before the commit, until a subscriber had read it.
@@ -96,7 +96,7 @@ pub struct PointReport {
 /// Processor time, in seconds.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct CpuSeconds {
+pub(crate) struct CpuSeconds {
     /// Of the server.
     pub server: f64,
     /// Of the subscribers: this process.
@@ -139,7 +139,7 @@ impl PointReport {
     }
 
     /// Whether every subscriber got every toast once and in order.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.missing + self.doubled + self.out_of_order == 0
     }
 }
@@ -159,17 +159,17 @@ impl ToastsReport {
     }
 
     /// Whether everything was measured, and nothing was lost or came twice.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.unmeasured.is_empty() && self.points.iter().all(PointReport::is_whole)
     }
 
     /// For programs.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
     /// For people. Writing to a string cannot fail.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut out = self.head();
         self.latencies(&mut out);
         self.costs(&mut out);

@@ -35,7 +35,7 @@ const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocke
 
 /// A toast that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Read {
+pub(crate) struct Read {
     /// Its id.
     pub id: Uuid,
     /// When.
@@ -44,7 +44,7 @@ pub struct Read {
 
 /// What a subscriber has read, and how it ended where it did.
 #[derive(Debug, Clone, Default)]
-pub struct Log {
+pub(crate) struct Log {
     /// Toasts, in the order in which they came.
     pub toasts: Vec<Read>,
     /// Why nothing more comes.
@@ -53,7 +53,7 @@ pub struct Log {
 
 /// Toasts that all subscribers together have read.
 #[derive(Debug, Default)]
-pub struct Counter {
+pub(crate) struct Counter {
     read: AtomicU64,
     wanted: AtomicU64,
     reached: Notify,
@@ -61,7 +61,7 @@ pub struct Counter {
 
 impl Counter {
     /// Waits until so many were read in all; `false` where that takes too long.
-    pub async fn until(&self, wanted: u64, patience: Duration) -> bool {
+    pub(crate) async fn until(&self, wanted: u64, patience: Duration) -> bool {
         self.wanted.store(wanted, Ordering::SeqCst);
         let waiting = async {
             while self.read.load(Ordering::SeqCst) < wanted {
@@ -80,14 +80,14 @@ impl Counter {
 }
 
 /// A subscriber that is welcome. Dropping it breaks its connection.
-pub struct Subscriber {
+pub(crate) struct Subscriber {
     log: Arc<Mutex<Log>>,
     task: JoinHandle<()>,
 }
 
 impl Subscriber {
     /// Connects, says hello and waits for the welcome. Errors are sentences.
-    pub async fn open(address: SocketAddr, path: &str, counter: Arc<Counter>) -> Result<Self, String> {
+    pub(crate) async fn open(address: SocketAddr, path: &str, counter: Arc<Counter>) -> Result<Self, String> {
         let late = |_| Err("a subscriber was not welcomed in time".to_owned());
         let (stream, frames) = timeout(OPEN_TIMEOUT, welcomed(address, path)).await.unwrap_or_else(late)?;
         let log = Arc::new(Mutex::new(Log::default()));
@@ -100,7 +100,7 @@ impl Subscriber {
     }
 
     /// What it has read so far.
-    pub fn log(&self) -> Log {
+    pub(crate) fn log(&self) -> Log {
         lock(&self.log).clone()
     }
 }

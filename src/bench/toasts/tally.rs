@@ -12,7 +12,7 @@ use crate::{bench::latency::Latencies, domain::clock::Timestamp};
 
 /// A toast that everyone was to get.
 #[derive(Debug, Clone, Copy)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// Its id.
     pub id: Uuid,
     /// `createdAt`: its cause is written down in the commit that follows.
@@ -25,19 +25,19 @@ pub struct Expected {
 
 /// The two clocks of this machine, looked at in one moment.
 #[derive(Debug, Clone, Copy)]
-pub struct Clocks {
+pub(crate) struct Clocks {
     wall: SystemTime,
     steady: Instant,
 }
 
 impl Clocks {
     /// Looks at them.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { wall: SystemTime::now(), steady: Instant::now() }
     }
 
     /// The moment that the server's wall clock, which is this machine's, called `timestamp`.
-    pub fn steady(self, timestamp: Timestamp) -> Instant {
+    pub(crate) fn steady(self, timestamp: Timestamp) -> Instant {
         let at = UNIX_EPOCH + Duration::from_micros(u64::try_from(timestamp.0).unwrap_or(0));
         match at.duration_since(self.wall) {
             Ok(later) => self.steady + later,
@@ -48,7 +48,7 @@ impl Clocks {
 
 /// What came of a point.
 #[derive(Debug, Clone)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// From `createdAt` until a subscriber had read it.
     pub from_created: Latencies,
     /// From the answer to the call; what was read before it counts as nothing.
@@ -67,7 +67,7 @@ pub struct Tally {
 
 impl Tally {
     /// Compares what was read with what was to be read, in this order.
-    pub fn new<'a>(expected: &[Expected], logs: impl IntoIterator<Item = &'a Log>) -> Self {
+    pub(crate) fn new<'a>(expected: &[Expected], logs: impl IntoIterator<Item = &'a Log>) -> Self {
         let places: HashMap<Uuid, usize> =
             expected.iter().enumerate().map(|(place, toast)| (toast.id, place)).collect();
         let mut last: Vec<Option<Instant>> = vec![None; expected.len()];

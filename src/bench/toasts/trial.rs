@@ -42,7 +42,7 @@ const SETTLE: Duration = Duration::from_millis(500);
 const OK: u16 = 200;
 
 /// What was measured of a point.
-pub struct Measured {
+pub(crate) struct Measured {
     /// Of all subscribers.
     pub tally: Tally,
     /// How long it took until all of them were welcome.
@@ -66,7 +66,7 @@ pub struct Measured {
 }
 
 /// Measures.
-pub async fn measure(
+pub(crate) async fn measure(
     workplace: &Workplace,
     folder: &Path,
     plan: &ToastsPlan,

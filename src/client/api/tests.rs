@@ -140,7 +140,7 @@ async fn a_turn_streams_to_its_result() {
         "{ACCEPTED}: keep-alive\n\nid: 4\nevent: update\ndata: {update}\n\nevent: result\ndata: {RESULT}\n\n"
     );
     let server = Canned::new(vec![stream(&events)]).await;
-    let events = events_of(follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
+    let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(&events[0], Ok(TurnEvent::Accepted(it)) if it.prompt_id == "p1"));
     assert!(
         matches!(&events[1], Ok(TurnEvent::Happened(it)) if it.id == Some(4) && it.update["sessionUpdate"] == "plan")
@@ -156,7 +156,7 @@ async fn a_turn_streams_to_its_result() {
 async fn a_lost_stream_is_replaced_by_asking_for_the_result() {
     let status = format!(r#"{{"promptId":"p1","state":"completed","result":{RESULT}}}"#);
     let server = Canned::new(vec![stream(ACCEPTED), ok(&status)]).await;
-    let events = events_of(follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
+    let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(&events[1], Ok(TurnEvent::Happened(it)) if it.kind == "diagnostic"));
     assert!(matches!(&events[2], Ok(TurnEvent::Result(_))), "{events:?}");
     assert!(server.asked()[1].starts_with("GET /base/acp/prompt/p1 "));
@@ -166,7 +166,7 @@ async fn a_lost_stream_is_replaced_by_asking_for_the_result() {
 async fn a_stream_that_breaks_before_it_began_is_sent_again_under_the_same_key() {
     let whole = format!("{ACCEPTED}event: result\ndata: {RESULT}\n\n");
     let server = Canned::new(vec![stream(""), String::new(), stream(&whole)]).await;
-    let events = events_of(follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
+    let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(events.last(), Some(Ok(TurnEvent::Result(_)))), "{events:?}");
     let keys: Vec<_> = server
         .asked()
@@ -179,11 +179,11 @@ async fn a_stream_that_breaks_before_it_began_is_sent_again_under_the_same_key()
 #[tokio::test]
 async fn a_refused_prompt_is_an_error_and_a_failed_one_a_problem() {
     let server = Canned::new(vec![problem(409, "session_failed")]).await;
-    let events = events_of(follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
+    let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(&events[..], [Err(ClientError::Problem(it))] if it.code == "session_failed"), "{events:?}");
     let body = problem(502, "agent_crashed");
     let body = body.split_once("\r\n\r\n").unwrap().1;
     let server = Canned::new(vec![stream(&format!("{ACCEPTED}event: problem\ndata: {body}\n\n"))]).await;
-    let events = events_of(follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
+    let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(events.last(), Some(Ok(TurnEvent::Problem(it))) if it.code == "agent_crashed"), "{events:?}");
 }

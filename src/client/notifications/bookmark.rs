@@ -12,7 +12,7 @@ use crate::domain::notify::reading::Place;
 
 /// A file with a place, for one sequence of toasts.
 #[derive(Debug)]
-pub struct Bookmark {
+pub(crate) struct Bookmark {
     file: PathBuf,
     sequence: String,
     place: Option<Place>,
@@ -30,7 +30,7 @@ impl Bookmark {
     ///
     /// # Errors
     /// Where it cannot be read, is no such file, or is of another sequence.
-    pub fn open(file: &Path, scope: &ToastScope) -> io::Result<Self> {
+    pub(crate) fn open(file: &Path, scope: &ToastScope) -> io::Result<Self> {
         let sequence = scope.sequence();
         let place = match fs::read(file) {
             Ok(text) => {
@@ -47,7 +47,7 @@ impl Bookmark {
     }
 
     /// What it holds.
-    pub fn place(&self) -> Option<&Place> {
+    pub(crate) fn place(&self) -> Option<&Place> {
         self.place.as_ref()
     }
 
@@ -56,7 +56,7 @@ impl Bookmark {
     ///
     /// # Errors
     /// Where the file's folder cannot be written to.
-    pub fn keep(&mut self, place: &Place) -> io::Result<()> {
+    pub(crate) fn keep(&mut self, place: &Place) -> io::Result<()> {
         if self.place.as_ref() == Some(place) {
             return Ok(());
         }

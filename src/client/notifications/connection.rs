@@ -75,7 +75,7 @@ pub(crate) struct Line {
 
 impl Line {
     /// Connects and says hello. Dropping the future leaves nothing behind; safe to repeat.
-    pub async fn open(
+    pub(crate) async fn open(
         client: &ApiClient,
         scope: &ToastScope,
         hello: &ClientFrame,
@@ -95,7 +95,7 @@ impl Line {
     }
 
     /// How long it has stood.
-    pub fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
@@ -103,7 +103,7 @@ impl Line {
     ///
     /// # Errors
     /// The end of the line, for good.
-    pub async fn next(&mut self) -> Result<Heard, End> {
+    pub(crate) async fn next(&mut self) -> Result<Heard, End> {
         loop {
             let ping_at = self.pinged + self.pulse.every;
             let dead_at = self.heard + self.pulse.patience;
@@ -137,7 +137,7 @@ impl Line {
     }
 
     /// Tells the server that we leave, as far as it listens.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         // Whatever comes of it, we leave.
         let _ = timeout(CLOSE_TIMEOUT, WebSocketStream::close(&mut self.socket, Some(frame))).await;

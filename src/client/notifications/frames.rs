@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// A toast, as it stands in a frame and on the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ReceivedToast {
+pub(crate) struct ReceivedToast {
     /// Its own id.
     pub id: Uuid,
     /// Its place among the toasts of its sequence.

@@ -14,7 +14,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Which toasts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ToastScope {
+pub(crate) struct ToastScope {
     /// Of this tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<String>,
@@ -39,7 +39,7 @@ fn as_stream<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::
 
 impl ToastScope {
     /// Names the sequence: places in one of them say nothing in another.
-    pub fn sequence(&self) -> String {
+    pub(crate) fn sequence(&self) -> String {
         match (&self.installation_id, &self.session_id) {
             _ if self.operators => "operators".to_owned(),
             (Some(tenant), _) => format!("tenant:{tenant}"),
@@ -60,7 +60,7 @@ impl ToastScope {
 /// One page of the list, newest first.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ToastPage {
+pub(crate) struct ToastPage {
     /// The toasts.
     pub items: Vec<InboxEntry>,
     /// Toasts of the scope that are not marked as read.
@@ -73,7 +73,7 @@ pub struct ToastPage {
 
 /// A toast on the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct InboxEntry {
+pub(crate) struct InboxEntry {
     /// The toast.
     pub toast: ReceivedToast,
     /// Whether it was read, by the user of the scope or by everyone.
@@ -83,7 +83,7 @@ pub struct InboxEntry {
 
 impl ApiClient {
     /// One page of toasts: the newest, or those before `cursor`. Without a limit as many as the server likes.
-    pub async fn toasts(
+    pub(crate) async fn toasts(
         &self,
         scope: &ToastScope,
         unread_only: bool,
@@ -100,7 +100,7 @@ impl ApiClient {
     }
 
     /// Marks a toast as read, for the user of the scope, or for everyone where it names none. May be repeated.
-    pub async fn ack_toast(&self, scope: &ToastScope, id: uuid::Uuid) -> Result<Value, ClientError> {
+    pub(crate) async fn ack_toast(&self, scope: &ToastScope, id: uuid::Uuid) -> Result<Value, ClientError> {
         self.post(&["acp", "notifications", &id.to_string(), "ack"], scope, Some(ACK_TIMEOUT)).await
     }
 }

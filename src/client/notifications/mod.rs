@@ -5,11 +5,11 @@
 //! not asked for the next event does not read, and the server, which bounds what waits for it, lets it go and gets it
 //! back with its cursor.
 
-pub mod bookmark;
-pub mod connection;
-pub mod frames;
-pub mod inbox;
-pub mod retry;
+pub(crate) mod bookmark;
+pub(crate) mod connection;
+pub(crate) mod frames;
+pub(crate) mod inbox;
+pub(crate) mod retry;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -18,10 +18,10 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
-pub use self::{
+pub(crate) use self::{
     bookmark::Bookmark,
     frames::ReceivedToast,
-    inbox::{InboxEntry, ToastPage, ToastScope},
+    inbox::{InboxEntry, ToastScope},
 };
 use self::{
     connection::{End, Line, Pulse},
@@ -47,7 +47,7 @@ const MISSED_TIMEOUT: Duration = Duration::from_secs(15);
 /// What a reader of toasts is told.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum ToastEvent {
+pub(crate) enum ToastEvent {
     /// The first line stands.
     Welcome {
         /// Names the database.
@@ -103,7 +103,7 @@ struct Reset {
 }
 
 /// Follows toasts. Reconnects by itself, with the cursor of what was handed out.
-pub struct ToastFollower {
+pub(crate) struct ToastFollower {
     client: ApiClient,
     scope: ToastScope,
     telemetry: bool,
@@ -121,7 +121,7 @@ pub struct ToastFollower {
 
 impl ToastFollower {
     /// Makes one; connects when it is asked for the first event. Without a place it follows what comes from then on.
-    pub fn new(client: ApiClient, scope: ToastScope, place: Option<Place>, telemetry: bool) -> Self {
+    pub(crate) fn new(client: ApiClient, scope: ToastScope, place: Option<Place>, telemetry: bool) -> Self {
         Self {
             client,
             scope,
@@ -139,7 +139,7 @@ impl ToastFollower {
     }
 
     /// Where a later reader goes on after everything that was handed out; nothing before the first welcome.
-    pub fn place(&self) -> Option<&Place> {
+    pub(crate) fn place(&self) -> Option<&Place> {
         self.reading.place()
     }
 
@@ -148,7 +148,7 @@ impl ToastFollower {
     /// # Errors
     /// What does not pass by itself: the server refuses, or the right to read has ended (`Ended`). To ask again
     /// connects again.
-    pub async fn next(&mut self) -> Result<ToastEvent, ClientError> {
+    pub(crate) async fn next(&mut self) -> Result<ToastEvent, ClientError> {
         loop {
             if let Some((event, place)) = self.ready.pop_front() {
                 place.into_iter().for_each(|place| self.reading.moves_to(place));
@@ -184,7 +184,7 @@ impl ToastFollower {
     }
 
     /// Leaves, and says so to the server.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         if let Some(line) = self.line {
             line.close().await;
         }

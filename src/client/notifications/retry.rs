@@ -4,7 +4,7 @@ use crate::contract::notifications::frames::close_code;
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Connect again without a wait, unless the last line ended right after it came up.
     AtOnce,
     /// Connect again after a wait.
@@ -14,7 +14,7 @@ pub enum Next {
 }
 
 /// After a line that stood and was closed with this code, or without one.
-pub fn after_close(code: Option<u16>) -> Next {
+pub(crate) fn after_close(code: Option<u16>) -> Next {
     match code {
         // Another instance may serve already; and a slow reader has nothing to wait for.
         Some(close_code::GOING_AWAY | close_code::TOO_SLOW) => Next::AtOnce,
@@ -26,7 +26,7 @@ pub fn after_close(code: Option<u16>) -> Next {
 }
 
 /// After a try to connect that was answered with this HTTP status.
-pub fn after_refusal(status: u16) -> Next {
+pub(crate) fn after_refusal(status: u16) -> Next {
     match status {
         // Timed out, too early, too many: that may pass.
         408 | 425 | 429 => Next::Wait,

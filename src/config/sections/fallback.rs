@@ -15,7 +15,7 @@ use crate::domain::{
 /// `[window]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Window {
+pub(crate) struct Window {
     /// How far back a workspace's success rate looks, in seconds (mission: an hour).
     pub length_s: u64,
     /// How exactly, in seconds (mission: 360 buckets of 10 s).
@@ -45,7 +45,7 @@ impl Default for Window {
 
 impl Window {
     /// The rules of the domain.
-    pub fn rules(&self) -> WindowRules {
+    pub(crate) fn rules(&self) -> WindowRules {
         WindowRules {
             length: Duration::from_secs(self.length_s),
             bucket: Duration::from_secs(self.bucket_s),
@@ -60,7 +60,7 @@ impl Window {
 /// `[recovery]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     /// From a rollback to the first probe, in seconds; doubles with each failed try (mission: 60).
     pub cooldown_s: u64,
     /// The longest of these, in seconds (mission: 30 minutes).
@@ -97,7 +97,7 @@ impl Default for Recovery {
 
 impl Recovery {
     /// The rules of the domain.
-    pub fn rules(&self) -> RecoveryRules {
+    pub(crate) fn rules(&self) -> RecoveryRules {
         RecoveryRules {
             cooldown: Duration::from_secs(self.cooldown_s),
             max_cooldown: Duration::from_secs(self.max_cooldown_s),
@@ -114,7 +114,7 @@ impl Recovery {
 /// `[capacity]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Capacity {
+pub(crate) struct Capacity {
     /// Sessions with a seat (an agent process or its start) in this supervisor (mission: 1,000).
     pub max_sessions: usize,
     /// The share of seats that one tenant may take, in hundredths of a percent.
@@ -144,7 +144,7 @@ impl Default for Capacity {
 
 impl Capacity {
     /// The rules of the domain.
-    pub fn rules(&self) -> CapacityRules {
+    pub(crate) fn rules(&self) -> CapacityRules {
         CapacityRules {
             limit: self.max_sessions,
             tenant_share_bp: self.tenant_share_bp,
@@ -159,7 +159,7 @@ impl Capacity {
 /// `[migration]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Migration {
+pub(crate) struct Migration {
     /// How often workspaces are looked for that are to be moved to ACP by themselves, in seconds.
     pub auto_look_s: u64,
 }
@@ -172,7 +172,7 @@ impl Default for Migration {
 
 impl Migration {
     /// [`Self::auto_look_s`].
-    pub fn auto_look(&self) -> Duration {
+    pub(crate) fn auto_look(&self) -> Duration {
         Duration::from_secs(self.auto_look_s)
     }
 }
@@ -180,7 +180,7 @@ impl Migration {
 /// `[retention]`: days after which rows are removed; 0 keeps them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// Handshakes and what became of their connections; there is one for each start of an agent.
     pub connections_days: u64,
     /// Flips, migrations and rollback events.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// `[github]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Github {
+pub(crate) struct Github {
     /// Whether changes are automated at all.
     pub enabled: bool,
     /// Switches automation off whatever else is said; set by the variable `GITHUB_AUTOMATION_DISABLED=1`.

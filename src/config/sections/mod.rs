@@ -1,18 +1,18 @@
 //! Every setting, its default, and the reason for that default.
 
-pub mod fallback;
-pub mod github;
-pub mod notifications;
-pub mod process;
-pub mod validate;
-pub mod webhook;
+pub(crate) mod fallback;
+pub(crate) mod github;
+pub(crate) mod notifications;
+pub(crate) mod process;
+pub(crate) mod validate;
+pub(crate) mod webhook;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use self::{
+pub(crate) use self::{
     fallback::{Capacity, Migration, Recovery, Retention, Window},
     github::Github,
     notifications::Notifications,
@@ -24,7 +24,7 @@ use crate::domain::session::permission::PermissionPolicy;
 /// The effective configuration. Field names are the names in TOML, environment and flags.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// The public HTTP face.
     pub server: Server,
     /// Where records are kept.
@@ -72,7 +72,7 @@ pub struct Config {
 /// `[server]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Server {
+pub(crate) struct Server {
     /// Address of the HTTP API. Beyond loopback a `token` is required. Port 0 takes a free one.
     pub listen: SocketAddr,
     /// Bearer token that clients have to send; absent: no token is asked for.
@@ -103,7 +103,7 @@ impl Default for Server {
 /// `[database]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Database {
+pub(crate) struct Database {
     /// `sqlite:PATH` or `postgres://…`; absent: `lumilink.db` in the data folder. Hidden, since it may
     /// hold a password.
     #[serde(serialize_with = "hidden")]
@@ -122,7 +122,7 @@ impl Default for Database {
 /// `[workspaces]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Workspaces {
+pub(crate) struct Workspaces {
     /// Folder that holds the workspaces; absent: `workspaces` in the data folder.
     pub root: Option<PathBuf>,
     /// Folders under which a session may name an existing folder with `path`; none by default.
@@ -149,7 +149,7 @@ impl Default for Workspaces {
 /// `[runtime]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Runtime {
+pub(crate) struct Runtime {
     /// `ws://host:port/acp` or `wss://…` of a separate runtime; absent: one is embedded.
     pub url: Option<String>,
     /// Bearer token between supervisor and runtime; required when the runtime listens beyond loopback.
@@ -200,7 +200,7 @@ impl Default for Runtime {
 /// `[agent]` and `[agents.<name>]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Agent {
+pub(crate) struct Agent {
     /// Program and arguments of a command that speaks ACP on stdio; empty: the built-in demo agent.
     pub command: Vec<String>,
     /// Program and arguments of a headless command for the fallback: it gets the prompt on standard input, prints the
@@ -240,7 +240,7 @@ impl Default for Agent {
 /// `[session]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Session {
+pub(crate) struct Session {
     /// An idle session hibernates after this many seconds (mission: 1800).
     pub idle_timeout_s: u64,
     /// A hibernated session expires after this many seconds without use (mission: 7200).
@@ -256,7 +256,7 @@ impl Default for Session {
 /// `[turn]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Turn {
+pub(crate) struct Turn {
     /// A turn fails when its agent says nothing for this many seconds. Silence, not length: a healthy
     /// turn may take hours. A build inside a tool call is silent for minutes.
     pub inactivity_timeout_s: u64,
@@ -274,7 +274,7 @@ impl Default for Turn {
 /// `[supervision]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Supervision {
+pub(crate) struct Supervision {
     /// Restarts of one session within `within_s` before it is `failed`.
     pub max_restarts: u32,
     /// The period of `max_restarts`, in seconds.
@@ -290,7 +290,7 @@ impl Default for Supervision {
 /// `[permission]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Permission {
+pub(crate) struct Permission {
     /// `allow-once`, `allow-always`, `reject` or `ask`, for workspaces that did not choose one.
     pub policy: PermissionPolicy,
     /// A request under `ask` that nobody answers is rejected after this many seconds.
@@ -306,7 +306,7 @@ impl Default for Permission {
 /// `[limits]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Largest HTTP body, in bytes. Agents take prompts of about 1 to 2 MB; 4 MiB leaves room for images.
     pub body_bytes: usize,
     /// Largest ACP message, in bytes, in either direction. Tool calls carry whole files.
@@ -349,12 +349,12 @@ impl Default for Limits {
 
 impl Turn {
     /// `inactivity_timeout_s` as a duration.
-    pub fn inactivity_timeout(&self) -> Duration {
+    pub(crate) fn inactivity_timeout(&self) -> Duration {
         Duration::from_secs(self.inactivity_timeout_s)
     }
 
     /// `cancel_grace_s` as a duration.
-    pub fn cancel_grace(&self) -> Duration {
+    pub(crate) fn cancel_grace(&self) -> Duration {
         Duration::from_secs(self.cancel_grace_s)
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// `[notifications]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Notifications {
+pub(crate) struct Notifications {
     /// WebSockets that may read toasts at the same time; each takes a file descriptor and some kilobytes.
     pub max_subscribers: usize,
     /// How long a ticket may be used to open one, in seconds (issue: 30).
@@ -26,12 +26,12 @@ impl Default for Notifications {
 
 impl Notifications {
     /// [`Self::ticket_ttl_s`].
-    pub fn ticket_ttl(&self) -> Duration {
+    pub(crate) fn ticket_ttl(&self) -> Duration {
         Duration::from_secs(self.ticket_ttl_s)
     }
 
     /// [`Self::ticket_session_s`].
-    pub fn ticket_session(&self) -> Duration {
+    pub(crate) fn ticket_session(&self) -> Duration {
         Duration::from_secs(self.ticket_session_s)
     }
 }

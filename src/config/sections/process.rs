@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// `[drain]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Drain {
+pub(crate) struct Drain {
     /// How long running turns may go on after SIGTERM, in seconds, before they are cancelled. Below the
     /// 30 s that Kubernetes waits.
     pub timeout_s: u64,
@@ -20,7 +20,7 @@ impl Default for Drain {
 /// `[log]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Log {
+pub(crate) struct Log {
     /// `json` (one object a line) or `text`.
     pub format: LogFormat,
     /// A level, or a filter such as `info,lumilink=debug`.
@@ -36,7 +36,7 @@ impl Default for Log {
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// One JSON object a line.
     Json,
     /// For people.

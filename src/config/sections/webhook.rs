@@ -11,7 +11,7 @@ use crate::domain::notify::webhook::WebhookRules;
 /// `[webhook]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Webhook {
+pub(crate) struct Webhook {
     /// `https://…`, or `http://…` on loopback; absent: nothing is posted. Hidden but for its origin, since the rest of it
     /// may be what lets one post there.
     #[serde(serialize_with = "hidden")]
@@ -48,7 +48,7 @@ impl Default for Webhook {
 
 impl Webhook {
     /// The rules of the domain.
-    pub fn rules(&self) -> WebhookRules {
+    pub(crate) fn rules(&self) -> WebhookRules {
         WebhookRules {
             max_attempts: self.max_attempts,
             first_retry: Duration::from_secs(self.first_retry_s),
@@ -57,12 +57,12 @@ impl Webhook {
     }
 
     /// [`Self::timeout_s`].
-    pub fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
     }
 
     /// Where it is posted, without user, path and query, any of which may be a secret.
-    pub fn endpoint(&self) -> Option<String> {
+    pub(crate) fn endpoint(&self) -> Option<String> {
         origin(self.url.as_ref()?.expose_secret())
     }
 }

@@ -4,10 +4,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// The media type of [`csv_page`].
-pub const TEXT_CSV: &str = "text/csv; charset=utf-8; header=present";
+pub(crate) const TEXT_CSV: &str = "text/csv; charset=utf-8; header=present";
 
 /// A record that is a row of a table.
-pub trait TableRow: Serialize {
+pub(crate) trait TableRow: Serialize {
     /// Its members, in the order of the columns; what is none of them stands only in the JSON.
     const COLUMNS: &'static [&'static str];
 }
@@ -17,7 +17,7 @@ pub trait TableRow: Serialize {
 ///
 /// # Errors
 /// Where a record cannot be JSON, which none of ours is.
-pub fn csv_page<T: TableRow>(rows: &[T]) -> serde_json::Result<String> {
+pub(crate) fn csv_page<T: TableRow>(rows: &[T]) -> serde_json::Result<String> {
     let mut out = T::COLUMNS.join(",");
     out.push_str("\r\n");
     for row in rows {

@@ -2,9 +2,9 @@
 //!
 //! Nothing is left out of a record but stands as null, so that a table has the same columns whatever its rows are.
 
-pub mod csv;
-pub mod query;
-pub mod summary;
+pub(crate) mod csv;
+pub(crate) mod query;
+pub(crate) mod summary;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -22,7 +22,7 @@ use crate::domain::{
 /// A change of a connection's status.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TransitionItem {
+pub(crate) struct TransitionItem {
     /// The new status.
     pub status: String,
     /// Why.
@@ -37,7 +37,7 @@ pub struct TransitionItem {
 /// One flip of a workspace's route, or one step of a migration run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct MigrationItem {
+pub(crate) struct MigrationItem {
     /// Its id.
     #[schema(value_type = String)]
     pub migration_id: Uuid,
@@ -104,7 +104,7 @@ impl TableRow for MigrationItem {
 /// A rollback to HTTP, or a restore.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct RollbackEventItem {
+pub(crate) struct RollbackEventItem {
     /// Its id.
     #[schema(value_type = String)]
     pub event_id: Uuid,
@@ -159,7 +159,7 @@ impl TableRow for RollbackEventItem {
 /// A handshake, and what became of the connection.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ConnectionItem {
+pub(crate) struct ConnectionItem {
     /// The id of the record.
     #[schema(value_type = String)]
     pub connection_row_id: Uuid,
@@ -235,7 +235,7 @@ impl TableRow for ConnectionItem {
 /// What became of the changes of a turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct AutomationRunItem {
+pub(crate) struct AutomationRunItem {
     /// Its id.
     #[schema(value_type = String)]
     pub run_id: Uuid,
@@ -312,7 +312,7 @@ impl TableRow for AutomationRunItem {
 /// One change of an alert of capacity.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct CapacityAlertItem {
+pub(crate) struct CapacityAlertItem {
     /// Its id.
     #[schema(value_type = String)]
     pub event_id: Uuid,
@@ -345,7 +345,7 @@ impl TableRow for CapacityAlertItem {
 /// What was told to users or operators.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct NotificationItem {
+pub(crate) struct NotificationItem {
     /// Its id.
     #[schema(value_type = String)]
     pub notification_id: Uuid,

@@ -12,7 +12,7 @@ use crate::domain::{
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct AuditQuery {
+pub(crate) struct AuditQuery {
     /// Only this tenant's.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -42,7 +42,7 @@ pub struct AuditQuery {
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct CapacityAlertQuery {
+pub(crate) struct CapacityAlertQuery {
     /// Only those about this tenant's share.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -64,7 +64,7 @@ pub struct CapacityAlertQuery {
 /// The form of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub(crate) enum Format {
     /// `application/json`.
     Json,
     /// `text/csv`.

@@ -9,7 +9,7 @@ use crate::domain::{clock::Timestamp, ids::InstallationId};
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct SummaryQuery {
+pub(crate) struct SummaryQuery {
     /// Only this tenant's.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -24,7 +24,7 @@ pub struct SummaryQuery {
 /// `GET /acp/audit/summary`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct AuditSummary {
+pub(crate) struct AuditSummary {
     /// Since when the figures are whole: what was asked for, or later where it was cut.
     #[schema(value_type = String, format = DateTime)]
     pub from: Timestamp,
@@ -42,7 +42,7 @@ pub struct AuditSummary {
 /// All days of a period together.
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SummaryTotal {
+pub(crate) struct SummaryTotal {
     /// What went over ACP.
     pub acp: TurnCounts,
     /// What went over the HTTP fallback.
@@ -58,7 +58,7 @@ pub struct SummaryTotal {
 /// One day of one tenant.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SummaryDay {
+pub(crate) struct SummaryDay {
     /// Which day, in UTC: `2026-11-25`.
     pub day: String,
     /// The tenant.
@@ -81,7 +81,7 @@ pub struct SummaryDay {
 /// How turns ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TurnCounts {
+pub(crate) struct TurnCounts {
     /// All of them.
     pub turns: u64,
     /// Ended by themselves.
@@ -102,7 +102,7 @@ pub struct TurnCounts {
 /// The turns of one protocol, of one tenant, on one day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ProtocolDay {
+pub(crate) struct ProtocolDay {
     /// How they ended.
     #[serde(flatten)]
     pub counts: TurnCounts,
@@ -115,7 +115,7 @@ pub struct ProtocolDay {
 /// What ACP saves against HTTP: 0.5 means half of the time; below 0 it was slower.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct AcpGain {
+pub(crate) struct AcpGain {
     /// At the median.
     pub p50: f64,
     /// At the 95th percentile.
@@ -123,11 +123,11 @@ pub struct AcpGain {
 }
 
 /// Days of tenants in one answer: about a megabyte.
-pub const MAX_SUMMARY_DAYS: usize = 2000;
+pub(crate) const MAX_SUMMARY_DAYS: usize = 2000;
 
 impl TurnCounts {
     /// Adds up how turns ended.
-    pub fn new(completed: u64, cancelled: u64, failed: u64, interrupted: u64, open: u64) -> Self {
+    pub(crate) fn new(completed: u64, cancelled: u64, failed: u64, interrupted: u64, open: u64) -> Self {
         let ended = completed + failed + interrupted;
         Self {
             turns: ended + cancelled + open,
@@ -153,7 +153,7 @@ impl TurnCounts {
 
 impl SummaryDay {
     /// A day with what follows from its figures.
-    pub fn new(
+    pub(crate) fn new(
         day: Timestamp,
         installation_id: InstallationId,
         (acp, http): (ProtocolDay, ProtocolDay),
@@ -180,7 +180,7 @@ impl SummaryDay {
 impl AuditSummary {
     /// Sums days up, the newest first. At most `most` of them are kept, whole days as far as there is more than one:
     /// then the period begins with the oldest that is left.
-    pub fn new(
+    pub(crate) fn new(
         (asked, whole_from, until): (Timestamp, Timestamp, Timestamp),
         mut days: Vec<(Timestamp, SummaryDay)>,
         most: usize,

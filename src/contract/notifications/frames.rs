@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::toast::Toast;
-pub use crate::domain::notify::subscription::ResetReason;
+pub(crate) use crate::domain::notify::subscription::ResetReason;
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceId},
@@ -16,34 +16,34 @@ use crate::domain::{
 };
 
 /// The version of the frames; it goes up with a change that an older client would take wrongly.
-pub const FRAMES_VERSION: u32 = 1;
+pub(crate) const FRAMES_VERSION: u32 = 1;
 /// What the server answers where a client offers subprotocols.
-pub const SUBPROTOCOL: &str = "lumilink.notifications.v1";
+pub(crate) const SUBPROTOCOL: &str = "lumilink.notifications.v1";
 /// Before the token, as base64url without padding, in a subprotocol that a client offers beside [`SUBPROTOCOL`].
-pub const BEARER_SUBPROTOCOL: &str = "lumilink.bearer.";
+pub(crate) const BEARER_SUBPROTOCOL: &str = "lumilink.bearer.";
 /// Before the ticket, in a subprotocol that a client offers beside [`SUBPROTOCOL`].
-pub const TICKET_SUBPROTOCOL: &str = "lumilink.ticket.";
+pub(crate) const TICKET_SUBPROTOCOL: &str = "lumilink.ticket.";
 /// The longest frame of a client, in bytes; the longest one that means something has some hundred.
-pub const MAX_CLIENT_FRAME_BYTES: usize = 4096;
+pub(crate) const MAX_CLIENT_FRAME_BYTES: usize = 4096;
 
 /// Why a socket was closed: the code of the closing frame, whose reason is a [`ServerFrame::Bye`]'s.
-pub mod close_code {
+pub(crate) mod close_code {
     /// The service stops; connect again.
-    pub const GOING_AWAY: u16 = 1001;
+    pub(crate) const GOING_AWAY: u16 = 1001;
     /// A frame of the client is none that is known, or came at the wrong time.
-    pub const POLICY: u16 = 1008;
+    pub(crate) const POLICY: u16 = 1008;
     /// A fault of ours, or the database is away; connect again after a moment.
-    pub const TRY_AGAIN: u16 = 1013;
+    pub(crate) const TRY_AGAIN: u16 = 1013;
     /// What the socket was opened with holds no longer; get a new ticket.
-    pub const EXPIRED: u16 = 4001;
+    pub(crate) const EXPIRED: u16 = 4001;
     /// The client did not read fast enough; connect again with the cursor.
-    pub const TOO_SLOW: u16 = 4008;
+    pub(crate) const TOO_SLOW: u16 = 4008;
 }
 
 /// What a client says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum ClientFrame {
+pub(crate) enum ClientFrame {
     /// The first frame, within 10 s.
     Hello {
         /// The version of the frames, 1 where absent.
@@ -72,7 +72,7 @@ pub enum ClientFrame {
 /// What the server says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum ServerFrame {
+pub(crate) enum ServerFrame {
     /// The answer to `hello`.
     Welcome {
         /// The version of the frames.
@@ -134,7 +134,7 @@ pub enum ServerFrame {
 /// How a session is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     /// The workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
@@ -158,7 +158,7 @@ pub struct Telemetry {
 /// How a turn gets on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TurnProgress {
+pub(crate) struct TurnProgress {
     /// Since the turn was accepted, in milliseconds.
     pub elapsed_ms: u64,
     /// When it will have ended, by estimate, in milliseconds from now; null where nothing is known.
@@ -171,7 +171,7 @@ pub struct TurnProgress {
 
 impl TurnProgress {
     /// As it is now.
-    pub fn of(progress: &Progress, now: Timestamp) -> Self {
+    pub(crate) fn of(progress: &Progress, now: Timestamp) -> Self {
         let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             elapsed_ms: millis(progress.elapsed(now)),

@@ -1,8 +1,8 @@
 //! The inbox of toasts, and what opens a WebSocket that reads them.
 
-pub mod frames;
-pub mod toast;
-pub mod webhook;
+pub(crate) mod frames;
+pub(crate) mod toast;
+pub(crate) mod webhook;
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ use crate::domain::{
 /// Which toasts. A member that is misspelt is refused: without it more would be seen than was meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// The tenant; may be left out beside `sessionId` and `stream`.
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub struct Subscription {
 /// A stream that is no tenant's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum StreamName {
+pub(crate) enum StreamName {
     /// Of the service's operators.
     Operators,
 }
@@ -54,7 +54,7 @@ pub enum StreamName {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct SocketQuery {
+pub(crate) struct SocketQuery {
     /// The tenant; may be left out beside `sessionId` and `stream=operators`.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -76,7 +76,7 @@ pub struct SocketQuery {
 
 impl SocketQuery {
     /// Which toasts.
-    pub fn subscription(self) -> Subscription {
+    pub(crate) fn subscription(self) -> Subscription {
         let Self { installation_id, workspace_id, user_id, session_id, stream, ticket: _ } = self;
         Subscription { installation_id, workspace_id, user_id, session_id, stream }
     }
@@ -85,7 +85,7 @@ impl SocketQuery {
 /// A ticket: opens one WebSocket, once.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Ticket {
+pub(crate) struct Ticket {
     /// Give it as `?ticket=` or as a subprotocol `lumilink.ticket.<ticket>`.
     pub ticket: String,
     /// Until when it can be used.
@@ -104,7 +104,7 @@ impl fmt::Debug for Ticket {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct InboxQuery {
+pub(crate) struct InboxQuery {
     /// The tenant; may be left out beside `sessionId` and `stream=operators`.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -130,7 +130,7 @@ pub struct InboxQuery {
 
 impl InboxQuery {
     /// Which toasts.
-    pub fn subscription(&self) -> Subscription {
+    pub(crate) fn subscription(&self) -> Subscription {
         Subscription {
             installation_id: self.installation_id.clone(),
             workspace_id: self.workspace_id.clone(),
@@ -144,7 +144,7 @@ impl InboxQuery {
 /// A page of the inbox, the newest first.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct InboxPage {
+pub(crate) struct InboxPage {
     /// The toasts.
     pub items: Vec<InboxItem>,
     /// Toasts of this page that are there and cannot be read, and so are left out; absent where there are none.
@@ -170,7 +170,7 @@ fn is_zero(count: &usize) -> bool {
 /// A toast of the inbox.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct InboxItem {
+pub(crate) struct InboxItem {
     /// The toast.
     pub toast: Toast,
     /// Whether the user of the query, or everyone, has read it.
@@ -178,12 +178,12 @@ pub struct InboxItem {
 }
 
 /// `POST /acp/notifications/{id}/ack`: of which subscription; with `userId` for this user, else for everyone.
-pub type AckBody = Subscription;
+pub(crate) type AckBody = Subscription;
 
 /// Answer to an acknowledgement.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Acknowledged {
+pub(crate) struct Acknowledged {
     /// The toast.
     #[schema(value_type = String)]
     pub id: Uuid,

@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::contract::automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason};
-pub use crate::domain::notify::toast::{Severity as ToastSeverity, Trigger as ToastTrigger};
+pub(crate) use crate::domain::notify::toast::{Severity as ToastSeverity, Trigger as ToastTrigger};
 
 /// A notice to the users of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Toast {
+pub(crate) struct Toast {
     /// Its own id.
     pub id: String,
     /// Its place among the toasts of its tenant: what a reader resumes after.
@@ -43,7 +43,7 @@ pub struct Toast {
 /// What stands in the transcript beside a toast.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TranscriptNote {
+pub(crate) struct TranscriptNote {
     /// When, RFC 3339 in UTC.
     #[schema(format = "date-time")]
     pub timestamp: String,
@@ -64,7 +64,7 @@ pub struct TranscriptNote {
 /// Kinds of note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum NoteKind {
+pub(crate) enum NoteKind {
     /// GitHub automation.
     Automation,
     /// Repeats a toast.
@@ -78,7 +78,7 @@ pub enum NoteKind {
 /// What became of what a note is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum NoteStatus {
+pub(crate) enum NoteStatus {
     /// Automation succeeded.
     Success,
     /// Automation was left out.
@@ -102,7 +102,7 @@ impl From<AutomationStatus> for NoteStatus {
 /// More about a note; only what applies is there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NoteDetails {
+pub(crate) struct NoteDetails {
     /// Why automation was left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]

@@ -14,7 +14,7 @@ use crate::domain::{clock::Timestamp, notify::webhook::DeliveryState};
 /// The body of a post. Members that a version does not know are to be passed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum WebhookEvent {
+pub(crate) enum WebhookEvent {
     /// Operators were told something. Posts may overtake each other: `seq` has their order.
     Notification {
         /// What they were told, as in `GET /ws/notifications`.
@@ -25,7 +25,7 @@ pub enum WebhookEvent {
 /// A delivery of one notification.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WebhookDelivery {
+pub(crate) struct WebhookDelivery {
     /// Its id: the header `webhook-id`.
     #[schema(value_type = String)]
     pub delivery_id: Uuid,
@@ -61,7 +61,7 @@ pub struct WebhookDelivery {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct DeliveryQuery {
+pub(crate) struct DeliveryQuery {
     /// Only those that stand there.
     #[param(inline)]
     pub state: Option<DeliveryState>,
@@ -74,7 +74,7 @@ pub struct DeliveryQuery {
 /// Answer to `POST /acp/webhooks/deliveries/replay`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ReplayedDeliveries {
+pub(crate) struct ReplayedDeliveries {
     /// How many were dead and are tried again.
     pub replayed: usize,
 }

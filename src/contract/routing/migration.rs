@@ -11,12 +11,12 @@ use crate::domain::{
 };
 
 /// How many workspaces one step moves where nothing else is said.
-pub const DEFAULT_BATCH: u32 = 10;
+pub(crate) const DEFAULT_BATCH: u32 = 10;
 
 /// `POST /acp/migrations`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MigrationBody {
+pub(crate) struct MigrationBody {
     /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
@@ -51,7 +51,7 @@ pub struct MigrationBody {
 /// When a migration moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum When {
+pub(crate) enum When {
     /// At once.
     #[default]
     Now,
@@ -64,7 +64,7 @@ pub enum When {
 /// `POST /acp/migrations/{id}/…`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MigrationChange {
+pub(crate) struct MigrationChange {
     /// Who wants it, at most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
@@ -79,7 +79,7 @@ pub struct MigrationChange {
 /// A migration.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Migration {
+pub(crate) struct Migration {
     /// Its id.
     #[schema(value_type = String)]
     pub migration_id: uuid::Uuid,
@@ -135,7 +135,7 @@ pub struct Migration {
 /// How far a migration is; the parts add up to the total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Workspaces.
     pub total: usize,
     /// Whose turn has not come.
@@ -155,7 +155,7 @@ pub struct Progress {
 /// A workspace of a migration.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct MigrationEntry {
+pub(crate) struct MigrationEntry {
     /// Which one.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
@@ -174,7 +174,7 @@ pub struct MigrationEntry {
 /// What became of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum EntryState {
+pub(crate) enum EntryState {
     /// It was not its turn.
     Untouched,
     /// It is being moved.
@@ -195,7 +195,7 @@ pub enum EntryState {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct MigrationQuery {
+pub(crate) struct MigrationQuery {
     /// Only this tenant's.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,

@@ -1,5 +1,5 @@
 //! Wire types of routes: a workspace's protocol, a tenant's defaults, and fleet migrations.
 
-pub mod migration;
-pub mod protocol;
-pub mod tenant;
+pub(crate) mod migration;
+pub(crate) mod protocol;
+pub(crate) mod tenant;

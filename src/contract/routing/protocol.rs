@@ -10,14 +10,14 @@ use crate::domain::{
 };
 
 /// The longest actor of a change, in characters: a name or an address.
-pub const MAX_ACTOR_CHARS: usize = 128;
+pub(crate) const MAX_ACTOR_CHARS: usize = 128;
 /// The longest reason of a change, in characters: a sentence or two.
-pub const MAX_REASON_CHARS: usize = 500;
+pub(crate) const MAX_REASON_CHARS: usize = 500;
 
 /// `GET /acp/workspaces/{id}/protocol`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WorkspaceProtocol {
+pub(crate) struct WorkspaceProtocol {
     /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
@@ -50,7 +50,7 @@ pub struct WorkspaceProtocol {
 /// A pinned route.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PinInfo {
+pub(crate) struct PinInfo {
     /// Which route.
     #[schema(value_type = String)]
     pub protocol: Route,
@@ -66,7 +66,7 @@ pub struct PinInfo {
 /// Why a workspace is rolled back.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct RollbackInfo {
+pub(crate) struct RollbackInfo {
     /// What flipped it.
     #[schema(value_type = String)]
     pub trigger: FlipTrigger,
@@ -80,7 +80,7 @@ pub struct RollbackInfo {
 /// What the success window holds.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct WindowInfo {
+pub(crate) struct WindowInfo {
     /// `unknown` (too few outcomes), `healthy`, `degraded` or `breached`.
     #[schema(value_type = String)]
     pub state: WindowState,
@@ -97,7 +97,7 @@ pub struct WindowInfo {
 /// The way back to ACP.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct RecoveryInfo {
+pub(crate) struct RecoveryInfo {
     /// `closed` (ACP carries the turns), `open` (cooling down), `halfOpen` (a probe is under way) or `recovering` (some
     /// turns go over ACP).
     #[schema(value_type = String)]
@@ -115,7 +115,7 @@ pub struct RecoveryInfo {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct TenantQuery {
+pub(crate) struct TenantQuery {
     /// The tenant; may be left out where the workspace's name is not ambiguous.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
@@ -124,7 +124,7 @@ pub struct TenantQuery {
 /// `PUT /acp/workspaces/{id}/protocol`: what is left out stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProtocolBody {
+pub(crate) struct ProtocolBody {
     /// The route where nothing speaks against it.
     #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
@@ -150,7 +150,7 @@ pub struct ProtocolBody {
 /// A route to pin.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PinBody {
+pub(crate) struct PinBody {
     /// `acp` or `http`.
     #[schema(value_type = String)]
     pub protocol: Route,
@@ -159,7 +159,7 @@ pub struct PinBody {
 /// `POST /acp/workspaces/{id}/rollback` and `/restore`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct FlipBody {
+pub(crate) struct FlipBody {
     /// Who wants it, at most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,

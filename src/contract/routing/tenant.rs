@@ -12,7 +12,7 @@ use crate::domain::{
 /// `GET /acp/tenants/{installationId}/protocol`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TenantProtocolInfo {
+pub(crate) struct TenantProtocolInfo {
     /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
@@ -35,7 +35,7 @@ pub struct TenantProtocolInfo {
 /// `PUT /acp/tenants/{installationId}/protocol`: what is left out stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TenantProtocolBody {
+pub(crate) struct TenantProtocolBody {
     /// The route of new workspaces. Those that are there keep theirs: moving them is what migrations are for.
     #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
@@ -62,7 +62,7 @@ pub struct TenantProtocolBody {
 /// Answer to a change of it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct TenantProtocolChanged {
+pub(crate) struct TenantProtocolChanged {
     /// What holds now.
     #[serde(flatten)]
     pub protocol: TenantProtocolInfo,

@@ -1,4 +1,4 @@
 //! GitHub automation: which repositories are blocked, and why automation is skipped.
 
-pub mod repository_pattern;
-pub mod skip;
+pub(crate) mod repository_pattern;
+pub(crate) mod skip;

@@ -5,13 +5,13 @@ use std::fmt;
 use url::Url;
 
 /// Patterns that one tenant may have.
-pub const MAX_PATTERNS: usize = 1000;
+pub(crate) const MAX_PATTERNS: usize = 1000;
 /// The longest owner and the longest name that GitHub gives, in characters.
 const MAX_PART: usize = 100;
 
 /// Whether text is a pattern: two parts of `A-Z a-z 0-9 . _ - *`, each of 1 to 100 characters, with one slash between
 /// them.
-pub fn is_pattern(text: &str) -> bool {
+pub(crate) fn is_pattern(text: &str) -> bool {
     text.split_once('/').is_some_and(|(owner, name)| is_part(owner, b"._-*") && is_part(name, b"._-*"))
 }
 
@@ -22,7 +22,7 @@ fn is_part(part: &str, beside_letters: &[u8]) -> bool {
 
 /// Which repository it is: `owner/name`, at most 201 characters of `A-Z a-z 0-9 . _ -`, so it may be shown as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RepositoryName {
+pub(crate) struct RepositoryName {
     owner: String,
     name: String,
 }
@@ -37,7 +37,7 @@ impl RepositoryName {
     /// Reads `owner/name`, `https://host/owner/name`, `ssh://git@host/owner/name` or `git@host:owner/name`, each with or
     /// without `.git` or a slash at its end, whatever the host. `None` for anything else: GitHub has no repository under
     /// such a name.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let url;
         let path = if text.contains("://") {
             url = Url::parse(text).ok()?;
@@ -54,7 +54,7 @@ impl RepositoryName {
 
     /// Whether a pattern means it. As GitHub takes names, large and small letters are the same; `*` stands for any
     /// characters, also none, of one part. What is no pattern means nothing. In linear time, whatever the pattern.
-    pub fn matches(&self, pattern: &str) -> bool {
+    pub(crate) fn matches(&self, pattern: &str) -> bool {
         let parts = pattern.split_once('/').filter(|_| is_pattern(pattern));
         parts.is_some_and(|(owner, name)| part_matches(owner, &self.owner) && part_matches(name, &self.name))
     }

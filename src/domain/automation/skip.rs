@@ -61,7 +61,7 @@ words! {
 
 impl SkipDetail {
     /// The reason to which it belongs.
-    pub fn reason(self) -> SkipReason {
+    pub(crate) fn reason(self) -> SkipReason {
         match self {
             Self::EnvDisabled | Self::ConfigDisabled | Self::GitopsOff | Self::CallerSkip => {
                 SkipReason::AutomationDisabled
@@ -96,8 +96,9 @@ impl Default for WantedMode {
 
 /// What there is to sign in to GitHub with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Credential {
+pub(crate) enum Credential {
     /// A token, or an app that gives one.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no credential can be configured yet"))]
     Present,
     /// Nothing; `Some` where it is known why.
     Missing(Option<SkipDetail>),
@@ -105,7 +106,7 @@ pub enum Credential {
 
 /// All that decides whether a turn is automated, as far as it is known before anything of it is done.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub(crate) struct Asked<'a> {
     /// What the caller wants of this turn.
     pub mode: WantedMode,
     /// `enableGitOps` of the session.
@@ -132,7 +133,7 @@ pub struct Asked<'a> {
 
 /// What is to become of a turn's changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Automation {
+pub(crate) enum Automation {
     /// There is no repository, so nothing is left out and nobody is told.
     Nothing,
     /// It is left out on purpose, and told.
@@ -159,7 +160,7 @@ impl Automation {
     /// 4. what the session works on is no repository on GitHub, then: it is blocked, by whomever;
     /// 5. there is nothing to sign in with;
     /// 6. the turn goes over a fallback that cannot automate.
-    pub fn decide(asked: &Asked<'_>) -> Self {
+    pub(crate) fn decide(asked: &Asked<'_>) -> Self {
         let Some(repository) = asked.repository else { return Self::Nothing };
         if asked.mode == WantedMode::None {
             return Self::skip(SkipDetail::CallerSkip);
@@ -196,7 +197,12 @@ const CAUSES: Uuid = Uuid::from_u128(0x7a1d_5c0e_93b4_5f68_8e21_d4c6_0b9a_f317);
 /// The id of what caused the telling of a skip; one that was told is not told again. What a session or its caller wanted
 /// to be without is told once in a session, everything else once in a turn. All who see the toast see it, so it gives
 /// neither the session's id nor the turn's away.
-pub fn cause_of_skip(session: SessionId, prompt: PromptId, reason: SkipReason, detail: Option<SkipDetail>) -> Uuid {
+pub(crate) fn cause_of_skip(
+    session: SessionId,
+    prompt: PromptId,
+    reason: SkipReason,
+    detail: Option<SkipDetail>,
+) -> Uuid {
     let name = match detail {
         Some(wanted @ (SkipDetail::CallerSkip | SkipDetail::GitopsOff)) => format!("{session}:{}", wanted.as_str()),
         _ => format!("{prompt}:{}", reason.as_str()),

@@ -14,17 +14,17 @@ use super::{
     routing::{Route, Wish},
 };
 
-pub use super::words::MigrationStatus;
+pub(crate) use super::words::MigrationStatus;
 
 /// The most workspaces of one migration: each takes about 80 bytes of the run's JSON, which is written with each step.
-pub const MAX_WORKSPACES: usize = 5000;
+pub(crate) const MAX_WORKSPACES: usize = 5000;
 /// The most workspaces of one step: as many as a supervisor has live sessions.
-pub const MAX_BATCH: u32 = 1000;
+pub(crate) const MAX_BATCH: u32 = 1000;
 
 /// When a migration moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
-pub enum MigrationMode {
+pub(crate) enum MigrationMode {
     /// At once.
     Now,
     /// From a time on.
@@ -39,7 +39,7 @@ pub enum MigrationMode {
 /// What is to be moved, where to, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MigrationPlan {
+pub(crate) struct MigrationPlan {
     /// Whose workspaces.
     pub installation_id: InstallationId,
     /// The default route that they get.
@@ -56,7 +56,7 @@ pub struct MigrationPlan {
 
 /// Why a plan is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadPlan {
+pub(crate) enum BadPlan {
     /// None, or too many.
     #[error("a migration has 1 to {MAX_WORKSPACES} workspaces, this one has {0}")]
     Workspaces(usize),
@@ -70,7 +70,7 @@ pub enum BadPlan {
 
 impl MigrationPlan {
     /// Whether it is within its bounds.
-    pub fn check(&self) -> Result<(), BadPlan> {
+    pub(crate) fn check(&self) -> Result<(), BadPlan> {
         if !(1..=MAX_WORKSPACES).contains(&self.workspaces.len()) {
             return Err(BadPlan::Workspaces(self.workspaces.len()));
         }
@@ -88,7 +88,7 @@ impl MigrationPlan {
 
 impl MigrationStatus {
     /// Whether it has ended; a rollback may still begin it anew.
-    pub fn is_final(self) -> bool {
+    pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Scheduled | Self::InProgress | Self::Paused)
     }
 }
@@ -96,7 +96,7 @@ impl MigrationStatus {
 /// Why a workspace is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum MigrationSkip {
+pub(crate) enum MigrationSkip {
     /// There is no such workspace.
     UnknownWorkspace,
     /// The route is its default already.
@@ -119,7 +119,7 @@ pub enum MigrationSkip {
 
 /// What is known of a workspace when its turn has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WorkspaceFacts {
+pub(crate) struct WorkspaceFacts {
     /// Its default route; absent where there is no such workspace.
     pub default_route: Option<Route>,
     /// Whether a pin decides its route.
@@ -141,7 +141,7 @@ pub struct WorkspaceFacts {
 impl WorkspaceFacts {
     /// Why a migration leaves the workspace out, the first reason that holds; none where it is to be moved. A workspace
     /// that goes to HTTP needs neither a runtime that speaks ACP nor the permission to be moved to it.
-    pub fn skips(&self, target: Route, mode: MigrationMode) -> Option<MigrationSkip> {
+    pub(crate) fn skips(&self, target: Route, mode: MigrationMode) -> Option<MigrationSkip> {
         let to_acp = target == Route::Acp;
         let is_automatic = mode == MigrationMode::Automatic;
         let reasons = [
@@ -161,7 +161,7 @@ impl WorkspaceFacts {
 
 /// How ACP does over the workspaces that are in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FleetHealth {
+pub(crate) struct FleetHealth {
     /// Whether many workspaces fall back at once.
     pub is_storm: bool,
     /// Workspaces in use.
@@ -175,7 +175,7 @@ const ROLLED_BACK_ONE_IN: usize = 10;
 
 impl FleetHealth {
     /// Whether workspaces may be moved to ACP by themselves: no storm rages, and at most 10 % are rolled back.
-    pub fn is_healthy(&self) -> bool {
+    pub(crate) fn is_healthy(&self) -> bool {
         !self.is_storm && self.rolled_back.saturating_mul(ROLLED_BACK_ONE_IN) <= self.in_use
     }
 }
@@ -183,7 +183,7 @@ impl FleetHealth {
 /// What became of one workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]
-pub enum Place {
+pub(crate) enum Place {
     /// It was not its turn.
     Untouched,
     /// Its move has begun, and nobody has said how it ended.
@@ -213,7 +213,7 @@ pub enum Place {
 /// One workspace of a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Which one.
     pub workspace_id: WorkspaceId,
     /// What became of it.
@@ -224,7 +224,7 @@ pub struct Entry {
 /// How far a migration is; the parts add up to the total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MigrationProgress {
+pub(crate) struct MigrationProgress {
     /// Workspaces of the plan.
     pub total: usize,
     /// Whose turn has not come.
@@ -244,7 +244,7 @@ pub struct MigrationProgress {
 /// A migration as it is kept and as it is run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MigrationRun {
+pub(crate) struct MigrationRun {
     installation_id: InstallationId,
     target: Route,
     mode: MigrationMode,
@@ -265,7 +265,7 @@ pub struct MigrationRun {
     completed: Option<Timestamp>,
 }
 
-pub use self::run::{IllegalChange, NextStep};
+pub(crate) use self::run::{IllegalChange, NextStep};
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ const MAX_DETAIL_CHARS: usize = 300;
 /// Something cannot be done with a migration that stands there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a migration that is {} cannot be {wanted}", .status.as_str())]
-pub struct IllegalChange {
+pub(crate) struct IllegalChange {
     /// Where it stands.
     pub status: MigrationStatus,
     /// What was wanted: started, paused, resumed, cancelled or rolled back.
@@ -27,7 +27,7 @@ pub struct IllegalChange {
 
 /// What is to be done next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NextStep {
+pub(crate) enum NextStep {
     /// Look at these and move those that [`MigrationRun::begin_move`] admits.
     Move(Vec<WorkspaceId>),
     /// Move these back; each is under way now, and is to be answered by `step_done` or `step_failed`.
@@ -44,7 +44,7 @@ pub enum NextStep {
 impl MigrationRun {
     /// A migration as it was planned, by whom and why. It begins with the first [`Self::next_step`] at or after its
     /// time. An error says what is wrong with the plan.
-    pub fn new(plan: MigrationPlan, wish: Wish, now: Timestamp) -> Result<Self, BadPlan> {
+    pub(crate) fn new(plan: MigrationPlan, wish: Wish, now: Timestamp) -> Result<Self, BadPlan> {
         plan.check()?;
         let untouched = |workspace_id| Entry { workspace_id, place: Place::Untouched };
         Ok(Self {
@@ -64,72 +64,72 @@ impl MigrationRun {
     }
 
     /// Whose workspaces it moves.
-    pub fn installation_id(&self) -> &InstallationId {
+    pub(crate) fn installation_id(&self) -> &InstallationId {
         &self.installation_id
     }
 
     /// The default route that they get.
-    pub fn target(&self) -> Route {
+    pub(crate) fn target(&self) -> Route {
         self.target
     }
 
     /// When it moves.
-    pub fn mode(&self) -> MigrationMode {
+    pub(crate) fn mode(&self) -> MigrationMode {
         self.mode
     }
 
     /// How many it moves in one step.
-    pub fn batch_size(&self) -> u32 {
+    pub(crate) fn batch_size(&self) -> u32 {
         self.batch_size
     }
 
     /// Failed moves that it tolerates.
-    pub fn max_failures(&self) -> u32 {
+    pub(crate) fn max_failures(&self) -> u32 {
         self.max_failures
     }
 
     /// Where it stands.
-    pub fn status(&self) -> MigrationStatus {
+    pub(crate) fn status(&self) -> MigrationStatus {
         self.status
     }
 
     /// Whether it moves back what it moved.
-    pub fn is_going_back(&self) -> bool {
+    pub(crate) fn is_going_back(&self) -> bool {
         self.is_going_back
     }
 
     /// Who wanted it, or its last change, and why.
-    pub fn wish(&self) -> &Wish {
+    pub(crate) fn wish(&self) -> &Wish {
         &self.wish
     }
 
     /// When it was planned.
-    pub fn created(&self) -> Timestamp {
+    pub(crate) fn created(&self) -> Timestamp {
         self.created
     }
 
     /// When it began.
-    pub fn started(&self) -> Option<Timestamp> {
+    pub(crate) fn started(&self) -> Option<Timestamp> {
         self.started
     }
 
     /// When it ended; a rollback may take it back.
-    pub fn completed(&self) -> Option<Timestamp> {
+    pub(crate) fn completed(&self) -> Option<Timestamp> {
         self.completed
     }
 
     /// Whether somebody has to go on with it: it has not ended, or nobody has said how its last moves did.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !self.status.is_final() || self.progress().moving > 0
     }
 
     /// Every workspace and what became of it, in the order of the plan.
-    pub fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         &self.workspaces
     }
 
     /// The same without secrets, ready for the disk. Names of workspaces stay, also where one looks like a secret.
-    pub fn redacted(&self) -> Self {
+    pub(crate) fn redacted(&self) -> Self {
         let mut run = self.clone();
         let Wish { actor, reason, .. } = &mut run.wish;
         for text in [actor, reason] {
@@ -139,7 +139,7 @@ impl MigrationRun {
     }
 
     /// How far it is.
-    pub fn progress(&self) -> MigrationProgress {
+    pub(crate) fn progress(&self) -> MigrationProgress {
         let mut progress = MigrationProgress { total: self.workspaces.len(), ..MigrationProgress::default() };
         for entry in &self.workspaces {
             let part = match entry.place {
@@ -157,7 +157,7 @@ impl MigrationRun {
 
     /// What is to be done next; begins it once its time has come. Nothing new is given out while a step is under way.
     /// An automatic migration to ACP waits while ACP is not healthy; the way back never does.
-    pub fn next_step(&mut self, now: Timestamp, acp_is_healthy: bool) -> NextStep {
+    pub(crate) fn next_step(&mut self, now: Timestamp, acp_is_healthy: bool) -> NextStep {
         let unsettled = self.those(|place| matches!(place, Place::Moving | Place::MovingBack), usize::MAX);
         if !unsettled.is_empty() {
             return NextStep::Unsettled(unsettled);
@@ -186,7 +186,7 @@ impl MigrationRun {
     /// Admits a workspace that [`Self::next_step`] gave out: its move is under way from now on. An error says why it is
     /// left out; that is noted, and the migration goes on with the next. Nothing where it may not be moved just now:
     /// the migration was paused or ended in the meantime, or the workspace is not one whose turn it is.
-    pub fn begin_move(
+    pub(crate) fn begin_move(
         &mut self,
         workspace: &WorkspaceId,
         facts: &WorkspaceFacts,
@@ -208,7 +208,7 @@ impl MigrationRun {
 
     /// A move that was under way, forth or back, is done. Says whether it was one; also one that ends after a pause or
     /// a cancel counts.
-    pub fn step_done(&mut self, workspace: &WorkspaceId, now: Timestamp) -> bool {
+    pub(crate) fn step_done(&mut self, workspace: &WorkspaceId, now: Timestamp) -> bool {
         let place = match self.place(workspace) {
             Some(Place::Moving) => Place::Moved { detail: None },
             Some(Place::MovingBack) => Place::MovedBack,
@@ -221,7 +221,7 @@ impl MigrationRun {
 
     /// A move that was under way, forth or back, failed: the workspace is where it was. `detail` says why. Says whether
     /// it was one.
-    pub fn step_failed(&mut self, workspace: &WorkspaceId, detail: &Redacted, now: Timestamp) -> bool {
+    pub(crate) fn step_failed(&mut self, workspace: &WorkspaceId, detail: &Redacted, now: Timestamp) -> bool {
         let detail = text::cut(detail.as_str(), MAX_DETAIL_CHARS);
         let place = match self.place(workspace) {
             Some(Place::Moving) => Place::Failed { detail },
@@ -235,7 +235,7 @@ impl MigrationRun {
 
     /// Says where a workspace is about whose move nobody said how it ended. One that is where it was is moved later,
     /// if the migration goes on. Says whether it was one.
-    pub fn settle(&mut self, workspace: &WorkspaceId, default_route: Route, now: Timestamp) -> bool {
+    pub(crate) fn settle(&mut self, workspace: &WorkspaceId, default_route: Route, now: Timestamp) -> bool {
         let is_moved = default_route == self.target;
         let place = match self.place(workspace) {
             Some(Place::Moving) if !is_moved => Place::Untouched,
@@ -249,7 +249,8 @@ impl MigrationRun {
     }
 
     /// Begins a scheduled one before its time.
-    pub fn start(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    #[cfg(test)]
+    pub(crate) fn start(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Scheduled], "started")?;
         self.wish = wish;
         self.begin(now);
@@ -257,14 +258,14 @@ impl MigrationRun {
     }
 
     /// Moves nothing more until it is resumed; a move that is under way ends.
-    pub fn pause(&mut self, wish: Wish) -> Result<(), IllegalChange> {
+    pub(crate) fn pause(&mut self, wish: Wish) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Scheduled, MigrationStatus::InProgress], "paused")?;
         (self.status, self.wish) = (MigrationStatus::Paused, wish);
         Ok(())
     }
 
     /// Goes on where it was paused; one that had not begun waits for its time again.
-    pub fn resume(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn resume(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Paused], "resumed")?;
         self.wish = wish;
         self.status = if self.started.is_some() { MigrationStatus::InProgress } else { MigrationStatus::Scheduled };
@@ -273,7 +274,7 @@ impl MigrationRun {
     }
 
     /// Ends it, or its way back, here: who was moved stays moved, a move that is under way ends.
-    pub fn cancel(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn cancel(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
         let open = [MigrationStatus::Scheduled, MigrationStatus::InProgress, MigrationStatus::Paused];
         self.allow(&open, "cancelled")?;
         self.wish = wish;
@@ -283,7 +284,7 @@ impl MigrationRun {
 
     /// Moves back exactly what it moved, also what is being moved just now, in steps of the same size. What could not
     /// be moved back before is tried again. One that has not begun is cancelled instead.
-    pub fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
         let begun = [
             MigrationStatus::InProgress,
             MigrationStatus::Paused,

@@ -32,7 +32,7 @@ fn shown(text: &str, max_chars: usize) -> Redacted {
 }
 
 /// A workspace's route was flipped.
-pub fn of_flip(flip: &Flip) -> Notice {
+pub(crate) fn of_flip(flip: &Flip) -> Notice {
     let text = match (flip.to, flip.trigger) {
         (Route::Http, FlipTrigger::AutoThreshold) => match &flip.figures {
             Some(figures) => format!(
@@ -62,7 +62,7 @@ pub fn of_flip(flip: &Flip) -> Notice {
 }
 
 /// Many workspaces were rolled back at once; for operators.
-pub fn of_storm(flipped: usize, live: usize) -> Notice {
+pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
     let text = format!(
         "{flipped} of {live} workspaces fell back to the HTTP fallback within 5 minutes: look at the runtime, the \
          network and the agents' provider."
@@ -71,14 +71,14 @@ pub fn of_storm(flipped: usize, live: usize) -> Notice {
 }
 
 /// They no longer are; for operators.
-pub fn of_storm_end(ended: &StormEnded) -> Notice {
+pub(crate) fn of_storm_end(ended: &StormEnded) -> Notice {
     let text = format!("Workspaces no longer fall back in numbers; {} had at the worst.", ended.most_flipped);
     notice(Severity::Info, Trigger::SystemicRollback, &text)
 }
 
 /// Seats are running out, or are free again; for operators. Nothing where another change follows at once: an alert is
 /// resolved as a whole.
-pub fn of_capacity(change: &CapacityChange) -> Option<Notice> {
+pub(crate) fn of_capacity(change: &CapacityChange) -> Option<Notice> {
     let CapacityChange { taken, limit, .. } = change;
     let (severity, text) = match (change.kind, change.level) {
         (AlertKind::Raised, AlertLevel::Warning) => {
@@ -97,7 +97,7 @@ pub fn of_capacity(change: &CapacityChange) -> Option<Notice> {
 }
 
 /// A session failed for good.
-pub fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
+pub(crate) fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
     let text = format!(
         "Session …{} failed too often and was stopped ({}). Load it to try again.",
         session_suffix(session),
@@ -107,13 +107,13 @@ pub fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
 }
 
 /// The way to an agent of a workspace is broken and is being made again, while a turn runs.
-pub fn of_reconnecting() -> Notice {
+pub(crate) fn of_reconnecting() -> Notice {
     let text = "The connection to an agent was interrupted and is being restored; the running turn goes on.";
     notice(Severity::Warning, Trigger::Reconnecting, text)
 }
 
 /// A session's handshake failed, so that it goes over the fallback by itself.
-pub fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
+pub(crate) fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
     let text = format!(
         "The agent's handshake failed ({}); prompts of session …{} go over the HTTP fallback for now.",
         code.as_str(),
@@ -123,7 +123,7 @@ pub fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
 }
 
 /// Automation was left out. `repository` is the session's, in any form; one that cannot be read is not shown.
-pub fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> Notice {
+pub(crate) fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> Notice {
     let (why, _) = texts_of_skip(reason, detail);
     let text = skipped(why, repository, REPOSITORY_CHARS);
     notice(Severity::Warning, Trigger::AutomationSkipped, &text)
@@ -131,7 +131,7 @@ pub fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Optio
 
 /// What the transcript says beside [`of_skip`]: the same, and what to do about it. 1 to [`MAX_NOTE_CHARS`] characters,
 /// without secrets, control characters and markup.
-pub fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> String {
+pub(crate) fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> String {
     let (why, what_to_do) = texts_of_skip(reason, detail);
     let stays = if detail == Some(SkipDetail::NoChanges) { "" } else { " The changes stay in the workspace." };
     let text = format!("{} {what_to_do}{stays}", skipped(why, repository, usize::MAX));

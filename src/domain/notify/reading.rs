@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 /// Ids that are remembered: more than a reader catches up with from the list after a reset (1,000), where numbers do not
 /// tell what is known.
-pub const MAX_SEEN: usize = 2048;
+pub(crate) const MAX_SEEN: usize = 2048;
 
 /// A place in a sequence of toasts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub(crate) struct Place {
     /// Names the database.
     pub epoch: String,
     /// The newest toast that was handled.
@@ -20,7 +20,7 @@ pub struct Place {
 
 /// One reader of one sequence.
 #[derive(Debug, Clone, Default)]
-pub struct Reading {
+pub(crate) struct Reading {
     place: Option<Place>,
     seen: HashSet<Uuid>,
     order: VecDeque<Uuid>,
@@ -28,22 +28,22 @@ pub struct Reading {
 
 impl Reading {
     /// Goes on from a place, or begins wherever the server says.
-    pub fn from(place: Option<Place>) -> Self {
+    pub(crate) fn from(place: Option<Place>) -> Self {
         Self { place, ..Self::default() }
     }
 
     /// Where it stands; nothing before the first welcome.
-    pub fn place(&self) -> Option<&Place> {
+    pub(crate) fn place(&self) -> Option<&Place> {
         self.place.as_ref()
     }
 
     /// A welcome. A reader that has a place keeps it: either it goes on from there, or a reset says that it does not.
-    pub fn welcome(&mut self, place: Place) {
+    pub(crate) fn welcome(&mut self, place: Place) {
         self.place.get_or_insert(place);
     }
 
     /// Whether a toast that came is to be shown. It counts as handled from then on.
-    pub fn takes(&mut self, id: Uuid, seq: u64) -> bool {
+    pub(crate) fn takes(&mut self, id: Uuid, seq: u64) -> bool {
         let is_new = self.place.as_ref().is_none_or(|place| seq > place.cursor);
         self.reached(seq);
         self.is_first(id) && is_new
@@ -51,19 +51,19 @@ impl Reading {
 
     /// Whether a toast that the list had is to be shown. The place stays: the list is read from the newest on, so what
     /// was seen of it says nothing about the rest.
-    pub fn takes_from_list(&mut self, id: Uuid) -> bool {
+    pub(crate) fn takes_from_list(&mut self, id: Uuid) -> bool {
         self.is_first(id)
     }
 
     /// Everything up to here has come, whether it was for this reader or not.
-    pub fn reached(&mut self, cursor: u64) {
+    pub(crate) fn reached(&mut self, cursor: u64) {
         if let Some(place) = &mut self.place {
             place.cursor = place.cursor.max(cursor);
         }
     }
 
     /// Begins anew, wherever it stood.
-    pub fn moves_to(&mut self, place: Place) {
+    pub(crate) fn moves_to(&mut self, place: Place) {
         self.place = Some(place);
     }
 

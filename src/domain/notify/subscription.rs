@@ -35,13 +35,13 @@ words! {
 }
 
 /// Frames that may wait for one subscriber (issue: 256).
-pub const QUEUE_FRAMES: usize = 256;
+pub(crate) const QUEUE_FRAMES: usize = 256;
 /// Bytes of them (issue: 1 MiB).
-pub const QUEUE_BYTES: usize = 1 << 20;
+pub(crate) const QUEUE_BYTES: usize = 1 << 20;
 
 /// Where a subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub(crate) struct Start {
     /// What comes after this number is sent.
     pub after: u64,
     /// Why the subscriber's own cursor was of no use.
@@ -51,7 +51,7 @@ pub struct Start {
 /// Where a subscriber goes on that comes with a cursor and the epoch in which it got it, in a sequence that holds the
 /// numbers after `tail` until `head`. Never in the middle: either everything after its cursor is there, or it has to
 /// begin anew.
-pub fn start(cursor: Option<(u64, Option<&str>)>, epoch: &str, head: u64, tail: u64) -> Start {
+pub(crate) fn start(cursor: Option<(u64, Option<&str>)>, epoch: &str, head: u64, tail: u64) -> Start {
     let Some((cursor, its_epoch)) = cursor else { return Start { after: head, reset: None } };
     let reset = if its_epoch != Some(epoch) {
         Some(ResetReason::OtherEpoch)
@@ -67,7 +67,7 @@ pub fn start(cursor: Option<(u64, Option<&str>)>, epoch: &str, head: u64, tail: 
 
 /// When a subscriber is asked for a sign of life, and how long it may take to give one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PulseRules {
+pub(crate) struct PulseRules {
     /// From a sign of life to the next ping (issue: 25 s).
     pub every: Duration,
     /// From a ping to a sign of life (issue: 8 s).
@@ -89,7 +89,7 @@ impl Default for PulseRules {
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PulseDue {
+pub(crate) enum PulseDue {
     /// Nothing, for so long.
     Nothing(Duration),
     /// A ping.
@@ -100,7 +100,7 @@ pub enum PulseDue {
 
 /// One subscriber's pulse; every time is one since the subscription began.
 #[derive(Debug, Clone, Copy)]
-pub struct Pulse {
+pub(crate) struct Pulse {
     rules: PulseRules,
     heard: Duration,
     next_ping: Duration,
@@ -109,27 +109,27 @@ pub struct Pulse {
 
 impl Pulse {
     /// Begins.
-    pub fn new(rules: PulseRules) -> Self {
+    pub(crate) fn new(rules: PulseRules) -> Self {
         Self { rules, heard: Duration::ZERO, next_ping: rules.every, asked: None }
     }
 
     /// It said something.
-    pub fn hear(&mut self, now: Duration) {
+    pub(crate) fn hear(&mut self, now: Duration) {
         (self.heard, self.asked, self.next_ping) = (now, None, now + self.rules.every);
     }
 
     /// Whether it has been silent for so long as nobody is who reads: such a one answers pings before.
-    pub fn is_stalled(&self, now: Duration) -> bool {
+    pub(crate) fn is_stalled(&self, now: Duration) -> bool {
         now.saturating_sub(self.heard) >= STALL
     }
 
     /// A frame was sent to it.
-    pub fn send(&mut self, now: Duration) {
+    pub(crate) fn send(&mut self, now: Duration) {
         self.next_ping = self.next_ping.min(now + self.rules.after_frame);
     }
 
     /// What is due now; a ping is told once, and counts as sent.
-    pub fn due(&mut self, now: Duration) -> PulseDue {
+    pub(crate) fn due(&mut self, now: Duration) -> PulseDue {
         if let Some(asked) = self.asked {
             let end = asked + self.rules.patience;
             return if now >= end { PulseDue::End } else { PulseDue::Nothing(end - now) };
@@ -143,7 +143,7 @@ impl Pulse {
 }
 
 /// How long frames may wait for a subscriber of which nothing takes one (issue: gone in 30 s, whatever its window says).
-pub const STALL: Duration = Duration::from_secs(25);
+pub(crate) const STALL: Duration = Duration::from_secs(25);
 
 #[cfg(test)]
 mod tests {

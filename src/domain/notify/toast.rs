@@ -13,13 +13,13 @@ use crate::domain::{
 };
 
 /// The title of every toast (mission).
-pub const TITLE: &str = "Automation update";
+pub(crate) const TITLE: &str = "Automation update";
 /// How long a toast stays on the screen, in milliseconds (mission).
-pub const AUTO_DISMISS_MS: u32 = 10_000;
+pub(crate) const AUTO_DISMISS_MS: u32 = 10_000;
 /// What a toast may be long (mission), in characters.
-pub const MAX_BODY_CHARS: usize = 140;
+pub(crate) const MAX_BODY_CHARS: usize = 140;
 /// What a note may be long (mission), in characters.
-pub const MAX_NOTE_CHARS: usize = 512;
+pub(crate) const MAX_NOTE_CHARS: usize = 512;
 /// What befalls many sessions of a workspace within so long is one toast: where a runtime goes away, all connections to
 /// it break.
 const TOGETHER: Duration = Duration::from_secs(60);
@@ -68,7 +68,7 @@ words! {
 
 /// What is told: made in [`crate::domain::notify::notice`] alone, where every text is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub(crate) struct Notice {
     /// How bad it is.
     pub severity: Severity,
     /// What it is about.
@@ -79,7 +79,7 @@ pub struct Notice {
 
 /// One sequence of toasts. Its numbers are given in the order of commits, without a hole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// Of the service's operators.
     Operators,
     /// Of a tenant.
@@ -113,7 +113,7 @@ impl FromStr for Stream {
 
 /// To whom a toast goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Addressee {
+pub(crate) enum Addressee {
     /// The service's operators.
     Operators,
     /// Everyone in a workspace.
@@ -124,7 +124,7 @@ pub enum Addressee {
 
 impl Addressee {
     /// The sequence in which it stands.
-    pub fn stream(&self) -> Stream {
+    pub(crate) fn stream(&self) -> Stream {
         match self {
             Self::Operators => Stream::Operators,
             Self::Workspace(key) | Self::Session(key, _) => Stream::Tenant(key.installation_id.clone()),
@@ -132,7 +132,7 @@ impl Addressee {
     }
 
     /// The workspace.
-    pub fn workspace(&self) -> Option<&WorkspaceKey> {
+    pub(crate) fn workspace(&self) -> Option<&WorkspaceKey> {
         match self {
             Self::Operators => None,
             Self::Workspace(key) | Self::Session(key, _) => Some(key),
@@ -140,7 +140,7 @@ impl Addressee {
     }
 
     /// The session.
-    pub fn session(&self) -> Option<SessionId> {
+    pub(crate) fn session(&self) -> Option<SessionId> {
         match self {
             Self::Session(_, session) => Some(*session),
             Self::Operators | Self::Workspace(_) => None,
@@ -150,7 +150,7 @@ impl Addressee {
 
 /// A toast that is to be written down, in the transaction of its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewToast {
+pub(crate) struct NewToast {
     /// New: a UUID of version 7.
     pub id: Uuid,
     /// For whom.
@@ -163,7 +163,7 @@ pub struct NewToast {
 
 impl NewToast {
     /// A toast; `id` is new.
-    pub fn new(id: Uuid, to: Addressee, notice: Notice, cause_id: impl fmt::Display) -> Self {
+    pub(crate) fn new(id: Uuid, to: Addressee, notice: Notice, cause_id: impl fmt::Display) -> Self {
         Self { id, to, notice, cause_id: cause_id.to_string() }
     }
 }
@@ -171,7 +171,7 @@ impl NewToast {
 /// A toast about a session, and the note that stands beside it in the session's transcript: both are written, or neither
 /// where the cause was told before.
 #[derive(Debug, Clone)]
-pub struct Telling {
+pub(crate) struct Telling {
     /// The toast.
     pub toast: NewToast,
     /// Its note.
@@ -180,13 +180,13 @@ pub struct Telling {
 
 /// When a toast was told that stands for what befalls another session of its workspace now. Both ways, since such things
 /// are not written in the order in which they happen.
-pub fn told_together(now: Timestamp) -> Range<Timestamp> {
+pub(crate) fn told_together(now: Timestamp) -> Range<Timestamp> {
     now.minus(TOGETHER).plus(Duration::from_micros(1))..now.plus(TOGETHER)
 }
 
 /// What a subscriber or a reader of the inbox wants to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scope {
+pub(crate) struct Scope {
     /// Of which sequence.
     pub stream: Stream,
     /// Only of this workspace.
@@ -199,12 +199,17 @@ pub struct Scope {
 
 impl Scope {
     /// Everything of a sequence.
-    pub fn all(stream: Stream) -> Self {
+    pub(crate) fn all(stream: Stream) -> Self {
         Self { stream, workspace: None, user: None, session: None }
     }
 
     /// Whether something of the sequence is for it.
-    pub fn takes(&self, workspace: Option<&WorkspaceId>, session: Option<SessionId>, user: Option<&UserId>) -> bool {
+    pub(crate) fn takes(
+        &self,
+        workspace: Option<&WorkspaceId>,
+        session: Option<SessionId>,
+        user: Option<&UserId>,
+    ) -> bool {
         let is_of_workspace = self.workspace.is_none() || self.workspace.as_ref() == workspace;
         // What is about no session concerns everyone.
         let is_of_session = self.session.is_none() || session.is_none() || self.session == session;
@@ -213,7 +218,8 @@ impl Scope {
     }
 
     /// Whether everything that this one sees is seen by the other one too.
-    pub fn is_within(&self, other: &Self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
         fn narrows<T: PartialEq>(this: Option<&T>, other: Option<&T>) -> bool {
             other.is_none() || this == other
         }
@@ -225,7 +231,7 @@ impl Scope {
 }
 
 /// The part of a session's id that a toast may show.
-pub fn session_suffix(session: SessionId) -> String {
+pub(crate) fn session_suffix(session: SessionId) -> String {
     let id = session.to_string();
     id[id.len() - SUFFIX_CHARS..].to_owned()
 }

@@ -26,9 +26,9 @@ words! {
 /// What a secret in base64 begins with (Standard Webhooks).
 const BASE64_PREFIX: &str = "whsec_";
 /// The least length of a secret, in bytes (Standard Webhooks).
-pub const MIN_SECRET_BYTES: usize = 24;
+pub(crate) const MIN_SECRET_BYTES: usize = 24;
 /// The longest wait that a receiver can ask for: an alert that comes later helps nobody.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// The dates of `Retry-After` (RFC 9110, 5.6.7).
 const HTTP_DATE: &[FormatItem<'_>] =
@@ -41,7 +41,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// How often and how soon a delivery is tried again (`[webhook]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WebhookRules {
+pub(crate) struct WebhookRules {
     /// Tries, the first included; after the last one it is dead.
     pub max_attempts: u32,
     /// The wait after the first try; it doubles with each further one.
@@ -52,7 +52,7 @@ pub struct WebhookRules {
 
 /// What a receiver answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The HTTP status.
     pub status: u16,
     /// How long it wants to be left alone.
@@ -61,7 +61,7 @@ pub struct Answer {
 
 /// What becomes of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The receiver has it.
     Delivered,
     /// It is tried again after this.
@@ -73,7 +73,7 @@ pub enum Verdict {
 impl WebhookRules {
     /// Decides after try number `attempt`, counted from 1. No answer is one that never came, or not in time. `fraction`
     /// is a random number from 0 to 1.
-    pub fn judge(&self, attempt: u32, answer: Option<Answer>, fraction: f64) -> Verdict {
+    pub(crate) fn judge(&self, attempt: u32, answer: Option<Answer>, fraction: f64) -> Verdict {
         let status = answer.map(|answer| answer.status);
         match status {
             Some(200..300) => return Verdict::Delivered,
@@ -88,7 +88,7 @@ impl WebhookRules {
     }
 
     /// Longer than any wait that [`Self::judge`] gives.
-    pub fn longest_wait(&self) -> Duration {
+    pub(crate) fn longest_wait(&self) -> Duration {
         (self.max_retry * 2).max(MAX_RETRY_AFTER * 2)
     }
 }
@@ -99,7 +99,7 @@ fn is_refusal(status: u16) -> bool {
 }
 
 /// Reads `Retry-After`: seconds, or a date. What is in the past is no wait; what is neither is nothing.
-pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+pub(crate) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -111,7 +111,7 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
 
 /// The key that a secret stands for: what follows `whsec_` in base64, else its characters as they are. Nothing where it is
 /// shorter than [`MIN_SECRET_BYTES`], or has spaces or what is not visible ASCII.
-pub fn key_of(secret: &str) -> Option<Vec<u8>> {
+pub(crate) fn key_of(secret: &str) -> Option<Vec<u8>> {
     let key = match secret.strip_prefix(BASE64_PREFIX) {
         Some(encoded) => BASE64.decode(encoded).ok()?,
         None => secret.bytes().all(|byte| byte.is_ascii_graphic()).then(|| secret.as_bytes().to_vec())?,

@@ -10,7 +10,7 @@ use crate::domain::clock::Timestamp;
 impl Routing {
     /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where
     /// the time of day was stepped back meanwhile, none of it has passed.
-    pub fn after_restart(mut self, now: Timestamp) -> Self {
+    pub(crate) fn after_restart(mut self, now: Timestamp) -> Self {
         match self.breaker {
             Breaker::HalfOpen { .. } => self.breaker = Breaker::Open { since: now, probe_at: now },
             Breaker::Open { since, probe_at } if now < since => {
@@ -24,7 +24,7 @@ impl Routing {
 
     /// The window says that ACP is not well. A pin beats it, and what is rolled back already stays so.
     /// `fraction` is a random number from 0 to 1, for the jitter.
-    pub fn on_breach(
+    pub(crate) fn on_breach(
         &mut self,
         figures: WindowFigures,
         now: Timestamp,
@@ -45,7 +45,7 @@ impl Routing {
     }
 
     /// A counted outcome of a turn over ACP that was no canary: the first ones after a restore are watched closely.
-    pub fn on_turn(
+    pub(crate) fn on_turn(
         &mut self,
         epoch: u64,
         sample: Sample,
@@ -77,7 +77,7 @@ impl Routing {
     }
 
     /// Time has passed. Gives the probe that is to be made now; [`Self::on_probe`] has to follow.
-    pub fn on_tick(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) -> Option<Probe> {
+    pub(crate) fn on_tick(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) -> Option<Probe> {
         match self.breaker {
             Breaker::Open { probe_at, .. } if self.pin.is_none() && now >= probe_at => {
                 self.breaker = Breaker::HalfOpen { since: now };
@@ -100,7 +100,14 @@ impl Routing {
     }
 
     /// How a probe ended. A handshake alone never restores: it lets the first canaries through.
-    pub fn on_probe(&mut self, probe: Probe, sample: Sample, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
+    pub(crate) fn on_probe(
+        &mut self,
+        probe: Probe,
+        sample: Sample,
+        now: Timestamp,
+        fraction: f64,
+        rules: &RecoveryRules,
+    ) {
         let current = Probe { epoch: self.epoch, attempt: self.attempt };
         if probe != current || !matches!(self.breaker, Breaker::HalfOpen { .. }) {
             return;
@@ -112,7 +119,7 @@ impl Routing {
     }
 
     /// How a canary of an epoch and an attempt ended; one whose outcome does not count only gives its place back.
-    pub fn on_canary(
+    pub(crate) fn on_canary(
         &mut self,
         of: Probe,
         sample: Option<Sample>,
@@ -149,35 +156,35 @@ impl Routing {
     }
 
     /// Rolls back by hand: HTTP is pinned until somebody restores or releases it.
-    pub fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = Some(Pin { protocol: Route::Http, wish: wish.clone(), since: now });
         self.flipped(before, wish.manual(), wish, None, now)
     }
 
     /// Restores by hand: no pin, no cool-down, and what was is forgiven.
-    pub fn restore(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn restore(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         (self.pin, self.breaker, self.attempt, self.watched) = (None, Breaker::Closed, 0, None);
         self.flipped(before, wish.manual(), wish, None, now)
     }
 
     /// Pins a route.
-    pub fn set_pin(&mut self, protocol: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn set_pin(&mut self, protocol: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = Some(Pin { protocol, wish: wish.clone(), since: now });
         self.flipped(before, FlipTrigger::Pin, wish, None, now)
     }
 
     /// Releases the pin, if there is one.
-    pub fn release_pin(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn release_pin(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = None;
         self.flipped(before, FlipTrigger::Pin, wish, None, now)
     }
 
     /// Changes the route that is taken where nothing speaks against it.
-    pub fn set_default(&mut self, default: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn set_default(&mut self, default: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.default = default;
         if default == Route::Http {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Who flips a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Initiator {
+pub(crate) enum Initiator {
     /// The window, the recovery or a migration.
     System,
     /// An operator.
@@ -16,7 +16,7 @@ pub enum Initiator {
 
 impl Initiator {
     /// Its name in answers and rows.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
             Self::Operator => "operator",
@@ -25,7 +25,7 @@ impl Initiator {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::System, Self::Operator, Self::User].into_iter().find(|initiator| initiator.as_str() == name)
     }
 }
@@ -33,7 +33,7 @@ impl Initiator {
 /// Why a route was flipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum FlipTrigger {
+pub(crate) enum FlipTrigger {
     /// The success rate was too low.
     AutoThreshold,
     /// An operator rolled back or restored.
@@ -50,11 +50,11 @@ pub enum FlipTrigger {
 
 impl FlipTrigger {
     /// Every trigger, for metrics that start at 0.
-    pub const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::AutoThreshold, Self::ManualOperator, Self::ManualUser, Self::Recovery, Self::Pin, Self::Migration];
 
     /// Its name in answers, rows and labels.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::AutoThreshold => "autoThreshold",
             Self::ManualOperator => "manualOperator",
@@ -66,7 +66,7 @@ impl FlipTrigger {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|trigger| trigger.as_str() == name)
     }
 }
@@ -74,7 +74,7 @@ impl FlipTrigger {
 /// Who wants something, and why; both have been checked and redacted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Wish {
+pub(crate) struct Wish {
     /// In whose name.
     pub initiator: Initiator,
     /// Who.
@@ -85,7 +85,7 @@ pub struct Wish {
 
 impl Wish {
     /// What we do by ourselves.
-    pub fn of_system(reason: impl Into<String>) -> Self {
+    pub(crate) fn of_system(reason: impl Into<String>) -> Self {
         Self { initiator: Initiator::System, actor: "lumilink".into(), reason: reason.into() }
     }
 

@@ -4,12 +4,12 @@
 //! down in one transaction, and only then lets the copy count; so a flip has one epoch, however often it is tried.
 
 mod events;
-pub mod initiator;
+pub(crate) mod initiator;
 #[cfg(test)]
 mod model_tests;
-pub mod storm;
-pub mod success_window;
-pub mod turn_route;
+pub(crate) mod storm;
+pub(crate) mod success_window;
+pub(crate) mod turn_route;
 
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ use serde::{Deserialize, Serialize};
 use self::success_window::{FULL_BP, WindowFigures};
 use super::clock::Timestamp;
 
-pub use self::initiator::{FlipTrigger, Initiator, Wish};
+pub(crate) use self::initiator::{FlipTrigger, Initiator, Wish};
 
 /// What the router chose for a workspace. A turn ends on the route on which it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Route {
+pub(crate) enum Route {
     /// ACP, live.
     Acp,
     /// The managed fallback.
@@ -32,10 +32,10 @@ pub enum Route {
 
 impl Route {
     /// Every route, for metrics that start at 0.
-    pub const ALL: [Self; 2] = [Self::Acp, Self::Http];
+    pub(crate) const ALL: [Self; 2] = [Self::Acp, Self::Http];
 
     /// Its name in answers, rows and labels.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Acp => "acp",
             Self::Http => "http",
@@ -43,7 +43,7 @@ impl Route {
     }
 
     /// The other one.
-    pub fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Self::Acp => Self::Http,
             Self::Http => Self::Acp,
@@ -51,14 +51,14 @@ impl Route {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.as_str() == name)
     }
 }
 
 /// How a workspace comes back to ACP (`[recovery]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecoveryRules {
+pub(crate) struct RecoveryRules {
     /// From a rollback to the first probe; doubles with each failed try.
     pub cooldown: Duration,
     /// The longest cool-down, before the jitter.
@@ -86,7 +86,7 @@ const MAX_ATTEMPT: u32 = 20;
 /// A route that beats the window until it is released.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Pin {
+pub(crate) struct Pin {
     /// Which route.
     pub protocol: Route,
     /// Who pinned it, and why.
@@ -99,7 +99,7 @@ pub struct Pin {
 /// Where the way back to ACP stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Stage {
+pub(crate) enum Stage {
     /// ACP carries the turns.
     Closed,
     /// Rolled back, cooling down.
@@ -111,11 +111,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Every stage, for metrics.
-    pub const ALL: [Self; 4] = [Self::Closed, Self::Open, Self::HalfOpen, Self::Recovering];
-
     /// Its name in answers, rows and labels.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::Open => "open",
@@ -137,7 +134,7 @@ enum Breaker {
 /// Why a workspace is rolled back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Rollback {
+pub(crate) struct Rollback {
     /// What flipped it.
     pub trigger: FlipTrigger,
     /// Why, in a sentence.
@@ -155,7 +152,7 @@ struct Watched {
 
 /// A change of the route, told exactly once for each epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flip {
+pub(crate) struct Flip {
     /// The route before.
     pub from: Route,
     /// The route now.
@@ -174,24 +171,24 @@ pub struct Flip {
 
 impl Flip {
     /// Whether it is a rollback: away from ACP for another reason than a changed default.
-    pub fn is_rollback(&self) -> bool {
+    pub(crate) fn is_rollback(&self) -> bool {
         self.to == Route::Http && self.trigger != FlipTrigger::Migration
     }
 
     /// Whether it is a restore: back to ACP for another reason than a changed default.
-    pub fn is_restore(&self) -> bool {
+    pub(crate) fn is_restore(&self) -> bool {
         self.to == Route::Acp && self.trigger != FlipTrigger::Migration
     }
 
     /// The epoch of the rollback from which the workspace comes back, where it does so by itself.
-    pub fn recovers_from(&self) -> Option<u64> {
+    pub(crate) fn recovers_from(&self) -> Option<u64> {
         (self.trigger == FlipTrigger::Recovery).then(|| self.epoch.saturating_sub(1))
     }
 }
 
 /// A probe that is to be made: a handshake, and no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// To be repeated with its end.
     pub epoch: u64,
     /// To be repeated with its end.
@@ -201,7 +198,7 @@ pub struct Probe {
 /// The route of one workspace, as it is kept and as it is run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Routing {
+pub(crate) struct Routing {
     epoch: u64,
     default: Route,
     #[serde(default)]
@@ -221,7 +218,7 @@ pub struct Routing {
 
 impl Routing {
     /// A workspace that was never flipped.
-    pub fn new(default: Route) -> Self {
+    pub(crate) fn new(default: Route) -> Self {
         Self {
             epoch: 0,
             default,
@@ -235,7 +232,7 @@ impl Routing {
     }
 
     /// What carries the next turn, canaries aside.
-    pub fn route(&self) -> Route {
+    pub(crate) fn route(&self) -> Route {
         match (&self.pin, &self.breaker) {
             (Some(pin), _) => pin.protocol,
             (None, Breaker::Closed) => self.default,
@@ -244,27 +241,27 @@ impl Routing {
     }
 
     /// Counts up with each flip.
-    pub fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// The route where nothing speaks against it.
-    pub fn default_route(&self) -> Route {
+    pub(crate) fn default_route(&self) -> Route {
         self.default
     }
 
     /// The pin, if there is one.
-    pub fn pin(&self) -> Option<&Pin> {
+    pub(crate) fn pin(&self) -> Option<&Pin> {
         self.pin.as_ref()
     }
 
     /// Why it is rolled back, while it is.
-    pub fn rollback(&self) -> Option<&Rollback> {
+    pub(crate) fn rollback(&self) -> Option<&Rollback> {
         self.rollback.as_ref().filter(|_| self.route() == Route::Http)
     }
 
     /// Where the way back stands.
-    pub fn stage(&self) -> Stage {
+    pub(crate) fn stage(&self) -> Stage {
         match self.breaker {
             Breaker::Closed => Stage::Closed,
             Breaker::Open { .. } => Stage::Open,
@@ -274,12 +271,12 @@ impl Routing {
     }
 
     /// How many tries to recover failed lately.
-    pub fn attempt(&self) -> u32 {
+    pub(crate) fn attempt(&self) -> u32 {
         self.attempt
     }
 
     /// When the next probe is made, while it cools down and is not pinned.
-    pub fn next_probe_at(&self) -> Option<Timestamp> {
+    pub(crate) fn next_probe_at(&self) -> Option<Timestamp> {
         match self.breaker {
             Breaker::Open { probe_at, .. } if self.pin.is_none() => Some(probe_at),
             _ => None,
@@ -287,7 +284,7 @@ impl Routing {
     }
 
     /// The share of turns that go over ACP while it is tried, in basis points.
-    pub fn canary_share_bp(&self, rules: &RecoveryRules) -> u32 {
+    pub(crate) fn canary_share_bp(&self, rules: &RecoveryRules) -> u32 {
         match self.breaker {
             Breaker::Recovering { step, .. } if self.pin.is_none() => {
                 rules.canary_steps_bp.get(step).copied().unwrap_or(FULL_BP).clamp(1, FULL_BP)
@@ -297,7 +294,7 @@ impl Routing {
     }
 
     /// Every how manieth turn is a canary; none where ACP is not being tried.
-    pub fn canary_every(&self, rules: &RecoveryRules) -> Option<u64> {
+    pub(crate) fn canary_every(&self, rules: &RecoveryRules) -> Option<u64> {
         match self.canary_share_bp(rules) {
             0 => None,
             share => Some(u64::from(FULL_BP.div_ceil(share))),
@@ -305,17 +302,17 @@ impl Routing {
     }
 
     /// What canaries of now belong to.
-    pub fn trial(&self) -> Probe {
+    pub(crate) fn trial(&self) -> Probe {
         Probe { epoch: self.epoch, attempt: self.attempt }
     }
 
     /// Whether these are the first turns after a restore, which are watched closely.
-    pub fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.watched.is_some() && self.route() == Route::Acp
     }
 
     /// When [`Self::on_tick`] has something to do.
-    pub fn wakes_at(&self, rules: &RecoveryRules) -> Option<Timestamp> {
+    pub(crate) fn wakes_at(&self, rules: &RecoveryRules) -> Option<Timestamp> {
         match self.breaker {
             Breaker::Open { .. } => self.next_probe_at(),
             Breaker::HalfOpen { since } => Some(since.plus(rules.probe_timeout * 2)),

@@ -9,20 +9,20 @@ use std::{collections::VecDeque, time::Duration};
 use crate::domain::{clock::Timestamp, ids::WorkspaceKey};
 
 /// How long a flip counts (mission: 5 min).
-pub const PERIOD: Duration = Duration::from_secs(300);
+pub(crate) const PERIOD: Duration = Duration::from_secs(300);
 /// The fewest workspaces that make a storm (mission: at least 5) …
 const MIN_FLIPPED: usize = 5;
 /// … and one in so many of the live ones do not make one yet (mission: more than 10 %).
 const ONE_IN: usize = 10;
 /// Workspaces whose flip is remembered. A process holds 1,000 live sessions, and so at most as many live workspaces;
 /// beyond this the oldest is forgotten, which says nothing wrong under 40,960 live workspaces. About 100 bytes each.
-pub const MAX_REMEMBERED: usize = 4096;
+pub(crate) const MAX_REMEMBERED: usize = 4096;
 /// What the cause of an alarm's end adds to that of the alarm, so that each has one end, whoever tells it.
-pub const RESOLVED: &str = ":resolved";
+pub(crate) const RESOLVED: &str = ":resolved";
 
 /// What an automatic flip is a part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FlipCause {
+pub(crate) enum FlipCause {
     /// It is the workspace's own: tell of it.
     Alone,
     /// With it a storm begins: raise the one alarm instead of telling of it.
@@ -33,14 +33,14 @@ pub enum FlipCause {
 
 impl FlipCause {
     /// Whether the alarm stands for it, so that its own toast is left out.
-    pub fn is_storm(self) -> bool {
+    pub(crate) fn is_storm(self) -> bool {
         self != Self::Alone
     }
 }
 
 /// What a storm was, once it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StormEnded {
+pub(crate) struct StormEnded {
     /// When its alarm was raised.
     pub since: Timestamp,
     /// The most workspaces that had flipped within five minutes.
@@ -55,7 +55,7 @@ struct Storm {
 
 /// The automatic flips of the last five minutes over all workspaces of the process.
 #[derive(Debug, Clone, Default)]
-pub struct FlipStorm {
+pub(crate) struct FlipStorm {
     /// Oldest first, each workspace once; at most [`MAX_REMEMBERED`].
     flips: VecDeque<(Timestamp, WorkspaceKey)>,
     storm: Option<Storm>,
@@ -64,7 +64,7 @@ pub struct FlipStorm {
 impl FlipStorm {
     /// Goes on with a storm whose alarm an earlier process raised, and told no end of. `flips` are those since [`PERIOD`]
     /// before the alarm, oldest first; what is later than `now`, since the clock was stepped back, counts as now.
-    pub fn take_up(
+    pub(crate) fn take_up(
         since: Timestamp,
         flips: impl IntoIterator<Item = (Timestamp, WorkspaceKey)>,
         now: Timestamp,
@@ -82,7 +82,7 @@ impl FlipStorm {
 
     /// A workspace has flipped to HTTP by itself, among `live` workspaces that are in use. A second flip of the same
     /// workspace counts as one. A clock that steps back takes nothing away.
-    pub fn on_flip(&mut self, workspace: &WorkspaceKey, live: usize, now: Timestamp) -> FlipCause {
+    pub(crate) fn on_flip(&mut self, workspace: &WorkspaceKey, live: usize, now: Timestamp) -> FlipCause {
         let flipped = self.remember(workspace.clone(), now);
         if !self.is_above(live) {
             return FlipCause::Alone;
@@ -101,7 +101,7 @@ impl FlipStorm {
 
     /// Time has passed. Gives a storm's end once, when the rate has fallen below: the alarm is resolved. Until it was
     /// asked the storm goes on, so that one alarm stays one where the rate swings about the mark.
-    pub fn on_tick(&mut self, live: usize, now: Timestamp) -> Option<StormEnded> {
+    pub(crate) fn on_tick(&mut self, live: usize, now: Timestamp) -> Option<StormEnded> {
         self.expire(now);
         if self.is_above(live) {
             return None;
@@ -111,18 +111,19 @@ impl FlipStorm {
     }
 
     /// Whether the alarm is raised.
-    pub fn is_raging(&self) -> bool {
+    pub(crate) fn is_raging(&self) -> bool {
         self.storm.is_some()
     }
 
     /// Workspaces that flipped within the last five minutes.
-    pub fn flipped(&mut self, now: Timestamp) -> usize {
+    pub(crate) fn flipped(&mut self, now: Timestamp) -> usize {
         self.expire(now);
         self.flips.len()
     }
 
     /// When [`Self::on_tick`] may have an end to tell, while a storm rages: with the next flip that leaves the period.
-    pub fn wakes_at(&self) -> Option<Timestamp> {
+    #[cfg(test)]
+    pub(crate) fn wakes_at(&self) -> Option<Timestamp> {
         self.storm?;
         self.flips.front().map(|(oldest, _)| oldest.plus(PERIOD))
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::clock::Timestamp;
 
 /// Rates are whole hundredths of a percent: 10,000 are 100 %.
-pub const FULL_BP: u32 = 10_000;
+pub(crate) const FULL_BP: u32 = 10_000;
 /// Below the floor, so few outcomes roll back too (mission: 5) …
 const QUIET_SAMPLES: u64 = 5;
 /// … of which one in so many failed, so that a quiet workspace is not left on a dead route.
@@ -25,7 +25,7 @@ const CONFIDENT_PERIOD: Duration = Duration::from_secs(600);
 /// Which rule says that a success rate is too low.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum WindowRule {
+pub(crate) enum WindowRule {
     /// The rate as such.
     #[default]
     Literal,
@@ -35,7 +35,7 @@ pub enum WindowRule {
 
 /// The rule and its numbers (`[window]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowRules {
+pub(crate) struct WindowRules {
     /// How far back it looks.
     pub length: Duration,
     /// How exactly: outcomes leave the window a bucket at a time.
@@ -52,7 +52,7 @@ pub struct WindowRules {
 
 /// What an outcome counts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Sample {
+pub(crate) enum Sample {
     /// ACP did its work.
     Success,
     /// It did not.
@@ -62,7 +62,7 @@ pub enum Sample {
 /// What the figures of a window say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum WindowState {
+pub(crate) enum WindowState {
     /// Too few outcomes to say anything.
     Unknown,
     /// Nothing failed, or next to nothing.
@@ -73,22 +73,12 @@ pub enum WindowState {
     Breached,
 }
 
-impl WindowState {
-    /// Its name in answers and rows.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Healthy => "healthy",
-            Self::Degraded => "degraded",
-            Self::Breached => "breached",
-        }
-    }
-}
+impl WindowState {}
 
 /// What a window holds at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WindowFigures {
+pub(crate) struct WindowFigures {
     /// What they say.
     pub state: WindowState,
     /// Outcomes.
@@ -101,7 +91,7 @@ pub struct WindowFigures {
 
 impl WindowFigures {
     /// The share of successes, 0 to 1; 1 where there was nothing.
-    pub fn success_rate(&self) -> f64 {
+    pub(crate) fn success_rate(&self) -> f64 {
         if self.samples == 0 {
             return 1.0;
         }
@@ -111,7 +101,7 @@ impl WindowFigures {
 
 /// One bucket, also as it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     /// When it begins: a multiple of the bucket's length.
     pub start: Timestamp,
     /// Successes in it.
@@ -121,14 +111,14 @@ pub struct Bucket {
 }
 
 /// When the bucket begins in which `now` lies.
-pub fn bucket_start(now: Timestamp, length: Duration) -> Timestamp {
+pub(crate) fn bucket_start(now: Timestamp, length: Duration) -> Timestamp {
     let length = i64::try_from(length.as_micros()).unwrap_or(i64::MAX).max(1);
     Timestamp(now.0.div_euclid(length) * length)
 }
 
 /// The outcomes of one workspace in one epoch.
 #[derive(Debug, Clone)]
-pub struct OutcomeWindow {
+pub(crate) struct OutcomeWindow {
     rules: WindowRules,
     epoch: u64,
     /// Oldest first; without empty ones. At most length / bucket + 1 of them.
@@ -139,12 +129,12 @@ pub struct OutcomeWindow {
 
 impl OutcomeWindow {
     /// An empty window of an epoch.
-    pub fn new(rules: WindowRules, epoch: u64) -> Self {
+    pub(crate) fn new(rules: WindowRules, epoch: u64) -> Self {
         Self { rules, epoch, buckets: VecDeque::new(), samples: 0, failures: 0 }
     }
 
     /// A window as it was kept; buckets may come in any order, and two of the same start are added up.
-    pub fn restore(rules: WindowRules, epoch: u64, kept: impl IntoIterator<Item = Bucket>) -> Self {
+    pub(crate) fn restore(rules: WindowRules, epoch: u64, kept: impl IntoIterator<Item = Bucket>) -> Self {
         let mut window = Self::new(rules, epoch);
         let mut kept: Vec<_> = kept.into_iter().collect();
         kept.sort_by_key(|bucket| bucket.start);
@@ -155,17 +145,17 @@ impl OutcomeWindow {
     }
 
     /// The epoch that it counts.
-    pub fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// Begins anew, empty, with another epoch.
-    pub fn reset(&mut self, epoch: u64) {
+    pub(crate) fn reset(&mut self, epoch: u64) {
         *self = Self::new(self.rules, epoch);
     }
 
     /// Counts an outcome of a turn that began in `epoch`; one of another epoch is not counted. Says whether it was.
-    pub fn record(&mut self, epoch: u64, sample: Sample, now: Timestamp) -> bool {
+    pub(crate) fn record(&mut self, epoch: u64, sample: Sample, now: Timestamp) -> bool {
         if epoch != self.epoch {
             return false;
         }
@@ -179,7 +169,7 @@ impl OutcomeWindow {
     }
 
     /// What it holds at `now`.
-    pub fn figures(&mut self, now: Timestamp) -> WindowFigures {
+    pub(crate) fn figures(&mut self, now: Timestamp) -> WindowFigures {
         self.expire(now);
         WindowFigures {
             state: self.state(now),
@@ -190,7 +180,8 @@ impl OutcomeWindow {
     }
 
     /// Its buckets, oldest first.
-    pub fn buckets(&self) -> impl DoubleEndedIterator<Item = &Bucket> {
+    #[cfg(test)]
+    pub(crate) fn buckets(&self) -> impl DoubleEndedIterator<Item = &Bucket> {
         self.buckets.iter()
     }
 

@@ -5,7 +5,7 @@ use crate::domain::{clock::Timestamp, turn::outcome::ErrorCode};
 
 /// The route of a workspace, as its sessions read it at the start of each turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteState {
+pub(crate) struct RouteState {
     /// What carries turns, canaries aside.
     pub route: Route,
     /// The epoch.
@@ -22,7 +22,7 @@ pub struct RouteState {
 
 /// Which way a turn goes; it is stamped with that, and its outcome counts for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TurnRoute {
+pub(crate) struct TurnRoute {
     /// What the router chose for it.
     pub route: Route,
     /// The epoch in which it began.
@@ -35,7 +35,7 @@ pub struct TurnRoute {
 
 /// What came of a turn or of a handshake, once that is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TurnReport {
+pub(crate) struct TurnReport {
     /// The way that was chosen for it.
     pub turn: TurnRoute,
     /// What carried it.
@@ -48,7 +48,7 @@ pub struct TurnReport {
 
 impl RouteState {
     /// What is to be read of a routing.
-    pub fn of(routing: &Routing, rules: &RecoveryRules) -> Self {
+    pub(crate) fn of(routing: &Routing, rules: &RecoveryRules) -> Self {
         Self {
             route: routing.route(),
             epoch: routing.epoch(),
@@ -61,7 +61,7 @@ impl RouteState {
 
     /// Which way the turn goes that is number `turn`, from 0, since this was decided. Every n-th one is a canary, by
     /// count and not by chance.
-    pub fn turn(&self, turn: u64) -> TurnRoute {
+    pub(crate) fn turn(&self, turn: u64) -> TurnRoute {
         let is_canary = self.canary_every.is_some_and(|every| (turn + 1).is_multiple_of(every));
         TurnRoute {
             route: if is_canary { Route::Acp } else { self.route },
@@ -74,7 +74,7 @@ impl RouteState {
 
 /// What a session knows when a handshake of its agent fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Handshake {
+pub(crate) struct Handshake {
     /// Whether its agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
     /// Whether the runtime has just been reached over HTTP, so that it is the way of ACP that is broken.
@@ -85,7 +85,7 @@ pub struct Handshake {
 
 /// Whether the fallback does not depend on what has just failed. What is wrong with the request, the sign-in, the
 /// capacity or this service is no better there.
-pub fn bypasses(code: ErrorCode, handshake: Handshake) -> bool {
+pub(crate) fn bypasses(code: ErrorCode, handshake: Handshake) -> bool {
     let Handshake { has_oneshot, runtime_answers, was_on_fallback } = handshake;
     match code {
         ErrorCode::ProtocolVersion

@@ -9,7 +9,7 @@ use crate::domain::{clock::Timestamp, turn::outcome::ErrorClass};
 /// How the way to a session's agent is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum ConnectionStatus {
+pub(crate) enum ConnectionStatus {
     /// For the first time.
     Connecting,
     /// It stands.
@@ -26,11 +26,12 @@ pub enum ConnectionStatus {
 
 impl ConnectionStatus {
     /// Every status, for metrics that start at 0.
-    pub const ALL: [Self; 6] =
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 6] =
         [Self::Connecting, Self::Connected, Self::Degraded, Self::Reconnecting, Self::Error, Self::RolledBack];
 
     /// Its name in answers, events and rows.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
             Self::Connected => "connected",
@@ -42,7 +43,8 @@ impl ConnectionStatus {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    #[cfg(test)]
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 
@@ -53,7 +55,8 @@ impl ConnectionStatus {
     /// in between, and one that cannot be made is an error from wherever it was. A degraded one recovers with the
     /// next good turn. After a rollback, and when a failed session is loaded, a connection begins anew; a session that ends
     /// while it is rolled back leaves an error like every other.
-    pub fn may_become(self, next: Self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn may_become(self, next: Self) -> bool {
         use ConnectionStatus::*;
         match self {
             Connecting => matches!(next, Connected | Reconnecting | Error | RolledBack),
@@ -67,7 +70,7 @@ impl ConnectionStatus {
 
     /// What is shown of a connection on which the last turn failed with an error of this class, or did not fail, and
     /// whose turns are slow ([`LatencyWatch::is_doubled`]) or not.
-    pub fn after(self, last_failure: Option<ErrorClass>, is_slow: bool) -> Self {
+    pub(crate) fn after(self, last_failure: Option<ErrorClass>, is_slow: bool) -> Self {
         let has_failed = matches!(last_failure, Some(ErrorClass::Connection | ErrorClass::Protocol));
         match self {
             Self::Connected if has_failed || is_slow => Self::Degraded,
@@ -90,14 +93,14 @@ const NEVER_SLOW_MS: u64 = 100;
 /// Compares the 95th percentile of the last 20 turns with that of the 80 before them; says nothing until there were
 /// 20 and 40. Bounded: 100 numbers. A lasting slowness becomes the baseline after about 80 turns.
 #[derive(Debug, Clone, Default)]
-pub struct LatencyWatch {
+pub(crate) struct LatencyWatch {
     /// Oldest first; at most [`RECENT_TURNS`] + [`BASELINE_TURNS`].
     latencies_ms: VecDeque<u64>,
 }
 
 impl LatencyWatch {
     /// Counts a turn that ended by itself after `latency_ms`; what was cancelled or failed says nothing about speed.
-    pub fn record(&mut self, latency_ms: u64) {
+    pub(crate) fn record(&mut self, latency_ms: u64) {
         if self.latencies_ms.len() == RECENT_TURNS + BASELINE_TURNS {
             self.latencies_ms.pop_front();
         }
@@ -105,18 +108,18 @@ impl LatencyWatch {
     }
 
     /// The 95th percentile of the last turns, in milliseconds; absent where there was none.
-    pub fn p95_ms(&self) -> Option<u64> {
+    pub(crate) fn p95_ms(&self) -> Option<u64> {
         p95(self.latencies_ms.iter().rev().take(RECENT_TURNS))
     }
 
     /// The 95th percentile of the turns before those, in milliseconds; absent where there were too few.
-    pub fn baseline_p95_ms(&self) -> Option<u64> {
+    pub(crate) fn baseline_p95_ms(&self) -> Option<u64> {
         let earlier = self.latencies_ms.len().checked_sub(RECENT_TURNS)?;
         if earlier < MIN_BASELINE_TURNS { None } else { p95(self.latencies_ms.iter().take(earlier)) }
     }
 
     /// Whether the last turns took at least twice as long as those before them, and more than 100 ms.
-    pub fn is_doubled(&self) -> bool {
+    pub(crate) fn is_doubled(&self) -> bool {
         // The baseline is sorted only where it decides: it is asked for with every turn.
         let Some(now) = self.p95_ms().filter(|now| *now > NEVER_SLOW_MS) else { return false };
         self.baseline_p95_ms().is_some_and(|before| now >= before.saturating_mul(2))
@@ -134,7 +137,7 @@ fn p95<'a>(numbers: impl Iterator<Item = &'a u64>) -> Option<u64> {
 /// How a connection did, as the audit keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ConnectionHealth {
+pub(crate) struct ConnectionHealth {
     /// Turns that ended on it and are counted ([`crate::domain::turn::sampling`]).
     pub turns: u64,
     /// Those of them that failed.
@@ -147,7 +150,8 @@ pub struct ConnectionHealth {
 
 impl ConnectionHealth {
     /// The share of successes, 0 to 1; absent where no turn was counted.
-    pub fn success_rate(&self) -> Option<f64> {
+    #[cfg(test)]
+    pub(crate) fn success_rate(&self) -> Option<f64> {
         (self.turns > 0).then(|| (self.turns - self.failures.min(self.turns)) as f64 / self.turns as f64)
     }
 }

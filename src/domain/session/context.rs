@@ -4,7 +4,7 @@ use crate::domain::text;
 
 /// One thing that was said.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub(crate) struct Said {
     /// Whether the user said it; else the agent.
     pub by_user: bool,
     /// The text.
@@ -12,11 +12,11 @@ pub struct Said {
 }
 
 /// The longest context, in bytes. The newest part is kept: about 16,000 tokens.
-pub const MAX_CONTEXT_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_CONTEXT_BYTES: usize = 64 * 1024;
 
 /// Writes the conversation as Markdown, the newest part where it does not fit; `None` where nothing was
 /// said.
-pub fn conversation_context(said: &[Said]) -> Option<String> {
+pub(crate) fn conversation_context(said: &[Said]) -> Option<String> {
     let mut parts = Vec::new();
     let mut room = MAX_CONTEXT_BYTES;
     for Said { by_user, text } in said.iter().rev() {

@@ -12,14 +12,14 @@ use crate::domain::clock::Timestamp;
 
 /// Turns of a workspace from whose durations the next one is guessed: enough for a median, and few enough that it
 /// follows when the work becomes another.
-pub const PACE_TURNS: usize = 50;
+pub(crate) const PACE_TURNS: usize = 50;
 /// The shortest estimate that is told when a turn begins. A shorter one is over before anyone has read it, and would cost
 /// every short turn an event.
 const SHORTEST_TOLD: Duration = Duration::from_secs(1);
 
 /// An agent's plan, counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlanProgress {
+pub(crate) struct PlanProgress {
     /// Entries that are completed; at most `total`.
     pub done: u32,
     /// Entries, at least one.
@@ -29,7 +29,7 @@ pub struct PlanProgress {
 impl PlanProgress {
     /// Counts the entries of a raw ACP update of the kind `plan`, which always holds the whole plan. `None` for a plan
     /// without entries, and for what is no plan. Nothing of the entries is kept while they are counted.
-    pub fn read(update: &RawValue) -> Option<Self> {
+    pub(crate) fn read(update: &RawValue) -> Option<Self> {
         #[derive(Deserialize)]
         struct Plan {
             entries: Counted,
@@ -87,18 +87,18 @@ impl<'de> Deserialize<'de> for Counted {
 
 /// How long the last turns of a workspace took that were completed, at most [`PACE_TURNS`] of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TurnPace(VecDeque<Duration>);
+pub(crate) struct TurnPace(VecDeque<Duration>);
 
 impl TurnPace {
     /// From durations, the newest first; what is beyond the bound is left out.
-    pub fn of_newest(durations: impl IntoIterator<Item = Duration>) -> Self {
+    pub(crate) fn of_newest(durations: impl IntoIterator<Item = Duration>) -> Self {
         let mut durations: VecDeque<_> = durations.into_iter().take(PACE_TURNS).collect();
         durations.make_contiguous().reverse();
         Self(durations)
     }
 
     /// Takes the newest one, and lets the oldest go.
-    pub fn add(&mut self, took: Duration) {
+    pub(crate) fn add(&mut self, took: Duration) {
         if self.0.len() >= PACE_TURNS {
             self.0.pop_front();
         }
@@ -106,7 +106,7 @@ impl TurnPace {
     }
 
     /// The middle one, or what lies midway between the two in the middle; `None` where nothing is known.
-    pub fn median(&self) -> Option<Duration> {
+    pub(crate) fn median(&self) -> Option<Duration> {
         if self.0.is_empty() {
             return None;
         }
@@ -123,7 +123,7 @@ impl TurnPace {
 
 /// How a turn that runs gets on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// The agent's plan, where it told one.
@@ -134,7 +134,7 @@ pub struct Progress {
 
 impl Progress {
     /// How long it has run.
-    pub fn elapsed(&self, now: Timestamp) -> Duration {
+    pub(crate) fn elapsed(&self, now: Timestamp) -> Duration {
         now.since(self.accepted_at)
     }
 
@@ -142,7 +142,7 @@ impl Progress {
     /// - from the plan once an entry of it is done, as if each entry took as long as those before it;
     /// - else what is left of the usual time;
     /// - else nothing is known. A turn that takes longer than usual is one of these: that it ends at once is not known.
-    pub fn eta(&self, now: Timestamp) -> Option<Duration> {
+    pub(crate) fn eta(&self, now: Timestamp) -> Option<Duration> {
         let elapsed = self.elapsed(now);
         match self.plan {
             Some(PlanProgress { done, total }) if done > 0 => {
@@ -155,7 +155,7 @@ impl Progress {
     }
 
     /// Whether there is something worth telling when the turn begins.
-    pub fn is_told_at_start(&self, now: Timestamp) -> bool {
+    pub(crate) fn is_told_at_start(&self, now: Timestamp) -> bool {
         self.eta(now).is_some_and(|eta| eta >= SHORTEST_TOLD)
     }
 }

@@ -8,7 +8,7 @@ use crate::domain::ids::{PromptId, SessionId};
 
 /// The kinds of event, by which clients switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventKind {
+pub(crate) enum EventKind {
     /// An update of the agent, raw.
     Update,
     /// The agent asks for permission and somebody has to answer.
@@ -31,7 +31,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Its name on the wire.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Update => "update",
             Self::PermissionRequest => "permission_request",
@@ -48,7 +48,7 @@ impl EventKind {
 
 /// One event: `data` is the JSON that every reader gets.
 #[derive(Debug, Clone)]
-pub struct SessionEvent {
+pub(crate) struct SessionEvent {
     /// Counts up by one within the session.
     pub id: u64,
     /// The turn that it belongs to, if any.
@@ -61,7 +61,7 @@ pub struct SessionEvent {
 
 /// Writes an event's `data`: `update` is the agent's raw update, or our own event's content; `meta` is what the
 /// agent put beside it.
-pub fn event_data(
+pub(crate) fn event_data(
     session: SessionId,
     prompt: Option<PromptId>,
     kind: EventKind,
@@ -94,7 +94,7 @@ pub fn event_data(
 
 /// The newest events of a session, bounded by count and by bytes.
 #[derive(Debug)]
-pub struct ReplayBuffer {
+pub(crate) struct ReplayBuffer {
     max_events: usize,
     max_bytes: usize,
     bytes: usize,
@@ -104,7 +104,7 @@ pub struct ReplayBuffer {
 
 /// What a reader gets who wants everything after an id.
 #[derive(Debug)]
-pub struct Replay {
+pub(crate) struct Replay {
     /// The events, oldest first.
     pub events: Vec<SessionEvent>,
     /// The first id that the buffer still holds, where events between it and the wanted one are gone.
@@ -114,17 +114,17 @@ pub struct Replay {
 impl ReplayBuffer {
     /// Holds at most `max_events` events and about `max_bytes` bytes of them; the newest one always. Ids go
     /// on after `last_id`.
-    pub fn new(max_events: usize, max_bytes: usize, last_id: u64) -> Self {
+    pub(crate) fn new(max_events: usize, max_bytes: usize, last_id: u64) -> Self {
         Self { max_events, max_bytes, bytes: 0, events: VecDeque::new(), next_id: last_id + 1 }
     }
 
     /// The id that the next event will get.
-    pub fn next_id(&self) -> u64 {
+    pub(crate) fn next_id(&self) -> u64 {
         self.next_id
     }
 
     /// Takes an event whose id is [`Self::next_id`].
-    pub fn push(&mut self, event: SessionEvent) {
+    pub(crate) fn push(&mut self, event: SessionEvent) {
         debug_assert_eq!(event.id, self.next_id);
         self.next_id = event.id + 1;
         self.bytes += event.data.len();
@@ -137,7 +137,7 @@ impl ReplayBuffer {
     }
 
     /// Everything after `after`.
-    pub fn after(&self, after: u64) -> Replay {
+    pub(crate) fn after(&self, after: u64) -> Replay {
         let first_held = self.events.front().map_or(self.next_id, |event| event.id);
         // Any number may be asked for.
         let wanted = after.saturating_add(1);

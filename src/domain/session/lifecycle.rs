@@ -9,7 +9,7 @@ use crate::domain::turn::outcome::ErrorCode;
 /// Where a session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SessionState {
+pub(crate) enum SessionState {
     /// Its agent is being started, for the first time or again.
     Starting,
     /// Its agent waits for a prompt.
@@ -30,7 +30,7 @@ pub enum SessionState {
 
 impl SessionState {
     /// Every state.
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Starting,
         Self::Idle,
         Self::Running,
@@ -42,7 +42,7 @@ impl SessionState {
     ];
 
     /// Its name in answers and rows.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Idle => "idle",
@@ -56,17 +56,17 @@ impl SessionState {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 
     /// Whether it holds a seat and an agent process.
-    pub fn is_live(self) -> bool {
+    pub(crate) fn is_live(self) -> bool {
         matches!(self, Self::Starting | Self::Idle | Self::Running)
     }
 
     /// Whether a prompt may bring it back by itself, or why not.
-    pub fn admits_prompt(self) -> Result<(), ErrorCode> {
+    pub(crate) fn admits_prompt(self) -> Result<(), ErrorCode> {
         match self {
             Self::Starting | Self::Idle | Self::Running | Self::Hibernated => Ok(()),
             Self::Expired | Self::Interrupted => Err(ErrorCode::SessionNotLoaded),
@@ -76,7 +76,7 @@ impl SessionState {
     }
 
     /// Whether a load may bring it back, or why not.
-    pub fn admits_load(self) -> Result<(), ErrorCode> {
+    pub(crate) fn admits_load(self) -> Result<(), ErrorCode> {
         match self {
             Self::Closed => Err(ErrorCode::SessionClosed),
             _ => Ok(()),
@@ -85,7 +85,7 @@ impl SessionState {
 
     /// What the rows of sessions in this state may say. A row is written when a session comes and goes, not with
     /// each of its turns, and up to a minute after it has expired.
-    pub fn kept_as(self) -> &'static [Self] {
+    pub(crate) fn kept_as(self) -> &'static [Self] {
         match self {
             Self::Starting | Self::Idle | Self::Running => &[Self::Starting, Self::Idle, Self::Running],
             Self::Hibernated => &[Self::Hibernated],
@@ -98,7 +98,7 @@ impl SessionState {
 
     /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
     /// expired.
-    pub fn at_age(self, unused: Duration, max_age: Duration) -> Self {
+    pub(crate) fn at_age(self, unused: Duration, max_age: Duration) -> Self {
         match self {
             Self::Hibernated if unused >= max_age => Self::Expired,
             other => other,
@@ -107,7 +107,7 @@ impl SessionState {
 
     /// Where a session stands after a restart of the service, given where its row says it stood. Its
     /// agent died with the embedded runtime or was let go by the separate one.
-    pub fn after_restart(self) -> Self {
+    pub(crate) fn after_restart(self) -> Self {
         match self {
             Self::Running => Self::Interrupted,
             Self::Starting | Self::Idle => Self::Hibernated,
@@ -118,14 +118,14 @@ impl SessionState {
 
 /// How often sessions that expire are looked for: once a minute, and more often where they expire sooner, so that
 /// it is told at most a quarter of their age late.
-pub fn sweep_period(max_age: Duration) -> Duration {
+pub(crate) fn sweep_period(max_age: Duration) -> Duration {
     (max_age / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 
 /// What a session is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SessionMode {
+pub(crate) enum SessionMode {
     /// Work on the workspace's repository.
     #[default]
     Development,
@@ -135,7 +135,7 @@ pub enum SessionMode {
 
 impl SessionMode {
     /// Its name in answers and rows.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Development => "development",
             Self::Conversation => "conversation",
@@ -143,7 +143,7 @@ impl SessionMode {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::Development, Self::Conversation].into_iter().find(|mode| mode.as_str() == name)
     }
 }

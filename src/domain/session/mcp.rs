@@ -5,16 +5,16 @@ use serde_json::{Value, value::RawValue};
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
 /// The most servers of one session; each is a process or connection of the agent.
-pub const MAX_SERVERS: usize = 32;
+pub(crate) const MAX_SERVERS: usize = 32;
 
 /// No servers.
-pub fn none() -> Box<RawValue> {
+pub(crate) fn none() -> Box<RawValue> {
     // A constant that is JSON.
     RawValue::from_string("[]".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 /// Checks `mcpServers` as far as it is ours to check; the agent knows the rest.
-pub fn check(servers: &RawValue) -> Result<(), Failure> {
+pub(crate) fn check(servers: &RawValue) -> Result<(), Failure> {
     let bad = |detail: String| Failure::new(ErrorCode::InvalidRequest, detail);
     let servers: Vec<Value> =
         serde_json::from_str(servers.get()).map_err(|_| bad("mcpServers: must be an array".into()))?;
@@ -28,7 +28,7 @@ pub fn check(servers: &RawValue) -> Result<(), Failure> {
 }
 
 /// The servers without the values of their environment and headers, which are where secrets stand.
-pub fn without_secrets(servers: &RawValue) -> String {
+pub(crate) fn without_secrets(servers: &RawValue) -> String {
     let mut servers: Value = serde_json::from_str(servers.get()).unwrap_or_default();
     for server in servers.as_array_mut().into_iter().flatten() {
         for place in ["env", "headers"] {

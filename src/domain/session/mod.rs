@@ -1,11 +1,11 @@
 //! A session: its states, its connection, its events, and the permissions its agent asks for.
 
-pub mod connection;
-pub mod context;
-pub mod eta;
-pub mod event;
-pub mod lifecycle;
-pub mod mcp;
-pub mod pending_permissions;
-pub mod permission;
-pub mod restart;
+pub(crate) mod connection;
+pub(crate) mod context;
+pub(crate) mod eta;
+pub(crate) mod event;
+pub(crate) mod lifecycle;
+pub(crate) mod mcp;
+pub(crate) mod pending_permissions;
+pub(crate) mod permission;
+pub(crate) mod restart;

@@ -18,7 +18,7 @@ const MAX_WAITING: usize = 32;
 
 /// The requests of one session that wait.
 #[derive(Debug, Default)]
-pub struct PermissionDesk {
+pub(crate) struct PermissionDesk {
     waiting: HashMap<String, Waiting>,
 }
 
@@ -30,7 +30,7 @@ struct Waiting {
 
 /// What to do with a request that has come.
 #[derive(Debug)]
-pub enum Received {
+pub(crate) enum Received {
     /// Answer it with this.
     Answer(Answer),
     /// Publish it under this id and wait.
@@ -46,7 +46,7 @@ pub enum Received {
 
 /// An answer to the agent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The agent's request.
     pub id: RequestId,
     /// ACP `RequestPermissionResponse`.
@@ -80,7 +80,7 @@ struct RawRequest<'a> {
 
 impl PermissionDesk {
     /// Takes a request, decides by policy, or lets it wait.
-    pub fn receive(&mut self, policy: PermissionPolicy, id: RequestId, params: &RawValue) -> Received {
+    pub(crate) fn receive(&mut self, policy: PermissionPolicy, id: RequestId, params: &RawValue) -> Received {
         let request: RequestPermissionRequest = match serde_json::from_str(params.get()) {
             Ok(request) => request,
             Err(cause) => return Received::Malformed(cause.to_string()),
@@ -102,7 +102,7 @@ impl PermissionDesk {
     }
 
     /// A person's answer.
-    pub fn answer(&mut self, request_id: &str, option_id: Option<String>) -> Result<Answer, Failure> {
+    pub(crate) fn answer(&mut self, request_id: &str, option_id: Option<String>) -> Result<Answer, Failure> {
         let missing = || {
             Failure::new(
                 ErrorCode::PermissionNotPending,
@@ -123,7 +123,7 @@ impl PermissionDesk {
     }
 
     /// What a request gets that nobody answered in time; `None` where it was answered.
-    pub fn time_out(&mut self, request_id: &str) -> Option<Answer> {
+    pub(crate) fn time_out(&mut self, request_id: &str) -> Option<Answer> {
         let waiting = self.waiting.remove(request_id)?;
         let option_id = match permission::on_timeout(&waiting.options) {
             Decision::Select(option_id) => Some(option_id),
@@ -134,12 +134,12 @@ impl PermissionDesk {
 
     /// Answers everything that waits with `cancelled`: agents wait for that before they end a cancelled
     /// turn.
-    pub fn cancel_all(&mut self) -> Vec<(String, Answer)> {
+    pub(crate) fn cancel_all(&mut self) -> Vec<(String, Answer)> {
         self.waiting.drain().map(|(request_id, waiting)| (request_id, answer(waiting.id, &[], None))).collect()
     }
 
     /// Whether a person is being waited for.
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 }

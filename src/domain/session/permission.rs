@@ -7,7 +7,7 @@ use crate::acp::schema::{PermissionOption, PermissionOptionKind};
 /// How a workspace answers `session/request_permission`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PermissionPolicy {
+pub(crate) enum PermissionPolicy {
     /// Allows each call once. The default: the container is the boundary, and nobody watches a
     /// background run.
     #[default]
@@ -23,7 +23,7 @@ pub enum PermissionPolicy {
 
 impl PermissionPolicy {
     /// Its name in configuration, API and database.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::AllowOnce => "allow-once",
             Self::AllowAlways => "allow-always",
@@ -33,14 +33,14 @@ impl PermissionPolicy {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::AllowOnce, Self::AllowAlways, Self::Reject, Self::Ask].into_iter().find(|it| it.as_str() == name)
     }
 }
 
 /// What to do with a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Answers with this option at once.
     Select(String),
     /// Answers `cancelled`: the agent offers nothing that the policy could choose.
@@ -51,7 +51,7 @@ pub enum Decision {
 
 /// Decides by policy. An agent that does not offer the wanted kind gets the nearest kind that grants no
 /// more than the policy: once instead of always, never the other way round.
-pub fn decide(policy: PermissionPolicy, options: &[PermissionOption]) -> Decision {
+pub(crate) fn decide(policy: PermissionPolicy, options: &[PermissionOption]) -> Decision {
     use PermissionOptionKind::{AllowAlways, AllowOnce, RejectAlways, RejectOnce};
     let wanted: &[PermissionOptionKind] = match policy {
         PermissionPolicy::Ask => return Decision::Ask,
@@ -63,7 +63,7 @@ pub fn decide(policy: PermissionPolicy, options: &[PermissionOption]) -> Decisio
 }
 
 /// What a request gets when nobody answered it in time.
-pub fn on_timeout(options: &[PermissionOption]) -> Decision {
+pub(crate) fn on_timeout(options: &[PermissionOption]) -> Decision {
     first_of(&[PermissionOptionKind::RejectOnce, PermissionOptionKind::RejectAlways], options)
 }
 

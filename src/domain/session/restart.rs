@@ -8,7 +8,7 @@ use crate::domain::clock::Timestamp;
 /// Restart intensity as in OTP: more than `max_restarts` within `within` means that starting again does
 /// not help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RestartLimits {
+pub(crate) struct RestartLimits {
     /// How many restarts are allowed within the period; 0 fails at the first end.
     pub max_restarts: u32,
     /// The period.
@@ -17,7 +17,7 @@ pub struct RestartLimits {
 
 /// What to do about a session that ended without being asked to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Starts a fresh one after this delay.
     Restart(Duration),
     /// Gives up: the session is `failed` until somebody loads it.
@@ -31,7 +31,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
 /// Remembers the restarts of one session, or of one part of the service, and applies [`RestartLimits`].
 #[derive(Debug)]
-pub struct RestartPolicy {
+pub(crate) struct RestartPolicy {
     limits: RestartLimits,
     recent: VecDeque<Timestamp>,
     total: u32,
@@ -39,13 +39,13 @@ pub struct RestartPolicy {
 
 impl RestartPolicy {
     /// Starts with a clean record.
-    pub fn new(limits: RestartLimits) -> Self {
+    pub(crate) fn new(limits: RestartLimits) -> Self {
         Self { limits, recent: VecDeque::new(), total: 0 }
     }
 
     /// Notes an end at `now` and says what to do. The delay doubles with each restart that is still
     /// within the period: 50 ms, 100 ms, … up to 5 s.
-    pub fn on_end(&mut self, now: Timestamp) -> Verdict {
+    pub(crate) fn on_end(&mut self, now: Timestamp) -> Verdict {
         while self.recent.front().is_some_and(|at| now.since(*at) >= self.limits.within) {
             self.recent.pop_front();
         }
@@ -60,7 +60,7 @@ impl RestartPolicy {
 
     /// The same for a part of the service that nobody could bring back later: where a session would be given up, it waits
     /// for the whole period instead. Gives the delay before the next start.
-    pub fn on_end_of_part(&mut self, now: Timestamp) -> Duration {
+    pub(crate) fn on_end_of_part(&mut self, now: Timestamp) -> Duration {
         match self.on_end(now) {
             Verdict::Restart(delay) => delay,
             Verdict::GiveUp => self.limits.within,
@@ -68,7 +68,8 @@ impl RestartPolicy {
     }
 
     /// Restarts since the session began.
-    pub fn total(&self) -> u32 {
+    #[cfg(test)]
+    pub(crate) fn total(&self) -> u32 {
         self.total
     }
 }
@@ -86,7 +87,7 @@ const JITTER: f64 = 0.2;
 
 /// The wait before try number `attempt`, counted from 0: 50 to 250 ms, then 1 s doubling to 30 s, each ± 20 %.
 /// `fraction` is a random number from 0 to 1; what is outside counts as the nearest of the two.
-pub fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
+pub(crate) fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
     let Some(doublings) = attempt.checked_sub(1) else {
         let (least, most) = FIRST;
         return least + (most - least).mul_f64(bounded(fraction));
@@ -96,12 +97,12 @@ pub fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
 
 /// The wait of a reader of toasts after `failures` tries in a row that came to nothing: 0.5 s doubling to 30 s, each
 /// ± 20 %. `fraction` as of [`reconnect_delay`].
-pub fn reader_delay(failures: u32, fraction: f64) -> Duration {
+pub(crate) fn reader_delay(failures: u32, fraction: f64) -> Duration {
     doubled(READER_BASE, LONGEST, failures, fraction)
 }
 
 /// `base`, doubled so often, at most `longest`; then ± 20 % by `fraction`, a random number from 0 to 1.
-pub fn doubled(base: Duration, longest: Duration, doublings: u32, fraction: f64) -> Duration {
+pub(crate) fn doubled(base: Duration, longest: Duration, doublings: u32, fraction: f64) -> Duration {
     let delay = base.saturating_mul(2u32.saturating_pow(doublings)).min(longest);
     delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * bounded(fraction))
 }

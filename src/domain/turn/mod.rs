@@ -1,9 +1,9 @@
 //! One prompt turn: its states, what is gathered while it runs, and its one outcome.
 
-pub mod outcome;
-pub mod prompt;
-pub mod sampling;
-pub mod transcript;
+pub(crate) mod outcome;
+pub(crate) mod prompt;
+pub(crate) mod sampling;
+pub(crate) mod transcript;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -21,7 +21,7 @@ use crate::acp::{
 /// Where a turn stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TurnState {
+pub(crate) enum TurnState {
     /// On disk; the agent has not seen it.
     Accepted,
     /// The agent has it.
@@ -38,11 +38,11 @@ pub enum TurnState {
 
 impl TurnState {
     /// Every state.
-    pub const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::Accepted, Self::Running, Self::Completed, Self::Cancelled, Self::Failed, Self::Interrupted];
 
     /// Its name in answers and rows.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
             Self::Running => "running",
@@ -54,19 +54,19 @@ impl TurnState {
     }
 
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 
     /// Whether nothing more can happen to it.
-    pub fn is_final(self) -> bool {
+    pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Accepted | Self::Running)
     }
 }
 
 /// How a turn ended; exactly one for each turn that began.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TurnOutcome {
+pub(crate) enum TurnOutcome {
     /// The agent gave a stop reason other than cancelled.
     Completed(StopReason),
     /// It was cancelled; `confirmed` is false where the agent had to be killed for it.
@@ -80,10 +80,10 @@ pub enum TurnOutcome {
 
 impl TurnOutcome {
     /// Every label that [`Self::label`] gives, for metrics that start at 0.
-    pub const LABELS: [&'static str; 4] = ["completed", "cancelled", "failed", "interrupted"];
+    pub(crate) const LABELS: [&'static str; 4] = ["completed", "cancelled", "failed", "interrupted"];
 
     /// The state in which it leaves the turn.
-    pub fn state(&self) -> TurnState {
+    pub(crate) fn state(&self) -> TurnState {
         match self {
             Self::Completed(_) => TurnState::Completed,
             Self::Cancelled { .. } => TurnState::Cancelled,
@@ -93,20 +93,20 @@ impl TurnOutcome {
     }
 
     /// How a turn ends whose agent, or the way to it, failed.
-    pub fn of_failure(failure: Failure, cancel_asked: bool) -> Self {
+    pub(crate) fn of_failure(failure: Failure, cancel_asked: bool) -> Self {
         // The agent went away when it was asked to end the turn: that is the end that was asked for.
         if cancel_asked { Self::Cancelled { confirmed: false } } else { Self::Failed(failure) }
     }
 
     /// Its metric label.
-    pub fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         self.state().as_str()
     }
 }
 
 /// Tokens of a turn, where the agent tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Tokens read.
     pub input_tokens: u64,
     /// Tokens written.
@@ -115,7 +115,7 @@ pub struct Usage {
 
 /// Reads an agent's answer to `session/prompt`. An unknown stop reason counts as the end of the turn
 /// under protocol version 1 only if it is one of the five; anything else is a violation.
-pub fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, Option<Usage>) {
+pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, Option<Usage>) {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Answer {
@@ -160,7 +160,10 @@ pub fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, 
 }
 
 /// [`read_prompt_answer`] for a turn that may have been cancelled.
-pub fn read_prompt_end(answer: Result<&RawValue, RpcError>, cancel_asked: bool) -> (TurnOutcome, Option<Usage>) {
+pub(crate) fn read_prompt_end(
+    answer: Result<&RawValue, RpcError>,
+    cancel_asked: bool,
+) -> (TurnOutcome, Option<Usage>) {
     match answer {
         // Some agents answer a cancelled prompt with the error of their aborted request.
         Err(error) if cancel_asked || error.code == jsonrpc::REQUEST_CANCELLED => {
@@ -171,7 +174,7 @@ pub fn read_prompt_end(answer: Result<&RawValue, RpcError>, cancel_asked: bool) 
 }
 
 /// The agent's own stop reason under its spec name.
-pub fn stop_reason_name(reason: StopReason) -> &'static str {
+pub(crate) fn stop_reason_name(reason: StopReason) -> &'static str {
     match reason {
         StopReason::EndTurn => "end_turn",
         StopReason::MaxTokens => "max_tokens",
@@ -183,16 +186,16 @@ pub fn stop_reason_name(reason: StopReason) -> &'static str {
 }
 
 /// The longest `meta.message`, in bytes; a result stays under 32 KB whatever the agent says.
-pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 /// The most diagnostics that a result carries (mission: at most 100).
-pub const MAX_DIAGNOSTICS: usize = 100;
+pub(crate) const MAX_DIAGNOSTICS: usize = 100;
 /// The longest diagnostic message, in characters; 100 of them have to fit beside the message.
-pub const MAX_DIAGNOSTIC_CHARS: usize = 300;
+pub(crate) const MAX_DIAGNOSTIC_CHARS: usize = 300;
 
 /// How bad a diagnostic is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Severity {
+pub(crate) enum Severity {
     /// For developers.
     Debug,
     /// For the curious.
@@ -205,7 +208,7 @@ pub enum Severity {
 
 /// A remark about a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Diagnostic {
+pub(crate) struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
     /// One sentence.
@@ -214,7 +217,7 @@ pub struct Diagnostic {
 
 /// Gathers what the result of a turn needs while the turn runs; bounded whatever the agent sends.
 #[derive(Debug)]
-pub struct TurnProgress {
+pub(crate) struct TurnProgress {
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// When the agent got it.
@@ -236,11 +239,11 @@ pub struct TurnProgress {
 }
 
 /// Stray lines that a turn survives (mission: up to 10 a turn, more is a protocol failure).
-pub const MAX_STRAY_LINES: u32 = 10;
+pub(crate) const MAX_STRAY_LINES: u32 = 10;
 
 impl TurnProgress {
     /// Starts to gather.
-    pub fn new(accepted_at: Timestamp) -> Self {
+    pub(crate) fn new(accepted_at: Timestamp) -> Self {
         Self {
             accepted_at,
             sent_at: None,
@@ -255,7 +258,7 @@ impl TurnProgress {
     }
 
     /// Counts one update and takes its text, if it is some of the agent's message.
-    pub fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
+    pub(crate) fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
         self.on_update(now);
         if let Some(UpdateView { kind, text: Some(text) }) = view
             && kind == "agent_message_chunk"
@@ -265,13 +268,13 @@ impl TurnProgress {
     }
 
     /// Counts one update.
-    pub fn on_update(&mut self, now: Timestamp) {
+    pub(crate) fn on_update(&mut self, now: Timestamp) {
         self.updates += 1;
         self.first_update_at.get_or_insert(now);
     }
 
     /// Adds text of an `agent_message_chunk`.
-    pub fn on_message_text(&mut self, chunk: &str) {
+    pub(crate) fn on_message_text(&mut self, chunk: &str) {
         if self.message_cut {
             return;
         }
@@ -285,7 +288,7 @@ impl TurnProgress {
     }
 
     /// Adds a remark; the ones after [`MAX_DIAGNOSTICS`] are dropped, the oldest tell most.
-    pub fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
+    pub(crate) fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
         if self.diagnostics.len() < MAX_DIAGNOSTICS {
             let message = text::cut(message.as_ref(), MAX_DIAGNOSTIC_CHARS);
             self.diagnostics.push(Diagnostic { severity, message });
@@ -293,7 +296,7 @@ impl TurnProgress {
     }
 
     /// Notes a line of the agent that was no JSON. An error ends the turn.
-    pub fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
+    pub(crate) fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
         self.stray_lines += 1;
         self.remark(Severity::Warn, format!("the agent printed a line that is not JSON: {line}"));
         if self.stray_lines > MAX_STRAY_LINES {

@@ -11,7 +11,7 @@ use crate::{
 /// the caller; system → the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ErrorClass {
+pub(crate) enum ErrorClass {
     /// The way to the agent, or the agent's process.
     Connection,
     /// What the agent says is not the protocol.
@@ -23,11 +23,8 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// Every class, for metrics that start at 0.
-    pub const ALL: [Self; 4] = [Self::Connection, Self::Protocol, Self::Application, Self::System];
-
     /// Its name in answers and labels.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connection => "connection",
             Self::Protocol => "protocol",
@@ -41,29 +38,29 @@ macro_rules! error_codes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $class:ident, $retryable:literal, $advice:literal;)*) => {
         /// A stable code: clients and dashboards may rely on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum ErrorCode { $($(#[$doc])* $variant,)* }
+        pub(crate) enum ErrorCode { $($(#[$doc])* $variant,)* }
 
         impl ErrorCode {
             /// Every code, for documentation and for metrics that start at 0.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// Its name in answers, rows and labels.
-            pub fn as_str(self) -> &'static str {
+            pub(crate) fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
             /// What recovers it.
-            pub fn class(self) -> ErrorClass {
+            pub(crate) fn class(self) -> ErrorClass {
                 match self { $(Self::$variant => ErrorClass::$class,)* }
             }
 
             /// Whether the same request may succeed later without a change.
-            pub fn retryable(self) -> bool {
+            pub(crate) fn retryable(self) -> bool {
                 match self { $(Self::$variant => $retryable,)* }
             }
 
             /// What the reader can do next.
-            pub fn advice(self) -> &'static str {
+            pub(crate) fn advice(self) -> &'static str {
                 match self { $(Self::$variant => $advice,)* }
             }
         }
@@ -168,7 +165,7 @@ error_codes! {
 
 impl ErrorCode {
     /// Reads the name back.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == name)
     }
 }
@@ -176,7 +173,7 @@ impl ErrorCode {
 /// Why something failed: a stable code and a sentence about this case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub struct Failure {
+pub(crate) struct Failure {
     /// The stable code.
     pub code: ErrorCode,
     /// One sentence about this case; it may quote the agent, so it is redacted before it is kept.
@@ -187,7 +184,7 @@ pub struct Failure {
 
 impl Failure {
     /// Makes a failure.
-    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into(), seats: None }
     }
 }
@@ -212,7 +209,7 @@ const PROVIDER_FAULTS: [&str; 14] = [
 ];
 
 /// Classifies the error that an agent answered a prompt with.
-pub fn classify_agent_error(error: &RpcError) -> Failure {
+pub(crate) fn classify_agent_error(error: &RpcError) -> Failure {
     let data = error.data.as_ref().map_or("", |data| data.get());
     let said = format!("{} {data}", error.message).to_lowercase();
     let code = match error.code {

@@ -7,11 +7,11 @@ use super::outcome::{ErrorCode, Failure};
 use crate::{acp::schema::ContentBlock, domain::text};
 
 /// The most blocks of one prompt; no client is known to send more than a few dozen.
-pub const MAX_BLOCKS: usize = 256;
+pub(crate) const MAX_BLOCKS: usize = 256;
 
 /// A checked prompt. Its blocks are sent as they were given, unknown fields and `_meta` included.
 #[derive(Debug, Clone)]
-pub struct Prompt {
+pub(crate) struct Prompt {
     blocks: Vec<Box<RawValue>>,
     kinds: Kinds,
     text: String,
@@ -19,7 +19,7 @@ pub struct Prompt {
 
 /// Which kinds of block a prompt contains beyond text and links, which every agent has to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Kinds {
+pub(crate) struct Kinds {
     /// `image`.
     pub image: bool,
     /// `audio`.
@@ -30,7 +30,7 @@ pub struct Kinds {
 
 impl Prompt {
     /// Reads `prompt` as the API takes it: a string, or an array of content blocks.
-    pub fn parse(raw: &RawValue) -> Result<Self, Failure> {
+    pub(crate) fn parse(raw: &RawValue) -> Result<Self, Failure> {
         let bad = |detail: String| Failure::new(ErrorCode::InvalidRequest, detail);
         if raw.get().starts_with('"') {
             let text: String = serde_json::from_str(raw.get()).map_err(|cause| bad(format!("prompt: {cause}")))?;
@@ -68,22 +68,23 @@ impl Prompt {
     }
 
     /// A prompt of one text.
-    pub fn of_text(text: &str) -> Self {
+    pub(crate) fn of_text(text: &str) -> Self {
         Self { blocks: vec![text_block(text)], kinds: Kinds::default(), text: text.to_owned() }
     }
 
     /// The blocks, as they were given.
-    pub fn blocks(&self) -> &[Box<RawValue>] {
+    #[cfg(test)]
+    pub(crate) fn blocks(&self) -> &[Box<RawValue>] {
         &self.blocks
     }
 
     /// Its text blocks, joined by line ends: what the transcript keeps and titles are made from.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// The blocks as one JSON array, as the transcript keeps them.
-    pub fn as_json(&self) -> String {
+    pub(crate) fn as_json(&self) -> String {
         let size = self.blocks.iter().map(|block| block.get().len() + 1).sum::<usize>();
         let mut json = String::with_capacity(size + 2);
         json.push('[');
@@ -98,7 +99,7 @@ impl Prompt {
     }
 
     /// Refuses what the agent did not say it takes.
-    pub fn check_taken_by(&self, takes: Kinds) -> Result<(), Failure> {
+    pub(crate) fn check_taken_by(&self, takes: Kinds) -> Result<(), Failure> {
         let refused = [
             (self.kinds.image && !takes.image, "image"),
             (self.kinds.audio && !takes.audio, "audio"),
@@ -115,7 +116,7 @@ impl Prompt {
 
     /// The blocks to send, with `context` as one separate block ahead of them: an embedded resource where
     /// the agent takes those, else text. The caller's own blocks stay unchanged and last.
-    pub fn with_context(&self, context: Option<&str>, takes: Kinds) -> Vec<Box<RawValue>> {
+    pub(crate) fn with_context(&self, context: Option<&str>, takes: Kinds) -> Vec<Box<RawValue>> {
         let ahead = context.map(|context| if takes.embedded { resource_block(context) } else { text_block(context) });
         ahead.into_iter().chain(self.blocks.iter().cloned()).collect()
     }
@@ -123,7 +124,7 @@ impl Prompt {
     /// The whole as text, for a command that takes nothing else: the conversation so far, and what is asked now.
     /// Embedded resources are their text, links their address; images and audio are left out, so they are to be
     /// refused before ([`Prompt::check_taken_by`]).
-    pub fn as_text(&self, context: Option<&str>) -> String {
+    pub(crate) fn as_text(&self, context: Option<&str>) -> String {
         let asked = self.blocks.iter().filter_map(|block| words_of_block(block)).collect::<Vec<_>>().join("\n\n");
         match context {
             Some(context) => format!("{context}\n{ASKED_NOW}\n\n{asked}"),
@@ -132,13 +133,13 @@ impl Prompt {
     }
 
     /// The first characters of its text, for lists.
-    pub fn preview(&self) -> String {
+    pub(crate) fn preview(&self) -> String {
         text::cut(self.text.trim(), 120)
     }
 }
 
 /// Stands between the conversation so far and the prompt where both are one text.
-pub const ASKED_NOW: &str = "# What is asked now";
+pub(crate) const ASKED_NOW: &str = "# What is asked now";
 
 /// What a block says in words.
 fn words_of_block(block: &RawValue) -> Option<String> {
@@ -160,7 +161,7 @@ fn words_of_block(block: &RawValue) -> Option<String> {
 
 /// Reads the text of a content block (or of anything else with a text of its own); `None` where it has
 /// none.
-pub fn text_of_block(block: &RawValue) -> Option<String> {
+pub(crate) fn text_of_block(block: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct TextBlock {
         #[serde(rename = "type")]

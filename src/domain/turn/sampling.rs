@@ -14,7 +14,7 @@ use crate::{acp::schema::StopReason, domain::routing::success_window::Sample};
 ///
 /// Any stop reason of the agent but `cancelled` is a success, a refusal too: ACP carried it. A cancel is counted only
 /// where the agent did not confirm it.
-pub fn sample_of(outcome: &TurnOutcome) -> Option<Sample> {
+pub(crate) fn sample_of(outcome: &TurnOutcome) -> Option<Sample> {
     match outcome {
         TurnOutcome::Completed(StopReason::Cancelled) | TurnOutcome::Cancelled { confirmed: true } => None,
         TurnOutcome::Completed(_) => Some(Sample::Success),
@@ -25,7 +25,7 @@ pub fn sample_of(outcome: &TurnOutcome) -> Option<Sample> {
 
 /// What a handshake over ACP counts as: of a session that starts, is loaded or starts again, or of a probe. None where
 /// it is not counted.
-pub fn sample_of_handshake(result: Result<(), &Failure>) -> Option<Sample> {
+pub(crate) fn sample_of_handshake(result: Result<(), &Failure>) -> Option<Sample> {
     match result {
         Ok(()) => Some(Sample::Success),
         // Of a prompt it says that the caller asked for too much; but a handshake asks for nothing that an agent may

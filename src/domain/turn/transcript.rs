@@ -8,7 +8,7 @@ use crate::domain::{redaction::Redacted, text};
 
 /// One entry, ready for the disk.
 #[derive(Debug, Clone)]
-pub struct TranscriptEntry {
+pub(crate) struct TranscriptEntry {
     /// `user_message`, `agent_message`, `agent_thought`, `permission`, `info`, or the name of another ACP
     /// update kind.
     pub event_type: String,
@@ -20,36 +20,36 @@ pub struct TranscriptEntry {
 
 impl TranscriptEntry {
     /// An entry that is only text.
-    pub fn text(event_type: &str, text: &str) -> Self {
+    pub(crate) fn text(event_type: &str, text: &str) -> Self {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: None }
     }
 
     /// The same with another text.
-    pub fn with_text(self, text: &str) -> Self {
+    pub(crate) fn with_text(self, text: &str) -> Self {
         Self { text: Redacted::new(text), ..self }
     }
 
     /// What it takes, about.
-    pub fn size_bytes(&self) -> usize {
+    pub(crate) fn size_bytes(&self) -> usize {
         self.text.as_str().len() + self.payload.as_ref().map_or(0, |payload| payload.as_str().len())
     }
 
     /// An entry with a payload.
-    pub fn with_payload(event_type: &str, text: &str, payload: &str) -> Self {
+    pub(crate) fn with_payload(event_type: &str, text: &str, payload: &str) -> Self {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: Some(Redacted::new(payload)) }
     }
 }
 
 /// The longest text of one entry, in bytes; a longer message becomes several entries. A page of 50
 /// entries stays within a few megabytes.
-pub const MAX_ENTRY_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_ENTRY_BYTES: usize = 64 * 1024;
 /// The most entries of one turn; what comes after is counted in one last entry. A long turn of a real
 /// agent makes some hundreds.
-pub const MAX_ENTRIES_PER_TURN: usize = 10_000;
+pub(crate) const MAX_ENTRIES_PER_TURN: usize = 10_000;
 
 /// What an update is, as far as the transcript cares.
 #[derive(Debug)]
-pub struct UpdateView {
+pub(crate) struct UpdateView {
     /// The value of `sessionUpdate`.
     pub kind: String,
     /// The text of its content, for chunks.
@@ -58,7 +58,7 @@ pub struct UpdateView {
 
 /// Reads the discriminator of an update, and the text of a chunk. `None` for something without a
 /// discriminator.
-pub fn view_update(update: &RawValue) -> Option<UpdateView> {
+pub(crate) fn view_update(update: &RawValue) -> Option<UpdateView> {
     #[derive(Deserialize)]
     struct Update<'a> {
         #[serde(rename = "sessionUpdate")]
@@ -73,7 +73,7 @@ pub fn view_update(update: &RawValue) -> Option<UpdateView> {
 
 /// Turns the updates of one turn into entries: consecutive chunks of one message become one entry.
 #[derive(Debug, Default)]
-pub struct TranscriptBuilder {
+pub(crate) struct TranscriptBuilder {
     open: Option<(String, String)>,
     made: usize,
     left_out: u64,
@@ -81,7 +81,7 @@ pub struct TranscriptBuilder {
 
 impl TranscriptBuilder {
     /// Takes one update; entries that it completes are appended to `out`.
-    pub fn on_update(&mut self, view: &UpdateView, raw: &RawValue, out: &mut Vec<TranscriptEntry>) {
+    pub(crate) fn on_update(&mut self, view: &UpdateView, raw: &RawValue, out: &mut Vec<TranscriptEntry>) {
         let Some(text) = &view.text else {
             self.close(out);
             // Lists of commands come with every session and say nothing about the conversation.
@@ -113,14 +113,14 @@ impl TranscriptBuilder {
     }
 
     /// Ends the message that is open; to be called at the end of the turn and before an entry of ours.
-    pub fn close(&mut self, out: &mut Vec<TranscriptEntry>) {
+    pub(crate) fn close(&mut self, out: &mut Vec<TranscriptEntry>) {
         if let Some((event_type, text)) = self.open.take() {
             self.emit(TranscriptEntry::text(&event_type, &text), out);
         }
     }
 
     /// Ends the turn.
-    pub fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
+    pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
         self.close(out);
         if self.left_out > 0 {
             let text = format!("{} more entries of this turn were left out", self.left_out);

@@ -1,7 +1,7 @@
 //! The audit: records of what was decided and done, in pages of JSON or CSV.
 
-pub mod items;
-pub mod summary;
+pub(crate) mod items;
+pub(crate) mod summary;
 
 use actix_web::{
     HttpRequest, HttpResponse, get,
@@ -38,7 +38,7 @@ use crate::{
     )
 )]
 #[get("/acp/audit/migrations")]
-pub async fn list_migrations(
+pub(crate) async fn list_migrations(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
@@ -61,7 +61,7 @@ pub async fn list_migrations(
     )
 )]
 #[get("/acp/audit/rollback-events")]
-pub async fn list_rollback_events(
+pub(crate) async fn list_rollback_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
@@ -85,7 +85,7 @@ pub async fn list_rollback_events(
     )
 )]
 #[get("/acp/audit/connections")]
-pub async fn list_connections(
+pub(crate) async fn list_connections(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
@@ -108,7 +108,7 @@ pub async fn list_connections(
     )
 )]
 #[get("/acp/audit/automation-runs")]
-pub async fn list_automation_runs(
+pub(crate) async fn list_automation_runs(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
@@ -131,7 +131,7 @@ pub async fn list_automation_runs(
     )
 )]
 #[get("/acp/audit/notifications")]
-pub async fn list_notifications(
+pub(crate) async fn list_notifications(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
@@ -154,7 +154,7 @@ pub async fn list_notifications(
     )
 )]
 #[get("/acp/audit/capacity-alerts")]
-pub async fn list_capacity_alerts(
+pub(crate) async fn list_capacity_alerts(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: web::Query<CapacityAlertQuery>,

@@ -29,7 +29,7 @@ const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
     )
 )]
 #[get("/acp/audit/summary")]
-pub async fn get_summary(
+pub(crate) async fn get_summary(
     state: web::Data<HttpState>,
     query: web::Query<SummaryQuery>,
 ) -> Result<web::Json<AuditSummary>, ApiError> {

@@ -24,13 +24,13 @@ use crate::{
 };
 
 /// Where the WebSocket is.
-pub const SOCKET_PATH: &str = "/ws/notifications";
+pub(crate) const SOCKET_PATH: &str = "/ws/notifications";
 
 /// Characters of a ticket: 32 bytes as base64url.
 const TICKET_CHARS: usize = 43;
 
 /// What a subscription sees. A session has to be one of the tenant's.
-pub async fn scope_of(state: &HttpState, asked: Subscription) -> Result<Scope, ApiError> {
+pub(crate) async fn scope_of(state: &HttpState, asked: Subscription) -> Result<Scope, ApiError> {
     let Subscription { installation_id, workspace_id, user_id, session_id, stream } = asked;
     if stream == Some(StreamName::Operators) {
         if installation_id.is_some() || workspace_id.is_some() || user_id.is_some() || session_id.is_some() {
@@ -64,18 +64,18 @@ fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a client offers the subprotocol of the frames, which is then to be answered.
-pub fn offers_frames(headers: &HeaderMap) -> bool {
+pub(crate) fn offers_frames(headers: &HeaderMap) -> bool {
     offered(headers).any(|protocol| protocol == SUBPROTOCOL)
 }
 
 /// The token among the subprotocols that a client offers.
-pub fn offered_token(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn offered_token(headers: &HeaderMap) -> Option<String> {
     let token = offered(headers).find_map(|protocol| protocol.strip_prefix(BEARER_SUBPROTOCOL))?;
     String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(token).ok()?).ok()
 }
 
 /// The ticket of a request: in its query, or among the subprotocols.
-pub fn ticket(request: &HttpRequest) -> Option<SecretString> {
+pub(crate) fn ticket(request: &HttpRequest) -> Option<SecretString> {
     let query = web::Query::<SocketQuery>::from_query(request.query_string()).ok();
     let in_query = query.and_then(|query| query.into_inner().ticket);
     let offered = || offered(request.headers()).find_map(|protocol| protocol.strip_prefix(TICKET_SUBPROTOCOL));
@@ -83,7 +83,7 @@ pub fn ticket(request: &HttpRequest) -> Option<SecretString> {
 }
 
 /// A ticket that nobody can guess: 244 random bits.
-pub fn new_ticket() -> String {
+pub(crate) fn new_ticket() -> String {
     let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(Uuid::new_v4().as_bytes());
     bytes[16..].copy_from_slice(Uuid::new_v4().as_bytes());
@@ -91,7 +91,7 @@ pub fn new_ticket() -> String {
 }
 
 /// What is kept of a ticket: by it nobody can make one.
-pub fn hash_of(ticket: &str) -> String {
+pub(crate) fn hash_of(ticket: &str) -> String {
     Sha256::digest(ticket.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -100,7 +100,7 @@ pub fn hash_of(ticket: &str) -> String {
 /// # Errors
 /// `unauthorized` where there is no such ticket, none any more, or it allows something else than is asked;
 /// `capacity_exhausted` without a seat, and then the ticket is still good.
-pub async fn redeem(
+pub(crate) async fn redeem(
     state: &HttpState,
     ticket: &SecretString,
     asked: &Subscription,

@@ -19,18 +19,18 @@ use crate::{
 
 /// A connection of the API, noted when it is made.
 #[derive(Debug, Clone, Copy)]
-pub struct Wire(RawFd);
+pub(crate) struct Wire(RawFd);
 
 impl Wire {
     /// Notes it.
-    pub fn of(stream: &TcpStream) -> Self {
+    pub(crate) fn of(stream: &TcpStream) -> Self {
         Self(stream.as_raw_fd())
     }
 }
 
 /// The connection, as long as its socket lives.
 #[derive(Debug, Clone)]
-pub struct Cable(Arc<Mutex<State>>);
+pub(crate) struct Cable(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -41,11 +41,11 @@ struct State {
 
 /// Held by the socket's actor, which goes before its connection does: from then on the descriptor may be another's.
 #[derive(Debug)]
-pub struct Plug(Cable);
+pub(crate) struct Plug(Cable);
 
 impl Cable {
     /// The connection of a request. What is sent over it has to be taken within `timeout`.
-    pub fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
+    pub(crate) fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
         let descriptor = request.conn_data::<Wire>().map(|wire| wire.0);
         if let Some(descriptor) = descriptor {
             websocket::set_user_timeout(descriptor, timeout);
@@ -55,7 +55,7 @@ impl Cable {
     }
 
     /// Breaks the connection, if the socket still lives.
-    pub fn cut(self) -> Cut {
+    pub(crate) fn cut(self) -> Cut {
         Arc::new(move |why| {
             // Held through the call: the actor, and so the connection, cannot go meanwhile.
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,7 +70,7 @@ impl Cable {
 impl Plug {
     /// Why the subscriber was let go, whose connection ended without a word of it: the hub broke it, or the kernel gave it
     /// up. Nothing where the service stops, or the client went by itself.
-    pub fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
+    pub(crate) fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
         match self.0.0.lock().unwrap_or_else(PoisonError::into_inner).broken_for {
             Some(Ending::Evicted(why)) => Some(why),
             Some(Ending::Stopping | Ending::Broken) => None,

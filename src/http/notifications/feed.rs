@@ -26,7 +26,7 @@ const PAGE: usize = 100;
 
 /// One thing for the subscriber.
 #[derive(Debug)]
-pub enum Fed {
+pub(crate) enum Fed {
     /// A toast, or the place of one that cannot be read.
     Toast {
         /// As it is sent.
@@ -54,7 +54,7 @@ pub enum Fed {
 }
 
 /// How a subscriber is told that nothing more comes: the code of the closing frame, and what to do.
-pub fn goodbye(ending: Ending) -> (u16, &'static str) {
+pub(crate) fn goodbye(ending: Ending) -> (u16, &'static str) {
     match ending {
         Ending::Evicted(_) => (close_code::TOO_SLOW, "too slow: connect again with this cursor"),
         Ending::Stopping => (close_code::GOING_AWAY, "the service stops: connect again"),
@@ -84,7 +84,7 @@ struct Feed {
 
 /// The stream of one subscriber that has everything until `after`, where `head` was the newest toast a moment ago. It
 /// reads on only when it is asked for more.
-pub fn feed(
+pub(crate) fn feed(
     store: Store,
     hub: ToastHub,
     scope: Arc<Scope>,
@@ -182,11 +182,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        actors::{
-            handles::{session_progress, subscriber::ToastWakes},
-            notifications::hub::HubParts,
-            upkeep::keeper::Keeper,
-        },
+        actors::{handles::session_progress, notifications::hub::HubParts, upkeep::keeper::Keeper},
         domain::{
             clock::Timestamp,
             ids::SessionId,
@@ -197,28 +193,12 @@ mod tests {
             },
             session::restart::RestartLimits,
         },
-        store::{DatabaseUrl, Retained, StoreObserver, StoreOptions},
+        store::Retained,
         telemetry::{Metrics, SystemClock},
     };
 
-    struct Blind;
-
-    impl StoreObserver for Blind {
-        fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-        fn on_failure(&self) {}
-        fn on_queue_depth(&self, _: usize) {}
-    }
-
     fn store(file: &std::path::Path) -> Store {
-        let store = Store::open(StoreOptions {
-            url: DatabaseUrl::Sqlite(file.to_owned()),
-            readers: 1,
-            write_queue: 64,
-            patience: Duration::from_secs(60),
-            webhook: None,
-            observer: Arc::new(Blind),
-        });
-        store.unwrap()
+        Store::for_tests(file)
     }
 
     fn hub(store: &Store) -> ToastHub {
@@ -226,7 +206,7 @@ mod tests {
         let (_, telemetry) = session_progress::telemetry(metrics.clone());
         let limits = RestartLimits { max_restarts: 0, within: Duration::from_secs(60) };
         let keeper = Keeper { metrics, clock: Arc::new(SystemClock), limits };
-        let parts = HubParts::new(store.clone(), ToastWakes::default(), telemetry, false);
+        let parts = HubParts::new(store.clone(), telemetry, false);
         ToastHub::start(parts, keeper, 9)
     }
 

@@ -1,10 +1,10 @@
 //! The way in for subscribers of toasts, the inbox, acknowledgements, and tickets for browsers.
 
-pub mod access;
-pub mod connection;
-pub mod feed;
-pub mod socket;
-pub mod webhooks;
+pub(crate) mod access;
+pub(crate) mod connection;
+pub(crate) mod feed;
+pub(crate) mod socket;
+pub(crate) mod webhooks;
 
 use actix_web::{
     HttpRequest, HttpResponse, get,
@@ -41,7 +41,7 @@ use crate::{
     )
 )]
 #[get("/ws/notifications")]
-pub async fn subscribe(
+pub(crate) async fn subscribe(
     request: HttpRequest,
     body: web::Payload,
     state: web::Data<HttpState>,
@@ -79,7 +79,7 @@ pub async fn subscribe(
     )
 )]
 #[get("/acp/notifications")]
-pub async fn list_inbox(
+pub(crate) async fn list_inbox(
     state: web::Data<HttpState>,
     asked: web::Query<InboxQuery>,
 ) -> Result<web::Json<InboxPage>, ApiError> {
@@ -107,7 +107,7 @@ pub async fn list_inbox(
     )
 )]
 #[post("/acp/notifications/{id}/ack")]
-pub async fn acknowledge(
+pub(crate) async fn acknowledge(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     body: Body,
@@ -132,7 +132,7 @@ pub async fn acknowledge(
     )
 )]
 #[post("/acp/notifications/ticket")]
-pub async fn make_ticket(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn make_ticket(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
     let asked: Subscription = parse_body(&body)?;
     scope_of(&state, asked.clone()).await?;
     let parts = state.workspaces.parts();

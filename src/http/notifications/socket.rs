@@ -49,12 +49,12 @@ fn no_upgrade(cause: actix_web::Error) -> ApiError {
 }
 
 /// Whether a request asks for a WebSocket.
-pub fn check(request: &HttpRequest) -> Result<(), ApiError> {
+pub(crate) fn check(request: &HttpRequest) -> Result<(), ApiError> {
     ws::handshake(request).map(drop).map_err(|cause| no_upgrade(cause.into()))
 }
 
 /// Opens one for a subscriber that may see a scope, until a time.
-pub fn open(
+pub(crate) fn open(
     (request, body): (&HttpRequest, web::Payload),
     state: &HttpState,
     scope: Scope,
@@ -399,14 +399,14 @@ const MAX_ACKS: usize = QUEUE_FRAMES;
 
 /// Those of one subscriber.
 #[derive(Debug, Default)]
-pub struct Acks {
+pub(crate) struct Acks {
     waiting: Vec<Uuid>,
     is_writing: bool,
 }
 
 impl Acks {
     /// Takes one; `false` where too many wait.
-    pub fn add(&mut self, id: Uuid) -> bool {
+    pub(crate) fn add(&mut self, id: Uuid) -> bool {
         let has_room = self.waiting.len() < MAX_ACKS;
         if has_room {
             self.waiting.push(id);
@@ -415,7 +415,7 @@ impl Acks {
     }
 
     /// What is to be written now; nothing while something is.
-    pub fn begin(&mut self) -> Option<Vec<Uuid>> {
+    pub(crate) fn begin(&mut self) -> Option<Vec<Uuid>> {
         if self.is_writing || self.waiting.is_empty() {
             return None;
         }
@@ -424,13 +424,13 @@ impl Acks {
     }
 
     /// It was written, or could not be.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.is_writing = false;
     }
 }
 
 /// Writes down that they were read, and gives the answers. Safe to retry. A dropped future may have written.
-pub async fn write(
+pub(crate) async fn write(
     parts: Arc<Parts>,
     hub: ToastHub,
     scope: Arc<Scope>,
@@ -443,14 +443,14 @@ pub async fn write(
 }
 
 /// Held by its socket.
-pub struct Presence {
+pub(crate) struct Presence {
     parts: Arc<Parts>,
     _seat: OwnedSemaphorePermit,
 }
 
 impl Presence {
     /// It has come.
-    pub fn new(parts: Arc<Parts>, seat: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>, seat: OwnedSemaphorePermit) -> Self {
         parts.metrics.toasts().came();
         Self { parts, _seat: seat }
     }

@@ -24,7 +24,7 @@ use crate::{
     )
 )]
 #[get("/acp/webhooks/deliveries")]
-pub async fn list_deliveries(
+pub(crate) async fn list_deliveries(
     state: web::Data<HttpState>,
     query: web::Query<DeliveryQuery>,
 ) -> Result<web::Json<Page<WebhookDelivery>>, ApiError> {
@@ -47,7 +47,7 @@ pub async fn list_deliveries(
     )
 )]
 #[post("/acp/webhooks/deliveries/{id}/replay")]
-pub async fn replay_delivery(
+pub(crate) async fn replay_delivery(
     state: web::Data<HttpState>,
     id: web::Path<String>,
 ) -> Result<web::Json<WebhookDelivery>, ApiError> {
@@ -68,7 +68,9 @@ pub async fn replay_delivery(
     )
 )]
 #[post("/acp/webhooks/deliveries/replay")]
-pub async fn replay_dead_deliveries(state: web::Data<HttpState>) -> Result<web::Json<ReplayedDeliveries>, ApiError> {
+pub(crate) async fn replay_dead_deliveries(
+    state: web::Data<HttpState>,
+) -> Result<web::Json<ReplayedDeliveries>, ApiError> {
     is_configured(&state)?;
     let parts = state.workspaces.parts();
     let replayed = parts.store.replay_dead_deliveries(parts.clock.now()).await?;

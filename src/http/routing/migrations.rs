@@ -36,7 +36,7 @@ const MAX_RUNS: usize = 50;
     )
 )]
 #[post("/acp/migrations")]
-pub async fn begin_migration(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
     let body: MigrationBody = parse_body(&body)?;
     let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
     let mode = mode(&body)?;
@@ -75,7 +75,7 @@ pub async fn begin_migration(state: web::Data<HttpState>, body: Body) -> Result<
     )
 )]
 #[get("/acp/migrations")]
-pub async fn list_migrations(
+pub(crate) async fn list_migrations(
     state: web::Data<HttpState>,
     query: web::Query<MigrationQuery>,
 ) -> Result<web::Json<Page<Migration>>, ApiError> {
@@ -99,7 +99,7 @@ pub async fn list_migrations(
     )
 )]
 #[get("/acp/migrations/{id}")]
-pub async fn get_migration(
+pub(crate) async fn get_migration(
     state: web::Data<HttpState>,
     id: web::Path<String>,
 ) -> Result<web::Json<Migration>, ApiError> {
@@ -120,7 +120,7 @@ pub async fn get_migration(
     )
 )]
 #[post("/acp/migrations/{id}/pause")]
-pub async fn pause_migration(
+pub(crate) async fn pause_migration(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     body: Body,
@@ -139,7 +139,7 @@ pub async fn pause_migration(
     )
 )]
 #[post("/acp/migrations/{id}/resume")]
-pub async fn resume_migration(
+pub(crate) async fn resume_migration(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     body: Body,
@@ -158,7 +158,7 @@ pub async fn resume_migration(
     )
 )]
 #[post("/acp/migrations/{id}/cancel")]
-pub async fn cancel_migration(
+pub(crate) async fn cancel_migration(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     body: Body,
@@ -177,7 +177,7 @@ pub async fn cancel_migration(
     )
 )]
 #[post("/acp/migrations/{id}/rollback")]
-pub async fn roll_migration_back(
+pub(crate) async fn roll_migration_back(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     body: Body,

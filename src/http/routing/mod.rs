@@ -1,5 +1,5 @@
 //! Routes of the API that read or change how workspaces reach their agents: protocol, tenants, migrations.
 
-pub mod migrations;
-pub mod protocol;
-pub mod tenants;
+pub(crate) mod migrations;
+pub(crate) mod protocol;
+pub(crate) mod tenants;

@@ -34,7 +34,7 @@ use crate::{
     )
 )]
 #[get("/acp/workspaces/{id}/protocol")]
-pub async fn get_protocol(
+pub(crate) async fn get_protocol(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     query: web::Query<TenantQuery>,
@@ -56,7 +56,7 @@ pub async fn get_protocol(
     )
 )]
 #[put("/acp/workspaces/{id}/protocol")]
-pub async fn put_protocol(
+pub(crate) async fn put_protocol(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     query: web::Query<TenantQuery>,
@@ -91,7 +91,7 @@ pub async fn put_protocol(
     )
 )]
 #[post("/acp/workspaces/{id}/rollback")]
-pub async fn roll_back(
+pub(crate) async fn roll_back(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     query: web::Query<TenantQuery>,
@@ -111,7 +111,7 @@ pub async fn roll_back(
     )
 )]
 #[post("/acp/workspaces/{id}/restore")]
-pub async fn restore(
+pub(crate) async fn restore(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     query: web::Query<TenantQuery>,

@@ -31,7 +31,7 @@ use crate::{
     )
 )]
 #[get("/acp/tenants/{installation_id}/protocol")]
-pub async fn get_tenant(
+pub(crate) async fn get_tenant(
     state: web::Data<HttpState>,
     tenant: web::Path<String>,
 ) -> Result<web::Json<TenantProtocolInfo>, ApiError> {
@@ -56,7 +56,7 @@ pub async fn get_tenant(
     )
 )]
 #[put("/acp/tenants/{installation_id}/protocol")]
-pub async fn put_tenant(
+pub(crate) async fn put_tenant(
     state: web::Data<HttpState>,
     tenant: web::Path<String>,
     body: Body,

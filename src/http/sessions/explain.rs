@@ -38,7 +38,7 @@ use crate::{
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/explain")]
-pub async fn explain_session(
+pub(crate) async fn explain_session(
     state: web::Data<HttpState>,
     id: web::Path<String>,
 ) -> Result<web::Json<Explanation>, ApiError> {

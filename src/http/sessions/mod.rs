@@ -1,9 +1,9 @@
 //! Sessions: open, load, close, steer.
 
-pub mod explain;
-pub mod prompt;
-pub mod read;
-pub mod stream;
+pub(crate) mod explain;
+pub(crate) mod prompt;
+pub(crate) mod read;
+pub(crate) mod stream;
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ use crate::{
     )
 )]
 #[post("/acp/session/new")]
-pub async fn new_session(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn new_session(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
     let body: NewSessionBody = parse_body(&body)?;
     if body.repository.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "give `repository` or `path`, not both"));
@@ -114,7 +114,10 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     )
 )]
 #[post("/acp/session/load")]
-pub async fn load_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<SessionReady>, ApiError> {
+pub(crate) async fn load_session(
+    state: web::Data<HttpState>,
+    body: Body,
+) -> Result<web::Json<SessionReady>, ApiError> {
     let body: LoadBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     if let Some(servers) = &body.mcp_servers {
@@ -137,7 +140,7 @@ pub async fn load_session(state: web::Data<HttpState>, body: Body) -> Result<web
     )
 )]
 #[post("/acp/session/close")]
-pub async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Closed>, ApiError> {
+pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Closed>, ApiError> {
     let body: SessionBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     if !state.workspaces.close(id).await {
@@ -161,7 +164,7 @@ pub async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<we
     )
 )]
 #[post("/acp/session/cancel")]
-pub async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Cancelled>, ApiError> {
+pub(crate) async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Cancelled>, ApiError> {
     let body: CancelBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     let prompt_id: Option<PromptId> = body.prompt_id.as_deref().map(|id| path_id(id, "prompt")).transpose()?;
@@ -205,7 +208,7 @@ fn went_away() -> ApiError {
     )
 )]
 #[post("/acp/session/permission")]
-pub async fn answer_permission(
+pub(crate) async fn answer_permission(
     state: web::Data<HttpState>,
     body: Body,
 ) -> Result<web::Json<PermissionAnswered>, ApiError> {
@@ -231,7 +234,7 @@ pub async fn answer_permission(
     )
 )]
 #[post("/acp/session/mode")]
-pub async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ModeBody = parse_body(&body)?;
     let live = live(&state, &body.session_id).await?;
     let make = |_| SetMode { mode_id: body.mode_id.clone() };
@@ -249,7 +252,7 @@ pub async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<web::Js
     )
 )]
 #[post("/acp/session/config")]
-pub async fn set_config(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub(crate) async fn set_config(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ConfigBody = parse_body(&body)?;
     if !(body.value.is_string() || body.value.is_boolean()) {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "value: must be a string or a boolean"));

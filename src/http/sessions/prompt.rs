@@ -74,7 +74,7 @@ fn wanted(request: &HttpRequest) -> Wanted {
     )
 )]
 #[post("/acp/session/prompt")]
-pub async fn run_prompt(
+pub(crate) async fn run_prompt(
     request: HttpRequest,
     state: web::Data<HttpState>,
     body: Body,
@@ -236,7 +236,7 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
     )
 )]
 #[get("/acp/prompt/{id:[0-9a-fA-F-]{36}}")]
-pub async fn get_prompt(
+pub(crate) async fn get_prompt(
     state: web::Data<HttpState>,
     id: web::Path<String>,
 ) -> Result<web::Json<PromptInfo>, ApiError> {

@@ -39,7 +39,7 @@ const MAX_PAGES_READ: usize = 10;
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}")]
-pub async fn get_session(
+pub(crate) async fn get_session(
     state: web::Data<HttpState>,
     id: web::Path<String>,
 ) -> Result<web::Json<SessionInfo>, ApiError> {
@@ -93,7 +93,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/transcript")]
-pub async fn get_transcript(
+pub(crate) async fn get_transcript(
     state: web::Data<HttpState>,
     id: web::Path<String>,
     query: web::Query<TranscriptQuery>,
@@ -128,7 +128,7 @@ pub async fn get_transcript(
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/diff")]
-pub async fn get_diff(
+pub(crate) async fn get_diff(
     state: web::Data<HttpState>,
     id: web::Path<String>,
 ) -> Result<web::Json<WorkspaceDiff>, ApiError> {
@@ -158,7 +158,7 @@ pub async fn get_diff(
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/events")]
-pub async fn follow_events(
+pub(crate) async fn follow_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -197,7 +197,7 @@ fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
     )
 )]
 #[get("/acp/sessions")]
-pub async fn list_sessions(
+pub(crate) async fn list_sessions(
     state: web::Data<HttpState>,
     query: web::Query<SessionQuery>,
 ) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
@@ -236,7 +236,7 @@ pub async fn list_sessions(
     )
 )]
 #[get("/acp/workspaces")]
-pub async fn list_workspaces(
+pub(crate) async fn list_workspaces(
     state: web::Data<HttpState>,
     query: web::Query<WorkspaceQuery>,
 ) -> Result<web::Json<Page<WorkspaceItem>>, ApiError> {
@@ -267,7 +267,7 @@ pub async fn list_workspaces(
     )
 )]
 #[get("/acp/agents")]
-pub async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
+pub(crate) async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
     let status = state.workspaces.door().status().await?;
     let item = |(index, name)| AgentItem { name, is_default: index == 0 };
     Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))

@@ -34,7 +34,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const ALIVE: &[u8] = b": still here\n\n";
 
 /// Answers with a stream of events.
-pub fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpResponse {
+pub(crate) fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-store"))
@@ -66,7 +66,7 @@ fn json_of(value: &impl Serialize) -> String {
 }
 
 /// The stream of a turn that had ended before it was asked for.
-pub fn ended_before(accepted: &PromptAccepted, result: &RawValue) -> impl Stream<Item = Bytes> + use<> {
+pub(crate) fn ended_before(accepted: &PromptAccepted, result: &RawValue) -> impl Stream<Item = Bytes> + use<> {
     stream::iter([wire("accepted", None, &json_of(accepted)), wire("result", None, result.get())])
 }
 
@@ -121,7 +121,11 @@ impl Drop for Reader {
 
 /// The stream of a turn from its first event: what is held of it, what comes, and at last its result. A reader
 /// that does not keep up gets a `gap` and then the result; the transcript has what it missed.
-pub fn follow(turn: TurnHandle, accepted: &PromptAccepted, metrics: Metrics) -> impl Stream<Item = Bytes> + use<> {
+pub(crate) fn follow(
+    turn: TurnHandle,
+    accepted: &PromptAccepted,
+    metrics: Metrics,
+) -> impl Stream<Item = Bytes> + use<> {
     let Subscription { replay, live } = turn.feed.subscribe(turn.after_event);
     let mut following = Following {
         last_id: turn.after_event,
@@ -214,7 +218,7 @@ struct FollowingSession {
 }
 
 /// The events of a session after `last_id`, or from the oldest one held, for as long as it is live.
-pub fn follow_session(
+pub(crate) fn follow_session(
     feed: &EventFeed,
     last_id: Option<u64>,
     index: SessionIndex,

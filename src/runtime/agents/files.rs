@@ -21,7 +21,11 @@ use crate::{
 
 /// Reads text: all of it, or `limit` lines from `line` (counted from 1) on. More than `max_bytes` is
 /// refused rather than cut, because an agent would take a cut file for the whole.
-pub fn read(folders: &SessionFolders, request: &ReadTextFileRequest, max_bytes: usize) -> Result<String, RpcError> {
+pub(crate) fn read(
+    folders: &SessionFolders,
+    request: &ReadTextFileRequest,
+    max_bytes: usize,
+) -> Result<String, RpcError> {
     let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
     // A pipe or device in the workspace must not hang the reader.
     let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).clone();
@@ -59,7 +63,7 @@ pub fn read(folders: &SessionFolders, request: &ReadTextFileRequest, max_bytes: 
 }
 
 /// Writes text, and makes the folders above the file.
-pub fn write(
+pub(crate) fn write(
     folders: &SessionFolders,
     request: &WriteTextFileRequest,
     run_as: Option<RunAs>,

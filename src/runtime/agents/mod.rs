@@ -1,8 +1,8 @@
 //! The agents that this runtime can start, and the seats they take.
 
-pub mod files;
-pub mod requests;
-pub mod terminals;
+pub(crate) mod files;
+pub(crate) mod requests;
+pub(crate) mod terminals;
 
 use std::{
     collections::BTreeMap,
@@ -30,12 +30,13 @@ use crate::{
         stdio::{self, StdioLimits},
         user::{RunAs, RunAsError},
     },
+    telemetry::Metrics,
     transport::pipe::Pipe,
 };
 
 /// An agent's settings.
 #[derive(Debug, Clone)]
-pub struct AgentSettings {
+pub(crate) struct AgentSettings {
     /// By which a client chooses it.
     pub name: String,
     /// Program and arguments.
@@ -50,31 +51,9 @@ pub struct AgentSettings {
     pub serves: Serves,
 }
 
-/// Hears of agent processes: for metrics.
-pub trait RuntimeObserver: Send + Sync {
-    /// One is about to be started.
-    fn on_agent_started(&self);
-    /// One is gone with its whole group, or was not started after all.
-    fn on_agent_ended(&self);
-    /// One is kept for a client that is away.
-    fn on_conversation_held(&self);
-    /// That client is back, or is not waited for any more.
-    fn on_conversation_released(&self);
-}
-
-/// Hears nothing.
-pub struct Unobserved;
-
-impl RuntimeObserver for Unobserved {
-    fn on_agent_started(&self) {}
-    fn on_agent_ended(&self) {}
-    fn on_conversation_held(&self) {}
-    fn on_conversation_released(&self) {}
-}
-
 /// Bounds that all agents share.
 #[derive(Clone)]
-pub struct AgentLimits {
+pub(crate) struct AgentLimits {
     /// Processes at the same time.
     pub max_agents: usize,
     /// From SIGTERM to SIGKILL.
@@ -88,16 +67,16 @@ pub struct AgentLimits {
 }
 
 /// Starts agents.
-pub struct Agents {
+pub(crate) struct Agents {
     agents: Vec<(AgentSettings, Option<RunAs>)>,
     seats: Arc<Semaphore>,
     limits: AgentLimits,
     folders: AllowedFolders,
-    observer: Arc<dyn RuntimeObserver>,
+    metrics: Metrics,
 }
 
 /// An agent that runs.
-pub struct StartedAgent {
+pub(crate) struct StartedAgent {
     /// To and from it; dropping the sender ends it.
     pub pipe: Pipe,
     /// What the runtime answers for it.
@@ -108,7 +87,7 @@ pub struct StartedAgent {
 
 /// Where the sessions of one agent may work. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Workplace {
+pub(crate) struct Workplace {
     /// The folders that they were given.
     pub folders: SessionFolders,
     /// The folder that the client named at the start; its sessions stay in it.
@@ -116,7 +95,7 @@ pub struct Workplace {
 }
 
 /// A seat for one agent, and what it is to run in: all that may be refused before anything is started.
-pub struct Place<'a> {
+pub(crate) struct Place<'a> {
     agent: &'a AgentSettings,
     user: Option<RunAs>,
     home: Option<Folder>,
@@ -125,7 +104,7 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     /// Whether the agent has a headless command.
-    pub fn has_oneshot(&self) -> bool {
+    pub(crate) fn has_oneshot(&self) -> bool {
         !self.agent.oneshot.is_empty()
     }
 }
@@ -133,48 +112,48 @@ impl Place<'_> {
 /// The place of one process group, given back when the group is gone.
 struct Seat {
     _permit: OwnedSemaphorePermit,
-    observer: Arc<dyn RuntimeObserver>,
+    metrics: Metrics,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.observer.on_agent_ended();
+        self.metrics.agent_process_ended();
     }
 }
 
 impl Agents {
     /// Looks the agents' users up. Blocks.
-    pub fn new(
+    pub(crate) fn new(
         agents: Vec<AgentSettings>,
         limits: AgentLimits,
         folders: AllowedFolders,
-        observer: Arc<dyn RuntimeObserver>,
+        metrics: Metrics,
     ) -> Result<Self, RunAsError> {
         let with_user = |agent: AgentSettings| {
             let user = agent.run_as.as_deref().map(RunAs::resolve).transpose()?;
             Ok((agent, user))
         };
         let agents = agents.into_iter().map(with_user).collect::<Result<_, RunAsError>>()?;
-        Ok(Self { agents, seats: Arc::new(Semaphore::new(limits.max_agents)), limits, folders, observer })
+        Ok(Self { agents, seats: Arc::new(Semaphore::new(limits.max_agents)), limits, folders, metrics })
     }
 
     /// The agents' names, the default one first.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.agents.iter().map(|(agent, _)| agent.name.clone()).collect()
     }
 
     /// How many processes run, those included that are just ending.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.limits.max_agents.saturating_sub(self.seats.available_permits())
     }
 
     /// How many may run.
-    pub fn max(&self) -> usize {
+    pub(crate) fn max(&self) -> usize {
         self.limits.max_agents
     }
 
     /// Waits until no process is left. New ones can still be started while it waits.
-    pub async fn all_gone(&self) {
+    pub(crate) async fn all_gone(&self) {
         let all = u32::try_from(self.limits.max_agents).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         let _ = self.seats.acquire_many(all).await;
@@ -196,7 +175,7 @@ impl Agents {
     }
 
     /// Lets a session work in a folder, if it may.
-    pub async fn admit(&self, path: String, workplace: Workplace) -> Result<(), Failure> {
+    pub(crate) async fn admit(&self, path: String, workplace: Workplace) -> Result<(), Failure> {
         let folder = self.open_folder(path, workplace.home).await?;
         workplace.folders.add(folder)
     }
@@ -209,12 +188,12 @@ impl Agents {
     }
 
     /// Whether an agent, the default one where none is named, has a headless command.
-    pub fn has_oneshot(&self, name: Option<&str>) -> bool {
+    pub(crate) fn has_oneshot(&self, name: Option<&str>) -> bool {
         self.find(name).is_some_and(|(agent, _)| !agent.oneshot.is_empty())
     }
 
     /// Starts the agent that `initialize` asks for. A dropped future leaves no process behind.
-    pub async fn start(&self, asked: &InitializeMeta) -> Result<StartedAgent, Failure> {
+    pub(crate) async fn start(&self, asked: &InitializeMeta) -> Result<StartedAgent, Failure> {
         self.start_in(self.reserve(asked).await?).await
     }
 
@@ -222,7 +201,7 @@ impl Agents {
     ///
     /// # Errors
     /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted`.
-    pub async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
+    pub(crate) async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
         let (agent, user) = self.find(asked.agent.as_deref()).ok_or_else(|| {
             let name = asked.agent.as_deref().unwrap_or("default");
             Failure::new(ErrorCode::UnknownAgent, format!("there is no agent `{name}` in this runtime"))
@@ -235,13 +214,13 @@ impl Agents {
             let detail = format!("{} agent processes run, which is the limit", self.limits.max_agents);
             Failure::new(ErrorCode::CapacityExhausted, detail)
         })?;
-        self.observer.on_agent_started();
-        let seat = Seat { _permit: permit, observer: self.observer.clone() };
+        self.metrics.agent_process_started();
+        let seat = Seat { _permit: permit, metrics: self.metrics.clone() };
         Ok(Place { agent, user: *user, home, seat })
     }
 
     /// Starts the agent in ACP. A dropped future leaves no process behind.
-    pub async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
+    pub(crate) async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
         let (agent, user, home) = (place.agent, place.user, place.home.clone());
         let folders = SessionFolders::default();
         if let Some(home) = &home {
@@ -254,13 +233,13 @@ impl Agents {
     }
 
     /// Starts the agent's headless command, under the same rules. A dropped future leaves no process behind.
-    pub async fn start_oneshot_in(&self, place: Place<'_>) -> Result<AgentProcess, Failure> {
+    pub(crate) async fn start_oneshot_in(&self, place: Place<'_>) -> Result<AgentProcess, Failure> {
         let agent = place.agent;
         self.spawn(place, &agent.oneshot).await
     }
 
     /// The largest message of an agent, in bytes.
-    pub fn frame_bytes(&self) -> usize {
+    pub(crate) fn frame_bytes(&self) -> usize {
         self.limits.stdio.frame_bytes
     }
 

@@ -33,7 +33,7 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What one agent's doors may do.
 #[derive(Clone)]
-pub struct DoorSettings {
+pub(crate) struct DoorSettings {
     /// Which doors are open; requests at a closed one are answered with -32601.
     pub serves: Serves,
     /// For commands.
@@ -43,7 +43,7 @@ pub struct DoorSettings {
 }
 
 /// Opens the doors of one agent; they close, and its commands end, with the connection.
-pub fn open(settings: DoorSettings, folders: SessionFolders, limits: PipeLimits) -> Door {
+pub(crate) fn open(settings: DoorSettings, folders: SessionFolders, limits: PipeLimits) -> Door {
     let (requests, queue) = mpsc::channel(REQUESTS_IN_QUEUE);
     let (answer, answers) = pipe::bounded(limits);
     let terminals = Terminals::new(settings.terminals.clone(), folders.clone());

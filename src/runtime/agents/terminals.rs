@@ -34,7 +34,7 @@ const KEPT_PER_RUNNING: usize = 8;
 
 /// Where and how commands run.
 #[derive(Clone)]
-pub struct TerminalSettings {
+pub(crate) struct TerminalSettings {
     /// Commands at the same time.
     pub running: usize,
     /// Variables that every command gets.
@@ -46,7 +46,7 @@ pub struct TerminalSettings {
 }
 
 /// The commands of one agent. Dropping it ends them all.
-pub struct Terminals {
+pub(crate) struct Terminals {
     settings: TerminalSettings,
     folders: SessionFolders,
     open: Mutex<HashMap<String, Arc<Terminal>>>,
@@ -98,12 +98,12 @@ impl Output {
 
 impl Terminals {
     /// No command runs yet.
-    pub fn new(settings: TerminalSettings, folders: SessionFolders) -> Self {
+    pub(crate) fn new(settings: TerminalSettings, folders: SessionFolders) -> Self {
         Self { settings, folders, open: Mutex::default(), made: AsyncMutex::new(0) }
     }
 
     /// Starts a command and answers its id.
-    pub async fn create(&self, request: CreateTerminalRequest) -> Result<String, RpcError> {
+    pub(crate) async fn create(&self, request: CreateTerminalRequest) -> Result<String, RpcError> {
         // One start at a time, so that the count below holds.
         let mut made = self.made.lock().await;
         self.check_room()?;
@@ -136,7 +136,7 @@ impl Terminals {
     }
 
     /// What a command has printed, and how it ended if it has.
-    pub fn output(&self, id: &str) -> Result<TerminalOutputResponse, RpcError> {
+    pub(crate) fn output(&self, id: &str) -> Result<TerminalOutputResponse, RpcError> {
         let terminal = self.find(id)?;
         // Asked first: what a command printed before its end is then complete.
         let exit_status = terminal.exited.borrow().clone();
@@ -145,20 +145,20 @@ impl Terminals {
     }
 
     /// Waits for the end of a command. Cancel-safe.
-    pub async fn wait_for_exit(&self, id: &str) -> Result<TerminalExitStatus, RpcError> {
+    pub(crate) async fn wait_for_exit(&self, id: &str) -> Result<TerminalExitStatus, RpcError> {
         let mut exited = self.find(id)?.exited.clone();
         let status = exited.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
         Ok(status.unwrap_or_default())
     }
 
     /// Ends a command and keeps its output.
-    pub fn kill(&self, id: &str) -> Result<(), RpcError> {
+    pub(crate) fn kill(&self, id: &str) -> Result<(), RpcError> {
         self.find(id)?.life.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(())
     }
 
     /// Ends a command and forgets it.
-    pub fn release(&self, id: &str) -> Result<(), RpcError> {
+    pub(crate) fn release(&self, id: &str) -> Result<(), RpcError> {
         self.kill(id)?;
         self.open().remove(id);
         Ok(())

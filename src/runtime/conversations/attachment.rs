@@ -23,7 +23,7 @@ use crate::{
 
 /// A message of the client.
 #[derive(Debug)]
-pub enum Arrived<'a> {
+pub(crate) enum Arrived<'a> {
     /// To be answered or delivered, under this number.
     Message(u64, Cow<'a, str>),
     /// Was here before, only brought an acknowledgement, or came through a socket that was replaced.
@@ -33,7 +33,7 @@ pub enum Arrived<'a> {
 }
 
 /// One socket's hold of a conversation. Dropped, its client is away.
-pub struct Attachment {
+pub(crate) struct Attachment {
     conversation: Arc<Conversation>,
     generation: u64,
 }
@@ -46,17 +46,17 @@ impl Drop for Attachment {
 
 impl Attachment {
     /// Holds it as its socket of this generation.
-    pub fn new(conversation: Arc<Conversation>, generation: u64) -> Self {
+    pub(crate) fn new(conversation: Arc<Conversation>, generation: u64) -> Self {
         Self { conversation, generation }
     }
 
     /// Where the agent's sessions may work.
-    pub fn workplace(&self) -> &Workplace {
+    pub(crate) fn workplace(&self) -> &Workplace {
         &self.conversation.workplace
     }
 
     /// The client is away, if this is still its newest socket.
-    pub fn detach(&self) {
+    pub(crate) fn detach(&self) {
         let mut state = self.conversation.lock();
         if state.is_attached(self.generation) {
             self.conversation.detach_locked(&mut state);
@@ -64,7 +64,7 @@ impl Attachment {
     }
 
     /// Ends the conversation, if this is still its newest socket.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let state = self.conversation.lock();
         if state.generation == self.generation {
             self.conversation.end_locked(state);
@@ -72,7 +72,7 @@ impl Attachment {
     }
 
     /// The client has read everything that an agent said before its end, if this is still its newest socket.
-    pub fn confirm_parting(&self) {
+    pub(crate) fn confirm_parting(&self) {
         let mut state = self.conversation.lock();
         if state.generation == self.generation && state.parting.is_some() {
             self.conversation.hurry_locked(&mut state);
@@ -80,7 +80,7 @@ impl Attachment {
     }
 
     /// Something came that is no message.
-    pub fn hear(&self) {
+    pub(crate) fn hear(&self) {
         let mut state = self.conversation.lock();
         if state.is_attached(self.generation) {
             state.hear();
@@ -89,7 +89,7 @@ impl Attachment {
 
     /// Takes the numbers off a message. It has arrived only when it was delivered or answered: if the socket breaks
     /// before that, the client sends it again.
-    pub fn arrive<'a>(&self, text: &'a str) -> Arrived<'a> {
+    pub(crate) fn arrive<'a>(&self, text: &'a str) -> Arrived<'a> {
         let Some((Numbers { seq, ack }, message)) = numbered::take(text) else {
             return Arrived::Violation("a message without a number on a connection with numbers");
         };
@@ -121,7 +121,12 @@ impl Attachment {
     }
 
     /// Hands a message on to the agent; `prompt` is the turn that it begins and its call.
-    pub fn deliver(&self, seq: u64, message: String, prompt: Option<(PromptId, u64)>) -> Result<(), SendError> {
+    pub(crate) fn deliver(
+        &self,
+        seq: u64,
+        message: String,
+        prompt: Option<(PromptId, u64)>,
+    ) -> Result<(), SendError> {
         let mut state = self.conversation.lock();
         if !state.is_attached(self.generation) {
             return Ok(());
@@ -142,12 +147,12 @@ impl Attachment {
     }
 
     /// Gives a message to the agent that its client did not number: `initialize`.
-    pub fn open(&self, message: String) -> Result<(), SendError> {
+    pub(crate) fn open(&self, message: String) -> Result<(), SendError> {
         self.conversation.lock().pipe.as_ref().map_or(Ok(()), |pipe| pipe.to_agent.try_send(message))
     }
 
     /// Answers a message here. There has to be room for the answer: the client acknowledges before it asks more.
-    pub fn answer(&self, seq: u64, answer: String) -> Result<(), SendError> {
+    pub(crate) fn answer(&self, seq: u64, answer: String) -> Result<(), SendError> {
         let mut state = self.conversation.lock();
         if !state.is_attached(self.generation) {
             return Ok(());
@@ -162,7 +167,7 @@ impl Attachment {
     }
 
     /// What is to be told to a client that has everything up to `received`.
-    pub fn told_after(&self, received: u64) -> Told {
+    pub(crate) fn told_after(&self, received: u64) -> Told {
         Told {
             conversation: self.conversation.clone(),
             generation: self.generation,
@@ -174,7 +179,7 @@ impl Attachment {
 }
 
 /// What one socket tells its client: first what is kept, then what comes.
-pub struct Told {
+pub(crate) struct Told {
     conversation: Arc<Conversation>,
     generation: u64,
     told: u64,
@@ -247,7 +252,7 @@ fn end_of(state: &State, generation: u64) -> Option<Said> {
 }
 
 /// To the agent.
-pub enum AgentLine {
+pub(crate) enum AgentLine {
     /// Dropped, the agent ends.
     Plain(FrameSender),
     /// Dropped, the agent waits for its client.
@@ -255,11 +260,11 @@ pub enum AgentLine {
 }
 
 /// The number of a client's message, where it has one.
-pub type Seq = Option<u64>;
+pub(crate) type Seq = Option<u64>;
 
 impl AgentLine {
     /// Takes a message of the client in.
-    pub fn arrive<'a>(&self, text: &'a str) -> Result<Option<(Seq, Cow<'a, str>)>, &'static str> {
+    pub(crate) fn arrive<'a>(&self, text: &'a str) -> Result<Option<(Seq, Cow<'a, str>)>, &'static str> {
         match self {
             Self::Plain(_) => Ok(Some((None, Cow::Borrowed(text)))),
             Self::Numbered(attachment) => match attachment.arrive(text) {
@@ -271,7 +276,12 @@ impl AgentLine {
     }
 
     /// Hands a message on to the agent. One that is gone says so by its own way.
-    pub fn deliver(&self, seq: Seq, message: String, prompt: Option<(PromptId, u64)>) -> Result<(), SendError> {
+    pub(crate) fn deliver(
+        &self,
+        seq: Seq,
+        message: String,
+        prompt: Option<(PromptId, u64)>,
+    ) -> Result<(), SendError> {
         let sent = match (self, seq) {
             (Self::Plain(to_agent), _) => to_agent.try_send(message),
             (Self::Numbered(attachment), Some(seq)) => attachment.deliver(seq, message, prompt),
@@ -284,7 +294,7 @@ impl AgentLine {
     }
 
     /// Answers a message in the agent's place; gives the answer back where the socket sends it itself.
-    pub fn answer(&self, seq: Seq, answer: String) -> Result<Option<String>, SendError> {
+    pub(crate) fn answer(&self, seq: Seq, answer: String) -> Result<Option<String>, SendError> {
         match (self, seq) {
             (Self::Numbered(attachment), Some(seq)) => attachment.answer(seq, answer).map(|()| None),
             _ => Ok(Some(answer)),
@@ -292,28 +302,28 @@ impl AgentLine {
     }
 
     /// Something came that is no message.
-    pub fn hear(&self) {
+    pub(crate) fn hear(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.hear();
         }
     }
 
     /// The client is away; a plain one comes not back, so its line is dropped for that.
-    pub fn detach(&self) {
+    pub(crate) fn detach(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.detach();
         }
     }
 
     /// The client has read everything that an agent said before its end.
-    pub fn confirm_parting(&self) {
+    pub(crate) fn confirm_parting(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.confirm_parting();
         }
     }
 
     /// The client wants nothing more of the agent; a plain line is dropped for that.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.end();
         }

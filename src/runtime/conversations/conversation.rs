@@ -26,7 +26,7 @@ use crate::{
 
 /// How long a conversation waits for its client, and how much it keeps for it.
 #[derive(Debug, Clone, Copy)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// How long an agent is kept while its client is away; zero: no connection can be gone on with.
     pub grace: Duration,
     /// Messages of an agent that are kept until they are acknowledged; more make the agent wait.
@@ -45,10 +45,10 @@ const UNTOLD_BYTES: usize = 16 * 1024;
 const WRITTEN_DOWN: Duration = Duration::from_secs(10);
 
 /// The number of the socket with which a conversation begins.
-pub const FIRST_SOCKET: u64 = 0;
+pub(crate) const FIRST_SOCKET: u64 = 0;
 
 /// One agent and its client, whether or not the client is there.
-pub struct Conversation {
+pub(crate) struct Conversation {
     state: Mutex<State>,
     /// For whoever looks after it: somebody came or went, or it is over.
     changed: Notify,
@@ -158,7 +158,7 @@ impl Untold {
 
 impl Conversation {
     /// Begins with a client that is there, on [`FIRST_SOCKET`].
-    pub fn begin(
+    pub(crate) fn begin(
         agent: StartedAgent,
         retention: Retention,
         silence: Duration,
@@ -191,7 +191,7 @@ impl Conversation {
     /// Lets a socket go on, whose client has everything up to `received`, or has forgotten what it has and is told all
     /// that is held; one that stands is replaced. Gives the socket's number and what its client is to be told first.
     /// `None` when it is over.
-    pub fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
+    pub(crate) fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
         let mut state = self.lock();
         if state.pipe.is_none() {
             return Ok(None);
@@ -213,7 +213,7 @@ impl Conversation {
     }
 
     /// Ends it, whoever is there: the agent loses its client, and what was kept is gone.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.end_locked(self.lock());
     }
 
@@ -252,14 +252,14 @@ impl Conversation {
     }
 
     /// When its agent ended, while its last words are still kept; `None` where it lives, or all is over.
-    pub fn lost_its_agent(&self) -> Option<Instant> {
+    pub(crate) fn lost_its_agent(&self) -> Option<Instant> {
         let state = self.lock();
         state.pipe.as_ref()?;
         state.parting.as_ref().map(|parting| parting.at)
     }
 
     /// When somebody has to look after it again; `None` when it is over.
-    pub fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         let state = self.lock();
         state.pipe.as_ref()?;
         Some(match state.client {
@@ -270,7 +270,7 @@ impl Conversation {
 
     /// Does what is due: a client from which nothing comes is away, and one that is away for too long is not waited
     /// for. A socket cannot do this for itself, since it does not run while its client does not read.
-    pub fn look_after(&self) {
+    pub(crate) fn look_after(&self) {
         let now = Instant::now();
         let mut state = self.lock();
         match state.client {
@@ -282,7 +282,7 @@ impl Conversation {
 
     /// Ends when somebody came or went, or it is over. Meanwhile it listens to the agent of a client that is away,
     /// which can work on as far as there is room. Cancel-safe.
-    pub async fn changed(&self) {
+    pub(crate) async fn changed(&self) {
         let listening = std::future::poll_fn(|cx| {
             let mut state = self.lock();
             while let Client::Away { .. } = state.client {

@@ -1,7 +1,7 @@
 //! The conversations that can be gone on with, each looked after by a task of its own.
 
-pub mod attachment;
-pub mod conversation;
+pub(crate) mod attachment;
+pub(crate) mod conversation;
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,8 @@ use self::{
     attachment::Attachment,
     conversation::{Conversation, FIRST_SOCKET, Retention},
 };
-use super::agents::{RuntimeObserver, StartedAgent};
+use super::agents::StartedAgent;
+use crate::telemetry::Metrics;
 use crate::{
     contract::runtime::Resumed,
     domain::turn::outcome::{ErrorCode, Failure},
@@ -29,27 +30,27 @@ use crate::{
 
 /// All conversations of a runtime with numbers. Those with an agent hold its seat, so there are no more of them
 /// than agents may run; of those that keep only their agent's last words, the oldest make room.
-pub struct Conversations {
+pub(crate) struct Conversations {
     held: Mutex<HashMap<Uuid, Arc<Conversation>>>,
     away: Arc<AtomicUsize>,
     retention: Retention,
     silence: Duration,
     most: usize,
-    observer: Arc<dyn RuntimeObserver>,
+    metrics: Metrics,
     stopping: watch::Receiver<bool>,
 }
 
 impl Conversations {
     /// Holds at most `most`. A client from which nothing comes for `silence` is away; `stopping` turning true ends
     /// every conversation.
-    pub fn new(
+    pub(crate) fn new(
         retention: Retention,
         silence: Duration,
         most: usize,
-        observer: Arc<dyn RuntimeObserver>,
+        metrics: Metrics,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { held: Mutex::default(), away: Arc::default(), retention, silence, most, observer, stopping }
+        Self { held: Mutex::default(), away: Arc::default(), retention, silence, most, metrics, stopping }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Conversation>>> {
@@ -57,25 +58,25 @@ impl Conversations {
     }
 
     /// Whether a connection can be gone on with at all.
-    pub fn are_kept(&self) -> bool {
+    pub(crate) fn are_kept(&self) -> bool {
         !self.retention.grace.is_zero()
     }
 
     /// How many are kept for a client that is away.
-    pub fn away(&self) -> usize {
+    pub(crate) fn away(&self) -> usize {
         self.away.load(Ordering::Relaxed)
     }
 
     /// Begins a conversation under its connection's id. Starts a task on the calling task's runtime.
-    pub fn begin(self: &Arc<Self>, id: Uuid, agent: StartedAgent) -> Attachment {
-        let (away, observer) = (self.away.clone(), self.observer.clone());
+    pub(crate) fn begin(self: &Arc<Self>, id: Uuid, agent: StartedAgent) -> Attachment {
+        let (away, metrics) = (self.away.clone(), self.metrics.clone());
         let on_away = move |is_away: bool| {
             if is_away {
                 away.fetch_add(1, Ordering::Relaxed);
-                observer.on_conversation_held();
+                metrics.conversation_held();
             } else {
                 away.fetch_sub(1, Ordering::Relaxed);
-                observer.on_conversation_released();
+                metrics.conversation_released();
             }
         };
         let conversation = Arc::new(Conversation::begin(agent, self.retention, self.silence, on_away));
@@ -107,7 +108,7 @@ impl Conversations {
     ///
     /// # Errors
     /// `not_found` where the connection is not held, or not what the client wants of it. Asking again is no use.
-    pub fn resume(&self, id: Uuid, received: Option<u64>) -> Result<(Attachment, Resumed), Failure> {
+    pub(crate) fn resume(&self, id: Uuid, received: Option<u64>) -> Result<(Attachment, Resumed), Failure> {
         let gone = |why: String| Failure::new(ErrorCode::NotFound, format!("connection {id}: {why}"));
         let conversation = self.lock().get(&id).cloned();
         let conversation = conversation.ok_or_else(|| gone("is not held here".into()))?;

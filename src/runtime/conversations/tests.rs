@@ -26,8 +26,7 @@ async fn place_with(change: impl FnOnce(&mut RuntimeOptions)) -> Place {
     let mut options = options(base.path(), AGENT);
     options.retention.frames = 1000;
     change(&mut options);
-    let runtime = start(options, None).await.unwrap();
-    Place { base, runtime }
+    Place::start(base, options).await
 }
 
 async fn place() -> Place {
@@ -155,7 +154,7 @@ async fn only_who_asks_for_numbers_gets_them() {
     assert_eq!(echo["params"], json!({"method": "x"}), "the agent sees no number");
     drop(plain);
     until("the plain client's agent ends", || place.runtime.agent_processes() == 1).await;
-    assert_eq!(place.runtime.held_conversations(), 0);
+    assert_eq!(place.held_conversations(), 0);
 }
 
 #[actix_web::test]
@@ -181,11 +180,11 @@ async fn a_turn_goes_on_after_breaks_with_every_message_once_and_in_order() {
             assert_eq!(peer.hear().await["params"]["n"], n);
         }
         let broken = peer.break_off();
-        until("the break is noticed", || place.runtime.held_conversations() == 1).await;
+        until("the break is noticed", || place.held_conversations() == 1).await;
         assert_eq!(place.runtime.agent_processes(), 1);
         let (again, resumed) = broken.resume(&place).await;
         assert_eq!((&resumed["received"], n), (&json!(1), 50 * breaks));
-        assert_eq!(place.runtime.held_conversations(), 0);
+        assert_eq!(place.held_conversations(), 0);
         peer = again;
     }
     peer.say(json!({"method": "x"})).await;
@@ -211,7 +210,7 @@ async fn the_newest_socket_replaces_one_that_stands() {
     drop(first);
     second.say(json!({"method": "y"})).await;
     assert_eq!(second.hear().await["params"]["method"], "y");
-    assert_eq!((place.runtime.held_conversations(), place.runtime.agent_processes()), (0, 1));
+    assert_eq!((place.held_conversations(), place.runtime.agent_processes()), (0, 1));
 }
 
 /// Waits until nothing more comes for a client that does not read: its socket is full.
@@ -260,7 +259,7 @@ async fn a_client_that_never_reads_is_away_after_the_silence() {
     .await;
     let mut stuck = Peer::connected(&place).await;
     stuck.say(json!({"method": "flood"})).await;
-    until("it is taken for away", || place.runtime.held_conversations() == 1).await;
+    until("it is taken for away", || place.held_conversations() == 1).await;
     assert_eq!(place.runtime.agent_processes(), 1);
     let broken = Broken { connection: stuck.connection.clone(), sent: 1, received: 1, settled: None };
     let (mut peer, _) = broken.resume(&place).await;
@@ -285,7 +284,7 @@ async fn a_silent_client_is_given_up_and_one_that_answers_pings_is_not() {
     until("the silent one's agent ends", || place.runtime.agent_processes() == 1).await;
     lively.say(json!({"method": "x"})).await;
     assert_eq!(lively.hear().await["params"]["method"], "x");
-    until("nothing is heard", || place.runtime.held_conversations() == 1).await;
+    until("nothing is heard", || place.held_conversations() == 1).await;
     drop(silent);
 }
 
@@ -293,9 +292,9 @@ async fn a_silent_client_is_given_up_and_one_that_answers_pings_is_not() {
 async fn after_the_grace_the_agent_ends_and_the_connection_is_gone() {
     let place = place_with(|options| options.retention.grace = Duration::from_millis(300)).await;
     let broken = Peer::connected(&place).await.break_off();
-    until("it is held", || place.runtime.held_conversations() == 1).await;
+    until("it is held", || place.held_conversations() == 1).await;
     until("the agent ends", || place.runtime.agent_processes() == 0).await;
-    until("it is not held", || place.runtime.held_conversations() == 0).await;
+    until("it is not held", || place.held_conversations() == 0).await;
     assert_eq!(broken.try_resume(&place).await.err(), Some(404));
 }
 
@@ -306,11 +305,11 @@ async fn a_client_that_says_it_is_over_ends_the_agent_at_once_and_another_end_do
     over.close(close_code::NORMAL).await;
     until("the agent ends", || place.runtime.agent_processes() == 0).await;
     assert_eq!(over.break_off().try_resume(&place).await.err(), Some(404));
-    assert_eq!(place.runtime.held_conversations(), 0);
+    assert_eq!(place.held_conversations(), 0);
 
     let mut leaving = Peer::connected(&place).await;
     leaving.close(close_code::GOING_AWAY).await;
-    until("it is held", || place.runtime.held_conversations() == 1).await;
+    until("it is held", || place.held_conversations() == 1).await;
     leaving.break_off().resume(&place).await;
 }
 
@@ -423,15 +422,15 @@ async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
     assert_eq!((&end["method"], &end["params"]["exitCode"]), (&json!("_lumilink/agent_exited"), &json!(42)));
     assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
     // As long as it is not settled it can be had again.
-    until("it is held", || place.runtime.held_conversations() == 1).await;
+    until("it is held", || place.held_conversations() == 1).await;
     let broken = Broken { received: 2, ..peer.break_off() };
     let (mut peer, _) = broken.resume(&place).await;
     peer.hear().await;
     assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
-    until("it is held again", || place.runtime.held_conversations() == 1).await;
+    until("it is held again", || place.held_conversations() == 1).await;
     // It does not keep a place from an agent that runs.
     let _next = Peer::connected(&place).await;
-    until("it made room", || place.runtime.held_conversations() == 0).await;
+    until("it made room", || place.held_conversations() == 0).await;
     assert_eq!(broken.try_resume(&place).await.err(), Some(404));
 }
 
@@ -444,13 +443,13 @@ async fn nothing_is_kept_of_a_dead_agent_once_everything_is_acknowledged() {
     peer.hear().await;
     assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
     let broken = peer.break_off();
-    until("it is held", || place.runtime.held_conversations() == 1).await;
+    until("it is held", || place.held_conversations() == 1).await;
     // It has everything; as it comes back, that is all that it is told.
     let (mut peer, _) = broken.resume(&place).await;
     assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
     let (mut peer, _) = Broken { settled: None, ..peer.break_off() }.resume(&place).await;
     peer.acknowledge().await;
-    until("nothing is held", || place.runtime.held_conversations() == 0).await;
+    until("nothing is held", || place.held_conversations() == 0).await;
 }
 
 #[actix_web::test]
@@ -464,9 +463,9 @@ async fn what_a_dead_agent_said_is_kept_for_less_long_once_it_was_read() {
     assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
     // Reading on confirms the close.
     while futures_util::StreamExt::next(&mut peer.client.socket).await.is_some_and(|next| next.is_ok()) {}
-    until("it is held", || place.runtime.held_conversations() == 1).await;
+    until("it is held", || place.held_conversations() == 1).await;
     let confirmed = tokio::time::Instant::now();
-    while place.runtime.held_conversations() > 0 {
+    while place.held_conversations() > 0 {
         assert!(confirmed.elapsed() < Duration::from_secs(20), "the grace is 60 s");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -510,7 +509,7 @@ async fn the_stop_ends_agents_that_are_kept() {
     peer.say(json!({"method": "pid"})).await;
     let pids = peer.hear().await["params"].as_array().unwrap().clone();
     drop(peer.break_off());
-    until("it is held", || place.runtime.held_conversations() == 1).await;
+    until("it is held", || place.held_conversations() == 1).await;
     let mut standing = Peer::connected(&place).await;
     let reader = actix_web::rt::spawn(async move { standing.client.hear_close().await });
     place.runtime.stop(Duration::from_millis(300)).await;

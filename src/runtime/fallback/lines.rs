@@ -23,7 +23,7 @@ const PORTION_BYTES: usize = 64 * 1024;
 
 /// How much is held.
 #[derive(Debug, Clone, Copy)]
-pub struct LineLimits {
+pub(crate) struct LineLimits {
     /// Lines.
     pub lines: usize,
     /// Their bytes; one line that is larger is held alone.
@@ -32,7 +32,7 @@ pub struct LineLimits {
 
 /// How a turn ended.
 #[derive(Debug, Clone)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// It did not begin; it may be asked for again.
     Refused(Failure),
     /// Its task died, so that nobody knows what it did; it is not run again.
@@ -48,7 +48,7 @@ pub enum Ended {
 
 /// What a reader gets.
 #[derive(Debug)]
-pub enum Told {
+pub(crate) enum Told {
     /// Whole lines.
     Lines(Bytes),
     /// The end.
@@ -64,7 +64,7 @@ enum Stage {
 
 /// The lines of one turn.
 #[derive(Debug)]
-pub struct Lines {
+pub(crate) struct Lines {
     limits: LineLimits,
     held: Mutex<Held>,
     /// Changes when there is more to read.
@@ -106,7 +106,7 @@ impl Held {
 
 impl Lines {
     /// Nothing yet.
-    pub fn new(limits: LineLimits) -> Self {
+    pub(crate) fn new(limits: LineLimits) -> Self {
         let held = Held {
             stage: Stage::Admitting,
             lines: VecDeque::new(),
@@ -125,13 +125,13 @@ impl Lines {
     }
 
     /// The turn was admitted.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.lock().stage = Stage::Running;
         self.told.send_replace(());
     }
 
     /// The turn is over. Only the first end counts.
-    pub fn end(&self, ended: Ended) {
+    pub(crate) fn end(&self, ended: Ended) {
         let mut held = self.lock();
         if !matches!(held.stage, Stage::Ended(_)) {
             held.stage = Stage::Ended(ended);
@@ -141,17 +141,17 @@ impl Lines {
     }
 
     /// Whether the turn is over.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         matches!(self.lock().stage, Stage::Ended(_))
     }
 
     /// Whether the turn did not begin.
-    pub fn was_refused(&self) -> bool {
+    pub(crate) fn was_refused(&self) -> bool {
         matches!(self.lock().stage, Stage::Ended(Ended::Refused(_)))
     }
 
     /// Adds a line. To be called when there is [room](Self::room): nothing is refused.
-    pub fn push(&self, line: &TurnLine) {
+    pub(crate) fn push(&self, line: &TurnLine) {
         let mut text = serde_json::to_vec(line).unwrap_or_default();
         text.push(b'\n');
         let mut held = self.lock();
@@ -168,13 +168,13 @@ impl Lines {
     }
 
     /// Whether a line may be added.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         let held = self.lock();
         !held.is_full(self.limits) || held.first_may_go()
     }
 
     /// Waits until a line may be added. Cancel-safe.
-    pub async fn room(&self) {
+    pub(crate) async fn room(&self) {
         let mut read = self.read.subscribe();
         while !self.has_room() {
             // The sender is ours.
@@ -183,7 +183,7 @@ impl Lines {
     }
 
     /// Waits until nobody has read for so long. Cancel-safe, and the time goes on between calls.
-    pub async fn abandoned_for(&self, grace: Duration) {
+    pub(crate) async fn abandoned_for(&self, grace: Duration) {
         let mut read = self.read.subscribe();
         loop {
             let since = {
@@ -202,12 +202,12 @@ impl Lines {
     }
 
     /// Bytes that are held.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.lock().bytes
     }
 
     /// Lets the lines go of a turn that has ended; its end stays.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         let mut held = self.lock();
         held.first = held.next();
         held.lines.clear();
@@ -215,7 +215,7 @@ impl Lines {
     }
 
     /// A reader of the stream after so many lines, or from now on.
-    pub fn stream(self: &Arc<Self>, after: Option<u64>) -> Reader {
+    pub(crate) fn stream(self: &Arc<Self>, after: Option<u64>) -> Reader {
         let mut held = self.lock();
         let wanted = after.unwrap_or(u64::MAX).min(held.next());
         let missed = held.first.saturating_sub(wanted);
@@ -227,7 +227,7 @@ impl Lines {
     }
 
     /// A reader who waits for the end alone.
-    pub fn wait(self: &Arc<Self>) -> Reader {
+    pub(crate) fn wait(self: &Arc<Self>) -> Reader {
         self.reader(self.lock(), None, 0)
     }
 
@@ -241,7 +241,7 @@ impl Lines {
 
 /// Reads the lines of a turn, or waits for its end. Gone when dropped.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     lines: Arc<Lines>,
     told: watch::Receiver<()>,
     stream: Option<u64>,
@@ -250,7 +250,7 @@ pub struct Reader {
 
 impl Reader {
     /// Whether it gets lines.
-    pub fn is_stream(&self) -> bool {
+    pub(crate) fn is_stream(&self) -> bool {
         self.stream.is_some()
     }
 
@@ -258,7 +258,7 @@ impl Reader {
     ///
     /// # Errors
     /// Why it was not.
-    pub async fn begun(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn begun(&mut self) -> Result<(), Failure> {
         loop {
             match &self.lines.lock().stage {
                 Stage::Admitting => {}
@@ -270,7 +270,7 @@ impl Reader {
     }
 
     /// What comes next: lines, and then the end again and again. Cancel-safe.
-    pub async fn next(&mut self) -> Told {
+    pub(crate) async fn next(&mut self) -> Told {
         loop {
             if let Some(told) = self.take() {
                 return told;

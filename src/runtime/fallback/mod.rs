@@ -26,7 +26,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::Instant};
 
-pub use self::lines::LineLimits;
+pub(crate) use self::lines::LineLimits;
 
 use self::{
     lines::{Ended, Lines, Reader, Told},
@@ -61,7 +61,7 @@ const ENDED_LINES_BYTES: usize = 32 * 1024 * 1024;
 const MAX_LIMIT_MS: u64 = 10 * 366 * 24 * 3600 * 1000;
 
 /// The fallback's turns of one runtime. Those that run are bounded by the seats of agents.
-pub struct Fallback {
+pub(crate) struct Fallback {
     agents: Arc<Agents>,
     settings: FallbackSettings,
     stopping: watch::Receiver<bool>,
@@ -70,7 +70,7 @@ pub struct Fallback {
 
 /// How turns are run and kept.
 #[derive(Debug, Clone, Copy)]
-pub struct FallbackSettings {
+pub(crate) struct FallbackSettings {
     /// For how long a turn goes on that nobody waits for.
     pub grace: Duration,
     /// What of each turn is held for its readers.
@@ -116,7 +116,7 @@ impl Turn {
 
 impl Fallback {
     /// No turns yet. `stopping` turning true ends those that run.
-    pub fn new(agents: Arc<Agents>, settings: FallbackSettings, stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(agents: Arc<Agents>, settings: FallbackSettings, stopping: watch::Receiver<bool>) -> Self {
         Self { agents, settings, stopping, turns: Mutex::default() }
     }
 
@@ -274,7 +274,7 @@ fn fingerprint(request: &ProcessPrompt) -> Result<[u8; 32], Failure> {
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// `POST /process-prompt`
-pub async fn process(request: HttpRequest, body: web::Payload, fallback: web::Data<Fallback>) -> HttpResponse {
+pub(crate) async fn process(request: HttpRequest, body: web::Payload, fallback: web::Data<Fallback>) -> HttpResponse {
     let fallback = fallback.into_inner();
     let limit = fallback.settings.body_bytes;
     let read = read::<ProcessPrompt>(&request, body, limit, "a request for a turn ([limits] body_bytes)").await;
@@ -293,7 +293,11 @@ struct Query {
 }
 
 /// `GET /process-prompt/{promptId}`
-pub async fn join(request: HttpRequest, path: web::Path<String>, fallback: web::Data<Fallback>) -> HttpResponse {
+pub(crate) async fn join(
+    request: HttpRequest,
+    path: web::Path<String>,
+    fallback: web::Data<Fallback>,
+) -> HttpResponse {
     let joined = match (named(&path), web::Query::<Query>::from_query(request.query_string())) {
         (Err(failure), _) => Err(failure),
         (_, Err(cause)) => Err(Failure::new(ErrorCode::InvalidRequest, cause.to_string())),
@@ -303,7 +307,7 @@ pub async fn join(request: HttpRequest, path: web::Path<String>, fallback: web::
 }
 
 /// `DELETE /process-prompt/{promptId}`
-pub async fn cancel(path: web::Path<String>, fallback: web::Data<Fallback>) -> HttpResponse {
+pub(crate) async fn cancel(path: web::Path<String>, fallback: web::Data<Fallback>) -> HttpResponse {
     answer(named(&path).map(|prompt_id| TurnCancelled { cancelled: fallback.cancel(prompt_id) }))
 }
 

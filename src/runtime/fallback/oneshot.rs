@@ -41,8 +41,8 @@ const CALL: u64 = 1;
 
 /// Gives the command of one turn the form of a conversation. More than `most_bytes` of output fail the turn. Dropping
 /// the link ends the command. Starts a task on the calling task's runtime.
-pub fn open(process: AgentProcess, most_bytes: usize) -> OpenedSession {
-    let AgentProcess { pid: _, stdin, stdout, life, exit } = process;
+pub(crate) fn open(process: AgentProcess, most_bytes: usize) -> OpenedSession {
+    let AgentProcess { stdin, stdout, life, exit } = process;
     let (says, events) = mpsc::channel(EVENTS);
     let (prompt, asked) = oneshot::channel();
     let cancelled = Arc::new(AtomicBool::new(false));

@@ -105,8 +105,8 @@ impl Side {
     async fn new(grace: Duration) -> Self {
         let base = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
-        let runtime = start(options(base.path(), AGENT), None).await.unwrap();
-        let place = Place { base, runtime };
+        let options = options(base.path(), AGENT);
+        let place = Place::start(base, options).await;
         let cable = Cable::to(place.runtime.address()).await;
         let session = open(cable.address, place.workspace(), grace).await;
         Self { place, cable, session }

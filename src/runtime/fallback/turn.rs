@@ -52,7 +52,7 @@ use crate::{
 };
 
 /// What a turn is run with.
-pub struct Run {
+pub(crate) struct Run {
     /// What was asked for.
     pub request: ProcessPrompt,
     /// Its prompt, checked.
@@ -76,7 +76,7 @@ fn failed(code: ErrorCode, detail: impl Into<String>) -> TurnOutcome {
 
 impl Run {
     /// Runs the turn to its end. Dropping the future ends its agent.
-    pub async fn run(self, agents: &Agents) -> Ended {
+    pub(crate) async fn run(self, agents: &Agents) -> Ended {
         let asked = InitializeMeta {
             agent: self.request.agent.clone(),
             cwd: Some(self.request.workspace.path.clone()),

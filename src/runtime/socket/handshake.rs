@@ -20,7 +20,7 @@ use crate::{
 
 /// What the runtime answers for an agent instead of its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Serves {
+pub(crate) struct Serves {
     /// `fs/*`
     pub fs: bool,
     /// `terminal/*`
@@ -34,7 +34,7 @@ impl Serves {
     }
 
     /// `clientCapabilities` of who serves so and nothing else.
-    pub fn capabilities(self) -> serde_json::Value {
+    pub(crate) fn capabilities(self) -> serde_json::Value {
         json!({"fs": self.fs_capability(), "terminal": self.terminal})
     }
 }
@@ -43,7 +43,7 @@ type Fields = BTreeMap<String, Box<RawValue>>;
 
 /// The params of `initialize`, with our part taken out. The rest stays as it was written.
 #[derive(Debug)]
-pub struct Opening {
+pub(crate) struct Opening {
     meta: InitializeMeta,
     params: Fields,
     capabilities: Fields,
@@ -51,7 +51,7 @@ pub struct Opening {
 
 impl Opening {
     /// Reads the params.
-    pub fn read(params: &RawValue) -> Result<Self, RpcError> {
+    pub(crate) fn read(params: &RawValue) -> Result<Self, RpcError> {
         let bad = |cause: serde_json::Error| RpcError::new(jsonrpc::INVALID_PARAMS, format!("initialize: {cause}"));
         let mut params: Fields = serde_json::from_str(params.get()).map_err(bad)?;
         let mut meta = InitializeMeta::default();
@@ -72,12 +72,12 @@ impl Opening {
     }
 
     /// Our part.
-    pub fn meta(&self) -> &InitializeMeta {
+    pub(crate) fn meta(&self) -> &InitializeMeta {
         &self.meta
     }
 
     /// The message for the agent: files and terminals are those that the runtime serves.
-    pub fn for_agent(mut self, id: &RequestId, serves: Serves) -> String {
+    pub(crate) fn for_agent(mut self, id: &RequestId, serves: Serves) -> String {
         self.capabilities.insert("fs".into(), raw(&serves.fs_capability()));
         self.capabilities.insert("terminal".into(), raw(&serves.terminal));
         self.params.insert("clientCapabilities".into(), raw(&self.capabilities));
@@ -96,13 +96,13 @@ fn raw(value: &impl serde::Serialize) -> Box<RawValue> {
 }
 
 /// What is said to a client that begins with anything else.
-pub const FIRST_MESSAGE: &str = "the first message has to be `initialize`";
+pub(crate) const FIRST_MESSAGE: &str = "the first message has to be `initialize`";
 
 /// A request, and what it is answered with.
 type Refused = (RequestId, RpcError);
 
 /// Reads the first message of a connection: an `initialize`, whether or not its params can be read, or else the end.
-pub fn first(text: &str) -> Result<(RequestId, Result<Opening, RpcError>), Refused> {
+pub(crate) fn first(text: &str) -> Result<(RequestId, Result<Opening, RpcError>), Refused> {
     let wanted = || RpcError::new(jsonrpc::INVALID_REQUEST, FIRST_MESSAGE);
     match jsonrpc::parse(text) {
         Ok(Message::Request { id, method, params }) if method == agent_method::INITIALIZE => {
@@ -115,17 +115,17 @@ pub fn first(text: &str) -> Result<(RequestId, Result<Opening, RpcError>), Refus
 }
 
 /// The answer to another `initialize`.
-pub fn already() -> RpcError {
+pub(crate) fn already() -> RpcError {
     RpcError::new(jsonrpc::INVALID_REQUEST, "the connection is initialized already")
 }
 
 /// Whether a method's params have the folder of a session.
-pub fn begins_session(method: &str) -> bool {
+pub(crate) fn begins_session(method: &str) -> bool {
     matches!(method, agent_method::SESSION_NEW | agent_method::SESSION_LOAD | agent_method::SESSION_RESUME)
 }
 
 /// The folder of a session that begins.
-pub fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
+pub(crate) fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
     #[derive(Deserialize)]
     struct Params {
         cwd: String,
@@ -136,7 +136,7 @@ pub fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
 }
 
 /// The answer to what is no message.
-pub fn unreadable(cause: &FrameError) -> RpcError {
+pub(crate) fn unreadable(cause: &FrameError) -> RpcError {
     let code = match cause {
         FrameError::NotJson(_) => jsonrpc::PARSE_ERROR,
         FrameError::NotAMessage => jsonrpc::INVALID_REQUEST,
@@ -145,7 +145,7 @@ pub fn unreadable(cause: &FrameError) -> RpcError {
 }
 
 /// Which turn a message begins, and its call, where it is a `session/prompt` whose client says so.
-pub fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
+pub(crate) fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
     #[derive(Deserialize)]
     struct Params {
         #[serde(rename = "_meta")]
@@ -165,7 +165,7 @@ pub fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
 }
 
 /// A refusal as the answer to `initialize` carries it.
-pub fn refusal(failure: &Failure) -> RpcError {
+pub(crate) fn refusal(failure: &Failure) -> RpcError {
     let code = match failure.code {
         ErrorCode::UnknownAgent | ErrorCode::PathNotAllowed | ErrorCode::InvalidRequest => jsonrpc::INVALID_PARAMS,
         _ => jsonrpc::INTERNAL_ERROR,

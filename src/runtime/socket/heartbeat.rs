@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// The rhythm of one socket.
 #[derive(Debug, Clone, Copy)]
-pub struct Heartbeats {
+pub(crate) struct Heartbeats {
     /// From one ping to the next.
     pub every: Duration,
     /// A client from which nothing at all came for so long is taken for dead.
@@ -23,7 +23,7 @@ impl Default for Heartbeats {
 
 /// One socket's pulse.
 #[derive(Debug)]
-pub struct Pulse {
+pub(crate) struct Pulse {
     rhythm: Heartbeats,
     heard: Instant,
     bytes_came: Rc<Cell<Instant>>,
@@ -32,7 +32,7 @@ pub struct Pulse {
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Due {
+pub(crate) enum Due {
     /// Nothing until then.
     Nothing(Instant),
     /// A ping.
@@ -43,24 +43,24 @@ pub enum Due {
 
 impl Pulse {
     /// Begins with a client that was heard just now.
-    pub fn new(rhythm: Heartbeats, now: Instant) -> Self {
+    pub(crate) fn new(rhythm: Heartbeats, now: Instant) -> Self {
         Self { rhythm, heard: now, bytes_came: Rc::new(Cell::new(now)), next_ping: now + rhythm.every }
     }
 
     /// Something came.
-    pub fn hear(&mut self, now: Instant) {
+    pub(crate) fn hear(&mut self, now: Instant) {
         self.heard = now;
     }
 
     /// The bytes of the client, as they were: each of them is noted. A large message on a slow line takes longer than
     /// a dead client is waited for, and no other frame passes while it is on its way.
-    pub fn watch<S: Stream>(&self, bytes: S) -> impl Stream<Item = S::Item> + use<S> {
+    pub(crate) fn watch<S: Stream>(&self, bytes: S) -> impl Stream<Item = S::Item> + use<S> {
         let bytes_came = self.bytes_came.clone();
         bytes.inspect(move |_| bytes_came.set(Instant::now()))
     }
 
     /// Takes what [`Pulse::watch`] noted; whether it is news.
-    pub fn hear_bytes(&mut self) -> bool {
+    pub(crate) fn hear_bytes(&mut self) -> bool {
         let came = self.bytes_came.get();
         let is_news = came > self.heard;
         self.heard = self.heard.max(came);
@@ -68,7 +68,7 @@ impl Pulse {
     }
 
     /// What is due now; a ping is said once.
-    pub fn due(&mut self, now: Instant) -> Due {
+    pub(crate) fn due(&mut self, now: Instant) -> Due {
         let end = self.heard + self.rhythm.silence;
         if now >= end {
             return Due::End;

@@ -4,9 +4,9 @@
 //! The actor is polled only while the client reads, and it takes the agent's messages from a bounded pipe:
 //! a client that does not read makes the agent wait, not this process grow.
 
-pub mod handshake;
-pub mod heartbeat;
-pub mod outgoing;
+pub(crate) mod handshake;
+pub(crate) mod heartbeat;
+pub(crate) mod outgoing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -54,7 +54,7 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// `not_found` where the connection that the client names is not held; `invalid_request` where this is no upgrade.
-pub fn accept(
+pub(crate) fn accept(
     request: &HttpRequest,
     body: web::Payload,
     settings: SocketSettings,
@@ -407,7 +407,7 @@ impl AcpSocket {
 
 /// What every socket is given.
 #[derive(Clone)]
-pub struct SocketSettings {
+pub(crate) struct SocketSettings {
     /// Starts agents.
     pub agents: Arc<Agents>,
     /// Keeps those whose client is away.
@@ -422,13 +422,13 @@ pub struct SocketSettings {
 
 /// The parts that have come.
 #[derive(Debug, Default)]
-pub struct Fragments {
+pub(crate) struct Fragments {
     parts: Option<BytesMut>,
 }
 
 /// What one part makes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Joined {
+pub(crate) enum Joined {
     /// More has to come.
     Nothing,
     /// The message.
@@ -441,13 +441,13 @@ pub enum Joined {
 
 impl Fragments {
     /// The first part; what was left of another message is dropped.
-    pub fn begin(&mut self, part: &[u8], limit: usize) -> Joined {
+    pub(crate) fn begin(&mut self, part: &[u8], limit: usize) -> Joined {
         self.parts = Some(BytesMut::new());
         self.add(part, limit, false)
     }
 
     /// Adds a part; all of them have at most `limit` bytes. A part of nothing is ignored.
-    pub fn add(&mut self, part: &[u8], limit: usize, is_last: bool) -> Joined {
+    pub(crate) fn add(&mut self, part: &[u8], limit: usize, is_last: bool) -> Joined {
         let Some(parts) = &mut self.parts else { return Joined::Nothing };
         if parts.len() + part.len() > limit {
             self.parts = None;

@@ -20,7 +20,7 @@ const BYTES_PER_POLL: usize = 64 * 1024;
 
 /// What is for the client.
 #[derive(Debug)]
-pub enum Said {
+pub(crate) enum Said {
     /// A message.
     Text(String),
     /// The agent is gone, and everything that it said is told, on a line with numbers that it is gone too.
@@ -33,7 +33,7 @@ pub enum Said {
 
 /// How an agent ended.
 #[derive(Debug)]
-pub struct Parting {
+pub(crate) struct Parting {
     /// As its client hears it.
     pub exited: AgentExited,
     /// A sentence.
@@ -44,7 +44,7 @@ pub struct Parting {
 
 impl Parting {
     /// Reads what the agent's pipe said; nothing, if it broke off.
-    pub fn new(reason: Option<CloseReason>) -> Self {
+    pub(crate) fn new(reason: Option<CloseReason>) -> Self {
         let (exited, why) = match reason {
             Some(CloseReason::AgentExited(exited)) => (exited, "the agent ended".to_owned()),
             Some(CloseReason::FrameTooLarge { limit }) => {
@@ -62,13 +62,13 @@ impl Parting {
 /// Pauses: a flooding agent must not make one poll of the actor grow without bound, because the socket is written
 /// only between polls.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub(crate) struct Pace {
     taken_bytes: usize,
 }
 
 impl Pace {
     /// Whether this poll may take more; if not, there is another one soon.
-    pub fn goes_on(&mut self, cx: &Context<'_>) -> bool {
+    pub(crate) fn goes_on(&mut self, cx: &Context<'_>) -> bool {
         if self.taken_bytes < BYTES_PER_POLL {
             return true;
         }
@@ -78,25 +78,25 @@ impl Pace {
     }
 
     /// So much was taken.
-    pub fn took(&mut self, bytes: usize) {
+    pub(crate) fn took(&mut self, bytes: usize) {
         self.taken_bytes += bytes;
     }
 
     /// There is nothing to take.
-    pub fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.taken_bytes = 0;
     }
 }
 
 /// What the agent of a plain client says.
-pub struct PlainWords {
+pub(crate) struct PlainWords {
     from_agent: FrameReceiver,
     pace: Pace,
 }
 
 impl PlainWords {
     /// Reads the agent's pipe.
-    pub fn new(from_agent: FrameReceiver) -> Self {
+    pub(crate) fn new(from_agent: FrameReceiver) -> Self {
         Self { from_agent, pace: Pace::default() }
     }
 }

@@ -1,6 +1,6 @@
 //! The ACP door from outside: a real server, real sockets, and agents that are shell scripts.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -45,9 +45,20 @@ done
 pub(crate) struct Place {
     pub(crate) base: tempfile::TempDir,
     pub(crate) runtime: RunningRuntime,
+    pub(crate) metrics: Metrics,
 }
 
 impl Place {
+    pub(crate) async fn start(base: tempfile::TempDir, options: RuntimeOptions) -> Self {
+        let metrics = options.metrics.clone();
+        let runtime = start(options, None).await.unwrap();
+        Self { base, runtime, metrics }
+    }
+
+    pub(crate) fn held_conversations(&self) -> usize {
+        self.metrics.value("lumilink_held_conversations").unwrap() as usize
+    }
+
     pub(crate) fn workspace(&self) -> String {
         self.base.path().join("root/ws").to_str().unwrap().to_owned()
     }
@@ -84,16 +95,15 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         terminals: 2,
         retention: Retention { grace: Duration::from_secs(60), frames: 64, bytes: 256 * 1024 },
         heartbeats: Heartbeats::default(),
-        observer: Arc::new(Unobserved),
-        metrics: crate::telemetry::Metrics::new("test", None).unwrap(),
+        metrics: Metrics::for_tests(),
     }
 }
 
 pub(crate) async fn place() -> Place {
     let base = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
-    let runtime = start(options(base.path(), AGENT), None).await.unwrap();
-    Place { base, runtime }
+    let options = options(base.path(), AGENT);
+    Place::start(base, options).await
 }
 
 pub(crate) struct Client {
@@ -382,8 +392,8 @@ async fn a_client_that_says_more_than_the_agent_reads_is_closed() {
     let base = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
     let deaf = r#"read line; echo '{"jsonrpc":"2.0","id":1,"result":{}}'; exec sleep 1000"#;
-    let runtime = start(options(base.path(), deaf), None).await.unwrap();
-    let place = Place { base, runtime };
+    let options = options(base.path(), deaf);
+    let place = Place::start(base, options).await;
     let mut client = Client::initialized(&place, "default").await;
     let large = json!({"method": "x", "params": "x".repeat(400_000)});
     for _ in 0..8 {
@@ -433,7 +443,7 @@ async fn an_agent_of_another_user_owns_its_workspace_and_what_is_written_for_it(
     let mut options = options(base.path(), script);
     options.agents[0].run_as = Some("nobody".into());
     let nobody = crate::process::user::RunAs::resolve("nobody").unwrap();
-    let place = Place { base, runtime: start(options, None).await.unwrap() };
+    let place = Place::start(base, options).await;
     let mut client = Client::connect(&place).await;
     let answer = client.initialize(json!({"cwd": place.workspace()})).await;
     assert_eq!(answer["result"]["uid"], nobody.uid, "{answer}");

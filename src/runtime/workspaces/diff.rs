@@ -29,7 +29,7 @@ const MAX_SEARCHED_FOLDERS: usize = 50_000;
 
 /// The store of one workspace's baseline.
 #[derive(Debug, Clone)]
-pub struct Baseline {
+pub(crate) struct Baseline {
     folder: PathBuf,
     scratch: PathBuf,
 }
@@ -58,17 +58,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 impl Baseline {
     /// A baseline kept in `folder`, which need not exist. What is needed for a moment is made in `scratch`,
     /// on the same file system.
-    pub fn new(folder: PathBuf, scratch: PathBuf) -> Self {
+    pub(crate) fn new(folder: PathBuf, scratch: PathBuf) -> Self {
         Self { folder, scratch }
     }
 
     /// Whether one was taken.
-    pub fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         self.folder.join("tree").exists()
     }
 
     /// Takes the present state of `workspace`. Done again, it starts anew.
-    pub async fn take(&self, git: &Git, workspace: &Path) -> Result<(), Failure> {
+    pub(crate) async fn take(&self, git: &Git, workspace: &Path) -> Result<(), Failure> {
         let Self { folder, scratch } = self.clone();
         let scratch = blocking(move || {
             fs::create_dir_all(folder.join("objects"))?;
@@ -89,7 +89,12 @@ impl Baseline {
     }
 
     /// What changed in `workspace` since the baseline, or since it was empty where none was taken.
-    pub async fn diff(&self, git: &Git, workspace: &Path, patch_bytes: usize) -> Result<WorkspaceDiff, Failure> {
+    pub(crate) async fn diff(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        patch_bytes: usize,
+    ) -> Result<WorkspaceDiff, Failure> {
         let Self { folder, scratch } = self.clone();
         let (scratch, tree, kept) = blocking(move || {
             let scratch = Scratch::new(&scratch)?;
@@ -234,7 +239,7 @@ const MAX_FILES: usize = 1000;
 
 /// Joins `git diff --raw -z` and `--numstat -z`; says whether files were left out. An entry that is cut
 /// in the middle is left out too.
-pub fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool) {
+pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool) {
     let mut counts = HashMap::new();
     for entry in whole_parts(numstat) {
         let mut fields = entry.splitn(3, |byte| *byte == b'\t');

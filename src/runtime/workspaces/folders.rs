@@ -15,14 +15,14 @@ const MAX_FOLDERS: usize = 64;
 
 /// The folders that the configuration allows, links resolved.
 #[derive(Debug, Clone)]
-pub struct AllowedFolders {
+pub(crate) struct AllowedFolders {
     root: PathBuf,
     allow_paths: Vec<PathBuf>,
 }
 
 /// A checked folder. It is held open, so that replacing it by a link changes nothing.
 #[derive(Debug, Clone)]
-pub struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     given: PathBuf,
     dir: Arc<Dir>,
@@ -30,7 +30,7 @@ pub struct Folder {
 
 impl AllowedFolders {
     /// Makes the root if it is missing, and resolves links. Blocks.
-    pub fn new(root: &Path, allow_paths: &[PathBuf]) -> io::Result<Self> {
+    pub(crate) fn new(root: &Path, allow_paths: &[PathBuf]) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
         let allow_paths = allow_paths
@@ -45,12 +45,12 @@ impl AllowedFolders {
     }
 
     /// The workspaces' root.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
     /// Opens an existing folder that is a workspace (or in one), or is under an allowed path. Blocks.
-    pub fn open(&self, given: &str) -> Result<Folder, Failure> {
+    pub(crate) fn open(&self, given: &str) -> Result<Folder, Failure> {
         let refused = |why: &str| Failure::new(ErrorCode::PathNotAllowed, format!("{given}: {why}"));
         let given_path = Path::new(given);
         if !given_path.is_absolute() {
@@ -72,7 +72,7 @@ impl AllowedFolders {
     }
 
     /// Opens a folder for a caller's `path`: under an allowed path and not in the root. Blocks.
-    pub fn open_allowed_path(&self, given: &str) -> Result<Folder, Failure> {
+    pub(crate) fn open_allowed_path(&self, given: &str) -> Result<Folder, Failure> {
         let folder = self.open(given)?;
         if folder.path.starts_with(&self.root) {
             return Err(Failure::new(ErrorCode::PathNotAllowed, format!("{given}: is inside the workspaces' root")));
@@ -88,23 +88,23 @@ fn is_workspace(below_root: &Path) -> bool {
 
 impl Folder {
     /// Its path, links resolved.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The open folder.
-    pub fn dir(&self) -> &Dir {
+    pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }
 
     /// Whether another folder is this one or in it.
-    pub fn contains(&self, other: &Folder) -> bool {
+    pub(crate) fn contains(&self, other: &Folder) -> bool {
         other.path.starts_with(&self.path)
     }
 
     /// What `path` is relative to this folder, if by its text it is in it. Only opening it through
     /// [`Folder::dir`] tells whether it really is.
-    pub fn relative<'a>(&self, path: &'a Path) -> Option<&'a Path> {
+    pub(crate) fn relative<'a>(&self, path: &'a Path) -> Option<&'a Path> {
         let below = path.strip_prefix(&self.path).or_else(|_| path.strip_prefix(&self.given)).ok()?;
         Some(if below.as_os_str().is_empty() { Path::new(".") } else { below })
     }
@@ -112,13 +112,13 @@ impl Folder {
 
 /// The folders of one connection's sessions: one agent process serves them all.
 #[derive(Debug, Clone, Default)]
-pub struct SessionFolders {
+pub(crate) struct SessionFolders {
     folders: Arc<RwLock<Vec<Folder>>>,
 }
 
 impl SessionFolders {
     /// Adds a session's folder; the latest is the one in which commands run by default.
-    pub fn add(&self, folder: Folder) -> Result<(), Failure> {
+    pub(crate) fn add(&self, folder: Folder) -> Result<(), Failure> {
         let mut folders = self.folders.write().unwrap_or_else(PoisonError::into_inner);
         folders.retain(|known| known.path != folder.path || known.given != folder.given);
         if folders.len() >= MAX_FOLDERS {
@@ -130,13 +130,13 @@ impl SessionFolders {
     }
 
     /// The folder that `path` is in, and its path there. `None` where it is in none.
-    pub fn find(&self, path: &Path) -> Option<(Folder, PathBuf)> {
+    pub(crate) fn find(&self, path: &Path) -> Option<(Folder, PathBuf)> {
         let folders = self.folders.read().unwrap_or_else(PoisonError::into_inner);
         folders.iter().rev().find_map(|folder| Some((folder.clone(), folder.relative(path)?.to_owned())))
     }
 
     /// The folder of the latest session.
-    pub fn latest(&self) -> Option<Folder> {
+    pub(crate) fn latest(&self) -> Option<Folder> {
         self.folders.read().unwrap_or_else(PoisonError::into_inner).last().cloned()
     }
 }

@@ -46,12 +46,12 @@ const KILL_GRACE: Duration = Duration::from_secs(1);
 
 /// How git is started.
 #[derive(Debug, Clone)]
-pub struct Git {
+pub(crate) struct Git {
     inherited: BTreeMap<String, OsString>,
 }
 
 /// One call of git.
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// Arguments, without the settings.
     pub args: Vec<OsString>,
     /// Further environment.
@@ -67,7 +67,7 @@ pub struct Call<'a> {
 }
 
 /// What git printed.
-pub struct Output {
+pub(crate) struct Output {
     /// At most `max_output` bytes.
     pub bytes: Vec<u8>,
     /// Whether there was more.
@@ -76,12 +76,12 @@ pub struct Output {
 
 impl Git {
     /// Uses these variables of the environment: `PATH`, proxies and certificates for instance.
-    pub fn new(inherited: BTreeMap<String, OsString>) -> Self {
+    pub(crate) fn new(inherited: BTreeMap<String, OsString>) -> Self {
         Self { inherited }
     }
 
     /// Runs git. A dropped future ends it.
-    pub async fn run(&self, call: Call<'_>) -> Result<Output, Failure> {
+    pub(crate) async fn run(&self, call: Call<'_>) -> Result<Output, Failure> {
         let failed = |why: &str| Failure::new(ErrorCode::WorkspaceUnavailable, format!("git: {why}"));
         let Call { args, env, cwd, timeout, max_output, scheme } = call;
         let settings = SETTINGS.iter().flat_map(|setting| [OsString::from("-c"), OsString::from(*setting)]);

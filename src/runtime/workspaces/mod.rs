@@ -1,9 +1,9 @@
 //! Where agents work: makes folders, clones into them, and says what changed.
 
-pub mod diff;
-pub mod folders;
-pub mod git;
-pub mod repository;
+pub(crate) mod diff;
+pub(crate) mod folders;
+pub(crate) mod git;
+pub(crate) mod repository;
 
 use std::{
     collections::HashMap,
@@ -39,7 +39,7 @@ const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(3600);
 
 /// The workspaces of one runtime.
 #[derive(Debug)]
-pub struct Workspaces {
+pub(crate) struct Workspaces {
     allowed: AllowedFolders,
     git: Git,
     git_hosts: Vec<String>,
@@ -51,7 +51,7 @@ pub struct Workspaces {
 
 /// How workspaces are made and compared.
 #[derive(Debug, Clone)]
-pub struct WorkspaceSettings {
+pub(crate) struct WorkspaceSettings {
     /// Hosts from which repositories are cloned.
     pub git_hosts: Vec<String>,
     /// How long a clone may take.
@@ -66,7 +66,7 @@ fn unavailable(what: &str, cause: &dyn std::fmt::Display) -> Failure {
 
 impl Workspaces {
     /// Removes half-made clones that an earlier run left long ago. Blocks.
-    pub fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
+    pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
         let WorkspaceSettings { git_hosts, clone_timeout, diff_bytes } = settings;
         let incoming = allowed.root().join(INCOMING);
         fs::create_dir_all(&incoming)?;
@@ -81,7 +81,7 @@ impl Workspaces {
     }
 
     /// Makes a workspace, or finds it as it is. A dropped future leaves none that is half made.
-    pub async fn prepare(self: &Arc<Self>, request: PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
+    pub(crate) async fn prepare(self: &Arc<Self>, request: PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
         let PrepareWorkspace { workspace, checkout, .. } = request;
         if let Some(path) = workspace.path {
             if checkout.is_some() {
@@ -103,7 +103,7 @@ impl Workspaces {
     }
 
     /// What changed in a workspace since it was prepared.
-    pub async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
+    pub(crate) async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
         let (folder, baseline) = match workspace.path {
             Some(path) => {
                 let folder = self.open_allowed_path(path).await?;

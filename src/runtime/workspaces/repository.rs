@@ -11,14 +11,14 @@ const MAX_LENGTH: usize = 512;
 
 /// A checked address. Its text never begins with `-`, names an allowed host and carries no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Repository {
+pub(crate) struct Repository {
     url: String,
     scheme: Scheme,
 }
 
 /// How a repository is reached; everything else is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
+pub(crate) enum Scheme {
     /// `https`
     Https,
     /// `http`, only to a loopback host that the configuration names.
@@ -29,7 +29,7 @@ pub enum Scheme {
 
 impl Scheme {
     /// Its name.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Https => "https",
             Self::Http => "http",
@@ -45,7 +45,7 @@ fn bad(text: &str, why: &str) -> Failure {
 impl Repository {
     /// Reads `owner/name` (on the first of `hosts`), `https://…`, `ssh://git@…` or `git@host:owner/name`.
     /// A host in `hosts` may carry a port.
-    pub fn parse(text: &str, hosts: &[String]) -> Result<Self, Failure> {
+    pub(crate) fn parse(text: &str, hosts: &[String]) -> Result<Self, Failure> {
         if text.len() > MAX_LENGTH || text.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
             return Err(bad("…", "is too long or has a character that no address has"));
         }
@@ -91,12 +91,12 @@ impl Repository {
     }
 
     /// The address, as git gets it.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// How it is reached.
-    pub fn scheme(&self) -> Scheme {
+    pub(crate) fn scheme(&self) -> Scheme {
         self.scheme
     }
 }
@@ -127,7 +127,7 @@ fn is_loopback(host: &Host<&str>) -> bool {
 }
 
 /// Checks a branch name: what git takes, and nothing that could be an option or another ref syntax.
-pub fn check_branch(branch: &str) -> Result<(), Failure> {
+pub(crate) fn check_branch(branch: &str) -> Result<(), Failure> {
     let plain = branch.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/+=@#-".contains(&byte));
     let parts = branch.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
     let bad_form = branch.starts_with('-') || branch.ends_with('.') || branch.contains("..") || branch == "@";

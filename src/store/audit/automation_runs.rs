@@ -19,7 +19,7 @@ use crate::{
 
 /// An automation run as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AutomationRunRow {
+pub(crate) struct AutomationRunRow {
     /// Its id.
     pub run_id: Uuid,
     /// The workspace.

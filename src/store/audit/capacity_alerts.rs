@@ -27,7 +27,7 @@ use crate::{
 
 /// One change of an alert, as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CapacityAlertRow {
+pub(crate) struct CapacityAlertRow {
     /// Its id, made by whoever decided it: a UUID of version 7.
     pub event_id: Uuid,
     /// The alert: the same for all its levels, and for what becomes of them.
@@ -42,14 +42,14 @@ pub struct CapacityAlertRow {
 
 impl CapacityAlertRow {
     /// The place of this row in [`Store::list_capacity_alerts`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.event_id.to_string() }
     }
 }
 
 /// An alert that was raised and not resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenCapacityAlert {
+pub(crate) struct OpenCapacityAlert {
     /// Its id.
     pub alert_id: Uuid,
     /// Its highest level.
@@ -60,7 +60,7 @@ pub struct OpenCapacityAlert {
 
 /// Which rows to list.
 #[derive(Debug, Clone, Default)]
-pub struct CapacityAlertFilter {
+pub(crate) struct CapacityAlertFilter {
     /// Only those about a tenant's share.
     pub installation_id: Option<InstallationId>,
     /// Only those at or after this time.
@@ -173,7 +173,7 @@ fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: usize) -> Result<usize,
 impl Store {
     /// Adds rows and what operators are told about them in one transaction; what is there already stays as it is. Safe to retry. While the database is
     /// away it is refused and nothing was written: the caller keeps them. A dropped future may have written.
-    pub async fn add_capacity_alerts(&self, rows: &[CapacityAlertRow]) -> Result<(), StoreError> {
+    pub(crate) async fn add_capacity_alerts(&self, rows: &[CapacityAlertRow]) -> Result<(), StoreError> {
         let records: Vec<_> = rows.iter().map(Record::of).collect();
         let toast = |row: &CapacityAlertRow| {
             // A tenant's share is no business of operators.
@@ -192,12 +192,12 @@ impl Store {
     }
 
     /// The newest alert of the whole service that is not resolved. Cancel-safe.
-    pub async fn open_capacity_alert(&self) -> Result<Option<OpenCapacityAlert>, StoreError> {
+    pub(crate) async fn open_capacity_alert(&self) -> Result<Option<OpenCapacityAlert>, StoreError> {
         self.read(open_alert).await
     }
 
     /// A page of rows, the newest first. Cancel-safe.
-    pub async fn list_capacity_alerts(
+    pub(crate) async fn list_capacity_alerts(
         &self,
         filter: CapacityAlertFilter,
         page: Page,
@@ -228,7 +228,7 @@ impl Store {
     /// Removes rows from before a time, the oldest first, at most `limit` of them; not those of an alert that is still
     /// open. Says how many it were: fewer than `limit`, and nothing is left to do. Safe to retry. A dropped future may
     /// have written.
-    pub async fn prune_capacity_alerts(&self, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
+    pub(crate) async fn prune_capacity_alerts(&self, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
         self.write(move |tx| prune(tx, before, limit)).await
     }
 }

@@ -29,7 +29,7 @@ use crate::{
 
 /// A handshake that was tried.
 #[derive(Debug, Clone)]
-pub struct NewConnection {
+pub(crate) struct NewConnection {
     /// New; what comes later about the connection names it.
     pub connection_row_id: Uuid,
     /// The workspace.
@@ -62,7 +62,7 @@ pub struct NewConnection {
 
 /// A handshake as it is kept, and what became of the connection.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ConnectionRow {
+pub(crate) struct ConnectionRow {
     /// Its id.
     pub connection_row_id: Uuid,
     /// The workspace.
@@ -164,7 +164,7 @@ impl ConnectionRecord {
 impl Store {
     /// Keeps a handshake, counts its outcome and tells its session's user, in one transaction: waits for room in the queue and for the commit, as
     /// [`Store::append`] does. Safe to retry: one id is one row and one count. A dropped future may have written.
-    pub async fn record_handshake(
+    pub(crate) async fn record_handshake(
         &self,
         mut new: NewConnection,
         counts: Option<OutcomeCount>,
@@ -191,7 +191,7 @@ impl Store {
 
 /// A change of a connection's status.
 #[derive(Debug, Clone)]
-pub struct NewConnectionEvent {
+pub(crate) struct NewConnectionEvent {
     /// New.
     pub event_id: Uuid,
     /// Of which connection.
@@ -214,7 +214,7 @@ pub struct NewConnectionEvent {
 
 /// A change of a connection's status as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConnectionEventRow {
+pub(crate) struct ConnectionEventRow {
     /// The new status.
     pub status: String,
     /// Why.
@@ -264,7 +264,7 @@ pub(crate) fn of<'a>(
 impl Store {
     /// Keeps a change of status: waits for room in the queue and for the commit, as [`Store::append`] does. Safe to
     /// retry: one id is one row. A dropped future may have written.
-    pub async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
+    pub(crate) async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
         let telling = new.session_id.zip(new.telling);
         let mut telling = telling.map(|(id, telling)| TellingRows::new(new.key.clone(), id, None, telling, new.now));
         let record = ConnectionEventRecord {

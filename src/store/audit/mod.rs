@@ -1,9 +1,9 @@
 //! Pages of audit records, the newest first.
 
-pub mod automation_runs;
-pub mod capacity_alerts;
-pub mod connections;
-pub mod summary;
+pub(crate) mod automation_runs;
+pub(crate) mod capacity_alerts;
+pub(crate) mod connections;
+pub(crate) mod summary;
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
@@ -25,7 +25,7 @@ use crate::domain::{
 
 /// Which audit records to read.
 #[derive(Debug, Clone, Default)]
-pub struct AuditFilter {
+pub(crate) struct AuditFilter {
     /// Only those of a tenant.
     pub installation_id: Option<InstallationId>,
     /// Only those of workspaces of this name.
@@ -96,35 +96,35 @@ macro_rules! page {
 
 impl MigrationRow {
     /// The place of this row in [`Store::migrations`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.started, id: self.migration_id.to_string() }
     }
 }
 
 impl RollbackEventRow {
     /// The place of this row in [`Store::rollback_events`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.event_id.to_string() }
     }
 }
 
 impl ConnectionRow {
     /// The place of this row in [`Store::connections`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.connection_row_id.to_string() }
     }
 }
 
 impl AutomationRunRow {
     /// The place of this row in [`Store::automation_runs`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.run_id.to_string() }
     }
 }
 
 impl Store {
     /// A page of migrations, by when they began. Cancel-safe.
-    pub async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationRow>, StoreError> {
+    pub(crate) async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationRow>, StoreError> {
         self.read(move |connection| {
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
             let records: Vec<flips::MigrationRecord> =
@@ -135,7 +135,7 @@ impl Store {
     }
 
     /// A page of rollbacks and restores. Cancel-safe.
-    pub async fn rollback_events(
+    pub(crate) async fn rollback_events(
         &self,
         filter: AuditFilter,
         page: Page,
@@ -151,7 +151,11 @@ impl Store {
 
     /// A page of handshakes with what became of the connections: of all that became of a page's connections the newest
     /// 10,000 changes. Cancel-safe.
-    pub async fn connections(&self, filter: AuditFilter, page: Page) -> Result<Vec<ConnectionRow>, StoreError> {
+    pub(crate) async fn connections(
+        &self,
+        filter: AuditFilter,
+        page: Page,
+    ) -> Result<Vec<ConnectionRow>, StoreError> {
         self.read(move |connection| {
             let records: Vec<connections::ConnectionRecord> =
                 page!(connection, acp_connections, created_us, connection_row_id, filter, page, session_id)?;
@@ -168,7 +172,7 @@ impl Store {
     }
 
     /// A page of automation runs. Cancel-safe.
-    pub async fn automation_runs(
+    pub(crate) async fn automation_runs(
         &self,
         filter: AuditFilter,
         page: Page,
@@ -182,7 +186,11 @@ impl Store {
     }
 
     /// A page of notifications. Cancel-safe.
-    pub async fn notifications(&self, filter: AuditFilter, page: Page) -> Result<Vec<NotificationRow>, StoreError> {
+    pub(crate) async fn notifications(
+        &self,
+        filter: AuditFilter,
+        page: Page,
+    ) -> Result<Vec<NotificationRow>, StoreError> {
         self.read(move |connection| {
             use schema::notifications as table;
             let session = filter.session_id.map(|id| id.to_string());

@@ -18,7 +18,7 @@ use crate::{
 
 /// The turns of one protocol, of one tenant, on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TurnFigures {
+pub(crate) struct TurnFigures {
     /// Ended by themselves.
     pub completed: u64,
     /// Ended because somebody asked for it.
@@ -38,7 +38,8 @@ pub struct TurnFigures {
 impl TurnFigures {
     /// The share of completed turns among those that completed, failed or were interrupted, in basis points; nothing
     /// where there were none. Other than in a workspace's window, faults of the model's provider count.
-    pub fn success_rate_bp(&self) -> Option<u32> {
+    #[cfg(test)]
+    pub(crate) fn success_rate_bp(&self) -> Option<u32> {
         let ended = self.completed + self.failed + self.interrupted;
         (ended > 0).then(|| u32::try_from(self.completed * 10_000 / ended).unwrap_or(0))
     }
@@ -46,7 +47,7 @@ impl TurnFigures {
 
 /// One day of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditDay {
+pub(crate) struct AuditDay {
     /// When the day begins, in UTC.
     pub day: Timestamp,
     /// The tenant.
@@ -63,7 +64,7 @@ pub struct AuditDay {
 
 /// Figures of a period.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditSummary {
+pub(crate) struct AuditSummary {
     /// From when on the figures are whole: what was asked for, or later where there were too many turns.
     pub from: Timestamp,
     /// Days on which something was, the newest first, by tenant within a day.
@@ -71,7 +72,7 @@ pub struct AuditSummary {
 }
 
 /// Turns that are read at most, the newest of the period: at 100,000 a summary takes about a second.
-pub const MAX_SUMMARY_TURNS: i64 = 100_000;
+pub(crate) const MAX_SUMMARY_TURNS: i64 = 100_000;
 
 /// Turns of all tenants among which those of one are looked for, the newest of the period.
 const MAX_LOOKED_AT: i64 = 1_000_000;
@@ -250,7 +251,7 @@ impl Store {
     /// Figures of a period, from `from` until before `until`, of a tenant or of all: of the newest
     /// [`MAX_SUMMARY_TURNS`] turns, where a tenant's are looked for among the newest million of all, and of the flips
     /// since then, of which the newest 100,000 count. [`AuditSummary::from`] says since when that is. Cancel-safe.
-    pub async fn audit_summary(
+    pub(crate) async fn audit_summary(
         &self,
         tenant: Option<InstallationId>,
         from: Timestamp,

@@ -114,7 +114,7 @@ pub(crate) fn unsigned(count: i64) -> u64 {
 /// Where a page of a list ends. Its text form is opaque to callers; rows that are added or changed in the
 /// meantime make no other row appear twice or get lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     pub(crate) created: Timestamp,
     /// What parts rows of the same microsecond.
     pub(crate) id: String,
@@ -123,7 +123,7 @@ pub struct Cursor {
 /// The text is not a cursor of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor of an earlier page")]
-pub struct BadCursor;
+pub(crate) struct BadCursor;
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,7 +145,7 @@ impl FromStr for Cursor {
 
 /// Which part of a list.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub(crate) struct Page {
     /// The most rows; at least 1, at most [`MAX_PAGE`].
     pub limit: usize,
     /// The end of the page before; absent for the first one.
@@ -154,7 +154,7 @@ pub struct Page {
 
 /// The most rows that one read gives, whatever the caller asks for: with the largest entries a page is
 /// 64 MiB.
-pub const MAX_PAGE: usize = 1000;
+pub(crate) const MAX_PAGE: usize = 1000;
 
 /// A limit as SQL takes it.
 pub(crate) fn limit(rows: usize) -> i64 {

@@ -30,7 +30,7 @@ pub(crate) enum AnyConnection {
 
 /// Where the database is. Its `Debug` form shows no password.
 #[derive(Debug, Clone)]
-pub enum DatabaseUrl {
+pub(crate) enum DatabaseUrl {
     /// A SQLite file; it is created where it is absent, its folder is not.
     Sqlite(PathBuf),
     /// A PostgreSQL server.
@@ -40,7 +40,7 @@ pub enum DatabaseUrl {
 /// A database URL that is not one of the two kinds. It does not quote the URL, which may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("database URL: {0}")]
-pub struct BadDatabaseUrl(&'static str);
+pub(crate) struct BadDatabaseUrl(&'static str);
 
 impl FromStr for DatabaseUrl {
     type Err = BadDatabaseUrl;

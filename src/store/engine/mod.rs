@@ -2,9 +2,9 @@
 //!
 //! Invariant: nothing here knows a table of the product, except the one that holds the database's identity.
 
-pub mod columns;
-pub mod connection;
-pub mod job;
-pub mod pool;
-pub mod upgrade;
-pub mod writer;
+pub(crate) mod columns;
+pub(crate) mod connection;
+pub(crate) mod job;
+pub(crate) mod pool;
+pub(crate) mod upgrade;
+pub(crate) mod writer;

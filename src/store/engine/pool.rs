@@ -67,7 +67,7 @@ fn panicked(cause: &tokio::task::JoinError) -> StoreError {
 /// Runs a read in a task of its own, which begins at once and ends with the future that is returned: what it holds
 /// meanwhile is given back in time also where nobody polls that, as the body of an answer that its client does not read.
 /// The future is small, whatever the read holds. Cancel-safe.
-pub fn apart<T, R>(reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
+pub(crate) fn apart<T, R>(reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
 where
     T: Send + 'static,
     R: Future<Output = Result<T, StoreError>> + Send + 'static,

@@ -90,7 +90,7 @@ fn patiently(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::Qu
 
 /// The name that a database had, and the one that it has now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RenewedEpoch {
+pub(crate) struct RenewedEpoch {
     /// Before: cursors with it are of no use any more.
     pub before: String,
     /// From now on, for whoever opens the database.

@@ -8,7 +8,6 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,11 +16,12 @@ use tokio::{runtime::Runtime, sync::mpsc::Receiver};
 pub(crate) use super::job::{Job, Outage, WriteTx};
 use super::{
     connection::{AnyConnection, DatabaseUrl, Purpose},
-    job::{Message, guarded},
+    job::Message,
 };
 use crate::{
     domain::{ids::SessionId, notify::toast::Stream},
-    store::{StoreError, StoreObserver},
+    store::{StoreError, notifications::grown::GrownStreams},
+    telemetry::{Metrics, labels::Queue},
 };
 
 /// The most writes of one transaction: at 128 the cost of the commit is below a tenth of the whole, and
@@ -52,7 +52,8 @@ pub(crate) struct Writer {
     connection: Option<AnyConnection>,
     webhook: Option<String>,
     queue: Receiver<Message>,
-    observer: Arc<dyn StoreObserver>,
+    metrics: Metrics,
+    grown: GrownStreams,
     next_seq: HashMap<SessionId, i64>,
     /// Writes that the database has not taken yet. Once there are half as many as the queue has places, nothing
     /// more is taken out of it.
@@ -70,7 +71,8 @@ impl Writer {
         webhook: Option<String>,
         queue: Receiver<Message>,
         patience: Duration,
-        observer: Arc<dyn StoreObserver>,
+        metrics: Metrics,
+        grown: GrownStreams,
     ) -> Result<Self, StoreError> {
         let connection = url.connect(Purpose::Write)?;
         let timer = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -81,7 +83,8 @@ impl Writer {
             connection: Some(connection),
             max_kept: queue.max_capacity(),
             queue,
-            observer,
+            metrics,
+            grown,
             next_seq: HashMap::new(),
             kept: Vec::new(),
             patience,
@@ -93,9 +96,7 @@ impl Writer {
     /// Writes until the queue is closed and empty.
     pub(crate) fn run(mut self) {
         while let Some(batch) = self.next_batch() {
-            let observer = self.observer.clone();
-            let waiting = self.queue.len();
-            guarded("observing the queue", || observer.on_queue_depth(waiting));
+            self.metrics.queue_depth(Queue::Writes, self.queue.len());
             if !batch.is_empty() {
                 self.write(batch);
             }
@@ -187,11 +188,8 @@ impl Writer {
             Ok((rows, told)) => {
                 self.connection = Some(connection);
                 self.retry = FIRST_RETRY;
-                let observer = &self.observer;
-                guarded("observing a commit", || {
-                    observer.on_commit(rows, lag, started.elapsed());
-                    told.iter().for_each(|stream| observer.on_toast(stream));
-                });
+                self.metrics.committed(rows, lag, started.elapsed());
+                told.iter().for_each(|stream| self.grown.add(stream));
                 Ok(())
             }
             Err((error, in_write)) => {
@@ -219,8 +217,7 @@ impl Writer {
             if late || !keep {
                 if !matches!(error, StoreError::Conflict(_)) && !job.is_told() {
                     failed += 1;
-                    let observer = &self.observer;
-                    guarded("observing a failure", || observer.on_failure());
+                    self.metrics.commit_failed();
                 }
                 job.tell(Err(error.clone()));
             }

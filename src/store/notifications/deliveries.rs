@@ -32,7 +32,7 @@ use crate::{
 
 /// A delivery as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebhookDeliveryRow {
+pub(crate) struct WebhookDeliveryRow {
     /// Its id, by which the receiver knows it again: a UUID of version 7.
     pub delivery_id: Uuid,
     /// What is posted.
@@ -57,14 +57,14 @@ pub struct WebhookDeliveryRow {
 
 impl WebhookDeliveryRow {
     /// The place of this row in [`Store::webhook_deliveries`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.delivery_id.to_string() }
     }
 }
 
 /// What became of a try.
 #[derive(Debug, Clone)]
-pub struct TriedDelivery {
+pub(crate) struct TriedDelivery {
     /// Of which delivery.
     pub delivery_id: Uuid,
     /// Until when it was the caller's.
@@ -81,7 +81,7 @@ pub struct TriedDelivery {
 
 /// What there is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WebhookBacklog {
+pub(crate) struct WebhookBacklog {
     /// Deliveries that wait for a try.
     pub pending: u64,
     /// Deliveries that were given up.
@@ -256,14 +256,14 @@ impl Store {
     /// Writes down what became of a try; `false` where another try, or a replay, has taken its place, and nothing was
     /// written. That the receiver has it is always written. Waits for room in the queue and for the commit, as
     /// [`Store::append`] does. Safe to retry. A dropped future may have written.
-    pub async fn settle_delivery(&self, tried: TriedDelivery) -> Result<bool, StoreError> {
+    pub(crate) async fn settle_delivery(&self, tried: TriedDelivery) -> Result<bool, StoreError> {
         self.write_when_there_is_room(move |tx| settle(tx, &tried)).await
     }
 
     /// How many deliveries wait or were given up, and when the next is due; `longest_wait` as in
     /// [`ClaimDeliveries`](crate::store::ClaimDeliveries).
     /// Cancel-safe.
-    pub async fn webhook_backlog(
+    pub(crate) async fn webhook_backlog(
         &self,
         longest_wait: Duration,
         now: Timestamp,
@@ -272,7 +272,7 @@ impl Store {
     }
 
     /// A page of deliveries, the newest first. Cancel-safe.
-    pub async fn webhook_deliveries(
+    pub(crate) async fn webhook_deliveries(
         &self,
         wanted: Option<DeliveryState>,
         page: Page,
@@ -297,13 +297,17 @@ impl Store {
 
     /// Makes a delivery due now with all its tries before it, whatever has become of it, and gives it; nothing where there
     /// is none. Safe to retry. A dropped future may have written.
-    pub async fn replay_delivery(&self, id: Uuid, now: Timestamp) -> Result<Option<WebhookDeliveryRow>, StoreError> {
+    pub(crate) async fn replay_delivery(
+        &self,
+        id: Uuid,
+        now: Timestamp,
+    ) -> Result<Option<WebhookDeliveryRow>, StoreError> {
         let id = id.to_string();
         self.write(move |tx| replay(tx, &id, now)).await
     }
 
     /// The same for all that were given up; says how many. Safe to retry. A dropped future may have written.
-    pub async fn replay_dead_deliveries(&self, now: Timestamp) -> Result<usize, StoreError> {
+    pub(crate) async fn replay_dead_deliveries(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.write(move |tx| replay_dead(tx, now)).await
     }
 }
@@ -312,11 +316,11 @@ impl Store {
 const EXPIRED: &str = "expired";
 
 /// The most deliveries that one claim gives; each is under 2 KB.
-pub const MAX_CLAIM: usize = 16;
+pub(crate) const MAX_CLAIM: usize = 16;
 
 /// Which deliveries are to be tried, and until when they are the caller's.
 #[derive(Debug, Clone, Copy)]
-pub struct ClaimDeliveries {
+pub(crate) struct ClaimDeliveries {
     /// At most so many, and [`MAX_CLAIM`].
     pub limit: usize,
     /// So long nobody else tries them: longer than a try takes.
@@ -329,7 +333,7 @@ pub struct ClaimDeliveries {
 
 /// What a claim came to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Claimed {
+pub(crate) struct Claimed {
     /// What the caller is to try.
     pub due: Vec<DueDelivery>,
     /// What was due and cannot be posted, ever: it was given up.
@@ -338,7 +342,7 @@ pub struct Claimed {
 
 /// A delivery that was given up without a try.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GivenUpDelivery {
+pub(crate) struct GivenUpDelivery {
     /// Its id, as it stands in the row.
     pub delivery_id: String,
     /// Why.
@@ -347,7 +351,7 @@ pub struct GivenUpDelivery {
 
 /// A delivery that the caller is to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DueDelivery {
+pub(crate) struct DueDelivery {
     /// Its id.
     pub delivery_id: Uuid,
     /// Which try this is, from 1.
@@ -441,14 +445,14 @@ impl Store {
     /// the lease lasts; a caller that dies leaves them to the next one after that. Counts the try. Nothing is taken while
     /// the database is away. What cannot be posted, since its toast is gone or cannot be read, is given up in the same
     /// transaction. Safe to retry. A dropped future may have taken some, which are due again after the lease.
-    pub async fn claim_deliveries(&self, wanted: ClaimDeliveries) -> Result<Claimed, StoreError> {
+    pub(crate) async fn claim_deliveries(&self, wanted: ClaimDeliveries) -> Result<Claimed, StoreError> {
         self.write(move |tx| claim(tx, wanted)).await
     }
 
     /// Gives up what was made before a time and still waits for a post, the oldest first, at most `limit` rows, and
     /// [`MAX_PAGE`](crate::store::MAX_PAGE): without a webhook nobody would ever post it, and its toast would stay. Says how many.
     /// Safe to retry. A dropped future may have written.
-    pub async fn expire_deliveries(
+    pub(crate) async fn expire_deliveries(
         &self,
         before: Timestamp,
         limit: usize,

@@ -25,11 +25,11 @@ use crate::{
 };
 
 /// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
-pub const MAX_UNREAD: u64 = 1000;
+pub(crate) const MAX_UNREAD: u64 = 1000;
 
 /// A page of the inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct InboxRows {
+pub(crate) struct InboxRows {
     /// The newest first, each with whether it was read.
     pub rows: Vec<(NotificationRow, bool)>,
     /// Toasts of this page that cannot be read.
@@ -87,7 +87,7 @@ fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> R
 impl Store {
     /// A page of what a scope sees, the newest first, each with whether it was read; where only what is unread is wanted,
     /// among the newest 5,000 of its sequence, as it is counted. Cancel-safe.
-    pub async fn inbox(&self, scope: Scope, unread_only: bool, page: Page) -> Result<InboxRows, StoreError> {
+    pub(crate) async fn inbox(&self, scope: Scope, unread_only: bool, page: Page) -> Result<InboxRows, StoreError> {
         self.read(move |connection| {
             let mut rows = within!(&scope);
             if unread_only {
@@ -123,13 +123,18 @@ impl Store {
 
     /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most, among the newest 5,000 of
     /// its sequence. Cancel-safe.
-    pub async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
+    pub(crate) async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
         self.read(move |connection| unread(connection, &scope)).await
     }
 
     /// Notes that the scope's user, or everyone where it names none, has read some toasts, in one transaction; for each
     /// whether the scope sees it. Safe to retry. A dropped future may have written.
-    pub async fn mark_read(&self, scope: Scope, ids: Vec<Uuid>, now: Timestamp) -> Result<Vec<bool>, StoreError> {
+    pub(crate) async fn mark_read(
+        &self,
+        scope: Scope,
+        ids: Vec<Uuid>,
+        now: Timestamp,
+    ) -> Result<Vec<bool>, StoreError> {
         self.write(move |tx| ids.iter().map(|id| mark_read(tx, &scope, &id.to_string(), now)).collect()).await
     }
 }
@@ -139,7 +144,7 @@ const SWEPT_AT_ONCE: i64 = 16;
 
 impl Store {
     /// Keeps a ticket by its hash, and what it allows. A dropped future may have written.
-    pub async fn add_ticket(
+    pub(crate) async fn add_ticket(
         &self,
         hash: String,
         scope: String,
@@ -167,7 +172,7 @@ impl Store {
     }
 
     /// Whether there is such a ticket, too old or not. Cancel-safe.
-    pub async fn has_ticket(&self, hash: String) -> Result<bool, StoreError> {
+    pub(crate) async fn has_ticket(&self, hash: String) -> Result<bool, StoreError> {
         self.read(move |connection| {
             let kept = notification_tickets::table.find(hash).select(notification_tickets::expires_us);
             Ok(kept.first::<i64>(connection).optional()?.is_some())
@@ -177,7 +182,7 @@ impl Store {
 
     /// Takes a ticket away and says what it allowed; nothing where there is none, or none any more. Of two callers one
     /// gets it. A dropped future may have taken it.
-    pub async fn take_ticket(&self, hash: String, now: Timestamp) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn take_ticket(&self, hash: String, now: Timestamp) -> Result<Option<String>, StoreError> {
         self.write(move |tx| {
             let ours = notification_tickets::table.find(hash.as_str());
             let kept: Option<(String, i64)> = ours

@@ -1,8 +1,9 @@
 //! The tables of notifications: what was told, and in which order.
 
-pub mod deliveries;
-pub mod inbox;
-pub mod notes;
+pub(crate) mod deliveries;
+pub(crate) mod grown;
+pub(crate) mod inbox;
+pub(crate) mod notes;
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use crate::domain::{
 
 /// A notification as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotificationRow {
+pub(crate) struct NotificationRow {
     /// Its id.
     pub notification_id: Uuid,
     /// The sequence in which it stands.
@@ -60,24 +61,24 @@ pub struct NotificationRow {
 
 impl NotificationRow {
     /// The place of this row in lists.
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.notification_id.to_string() }
     }
 }
 
 /// A toast that is there and cannot be read: this version does not know what stands in it, or something else wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnreadableToast {
+pub(crate) struct UnreadableToast {
     /// Its place in its sequence.
     pub seq: u64,
 }
 
 /// A toast of a sequence, or that one is there which cannot be read.
-pub type KeptToast = Result<NotificationRow, UnreadableToast>;
+pub(crate) type KeptToast = Result<NotificationRow, UnreadableToast>;
 
 /// What there is of a sequence: the numbers after `tail`, until `head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StreamEnds {
+pub(crate) struct StreamEnds {
     /// The newest number; 0 before the first.
     pub head: u64,
     /// The newest number that was removed because of its age.
@@ -90,7 +91,7 @@ pub(crate) const LOOKED_AT: i64 = 5000;
 
 /// A part of what a scope sees of a sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamPage {
+pub(crate) struct StreamPage {
     /// In the order of their numbers.
     pub rows: Vec<KeptToast>,
     /// Up to this number they are all there is.
@@ -262,17 +263,17 @@ pub(crate) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<St
 impl Store {
     /// Keeps a toast whose cause is kept nowhere else: waits for room in the queue and for the commit, as
     /// [`Store::append`] does; `false` where the cause was told before. Safe to retry. A dropped future may have written.
-    pub async fn tell(&self, toast: NewToast, now: Timestamp) -> Result<bool, StoreError> {
+    pub(crate) async fn tell(&self, toast: NewToast, now: Timestamp) -> Result<bool, StoreError> {
         self.write_when_there_is_room(move |tx| add(tx, &toast, now)).await
     }
 
     /// The first and the last number of a sequence. Cancel-safe.
-    pub async fn stream_ends(&self, stream: Stream) -> Result<StreamEnds, StoreError> {
+    pub(crate) async fn stream_ends(&self, stream: Stream) -> Result<StreamEnds, StoreError> {
         self.read(move |connection| ends(connection, &stream)).await
     }
 
     /// The newest numbers of sequences, of those that there are. Cancel-safe.
-    pub async fn stream_heads(&self, streams: Vec<Stream>) -> Result<Vec<(Stream, u64)>, StoreError> {
+    pub(crate) async fn stream_heads(&self, streams: Vec<Stream>) -> Result<Vec<(Stream, u64)>, StoreError> {
         self.read(move |connection| {
             let names = streams.iter().map(Stream::to_string);
             let heads: Vec<(String, i64)> = notification_streams::table
@@ -289,7 +290,12 @@ impl Store {
 
     /// What a scope sees after a number, in order: at most `limit` rows, among the next 5,000 of the sequence, so that a
     /// page takes milliseconds however little of it is for the scope; those too that cannot be read. Cancel-safe.
-    pub async fn toasts_after(&self, scope: Scope, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
+    pub(crate) async fn toasts_after(
+        &self,
+        scope: Scope,
+        after: u64,
+        limit: usize,
+    ) -> Result<StreamPage, StoreError> {
         self.read(move |connection| {
             // First: what is committed meanwhile is among the rows or after this number.
             let head = ends(connection, &scope.stream)?.head;

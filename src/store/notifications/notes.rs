@@ -74,7 +74,7 @@ impl TellingRows {
 impl Store {
     /// Tells a session's user something of which no other record is kept: waits for room in the queue and for the commit,
     /// as [`Store::append`] does. Not to be repeated: the note would stand twice. A dropped future may have written.
-    pub async fn tell_session(
+    pub(crate) async fn tell_session(
         &self,
         key: WorkspaceKey,
         session_id: SessionId,
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// [`Store::create_session`], and tells its user what happened while it was opened, in the same transaction.
-    pub async fn create_session_and_tell(&self, new: NewSession, telling: Telling) -> Result<(), StoreError> {
+    pub(crate) async fn create_session_and_tell(&self, new: NewSession, telling: Telling) -> Result<(), StoreError> {
         let mut telling = TellingRows::new(new.key.clone(), new.session_id, None, telling, new.now);
         let mut create = sessions::create(new);
         self.write(move |tx| {
@@ -97,7 +97,7 @@ impl Store {
     }
 
     /// [`Store::settle_session`], and tells the session's user about it in the same transaction.
-    pub async fn settle_session_and_tell(
+    pub(crate) async fn settle_session_and_tell(
         &self,
         changed: SessionChange,
         key: WorkspaceKey,

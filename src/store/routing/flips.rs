@@ -36,7 +36,7 @@ use crate::{
 
 /// A flip, and what is to be kept about it.
 #[derive(Debug, Clone)]
-pub struct FlipRecord {
+pub(crate) struct FlipRecord {
     /// New; by it a second try sees that the first one was written.
     pub migration_id: Uuid,
     /// New; for the rollback event, where the flip is one.
@@ -181,7 +181,7 @@ impl FlipRows {
 
 /// A migration as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MigrationRow {
+pub(crate) struct MigrationRow {
     /// Its id.
     pub migration_id: Uuid,
     /// The run of which it is a step.
@@ -296,7 +296,7 @@ impl MigrationRecord {
 impl Store {
     /// Adds a row about a migration run that is no flip. Safe to retry: one id is one row. A dropped future may have
     /// written.
-    pub async fn record_migration(&self, row: MigrationRow) -> Result<(), StoreError> {
+    pub(crate) async fn record_migration(&self, row: MigrationRow) -> Result<(), StoreError> {
         let record = MigrationRecord::new(row);
         self.write(move |tx| {
             let insert = diesel::insert_into(protocol_migrations::table).values(&record).on_conflict_do_nothing();
@@ -312,7 +312,7 @@ const MAX_ALARMS: i64 = 100;
 
 /// A storm whose end nobody has told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnendedStorm {
+pub(crate) struct UnendedStorm {
     /// When the oldest of its alarms was raised.
     pub since: Timestamp,
     /// What operators were told of it, oldest first: one alarm, or more where the ends of earlier ones are missing too.
@@ -368,7 +368,7 @@ fn automatic_rollbacks(
 impl Store {
     /// The storm that operators were told of and not that it is over, with the newest `max_flips` automatic rollbacks since
     /// `before` its alarm; nothing where each alarm has its end. Cancel-safe.
-    pub async fn unended_storm(
+    pub(crate) async fn unended_storm(
         &self,
         before: Duration,
         max_flips: usize,
@@ -385,7 +385,7 @@ impl Store {
 
 /// A rollback or restore as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RollbackEventRow {
+pub(crate) struct RollbackEventRow {
     /// Its id.
     pub event_id: Uuid,
     /// Which workspace.

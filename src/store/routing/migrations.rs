@@ -25,7 +25,7 @@ use crate::{
 
 /// A migration of a fleet as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MigrationRunRow {
+pub(crate) struct MigrationRunRow {
     /// Which one.
     pub run_id: Uuid,
     /// The whole state; moves of a process that died are to be
@@ -39,14 +39,14 @@ pub struct MigrationRunRow {
 
 impl MigrationRunRow {
     /// The place of this row in [`Store::migration_runs`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.run.created(), id: self.run_id.to_string() }
     }
 }
 
 /// A state to be written.
 #[derive(Debug, Clone)]
-pub struct SaveMigrationRun {
+pub(crate) struct SaveMigrationRun {
     /// Which one.
     pub run_id: Uuid,
     /// The version of the state that it came from; 0 where nothing was written yet.
@@ -59,7 +59,7 @@ pub struct SaveMigrationRun {
 
 /// What became of a state that was to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SavedMigrationRun {
+pub(crate) enum SavedMigrationRun {
     /// It is on disk, under this version; also where an earlier try had written it.
     Saved(u64),
     /// Somebody else wrote in the meantime; this is what is there. Nothing was written.
@@ -68,7 +68,7 @@ pub enum SavedMigrationRun {
 
 /// Which migrations to list.
 #[derive(Debug, Clone, Default)]
-pub struct MigrationRunFilter {
+pub(crate) struct MigrationRunFilter {
     /// Only those of a tenant.
     pub installation_id: Option<InstallationId>,
     /// Only those that stand there.
@@ -148,18 +148,18 @@ impl Store {
     /// that is away, or a full queue, refuses it: as long as nothing is written, nothing is moved. Safe to retry with
     /// the same value after any error or a dropped future: what an earlier try has written answers
     /// [`SavedMigrationRun::Saved`].
-    pub async fn save_migration_run(&self, save: SaveMigrationRun) -> Result<SavedMigrationRun, StoreError> {
+    pub(crate) async fn save_migration_run(&self, save: SaveMigrationRun) -> Result<SavedMigrationRun, StoreError> {
         let record = Record::new(save)?;
         self.write(move |tx| record.save(tx)).await
     }
 
     /// A migration of a fleet. Cancel-safe.
-    pub async fn migration_run(&self, run_id: Uuid) -> Result<Option<MigrationRunRow>, StoreError> {
+    pub(crate) async fn migration_run(&self, run_id: Uuid) -> Result<Option<MigrationRunRow>, StoreError> {
         self.read(move |connection| find(connection, &run_id.to_string())?.map(Record::read).transpose()).await
     }
 
     /// A page of migrations of fleets, the newest first; never more than 50, since each may hold 400 KB. Cancel-safe.
-    pub async fn migration_runs(
+    pub(crate) async fn migration_runs(
         &self,
         filter: MigrationRunFilter,
         page: Page,

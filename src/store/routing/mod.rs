@@ -1,8 +1,8 @@
 //! The table of routes: what carries each workspace's turns, as its router decided last.
 
-pub mod flips;
-pub mod migrations;
-pub mod tenants;
+pub(crate) mod flips;
+pub(crate) mod migrations;
+pub(crate) mod tenants;
 
 use diesel::{
     AsChangeset, BoolExpressionMethods, ExpressionMethods, Insertable, JoinOnDsl, NullableExpressionMethods,
@@ -27,7 +27,7 @@ use crate::domain::{
 
 /// The route of a workspace as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteRow {
+pub(crate) struct RouteRow {
     /// Which workspace.
     pub key: WorkspaceKey,
     /// The whole state; of a process that died in the middle of a probe it is to be taken
@@ -45,14 +45,14 @@ pub struct RouteRow {
 
 impl RouteRow {
     /// The place of this row in [`Store::routes`].
-    pub fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.key.to_string() }
     }
 }
 
 /// Which routes to list.
 #[derive(Debug, Clone, Default)]
-pub struct RouteFilter {
+pub(crate) struct RouteFilter {
     /// Only those of a tenant.
     pub installation_id: Option<InstallationId>,
     /// Only those that this one carries, canaries aside.
@@ -65,7 +65,7 @@ pub struct RouteFilter {
 
 /// What a router decided.
 #[derive(Debug, Clone)]
-pub struct SaveRoute {
+pub(crate) struct SaveRoute {
     /// Which workspace.
     pub key: WorkspaceKey,
     /// The epoch in which it decided; 0 where nothing was written yet.
@@ -84,7 +84,7 @@ pub struct SaveRoute {
 
 /// What became of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SavedRoute {
+pub(crate) enum SavedRoute {
     /// It is on disk, with everything that its flip leaves; also where an earlier try had written it.
     Saved,
     /// Somebody else flipped the workspace in the meantime; this is what is there. Nothing was written.
@@ -242,13 +242,13 @@ impl Store {
     /// flipped since `expected_epoch`. A database that is away, or a full queue, refuses it: as long as nothing is
     /// written, nothing is decided. Safe to retry with the same value after any error or a dropped future: what an
     /// earlier try has written answers [`SavedRoute::Saved`] and is not written again.
-    pub async fn save_route(&self, save: SaveRoute) -> Result<SavedRoute, StoreError> {
+    pub(crate) async fn save_route(&self, save: SaveRoute) -> Result<SavedRoute, StoreError> {
         let mut decision = Decision::new(save)?;
         self.write(move |tx| decision.save(tx)).await
     }
 
     /// The route of a workspace; nothing where no router ever wrote one. Cancel-safe.
-    pub async fn route(&self, key: WorkspaceKey) -> Result<Option<RouteRow>, StoreError> {
+    pub(crate) async fn route(&self, key: WorkspaceKey) -> Result<Option<RouteRow>, StoreError> {
         self.read(move |connection| {
             let key = (key.installation_id.as_str(), key.workspace_id.as_str());
             find(connection, key)?.map(Record::read).transpose()
@@ -257,7 +257,7 @@ impl Store {
     }
 
     /// A page of routes, those first whose workspaces were first routed last. Cancel-safe.
-    pub async fn routes(&self, filter: RouteFilter, page: Page) -> Result<Vec<RouteRow>, StoreError> {
+    pub(crate) async fn routes(&self, filter: RouteFilter, page: Page) -> Result<Vec<RouteRow>, StoreError> {
         use workspace_routes::{created_us, default_protocol, installation_id, route, workspace_id};
         self.read(move |connection| {
             let mut rows = workspace_routes::table.into_boxed();
@@ -321,7 +321,7 @@ impl Store {
     /// Writes a route down for workspaces of a tenant that have none: from now on they keep it, whatever the tenant
     /// wants. At most `limit` of them and [`MAX_PAGE`](crate::store::MAX_PAGE), those first that are there longest. Says how
     /// many: as many as were allowed mean that there may be more. Safe to retry. A dropped future may have written.
-    pub async fn settle_routes(
+    pub(crate) async fn settle_routes(
         &self,
         tenant: InstallationId,
         route: Route,

@@ -16,7 +16,7 @@ use crate::{
 
 /// What a tenant wants for its workspaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TenantProtocol {
+pub(crate) struct TenantProtocol {
     /// Which tenant.
     pub installation_id: InstallationId,
     /// The route of its workspaces where nothing speaks against it.
@@ -35,7 +35,7 @@ pub struct TenantProtocol {
 
 impl TenantProtocol {
     /// What holds for a tenant that never said anything.
-    pub fn unsaid(installation_id: InstallationId, now: Timestamp) -> Self {
+    pub(crate) fn unsaid(installation_id: InstallationId, now: Timestamp) -> Self {
         Self {
             installation_id,
             default_protocol: Route::Acp,
@@ -48,7 +48,7 @@ impl TenantProtocol {
     }
 
     /// The route of a workspace that has none of its own.
-    pub fn new_route(&self) -> Route {
+    pub(crate) fn new_route(&self) -> Route {
         if self.enable_acp { self.default_protocol } else { Route::Http }
     }
 }
@@ -99,7 +99,7 @@ impl Record {
 
 impl Store {
     /// What a tenant wants; nothing where it never said anything. Cancel-safe.
-    pub async fn tenant_protocol(&self, tenant: InstallationId) -> Result<Option<TenantProtocol>, StoreError> {
+    pub(crate) async fn tenant_protocol(&self, tenant: InstallationId) -> Result<Option<TenantProtocol>, StoreError> {
         self.read(move |connection| {
             let row = tenant_protocols::table.find(tenant.as_str());
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
@@ -108,7 +108,7 @@ impl Store {
     }
 
     /// Tenants whose workspaces are moved by themselves, the first 1,000 by name. Cancel-safe.
-    pub async fn auto_migrating_tenants(&self) -> Result<Vec<TenantProtocol>, StoreError> {
+    pub(crate) async fn auto_migrating_tenants(&self) -> Result<Vec<TenantProtocol>, StoreError> {
         self.read(move |connection| {
             let rows = tenant_protocols::table.filter(tenant_protocols::auto_migration.eq(true));
             let rows = rows.order(tenant_protocols::installation_id).limit(columns::limit(columns::MAX_PAGE));
@@ -119,7 +119,7 @@ impl Store {
     }
 
     /// Keeps what a tenant wants, in place of what it wanted before. Safe to retry. A dropped future may have written.
-    pub async fn save_tenant_protocol(&self, wanted: TenantProtocol) -> Result<(), StoreError> {
+    pub(crate) async fn save_tenant_protocol(&self, wanted: TenantProtocol) -> Result<(), StoreError> {
         let record = Record::new(wanted)?;
         self.write(move |tx| {
             let saved = diesel::insert_into(tenant_protocols::table)

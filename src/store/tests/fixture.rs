@@ -1,11 +1,7 @@
 //! A database of its own for every test, and rows to put into it.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -23,9 +19,9 @@ use crate::{
         turn::{TurnState, transcript::TranscriptEntry},
     },
     store::{
-        DatabaseUrl, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreObserver, StoreOptions,
-        TranscriptAppend, TurnEnd,
+        DatabaseUrl, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreOptions, TranscriptAppend, TurnEnd,
     },
+    telemetry::Metrics,
 };
 
 /// Defines each test twice: `name::sqlite` and `name::postgres`.
@@ -68,12 +64,12 @@ enum Kind {
 /// An empty database, dropped with this.
 pub(super) struct TestDatabase {
     kind: Kind,
-    pub(super) seen: Arc<Seen>,
+    pub(super) metrics: Metrics,
 }
 
 impl TestDatabase {
     pub(super) fn sqlite() -> Self {
-        Self { kind: Kind::Sqlite(tempfile::tempdir().unwrap()), seen: Arc::default() }
+        Self { kind: Kind::Sqlite(tempfile::tempdir().unwrap()), metrics: Metrics::for_tests() }
     }
 
     pub(super) fn postgres() -> Self {
@@ -86,7 +82,7 @@ impl TestDatabase {
         });
         let name = format!("lumilink_test_{}", Uuid::new_v4().simple());
         PgConnection::establish(&server).unwrap().batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
-        Self { kind: Kind::Postgres { server, name }, seen: Arc::default() }
+        Self { kind: Kind::Postgres { server, name }, metrics: Metrics::for_tests() }
     }
 
     pub(super) fn url(&self) -> DatabaseUrl {
@@ -101,18 +97,22 @@ impl TestDatabase {
     }
 
     pub(super) fn options(&self) -> StoreOptions {
-        StoreOptions {
-            url: self.url(),
-            readers: 4,
-            write_queue: 1024,
-            patience: DEADLINE,
-            webhook: None,
-            observer: self.seen.clone(),
-        }
+        StoreOptions { url: self.url(), readers: 4, write_queue: 1024, patience: DEADLINE, webhook: None }
+    }
+
+    /// Writes that failed, of all stores opened through [`Self::open`].
+    pub(super) fn failures(&self) -> usize {
+        self.metrics.value("lumilink_writer_failures_total").unwrap() as usize
+    }
+
+    /// Transactions that were committed, and the writes in them.
+    pub(super) fn commits(&self) -> (usize, usize) {
+        let value = |name| self.metrics.value(name).unwrap() as usize;
+        (value("lumilink_writer_commits_total"), value("lumilink_writer_rows_total"))
     }
 
     pub(super) fn open(&self) -> Store {
-        Store::open(self.options()).unwrap()
+        Store::open(self.options(), self.metrics.clone()).unwrap()
     }
 
     /// How often transactions waited for each other in vain, once all stores are dropped; on SQLite they cannot.
@@ -215,28 +215,6 @@ impl Drop for Outage {
                 maintenance.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).unwrap();
             }
         }
-    }
-}
-
-/// What the writer said.
-#[derive(Default)]
-pub(super) struct Seen {
-    pub(super) commits: Mutex<Vec<usize>>,
-    pub(super) failures: AtomicUsize,
-    pub(super) deepest: AtomicUsize,
-}
-
-impl StoreObserver for Seen {
-    fn on_commit(&self, rows: usize, _lag: Duration, _took: Duration) {
-        self.commits.lock().unwrap().push(rows);
-    }
-
-    fn on_failure(&self) {
-        self.failures.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn on_queue_depth(&self, waiting: usize) {
-        self.deepest.fetch_max(waiting, Ordering::SeqCst);
     }
 }
 

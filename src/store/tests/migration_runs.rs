@@ -182,7 +182,7 @@ fn the_index_of_open_migrations_is_used() {
         detail: String,
     }
     run(TestDatabase::sqlite, |database| async move {
-        let store = Store::open(StoreOptions { ..database.options() }).unwrap();
+        let store = Store::open(StoreOptions { ..database.options() }, database.metrics.clone()).unwrap();
         let plan = store
             .read(|connection| {
                 let sql = "EXPLAIN QUERY PLAN SELECT run FROM migration_runs WHERE is_open \

@@ -13,6 +13,7 @@ use diesel::RunQueryDsl;
 use uuid::Uuid;
 
 use super::fixture::*;
+use crate::store::notifications::inbox::MAX_UNREAD;
 use crate::{
     domain::{
         ids::{SessionId, WorkspaceKey},
@@ -25,8 +26,8 @@ use crate::{
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
     store::{
-        InboxRows, MAX_UNREAD, NewSession, NotificationRow, Page, Retained, SessionChange, Store, StoreOptions,
-        StreamEnds, StreamPage, UnreadableToast,
+        InboxRows, NewSession, NotificationRow, Page, Retained, SessionChange, Store, StoreOptions, StreamEnds,
+        StreamPage, UnreadableToast,
     },
 };
 
@@ -196,7 +197,7 @@ both_databases! {
         for name in ["a", "b"] {
             assert_eq!(ends(&stores[1], &tenant(name)).await, (TOLD, 0));
         }
-        assert_eq!(database.seen.failures.load(Ordering::SeqCst), 0);
+        assert_eq!(database.failures(), 0);
         drop(stores);
         assert_eq!(database.deadlocks(), 0, "no two wait for each other");
     }
@@ -354,7 +355,7 @@ both_databases! {
         tell(&store, Addressee::Operators, 0).await;
         drop(store);
         let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
-        let store = Store::open(posting).unwrap();
+        let store = Store::open(posting, database.metrics.clone()).unwrap();
         tell(&store, Addressee::Operators, 1).await;
         drop(store);
         let store = database.open();
@@ -446,8 +447,10 @@ both_databases! {
     }
 
     async fn a_database_has_one_name_for_all_who_open_it(database: TestDatabase) {
-        let options: Vec<_> = (0..4).map(|_| database.options()).collect();
-        let opening = options.into_iter().map(|options| std::thread::spawn(|| Store::open(options).unwrap()));
+        let options: Vec<_> = (0..4).map(|_| (database.options(), database.metrics.clone())).collect();
+        let opening = options.into_iter().map(|(options, metrics)| {
+            std::thread::spawn(|| Store::open(options, metrics).unwrap())
+        });
         let stores: Vec<_> = opening.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect();
         let epoch = stores[0].epoch().to_owned();
         assert_eq!(epoch.len(), 32);

@@ -349,7 +349,7 @@ both_databases! {
     }
 
     async fn a_handshake_is_kept_over_an_outage(database: TestDatabase) {
-        let store = Store::open(StoreOptions { write_queue: 8, ..database.options() }).unwrap();
+        let store = Store::open(StoreOptions { write_queue: 8, ..database.options() }, database.metrics.clone()).unwrap();
         let outage = database.take_down();
         let writing = tokio::spawn({
             let store = store.clone();

@@ -1,6 +1,7 @@
 //! Sessions, workspaces and what a restart does to them.
 
 use super::fixture::*;
+use crate::store::turns::recovery::Recovered;
 use crate::{
     domain::{
         ids::FolderId,
@@ -15,7 +16,7 @@ use crate::{
             outcome::{ErrorCode, Failure},
         },
     },
-    store::{NewSession, NewWorkspace, Recovered, SessionChange, SessionRow, StoreError},
+    store::{NewSession, NewWorkspace, SessionChange, SessionRow, StoreError},
 };
 
 both_databases! {

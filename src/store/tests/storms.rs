@@ -175,7 +175,7 @@ both_databases! {
 
     async fn an_alarm_whose_end_was_removed_by_its_age_has_one(database: TestDatabase) {
         let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
-        let store = Store::open(posting).unwrap();
+        let store = Store::open(posting, database.metrics.clone()).unwrap();
         store.tell(alarm("one"), at(0)).await.unwrap();
         drop(store);
         // Still to be posted, it is not removed; its end, with which nothing is to be done, is.

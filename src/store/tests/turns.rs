@@ -5,6 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::fixture::*;
+use crate::store::turns::IDEMPOTENCY_PERIOD;
 use crate::{
     domain::{
         automation::skip::SkipReason,
@@ -19,10 +20,7 @@ use crate::{
             transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
         },
     },
-    store::{
-        Acceptance, AuditFilter, AutomationRunRow, IDEMPOTENCY_PERIOD, Idempotency, NewTurn, Page, StoreError,
-        TurnEnd,
-    },
+    store::{Acceptance, AuditFilter, AutomationRunRow, Idempotency, NewTurn, Page, StoreError, TurnEnd},
 };
 
 fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {

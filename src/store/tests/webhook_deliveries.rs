@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use uuid::Uuid;
 
 use super::fixture::*;
+use crate::store::notifications::deliveries::{MAX_CLAIM, WebhookBacklog};
 use crate::{
     domain::{
         capacity::{AlertKind, AlertLevel, CapacityChange},
@@ -16,8 +17,8 @@ use crate::{
         redaction::Redacted,
     },
     store::{
-        AuditFilter, CapacityAlertRow, ClaimDeliveries, Claimed, DueDelivery, MAX_CLAIM, Page, Retained, Store,
-        StoreError, StoreOptions, TriedDelivery, WebhookBacklog, WebhookDeliveryRow,
+        AuditFilter, CapacityAlertRow, ClaimDeliveries, Claimed, DueDelivery, Page, Retained, Store, StoreError,
+        StoreOptions, TriedDelivery, WebhookDeliveryRow,
     },
 };
 
@@ -25,7 +26,8 @@ const ENDPOINT: &str = "https://hooks.example.com";
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn posting(database: &TestDatabase) -> Store {
-    Store::open(StoreOptions { webhook: Some(ENDPOINT.into()), ..database.options() }).unwrap()
+    Store::open(StoreOptions { webhook: Some(ENDPOINT.into()), ..database.options() }, database.metrics.clone())
+        .unwrap()
 }
 
 fn change() -> CapacityChange {

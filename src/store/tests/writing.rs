@@ -1,7 +1,5 @@
 //! The writer: groups, isolation of failures, outages, bounds, closing.
 
-use std::sync::atomic::Ordering;
-
 use super::fixture::*;
 use crate::store::{Store, StoreError, StoreOptions, transcript::Entries};
 
@@ -23,23 +21,21 @@ both_databases! {
         let store = database.open();
         let session = session(&store).await;
         let held = hold(&store).await;
-        let before = database.seen.commits.lock().unwrap().len();
+        let before = database.commits();
         for n in 0..100 {
             store.try_append(append(session, &[&n.to_string()]), drop).unwrap();
         }
         held.release().await;
         until("100 entries", async || store.transcript_len(session).await.unwrap() == 100).await;
         // A reader may see a commit a moment before it is observed.
-        let commits = || database.seen.commits.lock().unwrap()[before..].to_vec();
-        until("both commits", async || commits().len() >= 2).await;
-        let commits = commits();
-        assert_eq!(commits, [0, 100], "what held the writer, and then all of them");
+        until("both commits", async || database.commits().0 >= before.0 + 2).await;
+        assert_eq!(database.commits(), (before.0 + 2, before.1 + 100), "the holder's commit, then one with all writes");
         let expected: Vec<_> = (0..100).map(|n| n.to_string()).collect();
         assert_eq!(texts(&store, session).await, expected);
     }
 
     async fn who_does_not_go_on_with_a_read_holds_up_nobody_else(database: TestDatabase) {
-        let store = Store::open(StoreOptions { readers: 1, ..database.options() }).unwrap();
+        let store = Store::open(StoreOptions { readers: 1, ..database.options() }, database.metrics.clone()).unwrap();
         let mut stalled: Vec<_> = (0..3).map(|_| Box::pin(store.ping())).collect();
         for read in &mut stalled {
             assert!(futures_util::poll!(read).is_pending());
@@ -90,11 +86,11 @@ both_databases! {
         let mut seen = texts(&store, session).await;
         seen.sort();
         assert_eq!(seen, ["after", "before"]);
-        assert_eq!(database.seen.failures.load(Ordering::SeqCst), 2, "a conflict is no failure");
+        assert_eq!(database.failures(), 2, "a conflict is no failure");
     }
 
     async fn a_full_queue_refuses_new_work_but_takes_the_ends_of_turns(database: TestDatabase) {
-        let store = Store::open(StoreOptions { write_queue: 4, ..database.options() }).unwrap();
+        let store = Store::open(StoreOptions { write_queue: 4, ..database.options() }, database.metrics.clone()).unwrap();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
         let prompt = turn.prompt_id;
@@ -113,7 +109,7 @@ both_databases! {
         held.release().await;
         assert_eq!(outcome.await.unwrap(), Ok(()));
         assert_eq!(texts(&store, session).await, ["fix it", "x", "x", "x", "done"]);
-        assert!(database.seen.failures.load(Ordering::SeqCst) >= 1);
+        assert!(database.failures() >= 1);
         drop(store.reserve_end().unwrap());
     }
 
@@ -131,7 +127,7 @@ both_databases! {
             held.release().await;
             until("both", async || store.transcript_len(session).await.unwrap() == 2 * (round + 1)).await;
         }
-        assert_eq!(database.seen.failures.load(Ordering::SeqCst), 0);
+        assert_eq!(database.failures(), 0);
     }
 
     async fn while_the_database_is_away_new_work_is_refused_and_ends_are_kept(database: TestDatabase) {
@@ -159,7 +155,7 @@ both_databases! {
 
     async fn an_end_that_is_told_as_not_durable_is_written_when_the_database_is_back(database: TestDatabase) {
         let patience = std::time::Duration::from_millis(1);
-        let store = Store::open(StoreOptions { patience, ..database.options() }).unwrap();
+        let store = Store::open(StoreOptions { patience, ..database.options() }, database.metrics.clone()).unwrap();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
         let prompt = turn.prompt_id;

@@ -1,7 +1,7 @@
 //! The table of prompts: a turn is accepted once and ends once.
 
-pub mod outcomes;
-pub mod recovery;
+pub(crate) mod outcomes;
+pub(crate) mod recovery;
 
 use std::time::Duration;
 
@@ -34,11 +34,11 @@ use crate::domain::{
 
 /// How long an `Idempotency-Key` is remembered (mission: 24 h); after that it is free again, whatever
 /// became of its turn.
-pub const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A caller's key, and what it was sent with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Idempotency {
+pub(crate) struct Idempotency {
     /// The key; unique within the session.
     pub key: String,
     /// A digest of the request's body, as text.
@@ -47,7 +47,7 @@ pub struct Idempotency {
 
 /// A turn to accept.
 #[derive(Debug, Clone)]
-pub struct NewTurn {
+pub(crate) struct NewTurn {
     /// Its id, new.
     pub prompt_id: PromptId,
     /// Its session.
@@ -78,7 +78,7 @@ pub struct NewTurn {
 
 /// What became of a turn to accept.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Acceptance {
+pub(crate) enum Acceptance {
     /// It is on disk, with the user's transcript entry.
     Accepted,
     /// The same key came with the same body before: this is that turn. Nothing was written.
@@ -89,7 +89,7 @@ pub enum Acceptance {
 
 /// A turn as it is kept.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PromptRow {
+pub(crate) struct PromptRow {
     /// Its id.
     pub prompt_id: PromptId,
     /// Its session.
@@ -125,7 +125,7 @@ pub struct PromptRow {
 /// How a turn ended, and everything that is to be kept about it. The session's row is left alone: it is written
 /// when the session comes and goes, and half of the cost of a turn's end would be to rewrite it.
 #[derive(Debug, Clone)]
-pub struct TurnEnd {
+pub(crate) struct TurnEnd {
     /// The turn.
     pub prompt_id: PromptId,
     /// Its session.
@@ -278,7 +278,7 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
 /// A place in the writer's queue, taken before a turn is accepted, so that its end can always be
 /// written. Dropped unused, the place is free again.
 #[derive(Debug)]
-pub struct EndSlot {
+pub(crate) struct EndSlot {
     place: super::Place,
 }
 
@@ -292,7 +292,7 @@ impl EndSlot {
     /// writer's thread, after the commit, and must not block; a panic in it goes no further. A turn that
     /// has ended already, or was never accepted, stays as it is, which is no error. While the database is
     /// away the end is kept and tried again for a minute.
-    pub fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
+    pub(crate) fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
         self.place.send(Job::new(Outage::Keep, ending(end), done));
     }
 }
@@ -346,23 +346,23 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
 
 impl Store {
     /// Takes a place in the writer's queue for the end of a turn. Full queue: [`StoreError::Busy`].
-    pub fn reserve_end(&self) -> Result<EndSlot, StoreError> {
+    pub(crate) fn reserve_end(&self) -> Result<EndSlot, StoreError> {
         self.place().map(|place| EndSlot { place })
     }
 
     /// Accepts a turn: its row and the user's transcript entry, in one transaction; or
     /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a [`StoreError::Conflict`]. A dropped future may have written.
-    pub async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
+    pub(crate) async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
         self.write(acceptance(turn)).await
     }
 
     /// One turn. Cancel-safe.
-    pub async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
+    pub(crate) async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
         self.read(move |connection| find(connection, &prompt_id.to_string())?.map(Record::read).transpose()).await
     }
 
     /// The turn of a session that holds this `Idempotency-Key` at `now`. Cancel-safe.
-    pub async fn prompt_with_key(
+    pub(crate) async fn prompt_with_key(
         &self,
         session_id: SessionId,
         key: String,
@@ -388,7 +388,11 @@ impl Store {
     /// The newest turns of a session, the newest first, at most `most` and [`MAX_PAGE`](crate::store::MAX_PAGE). Found by what
     /// the user said, which is written with each turn: turns have no index by session, which each of them would pay
     /// for. Cancel-safe.
-    pub async fn newest_turns(&self, session_id: SessionId, most: usize) -> Result<Vec<PromptRow>, StoreError> {
+    pub(crate) async fn newest_turns(
+        &self,
+        session_id: SessionId,
+        most: usize,
+    ) -> Result<Vec<PromptRow>, StoreError> {
         use schema::prompts::dsl;
         self.read(move |connection| {
             let said: Vec<Option<String>> = transcript_entries::table
@@ -410,7 +414,11 @@ impl Store {
 
     /// The newest notes in a session's transcript, the newest first, at most `most` and
     /// [`MAX_PAGE`](crate::store::MAX_PAGE). Cancel-safe.
-    pub async fn newest_notes(&self, session_id: SessionId, most: usize) -> Result<Vec<TranscriptRow>, StoreError> {
+    pub(crate) async fn newest_notes(
+        &self,
+        session_id: SessionId,
+        most: usize,
+    ) -> Result<Vec<TranscriptRow>, StoreError> {
         self.read(move |connection| {
             let records: Vec<transcript::Record> = transcript_entries::table
                 .filter(transcript_entries::session_id.eq(session_id.to_string()))

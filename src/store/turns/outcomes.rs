@@ -24,7 +24,7 @@ use crate::{
 
 /// One outcome that counts in a workspace's window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutcomeCount {
+pub(crate) struct OutcomeCount {
     /// The epoch in which the turn or the handshake began.
     pub epoch: u64,
     /// What carried it.
@@ -103,7 +103,7 @@ const MAX_BUCKETS: i64 = 1440;
 impl Store {
     /// The buckets of a workspace's window that begin at `since` or later, oldest first: the newest 1,440 at most.
     /// Cancel-safe.
-    pub async fn window(
+    pub(crate) async fn window(
         &self,
         key: WorkspaceKey,
         epoch: u64,

@@ -27,7 +27,7 @@ use crate::{
 
 /// What [`Store::recover`] changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// Turns that had not ended and are now `interrupted`.
     pub interrupted_turns: usize,
     /// Sessions that were live and are not any more.
@@ -36,7 +36,7 @@ pub struct Recovered {
 
 /// A turn in whose middle the service died, and its session.
 #[derive(Debug, Clone)]
-pub struct Unfinished {
+pub(crate) struct Unfinished {
     /// The turn.
     pub prompt: PromptRow,
     /// Its session.
@@ -100,7 +100,7 @@ fn recover(
 
 impl Store {
     /// The turns that had not ended when the service last stopped, at most one for each session. To be called at start, before anything else writes. Safe to retry.
-    pub async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
+    pub(crate) async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
         self.read(|connection| {
             let sessions = rows_with_open_turn(connection)?;
             let turns = turns::open_turns(connection)?;
@@ -116,7 +116,7 @@ impl Store {
     /// Ends what was running when the service last stopped, but for the sessions that go on (`kept`): open turns
     /// become `interrupted`, with the result that is given for them as JSON, and sessions move to where a restart leaves them. To be called once,
     /// at start, before anything else writes, by the only replica that uses the database. Safe to retry.
-    pub async fn recover(
+    pub(crate) async fn recover(
         &self,
         now: Timestamp,
         kept: &[SessionId],
@@ -139,7 +139,7 @@ impl Store {
     /// [`MAX_PAGE`](crate::store::MAX_PAGE). Turns are found by what the user said, as in
     /// [`newest_turns`](Self::newest_turns), so that they need no index by workspace; what lies further back is left
     /// out. Cancel-safe.
-    pub async fn turn_durations(&self, key: WorkspaceKey, most: usize) -> Result<Vec<Duration>, StoreError> {
+    pub(crate) async fn turn_durations(&self, key: WorkspaceKey, most: usize) -> Result<Vec<Duration>, StoreError> {
         let most = columns::limit(most);
         self.read(move |connection| {
             let newest: Vec<String> = sessions::table

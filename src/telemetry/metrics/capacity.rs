@@ -10,7 +10,7 @@ use crate::{
 
 /// What is counted about seats. Nothing blocks.
 #[derive(Debug)]
-pub struct CapacityMetrics {
+pub(crate) struct CapacityMetrics {
     seats: Family<Seats, IntGauge>,
     alerts: Family<AlertLevel, IntGauge>,
     changes: Family<AlertChange, IntCounter>,
@@ -44,29 +44,29 @@ impl CapacityMetrics {
     }
 
     /// So many seats there are.
-    pub fn limit(&self, seats: usize) {
+    pub(crate) fn limit(&self, seats: usize) {
         set(&self.seats, Seats::Limit, seats);
     }
 
     /// So many are taken now.
-    pub fn taken(&self, seats: usize) {
+    pub(crate) fn taken(&self, seats: usize) {
         set(&self.seats, Seats::Taken, seats);
     }
 
     /// A new session got none.
-    pub fn refused(&self, bound: SeatBound) {
+    pub(crate) fn refused(&self, bound: SeatBound) {
         self.refused.add(bound, 1);
     }
 
     /// This is the highest level that is open; those below it are open too.
-    pub fn open(&self, highest: Option<AlertLevel>) {
+    pub(crate) fn open(&self, highest: Option<AlertLevel>) {
         for level in AlertLevel::ALL {
             set(&self.alerts, level, usize::from(Some(level) <= highest));
         }
     }
 
     /// An alert changed.
-    pub fn changed(&self, change: &CapacityChange) {
+    pub(crate) fn changed(&self, change: &CapacityChange) {
         self.changes.add(AlertChange { level: change.level, kind: change.kind }, 1);
     }
 }

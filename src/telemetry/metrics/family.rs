@@ -14,7 +14,7 @@ pub(crate) struct Family<L, M> {
 
 impl<L: Label, M> Family<L, M> {
     /// The metric of a label; `None` for a member that the set leaves out.
-    pub fn get(&self, label: L) -> Option<&M> {
+    pub(crate) fn get(&self, label: L) -> Option<&M> {
         self.members.iter().find(|(member, _)| *member == label).map(|(_, metric)| metric)
     }
 
@@ -25,7 +25,7 @@ impl<L: Label, M> Family<L, M> {
 }
 
 impl<L: Label> Family<L, IntCounter> {
-    pub fn add(&self, label: L, by: u64) {
+    pub(crate) fn add(&self, label: L, by: u64) {
         if let Some(counter) = self.get(label) {
             counter.inc_by(by);
         }
@@ -33,7 +33,7 @@ impl<L: Label> Family<L, IntCounter> {
 }
 
 impl<L: Label> Family<L, IntGauge> {
-    pub fn change(&self, label: L, by: i64) {
+    pub(crate) fn change(&self, label: L, by: i64) {
         if let Some(gauge) = self.get(label) {
             gauge.add(by);
         }
@@ -44,31 +44,31 @@ impl<L: Label> Family<L, IntGauge> {
 pub(crate) struct Maker<'a>(pub &'a Registry);
 
 impl Maker<'_> {
-    pub fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    pub(crate) fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
         let counter = IntCounter::new(name, help)?;
         self.0.register(Box::new(counter.clone()))?;
         Ok(counter)
     }
 
-    pub fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    pub(crate) fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
         let gauge = IntGauge::new(name, help)?;
         self.0.register(Box::new(gauge.clone()))?;
         Ok(gauge)
     }
 
-    pub fn real_gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+    pub(crate) fn real_gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
         let gauge = Gauge::new(name, help)?;
         self.0.register(Box::new(gauge.clone()))?;
         Ok(gauge)
     }
 
-    pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    pub(crate) fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
         let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
         self.0.register(Box::new(histogram.clone()))?;
         Ok(histogram)
     }
 
-    pub fn counters<L: Label>(
+    pub(crate) fn counters<L: Label>(
         &self,
         name: &str,
         help: &str,
@@ -79,7 +79,7 @@ impl Maker<'_> {
         Family::make(|values| vec.get_metric_with_label_values(values))
     }
 
-    pub fn gauges<L: Label>(
+    pub(crate) fn gauges<L: Label>(
         &self,
         name: &str,
         help: &str,
@@ -90,7 +90,7 @@ impl Maker<'_> {
         Family::make(|values| vec.get_metric_with_label_values(values))
     }
 
-    pub fn histograms<L: Label>(
+    pub(crate) fn histograms<L: Label>(
         &self,
         name: &str,
         help: &str,

@@ -1,10 +1,10 @@
 //! Every metric, under its name, with a method for each thing that happens.
 
-pub mod capacity;
-pub mod family;
-pub mod notifications;
-pub mod routing;
-pub mod service;
+pub(crate) mod capacity;
+pub(crate) mod family;
+pub(crate) mod notifications;
+pub(crate) mod routing;
+pub(crate) mod service;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,12 +29,12 @@ use crate::domain::{
 };
 
 /// The media type of [`Metrics::render`].
-pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
+pub(crate) const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 
 /// The metrics could not be set up: two of them have one name, which no input can cause.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics: {0}")]
-pub struct MetricsError(#[from] prometheus::Error);
+pub(crate) struct MetricsError(#[from] prometheus::Error);
 
 /// Seconds, from our own overhead to a model that thinks for a minute.
 const FIRST_UPDATE_BUCKETS: [f64; 14] =
@@ -42,7 +42,7 @@ const FIRST_UPDATE_BUCKETS: [f64; 14] =
 
 /// All metrics of one process. Cheap to clone; every clone counts into the same figures. Nothing blocks.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     all: Arc<All>,
 }
 
@@ -146,7 +146,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Only a mistake in this file.
-    pub fn new(version: &str, commit: Option<&str>) -> Result<Self, MetricsError> {
+    pub(crate) fn new(version: &str, commit: Option<&str>) -> Result<Self, MetricsError> {
         let all = All::new(Registry::new())?;
         let build = IntGaugeVec::new(
             Opts::new("lumilink_build_info", "1, with the version and commit of this program as labels."),
@@ -158,9 +158,22 @@ impl Metrics {
         Ok(Self { all: Arc::new(all) })
     }
 
+    /// The metrics of a test, with a version of no meaning.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self::new("0", None).unwrap()
+    }
+
+    /// The value of one series as `/metrics` shows it, such as `lumilink_queue_depth{queue="writes"}`.
+    #[cfg(test)]
+    pub(crate) fn value(&self, series: &str) -> Option<f64> {
+        let text = self.render().unwrap();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// A session came to be (`from` is none), changed its state, or is gone (`to` is none). States without
     /// a seat are not counted.
-    pub fn session_changed(&self, from: Option<SessionState>, to: Option<SessionState>) {
+    pub(crate) fn session_changed(&self, from: Option<SessionState>, to: Option<SessionState>) {
         if let Some(from) = from {
             self.all.active_sessions.change(from, -1);
         }
@@ -170,33 +183,33 @@ impl Metrics {
     }
 
     /// What is counted about webhooks.
-    pub fn webhooks(&self) -> &WebhookMetrics {
+    pub(crate) fn webhooks(&self) -> &WebhookMetrics {
         &self.all.webhooks
     }
 
     /// What is counted about routes.
-    pub fn routes(&self) -> &RouteMetrics {
+    pub(crate) fn routes(&self) -> &RouteMetrics {
         &self.all.routes
     }
 
     /// A turn began.
-    pub fn turn_started(&self, route: Route) {
+    pub(crate) fn turn_started(&self, route: Route) {
         self.all.turns_started.add(route, 1);
     }
 
     /// Turns that began on a route since the start.
-    pub fn turns_started(&self, route: Route) -> u64 {
+    pub(crate) fn turns_started(&self, route: Route) -> u64 {
         self.all.turns_started.get(route).map_or(0, |counter| counter.get())
     }
 
     /// Turns that ended on a route with one of [`TurnOutcome::LABELS`] since the start.
-    pub fn turns_ended(&self, route: Route, outcome: &'static str) -> u64 {
+    pub(crate) fn turns_ended(&self, route: Route, outcome: &'static str) -> u64 {
         self.all.turns_ended.get(RouteOutcome { route, outcome }).map_or(0, |counter| counter.get())
     }
 
     /// A turn ended, `duration` after its acceptance; to be called once for each turn that began. The error
     /// of a failed turn is counted as well.
-    pub fn turn_ended(&self, route: Route, outcome: &TurnOutcome, duration: Duration) {
+    pub(crate) fn turn_ended(&self, route: Route, outcome: &TurnOutcome, duration: Duration) {
         self.all.turns_ended.add(RouteOutcome { route, outcome: outcome.label() }, 1);
         if let Some(histogram) = self.all.turn_duration.get(route) {
             histogram.observe(duration.as_secs_f64());
@@ -207,70 +220,70 @@ impl Metrics {
     }
 
     /// The first update of a turn came, so long after its acceptance.
-    pub fn first_update(&self, after: Duration) {
+    pub(crate) fn first_update(&self, after: Duration) {
         self.all.first_update.observe(after.as_secs_f64());
     }
 
     /// An update came; `session_update` is its discriminator as the agent wrote it.
-    pub fn update(&self, session_update: &str) {
+    pub(crate) fn update(&self, session_update: &str) {
         self.all.updates.add(UpdateKind::of(session_update), 1);
     }
 
     /// An error was answered. Not for failed turns, which [`Self::turn_ended`] counts.
-    pub fn error(&self, code: ErrorCode) {
+    pub(crate) fn error(&self, code: ErrorCode) {
         self.all.errors.add(code, 1);
     }
 
     /// A session got a fresh agent.
-    pub fn restarted(&self, cause: RestartCause) {
+    pub(crate) fn restarted(&self, cause: RestartCause) {
         self.all.restarts.add(cause, 1);
     }
 
     /// A connection to a runtime broke and stands again.
-    pub fn reconnected(&self) {
+    pub(crate) fn reconnected(&self) {
         self.all.connections.reconnects.inc();
     }
 
     /// A turn of an earlier life of the service goes on.
-    pub fn turn_adopted(&self) {
+    pub(crate) fn turn_adopted(&self) {
         self.all.connections.adopted_turns.inc();
     }
 
     /// An agent's process was started.
-    pub fn agent_process_started(&self) {
+    pub(crate) fn agent_process_started(&self) {
         self.all.agent_processes.inc();
     }
 
     /// An agent's process was reaped.
-    pub fn agent_process_ended(&self) {
+    pub(crate) fn agent_process_ended(&self) {
         self.all.agent_processes.dec();
     }
 
     /// A conversation with an agent is kept for a client that is away.
-    pub fn conversation_held(&self) {
+    pub(crate) fn conversation_held(&self) {
         self.all.connections.held.inc();
     }
 
     /// That client is back, or is not waited for any more.
-    pub fn conversation_released(&self) {
+    pub(crate) fn conversation_released(&self) {
         self.all.connections.held.dec();
     }
 
     /// So many items wait in a queue now.
-    pub fn queue_depth(&self, queue: Queue, items: usize) {
+    pub(crate) fn queue_depth(&self, queue: Queue, items: usize) {
         if let Some(gauge) = self.all.queue_depth.get(queue) {
             gauge.set(i64::try_from(items).unwrap_or(i64::MAX));
         }
     }
 
     /// A permission request was settled.
-    pub fn permission_settled(&self, answer: PermissionAnswer) {
+    pub(crate) fn permission_settled(&self, answer: PermissionAnswer) {
         self.all.permissions.add(answer, 1);
     }
 
     /// The writer committed `rows` writes in one transaction that took `duration`; the oldest of them had
     /// waited for `lag`.
-    pub fn committed(&self, rows: usize, lag: Duration, duration: Duration) {
+    pub(crate) fn committed(&self, rows: usize, lag: Duration, duration: Duration) {
         let writer = &self.all.writer;
         writer.commits.inc();
         writer.rows.inc_by(rows as u64);
@@ -279,12 +292,12 @@ impl Metrics {
     }
 
     /// A transaction of the writer failed.
-    pub fn commit_failed(&self) {
+    pub(crate) fn commit_failed(&self) {
         self.all.writer.failures.inc();
     }
 
     /// An HTTP request was answered with `status` after `duration`.
-    pub fn http_answered(&self, method: &str, status: u16, duration: Duration) {
+    pub(crate) fn http_answered(&self, method: &str, status: u16, duration: Duration) {
         let method = HttpMethod::of(method);
         self.all.http.requests.add(HttpAnswer { method, status: StatusClass::of(status) }, 1);
         if let Some(histogram) = self.all.http.duration.get(method) {
@@ -293,42 +306,42 @@ impl Metrics {
     }
 
     /// A reader came to an event stream.
-    pub fn subscriber_came(&self) {
+    pub(crate) fn subscriber_came(&self) {
         self.all.event_subscribers.inc();
     }
 
     /// A reader left an event stream.
-    pub fn subscriber_left(&self) {
+    pub(crate) fn subscriber_left(&self) {
         self.all.event_subscribers.dec();
     }
 
     /// A reader was let go because it did not keep up. It also leaves.
-    pub fn slow_reader(&self) {
+    pub(crate) fn slow_reader(&self) {
         self.all.slow_readers.inc();
     }
 
     /// A thread that runs sessions stands still.
-    pub fn arbiter_stalled(&self) {
+    pub(crate) fn arbiter_stalled(&self) {
         self.all.arbiters.stalls.inc();
     }
 
     /// The slowest thread that runs sessions is so late with its sign of life.
-    pub fn arbiter_lag(&self, lag: Duration) {
+    pub(crate) fn arbiter_lag(&self, lag: Duration) {
         self.all.arbiters.lag.set(lag.as_secs_f64());
     }
 
     /// So many hibernated sessions expired.
-    pub fn sessions_expired(&self, sessions: usize) {
+    pub(crate) fn sessions_expired(&self, sessions: usize) {
         self.all.sessions_expired.inc_by(sessions as u64);
     }
 
     /// What is counted about toasts and their subscribers.
-    pub fn toasts(&self) -> &ToastMetrics {
+    pub(crate) fn toasts(&self) -> &ToastMetrics {
         &self.all.toasts
     }
 
     /// Those of seats.
-    pub fn capacity(&self) -> &CapacityMetrics {
+    pub(crate) fn capacity(&self) -> &CapacityMetrics {
         &self.all.capacity
     }
 
@@ -337,7 +350,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Only a mistake in this file.
-    pub fn render(&self) -> Result<String, MetricsError> {
+    pub(crate) fn render(&self) -> Result<String, MetricsError> {
         Ok(TextEncoder::new().encode_to_string(&self.all.registry.gather())?)
     }
 }

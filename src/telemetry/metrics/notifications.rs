@@ -38,7 +38,7 @@ impl Label for ResetReason {
 
 /// Metrics of toasts; a part of [`crate::telemetry::Metrics`]. Nothing blocks.
 #[derive(Debug)]
-pub struct ToastMetrics {
+pub(crate) struct ToastMetrics {
     subscribers: IntGauge,
     sent: IntCounter,
     replayed: IntCounter,
@@ -85,50 +85,50 @@ impl ToastMetrics {
     }
 
     /// A subscriber came.
-    pub fn came(&self) {
+    pub(crate) fn came(&self) {
         self.subscribers.inc();
     }
 
     /// A subscriber is gone.
-    pub fn went(&self) {
+    pub(crate) fn went(&self) {
         self.subscribers.dec();
     }
 
     /// A toast was sent, so long after its cause.
-    pub fn sent(&self, lag: Duration) {
+    pub(crate) fn sent(&self, lag: Duration) {
         self.sent.inc();
         self.lag.observe(lag.as_secs_f64());
     }
 
     /// A toast that was missed was sent.
-    pub fn replayed(&self) {
+    pub(crate) fn replayed(&self) {
         self.replayed.inc();
     }
 
     /// A frame of telemetry was sent.
-    pub fn telemetry_sent(&self) {
+    pub(crate) fn telemetry_sent(&self) {
         self.telemetry.inc();
     }
 
     /// So many frames of telemetry were left out.
-    pub fn telemetry_left_out(&self, frames: u64) {
+    pub(crate) fn telemetry_left_out(&self, frames: u64) {
         self.telemetry_left_out.inc_by(frames);
     }
 
     /// A cursor was refused.
-    pub fn reset(&self, reason: ResetReason) {
+    pub(crate) fn reset(&self, reason: ResetReason) {
         self.resets.add(reason, 1);
     }
 
     /// A subscriber was let go.
-    pub fn evicted(&self, reason: Eviction) {
+    pub(crate) fn evicted(&self, reason: Eviction) {
         self.evictions.add(reason, 1);
     }
 }
 
 /// Metrics of webhooks; a part of [`crate::telemetry::Metrics`]. Nothing blocks.
 #[derive(Debug)]
-pub struct WebhookMetrics {
+pub(crate) struct WebhookMetrics {
     attempts: Family<Attempt, IntCounter>,
     deliveries: Family<Waiting, IntGauge>,
 }
@@ -192,7 +192,7 @@ impl WebhookMetrics {
     }
 
     /// A post was made, or could not be.
-    pub fn tried(&self, verdict: Verdict) {
+    pub(crate) fn tried(&self, verdict: Verdict) {
         let attempt = match verdict {
             Verdict::Delivered => Attempt::Delivered,
             Verdict::Retry(_) => Attempt::Retried,
@@ -202,7 +202,7 @@ impl WebhookMetrics {
     }
 
     /// So many deliveries there are.
-    pub fn backlog(&self, pending: u64, dead: u64) {
+    pub(crate) fn backlog(&self, pending: u64, dead: u64) {
         for (waiting, count) in [(Waiting::Pending, pending), (Waiting::Dead, dead)] {
             if let Some(gauge) = self.deliveries.get(waiting) {
                 gauge.set(i64::try_from(count).unwrap_or(i64::MAX));

@@ -10,7 +10,7 @@ use crate::{
 
 /// Metrics of routes; a part of [`crate::telemetry::Metrics`].
 #[derive(Debug)]
-pub struct RouteMetrics {
+pub(crate) struct RouteMetrics {
     outcomes: Family<Outcome, IntCounter>,
     flips: Family<Flipped, IntCounter>,
     probes: Family<Sample, IntCounter>,
@@ -23,7 +23,7 @@ pub struct RouteMetrics {
 
 /// What became of a workspace in a step of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MigrationStep {
+pub(crate) enum MigrationStep {
     /// It has the new default.
     Moved,
     /// It has its old default again.
@@ -140,69 +140,69 @@ impl RouteMetrics {
     }
 
     /// An outcome counted.
-    pub fn outcome(&self, protocol: Route, sample: Sample) {
+    pub(crate) fn outcome(&self, protocol: Route, sample: Sample) {
         self.outcomes.add(Outcome { protocol, sample }, 1);
     }
 
     /// A workspace was flipped.
-    pub fn flipped(&self, to: Route, trigger: FlipTrigger) {
+    pub(crate) fn flipped(&self, to: Route, trigger: FlipTrigger) {
         self.flips.add(Flipped { to, trigger }, 1);
     }
 
     /// A probe ended.
-    pub fn probed(&self, sample: Sample) {
+    pub(crate) fn probed(&self, sample: Sample) {
         self.probes.add(sample, 1);
     }
 
     /// A workspace is in use.
-    pub fn appeared(&self, route: Route) {
+    pub(crate) fn appeared(&self, route: Route) {
         self.workspaces.change(route, 1);
     }
 
     /// A workspace is not in use any more.
-    pub fn vanished(&self, route: Route) {
+    pub(crate) fn vanished(&self, route: Route) {
         self.workspaces.change(route, -1);
     }
 
     /// A workspace in use changed its route.
-    pub fn moved(&self, from: Route, to: Route) {
+    pub(crate) fn moved(&self, from: Route, to: Route) {
         self.vanished(from);
         self.appeared(to);
     }
 
     /// Workspaces in use on a route.
-    pub fn workspaces(&self, route: Route) -> u64 {
+    pub(crate) fn workspaces(&self, route: Route) -> u64 {
         self.workspaces.get(route).map_or(0, |gauge| u64::try_from(gauge.get()).unwrap_or(0))
     }
 
     /// The fallback fails while ACP is not well.
-    pub fn both_failing(&self) {
+    pub(crate) fn both_failing(&self) {
         self.both_failing.inc();
     }
 
     /// A session went over to the fallback by itself.
-    pub fn session_fell_back(&self) {
+    pub(crate) fn session_fell_back(&self) {
         self.session_fallbacks.inc();
     }
 
     /// Many workspaces fall back at once, or no longer.
-    pub fn storm(&self, rages: bool) {
+    pub(crate) fn storm(&self, rages: bool) {
         self.storm.set(i64::from(rages));
     }
 
     /// A step of a migration was made with a workspace.
-    pub fn migrated(&self, step: MigrationStep) {
+    pub(crate) fn migrated(&self, step: MigrationStep) {
         self.migrated.add(step, 1);
     }
 
     /// Flips to a route since the start.
-    pub fn flips(&self, to: Route) -> u64 {
+    pub(crate) fn flips(&self, to: Route) -> u64 {
         let of = |trigger| self.flips.get(Flipped { to, trigger }).map_or(0, |counter| counter.get());
         FlipTrigger::ALL.into_iter().map(of).sum()
     }
 
     /// Outcomes since the start.
-    pub fn outcomes(&self, protocol: Route, sample: Sample) -> u64 {
+    pub(crate) fn outcomes(&self, protocol: Route, sample: Sample) -> u64 {
         self.outcomes.get(Outcome { protocol, sample }).map_or(0, |counter| counter.get())
     }
 }

@@ -22,7 +22,7 @@ pub(in crate::telemetry) struct Writer {
 }
 
 impl Writer {
-    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
             lag: make.histogram(
                 "lumilink_writer_lag_seconds",
@@ -49,7 +49,7 @@ pub(in crate::telemetry) struct Connections {
 }
 
 impl Connections {
-    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
             reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
             adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
@@ -68,7 +68,7 @@ pub(in crate::telemetry) struct Arbiters {
 }
 
 impl Arbiters {
-    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
             stalls: make.counter(
                 "lumilink_arbiter_stalls_total",
@@ -89,7 +89,7 @@ pub(in crate::telemetry) struct Http {
 }
 
 impl Http {
-    pub fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
             requests: make.counters(
                 "lumilink_http_requests_total",

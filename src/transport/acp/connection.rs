@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Why an agent went away, as a failure of the turn that was running.
-pub fn closed_in_turn(reason: &CloseReason) -> Failure {
+pub(crate) fn closed_in_turn(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) => match exited.code.as_deref().and_then(ErrorCode::from_name) {
             Some(code) => Failure::new(code, format!("the agent was ended: {}", how_it_ended(exited))),
@@ -68,7 +68,7 @@ pub(crate) struct Events {
 
 impl Events {
     /// Notes in `delivered` what was yielded.
-    pub fn new(from_agent: FrameReceiver, delivered: Arc<Delivered>) -> Self {
+    pub(crate) fn new(from_agent: FrameReceiver, delivered: Arc<Delivered>) -> Self {
         Self { from_agent, delivered, exited: None }
     }
 }
@@ -164,7 +164,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub fn new(to_agent: FrameSender, session_id: String, takes: Kinds, delivered: Arc<Delivered>) -> Self {
+    pub(crate) fn new(to_agent: FrameSender, session_id: String, takes: Kinds, delivered: Arc<Delivered>) -> Self {
         Self { to_agent, session_id, takes, delivered }
     }
 }

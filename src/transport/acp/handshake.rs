@@ -26,7 +26,7 @@ use crate::{
 
 /// Who is at the other end of a handshake.
 #[derive(Debug, Clone)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// A runtime, which starts the agent that it is told and offers it what the client of an agent offers.
     Runtime {
         /// Whether a connection that breaks is to go on.
@@ -41,7 +41,7 @@ pub enum Peer {
 
 /// Runs the handshake over a pipe whose messages have no numbers: `initialize`, then `session/resume`, `session/load`
 /// or `session/new`. Without a limit of time. A dropped future drops the pipe.
-pub async fn shake_hands(
+pub(crate) async fn shake_hands(
     pipe: Pipe,
     request: &OpenRequest,
     peer: Peer,
@@ -89,12 +89,16 @@ pub(crate) struct Hands {
 }
 
 impl Hands {
-    pub fn new(pipe: Pipe, delivered: Arc<Delivered>, peer: Peer) -> Self {
+    pub(crate) fn new(pipe: Pipe, delivered: Arc<Delivered>, peer: Peer) -> Self {
         let events = Events::new(pipe.from_agent, delivered.clone());
         Self { to_agent: pipe.to_agent, events, delivered, peer, next_call: 1, stray_lines: 0 }
     }
 
-    pub async fn shake(mut self, request: &OpenRequest, auth_method: Option<&str>) -> Result<OpenedSession, Failure> {
+    pub(crate) async fn shake(
+        mut self,
+        request: &OpenRequest,
+        auth_method: Option<&str>,
+    ) -> Result<OpenedSession, Failure> {
         let initialized = self.initialize(request).await?;
         let agent: InitializeResponse = parse(&initialized, "initialize")?;
         let raw: RawInitialized = parse(&initialized, "initialize")?;

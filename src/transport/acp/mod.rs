@@ -1,9 +1,9 @@
 //! ACP over WebSocket to one runtime.
 
-pub mod connection;
+pub(crate) mod connection;
 #[cfg(test)]
 pub(crate) mod frame_fuzz;
-pub mod handshake;
+pub(crate) mod handshake;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
 
 /// ACP over WebSocket: one connection per session, to one runtime.
 #[derive(Debug, Clone)]
-pub struct AcpTransport {
+pub(crate) struct AcpTransport {
     /// The runtime.
     pub endpoint: Endpoint,
     /// Limit for connecting and the whole handshake.
@@ -105,7 +105,7 @@ impl AgentFacts {
     /// handshake: `agentInfo`, `agentCapabilities`, `modes` and `configOptions`, each of which may be missing or
     /// null. What cannot be read counts as missing: an agent may say anything there, and a session that may do less
     /// is better than none.
-    pub fn from_kept(kept: &str, request: &AdoptRequest) -> Self {
+    pub(crate) fn from_kept(kept: &str, request: &AdoptRequest) -> Self {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Kept {

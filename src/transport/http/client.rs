@@ -16,7 +16,7 @@ use crate::{
 
 /// A runtime's HTTP door. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct HttpDoor {
+pub(crate) struct HttpDoor {
     client: reqwest::Client,
     base: Url,
     token: Option<SecretString>,
@@ -25,7 +25,7 @@ pub struct HttpDoor {
 
 /// What becomes of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connections {
+pub(crate) enum Connections {
     /// They are kept and reused: for what may be asked again.
     Reused,
     /// Each request has its own: one that was just being closed by the other side cannot be told from one that broke
@@ -35,7 +35,7 @@ pub enum Connections {
 
 impl HttpDoor {
     /// Makes the door of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
-    pub fn new(acp_url: &str, token: Option<SecretString>, connections: Connections) -> Result<Self, Failure> {
+    pub(crate) fn new(acp_url: &str, token: Option<SecretString>, connections: Connections) -> Result<Self, Failure> {
         let bad =
             |cause: String| Failure::new(ErrorCode::RuntimeUnavailable, format!("runtime.url {acp_url}: {cause}"));
         let http = match acp_url.strip_prefix("ws") {
@@ -55,12 +55,12 @@ impl HttpDoor {
     }
 
     /// The same door for a session that has cookies, which keep it on its replica.
-    pub fn with_cookies(self, cookies: Option<String>) -> Self {
+    pub(crate) fn with_cookies(self, cookies: Option<String>) -> Self {
         Self { cookies, ..self }
     }
 
     /// Begins a request, with the token. `path` has no slash ahead, and may have a query behind.
-    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut url = self.base.clone();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         url.set_path(path);
@@ -76,13 +76,13 @@ impl HttpDoor {
     }
 
     /// Why there was no answer.
-    pub fn unavailable(&self, cause: &reqwest::Error) -> Failure {
+    pub(crate) fn unavailable(&self, cause: &reqwest::Error) -> Failure {
         let detail = format!("the runtime at {} does not answer: {}", self.base, root_cause(cause));
         Failure::new(ErrorCode::RuntimeUnavailable, detail)
     }
 
     /// What an answer says that is no success.
-    pub async fn refusal(&self, response: reqwest::Response) -> Failure {
+    pub(crate) async fn refusal(&self, response: reqwest::Response) -> Failure {
         let status = response.status();
         match response.json::<Problem>().await {
             Ok(problem) => understood(&problem),
@@ -110,7 +110,7 @@ fn understood(problem: &Problem) -> Failure {
 }
 
 /// The innermost cause, which says most.
-pub fn root_cause(error: &dyn std::error::Error) -> String {
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -120,7 +120,7 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// Asks a runtime about workspaces. Cheap to clone; connections are kept and reused.
 #[derive(Debug, Clone)]
-pub struct WorkspaceDoor {
+pub(crate) struct WorkspaceDoor {
     door: HttpDoor,
     prepare_timeout: Duration,
 }
@@ -132,7 +132,7 @@ const PREPARE_ROOM: Duration = Duration::from_secs(15);
 
 impl WorkspaceDoor {
     /// Makes the door of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
-    pub fn new(acp_url: &str, token: Option<SecretString>, clone_timeout: Duration) -> Result<Self, Failure> {
+    pub(crate) fn new(acp_url: &str, token: Option<SecretString>, clone_timeout: Duration) -> Result<Self, Failure> {
         Ok(Self {
             door: HttpDoor::new(acp_url, token, Connections::Reused)?,
             prepare_timeout: clone_timeout + PREPARE_ROOM,
@@ -140,17 +140,17 @@ impl WorkspaceDoor {
     }
 
     /// Makes sure that a workspace is there. Idempotent, so a retry is safe.
-    pub async fn prepare(&self, request: &PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
+    pub(crate) async fn prepare(&self, request: &PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
         self.post("workspace/prepare", request, self.prepare_timeout).await
     }
 
     /// Tells what changed in a workspace since it was prepared.
-    pub async fn diff(&self, request: &DiffWorkspace) -> Result<WorkspaceDiff, Failure> {
+    pub(crate) async fn diff(&self, request: &DiffWorkspace) -> Result<WorkspaceDiff, Failure> {
         self.post("workspace/diff", request, READ_TIMEOUT).await
     }
 
     /// Tells how the runtime is.
-    pub async fn status(&self) -> Result<RuntimeStatus, Failure> {
+    pub(crate) async fn status(&self) -> Result<RuntimeStatus, Failure> {
         // Health is asked for by probes, which do not wait long either.
         self.send(self.door.request(Method::GET, "status").timeout(Duration::from_secs(2))).await
     }

@@ -3,8 +3,8 @@
 //! A turn is asked for once. A request of which it is not certain that it never left is not sent again: the runtime is
 //! asked what became of the turn, until it is known or the grace is over.
 
-pub mod client;
-pub mod turn;
+pub(crate) mod client;
+pub(crate) mod turn;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -49,14 +49,14 @@ const CANCEL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Turns over HTTP at one runtime. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct HttpFallback {
+pub(crate) struct HttpFallback {
     door: HttpDoor,
     limits: Arc<FallbackLimits>,
 }
 
 /// The limits of turns, and how long a lost one is asked after.
 #[derive(Debug, Clone)]
-pub struct FallbackLimits {
+pub(crate) struct FallbackLimits {
     /// `[turn] inactivity_timeout_s`: kept by the runtime.
     pub inactivity_timeout: Duration,
     /// `[turn] cancel_grace_s`: kept by the runtime.
@@ -73,7 +73,7 @@ pub struct FallbackLimits {
 
 impl HttpFallback {
     /// Makes the fallback of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
-    pub fn new(acp_url: &str, token: Option<SecretString>, limits: FallbackLimits) -> Result<Self, Failure> {
+    pub(crate) fn new(acp_url: &str, token: Option<SecretString>, limits: FallbackLimits) -> Result<Self, Failure> {
         let door = HttpDoor::new(acp_url, token, Connections::OneEach)?;
         Ok(Self { door, limits: Arc::new(limits) })
     }

@@ -35,7 +35,7 @@ const ROOM: usize = 64 * 1024;
 const UNKNOWN_TRIES: u32 = 3;
 
 /// A turn that is asked for.
-pub struct AskedTurn {
+pub(crate) struct AskedTurn {
     door: HttpDoor,
     call: u64,
     prompt_id: PromptId,
@@ -57,7 +57,7 @@ enum Read {
 
 impl AskedTurn {
     /// Lines are at most `frame_bytes` and something; a broken line is made again for `grace`.
-    pub fn new(
+    pub(crate) fn new(
         door: HttpDoor,
         call: u64,
         prompt_id: PromptId,
@@ -69,7 +69,7 @@ impl AskedTurn {
     }
 
     /// Asks for the turn and says what it says, the end last: an answer, or why it failed.
-    pub async fn run(mut self, body: ProcessPrompt) {
+    pub(crate) async fn run(mut self, body: ProcessPrompt) {
         let end = match self.ask(body).await {
             Read::Over(end) => Some(*end),
             Read::Broken(cause) => self.ask_after(cause).await,

@@ -3,9 +3,9 @@
 //! Both ends number their messages and keep what is not acknowledged, so that nothing is lost and nothing comes twice.
 //! With a peer that does not number, a break is the end.
 
-pub mod outbox;
-pub mod pump;
-pub mod websocket;
+pub(crate) mod outbox;
+pub(crate) mod pump;
+pub(crate) mod websocket;
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A connection that stands.
-pub struct Connected {
+pub(crate) struct Connected {
     /// The messages.
     pub pipe: Pipe,
     /// How far it has come.
@@ -51,7 +51,7 @@ pub struct Connected {
 /// Connects. The conversation lives in a task of the caller's thread until [`Pipe::to_agent`] is dropped (then it
 /// closes with 1000) or the peer ends it. Has no limit in time of its own; dropping the future leaves nothing behind.
 /// Safe to retry.
-pub async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Connected, Failure> {
+pub(crate) async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Connected, Failure> {
     let Upgraded { socket, connection_id, cookies } =
         websocket::upgrade(endpoint, cookies, None).await.map_err(|cause| unavailable(endpoint, &cause))?;
     let connection_id = connection_id.unwrap_or_default();
@@ -62,7 +62,7 @@ pub async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Conne
 }
 
 /// Goes on with a conversation whose client died. Tries once, and is safe to retry.
-pub async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result<(Connected, Resumed), Failure> {
+pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result<(Connected, Resumed), Failure> {
     let mut peer = Peer {
         endpoint: endpoint.clone(),
         connection_id: request.connection_id.clone(),

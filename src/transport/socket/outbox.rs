@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The session's end of a conversation, and the numbers.
-pub struct Carrier {
+pub(crate) struct Carrier {
     outgoing: FrameReceiver,
     listener: Listener,
     delivered: Arc<Delivered>,
@@ -39,7 +39,7 @@ pub struct Carrier {
 
 /// What came of a message that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// It is on its way, or was not for the session.
     Done,
     /// One before it is missing.
@@ -49,7 +49,7 @@ pub enum Taken {
 }
 
 /// What is to be written next.
-pub enum Outgoing {
+pub(crate) enum Outgoing {
     /// A message that is not kept.
     Once(Utf8Bytes),
     /// The outbox has a new one.
@@ -60,7 +60,7 @@ pub enum Outgoing {
 
 impl Carrier {
     /// Begins a conversation. Numbers are looked for only where there is a grace, so that the peer is asked for them.
-    pub fn new(
+    pub(crate) fn new(
         outgoing: FrameReceiver,
         incoming: FrameSender,
         delivered: Arc<Delivered>,
@@ -83,7 +83,7 @@ impl Carrier {
 
     /// Goes on with the conversation of a client that died: messages `after` that number come again, of which those up
     /// to `known` are known already; `sent` is what the peer got from that client.
-    pub fn adopt(mut self, limits: ResumeLimits, after: u64, known: u64, sent: u64) -> Self {
+    pub(crate) fn adopt(mut self, limits: ResumeLimits, after: u64, known: u64, sent: u64) -> Self {
         self.delivered.handle(after.max(known));
         self.delivered.settle(after.max(known));
         self.known = known;
@@ -95,22 +95,22 @@ impl Carrier {
     }
 
     /// Whether the peer numbers.
-    pub fn is_numbered(&self) -> bool {
+    pub(crate) fn is_numbered(&self) -> bool {
         self.numbered
     }
 
     /// The last message that arrived.
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.inbox.last()
     }
 
     /// The last message that the peer acknowledged.
-    pub fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.outbox.acknowledged()
     }
 
     /// The peer has everything up to `received`; gives the number of the first message to send again.
-    pub fn resume(&mut self, received: u64) -> Result<u64, OutOfRange> {
+    pub(crate) fn resume(&mut self, received: u64) -> Result<u64, OutOfRange> {
         let from = self.outbox.resume(received)?;
         self.outbox.acknowledge(received);
         // What was told last may have been lost.
@@ -119,7 +119,7 @@ impl Carrier {
     }
 
     /// The next kept message from number `next` on, which moves past it.
-    pub fn kept(&self, next: &mut u64) -> Option<Utf8Bytes> {
+    pub(crate) fn kept(&self, next: &mut u64) -> Option<Utf8Bytes> {
         while *next <= self.outbox.last() {
             let message = self.outbox.get(*next).cloned();
             *next += 1;
@@ -132,7 +132,7 @@ impl Carrier {
     }
 
     /// The next thing that the session says, or an acknowledgement that cannot wait for that.
-    pub fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Outgoing> {
+    pub(crate) fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Outgoing> {
         if !self.numbered {
             return self.outgoing.poll_recv(cx).map(|incoming| match incoming {
                 Some(Incoming::Frame(frame)) => Outgoing::Once(frame.into_text().into()),
@@ -179,7 +179,7 @@ impl Carrier {
 
     /// Takes a message that was read. The pipe may have no room for it: then [`Carrier::poll_room`] has to be ready
     /// before the next one is read.
-    pub fn take(&mut self, text: &str) -> Taken {
+    pub(crate) fn take(&mut self, text: &str) -> Taken {
         let numbers = if self.asked { numbered::peek(text) } else { None };
         let Some(Numbers { seq, ack }) = numbers else { return self.deliver(text, 0) };
         self.numbered = true;
@@ -202,27 +202,27 @@ impl Carrier {
     }
 
     /// Says what the line does, after everything that came before.
-    pub fn tell_state(&mut self, state: LineState) {
+    pub(crate) fn tell_state(&mut self, state: LineState) {
         self.listener.tell(state);
     }
 
     /// Whether something waits for room in the pipe, so that nothing is read.
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.listener.waiting.is_some()
     }
 
     /// Ready when the pipe has taken everything; an error when the session does not listen any more.
-    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.listener.poll_room(cx)
     }
 
     /// Whether the session is gone and its last words cannot be taken, since the peer acknowledges nothing.
-    pub fn is_stuck_at_the_end(&self) -> bool {
+    pub(crate) fn is_stuck_at_the_end(&self) -> bool {
         self.outgoing.is_abandoned() && self.outbox.is_full()
     }
 
     /// Ends when the session is gone; meanwhile it is told what waits. Cancel-safe.
-    pub async fn abandoned(&mut self) {
+    pub(crate) async fn abandoned(&mut self) {
         let Self { outgoing, listener, .. } = self;
         let incoming = listener.incoming.clone();
         let telling = async {
@@ -237,7 +237,7 @@ impl Carrier {
     }
 
     /// Says the end after everything else, and is done.
-    pub async fn close(mut self, reason: CloseReason) {
+    pub(crate) async fn close(mut self, reason: CloseReason) {
         if std::future::poll_fn(|cx| self.listener.poll_room(cx)).await.is_ok() {
             self.listener.incoming.close(reason).await;
         }

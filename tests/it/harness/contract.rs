@@ -6,26 +6,26 @@ use super::{Value, json};
 
 /// A program's OpenAPI document.
 #[derive(Debug)]
-pub struct Contract {
+pub(crate) struct Contract {
     document: Value,
 }
 
 /// A method and a path template, as the document has them.
-pub type Operation = (String, String);
+pub(crate) type Operation = (String, String);
 
 impl Contract {
     /// Takes the document.
-    pub fn new(document: Value) -> Self {
+    pub(crate) fn new(document: Value) -> Self {
         Self { document }
     }
 
     /// The document.
-    pub fn document(&self) -> &Value {
+    pub(crate) fn document(&self) -> &Value {
         &self.document
     }
 
     /// Every operation of the document.
-    pub fn operations(&self) -> BTreeSet<Operation> {
+    pub(crate) fn operations(&self) -> BTreeSet<Operation> {
         let paths = self.document["paths"].as_object().expect("`paths` is an object");
         paths
             .iter()
@@ -37,7 +37,7 @@ impl Contract {
     }
 
     /// The operation that a request belongs to; a literal segment is a better match than a parameter.
-    pub fn operation(&self, method: &str, path: &str) -> Option<Operation> {
+    pub(crate) fn operation(&self, method: &str, path: &str) -> Option<Operation> {
         let path = path.split('?').next().unwrap_or(path);
         let paths = self.document["paths"].as_object()?;
         let mut matching: Vec<_> = paths
@@ -51,7 +51,7 @@ impl Contract {
 
     /// Fails the test where an answer is not what the document says. An error that the operation does not
     /// list (a refusal ahead of the handler) has to be a `Problem`.
-    pub fn check(&self, method: &str, path: &str, status: u16, media_type: &str, body: &str) {
+    pub(crate) fn check(&self, method: &str, path: &str, status: u16, media_type: &str, body: &str) {
         if path == "/openapi.json" || path.starts_with("/docs/") {
             return; // The document does not describe itself.
         }
@@ -79,14 +79,14 @@ impl Contract {
     }
 
     /// Fails the test where a value is not what the named component says.
-    pub fn check_component(&self, name: &str, value: &Value) {
+    pub(crate) fn check_component(&self, name: &str, value: &Value) {
         assert!(self.document["components"]["schemas"].get(name).is_some(), "the document has a component {name}");
         let schema = json!({"$ref": format!("#/components/schemas/{name}")});
         self.check_schema(&schema, &value.to_string(), name);
     }
 
     /// Whether a value is what the named component says.
-    pub fn is_component(&self, name: &str, value: &Value) -> bool {
+    pub(crate) fn is_component(&self, name: &str, value: &Value) -> bool {
         self.validator(&json!({"$ref": format!("#/components/schemas/{name}")})).is_valid(value)
     }
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 /// SplitMix64: enough for drawing faults, and the same everywhere.
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     /// Those of `LUMILINK_FAULT_SEED`, or new ones; prints their number.
-    pub fn of_environment(suite: &str) -> Self {
+    pub(crate) fn of_environment(suite: &str) -> Self {
         let seed = match std::env::var("LUMILINK_FAULT_SEED") {
             Ok(given) => given.parse().unwrap_or_else(|_| panic!("LUMILINK_FAULT_SEED is a number, not {given:?}")),
             Err(_) => uuid::Uuid::new_v4().as_u64_pair().0,
@@ -18,7 +18,7 @@ impl Dice {
     }
 
     /// Others, which these decide.
-    pub fn fork(&mut self) -> Self {
+    pub(crate) fn fork(&mut self) -> Self {
         Self(self.roll())
     }
 
@@ -31,17 +31,17 @@ impl Dice {
     }
 
     /// A number below `limit`.
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.roll() % limit as u64).expect("a small number")
     }
 
     /// 0 to `most` milliseconds.
-    pub fn millis(&mut self, most: usize) -> Duration {
+    pub(crate) fn millis(&mut self, most: usize) -> Duration {
         Duration::from_millis(self.below(most + 1) as u64)
     }
 
     /// Nothing to `most`, in steps of a microsecond.
-    pub fn up_to(&mut self, most: Duration) -> Duration {
+    pub(crate) fn up_to(&mut self, most: Duration) -> Duration {
         Duration::from_micros(self.roll() % (most.as_micros() as u64 + 1))
     }
 }

@@ -8,7 +8,7 @@ use super::process::Folder;
 
 /// What stands for the disk of the data folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Disk {
+pub(crate) enum Disk {
     /// A file system in memory of 4 MiB, mounted where only the program sees it. Writing to it when it is full
     /// gives ENOSPC, as on any disk. Only root may mount.
     Small,
@@ -22,7 +22,7 @@ const LIMIT_BYTES: u64 = 128 * 1024;
 
 impl Disk {
     /// The most faithful one that can be had here.
-    pub fn best() -> Self {
+    pub(crate) fn best() -> Self {
         // SAFETY: geteuid(2) has no preconditions.
         let is_root = unsafe { libc::geteuid() } == 0;
         if is_root && may_mount() {
@@ -33,7 +33,7 @@ impl Disk {
     }
 
     /// Arranges it for a program that is about to start with `folder`/data.
-    pub fn prepare(self, folder: &Folder, command: &mut Command) {
+    pub(crate) fn prepare(self, folder: &Folder, command: &mut Command) {
         let data = folder.path().join("data");
         fs::create_dir_all(&data).expect("a folder");
         let path = CString::new(data.as_os_str().as_bytes()).expect("a path without NUL");
@@ -50,7 +50,7 @@ impl Disk {
     }
 
     /// Leaves no room to the program.
-    pub fn fill(self, pid: i32, folder: &Folder) {
+    pub(crate) fn fill(self, pid: i32, folder: &Folder) {
         match self {
             Self::Small => {
                 let mut filler = fs::File::create(filler(pid, folder)).expect("a file");
@@ -67,7 +67,7 @@ impl Disk {
     }
 
     /// Gives the room back.
-    pub fn free(self, pid: i32, folder: &Folder) {
+    pub(crate) fn free(self, pid: i32, folder: &Folder) {
         match self {
             Self::Small => fs::remove_file(filler(pid, folder)).expect("the filler was there"),
             Self::Limited => limit_files(pid, libc::RLIM_INFINITY),

@@ -9,7 +9,7 @@ use std::{
 
 /// Passes connections on to a server, as long as it is open.
 #[derive(Debug)]
-pub struct Gate {
+pub(crate) struct Gate {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
@@ -32,7 +32,7 @@ struct State {
 
 impl Gate {
     /// Opens a gate to `target`.
-    pub fn to(target: SocketAddr) -> Self {
+    pub(crate) fn to(target: SocketAddr) -> Self {
         let state = Mutex::default();
         let shared = Arc::new(Shared { target, state, changed: Condvar::new() });
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
@@ -42,12 +42,12 @@ impl Gate {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Cuts every connection and refuses new ones, as a server does that is gone.
-    pub fn shut(&self) {
+    pub(crate) fn shut(&self) {
         {
             let mut state = self.shared.state();
             state.is_open = false;
@@ -61,12 +61,12 @@ impl Gate {
     }
 
     /// Passes nothing on and cuts nothing, as a server does that is stopped.
-    pub fn silence(&self) {
+    pub(crate) fn silence(&self) {
         self.shared.state().is_silent = true;
     }
 
     /// Passes everything on again, also what was held back.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         let was_open = {
             let mut state = self.shared.state();
             state.is_silent = false;

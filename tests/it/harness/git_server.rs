@@ -12,7 +12,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use super::program::Folder;
 
 /// A server with one repository, `octo/hello`. It serves until the tests end.
-pub struct GitServer {
+pub(crate) struct GitServer {
     /// `127.0.0.1:PORT`, for `workspaces.git_hosts`.
     pub host: String,
     _folder: Folder,
@@ -26,7 +26,7 @@ fn git(folder: &Path, args: &[&str]) {
 
 impl GitServer {
     /// Starts one.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = Folder::new();
         let work = folder.path().join("work");
         std::fs::create_dir_all(&work).expect("a folder");
@@ -51,7 +51,7 @@ impl GitServer {
     }
 
     /// The address of its repository.
-    pub fn repository(&self) -> String {
+    pub(crate) fn repository(&self) -> String {
         format!("http://{}/octo/hello.git", self.host)
     }
 }

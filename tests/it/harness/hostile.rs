@@ -8,7 +8,7 @@ use std::{
 
 /// What came back.
 #[derive(Debug, Clone)]
-pub struct RawAnswer {
+pub(crate) struct RawAnswer {
     /// The status; 0 where the connection was closed without an answer.
     pub status: u16,
     /// The header lines, names in lower case.
@@ -19,14 +19,14 @@ pub struct RawAnswer {
 
 impl RawAnswer {
     /// The first header of this name, in lower case.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// One request, written as it is given.
 #[derive(Debug, Clone)]
-pub struct RawRequest {
+pub(crate) struct RawRequest {
     line: String,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
@@ -34,24 +34,24 @@ pub struct RawRequest {
 
 impl RawRequest {
     /// Begins a request without any header.
-    pub fn new(method: &str, path: &str) -> Self {
+    pub(crate) fn new(method: &str, path: &str) -> Self {
         Self { line: format!("{method} {path} HTTP/1.1"), headers: Vec::new(), body: Vec::new() }
     }
 
     /// Adds a header.
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// Sets the body, with its length.
-    pub fn body(mut self, body: &str) -> Self {
+    pub(crate) fn body(mut self, body: &str) -> Self {
         self.body = body.as_bytes().to_vec();
         self.header("Content-Length", &body.len().to_string())
     }
 
     /// Sends it on a connection of its own and reads until the end of the connection, or for 10 s.
-    pub fn send(self, to: SocketAddr) -> RawAnswer {
+    pub(crate) fn send(self, to: SocketAddr) -> RawAnswer {
         let mut bytes = format!("{}\r\n", self.line);
         for (name, value) in self.headers {
             bytes.push_str(&format!("{name}: {value}\r\n"));
@@ -64,7 +64,7 @@ impl RawRequest {
 }
 
 /// Writes bytes and reads what comes back.
-pub fn exchange(to: SocketAddr, bytes: &[u8]) -> RawAnswer {
+pub(crate) fn exchange(to: SocketAddr, bytes: &[u8]) -> RawAnswer {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("the server listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
     // A server may refuse and close before it has read everything: its answer counts, not our write.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// One scrape.
 #[derive(Debug, Clone, Default)]
-pub struct Scrape {
+pub(crate) struct Scrape {
     samples: Vec<Sample>,
     /// The type of each family.
     pub types: BTreeMap<String, String>,
@@ -14,7 +14,7 @@ pub struct Scrape {
 
 /// One sample.
 #[derive(Debug, Clone)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Its name, with `_bucket`, `_sum` or `_count` where it has one.
     pub name: String,
     /// Its labels.
@@ -25,7 +25,7 @@ pub struct Sample {
 
 impl Scrape {
     /// Reads a scrape; fails the test where a line is neither a comment nor a sample.
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut scrape = Self { text: text.to_owned(), ..Self::default() };
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -39,17 +39,17 @@ impl Scrape {
     }
 
     /// The sum of every sample of this name whose labels include `labels`; 0 where there is none.
-    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.matching(name, labels).map(|sample| sample.value).sum()
     }
 
     /// Whether at least one sample of this name and these labels is there.
-    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+    pub(crate) fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.matching(name, labels).next().is_some()
     }
 
     /// Every sample.
-    pub fn samples(&self) -> &[Sample] {
+    pub(crate) fn samples(&self) -> &[Sample] {
         &self.samples
     }
 

@@ -2,14 +2,14 @@
 
 /// A database of a test's own on the PostgreSQL server of `tests/run`; dropped with it.
 #[derive(Debug)]
-pub struct PostgresDatabase {
+pub(crate) struct PostgresDatabase {
     maintenance: String,
     name: String,
 }
 
 impl PostgresDatabase {
     /// Creates it.
-    pub fn create() -> Self {
+    pub(crate) fn create() -> Self {
         let maintenance = std::env::var("LUMILINK_TEST_POSTGRES").unwrap_or_else(|_| {
             panic!("LUMILINK_TEST_POSTGRES names no PostgreSQL server: run tests/run, which starts one")
         });
@@ -20,21 +20,21 @@ impl PostgresDatabase {
     }
 
     /// Its URL.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let mut url = url::Url::parse(&self.maintenance).expect("LUMILINK_TEST_POSTGRES is a URL");
         url.set_path(&self.name);
         url.to_string()
     }
 
     /// Where its server is.
-    pub fn server(&self) -> std::net::SocketAddr {
+    pub(crate) fn server(&self) -> std::net::SocketAddr {
         let url = url::Url::parse(&self.maintenance).expect("LUMILINK_TEST_POSTGRES is a URL");
         let found = url.socket_addrs(|| Some(5432)).expect("the server's name is known");
         *found.first().expect("it has an address")
     }
 
     /// Its URL for those who reach its server at another address.
-    pub fn url_at(&self, address: std::net::SocketAddr) -> String {
+    pub(crate) fn url_at(&self, address: std::net::SocketAddr) -> String {
         let mut url = url::Url::parse(&self.url()).expect("a URL");
         url.set_ip_host(address.ip()).expect("a host");
         url.set_port(Some(address.port())).expect("a port");

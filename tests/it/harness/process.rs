@@ -16,35 +16,35 @@ use super::{lumilink, processes, wait_for};
 /// The folder of a run: database, workspaces, HOME and logs. It may outlive a program, for a test that
 /// starts another one on the same data.
 #[derive(Debug, Clone)]
-pub struct Folder(Arc<TempDir>);
+pub(crate) struct Folder(Arc<TempDir>);
 
 impl Folder {
     /// Makes an empty one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(tempfile::Builder::new().prefix("lumilink-it-").tempdir().expect("a temporary folder")))
     }
 
     /// Its path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
 
 /// One started process with its log.
 #[derive(Debug)]
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     log: PathBuf,
 }
 
 impl Process {
     /// Starts the program with these arguments, its log and output beside its data, HOME in the folder.
-    pub fn start(name: &str, folder: &Folder, arguments: &[String], env: &[(String, String)]) -> Self {
+    pub(crate) fn start(name: &str, folder: &Folder, arguments: &[String], env: &[(String, String)]) -> Self {
         Self::start_with(name, folder, arguments, env, |_| {})
     }
 
     /// [`Process::start`], with a last word about how.
-    pub fn start_with(
+    pub(crate) fn start_with(
         name: &str,
         folder: &Folder,
         arguments: &[String],
@@ -69,29 +69,29 @@ impl Process {
     }
 
     /// Fails the test, with the log, where the process has ended.
-    pub fn assert_running(&mut self) {
+    pub(crate) fn assert_running(&mut self) {
         if let Ok(Some(status)) = self.child.try_wait() {
             panic!("the program ended with {status}; its log:\n{}", self.log());
         }
     }
 
     /// What it has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Its process id.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a process id")
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+    pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         wait_for(deadline, "the process ends", || self.child.try_wait().ok().flatten())
     }
 
     /// Kills it with its group, and reaps it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         processes::signal(-self.pid(), libc::SIGKILL);
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 /// A process that belongs to a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct Found {
     /// Its id.
     pub pid: i32,
     /// Its command line, for the message of a failed test.
@@ -14,7 +14,7 @@ pub struct Found {
 /// Every process that carries `marker`, the path of the run's own folder, in its working directory, its
 /// environment or its command line. Agents work below that folder and inherit a HOME there, so this also
 /// finds what has left its process group or session. Zombies are somebody's to reap, not ours to find.
-pub fn with_marker(marker: &Path) -> Vec<Found> {
+pub(crate) fn with_marker(marker: &Path) -> Vec<Found> {
     let marker = marker.to_string_lossy();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -27,12 +27,12 @@ pub fn with_marker(marker: &Path) -> Vec<Found> {
 }
 
 /// Whether a process exists and is not a zombie.
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid)
 }
 
 /// Sends a signal; a process that is gone is no error.
-pub fn signal(pid: i32, signal: i32) {
+pub(crate) fn signal(pid: i32, signal: i32) {
     // SAFETY: kill(2) touches no memory of ours.
     unsafe { libc::kill(pid, signal) };
 }

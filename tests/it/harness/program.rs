@@ -6,19 +6,19 @@ use super::{
     Api, DEADLINE, Value, disk::Disk, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes,
     proxy::Proxy, wait_for,
 };
-pub use super::{
+pub(crate) use super::{
     postgres::PostgresDatabase,
     process::{Folder, Process},
 };
 
 /// Turns that began, without labels.
-pub const TURNS_STARTED: &str = "lumilink_turns_started_total";
+pub(crate) const TURNS_STARTED: &str = "lumilink_turns_started_total";
 /// Turns that ended, by route and outcome.
-pub const TURNS_ENDED: &str = "lumilink_turns_ended_total";
+pub(crate) const TURNS_ENDED: &str = "lumilink_turns_ended_total";
 
 /// How a program is to be started.
 #[derive(Debug)]
-pub struct Builder {
+pub(crate) struct Builder {
     folder: Folder,
     settings: Vec<(String, String)>,
     config: Option<String>,
@@ -32,68 +32,68 @@ pub struct Builder {
 
 impl Builder {
     /// Adds `--set key=value`.
-    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+    pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.push((key.to_owned(), value.to_string()));
         self
     }
 
     /// Uses the demo agent with flags.
-    pub fn demo_agent(self, flags: &[&str]) -> Self {
+    pub(crate) fn demo_agent(self, flags: &[&str]) -> Self {
         let command = super::demo_agent(flags);
         self.set("agent.command", command)
     }
 
     /// Adds a configuration file.
-    pub fn config(mut self, toml: &str) -> Self {
+    pub(crate) fn config(mut self, toml: &str) -> Self {
         self.config = Some(toml.to_owned());
         self
     }
 
     /// Adds an environment variable.
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// Works in this folder instead of a new one.
-    pub fn folder(mut self, folder: &Folder) -> Self {
+    pub(crate) fn folder(mut self, folder: &Folder) -> Self {
         self.folder = folder.clone();
         self
     }
 
     /// Keeps its records in a PostgreSQL database of its own.
-    pub fn postgres(mut self) -> Self {
+    pub(crate) fn postgres(mut self) -> Self {
         self.postgres = Some(PostgresDatabase::create());
         self
     }
 
     /// Wants a bearer token; the [`Api`] of the program sends it.
-    pub fn token(mut self, token: &str) -> Self {
+    pub(crate) fn token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self.set("server.token", token)
     }
 
     /// Runs the container side as a process of its own, with this token between the two.
-    pub fn separate_runtime(mut self, token: &str) -> Self {
+    pub(crate) fn separate_runtime(mut self, token: &str) -> Self {
         self.separate_runtime = Some(token.to_owned());
         self
     }
 
     /// [`Self::separate_runtime`] behind a [`Proxy`], so that either can be killed and started again, and the cable
     /// between them be pulled.
-    pub fn behind_proxy(mut self) -> Self {
+    pub(crate) fn behind_proxy(mut self) -> Self {
         self.behind_proxy = true;
         self.separate_runtime("runtime-token-0123456789")
     }
 
     /// Keeps its data on a disk that can be full.
-    pub fn disk(mut self, disk: Disk) -> Self {
+    pub(crate) fn disk(mut self, disk: Disk) -> Self {
         self.disk = Some(disk);
         self
     }
 
     /// Starts it and waits until it serves.
-    pub fn start(mut self) -> Program {
+    pub(crate) fn start(mut self) -> Program {
         let (mut runtime, mut runtime_url, mut proxy) = (None, None, None);
         if let Some(token) = self.separate_runtime.clone() {
             let (process, mut listen) = self.start_runtime(&token);
@@ -181,7 +181,7 @@ impl Builder {
 /// A running program. Dropping it stops it and checks that it ended well: exit 0 on SIGTERM, no ERROR
 /// logged that was not expected, every turn that began has ended, and no process left.
 #[derive(Debug)]
-pub struct Program {
+pub(crate) struct Program {
     /// Its HTTP face.
     pub api: Api,
     /// Where it listens.
@@ -203,7 +203,7 @@ pub struct Program {
 
 impl Program {
     /// Begins to describe a program.
-    pub fn builder() -> Builder {
+    pub(crate) fn builder() -> Builder {
         Builder {
             folder: Folder::new(),
             settings: Vec::new(),
@@ -218,42 +218,42 @@ impl Program {
     }
 
     /// Starts one with the defaults: SQLite, embedded runtime, demo agent.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::builder().start()
     }
 
     /// Says that an ERROR line with this text is part of the test.
-    pub fn expect_error(&mut self, text: &str) {
+    pub(crate) fn expect_error(&mut self, text: &str) {
         self.expected_errors.push(text.to_owned());
     }
 
     /// Says that this test stops or kills the program in the middle of a turn.
-    pub fn turns_may_run(&mut self) {
+    pub(crate) fn turns_may_run(&mut self) {
         self.turns_may_run = true;
     }
 
     /// Its process id.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.process.pid()
     }
 
     /// The separate runtime.
-    pub fn runtime(&mut self) -> &mut Process {
+    pub(crate) fn runtime(&mut self) -> &mut Process {
         self.runtime.as_mut().expect("a separate runtime was asked for")
     }
 
     /// What it has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 
     /// Its metrics now, over a connection that needs no runtime of ours.
-    pub fn metrics(&self) -> Scrape {
+    pub(crate) fn metrics(&self) -> Scrape {
         scrape(self.address, self.builder.token.as_deref())
     }
 
     /// The metrics of the separate runtime now, over the cable where there is one.
-    pub fn runtime_metrics(&self) -> Scrape {
+    pub(crate) fn runtime_metrics(&self) -> Scrape {
         let url = self.runtime_url();
         let address = url.strip_prefix("ws://").and_then(|url| url.strip_suffix("/acp"));
         let address = address.and_then(|address| address.parse().ok()).expect("ws://ADDR:PORT/acp");
@@ -261,29 +261,29 @@ impl Program {
     }
 
     /// The `[runtime] url` of a program with a separate runtime.
-    pub fn runtime_url(&self) -> String {
+    pub(crate) fn runtime_url(&self) -> String {
         self.runtime_url.clone().expect("a separate runtime was asked for")
     }
 
     /// Sends a signal to the program itself.
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         processes::signal(self.pid(), signal);
     }
 
     /// The cable between supervisor and runtime.
-    pub fn proxy(&self) -> &Proxy {
+    pub(crate) fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().expect("it was started behind a proxy")
     }
 
     /// Kills the supervisor alone, with SIGKILL, as the kernel does that needs its memory. What it leaves running is
     /// no fault of the test.
-    pub fn kill_supervisor(&mut self) {
+    pub(crate) fn kill_supervisor(&mut self) {
         processes::signal(self.process.pid(), libc::SIGKILL);
         self.process.wait(DEADLINE);
     }
 
     /// Starts the supervisor again, on the same data. Its address is another one; [`Api`] and its sessions follow.
-    pub fn start_supervisor_again(&mut self) {
+    pub(crate) fn start_supervisor_again(&mut self) {
         self.former_logs.push(self.process.log());
         let (process, address) = self.builder.start_supervisor();
         (self.process, self.address, self.stopped) = (process, address, false);
@@ -291,14 +291,14 @@ impl Program {
     }
 
     /// Kills the runtime alone, with SIGKILL. Needs [`Builder::behind_proxy`].
-    pub fn kill_runtime(&mut self) {
+    pub(crate) fn kill_runtime(&mut self) {
         let runtime = self.runtime.as_mut().expect("a separate runtime was asked for");
         processes::signal(runtime.pid(), libc::SIGKILL);
         runtime.wait(DEADLINE);
     }
 
     /// Starts the runtime again. Its address is another one; the proxy knows it.
-    pub fn start_runtime_again(&mut self) {
+    pub(crate) fn start_runtime_again(&mut self) {
         let token = self.builder.separate_runtime.clone().expect("a separate runtime was asked for");
         let (process, listen) = self.builder.start_runtime(&token);
         let former = self.runtime.replace(process);
@@ -307,33 +307,33 @@ impl Program {
     }
 
     /// The agent processes of this run that live now.
-    pub fn agents(&self) -> Vec<i32> {
+    pub(crate) fn agents(&self) -> Vec<i32> {
         let mut found = processes::with_marker(self.folder.path());
         found.retain(|process| process.command.contains("demo-agent"));
         found.into_iter().map(|process| process.pid).collect()
     }
 
     /// Kills it as a power cut would, its children too.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.stopped = true;
         self.kill_everything();
     }
 
     /// Sends SIGTERM and waits for the end; gives the exit code.
-    pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
+    pub(crate) fn terminate(&mut self, deadline: Duration) -> Option<i32> {
         self.signal(libc::SIGTERM);
         self.ends(deadline)
     }
 
     /// Waits for the end of a program that was told to stop; gives the exit code.
-    pub fn ends(&mut self, deadline: Duration) -> Option<i32> {
+    pub(crate) fn ends(&mut self, deadline: Duration) -> Option<i32> {
         let status = self.process.wait(deadline);
         self.stopped = true;
         status.code()
     }
 
     /// Stops it now and makes all checks, for a test that goes on afterwards.
-    pub fn stop(mut self) -> Folder {
+    pub(crate) fn stop(mut self) -> Folder {
         self.finish();
         self.folder.clone()
     }

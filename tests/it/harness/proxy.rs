@@ -31,7 +31,7 @@ const PIECE: usize = 16 * 1024;
 
 /// A direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// From the client to the server: between supervisor and runtime, that is the runtime.
     ToServer,
     /// From the server to the client: between supervisor and runtime, that is the supervisor.
@@ -40,7 +40,7 @@ pub enum Way {
 
 /// What is done to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Everything passes.
     Pass,
     /// Each piece passes after this time.
@@ -59,7 +59,7 @@ pub enum Mode {
 
 /// What has gone through.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Connections that were taken.
     pub connections: u64,
     /// Bytes that reached the server.
@@ -70,7 +70,7 @@ pub struct Counts {
 
 /// The proxy. Dropping it ends all of its connections.
 #[derive(Debug)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     shared: Arc<Shared>,
     address: SocketAddr,
     /// Holds the port while nobody listens on it, so that nobody else gets it.
@@ -92,7 +92,7 @@ struct Shared {
 
 impl Proxy {
     /// Listens on a free loopback port for connections to `target`.
-    pub fn start(target: SocketAddr) -> Self {
+    pub(crate) fn start(target: SocketAddr) -> Self {
         let holder = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
         let address = holder.local_addr().expect("an address");
         let proxy = Self {
@@ -114,30 +114,30 @@ impl Proxy {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Sends connections to come to another place: the server is started again elsewhere.
-    pub fn target(&self, target: SocketAddr) {
+    pub(crate) fn target(&self, target: SocketAddr) {
         *self.shared.target.lock().expect("a lock") = target;
     }
 
     /// Switches the connections that are open now; the ones to come pass, or do what [`Self::set`] said.
-    pub fn set_open(&self, mode: Mode) {
+    pub(crate) fn set_open(&self, mode: Mode) {
         let mut open = self.shared.open.lock().expect("a lock");
         // A connection that has ended listens to nobody.
         open.retain(|connection| connection.send(mode).is_ok());
     }
 
     /// Switches the connections that are open now and those to come.
-    pub fn set(&self, mode: Mode) {
+    pub(crate) fn set(&self, mode: Mode) {
         *self.shared.next.lock().expect("a lock") = mode;
         self.set_open(mode);
     }
 
     /// Stops listening: whoever connects gets `connection refused`, as from a machine whose service is down.
-    pub fn refuse(&self) {
+    pub(crate) fn refuse(&self) {
         let listening = self.listening.lock().expect("a lock").take();
         if let Some(listening) = listening {
             listening.abort();
@@ -147,7 +147,7 @@ impl Proxy {
     }
 
     /// Listens again.
-    pub fn admit(&self) {
+    pub(crate) fn admit(&self) {
         let mut listening = self.listening.lock().expect("a lock");
         if listening.is_none() {
             let socket = bound(self.address);
@@ -160,7 +160,7 @@ impl Proxy {
     }
 
     /// What has gone through until now.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         Counts {
             connections: self.shared.connections.load(Ordering::Relaxed),
             to_server: self.shared.to_server.load(Ordering::Relaxed),
@@ -169,7 +169,7 @@ impl Proxy {
     }
 
     /// How many connections are open now.
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.shared.open_now()
     }
 }

@@ -15,7 +15,7 @@ use super::{Value, wait_for};
 
 /// What is done with a post.
 #[derive(Debug, Clone)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// An answer without a body.
     Status(u16),
     /// An answer with one more header line.
@@ -34,7 +34,7 @@ pub enum Reply {
 
 /// A post as it came.
 #[derive(Debug, Clone)]
-pub struct Post {
+pub(crate) struct Post {
     /// When it was read.
     pub at: Instant,
     /// `POST /path HTTP/1.1`.
@@ -47,19 +47,19 @@ pub struct Post {
 
 impl Post {
     /// A header.
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).unwrap_or_else(|| panic!("no header {name}")).to_str().expect("text")
     }
 
     /// The body as JSON.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("JSON")
     }
 }
 
 /// A running receiver. It ends with the test.
 #[derive(Debug)]
-pub struct Receiver {
+pub(crate) struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
@@ -82,7 +82,7 @@ struct State {
 
 impl Receiver {
     /// Starts one on a free port.
-    pub fn start(script: impl IntoIterator<Item = Reply>) -> Self {
+    pub(crate) fn start(script: impl IntoIterator<Item = Reply>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared::default());
@@ -101,30 +101,30 @@ impl Receiver {
     }
 
     /// Where it listens.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// What it got so far.
-    pub fn posts(&self) -> Vec<Post> {
+    pub(crate) fn posts(&self) -> Vec<Post> {
         self.shared.state().posts.clone()
     }
 
     /// Waits for so many posts, and gives them.
-    pub fn gets(&self, posts: usize) -> Vec<Post> {
+    pub(crate) fn gets(&self, posts: usize) -> Vec<Post> {
         wait_for(Duration::from_secs(60), &format!("{posts} posts"), || {
             Some(self.posts()).filter(|got| got.len() >= posts)
         })
     }
 
     /// Lets what is held go.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.shared.state().is_released = true;
         self.shared.changed.notify_all();
     }
 
     /// Bytes of the largest body that a sender has taken, buffers between included.
-    pub fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.shared.state().taken
     }
 }

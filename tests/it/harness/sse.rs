@@ -8,7 +8,7 @@ use super::{DEADLINE, Value, block_on};
 
 /// One event.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub(crate) struct Event {
     /// `id:`, where it has one.
     pub id: Option<u64>,
     /// `event:`.
@@ -18,7 +18,7 @@ pub struct Event {
 }
 
 /// An open stream of events.
-pub struct Sse {
+pub(crate) struct Sse {
     bytes: BoxStream<'static, Result<bytes::Bytes, String>>,
     buffer: Vec<u8>,
     ended: bool,
@@ -26,29 +26,29 @@ pub struct Sse {
 
 impl Sse {
     /// Reads events from an answer's body.
-    pub fn new(response: reqwest::Response) -> Self {
+    pub(crate) fn new(response: reqwest::Response) -> Self {
         let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|cause| cause.to_string())).boxed();
         Self { bytes, buffer: Vec::new(), ended: false }
     }
 
     /// The next event; `None` at the end of the stream. Comments are left out.
-    pub fn next(&mut self) -> Option<Event> {
+    pub(crate) fn next(&mut self) -> Option<Event> {
         self.next_within(DEADLINE)
     }
 
     /// [`Self::next`] with another deadline.
-    pub fn next_within(&mut self, deadline: Duration) -> Option<Event> {
+    pub(crate) fn next_within(&mut self, deadline: Duration) -> Option<Event> {
         block_on(async { tokio::time::timeout(deadline, self.read()).await })
             .unwrap_or_else(|_| panic!("no event within {deadline:?}"))
     }
 
     /// The next event, or the end of the stream; `None` where neither comes in time. Nothing is lost by that.
-    pub fn try_next_within(&mut self, deadline: Duration) -> Option<Option<Event>> {
+    pub(crate) fn try_next_within(&mut self, deadline: Duration) -> Option<Option<Event>> {
         block_on(async { tokio::time::timeout(deadline, self.read()).await }).ok()
     }
 
     /// Reads up to and including the first event that `wanted` takes; fails at the end of the stream.
-    pub fn until(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
+    pub(crate) fn until(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut seen = Vec::new();
         while let Some(event) = self.next() {
             let found = wanted(&event);
@@ -61,7 +61,7 @@ impl Sse {
     }
 
     /// Every event up to the end of the stream.
-    pub fn rest(&mut self) -> Vec<Event> {
+    pub(crate) fn rest(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.next()).collect()
     }
 
@@ -105,7 +105,7 @@ fn parse(block: &str) -> Option<Event> {
 }
 
 /// The text of every agent message chunk among these events, joined.
-pub fn message_of(events: &[Event]) -> String {
+pub(crate) fn message_of(events: &[Event]) -> String {
     events
         .iter()
         .filter(|event| event.name == "update" && event.data["update"]["sessionUpdate"] == "agent_message_chunk")

@@ -15,7 +15,7 @@ use super::{DEADLINE, Value, agents::InteropAgent, json, processes};
 
 /// A running agent.
 #[derive(Debug)]
-pub struct StdioClient {
+pub(crate) struct StdioClient {
     child: Child,
     stdin: ChildStdin,
     lines: Receiver<Value>,
@@ -24,7 +24,7 @@ pub struct StdioClient {
 
 impl StdioClient {
     /// Starts an agent in a folder, with a cleared environment.
-    pub fn start(agent: &InteropAgent, command: &[String], cwd: &Path) -> Self {
+    pub(crate) fn start(agent: &InteropAgent, command: &[String], cwd: &Path) -> Self {
         let mut child = Command::new(&command[0])
             .args(&command[1..])
             .env_clear()
@@ -53,7 +53,7 @@ impl StdioClient {
 
     /// Sends a request and answers the agent's own until the response comes. `on_update` sees each update
     /// and may send a cancel by giving its session.
-    pub fn call(
+    pub(crate) fn call(
         &mut self,
         method: &str,
         params: Value,

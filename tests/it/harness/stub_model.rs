@@ -12,16 +12,16 @@ use futures_util::{StreamExt, stream};
 use super::{Value, json};
 
 /// What the model writes into files.
-pub const FILE_CONTENT: &str = "from the stub model\n";
+pub(crate) const FILE_CONTENT: &str = "from the stub model\n";
 /// What it says.
-pub const ANSWER: [&str; 2] = ["the stub ", "model has spoken"];
+pub(crate) const ANSWER: [&str; 2] = ["the stub ", "model has spoken"];
 
 const SLOW_WORDS: usize = 200;
 const SLOW_PAUSE: Duration = Duration::from_millis(100);
 
 /// A running stub; it stops when it is dropped.
 #[derive(Debug)]
-pub struct StubModel {
+pub(crate) struct StubModel {
     url: String,
     handle: ServerHandle,
     thread: Option<thread::JoinHandle<()>>,
@@ -29,7 +29,7 @@ pub struct StubModel {
 
 impl StubModel {
     /// Starts one on a free port.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (tell, told) = mpsc::channel();
         let thread = thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
@@ -55,7 +55,7 @@ impl StubModel {
     }
 
     /// `http://127.0.0.1:PORT`, for both APIs.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 }

@@ -19,7 +19,7 @@ use tokio_tungstenite::{
 use super::{Api, DEADLINE, Value, block_on, json};
 
 /// One open WebSocket.
-pub struct Subscriber {
+pub(crate) struct Subscriber {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// What the server answered to the upgrade.
     pub protocol: Option<String>,
@@ -27,7 +27,7 @@ pub struct Subscriber {
 
 /// Why a WebSocket was not opened.
 #[derive(Debug)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// The status.
     pub status: u16,
     /// The problem document.
@@ -36,7 +36,7 @@ pub struct Refused {
 
 /// How a WebSocket ended.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Closed {
+pub(crate) struct Closed {
     /// The code of the closing frame; none where the connection broke.
     pub code: Option<u16>,
     /// Its reason.
@@ -55,13 +55,13 @@ fn url(base: &str, query: &str) -> String {
 
 impl Subscriber {
     /// Opens one at `base` (`http://ADDR:PORT`), with header lines of one's own.
-    pub fn open(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+    pub(crate) fn open(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
         block_on(Self::connect(base, query, headers))
     }
 
     /// One whose receive buffer takes no more than about so many bytes. Its segments are short, since a sender's buffer has
     /// room for a number of them: those of the loopback would make megabytes.
-    pub fn open_small(base: &str, query: &str, buffer_bytes: u32) -> Self {
+    pub(crate) fn open_small(base: &str, query: &str, buffer_bytes: u32) -> Self {
         let opening = async {
             let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
             let stream = TcpSocket::new_v4().expect("a socket");
@@ -87,7 +87,7 @@ impl Subscriber {
     }
 
     /// The same, for a task.
-    pub async fn connect(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
+    pub(crate) async fn connect(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
         let url = url(base, query);
         let mut request = url.into_client_request().expect("a URL");
         for (name, value) in headers {
@@ -106,14 +106,14 @@ impl Subscriber {
     }
 
     /// One of a tenant, which is welcome and wants only what comes.
-    pub fn of(api: &Api, query: &str) -> Self {
+    pub(crate) fn of(api: &Api, query: &str) -> Self {
         let mut subscriber = Self::open(&api.base(), query, &[]).expect("a WebSocket");
         subscriber.hello(json!({}));
         subscriber
     }
 
     /// Says hello with these members, and gives the welcome.
-    pub fn hello(&mut self, mut members: Value) -> Value {
+    pub(crate) fn hello(&mut self, mut members: Value) -> Value {
         members["type"] = "hello".into();
         self.say(&members);
         let welcome = self.next();
@@ -122,23 +122,23 @@ impl Subscriber {
     }
 
     /// Sends a frame.
-    pub fn say(&mut self, frame: &Value) {
+    pub(crate) fn say(&mut self, frame: &Value) {
         self.say_text(&frame.to_string());
     }
 
     /// Sends a text.
-    pub fn say_text(&mut self, text: &str) {
+    pub(crate) fn say_text(&mut self, text: &str) {
         block_on(self.socket.send(Message::text(text.to_owned()))).expect("the frame is sent");
     }
 
     /// Sends a frame, from a task; the other end may be gone.
-    pub async fn tell(&mut self, frame: &Value) -> Result<(), Closed> {
+    pub(crate) async fn tell(&mut self, frame: &Value) -> Result<(), Closed> {
         let sent = self.socket.send(Message::text(frame.to_string())).await;
         sent.map_err(|_| Closed { code: None, reason: String::new() })
     }
 
     /// Closes it in order: says so, and hears the answer, unless the other end is gone.
-    pub async fn leave(mut self) {
+    pub(crate) async fn leave(mut self) {
         if self.socket.close(None).await.is_ok() {
             // Not until the connection ends too, for which the server takes another second.
             while let Some(Ok(message)) = self.socket.next().await
@@ -148,14 +148,14 @@ impl Subscriber {
     }
 
     /// Ends it with a reset, as a machine does that lost its memory.
-    pub fn reset(self) {
+    pub(crate) fn reset(self) {
         if let MaybeTlsStream::Plain(stream) = self.socket.get_ref() {
             stream.set_zero_linger().expect("an option");
         }
     }
 
     /// The next frame.
-    pub fn next(&mut self) -> Value {
+    pub(crate) fn next(&mut self) -> Value {
         match block_on(self.read()) {
             Ok(frame) => frame,
             Err(closed) => panic!("closed instead of a frame: {closed:?}"),
@@ -163,7 +163,7 @@ impl Subscriber {
     }
 
     /// The next toast; other frames are passed over.
-    pub fn toast(&mut self) -> Value {
+    pub(crate) fn toast(&mut self) -> Value {
         loop {
             let frame = self.next();
             if frame["type"] == "toast" {
@@ -175,7 +175,7 @@ impl Subscriber {
     /// Sends pings without reading what is answered, until nobody takes any more: the other end can send nothing, and so
     /// reads nothing. `is_served` comes back when the thread that serves this socket has run: a server that had no time is
     /// not taken for one that is full.
-    pub fn fill(&mut self, is_served: impl Fn()) {
+    pub(crate) fn fill(&mut self, is_served: impl Fn()) {
         /// So often it has to take nothing, one after the other.
         const LOOKS: usize = 3;
         let end = Instant::now() + DEADLINE;
@@ -198,7 +198,7 @@ impl Subscriber {
     }
 
     /// The next frame, or how it ended. Answers pings.
-    pub async fn read(&mut self) -> Result<Value, Closed> {
+    pub(crate) async fn read(&mut self) -> Result<Value, Closed> {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("a frame in time");
             match message {
@@ -217,7 +217,7 @@ impl Subscriber {
     }
 
     /// Frames until it ended, and how.
-    pub fn until_closed(&mut self) -> (Vec<Value>, Closed) {
+    pub(crate) fn until_closed(&mut self) -> (Vec<Value>, Closed) {
         let mut frames = Vec::new();
         loop {
             match block_on(self.read()) {

@@ -1,6 +1,6 @@
 //! A turn ends once, whatever happened in it and however it ends: random turns against what they have to come to.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use serde_json::{Value, value::RawValue};
@@ -35,7 +35,7 @@ use crate::{
             transcript::TranscriptEntry,
         },
     },
-    store::{DatabaseUrl, Store, StoreObserver, StoreOptions},
+    store::{Store, StoreOptions},
     telemetry::SystemClock,
     transport::fake::FakeTransport,
 };
@@ -205,25 +205,13 @@ async fn check(mut over: Over) {
     assert_eq!((view.state, view.running, view.progress), (SessionState::Idle, None, None));
 }
 
-struct Blind;
-
-impl StoreObserver for Blind {
-    fn on_commit(&self, _: usize, _: Duration, _: Duration) {}
-    fn on_failure(&self) {}
-    fn on_queue_depth(&self, _: usize) {}
-}
-
 #[actix::test]
 async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(StoreOptions {
-        url: DatabaseUrl::Sqlite(folder.path().join("test.db")),
-        readers: 1,
-        write_queue: TOGETHER + 1,
-        patience: Duration::from_secs(60),
-        webhook: None,
-        observer: Arc::new(Blind),
-    })
+    let store = Store::open(
+        StoreOptions { write_queue: TOGETHER + 1, ..StoreOptions::for_tests(&folder.path().join("test.db")) },
+        crate::telemetry::Metrics::for_tests(),
+    )
     .unwrap();
     let transport = || Arc::new(FakeTransport::new().0);
     let settings = SessionSettings::new(&Config::default());
