@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
-pub(crate) struct Parts {
+pub(crate) struct Services {
     /// Where turns are kept.
     pub store: Store,
     /// What is counted.
@@ -37,7 +37,7 @@ pub(crate) struct Parts {
     pub settings: SessionSettings,
 }
 
-impl Parts {
+impl Services {
     /// The way of a route.
     pub(crate) fn transport(&self, route: Route) -> &Arc<dyn Transport> {
         match route {
@@ -48,7 +48,7 @@ impl Parts {
 }
 
 #[cfg(test)]
-impl Parts {
+impl Services {
     /// Those of a test, with metrics and a clock of their own.
     pub(crate) fn of_test(
         store: Store,

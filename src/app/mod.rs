@@ -44,7 +44,7 @@ pub(crate) enum AppError {
     Runtime(#[from] runtime::StartError),
     /// The runtime's address cannot be used.
     #[error("{0}")]
-    Door(#[from] Failure),
+    Interceptor(#[from] Failure),
     /// What operators are told cannot be posted.
     #[error("webhook: {0}")]
     Webhook(String),

@@ -11,8 +11,8 @@ use crate::{
     actors::{
         handles::{capacity_guard::CapacityGuard, index::SessionIndex, rollback_storm::Storm, session_progress},
         migrations::Migrations,
-        notifications::{ToastHub, hub::HubParts, webhook::WebhookStop},
-        services::{Parts, SessionSettings},
+        notifications::{NotificationHub, hub::HubServices, webhook::WebhookStop},
+        services::{Services, SessionSettings},
         session::adoption,
         upkeep::{
             capacity::CapacityWatch,
@@ -23,13 +23,13 @@ use crate::{
     },
     config::{Config, Loaded, environment::current_program, sections::Agent},
     domain::{clock::Clock, watchdog::WatchdogLimits},
-    http::{self, Beside, Faces, HttpFace},
-    runtime::{self, AgentSettings, Face, Retention, RunningRuntime, RuntimeOptions, Serves},
+    http::{self, ApiState, EmbeddedListener, RunningHttp},
+    runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, Serves},
     store::{DatabaseUrl, Store, StoreOptions},
     telemetry::{Metrics, SystemClock, watchdog::Watchdog},
     transport::{
         acp::AcpTransport,
-        http::{FallbackLimits, HttpFallback, client::WorkspaceDoor},
+        http::{FallbackLimits, HttpFallback, client::WorkspaceClient},
         pipe::PipeLimits,
         socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
     },
@@ -38,9 +38,9 @@ use crate::{
 /// Everything that runs.
 pub(crate) struct Service {
     pub(super) config: Config,
-    pub(super) http: HttpFace,
+    pub(super) http: RunningHttp,
     pub(super) workspaces: Workspaces,
-    pub(super) toasts: ToastHub,
+    pub(super) toasts: NotificationHub,
     pub(super) runtime: Option<RunningRuntime>,
     pub(super) store: Store,
     pub(super) sweep: JoinHandle<()>,
@@ -68,10 +68,10 @@ impl Service {
         let (telemetry, source) = session_progress::telemetry(metrics.clone());
         let (runtime, face, endpoint) = runtime_of(loaded, &metrics).await?;
         let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
-        let door = WorkspaceDoor::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
+        let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
         let (acp, http) = transports(config, endpoint)?;
         let storm = Storm::take_up(store.clone(), metrics.clone(), clock.clone()).await?;
-        let parts = Parts {
+        let services = Services {
             store: store.clone(),
             metrics,
             acp: Arc::new(acp),
@@ -82,26 +82,28 @@ impl Service {
             telemetry,
             settings: SessionSettings::new(config),
         };
-        let parts = Arc::new(parts);
-        let guard = CapacityGuard::new(config.capacity.rules(), parts.metrics.clone());
-        let watch = CapacityWatch::take_up(guard.clone(), parts.clone()).await?;
-        let workspaces = Workspaces::new(parts.clone(), door, guard);
+        let services = Arc::new(services);
+        let guard = CapacityGuard::new(config.capacity.rules(), services.metrics.clone());
+        let watch = CapacityWatch::take_up(guard.clone(), services.clone()).await?;
+        let workspaces = Workspaces::new(services.clone(), workspace_client, guard);
         pick_up(&workspaces, runtime.is_none()).await?;
         let capacity = actix::spawn(watch.run());
         // What was picked up lives on this thread.
-        liveness::beat_here(&watchdog);
+        liveness::beat_on_this_thread(&watchdog);
         let max_age = Duration::from_secs(config.session.max_age_s);
-        let sweep = actix::spawn(retention::sweep_expired(parts.clone(), max_age));
-        let ages = Ages::new(&config.retention, &parts.settings.window);
-        let retention = actix::spawn(retention::sweep(parts, ages));
-        let beside = face.map(|face| Beside { routes: face.routes(), listener: face.listener, tune: runtime::tune });
+        let sweep = actix::spawn(retention::sweep_expired(services.clone(), max_age));
+        let ages = Ages::new(&config.retention, &services.settings.window);
+        let retention = actix::spawn(retention::sweep(services, ages));
+        let beside =
+            face.map(|face| EmbeddedListener { routes: face.routes(), listener: face.listener, tune: runtime::tune });
         // Only a SQLite database is held for this process alone.
         let migrations = Migrations::new(workspaces.clone(), held.is_some(), config.migration.auto_look());
-        let webhooks = webhooks(&config.webhook, workspaces.parts())?;
-        let keeper = Keeper::new(workspaces.parts());
-        let hub = HubParts::new(store.clone(), source, held.is_none());
-        let toasts = ToastHub::start(hub, keeper.clone(), config.notifications.max_subscribers);
-        let faces = Faces { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
+        let webhooks = webhooks(&config.webhook, workspaces.services())?;
+        let keeper = Keeper::new(workspaces.services());
+        let hub = HubServices::new(store.clone(), source, held.is_none());
+        let toasts = NotificationHub::start(hub, keeper.clone(), config.notifications.max_subscribers);
+        let faces =
+            ApiState { workspaces: workspaces.clone(), migrations: migrations.clone(), toasts: toasts.clone() };
         let http = http::serve(faces, config, watchdog, beside)
             .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
         let migrations = actix::spawn(migrations.run());
@@ -134,9 +136,9 @@ impl Service {
 /// Brings what the last stop left in order: turns whose agents still work go on, where there is a separate runtime
 /// that kept them; the others are interrupted.
 async fn pick_up(workspaces: &Workspaces, may_go_on: bool) -> Result<(), AppError> {
-    let parts = workspaces.parts();
-    let mut unfinished = parts.store.unfinished().await?;
-    let found = if may_go_on { adoption::find_again(parts, unfinished.clone()).await } else { Vec::new() };
+    let services = workspaces.services();
+    let mut unfinished = services.store.unfinished().await?;
+    let found = if may_go_on { adoption::find_again(services, unfinished.clone()).await } else { Vec::new() };
     let mut kept = Vec::new();
     for found in found {
         let session_id = found.session.session_id;
@@ -146,8 +148,8 @@ async fn pick_up(workspaces: &Workspaces, may_go_on: bool) -> Result<(), AppErro
         }
     }
     unfinished.retain(|one| !kept.contains(&one.session.session_id));
-    let results = adoption::results_of_interrupted(parts, &unfinished).await?;
-    let recovered = parts.store.recover(parts.clock.now(), &kept, results).await?;
+    let results = adoption::results_of_interrupted(services, &unfinished).await?;
+    let recovered = services.store.recover(services.clock.now(), &kept, results).await?;
     tracing::info!(
         marker = "[ACP]",
         turns = recovered.interrupted_turns,
@@ -179,7 +181,7 @@ fn open_store(url: DatabaseUrl, loaded: &Loaded, metrics: Metrics) -> Result<Sto
 async fn runtime_of(
     loaded: &Loaded,
     metrics: &Metrics,
-) -> Result<(Option<RunningRuntime>, Option<Face>, Endpoint), AppError> {
+) -> Result<(Option<RunningRuntime>, Option<EmbeddedRuntime>, Endpoint), AppError> {
     let config = &loaded.config;
     let endpoint = |url: String, token| Endpoint {
         url,

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::AppError;
 use crate::{
-    actors::{notifications::webhook::Webhooks, services::Parts},
+    actors::{notifications::webhook::Webhooks, services::Services},
     config::sections::Webhook,
     webhook::{Poster, PosterOptions, Signer},
 };
 
 /// Nothing where no webhook is configured.
-pub(super) fn webhooks(config: &Webhook, parts: &Parts) -> Result<Option<Webhooks>, AppError> {
+pub(super) fn webhooks(config: &Webhook, services: &Services) -> Result<Option<Webhooks>, AppError> {
     let Some(url) = &config.url else { return Ok(None) };
     let failed = |cause: &dyn std::error::Error| AppError::Webhook(cause.to_string());
     let secrets = config.secret.iter().chain(&config.previous_secret);
@@ -18,9 +18,9 @@ pub(super) fn webhooks(config: &Webhook, parts: &Parts) -> Result<Option<Webhook
     let poster =
         Poster::new(PosterOptions { url, signer, timeout: config.timeout() }).map_err(|cause| failed(&cause))?;
     Ok(Some(Webhooks {
-        store: parts.store.clone(),
-        metrics: parts.metrics.clone(),
-        clock: parts.clock.clone(),
+        store: services.store.clone(),
+        metrics: services.metrics.clone(),
+        clock: services.clock.clone(),
         poster: Arc::new(poster),
         rules: config.rules(),
         timeout: config.timeout(),

@@ -31,7 +31,7 @@ use crate::{
             AcpTransport,
             handshake::{Peer, shake_hands},
         },
-        http::client::WorkspaceDoor,
+        http::client::WorkspaceClient,
         pipe::PipeLimits,
         socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
     },
@@ -72,7 +72,7 @@ pub(crate) struct RuntimePath {
     /// The process.
     pub program: Program,
     transport: AcpTransport,
-    door: WorkspaceDoor,
+    door: WorkspaceClient,
 }
 
 impl RuntimePath {
@@ -81,7 +81,7 @@ impl RuntimePath {
         let program = Program::start(workplace, "runtime", folder, settings).await?;
         let url = format!("ws://{}/acp", program.address());
         let failed = |failure: Failure| BenchError::Start(failure.detail);
-        let door = WorkspaceDoor::new(&url, None, PREPARE_TIMEOUT).map_err(failed)?;
+        let door = WorkspaceClient::new(&url, None, PREPARE_TIMEOUT).map_err(failed)?;
         let endpoint = Endpoint {
             url,
             token: None,

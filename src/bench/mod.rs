@@ -43,7 +43,7 @@ pub(crate) use self::{
     resume::{MAX_MESSAGES, MAX_ROUNDS, ResumePlan, run as run_resume},
     route::{MAX_MODEL_MS, RoutePlan, run as run_route},
     text::render,
-    toasts::{MAX_SUBSCRIBERS, MAX_TOASTS, ToastsPlan, run as run_toasts},
+    toasts::{MAX_NOTIFICATIONS, MAX_SUBSCRIBERS, ToastsPlan, run as run_toasts},
 };
 use self::{
     open_files::OpenFiles,

@@ -19,7 +19,7 @@ pub(crate) mod stream;
 pub(crate) use self::{
     api::ApiClient,
     error::ClientError,
-    notifications::{Bookmark, ToastEvent, ToastFollower, ToastScope},
+    notifications::{Bookmark, NotificationEvent, NotificationFollower, NotificationScope},
     requests::{NewSession, PromptRequest, SessionFilter},
     stream::TurnEvent,
 };

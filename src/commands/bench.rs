@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use super::flags::{CommandError, print};
 use crate::{
     bench::{
-        self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_MODEL_MS, MAX_REFUSALS, MAX_ROUNDS, MAX_SECONDS,
-        MAX_SESSIONS, MAX_SUBSCRIBERS, MAX_TOASTS, PathKind, Plan, ResumePlan, RoutePlan, ToastsPlan,
+        self, BenchError, CapacityPlan, MAX_MESSAGES, MAX_MODEL_MS, MAX_NOTIFICATIONS, MAX_REFUSALS, MAX_ROUNDS,
+        MAX_SECONDS, MAX_SESSIONS, MAX_SUBSCRIBERS, PathKind, Plan, ResumePlan, RoutePlan, ToastsPlan,
     },
     config::Flag,
 };
@@ -36,7 +36,7 @@ enum What {
     Route(RouteArgs),
     /// Toasts to many readers of one workspace: latency from the cause to each of them, memory and processor time,
     /// evictions; every toast of every reader is counted by its id.
-    Toasts(ToastsArgs),
+    Toasts(NotificationsArgs),
 }
 
 /// What every measurement takes.
@@ -132,12 +132,12 @@ struct RouteArgs {
 }
 
 #[derive(Debug, Args)]
-struct ToastsArgs {
+struct NotificationsArgs {
     /// Numbers of subscribers, each a WebSocket.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1000,10000", value_parser = parse_subscribers)]
     subscribers: Vec<usize>,
     /// Toasts whose latency counts, at each point.
-    #[arg(long, value_name = "N", default_value = "40", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_TOASTS)))]
+    #[arg(long, value_name = "N", default_value = "40", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_NOTIFICATIONS)))]
     toasts: u32,
     /// Pause between the last reader of a toast and the next one.
     #[arg(long, value_name = "MS", default_value = "250", value_parser = clap::value_parser!(u64).range(..=60_000))]
@@ -158,7 +158,7 @@ pub(crate) fn run(arguments: BenchArgs) -> Result<ExitCode, CommandError> {
     }
 }
 
-fn toasts(arguments: ToastsArgs) -> Result<ExitCode, CommandError> {
+fn toasts(arguments: NotificationsArgs) -> Result<ExitCode, CommandError> {
     let plan = ToastsPlan {
         subscribers: arguments.subscribers,
         toasts: arguments.toasts,

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use super::flags::{CommandError, CommonFlags, print};
-use crate::config::{Face, render::render};
+use crate::config::{Listener, render::render};
 
 /// Prints the effective configuration; checks it for every door.
 pub(crate) fn run(flags: &CommonFlags) -> Result<ExitCode, CommandError> {
-    let loaded = flags.load(&[Face::Server, Face::Runtime])?;
+    let loaded = flags.load(&[Listener::Server, Listener::Runtime])?;
     print(render(&loaded).trim_end())?;
     Ok(ExitCode::SUCCESS)
 }

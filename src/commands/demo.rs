@@ -7,7 +7,7 @@ use clap::Args;
 use super::flags::{self, CommandError, CommonFlags};
 use crate::{
     app::{self, ServeOptions},
-    config::{Face, Flag},
+    config::{Flag, Listener},
 };
 
 /// How to show it.
@@ -37,7 +37,7 @@ pub(crate) fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
         ("recovery.close_after_successes", "1"),
     ];
     arguments.common.preferences = preferred.map(|(setting, value)| Flag::new("demo", setting, value)).into();
-    let loaded = arguments.common.load(&[Face::Server])?;
+    let loaded = arguments.common.load(&[Listener::Server])?;
     flags::start(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };
     let shown = actix::System::new().block_on(app::demo(loaded, arguments.once, options));

@@ -10,7 +10,7 @@ use super::session::value_text;
 use crate::{
     client::{ApiClient, ClientError, json_lines::json_line},
     config::{
-        self, ClientSettings, ConfigError, Environment, Face, Flag, Loaded, Sources,
+        self, ClientSettings, ConfigError, Environment, Flag, Listener, Loaded, Sources,
         environment::current_folder,
         sections::{Log, LogFormat},
     },
@@ -50,9 +50,9 @@ impl CommonFlags {
     ///
     /// # Errors
     /// Where a source cannot be used, or the current folder is gone.
-    pub(crate) fn load(&self, faces: &[Face]) -> Result<Loaded, CommandError> {
-        let listen = match faces.first() {
-            Some(Face::Runtime) => "runtime.listen",
+    pub(crate) fn load(&self, listeners: &[Listener]) -> Result<Loaded, CommandError> {
+        let listen = match listeners.first() {
+            Some(Listener::Runtime) => "runtime.listen",
             _ => "server.listen",
         };
         let mut flags = self.settings.clone();
@@ -64,7 +64,7 @@ impl CommonFlags {
             flags,
             data_dir: self.data_dir.clone(),
             current_folder: current_folder().map_err(|cause| CommandError::failed("the current folder", &cause))?,
-            faces: faces.to_vec(),
+            listeners: listeners.to_vec(),
             preferences: self.preferences.clone(),
         };
         Ok(config::load(&sources)?)
@@ -160,7 +160,7 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandErr
 
 /// Who wants something, and why.
 #[derive(Debug, Args)]
-pub(crate) struct Wish {
+pub(crate) struct Attribution {
     /// Who wants it.
     #[arg(long, value_name = "NAME")]
     actor: String,
@@ -172,7 +172,7 @@ pub(crate) struct Wish {
     as_user: bool,
 }
 
-impl Wish {
+impl Attribution {
     /// The members of a request.
     pub(crate) fn body(self) -> Value {
         let initiator = if self.as_user { "user" } else { "operator" };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, Wish, print, print_json, show};
+use super::flags::{Attribution, CommandError, ServerFlags, print, print_json, show};
 use crate::client::{ApiClient, clean::clean_line};
 
 /// Which server, and what to do there.
@@ -69,7 +69,7 @@ struct StartArgs {
     #[arg(long, value_name = "N")]
     max_failures: Option<u32>,
     #[command(flatten)]
-    wish: Wish,
+    attribution: Attribution,
 }
 
 #[derive(Debug, Args)]
@@ -77,12 +77,12 @@ struct Named {
     /// The migration.
     migration: String,
     #[command(flatten)]
-    wish: Wish,
+    attribution: Attribution,
 }
 
 impl StartArgs {
     fn body(self) -> Value {
-        let mut body = self.wish.body();
+        let mut body = self.attribution.body();
         body["installationId"] = self.installation.into();
         body["target"] = self.target.into();
         let mode = match (&self.at, self.automatic) {
@@ -111,7 +111,7 @@ pub(crate) fn run(arguments: MigrationArgs) -> Result<ExitCode, CommandError> {
 }
 
 async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode, CommandError> {
-    let (verb, Named { migration, wish }) = match action {
+    let (verb, Named { migration, attribution }) = match action {
         Action::Start(arguments) => {
             let begun = client.start_migration(&arguments.body()).await?;
             let id = begun["migrationId"].as_str().unwrap_or_default();
@@ -132,7 +132,7 @@ async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode,
         Action::Cancel(named) => ("cancel", named),
         Action::Rollback(named) => ("rollback", named),
     };
-    tell(&client.change_migration(&migration, verb, &wish.body()).await?, json)?;
+    tell(&client.change_migration(&migration, verb, &attribution.body()).await?, json)?;
     Ok(ExitCode::SUCCESS)
 }
 

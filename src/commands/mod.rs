@@ -61,7 +61,7 @@ enum Command {
     /// Moves fleets of workspaces of a running server to another default route, in steps.
     Migration(migration::MigrationArgs),
     /// Prints what a running server told its users, and follows it.
-    Toasts(notifications::ToastsArgs),
+    Toasts(notifications::NotificationsArgs),
     /// Looks at what a running server posts to the operators' webhook, and posts it again.
     Webhook(webhook::WebhookArgs),
 }

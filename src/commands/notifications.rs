@@ -13,9 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::flags::{CommandError, ServerFlags, print, print_json};
 use crate::{
     client::{
-        ApiClient, Bookmark, ToastEvent, ToastFollower, ToastScope,
+        ApiClient, Bookmark, NotificationEvent, NotificationFollower, NotificationScope,
         clean::clean_line,
-        notifications::{InboxEntry, ReceivedToast},
+        notifications::{InboxEntry, ReceivedNotification},
     },
     config::Environment,
     domain::notify::reading::Place,
@@ -28,7 +28,7 @@ const NO_COLOR: &str = "NO_COLOR";
 
 /// Which server, which toasts, and what to do with them.
 #[derive(Debug, Args)]
-pub(crate) struct ToastsArgs {
+pub(crate) struct NotificationsArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(flatten)]
@@ -78,7 +78,7 @@ struct Whose {
     operators: bool,
 }
 
-impl From<Whose> for ToastScope {
+impl From<Whose> for NotificationScope {
     fn from(whose: Whose) -> Self {
         Self {
             installation_id: whose.installation,
@@ -91,9 +91,10 @@ impl From<Whose> for ToastScope {
 }
 
 /// Does it. A follower that is stopped has done what it should: exit code 0.
-pub(crate) fn run(arguments: ToastsArgs) -> Result<ExitCode, CommandError> {
-    let ToastsArgs { server, whose, unread, limit, follow, since_cursor, epoch, state, telemetry, ack } = arguments;
-    let (scope, json) = (ToastScope::from(whose), server.json);
+pub(crate) fn run(arguments: NotificationsArgs) -> Result<ExitCode, CommandError> {
+    let NotificationsArgs { server, whose, unread, limit, follow, since_cursor, epoch, state, telemetry, ack } =
+        arguments;
+    let (scope, json) = (NotificationScope::from(whose), server.json);
     let bookmark = state.map(|file| {
         let opened = Bookmark::open(&file, &scope);
         opened.map_err(|cause| CommandError::failed(&file.display().to_string(), &cause))
@@ -118,7 +119,7 @@ fn has_colours() -> bool {
 
 struct Reader {
     client: ApiClient,
-    scope: ToastScope,
+    scope: NotificationScope,
     json: bool,
     colours: bool,
     ack: bool,
@@ -158,7 +159,7 @@ impl Reader {
         let failed = |cause| CommandError::failed("signals", &cause);
         let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
-        let mut follower = ToastFollower::new(self.client.clone(), self.scope.clone(), place, telemetry);
+        let mut follower = NotificationFollower::new(self.client.clone(), self.scope.clone(), place, telemetry);
         loop {
             tokio::select! {
                 biased;
@@ -174,11 +175,15 @@ impl Reader {
 
     /// One event. Where it is given up, the event was printed and its place kept, or neither; only the mark may be
     /// missing.
-    async fn step(&self, follower: &mut ToastFollower, bookmark: &mut Option<Bookmark>) -> Result<(), CommandError> {
+    async fn step(
+        &self,
+        follower: &mut NotificationFollower,
+        bookmark: &mut Option<Bookmark>,
+    ) -> Result<(), CommandError> {
         let event = follower.next().await?;
         self.show(&event)?;
         keep(follower, bookmark)?;
-        if let ToastEvent::Toast(toast) = &event
+        if let NotificationEvent::Toast(toast) = &event
             && self.ack
             && let Err(error) = self.client.ack_toast(&self.scope, toast.id).await
         {
@@ -187,11 +192,11 @@ impl Reader {
         Ok(())
     }
 
-    fn show(&self, event: &ToastEvent) -> Result<(), CommandError> {
+    fn show(&self, event: &NotificationEvent) -> Result<(), CommandError> {
         match event {
             event if self.json => print_json(event),
-            ToastEvent::Toast(toast) => print(&toast_text(toast, self.colours)),
-            ToastEvent::Telemetry(telemetry) => print(&telemetry_text(telemetry)),
+            NotificationEvent::Toast(toast) => print(&toast_text(toast, self.colours)),
+            NotificationEvent::Telemetry(telemetry) => print(&telemetry_text(telemetry)),
             event => {
                 notice_text(event).iter().for_each(|text| notice(text));
                 Ok(())
@@ -200,7 +205,7 @@ impl Reader {
     }
 }
 
-fn keep(follower: &ToastFollower, bookmark: &mut Option<Bookmark>) -> Result<(), CommandError> {
+fn keep(follower: &NotificationFollower, bookmark: &mut Option<Bookmark>) -> Result<(), CommandError> {
     let (Some(bookmark), Some(place)) = (bookmark, follower.place()) else { return Ok(()) };
     bookmark.keep(place).map_err(|cause| CommandError::failed("the file with the place", &cause))
 }
@@ -216,7 +221,7 @@ const SEVERITY_WIDTH: usize = 7;
 const SUFFIX_CHARS: usize = 6;
 
 /// A toast on a line: when, how bad, where, what.
-pub(crate) fn toast_text(toast: &ReceivedToast, colours: bool) -> String {
+pub(crate) fn toast_text(toast: &ReceivedNotification, colours: bool) -> String {
     let shown = |name: &str| toast.more.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
     let severity = shown("severity");
     let padding = " ".repeat(SEVERITY_WIDTH.saturating_sub(severity.chars().count()));
@@ -263,25 +268,25 @@ pub(crate) fn telemetry_text(telemetry: &Map<String, Value>) -> String {
 }
 
 /// What happens to the line itself.
-pub(crate) fn notice_text(event: &ToastEvent) -> Option<String> {
+pub(crate) fn notice_text(event: &NotificationEvent) -> Option<String> {
     let unread = |count: &u64| if *count == 0 { "nothing unread".to_owned() } else { format!("{count} unread") };
     Some(match event {
-        ToastEvent::Toast(_) | ToastEvent::Telemetry(_) => return None,
-        ToastEvent::Welcome { unread: count, .. } => format!("following; {}", unread(count)),
-        ToastEvent::Gap { telemetry } => format!("{telemetry} notes of sessions were left out"),
-        ToastEvent::Reset { reason } => {
+        NotificationEvent::Toast(_) | NotificationEvent::Telemetry(_) => return None,
+        NotificationEvent::Welcome { unread: count, .. } => format!("following; {}", unread(count)),
+        NotificationEvent::Gap { telemetry } => format!("{telemetry} notes of sessions were left out"),
+        NotificationEvent::Reset { reason } => {
             format!("the place to go on from is of no use ({reason}); the list is read instead")
         }
-        ToastEvent::CaughtUp { toasts, incomplete: None } => format!("{toasts} caught up with from the list"),
-        ToastEvent::CaughtUp { toasts, incomplete: Some(why) } => {
+        NotificationEvent::CaughtUp { toasts, incomplete: None } => format!("{toasts} caught up with from the list"),
+        NotificationEvent::CaughtUp { toasts, incomplete: Some(why) } => {
             format!("{toasts} caught up with from the list, which may not be all: {}", clean_line(why))
         }
-        ToastEvent::Broken { reason, again_in_ms: 0 } => format!("{}; connecting again", clean_line(reason)),
-        ToastEvent::Broken { reason, again_in_ms } => {
+        NotificationEvent::Broken { reason, again_in_ms: 0 } => format!("{}; connecting again", clean_line(reason)),
+        NotificationEvent::Broken { reason, again_in_ms } => {
             let milliseconds = std::time::Duration::from_millis(*again_in_ms);
             format!("{}; connecting again in {:.1} s", clean_line(reason), milliseconds.as_secs_f64())
         }
-        ToastEvent::Restored { unread: count, .. } => format!("connected again; {}", unread(count)),
+        NotificationEvent::Restored { unread: count, .. } => format!("connected again; {}", unread(count)),
     })
 }
 
@@ -291,7 +296,7 @@ mod tests {
 
     use super::*;
 
-    fn toast(severity: &str, body: &str) -> ReceivedToast {
+    fn toast(severity: &str, body: &str) -> ReceivedNotification {
         let toast = json!({"id": "00000000-0000-0000-0000-000000000007", "seq": 7, "severity": severity, "body": body,
         "workspaceId": "api", "createdAt": "2026-11-25T00:00:00Z"});
         serde_json::from_value(toast).unwrap()
@@ -326,13 +331,13 @@ mod tests {
 
     #[test]
     fn what_happens_to_the_line_is_told_in_a_sentence() {
-        let broken = |again_in_ms| ToastEvent::Broken { reason: "gone\u{1b}[2J".into(), again_in_ms };
+        let broken = |again_in_ms| NotificationEvent::Broken { reason: "gone\u{1b}[2J".into(), again_in_ms };
         assert_eq!(notice_text(&broken(0)).unwrap(), "gone[2J; connecting again");
         assert_eq!(notice_text(&broken(1520)).unwrap(), "gone[2J; connecting again in 1.5 s");
         assert_eq!(
-            notice_text(&ToastEvent::Restored { after_ms: 1, unread: 0 }).unwrap(),
+            notice_text(&NotificationEvent::Restored { after_ms: 1, unread: 0 }).unwrap(),
             "connected again; nothing unread"
         );
-        assert_eq!(notice_text(&ToastEvent::Toast(toast("info", "x"))), None);
+        assert_eq!(notice_text(&NotificationEvent::Toast(toast("info", "x"))), None);
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 
 use super::flags::{self, CommandError, CommonFlags};
-use crate::{app, config::Face};
+use crate::{app, config::Listener};
 
 /// How to run the container side.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(crate) struct RuntimeArgs {
 
 /// Serves until SIGTERM or Ctrl-C.
 pub(crate) fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
-    let loaded = arguments.common.load(&[Face::Runtime])?;
+    let loaded = arguments.common.load(&[Listener::Runtime])?;
     flags::start(&loaded.config.log)?;
     let served = actix::System::new().block_on(app::runtime(loaded, arguments.announce));
     served.map_err(|cause| CommandError::failed("runtime", &cause))?;

@@ -7,7 +7,7 @@ use clap::Args;
 use super::flags::{self, CommandError, CommonFlags};
 use crate::{
     app::{self, ServeOptions},
-    config::Face,
+    config::Listener,
 };
 
 /// How to serve.
@@ -22,7 +22,7 @@ pub(crate) struct ServeArgs {
 
 /// Serves until SIGTERM or Ctrl-C.
 pub(crate) fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
-    let loaded = arguments.common.load(&[Face::Server])?;
+    let loaded = arguments.common.load(&[Listener::Server])?;
     flags::start(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };
     let served = actix::System::new().block_on(app::serve(loaded, options));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, Wish, show};
+use super::flags::{Attribution, CommandError, ServerFlags, show};
 use crate::client::ApiClient;
 
 /// Which server, and what to do there.
@@ -26,14 +26,14 @@ enum Action {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
-        wish: Wish,
+        attribution: Attribution,
     },
     /// Switches it back: no pin, no cool-down, a fresh window.
     Restore {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
-        wish: Wish,
+        attribution: Attribution,
     },
     /// Holds it on a protocol, whatever the window says.
     Pin {
@@ -42,14 +42,14 @@ enum Action {
         /// acp or http.
         protocol: String,
         #[command(flatten)]
-        wish: Wish,
+        attribution: Attribution,
     },
     /// Releases the pin.
     Unpin {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
-        wish: Wish,
+        attribution: Attribution,
     },
     /// Changes its defaults.
     Set {
@@ -65,7 +65,7 @@ enum Action {
         #[arg(long, value_name = "BOOL")]
         auto_rollout: Option<bool>,
         #[command(flatten)]
-        wish: Wish,
+        attribution: Attribution,
     },
 }
 
@@ -93,12 +93,14 @@ async fn act(client: &ApiClient, action: Action) -> Result<Value, CommandError> 
         Action::Show(Named { workspace, installation }) => {
             return Ok(client.protocol(&workspace, installation.as_deref()).await?);
         }
-        Action::Rollback { named, wish } => (named, Some("rollback"), wish.body()),
-        Action::Restore { named, wish } => (named, Some("restore"), wish.body()),
-        Action::Pin { named, protocol, wish } => (named, None, wish.with("pin", json!({"protocol": protocol}))),
-        Action::Unpin { named, wish } => (named, None, wish.with("pin", Value::Null)),
-        Action::Set { named, default_protocol, migration_enabled, auto_rollout, wish } => {
-            let mut body = wish.body();
+        Action::Rollback { named, attribution } => (named, Some("rollback"), attribution.body()),
+        Action::Restore { named, attribution } => (named, Some("restore"), attribution.body()),
+        Action::Pin { named, protocol, attribution } => {
+            (named, None, attribution.with("pin", json!({"protocol": protocol})))
+        }
+        Action::Unpin { named, attribution } => (named, None, attribution.with("pin", Value::Null)),
+        Action::Set { named, default_protocol, migration_enabled, auto_rollout, attribution } => {
+            let mut body = attribution.body();
             let given = [
                 ("defaultProtocol", default_protocol.map(Value::from)),
                 ("migrationEnabled", migration_enabled.map(Value::from)),

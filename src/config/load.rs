@@ -65,7 +65,7 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         layers.add_text(Origin::Flag(flag.name.clone()), &flag.path(), &flag.value);
     }
     let mut config = layers.extract()?;
-    validate(&config, &sources.faces, |setting| layers.origin_of(setting))?;
+    validate(&config, &sources.listeners, |setting| layers.origin_of(setting))?;
     let (data_dir, data_dir_origin) = data_dir(sources);
     make_absolute(&mut config, &data_dir, &sources.current_folder);
     let agents = std::iter::once((DEFAULT_AGENT, &config.agent))

@@ -18,5 +18,5 @@ pub(crate) use self::{
     error::ConfigError,
     load::{Loaded, load},
     sections::Config,
-    sources::{Face, Flag, Sources},
+    sources::{Flag, Listener, Sources},
 };

@@ -8,7 +8,7 @@ use super::environment::Environment;
 pub(crate) const DEFAULT_AGENT: &str = "default";
 /// A door of the program; a door that is going to be opened beyond loopback needs a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Face {
+pub(crate) enum Listener {
     /// The public HTTP API.
     Server,
     /// The runtime's doors.
@@ -72,7 +72,7 @@ pub(crate) struct Sources {
     /// What relative paths are relative to.
     pub current_folder: PathBuf,
     /// The doors that are going to be opened.
-    pub faces: Vec<Face>,
+    pub listeners: Vec<Listener>,
     /// What the command prefers to the defaults; below everything else.
     pub preferences: Vec<Flag>,
 }

@@ -148,7 +148,7 @@ const MARKS: u64 = 4;
 
 /// Counts what came, and says when to tell that it is settled.
 #[derive(Debug)]
-pub(crate) struct Untold {
+pub(crate) struct PendingAck {
     messages: u64,
     bytes: u64,
     told: Mark,
@@ -167,7 +167,7 @@ struct Mark {
     bytes: u64,
 }
 
-impl Untold {
+impl PendingAck {
     /// For a peer that holds at most `max_messages` messages and `max_bytes` bytes of them, and was told nothing yet.
     /// Messages after `heard` are to come.
     pub(crate) fn new(max_messages: usize, max_bytes: usize, heard: u64) -> Self {
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn it_is_due_at_a_quarter_of_the_messages() {
-        let mut untold = Untold::new(8, 1_000_000, 0);
+        let mut untold = PendingAck::new(8, 1_000_000, 0);
         untold.hear(1, 10);
         untold.settle(1);
         assert!(!untold.is_due() && !untold.may_come_due());
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn it_is_due_at_about_a_quarter_of_the_bytes_and_remembers_few_marks() {
-        let mut untold = Untold::new(1_000_000, 4000, 0);
+        let mut untold = PendingAck::new(1_000_000, 4000, 0);
         for seq in 1..=10_000 {
             untold.hear(seq, 10);
             untold.settle(seq);
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_single_message_may_be_a_quarter() {
-        let mut untold = Untold::new(2048, 4000, 0);
+        let mut untold = PendingAck::new(2048, 4000, 0);
         untold.hear(1, 5000);
         untold.settle(1);
         assert!(untold.is_due());
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_client_had_is_told_at_once_where_it_is_much() {
-        let mut untold = Untold::new(2048, 4000, 600);
+        let mut untold = PendingAck::new(2048, 4000, 600);
         untold.settle(600);
         assert!(untold.is_due());
         assert_eq!(untold.tell(), 600);

@@ -105,7 +105,7 @@ pub(crate) fn answer(standing: &Standing<'_>) -> String {
 }
 
 fn pinned(pin: &Pin, rollback: Option<&Rollback>) -> String {
-    let who = match pin.wish.initiator {
+    let who = match pin.attribution.initiator {
         Initiator::System => "LumiLink",
         Initiator::Operator => "an operator",
         Initiator::User => "a user",
@@ -115,7 +115,12 @@ fn pinned(pin: &Pin, rollback: Option<&Rollback>) -> String {
         Some(rollback) if by_hand.contains(&rollback.trigger) => "rolled the workspace back to it",
         _ => "pinned the workspace to it",
     };
-    format!("{who} ({}) {did} at {}: {}", pin.wish.actor, pin.since, pin.wish.reason.trim_end_matches('.'))
+    format!(
+        "{who} ({}) {did} at {}: {}",
+        pin.attribution.actor,
+        pin.since,
+        pin.attribution.reason.trim_end_matches('.')
+    )
 }
 
 fn default_of(routing: &Routing) -> &'static str {
@@ -142,7 +147,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::routing::{
-        RecoveryRules, Wish,
+        Attribution, RecoveryRules,
         success_window::{Sample, WindowFigures, WindowState},
     };
     use super::*;
@@ -183,8 +188,8 @@ mod tests {
         answer(&Standing { state, carrier, routing, canary_share_bp, failed_handshake: failed })
     }
 
-    fn wish(initiator: Initiator) -> Wish {
-        Wish { initiator, actor: "alice".into(), reason: "a drill.".into() }
+    fn attribution(initiator: Initiator) -> Attribution {
+        Attribution { initiator, actor: "alice".into(), reason: "a drill.".into() }
     }
 
     #[test]
@@ -202,16 +207,16 @@ mod tests {
         assert!(said(&routing, Route::Http, None).contains("is being probed"));
         routing.on_probe(probe, Sample::Success, Timestamp(60_000_001), 0.5, &rules());
         assert!(said(&routing, Route::Http, None).contains("25 % of the turns try ACP"));
-        routing.restore(wish(Initiator::Operator), Timestamp(1));
+        routing.restore(attribution(Initiator::Operator), Timestamp(1));
         let restored = said(&routing, Route::Http, None);
         assert!(restored.contains("carries the next turn"), "{restored}");
-        routing.roll_back(wish(Initiator::User), Timestamp(1));
+        routing.roll_back(attribution(Initiator::User), Timestamp(1));
         let rolled = said(&routing, Route::Http, None);
         assert!(
             rolled.contains("a user (alice) rolled the workspace back to it") && rolled.ends_with("a drill."),
             "{rolled}"
         );
-        routing.set_pin(Route::Acp, wish(Initiator::Operator), Timestamp(2));
+        routing.set_pin(Route::Acp, attribution(Initiator::Operator), Timestamp(2));
         let pinned = said(&routing, Route::Acp, None);
         assert!(pinned.contains("an operator (alice) pinned the workspace to it"), "{pinned}");
         let by_default = said(&Routing::new(Route::Http), Route::Http, None);

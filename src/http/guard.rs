@@ -20,7 +20,7 @@ use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use super::{
-    HttpState, IsBeside,
+    HttpState, IsEmbedded,
     notifications::access::{SOCKET_PATH, offered_token, ticket},
     problem::ApiError,
 };
@@ -136,7 +136,7 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<BoxBody, B>>, Error> {
-    if request.conn_data::<IsBeside>().is_some() {
+    if request.conn_data::<IsEmbedded>().is_some() {
         return Ok(next.call(request).await?.map_into_right_body());
     }
     let Some(state) = request.app_data::<web::Data<HttpState>>().cloned() else {

@@ -30,11 +30,11 @@ use crate::{
 #[get("/acp/health")]
 pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
     let workspaces = &state.workspaces;
-    let database = match workspaces.parts().store.ping().await {
+    let database = match workspaces.services().store.ping().await {
         Ok(()) => PartHealth { status: "ok", detail: None },
         Err(cause) => PartHealth { status: "unavailable", detail: Some(cause.to_string()) },
     };
-    let runtime = match workspaces.door().status().await {
+    let runtime = match workspaces.workspace_client().status().await {
         Ok(status) => RuntimeHealth {
             status: "ok",
             detail: None,
@@ -54,7 +54,7 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
         (Ok(()), true) => "ok",
         (Ok(()), false) => "degraded",
     };
-    let metrics = &workspaces.parts().metrics;
+    let metrics = &workspaces.services().metrics;
     web::Json(Health {
         status,
         version: env!("CARGO_PKG_VERSION"),
@@ -140,7 +140,7 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
 #[get("/readyz")]
 pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
     state.workspaces.admission()?;
-    state.workspaces.parts().store.ping().await?;
+    state.workspaces.services().store.ping().await?;
     Ok(web::Json(Probe { status: "ok" }))
 }
 
@@ -151,7 +151,7 @@ pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Prob
 )]
 #[get("/metrics")]
 pub(crate) async fn get_metrics(state: web::Data<HttpState>) -> Result<HttpResponse, ApiError> {
-    let text = state.workspaces.parts().metrics.render();
+    let text = state.workspaces.services().metrics.render();
     let text = text.map_err(|cause| ApiError::new(ErrorCode::Internal, cause.to_string()))?;
     Ok(HttpResponse::Ok().content_type(TEXT_FORMAT).body(text))
 }

@@ -39,11 +39,11 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
-use self::{guard::Guard, notifications::connection::Wire, problem::ApiError};
+use self::{guard::Guard, notifications::connection::ConnectionFd, problem::ApiError};
 use crate::{
     actors::{
         migrations::Migrations,
-        notifications::ToastHub,
+        notifications::NotificationHub,
         workspaces::{Workspaces, liveness},
     },
     config::Config,
@@ -57,13 +57,13 @@ use crate::{
 
 /// The parts that the API is a face of.
 #[derive(Clone)]
-pub(crate) struct Faces {
+pub(crate) struct ApiState {
     /// Sessions.
     pub workspaces: Workspaces,
     /// Migrations of fleets.
     pub migrations: Migrations,
     /// Subscribers of toasts.
-    pub toasts: ToastHub,
+    pub toasts: NotificationHub,
 }
 
 /// What handlers share.
@@ -73,7 +73,7 @@ pub(crate) struct HttpState {
     /// Migrations of fleets.
     pub migrations: Migrations,
     /// Subscribers of toasts.
-    pub toasts: ToastHub,
+    pub toasts: NotificationHub,
     /// Settings.
     pub config: Config,
     /// Whether the threads run.
@@ -82,7 +82,7 @@ pub(crate) struct HttpState {
 }
 
 /// The face while it serves.
-pub(crate) struct HttpFace {
+pub(crate) struct RunningHttp {
     /// Where.
     pub address: SocketAddr,
     /// For stopping it.
@@ -99,7 +99,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Another face that is served by the same threads, at an address of its own and by its own rules.
-pub(crate) struct Beside<Routes> {
+pub(crate) struct EmbeddedListener<Routes> {
     /// Where.
     pub listener: TcpListener,
     /// What it answers.
@@ -108,23 +108,23 @@ pub(crate) struct Beside<Routes> {
     pub tune: fn(&TcpStream),
 }
 
-/// Marks the connections and the requests of [`Beside`].
+/// Marks the connections and the requests of [`EmbeddedListener`].
 #[derive(Clone, Copy)]
-struct IsBeside;
+struct IsEmbedded;
 
 /// Binds and serves. Fails when the address cannot be bound.
 pub(crate) fn serve<Routes>(
-    faces: Faces,
+    faces: ApiState,
     config: &Config,
     watchdog: Watchdog,
-    beside: Option<Beside<Routes>>,
-) -> std::io::Result<HttpFace>
+    beside: Option<EmbeddedListener<Routes>>,
+) -> std::io::Result<RunningHttp>
 where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
     let beats = watchdog.clone();
     let guard = Guard::new(&config.server);
-    let Faces { workspaces, migrations, toasts } = faces;
+    let ApiState { workspaces, migrations, toasts } = faces;
     let state = Data::new(HttpState { workspaces, migrations, toasts, config: config.clone(), watchdog, guard });
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
@@ -132,15 +132,15 @@ where
     };
     let body_bytes = config.limits.body_bytes;
     let document = Arc::new(document());
-    let door = beside.as_ref().map(|beside| beside.listener.local_addr()).transpose()?;
+    let workspace_client = beside.as_ref().map(|beside| beside.listener.local_addr()).transpose()?;
     let tune = beside.as_ref().map(|beside| beside.tune);
     let more = beside.as_ref().map(|beside| beside.routes.clone());
     let server = HttpServer::new(move || {
         // Sessions live on these threads.
-        liveness::beat_here(&beats);
+        liveness::beat_on_this_thread(&beats);
         let mut app = App::new();
         if let Some(more) = &more {
-            let is_beside = guard_fn(|request| request.req_data().contains::<IsBeside>());
+            let is_beside = guard_fn(|request| request.req_data().contains::<IsEmbedded>());
             app = app.service(web::scope("").guard(is_beside).configure(more.clone()));
         }
         let (app, _) = app.into_utoipa_app().configure(routes).split_for_parts();
@@ -159,9 +159,9 @@ where
         // Events are small and follow each other: else the second waits until the first is acknowledged, for which
         // its reader takes up to 40 ms. Without it they are only slower.
         let _ = stream.set_nodelay(true);
-        data.insert(Wire::of(stream));
-        if door.is_some() && stream.local_addr().ok() == door {
-            data.insert(IsBeside);
+        data.insert(ConnectionFd::of(stream));
+        if workspace_client.is_some() && stream.local_addr().ok() == workspace_client {
+            data.insert(IsEmbedded);
             if let Some(tune) = tune {
                 tune(stream);
             }
@@ -180,7 +180,7 @@ where
     let server = server.run();
     let handle = server.handle();
     actix::spawn(server);
-    Ok(HttpFace { address, handle })
+    Ok(RunningHttp { address, handle })
 }
 
 /// The route table.
@@ -319,7 +319,7 @@ async fn to_its_end<T: 'static>(work: impl Future<Output = Result<T, Failure>> +
 }
 
 async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {
-    let row = state.workspaces.parts().store.session(id).await?;
+    let row = state.workspaces.services().store.session(id).await?;
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no session {id}")))
 }
 

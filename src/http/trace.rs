@@ -15,7 +15,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    HttpState, IsBeside,
+    HttpState, IsEmbedded,
     problem::{ApiError, REQUEST_ID},
 };
 use crate::domain::turn::outcome::ErrorCode;
@@ -28,14 +28,14 @@ pub(crate) async fn trace<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
-    if request.conn_data::<IsBeside>().is_some() {
-        request.extensions_mut().insert(IsBeside);
+    if request.conn_data::<IsEmbedded>().is_some() {
+        request.extensions_mut().insert(IsEmbedded);
         return next.call(request).await;
     }
     let began = Instant::now();
     let id = given_id(&request).unwrap_or_else(|| Uuid::now_v7().to_string());
     let method = request.method().to_string();
-    let metrics = request.app_data::<web::Data<HttpState>>().map(|state| state.workspaces.parts().metrics.clone());
+    let metrics = request.app_data::<web::Data<HttpState>>().map(|state| state.workspaces.services().metrics.clone());
     let span = tracing::info_span!("http.request", request_id = %id, method = %method, path = %request.path());
     let answering = AssertUnwindSafe(REQUEST_ID.scope(id.clone(), next.call(request))).catch_unwind();
     let answer = match answering.instrument(span.clone()).await {

@@ -54,18 +54,18 @@ pub(crate) struct StdioLimits {
 }
 
 /// Takes some of the agent's requests out of the stream, to be answered on this side.
-pub(crate) struct Door {
+pub(crate) struct Interceptor {
     /// Whether requests of this method are taken.
     pub takes: fn(&str) -> bool,
     /// Where they go; when it is full the agent is not read.
-    pub requests: mpsc::Sender<DoorRequest>,
+    pub requests: mpsc::Sender<ClientRequest>,
     /// Answers to be written to the agent.
     pub answers: FrameReceiver,
 }
 
 /// A request that was taken out.
 #[derive(Debug)]
-pub(crate) struct DoorRequest {
+pub(crate) struct ClientRequest {
     /// To be repeated in the answer.
     pub id: RequestId,
     /// Its method.
@@ -79,16 +79,16 @@ pub(crate) struct DoorRequest {
 /// [`CloseReason::FrameTooLarge`]. Dropping the pipe's sender ends the agent.
 ///
 /// Starts two tasks on the calling task's runtime.
-pub(crate) fn connect(process: AgentProcess, limits: StdioLimits, door: Option<Door>) -> Pipe {
+pub(crate) fn connect(process: AgentProcess, limits: StdioLimits, interceptor: Option<Interceptor>) -> Pipe {
     let (to_agent, for_agent) = pipe::bounded(limits.pipe);
     let (said, from_agent) = pipe::bounded(limits.pipe);
-    let (door, answers) = match door {
-        Some(Door { takes, requests, answers }) => (Some((takes, requests)), Some(answers)),
+    let (interceptor, answers) = match interceptor {
+        Some(Interceptor { takes, requests, answers }) => (Some((takes, requests)), Some(answers)),
         None => (None, None),
     };
     let switch = process.life.switch();
     let lines = LineReader::new(process.stdout, limits.frame_bytes);
-    let reader = Reader { lines, said, door, exit: process.exit };
+    let reader = Reader { lines, said, interceptor, exit: process.exit };
     tokio::spawn(reader.run(switch));
     tokio::spawn(write_all(process.stdin, for_agent, answers, process.life));
     Pipe { to_agent, from_agent }
@@ -188,12 +188,12 @@ impl LineReader {
 struct Reader {
     lines: LineReader,
     said: FrameSender,
-    door: Option<DoorQueue>,
+    interceptor: Option<ClientRequestQueue>,
     exit: Exit,
 }
 
 /// What is taken, and where it goes.
-type DoorQueue = (fn(&str) -> bool, mpsc::Sender<DoorRequest>);
+type ClientRequestQueue = (fn(&str) -> bool, mpsc::Sender<ClientRequest>);
 
 /// The receiver of the frames is gone.
 struct NobodyListens;
@@ -277,13 +277,13 @@ impl Reader {
         let taken = match jsonrpc::parse(&line) {
             Err(_) => return self.pass_on_stray(&line).await,
             Ok(Message::Request { id, method, params })
-                if self.door.as_ref().is_some_and(|(takes, _)| takes(&method)) =>
+                if self.interceptor.as_ref().is_some_and(|(takes, _)| takes(&method)) =>
             {
-                Some(DoorRequest { id, method: method.into_owned(), params: params.to_owned() })
+                Some(ClientRequest { id, method: method.into_owned(), params: params.to_owned() })
             }
             Ok(_) => None,
         };
-        match (taken, &self.door) {
+        match (taken, &self.interceptor) {
             (Some(request), Some((_, requests))) => requests.send(request).await.map_err(|_| NobodyListens),
             _ => self.said.send(line).await.map_err(|_| NobodyListens),
         }
@@ -440,7 +440,7 @@ mod tests {
     const LIMITS: StdioLimits =
         StdioLimits { frame_bytes: 4 * 1024 * 1024, pipe: PipeLimits { frames: 16, bytes: 1024 * 1024 } };
 
-    async fn agent(script: &str, limits: StdioLimits, door: Option<Door>) -> Pipe {
+    async fn agent(script: &str, limits: StdioLimits, interceptor: Option<Interceptor>) -> Pipe {
         let command = AgentCommand {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
@@ -449,7 +449,7 @@ mod tests {
             cwd: "/".into(),
             kill_grace: Duration::from_millis(200),
         };
-        connect(process::spawn(command, ()).await.unwrap(), limits, door)
+        connect(process::spawn(command, ()).await.unwrap(), limits, interceptor)
     }
 
     async fn next(pipe: &mut Pipe) -> Incoming {
@@ -535,9 +535,9 @@ mod tests {
     async fn requests_for_the_door_are_taken_and_answered_there() {
         let (requests, mut taken) = mpsc::channel(4);
         let (answer, answers) = pipe::bounded(LIMITS.pipe);
-        let door = Door { takes: |method| method.starts_with("fs/"), requests, answers };
+        let interceptor = Interceptor { takes: |method| method.starts_with("fs/"), requests, answers };
         let script = r#"echo '{"id":1,"method":"fs/x","params":{"a":1}}'; echo '{"id":2,"method":"other"}'; cat"#;
-        let mut pipe = agent(script, LIMITS, Some(door)).await;
+        let mut pipe = agent(script, LIMITS, Some(interceptor)).await;
         assert_eq!(next_text(&mut pipe).await, r#"{"id":2,"method":"other"}"#);
         let request = taken.recv().await.unwrap();
         assert_eq!((request.method.as_str(), request.params.get()), ("fs/x", r#"{"a":1}"#));

@@ -38,12 +38,12 @@ use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
     fallback::{Fallback, FallbackSettings, LineLimits},
-    routes::Parts,
+    routes::RuntimeState,
     socket::SocketSettings,
     workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
 };
 use crate::{
-    actors::workspaces::liveness::beat_here,
+    actors::workspaces::liveness::beat_on_this_thread,
     process::{group, stdio::StdioLimits, user::RunAsError},
     telemetry::{Metrics, watchdog::Watchdog},
     transport::pipe::PipeLimits,
@@ -143,36 +143,36 @@ pub(crate) struct RunningRuntime {
 }
 
 /// The face of a runtime that shares the threads of another server.
-pub(crate) struct Face {
+pub(crate) struct EmbeddedRuntime {
     /// Where it is to be reached.
     pub listener: TcpListener,
-    parts: Parts,
+    state: RuntimeState,
 }
 
-impl Face {
+impl EmbeddedRuntime {
     /// What adds the routes to an application; to be called on each thread.
     pub(crate) fn routes(&self) -> impl Fn(&mut ServiceConfig) + Clone + Send + use<> {
-        let parts = self.parts.clone();
-        move |config| routes::configure(parts.clone())(config)
+        let state = self.state.clone();
+        move |config| routes::configure(state.clone())(config)
     }
 }
 
 /// Readies a runtime whose routes are to be served by the caller, on its threads. Nobody is answered before that.
 /// For a supervisor with its runtime inside: the two talk to each other several times a turn, and on threads of
 /// their own each time would wake a thread.
-pub(crate) async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, Face), StartError> {
+pub(crate) async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, EmbeddedRuntime), StartError> {
     let listen = options.listen;
     let kill_grace = options.kill_grace;
     let refused = |cause| StartError::Listen { address: listen, cause };
     let listener = TcpListener::bind(listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
-    let (stop, parts) = ready(options).await?;
-    let agents = parts.sockets.agents.clone();
+    let (stop, state) = ready(options).await?;
+    let agents = state.sockets.agents.clone();
     let running = RunningRuntime { address, agents, stop, kill_grace, server: None };
-    Ok((running, Face { listener, parts }))
+    Ok((running, EmbeddedRuntime { listener, state }))
 }
 
-async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), StartError> {
+async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, RuntimeState), StartError> {
     let listen = options.listen;
     if !listen.ip().is_loopback() && options.token.as_ref().is_none_or(|token| token.expose_secret().is_empty()) {
         return Err(StartError::NoToken(listen));
@@ -180,23 +180,23 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, Parts), 
     raise_open_files_limit();
     group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
-    let parts = tokio::task::spawn_blocking(move || build(options, stopping))
+    let state = tokio::task::spawn_blocking(move || build(options, stopping))
         .await
         .map_err(|cause| StartError::Interrupted(cause.to_string()))??;
-    Ok((stop, parts))
+    Ok((stop, state))
 }
 
 /// Starts a runtime whose threads `watchdog` watches. Needs an actix or tokio runtime around it, and leaves signals
 /// alone. On an error nothing is left running.
 pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
-    let (stop, parts) = ready(options).await?;
-    let agents = parts.sockets.agents.clone();
+    let (stop, state) = ready(options).await?;
+    let agents = state.sockets.agents.clone();
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || {
         // Sockets live on these threads.
-        watchdog.iter().for_each(beat_here);
-        App::new().configure(routes::configure(parts.clone()))
+        watchdog.iter().for_each(beat_on_this_thread);
+        App::new().configure(routes::configure(state.clone()))
     })
     .workers(workers)
     .on_connect(|connection: &dyn Any, _| {
@@ -250,7 +250,7 @@ impl RunningRuntime {
     }
 }
 
-fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Parts, StartError> {
+fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<RuntimeState, StartError> {
     let folders = AllowedFolders::new(&options.root, &options.allow_paths).map_err(StartError::Folders)?;
     let environment: BTreeMap<String, OsString> = options
         .environment
@@ -292,7 +292,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Par
         frame_bytes: options.frame_bytes,
         heartbeats: options.heartbeats,
     };
-    Ok(Parts {
+    Ok(RuntimeState {
         token: options.token,
         sockets,
         workspaces: Arc::new(workspaces),

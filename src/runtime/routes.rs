@@ -41,7 +41,7 @@ const BODY: &str = "a request about a workspace";
 
 /// What the routes need.
 #[derive(Clone)]
-pub(super) struct Parts {
+pub(super) struct RuntimeState {
     /// Compared with what the client sends.
     pub token: Option<SecretString>,
     /// For every socket.
@@ -57,12 +57,12 @@ pub(super) struct Parts {
 }
 
 /// Adds the routes.
-pub(super) fn configure(parts: Parts) -> impl FnOnce(&mut web::ServiceConfig) {
+pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceConfig) {
     move |config| {
         let scope = web::scope("")
             .wrap(from_fn(guard))
-            .app_data(web::Data::from(parts.fallback.clone()))
-            .app_data(web::Data::new(parts))
+            .app_data(web::Data::from(state.fallback.clone()))
+            .app_data(web::Data::new(state))
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
             .service(resource("/acp", web::get().to(acp)))
             .service(resource("/status", web::get().to(status)))
@@ -106,19 +106,19 @@ async fn guard(
 }
 
 fn is_authorized(request: &ServiceRequest) -> bool {
-    let Some(parts) = request.app_data::<web::Data<Parts>>() else { return false };
-    let Some(token) = &parts.token else { return true };
+    let Some(state) = request.app_data::<web::Data<RuntimeState>>() else { return false };
+    let Some(token) = &state.token else { return true };
     let sent =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     sent.is_some_and(|sent| sent.ct_eq(token.expose_secret().as_bytes()).into())
 }
 
-async fn acp(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
-    if !parts.acp {
+async fn acp(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    if !state.acp {
         return refuse(ErrorCode::NotFound, "this runtime speaks only HTTP (`[runtime] acp = false`)");
     }
     returning(&request)
-        .and_then(|returning| socket::accept(&request, body, parts.sockets.clone(), returning))
+        .and_then(|returning| socket::accept(&request, body, state.sockets.clone(), returning))
         .unwrap_or_else(|failure| answer_failure(&failure))
 }
 
@@ -134,37 +134,37 @@ fn returning(request: &HttpRequest) -> Result<Option<(Uuid, Option<u64>)>, Failu
     Ok(Some((id, received)))
 }
 
-async fn status(parts: web::Data<Parts>) -> HttpResponse {
-    let agents = &parts.sockets.agents;
+async fn status(state: web::Data<RuntimeState>) -> HttpResponse {
+    let agents = &state.sockets.agents;
     answer(Ok(RuntimeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         agents: agents.names(),
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
-        held_conversations: parts.sockets.conversations.away() as u64,
+        held_conversations: state.sockets.conversations.away() as u64,
         protocols: Route::ALL
             .into_iter()
-            .filter(|route| *route == Route::Http || parts.acp)
+            .filter(|route| *route == Route::Http || state.acp)
             .map(|route| route.as_str().to_owned())
             .collect(),
     }))
 }
 
-async fn metrics(parts: web::Data<Parts>) -> HttpResponse {
-    match parts.metrics.render() {
+async fn metrics(state: web::Data<RuntimeState>) -> HttpResponse {
+    match state.metrics.render() {
         Ok(text) => HttpResponse::Ok().content_type(TEXT_FORMAT).body(text),
         Err(cause) => refuse(ErrorCode::Internal, &cause.to_string()),
     }
 }
 
-async fn prepare(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
-    let agents = &parts.sockets.agents;
+async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    let agents = &state.sockets.agents;
     match read::<PrepareWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
         Ok(asked) => match asked.agent.as_ref().filter(|agent| !agents.names().contains(agent)) {
             Some(agent) => refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured")),
             None => {
                 let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
-                let prepared = parts.workspaces.prepare(asked).await;
+                let prepared = state.workspaces.prepare(asked).await;
                 answer(prepared.map(|prepared| PreparedWorkspace { has_oneshot, ..prepared }))
             }
         },
@@ -172,9 +172,9 @@ async fn prepare(request: HttpRequest, body: web::Payload, parts: web::Data<Part
     }
 }
 
-async fn diff(request: HttpRequest, body: web::Payload, parts: web::Data<Parts>) -> HttpResponse {
+async fn diff(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
     match read::<DiffWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
-        Ok(asked) => answer(parts.workspaces.diff(asked.workspace).await),
+        Ok(asked) => answer(state.workspaces.diff(asked.workspace).await),
         Err(failure) => answer_failure(&failure),
     }
 }

@@ -50,7 +50,7 @@ pub(crate) use self::{
         upgrade::RenewedEpoch,
     },
     notifications::{
-        KeptToast, NotificationRow, StreamEnds, StreamPage, UnreadableToast,
+        NotificationRow, StoredNotification, StreamEnds, StreamPage, UnreadableNotification,
         deliveries::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, TriedDelivery, WebhookDeliveryRow},
         inbox::InboxRows,
     },

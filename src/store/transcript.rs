@@ -20,7 +20,7 @@ use crate::domain::{
     ids::{PromptId, SessionId, WorkspaceKey},
     redaction::Redacted,
     routing::Route,
-    session::context::{MAX_CONTEXT_BYTES, Said},
+    session::context::{MAX_CONTEXT_BYTES, Remark},
     turn::transcript::TranscriptEntry,
 };
 
@@ -219,7 +219,7 @@ fn last_said(
     session_id: &str,
     most: usize,
     part: Part,
-) -> diesel::QueryResult<Vec<Said>> {
+) -> diesel::QueryResult<Vec<Remark>> {
     let mut said = Vec::new();
     let mut bytes = 0;
     let mut before = i64::MAX;
@@ -257,7 +257,7 @@ fn last_said(
             }
             if said.len() < most && bytes < MAX_CONTEXT_BYTES {
                 bytes += text.len();
-                said.push(Said { by_user, text });
+                said.push(Remark { by_user, text });
             }
         }
     }
@@ -356,13 +356,17 @@ impl Store {
 
     /// What user and agent said last, oldest first: at most `most` messages, and no more than fill the
     /// largest context. Cancel-safe.
-    pub(crate) async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
+    pub(crate) async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Remark>, StoreError> {
         self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::All)?)).await
     }
 
     /// What user and agent said in the turns over HTTP that followed the last turn over ACP: what a live ACP agent
     /// with a memory of its own did not see. Oldest first, bounded as [`Store::last_said`] is. Cancel-safe.
-    pub(crate) async fn missed_by_agent(&self, session_id: SessionId, most: usize) -> Result<Vec<Said>, StoreError> {
+    pub(crate) async fn missed_by_agent(
+        &self,
+        session_id: SessionId,
+        most: usize,
+    ) -> Result<Vec<Remark>, StoreError> {
         self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::OverHttpSinceAcp)?))
             .await
     }

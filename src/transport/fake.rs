@@ -31,7 +31,7 @@ use crate::{
 
 /// What was said to an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Sent {
     Prompt { call: u64, blocks: Vec<String> },
     Cancel,
     Respond(String),
@@ -42,7 +42,7 @@ pub(crate) enum Said {
 pub(crate) struct FakeAgent {
     pub request: OpenRequest,
     pub says: mpsc::Sender<AgentEvent>,
-    pub heard: mpsc::Receiver<Said>,
+    pub heard: mpsc::Receiver<Sent>,
     pub delivered: Arc<Delivered>,
 }
 
@@ -51,7 +51,7 @@ impl FakeAgent {
     pub(crate) async fn prompted(&mut self) -> u64 {
         loop {
             match self.heard.recv().await.expect("a prompt") {
-                Said::Prompt { call, .. } => return call,
+                Sent::Prompt { call, .. } => return call,
                 _ => continue,
             }
         }
@@ -156,13 +156,13 @@ fn pair(request: OpenRequest, panics: Arc<AtomicUsize>) -> (FakeAgent, Box<dyn A
 }
 
 struct FakeLink {
-    to_agent: mpsc::Sender<Said>,
+    to_agent: mpsc::Sender<Sent>,
     delivered: Arc<Delivered>,
     panics: Arc<AtomicUsize>,
 }
 
 impl FakeLink {
-    fn say(&self, said: Said) -> Result<(), SendError> {
+    fn say(&self, said: Sent) -> Result<(), SendError> {
         self.to_agent.try_send(said).map_err(|_| SendError::Closed)
     }
 }
@@ -172,11 +172,11 @@ impl AgentSession for FakeLink {
         let left = self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         assert!(left.is_err(), "a planted panic");
         let blocks = turn.prompt.with_context(turn.context, Kinds::default());
-        self.say(Said::Prompt { call, blocks: blocks.iter().map(|block| block.get().to_owned()).collect() })
+        self.say(Sent::Prompt { call, blocks: blocks.iter().map(|block| block.get().to_owned()).collect() })
     }
 
     fn cancel(&mut self) -> Result<(), SendError> {
-        self.say(Said::Cancel)
+        self.say(Sent::Cancel)
     }
 
     fn set_mode(&mut self, _: u64, _: &str) -> Result<(), SendError> {
@@ -188,11 +188,11 @@ impl AgentSession for FakeLink {
     }
 
     fn close(&mut self, _: u64) -> Result<(), SendError> {
-        self.say(Said::Close)
+        self.say(Sent::Close)
     }
 
     fn respond(&mut self, id: &RequestId, _: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
-        self.say(Said::Respond(id.to_string()))
+        self.say(Sent::Respond(id.to_string()))
     }
 
     fn delivered(&self) -> Arc<Delivered> {

@@ -63,7 +63,7 @@ pub(crate) enum CloseReason {
 
 /// What the line under a pipe does while the pipe itself lives on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum LineState {
+pub(crate) enum ConnectionState {
     /// It broke, and is being made again; the cause.
     Interrupted(String),
     /// It stands again.
@@ -76,7 +76,7 @@ pub(crate) enum Incoming {
     /// A message.
     Frame(Frame),
     /// The line broke or stands again, between the messages before and after.
-    Line(LineState),
+    Line(ConnectionState),
     /// The end, said once, after the last message.
     Closed(CloseReason),
 }
@@ -179,7 +179,7 @@ impl FrameSender {
     }
 
     /// Says what the line does. Waits for room like a message; cancel-safe.
-    pub(crate) async fn tell(&self, state: LineState) -> Result<(), SendError> {
+    pub(crate) async fn tell(&self, state: ConnectionState) -> Result<(), SendError> {
         self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
     }
 

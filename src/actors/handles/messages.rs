@@ -14,14 +14,14 @@ use uuid::Uuid;
 use super::{
     event_feed::EventFeed,
     session::SessionSpec,
-    subscriber::{Cut, Outlet, ToastFrame},
+    subscriber::{Cut, NotificationFrame, Outlet},
 };
 use crate::{
     domain::{
         automation::skip::{Automation, WantedMode},
         ids::{PromptId, SessionId},
         notify::toast::{Scope, Stream},
-        routing::{Route, Routing, Wish, success_window::WindowFigures, turn_route::TurnReport},
+        routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
         turn::{TurnState, outcome::Failure, prompt::Prompt},
     },
     store::{EndSlot, Idempotency, PromptRow},
@@ -302,7 +302,7 @@ pub(crate) struct ChangeRoute {
     /// What to change; all of it is one flip.
     pub changes: Vec<RouteChange>,
     /// Who wants it, and why.
-    pub wish: Wish,
+    pub attribution: Attribution,
     /// The migration run of which it is a step.
     pub run_id: Option<Uuid>,
 }
@@ -364,7 +364,7 @@ pub(crate) enum Subscribed {
     /// It is entered: what it has missed, and everything after that.
     Joined {
         /// In order.
-        missed: Vec<Arc<ToastFrame>>,
+        missed: Vec<Arc<NotificationFrame>>,
         /// What comes.
         outlet: Outlet,
     },

@@ -14,7 +14,7 @@ use crate::{
         ids::WorkspaceKey,
         notify::{
             notice,
-            toast::{Addressee, NewToast, Notice},
+            toast::{Addressee, NewNotification, Notice},
         },
         redaction::Redacted,
         routing::{
@@ -45,7 +45,7 @@ struct Flips {
     counted: FlipStorm,
     /// What operators are told of the storm that rages, each with an end of its own: one, or more where ends of earlier
     /// ones could not be written.
-    alarms: Vec<NewToast>,
+    alarms: Vec<NewNotification>,
 }
 
 impl fmt::Debug for Storm {
@@ -81,13 +81,14 @@ impl Storm {
     /// A workspace rolls back by itself, and this is about to be written. Gives what operators are told in place of its
     /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it. Where
     /// a storm begins with it, the alarm is raised, and resolved when it is over.
-    pub(crate) fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewToast> {
+    pub(crate) fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewNotification> {
         let (now, live) = (self.0.clock.steady(), self.live());
         let mut flips = self.flips();
         let cause = flips.counted.on_flip(workspace, live, now);
         if cause == FlipCause::BeginsStorm {
             let (id, flipped) = (Uuid::now_v7(), flips.counted.flipped(now));
-            let told = NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(flipped, live), id);
+            let told =
+                NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(flipped, live), id);
             flips.alarms.push(told);
             self.0.metrics.routes().storm(true);
             tracing::error!(
@@ -133,7 +134,8 @@ impl Storm {
         tracing::info!(marker = "[ROLLBACK]", most_workspaces, seconds, "workspaces no longer fall back in numbers");
         for alarm in alarms {
             let cause = format!("{}{RESOLVED}", alarm.cause_id);
-            let told = NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm_end(&ended), cause);
+            let told =
+                NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm_end(&ended), cause);
             if let Err(cause) = self.0.store.tell(told, self.0.clock.now()).await {
                 tracing::error!(marker = "[ROLLBACK]", %cause, "operators are told only after a restart that it is over");
             }
@@ -153,10 +155,10 @@ impl Storm {
 }
 
 /// What operators were told, as it was told.
-fn told(row: NotificationRow) -> NewToast {
+fn told(row: NotificationRow) -> NewNotification {
     let NotificationRow { notification_id, severity, trigger, body, cause_id, .. } = row;
     let notice = Notice { severity, trigger, body: Redacted::new(&body) };
-    NewToast { id: notification_id, to: Addressee::Operators, notice, cause_id }
+    NewNotification { id: notification_id, to: Addressee::Operators, notice, cause_id }
 }
 
 #[cfg(test)]
@@ -239,7 +241,7 @@ mod tests {
 
         /// What operators were told.
         async fn told(&self) -> Vec<NotificationRow> {
-            let page = self.store.toasts_after(Scope::all(Stream::Operators), 0, 100).await.unwrap();
+            let page = self.store.notifications_after(Scope::all(Stream::Operators), 0, 100).await.unwrap();
             page.rows.into_iter().map(Result::unwrap).collect()
         }
     }
@@ -295,7 +297,7 @@ mod tests {
         until("both see that it is over", async || !one.is_raging() && !two.is_raging()).await;
         until("the end is told", async || stage.told().await.len() > 1).await;
         // A write of ours stands behind those of both.
-        let behind = NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), "behind");
+        let behind = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), "behind");
         stage.store.tell(behind, stage.clock.now()).await.unwrap();
         let causes: Vec<_> = stage.told().await.into_iter().map(|row| row.cause_id).collect();
         assert_eq!(causes, [causes[0].clone(), format!("{}:resolved", causes[0]), "behind".to_owned()]);

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{PromptId, SessionId, UserId, WorkspaceKey},
-        notify::toast::Telling,
+        notify::toast::SessionNotice,
         routing::Route,
         session::{
             connection::ConnectionStatus,
@@ -149,7 +149,7 @@ pub(crate) struct SessionShared {
     pub feed: EventFeed,
     view: Mutex<SessionView>,
     /// What its user is to be told with the row of the session, which is written once it is ready.
-    untold: Mutex<Option<Telling>>,
+    untold: Mutex<Option<SessionNotice>>,
 }
 
 impl SessionShared {
@@ -159,12 +159,12 @@ impl SessionShared {
     }
 
     /// Leaves something to be told with the row of the session.
-    pub(crate) fn tell_later(&self, telling: Telling) {
-        *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = Some(telling);
+    pub(crate) fn tell_later(&self, session_notice: SessionNotice) {
+        *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = Some(session_notice);
     }
 
     /// Takes what was left to be told.
-    pub(crate) fn take_untold(&self) -> Option<Telling> {
+    pub(crate) fn take_untold(&self) -> Option<SessionNotice> {
         self.untold.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

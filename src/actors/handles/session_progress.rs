@@ -110,13 +110,13 @@ impl TelemetryFeed {
             return;
         }
         let (spec, text) = (&session.spec, frame(session, now));
-        let telling = SessionTelemetry {
+        let session_notice = SessionTelemetry {
             workspace: spec.workspace.clone(),
             session: spec.session_id,
             user: spec.user_id.clone(),
             text,
         };
-        if self.queue.try_send(telling).is_err() {
+        if self.queue.try_send(session_notice).is_err() {
             self.metrics.toasts().telemetry_left_out(1);
         }
     }

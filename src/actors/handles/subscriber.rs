@@ -24,12 +24,12 @@ use crate::{
             toast::{Scope, session_suffix},
         },
     },
-    store::{KeptToast, NotificationRow, UnreadableToast},
+    store::{NotificationRow, StoredNotification, UnreadableNotification},
 };
 
 /// A toast as it is sent: written once, shared by all who get it.
 #[derive(Debug)]
-pub(crate) struct ToastFrame {
+pub(crate) struct NotificationFrame {
     /// Its place in its sequence.
     pub seq: u64,
     /// When it was written down.
@@ -42,7 +42,7 @@ pub(crate) struct ToastFrame {
 }
 
 /// A toast as clients see it.
-pub(crate) fn toast_of(row: &NotificationRow) -> Toast {
+pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
     Toast {
         id: row.notification_id.to_string(),
         seq: row.seq,
@@ -58,16 +58,16 @@ pub(crate) fn toast_of(row: &NotificationRow) -> Toast {
     }
 }
 
-impl ToastFrame {
+impl NotificationFrame {
     /// Writes it.
-    pub(crate) fn new(toast: KeptToast) -> Self {
+    pub(crate) fn new(toast: StoredNotification) -> Self {
         let row = match toast {
             Ok(row) => row,
-            Err(UnreadableToast { seq }) => {
+            Err(UnreadableNotification { seq }) => {
                 return Self { seq, created: Timestamp(0), text: None, workspace: None, session: None, user: None };
             }
         };
-        let frame = ServerFrame::Toast(toast_of(&row));
+        let frame = ServerFrame::Toast(notification_of(&row));
         Self {
             seq: row.seq,
             created: row.created,
@@ -88,7 +88,7 @@ impl ToastFrame {
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
     /// A toast.
-    Toast(Arc<ToastFrame>),
+    Toast(Arc<NotificationFrame>),
     /// A frame of telemetry, as JSON.
     Telemetry(ByteString),
     /// So many frames of telemetry were left out, and nothing more waits.
@@ -185,7 +185,7 @@ pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) ->
 
 impl Intake {
     /// Hands a toast on, where it is for this subscriber and new to it. One that is too far behind is let go.
-    pub(crate) fn toast(&mut self, frame: &Arc<ToastFrame>) {
+    pub(crate) fn toast(&mut self, frame: &Arc<NotificationFrame>) {
         if frame.seq <= self.after || !frame.is_for(&self.scope) {
             return;
         }
@@ -326,9 +326,9 @@ mod tests {
         pipe(Scope::all(Stream::Tenant("acme".parse().unwrap())), true, 0, Arc::new(|_| {}))
     }
 
-    fn toast(seq: u64) -> Arc<ToastFrame> {
+    fn toast(seq: u64) -> Arc<NotificationFrame> {
         let text = Some(ByteString::from("{}"));
-        Arc::new(ToastFrame { seq, created: Timestamp(0), text, workspace: None, session: None, user: None })
+        Arc::new(NotificationFrame { seq, created: Timestamp(0), text, workspace: None, session: None, user: None })
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use crate::{
         clock::Timestamp,
         ids::{InstallationId, WorkspaceId, WorkspaceKey},
         migration::{MAX_WORKSPACES, MigrationMode, MigrationPlan, MigrationRun, Place},
-        routing::{Route, Wish},
+        routing::{Attribution, Route},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{
@@ -132,7 +132,7 @@ impl Driver {
         match wait {
             None => self.waiting.remove(&run_id),
             Some(until) => {
-                let clock = &self.migrations.0.workspaces.parts().clock;
+                let clock = &self.migrations.0.workspaces.services().clock;
                 let wait = until.map_or(LOOK, |until| until.since(clock.now()).min(LOOK));
                 self.waiting.insert(run_id, now + wait)
             }
@@ -141,7 +141,7 @@ impl Driver {
 
     /// Every open run, the oldest first.
     async fn open(&self) -> Result<Vec<MigrationRunRow>, Failure> {
-        let store = &self.migrations.0.workspaces.parts().store;
+        let store = &self.migrations.0.workspaces.services().store;
         let filter = MigrationRunFilter { open_only: true, ..MigrationRunFilter::default() };
         let (mut open, mut after) = (Vec::new(), None);
         loop {
@@ -183,7 +183,7 @@ pub(crate) async fn begin(workspaces: &Workspaces, open: &[MigrationRunRow]) -> 
     if !workspaces.fleet_health().is_healthy() {
         return Ok(false);
     }
-    let mut candidates = candidates(&workspaces.parts().store).await.map_err(|cause| store::failure(&cause))?;
+    let mut candidates = candidates(&workspaces.services().store).await.map_err(|cause| store::failure(&cause))?;
     let is_open = |tenant: &InstallationId| {
         open.iter().any(|row| row.run.installation_id() == tenant && row.run.mode() == MigrationMode::Automatic)
     };
@@ -230,15 +230,15 @@ async fn begin_for(
     installation_id: InstallationId,
     names: Vec<WorkspaceId>,
 ) -> Result<bool, Failure> {
-    let parts = workspaces.parts();
+    let services = workspaces.services();
     let failed = |cause: StoreError| store::failure(&cause);
     let filter = MigrationRunFilter { installation_id: Some(installation_id.clone()), ..Default::default() };
-    let runs = parts.store.migration_runs(filter, Page { limit: RUNS, after: None }).await.map_err(failed)?;
-    let resting = resting(&runs, parts.clock.now());
-    let tenant = parts.store.tenant_protocol(installation_id.clone()).await.map_err(failed)?;
+    let runs = services.store.migration_runs(filter, Page { limit: RUNS, after: None }).await.map_err(failed)?;
+    let resting = resting(&runs, services.clock.now());
+    let tenant = services.store.tenant_protocol(installation_id.clone()).await.map_err(failed)?;
     let mut wanted = Vec::new();
     for name in names.into_iter().filter(|name| !resting.contains(name)) {
-        if may_move(&parts.store, &installation_id, &name, tenant.as_ref()).await.map_err(failed)? {
+        if may_move(&services.store, &installation_id, &name, tenant.as_ref()).await.map_err(failed)? {
             wanted.push(name);
         }
     }
@@ -253,14 +253,14 @@ async fn begin_for(
         batch_size: BATCH_SIZE,
         max_failures: MAX_FAILURES,
     };
-    let wish = Wish::of_system("these workspaces are to be moved by themselves, and ACP is healthy");
-    let run = MigrationRun::new(plan, wish, parts.clock.now());
+    let attribution = Attribution::of_system("these workspaces are to be moved by themselves, and ACP is healthy");
+    let run = MigrationRun::new(plan, attribution, services.clock.now());
     let run = run.map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?;
     // Of two supervisors that have the same thought one is told that it is late.
     let before = runs.first().map_or(Uuid::nil(), |row| row.run_id);
     let run_id = Uuid::new_v5(&before, format!("automatic {installation_id}").as_bytes());
-    let save = SaveMigrationRun { run_id, expected_version: 0, run, now: parts.clock.now() };
-    parts.store.save_migration_run(save).await.map_err(failed)?;
+    let save = SaveMigrationRun { run_id, expected_version: 0, run, now: services.clock.now() };
+    services.store.save_migration_run(save).await.map_err(failed)?;
     Ok(true)
 }
 

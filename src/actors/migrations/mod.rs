@@ -20,7 +20,7 @@ use crate::{
         clock::Timestamp,
         ids::{InstallationId, WorkspaceId},
         migration::{IllegalChange, MigrationPlan, MigrationRun},
-        routing::{Route, Wish},
+        routing::{Attribution, Route},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
@@ -64,14 +64,18 @@ impl Migrations {
     }
 
     /// Begins a run. A failure has begun nothing, or it is not known whether it has. A dropped future may have begun it.
-    pub(crate) async fn begin(&self, plan: MigrationPlan, wish: Wish) -> Result<MigrationRunRow, Failure> {
-        let parts = self.0.workspaces.parts();
-        let now = parts.clock.now();
-        let run = MigrationRun::new(plan, wish, now)
+    pub(crate) async fn begin(
+        &self,
+        plan: MigrationPlan,
+        attribution: Attribution,
+    ) -> Result<MigrationRunRow, Failure> {
+        let services = self.0.workspaces.services();
+        let now = services.clock.now();
+        let run = MigrationRun::new(plan, attribution, now)
             .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, cause.to_string()))?;
         let run_id = Uuid::now_v7();
         let save = SaveMigrationRun { run_id, expected_version: 0, run: run.clone(), now };
-        match parts.store.save_migration_run(save).await.map_err(|cause| store::failure(&cause))? {
+        match services.store.save_migration_run(save).await.map_err(|cause| store::failure(&cause))? {
             SavedMigrationRun::Saved(version) => {
                 self.0.changed.notify_one();
                 Ok(MigrationRunRow { run_id, run, version, updated: now })
@@ -86,18 +90,18 @@ impl Migrations {
         &self,
         run_id: Uuid,
         change: RunChange,
-        wish: &Wish,
+        attribution: &Attribution,
     ) -> Result<MigrationRunRow, Failure> {
-        let parts = self.0.workspaces.parts();
+        let services = self.0.workspaces.services();
         let failed = |cause| store::failure(&cause);
-        let mut found = parts.store.migration_run(run_id).await.map_err(failed)?;
+        let mut found = services.store.migration_run(run_id).await.map_err(failed)?;
         loop {
             let mut row = found.ok_or_else(|| Failure::new(ErrorCode::NotFound, "no migration with this id"))?;
-            let now = parts.clock.now();
-            apply(&mut row.run, change, wish.clone(), now)
+            let now = services.clock.now();
+            apply(&mut row.run, change, attribution.clone(), now)
                 .map_err(|cause| Failure::new(ErrorCode::MigrationState, cause.to_string()))?;
             let save = SaveMigrationRun { run_id, expected_version: row.version, run: row.run.clone(), now };
-            match parts.store.save_migration_run(save).await.map_err(failed)? {
+            match services.store.save_migration_run(save).await.map_err(failed)? {
                 SavedMigrationRun::Saved(version) => {
                     self.0.changed.notify_one();
                     return Ok(MigrationRunRow { version, updated: now, ..row });
@@ -115,18 +119,23 @@ impl Migrations {
         installation: &InstallationId,
         target: Route,
     ) -> Result<Vec<WorkspaceId>, Failure> {
-        let store = &self.0.workspaces.parts().store;
+        let store = &self.0.workspaces.services().store;
         let failed = |cause| store::failure(&cause);
         let tenant = store.tenant_protocol(installation.clone()).await.map_err(failed)?;
         moves::with_another_default(store, installation, tenant.as_ref(), target).await.map_err(failed)
     }
 }
 
-fn apply(run: &mut MigrationRun, change: RunChange, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+fn apply(
+    run: &mut MigrationRun,
+    change: RunChange,
+    attribution: Attribution,
+    now: Timestamp,
+) -> Result<(), IllegalChange> {
     match change {
-        RunChange::Pause => run.pause(wish),
-        RunChange::Resume => run.resume(wish, now),
-        RunChange::Cancel => run.cancel(wish, now),
-        RunChange::RollBack => run.roll_back(wish, now),
+        RunChange::Pause => run.pause(attribution),
+        RunChange::Resume => run.resume(attribution, now),
+        RunChange::Cancel => run.cancel(attribution, now),
+        RunChange::RollBack => run.roll_back(attribution, now),
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         ids::{InstallationId, WorkspaceId, WorkspaceKey},
         migration::{MAX_WORKSPACES, MigrationSkip, MigrationStatus, WorkspaceFacts},
         redaction::Redacted,
-        routing::{FlipTrigger, Route, Wish},
+        routing::{Attribution, FlipTrigger, Route},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{MAX_PAGE, MigrationRow, Page, RouteFilter, Store, StoreError, TenantProtocol, WorkspaceFilter},
@@ -32,7 +32,7 @@ pub(super) struct Step {
     /// Which default.
     pub to: Route,
     /// Who wants it, and why.
-    pub wish: Wish,
+    pub attribution: Attribution,
     /// When it began.
     pub now: Timestamp,
 }
@@ -65,7 +65,7 @@ pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
     // A flip leaves its own row.
     let row = match &outcome {
         Ok(true) => None,
-        Ok(false) => Some(row(&step, step.to.other(), MigrationStatus::Succeeded, step.wish.reason.clone())),
+        Ok(false) => Some(row(&step, step.to.other(), MigrationStatus::Succeeded, step.attribution.reason.clone())),
         Err(detail) => Some(row(&step, step.to.other(), MigrationStatus::Failed, detail.as_str().to_owned())),
     };
     if let Some(row) = row {
@@ -81,12 +81,12 @@ async fn attempt(workspaces: &Workspaces, step: &Step) -> Result<bool, Failure> 
         routing.probe().await?;
     }
     let changes = vec![RouteChange::Default(step.to)];
-    let change = ChangeRoute { changes, wish: step.wish.clone(), run_id: Some(step.run_id) };
+    let change = ChangeRoute { changes, attribution: step.attribution.clone(), run_id: Some(step.run_id) };
     Ok(routing.change(change).await?.is_flipped)
 }
 
 async fn record(workspaces: &Workspaces, row: MigrationRow) {
-    while let Err(cause) = workspaces.parts().store.record_migration(row.clone()).await {
+    while let Err(cause) = workspaces.services().store.record_migration(row.clone()).await {
         if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
             tracing::error!(marker = "[MIGRATION]", workspace = %row.key, %cause, "a step leaves no row");
             return;
@@ -97,7 +97,7 @@ async fn record(workspaces: &Workspaces, row: MigrationRow) {
 
 /// Whether the runtime speaks ACP.
 pub(super) async fn speaks_acp(workspaces: &Workspaces) -> Result<bool, Failure> {
-    let status = workspaces.door().status().await?;
+    let status = workspaces.workspace_client().status().await?;
     Ok(status.protocols.iter().any(|protocol| protocol == Route::Acp.as_str()))
 }
 
@@ -119,8 +119,8 @@ fn row(step: &Step, from: Route, status: MigrationStatus, reason: String) -> Mig
         from,
         to: step.to,
         epoch: None,
-        initiated_by: step.wish.initiator,
-        actor: step.wish.actor.clone(),
+        initiated_by: step.attribution.initiator,
+        actor: step.attribution.actor.clone(),
         trigger: FlipTrigger::Migration,
         reason,
         status,
@@ -212,8 +212,8 @@ fn is_blocked(blocked: &[String], repository: &str) -> bool {
 fn name_of(repository: &str) -> String {
     let text = repository.trim_end_matches('/');
     let text = text.strip_suffix(".git").unwrap_or(text);
-    let mut parts = text.rsplit(['/', ':']);
-    let (name, owner) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let mut services = text.rsplit(['/', ':']);
+    let (name, owner) = (services.next().unwrap_or_default(), services.next().unwrap_or_default());
     format!("{owner}/{name}").to_lowercase()
 }
 

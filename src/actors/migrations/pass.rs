@@ -52,7 +52,7 @@ impl Pass {
     pub(crate) async fn run(mut self, may_settle: bool) -> Result<After, Failure> {
         let before = self.row.run.clone();
         let is_healthy = self.workspaces.fleet_health().is_healthy();
-        let next = self.row.run.next_step(self.workspaces.parts().clock.now(), is_healthy);
+        let next = self.row.run.next_step(self.workspaces.services().clock.now(), is_healthy);
         match next {
             NextStep::Over => Ok(After::Wait(None)),
             NextStep::Wait(until) => {
@@ -73,13 +73,13 @@ impl Pass {
 
     /// Finds out how moves ended of which nobody said it.
     async fn settle(&mut self, those: Vec<WorkspaceId>) -> Result<After, Failure> {
-        let parts = self.workspaces.parts().clone();
+        let services = self.workspaces.services().clone();
         let installation = self.row.run.installation_id().clone();
-        let tenant = parts.store.tenant_protocol(installation).await.map_err(|cause| store::failure(&cause))?;
+        let tenant = services.store.tenant_protocol(installation).await.map_err(|cause| store::failure(&cause))?;
         for workspace in &those {
-            let default = moves::default_of(&parts.store, &self.key(workspace), tenant.as_ref()).await;
+            let default = moves::default_of(&services.store, &self.key(workspace), tenant.as_ref()).await;
             let default = default.map_err(|cause| store::failure(&cause))?;
-            self.row.run.settle(workspace, default, parts.clock.now());
+            self.row.run.settle(workspace, default, services.clock.now());
         }
         let moves = those.len();
         if self.save().await? {
@@ -90,17 +90,18 @@ impl Pass {
 
     /// Looks at a batch, and moves those that may be.
     async fn forth(&mut self, those: Vec<WorkspaceId>) -> Result<After, Failure> {
-        let parts = self.workspaces.parts().clone();
+        let services = self.workspaces.services().clone();
         let target = self.row.run.target();
         let failed = |cause: StoreError| store::failure(&cause);
-        let tenant = parts.store.tenant_protocol(self.row.run.installation_id().clone()).await.map_err(failed)?;
+        let tenant = services.store.tenant_protocol(self.row.run.installation_id().clone()).await.map_err(failed)?;
         // A runtime that is away says nothing about the workspaces: it is waited for.
         let speaks_acp = target == Route::Http || moves::speaks_acp(&self.workspaces).await?;
         let (mut moving, mut skipped) = (Vec::new(), Vec::new());
         for workspace in those {
-            let facts =
-                moves::of(&parts.store, &self.key(&workspace), tenant.as_ref(), speaks_acp).await.map_err(failed)?;
-            match self.row.run.begin_move(&workspace, &facts, parts.clock.now()) {
+            let facts = moves::of(&services.store, &self.key(&workspace), tenant.as_ref(), speaks_acp)
+                .await
+                .map_err(failed)?;
+            match self.row.run.begin_move(&workspace, &facts, services.clock.now()) {
                 Some(Ok(())) => moving.push(workspace),
                 Some(Err(reason)) => skipped.push((workspace, facts.default_route, reason)),
                 None => {}
@@ -112,7 +113,7 @@ impl Pass {
         if !self.save().await? {
             return Ok(After::Again);
         }
-        skipped.iter().for_each(|_| parts.metrics.routes().migrated(MigrationStep::Skipped));
+        skipped.iter().for_each(|_| services.metrics.routes().migrated(MigrationStep::Skipped));
         if moving.is_empty() {
             return Ok(After::Again);
         }
@@ -126,7 +127,7 @@ impl Pass {
         reason: MigrationSkip,
     ) -> Result<(), StoreError> {
         let step = self.step(workspace, self.row.run.target());
-        self.workspaces.parts().store.record_migration(moves::skipped(&step, from, reason)).await
+        self.workspaces.services().store.record_migration(moves::skipped(&step, from, reason)).await
     }
 
     /// Moves those that are under way, and writes down how that ended, also where it was paused, cancelled or rolled back
@@ -167,7 +168,7 @@ impl Pass {
     }
 
     fn apply(&mut self, moved: &Moved) {
-        let now = self.workspaces.parts().clock.now();
+        let now = self.workspaces.services().clock.now();
         match &moved.outcome {
             Ok(()) => self.row.run.step_done(&moved.workspace, now),
             Err(detail) => self.row.run.step_failed(&moved.workspace, detail, now),
@@ -209,14 +210,14 @@ impl Pass {
     }
 
     async fn try_save(&self) -> Result<SavedMigrationRun, StoreError> {
-        let parts = self.workspaces.parts();
+        let services = self.workspaces.services();
         let save = SaveMigrationRun {
             run_id: self.row.run_id,
             expected_version: self.row.version,
             run: self.row.run.clone(),
-            now: parts.clock.now(),
+            now: services.clock.now(),
         };
-        parts.store.save_migration_run(save).await
+        services.store.save_migration_run(save).await
     }
 
     fn count(&self, moved: &Moved) {
@@ -226,7 +227,7 @@ impl Pass {
             (Ok(()), Some(Place::MovedBack)) => MigrationStep::MovedBack,
             (Ok(()), _) => MigrationStep::Moved,
         };
-        self.workspaces.parts().metrics.routes().migrated(step);
+        self.workspaces.services().metrics.routes().migrated(step);
     }
 
     fn tell(&self) {
@@ -253,8 +254,8 @@ impl Pass {
             run_id: self.row.run_id,
             key: self.key(workspace),
             to,
-            wish: self.row.run.wish().clone(),
-            now: self.workspaces.parts().clock.now(),
+            attribution: self.row.run.attribution().clone(),
+            now: self.workspaces.services().clock.now(),
         }
     }
 

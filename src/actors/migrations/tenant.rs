@@ -9,7 +9,7 @@ use crate::{
     },
     domain::{
         ids::{InstallationId, WorkspaceKey},
-        routing::{Route, Wish},
+        routing::{Attribution, Route},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, Page, RouteFilter, TenantProtocol},
@@ -25,30 +25,30 @@ pub(crate) async fn change(
     workspaces: &Workspaces,
     before: &TenantProtocol,
     wanted: TenantProtocol,
-    wish: Wish,
+    attribution: Attribution,
 ) -> Result<u64, Failure> {
     let failed = |cause: store::StoreError| store::failure(&cause);
-    let parts = workspaces.parts();
+    let services = workspaces.services();
     let tenant = wanted.installation_id.clone();
     if wanted.new_route() != before.new_route() {
         // First: from the moment on in which the tenant's wish is kept, a workspace without a route takes the new one.
         let kept = before.new_route();
-        while let WORKSPACES_AT_ONCE = parts
+        while let WORKSPACES_AT_ONCE = services
             .store
-            .settle_routes(tenant.clone(), kept, parts.clock.now(), WORKSPACES_AT_ONCE)
+            .settle_routes(tenant.clone(), kept, services.clock.now(), WORKSPACES_AT_ONCE)
             .await
             .map_err(failed)?
         {}
     }
     let is_without_acp = !wanted.enable_acp;
     let (default, enable_acp) = (wanted.default_protocol.as_str(), wanted.enable_acp);
-    parts.store.save_tenant_protocol(wanted).await.map_err(failed)?;
-    let moved = if is_without_acp { move_to_http(workspaces, &tenant, &wish).await? } else { 0 };
+    services.store.save_tenant_protocol(wanted).await.map_err(failed)?;
+    let moved = if is_without_acp { move_to_http(workspaces, &tenant, &attribution).await? } else { 0 };
     tracing::info!(
         marker = "[ROLLBACK]",
         installation_id = %tenant,
-        actor = wish.actor,
-        reason = wish.reason,
+        actor = attribution.actor,
+        reason = attribution.reason,
         default,
         enable_acp,
         moved,
@@ -58,12 +58,16 @@ pub(crate) async fn change(
 }
 
 /// Moves the workspaces that are in use, and those whose route says ACP.
-async fn move_to_http(workspaces: &Workspaces, tenant: &InstallationId, wish: &Wish) -> Result<u64, Failure> {
-    let parts = workspaces.parts();
+async fn move_to_http(
+    workspaces: &Workspaces,
+    tenant: &InstallationId,
+    attribution: &Attribution,
+) -> Result<u64, Failure> {
+    let services = workspaces.services();
     let mut moved = 0;
-    let live: HashSet<_> = parts.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
+    let live: HashSet<_> = services.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
     for key in live.into_iter().filter(|key| key.installation_id == *tenant) {
-        moved += u64::from(move_one(workspaces, &key, wish).await?);
+        moved += u64::from(move_one(workspaces, &key, attribution).await?);
     }
     // A pin to ACP may stand on a workspace whose default is HTTP already.
     for filter in [
@@ -74,11 +78,11 @@ async fn move_to_http(workspaces: &Workspaces, tenant: &InstallationId, wish: &W
         let mut after = None;
         loop {
             let page = Page { limit: WORKSPACES_AT_ONCE, after };
-            let rows = parts.store.routes(filter.clone(), page).await.map_err(|cause| store::failure(&cause))?;
+            let rows = services.store.routes(filter.clone(), page).await.map_err(|cause| store::failure(&cause))?;
             after = rows.last().map(|row| row.cursor());
             let is_last = rows.len() < WORKSPACES_AT_ONCE;
             for row in rows {
-                moved += u64::from(move_one(workspaces, &row.key, wish).await?);
+                moved += u64::from(move_one(workspaces, &row.key, attribution).await?);
             }
             if is_last {
                 break;
@@ -89,14 +93,14 @@ async fn move_to_http(workspaces: &Workspaces, tenant: &InstallationId, wish: &W
 }
 
 /// Whether it was on ACP.
-async fn move_one(workspaces: &Workspaces, key: &WorkspaceKey, wish: &Wish) -> Result<bool, Failure> {
+async fn move_one(workspaces: &Workspaces, key: &WorkspaceKey, attribution: &Attribution) -> Result<bool, Failure> {
     let routing = workspaces.routing(key).await?;
     loop {
         let before = routing.view().await?.routing;
         let is_pinned = before.pin().is_some_and(|pin| pin.protocol == Route::Acp);
         let release = is_pinned.then_some(RouteChange::Pin(None));
         let changes = release.into_iter().chain([RouteChange::Default(Route::Http)]).collect();
-        match routing.change(ChangeRoute { changes, wish: wish.clone(), run_id: None }).await {
+        match routing.change(ChangeRoute { changes, attribution: attribution.clone(), run_id: None }).await {
             Ok(after) => return Ok(before.route() == Route::Acp && after.routing.route() == Route::Http),
             // What somebody else wrote is read now, and this comes after it.
             Err(failure) if failure.code == ErrorCode::RouteChanged => {}

@@ -19,10 +19,10 @@ use crate::{
     actors::handles::{
         messages::{CloseSubscribers, StreamGrew, Subscribe, Subscribed},
         session_progress::{SessionTelemetry, TelemetrySource},
-        subscriber::{Ending, Intake, ToastFrame, pipe},
+        subscriber::{Ending, Intake, NotificationFrame, pipe},
     },
     domain::notify::toast::{Scope, Stream},
-    store::{KeptToast, Store, StoreError, StreamPage},
+    store::{Store, StoreError, StoredNotification, StreamPage},
 };
 
 /// Subscriptions that wait to be entered; more wait with their senders.
@@ -36,11 +36,11 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// A sequence that somebody reads.
 #[derive(Debug, Default)]
-struct Line {
+struct FollowedStream {
     /// The newest toast that was handed on.
     head: u64,
     /// The last of them, without a hole until `head`.
-    recent: VecDeque<Arc<ToastFrame>>,
+    recent: VecDeque<Arc<NotificationFrame>>,
     /// What comes after this number is in `recent`.
     recent_after: u64,
     readers: Vec<Intake>,
@@ -51,7 +51,7 @@ struct Line {
 
 /// What a hub works with, and what outlives it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct HubParts {
+pub(crate) struct HubServices {
     /// Where toasts are.
     pub store: Store,
     /// How sessions are doing.
@@ -62,7 +62,7 @@ pub(crate) struct HubParts {
     pub closed: Arc<watch::Sender<bool>>,
 }
 
-impl HubParts {
+impl HubServices {
     /// Those of a hub that is open.
     pub(crate) fn new(store: Store, telemetry: TelemetrySource, is_shared: bool) -> Self {
         Self { store, telemetry, is_shared, closed: Arc::default() }
@@ -71,16 +71,16 @@ impl HubParts {
 
 /// The hub.
 pub(crate) struct Notifications {
-    parts: HubParts,
-    lines: HashMap<Stream, Line>,
+    services: HubServices,
+    followed: HashMap<Stream, FollowedStream>,
 }
 
 impl Notifications {
     /// A hub without subscribers.
-    pub(crate) fn new(parts: HubParts) -> Self {
+    pub(crate) fn new(services: HubServices) -> Self {
         // Those of an earlier hub are gone.
-        parts.telemetry.watchers.store(0, Ordering::Relaxed);
-        Self { parts, lines: HashMap::new() }
+        services.telemetry.watchers.store(0, Ordering::Relaxed);
+        Self { services, followed: HashMap::new() }
     }
 }
 
@@ -89,12 +89,12 @@ impl Actor for Notifications {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        let grown = stream::unfold(self.parts.store.grown_streams(), |streams| async move {
+        let grown = stream::unfold(self.services.store.grown_streams(), |streams| async move {
             let grown = streams.next().await;
             Some((grown, streams))
         });
         ctx.add_stream(futures_util::StreamExt::map(grown, |streams| StreamGrew(streams.into_iter().collect())));
-        ctx.add_stream(stream::unfold(self.parts.telemetry.clone(), |source| async move {
+        ctx.add_stream(stream::unfold(self.services.telemetry.clone(), |source| async move {
             let next = source.next().await?;
             Some((next, source))
         }));
@@ -105,15 +105,15 @@ impl Actor for Notifications {
 impl Notifications {
     /// Reads what came after the newest toast that was handed on.
     fn read(&mut self, stream: Stream, ctx: &mut Context<Self>) {
-        let Some(line) = self.lines.get_mut(&stream) else { return };
-        if std::mem::replace(&mut line.is_read, true) {
-            line.grew = true;
+        let Some(followed) = self.followed.get_mut(&stream) else { return };
+        if std::mem::replace(&mut followed.is_read, true) {
+            followed.grew = true;
             return;
         }
-        line.grew = false;
-        let (store, after) = (self.parts.store.clone(), line.head);
+        followed.grew = false;
+        let (store, after) = (self.services.store.clone(), followed.head);
         let reading = async move {
-            let read = store.toasts_after(Scope::all(stream.clone()), after, AT_ONCE).await;
+            let read = store.notifications_after(Scope::all(stream.clone()), after, AT_ONCE).await;
             (stream, read)
         };
         ctx.spawn(
@@ -122,12 +122,14 @@ impl Notifications {
     }
 
     fn on_read(&mut self, stream: Stream, after: u64, read: Result<StreamPage, StoreError>, ctx: &mut Context<Self>) {
-        let Some(line) = self.lines.get_mut(&stream).filter(|line| line.goes_on_after(after)) else { return };
-        line.is_read = false;
+        let Some(followed) = self.followed.get_mut(&stream).filter(|followed| followed.goes_on_after(after)) else {
+            return;
+        };
+        followed.is_read = false;
         match read {
             Ok(StreamPage { rows, until, is_last }) => {
-                line.hand_on(rows, until);
-                if !is_last || line.grew {
+                followed.hand_on(rows, until);
+                if !is_last || followed.grew {
                     self.read(stream, ctx);
                 }
             }
@@ -142,15 +144,15 @@ impl Notifications {
     fn look(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         let mut watchers = 0;
-        self.lines.retain(|_, line| {
-            line.readers.retain_mut(|reader| !reader.is_gone(now));
-            line.readers.iter_mut().for_each(|reader| reader.read_until(line.head));
-            watchers += line.readers.iter().filter(|reader| reader.wants_telemetry()).count();
-            !line.readers.is_empty()
+        self.followed.retain(|_, followed| {
+            followed.readers.retain_mut(|reader| !reader.is_gone(now));
+            followed.readers.iter_mut().for_each(|reader| reader.read_until(followed.head));
+            watchers += followed.readers.iter().filter(|reader| reader.wants_telemetry()).count();
+            !followed.readers.is_empty()
         });
-        self.parts.telemetry.watchers.store(watchers, Ordering::Relaxed);
-        if self.parts.is_shared && !self.lines.is_empty() {
-            let (store, streams) = (self.parts.store.clone(), self.lines.keys().cloned().collect());
+        self.services.telemetry.watchers.store(watchers, Ordering::Relaxed);
+        if self.services.is_shared && !self.followed.is_empty() {
+            let (store, streams) = (self.services.store.clone(), self.followed.keys().cloned().collect());
             let looking = async move { store.stream_heads(streams).await };
             ctx.spawn(looking.into_actor(self).map(|heads, this, ctx| match heads {
                 Ok(heads) => this.catch_up(heads, ctx),
@@ -164,23 +166,23 @@ impl Notifications {
     /// Reads what other processes have told.
     fn catch_up(&mut self, heads: Vec<(Stream, u64)>, ctx: &mut Context<Self>) {
         for (stream, head) in heads {
-            if self.lines.get(&stream).is_some_and(|line| line.head < head) {
+            if self.followed.get(&stream).is_some_and(|followed| followed.head < head) {
                 self.read(stream, ctx);
             }
         }
     }
 }
 
-impl Line {
+impl FollowedStream {
     /// Whether what was read after a number is what comes next. Else it was read for those who are gone: the line was
     /// forgotten meanwhile, begun anew elsewhere, and is read on its own.
     fn goes_on_after(&self, number: u64) -> bool {
         self.head == number
     }
 
-    fn hand_on(&mut self, toasts: Vec<KeptToast>, until: u64) {
+    fn hand_on(&mut self, toasts: Vec<StoredNotification>, until: u64) {
         for toast in toasts {
-            let frame = Arc::new(ToastFrame::new(toast));
+            let frame = Arc::new(NotificationFrame::new(toast));
             for reader in &mut self.readers {
                 reader.toast(&frame);
             }
@@ -208,11 +210,11 @@ impl StreamHandler<SessionTelemetry> for Notifications {
     /// No session tells any more.
     fn finished(&mut self, _: &mut Self::Context) {}
 
-    fn handle(&mut self, telling: SessionTelemetry, _: &mut Self::Context) {
-        let SessionTelemetry { workspace, session, user, text } = telling;
-        let Some(line) = self.lines.get_mut(&Stream::Tenant(workspace.installation_id)) else { return };
+    fn handle(&mut self, session_notice: SessionTelemetry, _: &mut Self::Context) {
+        let SessionTelemetry { workspace, session, user, text } = session_notice;
+        let Some(followed) = self.followed.get_mut(&Stream::Tenant(workspace.installation_id)) else { return };
         let text = ByteString::from(text);
-        for reader in &mut line.readers {
+        for reader in &mut followed.readers {
             reader.telemetry((&workspace.workspace_id, session, user.as_ref()), &text);
         }
     }
@@ -224,19 +226,20 @@ impl Handler<Subscribe> for Notifications {
     fn handle(&mut self, message: Subscribe, ctx: &mut Self::Context) -> Self::Result {
         let Subscribe { scope, after, wants_telemetry, cut } = message;
         let stream = scope.stream.clone();
-        let fresh = || Line { head: after, recent_after: after, ..Line::default() };
-        let line = self.lines.entry(stream.clone()).or_insert_with(fresh);
-        if after < line.recent_after {
+        let fresh = || FollowedStream { head: after, recent_after: after, ..FollowedStream::default() };
+        let followed = self.followed.entry(stream.clone()).or_insert_with(fresh);
+        if after < followed.recent_after {
             return MessageResult(Subscribed::Behind);
         }
-        let missed = line.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
-        let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(line.head), cut);
-        if *self.parts.closed.borrow() {
+        let missed =
+            followed.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
+        let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(followed.head), cut);
+        if *self.services.closed.borrow() {
             intake.end(Ending::Stopping);
         }
-        line.readers.push(intake);
+        followed.readers.push(intake);
         if wants_telemetry {
-            self.parts.telemetry.watchers.fetch_add(1, Ordering::Relaxed);
+            self.services.telemetry.watchers.fetch_add(1, Ordering::Relaxed);
         }
         // A sequence that nobody read may have grown without notice.
         self.read(stream, ctx);
@@ -248,7 +251,7 @@ impl Handler<CloseSubscribers> for Notifications {
     type Result = ();
 
     fn handle(&mut self, _: CloseSubscribers, _: &mut Self::Context) {
-        for reader in self.lines.values_mut().flat_map(|line| &mut line.readers) {
+        for reader in self.followed.values_mut().flat_map(|followed| &mut followed.readers) {
             reader.end(Ending::Stopping);
         }
     }
@@ -302,11 +305,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let (_, telemetry) = session_progress::telemetry(Metrics::new("0", None).unwrap());
-        let parts = HubParts::new(store, telemetry, false);
-        let mut hub = Notifications::new(parts);
+        let services = HubServices::new(store, telemetry, false);
+        let mut hub = Notifications::new(services);
         let (intake, mut outlet) = pipe(Scope::all(stream()), false, 3, Arc::new(|_| {}));
-        let line = Line { head: 3, recent_after: 3, is_read: true, readers: vec![intake], ..Line::default() };
-        hub.lines.insert(stream(), line);
+        let followed = FollowedStream {
+            head: 3,
+            recent_after: 3,
+            is_read: true,
+            readers: vec![intake],
+            ..FollowedStream::default()
+        };
+        hub.followed.insert(stream(), followed);
         let rows = |seqs: std::ops::RangeInclusive<u64>| seqs.map(|seq| Ok(row(seq))).collect::<Vec<_>>();
         Notifications::create(move |ctx| {
             for (after, read) in [(5, 6..=7), (1, 2..=7), (3, 4..=7), (3, 4..=8), (1, 2..=8), (7, 8..=8)] {

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::hub::{HubParts, Notifications};
+use self::hub::{HubServices, Notifications};
 use super::{
     handles::messages::{CloseSubscribers, Subscribe, Subscribed},
     upkeep::keeper::Keeper,
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The way to the hub. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct ToastHub {
+pub(crate) struct NotificationHub {
     /// The present one.
     hub: watch::Receiver<Option<Addr<Notifications>>>,
     seats: Arc<Semaphore>,
@@ -43,14 +43,14 @@ pub(crate) struct ToastHub {
     closed: Arc<watch::Sender<bool>>,
 }
 
-impl ToastHub {
+impl NotificationHub {
     /// Starts the hub on this thread, for at most `max_subscribers`, and another one in its place each time that it
     /// panics.
-    pub(crate) fn start(parts: HubParts, keeper: Keeper, max_subscribers: usize) -> Self {
-        let closed = parts.closed.clone();
+    pub(crate) fn start(services: HubServices, keeper: Keeper, max_subscribers: usize) -> Self {
+        let closed = services.closed.clone();
         let (present, hub) = watch::channel(None);
         actix::spawn(keeper.keep("notifications", move || {
-            let running = Context::new().into_future(Notifications::new(parts.clone()));
+            let running = Context::new().into_future(Notifications::new(services.clone()));
             present.send_replace(Some(running.address()));
             actix::spawn(running)
         }));
@@ -162,7 +162,7 @@ mod tests {
             ids::{SessionId, WorkspaceKey},
             notify::{
                 notice,
-                toast::{Addressee, NewToast, Scope, Stream},
+                toast::{Addressee, NewNotification, Scope, Stream},
             },
             session::restart::RestartLimits,
         },
@@ -183,7 +183,7 @@ mod tests {
     }
 
     struct Stage {
-        hub: ToastHub,
+        hub: NotificationHub,
         store: Store,
         metrics: Metrics,
         telemetry: tokio::sync::mpsc::Sender<SessionTelemetry>,
@@ -200,10 +200,10 @@ mod tests {
             let store = Store::for_tests(&folder.path().join("test.db"));
             let metrics = Metrics::for_tests();
             let (telemetry, source) = session_progress::queue();
-            let parts = HubParts::new(store.clone(), source, false);
+            let services = HubServices::new(store.clone(), source, false);
             let limits = RestartLimits { max_restarts, within: Duration::from_secs(3600) };
             let keeper = Keeper { metrics: metrics.clone(), clock: Arc::new(SystemClock), limits };
-            Self { hub: ToastHub::start(parts, keeper, 9), store, metrics, telemetry, _folder: folder }
+            Self { hub: NotificationHub::start(services, keeper, 9), store, metrics, telemetry, _folder: folder }
         }
 
         async fn joins(&self, after: u64) -> Outlet {
@@ -217,7 +217,7 @@ mod tests {
 
         async fn tells(&self) {
             let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewToast::new(Uuid::now_v7(), Addressee::Workspace(key()), said, Uuid::now_v7());
+            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Workspace(key()), said, Uuid::now_v7());
             assert!(self.store.tell(toast, crate::domain::clock::Timestamp(0)).await.unwrap());
         }
 
@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    async fn gets_toast(outlet: &mut Outlet, seq: u64) {
+    async fn gets_notification(outlet: &mut Outlet, seq: u64) {
         match outlet.next().await {
             Ok(Item::Toast(frame)) => assert_eq!(frame.seq, seq),
             other => panic!("{seq}: {other:?}"),
@@ -247,18 +247,18 @@ mod tests {
             let (mut outlet, mut other) = (stage.joins(after).await, stage.joins(after).await);
             // Nobody looks at the database without being woken: the new hub is.
             stage.tells().await;
-            gets_toast(&mut outlet, after + 1).await;
-            let telling =
+            gets_notification(&mut outlet, after + 1).await;
+            let session_notice =
                 SessionTelemetry { workspace: key(), session: SessionId(Uuid::nil()), user: None, text: "{}".into() };
-            stage.telemetry.send(telling).await.unwrap();
+            stage.telemetry.send(session_notice).await.unwrap();
             assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
             stage.panics().await;
             assert!(matches!(outlet.next().await, Err(Ending::Broken)));
-            gets_toast(&mut other, after + 1).await;
+            gets_notification(&mut other, after + 1).await;
             // While there is no hub.
             stage.tells().await;
             let mut again = stage.joins(after + 1).await;
-            gets_toast(&mut again, after + 2).await;
+            gets_notification(&mut again, after + 2).await;
         }
         assert!(stage.has_started_again(3));
     }

@@ -19,7 +19,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    actors::{handles::subscriber::toast_of, upkeep::keeper::Keeper},
+    actors::{handles::subscriber::notification_of, upkeep::keeper::Keeper},
     contract::notifications::webhook::WebhookEvent,
     domain::{
         clock::Clock,
@@ -212,7 +212,7 @@ fn tell(
 
 /// The same bytes for each try.
 fn body(row: &NotificationRow) -> serde_json::Result<String> {
-    let notification = toast_of(row);
+    let notification = notification_of(row);
     serde_json::to_string(&WebhookEvent::Notification { notification })
 }
 

@@ -16,7 +16,7 @@ use super::{
         messages::{ChangeRoute, OutcomeObserved, ProbeRoute, ReadRoute, ReadWindow, RouteView},
         route_gate::{RouteGate, WorkspacePace},
     },
-    services::Parts,
+    services::Services,
 };
 use crate::{
     domain::{
@@ -65,28 +65,28 @@ impl fmt::Debug for WorkspaceRouting {
 impl WorkspaceRouting {
     /// Brings the route, what was counted and the pace of turns back, and starts the two actors on this thread. A workspace that was never
     /// flipped takes its tenant's default. Safe to retry.
-    pub(crate) async fn start(key: WorkspaceKey, parts: &Arc<Parts>) -> Result<Self, Failure> {
-        let (row, acp, http) = kept(&key, parts).await?;
-        let durations = parts.store.turn_durations(key.clone(), PACE_TURNS).await;
+    pub(crate) async fn start(key: WorkspaceKey, services: &Arc<Services>) -> Result<Self, Failure> {
+        let (row, acp, http) = kept(&key, services).await?;
+        let durations = services.store.turn_durations(key.clone(), PACE_TURNS).await;
         let durations = durations.map_err(|cause| store::failure(&cause))?;
         let pace = WorkspacePace::new(TurnPace::of_newest(durations));
-        let gate = RouteGate::new(&row.routing, &parts.settings.recovery);
-        parts.metrics.routes().appeared(gate.route());
-        let actors = Mutex::new(Actors::start(row, acp, http, parts, &gate));
-        Ok(Self(Arc::new(Inner { key, gate, pace, actors, metrics: parts.metrics.clone() })))
+        let gate = RouteGate::new(&row.routing, &services.settings.recovery);
+        services.metrics.routes().appeared(gate.route());
+        let actors = Mutex::new(Actors::start(row, acp, http, services, &gate));
+        Ok(Self(Arc::new(Inner { key, gate, pace, actors, metrics: services.metrics.clone() })))
     }
 
     /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next time.
-    pub(crate) async fn look_after(self, parts: Arc<Parts>) {
+    pub(crate) async fn look_after(self, services: Arc<Services>) {
         if self.actors().is_alive() {
             return;
         }
         tracing::error!(marker = "[ROLLBACK]", workspace = %self.0.key, "the route's actors died and are replaced");
-        match kept(&self.0.key, &parts).await {
+        match kept(&self.0.key, &services).await {
             Ok((row, acp, http)) => {
                 let mut actors = self.0.actors.lock().unwrap_or_else(PoisonError::into_inner);
                 if !actors.is_alive() {
-                    *actors = Actors::start(row, acp, http, &parts, &self.0.gate);
+                    *actors = Actors::start(row, acp, http, &services, &self.0.gate);
                 }
             }
             Err(cause) => tracing::error!(marker = "[ROLLBACK]", %cause, "the route's actors are not replaced yet"),
@@ -138,13 +138,13 @@ impl Actors {
         row: store::RouteRow,
         acp: OutcomeWindow,
         http: OutcomeWindow,
-        parts: &Arc<Parts>,
+        services: &Arc<Services>,
         gate: &RouteGate,
     ) -> Self {
         let key = row.key.clone();
-        let router = ProtocolRouter::new(row, parts.clone(), gate.clone()).start();
+        let router = ProtocolRouter::new(row, services.clone(), gate.clone()).start();
         let (breaches, turns) = (router.clone().recipient(), router.clone().recipient());
-        let window = SuccessWindow::new(key, parts.clone(), acp, http, breaches, turns).start();
+        let window = SuccessWindow::new(key, services.clone(), acp, http, breaches, turns).start();
         let observed: Recipient<OutcomeObserved> = window.clone().recipient();
         gate.report_to(Box::new(move || {
             let place = observed.clone();
@@ -169,21 +169,24 @@ pub(crate) fn default_route(tenant: Option<&store::TenantProtocol>) -> Route {
 }
 
 /// The route as it is kept, and the windows of its epoch.
-async fn kept(key: &WorkspaceKey, parts: &Parts) -> Result<(store::RouteRow, OutcomeWindow, OutcomeWindow), Failure> {
+async fn kept(
+    key: &WorkspaceKey,
+    services: &Services,
+) -> Result<(store::RouteRow, OutcomeWindow, OutcomeWindow), Failure> {
     let failed = |cause: store::StoreError| store::failure(&cause);
-    let now = parts.clock.steady();
-    let row = match parts.store.route(key.clone()).await.map_err(failed)? {
+    let now = services.clock.steady();
+    let row = match services.store.route(key.clone()).await.map_err(failed)? {
         Some(row) => store::RouteRow { routing: row.routing.after_restart(now), ..row },
         None => {
-            let tenant = parts.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
+            let tenant = services.store.tenant_protocol(key.installation_id.clone()).await.map_err(failed)?;
             let default = tenant.map_or(Route::Acp, |it| it.new_route());
-            router::fresh(key.clone(), default, parts.clock.now())
+            router::fresh(key.clone(), default, services.clock.now())
         }
     };
-    let rules = parts.settings.window;
+    let rules = services.settings.window;
     let (epoch, since) = (row.routing.epoch(), now.minus(rules.length));
-    let acp = parts.store.window(key.clone(), epoch, Route::Acp, since).await.map_err(failed)?;
-    let http = parts.store.window(key.clone(), epoch, Route::Http, since).await.map_err(failed)?;
+    let acp = services.store.window(key.clone(), epoch, Route::Acp, since).await.map_err(failed)?;
+    let http = services.store.window(key.clone(), epoch, Route::Http, since).await.map_err(failed)?;
     let acp = OutcomeWindow::restore(rules, epoch, acp);
     let http = OutcomeWindow::restore(rules, epoch, http);
     Ok((row, acp, http))

@@ -20,7 +20,7 @@ use crate::{
             messages::{ChangeRoute, ProbeRoute, ReadRoute, RouteChange, RouteView, TurnObserved, WindowBreached},
             route_gate::RouteGate,
         },
-        services::Parts,
+        services::Services,
         session::connection_log,
     },
     contract::{
@@ -30,10 +30,10 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::{notice, toast::NewToast},
+        notify::{notice, toast::NewNotification},
         redaction::Redacted,
         routing::{
-            Flip, FlipTrigger, Probe, Route, Routing, Wish,
+            Attribution, Flip, FlipTrigger, Probe, Route, Routing,
             success_window::{FULL_BP, Sample, WindowRules},
             turn_route::TurnReport,
         },
@@ -60,7 +60,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The route of one workspace.
 pub(crate) struct ProtocolRouter {
     row: RouteRow,
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     gate: RouteGate,
     timer: Option<SpawnHandle>,
 }
@@ -69,8 +69,8 @@ type Saving = LocalBoxActorFuture<ProtocolRouter, Result<(), Failure>>;
 
 impl ProtocolRouter {
     /// Goes on with a route as it was kept; what it decides is read at `gate`.
-    pub(crate) fn new(row: RouteRow, parts: Arc<Parts>, gate: RouteGate) -> Self {
-        Self { row, parts, gate, timer: None }
+    pub(crate) fn new(row: RouteRow, services: Arc<Services>, gate: RouteGate) -> Self {
+        Self { row, services, gate, timer: None }
     }
 
     fn key(&self) -> &WorkspaceKey {
@@ -80,7 +80,7 @@ impl ProtocolRouter {
     /// Time of the machine, and a random number for its jitter.
     fn moment(&self) -> (Timestamp, f64) {
         let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
-        (self.parts.clock.steady(), fraction)
+        (self.services.clock.steady(), fraction)
     }
 
     fn save(&mut self, next: Routing, flip: Option<Flip>, settings: Option<(bool, bool)>) -> Saving {
@@ -100,13 +100,13 @@ impl ProtocolRouter {
         if next == self.row.routing && settings.is_none() {
             return Box::pin(actix::fut::ready(Ok(())));
         }
-        let now = self.parts.clock.now();
-        let sessions = self.parts.index.of_workspace(self.key());
+        let now = self.services.clock.now();
+        let sessions = self.services.index.of_workspace(self.key());
         let record_of = |flip: &Flip| {
             // Asked before it is written, since what is told goes with it; asked again, it counts once.
             let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
-            let systemic = by_itself.then(|| self.parts.storm.on_rollback(self.key())).flatten();
-            let rules = &self.parts.settings.window;
+            let systemic = by_itself.then(|| self.services.storm.on_rollback(self.key())).flatten();
+            let rules = &self.services.settings.window;
             let record = of(flip, systemic, &sessions, rules, now);
             store::FlipRecord { run_id, ..record }
         };
@@ -120,8 +120,8 @@ impl ProtocolRouter {
             flip: record,
             now,
         };
-        let parts = self.parts.clone();
-        let writing = async move { parts.store.save_route(save).await };
+        let services = self.services.clone();
+        let writing = async move { services.store.save_route(save).await };
         Box::pin(writing.into_actor(self).map(move |saved, this, ctx| match saved {
             Ok(SavedRoute::Saved) => {
                 this.row.routing = next;
@@ -154,20 +154,20 @@ impl ProtocolRouter {
     /// The sessions read the new route at their next turn; readers, metrics and log hear of a flip.
     fn publish(&self, flip: Option<&Flip>) {
         let routing = &self.row.routing;
-        self.gate.set(routing, &self.parts.settings.recovery, &self.parts.metrics);
+        self.gate.set(routing, &self.services.settings.recovery, &self.services.metrics);
         let Some(flip) = flip else { return };
         let told = event(flip, routing);
-        let now = self.parts.clock.now();
-        for session in self.parts.index.of_workspace(self.key()) {
+        let now = self.services.clock.now();
+        for session in self.services.index.of_workspace(self.key()) {
             session.shared.feed.announce(None, EventKind::Rollback, &told);
             // Its connection is let go, or wanted again.
-            self.parts.telemetry.publish(&session.shared, now);
+            self.services.telemetry.publish(&session.shared, now);
         }
-        self.parts.metrics.routes().flipped(flip.to, flip.trigger);
-        let in_storm = self.parts.storm.is_raging();
+        self.services.metrics.routes().flipped(flip.to, flip.trigger);
+        let in_storm = self.services.storm.is_raging();
         let (samples, failures) = flip.figures.map_or((0, 0), |figures| (figures.samples, figures.failures));
-        let reason = crate::domain::redaction::Redacted::new(&flip.wish.reason);
-        let actor = crate::domain::redaction::Redacted::new(&flip.wish.actor);
+        let reason = crate::domain::redaction::Redacted::new(&flip.attribution.reason);
+        let actor = crate::domain::redaction::Redacted::new(&flip.attribution.actor);
         tracing::warn!(
             marker = "[ROLLBACK]",
             workspace = %self.row.key,
@@ -187,7 +187,7 @@ impl ProtocolRouter {
 
     fn wake(&mut self, ctx: &mut Context<Self>) {
         let (now, _) = self.moment();
-        if let Some(at) = self.row.routing.wakes_at(&self.parts.settings.recovery) {
+        if let Some(at) = self.row.routing.wakes_at(&self.services.settings.recovery) {
             self.wake_in(at.since(now).clamp(SHORTEST_WAKE, LONGEST_WAKE), ctx);
         }
     }
@@ -203,7 +203,7 @@ impl ProtocolRouter {
         self.timer = None;
         let (now, fraction) = self.moment();
         let mut next = self.row.routing.clone();
-        let probe = next.on_tick(now, fraction, &self.parts.settings.recovery);
+        let probe = next.on_tick(now, fraction, &self.services.settings.recovery);
         if next == self.row.routing {
             return self.wake(ctx);
         }
@@ -217,18 +217,18 @@ impl ProtocolRouter {
 
     /// Shakes hands with an agent of the workspace, and no more. It always ends, and its end is always told.
     fn probe(&mut self, probe: Probe, ctx: &mut Context<Self>) {
-        let (parts, key) = (self.parts.clone(), self.key().clone());
-        let probing = async move { shake_hands(&parts, &key).await };
+        let (services, key) = (self.services.clone(), self.key().clone());
+        let probing = async move { shake_hands(&services, &key).await };
         ctx.spawn(probing.into_actor(self).map(move |outcome, this, ctx| {
             let sample = if outcome.is_ok() { Sample::Success } else { Sample::Failure };
-            this.parts.metrics.routes().probed(sample);
+            this.services.metrics.routes().probed(sample);
             let cause = outcome.err().map(|failure| failure.to_string());
             let cause = cause.as_deref().map(crate::domain::redaction::Redacted::new);
             tracing::info!(marker = "[ROLLBACK]", workspace = %this.row.key, epoch = probe.epoch, attempt = probe.attempt,
                 succeeded = sample == Sample::Success, cause = cause.as_ref().map(|it| it.as_str()), "ACP was probed");
             let (now, fraction) = this.moment();
             let mut next = this.row.routing.clone();
-            next.on_probe(probe, sample, now, fraction, &this.parts.settings.recovery);
+            next.on_probe(probe, sample, now, fraction, &this.services.settings.recovery);
             let saving = this.save(next, None, None);
             // What cannot be written down is made again: the probe counts as failed once its time is over.
             ctx.wait(saving.map(|_, _, _| ()));
@@ -237,7 +237,7 @@ impl ProtocolRouter {
 
     fn view(&self) -> RouteView {
         let RouteRow { routing, migration_enabled, auto_rollout, .. } = self.row.clone();
-        let canary_share_bp = routing.canary_share_bp(&self.parts.settings.recovery);
+        let canary_share_bp = routing.canary_share_bp(&self.services.settings.recovery);
         RouteView { routing, migration_enabled, auto_rollout, canary_share_bp, is_flipped: false }
     }
 }
@@ -259,7 +259,7 @@ impl Handler<WindowBreached> for ProtocolRouter {
         let (now, fraction) = self.moment();
         let mut next = self.row.routing.clone();
         let flip = if message.epoch == next.epoch() {
-            next.on_breach(message.figures, now, fraction, &self.parts.settings.recovery)
+            next.on_breach(message.figures, now, fraction, &self.services.settings.recovery)
         } else {
             None
         };
@@ -274,7 +274,7 @@ impl Handler<TurnObserved> for ProtocolRouter {
     fn handle(&mut self, message: TurnObserved, _: &mut Self::Context) -> Self::Result {
         let TurnReport { turn, sample, at, .. } = message.0;
         let (_, fraction) = self.moment();
-        let rules = &self.parts.settings.recovery;
+        let rules = &self.services.settings.recovery;
         let mut next = self.row.routing.clone();
         let flip = match (turn.canary, sample) {
             (Some(trial), sample) => next.on_canary(trial, sample, at, fraction, rules),
@@ -294,14 +294,14 @@ impl Handler<ChangeRoute> for ProtocolRouter {
     type Result = AtomicResponse<Self, Result<RouteView, Failure>>;
 
     fn handle(&mut self, message: ChangeRoute, _: &mut Self::Context) -> Self::Result {
-        let ChangeRoute { changes, wish, run_id } = message;
+        let ChangeRoute { changes, attribution, run_id } = message;
         let (now, _) = self.moment();
         let mut next = self.row.routing.clone();
         let before = next.route();
         let mut settings = (self.row.migration_enabled, self.row.auto_rollout);
         let mut last = None;
         for change in changes {
-            let flip = apply(&mut next, change, wish.clone(), now, &mut settings);
+            let flip = apply(&mut next, change, attribution.clone(), now, &mut settings);
             last = flip.or(last);
         }
         // Several changes are one flip, or none where they cancel out.
@@ -317,16 +317,16 @@ impl Handler<ChangeRoute> for ProtocolRouter {
 fn apply(
     routing: &mut Routing,
     change: RouteChange,
-    wish: Wish,
+    attribution: Attribution,
     now: Timestamp,
     settings: &mut (bool, bool),
 ) -> Option<Flip> {
     match change {
-        RouteChange::RollBack => routing.roll_back(wish, now),
-        RouteChange::Restore => routing.restore(wish, now),
-        RouteChange::Pin(Some(route)) => routing.set_pin(route, wish, now),
-        RouteChange::Pin(None) => routing.release_pin(wish, now),
-        RouteChange::Default(route) => routing.set_default(route, wish, now),
+        RouteChange::RollBack => routing.roll_back(attribution, now),
+        RouteChange::Restore => routing.restore(attribution, now),
+        RouteChange::Pin(Some(route)) => routing.set_pin(route, attribution, now),
+        RouteChange::Pin(None) => routing.release_pin(attribution, now),
+        RouteChange::Default(route) => routing.set_default(route, attribution, now),
         RouteChange::MigrationEnabled(enabled) => {
             settings.0 = enabled;
             None
@@ -350,8 +350,8 @@ impl Handler<ProbeRoute> for ProtocolRouter {
     type Result = actix::ResponseFuture<Result<(), Failure>>;
 
     fn handle(&mut self, _: ProbeRoute, _: &mut Self::Context) -> Self::Result {
-        let (parts, key) = (self.parts.clone(), self.key().clone());
-        Box::pin(async move { shake_hands(&parts, &key).await })
+        let (services, key) = (self.services.clone(), self.key().clone());
+        Box::pin(async move { shake_hands(&services, &key).await })
     }
 }
 
@@ -369,15 +369,15 @@ pub(crate) fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteR
 
 /// Starts an agent, shakes hands and lets it go; the agent is that of a live session, else the default one. Ends within
 /// `[recovery] probe_timeout_s`. What came of it is written down and counts in no window.
-pub(crate) async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(), Failure> {
-    let live = parts.index.of_workspace(key).into_iter().next();
+pub(crate) async fn shake_hands(services: &Services, key: &WorkspaceKey) -> Result<(), Failure> {
+    let live = services.index.of_workspace(key).into_iter().next();
     let (session_id, agent, folder) = match live {
         Some(live) => {
             let spec = &live.shared.spec;
             (Some(spec.session_id), spec.agent.clone(), Some((spec.cwd.clone(), spec.is_ephemeral)))
         }
         None => {
-            let row = parts.store.workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
+            let row = services.store.workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
             (None, None, row.and_then(|row| row.workspace_path).map(|path| (path, false)))
         }
     };
@@ -393,17 +393,17 @@ pub(crate) async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(),
         previous: None,
         cookies: None,
     };
-    let begun = parts.clock.steady();
-    let limit = parts.settings.recovery.probe_timeout;
-    let opened = tokio::time::timeout(limit, parts.acp.open(request)).await.unwrap_or_else(|_| {
+    let begun = services.clock.steady();
+    let limit = services.settings.recovery.probe_timeout;
+    let opened = tokio::time::timeout(limit, services.acp.open(request)).await.unwrap_or_else(|_| {
         Err(Failure::new(
             ErrorCode::HandshakeTimeout,
             format!("the probe took longer than {} s", limit.as_secs_f32()),
         ))
     });
-    let took = parts.clock.steady().since(begun);
+    let took = services.clock.steady().since(begun);
     let facts = opened.as_ref().map(|opened| &opened.facts);
-    connection_log::probe(parts, key, session_id, facts, took).await;
+    connection_log::probe(services, key, session_id, facts, took).await;
     // Dropping what was opened ends the agent.
     opened.map(|_| ())
 }
@@ -412,7 +412,7 @@ pub(crate) async fn shake_hands(parts: &Parts, key: &WorkspaceKey) -> Result<(),
 /// told in place of the workspace's users.
 pub(crate) fn of(
     flip: &Flip,
-    systemic: Option<NewToast>,
+    systemic: Option<NewNotification>,
     sessions: &[Arc<LiveSession>],
     rules: &WindowRules,
     now: Timestamp,
@@ -474,7 +474,7 @@ pub(crate) fn event(flip: &Flip, routing: &Routing) -> Value {
         "epoch": flip.epoch,
         "status": if flip.is_restore() { "resolved" } else { "active" },
         "trigger": flip.trigger,
-        "reason": Redacted::new(&flip.wish.reason).as_str(),
+        "reason": Redacted::new(&flip.attribution.reason).as_str(),
         "summary": notice::of_flip(flip).body.as_str(),
         "stage": routing.stage(),
         "nextProbeAt": routing.next_probe_at(),

@@ -8,7 +8,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, Wr
 use crate::{
     actors::{
         handles::messages::{OutcomeObserved, ReadWindow, TurnObserved, WindowBreached},
-        services::Parts,
+        services::Services,
     },
     domain::{
         ids::WorkspaceKey,
@@ -26,7 +26,7 @@ const MAILBOX: usize = 64;
 /// Counts what became of a workspace's turns.
 pub(crate) struct SuccessWindow {
     workspace: WorkspaceKey,
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     acp: OutcomeWindow,
     /// The same of the fallback. It decides nothing; that it fails too is an alarm.
     http: OutcomeWindow,
@@ -42,13 +42,13 @@ impl SuccessWindow {
     /// Goes on with what was counted before.
     pub(crate) fn new(
         workspace: WorkspaceKey,
-        parts: Arc<Parts>,
+        services: Arc<Services>,
         acp: OutcomeWindow,
         http: OutcomeWindow,
         router: Recipient<WindowBreached>,
         turns: Recipient<TurnObserved>,
     ) -> Self {
-        Self { workspace, parts, acp, http, router, turns, told: None, alarmed: None }
+        Self { workspace, services, acp, http, router, turns, told: None, alarmed: None }
     }
 
     /// A breach is told once for each epoch, and again with the next outcome where the router could not write it down.
@@ -58,8 +58,8 @@ impl SuccessWindow {
             return;
         }
         self.told = Some(epoch);
-        let telling = self.router.send(WindowBreached { epoch, figures });
-        ctx.wait(telling.into_actor(self).map(|taken, this, _| {
+        let session_notice = self.router.send(WindowBreached { epoch, figures });
+        ctx.wait(session_notice.into_actor(self).map(|taken, this, _| {
             if !matches!(taken, Ok(Ok(true))) {
                 this.told = None;
             }
@@ -72,7 +72,7 @@ impl SuccessWindow {
             return;
         }
         self.alarmed = Some(epoch);
-        self.parts.metrics.routes().both_failing();
+        self.services.metrics.routes().both_failing();
         tracing::error!(
             marker = "[ROLLBACK]",
             workspace = %self.workspace,
@@ -90,7 +90,7 @@ impl Actor for SuccessWindow {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         // What was counted before a death may have gone unheard.
-        let figures = self.acp.figures(self.parts.clock.steady());
+        let figures = self.acp.figures(self.services.clock.steady());
         self.tell(figures, ctx);
     }
 }
@@ -106,12 +106,12 @@ impl Handler<OutcomeObserved> for SuccessWindow {
             self.http.reset(turn.epoch);
         }
         if turn.canary.is_some() || turn.is_watched {
-            let telling = self.turns.send(TurnObserved(report));
+            let session_notice = self.turns.send(TurnObserved(report));
             // A router that is gone has left its place to another, which knows what is on disk.
-            ctx.wait(telling.into_actor(self).map(|_, _, _| ()));
+            ctx.wait(session_notice.into_actor(self).map(|_, _, _| ()));
         }
         let Some(sample) = sample else { return };
-        self.parts.metrics.routes().outcome(carried, sample);
+        self.services.metrics.routes().outcome(carried, sample);
         match carried {
             Route::Acp => {
                 self.acp.record(turn.epoch, sample, at);
@@ -133,6 +133,6 @@ impl Handler<ReadWindow> for SuccessWindow {
     type Result = actix::MessageResult<ReadWindow>;
 
     fn handle(&mut self, _: ReadWindow, _: &mut Self::Context) -> Self::Result {
-        actix::MessageResult(self.acp.figures(self.parts.clock.steady()))
+        actix::MessageResult(self.acp.figures(self.services.clock.steady()))
     }
 }

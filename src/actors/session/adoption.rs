@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::{
-    actors::{handles::messages::Adopted, services::Parts},
+    actors::{handles::messages::Adopted, services::Services},
     contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
         automation::skip::Automation,
@@ -50,7 +50,7 @@ pub(crate) fn kept_connection(facts: &AgentFacts) -> KeptConnection {
 /// Finds the agents of the turns that had not ended when the service last stopped. Those that are not found are
 /// logged with the reason. To be called at start, before anything else. A runtime that is not there is waited for once
 /// and not by each of them: nothing is served until this ends. Takes about 10 s where no runtime answers.
-pub(crate) async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Vec<Found> {
+pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>) -> Vec<Found> {
     let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
     let until = Instant::now() + PATIENCE;
     let answered = AtomicBool::new(false);
@@ -60,7 +60,7 @@ pub(crate) async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Ve
             if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
                 return Ok(Err("no runtime answered".to_owned()));
             }
-            tokio::time::timeout(PATIENCE, ask(parts, one, until, &answered)).await
+            tokio::time::timeout(PATIENCE, ask(services, one, until, &answered)).await
         };
         let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
         match found {
@@ -77,13 +77,13 @@ pub(crate) async fn find_again(parts: &Parts, unfinished: Vec<Unfinished>) -> Ve
 
 /// The results of turns that do not go on, with what their agents had said as far as it is on disk.
 pub(crate) async fn results_of_interrupted(
-    parts: &Parts,
+    services: &Services,
     turns: &[Unfinished],
 ) -> Result<Vec<(PromptId, Redacted)>, StoreError> {
     let mut results = Vec::new();
     for Unfinished { prompt, session } in turns {
-        let workspace = parts.store.workspace(session.key.clone()).await?;
-        let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await?;
+        let workspace = services.store.workspace(session.key.clone()).await?;
+        let said = services.store.said_in_turn(session.session_id, prompt.prompt_id).await?;
         let mut progress = TurnProgress::new(prompt.accepted);
         said.iter().for_each(|text| progress.on_message_text(text));
         let facts = TurnFacts {
@@ -102,14 +102,14 @@ pub(crate) async fn results_of_interrupted(
         };
         let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
         let outcome = TurnOutcome::Failed(interrupted);
-        let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, parts.clock.now());
+        let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, services.clock.now());
         results.push((prompt.prompt_id, Redacted::new(result.to_bounded_json().get())));
     }
     Ok(results)
 }
 
 /// A runtime that is not there is asked again `until` then; one that answers, whatever it says, is noted.
-async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBool) -> Result<Found, String> {
+async fn ask(services: &Services, one: Unfinished, until: Instant, answered: &AtomicBool) -> Result<Found, String> {
     let Unfinished { prompt, session } = one;
     let (Some(connection), Some(agent_session_id)) = (session.connection.clone(), session.agent_session_id.clone())
     else {
@@ -123,7 +123,7 @@ async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBo
     };
     let facts = AgentFacts::from_kept(session.agent_facts.as_deref().unwrap_or("{}"), &request);
     let adopted = loop {
-        match parts.acp.adopt(request.clone()).await {
+        match services.acp.adopt(request.clone()).await {
             Ok(adopted) => break adopted,
             // It may be just starting; one that holds nothing says so.
             Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) if Instant::now() < until => {
@@ -139,8 +139,9 @@ async fn ask(parts: &Parts, one: Unfinished, until: Instant, answered: &AtomicBo
     // Dropping what was adopted ends its agent: nobody wants it any more.
     let newest = adopted.prompt.clone().filter(|newest| newest.prompt_id == prompt.prompt_id);
     let newest = newest.ok_or("its prompt did not reach the agent")?;
-    let slot = parts.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
-    let said = parts.store.said_in_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
+    let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
+    let said =
+        services.store.said_in_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
     let automation = Automation::Nothing;
     let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, automation };
     Ok(Found { adopted, session })

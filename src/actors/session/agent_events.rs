@@ -41,7 +41,7 @@ const MAX_BYTES_WAITING: usize = 1024 * 1024;
 
 impl StreamHandler<AgentEvent> for Session {
     fn handle(&mut self, event: AgentEvent, ctx: &mut Context<Self>) {
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         self.shared.view().last_heard = Some(now);
         let in_turn = self.turn.is_some();
         if let Some(turn) = &mut self.turn {
@@ -78,7 +78,7 @@ impl StreamHandler<AgentEvent> for Session {
                 self.on_line(ConnectionStatus::Reconnecting, Some(cause.as_str()));
             }
             AgentEvent::Resumed => {
-                self.parts.metrics.reconnected();
+                self.services.metrics.reconnected();
                 self.on_line(ConnectionStatus::Connected, None);
             }
             AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
@@ -113,7 +113,7 @@ fn size_of_event(event: &AgentEvent) -> usize {
 
 impl Session {
     fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>) {
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         let Some(turn) = &mut self.turn else {
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
@@ -128,14 +128,14 @@ impl Session {
 
     /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
     pub(crate) fn put_down(&mut self, ctx: &mut Context<Self>) {
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         // A supervisor that comes back has to get what a person was asked and has not answered.
         let may_settle = !self.desk.is_waiting();
         let Some(turn) = &mut self.turn else { return self.settle_outside() };
         let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
         let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
-        let (handled, settings) = (delivered.handled(), &self.parts.settings);
+        let (handled, settings) = (delivered.handled(), &self.services.settings);
         // The runtime keeps what is not known to be on disk, so a long turn is put there in parts.
         let is_much = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
             || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
@@ -161,7 +161,7 @@ impl Session {
                 settle.settle(handled);
             }
         };
-        let append = match self.parts.store.try_append(append, done) {
+        let append = match self.services.store.try_append(append, done) {
             Ok(()) => {
                 if settles {
                     (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
@@ -180,9 +180,9 @@ impl Session {
         if settles {
             (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
         }
-        let parts = self.parts.clone();
+        let services = self.services.clone();
         let writing = async move {
-            if let Err(cause) = parts.store.append(append).await {
+            if let Err(cause) = services.store.append(append).await {
                 tracing::error!(marker = "[ACP]", %cause, "transcript entries were lost");
             }
             if settles {
@@ -205,18 +205,18 @@ impl Session {
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
             connection = connection.as_str(), cause, "the way to the agent changed");
-        let now = self.parts.clock.now();
-        let telling = is_felt.then(|| notices::of_reconnecting(spec, now));
-        match (self.line_id, telling) {
-            (Some(line), telling) => {
+        let now = self.services.clock.now();
+        let session_notice = is_felt.then(|| notices::of_reconnecting(spec, now));
+        match (self.line_id, session_notice) {
+            (Some(line), session_notice) => {
                 let cause = cause.unwrap_or("it stands again");
-                connection_log::changed(&self.parts, spec, line, connection, cause, None, telling);
+                connection_log::changed(&self.services, spec, line, connection, cause, None, session_notice);
             }
             // Over the fallback, and in a turn that was taken over, there is no record of the line.
-            (None, Some(telling)) => connection_log::tell(&self.parts, spec, telling, now),
+            (None, Some(session_notice)) => connection_log::tell(&self.services, spec, session_notice, now),
             (None, None) => {}
         }
-        self.parts.telemetry.publish(&self.shared, now);
+        self.services.telemetry.publish(&self.shared, now);
         let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
         let update = json!({"state": state, "connection": connection.as_str(), "cause": cause});
         self.shared.feed.announce(prompt, EventKind::Status, &update);
@@ -254,7 +254,7 @@ impl Session {
             Received::Waits { request_id, event } => {
                 let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
                 self.shared.feed.announce(prompt, EventKind::PermissionRequest, &event);
-                ctx.run_later(self.parts.settings.permission_timeout, move |this, ctx| {
+                ctx.run_later(self.services.settings.permission_timeout, move |this, ctx| {
                     if let Some(answer) = this.desk.time_out(&request_id) {
                         this.answer_permission(&request_id, answer, "timeout", ctx);
                     }
@@ -283,7 +283,7 @@ impl Session {
 
     fn write_down_permission(&mut self, request_id: &str, option_id: Option<&str>, allows: bool, by: &str) {
         let outcome = if option_id.is_some() { "selected" } else { "cancelled" };
-        self.parts.metrics.permission_settled(match (by, option_id) {
+        self.services.metrics.permission_settled(match (by, option_id) {
             ("timeout", _) => PermissionAnswer::TimedOut,
             (_, None) => PermissionAnswer::Cancelled,
             _ if allows => PermissionAnswer::Allowed,
@@ -369,7 +369,7 @@ impl Session {
             },
             (_, ending) => Err(not_ready(ending.as_ref())),
         };
-        let limit = self.parts.settings.inactivity_timeout;
+        let limit = self.services.settings.inactivity_timeout;
         let waiting = async move {
             sent?;
             let gone = || Failure::new(ErrorCode::ConnectionLost, "the agent ended before it answered");

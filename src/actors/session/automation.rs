@@ -2,7 +2,7 @@
 
 use super::turn_ticket::TurnTicket;
 use crate::{
-    actors::{handles::session::SessionSpec, services::Parts},
+    actors::{handles::session::SessionSpec, services::Services},
     domain::{
         automation::skip::{Asked, Automation, Credential, SkipReason, WantedMode},
         routing::Route,
@@ -14,7 +14,7 @@ use crate::{
 
 /// Decides. The tenant's patterns are read only where nothing that comes before them has decided already.
 pub(crate) async fn decide(
-    parts: &Parts,
+    services: &Services,
     spec: &SessionSpec,
     mode: WantedMode,
     protocol: Route,
@@ -22,7 +22,7 @@ pub(crate) async fn decide(
     if spec.repository.is_none() {
         return Ok(Automation::Nothing);
     }
-    let github = &parts.settings.github;
+    let github = &services.settings.github;
     let asked = Asked {
         mode,
         enable_git_ops: spec.enable_git_ops,
@@ -49,24 +49,24 @@ pub(crate) async fn decide(
         // Nothing that the tenant says comes before it.
         return Ok(decided);
     }
-    let tenant = parts.store.tenant_protocol(spec.workspace.installation_id.clone()).await?;
+    let tenant = services.store.tenant_protocol(spec.workspace.installation_id.clone()).await?;
     let blocked_by_tenant = tenant.as_ref().map_or(&[][..], |tenant| &tenant.blocked_repositories);
     Ok(Automation::decide(&Asked { blocked_by_tenant, ..asked }))
 }
 
 /// Decides what is to become of the turn's changes, and writes the turn down.
 pub(crate) async fn accept(
-    parts: &Parts,
+    services: &Services,
     spec: &SessionSpec,
     wanted: WantedMode,
     new_turn: NewTurn,
     mut ticket: TurnTicket,
 ) -> (Result<Acceptance, StoreError>, TurnTicket) {
-    match decide(parts, spec, wanted, new_turn.protocol).await {
+    match decide(services, spec, wanted, new_turn.protocol).await {
         Ok(automation) => ticket.automate(wanted, automation),
         Err(cause) => return (Err(cause), ticket),
     }
-    (parts.store.accept_turn(new_turn).await, ticket)
+    (services.store.accept_turn(new_turn).await, ticket)
 }
 
 /// The same key came with another body.

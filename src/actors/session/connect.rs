@@ -13,11 +13,11 @@ use crate::{
             messages::{Adopted, EndCause, Later},
             session::SessionSpec,
         },
-        services::Parts,
+        services::Services,
     },
     domain::{
         clock::Timestamp,
-        notify::{notice, toast::Telling},
+        notify::{notice, toast::SessionNotice},
         redaction::Redacted,
         routing::{
             Route,
@@ -95,17 +95,17 @@ impl Session {
             previous: self.agent_session_id.clone(),
             cookies,
         };
-        let parts = self.parts.clone();
+        let services = self.services.clone();
         let opening = async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let begun = parts.clock.steady();
-            let opened = parts.transport(route).open(request).await;
-            let took = parts.clock.steady().since(begun);
+            let begun = services.clock.steady();
+            let opened = services.transport(route).open(request).await;
+            let took = services.clock.steady().since(begun);
             let opened = match opened {
                 Ok(opened) if is_new || route == Route::Http => Ok((opened, None)),
-                Ok(opened) => missed(&parts, &spec, opened.facts.remembers).await.map(|context| (opened, context)),
+                Ok(opened) => missed(&services, &spec, opened.facts.remembers).await.map(|context| (opened, context)),
                 Err(failure) => Err(failure),
             };
             (opened, took)
@@ -115,8 +115,8 @@ impl Session {
             if route == Route::Acp {
                 let way = this.way_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
-                let telling = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
-                connection_log::note(&this.parts, &this.shared.spec, way, outcome, took, (id, telling));
+                let session_notice = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
+                connection_log::note(&this.services, &this.shared.spec, way, outcome, took, (id, session_notice));
                 this.line_id = outcome.is_ok().then_some(id);
             }
             match opened {
@@ -152,16 +152,16 @@ impl Session {
         failure: Option<&Failure>,
         runtime_answers: bool,
         is_first: bool,
-    ) -> Option<Telling> {
+    ) -> Option<SessionNotice> {
         let failure =
             failure.filter(|failure| self.own_fallback.is_none() && self.bypasses(failure, runtime_answers))?;
         let spec = &self.shared.spec;
-        let telling = notices::of_failed_handshake(spec, failure.code, handshake, self.parts.clock.now());
+        let session_notice = notices::of_failed_handshake(spec, failure.code, handshake, self.services.clock.now());
         if is_first {
-            self.shared.tell_later(telling);
+            self.shared.tell_later(session_notice);
             return None;
         }
-        Some(telling)
+        Some(session_notice)
     }
 
     /// Whether a handshake over ACP that failed lets the session go over to the fallback.
@@ -198,13 +198,13 @@ impl Session {
     /// From now on, for the cool-down of a rollback, this session's turns go over the fallback whatever the workspace's
     /// route is. Its user is told.
     fn fall_back(&mut self, failure: &Failure) {
-        let until = self.parts.clock.steady().plus(self.parts.settings.recovery.cooldown);
+        let until = self.services.clock.steady().plus(self.services.settings.recovery.cooldown);
         self.own_fallback = Some(until);
         if let Some(turn) = &mut self.turn {
             turn.carrier = Route::Http;
             turn.ticket.iter_mut().for_each(TurnTicket::fell_back);
         }
-        self.parts.metrics.routes().session_fell_back();
+        self.services.metrics.routes().session_fell_back();
         let spec = &self.shared.spec;
         let reason = Redacted::new(&failure.detail);
         tracing::warn!(marker = "[ROLLBACK]", session_id = %spec.session_id, workspace = %spec.workspace,
@@ -252,7 +252,7 @@ impl Session {
         if let Some(line) = self.line_id.take() {
             let last_heard = self.shared.view().last_heard;
             let health = ConnectionHealth { last_heard, ..health };
-            connection_log::changed(&self.parts, &self.shared.spec, line, status, cause, Some(health), None);
+            connection_log::changed(&self.services, &self.shared.spec, line, status, cause, Some(health), None);
         }
     }
 
@@ -263,9 +263,9 @@ impl Session {
             connection: Some(kept_connection(facts)),
             ..SessionChange::new(self.shared.spec.session_id)
         };
-        let parts = self.parts.clone();
+        let services = self.services.clone();
         let writing = async move {
-            if let Err(cause) = parts.store.update_session(change).await {
+            if let Err(cause) = services.store.update_session(change).await {
                 // The next start would not find the agent and interrupt its turn, no more.
                 tracing::warn!(marker = "[ACP]", %cause, "a connection was not written down");
             }
@@ -278,14 +278,14 @@ impl Session {
         let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
         self.calls.reopen(call, Call::Prompt);
-        self.parts.metrics.turn_adopted();
+        self.services.metrics.turn_adopted();
         self.go_on_with(&prompt, slot, &said, automation);
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
         }
         self.connected(Route::Acp, OpenedSession { link, events, next_call, facts }, ctx);
-        self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
+        self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
     }
 
     fn connected(&mut self, route: Route, opened: OpenedSession, ctx: &mut Context<Self>) {
@@ -303,7 +303,7 @@ impl Session {
             view.facts = Some(facts);
             view.agent_session_id = self.agent_session_id.clone();
             view.carrier = route;
-            view.last_heard = Some(self.parts.clock.now());
+            view.last_heard = Some(self.services.clock.now());
         }
         self.stream = Some(ctx.add_stream(opened.events));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };
@@ -318,8 +318,8 @@ impl Session {
     /// Reads the conversation so far for a turn over the fallback, whose agent knows nothing of it, and hands the turn
     /// over then.
     pub(super) fn read_conversation(&mut self, ctx: &mut Context<Self>) {
-        let (parts, id) = (self.parts.clone(), self.shared.spec.session_id);
-        let reading = async move { parts.store.last_said(id, CONTEXT_MESSAGES).await };
+        let (services, id) = (self.services.clone(), self.shared.spec.session_id);
+        let reading = async move { services.store.last_said(id, CONTEXT_MESSAGES).await };
         ctx.spawn(reading.into_actor(self).map(|said, this, ctx| match said {
             Ok(said) => {
                 this.context = conversation_context(&said);
@@ -349,10 +349,10 @@ impl Session {
 
 /// What an agent that has just been reached does not know of the conversation: what went over the fallback, or all of
 /// it where it remembers nothing.
-async fn missed(parts: &Parts, spec: &SessionSpec, remembers: bool) -> Result<Option<String>, Failure> {
+async fn missed(services: &Services, spec: &SessionSpec, remembers: bool) -> Result<Option<String>, Failure> {
     let said = match remembers {
-        true => parts.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
-        false => parts.store.last_said(spec.session_id, CONTEXT_MESSAGES).await,
+        true => services.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
+        false => services.store.last_said(spec.session_id, CONTEXT_MESSAGES).await,
     };
     Ok(conversation_context(&said.map_err(|cause| store::failure(&cause))?))
 }

@@ -9,11 +9,11 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
-    actors::{handles::session::SessionSpec, services::Parts},
+    actors::{handles::session::SessionSpec, services::Services},
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::toast::Telling,
+        notify::toast::SessionNotice,
         redaction::Redacted,
         routing::{
             Route,
@@ -29,22 +29,22 @@ use crate::{
 
 /// Writes down how the handshake of a session ended under `id`, tells its user, and lets it count.
 pub(crate) fn note(
-    parts: &Arc<Parts>,
+    services: &Arc<Services>,
     spec: &SessionSpec,
     turn: TurnRoute,
     outcome: Result<&AgentFacts, &Failure>,
     took: Duration,
-    (id, telling): (Uuid, Option<Telling>),
+    (id, session_notice): (Uuid, Option<SessionNotice>),
 ) {
-    let new = of(parts, &spec.workspace, Some(spec.session_id), outcome, took);
-    let new = NewConnection { connection_row_id: id, telling, ..new };
-    let at = parts.clock.steady();
+    let new = of(services, &spec.workspace, Some(spec.session_id), outcome, took);
+    let new = NewConnection { connection_row_id: id, session_notice, ..new };
+    let at = services.clock.steady();
     let sample = sample_of_handshake(outcome.map(|_| ()));
-    let bucket = bucket_start(at, parts.settings.window.bucket);
+    let bucket = bucket_start(at, services.settings.window.bucket);
     let counts = sample.map(|sample| OutcomeCount { epoch: turn.epoch, route: Route::Acp, bucket, sample });
-    let (parts, report) = (parts.clone(), spec.gate.reporter());
+    let (services, report) = (services.clone(), spec.gate.reporter());
     actix::spawn(async move {
-        if let Err(cause) = parts.store.record_handshake(new, counts).await {
+        if let Err(cause) = services.store.record_handshake(new, counts).await {
             tracing::warn!(marker = "[ACP]", %cause, "a handshake was not written down");
         }
         report(TurnReport { turn, carried: Route::Acp, sample, at });
@@ -53,27 +53,27 @@ pub(crate) fn note(
 
 /// Writes down a probe, which counts in no window.
 pub(crate) async fn probe(
-    parts: &Parts,
+    services: &Services,
     workspace: &WorkspaceKey,
     session: Option<SessionId>,
     outcome: Result<&AgentFacts, &Failure>,
     took: Duration,
 ) {
-    let new = NewConnection { is_probe: true, ..of(parts, workspace, session, outcome, took) };
-    if let Err(cause) = parts.store.record_handshake(new, None).await {
+    let new = NewConnection { is_probe: true, ..of(services, workspace, session, outcome, took) };
+    if let Err(cause) = services.store.record_handshake(new, None).await {
         tracing::warn!(marker = "[ACP]", %cause, "a probe was not written down");
     }
 }
 
 /// Writes down what became of a line and how it was until then, and tells the session's user.
 pub(crate) fn changed(
-    parts: &Arc<Parts>,
+    services: &Arc<Services>,
     spec: &SessionSpec,
     line: Uuid,
     status: ConnectionStatus,
     cause: &str,
     health: Option<ConnectionHealth>,
-    telling: Option<Telling>,
+    session_notice: Option<SessionNotice>,
 ) {
     let health = health.and_then(|health| serde_json::to_string(&health).ok());
     let event = NewConnectionEvent {
@@ -84,29 +84,29 @@ pub(crate) fn changed(
         status,
         cause: cause.to_owned(),
         health: health.map(|health| Redacted::new(&health)),
-        telling,
-        now: parts.clock.now(),
+        session_notice,
+        now: services.clock.now(),
     };
-    let parts = parts.clone();
+    let services = services.clone();
     actix::spawn(async move {
-        if let Err(cause) = parts.store.record_connection_event(event).await {
+        if let Err(cause) = services.store.record_connection_event(event).await {
             tracing::warn!(marker = "[ACP]", %cause, "a change of a connection was not written down");
         }
     });
 }
 
 /// Tells a session's user of a break of which no record is kept.
-pub(crate) fn tell(parts: &Arc<Parts>, spec: &SessionSpec, telling: Telling, now: Timestamp) {
-    let (parts, key, session_id) = (parts.clone(), spec.workspace.clone(), spec.session_id);
+pub(crate) fn tell(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
+    let (services, key, session_id) = (services.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
-        if let Err(cause) = parts.store.tell_session(key, session_id, telling, now).await {
+        if let Err(cause) = services.store.tell_session(key, session_id, session_notice, now).await {
             tracing::warn!(marker = "[ACP]", %cause, "a break of a connection was not told");
         }
     });
 }
 
 fn of(
-    parts: &Parts,
+    services: &Services,
     workspace: &WorkspaceKey,
     session: Option<SessionId>,
     outcome: Result<&AgentFacts, &Failure>,
@@ -128,8 +128,8 @@ fn of(
         failure: outcome.err().cloned(),
         handshake: took,
         is_probe: false,
-        telling: None,
-        now: parts.clock.now(),
+        session_notice: None,
+        now: services.clock.now(),
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
         messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded, TurnEnded},
         session::SessionShared,
     },
-    services::Parts,
+    services::Services,
 };
 use crate::{
     acp::correlator::Correlator,
@@ -52,7 +52,7 @@ const MAX_CALLS: usize = 32;
 
 /// One ACP session.
 pub(crate) struct Session {
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     shared: Arc<SessionShared>,
     guard: EndGuard,
     start: Option<Start>,
@@ -137,9 +137,9 @@ impl Drop for EndGuard {
 
 impl Session {
     /// Makes the actor of a session; it connects when it is started.
-    pub(crate) fn new(parts: Arc<Parts>, shared: Arc<SessionShared>, guard: EndGuard, start: Start) -> Self {
+    pub(crate) fn new(services: Arc<Services>, shared: Arc<SessionShared>, guard: EndGuard, start: Start) -> Self {
         Self {
-            parts,
+            services,
             shared,
             guard,
             start: Some(start),
@@ -187,16 +187,16 @@ impl Session {
 
     /// Publishes where the session stands.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
-        self.shared.move_to(state, &self.parts.metrics).connection = connection;
+        self.shared.move_to(state, &self.services.metrics).connection = connection;
         let connection = self.shared.connection_status();
         let update = json!({"state": state, "connection": connection.as_str()});
         self.shared.feed.announce(None, EventKind::Status, &update);
-        self.parts.telemetry.publish(&self.shared, self.parts.clock.now());
+        self.services.telemetry.publish(&self.shared, self.services.clock.now());
     }
 
     fn arm_idle_timer(&mut self, ctx: &mut Context<Self>) {
         self.disarm_idle_timer(ctx);
-        let idle = self.parts.settings.idle_timeout;
+        let idle = self.services.settings.idle_timeout;
         self.idle_timer = Some(ctx.run_later(idle, |this, ctx| {
             if this.turn.is_none() {
                 this.stop(EndCause::Idle, ctx);

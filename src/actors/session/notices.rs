@@ -17,7 +17,7 @@ use crate::{
         ids::PromptId,
         notify::{
             notice,
-            toast::{Addressee, NewToast, Notice, Telling},
+            toast::{Addressee, NewNotification, Notice, SessionNotice},
         },
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
@@ -25,24 +25,29 @@ use crate::{
 };
 
 /// A session failed for good.
-pub(crate) fn of_failed_session(spec: &SessionSpec, code: ErrorCode, now: Timestamp) -> Telling {
+pub(crate) fn of_failed_session(spec: &SessionSpec, code: ErrorCode, now: Timestamp) -> SessionNotice {
     let notice = notice::of_failed_session(spec.session_id, code);
     let note = note(&notice, NoteKind::Info, Some(NoteStatus::Error), NoteDetails::default(), now);
-    telling(to_session(spec), notice, Uuid::now_v7(), note)
+    session_notice(to_session(spec), notice, Uuid::now_v7(), note)
 }
 
 /// A session's handshake failed, so that it goes over the fallback by itself; `handshake` is the record of it.
-pub(crate) fn of_failed_handshake(spec: &SessionSpec, code: ErrorCode, handshake: Uuid, now: Timestamp) -> Telling {
+pub(crate) fn of_failed_handshake(
+    spec: &SessionSpec,
+    code: ErrorCode,
+    handshake: Uuid,
+    now: Timestamp,
+) -> SessionNotice {
     let notice = notice::of_failed_handshake(spec.session_id, code);
     let note = note(&notice, NoteKind::Rollback, None, NoteDetails::default(), now);
-    telling(to_session(spec), notice, handshake, note)
+    session_notice(to_session(spec), notice, handshake, note)
 }
 
 /// The way to the agent of a running turn broke and is being made again. Of breaks that come together one is told.
-pub(crate) fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> Telling {
+pub(crate) fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> SessionNotice {
     let notice = notice::of_reconnecting();
     let note = note(&notice, NoteKind::Info, None, NoteDetails::default(), now);
-    telling(Addressee::Workspace(spec.workspace.clone()), notice, Uuid::now_v7(), note)
+    session_notice(Addressee::Workspace(spec.workspace.clone()), notice, Uuid::now_v7(), note)
 }
 
 fn to_session(spec: &SessionSpec) -> Addressee {
@@ -50,13 +55,13 @@ fn to_session(spec: &SessionSpec) -> Addressee {
 }
 
 /// Both in one; `cause` is told once.
-pub(crate) fn telling(
+pub(crate) fn session_notice(
     to: Addressee,
     notice: Notice,
     cause: impl std::fmt::Display,
     note: TranscriptEntry,
-) -> Telling {
-    Telling { toast: NewToast::new(Uuid::now_v7(), to, notice, cause), note }
+) -> SessionNotice {
+    SessionNotice { toast: NewNotification::new(Uuid::now_v7(), to, notice, cause), note }
 }
 
 /// The note that stands beside a toast in the transcript.
@@ -88,7 +93,7 @@ pub(crate) struct SkipRecord {
     /// For the audit.
     pub row: AutomationRunRow,
     /// For the user.
-    pub telling: Telling,
+    pub session_notice: SessionNotice,
 }
 
 /// The record of a skip; none where its parts do not fit the contract, which is a fault of ours.
@@ -147,5 +152,10 @@ pub(crate) fn of(
         logs: "[]".into(),
         created: now,
     };
-    Some(SkipRecord { why: (reason, detail), automation, row, telling: telling(to, notice, cause, note) })
+    Some(SkipRecord {
+        why: (reason, detail),
+        automation,
+        row,
+        session_notice: session_notice(to, notice, cause, note),
+    })
 }

@@ -114,8 +114,8 @@ impl Handler<RunPrompt> for Session {
         match self.begin(message, ctx) {
             Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
             Begin::Write(new_turn, wanted, ticket) => {
-                let (parts, spec) = (self.parts.clone(), self.shared.spec.clone());
-                let writing = async move { accept(&parts, &spec, wanted, *new_turn, ticket).await };
+                let (services, spec) = (self.services.clone(), self.shared.spec.clone());
+                let writing = async move { accept(&services, &spec, wanted, *new_turn, ticket).await };
                 Box::pin(
                     writing
                         .into_actor(self)
@@ -146,20 +146,20 @@ impl Session {
         {
             return Begin::Answer(Err(failure.into()));
         }
-        let slot = match self.parts.store.reserve_end() {
+        let slot = match self.services.store.reserve_end() {
             Ok(slot) => slot,
             Err(cause) => return Begin::Answer(Err(store::failure(&cause).into())),
         };
         self.disarm_idle_timer(ctx);
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
         let feed = self.shared.feed.clone();
         let span =
             tracing::info_span!(parent: &span, "session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         let way = self.shared.spec.gate.next_turn();
-        let carrier = self.carrier_of(way.route, self.parts.clock.steady());
-        let (parts, shared) = (self.parts.clone(), self.shared.clone());
-        let ticket = TurnTicket::new(parts, shared, prompt_id, (way, carrier), slot, ended, now, span);
+        let carrier = self.carrier_of(way.route, self.services.clock.steady());
+        let (services, shared) = (self.services.clone(), self.shared.clone());
+        let ticket = TurnTicket::new(services, shared, prompt_id, (way, carrier), slot, ended, now, span);
         let new_turn = NewTurn {
             prompt_id,
             session_id: self.shared.spec.session_id,
@@ -187,20 +187,20 @@ impl Session {
         let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
         let feed = self.shared.feed.clone();
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
-        let (parts, shared) = (self.parts.clone(), self.shared.clone());
+        let (services, shared) = (self.services.clone(), self.shared.clone());
         // Its epoch is the one in which it began; who tried ACP with it has died.
         let way = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
         let ways = (way, row.protocol);
-        let mut ticket = TurnTicket::new(parts, shared, prompt_id, ways, slot, ended, row.accepted, span);
+        let mut ticket = TurnTicket::new(services, shared, prompt_id, ways, slot, ended, row.accepted, span);
         ticket.automate(row.wanted, automation);
         ticket.accepted();
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         ticket.sent(now, false);
         ticket.go_on(said);
         let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
         let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), ways, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
-        self.shared.move_to(SessionState::Running, &self.parts.metrics).running = Some(prompt_id);
+        self.shared.move_to(SessionState::Running, &self.services.metrics).running = Some(prompt_id);
     }
 
     fn written_down(
@@ -224,11 +224,11 @@ impl Session {
                 let begun = TurnBegun::Accepted(turn.handle.clone());
                 let prompt_id = turn.prompt_id();
                 let state = if self.link.is_some() { SessionState::Running } else { SessionState::Starting };
-                let mut view = self.shared.move_to(state, &self.parts.metrics);
+                let mut view = self.shared.move_to(state, &self.services.metrics);
                 view.running = Some(prompt_id);
-                view.last_used = self.parts.clock.now();
+                view.last_used = self.services.clock.now();
                 drop(view);
-                self.parts.telemetry.publish(&self.shared, self.parts.clock.now());
+                self.services.telemetry.publish(&self.shared, self.services.clock.now());
                 if turn.cancel_asked {
                     self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
                 } else {
@@ -278,7 +278,7 @@ impl Session {
             Ok(call) => link.prompt(call, request).map_err(|cause| cause.to_string()),
             Err(cause) => Err(cause.to_string()),
         };
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         turn.heard = now;
         // Nothing before the turn is wanted any more: the end of the one before was written before this one began.
         let delivered = link.delivered();
@@ -291,7 +291,7 @@ impl Session {
                 ticket.sent(now, context.is_some());
                 // A link that keeps time says by itself when the silence was too long.
                 if !link.keeps_time() {
-                    self.watch_inactivity(self.parts.settings.inactivity_timeout, ctx);
+                    self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
                 }
             }
             Err(cause) => {
@@ -304,9 +304,9 @@ impl Session {
     /// Looks at the silence again after `wait`.
     pub(super) fn watch_inactivity(&mut self, wait: std::time::Duration, ctx: &mut Context<Self>) {
         let timer = ctx.run_later(wait, |this, ctx| {
-            let limit = this.parts.settings.inactivity_timeout;
+            let limit = this.services.settings.inactivity_timeout;
             let Some(turn) = &mut this.turn else { return };
-            let now = this.parts.clock.now();
+            let now = this.services.clock.now();
             if this.desk.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
                 // A person or the network is being waited for, each under a limit of its own.
                 turn.heard = now;
@@ -338,7 +338,7 @@ impl Session {
         }
         let told = self.link.as_mut().map(|link| link.cancel());
         let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
-        let grace = self.parts.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
+        let grace = self.services.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
         self.cancel_permissions();
         self.put_down(ctx);
         if let Some(Err(cause)) = told {
@@ -388,7 +388,7 @@ impl Session {
             self.health.failures += u64::from(sample == Sample::Failure);
         }
         if matches!(outcome, TurnOutcome::Completed(_)) {
-            let took = self.parts.clock.now().since(ticket.accepted_at());
+            let took = self.services.clock.now().since(ticket.accepted_at());
             self.latency.record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
             self.health.latency_p95_ms = self.latency.p95_ms();
             self.shared.view().is_slow = self.latency.is_doubled();

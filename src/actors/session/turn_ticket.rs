@@ -15,7 +15,7 @@ use crate::{
             messages::TurnEnded,
             session::{SessionShared, SessionSpec},
         },
-        services::Parts,
+        services::Services,
     },
     contract::{
         automation::GithubAutomation,
@@ -47,7 +47,7 @@ use crate::{
 pub(crate) struct TurnTicket(Option<Box<Begun>>);
 
 struct Begun {
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     shared: Arc<SessionShared>,
     prompt_id: PromptId,
     /// The way that was chosen for it.
@@ -80,7 +80,7 @@ impl TurnTicket {
     /// queue for the end, so that an end can always be queued; `ways` are the way that was chosen and what carries it.
     #[expect(clippy::too_many_arguments, reason = "each is one thing that the end of a turn needs")]
     pub(crate) fn new(
-        parts: Arc<Parts>,
+        services: Arc<Services>,
         shared: Arc<SessionShared>,
         prompt_id: PromptId,
         (way, carried): (TurnRoute, Route),
@@ -90,7 +90,7 @@ impl TurnTicket {
         span: tracing::Span,
     ) -> Self {
         Self(Some(Box::new(Begun {
-            parts,
+            services,
             shared,
             prompt_id,
             way,
@@ -126,7 +126,7 @@ impl TurnTicket {
     pub(crate) fn accepted(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.counted = true;
-            begun.parts.metrics.turn_started(begun.meant);
+            begun.services.metrics.turn_started(begun.meant);
         }
     }
 
@@ -161,7 +161,7 @@ impl TurnTicket {
             begun.context_injected = context_injected;
             begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
             begun.shared.turn_begins(begun.prompt_id, begun.progress.accepted_at, now);
-            begun.parts.telemetry.publish(&begun.shared, now);
+            begun.services.telemetry.publish(&begun.shared, now);
         }
     }
 
@@ -169,16 +169,16 @@ impl TurnTicket {
     pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
         let Some(begun) = &mut self.0 else { return };
         let view = crate::domain::turn::transcript::view_update(raw);
-        begun.parts.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
+        begun.services.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
         let first = begun.progress.first_update_at.is_none();
         begun.progress.take(view.as_ref(), now);
         if first {
-            begun.parts.metrics.first_update(now.since(begun.progress.accepted_at));
+            begun.services.metrics.first_update(now.since(begun.progress.accepted_at));
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if view.as_ref().is_some_and(|view| view.kind == "plan") {
             begun.shared.plan_told(begun.prompt_id, PlanProgress::read(raw), now);
-            begun.parts.telemetry.publish(&begun.shared, now);
+            begun.services.telemetry.publish(&begun.shared, now);
         }
         if let Some(view) = view {
             begun.transcript.on_update(&view, raw, &mut begun.entries);
@@ -275,7 +275,7 @@ impl Drop for TurnTicket {
 
 impl Begun {
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
         self.transcript.finish(&mut self.entries);
         let failure = match &outcome {
@@ -293,7 +293,7 @@ impl Begun {
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
         let result = self.result(&outcome, automation, now).to_bounded_json();
         if self.counted {
-            self.parts.metrics.turn_ended(self.meant, &outcome, took);
+            self.services.metrics.turn_ended(self.meant, &outcome, took);
             if matches!(outcome, TurnOutcome::Completed(_)) {
                 self.shared.spec.pace.add(took);
             }
@@ -304,7 +304,7 @@ impl Begun {
         }
         self.come_to_rest(failure.as_ref(), now);
         let report = self.report(&outcome);
-        let bucket = bucket_start(report.at, self.parts.settings.window.bucket);
+        let bucket = bucket_start(report.at, self.services.settings.window.bucket);
         let (epoch, route) = (report.turn.epoch, report.carried);
         let end = TurnEnd {
             counts: report.sample.map(|sample| OutcomeCount { epoch, route, bucket, sample }),
@@ -315,7 +315,7 @@ impl Begun {
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
             entries: self.entries,
-            left_out: skipped.map(|skipped| (skipped.row, skipped.telling)),
+            left_out: skipped.map(|skipped| (skipped.row, skipped.session_notice)),
             now,
         };
         let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
@@ -347,17 +347,17 @@ impl Begun {
         let state = self.shared.view().state;
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
         {
-            let mut view = self.shared.move_to(state, &self.parts.metrics);
+            let mut view = self.shared.move_to(state, &self.services.metrics);
             (view.running, view.progress) = (None, None);
             view.last_used = now;
             view.last_failure = failure.map(|failure| failure.code.class());
         }
-        self.parts.telemetry.publish(&self.shared, now);
+        self.services.telemetry.publish(&self.shared, now);
     }
 
     /// What the window hears of it.
     fn report(&self, outcome: &TurnOutcome) -> TurnReport {
-        let (turn, carried, at) = (self.way, self.carried, self.parts.clock.steady());
+        let (turn, carried, at) = (self.way, self.carried, self.services.clock.steady());
         TurnReport { turn, carried, sample: sample_of(outcome), at }
     }
 

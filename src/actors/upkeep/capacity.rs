@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::{
-    actors::{handles::capacity_guard::CapacityGuard, services::Parts},
+    actors::{handles::capacity_guard::CapacityGuard, services::Services},
     domain::capacity::{AlertKind, AlertLevel, CapacityAlerts},
     store::{CapacityAlertRow, OpenCapacityAlert, StoreError},
 };
@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Watches the seats.
 pub(crate) struct CapacityWatch {
     guard: CapacityGuard,
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     alerts: CapacityAlerts,
     pending: VecDeque<Pending>,
     retry_at: Instant,
@@ -37,15 +37,15 @@ struct Pending {
 impl CapacityWatch {
     /// Takes up the alert that was open when an earlier life of the service ended: it is not raised again, and is
     /// resolved when its time has come.
-    pub(crate) async fn take_up(guard: CapacityGuard, parts: Arc<Parts>) -> Result<Self, StoreError> {
-        let open = parts.store.open_capacity_alert().await?;
+    pub(crate) async fn take_up(guard: CapacityGuard, services: Arc<Services>) -> Result<Self, StoreError> {
+        let open = services.store.open_capacity_alert().await?;
         if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
             let alert = level.as_str();
             tracing::info!(marker = "[CAPACITY]", %alert_id, alert, %since, "an open alert of capacity is taken up");
         }
         guard.set_alert(open);
         let alerts = CapacityAlerts::new(*guard.rules(), open.map(|open| open.level));
-        Ok(Self { guard, parts, alerts, pending: VecDeque::new(), retry_at: Instant::now() })
+        Ok(Self { guard, services, alerts, pending: VecDeque::new(), retry_at: Instant::now() })
     }
 
     /// Watches until the guard is closed and everything is written. A dropped future may have lost what was not.
@@ -70,8 +70,8 @@ impl CapacityWatch {
         if self.pending.len() >= MAX_PENDING {
             return;
         }
-        for change in self.alerts.observe(self.guard.look(), self.parts.clock.steady()) {
-            let now = self.parts.clock.now();
+        for change in self.alerts.observe(self.guard.look(), self.services.clock.steady()) {
+            let now = self.services.clock.now();
             let open = self.guard.alert();
             let alert_id = open.map_or_else(Uuid::now_v7, |open| open.alert_id);
             self.guard.set_alert(match (change.kind, change.level) {
@@ -96,10 +96,10 @@ impl CapacityWatch {
             return;
         }
         let rows: Vec<_> = self.pending.iter().map(|pending| pending.row.clone()).collect();
-        let written = self.parts.store.add_capacity_alerts(&rows).await;
+        let written = self.services.store.add_capacity_alerts(&rows).await;
         for pending in self.pending.iter_mut().filter(|pending| !pending.is_told) {
             tell(&pending.row, written.is_ok());
-            self.parts.metrics.capacity().changed(&pending.row.change);
+            self.services.metrics.capacity().changed(&pending.row.change);
             pending.is_told = true;
         }
         match written {
@@ -115,7 +115,7 @@ impl CapacityWatch {
 
     fn wakes_at(&self) -> Option<Instant> {
         let resolves_at = self.alerts.resolves_at();
-        let resolves_at = resolves_at.map(|time| Instant::now() + time.since(self.parts.clock.steady()));
+        let resolves_at = resolves_at.map(|time| Instant::now() + time.since(self.services.clock.steady()));
         let retry_at = (!self.pending.is_empty()).then_some(self.retry_at);
         resolves_at.filter(|_| self.pending.len() < MAX_PENDING).into_iter().chain(retry_at).min()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::{task::JoinHandle, time::sleep};
 
 use crate::{
-    actors::services::Parts,
+    actors::services::Services,
     domain::{
         clock::Clock,
         session::restart::{RestartLimits, RestartPolicy},
@@ -26,8 +26,8 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// With the limits that sessions have.
-    pub(crate) fn new(parts: &Parts) -> Self {
-        Self { metrics: parts.metrics.clone(), clock: parts.clock.clone(), limits: parts.settings.restart }
+    pub(crate) fn new(services: &Services) -> Self {
+        Self { metrics: services.metrics.clone(), clock: services.clock.clone(), limits: services.settings.restart }
     }
 
     /// Starts a part, and again after each panic: after 50 ms, 100 ms, …, and where that was more often than the limits

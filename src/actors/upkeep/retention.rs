@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::{
-    actors::services::Parts,
+    actors::services::Services,
     config::sections::Retention,
     domain::{clock::Timestamp, routing::success_window::WindowRules, session::lifecycle::sweep_period},
     store::{Retained, Store, StoreError},
@@ -54,12 +54,12 @@ impl Ages {
 }
 
 /// Looks once an hour for ever, beginning now. Cancel-safe. What the database does not take now, it is asked for again.
-pub(crate) async fn sweep(parts: std::sync::Arc<Parts>, ages: Ages) {
+pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        match forget(&parts.store, &ages, parts.clock.now()).await {
+        match forget(&services.store, &ages, services.clock.now()).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(marker = "[ACP]", rows, "old records were removed"),
             Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed yet"),
@@ -109,20 +109,20 @@ async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Re
 const SESSIONS_PER_WRITE: usize = 100;
 
 /// Sweeps for ever. Cancel-safe.
-pub(crate) async fn sweep_expired(parts: Arc<Parts>, max_age: Duration) {
+pub(crate) async fn sweep_expired(services: Arc<Services>, max_age: Duration) {
     let mut period = tokio::time::interval(sweep_period(max_age));
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        while let Ok(SESSIONS_PER_WRITE) = expire_some(&parts, max_age).await {}
+        while let Ok(SESSIONS_PER_WRITE) = expire_some(&services, max_age).await {}
     }
 }
 
 /// How many expired. What the database does not take now, it is asked for again.
-async fn expire_some(parts: &Parts, max_age: Duration) -> Result<usize, StoreError> {
-    let now = parts.clock.now();
-    let expired = parts.store.expire_sessions(now, max_age, SESSIONS_PER_WRITE).await?;
-    parts.metrics.sessions_expired(expired.len());
+async fn expire_some(services: &Services, max_age: Duration) -> Result<usize, StoreError> {
+    let now = services.clock.now();
+    let expired = services.store.expire_sessions(now, max_age, SESSIONS_PER_WRITE).await?;
+    services.metrics.sessions_expired(expired.len());
     for session in &expired {
         tracing::info!(
             marker = "[ACP]",
@@ -176,7 +176,7 @@ mod tests {
             failure: None,
             handshake: Duration::ZERO,
             is_probe: false,
-            telling: None,
+            session_notice: None,
             now,
         }
     }

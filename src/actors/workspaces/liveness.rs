@@ -20,7 +20,7 @@ thread_local! {
 }
 
 /// Makes the thread that calls beat for as long as it lives; a second call on one thread changes nothing.
-pub(crate) fn beat_here(beats: &Watchdog) {
+pub(crate) fn beat_on_this_thread(beats: &Watchdog) {
     if BEATS.replace(true) {
         return;
     }

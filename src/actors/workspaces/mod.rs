@@ -34,7 +34,7 @@ use super::{
         session::{SessionSpec, SharedPolicy},
     },
     routing::WorkspaceRouting,
-    services::Parts,
+    services::Services,
     session::{
         adoption::{Found, kept_connection},
         automation,
@@ -51,7 +51,7 @@ use crate::{
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, NewSession, SessionChange, SessionRow, WorkspaceRow},
-    transport::{AgentFacts, http::client::WorkspaceDoor},
+    transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
 /// Supervisors that are kept for workspaces without live sessions before they are let go: each is a few
@@ -65,8 +65,8 @@ const RESTART_WAIT: Duration = Duration::from_secs(10);
 pub(crate) struct Workspaces(Arc<Inner>);
 
 struct Inner {
-    parts: Arc<Parts>,
-    door: WorkspaceDoor,
+    services: Arc<Services>,
+    workspace_client: WorkspaceClient,
     capacity: CapacityGuard,
     supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
     /// Held while a workspace is brought back, so that it has one router.
@@ -99,14 +99,14 @@ pub(crate) struct ReadySession {
 
 impl Workspaces {
     /// Makes an empty directory whose supervisors live on `arbiters`.
-    pub(crate) fn new(parts: Arc<Parts>, door: WorkspaceDoor, capacity: CapacityGuard) -> Self {
+    pub(crate) fn new(services: Arc<Services>, workspace_client: WorkspaceClient, capacity: CapacityGuard) -> Self {
         let (supervisors, starting, draining) = Default::default();
-        Self(Arc::new(Inner { parts, door, capacity, supervisors, starting, draining }))
+        Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, draining }))
     }
 
     /// What sessions share.
-    pub(crate) fn parts(&self) -> &Arc<Parts> {
-        &self.0.parts
+    pub(crate) fn services(&self) -> &Arc<Services> {
+        &self.0.services
     }
 
     /// The seats.
@@ -115,8 +115,8 @@ impl Workspaces {
     }
 
     /// The runtime's workspaces and status.
-    pub(crate) fn door(&self) -> &WorkspaceDoor {
-        &self.0.door
+    pub(crate) fn workspace_client(&self) -> &WorkspaceClient {
+        &self.0.workspace_client
     }
 
     /// Refuses while the service is stopping.
@@ -133,8 +133,8 @@ impl Workspaces {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
-        let parts = &self.0.parts;
-        let (row, prepared) = open::find_or_make(self.parts(), self.door(), &request).await?;
+        let services = &self.0.services;
+        let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
         let placing = Placing {
@@ -163,12 +163,12 @@ impl Workspaces {
             protocol_version: facts.protocol_version,
             agent_facts: Some(agent_facts(&facts)),
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
-            now: parts.clock.now(),
+            now: services.clock.now(),
         };
         let untold = self.live(session_id).and_then(|live| live.shared.take_untold());
         let created = match untold {
-            Some(telling) => parts.store.create_session_and_tell(new, telling).await,
-            None => parts.store.create_session(new).await,
+            Some(session_notice) => services.store.create_session_and_tell(new, session_notice).await,
+            None => services.store.create_session(new).await,
         };
         if let Err(cause) = created {
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
@@ -196,12 +196,12 @@ impl Workspaces {
                 return Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol));
             }
         }
-        let parts = &self.0.parts;
-        let workspace = parts.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
+        let services = &self.0.services;
+        let workspace = services.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
         let seat = self.0.capacity.admit_returning(&row.key.installation_id);
-        let prepared = open::prepare(self.door(), &workspace).await?;
+        let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, mcp_servers)).await?;
@@ -218,21 +218,22 @@ impl Workspaces {
             protocol_version: facts.protocol_version,
             agent_facts: (protocol == Route::Acp).then(|| agent_facts(&facts)),
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
-            last_used: Some(parts.clock.now()),
+            last_used: Some(services.clock.now()),
             ..SessionChange::new(row.session_id)
         };
-        parts.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
+        services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol))
     }
 
     /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
     pub(crate) async fn go_on(&self, found: Found) -> Result<(), Failure> {
         let Found { mut adopted, session } = found;
-        let parts = &self.0.parts;
-        let workspace = parts.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
+        let services = &self.0.services;
+        let workspace =
+            services.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
-        let prepared = open::prepare(self.door(), &workspace).await?;
+        let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let seat = self.0.capacity.admit_returning(&session.key.installation_id);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, mcp_servers)).await?;
@@ -241,7 +242,7 @@ impl Workspaces {
             last_event_id: session.next_event_after(),
             restarts: session.restarts,
         };
-        let automation = automation::decide(parts, &spec, adopted.prompt.wanted, adopted.prompt.protocol).await;
+        let automation = automation::decide(services, &spec, adopted.prompt.wanted, adopted.prompt.protocol).await;
         adopted.automation = automation.map_err(|cause| store::failure(&cause))?;
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         Ok(())
@@ -249,7 +250,7 @@ impl Workspaces {
 
     /// The live session with this id.
     pub(crate) fn live(&self, id: SessionId) -> Option<Arc<LiveSession>> {
-        self.0.parts.index.get(id)
+        self.0.services.index.get(id)
     }
 
     /// Sends a message to a session, waiting for its fresh actor while it is being started again. The message
@@ -292,7 +293,7 @@ impl Workspaces {
 
     /// What changed in a session's workspace.
     pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
-        self.0.door.diff(&DiffWorkspace { workspace: open::reference(row) }).await
+        self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(row) }).await
     }
 
     /// What carries the turns of a session that has just started.
@@ -313,7 +314,7 @@ impl Workspaces {
         placing: Placing,
     ) -> Result<(Supervised, Arc<SessionSpec>), Failure> {
         let Placing { session_id, user_id, mode, enable_git_ops, agent, mcp_servers } = placing;
-        let policy = row.permission_policy.unwrap_or(self.0.parts.settings.default_policy);
+        let policy = row.permission_policy.unwrap_or(self.0.services.settings.default_policy);
         let supervised = self.supervised(&row.key).await?;
         supervised.policy.set(policy);
         let spec = SessionSpec {
@@ -348,17 +349,17 @@ impl Workspaces {
         if let Some(known) = known {
             return Ok(known);
         }
-        let routing = WorkspaceRouting::start(key.clone(), self.parts()).await?;
+        let routing = WorkspaceRouting::start(key.clone(), self.services()).await?;
         let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         if supervisors.len() >= MAX_SUPERVISORS {
             let live: HashSet<_> =
-                self.0.parts.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
+                self.0.services.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
             supervisors.retain(|key, _| live.contains(key));
         }
         // On the thread that asked, which serves HTTP: between a request and its session there is no hop, and
         // hops are what a turn pays for. Requests are spread over the threads, and so are sessions.
-        let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.parts.clone(), routing.clone()).start();
-        let policy = SharedPolicy::new(self.0.parts.settings.default_policy);
+        let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.services.clone(), routing.clone()).start();
+        let policy = SharedPolicy::new(self.0.services.settings.default_policy);
         let supervised = Supervised { supervisor, policy, routing };
         supervisors.insert(key.clone(), supervised.clone());
         Ok(supervised)
@@ -412,7 +413,7 @@ impl Workspaces {
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         self.0.draining.store(true, Ordering::Release);
         let mut deadline = std::pin::pin!(deadline);
-        let index = &self.0.parts.index;
+        let index = &self.0.services.index;
         let mut look = tokio::time::interval(Duration::from_millis(50));
         while index.all().iter().any(|live| live.shared.view().running.is_some()) {
             tokio::select! {
@@ -430,7 +431,7 @@ impl Workspaces {
         };
         // All at once: each may take the grace of a cancel.
         let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
-        let patience = self.0.parts.settings.cancel_grace + DRAIN_MARGIN;
+        let patience = self.0.services.settings.cancel_grace + DRAIN_MARGIN;
         if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
             tracing::error!(marker = "[ACP]", "sessions are left at the end; their agents end with the runtime");
         }
@@ -446,7 +447,7 @@ impl Workspaces {
         let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
         FleetHealth {
-            is_storm: self.0.parts.storm.is_raging(),
+            is_storm: self.0.services.storm.is_raging(),
             in_use: supervisors.len(),
             rolled_back: supervisors.values().filter(|it| is_rolled_back(it.routing.gate().state())).count(),
         }
@@ -462,7 +463,7 @@ impl Workspaces {
         let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever is about to use it has got it under the same lock.
         let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);
-        if is_idle && self.0.parts.index.of_workspace(key).is_empty() {
+        if is_idle && self.0.services.index.of_workspace(key).is_empty() {
             supervisors.remove(key);
         }
     }

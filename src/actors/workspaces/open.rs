@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
-    actors::services::Parts,
+    actors::services::Services,
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
         ids::{FolderId, SessionId, UserId, WorkspaceKey},
@@ -12,7 +12,7 @@ use crate::{
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, NewWorkspace, SessionRow, WorkspaceRow},
-    transport::http::client::WorkspaceDoor,
+    transport::http::client::WorkspaceClient,
 };
 
 /// A session as it is asked for.
@@ -41,11 +41,11 @@ pub(crate) struct OpenSession {
 /// The workspace, prepared and written down. It is prepared first, so that what cannot be prepared leaves no
 /// row; of two callers who make the same one, the second prepares again what the first has made.
 pub(crate) async fn find_or_make(
-    parts: &Parts,
-    door: &WorkspaceDoor,
+    services: &Services,
+    workspace_client: &WorkspaceClient,
     request: &OpenSession,
 ) -> Result<(WorkspaceRow, PreparedWorkspace), Failure> {
-    let store = &parts.store;
+    let store = &services.store;
     let found = store.workspace(request.workspace.clone()).await.map_err(|cause| store::failure(&cause))?;
     let new = NewWorkspace {
         key: request.workspace.clone(),
@@ -54,7 +54,7 @@ pub(crate) async fn find_or_make(
         branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
         path: request.path.clone(),
         permission_policy: request.permission_policy,
-        now: parts.clock.now(),
+        now: services.clock.now(),
     };
     let (folder_id, first) = match &found {
         Some(row) => {
@@ -65,14 +65,14 @@ pub(crate) async fn find_or_make(
             let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
             let prepare =
                 PrepareWorkspace { workspace, agent: request.agent.clone(), checkout: request.checkout.clone() };
-            (new.folder_id, Some(door.prepare(&prepare).await?))
+            (new.folder_id, Some(workspace_client.prepare(&prepare).await?))
         }
     };
     let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
     same_place(request, &row)?;
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
-        _ => prepare(door, &row).await?,
+        _ => prepare(workspace_client, &row).await?,
     };
     if row.workspace_path.as_deref() != Some(&prepared.path) {
         let written = store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
@@ -82,9 +82,12 @@ pub(crate) async fn find_or_make(
 }
 
 /// Makes sure that a workspace is there.
-pub(crate) async fn prepare(door: &WorkspaceDoor, row: &WorkspaceRow) -> Result<PreparedWorkspace, Failure> {
+pub(crate) async fn prepare(
+    workspace_client: &WorkspaceClient,
+    row: &WorkspaceRow,
+) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
-    door.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
+    workspace_client.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
 }
 
 /// A workspace is one place: what a caller says of it has to be what it is.

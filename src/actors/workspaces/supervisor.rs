@@ -30,7 +30,7 @@ use crate::{
             session::{SessionShared, SessionView},
         },
         routing::WorkspaceRouting,
-        services::Parts,
+        services::Services,
         session::{EndGuard, Session, Start, notices},
     },
     domain::{
@@ -56,7 +56,7 @@ const MAILBOX: usize = 64;
 /// The sessions of one workspace.
 pub(crate) struct WorkspaceSupervisor {
     workspace: WorkspaceKey,
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     routing: WorkspaceRouting,
     children: HashMap<SessionId, Child>,
     drained: Vec<Later<()>>,
@@ -68,10 +68,10 @@ pub(crate) struct WorkspaceSupervisor {
 
 impl WorkspaceSupervisor {
     /// Makes the supervisor of a workspace without sessions.
-    pub(crate) fn new(workspace: WorkspaceKey, parts: Arc<Parts>, routing: WorkspaceRouting) -> Self {
+    pub(crate) fn new(workspace: WorkspaceKey, services: Arc<Services>, routing: WorkspaceRouting) -> Self {
         Self {
             workspace,
-            parts,
+            services,
             routing,
             children: HashMap::new(),
             drained: Vec::new(),
@@ -88,14 +88,14 @@ impl WorkspaceSupervisor {
         ctx: &mut Context<Self>,
     ) -> (Mailbox, JoinHandle<()>) {
         let guard = EndGuard::new(ctx.address().recipient(), shared.spec.session_id, generation);
-        spawn(Session::new(self.parts.clone(), shared.clone(), guard, start))
+        spawn(Session::new(self.services.clone(), shared.clone(), guard, start))
     }
 
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
         let StartSession { spec, past, seat, adopted } = message;
-        let settings = &self.parts.settings;
+        let settings = &self.services.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
-        let view = SessionView::starting(past.restarts, self.parts.clock.now());
+        let view = SessionView::starting(past.restarts, self.services.clock.now());
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
         // An agent that was found again has long been started; its end may be among what it said meanwhile, and then
@@ -120,15 +120,15 @@ impl WorkspaceSupervisor {
         self.children.insert(id, child);
         if self.probing.is_none() {
             self.probed = Instant::now();
-            self.probing = Some(ctx.run_interval(PROBE_EVERY.min(self.parts.settings.stuck_after), Self::probe));
+            self.probing = Some(ctx.run_interval(PROBE_EVERY.min(self.services.settings.stuck_after), Self::probe));
         }
         let live = LiveSession { shared, supervisor: ctx.address().recipient(), mailbox: watching };
-        self.parts.index.insert(Arc::new(live));
-        self.parts.metrics.session_changed(None, Some(SessionState::Starting));
+        self.services.index.insert(Arc::new(live));
+        self.services.metrics.session_changed(None, Some(SessionState::Starting));
     }
 
     fn on_broken(&mut self, id: SessionId, cause: RestartCause, failure: Failure, ctx: &mut Context<Self>) {
-        let now = self.parts.clock.now();
+        let now = self.services.clock.now();
         let Some(child) = self.children.get_mut(&id) else { return };
         match child.restarts.on_end(now) {
             Verdict::GiveUp => {
@@ -136,11 +136,11 @@ impl WorkspaceSupervisor {
                 self.settle(id, SessionState::Failed, Some(Failure::new(failure.code, detail)), ctx);
             }
             Verdict::Restart(delay) => {
-                self.parts.metrics.restarted(cause);
+                self.services.metrics.restarted(cause);
                 child.generation += 1;
                 let shared = child.shared.clone();
                 let past = {
-                    let mut view = shared.move_to(SessionState::Starting, &self.parts.metrics);
+                    let mut view = shared.move_to(SessionState::Starting, &self.services.metrics);
                     view.connection = ConnectionStatus::Reconnecting;
                     view.running = None;
                     view.restarts += 1;
@@ -164,7 +164,7 @@ impl WorkspaceSupervisor {
                     "cause": cause.as_str(),
                 });
                 shared.feed.announce(None, EventKind::Status, &update);
-                self.parts.telemetry.publish(&shared, now);
+                self.services.telemetry.publish(&shared, now);
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
                 let start = Start { delay, past, cookies, ready: None, adopted: None };
@@ -183,15 +183,15 @@ impl WorkspaceSupervisor {
         let Some(child) = self.children.get(&id) else { return };
         let shared = child.shared.clone();
         {
-            let mut view = shared.move_to(state, &self.parts.metrics);
+            let mut view = shared.move_to(state, &self.services.metrics);
             view.connection = ConnectionStatus::Error;
             view.running = None;
         }
         shared.feed.announce(None, EventKind::Status, &json!({"state": state}));
-        self.parts.telemetry.publish(&shared, self.parts.clock.now());
+        self.services.telemetry.publish(&shared, self.services.clock.now());
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
-        let parts = self.parts.clone();
-        let writing = async move { write_down(&parts, &shared, state, failure).await };
+        let services = self.services.clone();
+        let writing = async move { write_down(&services, &shared, state, failure).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // The row is set right by the recovery of the next start, or by the next load.
@@ -210,7 +210,7 @@ impl WorkspaceSupervisor {
                 Failure::new(ErrorCode::SessionClosed, "the session was closed while it started")
             }
         };
-        self.parts.metrics.error(failure.code);
+        self.services.metrics.error(failure.code);
         for later in self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default() {
             let _ = later.send(Err(failure.clone()));
         }
@@ -218,9 +218,9 @@ impl WorkspaceSupervisor {
     }
 
     fn forget(&mut self, id: SessionId) {
-        self.parts.index.remove(id);
+        self.services.index.remove(id);
         let Some(child) = self.children.remove(&id) else { return };
-        self.parts.metrics.session_changed(Some(child.shared.view().state), None);
+        self.services.metrics.session_changed(Some(child.shared.view().state), None);
         for later in child.closing {
             let _ = later.send(());
         }
@@ -238,9 +238,9 @@ impl WorkspaceSupervisor {
             self.probing.take().map(|probing| ctx.cancel_future(probing));
             return;
         }
-        ctx.spawn(wrap_future(self.routing.clone().look_after(self.parts.clone())));
+        ctx.spawn(wrap_future(self.routing.clone().look_after(self.services.clone())));
         let now = Instant::now();
-        let stuck_after = self.parts.settings.stuck_after;
+        let stuck_after = self.services.settings.stuck_after;
         let period = PROBE_EVERY.min(stuck_after);
         let was_late = now.saturating_duration_since(self.probed) > period * 2;
         self.probed = now;
@@ -440,12 +440,12 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
 /// Writes down where a session ended; the user of one that failed for good is told in the same transaction. Where the
 /// database is away for longer than its patience, that is the error, and all of it is written when it is back.
 pub(crate) async fn write_down(
-    parts: &Parts,
+    services: &Services,
     shared: &SessionShared,
     state: SessionState,
     failure: Option<Failure>,
 ) -> Result<(), StoreError> {
-    let (id, now) = (shared.spec.session_id, parts.clock.now());
+    let (id, now) = (shared.spec.session_id, services.clock.now());
     let kept = {
         let view = shared.view();
         SessionChange {
@@ -457,14 +457,16 @@ pub(crate) async fn write_down(
     };
     // The result of a turn that ended with the session is told once it is written, which is before the first of these
     // two. Only then is the last event known; until the second, the row says that it is not.
-    let kept = parts.store.settle_session(kept).await;
+    let kept = services.store.settle_session(kept).await;
     let last_event_id = kept.is_ok().then(|| shared.feed.last_id());
     let told = failure.as_ref().filter(|_| state == SessionState::Failed);
-    let telling = told.map(|failure| notices::of_failed_session(&shared.spec, failure.code, now));
+    let session_notice = told.map(|failure| notices::of_failed_session(&shared.spec, failure.code, now));
     let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
-    let ended = match telling {
-        Some(telling) => parts.store.settle_session_and_tell(end, shared.spec.workspace.clone(), telling, now).await,
-        None => parts.store.settle_session(end).await,
+    let ended = match session_notice {
+        Some(session_notice) => {
+            services.store.settle_session_and_tell(end, shared.spec.workspace.clone(), session_notice, now).await
+        }
+        None => services.store.settle_session(end).await,
     };
     kept.and(ended)
 }

@@ -23,7 +23,7 @@ use crate::{
             session::{SessionSpec, SharedPolicy},
         },
         routing::WorkspaceRouting,
-        services::{Parts, SessionSettings},
+        services::{Services, SessionSettings},
         session::adoption,
     },
     config::Config,
@@ -57,7 +57,7 @@ use crate::{
 const WRITE_QUEUE: usize = 64;
 
 struct Stage {
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     live: Arc<LiveSession>,
     id: SessionId,
     agents: mpsc::Receiver<FakeAgent>,
@@ -90,7 +90,7 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
     let mut settings = SessionSettings::new(&Config::default());
     change(&mut settings);
     let transport: Arc<dyn Transport> = Arc::new(transport);
-    let parts = Arc::new(Parts::of_test(store, transport.clone(), transport, settings));
+    let services = Arc::new(Services::of_test(store, transport.clone(), transport, settings));
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
     let id = SessionId(Uuid::now_v7());
     let now = SystemClock.now();
@@ -120,8 +120,8 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
         connection: Some(KeptConnection { id: "c".into(), cookies: None }),
         now,
     };
-    parts.store.create_session(new).await.unwrap();
-    let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
+    services.store.create_session(new).await.unwrap();
+    let routing = WorkspaceRouting::start(key.clone(), &services).await.unwrap();
     let spec = SessionSpec {
         user_id: None,
         mode: SessionMode::Development,
@@ -139,7 +139,7 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
         policy: SharedPolicy::new(PermissionPolicy::Ask),
     };
     let capacity = guard(1);
-    let supervisor = WorkspaceSupervisor::new(key, parts.clone(), routing).start();
+    let supervisor = WorkspaceSupervisor::new(key, services.clone(), routing).start();
     let seat = capacity.admit(&tenant("acme")).unwrap();
     supervisor
         .send(StartSession { spec: Arc::new(spec), past: Past::default(), seat, adopted: None })
@@ -147,9 +147,19 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
         .unwrap()
         .unwrap();
     let agent = agents.recv().await.unwrap();
-    let live = parts.index.get(id).unwrap();
-    let stage =
-        Stage { parts, live, id, agents, panics, failures, held, capacity, _supervisor: supervisor, _folder: folder };
+    let live = services.index.get(id).unwrap();
+    let stage = Stage {
+        services,
+        live,
+        id,
+        agents,
+        panics,
+        failures,
+        held,
+        capacity,
+        _supervisor: supervisor,
+        _folder: folder,
+    };
     (stage, agent)
 }
 
@@ -183,8 +193,8 @@ impl Stage {
     }
 
     async fn find_again(&self) -> Vec<adoption::Found> {
-        let unfinished = self.parts.store.unfinished().await.unwrap();
-        adoption::find_again(&self.parts, unfinished).await
+        let unfinished = self.services.store.unfinished().await.unwrap();
+        adoption::find_again(&self.services, unfinished).await
     }
 
     async fn gone(&self) {
@@ -193,7 +203,7 @@ impl Stage {
     }
 
     async fn state(&self) -> SessionState {
-        self.parts.store.session(self.id).await.unwrap().unwrap().state
+        self.services.store.session(self.id).await.unwrap().unwrap().state
     }
 }
 
@@ -222,9 +232,9 @@ async fn a_panic_in_the_actor_ends_the_turn_once_and_the_session_goes_on() {
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     assert_eq!(agent.request.previous.as_deref(), Some("fake-session"));
     assert_eq!(ended(begun.unwrap_or_else(|_| panic!("refused"))).await.state, TurnState::Completed);
-    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 2);
-    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "failed"), 1);
-    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "completed"), 1);
+    assert_eq!(stage.services.metrics.turns_started(Route::Acp), 2);
+    assert_eq!(stage.services.metrics.turns_ended(Route::Acp, "failed"), 1);
+    assert_eq!(stage.services.metrics.turns_ended(Route::Acp, "completed"), 1);
 }
 
 #[actix::test]
@@ -238,9 +248,9 @@ async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back(
     }
     stage.gone().await;
     assert_eq!(stage.state().await, SessionState::Failed);
-    assert!(stage.parts.index.get(stage.id).is_none());
+    assert!(stage.services.index.get(stage.id).is_none());
     assert_eq!(stage.capacity.taken(), 0);
-    assert_eq!(stage.parts.store.session(stage.id).await.unwrap().unwrap().restarts, 2);
+    assert_eq!(stage.services.store.session(stage.id).await.unwrap().unwrap().restarts, 2);
 }
 
 #[actix::test]
@@ -250,11 +260,11 @@ async fn fr_013_a_session_that_failed_while_the_database_was_away_for_too_long_i
     let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
     other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
     let failure = Failure::new(ErrorCode::AgentCrashed, "it ended");
-    let ending = supervisor::write_down(&stage.parts, &stage.live.shared, SessionState::Failed, Some(failure));
+    let ending = supervisor::write_down(&stage.services, &stage.live.shared, SessionState::Failed, Some(failure));
     assert!(matches!(ending.await, Err(StoreError::Unavailable(_))));
     other.batch_execute("ROLLBACK").unwrap();
     let of_tenant = Scope::all(Stream::Tenant("acme".parse().unwrap()));
-    let toasts = async || stage.parts.store.toasts_after(of_tenant.clone(), 0, 9).await.unwrap().rows;
+    let toasts = async || stage.services.store.notifications_after(of_tenant.clone(), 0, 9).await.unwrap().rows;
     while toasts().await.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -353,7 +363,7 @@ async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
     agent.answer(call, r#"{"stopReason":"refusal"}"#).await;
     assert_eq!(ended(first).await.state, TurnState::Completed);
     assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Ended(row)) if row.prompt_id == joined.prompt_id));
-    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 1);
+    assert_eq!(stage.services.metrics.turns_started(Route::Acp), 1);
 }
 
 #[actix::test]
@@ -374,7 +384,7 @@ async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
     // is held by the turn that runs.
     let mut places = Vec::new();
     while places.len() < WRITE_QUEUE - 1 {
-        match stage.parts.store.reserve_end() {
+        match stage.services.store.reserve_end() {
             Ok(place) => places.push(place),
             Err(_) => tokio::task::yield_now().await,
         }
@@ -409,11 +419,11 @@ async fn a_session_that_does_not_answer_is_replaced_and_its_turn_ends_once() {
     assert!(replaced.await.is_err());
     fresh.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     assert_eq!(ended(begun).await.state, TurnState::Completed);
-    let metrics = stage.parts.metrics.render().unwrap();
+    let metrics = stage.services.metrics.render().unwrap();
     assert!(metrics.contains("lumilink_restarts_total{cause=\"stuck\"} 1"), "{metrics}");
-    assert_eq!(stage.parts.metrics.turns_started(Route::Acp), 2);
-    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "failed"), 1);
-    assert_eq!(stage.parts.metrics.turns_ended(Route::Acp, "completed"), 1);
+    assert_eq!(stage.services.metrics.turns_started(Route::Acp), 2);
+    assert_eq!(stage.services.metrics.turns_ended(Route::Acp, "failed"), 1);
+    assert_eq!(stage.services.metrics.turns_ended(Route::Acp, "completed"), 1);
     assert!(agent.says.is_closed(), "the agent of the stuck one was let go");
 }
 
@@ -446,13 +456,13 @@ async fn what_a_turn_said_is_kept_by_the_runtime_until_it_is_on_disk() {
     agent.delivered.settled_more().await;
     let settled = agent.delivered.settled();
     assert!((3..=4).contains(&settled), "a long turn is settled in parts: {settled}");
-    let row = stage.parts.store.session(stage.id).await.unwrap().unwrap();
+    let row = stage.services.store.session(stage.id).await.unwrap().unwrap();
     assert_eq!(row.settled_seq, settled);
     agent.delivered.handle(5);
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     assert_eq!(ended(begun).await.state, TurnState::Completed);
     assert_eq!(agent.delivered.settled(), 5, "its end is on disk");
-    let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
+    let transcript = stage.services.store.transcript(stage.id, 0, 10).await.unwrap();
     let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
     assert_eq!(said, "xxxx");
 }
@@ -497,18 +507,18 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
     let agent = stage.agents.recv().await.unwrap();
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     agent.says.send(crash()).await.unwrap();
-    let Parts { store, acp, http, settings, .. } = &*stage.parts;
-    let parts = Parts::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
-    let parts = Arc::new(parts);
-    let routing = WorkspaceRouting::start(found.session.key.clone(), &parts).await.unwrap();
-    let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), parts.clone(), routing).start();
+    let Services { store, acp, http, settings, .. } = &*stage.services;
+    let services = Services::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
+    let services = Arc::new(services);
+    let routing = WorkspaceRouting::start(found.session.key.clone(), &services).await.unwrap();
+    let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), services.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
     let seat = guard(1).admit(&tenant("acme")).unwrap();
     let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
     supervisor.send(start).await.unwrap().unwrap();
     let again = tokio::time::timeout(Duration::from_secs(10), stage.agents.recv()).await;
     assert!(again.expect("it is started again").is_some());
-    assert!(parts.index.get(stage.id).is_some(), "it is not forgotten");
+    assert!(services.index.get(stage.id).is_some(), "it is not forgotten");
 }
 
 #[actix::test]
@@ -529,21 +539,21 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
     let found = found.pop().expect("the turn is found");
     let agent = stage.agents.recv().await.unwrap();
     assert_eq!(
-        stage.parts.store.recover(SystemClock.now(), &[stage.id], Vec::new()).await.unwrap().interrupted_turns,
+        stage.services.store.recover(SystemClock.now(), &[stage.id], Vec::new()).await.unwrap().interrupted_turns,
         0
     );
     let key = found.session.key.clone();
-    let Parts { store, acp, http, settings, .. } = &*stage.parts;
-    let parts = Parts::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
-    let parts = Arc::new(parts);
-    let routing = WorkspaceRouting::start(key.clone(), &parts).await.unwrap();
-    let supervisor = WorkspaceSupervisor::new(key.clone(), parts.clone(), routing).start();
+    let Services { store, acp, http, settings, .. } = &*stage.services;
+    let services = Services::of_test(store.clone(), acp.clone(), http.clone(), settings.clone());
+    let services = Arc::new(services);
+    let routing = WorkspaceRouting::start(key.clone(), &services).await.unwrap();
+    let supervisor = WorkspaceSupervisor::new(key.clone(), services.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
     let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
     let seat = guard(1).admit(&tenant("acme")).unwrap();
     let start = StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)) };
     supervisor.send(start).await.unwrap().unwrap();
-    let live = parts.index.get(stage.id).unwrap();
+    let live = services.index.get(stage.id).unwrap();
     assert_eq!(live.shared.view().running, Some(prompt_id));
     stage.live = live;
     let joined = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
@@ -555,10 +565,13 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
     assert_eq!((end.state, end.prompt_id), (TurnState::Completed, prompt_id));
     assert!(end.result.get().contains("before after"), "{}", end.result);
     assert!(end.event_id.unwrap() > 10_000_000_000, "no id of the earlier life comes again");
-    let transcript = stage.parts.store.transcript(stage.id, 0, 10).await.unwrap();
+    let transcript = stage.services.store.transcript(stage.id, 0, 10).await.unwrap();
     let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
     assert_eq!(said, "before after");
-    assert_eq!((parts.metrics.turns_started(Route::Acp), parts.metrics.turns_ended(Route::Acp, "completed")), (1, 1));
+    assert_eq!(
+        (services.metrics.turns_started(Route::Acp), services.metrics.turns_ended(Route::Acp, "completed")),
+        (1, 1)
+    );
 }
 
 #[actix::test]

@@ -18,7 +18,7 @@ use super::{conversation::BenchError, facts, open_files::OpenFiles, program::Wor
 /// The most subscribers: ports of one address to another one are some 28,000.
 pub(crate) const MAX_SUBSCRIBERS: usize = 25_000;
 /// The most toasts whose latency counts, at each point.
-pub(crate) const MAX_TOASTS: u32 = 10_000;
+pub(crate) const MAX_NOTIFICATIONS: u32 = 10_000;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]

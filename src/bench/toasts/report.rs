@@ -132,7 +132,7 @@ impl PointReport {
             goal_bytes_per_subscriber: MEMORY_GOAL_BYTES,
             server: memory,
             connecting_cpu: measured.connecting_cpu.into(),
-            telling_seconds: measured.telling.as_secs_f64(),
+            telling_seconds: measured.session_notice.as_secs_f64(),
             telling_cpu: measured.telling_cpu.into(),
             errors_logged: measured.errors_logged,
         }
@@ -316,7 +316,7 @@ mod tests {
             tally,
             connecting: Duration::from_secs(1),
             connecting_cpu: [Duration::from_millis(500); 2],
-            telling: Duration::from_secs(2),
+            session_notice: Duration::from_secs(2),
             telling_cpu: [Duration::from_millis(700), Duration::from_millis(300)],
             memory: [memory(50), memory(60), memory(62)],
             evictions: 3,

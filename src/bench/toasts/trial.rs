@@ -50,7 +50,7 @@ pub(crate) struct Measured {
     /// Processor time of the server and of this process meanwhile.
     pub connecting_cpu: [Duration; 2],
     /// From the first toast that counts to the last.
-    pub telling: Duration,
+    pub session_notice: Duration,
     /// Processor time of the server and of this process meanwhile.
     pub telling_cpu: [Duration; 2],
     /// The server before the first subscriber, with all of them, and after the last toast.
@@ -121,7 +121,7 @@ impl<'a> Stage<'a> {
         let mut caused = self.tell(WARM_UP, false, count, plan.pause, 0).await?;
         let (begin, cpu) = (Instant::now(), self.cpu());
         caused.extend(self.tell(plan.toasts, true, count, plan.pause, caused.len()).await?);
-        let (telling, telling_cpu) = (begin.elapsed(), since(cpu, self.cpu()));
+        let (session_notice, telling_cpu) = (begin.elapsed(), since(cpu, self.cpu()));
         let clocks = Clocks::now();
         let memory = [before, connected, self.memory()];
         let evictions = sum_of(&self.metrics().await?, "lumilink_toast_evictions_total");
@@ -133,7 +133,7 @@ impl<'a> Stage<'a> {
             tally: Tally::new(&expected, &logs),
             connecting,
             connecting_cpu,
-            telling,
+            session_notice,
             telling_cpu,
             memory,
             evictions,

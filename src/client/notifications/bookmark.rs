@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::ToastScope;
+use super::NotificationScope;
 use crate::domain::notify::reading::Place;
 
 /// A file with a place, for one sequence of toasts.
@@ -30,7 +30,7 @@ impl Bookmark {
     ///
     /// # Errors
     /// Where it cannot be read, is no such file, or is of another sequence.
-    pub(crate) fn open(file: &Path, scope: &ToastScope) -> io::Result<Self> {
+    pub(crate) fn open(file: &Path, scope: &NotificationScope) -> io::Result<Self> {
         let sequence = scope.sequence();
         let place = match fs::read(file) {
             Ok(text) => {
@@ -89,8 +89,8 @@ fn write_through(file: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn scope(tenant: &str) -> ToastScope {
-        ToastScope { installation_id: Some(tenant.into()), ..ToastScope::default() }
+    fn scope(tenant: &str) -> NotificationScope {
+        NotificationScope { installation_id: Some(tenant.into()), ..NotificationScope::default() }
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         Bookmark::open(&file, &scope("acme")).unwrap().keep(&Place { epoch: "e".into(), cursor: 8 }).unwrap();
         let said = Bookmark::open(&file, &scope("other")).unwrap_err().to_string();
         assert_eq!(said, "it is of \"tenant:acme\", not of \"tenant:other\"");
-        let operators = ToastScope { operators: true, ..ToastScope::default() };
+        let operators = NotificationScope { operators: true, ..NotificationScope::default() };
         assert!(Bookmark::open(&file, &operators).is_err());
         fs::write(&file, "precious").unwrap();
         assert!(Bookmark::open(&file, &scope("acme")).is_err());

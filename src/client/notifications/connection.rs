@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{frames::Heard, inbox::ToastScope};
+use super::{frames::Incoming, inbox::NotificationScope};
 use crate::{
     client::{ApiClient, ClientError, api::unexpected, clean::clean_line},
     contract::{notifications::frames::ClientFrame, problem::Problem},
@@ -65,7 +65,7 @@ pub(crate) enum End {
 }
 
 /// A line that stands.
-pub(crate) struct Line {
+pub(crate) struct OpenConnection {
     socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
     pulse: Pulse,
     opened: Instant,
@@ -73,11 +73,11 @@ pub(crate) struct Line {
     pinged: Instant,
 }
 
-impl Line {
+impl OpenConnection {
     /// Connects and says hello. Dropping the future leaves nothing behind; safe to repeat.
     pub(crate) async fn open(
         client: &ApiClient,
-        scope: &ToastScope,
+        scope: &NotificationScope,
         hello: &ClientFrame,
         pulse: Pulse,
     ) -> Result<Self, End> {
@@ -103,7 +103,7 @@ impl Line {
     ///
     /// # Errors
     /// The end of the line, for good.
-    pub(crate) async fn next(&mut self) -> Result<Heard, End> {
+    pub(crate) async fn next(&mut self) -> Result<Incoming, End> {
         loop {
             let ping_at = self.pinged + self.pulse.every;
             let dead_at = self.heard + self.pulse.patience;
@@ -160,7 +160,7 @@ async fn say(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>, frame: &Cl
     socket.send(Message::text(text)).await.map_err(|cause| End::Broke(clean_line(&cause.to_string())))
 }
 
-fn request(client: &ApiClient, scope: &ToastScope) -> Result<Request, ClientError> {
+fn request(client: &ApiClient, scope: &NotificationScope) -> Result<Request, ClientError> {
     let mut url = client.address(&["ws", "notifications"]);
     let setup = |what: &str| ClientError::Setup(what.to_owned());
     let scheme = if url.scheme() == "https" { "wss" } else { "ws" };

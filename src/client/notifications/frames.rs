@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// A toast, as it stands in a frame and on the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ReceivedToast {
+pub(crate) struct ReceivedNotification {
     /// Its own id.
     pub id: Uuid,
     /// Its place among the toasts of its sequence.
@@ -19,14 +19,14 @@ pub(crate) struct ReceivedToast {
 /// A frame.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
-pub(crate) enum Heard {
+pub(crate) enum Incoming {
     Welcome {
         epoch: String,
         cursor: u64,
         #[serde(default)]
         unread: u64,
     },
-    Toast(ReceivedToast),
+    Toast(ReceivedNotification),
     Telemetry(Map<String, Value>),
     Gap {
         telemetry: u64,
@@ -73,16 +73,16 @@ mod tests {
             let mut later = frame.clone();
             later["later"] = json!({"than": "this"});
             for frame in [frame, later] {
-                let heard: Heard = serde_json::from_value(frame).unwrap();
-                assert_eq!(heard != Heard::Other, is_known, "{heard:?}");
+                let heard: Incoming = serde_json::from_value(frame).unwrap();
+                assert_eq!(heard != Incoming::Other, is_known, "{heard:?}");
             }
         }
-        let heard: Heard = serde_json::from_value(json!({"type": "fireworks", "at": "midnight"})).unwrap();
-        assert_eq!(heard, Heard::Other);
-        let Heard::Toast(read) = serde_json::from_value(toast.clone()).unwrap() else { panic!("no toast") };
+        let heard: Incoming = serde_json::from_value(json!({"type": "fireworks", "at": "midnight"})).unwrap();
+        assert_eq!(heard, Incoming::Other);
+        let Incoming::Toast(read) = serde_json::from_value(toast.clone()).unwrap() else { panic!("no toast") };
         let mut without_type = toast;
         without_type.as_object_mut().unwrap().remove("type");
         assert_eq!(serde_json::to_value(&read).unwrap(), without_type, "nothing of it is lost");
-        assert!(serde_json::from_value::<Heard>(json!({"type": "toast", "id": "no id", "seq": 1})).is_err());
+        assert!(serde_json::from_value::<Incoming>(json!({"type": "toast", "id": "no id", "seq": 1})).is_err());
     }
 }

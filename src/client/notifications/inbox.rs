@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::frames::ReceivedToast;
+use super::frames::ReceivedNotification;
 use crate::client::{ApiClient, ClientError, api::to_query};
 
 /// How long marking may take; it starts nothing.
@@ -14,7 +14,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Which toasts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ToastScope {
+pub(crate) struct NotificationScope {
     /// Of this tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<String>,
@@ -37,7 +37,7 @@ fn as_stream<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_str("operators")
 }
 
-impl ToastScope {
+impl NotificationScope {
     /// Names the sequence: places in one of them say nothing in another.
     pub(crate) fn sequence(&self) -> String {
         match (&self.installation_id, &self.session_id) {
@@ -60,7 +60,7 @@ impl ToastScope {
 /// One page of the list, newest first.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ToastPage {
+pub(crate) struct NotificationPage {
     /// The toasts.
     pub items: Vec<InboxEntry>,
     /// Toasts of the scope that are not marked as read.
@@ -75,7 +75,7 @@ pub(crate) struct ToastPage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct InboxEntry {
     /// The toast.
-    pub toast: ReceivedToast,
+    pub toast: ReceivedNotification,
     /// Whether it was read, by the user of the scope or by everyone.
     #[serde(default)]
     pub read: bool,
@@ -85,11 +85,11 @@ impl ApiClient {
     /// One page of toasts: the newest, or those before `cursor`. Without a limit as many as the server likes.
     pub(crate) async fn toasts(
         &self,
-        scope: &ToastScope,
+        scope: &NotificationScope,
         unread_only: bool,
         cursor: Option<&str>,
         limit: Option<usize>,
-    ) -> Result<ToastPage, ClientError> {
+    ) -> Result<NotificationPage, ClientError> {
         let mut query = serde_json::to_value(scope)?;
         if unread_only {
             query["unreadOnly"] = true.into();
@@ -100,7 +100,7 @@ impl ApiClient {
     }
 
     /// Marks a toast as read, for the user of the scope, or for everyone where it names none. May be repeated.
-    pub(crate) async fn ack_toast(&self, scope: &ToastScope, id: uuid::Uuid) -> Result<Value, ClientError> {
+    pub(crate) async fn ack_toast(&self, scope: &NotificationScope, id: uuid::Uuid) -> Result<Value, ClientError> {
         self.post(&["acp", "notifications", &id.to_string(), "ack"], scope, Some(ACK_TIMEOUT)).await
     }
 }

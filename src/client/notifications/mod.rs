@@ -20,12 +20,12 @@ use uuid::Uuid;
 
 pub(crate) use self::{
     bookmark::Bookmark,
-    frames::ReceivedToast,
-    inbox::{InboxEntry, ToastScope},
+    frames::ReceivedNotification,
+    inbox::{InboxEntry, NotificationScope},
 };
 use self::{
-    connection::{End, Line, Pulse},
-    frames::Heard,
+    connection::{End, OpenConnection, Pulse},
+    frames::Incoming,
     retry::{Next, after_close, after_refusal},
 };
 use super::{ApiClient, ClientError, clean::clean_line};
@@ -47,7 +47,7 @@ const MISSED_TIMEOUT: Duration = Duration::from_secs(15);
 /// What a reader of toasts is told.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub(crate) enum ToastEvent {
+pub(crate) enum NotificationEvent {
     /// The first line stands.
     Welcome {
         /// Names the database.
@@ -58,7 +58,7 @@ pub(crate) enum ToastEvent {
         unread: u64,
     },
     /// A toast: each one once, and but for those after a reset in their order.
-    Toast(ReceivedToast),
+    Toast(ReceivedNotification),
     /// How a session is doing.
     Telemetry(Map<String, Value>),
     /// So many frames of telemetry were left out.
@@ -103,25 +103,25 @@ struct Reset {
 }
 
 /// Follows toasts. Reconnects by itself, with the cursor of what was handed out.
-pub(crate) struct ToastFollower {
+pub(crate) struct NotificationFollower {
     client: ApiClient,
-    scope: ToastScope,
+    scope: NotificationScope,
     telemetry: bool,
     pulse: Pulse,
     reading: Reading,
-    line: Option<Line>,
+    line: Option<OpenConnection>,
     try_at: Instant,
     failures: u32,
     was_welcomed: bool,
     broken_since: Option<Instant>,
     reset: Option<Reset>,
     /// Told one by one: at most a reset, [`MAX_MISSED`] toasts, and the end of it. The place counts with its event.
-    ready: VecDeque<(ToastEvent, Option<Place>)>,
+    ready: VecDeque<(NotificationEvent, Option<Place>)>,
 }
 
-impl ToastFollower {
+impl NotificationFollower {
     /// Makes one; connects when it is asked for the first event. Without a place it follows what comes from then on.
-    pub(crate) fn new(client: ApiClient, scope: ToastScope, place: Option<Place>, telemetry: bool) -> Self {
+    pub(crate) fn new(client: ApiClient, scope: NotificationScope, place: Option<Place>, telemetry: bool) -> Self {
         Self {
             client,
             scope,
@@ -148,7 +148,7 @@ impl ToastFollower {
     /// # Errors
     /// What does not pass by itself: the server refuses, or the right to read has ended (`Ended`). To ask again
     /// connects again.
-    pub(crate) async fn next(&mut self) -> Result<ToastEvent, ClientError> {
+    pub(crate) async fn next(&mut self) -> Result<NotificationEvent, ClientError> {
         loop {
             if let Some((event, place)) = self.ready.pop_front() {
                 place.into_iter().for_each(|place| self.reading.moves_to(place));
@@ -166,7 +166,7 @@ impl ToastFollower {
                 None => {
                     sleep_until(self.try_at).await;
                     let hello = self.hello();
-                    match Line::open(&self.client, &self.scope, &hello, self.pulse).await {
+                    match OpenConnection::open(&self.client, &self.scope, &hello, self.pulse).await {
                         Ok(line) => {
                             self.line = Some(line);
                             continue;
@@ -176,7 +176,7 @@ impl ToastFollower {
                 }
             };
             match heard {
-                Ok(Heard::Bye { code, reason }) => self.ended(End::Closed(Some(code), clean_line(&reason)))?,
+                Ok(Incoming::Bye { code, reason }) => self.ended(End::Closed(Some(code), clean_line(&reason)))?,
                 Ok(heard) => self.take(heard),
                 Err(end) => self.ended(end)?,
             }
@@ -200,33 +200,33 @@ impl ToastFollower {
         }
     }
 
-    fn take(&mut self, heard: Heard) {
+    fn take(&mut self, heard: Incoming) {
         let event = match heard {
-            Heard::Welcome { epoch, cursor, unread } => {
+            Incoming::Welcome { epoch, cursor, unread } => {
                 self.reading.welcome(Place { epoch: epoch.clone(), cursor });
                 match self.broken_since.take().filter(|_| self.was_welcomed) {
-                    Some(since) => ToastEvent::Restored { after_ms: milliseconds(since.elapsed()), unread },
+                    Some(since) => NotificationEvent::Restored { after_ms: milliseconds(since.elapsed()), unread },
                     None => {
                         self.was_welcomed = true;
-                        ToastEvent::Welcome { epoch, cursor, unread }
+                        NotificationEvent::Welcome { epoch, cursor, unread }
                     }
                 }
             }
-            Heard::Toast(toast) if self.reading.takes(toast.id, toast.seq) => ToastEvent::Toast(toast),
-            Heard::Telemetry(telemetry) => ToastEvent::Telemetry(telemetry),
-            Heard::Gap { telemetry } => ToastEvent::Gap { telemetry },
-            Heard::Reset { reason, epoch, cursor } => {
+            Incoming::Toast(toast) if self.reading.takes(toast.id, toast.seq) => NotificationEvent::Toast(toast),
+            Incoming::Telemetry(telemetry) => NotificationEvent::Telemetry(telemetry),
+            Incoming::Gap { telemetry } => NotificationEvent::Gap { telemetry },
+            Incoming::Reset { reason, epoch, cursor } => {
                 self.reset = Some(Reset { reason: clean_line(&reason), to: Place { epoch, cursor } });
                 return;
             }
-            Heard::Pong { cursor } => return self.reading.reached(cursor),
-            Heard::Toast(_) | Heard::Bye { .. } | Heard::Other => return,
+            Incoming::Pong { cursor } => return self.reading.reached(cursor),
+            Incoming::Toast(_) | Incoming::Bye { .. } | Incoming::Other => return,
         };
         self.ready.push_back((event, None));
     }
 
     /// What the list still has of what was missed, and why it may not be all of it.
-    async fn missed(&self, reset: &Reset) -> (Vec<ReceivedToast>, Option<String>) {
+    async fn missed(&self, reset: &Reset) -> (Vec<ReceivedNotification>, Option<String>) {
         let mut missed = Vec::new();
         let reading = self.read_missed(reset, &mut missed);
         let incomplete = match timeout(MISSED_TIMEOUT, reading).await {
@@ -240,7 +240,7 @@ impl ToastFollower {
 
     /// In the same database what is newer than the place; in another one, where its numbers say nothing, what nobody has
     /// read. `false` where there is more.
-    async fn read_missed(&self, reset: &Reset, missed: &mut Vec<ReceivedToast>) -> Result<bool, ClientError> {
+    async fn read_missed(&self, reset: &Reset, missed: &mut Vec<ReceivedNotification>) -> Result<bool, ClientError> {
         let after =
             self.reading.place().filter(|place| place.epoch == reset.to.epoch && place.cursor <= reset.to.cursor);
         let after = after.map(|place| place.cursor);
@@ -252,8 +252,9 @@ impl ToastFollower {
             let is_past = !page.items.is_empty()
                 && after.is_some_and(|after| page.items.iter().all(|entry| entry.toast.seq <= after));
             // What came after the reset comes over the line.
-            let is_missed =
-                |toast: &ReceivedToast| toast.seq <= reset.to.cursor && after.is_none_or(|after| toast.seq > after);
+            let is_missed = |toast: &ReceivedNotification| {
+                toast.seq <= reset.to.cursor && after.is_none_or(|after| toast.seq > after)
+            };
             missed.extend(page.items.into_iter().map(|entry| entry.toast).filter(is_missed));
             cursor = page.next_cursor;
             if cursor.is_none() || is_past {
@@ -266,17 +267,17 @@ impl ToastFollower {
         }
     }
 
-    fn catch_up(&mut self, reset: Reset, missed: Vec<ReceivedToast>, incomplete: Option<String>) {
-        self.ready.push_back((ToastEvent::Reset { reason: reset.reason }, None));
+    fn catch_up(&mut self, reset: Reset, missed: Vec<ReceivedNotification>, incomplete: Option<String>) {
+        self.ready.push_back((NotificationEvent::Reset { reason: reset.reason }, None));
         let mut toasts = 0;
         for toast in missed {
             if self.reading.takes_from_list(toast.id) {
                 toasts += 1;
-                self.ready.push_back((ToastEvent::Toast(toast), None));
+                self.ready.push_back((NotificationEvent::Toast(toast), None));
             }
         }
         // Only now: whoever is stopped before reads it all again, rather than never.
-        self.ready.push_back((ToastEvent::CaughtUp { toasts, incomplete }, Some(reset.to)));
+        self.ready.push_back((NotificationEvent::CaughtUp { toasts, incomplete }, Some(reset.to)));
     }
 
     fn ended(&mut self, end: End) -> Result<(), ClientError> {
@@ -305,7 +306,7 @@ impl ToastFollower {
         let now = Instant::now();
         self.try_at = now + wait;
         self.broken_since.get_or_insert(now);
-        self.ready.push_back((ToastEvent::Broken { reason, again_in_ms: milliseconds(wait) }, None));
+        self.ready.push_back((NotificationEvent::Broken { reason, again_in_ms: milliseconds(wait) }, None));
         Ok(())
     }
 }

@@ -60,10 +60,10 @@ impl Server {
         Self { settings, list, asked, sockets }
     }
 
-    fn follower(&self, place: Option<(&str, u64)>) -> ToastFollower {
+    fn follower(&self, place: Option<(&str, u64)>) -> NotificationFollower {
         let place = place.map(|(epoch, cursor)| Place { epoch: epoch.into(), cursor });
-        let scope = ToastScope { installation_id: Some("acme".into()), ..ToastScope::default() };
-        ToastFollower::new(ApiClient::new(&self.settings).unwrap(), scope, place, false)
+        let scope = NotificationScope { installation_id: Some("acme".into()), ..NotificationScope::default() };
+        NotificationFollower::new(ApiClient::new(&self.settings).unwrap(), scope, place, false)
     }
 
     async fn stream(&mut self) -> TcpStream {
@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// A reader whose line stands.
-    async fn welcomed(&mut self, place: Option<(&str, u64)>) -> (Socket, ToastFollower) {
+    async fn welcomed(&mut self, place: Option<(&str, u64)>) -> (Socket, NotificationFollower) {
         let mut follower = self.follower(place);
         let serving = async {
             let (mut socket, _) = self.accept().await;
@@ -87,7 +87,7 @@ impl Server {
             socket
         };
         let (socket, event) = tokio::join!(serving, in_time(follower.next()));
-        assert!(matches!(event.unwrap(), ToastEvent::Welcome { .. }));
+        assert!(matches!(event.unwrap(), NotificationEvent::Welcome { .. }));
         (socket, follower)
     }
 }
@@ -167,18 +167,18 @@ fn entry(seq: u64) -> Value {
     json!({"toast": toast(seq), "read": seq.is_multiple_of(2)})
 }
 
-async fn next(follower: &mut ToastFollower) -> ToastEvent {
+async fn next(follower: &mut NotificationFollower) -> NotificationEvent {
     in_time(follower.next()).await.unwrap()
 }
 
-async fn next_seq(follower: &mut ToastFollower) -> u64 {
+async fn next_seq(follower: &mut NotificationFollower) -> u64 {
     match next(follower).await {
-        ToastEvent::Toast(toast) => toast.seq,
+        NotificationEvent::Toast(toast) => toast.seq,
         other => panic!("not a toast: {other:?}"),
     }
 }
 
-fn cursor(follower: &ToastFollower) -> u64 {
+fn cursor(follower: &NotificationFollower) -> u64 {
     follower.place().expect("a place").cursor
 }
 
@@ -195,10 +195,10 @@ async fn it_says_who_it_is_where_it_stands_and_what_it_wants() {
         socket.say(json!({"type": "gap", "telemetry": 3})).await;
     };
     let (event, ()) = tokio::join!(next(&mut follower), serving);
-    assert_eq!(event, ToastEvent::Welcome { epoch: "e".into(), cursor: 4, unread: 3 });
-    let ToastEvent::Telemetry(telemetry) = next(&mut follower).await else { panic!("no telemetry") };
+    assert_eq!(event, NotificationEvent::Welcome { epoch: "e".into(), cursor: 4, unread: 3 });
+    let NotificationEvent::Telemetry(telemetry) = next(&mut follower).await else { panic!("no telemetry") };
     assert_eq!(telemetry["state"], "running");
-    assert_eq!(next(&mut follower).await, ToastEvent::Gap { telemetry: 3 });
+    assert_eq!(next(&mut follower).await, NotificationEvent::Gap { telemetry: 3 });
     let asked = server.asked.lock().unwrap()[0].to_lowercase();
     assert!(asked.starts_with("get /base/ws/notifications?installationid=acme http/1.1"), "{asked}");
     assert!(asked.contains("authorization: bearer t0ken") && asked.contains("user-agent: lumilink/"), "{asked}");
@@ -217,7 +217,7 @@ async fn toasts_come_once_and_a_broken_line_goes_on_after_the_last_one() {
     }
     drop(socket);
     let broken = next(&mut follower).await;
-    assert!(matches!(broken, ToastEvent::Broken { again_in_ms: 400..=600, .. }), "{broken:?}");
+    assert!(matches!(broken, NotificationEvent::Broken { again_in_ms: 400..=600, .. }), "{broken:?}");
     let serving = async {
         let (mut socket, hello) = server.accept().await;
         assert_eq!((&hello["epoch"], &hello["cursor"]), (&json!("e"), &json!(8)));
@@ -227,7 +227,7 @@ async fn toasts_come_once_and_a_broken_line_goes_on_after_the_last_one() {
         socket
     };
     let (event, _socket) = tokio::join!(next(&mut follower), serving);
-    assert!(matches!(event, ToastEvent::Restored { after_ms: 400.., unread: 3 }), "{event:?}");
+    assert!(matches!(event, NotificationEvent::Restored { after_ms: 400.., unread: 3 }), "{event:?}");
     assert_eq!(next_seq(&mut follower).await, 9);
 }
 
@@ -237,14 +237,14 @@ async fn a_server_that_stops_and_one_that_finds_us_slow_are_asked_again_at_once_
         let mut server = Server::start().await;
         let (mut socket, mut follower) = server.welcomed(Some(("e", 5))).await;
         socket.say(json!({"type": "bye", "code": code, "reason": "stops", "cursor": 7})).await;
-        assert_eq!(next(&mut follower).await, ToastEvent::Broken { reason: "stops".into(), again_in_ms: 0 });
+        assert_eq!(next(&mut follower).await, NotificationEvent::Broken { reason: "stops".into(), again_in_ms: 0 });
         assert_eq!(cursor(&follower), 5, "what was not handed out is not handled");
         let serving = async {
             let (socket, _) = server.accept().await;
             socket.close(code, "again").await;
         };
         let (event, ()) = tokio::join!(next(&mut follower), serving);
-        let ToastEvent::Broken { reason, again_in_ms } = event else { panic!("{event:?}") };
+        let NotificationEvent::Broken { reason, again_in_ms } = event else { panic!("{event:?}") };
         assert_eq!(reason, "again");
         assert!((800..=1200).contains(&again_in_ms), "{again_in_ms}");
     }
@@ -273,7 +273,7 @@ async fn a_refusal_is_the_end_with_its_detail_and_an_overloaded_server_is_not() 
     for status in [503, 429] {
         let serving = async { answer(server.stream().await, &format!("{status} X"), &problem(status)).await };
         let (event, ()) = tokio::join!(next(&mut follower), serving);
-        assert!(matches!(&event, ToastEvent::Broken { reason, .. } if reason.contains("bearer")), "{event:?}");
+        assert!(matches!(&event, NotificationEvent::Broken { reason, .. } if reason.contains("bearer")), "{event:?}");
     }
     for status in [401, 403, 400, 404] {
         let mut follower = server.follower(None);
@@ -298,12 +298,12 @@ async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_mo
     assert_eq!(next_seq(&mut follower).await, 7);
     socket.say(json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 10})).await;
     socket.toast(11).await;
-    assert_eq!(next(&mut follower).await, ToastEvent::Reset { reason: "tooOld".into() });
+    assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "tooOld".into() });
     for seq in [8, 9, 10] {
         assert_eq!(next_seq(&mut follower).await, seq, "in order, read or not");
         assert_eq!(cursor(&follower), 7, "whoever stops here reads it again");
     }
-    assert_eq!(next(&mut follower).await, ToastEvent::CaughtUp { toasts: 3, incomplete: None });
+    assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { toasts: 3, incomplete: None });
     assert_eq!(cursor(&follower), 10);
     assert_eq!(next_seq(&mut follower).await, 11);
 }
@@ -322,10 +322,10 @@ async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew()
         socket
     };
     let (event, _socket) = tokio::join!(next(&mut follower), serving);
-    assert!(matches!(event, ToastEvent::Welcome { .. }), "{event:?}");
-    assert_eq!(next(&mut follower).await, ToastEvent::Reset { reason: "otherEpoch".into() });
+    assert!(matches!(event, NotificationEvent::Welcome { .. }), "{event:?}");
+    assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "otherEpoch".into() });
     assert_eq!((next_seq(&mut follower).await, next_seq(&mut follower).await), (1, 3));
-    assert_eq!(next(&mut follower).await, ToastEvent::CaughtUp { toasts: 2, incomplete: None });
+    assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { toasts: 2, incomplete: None });
     assert_eq!(follower.place(), Some(&Place { epoch: "new".into(), cursor: 4 }));
     assert_eq!(next_seq(&mut follower).await, 5);
 }
@@ -337,9 +337,9 @@ async fn a_list_that_cannot_be_read_is_told_and_the_line_goes_on() {
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
     socket.say(json!({"type": "reset", "reason": "ahead", "epoch": "e", "cursor": 2})).await;
     socket.toast(3).await;
-    assert_eq!(next(&mut follower).await, ToastEvent::Reset { reason: "ahead".into() });
+    assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "ahead".into() });
     let caught_up = next(&mut follower).await;
-    assert!(matches!(&caught_up, ToastEvent::CaughtUp { toasts: 0, incomplete: Some(_) }), "{caught_up:?}");
+    assert!(matches!(&caught_up, NotificationEvent::CaughtUp { toasts: 0, incomplete: Some(_) }), "{caught_up:?}");
     assert_eq!(next_seq(&mut follower).await, 3);
 }
 
@@ -365,7 +365,7 @@ async fn a_quiet_line_is_pinged_and_stands_for_as_long_as_it_is_answered() {
     };
     let reading = async {
         let welcome = next(&mut follower).await;
-        assert!(matches!(welcome, ToastEvent::Welcome { .. }), "{welcome:?}");
+        assert!(matches!(welcome, NotificationEvent::Welcome { .. }), "{welcome:?}");
         next_seq(&mut follower).await
     };
     let (seq, (_socket, ponged)) = tokio::join!(reading, serving);
@@ -378,7 +378,7 @@ async fn a_silent_line_is_broken_and_a_pong_says_that_nothing_is_missing_up_to_t
     let (mut socket, mut follower) = server.welcomed(Some(("e", 5))).await;
     socket.say(json!({"type": "pong", "cursor": 11})).await;
     drop(socket);
-    assert!(matches!(next(&mut follower).await, ToastEvent::Broken { .. }));
+    assert!(matches!(next(&mut follower).await, NotificationEvent::Broken { .. }));
     assert_eq!(cursor(&follower), 11);
     let silence = async {
         let (_socket, _) = server.accept().await;
@@ -389,7 +389,10 @@ async fn a_silent_line_is_broken_and_a_pong_says_that_nothing_is_missing_up_to_t
         event = next(&mut follower) => event,
         () = silence => unreachable!(),
     };
-    assert!(matches!(&broken, ToastEvent::Broken { reason, .. } if reason == "nothing came for 0.2 s"), "{broken:?}");
+    assert!(
+        matches!(&broken, NotificationEvent::Broken { reason, .. } if reason == "nothing came for 0.2 s"),
+        "{broken:?}"
+    );
 }
 
 #[tokio::test]
@@ -402,9 +405,9 @@ async fn a_server_that_is_away_is_tried_again_ever_later() {
     server.settings.url = format!("http://{free}/").parse().unwrap();
     let mut follower = server.follower(None);
     let (first, second) = (next(&mut follower).await, next(&mut follower).await);
-    let ToastEvent::Broken { reason, again_in_ms: 400..=600 } = first else { panic!("{first:?}") };
+    let NotificationEvent::Broken { reason, again_in_ms: 400..=600 } = first else { panic!("{first:?}") };
     assert!(reason.starts_with(&format!("cannot reach ws://{free}/ws/notifications")), "{reason}");
-    assert!(matches!(second, ToastEvent::Broken { again_in_ms: 800..=1200, .. }), "{second:?}");
+    assert!(matches!(second, NotificationEvent::Broken { again_in_ms: 800..=1200, .. }), "{second:?}");
 }
 
 #[tokio::test]
@@ -428,7 +431,7 @@ async fn an_event_that_nobody_waited_for_any_more_is_not_lost_and_leaving_is_sai
 async fn a_toast_is_marked_as_read_for_the_scope_of_the_reader() {
     let server = Server::start().await;
     let client = ApiClient::new(&server.settings).unwrap();
-    let scope = ToastScope { user_id: Some("ann".into()), operators: true, ..ToastScope::default() };
+    let scope = NotificationScope { user_id: Some("ann".into()), operators: true, ..NotificationScope::default() };
     client.ack_toast(&scope, Uuid::from_u128(7)).await.unwrap();
     client.toasts(&scope, true, Some("4"), Some(3)).await.unwrap();
     let asked = server.asked.lock().unwrap().clone();

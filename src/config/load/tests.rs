@@ -5,7 +5,7 @@ use super::*;
 use crate::config::{
     render::render,
     sections::LogFormat,
-    sources::{Face, Flag},
+    sources::{Flag, Listener},
 };
 
 fn sources(environment: &[(&str, &str)], flags: &[&str]) -> Sources {
@@ -13,7 +13,7 @@ fn sources(environment: &[(&str, &str)], flags: &[&str]) -> Sources {
         environment: environment.iter().copied().collect(),
         flags: flags.iter().map(|flag| Flag::parse_set(flag).unwrap()).collect(),
         current_folder: "/here".into(),
-        faces: vec![Face::Server, Face::Runtime],
+        listeners: vec![Listener::Server, Listener::Runtime],
         ..Sources::default()
     }
 }
@@ -146,7 +146,7 @@ fn a_door_beyond_loopback_needs_a_token_if_it_is_going_to_be_opened() {
         let token = format!("{section}.token=secret");
         load(&sources(&[], &[&listen, &token])).unwrap();
         let mut closed = sources(&[], &[&listen]);
-        closed.faces.clear();
+        closed.listeners.clear();
         load(&closed).unwrap();
     }
     load(&sources(&[], &["server.listen=[::ffff:127.0.0.1]:0"])).unwrap();

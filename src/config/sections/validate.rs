@@ -9,7 +9,7 @@ use crate::{
     config::{
         Config,
         error::{BadSetting, ConfigError, Origin},
-        sources::{DEFAULT_AGENT, Face, sqlite_path},
+        sources::{DEFAULT_AGENT, Listener, sqlite_path},
     },
     domain::{
         automation::repository_pattern::{MAX_PATTERNS, is_pattern},
@@ -43,11 +43,11 @@ struct Check<'a, O> {
 /// Checks every rule, and reports everything that breaks one.
 pub(crate) fn validate(
     config: &Config,
-    faces: &[Face],
+    listeners: &[Listener],
     origin_of: impl Fn(&str) -> Origin,
 ) -> Result<(), ConfigError> {
     let mut check = Check { origin_of, config, problems: Vec::new() };
-    check.doors(faces);
+    check.listeners(listeners);
     check.addresses();
     check.agents();
     check.times();
@@ -72,14 +72,14 @@ impl<O: Fn(&str) -> Origin> Check<'_, O> {
         }
     }
 
-    fn doors(&mut self, faces: &[Face]) {
+    fn listeners(&mut self, listeners: &[Listener]) {
         let (server, runtime) = (&self.config.server, &self.config.runtime);
-        for (face, section, listen, token) in [
-            (Face::Server, "server", server.listen, &server.token),
-            (Face::Runtime, "runtime", runtime.listen, &runtime.token),
+        for (listener, section, listen, token) in [
+            (Listener::Server, "server", server.listen, &server.token),
+            (Listener::Runtime, "runtime", runtime.listen, &runtime.token),
         ] {
             self.token(section, token.as_ref());
-            let open = faces.contains(&face) && is_open_to_others(listen) && token.is_none();
+            let open = listeners.contains(&listener) && is_open_to_others(listen) && token.is_none();
             let upper = section.to_ascii_uppercase();
             let way_out = format!(
                 "{listen} is reachable from other machines and no token is configured; set {section}.token \

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     clock::Timestamp,
     ids::{InstallationId, WorkspaceId},
-    routing::{Route, Wish},
+    routing::{Attribution, Route},
 };
 
 pub(crate) use super::words::MigrationStatus;
@@ -257,7 +257,7 @@ pub(crate) struct MigrationRun {
     #[serde(default)]
     is_going_back: bool,
     /// Who wanted it, or its last change, and why.
-    wish: Wish,
+    attribution: Attribution,
     created: Timestamp,
     #[serde(default)]
     started: Option<Timestamp>,

@@ -8,7 +8,7 @@ use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, WorkspaceId},
     redaction::Redacted,
-    routing::{Route, Wish},
+    routing::{Attribution, Route},
     text,
 };
 
@@ -44,7 +44,7 @@ pub(crate) enum NextStep {
 impl MigrationRun {
     /// A migration as it was planned, by whom and why. It begins with the first [`Self::next_step`] at or after its
     /// time. An error says what is wrong with the plan.
-    pub(crate) fn new(plan: MigrationPlan, wish: Wish, now: Timestamp) -> Result<Self, BadPlan> {
+    pub(crate) fn new(plan: MigrationPlan, attribution: Attribution, now: Timestamp) -> Result<Self, BadPlan> {
         plan.check()?;
         let untouched = |workspace_id| Entry { workspace_id, place: Place::Untouched };
         Ok(Self {
@@ -56,7 +56,7 @@ impl MigrationRun {
             workspaces: plan.workspaces.into_iter().map(untouched).collect(),
             status: MigrationStatus::Scheduled,
             is_going_back: false,
-            wish,
+            attribution,
             created: now,
             started: None,
             completed: None,
@@ -99,8 +99,8 @@ impl MigrationRun {
     }
 
     /// Who wanted it, or its last change, and why.
-    pub(crate) fn wish(&self) -> &Wish {
-        &self.wish
+    pub(crate) fn attribution(&self) -> &Attribution {
+        &self.attribution
     }
 
     /// When it was planned.
@@ -131,7 +131,7 @@ impl MigrationRun {
     /// The same without secrets, ready for the disk. Names of workspaces stay, also where one looks like a secret.
     pub(crate) fn redacted(&self) -> Self {
         let mut run = self.clone();
-        let Wish { actor, reason, .. } = &mut run.wish;
+        let Attribution { actor, reason, .. } = &mut run.attribution;
         for text in [actor, reason] {
             *text = Redacted::new(text).into_string();
         }
@@ -250,41 +250,41 @@ impl MigrationRun {
 
     /// Begins a scheduled one before its time.
     #[cfg(test)]
-    pub(crate) fn start(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn start(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Scheduled], "started")?;
-        self.wish = wish;
+        self.attribution = attribution;
         self.begin(now);
         Ok(())
     }
 
     /// Moves nothing more until it is resumed; a move that is under way ends.
-    pub(crate) fn pause(&mut self, wish: Wish) -> Result<(), IllegalChange> {
+    pub(crate) fn pause(&mut self, attribution: Attribution) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Scheduled, MigrationStatus::InProgress], "paused")?;
-        (self.status, self.wish) = (MigrationStatus::Paused, wish);
+        (self.status, self.attribution) = (MigrationStatus::Paused, attribution);
         Ok(())
     }
 
     /// Goes on where it was paused; one that had not begun waits for its time again.
-    pub(crate) fn resume(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn resume(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Paused], "resumed")?;
-        self.wish = wish;
+        self.attribution = attribution;
         self.status = if self.started.is_some() { MigrationStatus::InProgress } else { MigrationStatus::Scheduled };
         self.conclude(now);
         Ok(())
     }
 
     /// Ends it, or its way back, here: who was moved stays moved, a move that is under way ends.
-    pub(crate) fn cancel(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn cancel(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         let open = [MigrationStatus::Scheduled, MigrationStatus::InProgress, MigrationStatus::Paused];
         self.allow(&open, "cancelled")?;
-        self.wish = wish;
+        self.attribution = attribution;
         self.end(MigrationStatus::Cancelled, now);
         Ok(())
     }
 
     /// Moves back exactly what it moved, also what is being moved just now, in steps of the same size. What could not
     /// be moved back before is tried again. One that has not begun is cancelled instead.
-    pub(crate) fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Result<(), IllegalChange> {
+    pub(crate) fn roll_back(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         let begun = [
             MigrationStatus::InProgress,
             MigrationStatus::Paused,
@@ -298,7 +298,7 @@ impl MigrationRun {
                 *detail = None;
             }
         }
-        (self.is_going_back, self.completed, self.wish) = (true, None, wish);
+        (self.is_going_back, self.completed, self.attribution) = (true, None, attribution);
         self.begin(now);
         self.conclude(now);
         Ok(())

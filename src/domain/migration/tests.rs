@@ -13,8 +13,8 @@ fn ws(n: usize) -> WorkspaceId {
     format!("ws-{n}").parse().unwrap()
 }
 
-fn wish() -> Wish {
-    Wish { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
+fn attribution() -> Attribution {
+    Attribution { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
 }
 
 fn no() -> Redacted {
@@ -44,7 +44,7 @@ const FINE: WorkspaceFacts = WorkspaceFacts {
 };
 
 fn run(plan: MigrationPlan) -> MigrationRun {
-    MigrationRun::new(plan, wish(), at(0)).unwrap()
+    MigrationRun::new(plan, attribution(), at(0)).unwrap()
 }
 
 /// One step, in which everything succeeds; gives whom it moved.
@@ -67,7 +67,7 @@ fn fr_003_a_fleet_moves_in_steps_and_back() {
     assert_eq!(step(&mut run, at(3)), [ws(4)]);
     assert_eq!((run.status(), run.completed()), (MigrationStatus::Succeeded, Some(at(3))));
     assert_eq!(run.next_step(at(4), true), NextStep::Over);
-    run.roll_back(wish(), at(5)).unwrap();
+    run.roll_back(attribution(), at(5)).unwrap();
     assert_eq!((run.status(), run.completed()), (MigrationStatus::InProgress, None));
     assert_eq!(step(&mut run, at(6)), [ws(0), ws(1)]);
     assert_eq!(run.progress(), MigrationProgress { total: 5, moved: 3, moved_back: 2, ..Default::default() });
@@ -75,7 +75,7 @@ fn fr_003_a_fleet_moves_in_steps_and_back() {
     step(&mut run, at(8));
     assert_eq!((run.status(), run.completed()), (MigrationStatus::RolledBack, Some(at(8))));
     assert_eq!(
-        run.roll_back(wish(), at(9)).unwrap_err().to_string(),
+        run.roll_back(attribution(), at(9)).unwrap_err().to_string(),
         "a migration that is rolledBack cannot be rolled back"
     );
 }
@@ -87,11 +87,11 @@ fn fr_003_a_scheduled_migration_waits_for_its_time_or_a_start() {
     assert_eq!(timed.next_step(at(99), true), NextStep::Wait(Some(at(100))));
     assert_eq!(timed.next_step(at(100), true), NextStep::Move(vec![ws(0)]));
     let mut started = run(at_100);
-    started.pause(wish()).unwrap();
+    started.pause(attribution()).unwrap();
     assert_eq!(started.next_step(at(200), true), NextStep::Wait(None), "paused before it began");
-    started.resume(wish(), at(50)).unwrap();
+    started.resume(attribution(), at(50)).unwrap();
     assert_eq!(started.next_step(at(50), true), NextStep::Wait(Some(at(100))), "and waits for its time again");
-    started.start(wish(), at(60)).unwrap();
+    started.start(attribution(), at(60)).unwrap();
     assert_eq!(started.next_step(at(60), true), NextStep::Move(vec![ws(0)]));
 }
 
@@ -101,7 +101,7 @@ fn fr_003_an_automatic_migration_to_acp_waits_while_acp_is_not_healthy_and_the_w
     assert_eq!(automatic.next_step(at(1), false), NextStep::Wait(None));
     assert_eq!(step(&mut automatic, at(2)), [ws(0)]);
     assert_eq!(automatic.next_step(at(3), false), NextStep::Wait(None));
-    automatic.roll_back(wish(), at(4)).unwrap();
+    automatic.roll_back(attribution(), at(4)).unwrap();
     assert_eq!(automatic.next_step(at(5), false), NextStep::MoveBack(vec![ws(0)]));
     let to_http = MigrationPlan { target: Route::Http, mode: MigrationMode::Automatic, ..plan(1, 1, 0) };
     assert_eq!(run(to_http).next_step(at(1), false), NextStep::Move(vec![ws(0)]));
@@ -173,13 +173,13 @@ fn one_failure_more_than_tolerated_ends_it_and_what_was_under_way_still_counts()
 fn what_cannot_be_moved_back_stays_moved_and_is_tried_again_when_asked() {
     let mut run = run(plan(2, 2, 0));
     step(&mut run, at(1));
-    run.roll_back(wish(), at(2)).unwrap();
+    run.roll_back(attribution(), at(2)).unwrap();
     assert_eq!(run.next_step(at(2), true), NextStep::MoveBack(vec![ws(0), ws(1)]));
     run.step_failed(&ws(0), &no(), at(3));
     run.step_done(&ws(1), at(3));
     assert_eq!(run.status(), MigrationStatus::Failed);
     assert_eq!(run.progress(), MigrationProgress { total: 2, moved: 1, moved_back: 1, ..Default::default() });
-    run.roll_back(wish(), at(4)).unwrap();
+    run.roll_back(attribution(), at(4)).unwrap();
     assert_eq!(step(&mut run, at(5)), [ws(0)]);
     assert_eq!(run.status(), MigrationStatus::RolledBack);
 }
@@ -202,11 +202,11 @@ fn each_change_is_allowed_where_it_makes_sense_and_nowhere_else() {
     use MigrationStatus::*;
     type Change = fn(&mut MigrationRun) -> Result<(), IllegalChange>;
     let changes: [(&str, Change, &[MigrationStatus]); 5] = [
-        ("start", |run| run.start(wish(), at(9)), &[Scheduled]),
-        ("pause", |run| run.pause(wish()), &[Scheduled, InProgress]),
-        ("resume", |run| run.resume(wish(), at(9)), &[Paused]),
-        ("cancel", |run| run.cancel(wish(), at(9)), &[Scheduled, InProgress, Paused]),
-        ("roll back", |run| run.roll_back(wish(), at(9)), &[InProgress, Paused, Succeeded, Cancelled, Failed]),
+        ("start", |run| run.start(attribution(), at(9)), &[Scheduled]),
+        ("pause", |run| run.pause(attribution()), &[Scheduled, InProgress]),
+        ("resume", |run| run.resume(attribution(), at(9)), &[Paused]),
+        ("cancel", |run| run.cancel(attribution(), at(9)), &[Scheduled, InProgress, Paused]),
+        ("roll back", |run| run.roll_back(attribution(), at(9)), &[InProgress, Paused, Succeeded, Cancelled, Failed]),
     ];
     for status in MigrationStatus::ALL.iter().copied() {
         assert_eq!(MigrationStatus::from_name(status.as_str()), Some(status));
@@ -229,7 +229,7 @@ fn a_plan_has_bounds() {
     assert_eq!(plan(1, 0, 0).check(), Err(BadPlan::Batch(0)));
     assert_eq!(plan(1, MAX_BATCH + 1, 0).check(), Err(BadPlan::Batch(MAX_BATCH + 1)));
     let twice = MigrationPlan { workspaces: vec![ws(1), ws(2), ws(1)], ..plan(1, 1, 0) };
-    assert_eq!(MigrationRun::new(twice, wish(), at(0)), Err(BadPlan::Twice(ws(1))));
+    assert_eq!(MigrationRun::new(twice, attribution(), at(0)), Err(BadPlan::Twice(ws(1))));
 }
 
 #[test]
@@ -356,10 +356,10 @@ impl World {
                     }
                 }
             }
-            Event::Pause => drop(self.run.pause(wish())),
-            Event::Resume => drop(self.run.resume(wish(), self.now)),
-            Event::Cancel => drop(self.run.cancel(wish(), self.now)),
-            Event::RollBack => drop(self.run.roll_back(wish(), self.now)),
+            Event::Pause => drop(self.run.pause(attribution())),
+            Event::Resume => drop(self.run.resume(attribution(), self.now)),
+            Event::Cancel => drop(self.run.cancel(attribution(), self.now)),
+            Event::RollBack => drop(self.run.roll_back(attribution(), self.now)),
             Event::Dies(took_effect) => {
                 for (n, (id, route)) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
                     if took_effect >> (n % 16) & 1 == 1 {
@@ -416,7 +416,7 @@ impl World {
     /// Nothing more goes wrong; says where it ends.
     fn finish(&mut self) -> Result<MigrationStatus, TestCaseError> {
         for _ in 0..200 {
-            let _ = self.run.resume(wish(), self.now);
+            let _ = self.run.resume(attribution(), self.now);
             while let Some((id, route)) = self.under_way.pop() {
                 self.routes.insert(id.clone(), route);
                 self.run.step_done(&id, self.now);
@@ -461,7 +461,7 @@ proptest! {
         world.check()?;
         prop_assert_eq!(world.run.progress().moving, 0);
         if world.run.status() != MigrationStatus::RolledBack {
-            let begun = world.run.roll_back(wish(), world.now);
+            let begun = world.run.roll_back(attribution(), world.now);
             prop_assert!(begun.is_ok());
             prop_assert_eq!(world.finish()?, MigrationStatus::RolledBack);
             world.check()?;

@@ -150,7 +150,7 @@ impl Addressee {
 
 /// A toast that is to be written down, in the transaction of its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NewToast {
+pub(crate) struct NewNotification {
     /// New: a UUID of version 7.
     pub id: Uuid,
     /// For whom.
@@ -161,7 +161,7 @@ pub(crate) struct NewToast {
     pub cause_id: String,
 }
 
-impl NewToast {
+impl NewNotification {
     /// A toast; `id` is new.
     pub(crate) fn new(id: Uuid, to: Addressee, notice: Notice, cause_id: impl fmt::Display) -> Self {
         Self { id, to, notice, cause_id: cause_id.to_string() }
@@ -171,9 +171,9 @@ impl NewToast {
 /// A toast about a session, and the note that stands beside it in the session's transcript: both are written, or neither
 /// where the cause was told before.
 #[derive(Debug, Clone)]
-pub(crate) struct Telling {
+pub(crate) struct SessionNotice {
     /// The toast.
-    pub toast: NewToast,
+    pub toast: NewNotification,
     /// Its note.
     pub note: TranscriptEntry,
 }

@@ -1,8 +1,8 @@
 //! What happens to a route, and what becomes of it.
 
 use super::{
-    Breaker, FORGIVES_AFTER, Flip, FlipTrigger, MAX_ATTEMPT, Pin, Probe, RecoveryRules, Rollback, Route, Routing,
-    Watched, Wish,
+    Attribution, Breaker, FORGIVES_AFTER, Flip, FlipTrigger, MAX_ATTEMPT, Pin, Probe, RecoveryRules, Rollback, Route,
+    Routing, Watched,
     success_window::{FULL_BP, Sample, WindowFigures},
 };
 use crate::domain::clock::Timestamp;
@@ -41,7 +41,7 @@ impl Routing {
         );
         let before = self.route();
         self.open(now, fraction, rules);
-        self.flipped(before, FlipTrigger::AutoThreshold, Wish::of_system(reason), Some(figures), now)
+        self.flipped(before, FlipTrigger::AutoThreshold, Attribution::of_system(reason), Some(figures), now)
     }
 
     /// A counted outcome of a turn over ACP that was no canary: the first ones after a restore are watched closely.
@@ -68,7 +68,7 @@ impl Routing {
             let before = self.route();
             self.attempt = self.attempt.saturating_add(1);
             self.open(now, fraction, rules);
-            return self.flipped(before, FlipTrigger::AutoThreshold, Wish::of_system(reason), None, now);
+            return self.flipped(before, FlipTrigger::AutoThreshold, Attribution::of_system(reason), None, now);
         }
         if turns >= rules.reopen_within {
             self.watched = None;
@@ -152,45 +152,45 @@ impl Routing {
         self.watched = (rules.reopen_failures > 0).then_some(Watched { turns: 0, failures: 0 });
         self.well_since = Some(now);
         let reason = format!("{} steps of canary turns succeeded", rules.canary_steps_bp.len());
-        self.flipped(before, FlipTrigger::Recovery, Wish::of_system(reason), None, now)
+        self.flipped(before, FlipTrigger::Recovery, Attribution::of_system(reason), None, now)
     }
 
     /// Rolls back by hand: HTTP is pinned until somebody restores or releases it.
-    pub(crate) fn roll_back(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn roll_back(&mut self, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
-        self.pin = Some(Pin { protocol: Route::Http, wish: wish.clone(), since: now });
-        self.flipped(before, wish.manual(), wish, None, now)
+        self.pin = Some(Pin { protocol: Route::Http, attribution: attribution.clone(), since: now });
+        self.flipped(before, attribution.manual(), attribution, None, now)
     }
 
     /// Restores by hand: no pin, no cool-down, and what was is forgiven.
-    pub(crate) fn restore(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn restore(&mut self, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         (self.pin, self.breaker, self.attempt, self.watched) = (None, Breaker::Closed, 0, None);
-        self.flipped(before, wish.manual(), wish, None, now)
+        self.flipped(before, attribution.manual(), attribution, None, now)
     }
 
     /// Pins a route.
-    pub(crate) fn set_pin(&mut self, protocol: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn set_pin(&mut self, protocol: Route, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
-        self.pin = Some(Pin { protocol, wish: wish.clone(), since: now });
-        self.flipped(before, FlipTrigger::Pin, wish, None, now)
+        self.pin = Some(Pin { protocol, attribution: attribution.clone(), since: now });
+        self.flipped(before, FlipTrigger::Pin, attribution, None, now)
     }
 
     /// Releases the pin, if there is one.
-    pub(crate) fn release_pin(&mut self, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn release_pin(&mut self, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = None;
-        self.flipped(before, FlipTrigger::Pin, wish, None, now)
+        self.flipped(before, FlipTrigger::Pin, attribution, None, now)
     }
 
     /// Changes the route that is taken where nothing speaks against it.
-    pub(crate) fn set_default(&mut self, default: Route, wish: Wish, now: Timestamp) -> Option<Flip> {
+    pub(crate) fn set_default(&mut self, default: Route, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.default = default;
         if default == Route::Http {
             (self.breaker, self.attempt, self.watched) = (Breaker::Closed, 0, None);
         }
-        self.flipped(before, FlipTrigger::Migration, wish, None, now)
+        self.flipped(before, FlipTrigger::Migration, attribution, None, now)
     }
 
     /// Cools down, `attempt` times doubled.
@@ -214,7 +214,7 @@ impl Routing {
         &mut self,
         from: Route,
         trigger: FlipTrigger,
-        wish: Wish,
+        attribution: Attribution,
         figures: Option<WindowFigures>,
         now: Timestamp,
     ) -> Option<Flip> {
@@ -228,8 +228,11 @@ impl Routing {
             return None;
         }
         self.epoch += 1;
-        self.rollback =
-            (to == Route::Http && !is_default).then(|| Rollback { trigger, reason: wish.reason.clone(), since: now });
-        Some(Flip { from, to, epoch: self.epoch, trigger, wish, figures, attempt: self.attempt })
+        self.rollback = (to == Route::Http && !is_default).then(|| Rollback {
+            trigger,
+            reason: attribution.reason.clone(),
+            since: now,
+        });
+        Some(Flip { from, to, epoch: self.epoch, trigger, attribution, figures, attempt: self.attempt })
     }
 }

@@ -74,7 +74,7 @@ impl FlipTrigger {
 /// Who wants something, and why; both have been checked and redacted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Wish {
+pub(crate) struct Attribution {
     /// In whose name.
     pub initiator: Initiator,
     /// Who.
@@ -83,7 +83,7 @@ pub(crate) struct Wish {
     pub reason: String,
 }
 
-impl Wish {
+impl Attribution {
     /// What we do by ourselves.
     pub(crate) fn of_system(reason: impl Into<String>) -> Self {
         Self { initiator: Initiator::System, actor: "lumilink".into(), reason: reason.into() }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use self::success_window::{FULL_BP, WindowFigures};
 use super::clock::Timestamp;
 
-pub(crate) use self::initiator::{FlipTrigger, Initiator, Wish};
+pub(crate) use self::initiator::{Attribution, FlipTrigger, Initiator};
 
 /// What the router chose for a workspace. A turn ends on the route on which it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -91,7 +91,7 @@ pub(crate) struct Pin {
     pub protocol: Route,
     /// Who pinned it, and why.
     #[serde(flatten)]
-    pub wish: Wish,
+    pub attribution: Attribution,
     /// Since when.
     pub since: Timestamp,
 }
@@ -162,7 +162,7 @@ pub(crate) struct Flip {
     /// Why.
     pub trigger: FlipTrigger,
     /// Who, and why in a sentence.
-    pub wish: Wish,
+    pub attribution: Attribution,
     /// What the window held, where there was one to look at.
     pub figures: Option<WindowFigures>,
     /// How many tries to recover failed so far.

@@ -207,7 +207,8 @@ impl Life {
 
     fn take(&mut self, step: &Step, fraction: f64) -> Result<(), TestCaseError> {
         let before = self.routing.clone();
-        let wish = Wish { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() };
+        let attribution =
+            Attribution { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() };
         let (rules, model) = (&self.rules.clone(), &mut self.model);
         let mut is_automatic = true;
         let flip = match step {
@@ -265,37 +266,37 @@ impl Life {
             }
             by_hand => {
                 is_automatic = false;
-                self.by_hand(by_hand, wish)
+                self.by_hand(by_hand, attribution)
             }
         };
         self.check(&before, flip, is_automatic)
     }
 
-    fn by_hand(&mut self, step: &Step, wish: Wish) -> Option<Flip> {
+    fn by_hand(&mut self, step: &Step, attribution: Attribution) -> Option<Flip> {
         let (model, now) = (&mut self.model, self.now);
         match step {
             Step::RollBack => {
                 model.pin = Some(Route::Http);
-                self.routing.roll_back(wish, now)
+                self.routing.roll_back(attribution, now)
             }
             Step::Restore => {
                 (model.pin, model.way, model.attempt, model.watched) = (None, Way::Closed, 0, None);
-                self.routing.restore(wish, now)
+                self.routing.restore(attribution, now)
             }
             Step::SetPin(route) => {
                 model.pin = Some(*route);
-                self.routing.set_pin(*route, wish, now)
+                self.routing.set_pin(*route, attribution, now)
             }
             Step::Release => {
                 model.pin = None;
-                self.routing.release_pin(wish, now)
+                self.routing.release_pin(attribution, now)
             }
             Step::SetDefault(route) => {
                 model.default = *route;
                 if *route == Route::Http {
                     (model.way, model.attempt, model.watched) = (Way::Closed, 0, None);
                 }
-                self.routing.set_default(*route, wish, now)
+                self.routing.set_default(*route, attribution, now)
             }
             _ => None,
         }

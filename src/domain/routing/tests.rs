@@ -63,8 +63,8 @@ fn failed(times: u32) -> (Routing, Timestamp) {
     (routing, now)
 }
 
-fn wish() -> Wish {
-    Wish { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
+fn attribution() -> Attribution {
+    Attribution { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
 }
 
 /// So many steps of canaries that all succeed; the last restores.
@@ -149,13 +149,13 @@ fn a_workspace_is_watched_for_the_first_hundred_turns_after_a_restore() {
 #[test]
 fn a_pin_beats_the_window_until_it_is_released() {
     let (rules, mut routing) = (rules(), Routing::new(Route::Acp));
-    assert_eq!(routing.set_pin(Route::Acp, wish(), at(0)), None);
+    assert_eq!(routing.set_pin(Route::Acp, attribution(), at(0)), None);
     assert_eq!(routing.on_breach(figures(), at(1), 0.5, &rules), None);
-    assert_eq!(routing.release_pin(wish(), at(2)), None);
+    assert_eq!(routing.release_pin(attribution(), at(2)), None);
     assert_eq!(routing.on_breach(figures(), at(3), 0.5, &rules).unwrap().to, Route::Http);
-    assert_eq!(routing.roll_back(wish(), at(4)), None);
+    assert_eq!(routing.roll_back(attribution(), at(4)), None);
     assert_eq!((routing.wakes_at(&rules), routing.on_tick(at(9999), 0.5, &rules)), (None, None), "no probe");
-    assert_eq!(routing.restore(wish(), at(10_000)).unwrap().trigger, FlipTrigger::ManualOperator);
+    assert_eq!(routing.restore(attribution(), at(10_000)).unwrap().trigger, FlipTrigger::ManualOperator);
     assert_eq!((routing.stage(), routing.pin(), routing.attempt()), (Stage::Closed, None, 0));
 }
 
@@ -163,11 +163,11 @@ fn a_pin_beats_the_window_until_it_is_released() {
 fn a_workspace_whose_default_has_become_http_is_not_rolled_back_any_more() {
     let (mut routing, now) = failed(1);
     assert_eq!(routing.rollback().unwrap().trigger, FlipTrigger::AutoThreshold);
-    assert_eq!(routing.set_default(Route::Http, wish(), now), None);
+    assert_eq!(routing.set_default(Route::Http, attribution(), now), None);
     assert_eq!((routing.rollback(), routing.stage()), (None, Stage::Closed));
     let mut routing = Routing::new(Route::Http);
-    assert_eq!(routing.set_pin(Route::Acp, wish(), now).unwrap().to, Route::Acp);
-    assert_eq!(routing.release_pin(wish(), now).unwrap().to, Route::Http);
+    assert_eq!(routing.set_pin(Route::Acp, attribution(), now).unwrap().to, Route::Acp);
+    assert_eq!(routing.release_pin(attribution(), now).unwrap().to, Route::Http);
     assert_eq!(routing.rollback(), None);
 }
 

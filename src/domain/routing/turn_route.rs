@@ -107,7 +107,7 @@ mod tests {
 
     use super::{
         super::{
-            Wish,
+            Attribution,
             success_window::{WindowFigures, WindowState},
         },
         *,
@@ -136,7 +136,7 @@ mod tests {
         let canaries: Vec<_> = turns.iter().map(|turn| turn.canary.is_some()).collect();
         assert_eq!(canaries, [false, false, false, true, false, false, false, true]);
         assert!(turns.iter().all(|turn| (turn.route == Route::Acp) == turn.canary.is_some() && turn.epoch == 1));
-        routing.set_pin(Route::Http, Wish::of_system("held"), now);
+        routing.set_pin(Route::Http, Attribution::of_system("held"), now);
         assert!(RouteState::of(&routing, &rules).turn(3).canary.is_none(), "a pin ends the trial");
     }
 

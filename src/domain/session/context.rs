@@ -4,7 +4,7 @@ use crate::domain::text;
 
 /// One thing that was said.
 #[derive(Debug, Clone)]
-pub(crate) struct Said {
+pub(crate) struct Remark {
     /// Whether the user said it; else the agent.
     pub by_user: bool,
     /// The text.
@@ -16,10 +16,10 @@ pub(crate) const MAX_CONTEXT_BYTES: usize = 64 * 1024;
 
 /// Writes the conversation as Markdown, the newest part where it does not fit; `None` where nothing was
 /// said.
-pub(crate) fn conversation_context(said: &[Said]) -> Option<String> {
+pub(crate) fn conversation_context(said: &[Remark]) -> Option<String> {
     let mut parts = Vec::new();
     let mut room = MAX_CONTEXT_BYTES;
-    for Said { by_user, text } in said.iter().rev() {
+    for Remark { by_user, text } in said.iter().rev() {
         let heading = if *by_user { "## User" } else { "## Assistant" };
         let needed = heading.len() + text.len() + 4;
         if needed > room {
@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn the_newest_part_is_kept_and_the_size_is_bounded() {
         let said: Vec<_> =
-            (0..100).map(|n| Said { by_user: n % 2 == 0, text: format!("{n}:{}", "é".repeat(2000)) }).collect();
+            (0..100).map(|n| Remark { by_user: n % 2 == 0, text: format!("{n}:{}", "é".repeat(2000)) }).collect();
         let context = conversation_context(&said).unwrap();
         assert!(context.len() <= MAX_CONTEXT_BYTES + 300);
         assert!(context.contains("99:") && !context.contains("\n2:"));

@@ -210,7 +210,7 @@ pub(crate) fn in_order(from: Option<Timestamp>, until: Option<Timestamp>) -> Res
 }
 
 fn records(state: &HttpState) -> &Store {
-    &state.workspaces.parts().store
+    &state.workspaces.services().store
 }
 
 /// The address of this page with another cursor.

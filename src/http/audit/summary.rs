@@ -34,11 +34,11 @@ pub(crate) async fn get_summary(
     query: web::Query<SummaryQuery>,
 ) -> Result<web::Json<AuditSummary>, ApiError> {
     let SummaryQuery { installation_id, from, until } = query.into_inner();
-    let parts = state.workspaces.parts();
-    let until = until.unwrap_or_else(|| parts.clock.now());
+    let services = state.workspaces.services();
+    let until = until.unwrap_or_else(|| services.clock.now());
     let from = from.unwrap_or_else(|| until.minus(PERIOD));
     in_order(Some(from), Some(until))?;
-    let summary = parts.store.audit_summary(installation_id, from, until).await?;
+    let summary = services.store.audit_summary(installation_id, from, until).await?;
     let days = summary.days.into_iter().map(|it| (it.day, day(it))).collect();
     Ok(web::Json(AuditSummary::new((from, summary.from, until), days, MAX_SUMMARY_DAYS)))
 }

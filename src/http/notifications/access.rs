@@ -108,14 +108,14 @@ pub(crate) async fn redeem(
     let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or too old: get a new one");
     let ticket = ticket.expose_secret();
     let is_one = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
-    let (parts, hash) = (state.workspaces.parts(), hash_of(ticket));
-    let (came, store, looked_for) = (parts.clock.now(), parts.store.clone(), hash.clone());
+    let (services, hash) = (state.workspaces.services(), hash_of(ticket));
+    let (came, store, looked_for) = (services.clock.now(), services.store.clone(), hash.clone());
     // Strangers get here: what is no ticket costs no more than a look, and never a seat or a write.
     if !is_one || !state.toasts.look(async move { store.has_ticket(looked_for).await }).await? {
         return Err(refused());
     }
     let seat = state.toasts.seat()?;
-    let kept = parts.store.take_ticket(hash, came).await?.ok_or_else(refused)?;
+    let kept = services.store.take_ticket(hash, came).await?.ok_or_else(refused)?;
     let allowed: Subscription = serde_json::from_str(&kept).map_err(|_| refused())?;
     // The query of the socket may leave out what the ticket says, and may not say anything else.
     if *asked == Subscription::default() || *asked == allowed { Ok((allowed, seat)) } else { Err(refused()) }

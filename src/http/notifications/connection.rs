@@ -19,9 +19,9 @@ use crate::{
 
 /// A connection of the API, noted when it is made.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wire(RawFd);
+pub(crate) struct ConnectionFd(RawFd);
 
-impl Wire {
+impl ConnectionFd {
     /// Notes it.
     pub(crate) fn of(stream: &TcpStream) -> Self {
         Self(stream.as_raw_fd())
@@ -30,7 +30,7 @@ impl Wire {
 
 /// The connection, as long as its socket lives.
 #[derive(Debug, Clone)]
-pub(crate) struct Cable(Arc<Mutex<State>>);
+pub(crate) struct ClientConnection(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -41,17 +41,17 @@ struct State {
 
 /// Held by the socket's actor, which goes before its connection does: from then on the descriptor may be another's.
 #[derive(Debug)]
-pub(crate) struct Plug(Cable);
+pub(crate) struct Plug(ClientConnection);
 
-impl Cable {
+impl ClientConnection {
     /// The connection of a request. What is sent over it has to be taken within `timeout`.
     pub(crate) fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
-        let descriptor = request.conn_data::<Wire>().map(|wire| wire.0);
+        let descriptor = request.conn_data::<ConnectionFd>().map(|wire| wire.0);
         if let Some(descriptor) = descriptor {
             websocket::set_user_timeout(descriptor, timeout);
         }
-        let cable = Self(Arc::new(Mutex::new(State { descriptor, broken_for: None })));
-        (cable.clone(), Plug(cable))
+        let client_connection = Self(Arc::new(Mutex::new(State { descriptor, broken_for: None })));
+        (client_connection.clone(), Plug(client_connection))
     }
 
     /// Breaks the connection, if the socket still lives.

@@ -9,9 +9,9 @@ use crate::{
     actors::{
         handles::{
             messages::{Subscribe, Subscribed},
-            subscriber::{Cut, Ending, Item, Outlet, ToastFrame},
+            subscriber::{Cut, Ending, Item, NotificationFrame, Outlet},
         },
-        notifications::ToastHub,
+        notifications::NotificationHub,
     },
     contract::notifications::frames::close_code,
     domain::{
@@ -30,7 +30,7 @@ pub(crate) enum Fed {
     /// A toast, or the place of one that cannot be read.
     Toast {
         /// As it is sent.
-        frame: Arc<ToastFrame>,
+        frame: Arc<NotificationFrame>,
         /// Whether it had been missed.
         is_replay: bool,
     },
@@ -73,7 +73,7 @@ enum Stage {
 
 struct Feed {
     store: Store,
-    hub: ToastHub,
+    hub: NotificationHub,
     scope: Arc<Scope>,
     after: u64,
     wants_telemetry: bool,
@@ -86,7 +86,7 @@ struct Feed {
 /// reads on only when it is asked for more.
 pub(crate) fn feed(
     store: Store,
-    hub: ToastHub,
+    hub: NotificationHub,
     scope: Arc<Scope>,
     (after, head): (u64, u64),
     wants_telemetry: bool,
@@ -132,7 +132,7 @@ impl Feed {
     async fn read_on(&mut self) -> Result<(), Failure> {
         let (store, scope, after) = (self.store.clone(), self.scope.clone(), self.after);
         let reading = async move {
-            let page = store.toasts_after((*scope).clone(), after, PAGE).await?;
+            let page = store.notifications_after((*scope).clone(), after, PAGE).await?;
             Ok((page, store.stream_ends(scope.stream.clone()).await?))
         };
         let (page, ends) = self.hub.read(reading).await.map_err(|cause| store::failure(&cause))?;
@@ -146,7 +146,7 @@ impl Feed {
         if page.is_last {
             self.stage = Stage::Joins;
         }
-        let toast = |row| Fed::Toast { frame: Arc::new(ToastFrame::new(row)), is_replay: true };
+        let toast = |row| Fed::Toast { frame: Arc::new(NotificationFrame::new(row)), is_replay: true };
         self.ready.extend(page.rows.into_iter().map(toast));
         self.ready.push_back(Fed::ReadUntil(page.until));
         self.after = page.until;
@@ -182,14 +182,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        actors::{handles::session_progress, notifications::hub::HubParts, upkeep::keeper::Keeper},
+        actors::{handles::session_progress, notifications::hub::HubServices, upkeep::keeper::Keeper},
         domain::{
             clock::Timestamp,
             ids::SessionId,
             notify::{
                 notice,
                 subscription::Eviction,
-                toast::{Addressee, NewToast, Stream as Sequence},
+                toast::{Addressee, NewNotification, Stream as Sequence},
             },
             session::restart::RestartLimits,
         },
@@ -201,13 +201,13 @@ mod tests {
         Store::for_tests(file)
     }
 
-    fn hub(store: &Store) -> ToastHub {
+    fn hub(store: &Store) -> NotificationHub {
         let metrics = Metrics::new("0", None).unwrap();
         let (_, telemetry) = session_progress::telemetry(metrics.clone());
         let limits = RestartLimits { max_restarts: 0, within: Duration::from_secs(60) };
         let keeper = Keeper { metrics, clock: Arc::new(SystemClock), limits };
-        let parts = HubParts::new(store.clone(), telemetry, false);
-        ToastHub::start(parts, keeper, 9)
+        let services = HubServices::new(store.clone(), telemetry, false);
+        NotificationHub::start(services, keeper, 9)
     }
 
     /// Those with an even number cannot be read.
@@ -234,7 +234,7 @@ mod tests {
         let told = 2 * PAGE as u64 + 10;
         for n in 0..told {
             let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewToast::new(Uuid::now_v7(), Addressee::Operators, said, n);
+            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, said, n);
             assert!(store.tell(toast, Timestamp(n as i64)).await.unwrap());
         }
         let hub = hub(&store);
@@ -265,7 +265,7 @@ mod tests {
         let store = store(&file);
         let tell = async |n: i64| {
             let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewToast::new(Uuid::now_v7(), Addressee::Operators, said, n);
+            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, said, n);
             assert!(store.tell(toast, Timestamp(n)).await.unwrap());
             if n % 2 == 0 {
                 let mut other = SqliteConnection::establish(file.to_str().unwrap()).unwrap();

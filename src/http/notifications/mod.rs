@@ -16,7 +16,7 @@ use uuid::Uuid;
 use self::access::{hash_of, new_ticket, offered_token, offers_frames, redeem, scope_of, ticket};
 use super::{Body, HttpState, paging::page, parse_body, path_id, problem::ApiError};
 use crate::{
-    actors::handles::subscriber::toast_of,
+    actors::handles::subscriber::notification_of,
     contract::{
         notifications::{
             AckBody, Acknowledged, InboxItem, InboxPage, InboxQuery, SocketQuery, Subscription, Ticket,
@@ -58,7 +58,7 @@ pub(crate) async fn subscribe(
         Some(ticket) => redeem(&state, &ticket, &asked).await?,
         None => (asked, state.toasts.seat()?),
     };
-    let now = state.workspaces.parts().clock.steady();
+    let now = state.workspaces.services().clock.steady();
     let expires = is_page.then(|| now.plus(state.config.notifications.ticket_session()));
     let scope = scope_of(&state, allowed).await?;
     let mut response = socket::open((&request, body), &state, scope, seat, expires)?;
@@ -86,12 +86,12 @@ pub(crate) async fn list_inbox(
     let asked = asked.into_inner();
     let scope = scope_of(&state, asked.subscription()).await?;
     let page = page(&state, asked.limit, asked.cursor)?;
-    let store = &state.workspaces.parts().store;
+    let store = &state.workspaces.services().store;
     // First: whoever goes on from here sees a toast twice rather than not at all.
     let head = store.stream_ends(scope.stream.clone()).await?.head;
     let InboxRows { rows, unreadable, next } = store.inbox(scope.clone(), asked.unread_only, page).await?;
     let next_cursor = next.map(|cursor| cursor.to_string());
-    let items = rows.iter().map(|(row, read)| InboxItem { toast: toast_of(row), read: *read }).collect();
+    let items = rows.iter().map(|(row, read)| InboxItem { toast: notification_of(row), read: *read }).collect();
     let unread = store.unread(scope).await?;
     Ok(web::Json(InboxPage { items, unreadable, unread, epoch: store.epoch().to_owned(), head, next_cursor }))
 }
@@ -114,11 +114,11 @@ pub(crate) async fn acknowledge(
 ) -> Result<web::Json<Acknowledged>, ApiError> {
     let id: Uuid = path_id(&id, "notification")?;
     let scope = scope_of(&state, parse_body(&body)?).await?;
-    let parts = state.workspaces.parts();
-    if parts.store.mark_read(scope.clone(), vec![id], parts.clock.now()).await? != [true] {
+    let services = state.workspaces.services();
+    if services.store.mark_read(scope.clone(), vec![id], services.clock.now()).await? != [true] {
         return Err(ApiError::new(ErrorCode::NotFound, format!("no notification {id}")));
     }
-    Ok(web::Json(Acknowledged { id, unread: parts.store.unread(scope).await? }))
+    Ok(web::Json(Acknowledged { id, unread: services.store.unread(scope).await? }))
 }
 
 /// Gives out a ticket with which a page opens one WebSocket, once and soon, and sees what the body says. Its server asks
@@ -135,10 +135,10 @@ pub(crate) async fn acknowledge(
 pub(crate) async fn make_ticket(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
     let asked: Subscription = parse_body(&body)?;
     scope_of(&state, asked.clone()).await?;
-    let parts = state.workspaces.parts();
-    let now = parts.clock.now();
+    let services = state.workspaces.services();
+    let now = services.clock.now();
     let expires_at = now.plus(state.config.notifications.ticket_ttl());
     let (ticket, allows) = (new_ticket(), serde_json::to_string(&asked).unwrap_or_default());
-    parts.store.add_ticket(hash_of(&ticket), allows, expires_at, now).await?;
+    services.store.add_ticket(hash_of(&ticket), allows, expires_at, now).await?;
     Ok(HttpResponse::Created().insert_header(("Cache-Control", "no-store")).json(Ticket { ticket, expires_at }))
 }

@@ -13,14 +13,14 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    connection::{Cable, Plug},
+    connection::{ClientConnection, Plug},
     feed::{self, Fed},
 };
 use crate::{
     actors::{
         handles::{session_progress, subscriber::Ending},
-        notifications::ToastHub,
-        services::Parts,
+        notifications::NotificationHub,
+        services::Services,
     },
     contract::notifications::frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, ServerFrame, close_code},
     domain::{
@@ -61,31 +61,31 @@ pub(crate) fn open(
     seat: OwnedSemaphorePermit,
     expires: Option<Timestamp>,
 ) -> Result<HttpResponse, ApiError> {
-    let parts = state.workspaces.parts().clone();
-    let (cable, plug) = Cable::plug(request, subscription::STALL + KERNEL_MARGIN);
-    let socket = ToastSocket {
+    let services = state.workspaces.services().clone();
+    let (client_connection, plug) = ClientConnection::plug(request, subscription::STALL + KERNEL_MARGIN);
+    let socket = NotificationSocket {
         hub: state.toasts.clone(),
         scope: Arc::new(scope),
         expires,
         opened: Instant::now(),
         pulse: Pulse::new(PulseRules::default()),
-        stage: Stage::Silent(cable),
+        stage: Stage::Silent(client_connection),
         position: 0,
         acks: Acks::default(),
         wants_telemetry: false,
         is_live: false,
-        _presence: Presence::new(parts.clone(), seat),
+        _presence: Presence::new(services.clone(), seat),
         plug,
-        parts,
+        services,
     };
     let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
     response.map_err(no_upgrade)
 }
 
 /// The actor of one subscriber.
-struct ToastSocket {
-    parts: Arc<Parts>,
-    hub: ToastHub,
+struct NotificationSocket {
+    services: Arc<Services>,
+    hub: NotificationHub,
     scope: Arc<Scope>,
     /// Until when what it was opened with holds.
     expires: Option<Timestamp>,
@@ -103,27 +103,27 @@ struct ToastSocket {
     plug: Plug,
 }
 
-impl Drop for ToastSocket {
+impl Drop for NotificationSocket {
     fn drop(&mut self) {
         // Who does not read keeps this actor from being run, and so from letting it go itself.
         let why = self.plug.let_go(&self.pulse, self.opened.elapsed());
         if let (Stage::Subscribed, Some(why)) = (&self.stage, why) {
-            self.parts.metrics.toasts().evicted(why);
+            self.services.metrics.toasts().evicted(why);
         }
     }
 }
 
 enum Stage {
     /// It has not said hello yet.
-    Silent(Cable),
+    Silent(ClientConnection),
     Subscribed,
     /// The closing frame is out.
     Closing,
 }
 
-type Ctx = WebsocketContext<ToastSocket>;
+type Ctx = WebsocketContext<NotificationSocket>;
 
-impl Actor for ToastSocket {
+impl Actor for NotificationSocket {
     type Context = Ctx;
 
     fn started(&mut self, ctx: &mut Ctx) {
@@ -145,7 +145,7 @@ impl Actor for ToastSocket {
 }
 
 /// From the client.
-impl StreamHandler<Result<ws::Message, ProtocolError>> for ToastSocket {
+impl StreamHandler<Result<ws::Message, ProtocolError>> for NotificationSocket {
     fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
         self.pulse.hear(self.opened.elapsed());
         match message {
@@ -168,12 +168,12 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for ToastSocket {
 }
 
 /// For the client.
-impl StreamHandler<Fed> for ToastSocket {
+impl StreamHandler<Fed> for NotificationSocket {
     fn handle(&mut self, fed: Fed, ctx: &mut Ctx) {
         if let Stage::Closing = self.stage {
             return;
         }
-        let metrics = self.parts.metrics.toasts();
+        let metrics = self.services.metrics.toasts();
         match fed {
             Fed::Toast { frame, is_replay } => {
                 self.position = frame.seq;
@@ -181,7 +181,7 @@ impl StreamHandler<Fed> for ToastSocket {
                 if is_replay {
                     metrics.replayed();
                 } else {
-                    metrics.sent(self.parts.clock.now().since(frame.created));
+                    metrics.sent(self.services.clock.now().since(frame.created));
                 }
                 self.send_text(text.clone(), ctx);
             }
@@ -211,7 +211,7 @@ impl StreamHandler<Fed> for ToastSocket {
     fn finished(&mut self, _: &mut Ctx) {}
 }
 
-impl ToastSocket {
+impl NotificationSocket {
     fn on_text(&mut self, text: &str, ctx: &mut Ctx) {
         let frame = match serde_json::from_str(text) {
             Ok(frame) => frame,
@@ -239,17 +239,17 @@ impl ToastSocket {
     }
 
     fn on_hello(&mut self, cursor: Option<(u64, Option<String>)>, telemetry: bool, ctx: &mut Ctx) {
-        let Stage::Silent(cable) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
-        let (parts, scope, hub) = (self.parts.clone(), self.scope.clone(), self.hub.clone());
+        let Stage::Silent(client_connection) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
+        let (services, scope, hub) = (self.services.clone(), self.scope.clone(), self.hub.clone());
         let reading = async move {
-            let ends = parts.store.stream_ends(scope.stream.clone()).await?;
-            let unread = parts.store.unread((*scope).clone()).await?;
+            let ends = services.store.stream_ends(scope.stream.clone()).await?;
+            let unread = services.store.unread((*scope).clone()).await?;
             Ok((ends, unread))
         };
         let looking = hub.read(reading);
         // Nothing else is read from the client until it is welcome.
         ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
-            Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, cable, ctx),
+            Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, client_connection, ctx),
             Err(cause) => {
                 tracing::warn!(%cause, "a subscriber could not be welcomed");
                 socket.close(close_code::TRY_AGAIN, "the database is away: connect again", ctx);
@@ -263,10 +263,10 @@ impl ToastSocket {
         ends: StreamEnds,
         unread: u64,
         telemetry: bool,
-        cable: Cable,
+        client_connection: ClientConnection,
         ctx: &mut Ctx,
     ) {
-        let epoch = self.parts.store.epoch();
+        let epoch = self.services.store.epoch();
         let cursor = cursor.as_ref().map(|(cursor, epoch)| (*cursor, epoch.as_deref()));
         let start = subscription::start(cursor, epoch, ends.head, ends.tail);
         (self.position, self.wants_telemetry) = (start.after, telemetry);
@@ -282,12 +282,12 @@ impl ToastSocket {
             self.reset(reason, ctx);
         }
         let feed = feed::feed(
-            self.parts.store.clone(),
+            self.services.store.clone(),
             self.hub.clone(),
             self.scope.clone(),
             (start.after, ends.head),
             telemetry,
-            cable.cut(),
+            client_connection.cut(),
         );
         ctx.add_stream(feed);
     }
@@ -296,10 +296,10 @@ impl ToastSocket {
     fn join(&mut self, ctx: &mut Ctx) {
         self.is_live = true;
         if self.wants_telemetry {
-            let now = self.parts.clock.now();
-            let (frames, left_out) = session_progress::frames(&self.parts.index, &self.scope, SHOWN, now);
+            let now = self.services.clock.now();
+            let (frames, left_out) = session_progress::frames(&self.services.index, &self.scope, SHOWN, now);
             for text in frames {
-                self.parts.metrics.toasts().telemetry_sent();
+                self.services.metrics.toasts().telemetry_sent();
                 self.send_text(text.into(), ctx);
             }
             self.leave_out(left_out as u64, ctx);
@@ -315,7 +315,7 @@ impl ToastSocket {
 
     fn mark(&mut self, ctx: &mut Ctx) {
         let Some(ids) = self.acks.begin() else { return };
-        let writing = write(self.parts.clone(), self.hub.clone(), self.scope.clone(), ids);
+        let writing = write(self.services.clone(), self.hub.clone(), self.scope.clone(), ids);
         ctx.spawn(writing.into_actor(self).map(|written, socket, ctx| {
             socket.acks.end();
             match written {
@@ -328,14 +328,15 @@ impl ToastSocket {
 
     /// What comes is after the place that is reached; what is missing before it has to be read elsewhere.
     fn reset(&mut self, reason: ResetReason, ctx: &mut Ctx) {
-        self.parts.metrics.toasts().reset(reason);
-        let reset = ServerFrame::Reset { reason, epoch: self.parts.store.epoch().to_owned(), cursor: self.position };
+        self.services.metrics.toasts().reset(reason);
+        let reset =
+            ServerFrame::Reset { reason, epoch: self.services.store.epoch().to_owned(), cursor: self.position };
         self.send(&reset, ctx);
     }
 
     fn leave_out(&mut self, frames: u64, ctx: &mut Ctx) {
         if frames > 0 {
-            self.parts.metrics.toasts().telemetry_left_out(frames);
+            self.services.metrics.toasts().telemetry_left_out(frames);
             self.send(&ServerFrame::Gap { telemetry: frames }, ctx);
         }
     }
@@ -353,7 +354,7 @@ impl ToastSocket {
 
     fn evict(&mut self, why: Eviction, code: u16, said: &str, ctx: &mut Ctx) {
         if !matches!(self.stage, Stage::Closing) {
-            self.parts.metrics.toasts().evicted(why);
+            self.services.metrics.toasts().evicted(why);
             self.close(code, said, ctx);
         }
     }
@@ -372,7 +373,7 @@ impl ToastSocket {
         if let Stage::Closing = self.stage {
             return;
         }
-        if self.expires.is_some_and(|until| self.parts.clock.steady() >= until) {
+        if self.expires.is_some_and(|until| self.services.clock.steady() >= until) {
             let said = "what this was opened with holds no longer: get a new ticket";
             return self.evict(Eviction::Expired, close_code::EXPIRED, said, ctx);
         }
@@ -381,7 +382,7 @@ impl ToastSocket {
                 PulseDue::Nothing(wait) => break wait,
                 PulseDue::Ping => ctx.ping(b""),
                 PulseDue::End => {
-                    self.parts.metrics.toasts().evicted(Eviction::Silent);
+                    self.services.metrics.toasts().evicted(Eviction::Silent);
                     self.stage = Stage::Closing;
                     return ctx.stop();
                 }
@@ -431,33 +432,33 @@ impl Acks {
 
 /// Writes down that they were read, and gives the answers. Safe to retry. A dropped future may have written.
 pub(crate) async fn write(
-    parts: Arc<Parts>,
-    hub: ToastHub,
+    services: Arc<Services>,
+    hub: NotificationHub,
     scope: Arc<Scope>,
     ids: Vec<Uuid>,
 ) -> Result<Vec<ServerFrame>, StoreError> {
-    let found = parts.store.mark_read((*scope).clone(), ids.clone(), parts.clock.now()).await?;
-    let unread = hub.read(async move { parts.store.unread((*scope).clone()).await }).await?;
+    let found = services.store.mark_read((*scope).clone(), ids.clone(), services.clock.now()).await?;
+    let unread = hub.read(async move { services.store.unread((*scope).clone()).await }).await?;
     let answer = |(id, found)| ServerFrame::Ack { id, found, unread };
     Ok(ids.into_iter().zip(found).map(answer).collect())
 }
 
 /// Held by its socket.
 pub(crate) struct Presence {
-    parts: Arc<Parts>,
+    services: Arc<Services>,
     _seat: OwnedSemaphorePermit,
 }
 
 impl Presence {
     /// It has come.
-    pub(crate) fn new(parts: Arc<Parts>, seat: OwnedSemaphorePermit) -> Self {
-        parts.metrics.toasts().came();
-        Self { parts, _seat: seat }
+    pub(crate) fn new(services: Arc<Services>, seat: OwnedSemaphorePermit) -> Self {
+        services.metrics.toasts().came();
+        Self { services, _seat: seat }
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.parts.metrics.toasts().went();
+        self.services.metrics.toasts().went();
     }
 }

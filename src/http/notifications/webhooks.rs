@@ -31,7 +31,7 @@ pub(crate) async fn list_deliveries(
     let DeliveryQuery { state: wanted, limit, cursor } = query.into_inner();
     let page = page(&state, limit, cursor)?;
     let limit = page.limit;
-    let rows = state.workspaces.parts().store.webhook_deliveries(wanted, page).await?;
+    let rows = state.workspaces.services().store.webhook_deliveries(wanted, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
     Ok(web::Json(Page { items: rows.into_iter().map(delivery).collect(), next_cursor }))
 }
@@ -53,8 +53,8 @@ pub(crate) async fn replay_delivery(
 ) -> Result<web::Json<WebhookDelivery>, ApiError> {
     let id: Uuid = path_id(&id, "delivery")?;
     is_configured(&state)?;
-    let parts = state.workspaces.parts();
-    let row = parts.store.replay_delivery(id, parts.clock.now()).await?;
+    let services = state.workspaces.services();
+    let row = services.store.replay_delivery(id, services.clock.now()).await?;
     let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no delivery with this id"))?;
     Ok(web::Json(delivery(row)))
 }
@@ -72,8 +72,8 @@ pub(crate) async fn replay_dead_deliveries(
     state: web::Data<HttpState>,
 ) -> Result<web::Json<ReplayedDeliveries>, ApiError> {
     is_configured(&state)?;
-    let parts = state.workspaces.parts();
-    let replayed = parts.store.replay_dead_deliveries(parts.clock.now()).await?;
+    let services = state.workspaces.services();
+    let replayed = services.store.replay_dead_deliveries(services.clock.now()).await?;
     Ok(web::Json(ReplayedDeliveries { replayed }))
 }
 

@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, get, http::header::LOCATION, post, web};
 use uuid::Uuid;
 
-use super::protocol::wish;
+use super::protocol::attribution;
 use crate::{
     actors::migrations::RunChange,
     contract::{
@@ -38,7 +38,7 @@ const MAX_RUNS: usize = 50;
 #[post("/acp/migrations")]
 pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
     let body: MigrationBody = parse_body(&body)?;
-    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let mode = mode(&body)?;
     let migrations = state.migrations.clone();
     let begun = to_its_end(async move {
@@ -58,7 +58,7 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
             batch_size: body.batch_size.unwrap_or(DEFAULT_BATCH),
             max_failures: body.max_failures.unwrap_or(0),
         };
-        migrations.begin(plan, wish).await
+        migrations.begin(plan, attribution).await
     });
     let row = begun.await?;
     let place = format!("/acp/migrations/{}", row.run_id);
@@ -84,7 +84,7 @@ pub(crate) async fn list_migrations(
     page.limit = page.limit.min(MAX_RUNS);
     let limit = page.limit;
     let filter = MigrationRunFilter { installation_id, status, open_only: false };
-    let rows = state.workspaces.parts().store.migration_runs(filter, page).await?;
+    let rows = state.workspaces.services().store.migration_runs(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
     Ok(web::Json(Page { items: rows.into_iter().map(|row| migration(row, false)).collect(), next_cursor }))
 }
@@ -104,7 +104,7 @@ pub(crate) async fn get_migration(
     id: web::Path<String>,
 ) -> Result<web::Json<Migration>, ApiError> {
     let id: Uuid = path_id(&id, "migration")?;
-    let row = state.workspaces.parts().store.migration_run(id).await?;
+    let row = state.workspaces.services().store.migration_run(id).await?;
     let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no migration with this id"))?;
     Ok(web::Json(migration(row, true)))
 }
@@ -193,9 +193,9 @@ async fn change(
 ) -> Result<web::Json<Migration>, ApiError> {
     let id: Uuid = path_id(id, "migration")?;
     let body: MigrationChange = parse_body(body)?;
-    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let migrations = state.migrations.clone();
-    let row = to_its_end(async move { migrations.change(id, change, &wish).await }).await?;
+    let row = to_its_end(async move { migrations.change(id, change, &attribution).await }).await?;
     Ok(web::Json(migration(row, true)))
 }
 
@@ -217,7 +217,7 @@ fn migration(row: MigrationRunRow, with_workspaces: bool) -> Migration {
         MigrationMode::Automatic => (When::Automatic, None),
     };
     let MigrationProgress { total, untouched, moving, moved, skipped, failed, moved_back } = run.progress();
-    let wish = run.wish().clone();
+    let attribution = run.attribution().clone();
     Migration {
         migration_id: run_id,
         installation_id: run.installation_id().clone(),
@@ -229,9 +229,9 @@ fn migration(row: MigrationRunRow, with_workspaces: bool) -> Migration {
         status: run.status(),
         is_going_back: run.is_going_back(),
         progress: Progress { total, untouched, moving, moved, skipped, failed, moved_back },
-        initiated_by: wish.initiator,
-        actor: wish.actor,
-        reason: wish.reason,
+        initiated_by: attribution.initiator,
+        actor: attribution.actor,
+        reason: attribution.reason,
         created_at: run.created(),
         started_at: run.started(),
         completed_at: run.completed(),

@@ -17,7 +17,7 @@ use crate::{
     domain::{
         ids::WorkspaceKey,
         redaction::Redacted,
-        routing::{Initiator, Wish, success_window::WindowFigures},
+        routing::{Attribution, Initiator, success_window::WindowFigures},
         turn::outcome::{ErrorCode, Failure},
     },
     http::{Body, HttpState, parse_body, problem::ApiError, to_its_end},
@@ -63,7 +63,7 @@ pub(crate) async fn put_protocol(
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: ProtocolBody = parse_body(&body)?;
-    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let changes = [
         body.default_protocol.map(RouteChange::Default),
         body.migration_enabled.map(RouteChange::MigrationEnabled),
@@ -76,7 +76,7 @@ pub(crate) async fn put_protocol(
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
     }
     let key = workspace_key(&state, &id, query.into_inner()).await?;
-    change(&state, key, ChangeRoute { changes, wish, run_id: None }).await
+    change(&state, key, ChangeRoute { changes, attribution, run_id: None }).await
 }
 
 /// Rolls a workspace back to the HTTP fallback, until it is restored. Turns that run end where they began. Rolling back
@@ -128,9 +128,9 @@ async fn flip(
     flip: RouteChange,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: FlipBody = parse_body(body)?;
-    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let key = workspace_key(state, id, query).await?;
-    change(state, key, ChangeRoute { changes: vec![flip], wish, run_id: None }).await
+    change(state, key, ChangeRoute { changes: vec![flip], attribution, run_id: None }).await
 }
 
 async fn change(
@@ -150,7 +150,7 @@ async fn change(
 }
 
 /// Who wants a change, and why; both go to disk and log without secrets.
-pub(crate) fn wish(actor: &str, reason: &str, initiator: Option<Initiator>) -> Result<Wish, Failure> {
+pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator>) -> Result<Attribution, Failure> {
     let checked = |called: &str, text: &str, most: usize| {
         let text = text.trim();
         let fine = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
@@ -166,7 +166,7 @@ pub(crate) fn wish(actor: &str, reason: &str, initiator: Option<Initiator>) -> R
         return Err(Failure::new(ErrorCode::InvalidRequest, "initiatedBy: must be operator or user"));
     }
     let actor = checked("actor", actor, MAX_ACTOR_CHARS)?;
-    Ok(Wish { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
+    Ok(Attribution { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
 }
 
 /// The workspace that a caller means: that of the tenant, or the only one of this name.
@@ -174,7 +174,7 @@ pub(crate) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuer
     let unknown = || ApiError::new(ErrorCode::NotFound, "no workspace with this id");
     let workspace_id = id.parse().map_err(|_| unknown())?;
     let filter = WorkspaceFilter { installation_id: query.installation_id, workspace_id: Some(workspace_id) };
-    let found = state.workspaces.parts().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
+    let found = state.workspaces.services().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
     match found.as_slice() {
         [] => Err(unknown()),
         [row] => Ok(row.key.clone()),
@@ -194,8 +194,8 @@ fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> Works
         auto_rollout,
         pin: routing.pin().cloned().map(|pin| PinInfo {
             protocol: pin.protocol,
-            actor: pin.wish.actor,
-            reason: pin.wish.reason,
+            actor: pin.attribution.actor,
+            reason: pin.attribution.reason,
             since: pin.since,
         }),
         rollback: routing.rollback().cloned().map(|rollback| RollbackInfo {

@@ -2,7 +2,7 @@
 
 use actix_web::{get, put, web};
 
-use super::protocol::wish;
+use super::protocol::attribution;
 use crate::{
     actors::migrations::tenant,
     contract::{
@@ -36,7 +36,7 @@ pub(crate) async fn get_tenant(
     tenant: web::Path<String>,
 ) -> Result<web::Json<TenantProtocolInfo>, ApiError> {
     let tenant = known(&tenant)?;
-    let kept = state.workspaces.parts().store.tenant_protocol(tenant.clone()).await?;
+    let kept = state.workspaces.services().store.tenant_protocol(tenant.clone()).await?;
     Ok(web::Json(info(kept, tenant)))
 }
 
@@ -63,7 +63,7 @@ pub(crate) async fn put_tenant(
 ) -> Result<web::Json<TenantProtocolChanged>, ApiError> {
     let tenant = known(&tenant)?;
     let body: TenantProtocolBody = parse_body(&body)?;
-    let wish = wish(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let given = [body.enable_acp, body.allow_migration, body.auto_migration];
     if given == [None; 3] && body.default_protocol.is_none() && body.blocked_repositories.is_none() {
         let detail = "give at least one of defaultProtocol, enableAcp, allowMigration, autoMigration and \
@@ -74,8 +74,8 @@ pub(crate) async fn put_tenant(
         check(patterns)?;
     }
     let workspaces = state.workspaces.clone();
-    let now = workspaces.parts().clock.now();
-    let before = workspaces.parts().store.tenant_protocol(tenant.clone()).await?;
+    let now = workspaces.services().clock.now();
+    let before = workspaces.services().store.tenant_protocol(tenant.clone()).await?;
     let before = before.unwrap_or_else(|| TenantProtocol::unsaid(tenant.clone(), now));
     let wanted = TenantProtocol {
         installation_id: tenant.clone(),
@@ -87,7 +87,7 @@ pub(crate) async fn put_tenant(
         updated: now,
     };
     let kept = wanted.clone();
-    let moved = to_its_end(async move { tenant::change(&workspaces, &before, wanted, wish).await }).await?;
+    let moved = to_its_end(async move { tenant::change(&workspaces, &before, wanted, attribution).await }).await?;
     Ok(web::Json(TenantProtocolChanged { protocol: info(Some(kept), tenant), moved }))
 }
 

@@ -51,7 +51,7 @@ pub(crate) async fn explain_session(
     });
     let (standing, carrier) = standing.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
     let view = state.workspaces.routing(&row.key).await?.view().await?;
-    let records = Records::read(&state.workspaces.parts().store, &row, standing).await?;
+    let records = Records::read(&state.workspaces.services().store, &row, standing).await?;
     let failed = records.connections.first().and_then(|newest| newest.failure.as_ref());
     let failed = failed.map(|failure| failure.detail.clone());
     let answer = answer(&Standing {

@@ -99,7 +99,7 @@ fn ready(session: ReadySession) -> SessionReady {
 
 /// Where a session stands, as callers see it: hibernated for too long reads as expired.
 pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
-    let now = state.workspaces.parts().clock.now();
+    let now = state.workspaces.services().clock.now();
     row.state.at_age(now.since(row.last_used), Duration::from_secs(state.config.session.max_age_s))
 }
 
@@ -146,9 +146,9 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
     if !state.workspaces.close(id).await {
         let row = find_session(&state, id).await?;
         if row.state != SessionState::Closed {
-            let parts = state.workspaces.parts();
+            let services = state.workspaces.services();
             let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
-            parts.store.update_session(change).await?;
+            services.store.update_session(change).await?;
         }
     }
     Ok(web::Json(Closed { session_id: id, state: SessionState::Closed }))

@@ -97,7 +97,7 @@ pub(crate) async fn run_prompt(
         }
         Wanted::Promise => Ok(promise(&accepted)),
         Wanted::Stream => {
-            let metrics = state.workspaces.parts().metrics.clone();
+            let metrics = state.workspaces.services().metrics.clone();
             Ok(stream::answer(stream::follow(turn, &accepted, metrics)))
         }
     }
@@ -145,10 +145,10 @@ async fn begin(
             }
         }
         let row = find_session(state, session_id).await?;
-        let parts = workspaces.parts();
+        let services = workspaces.services();
         if let Some(asked) = &idempotency
             && let Some(before) =
-                parts.store.prompt_with_key(session_id, asked.key.clone(), parts.clock.now()).await?
+                services.store.prompt_with_key(session_id, asked.key.clone(), services.clock.now()).await?
         {
             return if before.idempotency.as_ref() == Some(asked) {
                 Ok(TurnBegun::Ended(Box::new(before)))
@@ -241,7 +241,7 @@ pub(crate) async fn get_prompt(
     id: web::Path<String>,
 ) -> Result<web::Json<PromptInfo>, ApiError> {
     let id: PromptId = path_id(&id, "prompt")?;
-    let row = state.workspaces.parts().store.prompt(id).await?;
+    let row = state.workspaces.services().store.prompt(id).await?;
     let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no prompt {id}")))?;
     let running = state.workspaces.live(row.session_id).is_some_and(|live| live.shared.view().running == Some(id));
     Ok(web::Json(PromptInfo {

@@ -45,7 +45,7 @@ pub(crate) async fn get_session(
 ) -> Result<web::Json<SessionInfo>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, id).await?;
-    let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
+    let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let path = workspace.and_then(|workspace| workspace.workspace_path);
     Ok(web::Json(SessionInfo { workspace_path: path, ..info(&state, row, true) }))
 }
@@ -103,7 +103,7 @@ pub(crate) async fn get_transcript(
     let limit = page_size(&state, query.limit)?;
     let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
     let after = query.cursor.as_deref().map_or(Ok(0), str::parse::<u64>).map_err(bad)?;
-    let rows = state.workspaces.parts().store.transcript(id, after, limit).await?;
+    let rows = state.workspaces.services().store.transcript(id, after, limit).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.seq.to_string()) };
     let entries = rows.into_iter().map(|row| TranscriptItem {
         seq: i64::try_from(row.seq).unwrap_or(i64::MAX),
@@ -134,7 +134,7 @@ pub(crate) async fn get_diff(
 ) -> Result<web::Json<WorkspaceDiff>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, id).await?;
-    let workspace = state.workspaces.parts().store.workspace(row.key.clone()).await?;
+    let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let gone = || ApiError::new(ErrorCode::NotFound, "the session's workspace is gone");
     Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(gone)?).await?))
 }
@@ -175,8 +175,8 @@ pub(crate) async fn follow_events(
         (None, Some(From::Live)) => Some(live.shared.feed.last_id()),
         (None, None) => None,
     };
-    let parts = state.workspaces.parts();
-    let events = stream::follow_session(&live.shared.feed, last_id, parts.index.clone(), parts.metrics.clone());
+    let services = state.workspaces.services();
+    let events = stream::follow_session(&live.shared.feed, last_id, services.index.clone(), services.metrics.clone());
     Ok(stream::answer(events))
 }
 
@@ -211,7 +211,7 @@ pub(crate) async fn list_sessions(
     // What a session is now is known better here than by its row, so a page of rows may hold fewer of what is
     // wanted; after some of them the caller gets what there is, and the cursor to go on from.
     for _ in 0..MAX_PAGES_READ {
-        let rows = state.workspaces.parts().store.list_sessions(filter.clone(), page.clone()).await?;
+        let rows = state.workspaces.services().store.list_sessions(filter.clone(), page.clone()).await?;
         let more = rows.len() == page.limit;
         let last = rows.last().map(|row| row.cursor());
         items.extend(
@@ -244,7 +244,7 @@ pub(crate) async fn list_workspaces(
     let page = page(&state, limit, cursor)?;
     let limit = page.limit;
     let filter = WorkspaceFilter { installation_id, workspace_id };
-    let rows = state.workspaces.parts().store.list_workspaces(filter, page).await?;
+    let rows = state.workspaces.services().store.list_workspaces(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
     let items = rows.into_iter().map(|row| WorkspaceItem {
         installation_id: row.key.installation_id,
@@ -268,7 +268,7 @@ pub(crate) async fn list_workspaces(
 )]
 #[get("/acp/agents")]
 pub(crate) async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
-    let status = state.workspaces.door().status().await?;
+    let status = state.workspaces.workspace_client().status().await?;
     let item = |(index, name)| AgentItem { name, is_default: index == 0 };
     Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))
 }

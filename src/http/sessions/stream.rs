@@ -294,11 +294,11 @@ mod tests {
     proptest! {
         #[test]
         fn every_reader_gets_the_json_that_was_sent_whatever_white_space_is_in_it(
-            parts in prop::collection::vec("[ \n\r\t]{0,3}[a-z]{0,2}", 0..6),
+            services in prop::collection::vec("[ \n\r\t]{0,3}[a-z]{0,2}", 0..6),
             id in prop::option::of(any::<u64>()),
         ) {
             // Between its tokens JSON may have line ends of every kind; inside a string it has none.
-            let values = parts.iter().map(|part| {
+            let values = services.iter().map(|part| {
                 let word = part.trim();
                 format!("{}\"{word}\"", &part[..part.len() - word.len()])
             });

@@ -17,7 +17,7 @@ use std::{
 use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use self::{requests::DoorSettings, terminals::TerminalSettings};
+use self::{requests::ClientRequestSettings, terminals::TerminalSettings};
 use super::{
     socket::handshake::Serves,
     workspaces::folders::{AllowedFolders, Folder, SessionFolders},
@@ -227,8 +227,9 @@ impl Agents {
             folders.add(home.clone())?;
         }
         let process = self.spawn(place, &agent.command).await?;
-        let door = requests::open(self.door_settings(agent.serves, user), folders.clone(), self.limits.stdio.pipe);
-        let pipe = stdio::connect(process, self.limits.stdio, Some(door));
+        let interceptor =
+            requests::open(self.client_request_settings(agent.serves, user), folders.clone(), self.limits.stdio.pipe);
+        let pipe = stdio::connect(process, self.limits.stdio, Some(interceptor));
         Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home } })
     }
 
@@ -278,7 +279,7 @@ impl Agents {
         })
     }
 
-    fn door_settings(&self, serves: Serves, run_as: Option<RunAs>) -> DoorSettings {
+    fn client_request_settings(&self, serves: Serves, run_as: Option<RunAs>) -> ClientRequestSettings {
         let terminals = TerminalSettings {
             running: self.limits.terminals,
             inherited: self.limits.terminal_environment.clone(),
@@ -286,7 +287,7 @@ impl Agents {
             kill_grace: self.limits.kill_grace,
         };
         // Every character of a file may need six in JSON.
-        DoorSettings { serves, terminals, file_bytes: self.limits.stdio.frame_bytes / 6 }
+        ClientRequestSettings { serves, terminals, file_bytes: self.limits.stdio.frame_bytes / 6 }
     }
 
     /// Gives a workspace that we made to the agent's user, once, before any agent has been in it.

@@ -18,7 +18,7 @@ use crate::{
             TerminalOutputRequest, WaitForTerminalExitRequest, client_method,
         },
     },
-    process::stdio::{Door, DoorRequest},
+    process::stdio::{ClientRequest, Interceptor},
     runtime::{socket::handshake::Serves, workspaces::folders::SessionFolders},
     transport::pipe::{self, FrameSender, PipeLimits},
 };
@@ -33,7 +33,7 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What one agent's doors may do.
 #[derive(Clone)]
-pub(crate) struct DoorSettings {
+pub(crate) struct ClientRequestSettings {
     /// Which doors are open; requests at a closed one are answered with -32601.
     pub serves: Serves,
     /// For commands.
@@ -43,27 +43,27 @@ pub(crate) struct DoorSettings {
 }
 
 /// Opens the doors of one agent; they close, and its commands end, with the connection.
-pub(crate) fn open(settings: DoorSettings, folders: SessionFolders, limits: PipeLimits) -> Door {
+pub(crate) fn open(settings: ClientRequestSettings, folders: SessionFolders, limits: PipeLimits) -> Interceptor {
     let (requests, queue) = mpsc::channel(REQUESTS_IN_QUEUE);
     let (answer, answers) = pipe::bounded(limits);
     let terminals = Terminals::new(settings.terminals.clone(), folders.clone());
-    let doors = Doors { settings, folders, terminals };
-    tokio::spawn(Arc::new(doors).serve(queue, answer));
-    Door { takes: is_served_here, requests, answers }
+    let client_requests = ClientRequests { settings, folders, terminals };
+    tokio::spawn(Arc::new(client_requests).serve(queue, answer));
+    Interceptor { takes: is_served_here, requests, answers }
 }
 
 fn is_served_here(method: &str) -> bool {
     method.starts_with("fs/") || method.starts_with("terminal/")
 }
 
-struct Doors {
-    settings: DoorSettings,
+struct ClientRequests {
+    settings: ClientRequestSettings,
     folders: SessionFolders,
     terminals: Terminals,
 }
 
-impl Doors {
-    async fn serve(self: Arc<Self>, mut queue: mpsc::Receiver<DoorRequest>, answer: FrameSender) {
+impl ClientRequests {
+    async fn serve(self: Arc<Self>, mut queue: mpsc::Receiver<ClientRequest>, answer: FrameSender) {
         let mut running = JoinSet::new();
         loop {
             let request = tokio::select! {
@@ -79,11 +79,11 @@ impl Doors {
                 }
                 continue;
             }
-            let doors = self.clone();
+            let client_requests = self.clone();
             let answer = answer.clone();
             running.spawn(async move {
                 let id = request.id.clone();
-                let result = doors.answer(request).await;
+                let result = client_requests.answer(request).await;
                 let text = jsonrpc::response(&id, result.as_ref());
                 // Nobody to answer any more is fine.
                 let _ = answer.send(text).await;
@@ -93,7 +93,7 @@ impl Doors {
         running.shutdown().await;
     }
 
-    async fn answer(self: Arc<Self>, request: DoorRequest) -> Result<serde_json::Value, RpcError> {
+    async fn answer(self: Arc<Self>, request: ClientRequest) -> Result<serde_json::Value, RpcError> {
         let serves = self.settings.serves;
         let method = request.method.as_str();
         let open = if method.starts_with("fs/") { serves.fs } else { serves.terminal };
@@ -104,14 +104,18 @@ impl Doors {
             client_method::FS_READ_TEXT_FILE => {
                 let asked = read_params(&request)?;
                 let content = self
-                    .on_files(move |doors| files::read(&doors.folders, &asked, doors.settings.file_bytes))
+                    .on_files(move |client_requests| {
+                        files::read(&client_requests.folders, &asked, client_requests.settings.file_bytes)
+                    })
                     .await?;
                 write_result(&ReadTextFileResponse::new(content))
             }
             client_method::FS_WRITE_TEXT_FILE => {
                 let asked = read_params(&request)?;
-                self.on_files(move |doors| files::write(&doors.folders, &asked, doors.settings.terminals.run_as))
-                    .await?;
+                self.on_files(move |client_requests| {
+                    files::write(&client_requests.folders, &asked, client_requests.settings.terminals.run_as)
+                })
+                .await?;
                 Ok(json!({}))
             }
             client_method::TERMINAL_CREATE => {
@@ -143,8 +147,8 @@ impl Doors {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, RpcError> + Send + 'static,
     ) -> Result<T, RpcError> {
-        let doors = self.clone();
-        let work = tokio::task::spawn_blocking(move || work(&doors));
+        let client_requests = self.clone();
+        let work = tokio::task::spawn_blocking(move || work(&client_requests));
         match tokio::time::timeout(FILE_TIMEOUT, work).await {
             Ok(Ok(result)) => result,
             Ok(Err(cause)) => Err(RpcError::new(jsonrpc::INTERNAL_ERROR, cause.to_string())),
@@ -157,7 +161,7 @@ fn no_such_method(method: &str) -> RpcError {
     RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("`{method}` is not offered here"))
 }
 
-fn read_params<T: DeserializeOwned>(request: &DoorRequest) -> Result<T, RpcError> {
+fn read_params<T: DeserializeOwned>(request: &ClientRequest) -> Result<T, RpcError> {
     serde_json::from_str(request.params.get())
         .map_err(|cause| RpcError::new(jsonrpc::INVALID_PARAMS, format!("{}: {cause}", request.method)))
 }

@@ -16,7 +16,7 @@ use crate::{
     domain::{delivery::Arrival, ids::PromptId},
     runtime::{
         agents::Workplace,
-        socket::outgoing::{Pace, Said},
+        socket::outgoing::{Outgoing, Pace},
     },
     transport::pipe::{FrameSender, SendError},
 };
@@ -167,8 +167,8 @@ impl Attachment {
     }
 
     /// What is to be told to a client that has everything up to `received`.
-    pub(crate) fn told_after(&self, received: u64) -> Told {
-        Told {
+    pub(crate) fn told_after(&self, received: u64) -> ClientFeed {
+        ClientFeed {
             conversation: self.conversation.clone(),
             generation: self.generation,
             told: received,
@@ -179,7 +179,7 @@ impl Attachment {
 }
 
 /// What one socket tells its client: first what is kept, then what comes.
-pub(crate) struct Told {
+pub(crate) struct ClientFeed {
     conversation: Arc<Conversation>,
     generation: u64,
     told: u64,
@@ -187,10 +187,10 @@ pub(crate) struct Told {
     pace: Pace,
 }
 
-impl Stream for Told {
-    type Item = Said;
+impl Stream for ClientFeed {
+    type Item = Outgoing;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
         let Self { conversation, generation, told, over, pace } = &mut *self;
         if *over {
             return Poll::Ready(None);
@@ -217,17 +217,17 @@ impl Stream for Told {
                 let text = numbered::put(Numbers { seq: *told, ack: state.inbox.last() }, message);
                 state.untold = Untold::default();
                 pace.took(text.len());
-                return Poll::Ready(Some(Said::Text(text)));
+                return Poll::Ready(Some(Outgoing::Text(text)));
             }
             if state.untold.is_much() {
                 state.untold = Untold::default();
                 let numbers = Numbers { seq: 0, ack: state.inbox.last() };
                 let nothing = format!(r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}"}}"#);
-                return Poll::Ready(Some(Said::Text(numbered::put(numbers, &nothing))));
+                return Poll::Ready(Some(Outgoing::Text(numbered::put(numbers, &nothing))));
             }
             if let Some(parting) = &state.parting {
                 *over = true;
-                return Poll::Ready(Some(Said::Parted(parting.clone())));
+                return Poll::Ready(Some(Outgoing::Parted(parting.clone())));
             }
             if state.poll_agent(cx).is_pending() {
                 pace.rest();
@@ -238,21 +238,21 @@ impl Stream for Told {
 }
 
 /// Why a socket has nothing more to tell, if so.
-fn end_of(state: &State, generation: u64) -> Option<Said> {
+fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
     if state.generation != generation {
-        return Some(Said::Over(close_code::REPLACED, "another socket goes on with this connection"));
+        return Some(Outgoing::Over(close_code::REPLACED, "another socket goes on with this connection"));
     }
     if state.pipe.is_none() {
-        return Some(Said::Over(close_code::AGENT_ENDED, "the conversation is over"));
+        return Some(Outgoing::Over(close_code::AGENT_ENDED, "the conversation is over"));
     }
     match state.client {
         Client::Here { .. } => None,
-        Client::Away { .. } => Some(Said::LetGo),
+        Client::Away { .. } => Some(Outgoing::LetGo),
     }
 }
 
 /// To the agent.
-pub(crate) enum AgentLine {
+pub(crate) enum ToAgent {
     /// Dropped, the agent ends.
     Plain(FrameSender),
     /// Dropped, the agent waits for its client.
@@ -262,7 +262,7 @@ pub(crate) enum AgentLine {
 /// The number of a client's message, where it has one.
 pub(crate) type Seq = Option<u64>;
 
-impl AgentLine {
+impl ToAgent {
     /// Takes a message of the client in.
     pub(crate) fn arrive<'a>(&self, text: &'a str) -> Result<Option<(Seq, Cow<'a, str>)>, &'static str> {
         match self {

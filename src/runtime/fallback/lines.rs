@@ -48,7 +48,7 @@ pub(crate) enum Ended {
 
 /// What a reader gets.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum ReaderItem {
     /// Whole lines.
     Lines(Bytes),
     /// The end.
@@ -270,7 +270,7 @@ impl Reader {
     }
 
     /// What comes next: lines, and then the end again and again. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Told {
+    pub(crate) async fn next(&mut self) -> ReaderItem {
         loop {
             if let Some(told) = self.take() {
                 return told;
@@ -279,12 +279,12 @@ impl Reader {
         }
     }
 
-    fn take(&mut self) -> Option<Told> {
+    fn take(&mut self) -> Option<ReaderItem> {
         if self.missed > 0 {
             let line = TurnLine { missed: Some(std::mem::take(&mut self.missed)), ..TurnLine::default() };
             let mut text = serde_json::to_vec(&line).unwrap_or_default();
             text.push(b'\n');
-            return Some(Told::Lines(text.into()));
+            return Some(ReaderItem::Lines(text.into()));
         }
         let mut held = self.lines.lock();
         let cursor = self.stream.and_then(|id| held.streams.get(&id).copied()).unwrap_or(u64::MAX);
@@ -310,7 +310,7 @@ impl Reader {
         }
         if taken == 0 {
             return match &held.stage {
-                Stage::Ended(ended) => Some(Told::Ended(ended.clone())),
+                Stage::Ended(ended) => Some(ReaderItem::Ended(ended.clone())),
                 Stage::Admitting | Stage::Running => None,
             };
         }
@@ -319,7 +319,7 @@ impl Reader {
         }
         drop(held);
         self.lines.read.send_replace(());
-        Some(Told::Lines(portion.freeze()))
+        Some(ReaderItem::Lines(portion.freeze()))
     }
 }
 
@@ -351,8 +351,8 @@ mod tests {
 
     async fn text(reader: &mut Reader) -> String {
         match reader.next().await {
-            Told::Lines(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
-            Told::Ended(_) => "end".into(),
+            ReaderItem::Lines(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+            ReaderItem::Ended(_) => "end".into(),
         }
     }
 

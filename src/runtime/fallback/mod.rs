@@ -29,7 +29,7 @@ use tokio::{sync::watch, time::Instant};
 pub(crate) use self::lines::LineLimits;
 
 use self::{
-    lines::{Ended, Lines, Reader, Told},
+    lines::{Ended, Lines, Reader, ReaderItem},
     turn::Run,
 };
 use super::{
@@ -98,7 +98,7 @@ struct Turn {
 
 /// How somebody wants to hear of a turn.
 #[derive(Debug, Clone, Copy)]
-enum Wish {
+enum TurnRequest {
     /// The result alone.
     Result,
     /// Its lines after so many, or from now on.
@@ -106,10 +106,10 @@ enum Wish {
 }
 
 impl Turn {
-    fn reader(&self, wish: Wish) -> Reader {
-        match wish {
-            Wish::Result => self.lines.wait(),
-            Wish::Stream { after } => self.lines.stream(after),
+    fn reader(&self, turn_request: TurnRequest) -> Reader {
+        match turn_request {
+            TurnRequest::Result => self.lines.wait(),
+            TurnRequest::Stream { after } => self.lines.stream(after),
         }
     }
 }
@@ -129,10 +129,10 @@ impl Fallback {
     /// # Errors
     /// What is wrong with the request; `idempotency_mismatch` where its id came before with another one; why no agent
     /// may be started: `path_not_allowed`, `unknown_agent`, `capacity_exhausted`. Nothing was run then.
-    async fn begin(self: &Arc<Self>, request: ProcessPrompt, wish: Wish) -> Result<Reader, Failure> {
+    async fn begin(self: &Arc<Self>, request: ProcessPrompt, turn_request: TurnRequest) -> Result<Reader, Failure> {
         let prompt = check(&request)?;
         let fingerprint = fingerprint(&request)?;
-        let mut reader = self.join_or_run(request, prompt, fingerprint, wish)?;
+        let mut reader = self.join_or_run(request, prompt, fingerprint, turn_request)?;
         reader.begun().await?;
         Ok(reader)
     }
@@ -142,7 +142,7 @@ impl Fallback {
         request: ProcessPrompt,
         prompt: Prompt,
         fingerprint: [u8; 32],
-        wish: Wish,
+        turn_request: TurnRequest,
     ) -> Result<Reader, Failure> {
         let prompt_id = request.prompt_id;
         let mut turns = self.lock();
@@ -152,7 +152,7 @@ impl Fallback {
                 let detail = format!("the prompt {prompt_id} came before with another request");
                 return Err(Failure::new(ErrorCode::IdempotencyMismatch, detail));
             }
-            return Ok(turn.reader(wish));
+            return Ok(turn.reader(turn_request));
         }
         if *self.stopping.borrow() {
             return Err(Failure::new(ErrorCode::Draining, "the runtime is stopping"));
@@ -160,7 +160,7 @@ impl Fallback {
         let (cancel, cancelled) = watch::channel(false);
         let turn = Arc::new(Turn { fingerprint, lines: Arc::new(Lines::new(self.settings.lines)), cancel });
         // Before it runs, so that it is never without a reader.
-        let reader = turn.reader(wish);
+        let reader = turn.reader(turn_request);
         turns.known.insert(prompt_id, turn.clone());
         drop(turns);
         let lines = turn.lines.clone();
@@ -178,10 +178,10 @@ impl Fallback {
     ///
     /// # Errors
     /// `not_found` for one that is not.
-    async fn join(&self, prompt_id: PromptId, wish: Wish) -> Result<Reader, Failure> {
+    async fn join(&self, prompt_id: PromptId, turn_request: TurnRequest) -> Result<Reader, Failure> {
         let turn = self.known(prompt_id);
         let turn = turn.ok_or_else(|| Failure::new(ErrorCode::NotFound, "this runtime knows no such prompt"))?;
-        let mut reader = turn.reader(wish);
+        let mut reader = turn.reader(turn_request);
         reader.begun().await?;
         Ok(reader)
     }
@@ -279,9 +279,9 @@ pub(crate) async fn process(request: HttpRequest, body: web::Payload, fallback: 
     let limit = fallback.settings.body_bytes;
     let read = read::<ProcessPrompt>(&request, body, limit, "a request for a turn ([limits] body_bytes)").await;
     // A repeat gets everything that is held.
-    let wish = wish(&request, Some(0));
+    let turn_request = turn_request(&request, Some(0));
     let begun = match read {
-        Ok(asked) => fallback.begin(asked, wish).await,
+        Ok(asked) => fallback.begin(asked, turn_request).await,
         Err(failure) => Err(failure),
     };
     respond(begun)
@@ -301,7 +301,7 @@ pub(crate) async fn join(
     let joined = match (named(&path), web::Query::<Query>::from_query(request.query_string())) {
         (Err(failure), _) => Err(failure),
         (_, Err(cause)) => Err(Failure::new(ErrorCode::InvalidRequest, cause.to_string())),
-        (Ok(prompt_id), Ok(query)) => fallback.join(prompt_id, wish(&request, query.after)).await,
+        (Ok(prompt_id), Ok(query)) => fallback.join(prompt_id, turn_request(&request, query.after)).await,
     };
     respond(joined)
 }
@@ -315,9 +315,13 @@ fn named(path: &str) -> Result<PromptId, Failure> {
     path.parse().map_err(|_| Failure::new(ErrorCode::NotFound, "no such prompt: its id is a UUID"))
 }
 
-fn wish(request: &HttpRequest, after: Option<u64>) -> Wish {
+fn turn_request(request: &HttpRequest, after: Option<u64>) -> TurnRequest {
     let accepts = request.headers().get_all(header::ACCEPT).filter_map(|accepted| accepted.to_str().ok());
-    if accepts.into_iter().any(|accepted| accepted.contains(NDJSON)) { Wish::Stream { after } } else { Wish::Result }
+    if accepts.into_iter().any(|accepted| accepted.contains(NDJSON)) {
+        TurnRequest::Stream { after }
+    } else {
+        TurnRequest::Result
+    }
 }
 
 fn respond(begun: Result<Reader, Failure>) -> HttpResponse {
@@ -337,8 +341,8 @@ fn told(reader: Reader) -> impl Stream<Item = Result<Bytes, Infallible>> {
             // JSON may have white space ahead of it.
             Err(_) if !is_stream => Some((Ok(Bytes::from_static(b"\n")), Some(reader))),
             Err(_) => Some((Ok(as_line(&TurnLine { alive: true, ..TurnLine::default() })), Some(reader))),
-            Ok(Told::Lines(lines)) => Some((Ok(lines), Some(reader))),
-            Ok(Told::Ended(ended)) => Some((Ok(last_words(ended, is_stream)), None)),
+            Ok(ReaderItem::Lines(lines)) => Some((Ok(lines), Some(reader))),
+            Ok(ReaderItem::Ended(ended)) => Some((Ok(last_words(ended, is_stream)), None)),
         }
     })
 }

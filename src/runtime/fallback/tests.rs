@@ -55,7 +55,7 @@ done
 "#;
 
 /// A cable that can be cut.
-struct Cable {
+struct ClientConnection {
     address: SocketAddr,
     cut: watch::Sender<u64>,
     /// Requests are read and thrown away.
@@ -63,7 +63,7 @@ struct Cable {
     listening: tokio::task::JoinHandle<()>,
 }
 
-impl Cable {
+impl ClientConnection {
     async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -97,7 +97,7 @@ impl Cable {
 
 struct Side {
     place: Place,
-    cable: Cable,
+    cable: ClientConnection,
     session: OpenedSession,
 }
 
@@ -107,7 +107,7 @@ impl Side {
         std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
         let options = options(base.path(), AGENT);
         let place = Place::start(base, options).await;
-        let cable = Cable::to(place.runtime.address()).await;
+        let cable = ClientConnection::to(place.runtime.address()).await;
         let session = open(cable.address, place.workspace(), grace).await;
         Self { place, cable, session }
     }

@@ -25,13 +25,13 @@ use uuid::Uuid;
 use self::{
     handshake::Opening,
     heartbeat::{Due, Heartbeats, Pulse},
-    outgoing::{Parting, PlainWords, Said},
+    outgoing::{Outgoing, Parting, PlainWords},
 };
 use super::{
     agents::{Agents, StartedAgent, Workplace},
     conversations::{
         Conversations,
-        attachment::{AgentLine, Attachment, Seq},
+        attachment::{Attachment, Seq, ToAgent},
     },
 };
 use crate::{
@@ -98,11 +98,11 @@ enum State {
     Returning(Attachment, Resumed),
     Connected(Connected),
     /// The closing frame is out; a client can still end a conversation with numbers.
-    Closing(Option<AgentLine>),
+    Closing(Option<ToAgent>),
 }
 
 struct Connected {
-    line: AgentLine,
+    line: ToAgent,
     workplace: Workplace,
     agent_stream: SpawnHandle,
 }
@@ -166,13 +166,13 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for AcpSocket {
 }
 
 /// For the client.
-impl StreamHandler<Said> for AcpSocket {
-    fn handle(&mut self, said: Said, ctx: &mut Ctx) {
+impl StreamHandler<Outgoing> for AcpSocket {
+    fn handle(&mut self, said: Outgoing, ctx: &mut Ctx) {
         match said {
-            Said::Text(text) => ctx.text(text),
-            Said::Parted(parting) => self.on_agent_gone(&parting, ctx),
-            Said::Over(code, why) => self.close(code, why, Agent::Waits, ctx),
-            Said::LetGo => self.leave(ctx),
+            Outgoing::Text(text) => ctx.text(text),
+            Outgoing::Parted(parting) => self.on_agent_gone(&parting, ctx),
+            Outgoing::Over(code, why) => self.close(code, why, Agent::Waits, ctx),
+            Outgoing::LetGo => self.leave(ctx),
         }
     }
 
@@ -193,7 +193,7 @@ impl AcpSocket {
                 Agent::Waits => connected.line.detach(),
             }
             // Dropping the line of a plain client ends its agent.
-            if let AgentLine::Numbered(_) = connected.line {
+            if let ToAgent::Numbered(_) = connected.line {
                 self.state = State::Closing(Some(connected.line));
             }
         }
@@ -363,7 +363,7 @@ impl AcpSocket {
         } else {
             let StartedAgent { pipe, workplace, .. } = agent;
             let agent_stream = ctx.add_stream(PlainWords::new(pipe.from_agent));
-            let line = AgentLine::Plain(pipe.to_agent);
+            let line = ToAgent::Plain(pipe.to_agent);
             self.state = State::Connected(Connected { line, workplace, agent_stream });
         }
         self.deliver(None, opening.for_agent(id, serves), None, ctx);
@@ -371,7 +371,7 @@ impl AcpSocket {
 
     fn connect(&mut self, attachment: Attachment, received: u64, ctx: &mut Ctx) {
         let agent_stream = ctx.add_stream(attachment.told_after(received));
-        let (workplace, line) = (attachment.workplace().clone(), AgentLine::Numbered(attachment));
+        let (workplace, line) = (attachment.workplace().clone(), ToAgent::Numbered(attachment));
         self.state = State::Connected(Connected { line, workplace, agent_stream });
     }
 
@@ -397,7 +397,7 @@ impl AcpSocket {
     fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
         let Parting { exited, why, .. } = parting;
         tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent gone");
-        if let State::Connected(Connected { line: AgentLine::Plain(_), .. }) = self.state {
+        if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
         }
         // What the client has not written down is kept a while, though nothing more comes.

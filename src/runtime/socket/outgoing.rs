@@ -20,7 +20,7 @@ const BYTES_PER_POLL: usize = 64 * 1024;
 
 /// What is for the client.
 #[derive(Debug)]
-pub(crate) enum Said {
+pub(crate) enum Outgoing {
     /// A message.
     Text(String),
     /// The agent is gone, and everything that it said is told, on a line with numbers that it is gone too.
@@ -102,9 +102,9 @@ impl PlainWords {
 }
 
 impl Stream for PlainWords {
-    type Item = Said;
+    type Item = Outgoing;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Said>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
         if !self.pace.goes_on(cx) {
             return Poll::Pending;
         }
@@ -123,9 +123,9 @@ impl Stream for PlainWords {
             Some(Incoming::Frame(frame)) => {
                 let text = frame.into_text();
                 self.pace.took(text.len());
-                Some(Said::Text(text))
+                Some(Outgoing::Text(text))
             }
-            Some(Incoming::Closed(reason)) => Some(Said::Parted(Arc::new(Parting::new(Some(reason))))),
+            Some(Incoming::Closed(reason)) => Some(Outgoing::Parted(Arc::new(Parting::new(Some(reason))))),
             Some(Incoming::Line(_)) | None => None,
         })
     }

@@ -10,7 +10,7 @@ use crate::{
         ids::InstallationId,
         notify::{
             notice,
-            toast::{Addressee, NewToast},
+            toast::{Addressee, NewNotification},
         },
     },
     store::{
@@ -178,7 +178,7 @@ impl Store {
         let toast = |row: &CapacityAlertRow| {
             // A tenant's share is no business of operators.
             let notice = notice::of_capacity(&row.change).filter(|_| row.installation_id.is_none())?;
-            Some((NewToast::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
+            Some((NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
         };
         let toasts: Vec<_> = rows.iter().filter_map(toast).collect();
         self.write(move |tx| {

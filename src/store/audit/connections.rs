@@ -9,7 +9,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::toast::Telling,
+        notify::toast::SessionNotice,
         redaction::Redacted,
         routing::Route,
         session::connection::ConnectionStatus,
@@ -21,7 +21,7 @@ use crate::{
             columns::{self, clean_option, clean_text},
             connection::{AnyConnection, execute},
         },
-        notifications::notes::TellingRows,
+        notifications::notes::SessionNoticeRows,
         schema::{acp_connections, connection_events},
         turns::outcomes::{self, OutcomeCount},
     },
@@ -55,7 +55,7 @@ pub(crate) struct NewConnection {
     /// Whether it only tried whether ACP is well again.
     pub is_probe: bool,
     /// What the session's user is told about it.
-    pub telling: Option<Telling>,
+    pub session_notice: Option<SessionNotice>,
     /// When it ended.
     pub now: Timestamp,
 }
@@ -170,8 +170,9 @@ impl Store {
         counts: Option<OutcomeCount>,
     ) -> Result<(), StoreError> {
         let key = new.key.clone();
-        let telling = new.session_id.zip(new.telling.take());
-        let mut telling = telling.map(|(id, telling)| TellingRows::new(key.clone(), id, None, telling, new.now));
+        let session_notice = new.session_id.zip(new.session_notice.take());
+        let mut session_notice = session_notice
+            .map(|(id, session_notice)| SessionNoticeRows::new(key.clone(), id, None, session_notice, new.now));
         let record = ConnectionRecord::new(new);
         self.write_when_there_is_room(move |tx| {
             let insert = diesel::insert_into(acp_connections::table).values(&record).on_conflict_do_nothing();
@@ -180,8 +181,8 @@ impl Store {
             if let Some(counts) = counts.filter(|_| inserted > 0) {
                 outcomes::count(tx, &key, counts)?;
             }
-            if let Some(telling) = telling.as_mut().filter(|_| inserted > 0) {
-                telling.write(tx)?;
+            if let Some(session_notice) = session_notice.as_mut().filter(|_| inserted > 0) {
+                session_notice.write(tx)?;
             }
             Ok(())
         })
@@ -207,7 +208,7 @@ pub(crate) struct NewConnectionEvent {
     /// Success rate, latency, throughput and last heartbeat at that moment, as a JSON object.
     pub health: Option<Redacted>,
     /// What the session's user is told about it.
-    pub telling: Option<Telling>,
+    pub session_notice: Option<SessionNotice>,
     /// When.
     pub now: Timestamp,
 }
@@ -265,8 +266,9 @@ impl Store {
     /// Keeps a change of status: waits for room in the queue and for the commit, as [`Store::append`] does. Safe to
     /// retry: one id is one row. A dropped future may have written.
     pub(crate) async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
-        let telling = new.session_id.zip(new.telling);
-        let mut telling = telling.map(|(id, telling)| TellingRows::new(new.key.clone(), id, None, telling, new.now));
+        let session_notice = new.session_id.zip(new.session_notice);
+        let mut session_notice = session_notice
+            .map(|(id, session_notice)| SessionNoticeRows::new(new.key.clone(), id, None, session_notice, new.now));
         let record = ConnectionEventRecord {
             event_id: new.event_id.to_string(),
             connection_row_id: new.connection_row_id.to_string(),
@@ -282,9 +284,9 @@ impl Store {
             let insert = diesel::insert_into(connection_events::table).values(&record).on_conflict_do_nothing();
             let inserted = execute!(tx.connection, insert)?;
             tx.rows += inserted;
-            match telling.as_mut().filter(|_| inserted > 0) {
+            match session_notice.as_mut().filter(|_| inserted > 0) {
                 // The event is new, and with it the note; a break of many connections is one toast.
-                Some(telling) => telling.write_for_each(tx),
+                Some(session_notice) => session_notice.write_for_each(tx),
                 None => Ok(()),
             }
         })

@@ -25,7 +25,7 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{SessionId, UserId, WorkspaceKey},
-    notify::toast::{AUTO_DISMISS_MS, NewToast, Scope, Severity, Stream, TITLE, Trigger},
+    notify::toast::{AUTO_DISMISS_MS, NewNotification, Scope, Severity, Stream, TITLE, Trigger},
 };
 
 /// A notification as it is kept.
@@ -68,13 +68,13 @@ impl NotificationRow {
 
 /// A toast that is there and cannot be read: this version does not know what stands in it, or something else wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct UnreadableToast {
+pub(crate) struct UnreadableNotification {
     /// Its place in its sequence.
     pub seq: u64,
 }
 
 /// A toast of a sequence, or that one is there which cannot be read.
-pub(crate) type KeptToast = Result<NotificationRow, UnreadableToast>;
+pub(crate) type StoredNotification = Result<NotificationRow, UnreadableNotification>;
 
 /// What there is of a sequence: the numbers after `tail`, until `head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +93,7 @@ pub(crate) const LOOKED_AT: i64 = 5000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StreamPage {
     /// In the order of their numbers.
-    pub rows: Vec<KeptToast>,
+    pub rows: Vec<StoredNotification>,
     /// Up to this number they are all there is.
     pub until: u64,
     /// Whether the sequence had nothing after that.
@@ -140,17 +140,17 @@ impl NotificationRecord {
     }
 
     /// Reads it, or says in the log which one cannot be read: what comes after it is told all the same.
-    pub(crate) fn read_or_tell(self) -> KeptToast {
+    pub(crate) fn read_or_tell(self) -> StoredNotification {
         let (notification_id, seq) = (self.notification_id.clone(), columns::unsigned(self.seq));
         self.read().map_err(|cause| {
             tracing::error!(marker = "[ACP]", notification_id, seq, %cause, "a notification cannot be read and is left out");
-            UnreadableToast { seq }
+            UnreadableNotification { seq }
         })
     }
 }
 
 /// "toasts" in ASCII: the advisory lock of PostgreSQL that a transaction holds from its first toast until its end.
-const TOASTS_LOCK: i64 = 0x746f_6173_7473;
+const NOTIFICATIONS_LOCK: i64 = 0x746f_6173_7473;
 
 /// Lets one process at a time tell something. A transaction tells in several sequences, whose rows it would take in any
 /// order: of two processes each would wait for the other, until the database sees that after a second. SQLite has one
@@ -160,14 +160,16 @@ pub(crate) fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         return Ok(());
     }
     if let AnyConnection::Postgres(connection) = &mut *tx.connection {
-        diesel::sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(TOASTS_LOCK).execute(connection)?;
+        diesel::sql_query("SELECT pg_advisory_xact_lock($1)")
+            .bind::<BigInt, _>(NOTIFICATIONS_LOCK)
+            .execute(connection)?;
     }
     Ok(())
 }
 
 /// Adds a toast to its sequence, in the transaction of its cause. `false` where the cause was told before: then
 /// nothing is added.
-pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewToast, now: Timestamp) -> Result<bool, StoreError> {
+pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (toast.to.stream(), super::engine::columns::clean(toast.cause_id.clone()));
     let name = stream.to_string();
     take_turn(tx)?;
@@ -263,7 +265,7 @@ pub(crate) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<St
 impl Store {
     /// Keeps a toast whose cause is kept nowhere else: waits for room in the queue and for the commit, as
     /// [`Store::append`] does; `false` where the cause was told before. Safe to retry. A dropped future may have written.
-    pub(crate) async fn tell(&self, toast: NewToast, now: Timestamp) -> Result<bool, StoreError> {
+    pub(crate) async fn tell(&self, toast: NewNotification, now: Timestamp) -> Result<bool, StoreError> {
         self.write_when_there_is_room(move |tx| add(tx, &toast, now)).await
     }
 
@@ -290,7 +292,7 @@ impl Store {
 
     /// What a scope sees after a number, in order: at most `limit` rows, among the next 5,000 of the sequence, so that a
     /// page takes milliseconds however little of it is for the scope; those too that cannot be read. Cancel-safe.
-    pub(crate) async fn toasts_after(
+    pub(crate) async fn notifications_after(
         &self,
         scope: Scope,
         after: u64,

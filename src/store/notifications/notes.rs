@@ -7,7 +7,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
-        notify::toast::{NewToast, Telling, told_together},
+        notify::toast::{NewNotification, SessionNotice, told_together},
     },
     store::{
         NewSession, SessionChange, Store, StoreError,
@@ -18,21 +18,21 @@ use crate::{
 };
 
 /// A toast and its note, ready for SQL.
-pub(crate) struct TellingRows {
-    toast: NewToast,
+pub(crate) struct SessionNoticeRows {
+    toast: NewNotification,
     note: Entries,
     now: Timestamp,
 }
 
-impl TellingRows {
+impl SessionNoticeRows {
     pub(crate) fn new(
         key: WorkspaceKey,
         session_id: SessionId,
         prompt_id: Option<PromptId>,
-        telling: Telling,
+        session_notice: SessionNotice,
         now: Timestamp,
     ) -> Self {
-        let Telling { toast, note } = telling;
+        let SessionNotice { toast, note } = session_notice;
         let note = TranscriptAppend { session_id, key, prompt_id, entries: vec![note], settles: 0, now };
         Self { toast, note: Entries::new(note), now }
     }
@@ -78,20 +78,25 @@ impl Store {
         &self,
         key: WorkspaceKey,
         session_id: SessionId,
-        telling: Telling,
+        session_notice: SessionNotice,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let mut telling = TellingRows::new(key, session_id, None, telling, now);
-        self.write_when_there_is_room(move |tx| telling.write_for_each(tx)).await
+        let mut session_notice = SessionNoticeRows::new(key, session_id, None, session_notice, now);
+        self.write_when_there_is_room(move |tx| session_notice.write_for_each(tx)).await
     }
 
     /// [`Store::create_session`], and tells its user what happened while it was opened, in the same transaction.
-    pub(crate) async fn create_session_and_tell(&self, new: NewSession, telling: Telling) -> Result<(), StoreError> {
-        let mut telling = TellingRows::new(new.key.clone(), new.session_id, None, telling, new.now);
+    pub(crate) async fn create_session_and_tell(
+        &self,
+        new: NewSession,
+        session_notice: SessionNotice,
+    ) -> Result<(), StoreError> {
+        let mut session_notice =
+            SessionNoticeRows::new(new.key.clone(), new.session_id, None, session_notice, new.now);
         let mut create = sessions::create(new);
         self.write(move |tx| {
             create(tx)?;
-            telling.write(tx)
+            session_notice.write(tx)
         })
         .await
     }
@@ -101,14 +106,14 @@ impl Store {
         &self,
         changed: SessionChange,
         key: WorkspaceKey,
-        telling: Telling,
+        session_notice: SessionNotice,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let mut telling = TellingRows::new(key, changed.session_id, None, telling, now);
+        let mut session_notice = SessionNoticeRows::new(key, changed.session_id, None, session_notice, now);
         let mut change = sessions::change(changed);
         self.write_when_there_is_room(move |tx| {
             change(tx)?;
-            telling.write(tx)
+            session_notice.write(tx)
         })
         .await
     }

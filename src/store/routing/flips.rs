@@ -14,7 +14,7 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewToast, Stream, Trigger},
+            toast::{Addressee, NewNotification, Stream, Trigger},
         },
         redaction::Redacted,
         routing::{Flip, FlipTrigger, Initiator, Route, storm::RESOLVED},
@@ -57,7 +57,7 @@ pub(crate) struct FlipRecord {
     /// The note.
     pub note: TranscriptEntry,
     /// What operators are told, where it is one of many; else the workspace's users are told of it.
-    pub systemic: Option<NewToast>,
+    pub systemic: Option<NewNotification>,
 }
 
 /// The rows of a flip, ready for SQL.
@@ -65,7 +65,7 @@ pub(crate) struct FlipRows {
     migration: MigrationRecord,
     event: Option<RollbackRecord>,
     notes: Vec<(String, Entries)>,
-    toast: NewToast,
+    toast: NewNotification,
     /// The rollback that it ends by itself, by the epoch that began then.
     recovers_from: Option<(WorkspaceKey, u64)>,
     now: Timestamp,
@@ -100,16 +100,22 @@ impl FlipRows {
             kind,
             trigger: flip.trigger,
             reason_code,
-            actor: flip.wish.actor.clone(),
-            reason: flip.wish.reason.clone(),
+            actor: flip.attribution.actor.clone(),
+            reason: flip.attribution.reason.clone(),
             follow_up,
             metrics: metrics.as_str().to_owned(),
             created: now,
             alarm_id: systemic.as_ref().map(|told| told.cause_id.clone()),
         });
         let recovers_from = flip.recovers_from().map(|epoch| (key.clone(), epoch));
-        let own =
-            || NewToast::new(Uuid::now_v7(), Addressee::Workspace(key.clone()), notice::of_flip(&flip), migration_id);
+        let own = || {
+            NewNotification::new(
+                Uuid::now_v7(),
+                Addressee::Workspace(key.clone()),
+                notice::of_flip(&flip),
+                migration_id,
+            )
+        };
         let toast = systemic.unwrap_or_else(own);
         let migration = MigrationRow {
             migration_id,
@@ -118,10 +124,10 @@ impl FlipRows {
             from: flip.from,
             to: flip.to,
             epoch: Some(flip.epoch),
-            initiated_by: flip.wish.initiator,
-            actor: flip.wish.actor,
+            initiated_by: flip.attribution.initiator,
+            actor: flip.attribution.actor,
             trigger: flip.trigger,
-            reason: flip.wish.reason,
+            reason: flip.attribution.reason,
             status: MigrationStatus::Succeeded,
             metrics: metrics.into_string(),
             started: now,

@@ -11,7 +11,7 @@ use crate::{
         clock::Timestamp,
         ids::WorkspaceKey,
         redaction::Redacted,
-        routing::{FlipTrigger, Initiator, Route, Routing, Wish, success_window::Sample},
+        routing::{Attribution, FlipTrigger, Initiator, Route, Routing, success_window::Sample},
         session::connection::ConnectionStatus,
         turn::{
             TurnState,
@@ -43,10 +43,11 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
     for n in first..first + count {
         let now = at(n * 1_000_000);
         let expected_epoch = routing.epoch();
-        let wish = Wish { initiator: Initiator::Operator, actor: "ada".into(), reason: format!("for {n}") };
+        let attribution =
+            Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: format!("for {n}") };
         let flip = match routing.route() {
-            Route::Acp => routing.roll_back(wish, now),
-            Route::Http => routing.restore(wish, now),
+            Route::Acp => routing.roll_back(attribution, now),
+            Route::Http => routing.restore(attribution, now),
         };
         let flip = FlipRecord {
             migration_id: Uuid::now_v7(),
@@ -87,7 +88,7 @@ fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
         failure: None,
         handshake: Duration::from_millis(12),
         is_probe: false,
-        telling: None,
+        session_notice: None,
         now: at(us),
     }
 }
@@ -101,7 +102,7 @@ fn event(of: &NewConnection, status: ConnectionStatus, us: i64) -> NewConnection
         status,
         cause: format!("at {us}"),
         health: None,
-        telling: None,
+        session_notice: None,
         now: at(us),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     domain::notify::{
         notice,
         subscription::{self, ResetReason},
-        toast::{Addressee, NewToast, Stream},
+        toast::{Addressee, NewNotification, Stream},
     },
     store::{RenewedEpoch, Store},
 };
@@ -17,7 +17,7 @@ both_databases! {
         let store = database.open();
         let before = store.epoch().to_owned();
         let tell = async |store: &Store| {
-            let told = NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), Uuid::now_v7());
+            let told = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), Uuid::now_v7());
             store.tell(told, at(0)).await.unwrap();
         };
         tell(&store).await;

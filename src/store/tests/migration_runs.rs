@@ -8,7 +8,7 @@ use crate::{
         clock::Timestamp,
         migration::{MigrationMode, MigrationPlan, MigrationRun, MigrationStatus, NextStep, WorkspaceFacts},
         redaction::Redacted,
-        routing::{Initiator, Route, Wish},
+        routing::{Attribution, Initiator, Route},
     },
     store::{
         MigrationRunFilter, MigrationRunRow, Page, Retained, SaveMigrationRun, SavedMigrationRun, Store, StoreOptions,
@@ -26,8 +26,8 @@ const FINE: WorkspaceFacts = WorkspaceFacts {
     speaks_acp: true,
 };
 
-fn wish(reason: &str) -> Wish {
-    Wish { initiator: Initiator::Operator, actor: "ada".into(), reason: reason.into() }
+fn attribution(reason: &str) -> Attribution {
+    Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: reason.into() }
 }
 
 /// Two workspaces; one is called like a secret.
@@ -40,7 +40,7 @@ fn planned(tenant: &str, us: i64) -> MigrationRun {
         batch_size: 2,
         max_failures: 1,
     };
-    MigrationRun::new(plan, wish("as ghp_abcdefghijklmnopqrstuvwxyz0123456789 asked"), at(us)).unwrap()
+    MigrationRun::new(plan, attribution("as ghp_abcdefghijklmnopqrstuvwxyz0123456789 asked"), at(us)).unwrap()
 }
 
 /// Both moves under way.
@@ -84,7 +84,7 @@ both_databases! {
         let expected = MigrationRunRow { run_id, run: run.redacted(), version: 2, updated: at(14) };
         assert_eq!(row, expected);
         assert_eq!(row.run.entries(), run.entries(), "also the workspace that is called like a secret");
-        assert_eq!(row.run.wish().reason, "as [redacted] asked");
+        assert_eq!(row.run.attribution().reason, "as [redacted] asked");
         assert_eq!(row.run.status(), MigrationStatus::Succeeded);
     }
 
@@ -93,7 +93,7 @@ both_databases! {
         let (run_id, planned) = (Uuid::now_v7(), planned("octo", 5));
         saved(&store, save(run_id, 0, &planned, 5)).await;
         let (moving, mut paused) = (begun(planned.clone()), planned.clone());
-        paused.pause(wish("wait")).unwrap();
+        paused.pause(attribution("wait")).unwrap();
         let (first, second) = tokio::join!(
             store.save_migration_run(save(run_id, 1, &moving, 11)),
             store.save_migration_run(save(run_id, 1, &paused, 11)),
@@ -105,7 +105,7 @@ both_databases! {
         let late = SavedMigrationRun::Stale(Some(Box::new(row.clone())));
         assert!(outcomes.contains(&late), "the late one is told what is there");
         let mut cancelled = planned.clone();
-        cancelled.cancel(wish("enough"), at(12)).unwrap();
+        cancelled.cancel(attribution("enough"), at(12)).unwrap();
         for expected in [0, 1, 3, 9] {
             let outcome = store.save_migration_run(save(run_id, expected, &cancelled, 12)).await.unwrap();
             assert_eq!(outcome, late, "version {expected}");
@@ -132,9 +132,9 @@ both_databases! {
         let store = database.open();
         let ids: Vec<Uuid> = (0..5).map(|_| Uuid::now_v7()).collect();
         let mut runs: Vec<_> = (0..5).map(|n| planned(if n < 3 { "octo" } else { "hexa" }, n)).collect();
-        runs[1].cancel(wish("enough"), at(20)).unwrap();
+        runs[1].cancel(attribution("enough"), at(20)).unwrap();
         runs[2] = begun(runs[2].clone());
-        runs[2].cancel(wish("enough"), at(20)).unwrap();
+        runs[2].cancel(attribution("enough"), at(20)).unwrap();
         for (id, run) in ids.iter().zip(&runs) {
             saved(&store, save(*id, 0, run, 20)).await;
         }
@@ -162,7 +162,7 @@ both_databases! {
         let ids: Vec<Uuid> = (0..3).map(|_| Uuid::now_v7()).collect();
         let ended = |created: i64| {
             let mut run = planned("octo", created);
-            run.cancel(wish("enough"), at(created)).unwrap();
+            run.cancel(attribution("enough"), at(created)).unwrap();
             run
         };
         saved(&store, save(ids[0], 0, &ended(1), 50)).await;

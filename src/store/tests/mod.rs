@@ -12,7 +12,7 @@ mod session_story;
 mod sessions;
 mod statements;
 mod storms;
-mod tellings;
+mod notices;
 mod turns;
 mod webhook_deliveries;
 mod writing;

@@ -20,19 +20,19 @@ use crate::{
         notify::{
             notice,
             subscription::{self, ResetReason},
-            toast::{Addressee, NewToast, Scope, Stream, Telling},
+            toast::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         session::lifecycle::SessionState,
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
     store::{
         InboxRows, NewSession, NotificationRow, Page, Retained, SessionChange, Store, StoreOptions, StreamEnds,
-        StreamPage, UnreadableToast,
+        StreamPage, UnreadableNotification,
     },
 };
 
-fn toast(to: Addressee, cause: &str) -> NewToast {
-    NewToast::new(
+fn toast(to: Addressee, cause: &str) -> NewNotification {
+    NewNotification::new(
         Uuid::now_v7(),
         to,
         notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed),
@@ -62,7 +62,8 @@ async fn ends(store: &Store, stream: &Stream) -> (u64, u64) {
 async fn after(store: &Store, scope: &Scope, mut after: u64, limit: usize) -> Vec<NotificationRow> {
     let mut seen = Vec::new();
     loop {
-        let StreamPage { rows, until, is_last } = store.toasts_after(scope.clone(), after, limit).await.unwrap();
+        let StreamPage { rows, until, is_last } =
+            store.notifications_after(scope.clone(), after, limit).await.unwrap();
         let rows: Vec<_> = rows.into_iter().map(Result::unwrap).collect();
         assert!(rows.len() <= limit && rows.iter().all(|row| after < row.seq && row.seq <= until));
         seen.extend(rows);
@@ -178,7 +179,7 @@ both_databases! {
             readers.push(tokio::spawn(async move {
                 let (mut next, mut ids) = (1, HashSet::new());
                 while next <= TOLD {
-                    let page = store.toasts_after(Scope::all(tenant(name)), next - 1, 100).await.unwrap();
+                    let page = store.notifications_after(Scope::all(tenant(name)), next - 1, 100).await.unwrap();
                     let StreamPage { rows, until, .. } = page;
                     for row in rows.iter().flatten() {
                         assert_eq!(row.seq, next, "a number appeared after a greater one");
@@ -205,13 +206,13 @@ both_databases! {
     async fn a_cause_is_told_once_with_one_note_and_both_or_neither_are_there(database: TestDatabase) {
         let store = database.open();
         let (key, session) = session_of(&store, "web", Some("ada")).await;
-        let telling = || Telling {
+        let session_notice = || SessionNotice {
             toast: toast(Addressee::Session(key.clone(), session), "a crash"),
             note: TranscriptEntry::text("info", "it failed"),
         };
         let failed = || SessionChange { state: Some(SessionState::Failed), ..SessionChange::new(session) };
         for _ in 0..2 {
-            store.settle_session_and_tell(failed(), key.clone(), telling(), at(5)).await.unwrap();
+            store.settle_session_and_tell(failed(), key.clone(), session_notice(), at(5)).await.unwrap();
         }
         // Nor as something else, in another sequence.
         assert!(!store.tell(toast(Addressee::Operators, "a crash"), at(6)).await.unwrap());
@@ -224,7 +225,7 @@ both_databases! {
         assert_eq!(ends(&store, &Stream::Operators).await, (0, 0), "what was not told takes no number");
         // A note that cannot be written takes its toast with it.
         let nobody = SessionId(Uuid::now_v7());
-        let lost = Telling {
+        let lost = SessionNotice {
             toast: toast(Addressee::Session(key.clone(), nobody), "another"),
             note: TranscriptEntry::text("info", "it failed"),
         };
@@ -255,7 +256,7 @@ both_databases! {
                 assert!(rows.iter().eq(expected.iter().copied()), "{scope:?} in pages of {limit}");
             }
             // What is not for it is passed over.
-            let page = store.toasts_after(scope.clone(), 0, 100).await.unwrap();
+            let page = store.notifications_after(scope.clone(), 0, 100).await.unwrap();
             assert_eq!((page.rows.len(), page.until, page.is_last), (expected.len(), head, true), "{scope:?}");
             let half = head / 2;
             assert!(after(&store, &scope, half, 3).await.iter().eq(expected.iter().copied().filter(|row| row.seq > half)));
@@ -311,7 +312,7 @@ both_databases! {
         let mut pages = Vec::new();
         let mut after = 0;
         loop {
-            let page = store.toasts_after(scope.clone(), after, 1).await.unwrap();
+            let page = store.notifications_after(scope.clone(), after, 1).await.unwrap();
             pages.push((page.rows.iter().flatten().map(|row| row.seq).collect::<Vec<_>>(), page.until));
             after = page.until;
             if page.is_last {
@@ -386,7 +387,7 @@ both_databases! {
         assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(3));
         assert_eq!(ends(&store, &all.stream).await, (6, 6));
         let nothing = StreamPage { rows: Vec::new(), until: 6, is_last: true };
-        assert_eq!(store.toasts_after(all, 6, 9).await.unwrap(), nothing);
+        assert_eq!(store.notifications_after(all, 6, 9).await.unwrap(), nothing);
     }
 
     async fn a_toast_that_cannot_be_read_is_told_as_such_and_the_others_are_read(database: TestDatabase) {
@@ -396,12 +397,12 @@ both_databases! {
         }
         database.execute("UPDATE notifications SET trigger = 'ofALaterVersion' WHERE seq IN (2, 4)");
         let scope = Scope::all(tenant("acme"));
-        let StreamPage { rows: toasts, until, .. } = store.toasts_after(scope.clone(), 0, 9).await.unwrap();
+        let StreamPage { rows: toasts, until, .. } = store.notifications_after(scope.clone(), 0, 9).await.unwrap();
         let seqs: Vec<_> =
-            toasts.iter().map(|it| it.as_ref().map(|row| row.seq).map_err(|UnreadableToast { seq }| *seq)).collect();
+            toasts.iter().map(|it| it.as_ref().map(|row| row.seq).map_err(|UnreadableNotification { seq }| *seq)).collect();
         assert_eq!((seqs, until), (vec![Ok(1), Err(2), Ok(3), Err(4)], 4));
-        let second = StreamPage { rows: vec![Err(UnreadableToast { seq: 2 })], until: 2, is_last: false };
-        assert_eq!(store.toasts_after(scope.clone(), 1, 1).await.unwrap(), second);
+        let second = StreamPage { rows: vec![Err(UnreadableNotification { seq: 2 })], until: 2, is_last: false };
+        assert_eq!(store.notifications_after(scope.clone(), 1, 1).await.unwrap(), second);
         // The list goes on behind them, page by page.
         let (mut seen, mut after) = (Vec::new(), None);
         loop {

@@ -11,7 +11,7 @@ use crate::{
         ids::{PromptId, SessionId, WorkspaceKey},
         redaction::Redacted,
         routing::{
-            FlipTrigger, Initiator, Route, Routing, Wish,
+            Attribution, FlipTrigger, Initiator, Route, Routing,
             success_window::{Bucket, Sample},
         },
         session::connection::ConnectionStatus,
@@ -27,14 +27,18 @@ use crate::{
     },
 };
 
-fn wish(who: Initiator) -> Wish {
-    Wish { initiator: who, actor: "ada".into(), reason: "with ghp_abcdefghijklmnopqrstuvwxyz0123456789".into() }
+fn attribution(who: Initiator) -> Attribution {
+    Attribution {
+        initiator: who,
+        actor: "ada".into(),
+        reason: "with ghp_abcdefghijklmnopqrstuvwxyz0123456789".into(),
+    }
 }
 
 /// A rollback by hand of a workspace in the state `from`, noted in `sessions`.
 fn rollback(key: &WorkspaceKey, from: &Routing, sessions: &[SessionId]) -> SaveRoute {
     let mut routing = from.clone();
-    let flip = routing.roll_back(wish(Initiator::Operator), at(5)).unwrap();
+    let flip = routing.roll_back(attribution(Initiator::Operator), at(5)).unwrap();
     save(key, from, routing, Some(record(flip, sessions)))
 }
 
@@ -102,7 +106,7 @@ fn handshake(us: i64) -> NewConnection {
         failure: None,
         handshake: Duration::from_millis(12),
         is_probe: false,
-        telling: None,
+        session_notice: None,
         now: at(us),
     }
 }
@@ -135,7 +139,7 @@ both_databases! {
         };
         assert_eq!(row, expected);
         assert_eq!((row.routing.route(), row.routing.epoch()), (Route::Http, 1));
-        assert!(row.routing.pin().unwrap().wish.reason.contains("[redacted]"));
+        assert!(row.routing.pin().unwrap().attribution.reason.contains("[redacted]"));
         assert_eq!(rows(&store).await, (1, 1, 1));
         assert_eq!(texts(&store, one).await, ["over HTTP from now on"]);
         assert_eq!(texts(&store, two).await, ["before", "over HTTP from now on"]);
@@ -189,9 +193,9 @@ both_databases! {
             let decisions = stores.clone().map(|store| {
                 let mut routing = from.clone();
                 let flip = if routing.route() == Route::Acp {
-                    routing.roll_back(wish(Initiator::User), at(round))
+                    routing.roll_back(attribution(Initiator::User), at(round))
                 } else {
-                    routing.restore(wish(Initiator::User), at(round))
+                    routing.restore(attribution(Initiator::User), at(round))
                 };
                 let decision = save(&web, &from, routing, flip.map(|flip| record(flip, &[])));
                 tokio::spawn(async move { store.save_route(decision).await.unwrap() })
@@ -215,7 +219,7 @@ both_databases! {
         };
         assert_eq!(store.save_route(settings).await, Ok(SavedRoute::Saved));
         let mut routing = from.clone();
-        let flip = routing.set_default(Route::Http, Wish::of_system("a test"), at(6)).unwrap();
+        let flip = routing.set_default(Route::Http, Attribution::of_system("a test"), at(6)).unwrap();
         assert_eq!(flip.trigger, FlipTrigger::Migration);
         let migration = save(&web, &from, routing, Some(record(flip, &[])));
         assert_eq!(store.save_route(migration).await, Ok(SavedRoute::Saved));
@@ -330,7 +334,7 @@ both_databases! {
                 status: ConnectionStatus::Degraded,
                 cause: "slow".into(),
                 health: Some(Redacted::new("{}")),
-                telling: None,
+                session_notice: None,
                 now: at(3),
             };
             for _ in 0..2 {

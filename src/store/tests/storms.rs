@@ -11,11 +11,11 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewToast, Scope, Stream},
+            toast::{Addressee, NewNotification, Scope, Stream},
         },
         redaction::Redacted,
         routing::{
-            Flip, Initiator, RecoveryRules, Route, Routing, Wish,
+            Attribution, Flip, Initiator, RecoveryRules, Route, Routing,
             success_window::{Sample, WindowFigures, WindowState},
         },
         turn::transcript::TranscriptEntry,
@@ -39,8 +39,8 @@ fn rules() -> RecoveryRules {
     }
 }
 
-fn wish() -> Wish {
-    Wish { initiator: Initiator::Operator, actor: "ada".into(), reason: "a drill".into() }
+fn attribution() -> Attribution {
+    Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: "a drill".into() }
 }
 
 fn falls(routing: &mut Routing, now: Timestamp) -> Flip {
@@ -55,8 +55,8 @@ fn recovers(routing: &mut Routing, now: Timestamp) -> Flip {
 }
 
 /// What operators are told of a storm.
-fn alarm(cause: &str) -> NewToast {
-    NewToast::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), cause)
+fn alarm(cause: &str) -> NewNotification {
+    NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), cause)
 }
 
 /// Flips a workspace, with a note in a session, as it stands on the disk.
@@ -64,7 +64,7 @@ async fn flips(
     store: &Store,
     key: &WorkspaceKey,
     session: Option<SessionId>,
-    systemic: Option<NewToast>,
+    systemic: Option<NewNotification>,
     seconds: i64,
     flip: impl FnOnce(&mut Routing, Timestamp) -> Flip,
 ) {
@@ -91,7 +91,7 @@ async fn flips(
 
 /// What a sequence told, by its trigger.
 async fn told(store: &Store, stream: Stream) -> Vec<&'static str> {
-    let rows = store.toasts_after(Scope::all(stream), 0, 100).await.unwrap().rows;
+    let rows = store.notifications_after(Scope::all(stream), 0, 100).await.unwrap().rows;
     rows.iter().flatten().map(|row| row.trigger.as_str()).collect()
 }
 
@@ -125,11 +125,11 @@ both_databases! {
         for workspace in [&web, &api] {
             flips(&store, workspace, None, Some(alarm("a storm")), 0, falls).await;
         }
-        flips(&store, &web, None, None, 1, |routing, now| routing.restore(wish(), now).unwrap()).await;
+        flips(&store, &web, None, None, 1, |routing, now| routing.restore(attribution(), now).unwrap()).await;
         assert_eq!(told(&store, Stream::Tenant(web.installation_id)).await, ["manualOperator"]);
         // A pin that is released puts it back on the fallback: that is told, and so its end.
-        flips(&store, &api, None, None, 1, |routing, now| routing.set_pin(Route::Acp, wish(), now).unwrap()).await;
-        flips(&store, &api, None, None, 2, |routing, now| routing.release_pin(wish(), now).unwrap()).await;
+        flips(&store, &api, None, None, 1, |routing, now| routing.set_pin(Route::Acp, attribution(), now).unwrap()).await;
+        flips(&store, &api, None, None, 2, |routing, now| routing.release_pin(attribution(), now).unwrap()).await;
         flips(&store, &api, None, None, 60, recovers).await;
         let all = ["manualOperator", "manualOperator", "recovered"];
         assert_eq!(told(&store, Stream::Tenant(api.installation_id)).await, all);
@@ -154,7 +154,7 @@ both_databases! {
         flips(&store, b, None, None, 100, falls).await;
         assert_eq!(unended(10).await, None, "nothing was told yet");
         flips(&store, c, None, Some(alarm("one")), 400, falls).await;
-        flips(&store, d, None, None, 401, |routing, now| routing.roll_back(wish(), now).unwrap()).await;
+        flips(&store, d, None, None, 401, |routing, now| routing.roll_back(attribution(), now).unwrap()).await;
         flips(&store, b, None, None, 402, recovers).await;
         flips(&store, b, None, Some(alarm("one")), 500, falls).await;
         let found = unended(10).await.unwrap();

@@ -11,7 +11,7 @@ use crate::{
         automation::skip::SkipReason,
         notify::{
             notice,
-            toast::{Addressee, NewToast, Scope, Stream, Telling},
+            toast::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         redaction::Redacted,
         turn::{
@@ -105,15 +105,15 @@ both_databases! {
             store.accept_turn(turn).await.unwrap();
             let to = Addressee::Session(key("acme", "web"), session);
             let told = notice::of_skip(SkipReason::MissingCredential, None, None);
-            let toast = NewToast::new(Uuid::now_v7(), to, told, Uuid::now_v7());
-            let telling = Telling { toast, note: TranscriptEntry::text("automation", "left out") };
-            let left_out = Some((AutomationRunRow { prompt_id: Some(prompt), ..run.clone() }, telling));
+            let toast = NewNotification::new(Uuid::now_v7(), to, told, Uuid::now_v7());
+            let session_notice = SessionNotice { toast, note: TranscriptEntry::text("automation", "left out") };
+            let left_out = Some((AutomationRunRow { prompt_id: Some(prompt), ..run.clone() }, session_notice));
             let ended = end(&store, TurnEnd { left_out, ..turn_end(session, prompt, us + 1) }).await;
             (ended, store.prompt(prompt).await.unwrap().unwrap().state)
         };
         let found = async || {
             let runs = store.automation_runs(AuditFilter::default(), Page { limit: 9, after: None }).await.unwrap();
-            let toasts = store.toasts_after(Scope::all(Stream::Tenant("acme".parse().unwrap())), 0, 9).await.unwrap();
+            let toasts = store.notifications_after(Scope::all(Stream::Tenant("acme".parse().unwrap())), 0, 9).await.unwrap();
             (runs.len(), toasts.rows.len(), texts(&store, session).await)
         };
         assert_eq!(ends(1).await, (Ok(()), TurnState::Completed));

@@ -11,7 +11,7 @@ use crate::{
         capacity::{AlertKind, AlertLevel, CapacityChange},
         notify::{
             notice,
-            toast::{Addressee, NewToast},
+            toast::{Addressee, NewNotification},
             webhook::{DeliveryState, Verdict},
         },
         redaction::Redacted,
@@ -34,8 +34,8 @@ fn change() -> CapacityChange {
     CapacityChange { level: AlertLevel::Warning, kind: AlertKind::Raised, taken: 9, limit: 10 }
 }
 
-fn toast(to: Addressee, cause: &str) -> NewToast {
-    NewToast::new(Uuid::now_v7(), to, notice::of_capacity(&change()).unwrap(), cause)
+fn toast(to: Addressee, cause: &str) -> NewNotification {
+    NewNotification::new(Uuid::now_v7(), to, notice::of_capacity(&change()).unwrap(), cause)
 }
 
 /// Tells operators something at each of these times.

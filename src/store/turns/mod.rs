@@ -18,7 +18,7 @@ use super::{
         connection::{AnyConnection, Cached, Update, execute},
         writer::{Job, Outage, WriteTx},
     },
-    notifications::notes::TellingRows,
+    notifications::notes::SessionNoticeRows,
     schema::{self, prompts, transcript_entries},
     transcript::{self, Entries, TranscriptAppend, TranscriptRow},
 };
@@ -26,7 +26,7 @@ use crate::domain::{
     automation::skip::WantedMode,
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceKey},
-    notify::toast::Telling,
+    notify::toast::SessionNotice,
     redaction::Redacted,
     routing::Route,
     turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
@@ -141,7 +141,7 @@ pub(crate) struct TurnEnd {
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
     /// What is kept and told where its changes are left where they are.
-    pub left_out: Option<(AutomationRunRow, Telling)>,
+    pub left_out: Option<(AutomationRunRow, SessionNotice)>,
     /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
     pub counts: Option<OutcomeCount>,
     /// The time.
@@ -305,9 +305,10 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
     let detail = end.error.as_ref().map(columns::clean_detail);
     let code = end.error.as_ref().map(|error| error.code.as_str());
     let key = end.key.clone();
-    let mut left_out = end.left_out.map(|(run, telling)| {
-        let telling = TellingRows::new(key.clone(), end.session_id, Some(end.prompt_id), telling, end.now);
-        (automation_runs::Record::new(run), telling)
+    let mut left_out = end.left_out.map(|(run, session_notice)| {
+        let session_notice =
+            SessionNoticeRows::new(key.clone(), end.session_id, Some(end.prompt_id), session_notice, end.now);
+        (automation_runs::Record::new(run), session_notice)
     });
     let mut entries = Entries::new(TranscriptAppend {
         session_id: end.session_id,
@@ -336,9 +337,9 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
             outcomes::count(tx, &key, counts)?;
         }
         entries.write(tx)?;
-        if let Some((run, telling)) = &mut left_out {
+        if let Some((run, session_notice)) = &mut left_out {
             run.insert(tx)?;
-            telling.write(tx)?;
+            session_notice.write(tx)?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use prometheus::{
 use self::{
     capacity::CapacityMetrics,
     family::{Family, Maker},
-    notifications::{ToastMetrics, WebhookMetrics},
+    notifications::{NotificationMetrics, WebhookMetrics},
     routing::RouteMetrics,
     service::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
 };
@@ -69,7 +69,7 @@ struct All {
     sessions_expired: IntCounter,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
-    toasts: ToastMetrics,
+    toasts: NotificationMetrics,
     webhooks: WebhookMetrics,
 }
 
@@ -133,7 +133,7 @@ impl All {
             )?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
-            toasts: ToastMetrics::new(&make)?,
+            toasts: NotificationMetrics::new(&make)?,
             webhooks: WebhookMetrics::new(&make)?,
             registry,
         })
@@ -336,7 +336,7 @@ impl Metrics {
     }
 
     /// What is counted about toasts and their subscribers.
-    pub(crate) fn toasts(&self) -> &ToastMetrics {
+    pub(crate) fn toasts(&self) -> &NotificationMetrics {
         &self.all.toasts
     }
 

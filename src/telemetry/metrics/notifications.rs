@@ -38,7 +38,7 @@ impl Label for ResetReason {
 
 /// Metrics of toasts; a part of [`crate::telemetry::Metrics`]. Nothing blocks.
 #[derive(Debug)]
-pub(crate) struct ToastMetrics {
+pub(crate) struct NotificationMetrics {
     subscribers: IntGauge,
     sent: IntCounter,
     replayed: IntCounter,
@@ -49,7 +49,7 @@ pub(crate) struct ToastMetrics {
     lag: Histogram,
 }
 
-impl ToastMetrics {
+impl NotificationMetrics {
     pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
             subscribers: make.gauge("lumilink_toast_subscribers", "Open WebSockets that read toasts.")?,

@@ -27,7 +27,7 @@ use crate::{
     },
     transport::{
         AgentEvent, AgentSession, CloseReason, Delivered, SendError, TurnRequest,
-        pipe::{FrameReceiver, FrameSender, Incoming, LineState},
+        pipe::{ConnectionState, FrameReceiver, FrameSender, Incoming},
     },
 };
 
@@ -84,8 +84,8 @@ impl Stream for Events {
                     Some(exited) => CloseReason::AgentExited(exited),
                     None => reason,
                 })),
-                Some(Incoming::Line(LineState::Interrupted(cause))) => Some(AgentEvent::Interrupted(cause)),
-                Some(Incoming::Line(LineState::Resumed)) => Some(AgentEvent::Resumed),
+                Some(Incoming::Line(ConnectionState::Interrupted(cause))) => Some(AgentEvent::Interrupted(cause)),
+                Some(Incoming::Line(ConnectionState::Resumed)) => Some(AgentEvent::Resumed),
                 Some(Incoming::Frame(frame)) => {
                     let read = read(frame.text());
                     if frame.seq() > 0 {

@@ -16,7 +16,7 @@ use crate::{
 
 /// A runtime's HTTP door. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct HttpDoor {
+pub(crate) struct RuntimeClient {
     client: reqwest::Client,
     base: Url,
     token: Option<SecretString>,
@@ -33,7 +33,7 @@ pub(crate) enum Connections {
     OneEach,
 }
 
-impl HttpDoor {
+impl RuntimeClient {
     /// Makes the door of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
     pub(crate) fn new(acp_url: &str, token: Option<SecretString>, connections: Connections) -> Result<Self, Failure> {
         let bad =
@@ -120,8 +120,8 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// Asks a runtime about workspaces. Cheap to clone; connections are kept and reused.
 #[derive(Debug, Clone)]
-pub(crate) struct WorkspaceDoor {
-    door: HttpDoor,
+pub(crate) struct WorkspaceClient {
+    client: RuntimeClient,
     prepare_timeout: Duration,
 }
 
@@ -130,11 +130,11 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Room on top of the clone's own limit, so that the runtime's clear answer arrives before ours.
 const PREPARE_ROOM: Duration = Duration::from_secs(15);
 
-impl WorkspaceDoor {
+impl WorkspaceClient {
     /// Makes the door of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
     pub(crate) fn new(acp_url: &str, token: Option<SecretString>, clone_timeout: Duration) -> Result<Self, Failure> {
         Ok(Self {
-            door: HttpDoor::new(acp_url, token, Connections::Reused)?,
+            client: RuntimeClient::new(acp_url, token, Connections::Reused)?,
             prepare_timeout: clone_timeout + PREPARE_ROOM,
         })
     }
@@ -152,7 +152,7 @@ impl WorkspaceDoor {
     /// Tells how the runtime is.
     pub(crate) async fn status(&self) -> Result<RuntimeStatus, Failure> {
         // Health is asked for by probes, which do not wait long either.
-        self.send(self.door.request(Method::GET, "status").timeout(Duration::from_secs(2))).await
+        self.send(self.client.request(Method::GET, "status").timeout(Duration::from_secs(2))).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -161,15 +161,15 @@ impl WorkspaceDoor {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<T, Failure> {
-        self.send(self.door.request(Method::POST, path).json(body).timeout(limit)).await
+        self.send(self.client.request(Method::POST, path).json(body).timeout(limit)).await
     }
 
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, Failure> {
-        let unavailable = |cause: reqwest::Error| self.door.unavailable(&cause);
+        let unavailable = |cause: reqwest::Error| self.client.unavailable(&cause);
         let response = request.send().await.map_err(unavailable)?;
         if response.status().is_success() {
             return response.json().await.map_err(unavailable);
         }
-        Err(self.door.refusal(response).await)
+        Err(self.client.refusal(response).await)
     }
 }

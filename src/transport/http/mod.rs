@@ -15,7 +15,7 @@ use serde_json::{json, value::RawValue};
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
 use self::{
-    client::{Connections, HttpDoor},
+    client::{Connections, RuntimeClient},
     turn::AskedTurn,
 };
 use super::{
@@ -50,7 +50,7 @@ const CANCEL_PAUSE: Duration = Duration::from_millis(200);
 /// Turns over HTTP at one runtime. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct HttpFallback {
-    door: HttpDoor,
+    client: RuntimeClient,
     limits: Arc<FallbackLimits>,
 }
 
@@ -74,8 +74,8 @@ pub(crate) struct FallbackLimits {
 impl HttpFallback {
     /// Makes the fallback of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
     pub(crate) fn new(acp_url: &str, token: Option<SecretString>, limits: FallbackLimits) -> Result<Self, Failure> {
-        let door = HttpDoor::new(acp_url, token, Connections::OneEach)?;
-        Ok(Self { door, limits: Arc::new(limits) })
+        let client = RuntimeClient::new(acp_url, token, Connections::OneEach)?;
+        Ok(Self { client, limits: Arc::new(limits) })
     }
 }
 
@@ -97,8 +97,8 @@ impl Transport for HttpFallback {
             config_options: None,
             cookies: request.cookies.clone(),
         };
-        let door = self.door.clone().with_cookies(request.cookies.clone());
-        let fallback = Self { door, limits: self.limits.clone() };
+        let client = self.client.clone().with_cookies(request.cookies.clone());
+        let fallback = Self { client, limits: self.limits.clone() };
         let link = Link { fallback, request, says, running: None };
         let events = stream::unfold(events, |mut events| async {
             let event = events.recv().await?;
@@ -143,12 +143,13 @@ impl Link {
 
     /// Asks the runtime to end a turn, on a task of its own, until it has taken it in or the turn is over.
     fn tell_cancel(&self, running: &Running) {
-        let (door, prompt_id, turn) = (self.fallback.door.clone(), running.prompt_id, running.task.abort_handle());
+        let (client, prompt_id, turn) =
+            (self.fallback.client.clone(), running.prompt_id, running.task.abort_handle());
         // A link that is dropped outside of any runtime is dropped with its program.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             for _ in 0..CANCEL_TRIES {
-                if is_told(&door, prompt_id).await || turn.is_finished() {
+                if is_told(&client, prompt_id).await || turn.is_finished() {
                     return;
                 }
                 sleep(CANCEL_PAUSE).await;
@@ -160,9 +161,9 @@ impl Link {
 }
 
 /// Whether the runtime ends the turn now.
-async fn is_told(door: &HttpDoor, prompt_id: PromptId) -> bool {
+async fn is_told(client: &RuntimeClient, prompt_id: PromptId) -> bool {
     let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
-    let request = door.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
+    let request = client.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
     match request.send().await {
         Ok(response) => response.json::<TurnCancelled>().await.is_ok_and(|told| told.cancelled),
         Err(_) => false,
@@ -192,7 +193,7 @@ impl AgentSession for Link {
             automation: None,
         };
         let asked = AskedTurn::new(
-            self.fallback.door.clone(),
+            self.fallback.client.clone(),
             call,
             turn.prompt_id,
             self.says.clone(),

@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::client::{HttpDoor, root_cause};
+use super::client::{RuntimeClient, root_cause};
 use crate::{
     contract::{
         fallback::{AFTER, LinePermission, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine},
@@ -36,7 +36,7 @@ const UNKNOWN_TRIES: u32 = 3;
 
 /// A turn that is asked for.
 pub(crate) struct AskedTurn {
-    door: HttpDoor,
+    client: RuntimeClient,
     call: u64,
     prompt_id: PromptId,
     says: mpsc::Sender<AgentEvent>,
@@ -58,14 +58,14 @@ enum Read {
 impl AskedTurn {
     /// Lines are at most `frame_bytes` and something; a broken line is made again for `grace`.
     pub(crate) fn new(
-        door: HttpDoor,
+        client: RuntimeClient,
         call: u64,
         prompt_id: PromptId,
         says: mpsc::Sender<AgentEvent>,
         grace: Duration,
         frame_bytes: usize,
     ) -> Self {
-        Self { door, call, prompt_id, says, grace, line_bytes: frame_bytes.saturating_add(ROOM), received: 0 }
+        Self { client, call, prompt_id, says, grace, line_bytes: frame_bytes.saturating_add(ROOM), received: 0 }
     }
 
     /// Asks for the turn and says what it says, the end last: an answer, or why it failed.
@@ -87,16 +87,16 @@ impl AskedTurn {
 
     async fn ask(&mut self, body: ProcessPrompt) -> Read {
         let path = PROCESS_PROMPT.trim_start_matches('/');
-        let request = self.door.request(Method::POST, path).header(header::ACCEPT, NDJSON).json(&body);
+        let request = self.client.request(Method::POST, path).header(header::ACCEPT, NDJSON).json(&body);
         match timeout(SILENCE, request.send()).await {
             Ok(Ok(response)) if response.status().is_success() => self.read(response).await,
             Ok(Ok(response)) => {
-                let failure = self.door.refusal(response).await;
+                let failure = self.client.refusal(response).await;
                 Read::Over(Box::new(self.failed(failure)))
             }
             // Nothing was sent: there was no connection to send it on.
             Ok(Err(cause)) if cause.is_connect() || cause.is_builder() => {
-                Read::Over(Box::new(self.failed(self.door.unavailable(&cause))))
+                Read::Over(Box::new(self.failed(self.client.unavailable(&cause))))
             }
             Ok(Err(cause)) => Read::Broken(root_cause(&cause)),
             Err(_) => Read::Broken(silence()),
@@ -119,7 +119,7 @@ impl AskedTurn {
             sleep(wait).await;
             let turn = PROCESS_PROMPT.trim_start_matches('/');
             let path = format!("{turn}/{}?{AFTER}={}", self.prompt_id, self.received);
-            let request = self.door.request(Method::GET, &path);
+            let request = self.client.request(Method::GET, &path);
             match timeout(SILENCE, request.header(header::ACCEPT, NDJSON).send()).await {
                 Ok(Ok(response)) if response.status().is_success() => {
                     self.says.send(AgentEvent::Resumed).await.ok()?;
@@ -133,7 +133,7 @@ impl AskedTurn {
                     }
                 }
                 Ok(Ok(response)) => {
-                    let failure = self.door.refusal(response).await;
+                    let failure = self.client.refusal(response).await;
                     unknown += u32::from(failure.code == ErrorCode::NotFound);
                     cause = failure.detail;
                     if unknown >= UNKNOWN_TRIES {

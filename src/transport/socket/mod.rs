@@ -21,7 +21,7 @@ use self::{
 };
 use super::{
     AdoptRequest, Delivered,
-    pipe::{self, CloseReason, LineState, Pipe},
+    pipe::{self, CloseReason, ConnectionState, Pipe},
 };
 use crate::{
     acp::jsonrpc,
@@ -247,7 +247,7 @@ impl Conversation {
     async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "the connection broke; it is being made again");
-        self.carrier.tell_state(LineState::Interrupted(cause));
+        self.carrier.tell_state(ConnectionState::Interrupted(cause));
         // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
@@ -260,7 +260,7 @@ impl Conversation {
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
                 tracing::info!(marker = "[ACP]", connection, "the connection stands again");
-                self.carrier.tell_state(LineState::Resumed);
+                self.carrier.tell_state(ConnectionState::Resumed);
                 Ok((socket, from))
             }
             Err(out_of_range) => {

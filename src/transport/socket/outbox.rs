@@ -13,10 +13,10 @@ use super::websocket::ResumeLimits;
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::ACKNOWLEDGED,
-    domain::delivery::{Arrival, Inbox, OutOfRange, Outbox, Untold},
+    domain::delivery::{Arrival, Inbox, OutOfRange, Outbox, PendingAck},
     transport::{
         Delivered, SendError,
-        pipe::{CloseReason, FrameReceiver, FrameSender, Incoming, LineState, Refused},
+        pipe::{CloseReason, ConnectionState, FrameReceiver, FrameSender, Incoming, Refused},
     },
 };
 
@@ -27,7 +27,7 @@ pub(crate) struct Carrier {
     delivered: Arc<Delivered>,
     outbox: Outbox<Utf8Bytes>,
     inbox: Inbox,
-    untold: Untold,
+    untold: PendingAck,
     /// Wakes when more is settled; there only while that may be worth a message.
     settled_more: Option<BoxFuture<'static, ()>>,
     /// Messages up to this one are not for the session, which knows them.
@@ -73,7 +73,7 @@ impl Carrier {
             // The peer acknowledges by the same limits; smaller ones of our own could wait for it for ever.
             outbox: Outbox::new(limits.frames, limits.bytes, 0),
             inbox: Inbox::default(),
-            untold: Untold::new(limits.frames, limits.bytes, 0),
+            untold: PendingAck::new(limits.frames, limits.bytes, 0),
             settled_more: None,
             known: 0,
             asked: !limits.grace.is_zero(),
@@ -89,7 +89,7 @@ impl Carrier {
         self.known = known;
         self.outbox = Outbox::new(limits.frames, limits.bytes, sent);
         self.inbox = Inbox::new(after);
-        self.untold = Untold::new(limits.frames, limits.bytes, after);
+        self.untold = PendingAck::new(limits.frames, limits.bytes, after);
         self.numbered = true;
         self
     }
@@ -202,7 +202,7 @@ impl Carrier {
     }
 
     /// Says what the line does, after everything that came before.
-    pub(crate) fn tell_state(&mut self, state: LineState) {
+    pub(crate) fn tell_state(&mut self, state: ConnectionState) {
         self.listener.tell(state);
     }
 
@@ -225,13 +225,13 @@ impl Carrier {
     pub(crate) async fn abandoned(&mut self) {
         let Self { outgoing, listener, .. } = self;
         let incoming = listener.incoming.clone();
-        let telling = async {
+        let session_notice = async {
             if std::future::poll_fn(|cx| listener.poll_room(cx)).await.is_ok() {
                 incoming.reader_gone().await;
             }
         };
         tokio::select! {
-            () = telling => {}
+            () = session_notice => {}
             () = outgoing.writers_gone() => {}
         }
     }
@@ -250,7 +250,7 @@ struct Listener {
     /// What the pipe had no room for; nothing is read while it waits.
     waiting: Option<BoxFuture<'static, Result<(), SendError>>>,
     /// What the line did meanwhile. At most one thing: a break and its mending, both untold, are nothing.
-    next_state: Option<LineState>,
+    next_state: Option<ConnectionState>,
 }
 
 impl Listener {
@@ -266,7 +266,7 @@ impl Listener {
         Taken::Done
     }
 
-    fn tell(&mut self, state: LineState) {
+    fn tell(&mut self, state: ConnectionState) {
         if self.next_state.take().is_none() {
             self.next_state = Some(state);
         }

@@ -52,7 +52,7 @@ pub(crate) async fn carry(
     resend: u64,
 ) -> End {
     let now = Instant::now();
-    let mut line = Line {
+    let mut line = Pump {
         carrier,
         socket,
         heartbeat,
@@ -85,7 +85,7 @@ fn normal_close() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") }))
 }
 
-struct Line<'a> {
+struct Pump<'a> {
     carrier: &'a mut Carrier,
     socket: &'a mut Socket,
     heartbeat: Heartbeat,
@@ -107,7 +107,7 @@ struct Line<'a> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Line<'_> {
+impl Pump<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             while let Poll::Ready(end) = self.read_one(cx) {

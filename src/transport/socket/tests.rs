@@ -30,7 +30,7 @@ use crate::{
     domain::turn::outcome::ErrorCode,
     transport::{
         acp::AcpTransport,
-        pipe::{FrameReceiver, Incoming, LineState, PipeLimits},
+        pipe::{ConnectionState, FrameReceiver, Incoming, PipeLimits},
         socket, *,
     },
 };
@@ -178,14 +178,14 @@ async fn message(from_agent: &mut FrameReceiver) -> (u64, Value) {
 
 async fn interrupted(from_agent: &mut FrameReceiver) -> String {
     match in_time(from_agent.recv()).await {
-        Some(Incoming::Line(LineState::Interrupted(cause))) => cause,
+        Some(Incoming::Line(ConnectionState::Interrupted(cause))) => cause,
         other => panic!("{other:?}"),
     }
 }
 
 async fn stands_again(from_agent: &mut FrameReceiver) {
     let state = in_time(from_agent.recv()).await;
-    assert!(matches!(state, Some(Incoming::Line(LineState::Resumed))), "{state:?}");
+    assert!(matches!(state, Some(Incoming::Line(ConnectionState::Resumed))), "{state:?}");
 }
 
 async fn lost(from_agent: &mut FrameReceiver) -> String {
@@ -253,8 +253,8 @@ async fn however_often_it_is_cut_everything_arrives_once_and_in_order() {
                     delivered.settle(next);
                     next += 1;
                 }
-                Incoming::Line(LineState::Interrupted(_)) => breaks += 1,
-                Incoming::Line(LineState::Resumed) => {}
+                Incoming::Line(ConnectionState::Interrupted(_)) => breaks += 1,
+                Incoming::Line(ConnectionState::Resumed) => {}
                 Incoming::Closed(reason) => panic!("{reason:?}"),
             }
         }
@@ -438,7 +438,7 @@ async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
         socket.say(seq, 0, update(seq)).await;
         match in_time(pipe.from_agent.recv()).await.unwrap() {
             Incoming::Frame(frame) => assert_eq!(frame.seq(), seq),
-            Incoming::Line(LineState::Interrupted(cause)) => break cause,
+            Incoming::Line(ConnectionState::Interrupted(cause)) => break cause,
             other => panic!("{other:?}"),
         }
     };

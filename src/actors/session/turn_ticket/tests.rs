@@ -16,7 +16,7 @@ use crate::{
             route_gate::{RouteGate, WorkspacePace},
             session::{SessionShared, SessionSpec, SessionView, SharedPolicy},
         },
-        services::{Parts, SessionSettings},
+        services::{Services, SessionSettings},
     },
     config::Config,
     domain::{
@@ -99,9 +99,9 @@ struct Over {
     remarks: usize,
 }
 
-fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
+fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
-    let settings = &parts.settings;
+    let settings = &services.settings;
     let gate = RouteGate::new(&Routing::new(Route::Acp), &settings.recovery);
     let ways = (gate.next_turn(), Route::Acp);
     let spec = SessionSpec {
@@ -130,10 +130,10 @@ fn run(parts: &Arc<Parts>, steps: &[Step], end: End) -> Over {
     let feed = EventFeed::new(spec.session_id, 1000, 1 << 20, 0);
     let shared = Arc::new(SessionShared::new(Arc::new(spec), feed, view));
     let (ended, watching) = watch::channel(None);
-    let slot = parts.store.reserve_end().unwrap();
+    let slot = services.store.reserve_end().unwrap();
     let now = SystemClock.now();
     let span = tracing::Span::none();
-    let mut ticket = TurnTicket::new(parts.clone(), shared.clone(), prompt_id, ways, slot, ended, now, span);
+    let mut ticket = TurnTicket::new(services.clone(), shared.clone(), prompt_id, ways, slot, ended, now, span);
     let (mut is_accepted, mut remarks) = (false, 0);
     for step in steps {
         match step {
@@ -215,7 +215,7 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
     .unwrap();
     let transport = || Arc::new(FakeTransport::new().0);
     let settings = SessionSettings::new(&Config::default());
-    let parts = Arc::new(Parts::of_test(store, transport(), transport(), settings));
+    let services = Arc::new(Services::of_test(store, transport(), transport(), settings));
     let mut runner = TestRunner::default();
     let sequence = (prop::collection::vec(step(), 0..12), end());
     let mut accepted = 0;
@@ -228,13 +228,14 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
                 steps.retain(|step| !matches!(step, Step::Accepted));
             }
             accepted += u64::from(steps.iter().any(|step| matches!(step, Step::Accepted)));
-            over.push(run(&parts, &steps, end));
+            over.push(run(&services, &steps, end));
         }
         for over in over {
             check(over).await;
         }
     }
-    assert_eq!(parts.metrics.turns_started(Route::Acp), accepted);
-    let ended: u64 = TurnOutcome::LABELS.iter().map(|outcome| parts.metrics.turns_ended(Route::Acp, outcome)).sum();
+    assert_eq!(services.metrics.turns_started(Route::Acp), accepted);
+    let ended: u64 =
+        TurnOutcome::LABELS.iter().map(|outcome| services.metrics.turns_ended(Route::Acp, outcome)).sum();
     assert_eq!(ended, accepted, "turns that began and turns that ended");
 }

@@ -7,7 +7,7 @@ use crate::domain::{
     automation::repository_pattern::RepositoryName,
     clock::Timestamp,
     routing::{
-        Wish,
+        Attribution,
         success_window::{WindowFigures, WindowState},
     },
 };
@@ -24,8 +24,8 @@ fn every_text_fits_and_a_rollback_names_the_fallback() {
                     length_seconds: 3600,
                 });
                 let from = if to == Route::Acp { Route::Http } else { Route::Acp };
-                let wish = Wish::of_system("x");
-                let flip = Flip { from, to, epoch: 1, trigger, wish, figures, attempt: 0 };
+                let attribution = Attribution::of_system("x");
+                let flip = Flip { from, to, epoch: 1, trigger, attribution, figures, attempt: 0 };
                 let told = of_flip(&flip);
                 let text = told.body.as_str();
                 assert!((1..=MAX_BODY_CHARS).contains(&text.chars().count()), "{text}");
@@ -44,8 +44,8 @@ fn every_text() -> Vec<(String, Notice)> {
         for trigger in FlipTrigger::ALL {
             let figures =
                 WindowFigures { state: WindowState::Breached, samples: 120, failures: 3, length_seconds: 3600 };
-            let wish = Wish::of_system("x");
-            let flip = Flip { from, to, epoch: 1, trigger, wish, figures: Some(figures), attempt: 0 };
+            let attribution = Attribution::of_system("x");
+            let flip = Flip { from, to, epoch: 1, trigger, attribution, figures: Some(figures), attempt: 0 };
             texts.push((format!("flip {} {}", to.as_str(), trigger.as_str()), of_flip(&flip)));
             if (to, trigger) == (Route::Http, FlipTrigger::AutoThreshold) {
                 texts.push(("flip http without figures".into(), of_flip(&Flip { figures: None, ..flip })));

@@ -8,19 +8,23 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewToast, Scope, Stream, Telling},
+            toast::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         turn::transcript::TranscriptEntry,
     },
-    store::{NewSession, Store, notifications::notes::TellingRows},
+    store::{NewSession, Store, notifications::notes::SessionNoticeRows},
 };
 
 const SECOND: i64 = 1_000_000;
 
-fn of_break(key: &WorkspaceKey) -> Telling {
-    let toast =
-        NewToast::new(Uuid::now_v7(), Addressee::Workspace(key.clone()), notice::of_reconnecting(), Uuid::now_v7());
-    Telling { toast, note: TranscriptEntry::text("info", "a break") }
+fn of_break(key: &WorkspaceKey) -> SessionNotice {
+    let toast = NewNotification::new(
+        Uuid::now_v7(),
+        Addressee::Workspace(key.clone()),
+        notice::of_reconnecting(),
+        Uuid::now_v7(),
+    );
+    SessionNotice { toast, note: TranscriptEntry::text("info", "a break") }
 }
 
 /// The connection of a session breaks.
@@ -34,7 +38,7 @@ async fn told(store: &Store, key: &WorkspaceKey) -> Vec<i64> {
         workspace: Some(key.workspace_id.clone()),
         ..Scope::all(Stream::Tenant(key.installation_id.clone()))
     };
-    let rows = store.toasts_after(scope, 0, 100).await.unwrap().rows;
+    let rows = store.notifications_after(scope, 0, 100).await.unwrap().rows;
     rows.iter().flatten().map(|row| (row.created.0 - at(0).0) / SECOND).collect()
 }
 
@@ -85,7 +89,7 @@ both_databases! {
         let store = database.open();
         let web = key("acme", "web");
         let session = session(&store).await;
-        let mut rows = TellingRows::new(web.clone(), session, None, of_break(&web), at(0));
+        let mut rows = SessionNoticeRows::new(web.clone(), session, None, of_break(&web), at(0));
         let woken = store.write(move |tx| {
             rows.write_for_each(tx)?;
             tx.told.clear();
