@@ -61,6 +61,8 @@
 //!    a whole, reaped.
 //! 8. HTTP status codes are chosen in [`contract::problem`] alone, metric names in [`telemetry`] alone.
 //! 9. Constants do not change under test: tests set small values through the same configuration.
+//! 10. Locks do not poison (`parking_lot`), so a panic under a lock has to leave consistent data: a critical section
+//!     changes its data in steps that cannot fail half-way, and no guard is held across an `await`.
 //!
 //! # Walks
 //!

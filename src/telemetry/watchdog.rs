@@ -3,12 +3,14 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Metrics;
 use crate::domain::watchdog::{Finding, WatchdogLimits};
@@ -109,7 +111,7 @@ impl Shared {
     }
 
     fn hearts(&self) -> MutexGuard<'_, Vec<Arc<Heart>>> {
-        self.hearts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hearts.lock()
     }
 
     fn watch(&self, stopped: &Receiver<()>) {

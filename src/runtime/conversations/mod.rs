@@ -6,11 +6,12 @@ pub(crate) mod conversation;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::watch,
     time::{Duration, sleep_until},
@@ -54,7 +55,7 @@ impl Conversations {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Conversation>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Whether a connection can be gone on with at all.
