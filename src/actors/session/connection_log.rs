@@ -17,11 +17,12 @@ use crate::{
         redaction::Redacted,
         routing::{
             Route,
+            sampling::sample_of_handshake,
             success_window::bucket_start,
             turn_route::{TurnReport, TurnRoute},
         },
         session::connection::{ConnectionHealth, ConnectionStatus},
-        turn::{outcome::Failure, sampling::sample_of_handshake},
+        turn::outcome::Failure,
     },
     store::{NewConnection, NewConnectionEvent, OutcomeCount},
     transport::AgentFacts,

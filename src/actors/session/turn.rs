@@ -16,13 +16,12 @@ use crate::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::PromptId,
-        routing::{Route, success_window::Sample, turn_route::TurnRoute},
+        routing::{Route, sampling::sample_of, success_window::Sample, turn_route::TurnRoute},
         session::{connection::ConnectionStatus, lifecycle::SessionState},
         turn::{
             TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
-            sampling::sample_of,
             transcript::TranscriptEntry,
         },
     },
@@ -307,7 +306,7 @@ impl Session {
             let limit = this.services.settings.inactivity_timeout;
             let Some(turn) = &mut this.turn else { return };
             let now = this.services.clock.now();
-            if this.desk.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
+            if this.permissions.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
                 // A person or the network is being waited for, each under a limit of its own.
                 turn.heard = now;
             }

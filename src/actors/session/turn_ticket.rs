@@ -28,6 +28,7 @@ use crate::{
         redaction::Redacted,
         routing::{
             Route,
+            sampling::sample_of,
             success_window::bucket_start,
             turn_route::{TurnReport, TurnRoute},
         },
@@ -35,7 +36,6 @@ use crate::{
         turn::{
             Severity, TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
-            sampling::sample_of,
             transcript::{TranscriptBuilder, TranscriptEntry},
         },
     },
