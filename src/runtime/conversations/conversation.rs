@@ -20,7 +20,7 @@ use crate::{
     domain::delivery::{Inbox, OutOfRange, Outbox},
     runtime::{
         agents::{StartedAgent, Workplace},
-        socket::outgoing::Parting,
+        conversations::outgoing::Parting,
     },
     transport::pipe::{Incoming, Pipe},
 };

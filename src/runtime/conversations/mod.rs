@@ -2,6 +2,7 @@
 
 pub(crate) mod attachment;
 pub(crate) mod conversation;
+pub(crate) mod outgoing;
 
 use std::{
     collections::HashMap,
