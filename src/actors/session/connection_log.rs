@@ -48,7 +48,7 @@ pub(crate) fn note(
         if let Err(cause) = services.store.record_handshake(new, counts).await {
             tracing::warn!(marker = "[ACP]", %cause, "a handshake was not written down");
         }
-        report(TurnReport { turn, carried: Route::Acp, sample, at });
+        report(TurnReport { turn, carrier: Route::Acp, sample, at });
     });
 }
 
