@@ -1,11 +1,8 @@
 //! The load: every session sends its next prompt when the last one has ended.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
@@ -117,7 +114,7 @@ pub(crate) async fn run(
 }
 
 fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
+    tally.lock()
 }
 
 async fn converse(

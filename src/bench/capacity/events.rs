@@ -1,10 +1,8 @@
 //! Reads the events of a session and counts them by their ids: from 1, each by one more, none lost, none twice.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::bench::http_link::HttpLink;
@@ -78,7 +76,7 @@ impl Follower {
             let read = |bytes: &[u8]| ids.read(bytes, |id| told.send_modify(|seen| seen.take(id)));
             let end = HttpLink::new(address).stream(&path, read).await;
             let end = end.err().unwrap_or_else(|| "the stream ended".into());
-            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+            *ended.lock() = Some(end);
         });
         Self { session: session.to_owned(), seen, why, task }
     }
@@ -91,7 +89,7 @@ impl Follower {
         if let Ok(seen) = self.seen.wait_for(|seen| seen.last >= last).await {
             return Ok(*seen);
         }
-        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let why = self.why.lock().take();
         Err(why.unwrap_or_else(|| "its reader ended".into()))
     }
 
