@@ -5,7 +5,12 @@ use std::fmt::Write;
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
 
-use super::{error::Origin, layers::is_secret, load::Loaded, sections::HIDDEN, sources::sqlite_path};
+use super::{
+    error::Origin,
+    layers::is_secret,
+    load::Loaded,
+    sections::{HIDDEN, sqlite_path},
+};
 
 /// Writes it. Secrets are hidden, so what is printed can be read by anybody but not loaded as it is where
 /// there are any.

@@ -20,8 +20,6 @@ use actix::{Actor, Addr, Message, Recipient};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub(crate) use self::open::DEFAULT_AGENT;
-
 use self::{
     open::{OpenSession, Placing},
     supervisor::WorkspaceSupervisor,
@@ -41,6 +39,7 @@ use super::{
     },
 };
 use crate::{
+    config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
         ids::{SessionId, WorkspaceKey},
