@@ -13,6 +13,8 @@ mod migrate;
 mod migration;
 pub(crate) mod notifications;
 mod openapi;
+#[cfg(test)]
+mod reference;
 mod runtime;
 mod serve;
 mod session;

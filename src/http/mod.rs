@@ -5,6 +5,7 @@
 
 pub(crate) mod audit;
 mod guard;
+mod handbook;
 mod health;
 pub(crate) mod notifications;
 mod openapi;
@@ -141,6 +142,7 @@ where
             .app_data(web::QueryConfig::default().error_handler(|cause, _| bad_query(&cause).into()))
             .app_data(web::PathConfig::default().error_handler(|cause, _| bad_input(&cause).into()))
             .app_data(Data::from(document.clone()))
+            .configure(handbook::routes)
             .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", (*document).clone()))
             .default_service(web::to(no_route))
             .wrap(from_fn(guard::guard))

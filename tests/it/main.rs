@@ -33,7 +33,6 @@ mod permission;
 mod progress;
 mod prompt;
 mod protocol;
-mod readme;
 mod restore;
 mod resume;
 mod rollback;
