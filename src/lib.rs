@@ -98,8 +98,8 @@
 //! 9. HTTP status codes are chosen in [`contract::problem`], the environment is read in [`config`], metric names are in
 //!    [`telemetry::metrics`], SQL is in [`store`].
 //! 10. Constants do not change under test: tests configure small values.
-//! 11. A lock guards data that is consistent whenever the lock is free: no code panics half-way through a change. So
-//!     locks do not poison.
+//! 11. Locks do not poison (`parking_lot`), so a panic under a lock has to leave consistent data: a critical section
+//!     changes its data in steps that cannot fail half-way, and no guard is held across an `await`.
 //!
 //! # Walkthroughs
 //!

@@ -1,13 +1,13 @@
 //! What can go wrong between a client and the server.
 
 use super::sse::SseError;
-use crate::contract::problem::Problem;
+use crate::{contract::problem::Problem, domain::turn::outcome::ErrorCode};
 
 /// A call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// The server answered with a problem.
-    #[error("{} [{}, request {}]", .0.detail, .0.code, .0.request_id)]
+    #[error("{} [{}, request {}]", detail_for_cli(.0), .0.code, .0.request_id)]
     Problem(Box<Problem>),
     /// Something answered that is not our server: another status without a problem document.
     #[error("{url} answered {status}: {body}")]
@@ -67,6 +67,16 @@ impl ClientError {
     }
 }
 
+/// The detail of a problem with the advice for users of the command line in place of that for callers of the API. An
+/// unknown code, or the other advice of another version, stays as the server sent it.
+pub(super) fn detail_for_cli(problem: &Problem) -> String {
+    let Some(code) = ErrorCode::from_name(&problem.code) else { return problem.detail.clone() };
+    match problem.detail.strip_suffix(code.advice()) {
+        Some(detail) => format!("{detail}{}", code.cli_advice()),
+        None => problem.detail.clone(),
+    }
+}
+
 /// The whole chain of causes on one line: the outermost sentence of the HTTP client says little.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -97,5 +107,31 @@ pub(super) fn lost_or_unreachable(error: &reqwest::Error, base: &url::Url) -> Cl
         ClientError::Unreachable { url, cause: root_cause(error) }
     } else {
         ClientError::Lost { url, cause: causes(error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::turn::outcome::Failure;
+
+    #[test]
+    fn problems_advise_the_command_instead_of_the_api_call() {
+        let mut problem = Problem::new(&Failure::new(ErrorCode::SessionNotLoaded, "the session expired"), "r");
+        assert!(problem.detail.ends_with("`POST /acp/session/load`."));
+        assert_eq!(detail_for_cli(&problem), "the session expired. Load it with `lumilink session load`.");
+        problem.detail = "advice of another version".into();
+        assert_eq!(detail_for_cli(&problem), "advice of another version");
+    }
+
+    #[test]
+    fn advice_for_the_command_line_names_no_http() {
+        for code in ErrorCode::ALL {
+            let advice = code.cli_advice();
+            assert!(
+                !["/acp/", "Retry-After`", "requestId", "`promptId`"].iter().any(|it| advice.contains(it)),
+                "{advice}"
+            );
+        }
     }
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     clean::{clean, clean_line},
+    error::detail_for_cli,
     stream::{Happened, TurnEvent},
 };
 use crate::{
@@ -68,7 +69,7 @@ impl<W: Write> Printer<W> {
                 let mut errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
                 errors.try_for_each(|it| self.line(&it.message))?;
                 let code = result.meta.as_ref().and_then(|meta| ErrorCode::from_name(meta.error_code.as_deref()?));
-                code.map_or(Ok(()), |code| self.line(code.advice()))?;
+                code.map_or(Ok(()), |code| self.line(code.cli_advice()))?;
             }
             TurnEvent::Problem(problem) => self.line(&problem_line(problem))?,
         }
@@ -250,7 +251,7 @@ pub(crate) fn result_line(result: &ACPSessionResult) -> String {
 /// Why a turn did not end well, on one line.
 pub(crate) fn problem_line(problem: &Problem) -> String {
     let (detail, code, request) =
-        (clean_line(&problem.detail), clean_line(&problem.code), clean_line(&problem.request_id));
+        (clean_line(&detail_for_cli(problem)), clean_line(&problem.code), clean_line(&problem.request_id));
     format!("failed: {detail} [{code}, request {request}]")
 }
 

@@ -5,14 +5,9 @@ use std::{io::Write, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, print, print_json};
-use crate::client::{
-    ApiClient,
-    clean::{clean, clean_line},
-    requests::Page,
-};
+use super::flags::{CommandError, ServerFlags, print, print_json, shown};
+use crate::client::{ApiClient, clean::clean, requests::Page};
 
-/// Which server, and what to read there.
 #[derive(Debug, Args)]
 pub(crate) struct AuditArgs {
     #[command(flatten)]
@@ -23,41 +18,41 @@ pub(crate) struct AuditArgs {
 
 #[derive(Debug, Subcommand)]
 enum Records {
-    /// Flips of workspaces' routes, and steps of migrations.
+    /// Flips of routes, and steps of migrations.
     Migrations(Filter),
     /// Rollbacks and restores.
     Rollbacks(Filter),
-    /// Handshakes with agents, and what became of the connections.
+    /// Handshakes with agents, and the states of their connections.
     Connections(Filter),
-    /// Alerts of capacity.
+    /// Capacity alerts.
     Capacity(CapacityFilter),
     /// Runs of GitHub automation.
     Runs(Filter),
-    /// What users were told.
+    /// Notifications.
     Notifications(Filter),
-    /// Figures per day and tenant.
+    /// Success rates, latencies and flips by day and tenant.
     Summary(Period),
 }
 
 #[derive(Debug, Args)]
 struct Period {
-    /// Of this tenant.
+    /// Only records of this tenant.
     #[arg(long, value_name = "NAME")]
     installation: Option<String>,
-    /// From this time on, such as 2026-11-25T00:00:00Z.
+    /// Start of the period, inclusive, RFC 3339: 2026-11-25T00:00:00Z.
     #[arg(long, value_name = "TIME")]
     from: Option<String>,
-    /// Until before this time.
+    /// End of the period, exclusive, RFC 3339.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
 }
 
 #[derive(Debug, Args)]
 struct Form {
-    /// At most so many records, the newest.
+    /// Most records to print, the newest first; without it all.
     #[arg(long, value_name = "COUNT")]
     limit: Option<usize>,
-    /// Prints CSV with a header.
+    /// Prints CSV with a header line.
     #[arg(long, conflicts_with = "json")]
     csv: bool,
 }
@@ -72,10 +67,10 @@ struct CapacityFilter {
 
 #[derive(Debug, Args)]
 struct Filter {
-    /// Of workspaces of this name.
+    /// Only records of workspaces of this name.
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
-    /// Of this session.
+    /// Only records of this session.
     #[arg(long, value_name = "ID")]
     session: Option<String>,
     #[command(flatten)]
@@ -99,10 +94,9 @@ impl Filter {
     }
 }
 
-/// Records on one page where not all are wanted: as many as a server gives that is not asked for a number.
+/// Records per page under `--limit`; the default of the server.
 const PAGE: usize = 50;
 
-/// Does it.
 pub(crate) fn run(arguments: AuditArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
@@ -132,7 +126,7 @@ pub(crate) fn run(arguments: AuditArgs) -> Result<ExitCode, CommandError> {
     })
 }
 
-/// Asks for no more than are wanted; `false` where nothing is left to ask for.
+/// Sets the size of the next page; `false` once `--limit` is reached.
 fn next_page(query: &mut Value, left: &mut Option<usize>) -> bool {
     let Some(left) = left else { return true };
     let page = (*left).min(PAGE);
@@ -179,14 +173,14 @@ async fn print_csv(
     Ok(())
 }
 
-/// Writes lines as they are, but for what a terminal would act on.
+/// Writes lines without the characters that a terminal would act on.
 fn write_lines(lines: &str) -> Result<(), CommandError> {
     let lines: Vec<_> = lines.split("\r\n").map(clean).collect();
     let mut out = std::io::stdout().lock();
     out.write_all(lines.join("\r\n").as_bytes()).map_err(|cause| CommandError::failed("standard output", &cause))
 }
 
-/// One record on a line: when, where, and what it is about.
+/// One record on a line: time, workspace, and its main columns.
 pub(crate) fn row_text(records: &str, row: &Value) -> String {
     let members: &[&str] = match records {
         "migrations" => &[
@@ -213,9 +207,10 @@ pub(crate) fn row_text(records: &str, row: &Value) -> String {
     members.iter().map(|member| shown(&row[*member])).collect::<Vec<_>>().join("  ")
 }
 
-/// The figures: a line for all of it, then one for each day and tenant.
+/// The figures: one line for the period, then one per day and tenant.
 pub(crate) fn summary_text(summary: &Value) -> String {
-    let cut = if summary["truncated"] == true { " (cut: ask for a shorter period)" } else { "" };
+    let cut =
+        if summary["truncated"] == true { " (truncated: name a shorter period with --from and --until)" } else { "" };
     let mut out = format!("{} to {}{cut}\n", shown(&summary["from"]), shown(&summary["until"]));
     out.push_str(&format!("all  {}\n", figures(&summary["total"])));
     for day in summary["days"].as_array().into_iter().flatten() {
@@ -249,27 +244,6 @@ fn figures(of: &Value) -> String {
     )
 }
 
-/// The answer, then the story, oldest first.
-pub(crate) fn story_text(story: &Value) -> String {
-    let mut out = format!("{}\n\n", shown(&story["answer"]));
-    if story["truncated"] == true {
-        out.push_str("… (older entries are left out)\n");
-    }
-    for entry in story["timeline"].as_array().into_iter().flatten() {
-        let (at, kind) = (shown(&entry["at"]), shown(&entry["kind"]));
-        out.push_str(&format!("{at:<27}  {kind:<12}  {}\n", shown(&entry["summary"])));
-    }
-    out
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => clean_line(text),
-        other => clean_line(&other.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -277,15 +251,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_readable_and_harmless() {
+    fn records_are_cleaned_for_the_terminal() {
         let row = json!({"createdAt": "t", "workspaceId": "w", "kind": "rollback", "epoch": 1, "trigger": "manualUser",
         "actor": "a\u{1b}[2J", "reason": "two\nlines"});
         assert_eq!(row_text("rollback-events", &row), "t  w  rollback  1  manualUser  a[2J  two lines");
-        let story = json!({"answer": "ACP carries it.", "truncated": true,
-        "timeline": [{"at": "t", "kind": "turn", "summary": "A turn"}]});
-        let text = story_text(&story);
-        assert!(text.starts_with("ACP carries it.\n\n… (older"), "{text}");
-        assert!(text.ends_with("turn          A turn\n"), "{text}");
         let day = json!({"day": "2026-11-25", "installationId": "acme", "acp": {"turns": 2, "successRate": 0.5},
         "http": {"turns": 0}, "acpGain": {"p50": 0.25}, "flipsToHttp": 1, "flipsToAcp": 0});
         let text = summary_text(&json!({"from": "a", "until": "b", "truncated": false, "total": {}, "days": [day]}));

@@ -10,23 +10,20 @@ use crate::{
     config::{Flag, Listener},
 };
 
-/// How to show it.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     #[command(flatten)]
     common: CommonFlags,
-    /// Ends after the tour, with exit code 0 only if every step did what it says.
+    /// Exits after the tour, with 0 only if every step succeeded.
     #[arg(long)]
     once: bool,
-    /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
+    /// File to write {"http": "http://ADDR:PORT", "pid": N} to once the server is ready.
     #[arg(long, value_name = "FILE")]
     announce: Option<PathBuf>,
 }
 
-/// Serves, and shows a tour of what it does.
 pub(crate) fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
-    // The tour is on the terminal, and the log would break into it; whoever wants it sets it.
-    // The fallback is shown in seconds; its rules are the same.
+    // The log would interleave with the tour. The fallback has the usual rules with times of seconds.
     let preferred = [
         ("log.format", "text"),
         ("log.level", "error"),
@@ -38,7 +35,7 @@ pub(crate) fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
     ];
     arguments.common.preferences = preferred.map(|(setting, value)| Flag::new("demo", setting, value)).into();
     let loaded = arguments.common.load(&[Listener::Server])?;
-    flags::start(&loaded.config.log)?;
+    flags::start_log(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };
     let shown = actix::System::new().block_on(app::demo(loaded, arguments.once, options));
     shown.map_err(|cause| CommandError::failed("demo", &cause))?;

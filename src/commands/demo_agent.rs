@@ -6,10 +6,9 @@ use clap::Args;
 
 use crate::demo_agent;
 
-/// What the demo agent is given.
 #[derive(Debug, Args)]
 pub(crate) struct DemoAgentArgs {
-    /// Passed on as they are.
+    /// Passed to the agent unchanged.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

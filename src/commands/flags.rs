@@ -1,4 +1,4 @@
-//! What commands share: flags, the loaded configuration, the log, and exit codes.
+//! What commands share: flags, the loaded configuration, the log, output and exit codes.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -6,9 +6,8 @@ use clap::Args;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use super::session::value_text;
 use crate::{
-    client::{ApiClient, ClientError, json_lines::json_line},
+    client::{ApiClient, ClientError, clean::clean_line, json_lines::json_line},
     config::{
         self, ClientSettings, ConfigError, Environment, Flag, Listener, Loaded, Sources,
         environment::current_folder,
@@ -26,30 +25,30 @@ pub(crate) struct CommonFlags {
     /// TOML file with settings.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Address to listen on, such as 127.0.0.1:8080; port 0 takes a free one.
+    /// Address to listen on, such as 127.0.0.1:8080; port 0 takes a free port.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Folder for the database and the workspaces; else LUMILINK_DATA_DIR [default: .lumilink].
+    /// Folder for the database and the workspaces; without it LUMILINK_DATA_DIR, else .lumilink.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// sqlite:PATH or postgres://user:password@host/name; better in LUMILINK_DATABASE__URL, which other
-    /// users of the machine cannot read.
+    /// sqlite:PATH or postgres://user:password@host/name. Other users of the machine can read arguments: put a
+    /// password into LUMILINK_DATABASE__URL.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
-    /// Any setting, lists as JSON: turn.cancel_grace_s=9, agent.command=["goose","acp"]; may be repeated.
+    /// Any setting, lists as JSON: turn.cancel_grace_s=9, agent.command=["goose","acp"]. May be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = Flag::parse_set)]
     pub settings: Vec<Flag>,
-    /// What the command prefers to the defaults.
+    /// Values that the command prefers to the defaults; every other source overrides them.
     #[arg(skip)]
     pub preferences: Vec<Flag>,
 }
 
 impl CommonFlags {
-    /// Loads the configuration for the doors that the command opens. `--listen` is the address of the
-    /// first of them, of the server where there is none.
+    /// Loads the configuration for the addresses that the command listens on. `--listen` sets the first of them, else
+    /// `server.listen`.
     ///
     /// # Errors
-    /// Where a source cannot be used, or the current folder is gone.
+    /// A source is invalid, or the current folder does not exist.
     pub(crate) fn load(&self, listeners: &[Listener]) -> Result<Loaded, CommandError> {
         let listen = match listeners.first() {
             Some(Listener::Runtime) => "runtime.listen",
@@ -71,7 +70,7 @@ impl CommonFlags {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     /// The configuration cannot be used.
@@ -86,14 +85,13 @@ pub(crate) enum CommandError {
 }
 
 impl CommandError {
-    /// A failure of something, with its cause.
     pub(crate) fn failed(what: &str, cause: &dyn std::error::Error) -> Self {
         Self::Failed(format!("{what}: {cause}"))
     }
 
-    /// Tells the user, and gives the exit code.
+    /// Prints the error and returns the exit code.
     pub(crate) fn report(self) -> ExitCode {
-        // Without standard error there is nobody to tell; the exit code remains.
+        // Without standard error only the exit code remains.
         let _ = writeln!(std::io::stderr(), "lumilink: {self}");
         match self {
             Self::Config(_) => ExitCode::from(EXIT_CONFIG),
@@ -105,30 +103,30 @@ impl CommandError {
 /// Writes one line to standard output.
 ///
 /// # Errors
-/// Where nobody reads it.
+/// Standard output is closed.
 pub(crate) fn print(line: &str) -> Result<(), CommandError> {
     writeln!(std::io::stdout(), "{line}").map_err(|cause| CommandError::failed("standard output", &cause))
 }
 
-/// Which server, and how to print.
+/// The server, and the form of the output.
 #[derive(Debug, Args)]
 pub(crate) struct ServerFlags {
-    /// Address of the server; else LUMILINK_URL [default: http://127.0.0.1:8080].
+    /// Address of the server; without it LUMILINK_URL, else http://127.0.0.1:8080.
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
-    /// Bearer token; else LUMILINK_TOKEN, which other users of the machine cannot read.
+    /// Bearer token; without it LUMILINK_TOKEN, which other users of the machine cannot read.
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<SecretString>,
-    /// Prints JSON, one object a line, for scripts.
+    /// Prints JSON, one object per line, for scripts.
     #[arg(long, global = true)]
     pub json: bool,
 }
 
 impl ServerFlags {
-    /// Runs something with a client of the server. One thread is enough.
+    /// Runs `act` with a client of the server, on one thread.
     ///
     /// # Errors
-    /// Those of what is run, and a client that cannot be made.
+    /// Those of `act`, and a malformed address or token.
     pub(crate) fn with_client<F>(self, act: impl FnOnce(ApiClient) -> F) -> Result<ExitCode, CommandError>
     where
         F: Future<Output = Result<ExitCode, CommandError>>,
@@ -142,44 +140,82 @@ impl ServerFlags {
     }
 }
 
-/// Prints an object: one member a line, or as JSON.
+/// Prints an object: one member per line, or as JSON.
 ///
 /// # Errors
-/// Where nobody reads it.
+/// Standard output is closed.
 pub(crate) fn show(value: &Value, json: bool) -> Result<(), CommandError> {
     if json { print_json(value) } else { print(value_text(value).trim_end()) }
+}
+
+/// An object, one member per line.
+fn value_text(value: &Value) -> String {
+    let Value::Object(members) = value else { return clean_line(&value.to_string()) };
+    let line = |(name, value): (&String, &Value)| {
+        let shown = match value {
+            Value::String(text) => clean_line(text),
+            other => clean_line(&other.to_string()),
+        };
+        format!("{}: {shown}\n", clean_line(name))
+    };
+    members.iter().map(line).collect()
+}
+
+/// A value on one line; `-` for null.
+pub(crate) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => clean_line(text),
+        other => clean_line(&other.to_string()),
+    }
+}
+
+/// Flattens members of members: `window.state`.
+pub(crate) fn flat(value: &Value) -> Value {
+    let mut out = serde_json::Map::new();
+    for (name, value) in value.as_object().into_iter().flatten() {
+        match value.as_object() {
+            Some(inner) => {
+                out.extend(inner.iter().map(|(inner, value)| (format!("{name}.{inner}"), value.clone())));
+            }
+            None => {
+                out.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    Value::Object(out)
 }
 
 /// Prints one line of JSON.
 ///
 /// # Errors
-/// Where nobody reads it.
+/// Standard output is closed.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
     print(&json_line(value).map_err(ClientError::from)?)
 }
 
-/// Who wants something, and why.
+/// Who makes a change, and why; both are audited.
 #[derive(Debug, Args)]
 pub(crate) struct Attribution {
-    /// Who wants it.
+    /// Who makes the change; recorded in the audit.
     #[arg(long, value_name = "NAME")]
     actor: String,
-    /// Why.
+    /// Why; recorded in the audit.
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// In the name of a user, not of an operator.
+    /// Records the change as made by a user instead of an operator.
     #[arg(long)]
     as_user: bool,
 }
 
 impl Attribution {
-    /// The members of a request.
+    /// The members of a request body.
     pub(crate) fn body(self) -> Value {
         let initiator = if self.as_user { "user" } else { "operator" };
         json!({"actor": self.actor, "reason": self.reason, "initiatedBy": initiator})
     }
 
-    /// The same with one more.
+    /// The members of a request body with one more.
     pub(crate) fn with(self, name: &str, value: Value) -> Value {
         let mut body = self.body();
         body[name] = value;
@@ -187,14 +223,24 @@ impl Attribution {
     }
 }
 
-/// Sets it up; to be called once, before anything is logged.
+/// Sets up the log; called once, before the first message.
 ///
 /// # Errors
-/// Where it was set up before.
-pub(crate) fn start(settings: &Log) -> Result<(), CommandError> {
+/// The log is set up already.
+pub(crate) fn start_log(settings: &Log) -> Result<(), CommandError> {
     let form = match settings.format {
         LogFormat::Json => LineForm::Json,
         LogFormat::Text => LineForm::Text,
     };
     logging::init(form, &settings.level).map_err(|cause| CommandError::failed("the log", &cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_shown_one_member_per_line() {
+        assert_eq!(value_text(&json!({"a": "x\ny", "b": {"c": 1}})), "a: x y\nb: {\"c\":1}\n");
+    }
 }

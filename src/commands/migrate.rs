@@ -7,27 +7,25 @@ use clap::Args;
 use super::flags::{self, CommandError, CommonFlags, print};
 use crate::app;
 
-/// What to do with the database.
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArgs {
     #[command(flatten)]
     common: CommonFlags,
-    /// The database was restored from a backup: gives it a new epoch too, so that who has read toasts that are not in
-    /// it begins anew instead of missing others. No supervisor may run.
+    /// Also gives a database that was restored from a backup a new epoch: cursors of subscribers that are newer than
+    /// the backup are reset instead of skipping notifications. No supervisor may be running.
     #[arg(long)]
     restored: bool,
 }
 
-/// Brings the database's tables up to date and ends. Safe to repeat, and without `--restored` to run at several replicas
-/// at once.
+/// Upgrades the tables. Safe to repeat, and without `--restored` safe to run on several replicas at once.
 pub(crate) fn run(arguments: &MigrateArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[])?;
-    flags::start(&loaded.config.log)?;
+    flags::start_log(&loaded.config.log)?;
     let system = actix::System::new();
     if arguments.restored {
         let renewed = system.block_on(app::restored(loaded));
         let renewed = renewed.map_err(|cause| CommandError::failed("migrate --restored", &cause))?;
-        print(&format!("epoch {} (it was {}): cursors from before are reset", renewed.now, renewed.before))?;
+        print(&format!("epoch {} (formerly {}): cursors from before are reset", renewed.now, renewed.before))?;
     } else {
         system.block_on(app::migrate(loaded)).map_err(|cause| CommandError::failed("migrate", &cause))?;
     }

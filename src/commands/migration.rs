@@ -5,10 +5,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{Attribution, CommandError, ServerFlags, print, print_json, show};
+use super::flags::{Attribution, CommandError, ServerFlags, flat, print, print_json, show};
 use crate::client::{ApiClient, clean::clean_line};
 
-/// Which server, and what to do there.
 #[derive(Debug, Args)]
 pub(crate) struct MigrationArgs {
     #[command(flatten)]
@@ -19,53 +18,53 @@ pub(crate) struct MigrationArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Begins to move workspaces to another default route, and prints the migration's id.
+    /// Starts moving workspaces to another default route; prints the id of the migration.
     Start(Box<StartArgs>),
     /// Lists migrations, the newest first.
     List {
-        /// Of this tenant.
+        /// Only migrations of this tenant.
         #[arg(long, value_name = "NAME")]
         installation: Option<String>,
-        /// That stand there: scheduled, inProgress, paused, succeeded, rolledBack, cancelled or failed.
+        /// Only migrations with this status: scheduled, inProgress, paused, succeeded, rolledBack, cancelled or failed.
         #[arg(long, value_name = "STATUS")]
         status: Option<String>,
     },
-    /// Prints how far a migration is, and what became of each workspace.
+    /// Prints the progress of a migration and the state of each workspace.
     Show {
-        /// The migration.
+        /// Id of the migration.
         migration: String,
     },
-    /// Moves nothing more until it is resumed.
+    /// Pauses a migration.
     Pause(Named),
-    /// Goes on where it was paused.
+    /// Resumes a paused migration.
     Resume(Named),
-    /// Ends it here: who was moved stays moved.
+    /// Ends a migration; workspaces already moved stay moved.
     Cancel(Named),
-    /// Moves back exactly what it moved.
+    /// Moves back exactly the workspaces that the migration moved.
     Rollback(Named),
 }
 
 #[derive(Debug, Args)]
 struct StartArgs {
-    /// The tenant.
+    /// Name of the tenant.
     #[arg(long, value_name = "NAME")]
     installation: String,
-    /// acp or http.
+    /// Default route to move to: acp or http.
     #[arg(long, value_name = "PROTOCOL", default_value = "acp")]
     target: String,
-    /// A workspace; several times for several. None: all of the tenant's with another default.
+    /// A workspace to move; may be repeated. Without it all workspaces of the tenant with another default.
     #[arg(long = "workspace", value_name = "NAME")]
     workspaces: Vec<String>,
-    /// Begins then, RFC 3339: 2026-12-24T03:00:00Z.
+    /// Starts at this time, RFC 3339: 2026-12-24T03:00:00Z.
     #[arg(long, value_name = "TIME", conflicts_with = "automatic")]
     at: Option<String>,
-    /// Moves while ACP is healthy, and only workspaces that are moved by themselves.
+    /// Moves only while ACP is healthy, and only workspaces with automatic rollout.
     #[arg(long)]
     automatic: bool,
-    /// How many one step moves.
+    /// Workspaces per step.
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
-    /// Failed moves that are tolerated.
+    /// Failed moves after which the migration fails.
     #[arg(long, value_name = "N")]
     max_failures: Option<u32>,
     #[command(flatten)]
@@ -74,7 +73,7 @@ struct StartArgs {
 
 #[derive(Debug, Args)]
 struct Named {
-    /// The migration.
+    /// Id of the migration.
     migration: String,
     #[command(flatten)]
     attribution: Attribution,
@@ -104,7 +103,6 @@ impl StartArgs {
     }
 }
 
-/// Does it.
 pub(crate) fn run(arguments: MigrationArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| act(&client, arguments.action, json).await)
@@ -124,7 +122,7 @@ async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode,
         }
         Action::List { installation, status } => return list(client, installation, status, json).await,
         Action::Show { migration } => {
-            tell(&client.migration(&migration).await?, json)?;
+            show_migration(&client.migration(&migration).await?, json)?;
             return Ok(ExitCode::SUCCESS);
         }
         Action::Pause(named) => ("pause", named),
@@ -132,7 +130,7 @@ async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode,
         Action::Cancel(named) => ("cancel", named),
         Action::Rollback(named) => ("rollback", named),
     };
-    tell(&client.change_migration(&migration, verb, &attribution.body()).await?, json)?;
+    show_migration(&client.change_migration(&migration, verb, &attribution.body()).await?, json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -174,14 +172,14 @@ fn row(migration: &Value) -> String {
     clean_line(&line)
 }
 
-/// A migration: one member a line, then one workspace a line; or as JSON.
-fn tell(migration: &Value, json: bool) -> Result<(), CommandError> {
+/// Prints a migration: one member per line, then one workspace per line; or as JSON.
+fn show_migration(migration: &Value, json: bool) -> Result<(), CommandError> {
     if json {
         return print_json(migration);
     }
-    let mut flat = super::workspace::flat(migration);
-    let entries = flat.as_object_mut().and_then(|members| members.remove("workspaces"));
-    show(&flat, false)?;
+    let mut members = flat(migration);
+    let entries = members.as_object_mut().and_then(|members| members.remove("workspaces"));
+    show(&members, false)?;
     for entry in entries.as_ref().and_then(Value::as_array).into_iter().flatten() {
         let text = |name: &str| entry[name].as_str().unwrap_or_default();
         let why = [text("reason"), text("detail")].concat();

@@ -1,7 +1,7 @@
 //! The command line: one thin file per subcommand.
 //!
-//! Invariant: a command turns arguments into one call below and its answer into an exit code; it decides
-//! nothing else.
+//! Invariant: a command turns arguments into one call and its answer into output and an exit code; it decides nothing
+//! else.
 
 mod audit;
 mod bench;
@@ -13,6 +13,8 @@ mod migrate;
 mod migration;
 pub(crate) mod notifications;
 mod openapi;
+#[cfg(test)]
+mod reference;
 mod runtime;
 mod serve;
 mod session;
@@ -37,37 +39,37 @@ pub struct Cli {
 enum Command {
     /// Serves the session API until SIGTERM or Ctrl-C.
     Serve(serve::ServeArgs),
-    /// Serves with everything embedded and shows a tour of what it does.
+    /// Serves with everything embedded and shows a tour of the features.
     Demo(demo::DemoArgs),
-    /// Runs the container side alone: agents and workspaces behind ACP over WebSocket.
+    /// Runs the runtime alone: agents and workspaces behind ACP over WebSocket.
     Runtime(runtime::RuntimeArgs),
     /// The built-in agent: speaks ACP on standard input and output.
     #[command(hide = true)]
     DemoAgent(demo_agent::DemoAgentArgs),
-    /// Brings the database's tables up to date and ends.
+    /// Upgrades the tables of the database and exits.
     Migrate(migrate::MigrateArgs),
     /// Prints the OpenAPI document.
     Openapi,
-    /// Prints the effective configuration with the source of each value, secrets hidden.
+    /// Prints the effective configuration with the source of each value; secrets are hidden.
     Config(flags::CommonFlags),
     /// Measures what a turn costs on this machine.
     Bench(bench::BenchArgs),
-    /// Works with sessions of a running server.
+    /// Opens, prompts, lists and closes sessions of a running server.
     Session(session::SessionArgs),
-    /// Looks at the routes of a running server's workspaces, and changes them.
+    /// Shows and changes the route of a workspace.
     Workspace(workspace::WorkspaceArgs),
-    /// Reads what a running server decided and did.
+    /// Reads the audit records of a running server.
     Audit(audit::AuditArgs),
-    /// Moves fleets of workspaces of a running server to another default route, in steps.
+    /// Moves fleets of workspaces to another default route, in steps.
     Migration(migration::MigrationArgs),
-    /// Prints what a running server told its users, and follows it.
+    /// Lists and follows notifications of a running server.
     Toasts(notifications::NotificationsArgs),
-    /// Looks at what a running server posts to the operators' webhook, and posts it again.
+    /// Lists and replays deliveries to the operators' webhook.
     Webhook(webhook::WebhookArgs),
 }
 
-/// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 a
-/// configuration that cannot be used.
+/// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 invalid
+/// configuration.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Serve(arguments) => serve::run(arguments),

@@ -21,59 +21,58 @@ use crate::{
     domain::notify::reading::Place,
 };
 
-/// Toasts on a page of the list: as many as a server gives that is not asked for a number.
+/// Notifications per page of the list; the default of the server.
 const PAGE: usize = 50;
-/// Says that no program is to write colours: <https://no-color.org>.
+/// Disables colours: <https://no-color.org>.
 const NO_COLOR: &str = "NO_COLOR";
 
-/// Which server, which toasts, and what to do with them.
 #[derive(Debug, Args)]
 pub(crate) struct NotificationsArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(flatten)]
     whose: Whose,
-    /// Only what was not read.
+    /// Lists only unread notifications.
     #[arg(long, conflicts_with = "follow")]
     unread: bool,
-    /// At most so many, the newest.
+    /// Most notifications to list, the newest.
     #[arg(long, value_name = "COUNT", default_value = "50", conflicts_with = "follow")]
     limit: usize,
-    /// Prints toasts as they come, until Ctrl-C; goes on by itself after a broken connection.
+    /// Prints notifications live until Ctrl-C; reconnects by itself.
     #[arg(long)]
     follow: bool,
-    /// Goes on after this toast; needs the epoch in which it got its number.
+    /// Resumes after the notification with this seq; needs its epoch.
     #[arg(long, value_name = "SEQ", requires = "epoch", requires = "follow")]
     since_cursor: Option<u64>,
-    /// Names the database that gave the cursor: `epoch` of the welcome with --json.
+    /// Epoch of the cursor, from the list or the welcome with --json.
     #[arg(long, value_name = "ID", requires = "since_cursor")]
     epoch: Option<String>,
-    /// Keeps the place in this file, and goes on from there where it exists.
+    /// Keeps the cursor in this file, and resumes from it if the file exists.
     #[arg(long, value_name = "FILE", requires = "follow", conflicts_with = "since_cursor")]
     state: Option<PathBuf>,
-    /// Prints how sessions are doing, too.
+    /// Prints the progress of sessions, too.
     #[arg(long, requires = "follow")]
     telemetry: bool,
-    /// Marks what was printed as read.
+    /// Marks printed notifications as read.
     #[arg(long)]
     ack: bool,
 }
 
 #[derive(Debug, Args)]
 struct Whose {
-    /// Of this tenant.
+    /// Tenant whose notifications are read.
     #[arg(long, value_name = "NAME")]
     installation: Option<String>,
-    /// Only of this workspace.
+    /// Only notifications of this workspace.
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
-    /// Only of this session, and what concerns its workspace as a whole.
+    /// Only notifications of this session, and those of its workspace as a whole.
     #[arg(long, value_name = "ID")]
     session: Option<String>,
-    /// Only of this user's sessions, and what concerns a workspace as a whole.
+    /// Only notifications of sessions of this user, and those of a workspace as a whole.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// What operators are told about the service as a whole.
+    /// Notifications of operators, about the service as a whole.
     #[arg(long, conflicts_with_all = ["installation", "workspace", "session", "user"])]
     operators: bool,
 }
@@ -90,7 +89,7 @@ impl From<Whose> for NotificationScope {
     }
 }
 
-/// Does it. A follower that is stopped has done what it should: exit code 0.
+/// Lists or follows notifications. A follower that is stopped by a signal exits with 0.
 pub(crate) fn run(arguments: NotificationsArgs) -> Result<ExitCode, CommandError> {
     let NotificationsArgs { server, whose, unread, limit, follow, since_cursor, epoch, state, telemetry, ack } =
         arguments;
@@ -137,7 +136,7 @@ impl Reader {
                 break;
             }
         }
-        // A terminal shows the end.
+        // Oldest first: a terminal shows the end of the output.
         for entry in entries.iter().rev() {
             if self.json { print_json(entry)? } else { print(&entry_text(entry, self.colours))? }
         }
@@ -173,8 +172,10 @@ impl Reader {
         Ok(())
     }
 
-    /// One event. Where it is given up, the event was printed and its place kept, or neither; only the mark may be
-    /// missing.
+    /// Prints one event and keeps its cursor.
+    ///
+    /// # Cancel safety
+    /// The event was printed and its cursor kept, or neither; only the mark as read may be missing.
     async fn step(
         &self,
         follower: &mut NotificationFollower,
@@ -207,20 +208,20 @@ impl Reader {
 
 fn keep(follower: &NotificationFollower, bookmark: &mut Option<Bookmark>) -> Result<(), CommandError> {
     let (Some(bookmark), Some(place)) = (bookmark, follower.place()) else { return Ok(()) };
-    bookmark.keep(place).map_err(|cause| CommandError::failed("the file with the place", &cause))
+    bookmark.keep(place).map_err(|cause| CommandError::failed("the state file", &cause))
 }
 
-/// Tells whoever watches; standard output is for toasts.
+/// Writes a notice to standard error; standard output is for notifications.
 fn notice(text: &str) {
     let _ = writeln!(std::io::stderr(), "[{text}]");
 }
 
-/// The longest severity, so that what follows stands in a column.
+/// Length of the longest severity, to align the columns.
 const SEVERITY_WIDTH: usize = 7;
-/// Characters of a session's id that are shown: as many as in a toast.
+/// Characters shown of a session id, as in notifications.
 const SUFFIX_CHARS: usize = 6;
 
-/// A toast on a line: when, how bad, where, what.
+/// A notification on a line: time, severity, workspace, body.
 pub(crate) fn toast_text(toast: &ReceivedNotification, colours: bool) -> String {
     let shown = |name: &str| toast.more.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
     let severity = shown("severity");
@@ -234,13 +235,13 @@ pub(crate) fn toast_text(toast: &ReceivedNotification, colours: bool) -> String 
     format!("{}  {severity}{padding}  {}  {}", shown("createdAt"), shown("workspaceId"), shown("body"))
 }
 
-/// The same on the list: a mark on what was not read.
+/// An entry of the list: `*` marks an unread notification.
 pub(crate) fn entry_text(entry: &InboxEntry, colours: bool) -> String {
     let mark = if entry.read { ' ' } else { '*' };
     format!("{mark} {}", toast_text(&entry.toast, colours))
 }
 
-/// How a session is doing, on a line.
+/// The progress of a session on a line.
 pub(crate) fn telemetry_text(telemetry: &Map<String, Value>) -> String {
     let shown = |name: &str| telemetry.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
     let session = shown("sessionId");
@@ -267,26 +268,26 @@ pub(crate) fn telemetry_text(telemetry: &Map<String, Value>) -> String {
     line
 }
 
-/// What happens to the line itself.
+/// A notice about the connection; `None` for notifications and progress.
 pub(crate) fn notice_text(event: &NotificationEvent) -> Option<String> {
     let unread = |count: &u64| if *count == 0 { "nothing unread".to_owned() } else { format!("{count} unread") };
     Some(match event {
         NotificationEvent::Toast(_) | NotificationEvent::Telemetry(_) => return None,
-        NotificationEvent::Welcome { unread: count, .. } => format!("following; {}", unread(count)),
-        NotificationEvent::Gap { telemetry } => format!("{telemetry} notes of sessions were left out"),
+        NotificationEvent::Welcome { unread: count, .. } => format!("connected; {}", unread(count)),
+        NotificationEvent::Gap { telemetry } => format!("{telemetry} progress frames were dropped"),
         NotificationEvent::Reset { reason } => {
-            format!("the place to go on from is of no use ({reason}); the list is read instead")
+            format!("the cursor was rejected ({reason}); reading the missed notifications from the list")
         }
-        NotificationEvent::CaughtUp { toasts, incomplete: None } => format!("{toasts} caught up with from the list"),
+        NotificationEvent::CaughtUp { toasts, incomplete: None } => format!("{toasts} read from the list"),
         NotificationEvent::CaughtUp { toasts, incomplete: Some(why) } => {
-            format!("{toasts} caught up with from the list, which may not be all: {}", clean_line(why))
+            format!("{toasts} read from the list, more may be missing: {}", clean_line(why))
         }
-        NotificationEvent::Broken { reason, again_in_ms: 0 } => format!("{}; connecting again", clean_line(reason)),
+        NotificationEvent::Broken { reason, again_in_ms: 0 } => format!("{}; reconnecting", clean_line(reason)),
         NotificationEvent::Broken { reason, again_in_ms } => {
             let milliseconds = std::time::Duration::from_millis(*again_in_ms);
-            format!("{}; connecting again in {:.1} s", clean_line(reason), milliseconds.as_secs_f64())
+            format!("{}; reconnecting in {:.1} s", clean_line(reason), milliseconds.as_secs_f64())
         }
-        NotificationEvent::Restored { unread: count, .. } => format!("connected again; {}", unread(count)),
+        NotificationEvent::Restored { unread: count, .. } => format!("reconnected; {}", unread(count)),
     })
 }
 
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_toast_is_one_line_without_anything_that_a_terminal_acts_on_but_our_own_colour() {
+    fn a_notification_is_one_line_without_control_characters() {
         let evil = toast("warning", "two\nlines\u{1b}[2J");
         assert_eq!(toast_text(&evil, false), "2026-11-25T00:00:00Z  warning  api  two lines[2J");
         let coloured = toast_text(&toast("error", "x"), true);
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_told_with_what_is_known_of_its_turn() {
+    fn session_progress_shows_the_known_members() {
         let mut telemetry = json!({"workspaceId": "api", "sessionId": "01a20a11-0e3c-7000-8000-0123456789ab",
         "state": "running", "connection": "connected", "at": "2026-11-25T00:00:00Z", "promptId": null,
         "progress": {"elapsedMs": 1500, "etaMs": 250_000, "planDone": 2, "planTotal": 5}});
@@ -330,13 +331,13 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_to_the_line_is_told_in_a_sentence() {
+    fn connection_events_are_one_sentence() {
         let broken = |again_in_ms| NotificationEvent::Broken { reason: "gone\u{1b}[2J".into(), again_in_ms };
-        assert_eq!(notice_text(&broken(0)).unwrap(), "gone[2J; connecting again");
-        assert_eq!(notice_text(&broken(1520)).unwrap(), "gone[2J; connecting again in 1.5 s");
+        assert_eq!(notice_text(&broken(0)).unwrap(), "gone[2J; reconnecting");
+        assert_eq!(notice_text(&broken(1520)).unwrap(), "gone[2J; reconnecting in 1.5 s");
         assert_eq!(
             notice_text(&NotificationEvent::Restored { after_ms: 1, unread: 0 }).unwrap(),
-            "connected again; nothing unread"
+            "reconnected; nothing unread"
         );
         assert_eq!(notice_text(&NotificationEvent::Toast(toast("info", "x"))), None);
     }

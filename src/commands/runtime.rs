@@ -7,20 +7,18 @@ use clap::Args;
 use super::flags::{self, CommandError, CommonFlags};
 use crate::{app, config::Listener};
 
-/// How to run the container side.
 #[derive(Debug, Args)]
 pub(crate) struct RuntimeArgs {
     #[command(flatten)]
     common: CommonFlags,
-    /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
+    /// File to write {"http": "http://ADDR:PORT", "pid": N} to once the server is ready.
     #[arg(long, value_name = "FILE")]
     announce: Option<PathBuf>,
 }
 
-/// Serves until SIGTERM or Ctrl-C.
 pub(crate) fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[Listener::Runtime])?;
-    flags::start(&loaded.config.log)?;
+    flags::start_log(&loaded.config.log)?;
     let served = actix::System::new().block_on(app::runtime(loaded, arguments.announce));
     served.map_err(|cause| CommandError::failed("runtime", &cause))?;
     Ok(ExitCode::SUCCESS)

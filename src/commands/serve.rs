@@ -10,20 +10,18 @@ use crate::{
     config::Listener,
 };
 
-/// How to serve.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     common: CommonFlags,
-    /// File that gets {"http": "http://ADDR:PORT", "pid": N} once it serves.
+    /// File to write {"http": "http://ADDR:PORT", "pid": N} to once the server is ready.
     #[arg(long, value_name = "FILE")]
     announce: Option<PathBuf>,
 }
 
-/// Serves until SIGTERM or Ctrl-C.
 pub(crate) fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
     let loaded = arguments.common.load(&[Listener::Server])?;
-    flags::start(&loaded.config.log)?;
+    flags::start_log(&loaded.config.log)?;
     let options = ServeOptions { announce: arguments.announce };
     let served = actix::System::new().block_on(app::serve(loaded, options));
     served.map_err(|cause| CommandError::failed("serve", &cause))?;

@@ -5,10 +5,7 @@ use std::{io::Read, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{
-    audit::story_text,
-    flags::{CommandError, ServerFlags, print, print_json, show},
-};
+use super::flags::{CommandError, ServerFlags, print, print_json, show, shown};
 use crate::{
     client::{
         ApiClient, NewSession, PromptRequest, SessionFilter,
@@ -18,10 +15,9 @@ use crate::{
     contract::runtime::{ChangeStatus, WorkspaceDiff},
 };
 
-/// The longest prompt that is read from standard input, in bytes: more than any server takes by default.
+/// The longest prompt read from standard input, in bytes; more than a server accepts by default.
 const MAX_PROMPT_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Which server, and what to do there.
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
     #[command(flatten)]
@@ -34,100 +30,99 @@ pub(crate) struct SessionArgs {
 enum Action {
     /// Opens a session and prints its id.
     New(NewArgs),
-    /// Runs one prompt and shows the turn; exit code 0 only where it was completed. Ctrl-C cancels it.
+    /// Runs one prompt and shows the turn. Exit code 0 only for a completed turn; Ctrl-C cancels it.
     Prompt {
-        /// The session.
+        /// Id of the session.
         session: String,
-        /// The prompt; `-` reads it from standard input.
+        /// The prompt; - reads it from standard input.
         text: String,
     },
-    /// Cancels the turn that runs.
+    /// Cancels the running turn.
     Cancel {
-        /// The session.
+        /// Id of the session.
         session: String,
-        /// Only this turn.
+        /// Cancels this turn alone, by its promptId.
         #[arg(long, value_name = "ID")]
         prompt: Option<String>,
     },
-    /// Prints what was said and done.
+    /// Prints the transcript: messages, tool calls and notes.
     Transcript {
-        /// The session.
+        /// Id of the session.
         session: String,
     },
     /// Lists sessions.
     List(ListArgs),
-    /// Prints where a session stands.
+    /// Prints the state of a session.
     Show {
-        /// The session.
+        /// Id of the session.
         session: String,
     },
-    /// Brings an idle, expired, interrupted or failed session back.
+    /// Brings back a hibernated, expired, interrupted or failed session.
     Load {
-        /// The session.
+        /// Id of the session.
         session: String,
     },
-    /// Prints what changed in a session's workspace.
+    /// Prints the changes in the workspace of a session as a diff.
     Diff {
-        /// The session.
+        /// Id of the session.
         session: String,
     },
-    /// Tells what carries a session's turns and why, and how it came to that.
+    /// Explains which protocol carries the turns of a session and why, with its history.
     Explain {
-        /// The session.
+        /// Id of the session.
         session: String,
     },
-    /// Ends a session and frees what it holds.
+    /// Ends a session for good: its agent ends and its seat is free.
     Close {
-        /// The session.
+        /// Id of the session.
         session: String,
     },
 }
 
 #[derive(Debug, Args)]
 struct NewArgs {
-    /// The workspace, by your name for it.
+    /// Name of the workspace; a new name makes a new workspace.
     #[arg(long, value_name = "NAME")]
     workspace: String,
-    /// The tenant.
+    /// Name of the tenant.
     #[arg(long, value_name = "NAME")]
     installation: String,
-    /// The person for whom it works.
+    /// The user for whom the session works.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// owner/name or a URL, to be cloned into the workspace.
+    /// owner/name or a URL to clone into a new workspace.
     #[arg(long, value_name = "REPOSITORY", conflicts_with = "path")]
     repository: Option<String>,
-    /// The branch of the repository.
+    /// Branch of the repository.
     #[arg(long, value_name = "NAME", requires = "repository")]
     branch: Option<String>,
-    /// An existing folder of the server.
+    /// Existing folder on the server, under one of workspaces.allow_paths.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
-    /// A configured agent.
+    /// Name of a configured agent; without it the default agent.
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
-    /// development or conversation.
+    /// development (default) or conversation, which has no git.
     #[arg(long, value_name = "MODE")]
     mode: Option<String>,
-    /// allow-once, allow-always, reject or ask.
+    /// Permission policy of the workspace: allow-once, allow-always, reject or ask.
     #[arg(long, value_name = "POLICY")]
     permission: Option<String>,
 }
 
 #[derive(Debug, Args)]
 struct ListArgs {
-    /// Of this tenant.
+    /// Only sessions of this tenant.
     #[arg(long, value_name = "NAME")]
     installation: Option<String>,
-    /// Of this workspace.
+    /// Only sessions of this workspace.
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
-    /// In this state.
+    /// Only sessions in this state.
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
 }
 
-/// Does it.
 pub(crate) fn run(arguments: SessionArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| act(&client, arguments.action, json).await)
@@ -231,17 +226,17 @@ impl From<NewArgs> for NewSession {
 pub(crate) fn entry_text(entry: &Value) -> String {
     let kind = clean_line(entry["eventType"].as_str().unwrap_or("entry"));
     let text = entry["text"].as_str().filter(|text| !text.is_empty());
-    let said = match (text, &entry["payload"]) {
+    let content = match (text, &entry["payload"]) {
         (Some(text), _) => clean(text),
         (None, Value::Null) => String::new(),
-        // A payload may stand as JSON, or as text that is JSON.
+        // The payload is JSON, or a string that contains JSON.
         (None, Value::String(payload)) => payload_text(&serde_json::from_str(payload).unwrap_or_default()),
         (None, payload) => payload_text(payload),
     };
-    format!("[{kind}] {}", said.trim_end())
+    format!("[{kind}] {}", content.trim_end())
 }
 
-/// What a person wants to see of an update: its title and status, else all of it.
+/// Title and status of an update; the whole update without these.
 fn payload_text(payload: &Value) -> String {
     let parts: Vec<_> =
         ["title", "status"].iter().filter_map(|name| payload[*name].as_str()).map(clean_line).collect();
@@ -254,17 +249,17 @@ pub(crate) fn session_row(session: &Value) -> String {
     ["sessionId", "state", "installationId", "workspaceId", "lastUsedAt"].map(shown).join("  ")
 }
 
-/// An object, one member a line.
-pub(crate) fn value_text(value: &Value) -> String {
-    let Value::Object(members) = value else { return clean_line(&value.to_string()) };
-    let line = |(name, value): (&String, &Value)| {
-        let shown = match value {
-            Value::String(text) => clean_line(text),
-            other => clean_line(&other.to_string()),
-        };
-        format!("{}: {shown}\n", clean_line(name))
-    };
-    members.iter().map(line).collect()
+/// The explanation, then the timeline, oldest first.
+pub(crate) fn story_text(story: &Value) -> String {
+    let mut out = format!("{}\n\n", shown(&story["answer"]));
+    if story["truncated"] == true {
+        out.push_str("… (older entries omitted)\n");
+    }
+    for entry in story["timeline"].as_array().into_iter().flatten() {
+        let (at, kind) = (shown(&entry["at"]), shown(&entry["kind"]));
+        out.push_str(&format!("{at:<27}  {kind:<12}  {}\n", shown(&entry["summary"])));
+    }
+    out
 }
 
 /// The changed files, then the patch.
@@ -280,7 +275,7 @@ pub(crate) fn diff_text(diff: &WorkspaceDiff) -> String {
     }
     out.push_str(&clean(&diff.patch));
     if diff.truncated {
-        out.push_str("\n(cut: the diff is larger than the server's limit)");
+        out.push_str("\n(truncated: the diff is larger than limits.diff_bytes of the server)");
     }
     out.trim_end().to_owned()
 }
@@ -292,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_and_rows_are_readable_and_harmless() {
+    fn entries_and_rows_are_cleaned_for_the_terminal() {
         assert_eq!(
             entry_text(&json!({"eventType": "agent_message", "text": "a\u{1b}[2J\nb"})),
             "[agent_message] a[2J\nb"
@@ -304,6 +299,13 @@ mod tests {
             "[tool_call] Write, completed"
         );
         assert_eq!(session_row(&json!({"sessionId": "s\u{7}", "state": "idle"})), "s  idle  -  -  -");
-        assert_eq!(value_text(&json!({"a": "x\ny", "b": {"c": 1}})), "a: x y\nb: {\"c\":1}\n");
+    }
+    #[test]
+    fn a_story_lists_its_timeline_below_the_answer() {
+        let story = json!({"answer": "ACP carries it.", "truncated": true,
+        "timeline": [{"at": "t", "kind": "turn", "summary": "A turn"}]});
+        let text = story_text(&story);
+        assert!(text.starts_with("ACP carries it.\n\n… (older"), "{text}");
+        assert!(text.ends_with("turn          A turn\n"), "{text}");
     }
 }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::flags::{CommandError, ServerFlags, print, print_json, show};
 use crate::client::{ApiClient, clean::clean_line};
 
-/// Which server, and what to do there.
 #[derive(Debug, Args)]
 pub(crate) struct WebhookArgs {
     #[command(flatten)]
@@ -19,27 +18,26 @@ pub(crate) struct WebhookArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Lists what was and is to be posted to the operators' webhook, the newest first.
+    /// Lists deliveries, the newest first.
     List {
-        /// That stand there: pending, delivered or dead.
+        /// Only deliveries in this state: pending, delivered or dead.
         #[arg(long, value_name = "STATE")]
         state: Option<String>,
     },
-    /// Posts again what was given up, or one that the receiver lost.
+    /// Posts a delivery again, or all deliveries that were given up.
     Replay(ReplayArgs),
 }
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct ReplayArgs {
-    /// One delivery.
+    /// Id of the delivery.
     delivery: Option<String>,
-    /// All that were given up.
+    /// All deliveries that were given up.
     #[arg(long)]
     dead: bool,
 }
 
-/// Does it.
 pub(crate) fn run(arguments: WebhookArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {

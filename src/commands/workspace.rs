@@ -5,10 +5,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{Attribution, CommandError, ServerFlags, show};
+use super::flags::{Attribution, CommandError, ServerFlags, flat, show};
 use crate::client::ApiClient;
 
-/// Which server, and what to do there.
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
     #[command(flatten)]
@@ -19,23 +18,23 @@ pub(crate) struct WorkspaceArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Prints what carries a workspace's turns, and why.
+    /// Prints the route of a workspace, its window and its recovery.
     Show(Named),
-    /// Switches it to the HTTP fallback until it is restored.
+    /// Rolls a workspace back to the HTTP fallback until it is restored.
     Rollback {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
         attribution: Attribution,
     },
-    /// Switches it back: no pin, no cool-down, a fresh window.
+    /// Restores a workspace to its default route with an empty window; removes pin and cool-down.
     Restore {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
         attribution: Attribution,
     },
-    /// Holds it on a protocol, whatever the window says.
+    /// Pins a workspace to a protocol, whatever its success rate.
     Pin {
         #[command(flatten)]
         named: Named,
@@ -44,24 +43,24 @@ enum Action {
         #[command(flatten)]
         attribution: Attribution,
     },
-    /// Releases the pin.
+    /// Removes the pin of a workspace.
     Unpin {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
         attribution: Attribution,
     },
-    /// Changes its defaults.
+    /// Changes the defaults of a workspace.
     Set {
         #[command(flatten)]
         named: Named,
-        /// acp or http.
+        /// Default protocol: acp or http.
         #[arg(long, value_name = "PROTOCOL")]
         default_protocol: Option<String>,
-        /// Whether a migration may move it.
+        /// Whether migrations may move the workspace: true or false.
         #[arg(long, value_name = "BOOL")]
         migration_enabled: Option<bool>,
-        /// Whether it is moved to ACP by itself while ACP is healthy.
+        /// Whether the workspace is moved to ACP automatically while ACP is healthy: true or false.
         #[arg(long, value_name = "BOOL")]
         auto_rollout: Option<bool>,
         #[command(flatten)]
@@ -71,14 +70,13 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Named {
-    /// The workspace, by your name for it.
+    /// Name of the workspace.
     workspace: String,
-    /// The tenant; needed where several have a workspace of this name.
+    /// Name of the tenant; required if several tenants have a workspace of this name.
     #[arg(long, value_name = "NAME")]
     installation: Option<String>,
 }
 
-/// Does it.
 pub(crate) fn run(arguments: WorkspaceArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
@@ -114,20 +112,4 @@ async fn act(client: &ApiClient, action: Action) -> Result<Value, CommandError> 
     };
     let Named { workspace, installation } = named;
     Ok(client.change_protocol(&workspace, installation.as_deref(), verb, &body).await?)
-}
-
-/// Members of members on lines of their own: `window.state`.
-pub(crate) fn flat(value: &Value) -> Value {
-    let mut out = serde_json::Map::new();
-    for (name, value) in value.as_object().into_iter().flatten() {
-        match value.as_object() {
-            Some(inner) => {
-                out.extend(inner.iter().map(|(inner, value)| (format!("{name}.{inner}"), value.clone())));
-            }
-            None => {
-                out.insert(name.clone(), value.clone());
-            }
-        }
-    }
-    Value::Object(out)
 }

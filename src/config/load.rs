@@ -12,8 +12,8 @@ use super::{
     environment::absolute,
     error::{ConfigError, Origin},
     layers::Layers,
-    sections::validate::validate,
-    sources::{DEFAULT_AGENT, Sources, sqlite_path},
+    sections::{Agent, DEFAULT_AGENT, sqlite_path},
+    sources::Sources,
 };
 
 /// Switches GitHub automation off: `1` or `true` (mission).
@@ -65,14 +65,14 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         layers.add_text(Origin::Flag(flag.name.clone()), &flag.path(), &flag.value);
     }
     let mut config = layers.extract()?;
-    validate(&config, &sources.listeners, |setting| layers.origin_of(setting))?;
+    config.validate(&sources.listeners, &|setting| layers.origin_of(setting))?;
     let (data_dir, data_dir_origin) = data_dir(sources);
     make_absolute(&mut config, &data_dir, &sources.current_folder);
     let agents = std::iter::once((DEFAULT_AGENT, &config.agent))
         .chain(config.agents.iter().map(|(name, agent)| (name.as_str(), agent)));
     let agent_environments =
         agents.map(|(name, agent)| (name.to_owned(), sources.environment.of_agent(agent))).collect();
-    let base_environment = sources.environment.of_agent(&super::sections::Agent::default());
+    let base_environment = sources.environment.of_agent(&Agent::default());
     Ok(Loaded {
         config,
         data_dir,

@@ -17,6 +17,6 @@ pub(crate) use self::{
     environment::Environment,
     error::ConfigError,
     load::{Loaded, load},
-    sections::Config,
-    sources::{Flag, Listener, Sources},
+    sections::{Config, DEFAULT_AGENT, Listener},
+    sources::{Flag, Sources},
 };

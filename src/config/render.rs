@@ -5,15 +5,19 @@ use std::fmt::Write;
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
 
-use super::{error::Origin, layers::is_secret, load::Loaded, sections::HIDDEN, sources::sqlite_path};
+use super::{
+    error::Origin,
+    layers::is_secret,
+    load::Loaded,
+    sections::{HIDDEN, sqlite_path},
+};
 
-/// Writes it. Secrets are hidden, so what is printed can be read by anybody but not loaded as it is where
-/// there are any.
+/// Renders the configuration. Secrets are hidden, so a configuration with secrets cannot be loaded from the output.
 pub(crate) fn render(loaded: &Loaded) -> String {
     let mut out = String::new();
     let data_dir = loaded.data_dir.display();
     let _ = writeln!(out, "# data folder: {data_dir}  ({})", loaded.data_dir_origin);
-    // Our own types always make an object.
+    // A struct always serialises to an object.
     if let Ok(Value::Object(sections)) = serde_json::to_value(&loaded.config) {
         for (name, section) in &sections {
             match (name.as_str(), section) {
@@ -42,7 +46,7 @@ fn render_section(out: &mut String, loaded: &Loaded, section: &str, settings: &V
     }
 }
 
-/// The origin of a value; of a table all origins, since each of its entries may have another.
+/// The origin of a value; all origins of a table, because its entries may have different ones.
 fn origin_of(loaded: &Loaded, setting: &str, value: &Value) -> String {
     if let Some(origin) = loaded.origins.get(setting) {
         return origin.to_string();
@@ -66,18 +70,18 @@ fn shown(loaded: &Loaded, setting: &str, value: &Value) -> Option<String> {
         return Some(toml_text(&database_shown(url)));
     }
     if setting == "webhook.url" {
-        // What follows the origin may be a secret.
+        // Path and query may be secrets.
         return loaded.config.webhook.endpoint().map(|origin| toml_text(&format!("{origin}/{HIDDEN}")));
     }
     match value {
         Value::Null => None,
-        // The types hide their secrets when they are serialised; this is the second lock.
+        // Secret types hide themselves when serialised; this also covers a setting of a plain type.
         Value::String(_) if is_secret(setting) => Some(toml_text(HIDDEN)),
         other => Some(toml_value(other)),
     }
 }
 
-/// The address without its password, and without options, which may hold one too.
+/// The address without password and options, which may contain one too.
 fn database_shown(url: &str) -> String {
     if sqlite_path(url).is_some() {
         return url.to_owned();
@@ -100,7 +104,8 @@ fn toml_text(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-fn toml_value(value: &Value) -> String {
+/// One value as TOML.
+pub(crate) fn toml_value(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("[{}]", items.iter().map(toml_value).collect::<Vec<_>>().join(", ")),
         Value::Object(entries) => toml_table(entries),

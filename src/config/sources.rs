@@ -2,18 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::environment::Environment;
-
-/// The name under which `[agent]` stands beside `[agents.<name>]`.
-pub(crate) const DEFAULT_AGENT: &str = "default";
-/// A door of the program; a door that is going to be opened beyond loopback needs a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Listener {
-    /// The public HTTP API.
-    Server,
-    /// The runtime's doors.
-    Runtime,
-}
+use super::{environment::Environment, sections::Listener};
 
 /// One setting from the command line.
 #[derive(Debug, Clone)]
@@ -75,11 +64,4 @@ pub(crate) struct Sources {
     pub listeners: Vec<Listener>,
     /// What the command prefers to the defaults; below everything else.
     pub preferences: Vec<Flag>,
-}
-
-/// The path of a `sqlite:PATH` address; `None` for another kind of database.
-pub(super) fn sqlite_path(url: &str) -> Option<&str> {
-    let path = url.strip_prefix("sqlite:")?;
-    // `sqlite:///abs` is what other tools write for the same.
-    Some(path.strip_prefix("//").unwrap_or(path))
 }

@@ -5,12 +5,9 @@ use actix_web::{HttpResponse, get, web};
 use super::{HttpState, problem::ApiError};
 use crate::{
     actors::handles::capacity_guard::CapacityGuard,
-    contract::{
-        health::{
-            CapacityAlertHealth, CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth,
-            TenantSeats, WorkspacesHealth,
-        },
-        problem::Problem,
+    contract::health::{
+        CapacityAlertHealth, CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth,
+        TenantSeats, WorkspacesHealth,
     },
     domain::{
         routing::{Route, success_window::Sample},
@@ -24,7 +21,6 @@ use crate::{
     tag = "operations",
     responses(
         (status = 200, description = "The figures; `status` sums them up", body = Health),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/health")]
@@ -118,7 +114,6 @@ fn routes(metrics: &Metrics) -> WorkspacesHealth {
     tag = "operations",
     responses(
         (status = 200, description = "It does", body = Probe),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/livez")]
@@ -134,7 +129,6 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
     tag = "operations",
     responses(
         (status = 200, description = "It should", body = Probe),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/readyz")]

@@ -2,7 +2,11 @@
 
 use utoipa::{
     OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    openapi::{
+        ContentBuilder, Ref, Response, ResponseBuilder,
+        path::PathItem,
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
 };
 
 use crate::contract::{
@@ -12,6 +16,7 @@ use crate::contract::{
         toast::{Toast, TranscriptNote},
         webhook::WebhookEvent,
     },
+    problem::{PROBLEM_JSON, Problem},
     result::ACPSessionResult,
 };
 
@@ -31,6 +36,7 @@ use crate::contract::{
         ClientFrame,
         ServerFrame,
         WebhookEvent,
+        Problem,
     )),
     tags(
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
@@ -45,7 +51,8 @@ use crate::contract::{
 )]
 struct Base;
 
-/// Adds to the routes' own document what stands in no route.
+/// Adds what no handler states: the schemas of frames, the bearer token, and the problem document that every operation
+/// but the text of `/metrics` answers on failure.
 pub(crate) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let mut base = Base::openapi();
     base.merge(std::mem::take(&mut document));
@@ -58,5 +65,20 @@ pub(crate) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
     base.components.get_or_insert_default().add_security_scheme("token", token);
     base.security =
         Some(vec![SecurityRequirement::new("token", Vec::<String>::new()), SecurityRequirement::default()]);
+    for (_, item) in base.paths.paths.iter_mut().filter(|(path, _)| *path != "/metrics") {
+        add_problem(item);
+    }
     base
+}
+
+fn add_problem(item: &mut PathItem) {
+    let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+    for operation in operations.into_iter().flatten() {
+        operation.responses.responses.entry("default".to_owned()).or_insert_with(|| problem().into());
+    }
+}
+
+fn problem() -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    ResponseBuilder::new().description("The request was refused or failed").content(PROBLEM_JSON, content).build()
 }

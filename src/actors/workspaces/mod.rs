@@ -21,8 +21,6 @@ use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub(crate) use self::open::DEFAULT_AGENT;
-
 use self::{
     open::{OpenSession, Placing},
     supervisor::WorkspaceSupervisor,
@@ -42,6 +40,7 @@ use super::{
     },
 };
 use crate::{
+    config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
         ids::{SessionId, WorkspaceKey},

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     actors::services::Services,
+    config::DEFAULT_AGENT,
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
         ids::{FolderId, SessionId, UserId, WorkspaceKey},
@@ -105,9 +106,6 @@ fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> 
 pub(crate) fn reference(row: &WorkspaceRow) -> WorkspaceRef {
     WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
 }
-
-/// The name under which a session keeps that it named no agent.
-pub(crate) const DEFAULT_AGENT: &str = "default";
 
 /// What a session is, beside its workspace.
 pub(crate) struct Placing {

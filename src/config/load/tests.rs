@@ -4,8 +4,8 @@ use secrecy::ExposeSecret;
 use super::*;
 use crate::config::{
     render::render,
-    sections::LogFormat,
-    sources::{Flag, Listener},
+    sections::{Listener, LogFormat},
+    sources::Flag,
 };
 
 fn sources(environment: &[(&str, &str)], flags: &[&str]) -> Sources {
@@ -132,7 +132,7 @@ fn rules_beyond_types_are_checked_all_at_once() {
     ] {
         assert!(all.contains(&format!("{setting}: ")), "{setting} in:\n{all}");
     }
-    assert!(refused(&[], &["agents.default.fs=true"]).contains("the default agent stands in [agent]"));
+    assert!(refused(&[], &["agents.default.fs=true"]).contains("[agent] configures the default agent"));
     assert!(refused(&[], &["agents.Goose.fs=true"]).contains("agents.Goose: the name must be"));
     assert!(refused(&[], &["server.allowed_origins=[\"https://a.example/\"]"]).contains("exact origin"));
 }

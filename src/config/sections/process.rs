@@ -1,13 +1,15 @@
-//! Settings of the process itself: how it stops, and what it says.
+//! `[drain]` and `[log]`: how the process stops, and how it logs.
 
 use serde::{Deserialize, Serialize};
 
-/// `[drain]`
+use super::check::Check;
+
+/// How the service stops.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Drain {
-    /// How long running turns may go on after SIGTERM, in seconds, before they are cancelled. Below the
-    /// 30 s that Kubernetes waits.
+    /// How long running turns may continue after SIGTERM before they are cancelled, in seconds. The default is below
+    /// the 30 s that Kubernetes waits.
     pub timeout_s: u64,
 }
 
@@ -17,13 +19,19 @@ impl Default for Drain {
     }
 }
 
-/// `[log]`
+impl Drain {
+    pub(super) fn validate(&self, check: &mut Check<'_>) {
+        check.seconds_or_0("drain.timeout_s", self.timeout_s);
+    }
+}
+
+/// How the service logs, on standard error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
-    /// `json` (one object a line) or `text`.
+    /// `json` (one object per line) or `text`, for people.
     pub format: LogFormat,
-    /// A level, or a filter such as `info,lumilink=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,lumilink=debug`.
     pub level: String,
 }
 
@@ -33,12 +41,20 @@ impl Default for Log {
     }
 }
 
-/// How log lines look.
+impl Log {
+    pub(super) fn validate(&self, check: &mut Check<'_>) {
+        let level = &self.level;
+        let fine = tracing_subscriber::EnvFilter::builder().parse(level).is_ok() && !level.trim().is_empty();
+        let what = format!(
+            "is {level:?}, must be off, error, warn, info, debug, trace, or a filter such as info,lumilink=debug"
+        );
+        check.require(fine, "log.level", what);
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
-    /// One JSON object a line.
     Json,
-    /// For people.
     Text,
 }

@@ -1,34 +1,41 @@
-//! Where operators' alerts are posted, and how patiently.
+//! `[webhook]`: where alerts for operators are posted.
 
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::hidden;
-use crate::domain::notify::webhook::WebhookRules;
+use super::{check::Check, hidden};
+use crate::domain::notify::webhook::{MIN_SECRET_BYTES, WebhookRules, key_of};
 
-/// `[webhook]`
+/// The longest that one post may take, in seconds; it occupies one of four connections.
+const MAX_TIMEOUT_S: u64 = 60;
+/// The longest wait between two posts, in seconds: a day.
+const MAX_RETRY_S: u64 = 24 * 3600;
+
+/// Where alerts for operators are posted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Webhook {
-    /// `https://…`, or `http://…` on loopback; absent: nothing is posted. Hidden but for its origin, since the rest of it
-    /// may be what lets one post there.
+    /// `https://…`, or `http://…` on loopback. Not set: nothing is posted. Only its origin is shown, because path and
+    /// query may be secrets.
     #[serde(serialize_with = "hidden")]
     pub url: Option<SecretString>,
-    /// What signs: at least 24 characters, or `whsec_` and base64 of at least 24 bytes. Required with `url`.
+    /// Secret that signs each post; required with `url`. 24 or more visible ASCII characters, or `whsec_` and the
+    /// base64 of 24 or more bytes.
     #[serde(serialize_with = "hidden")]
     pub secret: Option<SecretString>,
-    /// What signed before, while receivers learn the new one: then both sign.
+    /// The former secret while receivers switch to the new one: both sign.
     #[serde(serialize_with = "hidden")]
     pub previous_secret: Option<SecretString>,
-    /// How long one post may take, in seconds. A receiver should keep what it gets and answer, not work on it.
+    /// How long one post may take, in seconds, 1 to 60. A receiver should store the alert and answer at once.
     pub timeout_s: u64,
-    /// Tries before an alert is given up; with the waits below the last one comes after about 19 minutes.
+    /// Attempts before a delivery is given up, 1 to 1,000. With the default waits the last one comes after about 19
+    /// minutes.
     pub max_attempts: u32,
-    /// The wait after the first try, in seconds; it doubles.
+    /// Wait after the first attempt, in seconds, 1 to `max_retry_s`; it doubles with each attempt, ± 20 %.
     pub first_retry_s: u64,
-    /// The longest wait, in seconds.
+    /// The longest wait, in seconds, 1 to 86,400. `Retry-After` of the receiver may extend a wait to an hour.
     pub max_retry_s: u64,
 }
 
@@ -47,7 +54,6 @@ impl Default for Webhook {
 }
 
 impl Webhook {
-    /// The rules of the domain.
     pub(crate) fn rules(&self) -> WebhookRules {
         WebhookRules {
             max_attempts: self.max_attempts,
@@ -56,19 +62,43 @@ impl Webhook {
         }
     }
 
-    /// [`Self::timeout_s`].
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
     }
 
-    /// Where it is posted, without user, path and query, any of which may be a secret.
+    /// Scheme, host and port of `url`; user, path and query may be secrets.
     pub(crate) fn endpoint(&self) -> Option<String> {
         origin(self.url.as_ref()?.expose_secret())
     }
+
+    pub(super) fn validate(&self, check: &mut Check<'_>) {
+        let url = self.url.as_ref();
+        let fine = url.is_none_or(|url| origin(url.expose_secret()).is_some());
+        check.require(fine, "webhook.url", "must be https://…, or http://… on 127.0.0.1, [::1] or localhost");
+        let what = format!(
+            "must be {MIN_SECRET_BYTES} or more visible ASCII characters without spaces, or whsec_ and base64 of as many \
+             bytes: openssl rand -base64 32"
+        );
+        for (setting, secret) in
+            [("webhook.secret", &self.secret), ("webhook.previous_secret", &self.previous_secret)]
+        {
+            let fine = secret.as_ref().is_none_or(|secret| key_of(secret.expose_secret()).is_some());
+            check.require(fine, setting, &what);
+        }
+        let can_sign = url.is_none() || self.secret.is_some();
+        let what = "is not set, but webhook.url requires it to sign posts; set it in LUMILINK_WEBHOOK__SECRET";
+        check.require(can_sign, "webhook.secret", what);
+        check.range_of("webhook.timeout_s", self.timeout_s, 1..=MAX_TIMEOUT_S, " seconds");
+        check.range("webhook.max_attempts", self.max_attempts, 1..=1000);
+        check.range_of("webhook.max_retry_s", self.max_retry_s, 1..=MAX_RETRY_S, " seconds");
+        let (first, most) = (self.first_retry_s, self.max_retry_s);
+        let what = format!("is {first}, must be 1 to webhook.max_retry_s ({most})");
+        check.require((1..=most.max(1)).contains(&first), "webhook.first_retry_s", what);
+    }
 }
 
-/// Scheme, host and port of an address over which alerts may be posted; nothing for any other.
-pub(crate) fn origin(text: &str) -> Option<String> {
+/// Scheme, host and port of a URL to which alerts may be posted; `None` for any other URL.
+fn origin(text: &str) -> Option<String> {
     let url = url::Url::parse(text).ok()?;
     let is_loopback = match url.host()? {
         url::Host::Domain(name) => name == "localhost",
@@ -84,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_origin_is_shown_and_only_loopback_goes_without_tls() {
+    fn origin_drops_secrets_and_requires_tls_beyond_loopback() {
         for (url, shown) in [
             ("https://u:p@hooks.example.com/T0/secret?key=1#x", "https://hooks.example.com"),
             ("https://hooks.example.com:8443", "https://hooks.example.com:8443"),

@@ -35,10 +35,10 @@ impl ErrorClass {
 }
 
 macro_rules! error_codes {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $class:ident, $retryable:literal, $advice:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $class:ident, $retryable:literal, $advice:literal $(| $cli_advice:literal)?;)*) => {
         /// A stable code: clients and dashboards may rely on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub(crate) enum ErrorCode { $($(#[$doc])* $variant,)* }
+        pub(crate) enum ErrorCode { $($(#[doc = $doc])* $variant,)* }
 
         impl ErrorCode {
             /// Every code, for documentation and for metrics that start at 0.
@@ -59,108 +59,149 @@ macro_rules! error_codes {
                 match self { $(Self::$variant => $retryable,)* }
             }
 
-            /// What the reader can do next.
+            /// What happened, for the reference of error codes.
+            #[cfg(test)]
+            pub(crate) fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*),)* }
+            }
+
+            /// What a caller of the API can do next.
             pub(crate) fn advice(self) -> &'static str {
                 match self { $(Self::$variant => $advice,)* }
+            }
+
+            /// The same for a user of the command line: the advice after `|`, else that of the API.
+            pub(crate) fn cli_advice(self) -> &'static str {
+                match self { $(Self::$variant => [$($cli_advice,)? $advice][0],)* }
             }
         }
     };
 }
 
 error_codes! {
-    /// The body or a parameter is wrong.
-    InvalidRequest = "invalid_request", Application, false, "Correct the request; `detail` names what is wrong.";
+    /// The body or a parameter is invalid.
+    InvalidRequest = "invalid_request", Application, false, "Correct the request and send it again."
+        | "Correct the arguments.";
     /// The body is larger than the limit.
-    PayloadTooLarge = "payload_too_large", Application, false, "Send less, or raise the limit that `detail` names.";
-    /// Another media type than JSON.
+    PayloadTooLarge = "payload_too_large", Application, false, "Send less, or raise the named limit.";
+    /// The body is not JSON by its `Content-Type`.
     UnsupportedMediaType = "unsupported_media_type", Application, false, "Send `Content-Type: application/json`.";
-    /// No such route, session, prompt or workspace.
-    NotFound = "not_found", Application, false, "Check the id; it is unknown here or not yours.";
-    /// The route exists, the method does not.
-    MethodNotAllowed = "method_not_allowed", Application, false, "Use one of the methods of the OpenAPI document.";
-    /// The id fits more than one tenant's workspace.
-    AmbiguousWorkspace = "ambiguous_workspace", Application, false, "Name the tenant with `installationId`.";
-    /// No token, or a wrong one.
-    Unauthorized = "unauthorized", Application, false, "Send `Authorization: Bearer <token>` with the configured token.";
-    /// A browser page of another origin, or a host name that is not ours.
+    /// No such route, session, prompt, workspace or other object.
+    NotFound = "not_found", Application, false, "Check the id: it is unknown, or belongs to another tenant."
+        | "Check the id or name: it is unknown, or belongs to another tenant.";
+    /// The path exists, but not with this method.
+    MethodNotAllowed = "method_not_allowed", Application, false, "Use one of the methods in `/openapi.json`."
+        | "Use a command line of the same version as the server.";
+    /// Several tenants have a workspace of this name.
+    AmbiguousWorkspace = "ambiguous_workspace", Application, false, "Name the tenant with `installationId`."
+        | "Name the tenant with `--installation`.";
+    /// The token or ticket is missing, wrong or expired.
+    Unauthorized = "unauthorized", Application, false,
+        "Send `Authorization: Bearer <token>` with the configured token."
+        | "Set LUMILINK_TOKEN to the token of the server (`server.token`).";
+    /// The `Origin` is not allowed, or the `Host` is not a name of this service.
     ForbiddenOrigin = "forbidden_origin", Application, false,
-        "Add the origin to `[server] allowed_origins`, or the host to `allowed_hosts`.";
+        "Add the origin to `server.allowed_origins`, or the host to `server.allowed_hosts`.";
     /// The path is outside what the configuration allows.
-    PathNotAllowed = "path_not_allowed", Application, false, "Use a folder under one of `[workspaces] allow_paths`.";
-    /// The session has a turn that is still running.
-    TurnInProgress = "turn_in_progress", Application, true, "Wait for the running turn (`promptId`) or cancel it.";
-    /// The workspace's route changed in the same moment.
-    RouteChanged = "route_changed", Application, true, "Look at the route and ask again if it is still wanted.";
-    /// A migration of a fleet does not stand where this is possible.
-    MigrationState = "migration_state", Application, false, "Look at the migration; `detail` says where it stands.";
+    PathNotAllowed = "path_not_allowed", Application, false, "Use a folder under one of `workspaces.allow_paths`.";
+    /// The session is running another turn.
+    TurnInProgress = "turn_in_progress", Application, true, "Wait for the running turn (`promptId`), or cancel it."
+        | "Wait for the running turn, or cancel it with `lumilink session cancel`.";
+    /// The route of the workspace was changed at the same time.
+    RouteChanged = "route_changed", Application, true, "Read the route, and repeat the request if it still applies."
+        | "Look at `lumilink workspace show`, and repeat the command if it still applies.";
+    /// The status of the migration does not allow this change.
+    MigrationState = "migration_state", Application, false,
+        "Read the status with `GET /acp/migrations/{id}`: it does not allow this change."
+        | "Look at `lumilink migration show`: the status does not allow this change.";
     /// The session was closed.
-    SessionClosed = "session_closed", Application, false, "Open a new session.";
-    /// The session failed too often.
-    SessionFailed = "session_failed", Application, false, "Bring it back with `POST /acp/session/load`.";
+    SessionClosed = "session_closed", Application, false, "Open a new session."
+        | "Open a new session with `lumilink session new`.";
+    /// The session failed: its agent was restarted too often.
+    SessionFailed = "session_failed", Application, false, "Load it with `POST /acp/session/load`."
+        | "Load it with `lumilink session load`.";
     /// The session expired, or was interrupted by a restart of the service.
-    SessionNotLoaded = "session_not_loaded", Application, false, "Bring it back with `POST /acp/session/load`.";
-    /// The same idempotency key came with another body.
-    IdempotencyMismatch = "idempotency_mismatch", Application, false, "Use a new `Idempotency-Key` for another request.";
-    /// No permission request with this id waits.
+    SessionNotLoaded = "session_not_loaded", Application, false, "Load it with `POST /acp/session/load`."
+        | "Load it with `lumilink session load`.";
+    /// The `Idempotency-Key` was used before with another body.
+    IdempotencyMismatch = "idempotency_mismatch", Application, false,
+        "Use a new `Idempotency-Key` for another request.";
+    /// No permission request with this id and option is pending.
     PermissionNotPending = "permission_not_pending", Application, false,
-        "It was answered, timed out, or the option was not offered.";
-    /// The agent does not offer what was asked for.
+        "It was answered or timed out, or the option was not offered.";
+    /// The agent does not support the request.
     NotSupportedByAgent = "not_supported_by_agent", Application, false,
-        "Look at the session's `agentCapabilities`, modes and options.";
+        "Look at `agentCapabilities`, `modes` and `configOptions` of the session."
+        | "Look at what the agent offers: `lumilink session show`.";
     /// The named agent is not configured.
-    UnknownAgent = "unknown_agent", Application, false, "Use a name from `GET /acp/agents`.";
-    /// The folder could not be prepared: clone failed, disk full, not a folder.
-    WorkspaceUnavailable = "workspace_unavailable", Application, true, "See `detail`; check the repository and its access.";
-    /// The agent wants to be signed in.
-    AgentAuthRequired = "agent_auth_required", Application, false, "Give the agent its credentials in `[agent] env`.";
-    /// The agent rejected the request's parameters.
-    AgentRejected = "agent_rejected", Application, false, "Change the request; the agent said why.";
+    UnknownAgent = "unknown_agent", Application, false, "Use a name from `GET /acp/agents`."
+        | "Use the name of a configured agent: `lumilink config` prints `[agents.<name>]`.";
+    /// The workspace could not be prepared: the clone failed, the disk is full, or the path is not a folder.
+    WorkspaceUnavailable = "workspace_unavailable", Application, true, "Check the repository and the access to it.";
+    /// The agent requires credentials.
+    AgentAuthRequired = "agent_auth_required", Application, false,
+        "Give the agent its credentials with `agent.env` or `agent.inherit_env`.";
+    /// The agent rejected the parameters of the request.
+    AgentRejected = "agent_rejected", Application, false, "Change the request as the answer of the agent says.";
     /// The model provider behind the agent failed.
-    ModelProvider = "model_provider", Application, true, "Try again later; the provider refused or is overloaded.";
+    ModelProvider = "model_provider", Application, true,
+        "Try again later: the model provider refused the request or is overloaded.";
 
-    /// The agent's command could not be started.
-    AgentStartFailed = "agent_start_failed", Connection, false, "Check `[agent] command` and that it is installed.";
-    /// The agent's process ended in the middle of something.
-    AgentCrashed = "agent_crashed", Connection, true, "Send the prompt again; the session has a fresh agent.";
-    /// The way to the runtime broke.
+    /// The command of the agent could not be started.
+    AgentStartFailed = "agent_start_failed", Connection, false,
+        "Check that the program of `agent.command` is installed and can be executed.";
+    /// The process of the agent ended unexpectedly.
+    AgentCrashed = "agent_crashed", Connection, true, "Send the prompt again: the session has a fresh agent.";
+    /// The connection to the runtime was lost.
     ConnectionLost = "connection_lost", Connection, true, "Send the prompt again.";
-    /// The runtime does not answer, or refuses.
-    RuntimeUnavailable = "runtime_unavailable", Connection, true, "Check `[runtime] url` and its token, and that it runs.";
-    /// The agent did not finish its handshake in time.
-    HandshakeTimeout = "handshake_timeout", Connection, true, "Check that the command speaks ACP on stdio.";
-    /// Nothing came from the agent for too long.
+    /// The runtime does not answer, or refused the connection.
+    RuntimeUnavailable = "runtime_unavailable", Connection, true,
+        "Check `runtime.url` and `runtime.token`, and that the runtime is running.";
+    /// The agent did not complete its handshake within `runtime.handshake_timeout_s`.
+    HandshakeTimeout = "handshake_timeout", Connection, true,
+        "Check that the command speaks ACP on standard input and output.";
+    /// The agent was silent for `turn.inactivity_timeout_s`.
     InactivityTimeout = "inactivity_timeout", Connection, true,
-        "Send the prompt again, or raise `[turn] inactivity_timeout_s`.";
-    /// The agent had to be killed because it did not confirm a cancel.
-    CancelUnconfirmed = "cancel_unconfirmed", Connection, false, "Nothing: the turn is cancelled, the agent is a fresh one.";
+        "Send the prompt again, or raise `turn.inactivity_timeout_s`.";
+    /// The agent did not confirm a cancel within `turn.cancel_grace_s` and was killed.
+    CancelUnconfirmed = "cancel_unconfirmed", Connection, false,
+        "Nothing to do: the turn is cancelled, and the session has a fresh agent.";
 
     /// The agent offers another protocol version.
     ProtocolVersion = "protocol_version", Protocol, false, "Use an agent that speaks ACP version 1.";
-    /// The agent's handshake was not what the protocol says.
-    HandshakeFailed = "handshake_failed", Protocol, false, "Check that the command speaks ACP on stdio.";
-    /// The agent printed something that is not the protocol.
-    ProtocolViolation = "protocol_violation", Protocol, true, "Send the prompt again; report it to the agent's author.";
-    /// A frame was larger than the limit.
-    FrameTooLarge = "frame_too_large", Protocol, false, "Raise `[limits] frame_bytes` if the agent really needs it.";
-    /// The agent failed inside (JSON-RPC -32603 or an unknown code).
-    AgentError = "agent_error", Protocol, true, "Send the prompt again; `detail` is what the agent said.";
+    /// The handshake of the agent did not follow the protocol.
+    HandshakeFailed = "handshake_failed", Protocol, false,
+        "Check that the command speaks ACP on standard input and output.";
+    /// The agent sent a message that does not follow the protocol.
+    ProtocolViolation = "protocol_violation", Protocol, true,
+        "Send the prompt again, and report it to the author of the agent.";
+    /// A message was larger than `limits.frame_bytes`.
+    FrameTooLarge = "frame_too_large", Protocol, false,
+        "Raise `limits.frame_bytes` if the agent needs larger messages.";
+    /// The agent reported an internal error (JSON-RPC -32603 or an unknown code).
+    AgentError = "agent_error", Protocol, true, "Send the prompt again; the error quotes the agent.";
 
-    /// The service was stopped in the middle of the turn.
-    Interrupted = "interrupted", System, true, "Load the session and send the prompt again.";
+    /// The service ended during the turn.
+    Interrupted = "interrupted", System, true, "Load the session and send the prompt again."
+        | "Load the session with `lumilink session load` and send the prompt again.";
     /// No seat or no agent process is free.
-    CapacityExhausted = "capacity_exhausted", System, true, "Try again after `Retry-After`.";
+    CapacityExhausted = "capacity_exhausted", System, true, "Try again after `Retry-After`."
+        | "Try again later, or close sessions that are not needed.";
     /// The service is shutting down.
-    Draining = "draining", System, true, "Try again after `Retry-After`, at another replica.";
-    /// The database does not take writes or reads.
+    Draining = "draining", System, true, "Try again after `Retry-After`, at another replica."
+        | "Try again in some seconds.";
+    /// The database does not accept reads or writes.
     DatabaseUnavailable = "database_unavailable", System, true,
-        "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice.";
-    /// The fallback cannot run a turn: the agent does not speak ACP with it either, and has no headless command.
+        "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice."
+        | "Try again in some seconds.";
+    /// The fallback cannot run a turn: the agent does not speak ACP, and no headless command is configured.
     FallbackUnavailable = "fallback_unavailable", System, false,
-        "Configure `[agent] oneshot`, or make the agent's command speak ACP again; `detail` says what it did.";
-    /// Threads of the service stand still; told to probes alone.
-    Stalled = "stalled", System, true, "Start the service anew if this does not pass; the log names the thread.";
-    /// A fault of ours.
-    Internal = "internal", System, true, "Report it with `requestId`; the log has the cause.";
+        "Configure `agent.oneshot`, or an `agent.command` that speaks ACP.";
+    /// Threads of the service are stalled; only `/livez` answers it.
+    Stalled = "stalled", System, true, "Restart the service if this does not pass; the log names the thread.";
+    /// A bug of the service.
+    Internal = "internal", System, true, "Report it with `requestId`; the log has the cause."
+        | "Report it with the request id; the log of the server has the cause.";
 }
 
 impl ErrorCode {

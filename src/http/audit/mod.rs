@@ -11,7 +11,7 @@ use actix_web::{
 use serde::Serialize;
 use url::form_urlencoded;
 
-use super::{HttpState, paging::page, problem::ApiError};
+use super::{HttpState, problem::ApiError, request::page};
 use crate::{
     contract::{
         audit::{

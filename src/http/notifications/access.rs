@@ -20,7 +20,7 @@ use crate::{
         notify::toast::{Scope, Stream},
         turn::outcome::ErrorCode,
     },
-    http::{HttpState, find_session, problem::ApiError},
+    http::{HttpState, problem::ApiError, request::find_session},
 };
 
 /// Where the WebSocket is.

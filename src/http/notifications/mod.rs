@@ -14,15 +14,16 @@ use actix_web::{
 use uuid::Uuid;
 
 use self::access::{hash_of, new_ticket, offered_token, offers_frames, redeem, scope_of, ticket};
-use super::{Body, HttpState, paging::page, parse_body, path_id, problem::ApiError};
+use super::{
+    HttpState,
+    problem::ApiError,
+    request::{Body, page, parse_body, path_id},
+};
 use crate::{
     actors::handles::subscriber::notification_of,
-    contract::{
-        notifications::{
-            AckBody, Acknowledged, InboxItem, InboxPage, InboxQuery, SocketQuery, Subscription, Ticket,
-            frames::SUBPROTOCOL,
-        },
-        problem::Problem,
+    contract::notifications::{
+        AckBody, Acknowledged, InboxItem, InboxPage, InboxQuery, SocketQuery, Subscription, Ticket,
+        frames::SUBPROTOCOL,
     },
     domain::turn::outcome::ErrorCode,
     store::InboxRows,
@@ -37,7 +38,6 @@ use crate::{
     params(SocketQuery),
     responses(
         (status = 101, description = "The WebSocket is open"),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/ws/notifications")]
@@ -75,7 +75,6 @@ pub(crate) async fn subscribe(
     params(InboxQuery),
     responses(
         (status = 200, description = "A page of the inbox", body = InboxPage),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/notifications")]
@@ -103,7 +102,6 @@ pub(crate) async fn list_inbox(
     request_body = AckBody,
     responses(
         (status = 200, description = "It is marked", body = Acknowledged),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/notifications/{id}/ack")]
@@ -128,7 +126,6 @@ pub(crate) async fn acknowledge(
     request_body = Subscription,
     responses(
         (status = 201, description = "The ticket", body = Ticket),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/notifications/ticket")]

@@ -7,10 +7,13 @@ use crate::{
     contract::{
         lists::Page,
         notifications::webhook::{DeliveryQuery, ReplayedDeliveries, WebhookDelivery},
-        problem::Problem,
     },
     domain::{notify::webhook::DeliveryState, turn::outcome::ErrorCode},
-    http::{HttpState, paging::page, path_id, problem::ApiError},
+    http::{
+        HttpState,
+        problem::ApiError,
+        request::{page, path_id},
+    },
     store::WebhookDeliveryRow,
 };
 
@@ -20,7 +23,6 @@ use crate::{
     params(DeliveryQuery),
     responses(
         (status = 200, description = "A page", body = Page<WebhookDelivery>),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/webhooks/deliveries")]
@@ -43,7 +45,6 @@ pub(crate) async fn list_deliveries(
     params(("id" = String, Path, description = "deliveryId")),
     responses(
         (status = 200, description = "The delivery now", body = WebhookDelivery),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/webhooks/deliveries/{id}/replay")]
@@ -64,7 +65,6 @@ pub(crate) async fn replay_delivery(
     tag = "operations",
     responses(
         (status = 200, description = "How many", body = ReplayedDeliveries),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/webhooks/deliveries/replay")]

@@ -8,7 +8,6 @@ use crate::{
     actors::migrations::RunChange,
     contract::{
         lists::Page,
-        problem::Problem,
         routing::migration::{
             DEFAULT_BATCH, EntryState, Migration, MigrationBody, MigrationChange, MigrationEntry, MigrationQuery,
             Progress, When,
@@ -18,7 +17,11 @@ use crate::{
         migration::{Entry, MigrationMode, MigrationPlan, MigrationProgress, Place},
         turn::outcome::{ErrorCode, Failure},
     },
-    http::{Body, HttpState, paging::page, parse_body, path_id, problem::ApiError, to_its_end},
+    http::{
+        HttpState,
+        problem::ApiError,
+        request::{Body, page, parse_body, path_id, to_its_end},
+    },
     store::{MigrationRunFilter, MigrationRunRow},
 };
 
@@ -32,7 +35,6 @@ const MAX_RUNS: usize = 50;
     request_body = MigrationBody,
     responses(
         (status = 202, description = "It is planned", body = Migration),
-        (status = "default", description = "Nothing was planned", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/migrations")]
@@ -71,7 +73,6 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
     params(MigrationQuery),
     responses(
         (status = 200, description = "A page", body = Page<Migration>),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/migrations")]
@@ -95,7 +96,6 @@ pub(crate) async fn list_migrations(
     params(("id" = String, Path, description = "migrationId")),
     responses(
         (status = 200, description = "The migration", body = Migration),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/migrations/{id}")]
@@ -116,7 +116,6 @@ pub(crate) async fn get_migration(
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The migration now", body = Migration),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/migrations/{id}/pause")]
@@ -135,7 +134,6 @@ pub(crate) async fn pause_migration(
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The migration now", body = Migration),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/migrations/{id}/resume")]
@@ -154,7 +152,6 @@ pub(crate) async fn resume_migration(
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The migration now", body = Migration),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/migrations/{id}/cancel")]
@@ -173,7 +170,6 @@ pub(crate) async fn cancel_migration(
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The migration now", body = Migration),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/migrations/{id}/rollback")]

@@ -7,12 +7,9 @@ use crate::{
         handles::messages::{ChangeRoute, RouteChange, RouteView},
         routing::WorkspaceRouting,
     },
-    contract::{
-        problem::Problem,
-        routing::protocol::{
-            FlipBody, MAX_ACTOR_CHARS, MAX_REASON_CHARS, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo,
-            TenantQuery, WindowInfo, WorkspaceProtocol,
-        },
+    contract::routing::protocol::{
+        FlipBody, MAX_ACTOR_CHARS, MAX_REASON_CHARS, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo, TenantQuery,
+        WindowInfo, WorkspaceProtocol,
     },
     domain::{
         ids::WorkspaceKey,
@@ -20,7 +17,11 @@ use crate::{
         routing::{Attribution, Initiator, success_window::WindowFigures},
         turn::outcome::{ErrorCode, Failure},
     },
-    http::{Body, HttpState, parse_body, problem::ApiError, to_its_end},
+    http::{
+        HttpState,
+        problem::ApiError,
+        request::{Body, parse_body, to_its_end},
+    },
     store::{Page, WorkspaceFilter},
 };
 
@@ -30,7 +31,6 @@ use crate::{
     params(("id" = String, Path, description = "workspaceId"), TenantQuery),
     responses(
         (status = 200, description = "The route", body = WorkspaceProtocol),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/workspaces/{id}/protocol")]
@@ -52,7 +52,6 @@ pub(crate) async fn get_protocol(
     request_body = ProtocolBody,
     responses(
         (status = 200, description = "The route now", body = WorkspaceProtocol),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[put("/acp/workspaces/{id}/protocol")]
@@ -87,7 +86,6 @@ pub(crate) async fn put_protocol(
     request_body = FlipBody,
     responses(
         (status = 200, description = "The route now", body = WorkspaceProtocol),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/workspaces/{id}/rollback")]
@@ -107,7 +105,6 @@ pub(crate) async fn roll_back(
     request_body = FlipBody,
     responses(
         (status = 200, description = "The route now", body = WorkspaceProtocol),
-        (status = "default", description = "Nothing was changed", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/workspaces/{id}/restore")]

@@ -5,17 +5,18 @@ use actix_web::{get, put, web};
 use super::protocol::attribution;
 use crate::{
     actors::migrations::tenant,
-    contract::{
-        problem::Problem,
-        routing::tenant::{TenantProtocolBody, TenantProtocolChanged, TenantProtocolInfo},
-    },
+    contract::routing::tenant::{TenantProtocolBody, TenantProtocolChanged, TenantProtocolInfo},
     domain::{
         automation::repository_pattern::{MAX_PATTERNS, is_pattern},
         clock::Timestamp,
         ids::InstallationId,
         turn::outcome::ErrorCode,
     },
-    http::{Body, HttpState, parse_body, problem::ApiError, to_its_end},
+    http::{
+        HttpState,
+        problem::ApiError,
+        request::{Body, parse_body, to_its_end},
+    },
     store::TenantProtocol,
 };
 
@@ -27,7 +28,6 @@ use crate::{
     params(("installationId" = String, Path, description = "The tenant")),
     responses(
         (status = 200, description = "What holds", body = TenantProtocolInfo),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/tenants/{installation_id}/protocol")]
@@ -52,7 +52,6 @@ pub(crate) async fn get_tenant(
     request_body = TenantProtocolBody,
     responses(
         (status = 200, description = "What holds now", body = TenantProtocolChanged),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[put("/acp/tenants/{installation_id}/protocol")]

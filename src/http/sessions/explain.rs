@@ -9,7 +9,6 @@ use crate::{
     contract::{
         audit::{AutomationRunItem, ConnectionItem, MigrationItem, NotificationItem},
         explain::{Explanation, MAX_TIMELINE, TimelineEntry},
-        problem::Problem,
     },
     domain::{
         clock::Timestamp,
@@ -18,7 +17,12 @@ use crate::{
         routing::Route,
         session::lifecycle::SessionState,
     },
-    http::{HttpState, audit::items::kept, find_session, path_id, problem::ApiError},
+    http::{
+        HttpState,
+        audit::items::kept,
+        problem::ApiError,
+        request::{find_session, path_id},
+    },
     store::{
         AuditFilter, AutomationRunRow, ConnectionRow, MigrationRow, NotificationRow, Page, PromptRow,
         RollbackEventRow, SessionRow, Store, StoreError, TranscriptRow,
@@ -34,7 +38,6 @@ use crate::{
     params(("id" = String, Path, description = "sessionId")),
     responses(
         (status = 200, description = "The story", body = Explanation),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/explain")]

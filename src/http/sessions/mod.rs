@@ -9,7 +9,11 @@ use std::time::Duration;
 
 use actix_web::{HttpResponse, post, web};
 
-use super::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError, to_its_end};
+use super::{
+    HttpState,
+    problem::ApiError,
+    request::{Body, find_session, parse_body, path_id, to_its_end},
+};
 use crate::{
     actors::{
         handles::{
@@ -19,7 +23,6 @@ use crate::{
         workspaces::{ReadySession, open::OpenSession},
     },
     contract::{
-        problem::Problem,
         runtime::Checkout,
         session::{
             AgentAnswer, CancelBody, Cancelled, Closed, ConfigBody, LoadBody, Mode, ModeBody, NewSessionBody,
@@ -43,7 +46,6 @@ use crate::{
     request_body = NewSessionBody,
     responses(
         (status = 201, description = "The session is ready for prompts", body = SessionReady),
-        (status = "default", description = "Nothing was started", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/new")]
@@ -110,7 +112,6 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     request_body = LoadBody,
     responses(
         (status = 200, description = "The session is ready for prompts", body = SessionReady),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/load")]
@@ -136,7 +137,6 @@ pub(crate) async fn load_session(
     request_body = SessionBody,
     responses(
         (status = 200, description = "It is closed", body = Closed),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/close")]
@@ -160,7 +160,6 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
     request_body = CancelBody,
     responses(
         (status = 200, description = "Whether a turn was running", body = Cancelled),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/cancel")]
@@ -204,7 +203,6 @@ fn went_away() -> ApiError {
     request_body = PermissionBody,
     responses(
         (status = 200, description = "The agent has the answer", body = PermissionAnswered),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/permission")]
@@ -230,7 +228,6 @@ pub(crate) async fn answer_permission(
     request_body = ModeBody,
     responses(
         (status = 200, description = "What the agent answered", body = AgentAnswer),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/mode")]
@@ -248,7 +245,6 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     request_body = ConfigBody,
     responses(
         (status = 200, description = "What the agent answered", body = AgentAnswer),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/config")]

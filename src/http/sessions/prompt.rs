@@ -11,7 +11,6 @@ use super::{state_of, stream};
 use crate::{
     actors::handles::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
     contract::{
-        problem::Problem,
         result::ACPSessionResult,
         session::{FailureInfo, PromptAccepted, PromptBody, PromptInfo},
     },
@@ -24,7 +23,11 @@ use crate::{
             prompt::Prompt,
         },
     },
-    http::{Body, HttpState, find_session, parse_body, path_id, problem::ApiError, to_its_end},
+    http::{
+        HttpState,
+        problem::ApiError,
+        request::{Body, find_session, parse_body, path_id, to_its_end},
+    },
     store::{Idempotency, PromptRow},
 };
 
@@ -70,7 +73,6 @@ fn wanted(request: &HttpRequest) -> Wanted {
             (String = "text/event-stream"),
         )),
         (status = 202, description = "The turn runs", body = PromptAccepted),
-        (status = "default", description = "It was refused, or it failed and `result` says how", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[post("/acp/session/prompt")]
@@ -232,7 +234,6 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
     params(("id" = String, Path, description = "promptId")),
     responses(
         (status = 200, description = "The turn", body = PromptInfo),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/prompt/{id:[0-9a-fA-F-]{36}}")]

@@ -10,16 +10,14 @@ use crate::{
             AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
             WorkspaceItem, WorkspaceQuery,
         },
-        problem::Problem,
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo},
     },
     domain::{ids::SessionId, session::lifecycle::SessionMode, turn::outcome::ErrorCode},
     http::{
-        HttpState, find_session,
-        paging::{page, page_size},
-        path_id,
+        HttpState,
         problem::ApiError,
+        request::{find_session, page, page_size, path_id},
     },
     store::{self, SessionFilter, SessionRow, WorkspaceFilter},
 };
@@ -35,7 +33,6 @@ const MAX_PAGES_READ: usize = 10;
     params(("id" = String, Path, description = "sessionId")),
     responses(
         (status = 200, description = "The session", body = SessionInfo),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}")]
@@ -89,7 +86,6 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
     params(("id" = String, Path, description = "sessionId"), TranscriptQuery),
     responses(
         (status = 200, description = "A page", body = TranscriptPage),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/transcript")]
@@ -124,7 +120,6 @@ pub(crate) async fn get_transcript(
     params(("id" = String, Path, description = "sessionId")),
     responses(
         (status = 200, description = "Files and patch", body = WorkspaceDiff),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/diff")]
@@ -154,7 +149,6 @@ pub(crate) async fn get_diff(
     ),
     responses(
         (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/events")]
@@ -193,7 +187,6 @@ fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
     params(SessionQuery),
     responses(
         (status = 200, description = "A page", body = Page<SessionInfo>),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/sessions")]
@@ -232,7 +225,6 @@ pub(crate) async fn list_sessions(
     params(WorkspaceQuery),
     responses(
         (status = 200, description = "A page", body = Page<WorkspaceItem>),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/workspaces")]
@@ -263,7 +255,6 @@ pub(crate) async fn list_workspaces(
     tag = "workspaces",
     responses(
         (status = 200, description = "The agents", body = Page<AgentItem>),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/agents")]
@@ -321,7 +312,7 @@ mod tests {
                 web::Query::<SessionQuery>::from_query(&text).err(),
             ];
             for refusal in refused.into_iter().flatten() {
-                prop_assert!(crate::http::bad_query(&refusal).problem().detail.len() > 10);
+                prop_assert!(crate::http::request::bad_query(&refusal).problem().detail.len() > 10);
             }
             let _ = text.parse::<Cursor>();
         }

@@ -22,22 +22,22 @@ impl CapacityMetrics {
         Ok(Self {
             seats: make.gauges(
                 "lumilink_capacity_seats",
-                "Seats of sessions: taken, and the limit for new ones.",
+                "Seats of sessions: taken, and the limit for new sessions.",
                 &["state"],
             )?,
             alerts: make.gauges(
                 "lumilink_capacity_alerts",
-                "1 while an alert of capacity of this level is open.",
+                "1 while a capacity alert of this level is open.",
                 &["level"],
             )?,
             changes: make.counters(
                 "lumilink_capacity_alert_changes_total",
-                "Alerts of capacity that were raised and resolved, by level.",
+                "Capacity alerts raised and resolved.",
                 &["level", "kind"],
             )?,
             refused: make.counters(
                 "lumilink_capacity_refused_total",
-                "New sessions that got no seat: none was left in the service, or in the tenant's share.",
+                "New sessions refused because no seat was free in the service or in the tenant's share.",
                 &["reason"],
             )?,
         })

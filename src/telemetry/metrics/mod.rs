@@ -78,20 +78,16 @@ impl All {
         let make = Maker(&registry);
         let route = &["route"];
         Ok(Self {
-            active_sessions: make.gauges(
-                "lumilink_active_sessions",
-                "Sessions that hold a seat, by state.",
-                &["state"],
-            )?,
-            turns_started: make.counters("lumilink_turns_started_total", "Turns that began, by route.", route)?,
+            active_sessions: make.gauges("lumilink_active_sessions", "Sessions that hold a seat.", &["state"])?,
+            turns_started: make.counters("lumilink_turns_started_total", "Turns that started.", route)?,
             turns_ended: make.counters(
                 "lumilink_turns_ended_total",
-                "Turns that ended, by route and outcome. Every turn that began ends once.",
+                "Turns that ended. Each started turn ends exactly once.",
                 &["route", "outcome"],
             )?,
             turn_duration: make.histograms(
                 "lumilink_turn_duration_seconds",
-                "Time from the acceptance of a turn to its end, by route.",
+                "Time from the acceptance of a turn to its end.",
                 route,
                 &TURN_BUCKETS,
             )?,
@@ -100,37 +96,47 @@ impl All {
                 "Time from the acceptance of a turn to the agent's first update.",
                 &FIRST_UPDATE_BUCKETS,
             )?,
-            updates: make.counters("lumilink_updates_total", "Updates of agents, by ACP kind.", &["kind"])?,
+            updates: make.counters(
+                "lumilink_updates_total",
+                "Session updates received from agents, by ACP kind.",
+                &["kind"],
+            )?,
             errors: make.counters(
                 "lumilink_errors_total",
-                "Errors that were answered or that ended a turn, by class and code.",
+                "Errors that were answered to a request or ended a turn.",
                 &["class", "code"],
             )?,
             connections: Connections::new(&make)?,
             restarts: make.counters(
                 "lumilink_restarts_total",
-                "Sessions that got a fresh agent, and parts of the service that were started again, by cause.",
+                "Restarts of a session's agent and, with cause panic, of a part of the service.",
                 &["cause"],
             )?,
-            agent_processes: make.gauge("lumilink_agent_processes", "Agent processes that run.")?,
-            queue_depth: make.gauges("lumilink_queue_depth", "Items that wait in a bounded queue.", &["queue"])?,
+            agent_processes: make.gauge(
+                "lumilink_agent_processes",
+                "Agent processes of the embedded runtime. A separate runtime has its own /metrics.",
+            )?,
+            queue_depth: make.gauges(
+                "lumilink_queue_depth",
+                "Items in a bounded queue; writes: writes that wait for the database.",
+                &["queue"],
+            )?,
             permissions: make.counters(
                 "lumilink_permission_requests_total",
-                "Permission requests of agents, by what they got.",
+                "Permission requests of agents, by answer.",
                 &["answer"],
             )?,
             writer: Writer::new(&make)?,
             http: Http::new(&make)?,
-            event_subscribers: make.gauge("lumilink_event_subscribers", "Readers of event streams.")?,
+            event_subscribers: make
+                .gauge("lumilink_event_subscribers", "Open readers of event streams of sessions and turns.")?,
             slow_readers: make.counter(
                 "lumilink_slow_readers_total",
-                "Readers of event streams that were let go because they did not keep up.",
+                "Readers of event streams that were disconnected because they did not keep up.",
             )?,
             arbiters: Arbiters::new(&make)?,
-            sessions_expired: make.counter(
-                "lumilink_sessions_expired_total",
-                "Hibernated sessions that expired, because nobody used them.",
-            )?,
+            sessions_expired: make
+                .counter("lumilink_sessions_expired_total", "Hibernated sessions that expired without use.")?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
             toasts: NotificationMetrics::new(&make)?,
@@ -149,7 +155,7 @@ impl Metrics {
     pub(crate) fn new(version: &str, commit: Option<&str>) -> Result<Self, MetricsError> {
         let all = All::new(Registry::new())?;
         let build = IntGaugeVec::new(
-            Opts::new("lumilink_build_info", "1, with the version and commit of this program as labels."),
+            Opts::new("lumilink_build_info", "Always 1; the labels are version and commit of the program."),
             &["version", "commit"],
         )?;
         build.get_metric_with_label_values(&[version, commit.unwrap_or("unknown")])?.set(1);

@@ -52,33 +52,28 @@ pub(crate) struct NotificationMetrics {
 impl NotificationMetrics {
     pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
-            subscribers: make.gauge("lumilink_toast_subscribers", "Open WebSockets that read toasts.")?,
-            sent: make.counter(
-                "lumilink_toasts_sent_total",
-                "Toasts that were sent to a subscriber as they came; each subscriber counts.",
-            )?,
+            subscribers: make.gauge("lumilink_toast_subscribers", "Open WebSockets that read notifications.")?,
+            sent: make
+                .counter("lumilink_toasts_sent_total", "Notifications sent live, counted once per subscriber.")?,
             replayed: make.counter(
                 "lumilink_toasts_replayed_total",
-                "Toasts that were sent to a subscriber that had missed them.",
+                "Notifications replayed to a subscriber that had missed them.",
             )?,
-            telemetry: make.counter("lumilink_telemetry_sent_total", "Telemetry frames that were sent.")?,
+            telemetry: make
+                .counter("lumilink_telemetry_sent_total", "Session progress frames sent to subscribers.")?,
             telemetry_left_out: make.counter(
                 "lumilink_telemetry_left_out_total",
-                "Telemetry frames that were left out, since a subscriber or the hub was behind.",
+                "Session progress frames dropped because a subscriber or the hub was behind.",
             )?,
-            resets: make.counters(
-                "lumilink_toast_resets_total",
-                "Subscribers whose cursor could not be gone on from.",
-                &["reason"],
-            )?,
+            resets: make.counters("lumilink_toast_resets_total", "Cursors rejected, by reason.", &["reason"])?,
             evictions: make.counters(
                 "lumilink_toast_evictions_total",
-                "Subscribers that were let go, by reason.",
+                "Subscribers evicted, by reason.",
                 &["reason"],
             )?,
             lag: make.histogram(
                 "lumilink_toast_delivery_lag_seconds",
-                "Time from a toast's cause to the moment in which it was sent to a subscriber.",
+                "Time from the cause of a notification until it was sent to a subscriber.",
                 &LAG_BUCKETS,
             )?,
         })
@@ -180,12 +175,12 @@ impl WebhookMetrics {
         Ok(Self {
             attempts: make.counters(
                 "lumilink_webhook_attempts_total",
-                "Posts to the operators' webhook, by what became of the delivery.",
+                "Attempts to post to the operators' webhook, by result of the delivery.",
                 &["outcome"],
             )?,
             deliveries: make.gauges(
                 "lumilink_webhook_deliveries",
-                "Deliveries to the operators' webhook that wait for a post, or were given up.",
+                "Deliveries to the operators' webhook that are pending or were given up (dead).",
                 &["state"],
             )?,
         })

@@ -105,35 +105,35 @@ impl RouteMetrics {
         Ok(Self {
             outcomes: make.counters(
                 "lumilink_outcomes_total",
-                "Outcomes that counted in a success window, by what carried the turn.",
+                "Outcomes recorded in success windows, by the protocol that carried the turn.",
                 &["protocol", "outcome"],
             )?,
             flips: make.counters(
                 "lumilink_route_flips_total",
-                "Flips of a workspace's route, by where to and why.",
+                "Flips of a workspace to another route, by target and trigger.",
                 &["to", "trigger"],
             )?,
             probes: make.counters(
                 "lumilink_route_probes_total",
-                "Handshakes that tried whether ACP is well again, by how they ended.",
+                "Probes (handshakes that test whether ACP has recovered), by outcome.",
                 &["outcome"],
             )?,
-            workspaces: make.gauges("lumilink_workspaces", "Workspaces in use, by their route.", &["route"])?,
+            workspaces: make.gauges("lumilink_workspaces", "Workspaces in use.", &["route"])?,
             both_failing: make.counter(
                 "lumilink_both_routes_failing_total",
-                "How often the fallback of a workspace failed while ACP was not well.",
+                "Times the fallback of a workspace failed while ACP was failing too.",
             )?,
             session_fallbacks: make.counter(
                 "lumilink_session_fallbacks_total",
-                "Sessions that went over to the fallback by themselves because a handshake failed.",
+                "Sessions that switched to the fallback because a handshake failed.",
             )?,
             storm: make.gauge(
                 "lumilink_rollback_storm",
-                "1 while many workspaces (over 10 %, at least 5 in 5 minutes) fall back by themselves.",
+                "1 while more than 10 % of the workspaces in use, and at least 5, rolled back within 5 minutes.",
             )?,
             migrated: make.counters(
                 "lumilink_migrated_workspaces_total",
-                "Workspaces in steps of migrations of fleets, by what became of them.",
+                "Workspaces processed by fleet migrations, by outcome.",
                 &["outcome"],
             )?,
         })

@@ -26,16 +26,16 @@ impl Writer {
         Ok(Self {
             lag: make.histogram(
                 "lumilink_writer_lag_seconds",
-                "Time that a write waited before its transaction began.",
+                "Time a write waited before its transaction began.",
                 &WRITER_BUCKETS,
             )?,
             commit_duration: make.histogram(
                 "lumilink_writer_commit_duration_seconds",
-                "Time that a transaction took, its commit included.",
+                "Duration of a transaction, including its commit.",
                 &WRITER_BUCKETS,
             )?,
-            rows: make.counter("lumilink_writer_rows_total", "Writes that were committed.")?,
-            commits: make.counter("lumilink_writer_commits_total", "Transactions that were committed.")?,
+            rows: make.counter("lumilink_writer_rows_total", "Writes committed.")?,
+            commits: make.counter("lumilink_writer_commits_total", "Transactions committed.")?,
             failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
         })
     }
@@ -51,11 +51,17 @@ pub(in crate::telemetry) struct Connections {
 impl Connections {
     pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
         Ok(Self {
-            reconnects: make.counter("lumilink_reconnects_total", "Broken connections that stand again.")?,
-            adopted_turns: make.counter("lumilink_adopted_turns_total", "Turns that outlived their supervisor.")?,
+            reconnects: make.counter(
+                "lumilink_reconnects_total",
+                "Connections to a runtime that broke and were resumed without loss.",
+            )?,
+            adopted_turns: make.counter(
+                "lumilink_adopted_turns_total",
+                "Running turns adopted after a restart of the supervisor.",
+            )?,
             held: make.gauge(
                 "lumilink_held_conversations",
-                "Conversations with agents that are kept for a client that is away.",
+                "Conversations with agents that the embedded runtime keeps for a disconnected supervisor.",
             )?,
         })
     }
@@ -72,11 +78,11 @@ impl Arbiters {
         Ok(Self {
             stalls: make.counter(
                 "lumilink_arbiter_stalls_total",
-                "How often a thread that runs sessions stood still for 5 s.",
+                "Times a thread that runs sessions did not respond for 5 s.",
             )?,
             lag: make.real_gauge(
                 "lumilink_arbiter_lag_seconds",
-                "By how much the slowest thread that runs sessions is late with its sign of life.",
+                "Delay of the heartbeat of the slowest thread that runs sessions.",
             )?,
         })
     }
@@ -93,12 +99,12 @@ impl Http {
         Ok(Self {
             requests: make.counters(
                 "lumilink_http_requests_total",
-                "HTTP requests that were answered, by method and class of status.",
+                "HTTP requests answered.",
                 &["method", "status"],
             )?,
             duration: make.histograms(
                 "lumilink_http_request_duration_seconds",
-                "Time from a request to the head of its answer, by method.",
+                "Time from an HTTP request to the head of its answer.",
                 &["method"],
                 &TURN_BUCKETS,
             )?,

@@ -1,0 +1,102 @@
+//! `[agent]` and `[agents.<name>]`: the commands that speak ACP.
+
+use std::collections::BTreeMap;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::{check::Check, hidden_values};
+
+/// The name of the agent that `[agent]` configures; `[agents.<name>]` cannot take it.
+pub(crate) const DEFAULT_AGENT: &str = "default";
+
+/// The agent of sessions that name none. `[agents.<name>]` takes the same keys; sessions select it by name (a-z, 0-9,
+/// `_` and `-`, at most 64 characters).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Agent {
+    /// Program and arguments of a command that speaks ACP on standard input and output. Empty: the built-in demo
+    /// agent.
+    pub command: Vec<String>,
+    /// Program and arguments of a headless command for turns over the fallback: it reads the prompt from standard
+    /// input, prints the answer and ends. Empty: the fallback starts `command` for each turn and speaks ACP with it.
+    pub oneshot: Vec<String>,
+    /// Variables added to the environment of the agent, which starts empty. Values are never shown.
+    #[serde(serialize_with = "hidden_values")]
+    pub env: BTreeMap<String, SecretString>,
+    /// Names of variables that the agent inherits, beside HOME, LANG, LC_*, LOGNAME, PATH, SHELL, TERM, TMPDIR, TZ and
+    /// USER.
+    pub inherit_env: Vec<String>,
+    /// User (name or number) that runs the agent; needs root. Not set: the user of the runtime.
+    pub run_as: Option<String>,
+    /// Whether the agent may read and write files of the workspace through `fs/*`.
+    pub fs: bool,
+    /// Whether the agent may run commands in the workspace through `terminal/*`.
+    pub terminal: bool,
+    /// Id of the sign-in method for agents that require `authenticate`. Not set: such an agent fails with
+    /// `agent_auth_required`.
+    pub auth_method: Option<String>,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            command: Vec::new(),
+            oneshot: Vec::new(),
+            env: BTreeMap::new(),
+            inherit_env: Vec::new(),
+            run_as: None,
+            fs: true,
+            terminal: true,
+            auth_method: None,
+        }
+    }
+}
+
+impl Agent {
+    /// Checks the agent of `section`: `agent` or `agents.<name>`.
+    pub(super) fn validate(&self, check: &mut Check<'_>, section: &str) {
+        let program = self.command.first();
+        let what = "its first element must be a program, such as [\"goose\", \"acp\"]";
+        check.require(program.is_none_or(|it| !it.trim().is_empty()), format!("{section}.command"), what);
+        let no_nul = self.command.iter().all(|part| !part.contains('\0'));
+        check.require(no_nul, format!("{section}.command"), "must not contain a NUL character");
+        let oneshot = self.oneshot.first().is_none_or(|it| !it.trim().is_empty());
+        let fine = oneshot && self.oneshot.iter().all(|part| !part.contains('\0'));
+        let what = "its first element must be a program, and none may contain a NUL character";
+        check.require(fine, format!("{section}.oneshot"), what);
+        let user = self.run_as.as_ref().is_none_or(|user| !user.trim().is_empty());
+        let what = "must be the name or number of a user; leave it out for none";
+        check.require(user, format!("{section}.run_as"), what);
+        for (name, value) in &self.env {
+            let fine = is_variable(name) && !value.expose_secret().contains('\0');
+            let what = "must be the name of a variable with a value without NUL characters";
+            check.require(fine, format!("{section}.env.{name}"), what);
+        }
+        let names = self.inherit_env.iter().all(|name| is_variable(name));
+        let what = "must be names of variables, such as [\"HTTPS_PROXY\"]";
+        check.require(names, format!("{section}.inherit_env"), what);
+    }
+}
+
+/// Checks `[agents.<name>]`.
+pub(super) fn validate_named(agents: &BTreeMap<String, Agent>, check: &mut Check<'_>) {
+    for (name, agent) in agents {
+        let section = format!("agents.{name}");
+        let what = "the name is reserved: [agent] configures the default agent";
+        check.require(name != DEFAULT_AGENT, &section, what);
+        let what = "the name must be of a-z 0-9 _ - and begin with a letter or digit, at most 64 characters";
+        check.require(is_agent_name(name), &section, what);
+        agent.validate(check, &section);
+    }
+}
+
+fn is_agent_name(name: &str) -> bool {
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let rest = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte));
+    first && rest && name.len() <= 64
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
+}
