@@ -28,7 +28,7 @@
 //! | 8 | `main.rs`: arguments → command → exit code |
 //! | 7 | [`commands`]: one thin file per subcommand |
 //! | 6 | [`app`]: builds every part in order, takes them down in the reverse order; the demo's tour |
-//! | 5 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client · [`bench`]: what a turn costs, measured from outside |
+//! | 5 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
 //! | 4 | [`actors`]: thin shells over `domain` |
 //! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts what operators are told |
 //! | 2 | [`contract`]: our wire types · [`config`]: the only reader of the environment · [`telemetry`]: metrics, logs, clock, the watchdog of the threads |
@@ -111,7 +111,6 @@
 mod acp;
 mod actors;
 mod app;
-mod bench;
 mod client;
 pub mod commands;
 mod config;

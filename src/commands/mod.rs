@@ -4,7 +4,6 @@
 //! nothing else.
 
 mod audit;
-mod bench;
 mod config;
 mod demo;
 mod demo_agent;
@@ -50,8 +49,6 @@ enum Command {
     Openapi,
     /// Prints the effective configuration with the source of each value, secrets hidden.
     Config(flags::CommonFlags),
-    /// Measures what a turn costs on this machine.
-    Bench(bench::BenchArgs),
     /// Works with sessions of a running server.
     Session(session::SessionArgs),
     /// Looks at the routes of a running server's workspaces, and changes them.
@@ -77,7 +74,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Openapi => openapi::run(),
         Command::Config(flags) => config::run(&flags),
-        Command::Bench(arguments) => bench::run(arguments),
         Command::Session(arguments) => session::run(arguments),
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
