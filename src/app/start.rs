@@ -19,12 +19,12 @@ use crate::{
             keeper::Keeper,
             retention::{self, Ages},
         },
-        workspaces::{DEFAULT_AGENT, Workspaces, liveness},
+        workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, sections::Agent},
     domain::{clock::Clock, watchdog::WatchdogLimits},
     http::{self, ApiState, EmbeddedListener, RunningHttp},
-    runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, Serves},
+    runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests},
     store::{DatabaseUrl, Store, StoreOptions},
     telemetry::{Metrics, SystemClock, watchdog::Watchdog},
     transport::{
@@ -89,7 +89,7 @@ impl Service {
         pick_up(&workspaces, runtime.is_none()).await?;
         let capacity = actix::spawn(watch.run());
         // What was picked up lives on this thread.
-        liveness::beat_on_this_thread(&watchdog);
+        watchdog.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
         let max_age = Duration::from_secs(config.session.max_age_s);
         let sweep = actix::spawn(retention::sweep_expired(services.clone(), max_age));
         let ages = Ages::new(&config.retention, &services.settings.window);
@@ -245,7 +245,7 @@ pub(super) fn runtime_options(
             oneshot: agent.oneshot.clone(),
             environment: environment_of(&name),
             run_as: agent.run_as.clone(),
-            serves: Serves { fs: agent.fs, terminal: agent.terminal },
+            serves: ServedRequests { fs: agent.fs, terminal: agent.terminal },
             name,
         })
     });

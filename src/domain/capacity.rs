@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{clock::Timestamp, ids::InstallationId, routing::success_window::FULL_BP};
+use super::{clock::Timestamp, ids::InstallationId, share::FULL_BP};
 
 /// The numbers (`[capacity]`). Shares are hundredths of a percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

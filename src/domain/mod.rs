@@ -14,6 +14,7 @@ pub(crate) mod notify;
 pub(crate) mod redaction;
 pub(crate) mod routing;
 pub(crate) mod session;
+pub(crate) mod share;
 pub(crate) mod text;
 pub(crate) mod turn;
 pub(crate) mod watchdog;

@@ -41,11 +41,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use self::{guard::Guard, notifications::connection::ConnectionFd, problem::ApiError};
 use crate::{
-    actors::{
-        migrations::Migrations,
-        notifications::NotificationHub,
-        workspaces::{Workspaces, liveness},
-    },
+    actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
     config::Config,
     domain::{
         ids::SessionId,
@@ -137,7 +133,7 @@ where
     let more = beside.as_ref().map(|beside| beside.routes.clone());
     let server = HttpServer::new(move || {
         // Sessions live on these threads.
-        liveness::beat_on_this_thread(&beats);
+        beats.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
         let mut app = App::new();
         if let Some(more) = &more {
             let is_beside = guard_fn(|request| request.req_data().contains::<IsEmbedded>());

@@ -8,10 +8,11 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     os::linux::fs::MetadataExt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// The variable that every child carries; its value names this program's run and the group.
@@ -92,7 +93,7 @@ impl Orphans {
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live.lock()
     }
 
     /// Sweeps after every group that ended; several ends in a row are one sweep.

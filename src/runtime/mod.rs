@@ -29,11 +29,6 @@ use actix_web::{App, HttpServer, dev::ServerHandle, rt::net::TcpStream, web::Ser
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{sync::watch, task::JoinHandle};
 
-pub(crate) use self::{
-    agents::AgentSettings,
-    conversations::conversation::Retention,
-    socket::{handshake::Serves, heartbeat::Heartbeats},
-};
 use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
@@ -42,8 +37,12 @@ use self::{
     socket::SocketSettings,
     workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
 };
+pub(crate) use self::{
+    agents::{AgentSettings, requests::ServedRequests},
+    conversations::conversation::Retention,
+    socket::heartbeat::Heartbeats,
+};
 use crate::{
-    actors::workspaces::liveness::beat_on_this_thread,
     process::{group, stdio::StdioLimits, user::RunAsError},
     telemetry::{Metrics, watchdog::Watchdog},
     transport::pipe::PipeLimits,
@@ -195,7 +194,10 @@ pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || {
         // Sockets live on these threads.
-        watchdog.iter().for_each(beat_on_this_thread);
+        watchdog
+            .as_ref()
+            .and_then(|watchdog| watchdog.heartbeats_of_this_thread(tokio::time::sleep))
+            .map(actix::spawn);
         App::new().configure(routes::configure(state.clone()))
     })
     .workers(workers)

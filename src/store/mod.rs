@@ -17,12 +17,9 @@ mod transcript;
 pub(crate) mod turns;
 mod workspaces;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use self::notifications::grown::GrownStreams;
@@ -239,7 +236,7 @@ impl Store {
         let finished = tokio::time::timeout(CLOSE_PATIENCE, async {
             // An error means that the writer has ended.
             let _ = self.inner.queue.send(Message::Close).await;
-            let ended = self.inner.writer_ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let ended = self.inner.writer_ended.lock().take();
             match ended {
                 Some(ended) => ended.await.is_ok(),
                 None => true,

@@ -154,7 +154,9 @@ fn cut_texts(value: &mut Value, chars: usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use tracing_subscriber::fmt::MakeWriter;
 
@@ -165,7 +167,7 @@ mod tests {
 
     impl std::io::Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -193,7 +195,7 @@ mod tests {
             let layer = layer.with_ansi(false).event_format(BoundedText(Format::default()));
             tracing::subscriber::with_default(registry.with(layer), log);
         }
-        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(sink.0.lock().clone()).unwrap()
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! Watches the threads that run actors, from a thread of its own that nothing of theirs can hold up.
 
 use std::{
+    cell::Cell,
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Metrics;
 use crate::domain::watchdog::{Finding, WatchdogLimits};
@@ -79,6 +82,25 @@ impl Watchdog {
         Heartbeat { heart, shared: self.shared.clone() }
     }
 
+    /// The heartbeats of the calling thread, for as long as it lives; `None` where it already beats.
+    ///
+    /// The caller spawns the future on this thread and passes its runtime's `sleep`: telemetry lies below tokio.
+    pub(crate) fn heartbeats_of_this_thread<S: Future<Output = ()>, F: Fn(Duration) -> S>(
+        &self,
+        sleep: F,
+    ) -> Option<impl Future<Output = ()> + use<S, F>> {
+        if BEATS.replace(true) {
+            return None;
+        }
+        let (heartbeat, every) = (self.join(), self.every());
+        Some(async move {
+            loop {
+                heartbeat.beat();
+                sleep(every).await;
+            }
+        })
+    }
+
     /// How often threads have to beat.
     pub(crate) fn every(&self) -> Duration {
         self.shared.limits.every
@@ -88,6 +110,11 @@ impl Watchdog {
     pub(crate) fn is_alive(&self) -> bool {
         self.shared.is_alive.load(Ordering::Acquire)
     }
+}
+
+thread_local! {
+    /// Whether this thread already beats.
+    static BEATS: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Heartbeat {
@@ -109,7 +136,7 @@ impl Shared {
     }
 
     fn hearts(&self) -> MutexGuard<'_, Vec<Arc<Heart>>> {
-        self.hearts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hearts.lock()
     }
 
     fn watch(&self, stopped: &Receiver<()>) {

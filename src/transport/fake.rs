@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use futures_util::{FutureExt, future::BoxFuture, stream};
+use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -85,7 +86,7 @@ impl FakeTransport {
 
 impl Transport for FakeTransport {
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
-        let failure = self.failures.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let failure = self.failures.lock().pop();
         let (started, panics) = (self.started.clone(), self.panics.clone());
         async move {
             if let Some(failure) = failure {
@@ -116,7 +117,7 @@ impl Transport for FakeTransport {
     }
 
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&request.connection_id);
+        let held = self.held.lock().remove(&request.connection_id);
         let (started, panics) = (self.started.clone(), self.panics.clone());
         async move {
             let Some(prompt) = held else {

@@ -177,7 +177,7 @@ fn capacity_measures_a_full_service_that_refuses_and_loses_no_event() {
 
 #[test]
 fn route_measures_and_compares_both_routes_in_new_and_open_sessions() {
-    let report = json::<RoutePlan>(&["--sessions", "2", "--model-ms", "0,20", "--seconds", "0.5"]);
+    let report = json::<RoutePlan>(&["--sessions", "2", "--model-ms", "0,20", "--seconds", "1"]);
     assert_eq!(report["unmeasured"], Value::Array(Vec::new()), "{report:#}");
     assert_none(&report, &["errorsLogged"]);
     let points = report["points"].as_array().expect("points");

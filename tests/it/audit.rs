@@ -1,12 +1,14 @@
-//! What was decided and done can be read afterwards: as records, as figures, and as the story of one session.
+//! The audit API: records of decisions and actions, summary figures, and the explanation of one session.
 
 use std::{collections::BTreeSet, process::Command};
 
 use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json, lumilink, wait_for};
 
-/// A workspace stays where it fell, and three crashes fell it: at the eighth outcome where a turn came before them (a
-/// handshake, the turn, and three times a crash and a handshake), else by half of six.
-fn held() -> Program {
+/// Starts a program in which three crashes roll a workspace back and nothing restores it (a cool-down of 30 minutes).
+///
+/// After one completed turn, the rollback comes at the eighth outcome (a handshake, the turn, and three times a crash
+/// and a handshake); without one, it comes when half of six outcomes have failed.
+fn start_without_recovery() -> Program {
     Program::builder().set("window.min_samples", 8).set("recovery.cooldown_s", 1800).start()
 }
 
@@ -14,7 +16,7 @@ fn route(session: &Session) -> Value {
     session.api.get("/acp/workspaces/ws/protocol").expect(200)
 }
 
-/// Crashes until the workspace is rolled back.
+/// Crashes the agent until the workspace is rolled back.
 fn crashes_until_it_falls_back(session: &Session) {
     for _ in 0..3 {
         session.prompt("crash").problem(502, "agent_crashed");
@@ -36,8 +38,8 @@ fn items(program: &Program, path: &str) -> Vec<Value> {
     read(program, path).expect(200)["items"].as_array().expect("`items` is an array").clone()
 }
 
-/// All records page by page, by what `nextCursor` says.
-fn walk(program: &Program, path: &str, limit: usize) -> Vec<Value> {
+/// Reads all pages of the records, following `nextCursor`.
+fn read_pages(program: &Program, path: &str, limit: usize) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = read(program, &format!("{path}?limit={limit}{cursor}")).expect(200);
@@ -47,7 +49,7 @@ fn walk(program: &Program, path: &str, limit: usize) -> Vec<Value> {
     }
 }
 
-/// The cells of CSV, row by row (RFC 4180).
+/// Parses CSV into rows of cells (RFC 4180).
 fn cells(csv: &str) -> Vec<Vec<String>> {
     let (mut rows, mut row, mut cell, mut quoted) = (Vec::new(), Vec::new(), String::new(), false);
     let mut left = csv.chars().peekable();
@@ -64,11 +66,11 @@ fn cells(csv: &str) -> Vec<Vec<String>> {
             (character, _) => cell.push(character),
         }
     }
-    assert!(row.is_empty() && cell.is_empty(), "the last line has an end");
+    assert!(row.is_empty() && cell.is_empty(), "the last line is terminated");
     rows
 }
 
-/// A member of JSON as it has to stand in a cell.
+/// Formats a JSON member as the expected CSV cell, with formulas escaped.
 fn as_cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -79,32 +81,36 @@ fn as_cell(value: &Value) -> String {
 }
 
 #[test]
-fn fr_006_every_flip_is_a_record_once_whoever_made_it() {
-    let program = held();
+fn fr_006_each_flip_has_one_record_for_every_trigger() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     flip(&session, "rollback", "a drill");
     flip(&session, "rollback", "a drill, again");
     flip(&session, "restore", "the drill is over");
     crashes_until_it_falls_back(&session);
     for records in ["rollback-events", "migrations"] {
-        let told = items(&program, records);
-        let seen: Vec<_> = told.iter().map(|it| (it["epoch"].clone(), it["trigger"].clone())).collect();
+        let found = items(&program, records);
+        let seen: Vec<_> = found.iter().map(|it| (it["epoch"].clone(), it["trigger"].clone())).collect();
         let flips = [(3, "autoThreshold"), (2, "manualOperator"), (1, "manualOperator")];
-        assert_eq!(seen, flips.map(|(epoch, trigger)| (json!(epoch), json!(trigger))), "{records}, the newest first");
-        assert_eq!((&told[2]["actor"], &told[2]["reason"]), (&json!("alice"), &json!("a drill")), "{told:?}");
-        assert!(told[0]["metrics"]["window"]["failures"].as_u64() >= Some(3), "what was measured: {}", told[0]);
+        assert_eq!(seen, flips.map(|(epoch, trigger)| (json!(epoch), json!(trigger))), "{records}, newest first");
+        assert_eq!((&found[2]["actor"], &found[2]["reason"]), (&json!("alice"), &json!("a drill")), "{found:?}");
+        assert!(
+            found[0]["metrics"]["window"]["failures"].as_u64() >= Some(3),
+            "the metrics at the flip: {}",
+            found[0]
+        );
     }
     let kinds: Vec<_> = items(&program, "rollback-events").iter().map(|it| it["kind"].clone()).collect();
     assert_eq!(kinds, ["rollback", "restore", "rollback"]);
 }
 
 #[test]
-fn fr_006_connections_come_with_what_became_of_them() {
-    let program = held();
+fn fr_006_connection_records_include_their_transitions() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     session.completes("echo hello");
     crashes_until_it_falls_back(&session);
-    let connections = wait_for(DEADLINE, "every crash is told of its connection", || {
+    let connections = wait_for(DEADLINE, "each crash has a transition in its connection record", || {
         let found = items(&program, &format!("connections?sessionId={}", session.id));
         let broken = found.iter().filter(|it| it["transitions"].as_array().is_some_and(|it| !it.is_empty())).count();
         (broken >= 3).then_some(found)
@@ -122,7 +128,7 @@ fn fr_006_connections_come_with_what_became_of_them() {
 
 #[test]
 fn records_are_filtered_by_tenant_workspace_session_and_time() {
-    let program = held();
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     let other = program.api.open_with(json!({"workspaceId": "ws", "installationId": "tenant-2"}));
     let body = json!({"actor": "alice", "reason": "one"});
@@ -138,23 +144,23 @@ fn records_are_filtered_by_tenant_workspace_session_and_time() {
     assert_eq!(count(""), 4);
     assert_eq!((count("?installationId=tenant-1"), count("?installationId=tenant-2")), (3, 1));
     assert_eq!((count("?installationId=nobody"), count("?workspaceId=ws"), count("?workspaceId=x")), (0, 4, 0));
-    assert_eq!(count(&format!("?sessionId={}", session.id)), 3, "all of its workspace since it was opened");
-    assert_eq!(count(&format!("?sessionId={}", late.id)), 1, "what was before it is not its own");
+    assert_eq!(count(&format!("?sessionId={}", session.id)), 3, "all flips of its workspace since it was opened");
+    assert_eq!(count(&format!("?sessionId={}", late.id)), 1, "flips before it was opened are excluded");
     assert_eq!(count(&format!("?sessionId={}&installationId=tenant-1", other.id)), 0);
     let all = items(&program, "rollback-events");
     let at = |index: usize| all[index]["createdAt"].as_str().expect("a time");
-    assert_eq!(count(&format!("?from={}", at(1))), 2, "from that time on");
-    assert_eq!(count(&format!("?until={}", at(1))), 2, "before that time");
+    assert_eq!(count(&format!("?from={}", at(1))), 2, "`from` is inclusive");
+    assert_eq!(count(&format!("?until={}", at(1))), 2, "`until` is exclusive");
     assert_eq!(count(&format!("?from={}&until={}", at(2), at(0))), 2);
     for (tenant, connections) in [("tenant-1", 2), ("tenant-2", 1)] {
         let path = format!("connections?installationId={tenant}");
-        eventually("handshakes are written down", || items(&program, &path).len() == connections);
+        eventually("the handshakes are recorded", || items(&program, &path).len() == connections);
     }
 }
 
 #[test]
-fn a_walk_over_pages_gives_each_record_once_and_the_newest_first() {
-    let program = held();
+fn paging_returns_each_record_once_and_newest_first() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     for round in 0..4 {
         flip(&session, "rollback", &format!("round {round}"));
@@ -163,15 +169,15 @@ fn a_walk_over_pages_gives_each_record_once_and_the_newest_first() {
     let whole: Vec<_> = items(&program, "migrations");
     assert_eq!(whole.len(), 8);
     for limit in [1, 3, 8] {
-        assert_eq!(walk(&program, "migrations", limit), whole, "{limit} on a page");
+        assert_eq!(read_pages(&program, "migrations", limit), whole, "{limit} on a page");
     }
     let ids: BTreeSet<_> = whole.iter().map(|it| it["migrationId"].to_string()).collect();
     assert_eq!(ids.len(), 8);
 }
 
 #[test]
-fn csv_says_what_the_json_says_and_no_cell_is_a_formula() {
-    let program = held();
+fn csv_equals_the_json_and_escapes_formulas() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     let reasons = ["=HYPERLINK(\"http://x\",\"y\")", "+1", "-1", "@SUM(A1)", "plain, \"quoted\" text", "ends with ="];
     for reason in reasons {
@@ -190,7 +196,7 @@ fn csv_says_what_the_json_says_and_no_cell_is_a_formula() {
         for (row, item) in rows.iter().zip(&json) {
             assert_eq!(row.len(), item.as_object().expect("an object").len(), "every member has a column: {head:?}");
             for (name, cell) in head.iter().zip(row) {
-                // The members of objects may stand in another order.
+                // The members of objects may be in another order.
                 let same = match &item[name] {
                     value @ (Value::Object(_) | Value::Array(_)) => {
                         serde_json::from_str(cell).ok().as_ref() == Some(value)
@@ -203,7 +209,7 @@ fn csv_says_what_the_json_says_and_no_cell_is_a_formula() {
             }
         }
     }
-    // Page by page, as `Link` names the next one.
+    // Follows the `Link` header from page to page.
     let (mut path, mut rows) = ("/acp/audit/migrations?limit=5".to_owned(), Vec::new());
     loop {
         let answer = program.api.call("GET", &path).header("accept", "text/csv").send();
@@ -219,10 +225,10 @@ fn csv_says_what_the_json_says_and_no_cell_is_a_formula() {
 }
 
 #[test]
-fn fr_010_changes_of_capacity_alerts_can_be_read() {
+fn fr_010_capacity_alert_changes_are_listed() {
     let program = Program::builder().set("capacity.max_sessions", 1).start();
     let session = program.api.open("ws");
-    let alerts = wait_for(DEADLINE, "both levels are written down", || {
+    let alerts = wait_for(DEADLINE, "both levels are recorded", || {
         let alerts = items(&program, "capacity-alerts");
         (alerts.len() == 2).then_some(alerts)
     });
@@ -234,17 +240,20 @@ fn fr_010_changes_of_capacity_alerts_can_be_read() {
     read(&program, "capacity-alerts?workspaceId=ws").problem(400, "invalid_request");
     assert_eq!(items(&program, "automation-runs").len(), 0);
     assert_eq!(cells(&read(&program, "automation-runs?format=csv").text).len(), 1, "a header");
-    // Operators are told of each, and the record says by which.
-    let told = items(&program, "notifications");
-    assert!(told.iter().all(|it| it["stream"] == "operators" && it["workspaceId"].is_null()), "{told:?}");
-    let causes: BTreeSet<_> = told.iter().map(|it| it["causeId"].as_str().expect("a cause")).collect();
+    // Operators get one notification for each change, with the change as its cause.
+    let notifications = items(&program, "notifications");
+    assert!(
+        notifications.iter().all(|it| it["stream"] == "operators" && it["workspaceId"].is_null()),
+        "{notifications:?}"
+    );
+    let causes: BTreeSet<_> = notifications.iter().map(|it| it["causeId"].as_str().expect("a cause")).collect();
     assert_eq!(causes, alerts.iter().map(|it| it["eventId"].as_str().expect("an id")).collect());
     assert_eq!(cells(&read(&program, "notifications?format=csv").text).len(), 3);
     session.post("close", json!({})).expect(200);
 }
 
 #[test]
-fn what_cannot_be_asked_for_is_a_problem() {
+fn invalid_audit_requests_are_rejected_with_a_problem() {
     let program = Program::start();
     for query in [
         "from=yesterday",
@@ -270,8 +279,8 @@ fn what_cannot_be_asked_for_is_a_problem() {
 }
 
 #[test]
-fn fr_012_the_summary_sums_up_turns_and_flips() {
-    let program = held();
+fn fr_012_summary_aggregates_turns_and_flips() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     for _ in 0..3 {
         session.completes("echo hello");
@@ -287,13 +296,13 @@ fn fr_012_the_summary_sums_up_turns_and_flips() {
     assert_eq!(total["acpShare"], 1.0, "{summary}");
     assert_eq!(summary["truncated"], false);
     let days = summary["days"].as_array().expect("days");
-    // One, or two where midnight came in between.
+    // One day, or two if midnight passed during the test.
     let turns: u64 = days.iter().filter_map(|day| day["acp"]["turns"].as_u64()).sum();
     assert_eq!(turns, 6, "{summary}");
     assert!(days.iter().all(|day| day["installationId"] == "tenant-1"), "{summary}");
     assert!(days[0]["acp"]["p50Ms"].as_f64() <= days[0]["acp"]["p95Ms"].as_f64(), "{summary}");
-    let nobody = read(&program, "summary?installationId=nobody").expect(200);
-    assert_eq!((&nobody["days"], &nobody["total"]["acpShare"]), (&json!([]), &Value::Null), "{nobody}");
+    let empty = read(&program, "summary?installationId=nobody").expect(200);
+    assert_eq!((&empty["days"], &empty["total"]["acpShare"]), (&json!([]), &Value::Null), "{empty}");
     let health = program.api.get("/acp/health").expect(200);
     assert_eq!(health["workspaces"], json!({"onAcp": 0, "inFallback": 1, "flipsToHttp": 2, "flipsToAcp": 1}));
     assert!(health["protocols"]["acp"]["successRate"].as_f64() < Some(0.99), "{health}");
@@ -304,15 +313,15 @@ fn fr_012_the_summary_sums_up_turns_and_flips() {
 }
 
 #[test]
-fn explain_tells_in_order_why_a_session_fell_back() {
-    let program = held();
+fn explain_lists_in_order_why_a_session_fell_back() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
     session.completes("echo hello");
     let story = || session.get("/explain").expect(200);
     let fine = story();
     assert!(fine["answer"].as_str().is_some_and(|it| it.starts_with("ACP carries it")), "{fine}");
     crashes_until_it_falls_back(&session);
-    let told = wait_for(DEADLINE, "what became of the connections is told", || {
+    let told = wait_for(DEADLINE, "the timeline has the connection transitions", || {
         let told = story();
         let changes = told["timeline"].as_array().expect("a timeline").iter().filter(|it| it["kind"] == "transition");
         (changes.count() >= 3).then_some(told)
@@ -322,19 +331,21 @@ fn explain_tells_in_order_why_a_session_fell_back() {
     assert_eq!((&told["route"], &told["epoch"], &told["truncated"]), (&json!("http"), &json!(1), &json!(false)));
     let timeline = told["timeline"].as_array().expect("a timeline");
     let times: Vec<_> = timeline.iter().map(|it| it["at"].as_str().expect("a time")).collect();
-    assert!(times.is_sorted(), "oldest first: {times:?}");
+    assert!(times.is_sorted(), "the timeline is oldest first: {times:?}");
     let of = |kind: &str| timeline.iter().filter(|it| it["kind"] == kind).collect::<Vec<_>>();
-    let place = |kind: &str| timeline.iter().position(|it| it["kind"] == kind).expect(kind);
+    let position = |kind: &str| timeline.iter().position(|it| it["kind"] == kind).expect(kind);
     assert_eq!((of("session").len(), of("turn").len(), of("flip").len(), of("note").len()), (1, 4, 1, 1), "{told}");
     let crash = of("turn")[3];
     assert_eq!(crash["details"]["errorCode"], "agent_crashed", "{crash}");
     assert_eq!((&crash["details"]["protocol"], &crash["details"]["epoch"]), (&json!("acp"), &json!(0)), "{crash}");
     let flip = of("flip")[0];
     assert_eq!(flip["details"]["trigger"], "autoThreshold", "{flip}");
-    assert_eq!(flip["details"]["reasonCode"], "threshold", "what the rollback event adds: {flip}");
+    assert_eq!(flip["details"]["reasonCode"], "threshold", "the reason code comes from the rollback event: {flip}");
     assert!(flip["details"]["metrics"]["window"]["samples"].as_u64() > Some(0), "{flip}");
     assert!(
-        place("session") < place("turn") && place("turn") < place("flip") && place("flip") < place("note"),
+        position("session") < position("turn")
+            && position("turn") < position("flip")
+            && position("flip") < position("note"),
         "{told}"
     );
 
@@ -361,10 +372,10 @@ fn run(program: &Program, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_audit_is_read_from_the_command_line() {
-    let program = held();
+fn audit_commands_print_records_and_the_summary() {
+    let program = start_without_recovery();
     let session = program.api.open("ws");
-    // More than a page of the command's own.
+    // More records than the command reads in one page.
     for round in 0..26 {
         flip(&session, "rollback", &format!("round {round}"));
         flip(&session, "restore", "over");
@@ -383,26 +394,26 @@ fn the_audit_is_read_from_the_command_line() {
     for records in ["capacity", "runs"] {
         assert!(audit(&[records]).is_empty(), "{records}");
     }
-    assert_eq!(audit(&["notifications"]).lines().count(), 52, "one toast a flip");
+    assert_eq!(audit(&["notifications"]).lines().count(), 52, "one notification per flip");
     assert!(audit(&["summary"]).contains("flips to http 26, back 26"));
 }
 
 #[test]
-fn fr_009_a_tenant_has_defaults_for_its_new_workspaces_and_can_do_without_acp() {
-    let program = held();
+fn fr_009_tenant_defaults_apply_to_new_workspaces_and_acp_can_be_disabled() {
+    let program = start_without_recovery();
     let path = "/acp/tenants/tenant-1/protocol";
     let put = |mut body: Value| {
         body["actor"] = json!("alice");
         body["reason"] = json!("policy");
         program.api.call("PUT", path).json(&body).send()
     };
-    let of = |workspace: &str| {
+    let route_of = |workspace: &str| {
         let route = program.api.get(&format!("/acp/workspaces/{workspace}/protocol")).expect(200);
         route["route"].as_str().expect("a route").to_owned()
     };
-    let unsaid = program.api.get(path).expect(200);
+    let initial = program.api.get(path).expect(200);
     assert_eq!(
-        unsaid,
+        initial,
         json!({"installationId": "tenant-1", "defaultProtocol": "acp", "enableAcp": true, "allowMigration": true,
             "autoMigration": false, "blockedRepositories": [], "updatedAt": null})
     );
@@ -410,20 +421,20 @@ fn fr_009_a_tenant_has_defaults_for_its_new_workspaces_and_can_do_without_acp() 
     program.api.open_with(json!({"workspaceId": "elsewhere", "installationId": "tenant-2"}));
     let changed = put(json!({"defaultProtocol": "http", "blockedRepositories": ["octo/*"]})).expect(200);
     assert_eq!((&changed["moved"], &changed["defaultProtocol"]), (&json!(0), &json!("http")), "{changed}");
-    assert_eq!(of("old"), "acp", "a workspace that is there keeps its route");
+    assert_eq!(route_of("old"), "acp", "an existing workspace keeps its route");
     old.post("close", json!({})).expect(200);
     let program_api = &program.api;
     let pinned = json!({"pin": {"protocol": "acp"}, "actor": "bob", "reason": "test"});
     program_api.call("PUT", "/acp/workspaces/old/protocol").json(&pinned).send().expect(200);
     let moved = put(json!({"enableAcp": false})).expect(200);
     assert_eq!((&moved["moved"], &moved["enableAcp"]), (&json!(1), &json!(false)), "{moved}");
-    assert_eq!((of("old"), of("elsewhere")), ("http".into(), "acp".into()));
-    assert_eq!(put(json!({"enableAcp": false})).expect(200)["moved"], 0, "again moves nothing");
+    assert_eq!((route_of("old"), route_of("elsewhere")), ("http".into(), "acp".into()));
+    assert_eq!(put(json!({"enableAcp": false})).expect(200)["moved"], 0, "a repeat moves nothing");
     let flips = items(&program, "migrations?installationId=tenant-1");
     assert_eq!(flips.len(), 1, "{flips:?}");
     assert_eq!((&flips[0]["trigger"], &flips[0]["actor"]), (&json!("migration"), &json!("alice")), "{flips:?}");
     put(json!({"enableAcp": true, "defaultProtocol": "acp"})).expect(200);
-    assert_eq!(of("old"), "http", "nothing is moved back");
+    assert_eq!(route_of("old"), "http", "nothing is moved back");
     let kept = program.api.get(path).expect(200);
     assert_eq!((&kept["blockedRepositories"], &kept["enableAcp"]), (&json!(["octo/*"]), &json!(true)));
     assert!(kept["updatedAt"].is_string());

@@ -1,4 +1,4 @@
-//! Toasts in a real browser: a page of another origin, which gets its tickets from its own server and never has a token.
+//! Notifications in a real browser: a page of another origin gets tickets from its own server and never has a token.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -21,11 +21,10 @@ use crate::harness::{
 const TOKEN: &str = "a-token-that-no-page-ever-has";
 const TENANT: &str = "installationId=tenant-1";
 
-/// Shows toasts as pages do: each once by its id, and goes on from the newest one under a new ticket whenever its
-/// connection is gone.
+/// Shows notifications, deduplicated by id. After a disconnect, it resumes from the newest one with a new ticket.
 const PAGE: &str = include_str!("browser.html");
 
-/// The page's own server. It has the token.
+/// The page's own server, which has the token.
 struct PageServer {
     address: SocketAddr,
     stopped: Arc<AtomicBool>,
@@ -42,19 +41,19 @@ impl PageServer {
         format!("http://{}", listener.local_addr().expect("an address"))
     }
 
-    /// Serves the page, and tickets for a WebSocket at an address.
+    /// Serves the page, and tickets for the WebSocket at `socket`.
     fn start(listener: TcpListener, api: Api, socket: SocketAddr) -> Self {
         let address = listener.local_addr().expect("an address");
         let (stopped, tickets) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (is_over, given) = (stopped.clone(), tickets.clone());
+        let (is_stopped, issued) = (stopped.clone(), tickets.clone());
         let thread = thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
-                if is_over.load(Ordering::SeqCst) {
+                if is_stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                let (api, given) = (api.clone(), given.clone());
-                // Browsers open some in advance, which say nothing for as long as they live.
-                thread::spawn(move || answer(stream, &api, socket, &given));
+                let (api, issued) = (api.clone(), issued.clone());
+                // Browsers open spare connections in advance, which stay idle.
+                thread::spawn(move || answer(stream, &api, socket, &issued));
             }
         });
         Self { address, stopped, tickets, thread: Some(thread) }
@@ -68,7 +67,7 @@ impl PageServer {
 impl Drop for PageServer {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::SeqCst);
-        // Wakes it.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -76,8 +75,8 @@ impl Drop for PageServer {
     }
 }
 
-/// One request.
-fn answer(mut stream: TcpStream, api: &Api, socket: SocketAddr, given: &AtomicUsize) {
+/// Answers one request.
+fn answer(mut stream: TcpStream, api: &Api, socket: SocketAddr, issued: &AtomicUsize) {
     let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
     let line = lines.next().unwrap_or_default();
     lines.find(String::is_empty);
@@ -85,7 +84,7 @@ fn answer(mut stream: TcpStream, api: &Api, socket: SocketAddr, given: &AtomicUs
         Some("/") => ("200 OK", "text/html", PAGE.to_owned()),
         Some("/ticket") => match ticket(api) {
             Some(ticket) => {
-                given.fetch_add(1, Ordering::SeqCst);
+                issued.fetch_add(1, Ordering::SeqCst);
                 let url = format!("ws://{socket}/ws/notifications");
                 ("200 OK", "application/json", json!({"ticket": ticket, "url": url}).to_string())
             }
@@ -95,11 +94,11 @@ fn answer(mut stream: TcpStream, api: &Api, socket: SocketAddr, given: &AtomicUs
     };
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n");
-    // The browser may be gone.
+    // The browser may have disconnected.
     let _ = stream.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes());
 }
 
-/// A ticket, unless the program is away.
+/// Returns a ticket, or `None` while the program is unavailable.
 fn ticket(api: &Api) -> Option<String> {
     let asked = api.call("POST", "/acp/notifications/ticket").json(&json!({"installationId": "tenant-1"}));
     let answer = asked.try_send().ok()?;
@@ -121,7 +120,7 @@ fn start(origin: &str) -> Program {
     program
 }
 
-/// What the list says, as the page shows it.
+/// Returns the listed notifications in the page's format, oldest first.
 fn listed(api: &Api) -> Value {
     let list = api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
     let text = |item: &Value| {
@@ -132,7 +131,7 @@ fn listed(api: &Api) -> Value {
 }
 
 #[test]
-fn a_page_with_tickets_shows_each_toast_once_whatever_becomes_of_its_connection() {
+fn page_shows_each_notification_once_across_reconnects() {
     let listener = PageServer::bind();
     let mut program = start(&PageServer::origin(&listener));
     let proxy = Proxy::start(program.address);
@@ -143,7 +142,7 @@ fn a_page_with_tickets_shows_each_toast_once_whatever_becomes_of_its_connection(
     ["rollback", "restore"].into_iter().for_each(|verb| flip(&program.api, verb));
     page.becomes("toasts().length === 2");
 
-    // It is cut off for a while.
+    // The connection fails for a while.
     proxy.refuse();
     proxy.set_open(Mode::Reset);
     page.becomes("state.closed.length > 0");
@@ -152,7 +151,7 @@ fn a_page_with_tickets_shows_each_toast_once_whatever_becomes_of_its_connection(
     proxy.admit();
     page.becomes("toasts().length === 5");
 
-    // The service dies and comes back.
+    // The service is killed and restarted.
     program.kill_supervisor();
     page.becomes("socket.readyState !== WebSocket.OPEN");
     program.start_supervisor_again();
@@ -179,7 +178,7 @@ fn a_page_with_tickets_shows_each_toast_once_whatever_becomes_of_its_connection(
 }
 
 #[test]
-fn a_page_of_a_foreign_origin_gets_no_connection_with_the_best_of_tickets() {
+fn page_of_a_foreign_origin_is_refused_despite_valid_tickets() {
     let (ours, foreign) = (PageServer::bind(), PageServer::bind());
     let origin = PageServer::origin(&ours);
     let program = start(&origin);
@@ -190,18 +189,18 @@ fn a_page_of_a_foreign_origin_gets_no_connection_with_the_best_of_tickets() {
     page.becomes("state.closed.length >= 2");
     let state = page.evaluate("state");
     assert_eq!((&state["opened"], &state["closed"][0]), (&json!(0), &json!(1006)), "{state}");
-    assert!(foreign.tickets.load(Ordering::SeqCst) >= 2, "it had tickets");
-    // Nor by a request of its own.
+    assert!(foreign.tickets.load(Ordering::SeqCst) >= 2, "the page had tickets");
+    // A direct request from the page is refused, too.
     let url = json!(format!("http://{}/acp/notifications/ticket", program.address));
     let asked = format!("fetch({url}, {{method: 'POST', body: '{{}}'}}).then(() => 'answered', () => 'refused')");
     assert_eq!(page.evaluate(&asked), "refused");
-    // It is the origin that is refused, and no ticket is lost by it.
+    // The refusal is due to the origin and does not use up the ticket.
     let ticket = ticket(&program.api).expect("a ticket");
     let query = format!("ticket={ticket}");
-    let of = |origin: &str| Subscriber::open(&program.api.base(), &query, &[("origin", origin)]);
-    let refused = of(foreign.url().trim_end_matches('/')).err().expect("refused");
+    let subscribe = |origin: &str| Subscriber::open(&program.api.base(), &query, &[("origin", origin)]);
+    let refused = subscribe(foreign.url().trim_end_matches('/')).err().expect("refused");
     assert_eq!((refused.status, &refused.problem["code"]), (403, &json!("forbidden_origin")), "{refused:?}");
-    of(&origin).expect("a WebSocket").hello(json!({}));
+    subscribe(&origin).expect("a WebSocket").hello(json!({}));
     let mut page = browser.open(&ours.url());
     page.becomes("state.welcomes === 1");
 }

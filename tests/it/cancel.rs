@@ -1,11 +1,11 @@
-//! Cancelling a turn, truthfully.
+//! Cancellation of turns: the result reports whether a turn was cancelled.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{DEADLINE, Program, api::result_of, json};
 
 #[test]
-fn a_running_turn_is_cancelled_and_says_so() {
+fn running_turn_is_cancelled_and_reports_it() {
     let program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
@@ -19,7 +19,7 @@ fn a_running_turn_is_cancelled_and_says_so() {
 }
 
 #[test]
-fn cancelling_an_idle_session_says_that_nothing_ran() {
+fn cancelling_an_idle_session_reports_that_nothing_ran() {
     let program = Program::start();
     let session = program.api.open("ws");
     assert!(!session.cancel());
@@ -28,7 +28,7 @@ fn cancelling_an_idle_session_says_that_nothing_ran() {
 }
 
 #[test]
-fn a_cancel_for_another_turn_leaves_the_running_one_alone() {
+fn cancel_of_another_turn_does_not_affect_the_running_one() {
     let program = Program::start();
     let session = program.api.open("ws");
     let first = session.starts("echo first");
@@ -37,13 +37,13 @@ fn a_cancel_for_another_turn_leaves_the_running_one_alone() {
     let stale = session.post("cancel", json!({"promptId": first})).expect(200);
     assert_eq!(stale["cancelled"], false);
     assert_eq!(session.state()["state"], "running");
-    let meant = session.post("cancel", json!({"promptId": second})).expect(200);
-    assert_eq!(meant["cancelled"], true);
+    let matching = session.post("cancel", json!({"promptId": second})).expect(200);
+    assert_eq!(matching["cancelled"], true);
     stream.rest();
 }
 
 #[test]
-fn an_agent_that_ignores_a_cancel_is_replaced_after_the_grace() {
+fn agent_that_ignores_a_cancel_is_replaced_after_the_grace_period() {
     let program = Program::builder().set("turn.cancel_grace_s", 1).start();
     let session = program.api.open("ws");
     let before = session.says("pid");
@@ -59,7 +59,7 @@ fn an_agent_that_ignores_a_cancel_is_replaced_after_the_grace() {
 }
 
 #[test]
-fn a_cancel_answers_a_waiting_permission_request() {
+fn cancel_resolves_a_pending_permission_request() {
     let program = Program::builder().set("permission.policy", "ask").start();
     let session = program.api.open("ws");
     let mut stream = session.streams("ask");

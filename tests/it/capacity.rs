@@ -1,4 +1,5 @@
-//! Seats and the alerts about them: free again after every end, refused at once with the figures, told exactly once.
+//! Capacity: seats are released at every session end, refusals are immediate and carry the figures, and each alert
+//! change is reported exactly once.
 
 use std::{
     collections::BTreeMap,
@@ -28,14 +29,14 @@ fn taken(program: &Program) -> u64 {
     health(program)["taken"].as_u64().expect("a number")
 }
 
-/// Waits until so many seats are taken, and sees that the metric says the same.
-fn are_taken(program: &Program, seats: u64) {
+/// Waits until `seats` seats are taken and checks that the metric agrees.
+fn wait_for_taken(program: &Program, seats: u64) {
     eventually(&format!("{seats} seats are taken"), || taken(program) == seats);
     let shown = program.metrics().sum("lumilink_capacity_seats", &[("state", "taken")]);
     assert_eq!(shown, seats as f64);
 }
 
-fn is_refused(answer: Answer, figures: &Value) {
+fn assert_refused(answer: Answer, figures: &Value) {
     let seconds: u64 = answer.header("retry-after").parse().expect("`Retry-After` in seconds");
     assert!((1..=60).contains(&seconds));
     let problem = answer.problem(503, "capacity_exhausted");
@@ -43,7 +44,7 @@ fn is_refused(answer: Answer, figures: &Value) {
     assert_eq!((&problem["class"], &problem["retryable"]), (&json!("system"), &json!(true)));
 }
 
-/// An alert's change as it is kept: alert, level, kind, seats taken and seats there were.
+/// A row of `capacity_alerts`: one change of an alert, with the seats taken and the limit at that time.
 #[derive(Debug, PartialEq, Eq, QueryableByName)]
 struct Row {
     #[diesel(sql_type = sql_types::Text)]
@@ -71,7 +72,7 @@ fn rows(program: &Program) -> Vec<Row> {
     diesel::sql_query(query).load(&mut database(program)).expect("the rows")
 }
 
-/// The rows without their alert, which is the same in all of them.
+/// Returns level, kind and seats taken of each row; all rows have to be of one alert.
 fn changes(program: &Program) -> Vec<(String, String, i64)> {
     let rows = rows(program);
     assert!(rows.iter().all(|row| row.alert_id == rows[0].alert_id), "one alert: {rows:?}");
@@ -82,7 +83,7 @@ fn change(level: &str, kind: &str, taken: i64) -> (String, String, i64) {
     (level.to_owned(), kind.to_owned(), taken)
 }
 
-/// The lines of the log about alerts that changed, by level and kind.
+/// Counts the log lines about alert changes, by level and kind.
 fn logged(program: &Program) -> BTreeMap<(String, String), usize> {
     let mut counts = BTreeMap::new();
     for line in program.log().lines().filter(|line| line.contains("[CAPACITY]")) {
@@ -110,7 +111,7 @@ fn close(session: &Session) {
 }
 
 #[test]
-fn nfr_002_a_seat_is_free_again_however_its_session_ends() {
+fn nfr_002_seat_is_released_at_every_kind_of_session_end() {
     let agents = format!(
         "[agents.missing]\ncommand = [\"/nonexistent/agent\"]\n\
          [agents.refuses]\ncommand = [{:?}, \"demo-agent\", \"--refuse-handshake\"]\n",
@@ -122,12 +123,12 @@ fn nfr_002_a_seat_is_free_again_however_its_session_ends() {
         let mut body = body("tenant-1");
         body["agent"] = json!(agent);
         assert_eq!(program.api.post("/acp/session/new", body).status, 502);
-        are_taken(&program, 0);
+        wait_for_taken(&program, 0);
     }
     let closed = program.api.open("ws");
     assert_eq!(taken(&program), 1);
     close(&closed);
-    are_taken(&program, 0);
+    wait_for_taken(&program, 0);
     let (busy, mut stream) = {
         let session = program.api.open("ws");
         let (_, stream) = session.is_busy_with("echo started ; sleep 60");
@@ -135,24 +136,24 @@ fn nfr_002_a_seat_is_free_again_however_its_session_ends() {
     };
     close(&busy);
     stream.rest();
-    are_taken(&program, 0);
+    wait_for_taken(&program, 0);
     let failed = program.api.open_on_acp("ws");
-    wait_for(DEADLINE, "it fails for good", || {
+    wait_for(DEADLINE, "the session fails permanently", || {
         failed.prompt("crash");
         (failed.state()["state"] == "failed").then_some(())
     });
-    are_taken(&program, 0);
+    wait_for_taken(&program, 0);
     let idle = program.api.open("ws");
     idle.becomes("hibernated");
-    are_taken(&program, 0);
+    wait_for_taken(&program, 0);
     assert_eq!(idle.says("echo back"), "back");
-    assert_eq!(taken(&program), 1, "it has a seat again");
+    assert_eq!(taken(&program), 1, "the session has a seat again");
     idle.becomes("hibernated");
-    are_taken(&program, 0);
+    wait_for_taken(&program, 0);
 }
 
 #[test]
-fn nfr_002_the_refused_get_the_figures_in_under_50_ms() {
+fn nfr_002_refusals_carry_the_figures_and_take_under_50_ms() {
     let program = Program::builder().set("capacity.max_sessions", 2).start();
     let sessions = [program.api.open("ws"), program.api.open("ws")];
     let figures = json!({"taken": 2, "limit": 2, "tenantTaken": 0, "tenantLimit": 2});
@@ -161,7 +162,7 @@ fn nfr_002_the_refused_get_the_figures_in_under_50_ms() {
             let begin = Instant::now();
             let answer = program.api.post("/acp/session/new", body("another"));
             let took = begin.elapsed();
-            is_refused(answer, &figures);
+            assert_refused(answer, &figures);
             took
         })
         .collect();
@@ -171,13 +172,13 @@ fn nfr_002_the_refused_get_the_figures_in_under_50_ms() {
     assert_eq!((refused("service"), refused("tenant")), (101.0, 0.0));
     sessions.iter().for_each(|session| assert_eq!(session.says("echo fine"), "fine"));
     close(&sessions[0]);
-    wait_for(DEADLINE, "the seat is given anew", || {
+    wait_for(DEADLINE, "the seat is available again", || {
         (program.api.post("/acp/session/new", body("another")).status == 201).then_some(())
     });
 }
 
 #[test]
-fn nfr_002_what_comes_back_is_never_shed() {
+fn nfr_002_restored_sessions_are_never_refused() {
     let program = Program::start();
     let sessions: Vec<_> = (0..3).map(|_| program.api.open("ws")).collect();
     let folder = program.stop();
@@ -187,19 +188,19 @@ fn nfr_002_what_comes_back_is_never_shed() {
         if n == 0 {
             session.post("load", json!({})).expect(200);
         }
-        assert_eq!(session.says("echo back"), "back", "a load, or just the next prompt");
+        assert_eq!(session.says("echo back"), "back", "restored by a load or by the next prompt");
     }
     let figures = json!({"taken": 3, "limit": 1, "tenantTaken": 3, "tenantLimit": 1});
-    is_refused(program.api.post("/acp/session/new", body("tenant-1")), &figures);
+    assert_refused(program.api.post("/acp/session/new", body("tenant-1")), &figures);
     assert_eq!((taken(&program), health(&program)["limit"].as_u64()), (3, Some(1)));
 }
 
 #[test]
-fn a_tenant_gets_its_share_and_no_more_and_the_others_theirs() {
+fn tenant_is_limited_to_its_share_and_others_are_unaffected() {
     let program = Program::builder().set("capacity.max_sessions", 10).set("capacity.tenant_share_bp", 3000).start();
     let sessions: Vec<_> = (0..3).map(|_| program.api.open_with(body("large"))).collect();
     let figures = json!({"taken": 3, "limit": 10, "tenantTaken": 3, "tenantLimit": 3});
-    is_refused(program.api.post("/acp/session/new", body("large")), &figures);
+    assert_refused(program.api.post("/acp/session/new", body("large")), &figures);
     program.api.open_with(body("small"));
     let health = health(&program);
     assert_eq!(health["tenantsNearLimit"], json!([{"installationId": "large", "taken": 3}]));
@@ -216,12 +217,12 @@ fn fr_010_alerts_are_raised_escalated_and_resolved_exactly_once() {
     let mut sessions: Vec<_> = (0..8).map(|_| program.api.open("ws")).collect();
     assert_eq!(health(&program)["level"], "ok");
     sessions.push(program.api.open("ws"));
-    eventually("a warning", || health(&program)["level"] == "warning");
+    eventually("the level is warning", || health(&program)["level"] == "warning");
     assert!(health(&program)["alert"]["since"].is_string());
-    // Again under and again at the same level: nothing new.
+    // Falling below the warning level and reaching it again changes nothing: the alert is still open.
     close(&sessions.pop().expect("a session"));
     sessions.extend([program.api.open("ws"), program.api.open("ws")]);
-    eventually("it is critical", || health(&program)["level"] == "critical");
+    eventually("the level is critical", || health(&program)["level"] == "critical");
     eventually("the rows are written", || rows(&program).len() == 2);
     let raised = [change("warning", "raised", 9), change("critical", "raised", 10)];
     assert_eq!(changes(&program), raised);
@@ -229,12 +230,12 @@ fn fr_010_alerts_are_raised_escalated_and_resolved_exactly_once() {
     assert_eq!(open_levels(&program), [1.0, 1.0]);
     program.api.post("/acp/session/new", body("tenant-1")).problem(503, "capacity_exhausted");
     sessions.drain(..3).for_each(|session| close(&session));
-    are_taken(&program, 7);
+    wait_for_taken(&program, 7);
     assert_eq!(health(&program)["level"], "critical", "70 % is not under 70 %");
     let begin = Instant::now();
     close(&sessions[0]);
-    eventually("it is over", || health(&program)["level"] == "ok");
-    assert!(begin.elapsed() >= Duration::from_secs(1), "not before its time: {:?}", begin.elapsed());
+    eventually("the alert is resolved", || health(&program)["level"] == "ok");
+    assert!(begin.elapsed() >= Duration::from_secs(1), "resolved too early: {:?}", begin.elapsed());
     eventually("all rows are written", || rows(&program).len() == 4);
     let resolved = [change("critical", "resolved", 6), change("warning", "resolved", 6)];
     assert_eq!(changes(&program), [raised, resolved].concat());
@@ -246,7 +247,7 @@ fn fr_010_alerts_are_raised_escalated_and_resolved_exactly_once() {
             assert_eq!(lines.get(&(level.into(), kind.into())), Some(&1), "{level} {kind}: {lines:?}");
         }
     }
-    // The next one is another alert.
+    // The next warning belongs to a new alert.
     let more: Vec<_> = (0..3).map(|_| program.api.open("ws")).collect();
     eventually("a new warning", || rows(&program).len() == 5);
     let rows = rows(&program);
@@ -255,7 +256,7 @@ fn fr_010_alerts_are_raised_escalated_and_resolved_exactly_once() {
 }
 
 #[test]
-fn fr_010_an_open_alert_survives_a_kill_and_is_resolved_by_the_next_life() {
+fn fr_010_open_alert_survives_a_kill_and_is_resolved_after_the_restart() {
     let start = || Program::builder().set("capacity.max_sessions", 2).set("capacity.resolve_after_s", 2);
     let mut program = start().start();
     let _sessions = [program.api.open("ws"), program.api.open("ws")];
@@ -264,13 +265,13 @@ fn fr_010_an_open_alert_survives_a_kill_and_is_resolved_by_the_next_life() {
     let folder = program.folder.clone();
     drop(program);
     let program = start().folder(&folder).start();
-    assert_eq!(open_levels(&program), [1.0, 1.0], "it is taken up");
+    assert_eq!(open_levels(&program), [1.0, 1.0], "the open alert is restored");
     let one = program.api.open("ws");
     let two = program.api.open("ws");
     assert_eq!(health(&program)["level"], "critical");
     close(&one);
     close(&two);
-    eventually("it is over", || health(&program)["level"] == "ok");
+    eventually("the alert is resolved", || health(&program)["level"] == "ok");
     eventually("all rows are written", || rows(&program).len() == 4);
     let expected = [
         change("warning", "raised", 2),
@@ -279,32 +280,36 @@ fn fr_010_an_open_alert_survives_a_kill_and_is_resolved_by_the_next_life() {
         change("warning", "resolved", 0),
     ];
     assert_eq!(changes(&program), expected, "not raised a second time");
-    assert_eq!(counted(&program, "warning", "raised"), 0.0, "not in this life");
+    assert_eq!(counted(&program, "warning", "raised"), 0.0, "not since the restart");
     let folder = program.stop();
     let program = start().folder(&folder).start();
-    assert_eq!((health(&program)["level"].as_str(), rows(&program).len()), (Some("ok"), 4), "nothing is left of it");
+    assert_eq!(
+        (health(&program)["level"].as_str(), rows(&program).len()),
+        (Some("ok"), 4),
+        "the resolved alert is not restored"
+    );
 }
 
 #[test]
-fn fr_010_without_a_database_an_alert_is_told_all_the_same_and_written_once() {
+fn fr_010_alert_is_raised_without_a_database_and_stored_once() {
     let mut program = Program::builder().set("capacity.max_sessions", 2).start();
     program.expect_error("the database did not take writes");
     let _one = program.api.open("ws");
     let mut held = database(&program);
     held.batch_execute("BEGIN IMMEDIATE").expect("the lock");
-    // It has its seat until the database is found to be away: short, and long enough.
+    // The session holds a seat until its write fails, which is long enough to raise the critical alert.
     program.api.post("/acp/session/new", body("tenant-1")).problem(503, "database_unavailable");
-    eventually("it is logged", || logged(&program).values().sum::<usize>() == 2);
+    eventually("both changes are logged", || logged(&program).values().sum::<usize>() == 2);
     assert!(program.log().contains("\"on_disk\":false"), "{}", program.log());
     assert_eq!((health(&program)["level"].as_str(), rows(&program)), (Some("critical"), vec![]));
     drop(held);
     eventually("the rows are written", || !rows(&program).is_empty());
     program.api.open("ws").completes("echo fine");
     assert_eq!(changes(&program), [change("warning", "raised", 2), change("critical", "raised", 2)]);
-    assert_eq!(logged(&program).values().sum::<usize>(), 2, "not a second time");
+    assert_eq!(logged(&program).values().sum::<usize>(), 2, "not logged a second time");
 }
 
-/// A request without the harness's checks of form, which cost more than what is tested here.
+/// Sends a request without the harness's contract checks, which would dominate the measured time.
 fn raw(program: &Program, path: &str, body: &Value) -> (RawAnswer, Value) {
     let request = RawRequest::new("POST", path).header("Host", &program.address.to_string());
     let answer = request.header("Content-Type", "application/json").body(&body.to_string()).send(program.address);
@@ -312,7 +317,7 @@ fn raw(program: &Program, path: &str, body: &Value) -> (RawAnswer, Value) {
     (answer, body)
 }
 
-/// Runs `task` with each number, eight at a time.
+/// Runs `task` with each number below `numbers`, eight at a time.
 fn eight_at_a_time(numbers: usize, task: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -329,7 +334,7 @@ fn eight_at_a_time(numbers: usize, task: impl Fn(usize) + Sync) {
 }
 
 #[test]
-fn nfr_002_of_1500_sessions_1000_get_a_seat_and_all_of_these_work() {
+fn nfr_002_of_1500_sessions_1000_are_admitted_and_complete_a_turn() {
     let program = Program::start();
     let (admitted, refused) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
     let begin = Instant::now();
@@ -353,11 +358,11 @@ fn nfr_002_of_1500_sessions_1000_get_a_seat_and_all_of_these_work() {
         let (answer, body) = raw(&program, "/acp/session/prompt", &prompt);
         assert_eq!((answer.status, &body["meta"]["message"]), (200, &json!("works")), "{}", answer.body);
     });
-    println!("1,500 offered in {opened:.1?}, 1,000 turns in {:.1?}", begin.elapsed());
+    println!("1,500 sessions offered in {opened:.1?}, 1,000 turns in {:.1?}", begin.elapsed());
     assert_eq!(program.metrics().sum("lumilink_agent_processes", &[]), 1000.0);
     eventually("the rows are written", || rows(&program).len() == 2);
     let raised: Vec<_> = rows(&program).into_iter().map(|row| (row.level, row.taken, row.kind)).collect();
-    // Some more may have come before somebody looked.
+    // More sessions may have been opened before the level was evaluated.
     let is = |n: usize, level: &str, from: i64| raised[n].0 == level && (from..from + 20).contains(&raised[n].1);
     assert!(is(0, "warning", 850) && is(1, "critical", 950), "{raised:?}");
 }

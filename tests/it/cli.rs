@@ -1,4 +1,4 @@
-//! `lumilink session …` against a running server.
+//! The `lumilink session` commands against a running server.
 
 use std::process::{Command, Output};
 
@@ -28,35 +28,35 @@ fn open(program: &Program) -> String {
 }
 
 #[test]
-fn a_session_is_opened_prompted_and_read_from_the_command_line() {
+fn session_commands_open_prompt_and_read_a_session() {
     let program = Program::start();
     let id = open(&program);
-    let said = stdout(&run(&program, &["prompt", &id, "write a.txt x ; echo from the command line"]));
-    assert!(said.contains("from the command line") && said.contains("completed"), "{said}");
+    let printed = stdout(&run(&program, &["prompt", &id, "write a.txt x ; echo from the command line"]));
+    assert!(printed.contains("from the command line") && printed.contains("completed"), "{printed}");
     let transcript = stdout(&run(&program, &["transcript", &id]));
     assert!(transcript.contains("from the command line"), "{transcript}");
-    let nothing = stdout(&run(&program, &["cancel", &id]));
-    assert!(!nothing.is_empty());
+    let cancelled = stdout(&run(&program, &["cancel", &id]));
+    assert!(!cancelled.is_empty());
 }
 
 #[test]
-fn json_output_is_one_object_a_line_and_ends_with_the_result() {
+fn json_output_is_one_object_per_line_and_ends_with_the_result() {
     let program = Program::start();
     let id = open(&program);
-    let said = stdout(&run(&program, &["prompt", &id, "echo one", "--json"]));
-    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let printed = stdout(&run(&program, &["prompt", &id, "echo one", "--json"]));
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let last = lines.last().expect("a line").to_string();
     assert!(last.contains("\"stopReason\":\"completed\""), "{last}");
 }
 
 #[test]
-fn a_failed_turn_and_an_unknown_session_exit_non_zero_and_say_why() {
+fn failed_turn_and_unknown_session_exit_non_zero_with_the_reason() {
     let program = Program::start();
     let id = open(&program);
     let failed = run(&program, &["prompt", &id, "error -32603 boom"]);
     assert!(!failed.status.success());
-    let said = format!("{}{}", String::from_utf8_lossy(&failed.stdout), String::from_utf8_lossy(&failed.stderr));
-    assert!(said.contains("boom"), "{said}");
+    let printed = format!("{}{}", String::from_utf8_lossy(&failed.stdout), String::from_utf8_lossy(&failed.stderr));
+    assert!(printed.contains("boom"), "{printed}");
     let unknown = uuid::Uuid::now_v7().to_string();
     let unknown = run(&program, &["prompt", &unknown, "echo a"]);
     assert!(!unknown.status.success());
@@ -64,7 +64,7 @@ fn a_failed_turn_and_an_unknown_session_exit_non_zero_and_say_why() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_said_to_be_not_there() {
+fn unreachable_server_is_reported_with_its_address() {
     let folder = Folder::new();
     let url = format!("http://127.0.0.1:{}", crate::harness::free_port());
     let output = Command::new(lumilink())
@@ -74,11 +74,11 @@ fn a_server_that_is_not_there_is_said_to_be_not_there() {
         .output()
         .expect("the program runs");
     assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("127.0.0.1"), "it names the address");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("127.0.0.1"), "the error names the address");
 }
 
 #[test]
-fn cancel_reaches_a_turn_of_another_client() {
+fn cancel_command_cancels_a_turn_of_another_client() {
     let program = Program::start();
     let session = program.api.open("ws");
     let (_, mut stream) = session.is_busy_with("echo started ; sleep 60");

@@ -1,7 +1,6 @@
-//! The time of day is stepped while the program runs, and between two of its lives: no decision changes, and what is old
-//! enough is removed.
+//! Steps of the wall clock, while the program runs and across restarts: no decision changes, and rows expire.
 //!
-//! `libfaketime` (Debian: `faketime`) steps it for the program alone; the monotonic clock goes on as it is.
+//! `libfaketime` (Debian package `faketime`) steps the clock of the program alone; the monotonic clock is unaffected.
 
 use std::{
     fs,
@@ -13,36 +12,36 @@ use crate::harness::{
     DEADLINE, Program, Session, Value, eventually, json, program::Builder, toasts::Subscriber, wait_for,
 };
 
-/// From a rollback to the first probe.
+/// Time from a rollback to the first probe.
 const COOLDOWN: Duration = Duration::from_secs(3);
 
-/// The wall clock of a program.
+/// Controls the wall clock of a program.
 struct WallClock {
     offset: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl WallClock {
-    fn right() -> Self {
+    fn accurate() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let clock = Self { offset: folder.path().join("time"), _folder: folder };
         clock.step("+0");
         clock
     }
 
-    /// Steps it so far off the right time; by renaming, so that nobody reads half of it.
+    /// Sets the offset from the real time, in seconds. Renames the file, so that no read sees a part of it.
     fn step(&self, offset: &str) {
         let new = self.offset.with_extension("new");
         fs::write(&new, format!("{offset}\n")).expect("a file");
         fs::rename(new, &self.offset).expect("a file");
     }
 
-    fn of(&self, builder: Builder) -> Builder {
+    fn attach(&self, builder: Builder) -> Builder {
         builder
             .env("LD_PRELOAD", &library())
             .env("FAKETIME_TIMESTAMP_FILE", &self.offset.display().to_string())
             .env("FAKETIME_NO_CACHE", "1")
-            // Both of its names.
+            // The option has two names.
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .env("DONT_FAKE_MONOTONIC", "1")
             .env("NO_FAKE_STAT", "1")
@@ -66,17 +65,17 @@ fn route(session: &Session) -> Value {
     session.api.get("/acp/workspaces/ws/protocol").expect(200)
 }
 
-/// The outcomes that the window holds, and the failures among them.
+/// Returns the outcomes in the window and the failures among them.
 fn counts(session: &Session) -> (u64, u64) {
     let window = route(session)["window"].clone();
     (window["samples"].as_u64().expect("a number"), window["failures"].as_u64().expect("a number"))
 }
 
-fn is_counted(session: &Session, samples: u64, failures: u64) {
+fn wait_for_counts(session: &Session, samples: u64, failures: u64) {
     eventually(&format!("{samples} outcomes, {failures} failed"), || counts(session) == (samples, failures));
 }
 
-/// Runs a turn and gives how many hours its time is off the right one.
+/// Runs a turn and returns the offset of its time from the real time, in hours.
 fn hours_off(session: &Session) -> i64 {
     let id = session.starts("echo a");
     let accepted = session.ends(&id)["acceptedAt"].as_str().expect("a time").to_owned();
@@ -86,41 +85,45 @@ fn hours_off(session: &Session) -> i64 {
     (off.as_seconds_f64() / 3600.0).round() as i64
 }
 
-fn crashes(session: &Session) {
+fn crash(session: &Session) {
     session.prompt("crash").problem(502, "agent_crashed");
     eventually("the session is usable again", || session.state()["state"] == "idle");
 }
 
 #[test]
-fn fr_007_a_wall_clock_that_is_stepped_changes_no_decision() {
-    let clock = WallClock::right();
-    let program = clock.of(quick()).start();
+fn fr_007_stepping_the_wall_clock_changes_no_decision() {
+    let clock = WallClock::accurate();
+    let program = clock.attach(quick()).start();
     let session = program.api.open("ws");
     assert_eq!(hours_off(&session), 0);
     // Two handshakes, a turn and a crash.
-    crashes(&session);
-    is_counted(&session, 4, 1);
+    crash(&session);
+    wait_for_counts(&session, 4, 1);
     clock.step("+3600");
     assert_eq!(hours_off(&session), 1, "the program sees the step");
-    is_counted(&session, 5, 1);
+    wait_for_counts(&session, 5, 1);
     clock.step("-3600");
     assert_eq!(hours_off(&session), -1);
-    is_counted(&session, 6, 1);
+    wait_for_counts(&session, 6, 1);
     assert_eq!(route(&session)["route"], "acp");
 
-    // The eighth outcome is the one that is too much, whenever the others were.
+    // The eighth outcome breaches the threshold, whatever the wall-clock times of the others.
     let begin = Instant::now();
-    crashes(&session);
-    let fallen = wait_for(DEADLINE, "rolled back", || {
+    crash(&session);
+    let rolled_back = wait_for(DEADLINE, "rolled back", || {
         let route = route(&session);
         (route["route"] == "http").then_some(route)
     });
-    assert_eq!((&fallen["epoch"], &fallen["recovery"]["stage"]), (&json!(1), &json!("open")), "{fallen}");
+    assert_eq!(
+        (&rolled_back["epoch"], &rolled_back["recovery"]["stage"]),
+        (&json!(1), &json!("open")),
+        "{rolled_back}"
+    );
     for offset in ["+3600", "-3600", "+0"] {
         clock.step(offset);
         let now = route(&session);
         let early = begin.elapsed() < COOLDOWN;
-        assert!(!early || now["recovery"]["stage"] == "open", "no step wakes it: {now}");
+        assert!(!early || now["recovery"]["stage"] == "open", "no step ends the cool-down: {now}");
     }
     clock.step("-3600");
     wait_for(DEADLINE, "a probe after the cool-down", || {
@@ -131,24 +134,24 @@ fn fr_007_a_wall_clock_that_is_stepped_changes_no_decision() {
 }
 
 #[test]
-fn fr_007_a_wall_clock_that_was_stepped_back_before_a_restart_counts_as_no_time() {
-    let clock = WallClock::right();
-    let mut program = clock.of(quick()).start();
+fn fr_007_backward_step_before_a_restart_counts_as_no_elapsed_time() {
+    let clock = WallClock::accurate();
+    let mut program = clock.attach(quick()).start();
     let session = program.api.open("ws");
-    crashes(&session);
+    crash(&session);
     assert_eq!(hours_off(&session), 0);
-    is_counted(&session, 4, 1);
+    wait_for_counts(&session, 4, 1);
     program.kill_supervisor();
     clock.step("-3600");
     program.start_supervisor_again();
-    is_counted(&session, 4, 1);
+    wait_for_counts(&session, 4, 1);
     session.post("load", json!({})).expect(200);
     assert_eq!(hours_off(&session), -1);
-    is_counted(&session, 6, 1);
-    crashes(&session);
+    wait_for_counts(&session, 6, 1);
+    crash(&session);
     wait_for(DEADLINE, "rolled back", || (route(&session)["route"] == "http").then_some(()));
 
-    // The probe is due in the cool-down, not an hour later: nobody here would wait for that.
+    // The probe is due after the cool-down, not an hour later, which would exceed the deadline of the wait.
     program.kill_supervisor();
     clock.step("-7200");
     program.start_supervisor_again();
@@ -156,7 +159,7 @@ fn fr_007_a_wall_clock_that_was_stepped_back_before_a_restart_counts_as_no_time(
     assert_eq!((&again["route"], &again["epoch"]), (&json!("http"), &json!(1)), "{again}");
     wait_for(DEADLINE, "a probe", || (route(&session)["recovery"]["stage"] == "recovering").then_some(()));
 
-    // An hour ahead, an hour has passed: what is rolled back stays so.
+    // A step ahead counts as elapsed time: the workspace stays rolled back.
     program.kill_supervisor();
     clock.step("+3600");
     program.start_supervisor_again();
@@ -165,10 +168,10 @@ fn fr_007_a_wall_clock_that_was_stepped_back_before_a_restart_counts_as_no_time(
 }
 
 #[test]
-fn a_cursor_of_before_what_was_removed_by_age_is_reset_and_a_later_one_is_gone_on_from() {
+fn cursor_older_than_expired_notifications_is_reset_and_later_ones_resume() {
     const TENANT: &str = "installationId=tenant-1";
-    let clock = WallClock::right();
-    let mut program = clock.of(quick().set("retention.notifications_days", 1)).start();
+    let clock = WallClock::accurate();
+    let mut program = clock.attach(quick().set("retention.notifications_days", 1)).start();
     program.api.open("ws");
     let flip = |program: &Program, verb: &str| {
         let why = json!({"actor": "ada", "reason": "drill"});
@@ -177,61 +180,72 @@ fn a_cursor_of_before_what_was_removed_by_age_is_reset_and_a_later_one_is_gone_o
     ["rollback", "restore", "rollback"].into_iter().for_each(|verb| flip(&program, verb));
     let epoch = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap().hello(json!({}))["epoch"].clone();
     assert_eq!(program.terminate(DEADLINE), Some(0));
-    // What is old is looked for at the start.
+    // Expired notifications are removed at the start.
     clock.step("+172800");
     program.start_supervisor_again();
     let list = || program.api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
-    eventually("what is old is removed", || list()["items"] == json!([]));
+    eventually("expired notifications are removed", || list()["items"] == json!([]));
     assert_eq!((&list()["head"], &list()["unread"]), (&json!(3), &json!(0)));
     ["restore", "rollback"].into_iter().for_each(|verb| flip(&program, verb));
-    let comes_with = |cursor: u64| {
+    let connect_at = |cursor: u64| {
         let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
         let welcome = subscriber.hello(json!({"epoch": epoch, "cursor": cursor}));
         (subscriber, welcome["cursor"].as_u64().expect("a number"))
     };
     for cursor in [0, 2] {
-        let (mut late, from) = comes_with(cursor);
+        let (mut late, from) = connect_at(cursor);
         let reset = late.next();
         assert_eq!((from, &reset["type"], &reset["reason"]), (5, &json!("reset"), &json!("tooOld")), "{reset}");
         assert_eq!((&reset["epoch"], &reset["cursor"]), (&epoch, &json!(5)), "{reset}");
     }
     for cursor in [3, 4] {
-        let (mut in_time, from) = comes_with(cursor);
+        let (mut in_time, from) = connect_at(cursor);
         assert_eq!((from, &in_time.next()["seq"]), (cursor, &json!(cursor + 1)));
     }
     assert_eq!(program.metrics().sum("lumilink_toast_resets_total", &[("reason", "tooOld")]), 2.0);
 }
 
 #[test]
-fn a_storm_of_rollbacks_that_a_restart_cut_off_is_told_as_over_once() {
-    let clock = WallClock::right();
-    let mut program = clock.of(Program::builder().set("window.min_samples", 5)).start();
+fn end_of_a_rollback_storm_is_notified_once_across_restarts() {
+    let clock = WallClock::accurate();
+    let mut program = clock.attach(Program::builder().set("window.min_samples", 5)).start();
     program.expect_error("many workspaces fall back at once");
     for n in 0..5 {
         let session = program.api.open(&format!("ws-{n}"));
         let path = format!("/acp/workspaces/ws-{n}/protocol?installationId=tenant-1");
         while program.api.get(&path).expect(200)["route"] == "acp" {
-            crashes(&session);
+            crash(&session);
         }
     }
-    let told = |program: &Program| {
+    let notifications = |program: &Program| {
         let list = program.api.get("/acp/notifications?stream=operators").expect(200);
-        let toasts = list["items"].as_array().expect("a list").iter().map(|item| item["toast"].clone());
-        toasts.collect::<Vec<Value>>()
+        let items = list["items"].as_array().expect("a list").iter().map(|item| item["toast"].clone());
+        items.collect::<Vec<Value>>()
     };
-    eventually("operators are told", || told(&program).len() == 1);
+    eventually("operators are notified", || notifications(&program).len() == 1);
     program.kill_supervisor();
     program.start_supervisor_again();
-    assert_eq!(program.metrics().sum("lumilink_rollback_storm", &[]), 1.0, "five within five minutes: it rages on");
-    // Five minutes later it is over, and once that has been told nobody tells it again.
+    assert_eq!(
+        program.metrics().sum("lumilink_rollback_storm", &[]),
+        1.0,
+        "the storm continues: five rollbacks within five minutes"
+    );
+    // After five minutes the storm has ended; another restart does not repeat the notification of its end.
     for _ in 0..2 {
         program.kill_supervisor();
         clock.step("+400");
         program.start_supervisor_again();
-        eventually("operators are told of the end", || told(&program).len() == 2);
+        eventually("operators are notified of the end", || notifications(&program).len() == 2);
         assert_eq!(program.metrics().sum("lumilink_rollback_storm", &[]), 0.0);
     }
-    let told = told(&program);
-    assert_eq!((&told[0]["severity"], &told[1]["severity"]), (&json!("info"), &json!("error")), "{told:?}");
-    assert_eq!(told[0]["causeId"], format!("{}:resolved", told[1]["causeId"].as_str().expect("text")));
+    let notifications = notifications(&program);
+    assert_eq!(
+        (&notifications[0]["severity"], &notifications[1]["severity"]),
+        (&json!("info"), &json!("error")),
+        "{notifications:?}"
+    );
+    assert_eq!(
+        notifications[0]["causeId"],
+        format!("{}:resolved", notifications[1]["causeId"].as_str().expect("text"))
+    );
 }

@@ -21,13 +21,13 @@ fn printed(folder: &Folder, env: &[(&str, &str)], arguments: &[&str]) -> String 
     stdout
 }
 
-/// The line of a setting's key, whatever else the line says about it.
+/// Returns the line that contains a setting's key.
 fn line_with<'a>(printed: &'a str, key: &str) -> &'a str {
     printed.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("no `{key}` in:\n{printed}"))
 }
 
 #[test]
-fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+fn flags_override_the_environment_which_overrides_the_file_and_the_defaults() {
     let folder = Folder::new();
     let file = folder.path().join("l.toml");
     fs::write(&file, "[session]\nidle_timeout_s = 111\n").unwrap();
@@ -41,7 +41,7 @@ fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
 }
 
 #[test]
-fn each_value_says_where_it_came_from() {
+fn each_value_is_printed_with_its_source() {
     let folder = Folder::new();
     let env = [("LUMILINK_TURN__CANCEL_GRACE_S", "7")];
     let printed = printed(&folder, &env, &["--set", "turn.inactivity_timeout_s=8"]);
@@ -70,7 +70,7 @@ fn lists_are_json_in_the_environment_and_in_flags() {
 }
 
 #[test]
-fn a_bad_value_names_itself_and_what_it_may_be_and_exits_78() {
+fn invalid_value_exits_78_and_names_the_setting_or_the_allowed_values() {
     let folder = Folder::new();
     for (setting, name) in [
         ("log.format=xml", "json"),
@@ -82,27 +82,27 @@ fn a_bad_value_names_itself_and_what_it_may_be_and_exits_78() {
     ] {
         for command in ["config", "serve"] {
             let output = run(&folder, &[], &[command, "--set", setting]);
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(78), "{command} {setting}: {said}");
-            assert!(said.contains(name), "{command} {setting} says what it may be: {said}");
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(78), "{command} {setting}: {stderr}");
+            assert!(stderr.contains(name), "{command} {setting} names the setting or the allowed values: {stderr}");
         }
     }
 }
 
 #[test]
-fn a_file_that_is_missing_or_no_toml_exits_78() {
+fn missing_or_malformed_file_exits_78_and_is_named() {
     let folder = Folder::new();
     let bad = folder.path().join("bad.toml");
     fs::write(&bad, "[server\n").unwrap();
     for file in ["/nonexistent/lumilink.toml", bad.to_str().unwrap()] {
         let output = run(&folder, &[], &["config", "--config", file]);
         assert_eq!(output.status.code(), Some(78), "{file}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(file), "it names the file");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(file), "the error names the file");
     }
 }
 
 #[test]
-fn migrate_makes_the_data_folder_and_may_be_repeated() {
+fn migrate_creates_the_data_folder_and_can_be_repeated() {
     let folder = Folder::new();
     for _ in 0..2 {
         let output = run(&folder, &[], &["migrate", "--data-dir", "new/data"]);

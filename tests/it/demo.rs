@@ -1,4 +1,4 @@
-//! The newcomer's five minutes.
+//! The demonstration for new users, `lumilink demo --once`.
 
 use std::{
     process::{Command, Stdio},
@@ -8,7 +8,7 @@ use std::{
 use crate::harness::{eventually, lumilink, processes, program::Folder, wait_for};
 
 #[test]
-fn demo_once_shows_everything_and_exits_0_well_under_a_minute() {
+fn demo_once_shows_every_part_and_exits_0_within_40_s() {
     let folder = Folder::new();
     let begin = Instant::now();
     let mut child = Command::new(lumilink())
@@ -21,15 +21,15 @@ fn demo_once_shows_everything_and_exits_0_well_under_a_minute() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    // Its output is a few screens and fits the pipes, so it may be read after the end.
+    // The output is a few screens and fits into the pipes, so it can be read after the exit.
     let status = wait_for(Duration::from_secs(60), "the demo ends", || child.try_wait().ok().flatten());
     let output = child.wait_with_output().expect("its output");
-    let said = String::from_utf8_lossy(&output.stdout).to_lowercase();
+    let stdout = String::from_utf8_lossy(&output.stdout).to_lowercase();
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(status.success(), "{status}\n{said}\n{log}");
+    assert!(status.success(), "{status}\n{stdout}\n{log}");
     assert!(begin.elapsed() < Duration::from_secs(40), "it took {:?}", begin.elapsed());
     for part in ["session", "cancel", "crash", "/docs/", "/metrics"] {
-        assert!(said.contains(part), "the demo shows `{part}`:\n{said}");
+        assert!(stdout.contains(part), "the demo shows `{part}`:\n{stdout}");
     }
     eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
 }

@@ -1,11 +1,11 @@
-//! SIGTERM ends cleanly.
+//! Shutdown on SIGTERM: the program drains, stores every outcome and exits.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{DEADLINE, Program, eventually, json, processes, program::Folder, wait_for};
 
 #[test]
-fn sigterm_with_nothing_running_exits_0_at_once() {
+fn sigterm_without_running_turns_exits_0_at_once() {
     let mut program = Program::start();
     program.api.open("ws").completes("echo a");
     let begin = Instant::now();
@@ -14,7 +14,7 @@ fn sigterm_with_nothing_running_exits_0_at_once() {
 }
 
 #[test]
-fn a_turn_that_ends_in_time_is_finished_and_kept() {
+fn turn_that_ends_before_the_drain_deadline_is_completed_and_stored() {
     let mut program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 2 ; echo finished");
@@ -29,7 +29,7 @@ fn a_turn_that_ends_in_time_is_finished_and_kept() {
 }
 
 #[test]
-fn a_turn_that_does_not_end_in_time_is_ended_and_said_to_be() {
+fn turn_that_exceeds_the_drain_deadline_is_ended_and_its_end_is_stored() {
     let mut program = Program::builder().set("drain.timeout_s", 1).start();
     let session = program.api.open("ws");
     let (prompt_id, stream) = session.is_busy_with("echo started ; sleep 60");
@@ -43,7 +43,7 @@ fn a_turn_that_does_not_end_in_time_is_ended_and_said_to_be() {
 }
 
 #[test]
-fn while_draining_readiness_is_off_and_new_work_is_refused() {
+fn draining_program_is_not_ready_and_refuses_new_work() {
     let mut program = Program::start();
     program.turns_may_run();
     let session = program.api.open("ws");
@@ -59,7 +59,7 @@ fn while_draining_readiness_is_off_and_new_work_is_refused() {
 }
 
 #[test]
-fn open_event_streams_do_not_hold_up_the_end() {
+fn open_event_streams_do_not_delay_the_exit() {
     let mut program = Program::start();
     let session = program.api.open("ws");
     let mut stream = program.api.events(&format!("/acp/session/{}/events", session.id));
@@ -70,36 +70,37 @@ fn open_event_streams_do_not_hold_up_the_end() {
 }
 
 #[test]
-fn agents_of_a_killed_program_do_not_live_on() {
+fn agents_exit_when_the_program_is_killed() {
     let folder = Folder::new();
     let mut program = Program::builder().folder(&folder).start();
     let pid: i32 = program.api.open("ws").says("pid").trim().parse().expect("a pid");
     program.turns_may_run();
     program.signal(libc::SIGKILL);
-    eventually("the agent is gone", || !processes::is_alive(pid));
+    eventually("the agent has exited", || !processes::is_alive(pid));
     program.kill();
 }
 
 #[test]
-fn a_second_signal_ends_the_program_at_once() {
+fn second_signal_ends_the_program_at_once() {
     let mut program = Program::start();
     program.turns_may_run();
     let session = program.api.open("ws");
     let (_, _stream) = session.is_busy_with("echo started ; sleep 60");
     program.signal(libc::SIGTERM);
-    wait_for(DEADLINE, "it drains", || (program.api.get("/readyz").status == 503).then_some(()));
+    wait_for(DEADLINE, "the program drains", || (program.api.get("/readyz").status == 503).then_some(()));
     let begin = Instant::now();
     assert_eq!(program.terminate(DEADLINE), Some(130));
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 }
 
 #[test]
-fn a_stop_under_load_ends_every_turn_once_within_its_deadline() {
+fn shutdown_under_load_ends_every_turn_once_before_the_deadline() {
     let mut program = Program::builder().set("drain.timeout_s", 2).start();
     let prompts =
         ["echo started ; sleep 1 ; echo finished", "echo started ; sleep 60", "echo started ; ticks 100000 1"];
     let sessions: Vec<_> = (0..12).map(|n| program.api.open(&format!("ws-{n}"))).collect();
-    let running: Vec<_> = sessions.iter().zip(prompts.iter().cycle()).map(|(it, say)| it.is_busy_with(say)).collect();
+    let running: Vec<_> =
+        sessions.iter().zip(prompts.iter().cycle()).map(|(it, prompt)| it.is_busy_with(prompt)).collect();
     let begin = Instant::now();
     assert_eq!(program.terminate(DEADLINE), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());

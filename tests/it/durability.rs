@@ -1,5 +1,5 @@
-//! A database that is locked, gone or silent, and a disk that is full: new work is refused, what was acknowledged
-//! stays, what runs ends, and all of it works again without a restart.
+//! A locked, unreachable or unresponsive database, and a full disk: new work is refused, acknowledged turns stay
+//! stored, running turns end, and the service recovers without a restart.
 
 use std::{
     process::Command,
@@ -16,7 +16,7 @@ use crate::harness::{
 /// Every failed attempt of the writer is an ERROR line: the operator has to know.
 const WRITER_SAYS: &str = "the database did not take writes";
 
-/// A turn whose end somebody was told.
+/// A turn whose completion was acknowledged to the client.
 #[derive(Debug)]
 struct Acknowledged {
     prompt_id: String,
@@ -27,13 +27,16 @@ impl Acknowledged {
     fn is_found(&self, session: &Session) {
         let turn = session.api.get(&format!("/acp/prompt/{}", self.prompt_id)).expect(200);
         assert_eq!((&turn["state"], &turn["result"]["meta"]["message"]), (&json!("completed"), &json!(self.text)));
-        let said = session.conversation();
-        let times = |kind: &str| said.iter().filter(|(it, text)| it == kind && *text == self.text).count();
-        assert_eq!(times("agent_message"), 1, "{} in {said:?}", self.text);
+        let conversation = session.conversation();
+        let times = |kind: &str| conversation.iter().filter(|(it, text)| it == kind && *text == self.text).count();
+        assert_eq!(times("agent_message"), 1, "{} in {conversation:?}", self.text);
     }
 }
 
-/// Runs a turn and remembers what was answered; the refusal where it was refused.
+/// Runs a turn that echoes `text`.
+///
+/// # Errors
+/// The answer, if the turn was refused.
 fn turn(session: &Session, text: &str) -> Result<Acknowledged, Box<Answer>> {
     let answer = session.prompt(&format!("echo {text}"));
     if answer.status != 200 {
@@ -43,48 +46,49 @@ fn turn(session: &Session, text: &str) -> Result<Acknowledged, Box<Answer>> {
     Ok(Acknowledged { prompt_id, text: text.to_owned() })
 }
 
-fn is_refusal(answer: Answer) {
+fn assert_refused(answer: Answer) {
     let seconds: u64 = answer.header("retry-after").parse().expect("`Retry-After` in seconds");
     assert!((1..=60).contains(&seconds));
     let problem = answer.problem(503, "database_unavailable");
     assert_eq!((&problem["class"], &problem["retryable"]), (&json!("system"), &json!(true)));
 }
 
-fn refuses_new_work(session: &Session) {
+fn assert_new_work_refused(session: &Session) {
     let begin = Instant::now();
-    is_refusal(session.prompt("echo refused"));
-    is_refusal(session.api.post("/acp/session/new", json!({"workspaceId": "other", "installationId": "tenant-1"})));
-    // SQLite's wait for a lock, once in the queue and once for itself, for each of the two.
+    assert_refused(session.prompt("echo refused"));
+    assert_refused(
+        session.api.post("/acp/session/new", json!({"workspaceId": "other", "installationId": "tenant-1"})),
+    );
+    // Each of the two requests waits for SQLite's lock twice: behind the queued write, and for its own write.
     assert!(begin.elapsed() < Duration::from_secs(30), "refused after {:?}", begin.elapsed());
-    assert_eq!(session.api.get("/livez").status, 200, "the process itself is well");
+    assert_eq!(session.api.get("/livez").status, 200, "the process itself is live");
 }
 
-/// The whole story of one outage, with turns acknowledged before, running meanwhile, and sent after it.
+/// Runs one outage with turns acknowledged before, running during, and sent after it, and checks that none is lost.
 fn outage(program: &mut Program, begin: impl FnOnce(&Program), end: impl FnOnce(&Program)) {
     program.expect_error(WRITER_SAYS);
     let (session, busy) = (program.api.open("ws"), program.api.open("ws"));
     let before: Vec<_> = (0..12).map(|n| turn(&session, &format!("before-{n}")).expect("acknowledged")).collect();
     let (running, mut stream) = busy.is_busy_with("ticks 10 100");
     begin(program);
-    refuses_new_work(&session);
+    assert_new_work_refused(&session);
     eventually("the running turn has ended and waits for the database", || {
         program.metrics().sum("lumilink_turns_ended_total", &[("outcome", "completed")]) >= 13.0
     });
-    is_refusal(session.prompt("echo still refused"));
+    assert_refused(session.prompt("echo still refused"));
     end(program);
     assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "completed");
     assert_eq!(busy.ends(&running)["state"], "completed");
-    let after = wait_for(DEADLINE, "new work is taken again", || turn(&session, "after").ok());
+    let after = wait_for(DEADLINE, "new work is accepted again", || turn(&session, "after").ok());
     program.api.open("other").completes("echo new");
     assert_eq!(program.api.get("/readyz").status, 200);
     before.iter().chain([&after]).for_each(|it| it.is_found(&session));
-    let said = session.conversation();
-    let refused = said.iter().filter(|(_, text)| text.contains("refused")).count();
-    assert_eq!(refused, 0, "nothing of what was refused was written: {said:?}");
+    let conversation = session.conversation();
+    let refused = conversation.iter().filter(|(_, text)| text.contains("refused")).count();
+    assert_eq!(refused, 0, "no refused prompt is stored: {conversation:?}");
 }
 
-/// Holds the write lock of the program's database from another process, as a backup tool or a person with
-/// `sqlite3` does.
+/// Takes the write lock of the program's database from outside, as a backup tool or an operator with `sqlite3` does.
 fn lock(program: &Program) -> SqliteConnection {
     let path = program.folder.path().join("data/lumilink.db");
     let mut other = SqliteConnection::establish(path.to_str().expect("UTF-8")).expect("the database is there");
@@ -93,7 +97,7 @@ fn lock(program: &Program) -> SqliteConnection {
 }
 
 #[test]
-fn a_sqlite_file_that_another_process_locks_refuses_new_work_and_loses_nothing() {
+fn foreign_lock_on_the_sqlite_file_refuses_new_work_and_loses_nothing() {
     let mut program = Program::start();
     let held = std::cell::RefCell::new(None);
     outage(&mut program, |program| *held.borrow_mut() = Some(lock(program)), |_| drop(held.take()));
@@ -106,7 +110,7 @@ fn a_sqlite_file_that_another_process_locks_refuses_new_work_and_loses_nothing()
 }
 
 #[test]
-fn a_turn_whose_end_finds_no_database_for_long_is_told_as_not_durable_and_written_later() {
+fn turn_that_ends_in_a_long_outage_is_reported_as_not_durable_and_stored_later() {
     let mut program = Program::builder().set("database.patience_s", 1).start();
     program.expect_error(WRITER_SAYS);
     let session = program.api.open("ws");
@@ -119,72 +123,74 @@ fn a_turn_whose_end_finds_no_database_for_long_is_told_as_not_durable_and_writte
     assert!(last.data["detail"].as_str().is_some_and(|it| it.contains("not on disk")), "{last:?}");
     let result: &Value = &last.data["result"];
     assert_eq!(result["stopReason"], "completed");
-    assert!(events.iter().all(|event| event.name != "result"), "one end, not two");
+    assert!(events.iter().all(|event| event.name != "result"), "the turn has one end");
     let turn = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
-    assert!(turn.get("result").is_none(), "nobody is told what is not on disk: {turn}");
+    assert!(turn.get("result").is_none(), "a result is not returned before it is stored: {turn}");
     drop(held);
     let turn = session.ends(&prompt_id);
     assert_eq!((&turn["state"], &turn["result"]), (&json!("completed"), result));
     assert_eq!(session.says("echo on"), "on");
 }
 
-/// The disk of the data folder fills up and gets room again.
+/// Fills the disk of the data folder, frees it again, and checks that no acknowledged turn is lost.
 fn full_disk(disk: Disk) {
     let mut program = Program::builder().disk(disk).start();
     program.expect_error(WRITER_SAYS);
     let (session, busy) = (program.api.open("ws"), program.api.open("ws"));
-    let mut kept: Vec<_> = (0..12).map(|n| turn(&session, &format!("before-{n}")).expect("taken")).collect();
+    let mut acknowledged: Vec<_> =
+        (0..12).map(|n| turn(&session, &format!("before-{n}")).expect("acknowledged")).collect();
     let (running, mut stream) = busy.is_busy_with("ticks 20 100");
     disk.fill(program.pid(), &program.folder);
-    // The database may still have some room inside its files: what it takes until it is full counts as well.
-    let refusal =
-        wait_for(DEADLINE, "the disk is full", || match turn(&session, &format!("meanwhile-{}", kept.len())) {
-            Ok(taken) => {
-                kept.push(taken);
+    // The database files may have free pages: turns accepted until they are full are acknowledged as well.
+    let refusal = wait_for(DEADLINE, "the disk is full", || {
+        match turn(&session, &format!("meanwhile-{}", acknowledged.len())) {
+            Ok(accepted) => {
+                acknowledged.push(accepted);
                 None
             }
             Err(refusal) => Some(refusal),
-        });
-    is_refusal(*refusal);
-    refuses_new_work(&session);
+        }
+    });
+    assert_refused(*refusal);
+    assert_new_work_refused(&session);
     eventually("the running turn has ended", || {
         let ended = program.metrics().sum("lumilink_turns_ended_total", &[]);
-        ended > kept.len() as f64
+        ended > acknowledged.len() as f64
     });
-    kept.iter().for_each(|it| it.is_found(&session));
+    acknowledged.iter().for_each(|it| it.is_found(&session));
     disk.free(program.pid(), &program.folder);
     assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "completed");
     assert_eq!(busy.ends(&running)["state"], "completed");
-    kept.push(wait_for(DEADLINE, "new work is taken again", || turn(&session, "after").ok()));
-    kept.iter().for_each(|it| it.is_found(&session));
-    let said = session.conversation();
-    assert!(said.iter().all(|(_, text)| !text.contains("refused")), "{said:?}");
+    acknowledged.push(wait_for(DEADLINE, "new work is accepted again", || turn(&session, "after").ok()));
+    acknowledged.iter().for_each(|it| it.is_found(&session));
+    let conversation = session.conversation();
+    assert!(conversation.iter().all(|(_, text)| !text.contains("refused")), "{conversation:?}");
 }
 
 #[test]
-fn a_full_disk_refuses_new_work_and_loses_nothing() {
+fn full_disk_refuses_new_work_and_loses_nothing() {
     full_disk(Disk::best());
 }
 
 #[test]
-fn a_limit_on_the_size_of_files_is_taken_as_a_full_disk() {
+fn file_size_limit_is_handled_like_a_full_disk() {
     full_disk(Disk::Limited);
 }
 
 #[test]
-fn a_postgresql_server_that_is_gone_refuses_new_work_and_loses_nothing() {
+fn unreachable_postgresql_refuses_new_work_and_loses_nothing() {
     let database = PostgresDatabase::create();
     let gate = Gate::to(database.server());
     let mut program = Program::builder().set("database.url", database.url_at(gate.address())).start();
     let shut = |program: &Program| {
         gate.shut();
-        is_refusal(program.api.get("/readyz"));
+        assert_refused(program.api.get("/readyz"));
     };
     outage(&mut program, shut, |_| gate.open());
 }
 
 #[test]
-fn a_postgresql_server_that_does_not_answer_refuses_new_work_and_loses_nothing() {
+fn unresponsive_postgresql_refuses_new_work_and_loses_nothing() {
     let database = PostgresDatabase::create();
     let gate = Gate::to(database.server());
     let mut program = Program::builder().set("database.url", database.url_at(gate.address())).start();
@@ -193,21 +199,21 @@ fn a_postgresql_server_that_does_not_answer_refuses_new_work_and_loses_nothing()
     let before = turn(&session, "before").expect("acknowledged");
     let (running, mut stream) = busy.is_busy_with("ticks 3 100");
     gate.silence();
-    // The end of the running turn is what the writer is stuck with.
+    // The writer is blocked by the end of the running turn.
     eventually("the running turn has ended", || {
         program.metrics().sum("lumilink_turns_ended_total", &[("outcome", "completed")]) >= 2.0
     });
-    refuses_new_work(&session);
-    is_refusal(program.api.get("/readyz"));
+    assert_new_work_refused(&session);
+    assert_refused(program.api.get("/readyz"));
     gate.open();
     assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "completed");
     assert_eq!(busy.ends(&running)["state"], "completed");
-    let after = wait_for(DEADLINE, "new work is taken again", || turn(&session, "after").ok());
+    let after = wait_for(DEADLINE, "new work is accepted again", || turn(&session, "after").ok());
     [before, after].iter().for_each(|it| it.is_found(&session));
     assert!(session.conversation().iter().all(|(_, text)| !text.contains("refused")));
 }
 
-/// Runs one `sqlite3` command line on the live database, as an operator does.
+/// Runs one `sqlite3` command on the live database, as an operator does.
 fn sqlite3(program: &Program, command: &str) {
     let database = program.folder.path().join("data/lumilink.db");
     let output = Command::new("sqlite3").arg(&database).arg(command).output().expect("sqlite3 is installed");
@@ -243,10 +249,10 @@ fn foreign_backup_read_and_checkpoint_lose_no_acknowledged_turn() {
         })
         .collect();
     let late = program.api.open("late");
-    let told_late = turn(&late, "late").expect("acknowledged");
+    let late_turn = turn(&late, "late").expect("acknowledged");
     program.kill_supervisor();
     program.start_supervisor_again();
     acknowledged.iter().for_each(|it| it.is_found(&session));
-    told_late.is_found(&late);
+    late_turn.is_found(&late);
     assert_eq!(deleted, [std::path::PathBuf::new(); 0], "live files of the database were unlinked");
 }

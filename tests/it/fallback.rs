@@ -1,4 +1,4 @@
-//! Turns over HTTP alone, asked of a runtime directly.
+//! Turns over HTTP, requested from a runtime directly.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,7 +8,7 @@ use crate::harness::{
 
 const TOKEN: &str = "runtime-token-0123456789";
 
-/// A program whose runtime is spoken to, and a workspace in it.
+/// A program with a separate runtime, an HTTP client for it, and a prepared workspace.
 struct Runtime {
     program: Program,
     base: String,
@@ -16,7 +16,7 @@ struct Runtime {
     prepared: Value,
 }
 
-/// A turn to ask for.
+/// The request body of a turn.
 #[derive(Clone)]
 struct Turn(Value);
 
@@ -86,7 +86,7 @@ impl Runtime {
         })
     }
 
-    /// The result of a turn.
+    /// Runs a turn and returns its result.
     fn result(&self, turn: &Turn) -> Value {
         let (status, text) = self.send("POST", "/process-prompt", Some(&turn.0), "");
         assert_eq!(status, 200, "{text}");
@@ -111,15 +111,15 @@ impl Runtime {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Asks for a turn on a thread of its own, and waits until its agent runs.
+    /// Requests a turn on a thread of its own and waits until its agent runs.
     fn begin(&self, turn: &Turn) -> std::thread::JoinHandle<Value> {
         let request = self.request("POST", "/process-prompt", Some(&turn.0), "");
-        let asking = std::thread::spawn(move || {
+        let request_thread = std::thread::spawn(move || {
             let answer = block_on(async { request.send().await.unwrap().text().await.unwrap() });
             serde_json::from_str(&answer).unwrap()
         });
         eventually("the agent runs", || self.agents() > 0);
-        asking
+        request_thread
     }
 
     fn status(&self) -> Value {
@@ -136,12 +136,12 @@ impl Runtime {
         serde_json::from_str::<Value>(&text).unwrap()["cancelled"].as_bool().unwrap()
     }
 
-    fn nobody_is_left(&self) {
+    fn no_agent_is_left(&self) {
         eventually("no agent is left", || self.agents() == 0);
     }
 }
 
-/// Whether a process is deaf to SIGTERM.
+/// True if a process ignores SIGTERM.
 fn ignores_sigterm(pid: i32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -157,13 +157,13 @@ fn text_of(lines: &[Value]) -> String {
     lines.iter().filter_map(|line| line["update"]["content"]["text"].as_str()).collect()
 }
 
-/// A command that is a headless agent.
+/// Configures a headless command.
 fn oneshot(builder: Builder) -> Builder {
     builder.set("agent.oneshot", demo_agent(&["--oneshot"]))
 }
 
 #[test]
-fn a_turn_over_http_gives_the_same_envelope() {
+fn turn_over_http_returns_the_same_envelope_as_over_acp() {
     let runtime = Runtime::start();
     let turn = runtime.turn("write a.txt content ; echo  and more ; usage 3 4");
     let result = runtime.result(&turn);
@@ -178,11 +178,11 @@ fn a_turn_over_http_gives_the_same_envelope() {
     assert_eq!(meta["acpStopReason"], "end_turn");
     assert_eq!(meta["workspace"], turn.0["workspace"]);
     assert_eq!((message(&result), runtime.file("a.txt").as_str()), ("wrote a.txtand more", "content"));
-    runtime.nobody_is_left();
+    runtime.no_agent_is_left();
 }
 
 #[test]
-fn a_stream_tells_updates_and_remarks_and_ends_with_the_result() {
+fn stream_carries_updates_and_diagnostics_and_ends_with_the_result() {
     let runtime = Runtime::start();
     let turn = runtime.turn("echo hello ; garbage 2 ; think ; unknown-notification ; unknown-update");
     let lines = runtime.lines("POST", "/process-prompt", Some(&turn));
@@ -193,7 +193,7 @@ fn a_stream_tells_updates_and_remarks_and_ends_with_the_result() {
     let result = &lines.last().unwrap()["result"];
     assert_eq!((&result["stopReason"], message(result)), (&json!("completed"), "hello"));
     assert_eq!(result["diagnostics"].as_array().unwrap().len(), 2);
-    // Who comes later gets what he does not have, and the same end.
+    // A later reader gets the lines after its position, and the same end.
     let path = format!("/process-prompt/{}?after=3", turn.id());
     let rest = runtime.lines("GET", &path, None);
     assert_eq!(rest[..], lines[3..]);
@@ -202,45 +202,45 @@ fn a_stream_tells_updates_and_remarks_and_ends_with_the_result() {
 }
 
 #[test]
-fn a_repeat_joins_the_turn_and_another_body_is_refused() {
+fn repeat_joins_the_turn_and_a_different_body_is_refused() {
     let runtime = Runtime::start();
     let turn = runtime.turn("run echo x >> ran.txt ; sleep 1 ; echo done");
     let first = runtime.begin(&turn);
     let second = runtime.result(&turn);
     let first = first.join().unwrap();
     assert_eq!(first, second);
-    assert_eq!(runtime.result(&turn), first, "it is known when it has ended, too");
+    assert_eq!(runtime.result(&turn), first, "the result is available after the end, too");
     let (status, text) = runtime.send("GET", &format!("/process-prompt/{}", turn.id()), None, "");
     assert_eq!((status, serde_json::from_str::<Value>(&text).unwrap()), (200, first));
-    assert_eq!(runtime.file("ran.txt"), "x\n", "it ran once");
+    assert_eq!(runtime.file("ran.txt"), "x\n", "the turn ran once");
     runtime.refused(&turn.clone().with("prompt", json!("echo other")), 422, "idempotency_mismatch");
     let (status, _) = runtime.send("GET", &format!("/process-prompt/{}", uuid::Uuid::now_v7()), None, "");
     assert_eq!(status, 404);
 }
 
 #[test]
-fn a_cancel_is_confirmed_by_the_agent_or_by_its_end() {
+fn cancel_is_confirmed_by_the_agent_or_by_its_exit() {
     let runtime = Runtime::start();
     let turn = runtime.turn("echo a ; sleep 60");
-    let asked = runtime.begin(&turn);
+    let pending = runtime.begin(&turn);
     wait_for(DEADLINE, "the turn is cancelled", || runtime.cancel(&turn.id()).then_some(()));
-    let result = asked.join().unwrap();
+    let result = pending.join().unwrap();
     assert_eq!(result["stopReason"], "cancelled", "{result}");
-    assert!(!runtime.cancel(&turn.id()), "it is over");
+    assert!(!runtime.cancel(&turn.id()), "the turn is over");
     assert!(!runtime.cancel(&uuid::Uuid::now_v7().to_string()));
     let turn = runtime.turn("ignore-cancel").with("cancelGraceMs", json!(300));
     let path = format!("/process-prompt/{}", turn.id());
-    let asked = runtime.begin(&turn);
-    eventually("the agent ignores", || runtime.program.agents().into_iter().any(ignores_sigterm));
+    let pending = runtime.begin(&turn);
+    eventually("the agent ignores SIGTERM", || runtime.program.agents().into_iter().any(ignores_sigterm));
     assert!(runtime.cancel(&turn.id()));
-    let result = asked.join().unwrap();
+    let result = pending.join().unwrap();
     assert_eq!((&result["stopReason"], &result["meta"]["acpStopReason"]), (&json!("cancelled"), &Value::Null));
     assert_eq!(runtime.send("GET", &path, None, "").0, 200);
-    runtime.nobody_is_left();
+    runtime.no_agent_is_left();
 }
 
 #[test]
-fn whatever_an_agent_does_wrong_fails_its_turn_with_the_same_codes() {
+fn agent_failures_end_the_turn_with_the_same_codes_as_over_acp() {
     let runtime = Runtime::start();
     let (code, said) = runtime.fails(&runtime.turn("crash"));
     assert!(code == "agent_crashed" && said.contains("exit code 42") && said.contains("as it was told"), "{said}");
@@ -259,11 +259,11 @@ fn whatever_an_agent_does_wrong_fails_its_turn_with_the_same_codes() {
     }
     let blocks = json!([{"type": "audio", "data": "AA==", "mimeType": "audio/wav"}]);
     assert_eq!(runtime.fails(&runtime.turn("").with("prompt", blocks)).0, "not_supported_by_agent");
-    runtime.nobody_is_left();
+    runtime.no_agent_is_left();
 }
 
 #[test]
-fn a_flood_is_told_whole_and_never_held() {
+fn flood_of_updates_is_streamed_completely_in_bounded_memory() {
     let mut runtime = Runtime::of(Program::builder().set("runtime.replay_frames", 256));
     let lines = runtime.lines("POST", "/process-prompt", Some(&runtime.turn("flood 30000")));
     assert_eq!(lines.iter().filter(|line| line["update"].is_object()).count(), 30_000);
@@ -280,7 +280,7 @@ fn a_flood_is_told_whole_and_never_held() {
 }
 
 #[test]
-fn the_conversation_so_far_goes_ahead_of_the_prompt() {
+fn conversation_precedes_the_prompt_as_context() {
     for builder in [Program::builder(), oneshot(Program::builder())] {
         let runtime = Runtime::of(builder);
         let turn = runtime.turn("context").with("conversation", json!("# The conversation so far\n\nKIWI\n"));
@@ -291,7 +291,7 @@ fn the_conversation_so_far_goes_ahead_of_the_prompt() {
 }
 
 #[test]
-fn a_headless_command_runs_the_turn_where_one_is_configured() {
+fn configured_headless_command_runs_the_turn() {
     let broken = Program::builder().demo_agent(&["--refuse-handshake"]);
     let runtime = Runtime::of(oneshot(broken));
     assert_eq!(runtime.prepared["hasOneshot"], true);
@@ -307,37 +307,37 @@ fn a_headless_command_runs_the_turn_where_one_is_configured() {
     assert_eq!(runtime.fails(&silent).0, "inactivity_timeout");
     for (prompt, confirmed) in [("echo a ; hang", "cancelled"), ("ignore-cancel", "")] {
         let turn = runtime.turn(prompt).with("cancelGraceMs", json!(20_000));
-        let asked = runtime.begin(&turn);
-        let ignores = || runtime.lines("GET", &format!("/process-prompt/{}?after=0", turn.id()), None);
+        let pending = runtime.begin(&turn);
+        let replay = || runtime.lines("GET", &format!("/process-prompt/{}?after=0", turn.id()), None);
         wait_for(DEADLINE, "the turn is cancelled", || runtime.cancel(&turn.id()).then_some(()));
-        let result = asked.join().unwrap();
+        let result = pending.join().unwrap();
         assert_eq!(result["stopReason"], "cancelled");
-        // One that had not come to ignoring it yet ends all the same.
+        // An agent that does not ignore the signal yet exits without a confirmation.
         if !confirmed.is_empty() {
             assert_eq!(result["meta"]["acpStopReason"], confirmed);
         }
-        assert_eq!(ignores().last().unwrap()["result"]["stopReason"], "cancelled");
+        assert_eq!(replay().last().unwrap()["result"]["stopReason"], "cancelled");
     }
-    runtime.nobody_is_left();
+    runtime.no_agent_is_left();
 }
 
 #[test]
-fn an_agent_without_a_handshake_and_without_a_headless_command_is_told_as_that() {
+fn agent_without_handshake_and_headless_command_has_no_fallback() {
     for flags in ["--refuse-handshake", "--exit-on-start", "--hang-on-start"] {
         let runtime = Runtime::of(Program::builder().demo_agent(&[flags]));
         assert_eq!(runtime.prepared["hasOneshot"], false);
-        let (code, said) = runtime.fails(&runtime.turn("echo a").with("handshakeTimeoutMs", json!(1500)));
-        assert_eq!(code, "fallback_unavailable", "{flags}: {said}");
-        runtime.nobody_is_left();
+        let (code, diagnostics) = runtime.fails(&runtime.turn("echo a").with("handshakeTimeoutMs", json!(1500)));
+        assert_eq!(code, "fallback_unavailable", "{flags}: {diagnostics}");
+        runtime.no_agent_is_left();
     }
 }
 
 #[test]
-fn the_policy_answers_permission_requests_and_ask_rejects() {
+fn policy_answers_permission_requests_and_ask_rejects_them() {
     let runtime = Runtime::start();
-    for (policy, said) in [("allow-once", "allow"), ("allow-always", "allow-all"), ("reject", "reject")] {
+    for (policy, expected) in [("allow-once", "allow"), ("allow-always", "allow-all"), ("reject", "reject")] {
         let result = runtime.result(&runtime.turn("ask").with("permissionPolicy", json!(policy)));
-        assert_eq!(message(&result), said);
+        assert_eq!(message(&result), expected);
         assert!(result["diagnostics"].is_null());
     }
     let result = runtime.result(&runtime.turn("ask").with("permissionPolicy", json!("ask")));
@@ -346,7 +346,7 @@ fn the_policy_answers_permission_requests_and_ask_rejects() {
 }
 
 #[test]
-fn what_may_not_begin_is_a_problem_and_runs_nothing() {
+fn refused_turn_returns_a_problem_and_runs_nothing() {
     let runtime = Runtime::of(Program::builder().set("runtime.max_agents", 1));
     for path in ["/", "/etc", "relative"] {
         let outside = runtime.turn("echo a").with("workspace", json!({"path": path, "isEphemeral": false}));
@@ -365,17 +365,17 @@ fn what_may_not_begin_is_a_problem_and_runs_nothing() {
         assert_eq!(request.body("{}").send(runtime.address()).status, 401, "{method}");
     }
     let turn = runtime.turn("sleep 60");
-    let asked = runtime.begin(&turn);
+    let pending = runtime.begin(&turn);
     let refused = runtime.turn("echo a");
     runtime.refused(&refused, 503, "capacity_exhausted");
     assert!(runtime.cancel(&turn.id()));
-    asked.join().unwrap();
-    runtime.nobody_is_left();
-    assert_eq!(message(&runtime.result(&refused)), "a", "one that did not begin may be asked for again");
+    pending.join().unwrap();
+    runtime.no_agent_is_left();
+    assert_eq!(message(&runtime.result(&refused)), "a", "a refused turn can be requested again");
 }
 
 #[test]
-fn a_turn_that_nobody_waits_for_is_ended_after_the_grace() {
+fn abandoned_turn_is_ended_after_the_reconnect_grace_period() {
     let runtime = Runtime::of(Program::builder().set("runtime.reconnect_grace_s", 1));
     let turn = runtime.turn("ticks 100000 20");
     let request = runtime.request("POST", "/process-prompt", Some(&turn.0), "application/x-ndjson");
@@ -383,14 +383,14 @@ fn a_turn_that_nobody_waits_for_is_ended_after_the_grace() {
         let mut response = request.send().await.unwrap();
         assert!(response.chunk().await.unwrap().is_some());
     });
-    runtime.nobody_is_left();
+    runtime.no_agent_is_left();
     let (_, text) = runtime.send("GET", &format!("/process-prompt/{}", turn.id()), None, "");
     let result: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(result["meta"]["errorCode"], "connection_lost", "{result}");
 }
 
 #[test]
-fn a_runtime_can_speak_http_alone() {
+fn runtime_can_serve_http_without_acp() {
     let runtime = Runtime::of(Program::builder().set("runtime.acp", false));
     assert_eq!(runtime.status()["protocols"], json!(["http"]));
     let (status, text) = runtime.send("GET", "/acp", None, "");

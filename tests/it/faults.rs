@@ -1,12 +1,11 @@
-//! Random faults under load: whatever is killed or cut, what was acknowledged is found, nothing is doubled, nothing is
-//! left behind.
+//! Random faults under load: kills and broken connections lose no acknowledged turn, repeat none and leak nothing.
 //!
 //! The short form runs for about 40 s with all other tests; `LUMILINK_SOAK_S=SECONDS` (`tests/run --soak`) makes it
-//! longer. The dice can be given: `LUMILINK_FAULT_SEED=NUMBER` draws the same faults again; when exactly each of them
-//! hits is up to the machine.
+//! longer. `LUMILINK_FAULT_SEED=NUMBER` draws the faults of an earlier run again; the exact point that each of them
+//! hits depends on the machine.
 //!
-//! Two phases of the same length: in the first anything may be killed; in the second the supervisor and the runtime
-//! live on under agents that die and cables that break, so that what they have to give back can be compared.
+//! The run has two phases of the same length. The first kills any process; the second kills agents and breaks
+//! connections only, so that the resources of supervisor and runtime can be compared before and after it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,46 +32,46 @@ use crate::harness::{
 const SESSIONS: usize = 4;
 /// Length of the short form.
 const SHORT: Duration = Duration::from_secs(40);
-/// How long a session may take from a fault to the end of a turn that began after it: a half-open connection is noticed
-/// after 8 to 15 s, the longest pause of the backoff is 30 s, and two cores are shared with other tests.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(90);
+/// Maximum time from a fault to the end of a turn that began after it: a half-open connection is detected after 8 to
+/// 15 s, the longest backoff delay is 30 s, and two cores are shared with other tests.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(90);
 
 // --- Faults ------------------------------------------------------------------------------------------------
 
-/// What goes wrong in a round.
+/// The fault of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     SupervisorKilled,
     RuntimeKilled,
     BothKilled,
     AgentKilled,
-    CableReset,
-    CableCut,
-    CutInMidFrame(Way),
-    CableOut,
-    SlowCable,
+    ConnectionReset,
+    ConnectionClosed,
+    ClosedMidFrame(Way),
+    ConnectionRefused,
+    SlowConnection,
     HalfOpen,
     Stalled(Way),
 }
 
 impl Fault {
-    /// Those after which supervisor and runtime are the same processes as before.
+    /// Faults that leave supervisor and runtime running.
     const GENTLE: [Self; 7] = [
         Self::AgentKilled,
-        Self::CableReset,
-        Self::CableCut,
-        Self::CutInMidFrame(Way::ToClient),
-        Self::CutInMidFrame(Way::ToServer),
-        Self::CableOut,
-        Self::SlowCable,
+        Self::ConnectionReset,
+        Self::ConnectionClosed,
+        Self::ClosedMidFrame(Way::ToClient),
+        Self::ClosedMidFrame(Way::ToServer),
+        Self::ConnectionRefused,
+        Self::SlowConnection,
     ];
-    /// Those that only a silence tells: too slow for the short form, which `resume.rs` makes up for.
+    /// Faults that only a timeout detects: too slow for the short form, and covered by `resume.rs`.
     const SILENT: [Self; 3] = [Self::HalfOpen, Self::Stalled(Way::ToClient), Self::Stalled(Way::ToServer)];
-    /// Kills, the supervisor twice as often as the others.
+    /// Kills; the supervisor alone is killed twice as often as the others.
     const KILLS: [Self; 4] = [Self::SupervisorKilled, Self::RuntimeKilled, Self::SupervisorKilled, Self::BothKilled];
 
     fn draw(dice: &mut Dice, kills: bool, silent: bool) -> Self {
-        // Every other fault is a kill, and every tenth a silent one, where there may be any.
+        // Where they are enabled, one fault in ten is silent and half of the others are kills.
         if silent && dice.below(10) == 0 {
             return Self::SILENT[dice.below(Self::SILENT.len())];
         }
@@ -82,8 +81,8 @@ impl Fault {
         Self::GENTLE[dice.below(Self::GENTLE.len())]
     }
 
-    /// Whether a turn may end like this because of it. A cable that is mended in time costs no turn; a supervisor that
-    /// is killed costs the ones that it had written down and not handed over yet.
+    /// True if the fault explains this outcome of a turn. A connection that is restored in time costs no turn; a
+    /// killed supervisor costs the turns that it had stored and not yet handed over.
     fn explains(self, outcome: &str) -> bool {
         let codes: &[&str] = match self {
             Self::SupervisorKilled => &["interrupted"],
@@ -95,16 +94,16 @@ impl Fault {
         outcome == "completed" || codes.contains(&outcome)
     }
 
-    fn happens(self, program: &mut Program, dice: &mut Dice) {
+    fn inject(self, program: &mut Program, dice: &mut Dice) {
         match self {
             Self::SupervisorKilled => {
                 program.kill_supervisor();
-                outage(dice.millis(600));
+                delay(dice.millis(600));
                 program.start_supervisor_again();
             }
             Self::RuntimeKilled => {
                 program.kill_runtime();
-                outage(dice.millis(600));
+                delay(dice.millis(600));
                 program.start_runtime_again();
             }
             Self::BothKilled => {
@@ -119,18 +118,18 @@ impl Fault {
                     processes::signal(*agent, libc::SIGKILL);
                 }
             }
-            Self::CableReset => program.proxy().set_open(Mode::Reset),
-            Self::CableCut => program.proxy().set_open(Mode::Cut),
-            Self::CutInMidFrame(way) => program.proxy().set_open(Mode::CutAfter(way, dice.below(2000))),
-            Self::CableOut => {
+            Self::ConnectionReset => program.proxy().set_open(Mode::Reset),
+            Self::ConnectionClosed => program.proxy().set_open(Mode::Cut),
+            Self::ClosedMidFrame(way) => program.proxy().set_open(Mode::CutAfter(way, dice.below(2000))),
+            Self::ConnectionRefused => {
                 program.proxy().refuse();
                 program.proxy().set_open(Mode::Reset);
-                outage(dice.millis(3000));
+                delay(dice.millis(3000));
                 program.proxy().admit();
             }
-            Self::SlowCable => {
+            Self::SlowConnection => {
                 program.proxy().set(Mode::Delay(dice.millis(60)));
-                outage(dice.millis(2000));
+                delay(dice.millis(2000));
                 program.proxy().set(Mode::Pass);
             }
             Self::HalfOpen => program.proxy().set_open(Mode::Swallow),
@@ -139,8 +138,8 @@ impl Fault {
     }
 }
 
-/// How long a fault lasts: the only time that passes here without anything being waited for.
-fn outage(time: Duration) {
+/// Waits for the duration of a fault. The suite has no other wait without a condition.
+fn delay(time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
         thread::park_timeout(end.saturating_duration_since(Instant::now()));
@@ -166,12 +165,12 @@ impl Answered {
     }
 }
 
-/// What the threads of the load share with the test.
+/// State shared by the threads of the load and the test.
 struct Load {
-    /// Where each execution leaves a line.
+    /// The file to which each execution appends a line.
     executions: PathBuf,
     sessions: Vec<Session>,
-    /// The number of the turn that each session began last, and of the last one that completed.
+    /// The numbers of the last turn begun and of the last turn completed, by session.
     begun: [AtomicU64; SESSIONS],
     completed: [AtomicU64; SESSIONS],
     answered: Mutex<Vec<Answered>>,
@@ -211,7 +210,7 @@ impl Load {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// One turn after the other, each with a key of its own.
+    /// Runs one turn after the other, each with its own key.
     fn prompts(&self, n: usize) {
         while !self.is_stopped() {
             if self.paused.load(Ordering::SeqCst) {
@@ -236,14 +235,14 @@ impl Load {
         let key = format!("s{n}-{turn}-");
         let file = self.executions.display();
         let prompt = format!("ticks 3 20 ; run echo {key} >> {file} ; ticks 3 20 ; echo {key}");
-        let is_promised = turn.is_multiple_of(3);
+        let is_async = turn.is_multiple_of(3);
         let session = &self.sessions[n];
-        wait_for(RECOVERS_WITHIN, &format!("turn {key} is answered"), || {
+        wait_for(RECOVERY_DEADLINE, &format!("turn {key} is answered"), || {
             let mut call = session.call(prompt.as_str()).header("idempotency-key", &key);
-            if is_promised {
+            if is_async {
                 call = call.header("prefer", "respond-async");
             }
-            // Nobody is there, or died before it answered: the same key again.
+            // The supervisor is down, or was killed before it answered: retry with the same key.
             let answer = call.try_send().ok()?;
             let (prompt_id, outcome) = match answer.status {
                 202 => {
@@ -257,24 +256,24 @@ impl Load {
         })
     }
 
-    /// How a turn ended that was promised: it has to be found, from the promise on and for ever.
+    /// Waits for the outcome of a turn that was accepted with 202; the turn has to be found from then on.
     fn outcome_of(&self, session: &Session, prompt_id: &str) -> String {
         let path = format!("/acp/prompt/{prompt_id}");
-        wait_for(RECOVERS_WITHIN, &format!("promised turn {prompt_id} ends"), || {
+        wait_for(RECOVERY_DEADLINE, &format!("accepted turn {prompt_id} ends"), || {
             let answer = session.api.call("GET", &path).try_send().ok()?;
             outcome_of_row(&answer.expect(200))
         })
     }
 
-    /// Reads the events of a session, through every death of the supervisor.
+    /// Reads the events of a session across restarts of the supervisor.
     fn follows(&self, n: usize) {
         let session = &self.sessions[n];
         let path = format!("/acp/session/{}/events", session.id);
         let mut last: Option<(u64, String)> = None;
-        // For the message where something is wrong.
+        // The latest events, for failure messages.
         let mut latest = VecDeque::new();
         while !self.is_stopped() {
-            // Which life it is: each has an address of its own.
+            // Each run of the supervisor has its own address.
             let base = session.api.base();
             let mut call = session.api.call("GET", &path);
             if let Some((last, _)) = &last {
@@ -287,53 +286,55 @@ impl Load {
             if base != session.api.base() {
                 continue;
             }
-            let mut is_gap_told = false;
+            let mut gap_reported = false;
             while !self.is_stopped() {
                 let event = match stream.try_next_within(Duration::from_millis(200)) {
                     Some(Some(event)) => event,
                     Some(None) => break,
                     None => continue,
                 };
-                is_gap_told |= event.name == "gap";
+                gap_reported |= event.name == "gap";
                 self.gaps.fetch_add(u64::from(event.name == "gap"), Ordering::Relaxed);
                 let Some(id) = event.id else { continue };
                 latest.push_back(format!("{id} at {base}: {}", event.data));
                 if latest.len() > 8 {
                     latest.pop_front();
                 }
-                if let Some((before, life)) = &last {
+                if let Some((before, run)) = &last {
                     assert!(id > *before, "event {id} came after {before}: {latest:#?}");
-                    let may_jump = is_gap_told || *life != base;
-                    assert!(may_jump || id == before + 1, "event {id} came after {before} in one life: {latest:#?}");
+                    let may_jump = gap_reported || *run != base;
+                    assert!(may_jump || id == before + 1, "event {id} came after {before} in one run: {latest:#?}");
                 }
-                is_gap_told = false;
+                gap_reported = false;
                 last = Some((id, base.clone()));
                 self.events.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    /// Waits until each session has completed a turn that began after now.
-    fn goes_on(&self, threads: &[JoinHandle<()>], after: &str) {
+    /// Waits until each session has completed a turn that began after this call.
+    fn wait_for_progress(&self, threads: &[JoinHandle<()>], after: &str) {
         let begun: Vec<_> = self.begun.iter().map(|it| it.load(Ordering::SeqCst)).collect();
-        wait_for(RECOVERS_WITHIN, &format!("each session goes on after {after}"), || {
+        wait_for(RECOVERY_DEADLINE, &format!("each session completes a turn after {after}"), || {
             assert!(threads.iter().all(|it| !it.is_finished()), "the load has failed, see above");
             let completed = self.completed.iter().map(|it| it.load(Ordering::SeqCst));
             completed.zip(&begun).all(|(completed, begun)| completed > *begun).then_some(())
         });
     }
 
-    /// Waits until nothing runs.
+    /// Pauses the load and waits until no turn runs.
     fn pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
-        wait_for(RECOVERS_WITHIN, "the load pauses", || (self.idle.load(Ordering::SeqCst) == SESSIONS).then_some(()));
+        wait_for(RECOVERY_DEADLINE, "the load pauses", || {
+            (self.idle.load(Ordering::SeqCst) == SESSIONS).then_some(())
+        });
     }
 
     fn resume(&self) {
         self.paused.store(false, Ordering::SeqCst);
     }
 
-    /// How often each key was executed.
+    /// Returns the number of executions of each key.
     fn executions(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for line in fs::read_to_string(&self.executions).unwrap_or_default().lines() {
@@ -342,16 +343,17 @@ impl Load {
         counts
     }
 
-    /// What was acknowledged since `from` is found, and nothing was executed twice. Gives how many there are.
-    fn holds(&self, from: usize) -> usize {
+    /// Checks that the turns acknowledged since `from` are found and that no turn was executed twice. Returns the number
+    /// of all acknowledged turns.
+    fn check_turns(&self, from: usize) -> usize {
         let answered = self.answered.lock().expect("a lock").clone();
         let executions = self.executions();
         for turn in &answered[from.min(answered.len())..] {
             let row = self.sessions[turn.session].api.get(&format!("/acp/prompt/{}", turn.prompt_id)).expect(200);
             assert_eq!(outcome_of_row(&row).as_deref(), Some(turn.outcome.as_str()), "{turn:?}: {row}");
             if turn.completed() {
-                assert_eq!(row["result"]["meta"]["message"], said(&turn.key), "{turn:?}");
-                assert_eq!(executions.get(&turn.key), Some(&1), "completed, so executed: {turn:?}");
+                assert_eq!(row["result"]["meta"]["message"], expected_message(&turn.key), "{turn:?}");
+                assert_eq!(executions.get(&turn.key), Some(&1), "a completed turn was executed once: {turn:?}");
             }
         }
         for (key, count) in executions {
@@ -360,15 +362,15 @@ impl Load {
         answered.len()
     }
 
-    /// The transcripts have each turn once and whole, and a repeat of each key says what was said before.
-    fn is_written_down(&self) {
+    /// Checks that the transcripts hold each turn once and completely, and that repeats return the original outcome.
+    fn check_transcripts(&self) {
         let answered = self.answered.lock().expect("a lock").clone();
         for (n, session) in self.sessions.iter().enumerate() {
-            // What was said in each turn: by the user, and by the agent.
-            let mut said_in: BTreeMap<String, (Vec<String>, String)> = BTreeMap::new();
+            // The user's messages and the agent's message of each turn.
+            let mut messages: BTreeMap<String, (Vec<String>, String)> = BTreeMap::new();
             for entry in session.transcript() {
                 let Some(prompt_id) = entry["promptId"].as_str() else { continue };
-                let (user, agent) = said_in.entry(prompt_id.to_owned()).or_default();
+                let (user, agent) = messages.entry(prompt_id.to_owned()).or_default();
                 match entry["eventType"].as_str() {
                     Some("user_message") => user.push(text(&entry, "text")),
                     Some("agent_message") => agent.push_str(&text(&entry, "text")),
@@ -376,16 +378,16 @@ impl Load {
                 }
             }
             for turn in answered.iter().filter(|turn| turn.session == n) {
-                let Some((user, agent)) = said_in.get(&turn.prompt_id) else {
+                let Some((user, agent)) = messages.get(&turn.prompt_id) else {
                     panic!("not in the transcript: {turn:?}")
                 };
                 assert_eq!(user, std::slice::from_ref(&turn.prompt), "{turn:?}");
                 if turn.completed() {
-                    assert_eq!(agent, &said(&turn.key), "{turn:?}");
+                    assert_eq!(agent, &expected_message(&turn.key), "{turn:?}");
                 }
             }
         }
-        // Some hundred, however long it ran.
+        // A few hundred repeats, regardless of the length of the run.
         let step = (answered.len() / 300).max(1);
         for turn in answered.iter().rev().step_by(step) {
             let session = &self.sessions[turn.session];
@@ -403,8 +405,8 @@ impl Load {
     }
 }
 
-/// What the agent says in a turn of the load.
-fn said(key: &str) -> String {
+/// Returns the agent's message in a turn of the load.
+fn expected_message(key: &str) -> String {
     let ticks = "tick 1 tick 2 tick 3 ";
     format!("{ticks}(exit 0){ticks}{key}")
 }
@@ -413,7 +415,7 @@ fn text(value: &Value, member: &str) -> String {
     value[member].as_str().unwrap_or_else(|| panic!("no `{member}` in {value}")).to_owned()
 }
 
-/// How a turn ended, as `GET /acp/prompt/{id}` says; none while it has not.
+/// Returns the outcome of a turn from the body of `GET /acp/prompt/{id}`; `None` while the turn runs.
 fn outcome_of_row(row: &Value) -> Option<String> {
     match row["state"].as_str().expect("`state` is a string") {
         "accepted" | "running" => None,
@@ -422,7 +424,8 @@ fn outcome_of_row(row: &Value) -> Option<String> {
     }
 }
 
-/// The turn and its outcome in the answer to a prompt; none where the prompt was refused and may be sent again.
+/// Returns the prompt id and the outcome from the answer to a prompt; `None` if the prompt was refused and can be
+/// retried.
 fn outcome_in(session: &Session, answer: &Answer) -> Option<(String, String)> {
     let body = &answer.body;
     if answer.status == 200 {
@@ -433,7 +436,7 @@ fn outcome_in(session: &Session, answer: &Answer) -> Option<(String, String)> {
     match (code.as_str(), body["promptId"].as_str()) {
         ("turn_in_progress", _) => None,
         ("session_failed" | "session_not_loaded", _) => {
-            // It may be refused as well; then the prompt is, the next time.
+            // The load may be refused as well; then the next prompt is refused and the load is retried.
             let _ = session.api.call("POST", "/acp/session/load").json(&json!({"sessionId": session.id})).try_send();
             None
         }
@@ -445,9 +448,9 @@ fn outcome_in(session: &Session, answer: &Answer) -> Option<(String, String)> {
     }
 }
 
-// --- What is given back ------------------------------------------------------------------------------------
+// --- Resources ---------------------------------------------------------------------------------------------
 
-/// What a process holds.
+/// Resources held by a process.
 #[derive(Debug, Clone, Copy)]
 struct Footprint {
     memory_kib: u64,
@@ -466,17 +469,17 @@ impl Footprint {
         Self { memory_kib: number("VmRSS:"), files, threads: number("Threads:") }
     }
 
-    /// The most that may be held where this was held before: 5 %, and what comes and goes by itself.
-    fn and_some(self) -> Self {
+    /// Returns the limit for a later footprint: 5 % more, plus the usual variation of each resource.
+    fn with_slack(self) -> Self {
         let more = |value: u64, slack: u64| value + value.div_ceil(20) + slack;
         Self {
-            // The allocator gives memory back in steps, one arena for each thread, and each of the database's
-            // connections has a page cache of 2 MB that fills by and by.
+            // The allocator releases memory in steps, with one arena for each thread, and each database connection
+            // has a page cache of 2 MB that fills gradually.
             memory_kib: more(self.memory_kib, 8 * 1024),
-            // Connections that are kept open for the next request: the test's own, each thread of the load has one,
-            // and those between supervisor and runtime.
+            // Keep-alive connections: those of the test, one for each thread of the load, and those between
+            // supervisor and runtime.
             files: more(self.files, 2 * SESSIONS as u64 + 4),
-            // Threads for blocking work come with a burst and go after 10 s.
+            // Threads for blocking work start in a burst and exit after 10 s.
             threads: more(self.threads, 4),
         }
     }
@@ -496,20 +499,20 @@ fn footprints(program: &mut Program) -> [Footprint; 2] {
     [Footprint::of(program.pid()), Footprint::of(program.runtime().pid())]
 }
 
-/// What supervisor and runtime hold, by what they count themselves, is exactly what so many sessions hold: live sessions
-/// and their seats, a reader of events each, agents; no conversation that is kept for somebody who is back, no write that
-/// waits.
+/// Waits until the gauges of supervisor and runtime show exactly the resources of `sessions` sessions: live sessions
+/// with their seats, one event subscriber each, and their agents; no conversation held for a reconnect, and no queued
+/// write.
 ///
-/// Each of these is held by tasks (a session's actor and its supervisor, a reader's stream, a connection's two halves, a
-/// conversation's keeper), so a task that outlives what it is for shows here, as long as it keeps hold of it. Tasks
-/// themselves are not counted: actix runs ours on a `LocalSet` in each thread, which tokio's `num_alive_tasks` leaves
-/// out. A task that leaked and holds nothing would show as memory alone.
-fn holds_nothing_but(sessions: usize, program: &Program) {
+/// Tasks hold each of these (a session's actor and its supervisor, a subscriber's stream, a connection's two halves, a
+/// conversation's owner), so a leaked task shows here while it holds its resource. Tasks themselves are not counted:
+/// actix runs ours on a `LocalSet` in each thread, which tokio's `num_alive_tasks` excludes. A leaked task that holds
+/// nothing would show as memory only.
+fn wait_for_resources_of(sessions: usize, program: &Program) {
     let count = sessions as f64;
     let supervisor =
         [("lumilink_active_sessions", count), ("lumilink_event_subscribers", count), ("lumilink_queue_depth", 0.0)];
     let runtime = [("lumilink_agent_processes", count), ("lumilink_held_conversations", 0.0)];
-    let end = Instant::now() + RECOVERS_WITHIN;
+    let end = Instant::now() + RECOVERY_DEADLINE;
     loop {
         let (here, there) = (program.metrics(), program.runtime_metrics());
         let of_supervisor = supervisor.iter().map(|(name, wanted)| (*name, here.sum(name, &[]), *wanted));
@@ -521,16 +524,16 @@ fn holds_nothing_but(sessions: usize, program: &Program) {
             return;
         }
         assert!(Instant::now() < end, "name, held, wanted: {off:?}");
-        outage(Duration::from_millis(100));
+        delay(Duration::from_millis(100));
     }
 }
 
-/// Nothing runs, no agent is more than there are sessions, as many turns ended as began in this life, and nothing is
-/// held but for the load.
-fn is_quiet(program: &Program) {
-    holds_nothing_but(SESSIONS, program);
-    eventually("each session has one agent at most", || program.agents().len() <= SESSIONS);
-    eventually("as many turns ended as began", || {
+/// Waits until no turn runs, the turns started and ended since the supervisor's start are equal, each session has at
+/// most one agent, and nothing but the resources of the load is held.
+fn wait_until_quiet(program: &Program) {
+    wait_for_resources_of(SESSIONS, program);
+    eventually("each session has at most one agent", || program.agents().len() <= SESSIONS);
+    eventually("the turns started and ended are equal", || {
         let scrape = program.metrics();
         scrape.sum(TURNS_STARTED, &[]) == scrape.sum(TURNS_ENDED, &[])
     });
@@ -538,7 +541,7 @@ fn is_quiet(program: &Program) {
 
 // --- The suite ---------------------------------------------------------------------------------------------
 
-/// Rounds of faults, each with its invariants; how long each kind took to recover from.
+/// Rounds of faults, with the checks after each, and the recovery times by fault.
 #[derive(Default)]
 struct Rounds {
     count: usize,
@@ -551,23 +554,23 @@ struct Rounds {
 impl Rounds {
     fn run(&mut self, until: Instant, kills: bool, silent: bool, stage: &mut Stage<'_>) {
         while Instant::now() < until {
-            // A short run has each kill too.
+            // A short run includes each kill.
             let fault = match Fault::KILLS.get(self.count) {
                 Some(kill) if kills => *kill,
                 _ => Fault::draw(stage.dice, kills, silent),
             };
-            // It hits at any place of a turn.
-            outage(stage.dice.millis(200));
+            // The fault hits at a random point of a turn.
+            delay(stage.dice.millis(200));
             let begin = Instant::now();
-            fault.happens(stage.program, stage.dice);
-            stage.load.goes_on(stage.threads, &format!("{fault:?} in round {}", self.count + 1));
+            fault.inject(stage.program, stage.dice);
+            stage.load.wait_for_progress(stage.threads, &format!("{fault:?} in round {}", self.count + 1));
             let took = begin.elapsed();
-            println!("  round {}: {fault:?}, each session went on after {took:.1?}", self.count + 1);
-            // What was slow or stalled and not noticed goes on as it was.
+            println!("  round {}: {fault:?}, each session recovered within {took:.1?}", self.count + 1);
+            // Connections that are still slow or stalled pass traffic again.
             stage.program.proxy().set_open(Mode::Pass);
             self.count += 1;
-            self.are_explained_by(fault, stage.load);
-            self.checked = stage.load.holds(self.checked);
+            self.check_outcomes(fault, stage.load);
+            self.checked = stage.load.check_turns(self.checked);
             let (count, longest) = self.recovered.entry(format!("{fault:?}")).or_default();
             (*count, *longest) = (*count + 1, took.max(*longest));
         }
@@ -575,11 +578,11 @@ impl Rounds {
 }
 
 impl Rounds {
-    /// Every turn that was answered since the last round completed, or the fault says why not.
-    fn are_explained_by(&mut self, fault: Fault, load: &Load) {
+    /// Checks that each turn answered since the last round completed, or that the fault explains its outcome.
+    fn check_outcomes(&mut self, fault: Fault, load: &Load) {
         let answered = load.answered.lock().expect("a lock");
         for turn in &answered[self.checked.min(answered.len())..] {
-            assert!(fault.explains(&turn.outcome), "round {}: {fault:?} is no reason for {turn:?}", self.count);
+            assert!(fault.explains(&turn.outcome), "round {}: {fault:?} does not explain {turn:?}", self.count);
         }
         if fault == Fault::SupervisorKilled {
             let lost = answered[self.checked..].iter().filter(|turn| !turn.completed()).count();
@@ -588,9 +591,9 @@ impl Rounds {
         }
     }
 
-    /// The turns of a killed supervisor are picked up: at most one in four was not handed over yet, which takes far
-    /// less than that of its time.
-    fn were_picked_up(&self) {
+    /// Checks that the turns of killed supervisors are adopted: at most one in four was not handed over yet, as the
+    /// hand-over takes far less than a quarter of a turn.
+    fn check_adoption(&self) {
         let most = 1 + self.supervisors_killed * SESSIONS / 4;
         assert!(self.lost_with_supervisor <= most, "{} turns, at most {most}", self.lost_with_supervisor);
     }
@@ -603,63 +606,64 @@ struct Stage<'a> {
     dice: &'a mut Dice,
 }
 
-fn number_of_environment(name: &str) -> Option<u64> {
+fn number_from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|it| it.parse().unwrap_or_else(|_| panic!("{name} is a number, not {it:?}")))
 }
 
 #[test]
-fn nfr_003_whatever_is_killed_or_cut_nothing_acknowledged_is_lost_nothing_doubled_nothing_left() {
-    let soak = number_of_environment("LUMILINK_SOAK_S").map(Duration::from_secs);
+fn nfr_003_random_faults_lose_no_acknowledged_turn_and_repeat_and_leak_nothing() {
+    let soak = number_from_environment("LUMILINK_SOAK_S").map(Duration::from_secs);
     let length = soak.unwrap_or(SHORT);
     let mut dice = Dice::of_environment(&format!("faults for {length:?}"));
     let mut program = Program::builder()
         .behind_proxy()
-        // A cable is out for 3 s at most, after which the backoff may wait for 6 more; what is held for a dead supervisor
-        // has to be gone soon.
+        // An outage lasts for 3 s at most, after which the backoff may wait for 6 s more; conversations held for a
+        // killed supervisor have to expire soon.
         .set("runtime.reconnect_grace_s", 15)
-        // Small, so that the rings are full before the comparison begins.
+        // Small, so that the replay buffers are full before the comparison.
         .set("limits.replay_events", 64)
         .start();
     let load = Load::new(&program);
     let threads = load.start();
     let begin = Instant::now();
-    load.goes_on(&threads, "the start");
+    load.wait_for_progress(&threads, "the start");
     let mut rounds = Rounds::default();
     let silent = length >= Duration::from_secs(120);
 
     let mut stage = Stage { program: &mut program, load: &load, threads: &threads, dice: &mut dice };
     rounds.run(begin + length / 2, true, silent, &mut stage);
     let killed = rounds.count;
-    rounds.were_picked_up();
-    // A tenth of the rest warms up the processes that stay.
+    rounds.check_adoption();
+    // A tenth of the second phase warms up the processes.
     rounds.run(Instant::now() + length / 20, false, silent, &mut stage);
     load.pause();
-    is_quiet(&program);
+    wait_until_quiet(&program);
     let before = footprints(&mut program);
     load.resume();
     let mut stage = Stage { program: &mut program, load: &load, threads: &threads, dice: &mut dice };
     rounds.run(begin + length, false, silent, &mut stage);
     load.pause();
-    is_quiet(&program);
+    wait_until_quiet(&program);
 
     let mut after = footprints(&mut program);
-    let limits = before.map(Footprint::and_some);
+    let limits = before.map(Footprint::with_slack);
     let end = Instant::now() + DEADLINE;
     while !after.iter().zip(limits).all(|(after, limit)| after.is_within(limit)) {
         let names = ["supervisor", "runtime"].into_iter().zip(before).zip(after);
-        let told: Vec<_> = names.map(|((name, before), after)| format!("{name}: {before} became {after}")).collect();
-        assert!(Instant::now() < end, "not given back: {}", told.join("; "));
-        outage(Duration::from_millis(200));
+        let changes: Vec<_> =
+            names.map(|((name, before), after)| format!("{name}: {before} became {after}")).collect();
+        assert!(Instant::now() < end, "resources were not released: {}", changes.join("; "));
+        delay(Duration::from_millis(200));
         after = footprints(&mut program);
     }
-    load.holds(0);
-    load.is_written_down();
+    load.check_turns(0);
+    load.check_transcripts();
     load.stop(threads);
     for session in &load.sessions {
         session.post("close", json!({})).expect(200);
     }
     eventually("no agent is left", || program.agents().is_empty());
-    holds_nothing_but(0, &program);
+    wait_for_resources_of(0, &program);
     print_figures(&load, &rounds, killed, begin.elapsed(), before, after);
 }
 
@@ -676,7 +680,7 @@ fn print_figures(
     answered.iter().for_each(|turn| *outcomes.entry(&turn.outcome).or_default() += 1);
     println!("faults: {} rounds in {took:.0?}, {killed} of them in the phase with kills", rounds.count);
     for (fault, (count, longest)) in &rounds.recovered {
-        println!("  {fault:<28} {count:>5} times, each session went on after {longest:.1?} at most");
+        println!("  {fault:<28} {count:>5} times, each session recovered within {longest:.1?}");
     }
     println!("  turns answered: {}, found again: all, executed twice: none", answered.len());
     for (outcome, count) in outcomes {
@@ -686,7 +690,7 @@ fn print_figures(
     println!("  interrupted with a supervisor alone: {lost} turns in {kills} kills");
     println!("  executions: {}", load.executions().len());
     println!(
-        "  events read: {}, gaps told: {}",
+        "  events read: {}, gaps reported: {}",
         load.events.load(Ordering::Relaxed),
         load.gaps.load(Ordering::Relaxed)
     );

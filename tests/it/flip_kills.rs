@@ -1,8 +1,8 @@
-//! The supervisor is killed around a flip, a hundred times: one epoch and one row of each kind, whatever was reached;
-//! no prompt lost that was acknowledged, none executed twice.
+//! Kills the supervisor around a flip, a hundred times: each flip leaves one epoch and one row of each kind, no
+//! acknowledged prompt is lost, and none is executed twice.
 //!
-//! `LUMILINK_FAULT_SEED=NUMBER` draws the moments of an earlier run again (it prints its number); what each of them hits
-//! is up to the machine.
+//! `LUMILINK_FAULT_SEED=NUMBER` draws the moments of an earlier run again (each run prints its number); the point that
+//! each kill hits depends on the machine.
 
 use std::{
     collections::BTreeMap,
@@ -19,21 +19,21 @@ use crate::harness::{
     Answer, DEADLINE, Program, Session, Value, dice::Dice, eventually, json, program::Builder, wait_for,
 };
 
-/// With an embedded runtime, and again so many with one of their own.
+/// Kills with an embedded runtime, and as many with a separate one.
 const ROUNDS: usize = 50;
 const TENANT: &str = "tenant-1";
 
-/// One crash is too much, and nothing is tried again.
+/// Configures one crash to cause a rollback, and a cool-down that outlasts the test.
 fn fragile(builder: Builder) -> Builder {
     builder
         .set("window.min_samples", 2)
         .set("recovery.cooldown_s", 1800)
-        // What a dead supervisor left goes soon.
+        // The runtime soon drops the conversations of a killed supervisor.
         .set("runtime.reconnect_grace_s", 5)
 }
 
-/// The moment of a kill: the only time that passes here without anything being waited for.
-fn pass(time: Duration) {
+/// Delays a kill. These tests have no other wait without a condition.
+fn delay(time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
         thread::park_timeout(end.saturating_duration_since(Instant::now()));
@@ -60,7 +60,7 @@ fn flips(program: &Program, query: &str, workspace: &str) -> Vec<(i64, String)> 
     rows.into_iter().map(|row| (row.epoch, row.what)).collect()
 }
 
-/// The migrations of a workspace, one row for each flip.
+/// Returns the migration rows of a workspace, one for each flip.
 fn migrations(program: &Program, workspace: &str) -> Vec<(i64, String)> {
     let query = "SELECT epoch, trigger || ' ' || to_protocol || ' ' || status AS what FROM protocol_migrations \
                  WHERE installation_id = ? AND workspace_id = ?";
@@ -83,11 +83,11 @@ struct Round<'a> {
     workspace: String,
     crasher: Session,
     worker: Session,
-    /// Where each execution of the worker leaves a line.
+    /// The file to which each execution of the worker appends a line.
     executions: PathBuf,
 }
 
-/// A turn of the worker, and what was answered, if anything.
+/// A turn of the worker, with its answer if there was one.
 struct Sent {
     key: String,
     answer: Option<Answer>,
@@ -103,7 +103,7 @@ fn send(session: &Session, prompt: &str, key: &str) -> Option<Answer> {
     session.call(prompt).header("idempotency-key", key).try_send().ok()
 }
 
-/// Sends a prompt until it is answered with what became of its turn, bringing its session back where it has to be.
+/// Repeats a prompt until the answer holds the outcome of its turn, and loads the session where that is required.
 fn settle(session: &Session, prompt: &str, key: &str) -> Answer {
     wait_for(DEADLINE, "a repeat is answered", || {
         let answer = send(session, prompt, key)?;
@@ -112,7 +112,7 @@ fn settle(session: &Session, prompt: &str, key: &str) -> Answer {
                 session.post("load", json!({}));
                 None
             }
-            // Refused, and not for good: what failed in its turn says in which.
+            // A temporary refusal: the failure of a turn names its prompt id.
             Some(_) if answer.body["promptId"].is_null() || answer.body["code"] == "turn_in_progress" => None,
             _ => Some(answer),
         }
@@ -131,9 +131,9 @@ impl<'a> Round<'a> {
         self.program.api.get(&format!("/acp/workspaces/{}/protocol", self.workspace)).expect(200)
     }
 
-    /// Lets one session crash while the other works, and kills the supervisor: `early` after the crash was asked for, or
-    /// `late` after it was answered.
-    fn is_killed(&mut self, early: Option<Duration>, late: Duration) -> Vec<Sent> {
+    /// Crashes one session while the other works, and kills the supervisor: `early` after the crash was requested,
+    /// or `late` after it was answered.
+    fn kill_during_crash(&mut self, early: Option<Duration>, late: Duration) -> Vec<Sent> {
         let stopped = AtomicBool::new(false);
         let (crasher, worker) = (&self.crasher, &self.worker);
         let (workspace, executions, stop) = (&self.workspace, &self.executions, &stopped);
@@ -154,16 +154,16 @@ impl<'a> Round<'a> {
             });
             let crashing = scope.spawn(|| send(crasher, "crash", CRASH_KEY));
             match early {
-                Some(early) => pass(early),
+                Some(early) => delay(early),
                 None => {
                     wait_for(DEADLINE, "the crash is answered", || crashing.is_finished().then_some(()));
-                    pass(late);
+                    delay(late);
                 }
             }
             program.kill_supervisor();
             stopped.store(true, Ordering::SeqCst);
-            crashing.join().expect("it crashes or is not answered");
-            working.join().expect("it works or is not answered")
+            crashing.join().expect("the crashing thread did not panic");
+            working.join().expect("the working thread did not panic")
         })
     }
 
@@ -177,13 +177,13 @@ impl<'a> Round<'a> {
         counts
     }
 
-    /// Every turn that was answered is found as it was; every other one is known, or runs now; none ran twice.
-    fn holds(&self, sent: &[Sent]) {
+    /// Checks that each answered turn is unchanged, that each other one is known or runs now, and that none ran twice.
+    fn check_turns(&self, sent: &[Sent]) {
         for Sent { key, answer } in sent {
             let again = settle(&self.worker, &prompt_of(&self.workspace, key, &self.executions), key);
             if let Some(answer) = answer {
                 let ids = [&again, answer].map(|it| (it.status, it.body["meta"]["promptId"].clone()));
-                assert_eq!(ids[0], ids[1], "{}: what was acknowledged is kept", self.workspace);
+                assert_eq!(ids[0], ids[1], "{}: the acknowledged turn is kept", self.workspace);
             }
             let count = self.executed().get(key).copied().unwrap_or_default();
             let known = again.status == 200
@@ -194,14 +194,14 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// The crash was counted, or it is made again; then the workspace is rolled back without anybody's doing, once.
-    fn falls_back_once(&self) {
+    /// Repeats the crash if it was not counted, and checks that the workspace is then rolled back once, automatically.
+    fn check_one_rollback(&self) {
         let mut tries = 0;
         while settle(&self.crasher, "crash", &format!("{CRASH_KEY}{}", "!".repeat(tries))).body["code"]
             != "agent_crashed"
         {
             tries += 1;
-            assert!(tries < 5, "{}: a crash is a crash", self.workspace);
+            assert!(tries < 5, "{}: the crash is reported", self.workspace);
         }
         wait_for(DEADLINE, "the workspace is rolled back", || (self.route()["route"] == "http").then_some(()));
         let route = self.route();
@@ -218,41 +218,41 @@ impl<'a> Round<'a> {
     }
 }
 
-/// Where the kills hit.
+/// Number of kills, by the point that they hit.
 #[derive(Debug, Default)]
-struct Hit {
-    before_the_end_of_the_turn: usize,
-    between_that_and_the_flip: usize,
-    after_the_flip: usize,
+struct Hits {
+    before_turn_end: usize,
+    between_turn_end_and_flip: usize,
+    after_flip: usize,
 }
 
-impl Hit {
-    /// Looks at what the dead supervisor has left.
-    fn note(&mut self, round: &Round<'_>) {
+impl Hits {
+    /// Counts a kill by the rows that the killed supervisor left.
+    fn count(&mut self, round: &Round<'_>) {
         let query = "SELECT failures AS epoch, route AS what FROM outcome_buckets \
                      WHERE installation_id = ? AND workspace_id = ? AND failures > 0";
         let is_counted = !flips(round.program, query, &round.workspace).is_empty();
         match (is_counted, migrations(round.program, &round.workspace).len()) {
-            (_, 1..) => self.after_the_flip += 1,
-            (true, 0) => self.between_that_and_the_flip += 1,
-            (false, 0) => self.before_the_end_of_the_turn += 1,
+            (_, 1..) => self.after_flip += 1,
+            (true, 0) => self.between_turn_end_and_flip += 1,
+            (false, 0) => self.before_turn_end += 1,
         }
     }
 }
 
-fn hundred(builder: Builder, name: &str, mut dice: Dice) {
+fn kill_around_flips(builder: Builder, name: &str, mut dice: Dice) {
     let begin = Instant::now();
     let mut program = fragile(builder).start();
-    let mut hit = Hit::default();
+    let mut hits = Hits::default();
     for n in 0..ROUNDS {
         let mut round = Round::begin(&mut program, &format!("ws-{n}"));
-        // Every other time about when the flip is written.
+        // Half of the kills come after the answer to the crash, at about the time of the flip.
         let early = (n % 2 == 0).then(|| dice.up_to(Duration::from_millis(60)));
-        let sent = round.is_killed(early, dice.up_to(Duration::from_millis(2)));
-        hit.note(&round);
+        let sent = round.kill_during_crash(early, dice.up_to(Duration::from_millis(2)));
+        hits.count(&round);
         round.program.start_supervisor_again();
-        round.falls_back_once();
-        round.holds(&sent);
+        round.check_one_rollback();
+        round.check_turns(&sent);
         if n % 10 == 0 {
             let after = settle(&round.worker, "echo on", "after").expect(200);
             assert_eq!(after["meta"]["protocol"], "http", "{after}");
@@ -261,23 +261,24 @@ fn hundred(builder: Builder, name: &str, mut dice: Dice) {
             session.post("close", json!({})).expect(200);
         }
     }
-    println!("{name}: {ROUNDS} kills in {:.0?}: {hit:?}", begin.elapsed());
+    println!("{name}: {ROUNDS} kills in {:.0?}: {hits:?}", begin.elapsed());
     eventually("no agent is left", || program.agents().is_empty());
 }
 
 #[test]
-fn fr_007_killed_around_a_flip_with_an_embedded_runtime_there_is_one_epoch_one_row_and_no_prompt_lost_or_doubled() {
-    hundred(Program::builder(), "embedded", Dice::of_environment("flip kills"));
+fn fr_007_kills_around_a_flip_lose_and_repeat_nothing_with_an_embedded_runtime() {
+    kill_around_flips(Program::builder(), "embedded", Dice::of_environment("flip kills"));
 }
 
 #[test]
-fn fr_007_killed_around_a_flip_with_a_separate_runtime_there_is_one_epoch_one_row_and_no_prompt_lost_or_doubled() {
-    hundred(Program::builder().behind_proxy(), "separate", Dice::of_environment("flip kills"));
+fn fr_007_kills_around_a_flip_lose_and_repeat_nothing_with_a_separate_runtime() {
+    kill_around_flips(Program::builder().behind_proxy(), "separate", Dice::of_environment("flip kills"));
 }
 
 #[test]
-fn fr_007_a_flip_that_was_due_and_not_made_is_made_after_the_restart_by_itself() {
-    // What is due under the rules of the second life was not under those of the first: as if it had died in between.
+fn fr_007_flip_missed_before_a_restart_is_made_after_it() {
+    // The flip is due under the settings of the second run and not under those of the first, as after a kill just
+    // before the flip.
     let program = Program::builder().set("window.min_samples", 100).start();
     let session = program.api.open("ws");
     session.prompt("crash").problem(502, "agent_crashed");
@@ -288,21 +289,21 @@ fn fr_007_a_flip_that_was_due_and_not_made_is_made_after_the_restart_by_itself()
     let folder = program.stop();
     let program = fragile(Program::builder().folder(&folder)).start();
     let session = Session { api: program.api.clone(), ..session };
-    // Whoever uses the workspace first wakes its window.
-    let woken = session.post("load", json!({})).expect(200);
+    // The first use of the workspace loads its window.
+    let loaded = session.post("load", json!({})).expect(200);
     let route = || session.api.get("/acp/workspaces/ws/protocol").expect(200);
     wait_for(DEADLINE, "rolled back", || (route()["route"] == "http").then_some(()));
-    assert_eq!(route()["rollback"]["trigger"], "autoThreshold", "{woken}");
+    assert_eq!(route()["rollback"]["trigger"], "autoThreshold", "{loaded}");
     assert_eq!(migrations(&program, "ws"), [(1, "autoThreshold http succeeded".to_owned())]);
     assert_eq!(rollback_events(&program, "ws"), [(1, "rollback".to_owned())]);
     assert_eq!(session.completes("echo on")["meta"]["protocol"], "http");
 }
 
 #[test]
-fn fr_007_sessions_that_cross_the_line_in_the_same_moment_make_one_flip_on_both_databases() {
+fn fr_007_simultaneous_breaches_make_one_flip_on_both_databases() {
     for builder in [Program::builder(), Program::builder().postgres()] {
         let mut program = fragile(builder).start();
-        // Who comes late crashes over the fallback.
+        // A session that starts late crashes over the fallback.
         program.expect_error("the fallback fails as well");
         let sessions: Vec<_> = (0..6).map(|_| program.api.open("ws")).collect();
         let start = std::sync::Barrier::new(sessions.len());
@@ -315,16 +316,16 @@ fn fr_007_sessions_that_cross_the_line_in_the_same_moment_make_one_flip_on_both_
             }
         });
         let route = || program.api.get("/acp/workspaces/ws/protocol").expect(200);
-        let fallen = wait_for(DEADLINE, "rolled back", || {
+        let rolled_back = wait_for(DEADLINE, "rolled back", || {
             let route = route();
             (route["route"] == "http").then_some(route)
         });
         sessions.iter().for_each(|session| drop(session.becomes("idle")));
-        assert_eq!(fallen["epoch"], 1, "{fallen}");
+        assert_eq!(rolled_back["epoch"], 1, "{rolled_back}");
         let flipped = program.metrics().sum("lumilink_route_flips_total", &[]);
-        assert_eq!(flipped, 1.0, "the metric is told once");
-        let told = program.log().lines().filter(|line| line.contains("\"trigger\":\"autoThreshold\"")).count();
-        assert_eq!(told, 1, "one line of the log");
+        assert_eq!(flipped, 1.0, "the metric counts one flip");
+        let logged = program.log().lines().filter(|line| line.contains("\"trigger\":\"autoThreshold\"")).count();
+        assert_eq!(logged, 1, "the flip is logged once");
         for session in &sessions {
             let notes = session.transcript().iter().filter(|entry| entry["eventType"] == "rollback").count();
             assert_eq!(notes, 1, "each live session has one note");
@@ -333,7 +334,7 @@ fn fr_007_sessions_that_cross_the_line_in_the_same_moment_make_one_flip_on_both_
         program.start_supervisor_again();
         let again = program.api.get("/acp/workspaces/ws/protocol").expect(200);
         for member in ["route", "epoch", "rollback", "recovery", "pin"] {
-            assert_eq!(fallen[member], again[member], "{member}");
+            assert_eq!(rolled_back[member], again[member], "{member}");
         }
         let session = &sessions[0];
         session.post("load", json!({})).expect(200);

@@ -9,7 +9,7 @@ fn send(session: &Session, prompt: &str, key: &str) -> Answer {
 }
 
 #[test]
-fn a_repeat_gets_the_same_answer_and_runs_nothing() {
+fn repeat_returns_the_same_answer_and_runs_nothing() {
     let program = Program::start();
     let session = program.api.open("ws");
     let first = send(&session, "count", "key-1").expect(200);
@@ -20,7 +20,7 @@ fn a_repeat_gets_the_same_answer_and_runs_nothing() {
 }
 
 #[test]
-fn a_repeat_joins_the_running_turn() {
+fn repeat_joins_the_running_turn() {
     let program = Program::start();
     let session = program.api.open("ws");
     let (one, two) = (session.clone(), session.clone());
@@ -31,7 +31,7 @@ fn a_repeat_joins_the_running_turn() {
 }
 
 #[test]
-fn the_same_key_with_another_body_is_422() {
+fn key_with_a_different_body_is_rejected_with_422() {
     let program = Program::start();
     let session = program.api.open("ws");
     send(&session, "echo a", "key").expect(200);
@@ -39,7 +39,7 @@ fn the_same_key_with_another_body_is_422() {
 }
 
 #[test]
-fn a_failed_turn_is_repeated_as_it_failed() {
+fn repeat_of_a_failed_turn_returns_the_same_failure() {
     let program = Program::start();
     let session = program.api.open("ws");
     let first = send(&session, "error -32603 boom", "key").problem(502, "agent_error");
@@ -48,7 +48,7 @@ fn a_failed_turn_is_repeated_as_it_failed() {
 }
 
 #[test]
-fn a_key_holds_in_its_session_only() {
+fn key_is_scoped_to_its_session() {
     let program = Program::start();
     let (one, two) = (program.api.open("ws"), program.api.open("ws"));
     let one = send(&one, "echo a", "key").expect(200);
@@ -57,7 +57,7 @@ fn a_key_holds_in_its_session_only() {
 }
 
 #[test]
-fn a_key_survives_a_restart_of_the_program() {
+fn key_survives_a_restart_of_the_program() {
     let program = Program::start();
     let session = program.api.open("ws");
     let first = send(&session, "echo once", "key").expect(200);

@@ -1,4 +1,4 @@
-//! Other people's agents through the whole path, and other people's client at the runtime's door.
+//! Third-party agents through the whole path, and a third-party client against the runtime.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ fn client_capabilities() -> crate::harness::Value {
            "clientCapabilities": {"fs": {"readTextFile": true, "writeTextFile": true}}})
 }
 
-/// New, two prompts, a file, cancel: over the agent's stdio, without the program.
+/// Opens a session, writes a file, cancels a turn and runs another, over the agent's stdio without the program.
 fn works_alone(agent: &InteropAgent, folder: &Folder) {
     let cwd = folder.path().join("alone");
     fs::create_dir_all(&cwd).unwrap();
@@ -53,7 +53,7 @@ fn works_alone(agent: &InteropAgent, folder: &Folder) {
     assert_eq!(methods.iter().filter(|method| *method == "session/prompt").count(), 3);
 }
 
-/// The same script through supervisor and runtime, recorded and checked against the official schema.
+/// Runs the same script through supervisor and runtime, and checks the recorded frames against the official schema.
 fn works_through_the_whole_path(agent: &InteropAgent, folder: &Folder) {
     let recorder = Recorder::new(folder);
     let toml = agent.as_toml(Some(recorder.command(&agent.command)));
@@ -65,14 +65,14 @@ fn works_through_the_whole_path(agent: &InteropAgent, folder: &Folder) {
     let file = session.path().join("hello.txt");
     let events = session.streams(&format!("please write-file {} now", file.display())).rest();
     assert_eq!(result_of(&program.api, &events)["stopReason"], "completed", "{events:#?}");
-    assert!(!message_of(&events).is_empty(), "the agent said something");
+    assert!(!message_of(&events).is_empty(), "the agent's message is not empty");
     if agent.writes_files {
         assert_eq!(fs::read_to_string(&file).unwrap(), FILE_CONTENT);
         assert!(session.get("/diff").expect(200)["files"].to_string().contains("hello.txt"));
     }
     session.completes("say something");
     let mut stream = session.streams("count slowly");
-    stream.until("the first words", |event| event.data["update"]["sessionUpdate"] == "agent_message_chunk");
+    stream.until("the first chunk", |event| event.data["update"]["sessionUpdate"] == "agent_message_chunk");
     assert!(session.cancel());
     assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "cancelled");
     session.completes("say something again");
@@ -93,12 +93,12 @@ fn loads(session: &Session) {
     let before = session.conversation().len();
     session.post("load", json!({})).expect(200);
     session.becomes("idle");
-    assert_eq!(session.conversation().len(), before, "what a load replays is not written a second time");
+    assert_eq!(session.conversation().len(), before, "the replay of a load is not stored again");
     session.completes("say something after the load");
 }
 
 #[test]
-fn the_sdk_example_works_alone() {
+fn sdk_example_works_alone() {
     works_alone(&agents::sdk_example(), &Folder::new());
 }
 
@@ -115,7 +115,7 @@ fn claude_works_alone_with_the_stub_model() {
 }
 
 #[test]
-fn the_sdk_example_works_through_the_whole_path() {
+fn sdk_example_works_through_the_whole_path() {
     works_through_the_whole_path(&agents::sdk_example(), &Folder::new());
 }
 
@@ -131,9 +131,9 @@ fn claude_works_through_the_whole_path() {
     works_through_the_whole_path(&agents::claude(model.url(), folder.path()), &folder);
 }
 
-/// The official Rust client over WebSocket, which knows nothing of our additions.
+/// Uses the official Rust client over WebSocket, which knows none of our extensions.
 #[test]
-fn somebody_elses_client_drives_the_runtimes_door() {
+fn official_rust_client_drives_the_runtime() {
     use agent_client_protocol::{
         Agent, Client,
         schema::ProtocolVersion,
@@ -181,15 +181,15 @@ fn somebody_elses_client_drives_the_runtimes_door() {
             Ok(())
         });
     let ended = block_on(async { tokio::time::timeout(DEADLINE, run).await });
-    ended.expect("it ends in time").expect("it ends well");
-    wait_for(DEADLINE, "both answers came as updates", || {
+    ended.expect("the client ends in time").expect("the client succeeds");
+    wait_for(DEADLINE, "both answers have arrived as updates", || {
         let seen = updates.lock().expect("a lock").join("\n");
         (seen.contains("Let me think") && seen.contains("0 blocks ahead")).then_some(())
     });
 }
 
 #[test]
-fn the_runtime_uses_the_agent_that_a_session_names() {
+fn runtime_uses_the_agent_named_by_the_session() {
     let folder = Folder::new();
     let toml = format!(
         "{}\n[agents.example]\ncommand = {}\n",

@@ -1,4 +1,4 @@
-//! `/metrics`: everything is there from the start, and changes as it should.
+//! `/metrics`: every metric is present from the start and follows the program's state. Log lines are JSON.
 
 use std::{
     io::Write,
@@ -27,7 +27,7 @@ fn every_counter_is_present_from_the_start_at_0() {
 }
 
 #[test]
-fn what_the_issue_names_is_there() {
+fn required_metrics_are_present() {
     let text = Program::start().metrics().text;
     for part in [
         "sessions",
@@ -48,7 +48,7 @@ fn what_the_issue_names_is_there() {
 }
 
 #[test]
-fn names_have_their_units_and_labels_hold_no_id() {
+fn names_use_base_units_and_labels_hold_no_id() {
     let program = Program::start();
     let session = program.api.open("ws-with-a-name");
     session.completes("echo a");
@@ -89,7 +89,7 @@ fn turns_errors_and_restarts_are_counted() {
 }
 
 #[test]
-fn active_sessions_go_up_and_down() {
+fn active_sessions_gauge_follows_open_and_close() {
     let program = Program::start();
     let active = || {
         let scrape = program.metrics();
@@ -104,7 +104,7 @@ fn active_sessions_go_up_and_down() {
 }
 
 #[test]
-fn promtool_finds_nothing_wrong() {
+fn promtool_reports_no_problem_in_our_metrics() {
     let program = Program::start();
     program.api.open("ws").completes("echo a");
     let mut promtool = Command::new("promtool")
@@ -113,14 +113,14 @@ fn promtool_finds_nothing_wrong() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("promtool is there: run tests/run, which installs it");
+        .expect("promtool is missing: run tests/run, which installs it");
     promtool.stdin.take().unwrap().write_all(program.metrics().text.as_bytes()).unwrap();
     let output = promtool.wait_with_output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    // promtool complains about names that the client library for process figures has chosen; ours are ours.
-    let ours: Vec<_> = said.lines().filter(|line| line.contains("lumilink_")).collect();
+    let report = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // promtool also reports names chosen by the library for process metrics; only our own names count.
+    let ours: Vec<_> = report.lines().filter(|line| line.contains("lumilink_")).collect();
     assert!(ours.is_empty(), "{ours:#?}");
-    assert!(output.status.success() || !said.contains("error"), "{said}");
+    assert!(output.status.success() || !report.contains("error"), "{report}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Fleets of workspaces that move to another default route, in steps that a running turn never notices.
+//! Migrations of fleets: workspaces move to another default route in steps that do not affect running turns.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json
 
 const TENANT: &str = "tenant-1";
 
-/// Sessions in workspaces whose default is HTTP.
+/// Opens sessions in `count` workspaces whose default is HTTP.
 fn fleet(program: &Program, count: usize) -> Vec<Session> {
     (0..count).map(|n| on_http(program, &format!("ws-{n}"))).collect()
 }
@@ -29,7 +29,7 @@ fn route(program: &Program, workspace: &str) -> Value {
     program.api.get(&format!("/acp/workspaces/{workspace}/protocol")).expect(200)
 }
 
-/// How many of the fleet have this default.
+/// Counts the workspaces of the fleet with this default.
 fn defaults(program: &Program, count: usize, protocol: &str) -> usize {
     (0..count).filter(|n| route(program, &format!("ws-{n}"))["defaultProtocol"] == protocol).count()
 }
@@ -73,18 +73,18 @@ fn is_over(run: &Value) -> bool {
     ["succeeded", "rolledBack", "cancelled", "failed"].iter().any(|status| run["status"] == *status)
 }
 
-/// What became of each workspace: its state, with the reason where it was left out.
-fn places(run: &Value) -> BTreeMap<String, String> {
+/// Returns the state of each workspace, with the reason if it was skipped.
+fn states(run: &Value) -> BTreeMap<String, String> {
     let entries = run["workspaces"].as_array().expect("entries");
-    let place = |entry: &Value| match entry["reason"].as_str() {
+    let state = |entry: &Value| match entry["reason"].as_str() {
         Some(reason) => format!("{} {reason}", entry["state"].as_str().unwrap()),
         None => entry["state"].as_str().unwrap().to_owned(),
     };
-    entries.iter().map(|entry| (entry["workspaceId"].as_str().unwrap().to_owned(), place(entry))).collect()
+    entries.iter().map(|entry| (entry["workspaceId"].as_str().unwrap().to_owned(), state(entry))).collect()
 }
 
-fn all_are(run: &Value, place: &str) {
-    assert!(places(run).values().all(|it| it == place), "all {place}: {run}");
+fn all_are(run: &Value, state: &str) {
+    assert!(states(run).values().all(|it| it == state), "all {state}: {run}");
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
@@ -105,7 +105,7 @@ struct Row {
     reason: String,
 }
 
-/// The rows of a run, the oldest first.
+/// Returns the rows of a run, oldest first.
 fn rows(program: &Program, id: &str) -> Vec<Row> {
     let path = program.folder.path().join("data/lumilink.db");
     let mut connection = SqliteConnection::establish(path.to_str().expect("UTF-8")).expect("the database is there");
@@ -120,7 +120,7 @@ fn counted(program: &Program, outcome: &str) -> f64 {
 }
 
 #[test]
-fn fr_003_a_turn_that_runs_while_its_workspace_moves_ends_over_http_and_the_next_knows_the_conversation() {
+fn fr_003_running_turn_ends_over_http_and_the_next_keeps_the_conversation() {
     let program = Program::start();
     let sessions = fleet(&program, 3);
     let first = &sessions[0];
@@ -132,7 +132,11 @@ fn fr_003_a_turn_that_runs_while_its_workspace_moves_ends_over_http_and_the_next
     all_are(&run, "moved");
     assert_eq!(run["progress"]["moved"], 3, "{run}");
     assert!(run["startedAt"].is_string() && run["completedAt"].is_string(), "{run}");
-    assert_eq!(program.api.get(&format!("/acp/prompt/{turn}")).expect(200)["state"], "running", "it goes on");
+    assert_eq!(
+        program.api.get(&format!("/acp/prompt/{turn}")).expect(200)["state"],
+        "running",
+        "the turn still runs"
+    );
     let ended = first.ends(&turn);
     assert_eq!((&ended["state"], &ended["result"]["meta"]["protocol"]), (&json!("completed"), &json!("http")));
     let next = first.completes("context");
@@ -141,10 +145,10 @@ fn fr_003_a_turn_that_runs_while_its_workspace_moves_ends_over_http_and_the_next
     assert_eq!(sessions[1].completes("echo on")["meta"]["protocol"], "acp");
 
     let rows = rows(&program, &id);
-    assert_eq!(rows.len(), 3, "one for each workspace: {rows:?}");
+    assert_eq!(rows.len(), 3, "one row for each workspace: {rows:?}");
     for row in &rows {
-        let told = (row.trigger.as_str(), row.status.as_str(), row.to_protocol.as_str(), row.epoch);
-        assert_eq!(told, ("migration", "succeeded", "acp", Some(2)), "{row:?}");
+        let fields = (row.trigger.as_str(), row.status.as_str(), row.to_protocol.as_str(), row.epoch);
+        assert_eq!(fields, ("migration", "succeeded", "acp", Some(2)), "{row:?}");
         assert_eq!((row.actor.as_str(), row.reason.as_str()), ("ann", "to ACP"));
     }
     assert_eq!(counted(&program, "moved"), 3.0);
@@ -153,64 +157,68 @@ fn fr_003_a_turn_that_runs_while_its_workspace_moves_ends_over_http_and_the_next
     assert!(listed["items"][0].get("workspaces").is_none(), "{listed}");
 }
 
-/// An agent that takes its time to shake hands, so that a step lasts.
+/// Configures an agent whose handshake takes at least 0.4 s, so that each step takes time.
 fn slow() -> Builder {
     let script = format!("sleep 0.4; exec {} demo-agent", crate::harness::lumilink());
     Program::builder().set("agent.command", json!(["sh", "-c", script]))
 }
 
 #[test]
-fn fr_003_a_pause_moves_nothing_a_resume_goes_on_and_a_rollback_moves_back_exactly_what_was_moved() {
+fn fr_003_pause_moves_nothing_resume_continues_and_rollback_reverts_the_moves() {
     let program = slow().start();
     fleet(&program, 4);
     put(&program, "ws-3", json!({"defaultProtocol": "acp"}));
     let id = begun(&program, json!({"workspaces": ["ws-0", "ws-3", "ws-1", "ws-2"], "batchSize": 1}));
-    wait_for(DEADLINE, "the first is moved", || (shown(&program, &id)["progress"]["moved"] == 1).then_some(()));
+    wait_for(DEADLINE, "the first workspace is moved", || {
+        (shown(&program, &id)["progress"]["moved"] == 1).then_some(())
+    });
     let paused = change(&program, &id, "pause").expect(200);
     assert_eq!((&paused["status"], &paused["actor"]), (&json!("paused"), &json!("bob")), "{paused}");
-    eventually("what was under way has ended", || shown(&program, &id)["progress"]["moving"] == 0);
+    eventually("the moves in progress have ended", || shown(&program, &id)["progress"]["moving"] == 0);
     let quiet = shown(&program, &id);
     assert_ne!(quiet["progress"]["untouched"], 0, "{quiet}");
     let on_acp = defaults(&program, 4, "acp");
-    // Another migration goes from its begin to its end meanwhile.
+    // Another migration runs to its end in the meantime.
     on_http(&program, "other");
     becomes(&program, &begun(&program, json!({"workspaces": ["other"]})), "succeeded");
-    assert_eq!(defaults(&program, 4, "acp"), on_acp, "nothing is moved");
+    assert_eq!(defaults(&program, 4, "acp"), on_acp, "the paused migration moves nothing");
     assert_eq!(shown(&program, &id)["progress"], quiet["progress"]);
     change(&program, &id, "pause").problem(409, "migration_state");
 
     change(&program, &id, "resume").expect(200);
     let run = becomes(&program, &id, "succeeded");
     assert_eq!((&run["progress"]["moved"], &run["progress"]["skipped"]), (&json!(3), &json!(1)), "{run}");
-    assert_eq!(places(&run)["ws-3"], "skipped alreadyThere");
+    assert_eq!(states(&run)["ws-3"], "skipped alreadyThere");
     change(&program, &id, "resume").problem(409, "migration_state");
     change(&program, &id, "cancel").problem(409, "migration_state");
 
     change(&program, &id, "rollback").expect(200);
-    let back = wait_for(DEADLINE, "it is moved back", || {
+    let back = wait_for(DEADLINE, "the migration is rolled back", || {
         let run = shown(&program, &id);
         (run["status"] == "rolledBack").then_some(run)
     });
     assert_eq!(back["progress"]["movedBack"], 3, "{back}");
     assert_eq!(defaults(&program, 4, "http"), 3);
-    assert_eq!(route(&program, "ws-3")["defaultProtocol"], "acp", "it was not moved, so it is not moved back");
+    assert_eq!(route(&program, "ws-3")["defaultProtocol"], "acp", "a skipped workspace is not moved back");
     let rows = rows(&program, &id);
     let of = |to: &str, status: &str| rows.iter().filter(|it| it.to_protocol == to && it.status == status).count();
-    let told = (of("acp", "succeeded"), of("http", "succeeded"), of("acp", "cancelled"));
-    assert_eq!(told, (3, 3, 1), "{rows:?}");
+    let counts = (of("acp", "succeeded"), of("http", "succeeded"), of("acp", "cancelled"));
+    assert_eq!(counts, (3, 3, 1), "{rows:?}");
     let skip = rows.iter().find(|row| row.status == "cancelled").unwrap();
     assert_eq!((skip.reason.as_str(), skip.epoch), ("skipped: alreadyThere", None));
     assert_eq!((counted(&program, "movedBack"), counted(&program, "skipped")), (3.0, 1.0));
 }
 
 #[test]
-fn fr_003_a_migration_can_be_cancelled_in_the_middle_and_what_was_moved_stays() {
+fn fr_003_cancelled_migration_keeps_the_completed_moves() {
     let program = slow().start();
     fleet(&program, 3);
     let id = begun(&program, json!({"batchSize": 1}));
-    wait_for(DEADLINE, "the first is moved", || (shown(&program, &id)["progress"]["moved"] == 1).then_some(()));
+    wait_for(DEADLINE, "the first workspace is moved", || {
+        (shown(&program, &id)["progress"]["moved"] == 1).then_some(())
+    });
     change(&program, &id, "cancel").expect(200);
-    eventually("what was under way has ended", || shown(&program, &id)["progress"]["moving"] == 0);
+    eventually("the moves in progress have ended", || shown(&program, &id)["progress"]["moving"] == 0);
     let run = shown(&program, &id);
     assert_eq!(run["status"], "cancelled", "{run}");
     assert!(run["progress"]["untouched"].as_u64().unwrap() >= 1, "{run}");
@@ -218,7 +226,7 @@ fn fr_003_a_migration_can_be_cancelled_in_the_middle_and_what_was_moved_stays() 
 }
 
 #[test]
-fn fr_003_a_scheduled_migration_begins_at_its_time_and_not_before() {
+fn fr_003_scheduled_migration_begins_at_its_time_and_not_before() {
     let program = Program::start();
     fleet(&program, 1);
     let clock = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(2);
@@ -236,38 +244,38 @@ fn fr_003_a_scheduled_migration_begins_at_its_time_and_not_before() {
 }
 
 #[test]
-fn fr_003_workspaces_that_want_it_are_moved_by_themselves_and_only_while_acp_is_healthy() {
+fn fr_003_automatic_migration_moves_opted_in_workspaces_while_acp_is_healthy() {
     let program = Program::builder().set("migration.auto_look_s", 1).start();
     fleet(&program, 2);
-    // One of three workspaces in use is rolled back: ACP is not well.
+    // One of three workspaces in use is rolled back: ACP is unhealthy.
     program.api.open("ill");
     let why = json!({"actor": "a", "reason": "drill"});
     program.api.post("/acp/workspaces/ill/rollback", why.clone()).expect(200);
     put(&program, "ws-0", json!({"autoRollout": true}));
-    let by_hand = begun(&program, json!({"mode": "automatic", "workspaces": ["ws-0", "ws-1"]}));
-    eventually("it has begun, and waits", || shown(&program, &by_hand)["status"] == "inProgress");
+    let requested = begun(&program, json!({"mode": "automatic", "workspaces": ["ws-0", "ws-1"]}));
+    eventually("the migration has begun and waits", || shown(&program, &requested)["status"] == "inProgress");
     on_http(&program, "other");
     becomes(&program, &begun(&program, json!({"workspaces": ["other"]})), "succeeded");
     assert_eq!(
-        shown(&program, &by_hand)["progress"]["untouched"],
+        shown(&program, &requested)["progress"]["untouched"],
         2,
-        "a migration by hand does not wait, this one does"
+        "an immediate migration does not wait for ACP, an automatic one does"
     );
     program.api.post("/acp/workspaces/ill/restore", why).expect(200);
-    let run = becomes(&program, &by_hand, "succeeded");
-    assert_eq!(places(&run)["ws-0"], "moved", "{run}");
-    assert_eq!(places(&run)["ws-1"], "skipped autoRolloutOff", "{run}");
+    let run = becomes(&program, &requested, "succeeded");
+    assert_eq!(states(&run)["ws-0"], "moved", "{run}");
+    assert_eq!(states(&run)["ws-1"], "skipped autoRolloutOff", "{run}");
 
     put(&program, "ws-1", json!({"autoRollout": true}));
-    eventually("nobody asked for it", || route(&program, "ws-1")["route"] == "acp");
+    eventually("the workspace is moved without a request", || route(&program, "ws-1")["route"] == "acp");
     let newest = &program.api.get("/acp/migrations?limit=1").expect(200)["items"][0];
-    let told = (&newest["mode"], &newest["initiatedBy"], &newest["actor"]);
-    assert_eq!(told, (&json!("automatic"), &json!("system"), &json!("lumilink")), "{newest}");
+    let initiator = (&newest["mode"], &newest["initiatedBy"], &newest["actor"]);
+    assert_eq!(initiator, (&json!("automatic"), &json!("system"), &json!("lumilink")), "{newest}");
     becomes(&program, newest["migrationId"].as_str().unwrap(), "succeeded");
 }
 
 #[test]
-fn fr_003_a_fleet_whose_runtime_speaks_only_http_is_left_where_it_is() {
+fn fr_003_fleet_with_an_http_only_runtime_is_skipped() {
     let program = Program::builder().set("runtime.acp", false).separate_runtime("runtime-token-0123456789").start();
     let sessions = fleet(&program, 2);
     let id = begun(&program, json!({}));
@@ -278,7 +286,7 @@ fn fr_003_a_fleet_whose_runtime_speaks_only_http_is_left_where_it_is() {
 }
 
 #[test]
-fn fr_003_what_must_not_be_moved_is_left_out_and_the_reason_told() {
+fn fr_003_excluded_workspaces_are_skipped_with_the_reason() {
     let program = Program::start();
     fleet(&program, 3);
     put(&program, "ws-0", json!({"migrationEnabled": false}));
@@ -291,12 +299,12 @@ fn fr_003_what_must_not_be_moved_is_left_out_and_the_reason_told() {
         ("ws-1", "skipped pinned"),
         ("ws-2", "moved"),
     ];
-    let expected: BTreeMap<_, _> = expected.map(|(name, place)| (name.to_owned(), place.to_owned())).into();
-    assert_eq!(places(&run), expected);
+    let expected: BTreeMap<_, _> = expected.map(|(name, state)| (name.to_owned(), state.to_owned())).into();
+    assert_eq!(states(&run), expected);
 }
 
 #[test]
-fn fr_003_an_agent_that_does_not_shake_hands_stays_on_http_and_too_many_end_the_migration() {
+fn fr_003_failed_handshakes_stay_on_http_and_too_many_fail_the_migration() {
     let folder = crate::harness::program::Folder::new();
     let works = folder.path().join("works");
     std::fs::write(&works, "").unwrap();
@@ -309,7 +317,7 @@ fn fr_003_an_agent_that_does_not_shake_hands_stays_on_http_and_too_many_end_the_
     let progress = &run["progress"];
     assert_eq!((&progress["failed"], &progress["untouched"]), (&json!(2), &json!(1)), "{run}");
     let detail = run["workspaces"].as_array().unwrap().iter().find_map(|entry| entry["detail"].as_str());
-    assert!(detail.is_some_and(|detail| detail.len() > 10), "it says why: {run}");
+    assert!(detail.is_some_and(|detail| detail.len() > 10), "the detail gives the cause: {run}");
     assert_eq!(defaults(&program, 3, "http"), 3);
     let rows = rows(&program, &id);
     assert!(rows.len() == 2 && rows.iter().all(|row| row.status == "failed" && row.epoch.is_none()), "{rows:?}");
@@ -317,24 +325,26 @@ fn fr_003_an_agent_that_does_not_shake_hands_stays_on_http_and_too_many_end_the_
 }
 
 #[test]
-fn fr_003_a_kill_in_the_middle_leaves_every_workspace_in_one_place_and_one_row_for_each_epoch() {
+fn fr_003_migration_survives_a_kill_with_one_row_for_each_epoch() {
     const COUNT: usize = 6;
     for moved in 0..3 {
         let mut program = slow().start();
         fleet(&program, COUNT);
         let id = begun(&program, json!({"batchSize": 3}));
-        wait_for(DEADLINE, "it is in the middle", || (defaults(&program, COUNT, "acp") >= moved * 2).then_some(()));
+        wait_for(DEADLINE, "part of the fleet is moved", || {
+            (defaults(&program, COUNT, "acp") >= moved * 2).then_some(())
+        });
         program.kill_supervisor();
         program.start_supervisor_again();
         let run = becomes(&program, &id, "succeeded");
         all_are(&run, "moved");
         let mut rows = rows(&program, &id);
         rows.sort_by(|a, b| a.workspace_id.cmp(&b.workspace_id));
-        let told: Vec<_> =
+        let found: Vec<_> =
             rows.iter().map(|row| (row.workspace_id.as_str(), row.epoch, row.status.as_str())).collect();
         let names: Vec<_> = (0..COUNT).map(|n| format!("ws-{n}")).collect();
         let expected: Vec<_> = names.iter().map(|name| (name.as_str(), Some(2), "succeeded")).collect();
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
         for name in &names {
             assert_eq!(route(&program, name)["epoch"], 2, "{name}");
         }
@@ -342,27 +352,27 @@ fn fr_003_a_kill_in_the_middle_leaves_every_workspace_in_one_place_and_one_row_f
 }
 
 #[test]
-fn fr_003_a_plan_that_is_none_is_refused_and_an_unknown_one_not_found() {
+fn fr_003_invalid_plan_is_rejected_and_unknown_migration_is_not_found() {
     let program = Program::start();
     begin(&program, json!({})).problem(400, "invalid_request");
     fleet(&program, 1);
     let many: Vec<_> = (0..5001).map(|n| format!("w-{n}")).collect();
     for (body, why) in [
-        (json!({"target": "smoke"}), "no route"),
-        (json!({"mode": "later"}), "no mode"),
-        (json!({"mode": "at"}), "no time"),
+        (json!({"target": "smoke"}), "an unknown route"),
+        (json!({"mode": "later"}), "an unknown mode"),
+        (json!({"mode": "at"}), "a missing time"),
         (json!({"at": "2999-01-01T00:00:00Z"}), "a time without its mode"),
-        (json!({"mode": "at", "at": "tomorrow"}), "not a time"),
+        (json!({"mode": "at", "at": "tomorrow"}), "a malformed time"),
         (json!({"batchSize": 0}), "an empty step"),
         (json!({"batchSize": 1001}), "too large a step"),
-        (json!({"maxFailures": -1}), "less than none"),
-        (json!({"workspaces": []}), "none"),
-        (json!({"workspaces": ["ws-0", "ws-0"]}), "one twice"),
+        (json!({"maxFailures": -1}), "a negative limit"),
+        (json!({"workspaces": []}), "an empty list"),
+        (json!({"workspaces": ["ws-0", "ws-0"]}), "a duplicate"),
         (json!({"workspaces": many}), "too many"),
-        (json!({"workspaces": ["../x"]}), "not a name"),
-        (json!({"actor": ""}), "nobody"),
-        (json!({"reason": "a\nb"}), "two lines"),
-        (json!({"initiatedBy": "system"}), "not the system"),
+        (json!({"workspaces": ["../x"]}), "a malformed name"),
+        (json!({"actor": ""}), "an empty actor"),
+        (json!({"reason": "a\nb"}), "a line break"),
+        (json!({"initiatedBy": "system"}), "a reserved initiator"),
         (json!({"unknown": 1}), "an unknown member"),
     ] {
         let answer = begin(&program, body);
@@ -374,18 +384,18 @@ fn fr_003_a_plan_that_is_none_is_refused_and_an_unknown_one_not_found() {
     }
     program.api.get("/acp/migrations?status=great").problem(400, "invalid_request");
     program.api.get("/acp/migrations?cursor=x").problem(400, "invalid_request");
-    assert_eq!(program.api.get("/acp/migrations").expect(200)["items"], json!([]), "nothing was begun");
+    assert_eq!(program.api.get("/acp/migrations").expect(200)["items"], json!([]), "no migration was begun");
 }
 
 #[test]
-fn fr_003_fleets_migrate_on_postgresql_too() {
+fn fr_003_fleet_migrates_on_postgresql() {
     let program = Program::builder().postgres().start();
     let sessions = fleet(&program, 4);
     let id = begun(&program, json!({"batchSize": 2}));
     all_are(&becomes(&program, &id, "succeeded"), "moved");
     assert_eq!(sessions[3].completes("echo on")["meta"]["protocol"], "acp");
     change(&program, &id, "rollback").expect(200);
-    let back = wait_for(DEADLINE, "it is moved back", || {
+    let back = wait_for(DEADLINE, "the migration is rolled back", || {
         let run = shown(&program, &id);
         (run["status"] == "rolledBack").then_some(run)
     });
@@ -414,7 +424,7 @@ fn fr_003_two_supervisors_on_one_database_make_each_step_once() {
 }
 
 #[test]
-fn fr_003_the_command_line_steers_a_migration() {
+fn fr_003_migration_commands_control_a_migration() {
     let program = Program::start();
     fleet(&program, 2);
     let run = |arguments: &[&str]| {
@@ -427,21 +437,23 @@ fn fr_003_the_command_line_steers_a_migration() {
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     };
-    let wish = ["--actor", "ann", "--reason", "to ACP"];
+    let initiator = ["--actor", "ann", "--reason", "to ACP"];
     let begin = ["start", "--installation", TENANT, "--workspace", "ws-0", "--workspace", "ws-1"];
-    let id = run(&[&begin[..], &["--batch-size", "1"], &wish].concat()).trim().to_owned();
+    let id = run(&[&begin[..], &["--batch-size", "1"], &initiator].concat()).trim().to_owned();
     becomes(&program, &id, "succeeded");
-    let told = run(&["show", &id]);
-    assert!(told.contains("status: succeeded") && told.contains("progress.moved: 2"), "{told}");
-    assert!(told.contains("\nws-0: moved\n"), "{told}");
+    let printed = run(&["show", &id]);
+    assert!(printed.contains("status: succeeded") && printed.contains("progress.moved: 2"), "{printed}");
+    assert!(printed.contains("\nws-0: moved\n"), "{printed}");
     let listed: Value = serde_json::from_str(run(&["list", "--json"]).trim()).expect("one line of JSON");
     assert_eq!(listed["migrationId"], id.as_str(), "{listed}");
     assert!(run(&["list", "--installation", TENANT]).contains("2 of 2 moved"));
-    run(&[&["rollback", &id][..], &wish].concat());
-    wait_for(DEADLINE, "it is moved back", || (shown(&program, &id)["status"] == "rolledBack").then_some(()));
-    let later = run(&[&begin[..], &["--at", "2999-01-01T00:00:00Z"], &wish].concat()).trim().to_owned();
-    run(&[&["pause", &later][..], &wish].concat());
-    run(&[&["resume", &later][..], &wish].concat());
-    let cancelled = run(&[&["cancel", &later, "--json"][..], &wish].concat());
+    run(&[&["rollback", &id][..], &initiator].concat());
+    wait_for(DEADLINE, "the migration is rolled back", || {
+        (shown(&program, &id)["status"] == "rolledBack").then_some(())
+    });
+    let later = run(&[&begin[..], &["--at", "2999-01-01T00:00:00Z"], &initiator].concat()).trim().to_owned();
+    run(&[&["pause", &later][..], &initiator].concat());
+    run(&[&["resume", &later][..], &initiator].concat());
+    let cancelled = run(&[&["cancel", &later, "--json"][..], &initiator].concat());
     assert!(cancelled.contains(r#""status":"cancelled""#), "{cancelled}");
 }

@@ -1,4 +1,5 @@
-//! Toasts: told once, after the commit, to whom they concern; missed ones come again, and what is read stays read.
+//! Notifications: delivery once per subscriber in scope after the commit, replay of missed ones, and the inbox with
+//! its read marks.
 
 use std::fs;
 
@@ -15,6 +16,7 @@ use crate::harness::{
 
 const TENANT: &str = "installationId=tenant-1";
 
+/// A workspace that falls back stays there: the cooldown is longer than any test.
 fn held() -> Builder {
     Program::builder().set("window.min_samples", 5).set("recovery.cooldown_s", 1800)
 }
@@ -24,7 +26,7 @@ fn flip(api: &Api, workspace: &str, verb: &str) {
     api.post(&format!("/acp/workspaces/{workspace}/{verb}"), why).expect(200);
 }
 
-/// So many flips there and back: one toast each.
+/// Flips the workspace's route `count` times: one toast each.
 fn flips(api: &Api, workspace: &str, count: usize) {
     for _ in 0..count {
         let route = api.get(&format!("/acp/workspaces/{workspace}/protocol?{TENANT}")).expect(200);
@@ -41,7 +43,7 @@ fn inbox(api: &Api, query: &str) -> Value {
 }
 
 #[test]
-fn fr_007_a_rollback_and_its_end_are_told_to_the_workspace_and_to_nobody_else() {
+fn fr_007_rollback_and_restore_notify_only_subscribers_in_scope() {
     let program = held().start();
     let session = program.api.open("ws");
     let mut ours = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=ws"));
@@ -61,7 +63,7 @@ fn fr_007_a_rollback_and_its_end_are_told_to_the_workspace_and_to_nobody_else() 
     for reader in [&mut tenants, &mut of_session] {
         assert_eq!([reader.toast(), reader.toast()], [toast.clone(), end.clone()]);
     }
-    // A toast of their own is the first that they get.
+    // The first toast of the other subscribers is one of their own scope.
     program.api.open("other");
     flip(&program.api, "other", "rollback");
     assert_eq!(others.toast()["workspaceId"], "other");
@@ -70,15 +72,15 @@ fn fr_007_a_rollback_and_its_end_are_told_to_the_workspace_and_to_nobody_else() 
     let why = json!({"actor": "ada", "reason": "drill"});
     program.api.post("/acp/workspaces/ws/rollback?installationId=tenant-2", why).expect(200);
     assert_eq!(strangers.toast()["seq"], 1, "each tenant has a sequence of its own");
-    let noted = notes(&session, "rollback");
-    assert_eq!(noted.len(), 2, "{noted:?}");
-    assert_eq!(noted[0]["payload"]["summary"], toast["body"], "the note says what the toast says");
+    let rollback_notes = notes(&session, "rollback");
+    assert_eq!(rollback_notes.len(), 2, "{rollback_notes:?}");
+    assert_eq!(rollback_notes[0]["payload"]["summary"], toast["body"], "note and toast have the same text");
     let migrations = program.api.get("/acp/audit/migrations?workspaceId=ws&installationId=tenant-1").expect(200);
     assert_eq!(migrations["items"][1]["migrationId"], toast["causeId"], "{migrations}");
 }
 
 #[test]
-fn what_was_missed_comes_again_in_order_and_then_what_comes() {
+fn missed_toasts_are_replayed_in_order_before_live_ones() {
     let program = held().start();
     program.api.open("ws");
     let mut first = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
@@ -88,7 +90,7 @@ fn what_was_missed_comes_again_in_order_and_then_what_comes() {
     let seen: Vec<_> = (0..3).map(|_| first.toast()).collect();
     drop(first);
     flips(&program.api, "ws", 2);
-    // Half of what was seen is asked for again, as by somebody who had not written it down.
+    // The cursor is older than the newest toast received, as if the client had not persisted it in time.
     let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     let hello = json!({"epoch": welcome["epoch"], "cursor": 1});
     let back = again.hello(hello);
@@ -104,7 +106,7 @@ fn what_was_missed_comes_again_in_order_and_then_what_comes() {
 }
 
 #[test]
-fn a_cursor_of_another_database_or_after_the_newest_toast_is_reset_and_never_gone_on_from() {
+fn cursor_from_another_epoch_or_ahead_of_the_head_is_reset() {
     let program = held().start();
     program.api.open("ws");
     flips(&program.api, "ws", 3);
@@ -128,7 +130,7 @@ fn a_cursor_of_another_database_or_after_the_newest_toast_is_reset_and_never_gon
 }
 
 #[test]
-fn the_inbox_lists_counts_and_remembers_who_has_read_what() {
+fn inbox_pages_counts_and_records_reads_per_user() {
     let program = held().start();
     program.api.open("ws");
     flips(&program.api, "ws", 4);
@@ -144,10 +146,10 @@ fn the_inbox_lists_counts_and_remembers_who_has_read_what() {
     assert_eq!((seqs(&all), &all["unread"], &all["head"]), (vec![4, 3, 2, 1], &json!(4), &json!(4)), "{all}");
     let id = all["items"][1]["toast"]["id"].as_str().unwrap().to_owned();
     let ack = |body: Value| program.api.post(&format!("/acp/notifications/{id}/ack"), body);
-    // For one user, then for everyone.
+    // For one user, then for all users.
     let ann = json!({"installationId": "tenant-1", "userId": "ann"});
     assert_eq!(ack(ann.clone()).expect(200)["unread"], 3);
-    assert_eq!(ack(ann).expect(200)["unread"], 3, "again changes nothing");
+    assert_eq!(ack(ann).expect(200)["unread"], 3, "a second ack changes nothing");
     let of_ann = inbox(&program.api, &format!("{TENANT}&userId=ann&unreadOnly=true"));
     assert_eq!((seqs(&of_ann), &of_ann["unread"]), (vec![4, 2, 1], &json!(3)), "{of_ann}");
     assert_eq!(inbox(&program.api, &format!("{TENANT}&userId=bob"))["unread"], 4);
@@ -168,7 +170,7 @@ fn the_inbox_lists_counts_and_remembers_who_has_read_what() {
     assert_eq!(subscriber.next(), json!({"type": "ack", "id": id, "found": true, "unread": 2}));
     subscriber.say(&json!({"type": "ack", "id": "01890a5d-ac96-774b-bcce-b302099a8057"}));
     assert_eq!(subscriber.next()["found"], false);
-    // A page marks all it has at once.
+    // Many acks in a row, as from a page that marks everything as read.
     let ids: Vec<_> =
         (0..200).map(|_| uuid::Uuid::now_v7().to_string()).chain([id.as_str().unwrap().into()]).collect();
     for id in &ids {
@@ -180,21 +182,22 @@ fn the_inbox_lists_counts_and_remembers_who_has_read_what() {
 }
 
 #[test]
-fn where_no_seat_is_left_a_ticket_is_still_good() {
+fn ticket_refused_for_lack_of_capacity_stays_valid() {
     let program = held().set("notifications.max_subscribers", 1).start();
     let ticket = program.api.post("/acp/notifications/ticket", json!({"installationId": "tenant-1"})).expect(201);
     let query = format!("ticket={}", ticket["ticket"].as_str().unwrap());
     let mut first = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     first.hello(json!({}));
-    let refused = Subscriber::open(&program.api.base(), &query, &[]).err().expect("no seat");
+    let refused =
+        Subscriber::open(&program.api.base(), &query, &[]).err().expect("the limit of subscribers is reached");
     assert_eq!(refused.status, 503);
     drop(first);
-    eventually("the seat is free", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
+    eventually("the subscriber is gone", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
     Subscriber::open(&program.api.base(), &query, &[]).unwrap().hello(json!({}));
 }
 
 #[test]
-fn a_page_gets_in_with_a_ticket_once_and_nobody_without_a_right() {
+fn ticket_admits_once_and_missing_or_wrong_credentials_are_refused() {
     let program = held().token("a-token-that-is-long-enough").start();
     let base = program.api.base();
     let open = |query: &str, headers: &[(&str, &str)]| Subscriber::open(&base, query, headers);
@@ -206,7 +209,11 @@ fn a_page_gets_in_with_a_ticket_once_and_nobody_without_a_right() {
     let bearer = [("authorization", "Bearer a-token-that-is-long-enough")];
     assert_eq!(status(open(TENANT, &[bearer[0], ("origin", "https://evil.example")])), 403);
     assert_eq!(status(open("", &bearer)), 400);
-    assert_eq!(status(open("installationId=tenant-1&workspaceid=ws", &bearer)), 400, "a misspelt limit is no limit");
+    assert_eq!(
+        status(open("installationId=tenant-1&workspaceid=ws", &bearer)),
+        400,
+        "a misspelt parameter is refused, not ignored"
+    );
     assert_eq!(status(open("sessionId=01890a5d-ac96-774b-bcce-b302099a8057", &bearer)), 404);
     open(TENANT, &bearer).unwrap().hello(json!({}));
 
@@ -217,27 +224,31 @@ fn a_page_gets_in_with_a_ticket_once_and_nobody_without_a_right() {
     };
     let one = ticket(&scope);
     open(&format!("ticket={one}"), &[]).unwrap().hello(json!({}));
-    assert_eq!(status(open(&format!("ticket={one}"), &[])), 401, "once");
+    assert_eq!(status(open(&format!("ticket={one}"), &[])), 401, "a ticket is valid once");
     let other = ticket(&scope);
-    assert_eq!(status(open(&format!("installationId=tenant-2&ticket={other}"), &[])), 401, "only what it is for");
+    assert_eq!(
+        status(open(&format!("installationId=tenant-2&ticket={other}"), &[])),
+        401,
+        "a ticket admits only its own scope"
+    );
     let two = format!("lumilink.notifications.v1, lumilink.ticket.{}", ticket(&scope));
     let subscriber = open("", &[("sec-websocket-protocol", &two)]).unwrap();
     assert_eq!(subscriber.protocol.as_deref(), Some("lumilink.notifications.v1"));
-    // As base64url: a-token-that-is-long-enough.
+    // `a-token-that-is-long-enough` in base64url.
     let token = "lumilink.notifications.v1, lumilink.bearer.YS10b2tlbi10aGF0LWlzLWxvbmctZW5vdWdo";
     open(TENANT, &[("sec-websocket-protocol", token)]).unwrap().hello(json!({}));
-    assert!(!program.log().contains(&one), "a ticket is in no log");
+    assert!(!program.log().contains(&one), "no ticket is logged");
 }
 
 #[test]
-fn a_ticket_is_too_old_after_its_time_and_a_socket_that_it_opened_ends_with_its_right() {
+fn ticket_expires_and_its_socket_closes_when_the_grant_expires() {
     let ticket = |program: &Program| {
         let ticket = program.api.post("/acp/notifications/ticket", json!({"installationId": "tenant-1"})).expect(201);
         let expires = OffsetDateTime::parse(ticket["expiresAt"].as_str().unwrap(), &Rfc3339).unwrap();
         (format!("ticket={}", ticket["ticket"].as_str().unwrap()), expires)
     };
-    let hasty = held().set("notifications.ticket_ttl_s", 1).start();
-    let (old, expires) = ticket(&hasty);
+    let short_ttl = held().set("notifications.ticket_ttl_s", 1).start();
+    let (old, expires) = ticket(&short_ttl);
     let program = held().set("notifications.ticket_session_s", 1).start();
     let mut subscriber = Subscriber::open(&program.api.base(), &ticket(&program).0, &[]).unwrap();
     subscriber.hello(json!({}));
@@ -248,13 +259,13 @@ fn a_ticket_is_too_old_after_its_time_and_a_socket_that_it_opened_ends_with_its_
         "{frames:?}"
     );
     assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "expired")]), 1.0);
-    eventually("the other ticket is too old", || OffsetDateTime::now_utc() > expires);
-    let refused = Subscriber::open(&hasty.api.base(), &old, &[]).err().unwrap();
+    eventually("the other ticket has expired", || OffsetDateTime::now_utc() > expires);
+    let refused = Subscriber::open(&short_ttl.api.base(), &old, &[]).err().unwrap();
     assert_eq!((refused.status, &refused.problem["code"]), (401, &json!("unauthorized")), "{refused:?}");
 }
 
 #[test]
-fn a_socket_that_a_page_opened_with_a_token_ends_in_its_time_and_that_of_a_server_stays() {
+fn browser_socket_with_a_token_expires_and_server_socket_stays_open() {
     let program = held().token("a-token-that-is-long-enough").set("notifications.ticket_session_s", 1).start();
     let open = |header| {
         let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[header]).unwrap();
@@ -270,11 +281,11 @@ fn a_socket_that_a_page_opened_with_a_token_ends_in_its_time_and_that_of_a_serve
 }
 
 #[test]
-fn what_is_no_frame_closes_the_socket_and_says_why() {
+fn malformed_frame_closes_the_socket_with_a_reason() {
     let program = held().start();
     let base = program.api.base();
     let long = json!({"type": "hello", "epoch": "x".repeat(5000)}).to_string();
-    for (text, says) in [
+    for (text, reason) in [
         ("nonsense", "not a frame"),
         (r#"{"type":"toast"}"#, "not a frame"),
         (r#"{"type":"ping"}"#, "say hello first"),
@@ -285,18 +296,18 @@ fn what_is_no_frame_closes_the_socket_and_says_why() {
         subscriber.say_text(text);
         let (frames, closed) = subscriber.until_closed();
         assert_eq!(closed.code, Some(1008), "{text:.60}: {closed:?}");
-        assert!(closed.reason.contains(says), "{text:.60}: {closed:?}");
+        assert!(closed.reason.contains(reason), "{text:.60}: {closed:?}");
         assert!(frames.iter().all(|frame| frame["type"] == "bye"), "{frames:?}");
     }
     let mut twice = Subscriber::of(&program.api, TENANT);
     twice.say(&json!({"type": "hello"}));
     assert_eq!(twice.until_closed().1, Closed { code: Some(1008), reason: "hello is said once".into() });
     assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "badFrame")]), 6.0);
-    eventually("nobody is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
+    eventually("no subscriber is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
 }
 
 #[test]
-fn a_drain_says_goodbye_and_the_next_start_goes_on_with_the_cursor() {
+fn drain_sends_bye_and_its_cursor_resumes_after_a_restart() {
     let mut program = held().start();
     program.api.open("ws");
     let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
@@ -311,12 +322,12 @@ fn a_drain_says_goodbye_and_the_next_start_goes_on_with_the_cursor() {
     flips(&program.api, "ws", 1);
     let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     let welcome = again.hello(json!({"epoch": epoch, "cursor": frames[0]["cursor"]}));
-    assert_eq!(welcome["epoch"], epoch, "the epoch names the database");
+    assert_eq!(welcome["epoch"], epoch, "the epoch identifies the database and survives the restart");
     assert!(again.next()["seq"].as_u64().unwrap() > seen["seq"].as_u64().unwrap());
 }
 
 #[test]
-fn fr_010_operators_are_told_of_seats_that_run_out_and_tenants_are_not() {
+fn fr_010_capacity_alert_reaches_operators_and_no_tenant() {
     let program = Program::builder()
         .set("capacity.max_sessions", 4)
         .set("capacity.warn_bp", 5000)
@@ -337,15 +348,15 @@ fn fr_010_operators_are_told_of_seats_that_run_out_and_tenants_are_not() {
     assert_eq!(operators.toast()["severity"], "info");
     program.api.open("ws");
     flip(&program.api, "ws", "rollback");
-    assert_eq!(tenant.toast()["trigger"], "manualOperator", "the first that the tenant hears");
+    assert_eq!(tenant.toast()["trigger"], "manualOperator", "the tenant's first toast");
     let alerts = program.api.get("/acp/audit/capacity-alerts").expect(200);
     assert_eq!(alerts["items"].as_array().unwrap().last().unwrap()["eventId"], warned["causeId"], "{alerts}");
-    let asked = Subscriber::open(&program.api.base(), &format!("stream=operators&{TENANT}"), &[]).err().unwrap();
-    assert_eq!(asked.status, 400);
+    let refused = Subscriber::open(&program.api.base(), &format!("stream=operators&{TENANT}"), &[]).err().unwrap();
+    assert_eq!(refused.status, 400);
 }
 
 #[test]
-fn a_session_that_fails_for_good_is_told_of_once_with_a_note() {
+fn failed_session_raises_one_toast_and_one_note() {
     let program = Program::builder().set("supervision.max_restarts", 1).set("window.min_samples", 1000).start();
     let session = program.api.open_on_acp("ws");
     let mut of_user = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=ws"));
@@ -356,15 +367,15 @@ fn a_session_that_fails_for_good_is_told_of_once_with_a_note() {
     assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("error"), &json!("sessionFailed")), "{toast}");
     let suffix = &session.id[session.id.len() - 6..];
     assert_eq!(toast["sessionSuffix"], suffix, "{toast}");
-    let noted: Vec<_> =
+    let matching: Vec<_> =
         notes(&session, "info").into_iter().filter(|note| note["payload"]["summary"] == toast["body"]).collect();
-    assert_eq!(noted.len(), 1, "{noted:?}");
-    assert_eq!(inbox(&program.api, TENANT)["unread"], 1, "and nothing else was told");
+    assert_eq!(matching.len(), 1, "{matching:?}");
+    assert_eq!(inbox(&program.api, TENANT)["unread"], 1, "there is no other toast");
 }
 
-/// Runs turns until a watcher of the session hears of one. The hub counts its watchers once they are entered; what comes
-/// before that is not theirs.
-fn is_watched(session: &Session, watcher: &mut Subscriber) -> Value {
+/// Runs turns until the watcher receives telemetry of one. Telemetry from before the hub has registered the watcher
+/// is not delivered to it.
+fn first_telemetry(session: &Session, watcher: &mut Subscriber) -> Value {
     wait_for(DEADLINE, "telemetry of a running turn", || {
         session.completes("echo hello");
         watcher.say(&json!({"type": "ping"}));
@@ -381,23 +392,23 @@ fn is_watched(session: &Session, watcher: &mut Subscriber) -> Value {
 }
 
 #[test]
-fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
+fn fr_004_telemetry_reaches_only_subscribers_that_request_it() {
     let program = held().start();
     let session = program.api.open("ws");
     let mut watcher = Subscriber::open(&program.api.base(), &format!("{TENANT}&workspaceId=ws"), &[]).unwrap();
     watcher.hello(json!({"telemetry": true}));
     let mut reader = Subscriber::of(&program.api, TENANT);
-    let running = is_watched(&session, &mut watcher);
+    let running = first_telemetry(&session, &mut watcher);
     assert_eq!((&running["type"], &running["connection"]), (&json!("telemetry"), &json!("connected")), "{running}");
     assert_eq!((&running["workspaceId"], &running["sessionId"]), (&json!("ws"), &json!(session.id)), "{running}");
     assert!(running["promptId"].is_string(), "{running}");
     flip(&program.api, "ws", "rollback");
-    assert_eq!(reader.next()["type"], "toast", "who did not ask gets none");
+    assert_eq!(reader.next()["type"], "toast", "a subscriber without the option gets no telemetry");
     let mut connection = Value::Null;
     while connection != "rolledBack" {
         connection = watcher.next()["connection"].clone();
     }
-    // Who comes later sees how things stand, though nothing happens any more.
+    // A later subscriber gets the current state, although nothing changes any more.
     let mut later = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     later.hello(json!({"telemetry": true}));
     let seen = later.next();
@@ -406,19 +417,19 @@ fn fr_004_telemetry_comes_to_those_who_ask_for_it() {
 }
 
 #[test]
-fn a_subscriber_that_does_not_read_its_goodbye_does_not_hold_up_the_end() {
+fn subscriber_that_ignores_bye_does_not_delay_shutdown() {
     let mut program = held().start();
     let silent = Subscriber::of(&program.api, TENANT);
-    let mut unwelcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
+    let mut before_hello = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     assert_eq!(program.terminate(DEADLINE), Some(0));
-    // Who has not said hello is told as well.
-    let (frames, closed) = unwelcome.until_closed();
+    // A subscriber that has not sent hello gets a bye as well.
+    let (frames, closed) = before_hello.until_closed();
     assert_eq!((closed.code, &frames[0]["type"]), (Some(1001), &json!("bye")), "{frames:?}");
     drop(silent);
 }
 
 #[test]
-fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
+fn broken_connection_raises_a_toast_while_the_turn_continues_on_both_routes() {
     for route in ["acp", "http"] {
         let program = held().behind_proxy().start();
         let session = program.api.open("ws");
@@ -428,7 +439,7 @@ fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
             subscriber.toast();
         }
         let mut events = program.api.events(&format!("/acp/session/{}/events?from=live", session.id));
-        // It goes on when it is told to.
+        // The command ends when the test creates the file.
         let prompt_id = session.starts("run until test -e heard; do sleep 0.05; done");
         events.until("the agent works", |event| event.name == "update");
         program.proxy().set_open(Mode::Reset);
@@ -437,14 +448,14 @@ fn a_broken_connection_is_told_while_a_turn_runs_on_both_routes() {
         fs::write(session.path().join("heard"), "").unwrap();
         let ended = session.ends(&prompt_id);
         assert_eq!((&ended["state"], &ended["result"]["meta"]["protocol"]), (&json!("completed"), &json!(route)));
-        let noted: Vec<_> =
+        let matching: Vec<_> =
             notes(&session, "info").into_iter().filter(|note| note["payload"]["summary"] == toast["body"]).collect();
-        assert_eq!(noted.len(), 1, "{route}: {noted:?}");
+        assert_eq!(matching.len(), 1, "{route}: {matching:?}");
     }
 }
 
 #[test]
-fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspace() {
+fn rollback_storm_is_one_operator_toast_and_one_note_per_workspace() {
     let mut program = held()
         .set("recovery.cooldown_s", 1)
         .set("recovery.jitter_bp", 0)
@@ -467,13 +478,17 @@ fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspac
                 break;
             }
         }
-        eventually(&format!("{name} is rolled back by itself"), || route(name) == "http");
+        eventually(&format!("{name} is rolled back automatically"), || route(name) == "http");
     }
-    let told = operators.toast();
-    assert_eq!((&told["trigger"], &told["severity"]), (&json!("systemicRollback"), &json!("error")), "{told}");
-    assert!(told["body"].as_str().unwrap().starts_with("5 of 6 workspaces"), "{told}");
-    assert_eq!(inbox(&program.api, "stream=operators")["items"].as_array().unwrap().len(), 1, "one for all of them");
-    // The first four were each their workspace's own; the fifth began the storm.
+    let storm = operators.toast();
+    assert_eq!((&storm["trigger"], &storm["severity"]), (&json!("systemicRollback"), &json!("error")), "{storm}");
+    assert!(storm["body"].as_str().unwrap().starts_with("5 of 6 workspaces"), "{storm}");
+    assert_eq!(
+        inbox(&program.api, "stream=operators")["items"].as_array().unwrap().len(),
+        1,
+        "one for all workspaces"
+    );
+    // The first four rollbacks raised a toast each; the fifth started the storm.
     let toasted = |trigger: &str| {
         let inbox = inbox(&program.api, TENANT);
         let toasts = inbox["items"].as_array().unwrap().iter().map(|item| &item["toast"]);
@@ -486,7 +501,7 @@ fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspac
     for session in &sessions {
         assert_eq!(notes(session, "rollback").len(), 1);
     }
-    // Who was told of the fall is told that it is over; the others find it in their transcript.
+    // Only workspaces with a rollback toast get a recovery toast; the others have the note in their transcripts.
     for (name, session) in names.iter().zip(&sessions) {
         eventually("ACP is restored", || {
             session.completes("echo hello");
@@ -495,16 +510,16 @@ fn many_rollbacks_at_once_are_one_toast_to_operators_and_a_note_in_each_workspac
         assert_eq!(notes(session, "rollback").len(), 2, "{name}");
     }
     assert_eq!(toasted("recovered"), names[..4]);
-    assert_eq!(inbox(&program.api, TENANT)["head"], 8, "and nothing else was told");
+    assert_eq!(inbox(&program.api, TENANT)["head"], 8, "there is no other toast");
 }
 
 #[test]
-fn fr_004_telemetry_tells_when_a_turn_will_have_ended() {
+fn fr_004_telemetry_estimates_when_a_turn_ends() {
     let program = held().start();
     let session = program.api.open("ws");
     let mut watcher = Subscriber::open(&program.api.base(), &format!("sessionId={}", session.id), &[]).unwrap();
     watcher.hello(json!({"telemetry": true}));
-    is_watched(&session, &mut watcher);
+    first_telemetry(&session, &mut watcher);
     let prompt_id = session.starts("plan 10 200");
     let progress = loop {
         let frame = watcher.next();
@@ -515,16 +530,17 @@ fn fr_004_telemetry_tells_when_a_turn_will_have_ended() {
     };
     let number = |name: &str| progress[name].as_f64().unwrap_or_else(|| panic!("{name}: {progress}"));
     let (done, total) = (number("planDone"), number("planTotal"));
-    // Both are cut to whole milliseconds; what was cut from the elapsed time counts once for each entry that is open.
-    let (open_for_each, elapsed, eta) = ((total - done) / done, number("elapsedMs"), number("etaMs"));
-    let shortest = elapsed * open_for_each;
-    let longest = (elapsed + 1.0) * open_for_each;
+    // Both are truncated to whole milliseconds; the truncation of the elapsed time is multiplied by the ratio of open
+    // to done entries.
+    let (open_per_done, elapsed, eta) = ((total - done) / done, number("elapsedMs"), number("etaMs"));
+    let shortest = elapsed * open_per_done;
+    let longest = (elapsed + 1.0) * open_per_done;
     assert!((shortest.floor()..=longest).contains(&eta), "{progress}");
     assert_eq!(session.ends(&prompt_id)["state"], "completed");
 }
 
 #[test]
-fn a_toast_that_cannot_be_read_resets_its_readers_and_the_rest_of_the_list_and_of_the_stream_goes_on() {
+fn unreadable_toast_resets_subscribers_and_is_skipped_by_list_and_stream() {
     let mut program = held().start();
     program.expect_error("a notification cannot be read and is left out");
     program.api.open("ws");

@@ -1,4 +1,4 @@
-//! The OpenAPI document tells the truth, and the tests know all of it.
+//! The OpenAPI document matches the program's responses, and the tests call every operation in it.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[test]
-fn the_document_is_openapi_3_1_and_every_operation_tells_its_errors() {
+fn document_is_openapi_3_1_and_every_operation_declares_errors() {
     let program = Program::start();
     let document = program.api.contract().document();
     assert!(document["openapi"].as_str().is_some_and(|it| it.starts_with("3.1")), "{}", document["openapi"]);
@@ -17,14 +17,14 @@ fn the_document_is_openapi_3_1_and_every_operation_tells_its_errors() {
             let responses = operation["responses"].as_object().expect("responses");
             assert!(!responses.is_empty(), "{method} {path} has no responses");
             let is_api = path.starts_with("/acp/");
-            let tells = responses.keys().any(|key| key.starts_with('4') || key == "default");
-            assert!(!is_api || tells, "{method} {path} tells no error");
+            let declares_error = responses.keys().any(|key| key.starts_with('4') || key == "default");
+            assert!(!is_api || declares_error, "{method} {path} declares no error");
         }
     }
 }
 
 #[test]
-fn every_reference_of_the_document_leads_somewhere() {
+fn every_reference_in_the_document_resolves() {
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(members) => {
@@ -43,13 +43,13 @@ fn every_reference_of_the_document_leads_somewhere() {
     references(document, &mut found);
     assert!(!found.is_empty());
     for reference in found {
-        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} leads outside"));
-        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+        let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference} is not within the document"));
+        assert!(document.pointer(pointer).is_some(), "{reference} does not resolve");
     }
 }
 
 #[test]
-fn the_contracts_own_components_carry_their_rules() {
+fn components_enforce_the_rules_of_the_contract() {
     let program = Program::start();
     let contract = program.api.contract();
     for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
@@ -84,12 +84,12 @@ fn the_contracts_own_components_carry_their_rules() {
         with(json!({"status": "error"})),
     ];
     for automation in bad {
-        assert!(!contract.is_component("GithubAutomation", &automation), "{automation} is against the rules");
+        assert!(!contract.is_component("GithubAutomation", &automation), "{automation} violates the rules");
     }
 }
 
 #[test]
-fn a_result_with_another_top_level_key_is_against_the_document() {
+fn result_with_an_extra_top_level_key_violates_the_document() {
     let program = Program::start();
     let mut result = program.api.open("ws").completes("echo a");
     program.api.contract().check_component("ACPSessionResult", &result);
@@ -98,7 +98,7 @@ fn a_result_with_another_top_level_key_is_against_the_document() {
 }
 
 #[test]
-fn the_documentation_is_served_without_any_cdn() {
+fn documentation_is_served_without_external_assets() {
     let program = Program::start();
     let page = program.api.get("/docs/");
     assert_eq!(page.status, 200);
@@ -107,9 +107,9 @@ fn the_documentation_is_served_without_any_cdn() {
     assert!(!outside.iter().any(|it| page.text.contains(it)), "{}", page.text);
 }
 
-/// Calls every route of the document, so that a route which no test knows fails this one.
+/// Calls every operation of the document, so that a new operation without a call here fails the test.
 #[test]
-fn every_route_of_the_document_is_exercised() {
+fn every_documented_operation_is_exercised() {
     let receiver = Receiver::start([]);
     let program = webhook::posting(&receiver.url()).set("permission.policy", "ask").start();
     let api = &program.api;
@@ -153,18 +153,18 @@ fn every_route_of_the_document_is_exercised() {
     session.post("config", json!({"configId": option["id"], "value": option["currentValue"]})).expect(200);
     session.post("load", json!({})).expect(200);
     session.post("close", json!({})).expect(200);
-    routes_are_steered(api);
-    fleets_are_steered(api);
-    deliveries_are_replayed(api, &receiver);
-    toasts_are_read(api);
-    let missed: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
-    assert!(missed.is_empty(), "no test calls {missed:?}");
+    switch_routes(api);
+    run_migrations(api);
+    replay_deliveries(api, &receiver);
+    read_notifications(api);
+    let uncalled: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
+    assert!(uncalled.is_empty(), "the test does not call {uncalled:?}");
 }
 
-fn toasts_are_read(api: &Api) {
+fn read_notifications(api: &Api) {
     let of_tenant = json!({"installationId": "tenant-1"});
     let inbox = api.get("/acp/notifications?installationId=tenant-1").expect(200);
-    let id = inbox["items"][0]["toast"]["id"].as_str().expect("a rollback was told").to_owned();
+    let id = inbox["items"][0]["toast"]["id"].as_str().expect("a rollback raised a toast").to_owned();
     api.post(&format!("/acp/notifications/{id}/ack"), of_tenant.clone()).expect(200);
     let ticket = api.post("/acp/notifications/ticket", of_tenant).expect(201);
     let ticket = format!("ticket={}", ticket["ticket"].as_str().expect("a ticket"));
@@ -172,7 +172,7 @@ fn toasts_are_read(api: &Api) {
     api.opened("/ws/notifications");
 }
 
-fn routes_are_steered(api: &Api) {
+fn switch_routes(api: &Api) {
     let why = json!({"actor": "a", "reason": "r"});
     let path = "/acp/workspaces/ws/protocol";
     api.get(path).expect(200);
@@ -184,7 +184,7 @@ fn routes_are_steered(api: &Api) {
     }
 }
 
-fn fleets_are_steered(api: &Api) {
+fn run_migrations(api: &Api) {
     let why = json!({"actor": "a", "reason": "r"});
     let mut plan = why.clone();
     for (name, value) in [
@@ -205,7 +205,7 @@ fn fleets_are_steered(api: &Api) {
     api.get("/acp/migrations").expect(200);
 }
 
-fn deliveries_are_replayed(api: &Api, receiver: &Receiver) {
+fn replay_deliveries(api: &Api, receiver: &Receiver) {
     let post = receiver.gets(1).remove(0);
     api.get("/acp/webhooks/deliveries").expect(200);
     let path = format!("/acp/webhooks/deliveries/{}/replay", post.header("webhook-id"));
@@ -214,7 +214,7 @@ fn deliveries_are_replayed(api: &Api, receiver: &Receiver) {
 }
 
 #[test]
-fn every_route_of_the_issue_is_in_the_document() {
+fn every_required_route_is_documented() {
     let program = Program::start();
     let operations = program.api.contract().operations();
     for (method, path) in [

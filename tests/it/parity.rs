@@ -1,5 +1,5 @@
-//! The same turn over either route: what callers, readers, transcripts, records and figures say of it is compared field
-//! by field, and may differ only in what [`ALLOWED`] lists.
+//! Compares turns over both routes field by field: responses, events, transcripts, rows and metrics may differ only
+//! in what [`ALLOWED`] lists.
 
 use std::{cell::RefCell, collections::BTreeSet, fmt::Write, thread};
 
@@ -8,13 +8,14 @@ use crate::harness::{
     program::TURNS_ENDED,
 };
 
-/// A difference between the routes that is meant.
+/// An intended difference between the routes.
 struct Allowed {
     /// The scenario, or `*` for all.
     scenario: &'static str,
-    /// Where in what was seen, parts by `.`; `*` is any one part, `**` are any, and what lies below is meant too.
+    /// The path of the field, with parts separated by `.`. `*` matches one part, `**` any number of parts; fields
+    /// below the path match too.
     path: &'static str,
-    /// Why.
+    /// The reason, for the failure message.
     why: &'static str,
 }
 
@@ -22,68 +23,64 @@ const fn allowed(scenario: &'static str, path: &'static str, why: &'static str) 
     Allowed { scenario, path, why }
 }
 
-/// All differences that are meant. One that nothing shows any more fails the suite as well.
+/// All intended differences. An entry that no longer occurs fails the test as well.
 const ALLOWED: &[Allowed] = &[
-    allowed("*", "**.meta.protocol", "it says what carried the turn"),
-    allowed("*", "**.meta.route", "it says what the router chose"),
-    allowed("*", "**.meta.rollback", "a workspace that is on the fallback says so, and why"),
+    allowed("*", "**.meta.protocol", "names the carrier of the turn"),
+    allowed("*", "**.meta.route", "names the route that the router chose"),
+    allowed("*", "**.meta.rollback", "describes the rollback of a workspace on the fallback"),
     allowed("*", "**.meta.protocolVersion", "a session on the fallback has negotiated nothing"),
-    allowed("*", "**.meta.timings.*", "time passes"),
-    allowed("*", "**.elapsedMs", "time passes"),
-    allowed("*", "**.etaMs", "time passes"),
-    allowed("*", "**.createdAt", "time passes"),
-    allowed("*", "**.acceptedAt", "time passes"),
-    allowed("*", "**.endedAt", "time passes"),
-    allowed("session", "protocol", "it says what carries turns"),
+    allowed("*", "**.meta.timings.*", "times differ"),
+    allowed("*", "**.elapsedMs", "times differ"),
+    allowed("*", "**.etaMs", "times differ"),
+    allowed("*", "**.createdAt", "times differ"),
+    allowed("*", "**.acceptedAt", "times differ"),
+    allowed("*", "**.endedAt", "times differ"),
+    allowed("session", "protocol", "names the carrier of turns"),
     allowed("session", "protocolVersion", "there was no handshake"),
     allowed("session", "connectionId", "there is no connection"),
     allowed("session", "agentInfo", "there was no handshake"),
     allowed("session", "agentCapabilities", "there was no handshake"),
-    allowed("session", "modes", "an agent for one turn has none to choose from"),
-    allowed("session", "configOptions", "an agent for one turn has none to choose from"),
+    allowed("session", "modes", "an agent of a single turn offers none"),
+    allowed("session", "configOptions", "an agent of a single turn offers none"),
     allowed(
         "conversation",
         "turns.*.**.meta.contextInjected",
-        "an agent for one turn is told, one over ACP remembers",
+        "an agent of a single turn gets the context, one over ACP remembers it",
     ),
-    allowed("conversation", "turns.*.**.meta.message", "there the agent says what it was told"),
-    allowed("conversation", "turns.*.told.events.update", "there the agent says what it was told"),
-    allowed("conversation", "turns.*.told.transcript.*.text", "there the agent says what it was told"),
-    allowed("conversation", "conversation", "there the agent says what it was told"),
+    allowed("conversation", "turns.*.**.meta.message", "the agent repeats its context"),
+    allowed("conversation", "turns.*.trace.events.update", "the agent repeats its context"),
+    allowed("conversation", "turns.*.trace.transcript.*.text", "the agent repeats its context"),
+    allowed("conversation", "conversation", "the agent repeats its context"),
     allowed(
         "audio block",
         "body.promptId",
-        "only an agent that runs says what it takes, so the turn begins and fails",
+        "only a running agent declares what it accepts, so over HTTP the turn starts and fails",
     ),
     allowed("audio block", "body.result", "as above"),
-    allowed("audio block", "told", "as above"),
+    allowed("audio block", "trace", "as above"),
     allowed("figures", "failed", "the audio block's turn"),
-    allowed("figures", "successes", "a handshake that completed counts as well, and only ACP shakes hands"),
-    allowed(
-        "too large a frame",
-        "body.detail",
-        "over ACP it is the runtime that met it, and it tells the code alone",
-    ),
+    allowed("figures", "successes", "a completed handshake counts as well, and only ACP has one"),
+    allowed("too large a frame", "body.detail", "over ACP the runtime detects it and reports the code alone"),
     allowed("too large a frame", "**.diagnostics.0.message", "as above"),
-    allowed("too large a frame", "told.row.failure.detail", "as above"),
-    allowed("too large a frame", "told.transcript.1.text", "as above"),
+    allowed("too large a frame", "trace.row.failure.detail", "as above"),
+    allowed("too large a frame", "trace.transcript.1.text", "as above"),
     allowed(
         "asked",
-        "told.events.permission_request",
-        "nobody can be asked over HTTP: it is rejected, with a remark",
+        "trace.events.permission_request",
+        "over HTTP the fallback rejects the request, with a diagnostic",
     ),
-    allowed("asked", "told.events.permission_resolved", "as above: by the fallback"),
-    allowed("asked", "told.transcript.2", "as above: by the fallback"),
-    allowed("asked", "told.events.order", "as above"),
-    allowed("asked", "told.events.diagnostic", "as above: the remark"),
-    allowed("asked", "**.diagnostics", "as above: the remark"),
+    allowed("asked", "trace.events.permission_resolved", "as above: by the fallback"),
+    allowed("asked", "trace.transcript.2", "as above: by the fallback"),
+    allowed("asked", "trace.events.order", "as above"),
+    allowed("asked", "trace.events.diagnostic", "as above: the diagnostic"),
+    allowed("asked", "**.diagnostics", "as above: the diagnostic"),
 ];
 
-/// One of the two routes, with a workspace that is pinned to it.
+/// One of the two routes, with a workspace pinned to it.
 struct Side<'a> {
     program: &'a Program,
     route: &'static str,
-    /// Where the workspace's agents work.
+    /// The working directory of the workspace's agents.
     folder: String,
 }
 
@@ -123,59 +120,60 @@ impl<'a> Side<'a> {
     }
 }
 
-/// What can be seen of one turn of a session that has nothing else to do.
+/// Runs a turn of an otherwise idle session; returns its response and trace.
 fn turn(session: &Session, prompt: impl Into<Value>) -> Value {
     let after = last_event(session);
     let answer = session.call(prompt).send();
-    seen(session, &answer, after)
+    outcome(session, &answer, after)
 }
 
 fn last_event(session: &Session) -> u64 {
     session.state()["lastEventId"].as_u64().expect("`lastEventId` is a number")
 }
 
-/// What can be seen of a turn by its answer, and what was told of it after an event.
-fn seen(session: &Session, answer: &Answer, after: u64) -> Value {
+/// The response to a turn, and its trace after the event `after`.
+fn outcome(session: &Session, answer: &Answer, after: u64) -> Value {
     let mut body = answer.body.clone();
     let prompt_id = [&body["meta"]["promptId"], &body["promptId"]].into_iter().find_map(|id| id.as_str());
-    let told = prompt_id.map(|id| told(session, id, after));
+    let trace = prompt_id.map(|id| trace(session, id, after));
     body["contentType"] = json!(answer.header("content-type"));
-    json!({"status": answer.status, "body": body, "told": told})
+    json!({"status": answer.status, "body": body, "trace": trace})
 }
 
-/// What is told of a turn that has ended.
-fn told(session: &Session, prompt_id: &str, after: u64) -> Value {
+/// The row, the transcript and the events of an ended turn.
+fn trace(session: &Session, prompt_id: &str, after: u64) -> Value {
     let row = session.ends(prompt_id);
     let entries = session.transcript();
-    let entries = whole(entries.into_iter().filter(|entry| entry["promptId"] == prompt_id));
+    let entries = merged(entries.into_iter().filter(|entry| entry["promptId"] == prompt_id));
     eventually("the session is ready for the next", || session.state()["state"] == "idle");
     json!({"row": row, "transcript": entries, "events": events(session, prompt_id, after)})
 }
 
-/// A transcript in which what the agent said without a break is one entry: a long turn over ACP is put down in parts.
-fn whole(entries: impl Iterator<Item = Value>) -> Vec<Value> {
-    let mut whole: Vec<Value> = Vec::new();
+/// A transcript with consecutive agent messages merged into one entry, because a long turn over ACP is written in
+/// parts.
+fn merged(entries: impl Iterator<Item = Value>) -> Vec<Value> {
+    let mut merged: Vec<Value> = Vec::new();
     for entry in entries {
-        match whole.last_mut() {
+        match merged.last_mut() {
             Some(last) if entry["eventType"] == "agent_message" && last["eventType"] == "agent_message" => {
                 let text =
                     [&last["text"], &entry["text"]].map(|text| text.as_str().expect("`text` is a string")).concat();
                 last["text"] = json!(text);
             }
-            _ => whole.push(entry),
+            _ => merged.push(entry),
         }
     }
-    whole
+    merged
 }
 
-/// The events of a turn, by kind, and their order. A turn that said more than is held is not looked at.
+/// The events of a turn by kind, and their order. Events beyond the replay buffer are not compared.
 fn events(session: &Session, prompt_id: &str, after: u64) -> Value {
     let path = format!("/acp/session/{}/events", session.id);
     let mut stream = session.api.call("GET", &path).header("last-event-id", &after.to_string()).stream();
     let of_turn = |data: &Value| data["promptId"] == prompt_id;
     let all = stream.until("the result", |event| event.name == "result" && of_turn(&event.data));
     if all.iter().any(|event| event.name == "gap") {
-        return json!("more than is held");
+        return json!("more than the replay buffer");
     }
     let mut events = json!({"order": []});
     for event in all.into_iter().filter(|event| of_turn(&event.data)) {
@@ -196,7 +194,7 @@ macro_rules! turns {
     ($($name:literal: $prompt:expr),* $(,)?) => { [$(($name, (|side| turn(&side.session(), $prompt)) as fn(&Side<'_>) -> Value)),*] };
 }
 
-/// What an agent can say, do, and do wrong in one turn.
+/// The output, the actions and the failures of an agent in one turn.
 fn single_turns() -> Vec<Scenario> {
     turns! {
         "echo": "echo hello wörld 🦀",
@@ -246,12 +244,13 @@ fn opened(side: &Side<'_>) -> Value {
 fn conversation(side: &Side<'_>) -> Value {
     let session = side.session();
     let turns = ["echo the word is maple", "echo and the number is seven", "context", "crash", "context"];
-    let seen: Vec<_> = turns.into_iter().map(|prompt| turn(&session, prompt)).collect();
-    let said = seen[2]["body"]["meta"]["message"].as_str().expect("text");
-    assert_eq!(said.contains("maple") && said.contains("seven"), side.is_http(), "ACP's agent remembers: {said}");
-    let said = seen[4]["body"]["meta"]["message"].as_str().expect("text");
-    assert!(said.contains("maple") || !side.is_http(), "{said}");
-    json!({"turns": seen, "conversation": session.conversation()})
+    let outcomes: Vec<_> = turns.into_iter().map(|prompt| turn(&session, prompt)).collect();
+    let context = outcomes[2]["body"]["meta"]["message"].as_str().expect("text");
+    let is_complete = context.contains("maple") && context.contains("seven");
+    assert_eq!(is_complete, side.is_http(), "only an agent over HTTP gets the context: {context}");
+    let context = outcomes[4]["body"]["meta"]["message"].as_str().expect("text");
+    assert!(context.contains("maple") || !side.is_http(), "{context}");
+    json!({"turns": outcomes, "conversation": session.conversation()})
 }
 
 fn repeat(side: &Side<'_>) -> Value {
@@ -260,12 +259,12 @@ fn repeat(side: &Side<'_>) -> Value {
     let call = |prompt: &str| session.call(prompt).header("idempotency-key", "key").send();
     let first = call("run echo x >> ran.txt");
     let again = call("run echo x >> ran.txt");
-    assert_eq!(first.body, again.body, "a repeat gets the same answer");
+    assert_eq!(first.body, again.body, "a repeat gets the same response");
     let other = call("echo other");
     let ran = session.path().join("ran.txt");
-    let runs = std::fs::read_to_string(ran).expect("it ran");
-    assert_eq!(runs, "x\n", "it ran once");
-    json!({"first": seen(&session, &first, after), "other": other.body})
+    let runs = std::fs::read_to_string(ran).expect("the prompt ran");
+    assert_eq!(runs, "x\n", "the prompt ran once");
+    json!({"first": outcome(&session, &first, after), "other": other.body})
 }
 
 fn repeat_that_joins(side: &Side<'_>) -> Value {
@@ -275,23 +274,23 @@ fn repeat_that_joins(side: &Side<'_>) -> Value {
     let promised = call("respond-async").expect(202)["promptId"].clone();
     let joined = call("wait");
     assert_eq!(joined.body["meta"]["promptId"], promised, "{}", joined.text);
-    seen(&session, &joined, after)
+    outcome(&session, &joined, after)
 }
 
 fn promised(side: &Side<'_>) -> Value {
     let session = side.session();
     let after = last_event(&session);
     let id = session.starts("echo promised ; write promised.txt a");
-    told(&session, &id, after)
+    trace(&session, &id, after)
 }
 
 fn streamed(side: &Side<'_>) -> Value {
     let session = side.session();
     let events = session.streams("echo a ; plan ; usage 1 2").rest();
     let result = result_of(&session.api, &events).clone();
-    let told: Vec<_> =
+    let updates: Vec<_> =
         events.iter().map(|event| json!({"name": event.name, "update": event.data["update"]})).collect();
-    json!({"result": result, "events": told})
+    json!({"result": result, "events": updates})
 }
 
 fn second_prompt(side: &Side<'_>) -> Value {
@@ -303,15 +302,15 @@ fn second_prompt(side: &Side<'_>) -> Value {
     json!({"refused": refused, "cancelled": cancelled})
 }
 
-/// Cancels a turn in which the agent has spoken.
+/// Cancels a turn after the agent's first update.
 fn cancelled(side: &Side<'_>, prompt: &str) -> Value {
     let session = side.session();
     let after = last_event(&session);
     let (id, mut stream) = session.is_busy_with(prompt);
-    let told_of = session.post("cancel", json!({"promptId": id})).body;
+    let cancel = session.post("cancel", json!({"promptId": id})).body;
     let result = result_of(&session.api, &stream.rest()).clone();
     let later = session.cancel();
-    json!({"cancel": told_of, "result": result, "later": later, "told": told(&session, &id, after)})
+    json!({"cancel": cancel, "result": result, "later": later, "trace": trace(&session, &id, after)})
 }
 
 fn policies(side: &Side<'_>) -> Value {
@@ -320,7 +319,7 @@ fn policies(side: &Side<'_>) -> Value {
     json!(asked)
 }
 
-/// Where a person would be asked, who says no.
+/// Rejects the permission request of a session with the policy `ask`.
 fn asked(side: &Side<'_>) -> Value {
     let session = side.open(json!({"permissionPolicy": "ask"}));
     let after = last_event(&session);
@@ -336,7 +335,7 @@ fn asked(side: &Side<'_>) -> Value {
         }
         end.push(event);
     }
-    json!({"result": result_of(&session.api, &end), "told": told(&session, &id, after)})
+    json!({"result": result_of(&session.api, &end), "trace": trace(&session, &id, after)})
 }
 
 fn signed_in(side: &Side<'_>) -> Value {
@@ -358,7 +357,7 @@ fn figures(side: &Side<'_>) -> Value {
     })
 }
 
-/// Two JSON values' differences, as (path, over ACP, over HTTP).
+/// Collects the differences of two JSON values as (path, over ACP, over HTTP).
 fn differences(path: &str, acp: &Value, http: &Value, found: &mut Vec<(String, Value, Value)>) {
     let below = |part: &str| if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") };
     match (acp, http) {
@@ -395,9 +394,9 @@ fn fits(wanted: &[&str], parts: &[&str]) -> bool {
     }
 }
 
-/// What differs by nature wherever it stands: ids, and the workspace's own folder. Each is replaced by its name.
-fn without_ids(seen: &Value, side: &Side<'_>) -> Value {
-    let mut text = seen.to_string().replace(&side.folder, "FOLDER");
+/// Replaces values that always differ (ids, the workspace's name and its folder) by placeholders.
+fn without_ids(value: &Value, side: &Side<'_>) -> Value {
+    let mut text = value.to_string().replace(&side.folder, "FOLDER");
     let ids = ids_in(&text);
     for (n, id) in ids.iter().enumerate() {
         text = text.replace(id, &format!("ID-{n}"));
@@ -406,7 +405,7 @@ fn without_ids(seen: &Value, side: &Side<'_>) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// The UUIDs in a text, each once, in their order.
+/// The distinct UUIDs in a text, in order of first occurrence.
 fn ids_in(text: &str) -> Vec<String> {
     const LENGTH: usize = 36;
     let is_id = |part: &[u8]| {
@@ -426,11 +425,12 @@ fn ids_in(text: &str) -> Vec<String> {
 }
 
 thread_local! {
-    /// The rows of [`ALLOWED`] that something showed.
-    static SHOWN: RefCell<BTreeSet<usize>> = const { RefCell::new(BTreeSet::new()) };
+    /// The indices of the entries of [`ALLOWED`] that occurred.
+    static OCCURRED: RefCell<BTreeSet<usize>> = const { RefCell::new(BTreeSet::new()) };
 }
 
-/// Runs scenarios over both routes of a program at the same time; gives what differs and may not.
+/// Runs scenarios over both routes of a program concurrently; returns a report of the differences that are not
+/// allowed.
 fn compare(program: &Program, scenarios: &[Scenario]) -> String {
     let run = |route: &'static str| {
         let side = Side::pinned(program, route);
@@ -447,7 +447,7 @@ fn compare(program: &Program, scenarios: &[Scenario]) -> String {
         for (path, acp, http) in found {
             let rows = ALLOWED.iter().enumerate().filter(|(_, row)| row.takes(name, &path));
             let rows: Vec<_> = rows.map(|(place, _)| place).collect();
-            SHOWN.with_borrow_mut(|shown| shown.extend(&rows));
+            OCCURRED.with_borrow_mut(|occurred| occurred.extend(&rows));
             if rows.is_empty() {
                 let short = |value: &Value| value.to_string().chars().take(300).collect::<String>();
                 let _ = writeln!(report, "{name}: {path}\n    acp:  {}\n    http: {}", short(&acp), short(&http));
@@ -458,13 +458,13 @@ fn compare(program: &Program, scenarios: &[Scenario]) -> String {
 }
 
 #[test]
-fn fr_002_a_turn_is_the_same_over_either_route_but_for_what_is_listed() {
+fn fr_002_turn_is_identical_over_both_routes_except_listed_differences() {
     let signed_in_agent = format!(
         "[agents.signed-in]\ncommand = [{:?}, \"demo-agent\", \"--require-auth\"]\nauth_method = \"demo\"\n",
         lumilink()
     );
     let mut program = Program::builder().config(&signed_in_agent).start();
-    // Half of the scenarios are failures, which is what this line says.
+    // Half of the scenarios fail, which raises this alarm.
     program.expect_error("the fallback fails as well");
     let mut scenarios = single_turns();
     scenarios.extend([
@@ -484,17 +484,19 @@ fn fr_002_a_turn_is_the_same_over_either_route_but_for_what_is_listed() {
         ("figures", figures),
     ]);
     let mut report = compare(&program, &scenarios);
-    let mut impatient = Program::builder().set("turn.inactivity_timeout_s", 1).set("turn.cancel_grace_s", 1).start();
-    impatient.expect_error("the fallback fails as well");
+    let mut short_timeout =
+        Program::builder().set("turn.inactivity_timeout_s", 1).set("turn.cancel_grace_s", 1).start();
+    short_timeout.expect_error("the fallback fails as well");
     report += &compare(
-        &impatient,
+        &short_timeout,
         &[
             ("hang", |side| turn(&side.session(), "echo a ; hang")),
             ("cancel that is not confirmed", |side| cancelled(side, "echo a ; ignore-cancel")),
         ],
     );
-    let unshown = ALLOWED.iter().enumerate().filter(|(place, _)| SHOWN.with_borrow(|shown| !shown.contains(place)));
-    for (_, row) in unshown {
+    let obsolete =
+        ALLOWED.iter().enumerate().filter(|(place, _)| OCCURRED.with_borrow(|occurred| !occurred.contains(place)));
+    for (_, row) in obsolete {
         let _ = writeln!(report, "{}: {} no longer differs, though: {}", row.scenario, row.path, row.why);
     }
     assert!(report.is_empty(), "the routes differ:\n{report}");

@@ -1,4 +1,4 @@
-//! Who answers an agent's permission requests.
+//! Answers to an agent's permission requests: by policy, by the caller, or by the timeout.
 
 use crate::harness::{Program, Session, api::result_of, json, sse::message_of};
 
@@ -9,18 +9,18 @@ fn open(program: &Program, policy: &str) -> Session {
 }
 
 #[test]
-fn a_policy_answers_at_once_and_only_as_far_as_it_says() {
+fn permission_policy_answers_without_asking_the_caller() {
     let program = Program::start();
     for (policy, allows) in [("allow-once", true), ("allow-always", true), ("reject", false)] {
         let events = open(&program, policy).streams("ask").rest();
-        let said = message_of(&events).to_lowercase();
-        assert!(!events.iter().any(|event| event.name == "permission_request"), "nobody is asked under {policy}");
-        assert_eq!(said.contains("allow"), allows, "under {policy} the agent said: {said}");
+        let message = message_of(&events).to_lowercase();
+        assert!(!events.iter().any(|event| event.name == "permission_request"), "no request event under {policy}");
+        assert_eq!(message.contains("allow"), allows, "under {policy} the agent answered: {message}");
     }
 }
 
 #[test]
-fn under_ask_the_request_is_an_event_and_the_answer_reaches_the_agent() {
+fn ask_policy_emits_the_request_and_forwards_the_answer_to_the_agent() {
     let program = Program::start();
     let session = open(&program, "ask");
     let mut stream = session.streams("ask");
@@ -37,20 +37,20 @@ fn under_ask_the_request_is_an_event_and_the_answer_reaches_the_agent() {
 }
 
 #[test]
-fn an_option_that_was_not_offered_is_refused_and_the_request_waits_on() {
+fn unknown_option_is_refused_and_the_request_stays_pending() {
     let program = Program::start();
     let session = open(&program, "ask");
     let mut stream = session.streams("ask");
     let seen = stream.until("the request", |event| event.name == "permission_request");
     let request_id = &seen.last().unwrap().data["update"]["requestId"];
-    let odd = session.post("permission", json!({"requestId": request_id, "optionId": "no-such-option"}));
-    assert!([400, 409].contains(&odd.status), "{}", odd.text);
+    let refused = session.post("permission", json!({"requestId": request_id, "optionId": "no-such-option"}));
+    assert!([400, 409].contains(&refused.status), "{}", refused.text);
     session.post("permission", json!({"requestId": request_id, "cancelled": true})).expect(200);
     result_of(&program.api, &stream.rest());
 }
 
 #[test]
-fn silence_rejects() {
+fn unanswered_request_is_rejected_after_the_timeout() {
     let program = Program::builder().set("permission.timeout_s", 1).start();
     let session = open(&program, "ask");
     let events = session.streams("ask").rest();
@@ -59,7 +59,7 @@ fn silence_rejects() {
 }
 
 #[test]
-fn what_was_decided_is_in_the_transcript() {
+fn permission_decision_is_in_the_transcript() {
     let program = Program::start();
     let session = open(&program, "reject");
     session.completes("ask");

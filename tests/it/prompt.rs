@@ -3,7 +3,7 @@
 use crate::harness::{Program, Value, eventually, json};
 
 #[test]
-fn fr_001_a_new_session_starts_on_acp_and_says_what_was_negotiated() {
+fn fr_001_new_session_starts_on_acp_and_reports_what_was_negotiated() {
     let program = Program::start();
     let session = program.api.open("ws");
     let opened = &session.opened;
@@ -12,7 +12,7 @@ fn fr_001_a_new_session_starts_on_acp_and_says_what_was_negotiated() {
     assert!(opened["agentCapabilities"].is_object(), "{opened}");
     assert_eq!(opened["workspace"]["workspaceId"], "ws");
     assert_eq!(opened["workspace"]["installationId"], "tenant-1");
-    assert!(session.path().is_dir(), "the workspace is there: {opened}");
+    assert!(session.path().is_dir(), "the workspace folder exists: {opened}");
 }
 
 #[test]
@@ -50,15 +50,15 @@ fn two_sessions_have_two_agent_processes() {
 }
 
 #[test]
-fn usage_is_told_where_the_agent_tells_it_and_marked_unknown_where_not() {
+fn usage_is_reported_when_the_agent_sends_it_and_else_marked_unknown() {
     let program = Program::start();
     let session = program.api.open("ws");
-    let told = session.completes("usage 12 34");
-    assert_eq!(told["usage"], json!({"inputTokens": 12, "outputTokens": 34}));
-    assert_eq!(told["meta"]["usageKnown"], true);
-    let untold = session.completes("echo x");
-    assert_eq!(untold["usage"], json!({"inputTokens": 0, "outputTokens": 0}));
-    assert_eq!(untold["meta"]["usageKnown"], false);
+    let reported = session.completes("usage 12 34");
+    assert_eq!(reported["usage"], json!({"inputTokens": 12, "outputTokens": 34}));
+    assert_eq!(reported["meta"]["usageKnown"], true);
+    let unknown = session.completes("echo x");
+    assert_eq!(unknown["usage"], json!({"inputTokens": 0, "outputTokens": 0}));
+    assert_eq!(unknown["meta"]["usageKnown"], false);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn every_stop_reason_but_cancelled_is_a_completed_turn() {
 }
 
 #[test]
-fn content_blocks_are_taken_as_they_are() {
+fn content_blocks_are_accepted_unchanged() {
     let program = Program::start();
     let session = program.api.open("ws");
     let blocks = json!([
@@ -83,7 +83,7 @@ fn content_blocks_are_taken_as_they_are() {
 }
 
 #[test]
-fn fr_011_a_malformed_request_names_the_place_and_says_what_to_do() {
+fn fr_011_malformed_request_is_refused_naming_the_invalid_member() {
     let program = Program::start();
     let session = program.api.open("ws");
     for (body, place) in [
@@ -129,7 +129,7 @@ fn a_second_prompt_on_a_busy_session_is_409_with_the_running_turn() {
 }
 
 #[test]
-fn respond_async_answers_202_with_a_place_to_poll() {
+fn respond_async_answers_202_with_a_location_to_poll() {
     let program = Program::start();
     let session = program.api.open("ws");
     let prompt_id = session.starts("echo later");
@@ -141,7 +141,7 @@ fn respond_async_answers_202_with_a_place_to_poll() {
 }
 
 #[test]
-fn an_error_of_the_agent_is_a_classified_problem_that_carries_the_result() {
+fn agent_error_is_a_classified_problem_that_carries_the_result() {
     let program = Program::start();
     let session = program.api.open("ws");
     for (prompt, status, code, class) in [
@@ -156,19 +156,19 @@ fn an_error_of_the_agent_is_a_classified_problem_that_carries_the_result() {
         assert_eq!(problem["result"]["meta"]["errorCode"], code, "{problem}");
         let ended = session.ends(problem["promptId"].as_str().unwrap());
         assert_eq!((&ended["state"], &ended["result"]["stopReason"]), (&json!("failed"), &json!("error")));
-        assert_eq!(session.says("echo still here"), "still here", "the session lives after `{prompt}`");
+        assert_eq!(session.says("echo still here"), "still here", "the session is usable after `{prompt}`");
     }
 }
 
 #[test]
-fn a_long_message_is_cut_in_the_result_and_whole_in_the_transcript() {
+fn long_message_is_truncated_in_the_result_and_whole_in_the_transcript() {
     let program = Program::start();
     let session = program.api.open("ws");
     let answer = session.prompt("huge 200000");
     assert!(answer.text.len() <= 32_000, "a result stays under 32 KB, this has {}", answer.text.len());
     assert_eq!(answer.expect(200)["meta"]["messageTruncated"], true);
-    let said: usize = agent_text(&session.transcript()).len();
-    assert!(said >= 200_000, "the transcript has {said} bytes of it");
+    let length: usize = agent_text(&session.transcript()).len();
+    assert!(length >= 200_000, "the transcript has {length} bytes of the message");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_flood_of_updates_arrives_whole() {
     let session = program.api.open("ws");
     let result = session.completes("flood 5000");
     let updates = result["meta"]["timings"]["updates"].as_u64().unwrap();
-    assert!(updates >= 5000, "{updates} updates arrived");
+    assert!(updates >= 5000, "only {updates} updates arrived");
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn consecutive_chunks_are_one_transcript_entry() {
 }
 
 #[test]
-fn what_was_acknowledged_is_in_the_transcript_at_once_and_in_order() {
+fn acknowledged_turn_is_in_the_transcript_at_once_and_in_order() {
     let program = Program::start();
     let session = program.api.open("ws");
     for n in 0..5 {
@@ -225,7 +225,7 @@ fn unknown_updates_and_requests_of_an_agent_do_not_disturb_a_turn() {
 }
 
 #[test]
-fn a_secret_in_a_prompt_does_not_reach_the_disk() {
+fn secret_in_a_prompt_reaches_neither_transcript_nor_log() {
     let program = Program::start();
     let session = program.api.open("ws");
     let secret = format!("ghp_{}", "a1B2".repeat(9));
@@ -235,10 +235,10 @@ fn a_secret_in_a_prompt_does_not_reach_the_disk() {
 }
 
 #[test]
-fn the_database_being_there_is_part_of_health() {
+fn probes_and_health_answer_when_the_database_is_available() {
     let program = Program::start();
     program.api.get("/livez").expect(200);
-    eventually("ready", || program.api.get("/readyz").status == 200);
+    eventually("the program is ready", || program.api.get("/readyz").status == 200);
     let health = program.api.get("/acp/health").expect(200);
     assert!(health.is_object(), "{health}");
 }

@@ -1,4 +1,4 @@
-//! Every ACP message that goes out is what the official JSON schema says.
+//! Every ACP message to and from the built-in agent conforms to the official JSON schema.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ fn recorded(folder: &Folder, flags: &[&str], idle_timeout_s: u64) -> (Program, R
 }
 
 #[test]
-fn everything_that_the_runtime_sends_to_an_agent_is_in_the_official_schema() {
+fn every_message_to_an_agent_conforms_to_the_official_schema() {
     let folder = Folder::new();
     let (program, recorder) = recorded(&folder, &[], 1800);
     let session = program.api.open("ws");
@@ -63,17 +63,17 @@ fn everything_that_the_runtime_sends_to_an_agent_is_in_the_official_schema() {
     let schema = AcpSchema::load();
     let sent: BTreeSet<_> = recorder.check(&schema).into_iter().collect();
     for method in ["initialize", "session/new", "session/prompt", "session/cancel"] {
-        assert!(sent.contains(method), "{method} was sent: {sent:?}");
+        assert!(sent.contains(method), "{method} was not sent: {sent:?}");
     }
     let asked: BTreeSet<_> =
         recorder.answered().iter().filter_map(|line| Some(line["method"].as_str()?.to_owned())).collect();
     for method in ["fs/read_text_file", "fs/write_text_file", "terminal/create", "session/request_permission"] {
-        assert!(asked.contains(method), "the agent asked for {method}: {asked:?}");
+        assert!(asked.contains(method), "the agent did not request {method}: {asked:?}");
     }
 }
 
 #[test]
-fn the_built_in_agent_speaks_the_protocol_too() {
+fn demo_agent_messages_conform_to_the_official_schema() {
     let folder = Folder::new();
     let (program, recorder) = recorded(&folder, &[], 1800);
     let session = program.api.open("ws");
@@ -86,7 +86,7 @@ fn the_built_in_agent_speaks_the_protocol_too() {
 }
 
 #[test]
-fn a_fresh_agent_is_given_its_context_by_messages_of_the_schema() {
+fn context_for_a_fresh_agent_conforms_to_the_official_schema() {
     for flags in [["--no-load", "--no-resume"].as_slice(), &[], &["--no-resume"]] {
         let folder = Folder::new();
         let (program, recorder) = recorded(&folder, flags, 1);
@@ -101,7 +101,7 @@ fn a_fresh_agent_is_given_its_context_by_messages_of_the_schema() {
 }
 
 #[test]
-fn the_callers_own_blocks_go_to_the_agent_unchanged_and_last() {
+fn caller_blocks_reach_the_agent_unchanged_and_last() {
     let folder = Folder::new();
     let (program, recorder) = recorded(&folder, &["--no-load", "--no-resume"], 1);
     let session = program.api.open("ws");
@@ -113,5 +113,5 @@ fn the_callers_own_blocks_go_to_the_agent_unchanged_and_last() {
     let prompts: Vec<_> = recorder.sent().into_iter().filter(|line| line["method"] == "session/prompt").collect();
     let last = prompts.last().expect("a prompt")["params"]["prompt"].as_array().expect("blocks").clone();
     assert_eq!(last.last(), Some(&block), "{last:?}");
-    assert_eq!(last.len(), 2, "one block of context ahead of it: {last:?}");
+    assert_eq!(last.len(), 2, "one block of context precedes it: {last:?}");
 }

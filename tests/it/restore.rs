@@ -1,4 +1,4 @@
-//! A database is restored from a backup: who has read what is not in it begins anew, and misses nothing.
+//! Restores a database from a backup: clients that read newer notifications are reset, so that they miss none.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ fn migrate_restored(program: &Program) -> Output {
         .expect("the program runs")
 }
 
-/// So many flips of the workspace there and back: one toast each.
+/// Flips the workspace's route `count` times: one toast each.
 fn flips(program: &Program, count: usize) {
     for _ in 0..count {
         let route = program.api.get(&format!("/acp/workspaces/ws/protocol?{TENANT}")).expect(200);
@@ -50,51 +50,52 @@ fn flips(program: &Program, count: usize) {
 }
 
 #[test]
-fn after_a_restore_a_cursor_of_before_is_reset_and_without_the_command_toasts_would_be_missed() {
+fn migrate_restored_resets_old_cursors_that_would_otherwise_miss_toasts() {
     let mut program = Program::start();
     program.api.open("ws");
     flips(&program, 2);
     assert_eq!(program.terminate(DEADLINE), Some(0));
     backup(&program);
-    // A client reads three more, which are not in the backup.
+    // A client reads three more toasts, which are not in the backup.
     program.start_supervisor_again();
     flips(&program, 3);
     let welcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap().hello(json!({}));
     assert_eq!(welcome["cursor"], 5, "{welcome}");
     let with_cursor = json!({"epoch": welcome["epoch"], "cursor": 5});
-    let comes_back = |program: &Program| {
+    let reconnect = |program: &Program| {
         let mut client = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
         let welcome = client.hello(with_cursor.clone());
         (welcome, client.next())
     };
     let refused = migrate_restored(&program);
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1), "a supervisor works with it: {said}");
-    assert!(said.contains("another lumilink works with the database"), "{said}");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "a supervisor holds the database: {stderr}");
+    assert!(stderr.contains("another lumilink works with the database"), "{stderr}");
     assert_eq!(program.terminate(DEADLINE), Some(0));
 
-    // Of the toasts 3 to 6 of the restored database the client would see the last one only, and no word about it.
+    // Without the command, the client receives only the last of the toasts 3 to 6 of the restored database, and no
+    // reset.
     restore(&program);
     program.start_supervisor_again();
     flips(&program, 4);
-    let (same, next) = comes_back(&program);
+    let (same, next) = reconnect(&program);
     assert_eq!((&same["epoch"], &next["type"], &next["seq"]), (&welcome["epoch"], &json!("toast"), &json!(6)));
     assert_eq!(program.terminate(DEADLINE), Some(0));
 
     restore(&program);
     for _ in 0..2 {
         let done = migrate_restored(&program);
-        let said = String::from_utf8_lossy(&done.stdout).into_owned();
-        assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
-        assert!(said.starts_with("epoch ") && said.contains("it was"), "{said}");
+        let stdout = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success(), "{stdout}{}", String::from_utf8_lossy(&done.stderr));
+        assert!(stdout.starts_with("epoch ") && stdout.contains("it was"), "{stdout}");
     }
     program.start_supervisor_again();
     flips(&program, 4);
-    let (new, reset) = comes_back(&program);
+    let (new, reset) = reconnect(&program);
     assert_ne!(new["epoch"], welcome["epoch"]);
     assert_eq!((&reset["type"], &reset["reason"]), (&json!("reset"), &json!("otherEpoch")), "{reset}");
     assert_eq!((&reset["epoch"], &reset["cursor"]), (&new["epoch"], &json!(6)), "{reset}");
     let list = program.api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
     let seqs: Vec<&Value> = list["items"].as_array().unwrap().iter().map(|item| &item["toast"]["seq"]).collect();
-    assert_eq!(seqs, [6, 5, 4, 3, 2, 1], "there it finds all of them");
+    assert_eq!(seqs, [6, 5, 4, 3, 2, 1], "the inbox lists all of them");
 }

@@ -1,10 +1,10 @@
-//! A workspace falls back to HTTP when ACP is not well there, and comes back.
+//! Rollback of a workspace to the HTTP fallback when ACP fails, and its recovery.
 
 use crate::harness::{
     DEADLINE, Program, Session, Value, eventually, json, metrics::Scrape, program::Builder, wait_for,
 };
 
-/// Settings under which an hour is a matter of seconds.
+/// Settings with a recovery of seconds instead of an hour.
 fn quick() -> Builder {
     Program::builder()
         .set("recovery.cooldown_s", 1)
@@ -13,7 +13,7 @@ fn quick() -> Builder {
         .set("recovery.close_after_successes", 2)
 }
 
-/// Settings under which a workspace stays where it fell.
+/// Settings with a cooldown longer than any test, so that a rolled back workspace stays on the fallback.
 fn held() -> Builder {
     Program::builder().set("window.min_samples", 5).set("recovery.cooldown_s", 1800)
 }
@@ -22,8 +22,8 @@ fn route(session: &Session) -> Value {
     session.api.get("/acp/workspaces/ws/protocol").expect(200)
 }
 
-/// Crashes until the workspace is rolled back.
-fn crashes_until_it_falls_back(session: &Session) -> Value {
+/// Crashes the agent, at most ten times, until the workspace is rolled back; returns its route.
+fn crash_until_rolled_back(session: &Session) -> Value {
     for _ in 0..10 {
         session.prompt("crash").problem(502, "agent_crashed");
         eventually("the session is usable again", || session.state()["state"] == "idle");
@@ -40,22 +40,29 @@ fn flips(scrape: &Scrape, to: &str, trigger: &str) -> f64 {
 }
 
 #[test]
-fn fr_007_crashing_turns_roll_a_workspace_back_and_the_next_prompt_goes_over_http_with_the_conversation() {
+fn fr_007_crashing_turns_roll_back_and_the_next_prompt_keeps_context_over_http() {
     let program = held().start();
     let session = program.api.open("ws");
     session.completes("echo the word is maple");
     let before = route(&session);
     assert_eq!((&before["route"], &before["epoch"]), (&json!("acp"), &json!(0)), "{before}");
     assert_eq!(before["window"]["state"], "unknown", "{before}");
-    let fallen = crashes_until_it_falls_back(&session);
-    assert_eq!((&fallen["epoch"], &fallen["recovery"]["stage"]), (&json!(1), &json!("open")), "{fallen}");
-    assert_eq!(fallen["rollback"]["trigger"], "autoThreshold", "{fallen}");
+    let rolled_back = crash_until_rolled_back(&session);
+    assert_eq!(
+        (&rolled_back["epoch"], &rolled_back["recovery"]["stage"]),
+        (&json!(1), &json!("open")),
+        "{rolled_back}"
+    );
+    assert_eq!(rolled_back["rollback"]["trigger"], "autoThreshold", "{rolled_back}");
     assert_eq!(session.state()["connectionStatus"], "rolledBack");
 
     let result = session.completes("context");
     assert_eq!((&result["meta"]["protocol"], &result["meta"]["route"]), (&json!("http"), &json!("http")), "{result}");
     assert_eq!(result["meta"]["rollback"]["active"], true, "{result}");
-    assert!(result["meta"]["message"].as_str().unwrap().contains("maple"), "the conversation is known: {result}");
+    assert!(
+        result["meta"]["message"].as_str().unwrap().contains("maple"),
+        "the agent gets the conversation: {result}"
+    );
     let files = session.completes("write over-http.txt hello");
     assert_eq!(files["meta"]["protocol"], "http");
     assert!(session.path().join("over-http.txt").exists());
@@ -65,16 +72,16 @@ fn fr_007_crashing_turns_roll_a_workspace_back_and_the_next_prompt_goes_over_htt
     assert_eq!(notes.len(), 1, "one note: {notes:?}");
     assert_eq!(notes[0]["payload"]["details"]["rollbackTrigger"], "autoThreshold", "{notes:?}");
     let lines = program.log();
-    let told = lines.lines().filter(|line| line.contains(r#""trigger":"autoThreshold""#)).count();
-    assert_eq!(told, 1, "one line of the log");
+    let logged = lines.lines().filter(|line| line.contains(r#""trigger":"autoThreshold""#)).count();
+    assert_eq!(logged, 1, "one log line");
 }
 
 #[test]
-fn fr_007_an_agent_that_is_well_again_is_restored_by_canaries_and_not_by_a_handshake() {
+fn fr_007_recovered_agent_is_restored_by_canaries_not_by_a_handshake() {
     let program = quick().start();
     let session = program.api.open("ws");
     let mut events = session.api.events(&format!("/acp/session/{}/events?from=live", session.id));
-    crashes_until_it_falls_back(&session);
+    crash_until_rolled_back(&session);
     wait_for(DEADLINE, "a probe succeeded", || (route(&session)["recovery"]["stage"] == "recovering").then_some(()));
     assert_eq!(route(&session)["route"], "http", "a handshake alone does not restore");
     let mut carried = Vec::new();
@@ -85,21 +92,20 @@ fn fr_007_an_agent_that_is_well_again_is_restored_by_canaries_and_not_by_a_hands
         let route = route(&session);
         (route["route"] == "acp").then_some(route)
     });
-    // Two canaries of every other turn, then two of every turn; whoever did not hear the rest is told of it.
+    // Two canaries at one in two turns, then two at every turn. An agent that missed turns gets them as context.
     let expected = ["http true", "acp true", "http true", "acp true", "acp false", "acp false"];
-    assert_eq!(carried, expected, "canaries are told by count");
+    assert_eq!(carried, expected, "canaries are selected by count");
     assert_eq!((&restored["epoch"], &restored["recovery"]["stage"]), (&json!(2), &json!("closed")), "{restored}");
-    assert_eq!(restored["window"]["failures"], 0, "the window is a fresh one: {restored}");
+    assert_eq!(restored["window"]["failures"], 0, "the window is empty: {restored}");
     assert_eq!(flips(&program.metrics(), "acp", "recovery"), 1.0);
-    let told = events.until("the restore is told", |event| {
-        event.name == "rollback" && event.data["update"]["status"] == "resolved"
-    });
-    let rollbacks: Vec<_> = told.iter().filter(|event| event.name == "rollback").collect();
-    assert_eq!(rollbacks.len(), 2, "readers are told of both flips, once each: {rollbacks:?}");
+    let received = events
+        .until("the restore event", |event| event.name == "rollback" && event.data["update"]["status"] == "resolved");
+    let rollbacks: Vec<_> = received.iter().filter(|event| event.name == "rollback").collect();
+    assert_eq!(rollbacks.len(), 2, "one event for each of the two flips: {rollbacks:?}");
 }
 
 #[test]
-fn fr_007_a_workspace_can_be_rolled_back_pinned_and_restored_by_hand() {
+fn fr_007_workspace_can_be_rolled_back_pinned_and_restored_manually() {
     let program = held().start();
     let session = program.api.open("ws");
     let flip = |verb: &str, body: Value| session.api.post(&format!("/acp/workspaces/ws/{verb}"), body);
@@ -108,13 +114,16 @@ fn fr_007_a_workspace_can_be_rolled_back_pinned_and_restored_by_hand() {
     assert_eq!((&rolled["route"], &rolled["epoch"]), (&json!("http"), &json!(1)), "{rolled}");
     assert_eq!(rolled["pin"]["actor"], "alice", "{rolled}");
     assert_eq!(rolled["rollback"]["trigger"], "manualUser", "{rolled}");
-    assert_eq!(flip("rollback", why.clone()).expect(200)["epoch"], 1, "again changes nothing");
+    assert_eq!(flip("rollback", why.clone()).expect(200)["epoch"], 1, "a second rollback changes nothing");
     assert_eq!(session.completes("echo a")["meta"]["protocol"], "http");
     let restored = flip("restore", why).expect(200);
     assert_eq!((&restored["route"], &restored["epoch"]), (&json!("acp"), &json!(2)), "{restored}");
     let back = session.completes("context");
     assert_eq!(back["meta"]["protocol"], "acp");
-    assert!(back["meta"]["message"].as_str().unwrap().contains("echo a"), "the agent hears what it missed: {back}");
+    assert!(
+        back["meta"]["message"].as_str().unwrap().contains("echo a"),
+        "the agent gets the turns that it missed: {back}"
+    );
 
     let put = |body: Value| session.api.call("PUT", "/acp/workspaces/ws/protocol").json(&body).send();
     let pinned = put(json!({"pin": {"protocol": "acp"}, "actor": "bob", "reason": "test"})).expect(200);
@@ -124,10 +133,10 @@ fn fr_007_a_workspace_can_be_rolled_back_pinned_and_restored_by_hand() {
         eventually("the session is usable again", || session.state()["state"] == "idle");
     }
     assert_eq!(route(&session)["window"]["state"], "breached");
-    assert_eq!(route(&session)["route"], "acp", "a pin beats the window");
+    assert_eq!(route(&session)["route"], "acp", "a pin overrides the window");
     put(json!({"pin": null, "actor": "bob", "reason": "done"})).expect(200);
     session.completes("echo c");
-    eventually("released, the window decides", || route(&session)["route"] == "http");
+    eventually("without the pin, the window decides", || route(&session)["route"] == "http");
     for (body, why) in [
         (json!({"actor": "", "reason": "x"}), "no actor"),
         (json!({"actor": "a", "reason": "x\ny"}), "two lines"),
@@ -155,27 +164,27 @@ fn fr_007_route_epoch_pin_and_window_survive_a_kill() {
     program.kill_supervisor();
     program.start_supervisor_again();
     let after = route(&session);
-    assert_eq!(before["window"], after["window"], "what was counted is counted");
+    assert_eq!(before["window"], after["window"], "the window survives the kill");
     session.api.post("/acp/session/load", json!({"sessionId": session.id})).expect(200);
     session.prompt("crash").problem(502, "agent_crashed");
     wait_for(DEADLINE, "rolled back", || (route(&session)["route"] == "http").then_some(()));
-    let fallen = route(&session);
+    let rolled_back = route(&session);
     program.kill_supervisor();
     program.start_supervisor_again();
     let again = route(&session);
     for member in ["route", "epoch", "rollback", "recovery", "pin"] {
-        assert_eq!(fallen[member], again[member], "{member}");
+        assert_eq!(rolled_back[member], again[member], "{member}");
     }
     session.api.post("/acp/session/load", json!({"sessionId": session.id})).expect(200);
     assert_eq!(session.completes("echo over http")["meta"]["protocol"], "http");
 }
 
 #[test]
-fn while_both_routes_fail_the_route_is_held_and_an_alarm_is_raised() {
+fn failure_of_both_routes_holds_the_route_and_raises_an_alarm() {
     let mut program = quick().set("window.min_samples", 5).start();
     program.expect_error("the fallback fails as well");
     let session = program.api.open("ws");
-    crashes_until_it_falls_back(&session);
+    crash_until_rolled_back(&session);
     for _ in 0..12 {
         session.prompt("crash").problem(502, "agent_crashed");
     }
@@ -184,5 +193,5 @@ fn while_both_routes_fail_the_route_is_held_and_an_alarm_is_raised() {
     assert_eq!(flips(&scrape, "acp", "recovery"), 0.0, "no oscillation");
     assert_eq!(scrape.sum("lumilink_both_routes_failing_total", &[]), 1.0);
     assert_eq!(route(&session)["route"], "http");
-    assert!(session.state()["state"] == "idle", "the session lives on: {}", session.state());
+    assert!(session.state()["state"] == "idle", "the session stays usable: {}", session.state());
 }

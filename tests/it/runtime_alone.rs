@@ -1,9 +1,9 @@
-//! Two processes, as on two machines.
+//! Supervisor and runtime as separate processes, as on two machines.
 
 use crate::harness::{DEADLINE, Program, api::result_of, hostile::RawRequest, json, processes, wait_for};
 
 #[test]
-fn a_turn_goes_through_a_runtime_of_its_own() {
+fn turn_runs_through_a_separate_runtime() {
     let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
     let session = program.api.open("ws");
     assert_eq!(session.says("echo two processes"), "two processes");
@@ -16,7 +16,7 @@ fn a_turn_goes_through_a_runtime_of_its_own() {
 }
 
 #[test]
-fn cancel_and_diff_work_over_the_wire_too() {
+fn cancel_and_diff_work_with_a_separate_runtime() {
     let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
     let session = program.api.open("ws");
     let (_, mut stream) = session.is_busy_with("echo started ; sleep 60");
@@ -27,7 +27,7 @@ fn cancel_and_diff_work_over_the_wire_too() {
 }
 
 #[test]
-fn both_doors_of_the_runtime_want_the_token() {
+fn runtime_http_routes_and_websocket_require_the_token() {
     let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
     let log = program.log();
     let listen: std::net::SocketAddr = {
@@ -56,7 +56,7 @@ fn both_doors_of_the_runtime_want_the_token() {
 }
 
 #[test]
-fn a_supervisor_with_the_wrong_token_says_so() {
+fn wrong_runtime_token_is_reported_to_the_caller() {
     let first = Program::builder().separate_runtime("runtime-token-0123456789").start();
     let other = Program::builder().set("runtime.url", first.runtime_url()).set("runtime.token", "wrong").start();
     let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
@@ -65,7 +65,7 @@ fn a_supervisor_with_the_wrong_token_says_so() {
 }
 
 #[test]
-fn a_runtime_that_is_not_there_is_a_clear_problem_and_one_that_comes_back_is_used() {
+fn unreachable_runtime_is_a_clear_problem_and_a_paused_one_is_used_again() {
     let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
     let session = program.api.open("ws");
     session.completes("echo a");
@@ -73,11 +73,13 @@ fn a_runtime_that_is_not_there_is_a_clear_problem_and_one_that_comes_back_is_use
     processes::signal(pid, libc::SIGSTOP);
     processes::signal(pid, libc::SIGCONT);
     assert_eq!(session.says("echo after a pause"), "after a pause");
-    let nowhere = format!("ws://127.0.0.1:{}/acp", crate::harness::free_port());
-    let lonely = Program::builder().set("runtime.url", nowhere).start();
+    let unreachable = format!("ws://127.0.0.1:{}/acp", crate::harness::free_port());
+    let alone = Program::builder().set("runtime.url", unreachable).start();
     let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
-    let answer = lonely.api.post("/acp/session/new", body);
+    let answer = alone.api.post("/acp/session/new", body);
     assert!(!answer.header("retry-after").is_empty());
     answer.problem(503, "runtime_unavailable");
-    wait_for(DEADLINE, "health tells it", || lonely.api.get("/acp/health").text.contains("untime").then_some(()));
+    wait_for(DEADLINE, "health reports the runtime", || {
+        alone.api.get("/acp/health").text.contains("untime").then_some(())
+    });
 }

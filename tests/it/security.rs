@@ -1,4 +1,4 @@
-//! Safe from the start: browsers are hostile even on loopback.
+//! Security of the HTTP API with default settings: hostile browsers, malformed requests, and the bearer token.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn a_request_without_a_host_is_refused() {
 }
 
 #[test]
-fn loopback_names_are_taken() {
+fn loopback_host_names_are_accepted() {
     let program = Program::start();
     let port = program.address.port();
     for host in [format!("localhost:{port}"), format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
@@ -66,14 +66,14 @@ fn loopback_names_are_taken() {
 fn a_foreign_origin_is_refused_on_every_route() {
     let program = Program::builder().set("server.allowed_origins", json!(["https://app.example"])).start();
     for (method, path) in ROUTES {
-        let near = [
+        let origins = [
             "https://evil.example",
             "null",
             "https://app.example.evil",
             "http://app.example",
             "https://app.example:8443",
         ];
-        for origin in near {
+        for origin in origins {
             let answer = to(&program, method, path)
                 .header("Origin", origin)
                 .header("Content-Type", "application/json")
@@ -87,7 +87,7 @@ fn a_foreign_origin_is_refused_on_every_route() {
     assert_eq!(
         both.header("Origin", "https://evil.example").send(program.address).status,
         403,
-        "a page has one origin"
+        "a second `Origin` header is refused"
     );
     let allowed = to(&program, "GET", "/acp/sessions").header("Origin", "https://app.example").send(program.address);
     assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, Some("https://app.example")));
@@ -112,7 +112,7 @@ fn a_preflight_is_answered_for_allowed_origins_only() {
 }
 
 #[test]
-fn a_form_or_plain_text_cannot_create_anything() {
+fn form_or_plain_text_body_is_415_and_creates_nothing() {
     let program = Program::start();
     for media_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""] {
         let mut request = to(&program, "POST", "/acp/session/new");
@@ -135,7 +135,7 @@ fn a_body_over_the_limit_is_413() {
 }
 
 #[test]
-fn with_a_token_nothing_but_the_probes_answers_without_it() {
+fn every_route_but_the_probes_requires_the_configured_token() {
     let program = Program::builder().token("a-token-of-some-length").start();
     assert_eq!(program.api.open("ws").says("echo in"), "in");
     for (method, path) in ROUTES.into_iter().filter(|(_, path)| !["/docs/", "/openapi.json"].contains(path)) {
@@ -167,12 +167,12 @@ fn neither_process_listens_beyond_loopback_without_a_token() {
         let mut process = Process::start("refused", &folder, &arguments, &[]);
         let status = process.wait(Duration::from_secs(20));
         assert_eq!(status.code(), Some(78), "{arguments:?}: {}", process.log());
-        assert!(process.log().contains("token"), "it says what is missing: {}", process.log());
+        assert!(process.log().contains("token"), "the error names the missing token: {}", process.log());
     }
 }
 
 #[test]
-fn an_unknown_route_and_a_wrong_method_are_problems_too() {
+fn unknown_route_and_wrong_method_are_problem_documents() {
     let program = Program::start();
     program.api.get("/no/such/route").problem(404, "not_found");
     program.api.get("/acp/session/prompt").problem(405, "method_not_allowed");
@@ -180,7 +180,7 @@ fn an_unknown_route_and_a_wrong_method_are_problems_too() {
 }
 
 #[test]
-fn nonsense_on_the_socket_leaves_the_server_alone() {
+fn malformed_bytes_on_the_socket_do_not_harm_the_server() {
     let program = Program::start();
     for bytes in [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
@@ -195,7 +195,7 @@ fn nonsense_on_the_socket_leaves_the_server_alone() {
 }
 
 #[test]
-fn answers_carry_a_request_id_and_take_the_callers_only_where_it_is_harmless() {
+fn responses_carry_a_request_id_and_never_an_oversized_one_of_the_caller() {
     let program = Program::start();
     let mine = program.api.call("GET", "/acp/sessions").header("x-request-id", "trace-0123456789").send();
     assert!(!mine.header("x-request-id").is_empty());

@@ -1,5 +1,4 @@
-//! A session whose agent cannot be reached over ACP goes over HTTP by itself; sessions that live, rest, end and die
-//! while their turns go over HTTP.
+//! The fallback of single sessions after a failed ACP handshake, and the lifecycle of sessions whose turns use HTTP.
 
 use std::{fs, path::Path};
 
@@ -7,7 +6,7 @@ use crate::harness::{
     DEADLINE, Program, Session, Value, demo_agent, eventually, json, lumilink, program::Builder, wait_for,
 };
 
-/// Agents without a handshake: name, flags, and the code by which it is told.
+/// Agents whose handshake fails: name, flags, and the reported error code.
 const BROKEN: [(&str, &[&str], &str); 4] = [
     ("version", &["--protocol-version", "2"], "protocol_version"),
     ("refuses", &["--refuse-handshake"], "handshake_failed"),
@@ -31,12 +30,12 @@ fn body(workspace: &str, agent: &str) -> Value {
     json!({"workspaceId": workspace, "installationId": "tenant-1", "agent": agent})
 }
 
-/// How a workspace's route stands.
+/// The route of a workspace.
 fn route(session: &Session, workspace: &str) -> Value {
     session.api.get(&format!("/acp/workspaces/{workspace}/protocol")).expect(200)
 }
 
-fn rolls_back(session: &Session) {
+fn roll_back(session: &Session) {
     let why = json!({"actor": "test", "reason": "test"});
     let rolled = session.api.post("/acp/workspaces/ws/rollback", why).expect(200);
     assert_eq!(rolled["route"], "http", "{rolled}");
@@ -46,8 +45,9 @@ fn lines_of(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
-/// One toast for its user, one note, and the record of the handshake that caused them.
-fn is_told_once(session: &Session, workspace: &str) {
+/// Fails the test unless the fallback raised one toast for the session's user and one note, and the toast's cause is
+/// the audit record of the handshake.
+fn assert_notified_once(session: &Session, workspace: &str) {
     let query = format!("installationId=tenant-1&workspaceId={workspace}&userId=ann");
     let inbox = session.api.get(&format!("/acp/notifications?{query}")).expect(200);
     let [item] = inbox["items"].as_array().expect("items").as_slice() else { panic!("one toast: {inbox}") };
@@ -59,14 +59,14 @@ fn is_told_once(session: &Session, workspace: &str) {
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert_eq!(notes[0]["payload"]["summary"], toast["body"], "{notes:?}");
     let path = format!("/acp/audit/connections?sessionId={}", session.id);
-    let record = wait_for(DEADLINE, "the handshake is written down", || {
+    let record = wait_for(DEADLINE, "the handshake is recorded", || {
         session.api.get(&path).expect(200)["items"].get(0).cloned()
     });
     assert_eq!(record["connectionRowId"], toast["causeId"], "{record}");
 }
 
 #[test]
-fn fr_001_an_agent_without_a_handshake_works_over_its_headless_command_and_its_user_is_told() {
+fn fr_001_failed_handshake_falls_back_to_headless_command_and_notifies_the_user() {
     let program = broken(true).start();
     for (name, _, code) in BROKEN {
         let mut body = body(name, name);
@@ -77,24 +77,28 @@ fn fr_001_an_agent_without_a_handshake_works_over_its_headless_command_and_its_u
         let state = session.state();
         assert_eq!((&state["state"], &state["connectionStatus"]), (&json!("idle"), &json!("rolledBack")), "{state}");
         let mut events = session.api.events(&format!("/acp/session/{}/events", session.id));
-        let told = events.until("the fallback is told", |event| event.name == "rollback");
-        let told = &told.last().unwrap().data["update"];
-        assert_eq!((&told["scope"], &told["errorCode"]), (&json!("session"), &json!(code)), "{name}: {told}");
-        is_told_once(&session, name);
+        let received = events.until("the rollback event", |event| event.name == "rollback");
+        let rollback = &received.last().unwrap().data["update"];
+        assert_eq!(
+            (&rollback["scope"], &rollback["errorCode"]),
+            (&json!("session"), &json!(code)),
+            "{name}: {rollback}"
+        );
+        assert_notified_once(&session, name);
         let result = session.completes("write a.txt content ; echo done");
         let meta = &result["meta"];
         assert_eq!((&meta["protocol"], &meta["route"]), (&json!("http"), &json!("acp")), "{name}: {result}");
         assert_eq!(fs::read_to_string(session.path().join("a.txt")).unwrap(), "content");
         let route = route(&session, name);
-        assert_eq!(route["route"], "acp", "the workspace is not rolled back by one session: {route}");
-        assert_eq!(route["window"]["failures"], 1, "the handshake is an outcome: {route}");
+        assert_eq!(route["route"], "acp", "one session does not roll the workspace back: {route}");
+        assert_eq!(route["window"]["failures"], 1, "the handshake counts as an outcome: {route}");
         session.post("close", json!({})).expect(200);
     }
     assert_eq!(program.metrics().sum("lumilink_session_fallbacks_total", &[]), BROKEN.len() as f64);
 }
 
 #[test]
-fn fr_002_without_a_headless_command_the_session_is_refused_with_what_the_agent_did() {
+fn fr_002_failed_handshake_without_headless_command_refuses_the_session() {
     let program = broken(false).start();
     for (name, _, code) in BROKEN {
         let refused = program.api.post("/acp/session/new", body(name, name));
@@ -105,14 +109,14 @@ fn fr_002_without_a_headless_command_the_session_is_refused_with_what_the_agent_
 }
 
 #[test]
-fn fr_002_a_runtime_that_speaks_http_alone_serves_sessions() {
+fn fr_002_runtime_without_acp_serves_sessions_over_http() {
     let program = Program::builder().set("runtime.acp", false).separate_runtime("runtime-token-0123456789").start();
     let session = program.api.open("ws");
     assert_eq!(session.opened["protocol"], "http", "{}", session.opened);
     session.completes("echo the word is maple");
-    let said = session.completes("context");
-    assert_eq!(said["meta"]["protocol"], "http", "{said}");
-    assert!(said["meta"]["message"].as_str().unwrap().contains("maple"), "{said}");
+    let context = session.completes("context");
+    assert_eq!(context["meta"]["protocol"], "http", "{context}");
+    assert!(context["meta"]["message"].as_str().unwrap().contains("maple"), "{context}");
     let (_, mut stream) = session.is_busy_with("echo started ; sleep 60");
     assert!(session.cancel());
     stream.rest();
@@ -120,8 +124,8 @@ fn fr_002_a_runtime_that_speaks_http_alone_serves_sessions() {
     assert_eq!(session.says("echo still here"), "still here");
 }
 
-/// An agent whose handshake fails as long as a file is there.
-fn ill_while(file: &Path) -> Builder {
+/// An agent whose handshake fails while `file` exists.
+fn failing_while(file: &Path) -> Builder {
     fs::write(file, "").expect("a file");
     let program = lumilink();
     let script = format!(
@@ -136,33 +140,36 @@ fn ill_while(file: &Path) -> Builder {
 }
 
 #[test]
-fn fr_002_a_session_on_its_own_fallback_tries_acp_again_after_the_cool_down() {
+fn fr_002_session_on_fallback_retries_acp_after_the_cooldown() {
     let folder = tempfile::tempdir().expect("a folder");
-    let ill = folder.path().join("ill");
-    let program = ill_while(&ill).set("recovery.cooldown_s", 1).start();
+    let marker = folder.path().join("ill");
+    let program = failing_while(&marker).set("recovery.cooldown_s", 1).start();
     let session = program.api.open("ws");
     assert_eq!(session.opened["protocol"], "http", "{}", session.opened);
     session.completes("echo the word is maple");
-    fs::remove_file(&ill).expect("it was ill");
+    fs::remove_file(&marker).expect("the file exists");
     let back = wait_for(DEADLINE, "a turn over ACP", || {
         let result = session.completes("context");
         (result["meta"]["protocol"] == "acp").then_some(result)
     });
-    assert!(back["meta"]["message"].as_str().unwrap().contains("maple"), "the agent hears what it missed: {back}");
+    assert!(
+        back["meta"]["message"].as_str().unwrap().contains("maple"),
+        "the agent gets the turns that it missed: {back}"
+    );
     assert_eq!(session.state()["connectionStatus"], "connected");
     assert_eq!(session.completes("echo on")["meta"]["protocol"], "acp");
 }
 
 #[test]
-fn fr_002_a_session_on_its_own_fallback_survives_a_kill_and_is_loaded_over_whichever_works() {
+fn fr_002_session_on_fallback_survives_a_kill_and_loads_over_a_working_route() {
     let folder = tempfile::tempdir().expect("a folder");
-    let ill = folder.path().join("ill");
-    let mut program = ill_while(&ill).start();
+    let marker = folder.path().join("ill");
+    let mut program = failing_while(&marker).start();
     let session = program.api.open("ws");
     session.completes("echo the word is maple");
-    for (is_ill, protocol) in [(true, "http"), (false, "acp")] {
-        if !is_ill {
-            fs::remove_file(&ill).expect("it was ill");
+    for (is_failing, protocol) in [(true, "http"), (false, "acp")] {
+        if !is_failing {
+            fs::remove_file(&marker).expect("the file exists");
         }
         program.kill_supervisor();
         program.start_supervisor_again();
@@ -175,11 +182,11 @@ fn fr_002_a_session_on_its_own_fallback_survives_a_kill_and_is_loaded_over_which
 }
 
 #[test]
-fn a_session_of_a_rolled_back_workspace_hibernates_is_loaded_and_outlives_restarts() {
+fn session_in_a_rolled_back_workspace_survives_hibernation_load_and_restart() {
     let mut program = Program::builder().set("session.idle_timeout_s", 1).set("recovery.cooldown_s", 1800).start();
     let session = program.api.open("ws");
     session.completes("echo the word is maple");
-    rolls_back(&session);
+    roll_back(&session);
     assert_eq!(session.completes("echo over http")["meta"]["protocol"], "http");
     session.becomes("hibernated");
     let woken = session.completes("context");
@@ -198,22 +205,25 @@ fn a_session_of_a_rolled_back_workspace_hibernates_is_loaded_and_outlives_restar
     assert_eq!(restored["route"], "acp", "{restored}");
     let result = session.completes("context");
     assert_eq!(result["meta"]["protocol"], "acp", "{result}");
-    assert!(result["meta"]["message"].as_str().unwrap().contains("over http"), "it hears what it missed: {result}");
+    assert!(
+        result["meta"]["message"].as_str().unwrap().contains("over http"),
+        "the agent gets the turns that it missed: {result}"
+    );
 }
 
 #[test]
-fn a_drain_lets_turns_over_http_end_or_cancels_them() {
+fn drain_waits_for_http_turns_and_cancels_them_at_the_deadline() {
     let mut program = Program::builder().set("drain.timeout_s", 3).start();
     let (short, long) = (program.api.open("ws"), program.api.open("ws"));
-    rolls_back(&short);
+    roll_back(&short);
     let (ends, _one) = short.is_busy_with("echo started ; sleep 1 ; echo finished");
-    let (runs_on, _two) = long.is_busy_with("echo started ; sleep 60");
+    let (outlasts, _two) = long.is_busy_with("echo started ; sleep 60");
     assert_eq!(program.terminate(DEADLINE), Some(0));
     let folder = program.folder.clone();
     drop(program);
     let program = Program::builder().folder(&folder).start();
     let read = |id: &str| program.api.get(&format!("/acp/prompt/{id}")).expect(200);
-    let (ended, cancelled) = (read(&ends), read(&runs_on));
+    let (ended, cancelled) = (read(&ends), read(&outlasts));
     assert_eq!(
         (&ended["state"], &ended["result"]["meta"]["protocol"]),
         (&json!("completed"), &json!("http")),
@@ -223,16 +233,16 @@ fn a_drain_lets_turns_over_http_end_or_cancels_them() {
 }
 
 #[test]
-fn a_turn_over_http_whose_supervisor_is_killed_is_interrupted_and_never_runs_twice() {
+fn killed_supervisor_interrupts_an_http_turn_that_never_runs_twice() {
     for builder in [Program::builder(), Program::builder().behind_proxy()] {
         let mut program = builder.set("runtime.reconnect_grace_s", 1).start();
         let session = program.api.open("ws");
-        rolls_back(&session);
+        roll_back(&session);
         let ran = session.path().join("ran.txt");
         let prompt = "run echo x >> ran.txt ; ticks 100000 20";
         let call = || session.call(prompt).header("idempotency-key", "key");
         let begun = call().header("prefer", "respond-async").send().expect(202);
-        eventually("it runs", || lines_of(&ran) == 1);
+        eventually("the prompt runs", || lines_of(&ran) == 1);
         program.kill_supervisor();
         program.start_supervisor_again();
         let path = format!("/acp/prompt/{}", begun["promptId"].as_str().unwrap());
@@ -240,10 +250,10 @@ fn a_turn_over_http_whose_supervisor_is_killed_is_interrupted_and_never_runs_twi
         assert_eq!(row["state"], "interrupted", "{row}");
         session.post("load", json!({})).expect(200);
         let again = call().send();
-        assert_eq!(again.body["promptId"], begun["promptId"], "a repeat is the same turn: {}", again.text);
+        assert_eq!(again.body["promptId"], begun["promptId"], "a repeat returns the same turn: {}", again.text);
         assert_eq!(again.body["code"], "interrupted", "{}", again.text);
-        eventually("its agent is gone", || program.agents().is_empty());
-        assert_eq!(lines_of(&ran), 1, "it ran once");
+        eventually("its agent has ended", || program.agents().is_empty());
+        assert_eq!(lines_of(&ran), 1, "the prompt ran once");
         assert_eq!(session.says("echo on"), "on");
     }
 }

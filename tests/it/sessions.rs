@@ -1,18 +1,18 @@
-//! The life of a session: closed, loaded, hibernated, expired, and over a restart of the program.
+//! Lifecycle of a session: close, load, hibernation, expiry, and restarts of the program.
 
 use crate::harness::{DEADLINE, Program, eventually, json, processes, wait_for};
 
 #[test]
-fn closing_frees_the_agent_and_a_closed_session_takes_no_prompt() {
+fn closing_ends_the_agent_and_a_closed_session_refuses_prompts() {
     let program = Program::start();
     let session = program.api.open("ws");
     let pid: i32 = session.says("pid").trim().parse().expect("a pid");
     session.post("close", json!({})).expect(200);
-    eventually("the agent is gone", || !processes::is_alive(pid));
+    eventually("the agent has ended", || !processes::is_alive(pid));
     assert_eq!(session.state()["state"], "closed");
     session.prompt("echo a").problem(409, "session_closed");
     session.post("load", json!({})).problem(409, "session_closed");
-    assert_eq!(session.conversation().len(), 2, "its transcript stays");
+    assert_eq!(session.conversation().len(), 2, "its transcript is kept");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn lists_are_filtered_and_paged() {
 }
 
 #[test]
-fn a_page_cursor_or_filter_that_is_nonsense_is_refused() {
+fn malformed_cursor_or_filter_is_refused() {
     let program = Program::start();
     for query in ["cursor=%00", "state=asleep", "limit=0", "limit=x"] {
         let answer = program.api.get(&format!("/acp/sessions?{query}"));
@@ -64,17 +64,17 @@ fn a_page_cursor_or_filter_that_is_nonsense_is_refused() {
 }
 
 #[test]
-fn an_idle_session_hibernates_and_the_next_prompt_brings_it_back() {
+fn idle_session_hibernates_and_the_next_prompt_resumes_it() {
     let program = Program::builder().set("session.idle_timeout_s", 1).start();
     let session = program.api.open("ws");
     let pid: i32 = session.says("pid").trim().parse().expect("a pid");
     session.becomes("hibernated");
-    eventually("the agent is gone", || !processes::is_alive(pid));
+    eventually("the agent has ended", || !processes::is_alive(pid));
     assert_eq!(session.says("echo back"), "back");
 }
 
 #[test]
-fn a_session_that_is_not_used_expires_and_can_be_loaded() {
+fn unused_session_expires_and_can_be_loaded() {
     let program = Program::builder().set("session.idle_timeout_s", 1).set("session.max_age_s", 1).start();
     let session = program.api.open("ws");
     session.completes("echo a");
@@ -85,38 +85,38 @@ fn a_session_that_is_not_used_expires_and_can_be_loaded() {
 }
 
 #[test]
-fn an_expiry_is_announced_once_and_everyone_agrees_before_and_after() {
+fn expiry_is_announced_once_and_list_and_state_agree_throughout() {
     let start = || Program::builder().set("session.idle_timeout_s", 1).set("session.max_age_s", 5);
     let program = start().start();
     let (session, busy) = (program.api.open("ws"), program.api.open("ws"));
     session.completes("echo a");
-    // Longer than both limits together: a turn is never touched.
+    // Longer than both limits together: neither applies to a session with a running turn.
     let (prompt_id, mut stream) = busy.is_busy_with("ticks 40 200");
     let listed = |state: &str| {
         let answer = program.api.get(&format!("/acp/sessions?installationId=tenant-1&state={state}")).expect(200);
         answer["items"].as_array().expect("a list").iter().any(|it| it["sessionId"] == json!(session.id))
     };
     session.becomes("hibernated");
-    // It is shown when it is decided, and listed when it is on disk.
-    eventually("it is listed", || listed("hibernated"));
+    // The state changes with the decision, the list with the write to the database.
+    eventually("the session is listed as hibernated", || listed("hibernated"));
     assert!(!listed("expired"));
     let mut seen = Vec::new();
-    eventually("it is announced", || {
+    eventually("the expiry is counted", || {
         seen.push((session.state()["state"] == "expired", listed("expired")));
         program.metrics().sum("lumilink_sessions_expired_total", &[]) == 1.0
     });
     assert!(
         seen.iter().all(|(shown, listed)| !shown || *listed),
-        "who looked at it knew what the list knows: {seen:?}"
+        "the list shows the expiry no later than the state: {seen:?}"
     );
     assert!(listed("expired") && !listed("hibernated"));
     let log = program.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("session expired")).collect();
     assert!(lines.len() == 1 && lines[0].contains("[ACP]") && lines[0].contains(&session.id), "{lines:?}");
-    assert_eq!(busy.state()["state"], "running", "in the middle of its turn");
+    assert_eq!(busy.state()["state"], "running", "the other session is in its turn");
     stream.rest();
     assert_eq!(busy.ends(&prompt_id)["state"], "completed");
-    // It is written down: a start that would let it sleep longer knows it too.
+    // The expiry is persistent: a restart with a longer maximum age does not undo it.
     let folder = program.stop();
     let program = Program::builder().folder(&folder).start();
     let again = crate::harness::Session { api: program.api.clone(), ..session };
@@ -143,15 +143,15 @@ fn nfr_004_sessions_and_transcripts_survive_a_restart_of_the_program() {
     let again = crate::harness::Session { api: program.api.clone(), ..session };
     assert_eq!(again.state()["state"], "hibernated");
     assert!(again.conversation().iter().any(|(_, text)| text.contains("said before")));
-    assert!(again.says("read kept.txt").contains("content"), "the next prompt brings it back");
+    assert!(again.says("read kept.txt").contains("content"), "the next prompt resumes it");
 }
 
 #[test]
-fn nfr_004_a_turn_that_a_power_cut_ended_is_interrupted_and_its_session_can_be_loaded() {
+fn nfr_004_turn_ended_by_a_power_cut_is_interrupted_and_its_session_loads() {
     let mut program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, stream) = session.is_busy_with("echo started ; sleep 60");
-    let told = session.state()["lastEventId"].as_u64().expect("an id");
+    let last = session.state()["lastEventId"].as_u64().expect("an id");
     program.kill();
     drop(stream);
     let folder = program.folder.clone();
@@ -163,12 +163,12 @@ fn nfr_004_a_turn_that_a_power_cut_ended_is_interrupted_and_its_session_can_be_l
     again.prompt("echo a").problem(409, "session_not_loaded");
     again.post("load", json!({})).expect(200);
     let next = again.state()["lastEventId"].as_u64().expect("an id");
-    assert!(next > told, "an event id stands for one event: {next} after {told}");
+    assert!(next > last, "no event id is reused: {next} after {last}");
     assert_eq!(again.says("echo a"), "a");
 }
 
 #[test]
-fn an_agent_with_load_keeps_its_own_conversation() {
+fn agent_with_session_load_keeps_its_own_conversation() {
     let program = Program::start();
     let memory = program.folder.path().join("agent-memory");
     std::fs::create_dir(&memory).unwrap();
@@ -178,12 +178,12 @@ fn an_agent_with_load_keeps_its_own_conversation() {
     session.completes("echo a");
     session.becomes("hibernated");
     let result = session.completes("echo b");
-    assert_eq!(result["meta"]["contextInjected"], false, "the agent remembers by itself: {result}");
-    assert_eq!(session.conversation().len(), 4, "what the load replayed is not written a second time");
+    assert_eq!(result["meta"]["contextInjected"], false, "the agent has its own memory: {result}");
+    assert_eq!(session.conversation().len(), 4, "the replay of the load is not written to the transcript");
 }
 
 #[test]
-fn nfr_002_a_seat_too_many_is_refused_at_once_and_a_resume_is_not() {
+fn nfr_002_session_over_capacity_is_refused_and_a_resume_is_not() {
     let program = Program::builder().set("capacity.max_sessions", 2).start();
     let (one, _two) = (program.api.open("ws"), program.api.open("ws"));
     let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
@@ -194,13 +194,13 @@ fn nfr_002_a_seat_too_many_is_refused_at_once_and_a_resume_is_not() {
     one.becomes("idle");
     one.post("load", json!({})).expect(200);
     one.post("close", json!({})).expect(200);
-    wait_for(DEADLINE, "the seat is free again", || {
+    wait_for(DEADLINE, "capacity is available again", || {
         (program.api.post("/acp/session/new", body.clone()).status == 201).then_some(())
     });
 }
 
 #[test]
-fn modes_and_options_are_set_where_the_agent_offers_them_and_refused_where_not() {
+fn offered_modes_and_options_are_set_and_unknown_ones_are_refused() {
     let program = Program::start();
     let session = program.api.open("ws");
     let mode = &session.opened["modes"]["availableModes"][0]["id"];
@@ -215,7 +215,7 @@ fn modes_and_options_are_set_where_the_agent_offers_them_and_refused_where_not()
 }
 
 #[test]
-fn a_list_by_state_tells_what_sessions_are_now() {
+fn list_by_state_reflects_current_states() {
     let program = Program::start();
     let (busy, idle) = (program.api.open("busy"), program.api.open("idle"));
     let listed = |state: &str| {

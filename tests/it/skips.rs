@@ -1,4 +1,4 @@
-//! FR-013: whenever automation is left out there is exactly one toast, at once, and exactly one note with the reason.
+//! FR-013: skipped automation raises exactly one toast immediately, and exactly one note with the reason.
 
 use crate::harness::{
     DEADLINE, Program, Session, Value, git_server::GitServer, json, program::Builder, toasts::Subscriber, wait_for,
@@ -30,7 +30,8 @@ fn notes(session: &Session) -> Vec<Value> {
     session.transcript().into_iter().filter(|entry| entry["eventType"] == "automation").collect()
 }
 
-fn told(program: &Program) -> Vec<Value> {
+/// All toasts of the tenant, oldest first.
+fn toasts(program: &Program) -> Vec<Value> {
     let inbox = program.api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
     let items = inbox["items"].as_array().unwrap().iter().rev();
     items.map(|item| item["toast"].clone()).collect()
@@ -43,7 +44,7 @@ fn reasons(result: &Value) -> (&str, &str) {
 }
 
 #[test]
-fn fr_013_a_turn_without_a_credential_is_told_once_with_its_note_its_run_and_its_result() {
+fn fr_013_missing_credential_yields_one_toast_note_run_and_result() {
     let server = GitServer::start();
     let program = with(&server).start();
     let session = open(&program, &server, json!({}));
@@ -55,7 +56,7 @@ fn fr_013_a_turn_without_a_credential_is_told_once_with_its_note_its_run_and_its
     assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("warning"), &json!("automationSkipped")), "{toast}");
     assert_eq!(toast["body"], result["githubAutomation"]["toastMessage"], "{toast}");
     assert!(toast["body"].as_str().unwrap().contains("octo/hello"), "{toast}");
-    assert!(!toast.to_string().contains(&session.id), "others of the tenant may see it: {toast}");
+    assert!(!toast.to_string().contains(&session.id), "other users of the tenant may see it: {toast}");
     let notes = notes(&session);
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert_eq!(notes[0]["text"], result["githubAutomation"]["transcriptNote"], "{notes:?}");
@@ -69,35 +70,35 @@ fn fr_013_a_turn_without_a_credential_is_told_once_with_its_note_its_run_and_its
         (&runs["items"][0]["status"], &runs["items"][0]["skipReason"]),
         (&json!("skipped"), &json!("missingCredential"))
     );
-    // Each turn is a cause of its own.
+    // Each turn raises its own toast.
     prompt(&session, None);
-    assert_eq!(told(&program).len(), 2);
-    let line = wait_for(DEADLINE, "the line of the log", || {
+    assert_eq!(toasts(&program).len(), 2);
+    let line = wait_for(DEADLINE, "the log line", || {
         program.log().lines().find(|line| line.contains("[GITHUB-AUTO]")).map(str::to_owned)
     });
     assert!(line.contains("missingCredential"), "{line}");
 }
 
 #[test]
-fn fr_013_what_a_caller_wanted_to_be_without_is_told_once_a_session() {
+fn fr_013_automation_disabled_by_the_caller_is_reported_once_per_session() {
     let server = GitServer::start();
     let program = with(&server).start();
     let session = open(&program, &server, json!({}));
     for _ in 0..3 {
         assert_eq!(reasons(&prompt(&session, Some("none"))), ("automationDisabled", "caller-skip"));
     }
-    assert_eq!((told(&program).len(), notes(&session).len()), (1, 1));
+    assert_eq!((toasts(&program).len(), notes(&session).len()), (1, 1));
     let off = open(&program, &server, json!({"enableGitOps": false}));
     for _ in 0..2 {
         assert_eq!(reasons(&prompt(&off, None)), ("automationDisabled", "gitops-off"));
     }
-    assert_eq!((told(&program).len(), notes(&off).len()), (2, 1));
+    assert_eq!((toasts(&program).len(), notes(&off).len()), (2, 1));
     let runs = program.api.get("/acp/audit/automation-runs").expect(200);
-    assert_eq!(runs["items"].as_array().unwrap().len(), 5, "each turn has its record");
+    assert_eq!(runs["items"].as_array().unwrap().len(), 5, "each turn has an audit record");
 }
 
 #[test]
-fn fr_013_a_blocked_repository_a_switched_off_configuration_and_the_kill_switch_are_told() {
+fn fr_013_blocked_repository_disabled_setting_and_kill_switch_are_reported() {
     let server = GitServer::start();
     let program = with(&server).start();
     let session = open(&program, &server, json!({}));
@@ -111,7 +112,7 @@ fn fr_013_a_blocked_repository_a_switched_off_configuration_and_the_kill_switch_
         let program = builder.start();
         let session = open(&program, &server, json!({}));
         assert_eq!(reasons(&prompt(&session, Some("commit-only"))), ("automationDisabled", detail));
-        assert_eq!(told(&program).len(), 1);
+        assert_eq!(toasts(&program).len(), 1);
     }
     let program = with(&server).set("github.blocked_repositories", "[\"*/hello\"]").start();
     let session = open(&program, &server, json!({}));
@@ -119,19 +120,20 @@ fn fr_013_a_blocked_repository_a_switched_off_configuration_and_the_kill_switch_
 }
 
 #[test]
-fn fr_013_over_the_fallback_it_is_told_the_same() {
+fn fr_013_skip_on_the_fallback_route_is_reported_the_same_way() {
     let server = GitServer::start();
     let program = with(&server).start();
     let session = open(&program, &server, json!({}));
     program.api.post("/acp/workspaces/ws/rollback", json!({"actor": "ada", "reason": "drill"})).expect(200);
     let result = prompt(&session, None);
     assert_eq!((result["meta"]["protocol"].as_str().unwrap(), reasons(&result).0), ("http", "missingCredential"));
-    let triggers: Vec<_> = told(&program).iter().map(|toast| toast["trigger"].as_str().unwrap().to_owned()).collect();
+    let triggers: Vec<_> =
+        toasts(&program).iter().map(|toast| toast["trigger"].as_str().unwrap().to_owned()).collect();
     assert_eq!(triggers, ["manualOperator", "automationSkipped"]);
 }
 
 #[test]
-fn fr_013_a_session_without_a_repository_skips_nothing_and_a_turn_that_did_not_complete_neither() {
+fn fr_013_session_without_repository_and_failed_turn_report_no_skip() {
     let server = GitServer::start();
     let program = with(&server).start();
     let plain = program.api.open("plain");
@@ -139,13 +141,13 @@ fn fr_013_a_session_without_a_repository_skips_nothing_and_a_turn_that_did_not_c
     assert_eq!(result["githubAutomation"], Value::Null, "{result}");
     let session = open(&program, &server, json!({}));
     session.prompt("crash").problem(502, "agent_crashed");
-    assert_eq!(told(&program), Vec::<Value>::new(), "a successful turn shows no toast");
+    assert_eq!(toasts(&program), Vec::<Value>::new(), "neither turn raises a toast");
     let unknown = json!({"sessionId": session.id, "prompt": "echo a", "automation": {"mode": "all"}});
     program.api.post("/acp/session/prompt", unknown).problem(400, "invalid_request");
 }
 
 #[test]
-fn fr_013_a_turn_that_outlives_its_supervisor_is_told_as_it_was_asked() {
+fn fr_013_turn_that_outlives_its_supervisor_keeps_its_automation_mode() {
     let server = GitServer::start();
     let mut program = with(&server).separate_runtime("a-token-between-the-two-sides").start();
     let session = open(&program, &server, json!({}));
@@ -159,5 +161,5 @@ fn fr_013_a_turn_that_outlives_its_supervisor_is_told_as_it_was_asked() {
     let ended = session.ends(&prompt_id);
     assert_eq!(ended["state"], "completed", "{ended}");
     assert_eq!(reasons(&ended["result"]), ("automationDisabled", "caller-skip"));
-    assert_eq!((told(&program).len(), notes(&session).len()), (1, 1));
+    assert_eq!((toasts(&program).len(), notes(&session).len()), (1, 1));
 }

@@ -1,4 +1,4 @@
-//! The main script on both databases.
+//! The same scenario on SQLite and PostgreSQL, and the start of the program on either database.
 
 use crate::harness::{Program, json, program::PostgresDatabase};
 
@@ -26,12 +26,12 @@ fn main_script(program: &Program) {
 }
 
 #[test]
-fn the_main_script_on_sqlite() {
+fn main_script_passes_on_sqlite() {
     main_script(&Program::start());
 }
 
 #[test]
-fn the_main_script_on_postgresql() {
+fn main_script_passes_on_postgresql() {
     main_script(&Program::builder().postgres().start());
 }
 
@@ -50,7 +50,7 @@ fn sessions_survive_a_restart_on_postgresql() {
 }
 
 #[test]
-fn two_programs_may_start_on_one_empty_database_at_the_same_time() {
+fn two_programs_start_on_one_empty_database_concurrently() {
     let database = PostgresDatabase::create();
     let start = || Program::builder().set("database.url", database.url());
     let (one, two) = (start(), start());
@@ -62,7 +62,7 @@ fn two_programs_may_start_on_one_empty_database_at_the_same_time() {
 }
 
 #[test]
-fn migrate_alone_prepares_the_database_and_can_be_repeated() {
+fn migrate_command_prepares_the_database_and_can_be_repeated() {
     let database = PostgresDatabase::create();
     let folder = crate::harness::program::Folder::new();
     for _ in 0..2 {
@@ -78,7 +78,7 @@ fn migrate_alone_prepares_the_database_and_can_be_repeated() {
 }
 
 #[test]
-fn a_database_that_is_not_there_stops_the_start_with_a_reason() {
+fn unreachable_database_stops_the_start_with_a_reason() {
     let folder = crate::harness::program::Folder::new();
     let url = format!("postgres://nobody:secret-password@127.0.0.1:{}/none", crate::harness::free_port());
     let output = std::process::Command::new(crate::harness::lumilink())
@@ -87,12 +87,12 @@ fn a_database_that_is_not_there_stops_the_start_with_a_reason() {
         .output()
         .expect("the program runs");
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.to_lowercase().contains("database") && !said.contains("secret-password"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.to_lowercase().contains("database") && !stderr.contains("secret-password"), "{stderr}");
 }
 
 #[test]
-fn a_second_supervisor_on_the_same_sqlite_file_is_refused_and_disturbs_nothing() {
+fn second_supervisor_on_the_same_sqlite_file_is_refused_harmlessly() {
     let program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
@@ -102,9 +102,9 @@ fn a_second_supervisor_on_the_same_sqlite_file_is_refused_and_disturbs_nothing()
         .env("HOME", program.folder.path())
         .output()
         .expect("the program runs");
-    let said = String::from_utf8_lossy(&second.stderr);
-    assert_eq!(second.status.code(), Some(1), "{said}");
-    assert!(said.contains("another lumilink") && said.contains("--data-dir"), "{said}");
+    let stderr = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("another lumilink") && stderr.contains("--data-dir"), "{stderr}");
     let turn = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
     assert_eq!(turn["state"], "running");
     assert!(session.cancel());

@@ -1,4 +1,4 @@
-//! Updates as server-sent events: in the answer to a prompt, and beside it.
+//! Updates as server-sent events: in the response to a prompt, and from the session's event stream.
 
 use crate::harness::{
     Program,
@@ -24,7 +24,7 @@ fn a_streamed_turn_shows_every_update_and_ends_with_the_result() {
     }
     assert_eq!(events[0].name, "accepted", "{events:#?}");
     let ids = ids(&events);
-    assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "ids count up: {ids:?}");
+    assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "ids increase: {ids:?}");
     for event in events.iter().filter(|event| event.name == "update") {
         assert_eq!((&event.data["sessionId"], &event.data["type"]), (&json!(session.id), &json!("update")));
         assert!(event.data["promptId"].is_string());
@@ -32,7 +32,7 @@ fn a_streamed_turn_shows_every_update_and_ends_with_the_result() {
 }
 
 #[test]
-fn a_failed_turn_ends_its_stream_with_a_result_too() {
+fn failed_turn_ends_its_stream_with_a_result() {
     let program = Program::start();
     let session = program.api.open("ws");
     let events = session.streams("echo before ; error -32603 boom").rest();
@@ -52,7 +52,7 @@ fn updates_arrive_while_the_turn_runs() {
 }
 
 #[test]
-fn a_reader_that_goes_away_does_not_end_the_turn() {
+fn reader_that_disconnects_does_not_end_the_turn() {
     let program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, stream) = session.is_busy_with("ticks 20 20 ; echo done");
@@ -63,7 +63,7 @@ fn a_reader_that_goes_away_does_not_end_the_turn() {
 }
 
 #[test]
-fn a_late_reader_starts_at_the_oldest_event_held() {
+fn late_reader_starts_at_the_oldest_retained_event() {
     let program = Program::start();
     let session = program.api.open("ws");
     session.completes("echo first");
@@ -80,7 +80,7 @@ fn a_late_reader_starts_at_the_oldest_event_held() {
 }
 
 #[test]
-fn nfr_004_resuming_after_the_last_id_shows_each_event_exactly_once() {
+fn nfr_004_resuming_after_the_last_id_delivers_each_event_exactly_once() {
     let program = Program::start();
     let session = program.api.open("ws");
     let path = format!("/acp/session/{}/events", session.id);
@@ -94,11 +94,15 @@ fn nfr_004_resuming_after_the_last_id_shows_each_event_exactly_once() {
     assert_eq!(ids(&rest), expected);
     session.completes("echo and live");
     let live = resumed.until("the next result", |event| event.name == "result");
-    assert_eq!(ids(&live).first(), Some(&(all.last().unwrap().id.unwrap() + 1)), "replay goes over into live");
+    assert_eq!(
+        ids(&live).first(),
+        Some(&(all.last().unwrap().id.unwrap() + 1)),
+        "live events follow the replay without a gap"
+    );
 }
 
 #[test]
-fn from_live_shows_nothing_old() {
+fn from_live_skips_earlier_events() {
     let program = Program::start();
     let session = program.api.open("ws");
     session.completes("echo old");
@@ -109,7 +113,7 @@ fn from_live_shows_nothing_old() {
 }
 
 #[test]
-fn a_reader_that_comes_too_late_is_told_of_the_gap() {
+fn reader_behind_the_replay_buffer_gets_a_gap_event() {
     let program = Program::builder().set("limits.replay_events", 10).start();
     let session = program.api.open("ws");
     session.completes("flood 100");
@@ -119,7 +123,7 @@ fn a_reader_that_comes_too_late_is_told_of_the_gap() {
 }
 
 #[test]
-fn the_raw_update_passes_through_with_what_nobody_here_knows() {
+fn unknown_update_passes_through() {
     let program = Program::start();
     let session = program.api.open("ws");
     let events = session.streams("unknown-update").rest();
@@ -144,7 +148,7 @@ fn the_raw_update_passes_through_with_what_nobody_here_knows() {
 }
 
 #[test]
-fn the_last_event_id_of_the_state_is_that_of_the_stream() {
+fn last_event_id_of_the_state_covers_the_stream() {
     let program = Program::start();
     let session = program.api.open("ws");
     let events = session.streams("echo a").rest();

@@ -1,16 +1,18 @@
-//! Agents that crash, hang, lie and leave children; the session is usable again within a second.
+//! Agents that crash, hang, violate the protocol or leave child processes: the session is usable again within
+//! seconds.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{DEADLINE, Program, Session, api::result_of, eventually, json, processes, wait_for};
 
+/// Fails the test unless the session completes a prompt within 3 s.
 fn is_usable_again(session: &Session) {
     let begin = Instant::now();
     wait_for(DEADLINE, "the session is usable again", || {
         let answer = session.prompt("echo back");
         (answer.status == 200).then_some(())
     });
-    // A second on an idle machine; two cores shared by other tests get three.
+    // It takes up to one second on an idle machine; other tests share the two cores.
     assert!(begin.elapsed() < Duration::from_secs(3), "usable again after {:?}", begin.elapsed());
 }
 
@@ -38,20 +40,20 @@ fn a_crash_ends_the_stream_with_one_result() {
 }
 
 #[test]
-fn a_silent_agent_is_given_up_after_the_inactivity_limit_and_a_talking_one_is_not() {
+fn silent_agent_times_out_after_the_inactivity_limit_and_a_busy_one_does_not() {
     let program = Program::builder().set("turn.inactivity_timeout_s", 2).start();
     let session = program.api.open("ws");
     let problem = session.prompt("hang").problem(504, "inactivity_timeout");
     assert_eq!(problem["class"], "connection");
     is_usable_again(&session);
-    // Longer than the limit as a whole, never silent for as long.
+    // The turn as a whole exceeds the limit, but each pause in it is shorter.
     let begin = Instant::now();
     session.completes("ticks 12 250");
     assert!(begin.elapsed() > Duration::from_secs(2), "the turn outlasted the limit: {:?}", begin.elapsed());
 }
 
 #[test]
-fn some_stray_lines_are_tolerated_with_a_diagnostic_and_many_are_not() {
+fn few_stray_lines_yield_a_diagnostic_and_many_fail_the_turn() {
     let program = Program::start();
     let session = program.api.open("ws");
     let result = session.completes("garbage 3 ; echo fine");
@@ -62,7 +64,7 @@ fn some_stray_lines_are_tolerated_with_a_diagnostic_and_many_are_not() {
 }
 
 #[test]
-fn a_frame_that_is_no_message_ends_the_turn_and_not_the_session() {
+fn malformed_frame_fails_the_turn_and_not_the_session() {
     let program = Program::start();
     let session = program.api.open("ws");
     let problem = session.prompt("bad-frame").problem(502, "protocol_violation");
@@ -71,7 +73,7 @@ fn a_frame_that_is_no_message_ends_the_turn_and_not_the_session() {
 }
 
 #[test]
-fn a_frame_over_the_limit_is_refused_and_the_session_lives() {
+fn oversized_frame_fails_the_turn_and_not_the_session() {
     let program = Program::builder().set("limits.frame_bytes", 100_000).start();
     let session = program.api.open("ws");
     session.prompt("huge 200000").problem(502, "frame_too_large");
@@ -79,7 +81,7 @@ fn a_frame_over_the_limit_is_refused_and_the_session_lives() {
 }
 
 #[test]
-fn agents_that_cannot_begin_are_refused_with_a_clear_reason() {
+fn agent_that_fails_to_start_is_refused_with_a_specific_code() {
     let cases: [(&[&str], u16, &str); 6] = [
         (&["--refuse-handshake"], 502, "handshake_failed"),
         (&["--protocol-version", "2"], 502, "protocol_version"),
@@ -97,7 +99,7 @@ fn agents_that_cannot_begin_are_refused_with_a_clear_reason() {
 }
 
 #[test]
-fn an_agent_that_prints_a_banner_or_takes_its_time_is_fine() {
+fn agent_with_a_banner_or_a_slow_start_is_accepted() {
     for flags in [["--garbage-on-start"].as_slice(), &["--start-delay-ms", "700"], &["--echo-version"]] {
         let program = Program::builder().demo_agent(flags).start();
         assert_eq!(program.api.open("ws").says("echo up"), "up", "{flags:?}");
@@ -105,7 +107,7 @@ fn an_agent_that_prints_a_banner_or_takes_its_time_is_fine() {
 }
 
 #[test]
-fn a_command_that_does_not_exist_says_so() {
+fn missing_agent_command_is_named_in_the_problem() {
     let program = Program::builder().set("agent.command", json!(["/nonexistent/agent"])).start();
     let body = json!({"workspaceId": "ws", "installationId": "tenant-1"});
     let problem = program.api.post("/acp/session/new", body).problem(502, "agent_start_failed");
@@ -113,26 +115,26 @@ fn a_command_that_does_not_exist_says_so() {
 }
 
 #[test]
-fn a_grandchild_does_not_outlive_the_agent_whether_it_crashes_or_is_closed() {
+fn grandchild_does_not_outlive_a_crashed_or_closed_agent() {
     let program = Program::start();
     for crash in [true, false] {
         let session = program.api.open("ws");
-        let said = session.says("grandchild");
-        let pid: i32 = said.split(|c: char| !c.is_ascii_digit()).find_map(|it| it.parse().ok()).expect("a pid");
-        assert!(processes::is_alive(pid), "{said}");
+        let message = session.says("grandchild");
+        let pid: i32 = message.split(|c: char| !c.is_ascii_digit()).find_map(|it| it.parse().ok()).expect("a pid");
+        assert!(processes::is_alive(pid), "{message}");
         if crash {
             session.prompt("crash").problem(502, "agent_crashed");
         } else {
             session.post("close", json!({})).expect(200);
         }
-        eventually("the grandchild is gone", || !processes::is_alive(pid));
+        eventually("the grandchild has ended", || !processes::is_alive(pid));
     }
 }
 
 #[test]
 fn too_many_crashes_fail_the_session_until_it_is_loaded() {
     let mut program = Program::start();
-    // The end of a session that failed too often is worth an error line.
+    // The failure of the session is logged as an error.
     program.expect_error("session");
     let session = program.api.open_on_acp("ws");
     for n in 0..6 {
@@ -146,7 +148,7 @@ fn too_many_crashes_fail_the_session_until_it_is_loaded() {
 }
 
 #[test]
-fn a_crash_of_one_session_is_nothing_to_another() {
+fn crash_of_one_session_does_not_affect_another() {
     let program = Program::start();
     let (one, two) = (program.api.open("ws"), program.api.open("ws"));
     let (_, mut stream) = two.is_busy_with("ticks 20 50");
@@ -172,14 +174,14 @@ fn a_fresh_agent_gets_the_conversation_so_far_as_context() {
 fn an_agent_that_dies_while_idle_is_replaced_before_the_next_prompt() {
     let program = Program::start();
     let session = program.api.open("ws");
-    let pid: i32 = session.says("pid").trim().parse().expect("the agent says its pid");
+    let pid: i32 = session.says("pid").trim().parse().expect("the agent reports its pid");
     processes::signal(pid, libc::SIGKILL);
-    eventually("it is gone", || !processes::is_alive(pid));
+    eventually("the agent has ended", || !processes::is_alive(pid));
     is_usable_again(&session);
 }
 
 #[test]
-fn an_agent_that_wants_to_be_signed_in_is_signed_in_by_the_configured_method() {
+fn agent_that_requires_authentication_uses_the_configured_method() {
     let program = Program::builder().demo_agent(&["--require-auth"]).set("agent.auth_method", "demo").start();
     assert_eq!(program.api.open("ws").says("echo in"), "in");
     let named = json!({"workspaceId": "named", "installationId": "tenant-1", "agent": "default"});

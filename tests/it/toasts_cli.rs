@@ -29,7 +29,7 @@ fn lines(program: &Program, arguments: &[&str]) -> Vec<String> {
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
-/// A follower, and what it has printed.
+/// A running `lumilink toasts --follow`, and the lines that it has printed.
 struct Following {
     child: Child,
     printed: Arc<Mutex<Vec<Value>>>,
@@ -54,22 +54,22 @@ impl Following {
         self.printed.lock().expect("lines").iter().filter(|line| line["type"] == kind).cloned().collect()
     }
 
-    /// Waits until it has printed so many toasts; gives their numbers.
+    /// Waits until it has printed `count` toasts; returns their sequence numbers.
     fn toasts(&self, count: usize) -> Vec<u64> {
         let seqs =
             || self.of("toast").iter().map(|toast| toast["seq"].as_u64().expect("a number")).collect::<Vec<_>>();
         wait_for(DEADLINE, &format!("{count} toasts"), || (seqs().len() >= count).then(seqs))
     }
 
-    fn is_welcome(&self) {
-        eventually("the follower is welcome", || !self.of("welcome").is_empty());
+    fn until_welcome(&self) {
+        eventually("the follower has its welcome", || !self.of("welcome").is_empty());
     }
 
-    /// Ctrl-C.
+    /// Sends SIGINT and waits for exit code 0.
     fn ends(mut self) {
         processes::signal(i32::try_from(self.child.id()).expect("a process id"), libc::SIGINT);
         let status = wait_for(DEADLINE, "the follower ends", || self.child.try_wait().expect("a child"));
-        assert_eq!(status.code(), Some(0), "it did what it was asked");
+        assert_eq!(status.code(), Some(0), "SIGINT is an orderly end");
     }
 }
 
@@ -80,7 +80,7 @@ impl Drop for Following {
     }
 }
 
-/// Two toasts: a rollback and a restore.
+/// Raises two toasts, by a rollback and a restore.
 fn provoke(program: &Program) {
     for verb in ["rollback", "restore"] {
         let why = json!({"actor": "alice", "reason": "drill"});
@@ -89,7 +89,7 @@ fn provoke(program: &Program) {
 }
 
 #[test]
-fn the_inbox_is_printed_newest_last_and_marked_as_read_where_that_is_asked_for() {
+fn inbox_is_printed_newest_last_and_ack_marks_it_as_read() {
     let program = Program::start();
     program.api.open("ws");
     provoke(&program);
@@ -97,7 +97,7 @@ fn the_inbox_is_printed_newest_last_and_marked_as_read_where_that_is_asked_for()
     assert_eq!(printed.len(), 2, "{printed:?}");
     assert!(printed[0].starts_with("* ") && printed[0].contains("  error    ws  "), "{printed:?}");
     assert!(printed[1].starts_with("* ") && printed[1].contains("  info     ws  "), "{printed:?}");
-    assert!(!printed.concat().contains('\u{1b}'), "no colours where there is no terminal");
+    assert!(!printed.concat().contains('\u{1b}'), "no colours without a terminal");
     assert_eq!(lines(&program, &["--unread"]), [""; 0]);
     provoke(&program);
     let newest = lines(&program, &["--limit", "3", "--json"]);
@@ -108,19 +108,19 @@ fn the_inbox_is_printed_newest_last_and_marked_as_read_where_that_is_asked_for()
 }
 
 #[test]
-fn a_follower_goes_on_where_an_earlier_one_ended_and_a_stranger_is_told_why_not() {
+fn follower_resumes_from_its_state_file_and_rejects_one_of_another_stream() {
     let program = Program::start();
     let base = program.api.base();
     program.api.open("ws");
     let state = ["--state", "place.json"];
     let first = Following::start(&program, &base, &state);
-    first.is_welcome();
+    first.until_welcome();
     provoke(&program);
     assert_eq!(first.toasts(2), [1, 2]);
     first.ends();
     provoke(&program);
     let second = Following::start(&program, &base, &[&state[..], &["--ack"]].concat());
-    assert_eq!(second.toasts(2), [3, 4], "what came meanwhile, and nothing twice");
+    assert_eq!(second.toasts(2), [3, 4], "only the toasts raised meanwhile");
     provoke(&program);
     assert_eq!(second.toasts(4), [3, 4, 5, 6]);
     eventually("all of it is marked as read", || {
@@ -132,12 +132,12 @@ fn a_follower_goes_on_where_an_earlier_one_ended_and_a_stranger_is_told_why_not(
             .all(|it| it["read"] == (it["toast"]["seq"].as_u64() > Some(2)))
     });
     second.ends();
-    let place: Value =
-        serde_json::from_slice(&std::fs::read(program.folder.path().join("place.json")).expect("a place"))
+    let position: Value =
+        serde_json::from_slice(&std::fs::read(program.folder.path().join("place.json")).expect("a state file"))
             .expect("JSON");
-    assert_eq!(place["cursor"], 6, "{place}");
+    assert_eq!(position["cursor"], 6, "{position}");
 
-    let cursor = ["--since-cursor", "4", "--epoch", place["epoch"].as_str().expect("an epoch")];
+    let cursor = ["--since-cursor", "4", "--epoch", position["epoch"].as_str().expect("an epoch")];
     let third = Following::start(&program, &base, &cursor);
     assert_eq!(third.toasts(2), [5, 6]);
     third.ends();
@@ -147,38 +147,38 @@ fn a_follower_goes_on_where_an_earlier_one_ended_and_a_stranger_is_told_why_not(
         .current_dir(program.folder.path())
         .output()
         .expect("the program runs");
-    let said = String::from_utf8_lossy(&other.stderr);
-    assert!(!other.status.success() && said.contains("tenant:tenant-1"), "{said}");
-    let nobody = Command::new(lumilink())
+    let stderr = String::from_utf8_lossy(&other.stderr);
+    assert!(!other.status.success() && stderr.contains("tenant:tenant-1"), "{stderr}");
+    let no_scope = Command::new(lumilink())
         .args(["toasts", "--follow"])
         .env("LUMILINK_URL", &base)
         .output()
         .expect("the program runs");
-    let said = String::from_utf8_lossy(&nobody.stderr);
-    assert!(!nobody.status.success() && said.contains("installationId"), "{said}");
+    let stderr = String::from_utf8_lossy(&no_scope.stderr);
+    assert!(!no_scope.status.success() && stderr.contains("installationId"), "{stderr}");
 }
 
 #[test]
-fn a_follower_outlives_cut_cables_and_a_killed_server_and_shows_each_toast_once() {
+fn follower_survives_cut_connections_and_a_kill_and_prints_each_toast_once() {
     let mut program = Program::start();
     program.api.open("ws");
-    let cable = Proxy::start(program.address);
-    let follower = Following::start(&program, &format!("http://{}", cable.address()), &[]);
-    follower.is_welcome();
-    let mut told = 0;
-    // The second of the three is cut within a frame.
-    for broken in [Mode::Cut, Mode::CutAfter(Way::ToClient, 100), Mode::Reset] {
-        cable.set_open(broken);
+    let proxy = Proxy::start(program.address);
+    let follower = Following::start(&program, &format!("http://{}", proxy.address()), &[]);
+    follower.until_welcome();
+    let mut raised = 0;
+    // The second fault cuts the connection within a frame.
+    for fault in [Mode::Cut, Mode::CutAfter(Way::ToClient, 100), Mode::Reset] {
+        proxy.set_open(fault);
         provoke(&program);
-        told += 2;
-        follower.toasts(told);
+        raised += 2;
+        follower.toasts(raised);
     }
-    assert_eq!(follower.of("restored").len(), 3, "each of them was noticed");
+    assert_eq!(follower.of("restored").len(), 3, "each fault is detected");
     program.kill_supervisor();
     program.start_supervisor_again();
-    cable.target(program.address);
+    proxy.target(program.address);
     provoke(&program);
-    assert_eq!(follower.toasts(told + 2), [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(follower.toasts(raised + 2), [1, 2, 3, 4, 5, 6, 7, 8]);
     assert!(follower.of("restored").len() == 4 && follower.of("reset").is_empty());
     follower.ends();
 }

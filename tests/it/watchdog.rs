@@ -1,4 +1,4 @@
-//! Threads that run sessions and stand still: noticed, told once, and borne as long as another one works.
+//! The watchdog of threads that run sessions: a stalled thread is reported once, and other threads keep serving.
 
 use std::{
     fs,
@@ -11,25 +11,25 @@ use crate::harness::{DEADLINE, Program, eventually, metrics::Scrape, processes, 
 
 const STALLS: &str = "lumilink_arbiter_stalls_total";
 const LAG: &str = "lumilink_arbiter_lag_seconds";
-const SAYS: &str = "a thread that runs sessions stands still";
+const STALL_ERROR: &str = "a thread that runs sessions stands still";
 
-/// A thread of the program that is stopped, as by a handler that blocks; it goes on when this is dropped. Only the
-/// thread that stopped it can let it go.
+/// A stopped thread of the program, as if a handler blocked it. Dropping the value continues the thread, which only
+/// the test thread that stopped it can do.
 struct Frozen(i32);
 
 impl Frozen {
     fn freeze(thread: i32) -> Self {
         let null = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: neither request touches memory of ours.
+        // SAFETY: neither request touches memory of this process.
         let result = unsafe {
             libc::ptrace(libc::PTRACE_SEIZE, thread, null, null);
             libc::ptrace(libc::PTRACE_INTERRUPT, thread, null, null)
         };
-        assert_eq!(result, 0, "one thread of a child can be stopped: {}", std::io::Error::last_os_error());
+        assert_eq!(result, 0, "ptrace stops a thread of the program: {}", std::io::Error::last_os_error());
         let mut status = 0;
-        // SAFETY: the status is ours.
+        // SAFETY: `status` is a local variable.
         let waited = unsafe { libc::waitpid(thread, &mut status, libc::__WALL) };
-        assert_eq!(waited, thread, "it is stopped");
+        assert_eq!(waited, thread, "the thread is stopped");
         Self(thread)
     }
 }
@@ -42,7 +42,7 @@ impl Drop for Frozen {
     }
 }
 
-/// The threads of a process that serve.
+/// The worker threads of a process.
 fn workers(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the program runs");
     let mut found: Vec<i32> = tasks
@@ -54,7 +54,7 @@ fn workers(pid: i32) -> Vec<i32> {
     found
 }
 
-/// The body of an answer, from whichever thread gives one soon; a frozen one does not.
+/// The status and body of a response. Retries on new connections, because a frozen thread does not respond.
 fn get(program: &Program, path: &str) -> (u16, String) {
     wait_for(DEADLINE, "a thread that answers", || {
         let mut stream = TcpStream::connect(program.address).ok()?;
@@ -70,15 +70,15 @@ fn get(program: &Program, path: &str) -> (u16, String) {
 fn value(program: &Program, name: &str) -> f64 {
     let (status, body) = get(program, "/metrics");
     assert_eq!(status, 200);
-    // Chunk marks are not samples.
+    // Skips chunk framing.
     let lines = body.lines().filter(|line| line.starts_with("lumilink_"));
     Scrape::parse(&lines.collect::<Vec<_>>().join("\n")).sum(name, &[])
 }
 
 #[test]
-fn a_thread_that_stands_still_is_told_once_and_the_others_serve_on() {
+fn stalled_thread_is_reported_once_while_others_keep_serving() {
     let mut program = Program::builder().set("server.workers", 2).start();
-    program.expect_error(SAYS);
+    program.expect_error(STALL_ERROR);
     let session = program.api.open("ws");
     session.completes("echo before");
     let workers = workers(program.pid());
@@ -86,40 +86,40 @@ fn a_thread_that_stands_still_is_told_once_and_the_others_serve_on() {
     let frozen = Frozen::freeze(workers[0]);
     eventually("the stall is counted", || value(&program, STALLS) == 1.0);
     assert!(value(&program, LAG) >= 5.0);
-    assert_eq!(get(&program, "/livez").0, 200, "it may come back");
+    assert_eq!(get(&program, "/livez").0, 200, "a stalled thread may recover");
     drop(frozen);
-    eventually("it runs again", || value(&program, LAG) < 1.0);
+    eventually("the thread runs again", || value(&program, LAG) < 1.0);
     assert_eq!(value(&program, STALLS), 1.0);
-    let lines: Vec<_> = program.log().lines().filter(|line| line.contains(SAYS)).map(str::to_owned).collect();
+    let lines: Vec<_> = program.log().lines().filter(|line| line.contains(STALL_ERROR)).map(str::to_owned).collect();
     assert!(lines.len() == 1 && lines[0].contains("[ACP]"), "{lines:?}");
     assert_eq!(session.says("echo after"), "after");
     assert_eq!(program.api.get("/livez").status, 200);
 }
 
 #[test]
-fn a_process_that_was_stopped_as_a_whole_blames_none_of_its_threads() {
+fn process_stopped_as_a_whole_reports_no_stalled_thread() {
     let program = Program::builder().set("server.workers", 2).start();
     let session = program.api.open("ws");
     program.signal(libc::SIGSTOP);
     let stopped = std::time::Instant::now();
-    eventually("longer than a stall takes", || stopped.elapsed() > Duration::from_secs(7));
+    eventually("the stop exceeds the stall threshold", || stopped.elapsed() > Duration::from_secs(7));
     processes::signal(program.pid(), libc::SIGCONT);
     let woken = std::time::Instant::now();
-    eventually("the watchdog has looked again", || woken.elapsed() > Duration::from_secs(2));
+    eventually("the watchdog has run again", || woken.elapsed() > Duration::from_secs(2));
     assert_eq!(value(&program, STALLS), 0.0);
     assert_eq!(session.says("echo on"), "on");
 }
 
 #[test]
-fn a_separate_runtime_watches_its_threads_too() {
+fn separate_runtime_reports_its_stalled_threads() {
     let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
-    program.expect_error(SAYS);
+    program.expect_error(STALL_ERROR);
     let session = program.api.open("ws");
     session.completes("echo before");
-    // All of them: a runtime that serves nobody for a while is one for whom its clients wait.
+    // All workers: clients wait for a runtime that stalls for a while.
     let frozen: Vec<_> = workers(program.runtime().pid()).into_iter().map(Frozen::freeze).collect();
     assert!(!frozen.is_empty());
-    eventually("the stall is told", || program.runtime().log().contains(SAYS));
+    eventually("the stall is logged", || program.runtime().log().contains(STALL_ERROR));
     drop(frozen);
     assert_eq!(session.says("echo after"), "after");
 }

@@ -1,4 +1,4 @@
-//! Agents stay in their workspace, with a cleared environment.
+//! Isolation of agents: the folder of their workspace, and a cleared environment.
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -17,16 +17,19 @@ fn an_agent_works_in_the_folder_of_its_workspace_under_the_root() {
 }
 
 #[test]
-fn workspaces_of_the_same_name_of_two_tenants_are_two() {
+fn same_workspace_name_in_two_tenants_gets_two_folders() {
     let program = Program::start();
     let body = |tenant: &str| json!({"workspaceId": "ws", "installationId": tenant});
     let (one, two) = (program.api.open_with(body("one")), program.api.open_with(body("two")));
     assert_ne!(one.path(), two.path());
-    assert!(!one.path().display().to_string().contains("ws/") && !one.path().ends_with("ws"), "made by the server");
+    assert!(
+        !one.path().display().to_string().contains("ws/") && !one.path().ends_with("ws"),
+        "the server chooses the folder name"
+    );
 }
 
 #[test]
-fn nothing_escapes_by_dots_by_an_absolute_path_or_by_a_link() {
+fn dots_absolute_paths_and_symlinks_do_not_escape_the_workspace() {
     let program = Program::start();
     let session = program.api.open("ws");
     let secret = program.folder.path().join("secret.txt");
@@ -85,7 +88,7 @@ fn fr_008_an_agent_starts_with_a_cleared_environment() {
 }
 
 #[test]
-fn an_existing_folder_is_used_only_where_it_is_allowed() {
+fn existing_folder_is_used_only_under_an_allowed_path() {
     let (allowed, elsewhere) = (Folder::new(), Folder::new());
     let inside = allowed.path().join("project");
     fs::create_dir(&inside).unwrap();
@@ -104,7 +107,7 @@ fn an_existing_folder_is_used_only_where_it_is_allowed() {
 }
 
 #[test]
-fn the_diff_shows_what_changed_without_any_remote() {
+fn diff_shows_changes_without_a_remote() {
     let program = Program::start();
     let session = program.api.open("ws");
     session.completes("write new.txt some content");
@@ -128,7 +131,7 @@ fn commands_run_in_the_workspace_and_can_be_switched_off() {
 }
 
 #[test]
-fn files_can_be_switched_off() {
+fn file_access_can_be_switched_off() {
     let program = Program::builder().set("agent.fs", false).start();
     let session = program.api.open("ws");
     session.prompt("write not-made.txt x");

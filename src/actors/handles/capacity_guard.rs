@@ -5,10 +5,11 @@
 //! [`CapacityWatch`](crate::actors::upkeep::capacity::CapacityWatch), which is told of every change.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::{
@@ -89,7 +90,7 @@ impl CapacityGuard {
 
     /// The alert that is open.
     pub(crate) fn alert(&self) -> Option<OpenCapacityAlert> {
-        *self.0.alert.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.alert.lock()
     }
 
     /// Tells the watch to look a last time and end. To be called when no session is left.
@@ -113,13 +114,13 @@ impl CapacityGuard {
     }
 
     pub(crate) fn set_alert(&self, alert: Option<OpenCapacityAlert>) {
-        *self.0.alert.lock().unwrap_or_else(PoisonError::into_inner) = alert;
+        *self.0.alert.lock() = alert;
         self.0.metrics.capacity().open(alert.map(|alert| alert.level));
     }
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
         // Nothing under this lock can panic half-way.
-        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.seats.lock()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Seats) -> T) -> T {

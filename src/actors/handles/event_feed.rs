@@ -1,7 +1,8 @@
 //! A session's events, for readers: backlog and live feed handed over in one step.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -51,7 +52,7 @@ impl EventFeed {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing in here panics half-way; a poisoned feed is still whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Numbers an event and hands it to every reader; returns its id. Readers that are full are cut off.

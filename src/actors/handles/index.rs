@@ -1,11 +1,9 @@
 //! Where live sessions are found.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use actix::Recipient;
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
@@ -50,28 +48,28 @@ pub(crate) struct SessionIndex(Arc<RwLock<HashMap<SessionId, Arc<LiveSession>>>>
 impl SessionIndex {
     /// Finds a live session.
     pub(crate) fn get(&self, id: SessionId) -> Option<Arc<LiveSession>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.0.read().get(&id).cloned()
     }
 
     /// Adds one.
     pub(crate) fn insert(&self, session: Arc<LiveSession>) {
         let id = session.shared.spec.session_id;
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, session);
+        self.0.write().insert(id, session);
     }
 
     /// Takes one out.
     pub(crate) fn remove(&self, id: SessionId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.0.write().remove(&id);
     }
 
     /// Those of one workspace.
     pub(crate) fn of_workspace(&self, key: &WorkspaceKey) -> Vec<Arc<LiveSession>> {
-        let sessions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let sessions = self.0.read();
         sessions.values().filter(|live| live.shared.spec.workspace == *key).cloned().collect()
     }
 
     /// All of them, for drain and for figures.
     pub(crate) fn all(&self) -> Vec<Arc<LiveSession>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0.read().values().cloned().collect()
     }
 }

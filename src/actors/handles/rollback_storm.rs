@@ -1,11 +1,8 @@
 //! One alarm where many workspaces fall back at once; the rule is in [`crate::domain::routing::storm`].
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::{
@@ -150,7 +147,7 @@ impl Storm {
 
     fn flips(&self) -> MutexGuard<'_, Flips> {
         // Nothing in there panics half-way.
-        self.0.flips.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.flips.lock()
     }
 }
 

@@ -1,11 +1,8 @@
 //! Where sessions read their workspace's route, at the start of each turn and without a hop.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::{
@@ -61,12 +58,12 @@ impl RouteGate {
 
     /// Sets where outcomes are reported from now on.
     pub(crate) fn report_to(&self, window: Window) {
-        *self.0.window.lock().unwrap_or_else(PoisonError::into_inner) = Some(window);
+        *self.0.window.lock() = Some(window);
     }
 
     /// For one turn or handshake, which thereby has a place of its own in the window's mailbox.
     pub(crate) fn reporter(&self) -> Reporter {
-        match &*self.0.window.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.0.window.lock() {
             Some(window) => window(),
             None => Box::new(|_| ()),
         }
@@ -75,7 +72,7 @@ impl RouteGate {
     /// Sets it, and counts the workspaces on each route.
     pub(crate) fn set(&self, routing: &Routing, rules: &RecoveryRules, metrics: &Metrics) {
         let state = RouteState::of(routing, rules);
-        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.0.turns.lock();
         let before = self.0.state.borrow().clone();
         if before == state {
             return;
@@ -98,7 +95,7 @@ impl RouteGate {
 
     /// The way of a turn that begins now.
     pub(crate) fn next_turn(&self) -> TurnRoute {
-        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.0.turns.lock();
         let turn = self.0.state.borrow().turn(*turns);
         *turns = turns.wrapping_add(1);
         turn
@@ -151,6 +148,6 @@ impl WorkspacePace {
 
     fn lock(&self) -> MutexGuard<'_, TurnPace> {
         // Durations are put in and taken out one at a time, so a poisoned pace is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

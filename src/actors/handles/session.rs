@@ -1,10 +1,11 @@
 //! What is known about a live session outside its actor.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU8, Ordering},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{json, value::RawValue};
 
 use super::{
@@ -160,12 +161,12 @@ impl SessionShared {
 
     /// Leaves something to be told with the row of the session.
     pub(crate) fn tell_later(&self, session_notice: SessionNotice) {
-        *self.untold.lock().unwrap_or_else(PoisonError::into_inner) = Some(session_notice);
+        *self.untold.lock() = Some(session_notice);
     }
 
     /// Takes what was left to be told.
     pub(crate) fn take_untold(&self) -> Option<SessionNotice> {
-        self.untold.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.untold.lock().take()
     }
 
     /// Changes the state, counts the change, and gives the view for what goes with it.
@@ -215,6 +216,6 @@ impl SessionShared {
     /// The view, to read or to change; not to be held across an await.
     pub(crate) fn view(&self) -> MutexGuard<'_, SessionView> {
         // Fields are set one by one and each is valid, so a poisoned view is still whole.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        self.view.lock()
     }
 }

@@ -3,12 +3,10 @@
 pub(crate) mod router;
 pub(crate) mod window;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use actix::{Actor, Addr, Recipient};
+use parking_lot::Mutex;
 
 use self::{router::ProtocolRouter, window::SuccessWindow};
 use super::{
@@ -84,7 +82,7 @@ impl WorkspaceRouting {
         tracing::error!(marker = "[ROLLBACK]", workspace = %self.0.key, "the route's actors died and are replaced");
         match kept(&self.0.key, &services).await {
             Ok((row, acp, http)) => {
-                let mut actors = self.0.actors.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut actors = self.0.actors.lock();
                 if !actors.is_alive() {
                     *actors = Actors::start(row, acp, http, &services, &self.0.gate);
                 }
@@ -129,7 +127,7 @@ impl WorkspaceRouting {
     }
 
     fn actors(&self) -> Actors {
-        self.0.actors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.actors.lock().clone()
     }
 }
 

@@ -34,10 +34,11 @@ use crate::{
         redaction::Redacted,
         routing::{
             Attribution, Flip, FlipTrigger, Probe, Route, Routing,
-            success_window::{FULL_BP, Sample, WindowRules},
+            success_window::{Sample, WindowRules},
             turn_route::TurnReport,
         },
         session::{event::EventKind, mcp},
+        share::FULL_BP,
         turn::{
             outcome::{ErrorCode, Failure},
             transcript::TranscriptEntry,

@@ -100,7 +100,7 @@ impl Handler<OutcomeObserved> for SuccessWindow {
 
     fn handle(&mut self, message: OutcomeObserved, ctx: &mut Self::Context) {
         let OutcomeObserved(report) = message;
-        let TurnReport { turn, carried, sample, at } = report;
+        let TurnReport { turn, carrier, sample, at } = report;
         if turn.epoch > self.acp.epoch() {
             self.acp.reset(turn.epoch);
             self.http.reset(turn.epoch);
@@ -111,8 +111,8 @@ impl Handler<OutcomeObserved> for SuccessWindow {
             ctx.wait(session_notice.into_actor(self).map(|_, _, _| ()));
         }
         let Some(sample) = sample else { return };
-        self.services.metrics.routes().outcome(carried, sample);
-        match carried {
+        self.services.metrics.routes().outcome(carrier, sample);
+        match carrier {
             Route::Acp => {
                 self.acp.record(turn.epoch, sample, at);
                 let figures = self.acp.figures(at);

@@ -3,6 +3,7 @@
 use actix::{AsyncContext, Context, Handler, ResponseActFuture, StreamHandler, WrapFuture};
 use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::{Call, Session, connection_log, notices, turn::Turn};
 use crate::{
@@ -130,7 +131,7 @@ impl Session {
     pub(crate) fn put_down(&mut self, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         // A supervisor that comes back has to get what a person was asked and has not answered.
-        let may_settle = !self.desk.is_waiting();
+        let may_settle = !self.permissions.is_waiting();
         let Some(turn) = &mut self.turn else { return self.settle_outside() };
         let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
@@ -245,7 +246,7 @@ impl Session {
             Some(turn) if !turn.is_cancelled() => self.shared.spec.policy.get(),
             _ => return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx),
         };
-        match self.desk.receive(policy, id.clone(), params) {
+        match self.permissions.receive(policy, id.clone(), params, Uuid::now_v7()) {
             Received::Answer(answer) => self.answer_permission("", answer, PermissionPolicy::as_str(policy), ctx),
             Received::Malformed(cause) => {
                 let refusal = RpcError::new(jsonrpc::INVALID_PARAMS, format!("not a permission request: {cause}"));
@@ -255,7 +256,7 @@ impl Session {
                 let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
                 self.shared.feed.announce(prompt, EventKind::PermissionRequest, &event);
                 ctx.run_later(self.services.settings.permission_timeout, move |this, ctx| {
-                    if let Some(answer) = this.desk.time_out(&request_id) {
+                    if let Some(answer) = this.permissions.time_out(&request_id) {
                         this.answer_permission(&request_id, answer, "timeout", ctx);
                     }
                 });
@@ -272,7 +273,7 @@ impl Session {
 
     /// Answers everything that waits for a person with `cancelled`.
     pub(crate) fn cancel_permissions(&mut self) {
-        for (request_id, answer) in self.desk.cancel_all() {
+        for (request_id, answer) in self.permissions.cancel_all() {
             self.write_down_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
             if let Some(link) = &mut self.link {
                 // A link that does not take it is found out by the turn itself.
@@ -399,7 +400,7 @@ impl Handler<AnswerPermission> for Session {
     type Result = Result<(), Failure>;
 
     fn handle(&mut self, message: AnswerPermission, ctx: &mut Self::Context) -> Self::Result {
-        let answer = self.desk.answer(&message.request_id, message.option_id)?;
+        let answer = self.permissions.answer(&message.request_id, message.option_id)?;
         self.answer_permission(&message.request_id, answer, "user", ctx);
         Ok(())
     }

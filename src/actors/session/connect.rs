@@ -113,10 +113,17 @@ impl Session {
         ctx.spawn(opening.into_actor(self).map(move |(opened, took), this, ctx| {
             let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
             if route == Route::Acp {
-                let way = this.way_of_handshake(outcome.is_err());
+                let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
                 let session_notice = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
-                connection_log::note(&this.services, &this.shared.spec, way, outcome, took, (id, session_notice));
+                connection_log::note(
+                    &this.services,
+                    &this.shared.spec,
+                    counted_for,
+                    outcome,
+                    took,
+                    (id, session_notice),
+                );
                 this.line_id = outcome.is_ok().then_some(id);
             }
             match opened {
@@ -136,10 +143,10 @@ impl Session {
 
     /// What a handshake counts for. One that fails in the name of a canary is the canary's end; one that works is only
     /// its beginning.
-    fn way_of_handshake(&self, failed: bool) -> TurnRoute {
+    fn route_of_handshake(&self, failed: bool) -> TurnRoute {
         match &self.turn {
-            Some(turn) if turn.way.canary.is_some() && failed => turn.way,
-            Some(turn) => TurnRoute { canary: None, ..turn.way },
+            Some(turn) if turn.route.canary.is_some() && failed => turn.route,
+            Some(turn) => TurnRoute { canary: None, ..turn.route },
             None => self.shared.spec.gate.handshake(),
         }
     }
@@ -279,7 +286,7 @@ impl Session {
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
         self.calls.reopen(call, Call::Prompt);
         self.services.metrics.turn_adopted();
-        self.go_on_with(&prompt, slot, &said, automation);
+        self.resume_turn(&prompt, slot, &said, automation);
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;

@@ -17,11 +17,12 @@ use crate::{
         redaction::Redacted,
         routing::{
             Route,
+            sampling::sample_of_handshake,
             success_window::bucket_start,
             turn_route::{TurnReport, TurnRoute},
         },
         session::connection::{ConnectionHealth, ConnectionStatus},
-        turn::{outcome::Failure, sampling::sample_of_handshake},
+        turn::outcome::Failure,
     },
     store::{NewConnection, NewConnectionEvent, OutcomeCount},
     transport::AgentFacts,
@@ -47,7 +48,7 @@ pub(crate) fn note(
         if let Err(cause) = services.store.record_handshake(new, counts).await {
             tracing::warn!(marker = "[ACP]", %cause, "a handshake was not written down");
         }
-        report(TurnReport { turn, carried: Route::Acp, sample, at });
+        report(TurnReport { turn, carrier: Route::Acp, sample, at });
     });
 }
 

@@ -37,7 +37,7 @@ use crate::{
             connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
             event::EventKind,
             lifecycle::SessionState,
-            pending_permissions::PermissionDesk,
+            pending_permissions::PendingPermissions,
         },
         turn::{TurnOutcome, outcome::Failure},
     },
@@ -77,7 +77,7 @@ pub(crate) struct Session {
     turn: Option<Turn>,
     /// How the turn before ended, once that is written down.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
-    desk: PermissionDesk,
+    permissions: PendingPermissions,
     /// The conversation so far, for an agent that did not see it; goes ahead of the next prompt.
     context: Option<String>,
     /// Set once the session is to end, with the reason.
@@ -156,7 +156,7 @@ impl Session {
             calls: Correlator::new(MAX_CALLS),
             turn: None,
             last_end: None,
-            desk: PermissionDesk::default(),
+            permissions: PendingPermissions::default(),
             context: None,
             ending: None,
             idle_timer: None,

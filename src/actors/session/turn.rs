@@ -16,13 +16,17 @@ use crate::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::PromptId,
-        routing::{Route, success_window::Sample, turn_route::TurnRoute},
+        routing::{
+            Route,
+            sampling::sample_of,
+            success_window::Sample,
+            turn_route::{TurnRoute, TurnStart},
+        },
         session::{connection::ConnectionStatus, lifecycle::SessionState},
         turn::{
             TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
-            sampling::sample_of,
             transcript::TranscriptEntry,
         },
     },
@@ -44,8 +48,8 @@ pub(super) struct Turn {
     when_dropped: WhenDropped,
     /// Present until the agent got it.
     prompt: Option<Prompt>,
-    /// The way that was chosen for it.
-    pub(super) way: TurnRoute,
+    /// The router's choice.
+    pub(super) route: TurnRoute,
     /// What is to carry it.
     pub(super) carrier: Route,
     /// Whether the conversation so far was read for it.
@@ -65,12 +69,12 @@ impl Turn {
         handle: TurnHandle,
         idempotency: Option<Idempotency>,
         when_dropped: WhenDropped,
-        (way, carrier): (TurnRoute, Route),
+        start: TurnStart,
         now: Timestamp,
     ) -> Self {
         Self {
-            way,
-            carrier,
+            route: start.route,
+            carrier: start.carrier,
             knows_conversation: false,
             handle,
             idempotency,
@@ -152,14 +156,12 @@ impl Session {
         };
         self.disarm_idle_timer(ctx);
         let now = self.services.clock.now();
-        let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
-        let feed = self.shared.feed.clone();
         let span =
             tracing::info_span!(parent: &span, "session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
-        let way = self.shared.spec.gate.next_turn();
-        let carrier = self.carrier_of(way.route, self.services.clock.steady());
-        let (services, shared) = (self.services.clone(), self.shared.clone());
-        let ticket = TurnTicket::new(services, shared, prompt_id, (way, carrier), slot, ended, now, span);
+        let route = self.shared.spec.gate.next_turn();
+        let carrier = self.carrier_of(route.route, self.services.clock.steady());
+        let start = TurnStart { prompt_id, route, carrier, accepted_at: now };
+        let (ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
         let new_turn = NewTurn {
             prompt_id,
             session_id: self.shared.spec.session_id,
@@ -168,37 +170,39 @@ impl Session {
             preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
             again,
             user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
-            route: way.route,
+            route: route.route,
             protocol: carrier,
-            epoch: way.epoch,
-            is_canary: way.canary.is_some(),
+            epoch: route.epoch,
+            is_canary: route.canary.is_some(),
             wanted,
             now,
         };
-        let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
-        let turn = Turn::new(handle, idempotency, ticket.when_dropped(), (way, carrier), now);
+        let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, now);
         self.turn = Some(Turn { prompt: Some(prompt), ..turn });
         Begin::Write(Box::new(new_turn), wanted, ticket)
     }
 
-    /// Makes the turn again that an earlier life of the service left open.
-    pub(super) fn go_on_with(&mut self, row: &PromptRow, slot: EndSlot, said: &[String], automation: Automation) {
-        let prompt_id = row.prompt_id;
-        let (ended, watching) = watch::channel(None::<Arc<TurnEnded>>);
+    /// Subscribes to the end of a turn, and to the events from now on.
+    fn turn_handle(&self, prompt_id: PromptId, ended: watch::Receiver<Option<Arc<TurnEnded>>>) -> TurnHandle {
         let feed = self.shared.feed.clone();
+        TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended }
+    }
+
+    /// Resumes a turn that an earlier process left open; `output` is what its agent had sent until then.
+    pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, output: &[String], automation: Automation) {
+        let prompt_id = row.prompt_id;
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
-        let (services, shared) = (self.services.clone(), self.shared.clone());
-        // Its epoch is the one in which it began; who tried ACP with it has died.
-        let way = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
-        let ways = (way, row.protocol);
-        let mut ticket = TurnTicket::new(services, shared, prompt_id, ways, slot, ended, row.accepted, span);
+        // The epoch is the one in which it began. It is no canary any more: the process that probed ACP with it died.
+        let route = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
+        let start = TurnStart { prompt_id, route, carrier: row.protocol, accepted_at: row.accepted };
+        let (mut ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
         ticket.automate(row.wanted, automation);
         ticket.accepted();
         let now = self.services.clock.now();
         ticket.sent(now, false);
-        ticket.go_on(said);
-        let handle = TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended: watching };
-        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), ways, now);
+        ticket.resume(output);
+        let handle = self.turn_handle(prompt_id, ended);
+        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
         self.shared.move_to(SessionState::Running, &self.services.metrics).running = Some(prompt_id);
     }
@@ -217,7 +221,7 @@ impl Session {
                     return Err(Failure::new(ErrorCode::Internal, "the turn went away as it was written").into());
                 };
                 // Where the session went over to the fallback while the turn was written down.
-                if turn.carrier != ticket.carried() {
+                if turn.carrier != ticket.carrier() {
                     ticket.fell_back();
                 }
                 turn.ticket = Some(ticket);
@@ -307,7 +311,7 @@ impl Session {
             let limit = this.services.settings.inactivity_timeout;
             let Some(turn) = &mut this.turn else { return };
             let now = this.services.clock.now();
-            if this.desk.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
+            if this.permissions.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
                 // A person or the network is being waited for, each under a limit of its own.
                 turn.heard = now;
             }

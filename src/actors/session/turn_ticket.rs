@@ -28,14 +28,14 @@ use crate::{
         redaction::Redacted,
         routing::{
             Route,
+            sampling::sample_of,
             success_window::bucket_start,
-            turn_route::{TurnReport, TurnRoute},
+            turn_route::{TurnReport, TurnRoute, TurnStart},
         },
         session::{eta::PlanProgress, event::EventKind, lifecycle::SessionState},
         turn::{
             Severity, TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
-            sampling::sample_of,
             transcript::{TranscriptBuilder, TranscriptEntry},
         },
     },
@@ -50,12 +50,12 @@ struct Begun {
     services: Arc<Services>,
     shared: Arc<SessionShared>,
     prompt_id: PromptId,
-    /// The way that was chosen for it.
-    way: TurnRoute,
-    /// What was to carry it when it was accepted; it is counted under that.
-    meant: Route,
+    /// The router's choice.
+    route: TurnRoute,
+    /// What was to carry it when it was accepted: the label of its metrics.
+    first_carrier: Route,
     /// What carries it.
-    carried: Route,
+    carrier: Route,
     slot: EndSlot,
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
     progress: TurnProgress,
@@ -76,29 +76,27 @@ struct Begun {
 pub(crate) type WhenDropped = Arc<OnceLock<TurnOutcome>>;
 
 impl TurnTicket {
-    /// Makes the ticket of a turn that is about to be written down. `slot` is its place in the writer's
-    /// queue for the end, so that an end can always be queued; `ways` are the way that was chosen and what carries it.
-    #[expect(clippy::too_many_arguments, reason = "each is one thing that the end of a turn needs")]
+    /// Makes the ticket of a turn that is about to be written to disk, and the receiver of its end, which is set once,
+    /// after the end is on disk. `slot` is reserved in the writer's queue, so that the end can always be queued.
     pub(crate) fn new(
         services: Arc<Services>,
         shared: Arc<SessionShared>,
-        prompt_id: PromptId,
-        (way, carried): (TurnRoute, Route),
+        start: TurnStart,
         slot: EndSlot,
-        ended: watch::Sender<Option<Arc<TurnEnded>>>,
-        now: Timestamp,
         span: tracing::Span,
-    ) -> Self {
-        Self(Some(Box::new(Begun {
+    ) -> (Self, watch::Receiver<Option<Arc<TurnEnded>>>) {
+        let TurnStart { prompt_id, route, carrier, accepted_at } = start;
+        let (ended, watching) = watch::channel(None);
+        let begun = Begun {
             services,
             shared,
             prompt_id,
-            way,
-            meant: carried,
-            carried,
+            route,
+            first_carrier: carrier,
+            carrier,
             slot,
             ended,
-            progress: TurnProgress::new(now),
+            progress: TurnProgress::new(accepted_at),
             transcript: TranscriptBuilder::default(),
             entries: Vec::new(),
             context_injected: false,
@@ -107,7 +105,8 @@ impl TurnTicket {
             span,
             prompt_span: None,
             when_dropped: WhenDropped::default(),
-        })))
+        };
+        (Self(Some(Box::new(begun))), watching)
     }
 
     /// Where to say why the ticket will be dropped, for a holder that has given it away.
@@ -126,7 +125,7 @@ impl TurnTicket {
     pub(crate) fn accepted(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.counted = true;
-            begun.services.metrics.turn_started(begun.meant);
+            begun.services.metrics.turn_started(begun.first_carrier);
         }
     }
 
@@ -139,14 +138,14 @@ impl TurnTicket {
     /// handshake.
     pub(crate) fn fell_back(&mut self) {
         if let Some(begun) = &mut self.0 {
-            begun.carried = Route::Http;
-            begun.way.canary = None;
+            begun.carrier = Route::Http;
+            begun.route.canary = None;
         }
     }
 
     /// What carries it.
-    pub(crate) fn carried(&self) -> Route {
-        self.0.as_ref().map_or(Route::Acp, |begun| begun.carried)
+    pub(crate) fn carrier(&self) -> Route {
+        self.0.as_ref().map_or(Route::Acp, |begun| begun.carrier)
     }
 
     /// When it was accepted.
@@ -229,10 +228,10 @@ impl TurnTicket {
         std::mem::take(&mut begun.entries)
     }
 
-    /// Goes on with a turn that began in an earlier life of the service: what the agent had said until then.
-    pub(crate) fn go_on(&mut self, said: &[String]) {
+    /// Resumes a turn that an earlier process began; `output` is what its agent had sent until then.
+    pub(crate) fn resume(&mut self, output: &[String]) {
         if let Some(begun) = &mut self.0 {
-            said.iter().for_each(|text| begun.progress.on_message_text(text));
+            output.iter().for_each(|text| begun.progress.on_message_text(text));
         }
         self.remark(Severity::Info, "the service was restarted in the middle of the turn, which went on");
     }
@@ -293,19 +292,19 @@ impl Begun {
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
         let result = self.result(&outcome, automation, now).to_bounded_json();
         if self.counted {
-            self.services.metrics.turn_ended(self.meant, &outcome, took);
+            self.services.metrics.turn_ended(self.first_carrier, &outcome, took);
             if matches!(outcome, TurnOutcome::Completed(_)) {
                 self.shared.spec.pace.add(took);
             }
         }
         {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
-            log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carried, self.progress.updates, took);
+            log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carrier, self.progress.updates, took);
         }
         self.come_to_rest(failure.as_ref(), now);
         let report = self.report(&outcome);
         let bucket = bucket_start(report.at, self.services.settings.window.bucket);
-        let (epoch, route) = (report.turn.epoch, report.carried);
+        let (epoch, route) = (report.turn.epoch, report.carrier);
         let end = TurnEnd {
             counts: report.sample.map(|sample| OutcomeCount { epoch, route, bucket, sample }),
             prompt_id: self.prompt_id,
@@ -357,8 +356,8 @@ impl Begun {
 
     /// What the window hears of it.
     fn report(&self, outcome: &TurnOutcome) -> TurnReport {
-        let (turn, carried, at) = (self.way, self.carried, self.services.clock.steady());
-        TurnReport { turn, carried, sample: sample_of(outcome), at }
+        let (turn, carrier, at) = (self.route, self.carrier, self.services.clock.steady());
+        TurnReport { turn, carrier, sample: sample_of(outcome), at }
     }
 
     /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak of.
@@ -380,8 +379,8 @@ impl Begun {
         let facts = TurnFacts {
             session_id: spec.session_id,
             prompt_id: self.prompt_id,
-            protocol: self.carried,
-            route: self.way.route,
+            protocol: self.carrier,
+            route: self.route.route,
             protocol_version: self.shared.view().facts.as_ref().and_then(|facts| facts.protocol_version),
             workspace: ResultWorkspace { path: spec.cwd.clone(), is_ephemeral: spec.is_ephemeral },
             rollback: spec.gate.rollback(),
@@ -397,7 +396,7 @@ fn log_ended(
     spec: &SessionSpec,
     prompt_id: PromptId,
     outcome: &TurnOutcome,
-    carried: Route,
+    carrier: Route,
     updates: u64,
     took: Duration,
 ) {
@@ -409,7 +408,7 @@ fn log_ended(
             prompt_id = %prompt_id,
             workspace = %spec.workspace,
             outcome = outcome.label(),
-            protocol = carried.as_str(),
+            protocol = carrier.as_str(),
             error_code = failure.code.as_str(),
             error_class = failure.code.class().as_str(),
             detail = %Redacted::new(&failure.detail),
@@ -423,7 +422,7 @@ fn log_ended(
             prompt_id = %prompt_id,
             workspace = %spec.workspace,
             outcome = outcome.label(),
-            protocol = carried.as_str(),
+            protocol = carrier.as_str(),
             updates,
             duration_ms,
             "turn ended"

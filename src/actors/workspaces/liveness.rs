@@ -1,39 +1,13 @@
-//! Signs of life: of each thread that runs actors, and of each session.
+//! Decides when a session that does not answer probes is replaced.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use actix::Handler;
 
-use crate::{
-    actors::{handles::messages::Probe, session::Session},
-    telemetry::watchdog::Watchdog,
-};
+use crate::actors::{handles::messages::Probe, session::Session};
 
 /// How often a session is asked for a sign of life. Cheap: a message to the same thread.
 pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(5);
-
-thread_local! {
-    static BEATS: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Makes the thread that calls beat for as long as it lives; a second call on one thread changes nothing.
-pub(crate) fn beat_on_this_thread(beats: &Watchdog) {
-    if BEATS.replace(true) {
-        return;
-    }
-    let (beat, every) = (beats.join(), beats.every());
-    actix::spawn(async move {
-        let mut period = tokio::time::interval(every);
-        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            period.tick().await;
-            beat.beat();
-        }
-    });
-}
 
 impl Handler<Probe> for Session {
     type Result = ();

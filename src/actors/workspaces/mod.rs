@@ -10,13 +10,14 @@ pub(crate) mod supervisor;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use actix::{Actor, Addr, Message, Recipient};
+use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -340,17 +341,17 @@ impl Workspaces {
         let found = |supervisors: &HashMap<WorkspaceKey, Supervised>| {
             supervisors.get(key).filter(|it| it.supervisor.connected()).cloned()
         };
-        let known = found(&self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner));
+        let known = found(&self.0.supervisors.lock());
         if let Some(known) = known {
             return Ok(known);
         }
         let _only_one = self.0.starting.lock().await;
-        let known = found(&self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner));
+        let known = found(&self.0.supervisors.lock());
         if let Some(known) = known {
             return Ok(known);
         }
         let routing = WorkspaceRouting::start(key.clone(), self.services()).await?;
-        let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut supervisors = self.0.supervisors.lock();
         if supervisors.len() >= MAX_SUPERVISORS {
             let live: HashSet<_> =
                 self.0.services.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
@@ -426,7 +427,7 @@ impl Workspaces {
         // All at once, and not for ever: a session that waits for the database, or is stuck, does not listen.
         let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(cancelling)).await;
         let supervisors: Vec<_> = {
-            let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+            let supervisors = self.0.supervisors.lock();
             supervisors.values().map(|it| it.supervisor.clone()).collect()
         };
         // All at once: each may take the grace of a cancel.
@@ -444,7 +445,7 @@ const IDLE_HOLDERS: usize = 2;
 impl Workspaces {
     /// How ACP does over the workspaces in use.
     pub(crate) fn fleet_health(&self) -> FleetHealth {
-        let supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        let supervisors = self.0.supervisors.lock();
         let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
         FleetHealth {
             is_storm: self.0.services.storm.is_raging(),
@@ -455,12 +456,12 @@ impl Workspaces {
 
     /// Whether the workspace is in use.
     pub(crate) fn is_in_use(&self, key: &WorkspaceKey) -> bool {
-        self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+        self.0.supervisors.lock().contains_key(key)
     }
 
     /// Lets go of a workspace that nobody uses, so that its next session starts it where it is served.
     pub(crate) fn let_go(&self, key: &WorkspaceKey) {
-        let mut supervisors = self.0.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut supervisors = self.0.supervisors.lock();
         // Whoever is about to use it has got it under the same lock.
         let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);
         if is_idle && self.0.services.index.of_workspace(key).is_empty() {

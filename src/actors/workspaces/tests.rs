@@ -62,8 +62,8 @@ struct Stage {
     id: SessionId,
     agents: mpsc::Receiver<FakeAgent>,
     panics: Arc<std::sync::atomic::AtomicUsize>,
-    failures: Arc<std::sync::Mutex<Vec<Failure>>>,
-    held: Arc<std::sync::Mutex<HashMap<String, Option<ResumedPrompt>>>>,
+    failures: Arc<parking_lot::Mutex<Vec<Failure>>>,
+    held: Arc<parking_lot::Mutex<HashMap<String, Option<ResumedPrompt>>>>,
     capacity: CapacityGuard,
     _supervisor: Addr<WorkspaceSupervisor>,
     _folder: tempfile::TempDir,
@@ -370,7 +370,7 @@ async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
 async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
     let (stage, agent) = stage(|_| {}).await;
     let failure = Failure::new(ErrorCode::AgentStartFailed, "no such program");
-    stage.failures.lock().unwrap().push(failure);
+    stage.failures.lock().push(failure);
     agent.says.send(crash()).await.unwrap();
     let mut mailbox = stage.live.mailbox.clone();
     mailbox.changed().await.unwrap();
@@ -502,7 +502,7 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
     let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
     let prompt_id = turn.prompt_id;
     let call = first.prompted().await;
-    stage.held.lock().unwrap().insert("c".into(), Some(ResumedPrompt { prompt_id, call, after: 0 }));
+    stage.held.lock().insert("c".into(), Some(ResumedPrompt { prompt_id, call, after: 0 }));
     let found = stage.find_again().await.pop().expect("the turn is found");
     let agent = stage.agents.recv().await.unwrap();
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
@@ -534,7 +534,7 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
 
     // As if that life had ended here: another one, on the same database.
     let held = ResumedPrompt { prompt_id, call, after: 0 };
-    stage.held.lock().unwrap().insert("c".into(), Some(held));
+    stage.held.lock().insert("c".into(), Some(held));
     let mut found = stage.find_again().await;
     let found = found.pop().expect("the turn is found");
     let agent = stage.agents.recv().await.unwrap();
@@ -580,7 +580,7 @@ async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
     let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
     for held in [None, Some(ResumedPrompt { prompt_id: PromptId(Uuid::now_v7()), call: 1, after: 0 })] {
-        stage.held.lock().unwrap().insert("c".into(), held);
+        stage.held.lock().insert("c".into(), held);
         assert!(stage.find_again().await.is_empty());
     }
     assert!(stage.find_again().await.is_empty(), "nothing is held at all");

@@ -1,5 +1,6 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -29,7 +30,7 @@ impl Canned {
                         break;
                     }
                 }
-                notes.lock().unwrap().push(String::from_utf8(request).unwrap());
+                notes.lock().push(String::from_utf8(request).unwrap());
                 socket.write_all(answer.as_bytes()).await.unwrap();
             }
         });
@@ -38,7 +39,7 @@ impl Canned {
     }
 
     fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().clone()
     }
 }
 

@@ -1,6 +1,7 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures_util::{SinkExt, StreamExt};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -47,11 +48,11 @@ impl Server {
                 let (stream, _) = listener.accept().await.unwrap();
                 let head = head(&stream).await;
                 let line = head.lines().next().unwrap().to_owned();
-                notes.lock().unwrap().push(head);
+                notes.lock().push(head);
                 if line.contains("/ws/notifications") {
                     sender.send(stream).await.unwrap();
                 } else {
-                    let page = page(&rows.lock().unwrap(), &line);
+                    let page = page(&rows.lock(), &line);
                     answer(stream, "200 OK", &page.to_string()).await;
                 }
             }
@@ -199,7 +200,7 @@ async fn it_says_who_it_is_where_it_stands_and_what_it_wants() {
     let NotificationEvent::Telemetry(telemetry) = next(&mut follower).await else { panic!("no telemetry") };
     assert_eq!(telemetry["state"], "running");
     assert_eq!(next(&mut follower).await, NotificationEvent::Gap { telemetry: 3 });
-    let asked = server.asked.lock().unwrap()[0].to_lowercase();
+    let asked = server.asked.lock()[0].to_lowercase();
     assert!(asked.starts_with("get /base/ws/notifications?installationid=acme http/1.1"), "{asked}");
     assert!(asked.contains("authorization: bearer t0ken") && asked.contains("user-agent: lumilink/"), "{asked}");
 }
@@ -292,7 +293,7 @@ async fn a_refusal_is_the_end_with_its_detail_and_an_overloaded_server_is_not() 
 #[tokio::test]
 async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_moves() {
     let mut server = Server::start().await;
-    server.list.lock().unwrap().extend((3..=11).map(entry));
+    server.list.lock().extend((3..=11).map(entry));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
     socket.toast(7).await;
     assert_eq!(next_seq(&mut follower).await, 7);
@@ -311,7 +312,7 @@ async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_mo
 #[tokio::test]
 async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew() {
     let mut server = Server::start().await;
-    server.list.lock().unwrap().extend((1..=5).map(entry));
+    server.list.lock().extend((1..=5).map(entry));
     let mut follower = server.follower(Some(("old", 900)));
     let serving = async {
         let (mut socket, hello) = server.accept().await;
@@ -333,7 +334,7 @@ async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew()
 #[tokio::test]
 async fn a_list_that_cannot_be_read_is_told_and_the_line_goes_on() {
     let mut server = Server::start().await;
-    server.list.lock().unwrap().push(json!({"read": false}));
+    server.list.lock().push(json!({"read": false}));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
     socket.say(json!({"type": "reset", "reason": "ahead", "epoch": "e", "cursor": 2})).await;
     socket.toast(3).await;
@@ -434,7 +435,7 @@ async fn a_toast_is_marked_as_read_for_the_scope_of_the_reader() {
     let scope = NotificationScope { user_id: Some("ann".into()), operators: true, ..NotificationScope::default() };
     client.ack_toast(&scope, Uuid::from_u128(7)).await.unwrap();
     client.toasts(&scope, true, Some("4"), Some(3)).await.unwrap();
-    let asked = server.asked.lock().unwrap().clone();
+    let asked = server.asked.lock().clone();
     assert!(
         asked[0].starts_with("POST /base/acp/notifications/00000000-0000-0000-0000-000000000007/ack "),
         "{asked:?}"

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         automation::repository_pattern::{MAX_PATTERNS, is_pattern},
         notify::webhook::{MIN_SECRET_BYTES, key_of},
-        routing::success_window::FULL_BP,
+        share::FULL_BP,
     },
 };
 

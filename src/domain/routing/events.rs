@@ -3,9 +3,9 @@
 use super::{
     Attribution, Breaker, FORGIVES_AFTER, Flip, FlipTrigger, MAX_ATTEMPT, Pin, Probe, RecoveryRules, Rollback, Route,
     Routing, Watched,
-    success_window::{FULL_BP, Sample, WindowFigures},
+    success_window::{Sample, WindowFigures},
 };
-use crate::domain::clock::Timestamp;
+use crate::domain::{clock::Timestamp, share::FULL_BP};
 
 impl Routing {
     /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where

@@ -7,6 +7,7 @@ mod events;
 pub(crate) mod initiator;
 #[cfg(test)]
 mod model_tests;
+pub(crate) mod sampling;
 pub(crate) mod storm;
 pub(crate) mod success_window;
 pub(crate) mod turn_route;
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::success_window::{FULL_BP, WindowFigures};
-use super::clock::Timestamp;
+use self::success_window::WindowFigures;
+use super::{clock::Timestamp, share::FULL_BP};
 
 pub(crate) use self::initiator::{Attribution, FlipTrigger, Initiator};
 

@@ -7,10 +7,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::clock::Timestamp;
+use crate::domain::{clock::Timestamp, share::FULL_BP};
 
-/// Rates are whole hundredths of a percent: 10,000 are 100 %.
-pub(crate) const FULL_BP: u32 = 10_000;
 /// Below the floor, so few outcomes roll back too (mission: 5) …
 const QUIET_SAMPLES: u64 = 5;
 /// … of which one in so many failed, so that a quiet workspace is not left on a dead route.

@@ -1,7 +1,7 @@
 //! Which way one turn goes.
 
 use super::{Probe, RecoveryRules, Rollback, Route, Routing, success_window::Sample};
-use crate::domain::{clock::Timestamp, turn::outcome::ErrorCode};
+use crate::domain::{clock::Timestamp, ids::PromptId, turn::outcome::ErrorCode};
 
 /// The route of a workspace, as its sessions read it at the start of each turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,13 +33,26 @@ pub(crate) struct TurnRoute {
     pub is_watched: bool,
 }
 
-/// What came of a turn or of a handshake, once that is on disk.
+/// What is fixed when a turn starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TurnStart {
+    /// Also the id of its prompt.
+    pub prompt_id: PromptId,
+    /// The router's choice.
+    pub route: TurnRoute,
+    /// What is to carry it: ACP where it is a canary; HTTP where its session has no ACP connection to use.
+    pub carrier: Route,
+    /// When the prompt was accepted.
+    pub accepted_at: Timestamp,
+}
+
+/// The result of a turn or of a handshake, once that is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TurnReport {
-    /// The way that was chosen for it.
+    /// The router's choice.
     pub turn: TurnRoute,
     /// What carried it.
-    pub carried: Route,
+    pub carrier: Route,
     /// What it counts as, if it counts.
     pub sample: Option<Sample>,
     /// When, by the steady clock.

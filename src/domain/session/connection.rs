@@ -138,7 +138,7 @@ fn p95<'a>(numbers: impl Iterator<Item = &'a u64>) -> Option<u64> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConnectionHealth {
-    /// Turns that ended on it and are counted ([`crate::domain::turn::sampling`]).
+    /// Turns that ended on it and are counted ([`crate::domain::routing::sampling`]).
     pub turns: u64,
     /// Those of them that failed.
     pub failures: u64,

@@ -18,7 +18,7 @@ const MAX_WAITING: usize = 32;
 
 /// The requests of one session that wait.
 #[derive(Debug, Default)]
-pub(crate) struct PermissionDesk {
+pub(crate) struct PendingPermissions {
     waiting: HashMap<String, Waiting>,
 }
 
@@ -78,9 +78,15 @@ struct RawRequest<'a> {
     options: &'a RawValue,
 }
 
-impl PermissionDesk {
-    /// Takes a request, decides by policy, or lets it wait.
-    pub(crate) fn receive(&mut self, policy: PermissionPolicy, id: RequestId, params: &RawValue) -> Received {
+impl PendingPermissions {
+    /// Answers a request by policy, or keeps it under `request_id`, a fresh id, until a person answers it.
+    pub(crate) fn receive(
+        &mut self,
+        policy: PermissionPolicy,
+        id: RequestId,
+        params: &RawValue,
+        request_id: Uuid,
+    ) -> Received {
         let request: RequestPermissionRequest = match serde_json::from_str(params.get()) {
             Ok(request) => request,
             Err(cause) => return Received::Malformed(cause.to_string()),
@@ -90,7 +96,7 @@ impl PermissionDesk {
             Decision::Cancel => Received::Answer(answer(id, &[], None)),
             Decision::Ask if self.waiting.len() >= MAX_WAITING => Received::Answer(answer(id, &[], None)),
             Decision::Ask => {
-                let request_id = Uuid::now_v7().to_string();
+                let request_id = request_id.to_string();
                 let event = match serde_json::from_str::<RawRequest<'_>>(params.get()) {
                     Ok(raw) => json!({"requestId": request_id, "toolCall": raw.tool_call, "options": raw.options}),
                     Err(_) => json!({"requestId": request_id, "options": request.options}),
@@ -163,8 +169,14 @@ mod tests {
         .unwrap()
     }
 
-    fn ask(desk: &mut PermissionDesk) -> String {
-        match desk.receive(PermissionPolicy::Ask, RequestId::Number(1), &params()) {
+    /// A fresh id, as `Uuid::now_v7` gives them outside the domain.
+    fn fresh(pending: &PendingPermissions) -> Uuid {
+        Uuid::from_u128(pending.waiting.len() as u128)
+    }
+
+    fn ask(pending: &mut PendingPermissions) -> String {
+        let request_id = fresh(pending);
+        match pending.receive(PermissionPolicy::Ask, RequestId::Number(1), &params(), request_id) {
             Received::Waits { request_id, .. } => request_id,
             other => panic!("{other:?}"),
         }
@@ -172,32 +184,33 @@ mod tests {
 
     #[test]
     fn a_request_is_answered_once_and_only_with_an_offered_option() {
-        let mut desk = PermissionDesk::default();
-        let request_id = ask(&mut desk);
-        assert!(desk.answer(&request_id, Some("maybe".into())).is_err());
-        assert_eq!(desk.answer(&request_id, Some("yes".into())).unwrap().option_id.as_deref(), Some("yes"));
-        assert!(desk.answer(&request_id, Some("yes".into())).is_err());
-        assert!(desk.time_out(&request_id).is_none());
+        let mut pending = PendingPermissions::default();
+        let request_id = ask(&mut pending);
+        assert!(pending.answer(&request_id, Some("maybe".into())).is_err());
+        assert_eq!(pending.answer(&request_id, Some("yes".into())).unwrap().option_id.as_deref(), Some("yes"));
+        assert!(pending.answer(&request_id, Some("yes".into())).is_err());
+        assert!(pending.time_out(&request_id).is_none());
     }
 
     #[test]
     fn silence_rejects_and_a_cancel_answers_everything() {
-        let mut desk = PermissionDesk::default();
-        let request_id = ask(&mut desk);
-        assert_eq!(desk.time_out(&request_id).unwrap().option_id.as_deref(), Some("no"));
-        ask(&mut desk);
-        ask(&mut desk);
-        let answers = desk.cancel_all();
+        let mut pending = PendingPermissions::default();
+        let request_id = ask(&mut pending);
+        assert_eq!(pending.time_out(&request_id).unwrap().option_id.as_deref(), Some("no"));
+        ask(&mut pending);
+        ask(&mut pending);
+        let answers = pending.cancel_all();
         assert_eq!(answers.len(), 2);
         assert_eq!(answers[0].1.response, json!({"outcome": {"outcome": "cancelled"}}));
-        assert!(!desk.is_waiting());
+        assert!(!pending.is_waiting());
     }
 
     #[test]
     fn an_agent_that_floods_with_requests_is_bounded() {
-        let mut desk = PermissionDesk::default();
-        (0..MAX_WAITING).for_each(|_| drop(ask(&mut desk)));
-        let more = desk.receive(PermissionPolicy::Ask, RequestId::Number(1), &params());
+        let mut pending = PendingPermissions::default();
+        (0..MAX_WAITING).for_each(|_| drop(ask(&mut pending)));
+        let request_id = fresh(&pending);
+        let more = pending.receive(PermissionPolicy::Ask, RequestId::Number(1), &params(), request_id);
         assert!(matches!(more, Received::Answer(Answer { option_id: None, .. })));
     }
 }

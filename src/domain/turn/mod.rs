@@ -2,7 +2,6 @@
 
 pub(crate) mod outcome;
 pub(crate) mod prompt;
-pub(crate) mod sampling;
 pub(crate) mod transcript;
 
 use serde::{Deserialize, Serialize};

@@ -5,11 +5,12 @@
 
 use std::{
     os::fd::{AsRawFd, RawFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use actix_web::{HttpRequest, rt::net::TcpStream};
+use parking_lot::Mutex;
 
 use crate::{
     actors::handles::subscriber::{Cut, Ending},
@@ -58,7 +59,7 @@ impl ClientConnection {
     pub(crate) fn cut(self) -> Cut {
         Arc::new(move |why| {
             // Held through the call: the actor, and so the connection, cannot go meanwhile.
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.0.lock();
             state.broken_for.get_or_insert(why);
             if let Some(descriptor) = state.descriptor {
                 websocket::break_off(descriptor);
@@ -71,7 +72,7 @@ impl Plug {
     /// Why the subscriber was let go, whose connection ended without a word of it: the hub broke it, or the kernel gave it
     /// up. Nothing where the service stops, or the client went by itself.
     pub(crate) fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
-        match self.0.0.lock().unwrap_or_else(PoisonError::into_inner).broken_for {
+        match self.0.0.lock().broken_for {
             Some(Ending::Evicted(why)) => Some(why),
             Some(Ending::Stopping | Ending::Broken) => None,
             None => pulse.is_stalled(now).then_some(Eviction::Stalled),
@@ -81,6 +82,6 @@ impl Plug {
 
 impl Drop for Plug {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).descriptor = None;
+        self.0.0.lock().descriptor = None;
     }
 }

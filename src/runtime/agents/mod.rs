@@ -17,11 +17,11 @@ use std::{
 use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use self::{requests::ClientRequestSettings, terminals::TerminalSettings};
-use super::{
-    socket::handshake::Serves,
-    workspaces::folders::{AllowedFolders, Folder, SessionFolders},
+use self::{
+    requests::{ClientRequestSettings, ServedRequests},
+    terminals::TerminalSettings,
 };
+use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
 use crate::{
     contract::runtime::InitializeMeta,
     domain::turn::outcome::{ErrorCode, Failure},
@@ -48,7 +48,7 @@ pub(crate) struct AgentSettings {
     /// User as whom it runs, by name or number.
     pub run_as: Option<String>,
     /// Which of its client's methods the runtime answers.
-    pub serves: Serves,
+    pub serves: ServedRequests,
 }
 
 /// Bounds that all agents share.
@@ -80,7 +80,7 @@ pub(crate) struct StartedAgent {
     /// To and from it; dropping the sender ends it.
     pub pipe: Pipe,
     /// What the runtime answers for it.
-    pub serves: Serves,
+    pub serves: ServedRequests,
     /// Where its sessions may work.
     pub workplace: Workplace,
 }
@@ -279,7 +279,7 @@ impl Agents {
         })
     }
 
-    fn client_request_settings(&self, serves: Serves, run_as: Option<RunAs>) -> ClientRequestSettings {
+    fn client_request_settings(&self, serves: ServedRequests, run_as: Option<RunAs>) -> ClientRequestSettings {
         let terminals = TerminalSettings {
             running: self.limits.terminals,
             inherited: self.limits.terminal_environment.clone(),

@@ -19,7 +19,7 @@ use crate::{
         },
     },
     process::stdio::{ClientRequest, Interceptor},
-    runtime::{socket::handshake::Serves, workspaces::folders::SessionFolders},
+    runtime::workspaces::folders::SessionFolders,
     transport::pipe::{self, FrameSender, PipeLimits},
 };
 
@@ -31,11 +31,32 @@ const REQUESTS_IN_QUEUE: usize = 16;
 /// How long a file may take. A network file system that hangs must not look like a silent agent.
 const FILE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Which client requests of its agent the runtime answers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ServedRequests {
+    /// `fs/*`
+    pub fs: bool,
+    /// `terminal/*`
+    pub terminal: bool,
+}
+
+impl ServedRequests {
+    /// ACP `clientCapabilities.fs`.
+    pub(crate) fn fs_capability(self) -> serde_json::Value {
+        json!({"readTextFile": self.fs, "writeTextFile": self.fs})
+    }
+
+    /// ACP `clientCapabilities` with nothing beyond these requests.
+    pub(crate) fn capabilities(self) -> serde_json::Value {
+        json!({"fs": self.fs_capability(), "terminal": self.terminal})
+    }
+}
+
 /// What one agent's doors may do.
 #[derive(Clone)]
 pub(crate) struct ClientRequestSettings {
     /// Which doors are open; requests at a closed one are answered with -32601.
-    pub serves: Serves,
+    pub serves: ServedRequests,
     /// For commands.
     pub terminals: TerminalSettings,
     /// The largest file that is read at once, in bytes.

@@ -1,12 +1,8 @@
 //! `terminal/*`: commands that an agent runs in its workspace, ended with the session.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe,
@@ -140,7 +136,7 @@ impl Terminals {
         let terminal = self.find(id)?;
         // Asked first: what a command printed before its end is then complete.
         let exit_status = terminal.exited.borrow().clone();
-        let (output, truncated) = terminal.output.lock().unwrap_or_else(PoisonError::into_inner).read();
+        let (output, truncated) = terminal.output.lock().read();
         Ok(TerminalOutputResponse::new(output, truncated).exit_status(exit_status))
     }
 
@@ -153,7 +149,7 @@ impl Terminals {
 
     /// Ends a command and keeps its output.
     pub(crate) fn kill(&self, id: &str) -> Result<(), RpcError> {
-        self.find(id)?.life.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.find(id)?.life.lock().take();
         Ok(())
     }
 
@@ -164,8 +160,8 @@ impl Terminals {
         Ok(())
     }
 
-    fn open(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Terminal>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Arc<Terminal>>> {
+        self.open.lock()
     }
 
     fn find(&self, id: &str) -> Result<Arc<Terminal>, RpcError> {
@@ -222,7 +218,7 @@ async fn follow(
 ) {
     let mut chunk = vec![0; 8192];
     let mut ended = None;
-    let keep = |chunk: &[u8]| output.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+    let keep = |chunk: &[u8]| output.lock().push(chunk);
     while ended.is_none() {
         tokio::select! {
             biased;

@@ -16,7 +16,7 @@ use crate::{
     domain::{delivery::Arrival, ids::PromptId},
     runtime::{
         agents::Workplace,
-        socket::outgoing::{Outgoing, Pace},
+        conversations::outgoing::{Outgoing, Pace},
     },
     transport::pipe::{FrameSender, SendError},
 };

@@ -4,10 +4,11 @@
 //! plain connection, and another socket can take over without asking the one before, which may never run again.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::Notify,
     time::{Duration, Instant},
@@ -19,7 +20,7 @@ use crate::{
     domain::delivery::{Inbox, OutOfRange, Outbox},
     runtime::{
         agents::{StartedAgent, Workplace},
-        socket::outgoing::Parting,
+        conversations::outgoing::Parting,
     },
     transport::pipe::{Incoming, Pipe},
 };
@@ -185,7 +186,7 @@ impl Conversation {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Lets a socket go on, whose client has everything up to `received`, or has forgotten what it has and is told all

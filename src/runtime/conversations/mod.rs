@@ -2,15 +2,17 @@
 
 pub(crate) mod attachment;
 pub(crate) mod conversation;
+pub(crate) mod outgoing;
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::watch,
     time::{Duration, sleep_until},
@@ -54,7 +56,7 @@ impl Conversations {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Conversation>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Whether a connection can be gone on with at all.

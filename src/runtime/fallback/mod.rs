@@ -11,7 +11,7 @@ mod turn;
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use actix_web::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::Instant};
@@ -121,7 +122,7 @@ impl Fallback {
     }
 
     fn lock(&self) -> MutexGuard<'_, Turns> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turns.lock()
     }
 
     /// Runs a turn, or joins the one that runs or ran under the same id. Starts a task on the calling task's runtime.

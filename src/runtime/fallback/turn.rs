@@ -10,6 +10,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
+use uuid::Uuid;
 
 use super::{
     lines::{Ended, Lines},
@@ -29,7 +30,7 @@ use crate::{
         clock::Clock,
         routing::Route,
         session::{
-            pending_permissions::{PermissionDesk, Received},
+            pending_permissions::{PendingPermissions, Received},
             permission::PermissionPolicy,
         },
         turn::{
@@ -169,13 +170,19 @@ struct Course<'a> {
     progress: TurnProgress,
     protocol_version: Option<u16>,
     cancel_asked: bool,
-    desk: PermissionDesk,
+    permissions: PendingPermissions,
 }
 
 impl<'a> Course<'a> {
     fn new(run: &'a Run) -> Self {
         let progress = TurnProgress::new(SystemClock.now());
-        Self { run, progress, protocol_version: None, cancel_asked: false, desk: PermissionDesk::default() }
+        Self {
+            run,
+            progress,
+            protocol_version: None,
+            cancel_asked: false,
+            permissions: PendingPermissions::default(),
+        }
     }
 
     async fn converse(&mut self, opened: OpenedSession) -> End {
@@ -293,7 +300,7 @@ impl<'a> Course<'a> {
             }
             policy => (policy, policy.as_str()),
         };
-        match self.desk.receive(policy, id.clone(), params) {
+        match self.permissions.receive(policy, id.clone(), params, Uuid::now_v7()) {
             Received::Answer(answer) => {
                 let (option_id, allows, by) = (answer.option_id, answer.allows, by.to_owned());
                 let permission = Some(LinePermission { option_id, allows, by });

@@ -16,28 +16,8 @@ use crate::{
         ids::PromptId,
         turn::outcome::{ErrorCode, Failure},
     },
+    runtime::agents::requests::ServedRequests,
 };
-
-/// What the runtime answers for an agent instead of its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Serves {
-    /// `fs/*`
-    pub fs: bool,
-    /// `terminal/*`
-    pub terminal: bool,
-}
-
-impl Serves {
-    /// `clientCapabilities.fs` of who serves so.
-    fn fs_capability(self) -> serde_json::Value {
-        json!({"readTextFile": self.fs, "writeTextFile": self.fs})
-    }
-
-    /// `clientCapabilities` of who serves so and nothing else.
-    pub(crate) fn capabilities(self) -> serde_json::Value {
-        json!({"fs": self.fs_capability(), "terminal": self.terminal})
-    }
-}
 
 type Fields = BTreeMap<String, Box<RawValue>>;
 
@@ -77,7 +57,7 @@ impl Opening {
     }
 
     /// The message for the agent: files and terminals are those that the runtime serves.
-    pub(crate) fn for_agent(mut self, id: &RequestId, serves: Serves) -> String {
+    pub(crate) fn for_agent(mut self, id: &RequestId, serves: ServedRequests) -> String {
         self.capabilities.insert("fs".into(), raw(&serves.fs_capability()));
         self.capabilities.insert("terminal".into(), raw(&serves.terminal));
         self.params.insert("clientCapabilities".into(), raw(&self.capabilities));
@@ -195,7 +175,7 @@ mod tests {
         let opening = opening(json).unwrap();
         assert_eq!(opening.meta().agent.as_deref(), Some("a"));
         assert_eq!(opening.meta().cwd.as_deref(), Some("/w"));
-        let text = opening.for_agent(&RequestId::Str("i".into()), Serves { fs: true, terminal: false });
+        let text = opening.for_agent(&RequestId::Str("i".into()), ServedRequests { fs: true, terminal: false });
         assert!(text.contains("1e2") && text.contains(r#"{"y": 1.0}"#) && text.contains("[ 1 ]"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["id"], "i");
@@ -209,7 +189,7 @@ mod tests {
     fn a_plain_clients_message_needs_no_additions() {
         let opening = opening(r#"{"protocolVersion":1,"_meta":null}"#).unwrap();
         assert!(opening.meta().agent.is_none());
-        let text = opening.for_agent(&RequestId::Number(0), Serves { fs: false, terminal: false });
+        let text = opening.for_agent(&RequestId::Number(0), ServedRequests { fs: false, terminal: false });
         assert!(!text.contains("_meta"));
     }
 
@@ -239,7 +219,7 @@ mod tests {
             let Ok(params) = RawValue::from_string(text) else { return Ok(()) };
             match Opening::read(&params) {
                 Ok(opening) => {
-                    let text = opening.for_agent(&RequestId::Number(1), Serves { fs: true, terminal: true });
+                    let text = opening.for_agent(&RequestId::Number(1), ServedRequests { fs: true, terminal: true });
                     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
                     prop_assert_eq!(&value["params"]["clientCapabilities"]["terminal"], &json!(true));
                     prop_assert!(value["params"]["_meta"].get(META_KEY).is_none(), "ours is for us: {}", text);

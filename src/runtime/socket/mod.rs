@@ -6,7 +6,6 @@
 
 pub(crate) mod handshake;
 pub(crate) mod heartbeat;
-pub(crate) mod outgoing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,13 +24,13 @@ use uuid::Uuid;
 use self::{
     handshake::Opening,
     heartbeat::{Due, Heartbeats, Pulse},
-    outgoing::{Outgoing, Parting, PlainWords},
 };
 use super::{
     agents::{Agents, StartedAgent, Workplace},
     conversations::{
         Conversations,
         attachment::{Attachment, Seq, ToAgent},
+        outgoing::{Outgoing, Parting, PlainWords},
     },
 };
 use crate::{

@@ -71,7 +71,7 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         oneshot: Vec::new(),
         environment: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".into())]),
         run_as: None,
-        serves: Serves { fs, terminal: fs },
+        serves: ServedRequests { fs, terminal: fs },
     };
     let mut missing = shell("missing", "", true);
     missing.command = vec!["/no/such/agent".into()];

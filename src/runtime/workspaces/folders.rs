@@ -3,10 +3,11 @@
 use std::{
     io,
     path::{Component, Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use cap_std::{ambient_authority, fs::Dir};
+use parking_lot::RwLock;
 
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
@@ -119,7 +120,7 @@ pub(crate) struct SessionFolders {
 impl SessionFolders {
     /// Adds a session's folder; the latest is the one in which commands run by default.
     pub(crate) fn add(&self, folder: Folder) -> Result<(), Failure> {
-        let mut folders = self.folders.write().unwrap_or_else(PoisonError::into_inner);
+        let mut folders = self.folders.write();
         folders.retain(|known| known.path != folder.path || known.given != folder.given);
         if folders.len() >= MAX_FOLDERS {
             let detail = format!("one connection may use {MAX_FOLDERS} folders");
@@ -131,13 +132,13 @@ impl SessionFolders {
 
     /// The folder that `path` is in, and its path there. `None` where it is in none.
     pub(crate) fn find(&self, path: &Path) -> Option<(Folder, PathBuf)> {
-        let folders = self.folders.read().unwrap_or_else(PoisonError::into_inner);
+        let folders = self.folders.read();
         folders.iter().rev().find_map(|folder| Some((folder.clone(), folder.relative(path)?.to_owned())))
     }
 
     /// The folder of the latest session.
     pub(crate) fn latest(&self) -> Option<Folder> {
-        self.folders.read().unwrap_or_else(PoisonError::into_inner).last().cloned()
+        self.folders.read().last().cloned()
     }
 }
 

@@ -11,10 +11,11 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::{
@@ -201,7 +202,7 @@ impl Workspaces {
     }
 
     fn busy_with(&self, folder: &Path) -> Arc<AsyncMutex<()>> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = self.busy.lock();
         if let Some(lock) = busy.get(folder).and_then(Weak::upgrade) {
             return lock;
         }

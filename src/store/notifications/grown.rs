@@ -1,10 +1,8 @@
 //! Which streams of notifications have grown: how a commit wakes the readers that follow them.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::domain::notify::toast::Stream;
@@ -24,7 +22,7 @@ struct Inner {
 impl GrownStreams {
     /// Records that a stream has grown, after the commit. Never blocks.
     pub(crate) fn add(&self, stream: &Stream) {
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(stream.clone());
+        self.0.streams.lock().insert(stream.clone());
         self.0.grown.notify_one();
         if *stream == Stream::Operators {
             self.0.operators.notify_one();
@@ -37,7 +35,7 @@ impl GrownStreams {
     /// A dropped future takes nothing.
     pub(crate) async fn next(&self) -> BTreeSet<Stream> {
         loop {
-            let grown = std::mem::take(&mut *self.0.streams.lock().unwrap_or_else(PoisonError::into_inner));
+            let grown = std::mem::take(&mut *self.0.streams.lock());
             if !grown.is_empty() {
                 return grown;
             }

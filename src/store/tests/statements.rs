@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use diesel::connection::{Connection, InstrumentationEvent};
+use parking_lot::Mutex;
 
 use super::fixture::*;
 use crate::{
@@ -34,7 +35,7 @@ fn listen(connection: &mut AnyConnection) -> Arc<Mutex<Heard>> {
     let heard = Arc::new(Mutex::new(Heard::default()));
     let hears = heard.clone();
     connection.set_instrumentation(move |event: InstrumentationEvent<'_>| {
-        let mut heard = hears.lock().unwrap();
+        let mut heard = hears.lock();
         match event {
             InstrumentationEvent::StartQuery { query, .. } => {
                 let text = query.to_string();
@@ -79,11 +80,11 @@ both_databases! {
         let heard = listen(tx.connection);
         // It also reads the session's last number and begins the bucket.
         write_turn(&mut tx, session, 10);
-        let first = std::mem::take(&mut *heard.lock().unwrap());
+        let first = std::mem::take(&mut *heard.lock());
         write_turn(&mut tx, session, 20);
         assert_eq!(tx.rows, 2 * 5);
 
-        let second = heard.lock().unwrap();
+        let second = heard.lock();
         assert_eq!(second.ran.len(), 4, "{:?}", second.ran);
         assert!(second.ran.is_subset(&first.kept), "{:?}", second.ran.difference(&first.kept));
         assert!(second.kept.is_empty(), "{:?}", second.kept);

@@ -1,11 +1,8 @@
 //! The load: every session sends its next prompt when its last turn has ended.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
@@ -111,12 +108,8 @@ pub(crate) async fn run(
     while let Some(ended) = sessions.join_next().await {
         back.extend(ended.ok());
     }
-    let tally = lock(&tally).clone();
+    let tally = tally.lock().clone();
     (back, tally)
-}
-
-fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn converse(
@@ -137,11 +130,11 @@ async fn converse(
         let gave_up = || TurnError::Gone(format!("no answer within {} s", TURN_LIMIT.as_secs()));
         let pause = match turn.unwrap_or_else(|_| Err(gave_up())) {
             Ok(turned) => {
-                lock(&tally).completed(&window, began, ended, turned);
+                tally.lock().completed(&window, began, ended, turned);
                 think
             }
             Err(error) => {
-                lock(&tally).failed(&error);
+                tally.lock().failed(&error);
                 if matches!(error, TurnError::Gone(_)) {
                     return conversation;
                 }
@@ -150,7 +143,7 @@ async fn converse(
         };
         let rest = timeout(TURN_LIMIT, conversation.rest()).await;
         if let Err(error) = rest.unwrap_or_else(|_| Err(gave_up())) {
-            lock(&tally).failed(&error);
+            tally.lock().failed(&error);
         }
         if !pause.is_zero() {
             sleep_until((ended + pause).min(window.until)).await;

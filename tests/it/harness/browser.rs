@@ -1,4 +1,4 @@
-//! A real browser without a screen, steered over its DevTools protocol.
+//! A headless Chromium, controlled over the DevTools protocol.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 
 use super::{DEADLINE, Value, block_on, eventually, json, process::Folder, processes, wait_for};
 
-/// A running Chromium. Dropping it ends all of its processes.
+/// A running Chromium. Dropping it kills all of its processes.
 pub(crate) struct Browser {
     child: Child,
     folder: Folder,
@@ -20,26 +20,26 @@ pub(crate) struct Browser {
     last_call: u64,
 }
 
-/// One of its pages.
+/// A page of a [`Browser`].
 pub(crate) struct Page<'a> {
     browser: &'a mut Browser,
     session: String,
 }
 
 impl Browser {
-    /// Starts one, with a profile of its own.
+    /// Starts a browser with a new profile.
     pub(crate) fn start() -> Self {
         let folder = Folder::new();
         let profile = folder.path().join("profile");
         let mut command = Command::new("chromium");
         command
             .args(["--headless", "--remote-debugging-port=0", "--disable-gpu", "--disable-dev-shm-usage"])
-            // Nothing that it does by itself.
+            // No activity of its own.
             .args(["--no-first-run", "--disable-background-networking", "--disable-component-update"])
             .args(["--disable-breakpad", "--disable-extensions", "--no-proxy-server"])
             .arg(format!("--user-data-dir={}", profile.display()))
             .arg("about:blank")
-            // What it leaves goes with the folder.
+            // Files that it leaves behind are removed with the folder.
             .env("HOME", folder.path())
             .env("TMPDIR", folder.path())
             .stdin(Stdio::null())
@@ -48,7 +48,7 @@ impl Browser {
             .process_group(0);
         // SAFETY: geteuid(2) touches no memory.
         if unsafe { libc::geteuid() } == 0 {
-            // As root it refuses to start otherwise; the pages are our own.
+            // Chromium refuses to start as root without this; only trusted pages are opened.
             command.arg("--no-sandbox");
         }
         let mut child = command
@@ -58,8 +58,8 @@ impl Browser {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("the browser ended with {status}");
             }
-            let said = fs::read_to_string(profile.join("DevToolsActivePort")).ok()?;
-            let (port, path) = said.split_once('\n')?;
+            let announced = fs::read_to_string(profile.join("DevToolsActivePort")).ok()?;
+            let (port, path) = announced.split_once('\n')?;
             Some(format!("ws://127.0.0.1:{port}{path}"))
         });
         let opening = async { tokio::time::timeout(DEADLINE, connect_async(url)).await.expect("an answer in time") };
@@ -82,14 +82,14 @@ impl Browser {
             call["sessionId"] = session.into();
         }
         let answered = async {
-            self.devtools.send(Message::text(call.to_string())).await.expect("the browser takes a call");
+            self.devtools.send(Message::text(call.to_string())).await.expect("the browser accepts a call");
             loop {
                 let message = self.devtools.next().await.expect("the browser lives").expect("a message");
                 let Message::Text(text) = message else { continue };
-                let said: Value = serde_json::from_str(&text).expect("JSON");
-                // What happens meanwhile is told too.
-                if said["id"] == call["id"] {
-                    return said;
+                let received: Value = serde_json::from_str(&text).expect("JSON");
+                // Messages with another id are events.
+                if received["id"] == call["id"] {
+                    return received;
                 }
             }
         };
@@ -101,7 +101,7 @@ impl Browser {
 }
 
 impl Page<'_> {
-    /// What an expression of JavaScript is, in the page; a promise is waited for.
+    /// Evaluates a JavaScript expression in the page; awaits a promise.
     pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let result = self.browser.call(Some(&self.session), "Runtime.evaluate", params);
@@ -111,7 +111,7 @@ impl Page<'_> {
 
     /// Waits until an expression is true.
     pub(crate) fn becomes(&mut self, expression: &str) {
-        // A page that is being loaded knows no names yet.
+        // The names are undefined while the page loads.
         let guarded = format!("(() => {{ try {{ return !!({expression}) }} catch {{ return false }} }})()");
         eventually(expression, || self.evaluate(&guarded) == true);
     }

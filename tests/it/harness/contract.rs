@@ -1,4 +1,4 @@
-//! Checks answers against the OpenAPI document of the program that gave them.
+//! Checks responses against the program's OpenAPI document.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ pub(crate) struct Contract {
     document: Value,
 }
 
-/// A method and a path template, as the document has them.
+/// A method and a path template of the document.
 pub(crate) type Operation = (String, String);
 
 impl Contract {
-    /// Takes the document.
+    /// Wraps a parsed document.
     pub(crate) fn new(document: Value) -> Self {
         Self { document }
     }
@@ -24,7 +24,7 @@ impl Contract {
         &self.document
     }
 
-    /// Every operation of the document.
+    /// All operations of the document.
     pub(crate) fn operations(&self) -> BTreeSet<Operation> {
         let paths = self.document["paths"].as_object().expect("`paths` is an object");
         paths
@@ -36,7 +36,7 @@ impl Contract {
             .collect()
     }
 
-    /// The operation that a request belongs to; a literal segment is a better match than a parameter.
+    /// The operation of a request; a literal segment wins over a parameter.
     pub(crate) fn operation(&self, method: &str, path: &str) -> Option<Operation> {
         let path = path.split('?').next().unwrap_or(path);
         let paths = self.document["paths"].as_object()?;
@@ -49,8 +49,8 @@ impl Contract {
         Some((method.to_uppercase(), (*matching.first()?).clone()))
     }
 
-    /// Fails the test where an answer is not what the document says. An error that the operation does not
-    /// list (a refusal ahead of the handler) has to be a `Problem`.
+    /// Fails the test if a response violates the document. An error that the operation does not list, such as a
+    /// refusal before the handler, has to be a `Problem`.
     pub(crate) fn check(&self, method: &str, path: &str, status: u16, media_type: &str, body: &str) {
         if path == "/openapi.json" || path.starts_with("/docs/") {
             return; // The document does not describe itself.
@@ -62,30 +62,33 @@ impl Contract {
             [status.to_string(), range, "default".into()].iter().find_map(|key| responses.get(key)).cloned()
         });
         let Some(response) = declared else {
-            assert!(status >= 400, "this answer is not in the document: {place}");
+            assert!(status >= 400, "the document does not list this response: {place}");
             return self.check_schema(&json!({"$ref": "#/components/schemas/Problem"}), body, &place);
         };
         let response = self.resolve(&response);
         let Some(content) = response.get("content").and_then(Value::as_object).filter(|it| !it.is_empty()) else {
-            assert!(body.is_empty() || !media_type.contains("json"), "the document has no body for this: {place}");
+            assert!(
+                body.is_empty() || !media_type.contains("json"),
+                "the document lists no body for this response: {place}"
+            );
             return;
         };
         let Some(content) = content.get(media_type) else {
-            panic!("the document has only {:?} for this: {place}", content.keys().collect::<Vec<_>>());
+            panic!("the document lists only {:?} for this response: {place}", content.keys().collect::<Vec<_>>());
         };
         if media_type.contains("json") {
             self.check_schema(content.get("schema").unwrap_or(&Value::Bool(true)), body, &place);
         }
     }
 
-    /// Fails the test where a value is not what the named component says.
+    /// Fails the test if a value violates the named component.
     pub(crate) fn check_component(&self, name: &str, value: &Value) {
         assert!(self.document["components"]["schemas"].get(name).is_some(), "the document has a component {name}");
         let schema = json!({"$ref": format!("#/components/schemas/{name}")});
         self.check_schema(&schema, &value.to_string(), name);
     }
 
-    /// Whether a value is what the named component says.
+    /// Whether a value conforms to the named component.
     pub(crate) fn is_component(&self, name: &str, value: &Value) -> bool {
         self.validator(&json!({"$ref": format!("#/components/schemas/{name}")})).is_valid(value)
     }
@@ -97,7 +100,7 @@ impl Contract {
             .iter_errors(&value)
             .map(|fault| format!("{fault} at {}", fault.instance_path()))
             .collect();
-        assert!(faults.is_empty(), "an answer is not what the document says: {faults:#?}\n{place}");
+        assert!(faults.is_empty(), "a response violates the document: {faults:#?}\n{place}");
     }
 
     fn validator(&self, schema: &Value) -> jsonschema::Validator {
@@ -133,7 +136,7 @@ fn matches(template: &str, path: &str) -> bool {
 }
 
 #[test]
-fn a_path_finds_its_template_and_a_literal_wins() {
+fn path_matches_its_template_and_a_literal_segment_wins() {
     let contract = Contract::new(json!({"paths": {
         "/acp/session/{id}": {"get": {}}, "/acp/session/new": {"get": {}, "post": {}}
     }}));
@@ -144,7 +147,7 @@ fn a_path_finds_its_template_and_a_literal_wins() {
 }
 
 #[test]
-fn an_answer_of_another_shape_is_noticed() {
+fn component_check_rejects_a_value_of_another_shape() {
     let contract = Contract::new(json!({
         "components": {"schemas": {"A": {"type": "object", "required": ["b"], "properties": {"b": {"type": "string"}}}}},
         "paths": {"/a": {"get": {"responses": {"200": {"content": {"application/json":

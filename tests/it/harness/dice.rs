@@ -1,13 +1,13 @@
-//! Dice that can be thrown again.
+//! Reproducible random numbers.
 
 use std::time::Duration;
 
-/// SplitMix64: enough for drawing faults, and the same everywhere.
+/// SplitMix64: sufficient for drawing faults, and the same sequence on every platform.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Those of `LUMILINK_FAULT_SEED`, or new ones; prints their number.
+    /// Takes the seed from `LUMILINK_FAULT_SEED`, or draws a new one; prints it.
     pub(crate) fn of_environment(suite: &str) -> Self {
         let seed = match std::env::var("LUMILINK_FAULT_SEED") {
             Ok(given) => given.parse().unwrap_or_else(|_| panic!("LUMILINK_FAULT_SEED is a number, not {given:?}")),
@@ -17,7 +17,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// Others, which these decide.
+    /// An independent generator seeded by this one.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.roll())
     }
@@ -30,17 +30,17 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `limit`.
+    /// A number in `0..limit`.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.roll() % limit as u64).expect("a small number")
     }
 
-    /// 0 to `most` milliseconds.
+    /// A duration of 0 to `most` milliseconds, inclusive.
     pub(crate) fn millis(&mut self, most: usize) -> Duration {
         Duration::from_millis(self.below(most + 1) as u64)
     }
 
-    /// Nothing to `most`, in steps of a microsecond.
+    /// A duration of zero to `most`, inclusive, in microsecond steps.
     pub(crate) fn up_to(&mut self, most: Duration) -> Duration {
         Duration::from_micros(self.roll() % (most.as_micros() as u64 + 1))
     }

@@ -1,4 +1,4 @@
-//! Disks that can be full.
+//! Simulates a full disk.
 
 use std::{
     ffi::CString, fs, io, os::unix::ffi::OsStrExt, os::unix::process::CommandExt, path::PathBuf, process::Command,
@@ -6,50 +6,51 @@ use std::{
 
 use super::process::Folder;
 
-/// What stands for the disk of the data folder.
+/// A way to fill the disk of the data folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disk {
-    /// A file system in memory of 4 MiB, mounted where only the program sees it. Writing to it when it is full
-    /// gives ENOSPC, as on any disk. Only root may mount.
+    /// A 4 MiB tmpfs, mounted in the program's own namespace. Writing to it when it is full gives ENOSPC, as on any
+    /// disk. Requires root.
     Small,
-    /// The disk that is there, with `RLIMIT_FSIZE` lowered when it is to be full: what would make a file longer
-    /// than the limit gives EFBIG, which the program has to take as it takes ENOSPC. Works for everybody.
+    /// The machine's disk with `RLIMIT_FSIZE` lowered to simulate a full one: a write beyond the limit gives EFBIG,
+    /// which the program has to treat as ENOSPC. Requires no privilege.
     Limited,
 }
 
-/// Above this size no file can grow on a [`Disk::Limited`] that is full. The program's log stays well below.
+/// The largest file size on a full [`Disk::Limited`]. The program's log stays well below it.
 const LIMIT_BYTES: u64 = 128 * 1024;
 
 impl Disk {
-    /// The most faithful one that can be had here.
+    /// The most faithful variant available to this process.
     pub(crate) fn best() -> Self {
         // SAFETY: geteuid(2) has no preconditions.
         let is_root = unsafe { libc::geteuid() } == 0;
         if is_root && may_mount() {
             return Self::Small;
         }
-        eprintln!("nothing can be mounted here: a limit on the size of files stands for the full disk");
+        eprintln!("tmpfs cannot be mounted: a file size limit simulates the full disk");
         Self::Limited
     }
 
-    /// Arranges it for a program that is about to start with `folder`/data.
+    /// Prepares `folder`/data and the command of a program that is about to start with it.
     pub(crate) fn prepare(self, folder: &Folder, command: &mut Command) {
         let data = folder.path().join("data");
         fs::create_dir_all(&data).expect("a folder");
         let path = CString::new(data.as_os_str().as_bytes()).expect("a path without NUL");
         let prepare = move || match self {
             Self::Small => mount(&path),
-            // SAFETY: signal(2) is async-signal-safe. Without it the first write too far ends the process.
+            // SAFETY: signal(2) is async-signal-safe. Without it, SIGXFSZ kills the process at the first write beyond
+            // the limit.
             Self::Limited => match unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } {
                 libc::SIG_ERR => Err(io::Error::last_os_error()),
                 _ => Ok(()),
             },
         };
-        // SAFETY: between fork and exec it makes system calls alone, and allocates nothing.
+        // SAFETY: between fork and exec, the closure only makes system calls and does not allocate.
         unsafe { command.pre_exec(prepare) };
     }
 
-    /// Leaves no room to the program.
+    /// Fills the disk of the program.
     pub(crate) fn fill(self, pid: i32, folder: &Folder) {
         match self {
             Self::Small => {
@@ -59,14 +60,14 @@ impl Disk {
             }
             Self::Limited => {
                 let wal = folder.path().join("data/lumilink.db-wal");
-                let size = fs::metadata(&wal).expect("the database's log").len();
-                assert!(size > LIMIT_BYTES, "the database's log has only {size} bytes: it could still grow");
+                let size = fs::metadata(&wal).expect("the database's WAL").len();
+                assert!(size > LIMIT_BYTES, "the database's WAL has only {size} bytes: it could still grow");
                 limit_files(pid, LIMIT_BYTES);
             }
         }
     }
 
-    /// Gives the room back.
+    /// Frees the space taken by [`Self::fill`].
     pub(crate) fn free(self, pid: i32, folder: &Folder) {
         match self {
             Self::Small => fs::remove_file(filler(pid, folder)).expect("the filler was there"),
@@ -75,7 +76,7 @@ impl Disk {
     }
 }
 
-/// The file that takes the room, as it is seen from here.
+/// The path of the file that fills the disk, seen from outside the program's namespace.
 fn filler(pid: i32, folder: &Folder) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root{}/data/filler", folder.path().display()))
 }
@@ -89,7 +90,8 @@ fn may_mount() -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Mounts a small file system for the calling process and its children alone; it goes with the last of them.
+/// Mounts a small file system in a private namespace of the calling process; the kernel removes it with the last
+/// process of that namespace.
 fn mount(path: &CString) -> io::Result<()> {
     let check = |result| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     // SAFETY: the strings end in NUL and live across the calls.
@@ -102,10 +104,10 @@ fn mount(path: &CString) -> io::Result<()> {
     }
 }
 
-/// Sets the soft limit on the size of files of a running process.
+/// Sets the soft file size limit of a running process.
 fn limit_files(pid: i32, bytes: u64) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit is a valid struct, and the old one is not asked for.
+    // SAFETY: `limit` is a valid struct, and the old limit is not requested.
     let result = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
     assert_eq!(result, 0, "prlimit: {}", io::Error::last_os_error());
 }

@@ -1,4 +1,4 @@
-//! A gate in front of a TCP server: open, closed for good, or silent.
+//! A TCP forwarder that can refuse connections or hold their bytes back.
 
 use std::{
     io::{Read, Write},
@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-/// Passes connections on to a server, as long as it is open.
+/// Forwards connections to a server while it is open.
 #[derive(Debug)]
 pub(crate) struct Gate {
     address: SocketAddr,
@@ -23,7 +23,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Which opening this is; connections of earlier ones are cut.
+    /// The number of times it was opened; a listener thread of an earlier opening ends.
     opening: u64,
     is_open: bool,
     is_silent: bool,
@@ -41,12 +41,12 @@ impl Gate {
         Self { address, shared }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Cuts every connection and refuses new ones, as a server does that is gone.
+    /// Closes all connections and refuses new ones, like a server that is down.
     pub(crate) fn shut(&self) {
         {
             let mut state = self.shared.state();
@@ -56,16 +56,16 @@ impl Gate {
             }
         }
         self.shared.changed.notify_all();
-        // Wakes the thread that accepts, which then lets go of the port.
+        // The connection attempt wakes the accepting thread, which then releases the port.
         super::eventually("the gate is shut", || TcpStream::connect(self.address).is_err());
     }
 
-    /// Passes nothing on and cuts nothing, as a server does that is stopped.
+    /// Holds all bytes back without closing a connection, like a stopped server.
     pub(crate) fn silence(&self) {
         self.shared.state().is_silent = true;
     }
 
-    /// Passes everything on again, also what was held back.
+    /// Forwards again, including the bytes that were held back.
     pub(crate) fn open(&self) {
         let was_open = {
             let mut state = self.shared.state();
@@ -90,6 +90,7 @@ impl Drop for Gate {
         }
         drop(state);
         self.shared.changed.notify_all();
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -117,14 +118,14 @@ impl Shared {
                 for (from, to) in [(&client, &server), (&server, &client)] {
                     let (from, to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
                     let shared = shared.clone();
-                    thread::spawn(move || shared.pass_on(from, to));
+                    thread::spawn(move || shared.forward(from, to));
                 }
                 state.connections.extend([client, server]);
             }
         });
     }
 
-    fn pass_on(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn forward(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = [0u8; 16 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
             let state = self.state();
@@ -139,23 +140,23 @@ impl Shared {
 }
 
 #[test]
-fn a_gate_passes_on_holds_back_and_refuses() {
+fn gate_forwards_holds_back_and_refuses() {
     let server = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let gate = Gate::to(server.local_addr().expect("an address"));
-    let mut client = TcpStream::connect(gate.address()).expect("it is open");
-    let (mut seen, _) = server.accept().expect("it comes through");
+    let mut client = TcpStream::connect(gate.address()).expect("the gate is open");
+    let (mut seen, _) = server.accept().expect("the connection is forwarded");
     let mut byte = [0u8; 1];
-    client.write_all(b"a").expect("it is taken");
-    seen.read_exact(&mut byte).expect("it comes through");
+    client.write_all(b"a").expect("the byte is sent");
+    seen.read_exact(&mut byte).expect("the byte is forwarded");
     gate.silence();
-    client.write_all(b"b").expect("it is taken");
+    client.write_all(b"b").expect("the byte is sent");
     seen.set_read_timeout(Some(std::time::Duration::from_millis(50))).expect("a timeout");
-    assert!(seen.read_exact(&mut byte).is_err(), "nothing comes through");
+    assert!(seen.read_exact(&mut byte).is_err(), "the byte is held back");
     gate.open();
     seen.set_read_timeout(Some(super::DEADLINE)).expect("a timeout");
-    seen.read_exact(&mut byte).expect("what was held back");
+    seen.read_exact(&mut byte).expect("the held byte is forwarded");
     gate.shut();
-    assert_eq!(client.read(&mut byte).unwrap_or(0), 0, "it is cut");
+    assert_eq!(client.read(&mut byte).unwrap_or(0), 0, "the connection is closed");
     gate.open();
-    TcpStream::connect(gate.address()).expect("it is open again");
+    TcpStream::connect(gate.address()).expect("the gate is open again");
 }

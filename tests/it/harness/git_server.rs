@@ -1,4 +1,4 @@
-//! A git server on loopback: git's own HTTP back end, which clones as GitHub does.
+//! A git server on loopback, backed by `git http-backend`.
 
 use std::{
     io::Write,
@@ -11,7 +11,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use super::program::Folder;
 
-/// A server with one repository, `octo/hello`. It serves until the tests end.
+/// A server with the repositories `octo/hello` and `octocat/Hello-World`. It serves until the test process ends.
 pub(crate) struct GitServer {
     /// `127.0.0.1:PORT`, for `workspaces.git_hosts`.
     pub host: String,
@@ -25,7 +25,7 @@ fn git(folder: &Path, args: &[&str]) {
 }
 
 impl GitServer {
-    /// Starts one.
+    /// Starts a server with one commit on `main`.
     pub(crate) fn start() -> Self {
         let folder = Folder::new();
         let work = folder.path().join("work");
@@ -36,6 +36,9 @@ impl GitServer {
         }
         std::fs::create_dir_all(folder.path().join("served/octo")).expect("a folder");
         git(folder.path(), &["clone", "-q", "--bare", "work", "served/octo/hello.git"]);
+        // The name that the handbook uses.
+        std::fs::create_dir_all(folder.path().join("served/octocat")).expect("a folder");
+        git(folder.path(), &["clone", "-q", "--bare", "work", "served/octocat/Hello-World.git"]);
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let host = listener.local_addr().expect("an address").to_string();
         let root = folder.path().join("served");
@@ -44,13 +47,13 @@ impl GitServer {
                 let server = HttpServer::new(move || {
                     App::new().app_data(web::Data::new(root.clone())).default_service(web::to(serve))
                 });
-                server.workers(1).disable_signals().listen(listener).expect("it listens").run().await
+                server.workers(1).disable_signals().listen(listener).expect("the server listens").run().await
             })
         });
         Self { host, _folder: folder }
     }
 
-    /// The address of its repository.
+    /// The clone URL of `octo/hello`.
     pub(crate) fn repository(&self) -> String {
         format!("http://{}/octo/hello.git", self.host)
     }
@@ -73,8 +76,8 @@ async fn serve(root: web::Data<PathBuf>, request: HttpRequest, body: web::Bytes)
         .stdout(Stdio::piped())
         .spawn()
         .expect("git runs");
-    backend.stdin.take().expect("piped").write_all(&body).expect("it reads");
-    let output = backend.wait_with_output().expect("it ends").stdout;
+    backend.stdin.take().expect("piped").write_all(&body).expect("git reads the body");
+    let output = backend.wait_with_output().expect("git ends").stdout;
     let split = output.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
     let mut response = HttpResponse::Ok();
     for line in String::from_utf8_lossy(&output[..split]).lines() {

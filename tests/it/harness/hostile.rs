@@ -1,4 +1,4 @@
-//! Requests that no well-behaved client would send.
+//! Raw HTTP requests, for malformed and hostile ones.
 
 use std::{
     io::{Read, Write},
@@ -6,25 +6,25 @@ use std::{
     time::Duration,
 };
 
-/// What came back.
+/// A response read from the socket.
 #[derive(Debug, Clone)]
 pub(crate) struct RawAnswer {
-    /// The status; 0 where the connection was closed without an answer.
+    /// The status; 0 if the connection was closed without a response.
     pub status: u16,
     /// The header lines, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body as it came, chunk marks included.
+    /// The body as received, including chunk framing.
     pub body: String,
 }
 
 impl RawAnswer {
-    /// The first header of this name, in lower case.
+    /// The first header of this name, which has to be in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// One request, written as it is given.
+/// A request, written exactly as built.
 #[derive(Debug, Clone)]
 pub(crate) struct RawRequest {
     line: String,
@@ -44,13 +44,13 @@ impl RawRequest {
         self
     }
 
-    /// Sets the body, with its length.
+    /// Sets the body and `Content-Length`.
     pub(crate) fn body(mut self, body: &str) -> Self {
         self.body = body.as_bytes().to_vec();
         self.header("Content-Length", &body.len().to_string())
     }
 
-    /// Sends it on a connection of its own and reads until the end of the connection, or for 10 s.
+    /// Sends it on a new connection and reads until the connection closes or nothing arrives for 10 s.
     pub(crate) fn send(self, to: SocketAddr) -> RawAnswer {
         let mut bytes = format!("{}\r\n", self.line);
         for (name, value) in self.headers {
@@ -63,11 +63,11 @@ impl RawRequest {
     }
 }
 
-/// Writes bytes and reads what comes back.
+/// Writes bytes on a new connection and reads the response, until the connection closes or nothing arrives for 10 s.
 pub(crate) fn exchange(to: SocketAddr, bytes: &[u8]) -> RawAnswer {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("the server listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
-    // A server may refuse and close before it has read everything: its answer counts, not our write.
+    // A server may refuse the request and close before it has read everything, so a failed write is no error.
     let _ = stream.write_all(bytes);
     let mut text = Vec::new();
     let mut buffer = [0u8; 8192];

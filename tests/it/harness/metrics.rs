@@ -1,4 +1,4 @@
-//! Reads the Prometheus text format.
+//! Parses the Prometheus text format.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ pub(crate) struct Scrape {
     samples: Vec<Sample>,
     /// The type of each family.
     pub types: BTreeMap<String, String>,
-    /// The text as it was scraped.
+    /// The scraped text.
     pub text: String,
 }
 
 /// One sample.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    /// Its name, with `_bucket`, `_sum` or `_count` where it has one.
+    /// Its name, including a `_bucket`, `_sum` or `_count` suffix.
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -24,7 +24,7 @@ pub(crate) struct Sample {
 }
 
 impl Scrape {
-    /// Reads a scrape; fails the test where a line is neither a comment nor a sample.
+    /// Parses a scrape; fails the test if a line is neither a comment nor a sample.
     pub(crate) fn parse(text: &str) -> Self {
         let mut scrape = Self { text: text.to_owned(), ..Self::default() };
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -38,17 +38,17 @@ impl Scrape {
         scrape
     }
 
-    /// The sum of every sample of this name whose labels include `labels`; 0 where there is none.
+    /// The sum of all samples of this name whose labels include `labels`; 0 if there is no such sample.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.matching(name, labels).map(|sample| sample.value).sum()
     }
 
-    /// Whether at least one sample of this name and these labels is there.
+    /// Whether a sample of this name has labels that include `labels`.
     pub(crate) fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.matching(name, labels).next().is_some()
     }
 
-    /// Every sample.
+    /// All samples.
     pub(crate) fn samples(&self) -> &[Sample] {
         &self.samples
     }
@@ -68,7 +68,7 @@ fn sample(line: &str) -> Sample {
         return Sample { name: head.to_owned(), labels: BTreeMap::new(), value };
     };
     let labels = labels.strip_suffix('}').unwrap_or_else(|| panic!("labels without an end: {line}"));
-    // Our label values are domain enums and version strings: none of them has a quote or a comma.
+    // Label values are domain enums and version strings, which contain no quote and no comma.
     let labels = labels
         .split("\",")
         .filter(|pair| !pair.is_empty())
@@ -81,7 +81,7 @@ fn sample(line: &str) -> Sample {
 }
 
 #[test]
-fn a_scrape_is_read_with_and_without_labels() {
+fn scrape_is_parsed_with_and_without_labels() {
     let scrape =
         Scrape::parse("# TYPE a_total counter\na_total{x=\"1\",y=\"b c\"} 2\na_total{x=\"2\",y=\"d\"} 3\nb 0.5\n");
     assert_eq!(scrape.sum("a_total", &[]), 5.0);

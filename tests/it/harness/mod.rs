@@ -1,6 +1,6 @@
-//! What the black-box tests stand on: the built program, its HTTP face, and the peers that it talks to.
+//! Harness of the black-box tests: the built program, a client of its HTTP API, and its peers.
 //!
-//! Nothing here knows the program's code, and nothing sleeps but [`wait_for`].
+//! The harness imports no code of the program, and only [`wait_for`] sleeps.
 
 pub(crate) mod acp_schema;
 pub(crate) mod agents;
@@ -35,52 +35,52 @@ pub(crate) use api::{Answer, Api, Session};
 pub(crate) use program::Program;
 pub(crate) use serde_json::{Value, json};
 
-/// How long anything may take that takes milliseconds on an idle machine. Two cores are shared by several
-/// tests, so this is generous; a test fails by it, it never waits for it.
+/// Deadline of an operation that takes milliseconds on an idle machine. Generous, because several tests share two
+/// cores; it only bounds a failing test and never prolongs a passing one.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 });
 
-/// Runs a future on the harness's own runtime, from a test's thread.
+/// Runs a future on the harness's runtime, from a test's thread.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     RUNTIME.block_on(future)
 }
 
-/// Asks `condition` again and again until it gives something, and fails the test after `deadline`.
+/// Polls `condition` every 10 ms until it returns a value; fails the test after `deadline`.
 pub(crate) fn wait_for<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + deadline;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < end, "waited {deadline:?} in vain for: {what}");
+        assert!(Instant::now() < end, "timed out after {deadline:?} waiting for: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// [`wait_for`] something that is only true or false, with the usual deadline.
+/// Waits within [`DEADLINE`] until `condition` is true; fails the test otherwise.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(DEADLINE, what, || condition().then_some(()));
 }
 
-/// The built program.
+/// The path of the built program.
 pub(crate) fn lumilink() -> &'static str {
     env!("CARGO_BIN_EXE_lumilink")
 }
 
-/// A file of the repository.
+/// The path of a file in the repository.
 pub(crate) fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A loopback port that was free a moment ago.
+/// A loopback port that was free when the call returned; another process may take it.
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|it| it.local_addr()).expect("a free port").port()
 }
 
-/// The command of the built-in demo agent with flags of its own, as a value for `--set agent.command=`.
+/// The command of the built-in demo agent with `flags`, as a value for `--set agent.command=`.
 pub(crate) fn demo_agent(flags: &[&str]) -> String {
     let mut command = vec![lumilink(), "demo-agent"];
     command.extend(flags);

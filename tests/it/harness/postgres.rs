@@ -1,6 +1,6 @@
-//! PostgreSQL databases of the tests' own.
+//! Temporary PostgreSQL databases.
 
-/// A database of a test's own on the PostgreSQL server of `tests/run`; dropped with it.
+/// A temporary database on the PostgreSQL server that `tests/run` starts. Dropping the value drops the database.
 #[derive(Debug)]
 pub(crate) struct PostgresDatabase {
     maintenance: String,
@@ -8,7 +8,7 @@ pub(crate) struct PostgresDatabase {
 }
 
 impl PostgresDatabase {
-    /// Creates it.
+    /// Creates a database.
     pub(crate) fn create() -> Self {
         let maintenance = std::env::var("LUMILINK_TEST_POSTGRES").unwrap_or_else(|_| {
             panic!("LUMILINK_TEST_POSTGRES names no PostgreSQL server: run tests/run, which starts one")
@@ -26,14 +26,14 @@ impl PostgresDatabase {
         url.to_string()
     }
 
-    /// Where its server is.
+    /// The address of its server.
     pub(crate) fn server(&self) -> std::net::SocketAddr {
         let url = url::Url::parse(&self.maintenance).expect("LUMILINK_TEST_POSTGRES is a URL");
         let found = url.socket_addrs(|| Some(5432)).expect("the server's name is known");
         *found.first().expect("it has an address")
     }
 
-    /// Its URL for those who reach its server at another address.
+    /// Its URL with another server address.
     pub(crate) fn url_at(&self, address: std::net::SocketAddr) -> String {
         let mut url = url::Url::parse(&self.url()).expect("a URL");
         url.set_ip_host(address.ip()).expect("a host");
@@ -57,11 +57,11 @@ impl Drop for PostgresDatabase {
 }
 
 #[test]
-fn a_database_is_made_under_a_url_of_its_own_and_dropped() {
+fn database_is_created_under_its_own_url_and_dropped() {
     let database = PostgresDatabase::create();
     let url = database.url();
-    assert!(url.contains(&database.name), "the URL names it");
+    assert!(url.contains(&database.name), "the URL contains the database's name");
     drop(database);
     use diesel::{Connection, PgConnection};
-    assert!(PgConnection::establish(&url).is_err(), "it is gone");
+    assert!(PgConnection::establish(&url).is_err(), "the database is dropped");
 }

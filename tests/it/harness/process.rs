@@ -1,4 +1,4 @@
-//! One started process of the program, and the folder that it works in.
+//! A process of the program, and the folder that it works in.
 
 use std::{
     fs,
@@ -13,13 +13,13 @@ use tempfile::TempDir;
 
 use super::{lumilink, processes, wait_for};
 
-/// The folder of a run: database, workspaces, HOME and logs. It may outlive a program, for a test that
-/// starts another one on the same data.
+/// The folder of a run: database, workspaces, HOME and logs. Clones share it, so it may outlive a program, for a test
+/// that starts another program on the same data. The last clone removes it.
 #[derive(Debug, Clone)]
 pub(crate) struct Folder(Arc<TempDir>);
 
 impl Folder {
-    /// Makes an empty one.
+    /// Creates an empty folder.
     pub(crate) fn new() -> Self {
         Self(Arc::new(tempfile::Builder::new().prefix("lumilink-it-").tempdir().expect("a temporary folder")))
     }
@@ -30,7 +30,7 @@ impl Folder {
     }
 }
 
-/// One started process with its log.
+/// A process of the program with its log.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -38,12 +38,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the program with these arguments, its log and output beside its data, HOME in the folder.
+    /// Starts the program with these arguments; its log, HOME and working directory are in `folder`.
     pub(crate) fn start(name: &str, folder: &Folder, arguments: &[String], env: &[(String, String)]) -> Self {
         Self::start_with(name, folder, arguments, env, |_| {})
     }
 
-    /// [`Process::start`], with a last word about how.
+    /// [`Process::start`], after `prepare` has changed the command.
     pub(crate) fn start_with(
         name: &str,
         folder: &Folder,
@@ -68,14 +68,14 @@ impl Process {
         Self { child, log }
     }
 
-    /// Fails the test, with the log, where the process has ended.
+    /// Fails the test and shows the log if the process has ended.
     pub(crate) fn assert_running(&mut self) {
         if let Ok(Some(status)) = self.child.try_wait() {
             panic!("the program ended with {status}; its log:\n{}", self.log());
         }
     }
 
-    /// What it has logged.
+    /// Its log so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -85,12 +85,12 @@ impl Process {
         i32::try_from(self.child.id()).expect("a process id")
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub(crate) fn wait(&mut self, deadline: Duration) -> ExitStatus {
         wait_for(deadline, "the process ends", || self.child.try_wait().ok().flatten())
     }
 
-    /// Kills it with its group, and reaps it.
+    /// Kills its process group with SIGKILL, and reaps it.
     pub(crate) fn kill(&mut self) {
         processes::signal(-self.pid(), libc::SIGKILL);
         let _ = self.child.kill();

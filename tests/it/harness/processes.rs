@@ -1,8 +1,8 @@
-//! Which processes a run has left behind.
+//! Finds and signals the processes of a run.
 
 use std::{fs, path::Path};
 
-/// A process that belongs to a run.
+/// A process of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     /// Its id.
@@ -11,9 +11,9 @@ pub(crate) struct Found {
     pub command: String,
 }
 
-/// Every process that carries `marker`, the path of the run's own folder, in its working directory, its
-/// environment or its command line. Agents work below that folder and inherit a HOME there, so this also
-/// finds what has left its process group or session. Zombies are somebody's to reap, not ours to find.
+/// All processes with `marker`, the path of the run's folder, in their working directory, environment or command
+/// line. Agents work below that folder and inherit a HOME there, so this also finds processes that left their process
+/// group or session. Excludes zombies and the calling process.
 pub(crate) fn with_marker(marker: &Path) -> Vec<Found> {
     let marker = marker.to_string_lossy();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -31,9 +31,9 @@ pub(crate) fn is_alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid)
 }
 
-/// Sends a signal; a process that is gone is no error.
+/// Sends a signal; ignores a process that no longer exists.
 pub(crate) fn signal(pid: i32, signal: i32) {
-    // SAFETY: kill(2) touches no memory of ours.
+    // SAFETY: kill(2) touches no memory of this process.
     unsafe { libc::kill(pid, signal) };
 }
 

@@ -1,4 +1,4 @@
-//! Starts the built program, and sees that it leaves nothing behind.
+//! Starts the built program, and checks that it leaves nothing behind.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -11,12 +11,12 @@ pub(crate) use super::{
     process::{Folder, Process},
 };
 
-/// Turns that began, without labels.
+/// Started turns, without labels.
 pub(crate) const TURNS_STARTED: &str = "lumilink_turns_started_total";
-/// Turns that ended, by route and outcome.
+/// Ended turns, by route and outcome.
 pub(crate) const TURNS_ENDED: &str = "lumilink_turns_ended_total";
 
-/// How a program is to be started.
+/// The settings of a program to start.
 #[derive(Debug)]
 pub(crate) struct Builder {
     folder: Folder,
@@ -37,7 +37,7 @@ impl Builder {
         self
     }
 
-    /// Uses the demo agent with flags.
+    /// Uses the demo agent with `flags`.
     pub(crate) fn demo_agent(self, flags: &[&str]) -> Self {
         let command = super::demo_agent(flags);
         self.set("agent.command", command)
@@ -61,38 +61,38 @@ impl Builder {
         self
     }
 
-    /// Keeps its records in a PostgreSQL database of its own.
+    /// Uses a temporary PostgreSQL database.
     pub(crate) fn postgres(mut self) -> Self {
         self.postgres = Some(PostgresDatabase::create());
         self
     }
 
-    /// Wants a bearer token; the [`Api`] of the program sends it.
+    /// Requires a bearer token, which the program's [`Api`] sends.
     pub(crate) fn token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self.set("server.token", token)
     }
 
-    /// Runs the container side as a process of its own, with this token between the two.
+    /// Runs the container side as a separate process; the supervisor authenticates to it with `token`.
     pub(crate) fn separate_runtime(mut self, token: &str) -> Self {
         self.separate_runtime = Some(token.to_owned());
         self
     }
 
-    /// [`Self::separate_runtime`] behind a [`Proxy`], so that either can be killed and started again, and the cable
-    /// between them be pulled.
+    /// [`Self::separate_runtime`] behind a [`Proxy`], so that a test can restart either side and break the connection
+    /// between them.
     pub(crate) fn behind_proxy(mut self) -> Self {
         self.behind_proxy = true;
         self.separate_runtime("runtime-token-0123456789")
     }
 
-    /// Keeps its data on a disk that can be full.
+    /// Keeps its data on a disk that the test can fill.
     pub(crate) fn disk(mut self, disk: Disk) -> Self {
         self.disk = Some(disk);
         self
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts the program and waits until it has announced its address.
     pub(crate) fn start(mut self) -> Program {
         let (mut runtime, mut runtime_url, mut proxy) = (None, None, None);
         if let Some(token) = self.separate_runtime.clone() {
@@ -178,13 +178,13 @@ impl Builder {
     }
 }
 
-/// A running program. Dropping it stops it and checks that it ended well: exit 0 on SIGTERM, no ERROR
-/// logged that was not expected, every turn that began has ended, and no process left.
+/// A running program. Dropping it stops it and checks its end: exit code 0 after SIGTERM, no unexpected ERROR in its
+/// log, as many ended as started turns, and no process left.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// Its HTTP face.
+    /// A client of its HTTP API.
     pub api: Api,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     /// Its folder.
     pub folder: Folder,
@@ -192,17 +192,17 @@ pub(crate) struct Program {
     runtime: Option<Process>,
     runtime_url: Option<String>,
     proxy: Option<Proxy>,
-    /// The logs of processes that were killed and replaced.
+    /// The logs of replaced processes.
     former_logs: Vec<String>,
     expected_errors: Vec<String>,
     turns_may_run: bool,
     stopped: bool,
-    /// How to start its processes again; holds its database too.
+    /// Its settings, for a restart; owns its database.
     builder: Builder,
 }
 
 impl Program {
-    /// Begins to describe a program.
+    /// Settings with the defaults: SQLite, embedded runtime, demo agent.
     pub(crate) fn builder() -> Builder {
         Builder {
             folder: Folder::new(),
@@ -217,17 +217,17 @@ impl Program {
         }
     }
 
-    /// Starts one with the defaults: SQLite, embedded runtime, demo agent.
+    /// Starts a program with the defaults of [`Self::builder`].
     pub(crate) fn start() -> Self {
         Self::builder().start()
     }
 
-    /// Says that an ERROR line with this text is part of the test.
+    /// Permits ERROR log lines that contain `text`.
     pub(crate) fn expect_error(&mut self, text: &str) {
         self.expected_errors.push(text.to_owned());
     }
 
-    /// Says that this test stops or kills the program in the middle of a turn.
+    /// Skips the check that every started turn has ended, for a test that stops the program in the middle of a turn.
     pub(crate) fn turns_may_run(&mut self) {
         self.turns_may_run = true;
     }
@@ -239,20 +239,20 @@ impl Program {
 
     /// The separate runtime.
     pub(crate) fn runtime(&mut self) -> &mut Process {
-        self.runtime.as_mut().expect("a separate runtime was asked for")
+        self.runtime.as_mut().expect("the program has a separate runtime")
     }
 
-    /// What it has logged.
+    /// Its log so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Its metrics now, over a connection that needs no runtime of ours.
+    /// Scrapes its metrics, over a blocking socket.
     pub(crate) fn metrics(&self) -> Scrape {
         scrape(self.address, self.builder.token.as_deref())
     }
 
-    /// The metrics of the separate runtime now, over the cable where there is one.
+    /// Scrapes the metrics of the separate runtime, through the proxy if there is one.
     pub(crate) fn runtime_metrics(&self) -> Scrape {
         let url = self.runtime_url();
         let address = url.strip_prefix("ws://").and_then(|url| url.strip_suffix("/acp"));
@@ -262,7 +262,7 @@ impl Program {
 
     /// The `[runtime] url` of a program with a separate runtime.
     pub(crate) fn runtime_url(&self) -> String {
-        self.runtime_url.clone().expect("a separate runtime was asked for")
+        self.runtime_url.clone().expect("the program has a separate runtime")
     }
 
     /// Sends a signal to the program itself.
@@ -270,19 +270,18 @@ impl Program {
         processes::signal(self.pid(), signal);
     }
 
-    /// The cable between supervisor and runtime.
+    /// The proxy between supervisor and runtime. Requires [`Builder::behind_proxy`].
     pub(crate) fn proxy(&self) -> &Proxy {
-        self.proxy.as_ref().expect("it was started behind a proxy")
+        self.proxy.as_ref().expect("the program was started behind a proxy")
     }
 
-    /// Kills the supervisor alone, with SIGKILL, as the kernel does that needs its memory. What it leaves running is
-    /// no fault of the test.
+    /// Kills the supervisor alone with SIGKILL, like the kernel's out-of-memory killer.
     pub(crate) fn kill_supervisor(&mut self) {
         processes::signal(self.process.pid(), libc::SIGKILL);
         self.process.wait(DEADLINE);
     }
 
-    /// Starts the supervisor again, on the same data. Its address is another one; [`Api`] and its sessions follow.
+    /// Restarts the supervisor on the same data. Its address changes; [`Api`] and its sessions follow.
     pub(crate) fn start_supervisor_again(&mut self) {
         self.former_logs.push(self.process.log());
         let (process, address) = self.builder.start_supervisor();
@@ -290,49 +289,49 @@ impl Program {
         self.api.move_to(&format!("http://{address}"));
     }
 
-    /// Kills the runtime alone, with SIGKILL. Needs [`Builder::behind_proxy`].
+    /// Kills the runtime alone with SIGKILL.
     pub(crate) fn kill_runtime(&mut self) {
-        let runtime = self.runtime.as_mut().expect("a separate runtime was asked for");
+        let runtime = self.runtime.as_mut().expect("the program has a separate runtime");
         processes::signal(runtime.pid(), libc::SIGKILL);
         runtime.wait(DEADLINE);
     }
 
-    /// Starts the runtime again. Its address is another one; the proxy knows it.
+    /// Restarts the runtime. Its address changes; the proxy follows. Requires [`Builder::behind_proxy`].
     pub(crate) fn start_runtime_again(&mut self) {
-        let token = self.builder.separate_runtime.clone().expect("a separate runtime was asked for");
+        let token = self.builder.separate_runtime.clone().expect("the program has a separate runtime");
         let (process, listen) = self.builder.start_runtime(&token);
         let former = self.runtime.replace(process);
         self.former_logs.extend(former.map(|former| former.log()));
         self.proxy().target(listen);
     }
 
-    /// The agent processes of this run that live now.
+    /// The process ids of this run's running demo agents.
     pub(crate) fn agents(&self) -> Vec<i32> {
         let mut found = processes::with_marker(self.folder.path());
         found.retain(|process| process.command.contains("demo-agent"));
         found.into_iter().map(|process| process.pid).collect()
     }
 
-    /// Kills it as a power cut would, its children too.
+    /// Kills the program and its children with SIGKILL, like a power cut.
     pub(crate) fn kill(&mut self) {
         self.stopped = true;
         self.kill_everything();
     }
 
-    /// Sends SIGTERM and waits for the end; gives the exit code.
+    /// Sends SIGTERM and waits for the end; returns the exit code, `None` after a signal.
     pub(crate) fn terminate(&mut self, deadline: Duration) -> Option<i32> {
         self.signal(libc::SIGTERM);
         self.ends(deadline)
     }
 
-    /// Waits for the end of a program that was told to stop; gives the exit code.
+    /// Waits for the end of a program that is stopping; returns the exit code, `None` after a signal.
     pub(crate) fn ends(&mut self, deadline: Duration) -> Option<i32> {
         let status = self.process.wait(deadline);
         self.stopped = true;
         status.code()
     }
 
-    /// Stops it now and makes all checks, for a test that goes on afterwards.
+    /// Stops the program with all checks; returns its folder, for a test that continues with the same data.
     pub(crate) fn stop(mut self) -> Folder {
         self.finish();
         self.folder.clone()
@@ -342,7 +341,7 @@ impl Program {
         if !self.stopped {
             self.process.assert_running();
             if !self.turns_may_run {
-                eventually("every turn that began has ended", || {
+                eventually("every started turn has ended", || {
                     let scrape = self.metrics();
                     assert!(scrape.has(TURNS_STARTED, &[]) && scrape.has(TURNS_ENDED, &[]), "turns are counted");
                     scrape.sum(TURNS_STARTED, &[]) == scrape.sum(TURNS_ENDED, &[])
@@ -368,7 +367,7 @@ impl Program {
             let is_error = serde_json::from_str::<Value>(line)
                 .map_or_else(|_| line.contains("panicked at"), |line| line["level"] == "ERROR");
             let is_expected = self.expected_errors.iter().any(|text| line.contains(text.as_str()));
-            assert!(!is_error || is_expected, "an error was logged that no test expected: {line}");
+            assert!(!is_error || is_expected, "unexpected ERROR in the log: {line}");
         }
     }
 
@@ -385,7 +384,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        /// Kills whatever is left, also when a check fails.
+        /// Kills all remaining processes, even if a check fails.
         struct Kill<'a>(&'a mut Program);
         impl Drop for Kill<'_> {
             fn drop(&mut self) {
@@ -429,6 +428,6 @@ fn dechunk(body: &str) -> String {
 }
 
 #[test]
-fn a_chunked_body_is_put_together() {
+fn chunked_body_is_decoded() {
     assert_eq!(dechunk("3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"), "abcd");
 }

@@ -1,8 +1,7 @@
-//! A TCP proxy that stands between supervisor and runtime, or between a client and the supervisor, and misbehaves as cables
-//! do.
+//! A TCP proxy that injects network faults between supervisor and runtime, or between a client and the supervisor.
 //!
-//! Each connection has a [`Mode`] that can be switched while it is open. What the proxy itself does is as little as a
-//! cable does: it never answers, never retries, and holds one piece of at most 16 KiB for each direction.
+//! Each connection has a [`Mode`] that can change while it is open. The proxy adds no behaviour of its own: it never
+//! replies or retries, and buffers at most 16 KiB per direction.
 
 use std::{
     net::SocketAddr,
@@ -24,56 +23,56 @@ use tokio::{
 
 use super::{RUNTIME, block_on};
 
-/// Connections at the same time; more are reset. The tests have some tens.
+/// Limit of concurrent connections; further ones are reset. Tests open a few tens.
 const MAX_CONNECTIONS: usize = 1024;
-/// What one read takes at most.
+/// Maximum bytes of one read.
 const PIECE: usize = 16 * 1024;
 
-/// A direction.
+/// A direction of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// From the client to the server: between supervisor and runtime, that is the runtime.
+    /// From the client to the server, for instance from supervisor to runtime.
     ToServer,
-    /// From the server to the client: between supervisor and runtime, that is the supervisor.
+    /// From the server to the client, for instance from runtime to supervisor.
     ToClient,
 }
 
-/// What is done to a connection.
+/// The treatment of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Everything passes.
+    /// Forwards everything.
     Pass,
-    /// Each piece passes after this time.
+    /// Forwards each piece after this delay.
     Delay(Duration),
-    /// Both sides get a reset at once.
+    /// Resets both sides immediately.
     Reset,
-    /// Both sides get an orderly end at once, wherever in a message they are.
+    /// Closes both sides in order immediately, even in the middle of a message.
     Cut,
-    /// So many more bytes pass this way, then both sides get a reset: the last message is a part of one.
+    /// Forwards this many more bytes in this direction, then resets both sides, which truncates the last message.
     CutAfter(Way, usize),
-    /// Half-open: everything is taken and thrown away, also the end of a side; nobody is told.
+    /// Half-open: discards all bytes, and the end of either side, without notice to the other.
     Swallow,
-    /// Zero window: nothing is read any more of what goes this way, so the sender's buffers fill.
+    /// Zero window: stops reading in this direction, so that the sender's buffers fill.
     Stall(Way),
 }
 
-/// What has gone through.
+/// Totals since the start of the proxy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Connections that were taken.
+    /// Accepted connections.
     pub connections: u64,
-    /// Bytes that reached the server.
+    /// Bytes forwarded to the server.
     pub to_server: u64,
-    /// Bytes that reached the client.
+    /// Bytes forwarded to the client.
     pub to_client: u64,
 }
 
-/// The proxy. Dropping it ends all of its connections.
+/// A running proxy. Dropping it ends all of its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
     address: SocketAddr,
-    /// Holds the port while nobody listens on it, so that nobody else gets it.
+    /// Reserves the port while the proxy does not listen.
     _holder: TcpSocket,
     listening: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -81,7 +80,7 @@ pub(crate) struct Proxy {
 #[derive(Debug)]
 struct Shared {
     target: Mutex<SocketAddr>,
-    /// The mode of connections to come.
+    /// The mode of future connections.
     next: Mutex<Mode>,
     open: Mutex<Vec<watch::Sender<Mode>>>,
     closed: AtomicBool,
@@ -91,7 +90,7 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Listens on a free loopback port for connections to `target`.
+    /// Listens on a free loopback port and forwards to `target`.
     pub(crate) fn start(target: SocketAddr) -> Self {
         let holder = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
         let address = holder.local_addr().expect("an address");
@@ -113,35 +112,35 @@ impl Proxy {
         proxy
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Sends connections to come to another place: the server is started again elsewhere.
+    /// Changes the target of future connections, after a restart of the server.
     pub(crate) fn target(&self, target: SocketAddr) {
         *self.shared.target.lock().expect("a lock") = target;
     }
 
-    /// Switches the connections that are open now; the ones to come pass, or do what [`Self::set`] said.
+    /// Changes the mode of open connections; future ones keep the mode of the last [`Self::set`].
     pub(crate) fn set_open(&self, mode: Mode) {
         let mut open = self.shared.open.lock().expect("a lock");
-        // A connection that has ended listens to nobody.
+        // Sending fails for a connection that has ended.
         open.retain(|connection| connection.send(mode).is_ok());
     }
 
-    /// Switches the connections that are open now and those to come.
+    /// Changes the mode of open and future connections.
     pub(crate) fn set(&self, mode: Mode) {
         *self.shared.next.lock().expect("a lock") = mode;
         self.set_open(mode);
     }
 
-    /// Stops listening: whoever connects gets `connection refused`, as from a machine whose service is down.
+    /// Stops listening: new connections are refused, as if the service were down.
     pub(crate) fn refuse(&self) {
         let listening = self.listening.lock().expect("a lock").take();
         if let Some(listening) = listening {
             listening.abort();
-            // Only then is the port closed.
+            // The port is closed only when the task has ended.
             let _ = block_on(listening);
         }
     }
@@ -159,7 +158,7 @@ impl Proxy {
         }
     }
 
-    /// What has gone through until now.
+    /// The totals so far.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             connections: self.shared.connections.load(Ordering::Relaxed),
@@ -168,7 +167,7 @@ impl Proxy {
         }
     }
 
-    /// How many connections are open now.
+    /// The number of open connections.
     pub(crate) fn open(&self) -> usize {
         self.shared.open_now()
     }
@@ -180,7 +179,7 @@ impl Drop for Proxy {
             listening.abort();
         }
         self.shared.closed.store(true, Ordering::Relaxed);
-        // Without its sender each connection ends.
+        // Dropping its sender ends a connection.
         self.shared.open.lock().expect("a lock").clear();
     }
 }
@@ -192,7 +191,7 @@ impl Shared {
         open.len()
     }
 
-    /// Registers a connection; none where there are too many, or where the proxy has ended.
+    /// Registers a connection; `None` at the limit or after the end of the proxy.
     fn admit(&self) -> Option<watch::Receiver<Mode>> {
         if self.open_now() >= MAX_CONNECTIONS || self.closed.load(Ordering::Relaxed) {
             return None;
@@ -211,12 +210,12 @@ impl Shared {
     }
 }
 
-/// A socket on an address that others of this process may have too, as long as only one listens.
+/// A socket bound to an address that several sockets of this process may share, as long as only one listens.
 fn bound(address: SocketAddr) -> TcpSocket {
     let _context = RUNTIME.enter();
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("an option");
-    socket.bind(address).expect("an address of its own");
+    socket.bind(address).expect("the address is free");
     socket
 }
 
@@ -237,7 +236,7 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>) {
     let Some(mode) = shared.admit() else { return reset(&client) };
     let target = *shared.target.lock().expect("a lock");
     let Ok(mut server) = TcpStream::connect(target).await else { return reset(&client) };
-    // Pieces are written as they come: a cable does not wait for more.
+    // Nagle's algorithm would delay small pieces.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let end = {
         let (client_read, client_write) = client.split();
@@ -245,7 +244,7 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>) {
         let there = pump(client_read, server_write, Way::ToServer, mode.clone(), &shared);
         let back = pump(server_read, client_write, Way::ToClient, mode, &shared);
         tokio::pin!(there, back);
-        // One side's end leaves the other side to say what it still has to say.
+        // When one direction ends, the other one continues until its own end.
         tokio::select! {
             Some(end) = &mut there => end,
             Some(end) = &mut back => end,
@@ -262,7 +261,8 @@ fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// Carries one direction until the connection is ended from outside (how), or until its sender has ended (none).
+/// Forwards one direction. Returns the kind of end if the whole connection has to end, `None` if only this direction
+/// ended.
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -295,7 +295,7 @@ async fn pump(
         let now = *mode.borrow();
         let count = match read {
             Ok(count @ 1..) => count,
-            // Nobody is told of the end of a side that is half-open.
+            // A half-open connection does not propagate the end of a side.
             Ok(0) | Err(_) if now == Mode::Swallow => match mode.changed().await {
                 Ok(()) => continue,
                 Err(_) => return Some(End::Orderly),
@@ -319,9 +319,9 @@ async fn pump(
     }
 }
 
-/// Writes a piece, however long its receiver takes, unless the connection is ended meanwhile.
+/// Writes a piece without a time limit; a change of mode to an end or to [`Mode::Swallow`] interrupts it.
 async fn write(to: &mut WriteHalf<'_>, mut piece: &[u8], mode: &mut watch::Receiver<Mode>) -> Option<End> {
-    // The mode is looked at again by the caller: this has to see a change that it waits for, and no other.
+    // A clone, so that the caller's receiver still reports a change that is observed here.
     let mut watched = mode.clone();
     while !piece.is_empty() {
         tokio::select! {
@@ -389,18 +389,18 @@ mod tests {
         let (mut client, mut server) = pair.connect();
         passes(&mut client, &mut server);
         passes(&mut server, &mut client);
-        eventually("they are counted", || {
+        eventually("the bytes are counted", || {
             pair.proxy.counts() == Counts { connections: 1, to_server: 5, to_client: 5 }
         });
         client.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(server.read(&mut [0; 8]).unwrap(), 0, "an end passes");
+        assert_eq!(server.read(&mut [0; 8]).unwrap(), 0, "the end of a side is forwarded");
         passes(&mut server, &mut client);
         drop(server);
-        eventually("a connection that has ended is forgotten", || pair.proxy.open() == 0);
+        eventually("the ended connection is removed", || pair.proxy.open() == 0);
     }
 
     #[test]
-    fn a_reset_is_a_reset_and_a_cut_an_orderly_end() {
+    fn reset_resets_both_sides_and_cut_ends_them_in_order() {
         let pair = Pair::new();
         for (mode, wanted) in [(Mode::Reset, Some(ErrorKind::ConnectionReset)), (Mode::Cut, None)] {
             let (mut client, mut server) = pair.connect();
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_in_the_middle_passes_so_many_bytes_first() {
+    fn cut_after_passes_the_given_number_of_bytes_first() {
         let pair = Pair::new();
         let (mut client, mut server) = pair.connect();
         passes(&mut client, &mut server);
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_swallowed_is_lost_and_nobody_is_told() {
+    fn swallowed_bytes_are_lost_without_notice_to_either_side() {
         let pair = Pair::new();
         let (mut client, mut server) = pair.connect();
         pair.proxy.set_open(Mode::Swallow);
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_side_that_is_not_read_fills_its_buffers_and_goes_on_later() {
+    fn stalled_side_fills_its_buffers_and_resumes_later() {
         let pair = Pair::new();
         let (mut client, mut server) = pair.connect();
         passes(&mut client, &mut server);
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_delays_and_what_is_refused_is_refused_until_it_is_admitted() {
+    fn delay_slows_bytes_and_refuse_rejects_connections_until_admit() {
         let pair = Pair::new();
         pair.proxy.set(Mode::Delay(Duration::from_millis(100)));
         let (mut client, mut server) = pair.connect();

@@ -1,4 +1,4 @@
-//! Receives webhooks on loopback, and misbehaves as it is told: a script of replies, one for each post, then 200.
+//! A webhook receiver on loopback that replies from a script, one reply per post, and with 200 after its end.
 
 use std::{
     collections::VecDeque,
@@ -13,40 +13,40 @@ use reqwest::header::{HeaderMap, HeaderName};
 
 use super::{Value, wait_for};
 
-/// What is done with a post.
+/// The reply to a post.
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
-    /// An answer without a body.
+    /// A status without a body.
     Status(u16),
-    /// An answer with one more header line.
+    /// A status with one more header line.
     With(u16, String),
-    /// It is read, and the connection closed without an answer.
+    /// The connection is closed without a response after the post was read.
     Lost,
-    /// 200, but only when the sender has gone away.
+    /// 200, but only after the sender has disconnected.
     Late,
-    /// 200 as soon as [`Receiver::release`] is called.
+    /// 200 after a call of [`Receiver::release`].
     Held,
-    /// 200 and a body that comes byte by byte and does not end.
+    /// 200 with a body of one byte every 20 ms that does not end.
     Drip,
-    /// 200 and a body that does not end.
+    /// 200 with a fast body that does not end.
     Huge,
 }
 
-/// A post as it came.
+/// A received post.
 #[derive(Debug, Clone)]
 pub(crate) struct Post {
-    /// When it was read.
+    /// The time at which it had been read.
     pub at: Instant,
     /// `POST /path HTTP/1.1`.
     pub line: String,
     /// Its header lines.
     pub headers: HeaderMap,
-    /// The bytes of its body.
+    /// Its body.
     pub body: Vec<u8>,
 }
 
 impl Post {
-    /// A header.
+    /// The value of a header; fails the test if it is absent.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).unwrap_or_else(|| panic!("no header {name}")).to_str().expect("text")
     }
@@ -57,7 +57,7 @@ impl Post {
     }
 }
 
-/// A running receiver. It ends with the test.
+/// A running receiver. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     address: SocketAddr,
@@ -76,54 +76,54 @@ struct State {
     posts: Vec<Post>,
     is_released: bool,
     is_over: bool,
-    /// Bytes of the largest body that was taken from us.
+    /// Bytes sent of [`Reply::Huge`] bodies.
     taken: usize,
 }
 
 impl Receiver {
-    /// Starts one on a free port.
+    /// Starts a receiver on a free port.
     pub(crate) fn start(script: impl IntoIterator<Item = Reply>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared::default());
         shared.state().script.extend(script);
-        let theirs = shared.clone();
+        let server_shared = shared.clone();
         thread::spawn(move || {
             for socket in listener.incoming().flatten() {
-                if theirs.state().is_over {
+                if server_shared.state().is_over {
                     return;
                 }
-                let theirs = theirs.clone();
-                thread::spawn(move || theirs.serve(socket));
+                let server_shared = server_shared.clone();
+                thread::spawn(move || server_shared.serve(socket));
             }
         });
         Self { address, shared }
     }
 
-    /// Where it listens.
+    /// Its base URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What it got so far.
+    /// The posts received so far.
     pub(crate) fn posts(&self) -> Vec<Post> {
         self.shared.state().posts.clone()
     }
 
-    /// Waits for so many posts, and gives them.
+    /// Waits up to 60 s for this many posts, and returns all of them.
     pub(crate) fn gets(&self, posts: usize) -> Vec<Post> {
         wait_for(Duration::from_secs(60), &format!("{posts} posts"), || {
             Some(self.posts()).filter(|got| got.len() >= posts)
         })
     }
 
-    /// Lets what is held go.
+    /// Sends the held replies.
     pub(crate) fn release(&self) {
         self.shared.state().is_released = true;
         self.shared.changed.notify_all();
     }
 
-    /// Bytes of the largest body that a sender has taken, buffers between included.
+    /// Bytes sent of [`Reply::Huge`] bodies, including those in socket buffers.
     pub(crate) fn taken(&self) -> usize {
         self.shared.state().taken
     }
@@ -133,7 +133,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.state().is_over = true;
         self.shared.changed.notify_all();
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -150,10 +150,10 @@ impl Shared {
             state.posts.push(post);
             state.script.pop_front().unwrap_or(Reply::Status(200))
         };
-        let mut say = |text: &str| socket.write_all(text.as_bytes()).is_ok();
+        let mut send = |text: &str| socket.write_all(text.as_bytes()).is_ok();
         match reply {
-            Reply::Status(status) => drop(say(&head(status, ""))),
-            Reply::With(status, header) => drop(say(&head(status, &format!("{header}\r\n")))),
+            Reply::Status(status) => drop(send(&head(status, ""))),
+            Reply::With(status, header) => drop(send(&head(status, &format!("{header}\r\n")))),
             Reply::Lost => {}
             Reply::Late => {
                 let _ = socket.read(&mut [0]);
@@ -163,19 +163,19 @@ impl Shared {
                 let state = self.state();
                 let waits = |state: &mut State| !state.is_released && !state.is_over;
                 drop(self.changed.wait_while(state, waits));
-                say(&head(200, ""));
+                send(&head(200, ""));
             }
             Reply::Drip => {
-                say("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n");
-                while say("x") && !self.state().is_over {
+                send("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n");
+                while send("x") && !self.state().is_over {
                     let pace = Duration::from_millis(20);
                     drop(self.changed.wait_timeout_while(self.state(), pace, |state| !state.is_over));
                 }
             }
             Reply::Huge => {
-                say("HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n");
+                send("HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n");
                 let piece = "x".repeat(64 * 1024);
-                while say(&piece) && !self.state().is_over {
+                while send(&piece) && !self.state().is_over {
                     self.state().taken += piece.len();
                 }
             }
@@ -187,7 +187,7 @@ fn head(status: u16, header: &str) -> String {
     format!("HTTP/1.1 {status} X\r\n{header}Content-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
-/// What comes next; nothing at the end.
+/// The next bytes; `None` at the end.
 fn more(socket: &mut TcpStream) -> Option<Vec<u8>> {
     let mut buffer = [0; 4096];
     let read = socket.read(&mut buffer).ok().filter(|read| *read > 0)?;

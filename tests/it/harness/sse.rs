@@ -1,4 +1,4 @@
-//! Reads server-sent events, with a deadline for each.
+//! Reads server-sent events, with a deadline per event.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use super::{DEADLINE, Value, block_on};
 /// One event.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
-    /// `id:`, where it has one.
+    /// `id:`, if present.
     pub id: Option<u64>,
     /// `event:`.
     pub name: String,
-    /// `data:`, which is JSON in every event of ours.
+    /// `data:`, which is JSON in every event of the program.
     pub data: Value,
 }
 
-/// An open stream of events.
+/// An open event stream.
 pub(crate) struct Sse {
     bytes: BoxStream<'static, Result<bytes::Bytes, String>>,
     buffer: Vec<u8>,
@@ -25,13 +25,13 @@ pub(crate) struct Sse {
 }
 
 impl Sse {
-    /// Reads events from an answer's body.
+    /// Reads events from the body of a response.
     pub(crate) fn new(response: reqwest::Response) -> Self {
         let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|cause| cause.to_string())).boxed();
         Self { bytes, buffer: Vec::new(), ended: false }
     }
 
-    /// The next event; `None` at the end of the stream. Comments are left out.
+    /// The next event; `None` at the end of the stream. Skips comments.
     pub(crate) fn next(&mut self) -> Option<Event> {
         self.next_within(DEADLINE)
     }
@@ -42,12 +42,12 @@ impl Sse {
             .unwrap_or_else(|_| panic!("no event within {deadline:?}"))
     }
 
-    /// The next event, or the end of the stream; `None` where neither comes in time. Nothing is lost by that.
+    /// [`Self::next`], or `None` at the deadline instead of a failed test. Loses no event.
     pub(crate) fn try_next_within(&mut self, deadline: Duration) -> Option<Option<Event>> {
         block_on(async { tokio::time::timeout(deadline, self.read()).await }).ok()
     }
 
-    /// Reads up to and including the first event that `wanted` takes; fails at the end of the stream.
+    /// Reads up to and including the first event that `wanted` accepts; fails the test at the end of the stream.
     pub(crate) fn until(&mut self, what: &str, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut seen = Vec::new();
         while let Some(event) = self.next() {
@@ -60,7 +60,7 @@ impl Sse {
         panic!("the stream ended without: {what}; it had {seen:#?}");
     }
 
-    /// Every event up to the end of the stream.
+    /// All events up to the end of the stream.
     pub(crate) fn rest(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.next()).collect()
     }
@@ -104,7 +104,7 @@ fn parse(block: &str) -> Option<Event> {
     Some(Event { id, name, data })
 }
 
-/// The text of every agent message chunk among these events, joined.
+/// The concatenated text of the agent message chunks among these events.
 pub(crate) fn message_of(events: &[Event]) -> String {
     events
         .iter()
@@ -114,7 +114,7 @@ pub(crate) fn message_of(events: &[Event]) -> String {
 }
 
 #[test]
-fn an_event_is_read_and_a_comment_is_not_one() {
+fn event_is_parsed_and_a_comment_is_ignored() {
     let event = parse("id: 7\nevent: update\ndata: {\"a\":\ndata: 1}\n\n").expect("an event");
     assert_eq!((event.id, event.name.as_str(), &event.data["a"]), (Some(7), "update", &serde_json::json!(1)));
     assert!(parse(": keep-alive\n\n").is_none());

@@ -1,5 +1,5 @@
-//! A small ACP client on an agent's stdio: shows that an agent and the stub model work without the program
-//! in between, so that a failure in between can be told from theirs.
+//! A minimal ACP client on an agent's stdio. It shows that an agent works with the stub model on its own, so that a
+//! failing test with the program points at the program.
 
 use std::{
     fs,
@@ -39,11 +39,11 @@ impl StdioClient {
             .unwrap_or_else(|cause| panic!("{}: {cause}", agent.name));
         let stdin = child.stdin.take().expect("a pipe");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
-        let (tell, lines) = sync_channel(1024);
+        let (sender, lines) = sync_channel(1024);
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 let line = serde_json::from_str(&line).unwrap_or_else(|_| json!({"stray": line}));
-                if tell.send(line).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
@@ -51,8 +51,8 @@ impl StdioClient {
         Self { child, stdin, lines, next_id: 1 }
     }
 
-    /// Sends a request and answers the agent's own until the response comes. `on_update` sees each update
-    /// and may send a cancel by giving its session.
+    /// Sends a request, and answers the agent's requests until the response arrives. `on_update` sees each update,
+    /// and returns a session id to cancel that session.
     pub(crate) fn call(
         &mut self,
         method: &str,
@@ -65,7 +65,7 @@ impl StdioClient {
         loop {
             let line = match self.lines.recv_timeout(DEADLINE) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("{method}: no word within {DEADLINE:?}"),
+                Err(RecvTimeoutError::Timeout) => panic!("{method}: no message within {DEADLINE:?}"),
                 Err(RecvTimeoutError::Disconnected) => panic!("{method}: the agent ended"),
             };
             match (line["method"].as_str(), line.get("id")) {

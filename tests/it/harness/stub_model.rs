@@ -1,8 +1,8 @@
-//! A model without a mind, on loopback: as much of the Anthropic and OpenAI APIs as the agents use.
+//! A stub model on loopback with the parts of the Anthropic and OpenAI APIs that the agents use.
 //!
-//! Steered by the last thing that the user said: `write-file PATH` makes it call the agent's tool for
-//! writing files, and `slowly` makes it stream for twenty seconds unless the caller goes away. A request
-//! without tools is one for a title or the like and gets a short answer.
+//! The last user message controls it: `write-file PATH` makes it call the agent's tool for writing files, and
+//! `slowly` makes it stream for 20 s unless the caller disconnects. A request without tools, such as one for a title,
+//! gets a short answer.
 
 use std::{sync::mpsc, thread, time::Duration};
 
@@ -11,15 +11,15 @@ use futures_util::{StreamExt, stream};
 
 use super::{Value, json};
 
-/// What the model writes into files.
+/// The content of the files that it writes.
 pub(crate) const FILE_CONTENT: &str = "from the stub model\n";
-/// What it says.
+/// Its message.
 pub(crate) const ANSWER: [&str; 2] = ["the stub ", "model has spoken"];
 
 const SLOW_WORDS: usize = 200;
 const SLOW_PAUSE: Duration = Duration::from_millis(100);
 
-/// A running stub; it stops when it is dropped.
+/// A running stub model. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct StubModel {
     url: String,
@@ -28,9 +28,9 @@ pub(crate) struct StubModel {
 }
 
 impl StubModel {
-    /// Starts one on a free port.
+    /// Starts a stub model on a free port.
     pub(crate) fn start() -> Self {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let thread = thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
                 let server = HttpServer::new(|| {
@@ -46,15 +46,15 @@ impl StubModel {
                 .expect("a free port");
                 let address = server.addrs()[0];
                 let server = server.run();
-                tell.send((address, server.handle())).expect("somebody waits");
+                sender.send((address, server.handle())).expect("the receiver is open");
                 let _ = server.await;
             });
         });
-        let (address, handle) = told.recv().expect("the stub starts");
+        let (address, handle) = receiver.recv().expect("the stub starts");
         Self { url: format!("http://{address}"), handle, thread: Some(thread) }
     }
 
-    /// `http://127.0.0.1:PORT`, for both APIs.
+    /// The base URL of both APIs, `http://127.0.0.1:PORT`.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
@@ -69,7 +69,7 @@ impl Drop for StubModel {
     }
 }
 
-/// What the model is about to do.
+/// The reaction of the model to a request.
 enum Reply {
     Write { tool: String, path: String },
     Say(Vec<String>, Duration),
@@ -101,20 +101,20 @@ async fn answer(request: HttpRequest, body: web::Bytes) -> HttpResponse {
     }
 }
 
-fn decide(said: &str, tools: &[String], tool_result_came: bool) -> Reply {
+fn decide(prompt: &str, tools: &[String], has_tool_result: bool) -> Reply {
     let words = |it: &[&str]| it.iter().map(|word| (*word).to_owned()).collect();
-    let path = said.split("write-file ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let path = prompt.split("write-file ").nth(1).and_then(|rest| rest.split_whitespace().next());
     let tool = tools.iter().find(|tool| ["write", "Write"].contains(&tool.as_str()));
     match (path, tool) {
-        (Some(path), Some(tool)) if !tool_result_came => Reply::Write { tool: tool.clone(), path: path.to_owned() },
-        _ if said.contains("slowly") && !tools.is_empty() => {
+        (Some(path), Some(tool)) if !has_tool_result => Reply::Write { tool: tool.clone(), path: path.to_owned() },
+        _ if prompt.contains("slowly") && !tools.is_empty() => {
             Reply::Say((0..SLOW_WORDS).map(|n| format!("word-{n} ")).collect(), SLOW_PAUSE)
         }
         _ => Reply::Say(words(&ANSWER), Duration::ZERO),
     }
 }
 
-/// Text with the pause that goes before it.
+/// Text with the pause before it.
 type Timed = (Duration, String);
 
 fn at_once(text: String) -> Timed {
@@ -123,7 +123,7 @@ fn at_once(text: String) -> Timed {
 
 fn events(texts: Vec<Timed>) -> HttpResponse {
     let body = stream::iter(texts).then(|(pause, text)| async move {
-        // The pace of a slow model, not a wait for anything.
+        // Simulates a slow model.
         tokio::time::sleep(pause).await;
         Ok::<_, actix_web::Error>(web::Bytes::from(text))
     });
@@ -135,7 +135,7 @@ fn names(tools: &Value, pointer: &str) -> Vec<String> {
     tools.iter().filter_map(|tool| tool.pointer(pointer)?.as_str()).map(str::to_owned).collect()
 }
 
-/// The last block that the user sent: its text, and whether it is a tool's result.
+/// The text of the last block, and whether it is a tool result.
 fn last_block(content: &Value) -> (String, bool) {
     if let Some(text) = content.as_str() {
         return (text.to_owned(), false);
@@ -155,8 +155,8 @@ fn anthropic(body: &Value) -> Vec<Timed> {
         let kind = data["type"].as_str().unwrap_or_default().to_owned();
         format!("event: {kind}\ndata: {data}\n\n")
     };
-    let (said, tool_result_came) = last_block(last_of(&body["messages"], "user"));
-    let reply = decide(&said, &names(&body["tools"], "/name"), tool_result_came);
+    let (prompt, has_tool_result) = last_block(last_of(&body["messages"], "user"));
+    let reply = decide(&prompt, &names(&body["tools"], "/name"), has_tool_result);
     let mut texts = vec![at_once(event(json!({"type": "message_start", "message": {
         "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": [],
         "stop_reason": null, "stop_sequence": null, "usage": {"input_tokens": 3, "output_tokens": 1}
@@ -199,11 +199,11 @@ fn openai(body: &Value) -> Vec<Timed> {
         });
         format!("data: {chunk}\n\n")
     };
-    let (said, _) = last_block(last_of(&body["messages"], "user"));
+    let (prompt, _) = last_block(last_of(&body["messages"], "user"));
     let last_role = body["messages"].as_array().and_then(|it| it.last()).map(|message| &message["role"]);
-    let tool_result_came = last_role.is_some_and(|role| role == "tool");
+    let has_tool_result = last_role.is_some_and(|role| role == "tool");
     let mut texts = Vec::new();
-    match decide(&said, &names(&body["tools"], "/function/name"), tool_result_came) {
+    match decide(&prompt, &names(&body["tools"], "/function/name"), has_tool_result) {
         Reply::Write { tool, path } => {
             let arguments = json!({"path": path, "content": FILE_CONTENT}).to_string();
             let id = format!("call_{}", uuid::Uuid::new_v4().simple());

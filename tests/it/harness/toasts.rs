@@ -1,4 +1,4 @@
-//! A subscriber of toasts: a real WebSocket client that says no more than it is told to.
+//! A WebSocket client of the notification stream that sends only what a test requests.
 
 use std::{
     os::fd::AsRawFd,
@@ -18,26 +18,26 @@ use tokio_tungstenite::{
 
 use super::{Api, DEADLINE, Value, block_on, json};
 
-/// One open WebSocket.
+/// An open WebSocket.
 pub(crate) struct Subscriber {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// What the server answered to the upgrade.
+    /// The subprotocol that the server selected.
     pub protocol: Option<String>,
 }
 
-/// Why a WebSocket was not opened.
+/// The refusal of a WebSocket upgrade.
 #[derive(Debug)]
 pub(crate) struct Refused {
-    /// The status.
+    /// The status; 0 if there was no HTTP response.
     pub status: u16,
     /// The problem document.
     pub problem: Value,
 }
 
-/// How a WebSocket ended.
+/// The end of a WebSocket.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Closed {
-    /// The code of the closing frame; none where the connection broke.
+    /// The code of the close frame; `None` if the connection broke.
     pub code: Option<u16>,
     /// Its reason.
     pub reason: String,
@@ -54,20 +54,20 @@ fn url(base: &str, query: &str) -> String {
 }
 
 impl Subscriber {
-    /// Opens one at `base` (`http://ADDR:PORT`), with header lines of one's own.
+    /// Opens a WebSocket at `base` (`http://ADDR:PORT`) with these header lines.
     pub(crate) fn open(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
         block_on(Self::connect(base, query, headers))
     }
 
-    /// One whose receive buffer takes no more than about so many bytes. Its segments are short, since a sender's buffer has
-    /// room for a number of them: those of the loopback would make megabytes.
+    /// Opens a WebSocket with a receive buffer of about this many bytes. The segment size is small too, because the
+    /// sender's buffer is sized in segments and loopback segments would make it several megabytes.
     pub(crate) fn open_small(base: &str, query: &str, buffer_bytes: u32) -> Self {
         let opening = async {
             let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
             let stream = TcpSocket::new_v4().expect("a socket");
             stream.set_recv_buffer_size(buffer_bytes).expect("an option");
             let longest: libc::c_int = 536;
-            // SAFETY: the value lives through the call and has the length that is said.
+            // SAFETY: the value outlives the call, and `size` is its size.
             let set = unsafe {
                 let size = size_of_val(&longest) as libc::socklen_t;
                 libc::setsockopt(
@@ -86,7 +86,7 @@ impl Subscriber {
         Self { socket: block_on(opening), protocol: None }
     }
 
-    /// The same, for a task.
+    /// [`Self::open`] for use in a task.
     pub(crate) async fn connect(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
         let url = url(base, query);
         let mut request = url.into_client_request().expect("a URL");
@@ -105,14 +105,14 @@ impl Subscriber {
         }
     }
 
-    /// One of a tenant, which is welcome and wants only what comes.
+    /// Opens a WebSocket and sends hello without a cursor, so that only new toasts arrive.
     pub(crate) fn of(api: &Api, query: &str) -> Self {
         let mut subscriber = Self::open(&api.base(), query, &[]).expect("a WebSocket");
         subscriber.hello(json!({}));
         subscriber
     }
 
-    /// Says hello with these members, and gives the welcome.
+    /// Sends hello with these members, and returns the welcome.
     pub(crate) fn hello(&mut self, mut members: Value) -> Value {
         members["type"] = "hello".into();
         self.say(&members);
@@ -126,35 +126,35 @@ impl Subscriber {
         self.say_text(&frame.to_string());
     }
 
-    /// Sends a text.
+    /// Sends a text message.
     pub(crate) fn say_text(&mut self, text: &str) {
         block_on(self.socket.send(Message::text(text.to_owned()))).expect("the frame is sent");
     }
 
-    /// Sends a frame, from a task; the other end may be gone.
+    /// Sends a frame from a task. Returns [`Closed`] if the connection has ended.
     pub(crate) async fn tell(&mut self, frame: &Value) -> Result<(), Closed> {
         let sent = self.socket.send(Message::text(frame.to_string())).await;
         sent.map_err(|_| Closed { code: None, reason: String::new() })
     }
 
-    /// Closes it in order: says so, and hears the answer, unless the other end is gone.
+    /// Closes it in order: sends a close frame and reads the peer's, if the connection still works.
     pub(crate) async fn leave(mut self) {
         if self.socket.close(None).await.is_ok() {
-            // Not until the connection ends too, for which the server takes another second.
+            // Does not wait for the end of the TCP connection, for which the server takes another second.
             while let Some(Ok(message)) = self.socket.next().await
                 && !message.is_close()
             {}
         }
     }
 
-    /// Ends it with a reset, as a machine does that lost its memory.
+    /// Ends it with a TCP reset, like a rebooted machine.
     pub(crate) fn reset(self) {
         if let MaybeTlsStream::Plain(stream) = self.socket.get_ref() {
             stream.set_zero_linger().expect("an option");
         }
     }
 
-    /// The next frame.
+    /// The next frame; fails the test if the WebSocket ends.
     pub(crate) fn next(&mut self) -> Value {
         match block_on(self.read()) {
             Ok(frame) => frame,
@@ -162,7 +162,7 @@ impl Subscriber {
         }
     }
 
-    /// The next toast; other frames are passed over.
+    /// The next toast; skips other frames.
     pub(crate) fn toast(&mut self) -> Value {
         loop {
             let frame = self.next();
@@ -172,32 +172,32 @@ impl Subscriber {
         }
     }
 
-    /// Sends pings without reading what is answered, until nobody takes any more: the other end can send nothing, and so
-    /// reads nothing. `is_served` comes back when the thread that serves this socket has run: a server that had no time is
-    /// not taken for one that is full.
+    /// Sends pings without reading the pongs until all buffers are full: the server can no longer send, and therefore
+    /// stops reading. `is_served` returns after the server thread of this socket has run, so that a busy server does
+    /// not count as a full one.
     pub(crate) fn fill(&mut self, is_served: impl Fn()) {
-        /// So often it has to take nothing, one after the other.
-        const LOOKS: usize = 3;
+        /// Consecutive failed attempts after which the buffers count as full.
+        const ATTEMPTS: usize = 3;
         let end = Instant::now() + DEADLINE;
-        let mut looks = 0;
-        while looks < LOOKS {
-            assert!(Instant::now() < end, "buffers have an end");
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
+            assert!(Instant::now() < end, "the buffers fill");
             let ping = Message::Ping(vec![0; 125].into());
             let sending = async { tokio::time::timeout(Duration::from_millis(20), self.socket.send(ping)).await };
             match block_on(sending) {
                 Ok(sent) => {
-                    sent.expect("the other end lives");
-                    looks = 0;
+                    sent.expect("the connection is open");
+                    attempts = 0;
                 }
                 Err(_) => {
-                    looks += 1;
+                    attempts += 1;
                     is_served();
                 }
             }
         }
     }
 
-    /// The next frame, or how it ended. Answers pings.
+    /// The next frame, or the end of the WebSocket. Answers pings.
     pub(crate) async fn read(&mut self) -> Result<Value, Closed> {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("a frame in time");
@@ -216,7 +216,7 @@ impl Subscriber {
         }
     }
 
-    /// Frames until it ended, and how.
+    /// Reads until the WebSocket ends; returns the frames and the end.
     pub(crate) fn until_closed(&mut self) -> (Vec<Value>, Closed) {
         let mut frames = Vec::new();
         loop {

@@ -22,7 +22,7 @@ use crate::{
     domain::{
         clock::{Clock, Timestamp},
         ids::{PromptId, SessionId, WorkspaceKey},
-        routing::{Route, Routing},
+        routing::{Route, Routing, turn_route::TurnStart},
         session::{
             connection::ConnectionStatus,
             lifecycle::{SessionMode, SessionState},
@@ -103,7 +103,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
     let settings = &services.settings;
     let gate = RouteGate::new(&Routing::new(Route::Acp), &settings.recovery);
-    let ways = (gate.next_turn(), Route::Acp);
+    let route = gate.next_turn();
     let spec = SessionSpec {
         user_id: None,
         mode: SessionMode::Development,
@@ -129,11 +129,11 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
     };
     let feed = EventFeed::new(spec.session_id, 1000, 1 << 20, 0);
     let shared = Arc::new(SessionShared::new(Arc::new(spec), feed, view));
-    let (ended, watching) = watch::channel(None);
     let slot = services.store.reserve_end().unwrap();
     let now = SystemClock.now();
     let span = tracing::Span::none();
-    let mut ticket = TurnTicket::new(services.clone(), shared.clone(), prompt_id, ways, slot, ended, now, span);
+    let start = TurnStart { prompt_id, route, carrier: Route::Acp, accepted_at: now };
+    let (mut ticket, watching) = TurnTicket::new(services.clone(), shared.clone(), start, slot, span);
     let (mut is_accepted, mut remarks) = (false, 0);
     for step in steps {
         match step {

@@ -4,12 +4,13 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -92,14 +93,14 @@ impl Subscriber {
         let shared = log.clone();
         let task = tokio::spawn(async move {
             let ended = read(stream, frames, &shared, &counter).await;
-            lock(&shared).ended = Some(ended.err().unwrap_or_else(|| "the server closed the connection".to_owned()));
+            shared.lock().ended = Some(ended.err().unwrap_or_else(|| "the server closed the connection".to_owned()));
         });
         Ok(Self { log, task })
     }
 
     /// Notifications up to now.
     pub(super) fn log(&self) -> Log {
-        lock(&self.log).clone()
+        self.log.lock().clone()
     }
 }
 
@@ -107,10 +108,6 @@ impl Drop for Subscriber {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn welcomed(address: SocketAddr, path: &str) -> Result<(TcpStream, Frames), String> {
@@ -207,7 +204,7 @@ fn take(text: &[u8], log: &Mutex<Log>, counter: &Counter) -> Result<(), String> 
     let frame: Frame<'_> = serde_json::from_slice(text).map_err(|cause| format!("a frame is malformed: {cause}"))?;
     match (frame.kind, frame.id) {
         ("toast", Some(id)) => {
-            lock(log).arrivals.push(Arrival { id, at });
+            log.lock().arrivals.push(Arrival { id, at });
             counter.add();
             Ok(())
         }
@@ -234,7 +231,7 @@ mod tests {
         let (log, counter) = (Mutex::new(Log::default()), Counter::default());
         let id = Uuid::from_u128(7);
         take(format!(r#"{{"type":"toast","id":"{id}","seq":4,"body":"b"}}"#).as_bytes(), &log, &counter).unwrap();
-        assert_eq!(lock(&log).arrivals.iter().map(|arrival| arrival.id).collect::<Vec<_>>(), [id]);
+        assert_eq!(log.lock().arrivals.iter().map(|arrival| arrival.id).collect::<Vec<_>>(), [id]);
         for other in [r#"{"type":"reset","reason":"ahead"}"#, r#"{"type":"toast"}"#, "oops"] {
             assert!(take(other.as_bytes(), &log, &counter).is_err(), "{other}");
         }

@@ -4,11 +4,14 @@
 //! counts against ACP is what the fallback may cure; what no route can cure, and what is the caller's or our own
 //! doing, is not counted (mission: "The window and the router, exactly").
 
-use super::{
-    TurnOutcome,
-    outcome::{ErrorCode, Failure},
+use super::success_window::Sample;
+use crate::{
+    acp::schema::StopReason,
+    domain::turn::{
+        TurnOutcome,
+        outcome::{ErrorCode, Failure},
+    },
 };
-use crate::{acp::schema::StopReason, domain::routing::success_window::Sample};
 
 /// What the end of a turn over ACP counts as; none where it is not counted.
 ///
@@ -64,9 +67,11 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::classify_agent_error;
     use super::*;
-    use crate::acp::jsonrpc::{self, RpcError};
+    use crate::{
+        acp::jsonrpc::{self, RpcError},
+        domain::turn::outcome::classify_agent_error,
+    };
 
     const AGAINST: [ErrorCode; 13] = [
         ErrorCode::AgentStartFailed,
