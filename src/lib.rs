@@ -183,7 +183,6 @@
 mod acp;
 mod actors;
 mod app;
-mod bench;
 mod client;
 pub mod commands;
 mod config;

@@ -1,4 +1,4 @@
-//! Our own client of the HTTP session API and of toasts, for the command line, the demo and the benchmarks.
+//! Our own client of the HTTP session API and of toasts, for the command line and the demo.
 //!
 //! Invariant: it knows the API as any other client does, through `contract/` and the wire, never through
 //! the server's code. What an agent or server says is hostile until it went through [`clean`].

@@ -4,7 +4,6 @@
 //! else.
 
 mod audit;
-mod bench;
 mod config;
 mod demo;
 mod demo_agent;
@@ -52,8 +51,6 @@ enum Command {
     Openapi,
     /// Prints the effective configuration with the source of each value; secrets are hidden.
     Config(flags::CommonFlags),
-    /// Measures what a turn costs on this machine.
-    Bench(bench::BenchArgs),
     /// Opens, prompts, lists and closes sessions of a running server.
     Session(session::SessionArgs),
     /// Shows and changes the route of a workspace.
@@ -79,7 +76,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Openapi => openapi::run(),
         Command::Config(flags) => config::run(&flags),
-        Command::Bench(arguments) => bench::run(arguments),
         Command::Session(arguments) => session::run(arguments),
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),

@@ -84,8 +84,6 @@ pub(crate) struct Exit {
 /// A started group.
 #[derive(Debug)]
 pub(crate) struct Spawned {
-    /// Process id, which is the id of the group.
-    pub pid: u32,
     /// To stdin, with [`Streams::Dialogue`].
     pub input: Option<pipe::Sender>,
     /// From stdout.
@@ -144,7 +142,7 @@ pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Resul
     let started = answer.await.map_err(|_| gone())?.map_err(|cause| failed(explain(cause, &cwd)))?;
     let input = started.input.map(pipe::Sender::from_owned_fd).transpose().map_err(failed)?;
     let output = pipe::Receiver::from_owned_fd(started.output).map_err(failed)?;
-    Ok(Spawned { pid: started.pid, input, output, life: started.life, exit: started.exit })
+    Ok(Spawned { input, output, life: started.life, exit: started.exit })
 }
 
 /// Starts the keeper, which adopts orphans from then on and kills what a dead run of this program left.
@@ -168,7 +166,6 @@ struct Start {
 }
 
 struct Started {
-    pid: u32,
     input: Option<OwnedFd>,
     output: OwnedFd,
     life: Life,
@@ -260,7 +257,7 @@ fn start(
         Some(reader) => reader.into(),
         None => child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("no stdout"))?,
     };
-    Ok(Started { pid, input: child.stdin.take().map(Into::into), output, life: Life { end }, exit: Exit { ended } })
+    Ok(Started { input: child.stdin.take().map(Into::into), output, life: Life { end }, exit: Exit { ended } })
 }
 
 /// Runs in the child.

@@ -8,7 +8,6 @@
 mod harness;
 
 mod audit;
-mod bench;
 mod bounds;
 mod browser;
 mod cancel;

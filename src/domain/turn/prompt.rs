@@ -68,6 +68,7 @@ impl Prompt {
     }
 
     /// A prompt of one text.
+    #[cfg(test)]
     pub(crate) fn of_text(text: &str) -> Self {
         Self { blocks: vec![text_block(text)], kinds: Kinds::default(), text: text.to_owned() }
     }
