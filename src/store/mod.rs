@@ -6,6 +6,7 @@
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
 pub(crate) mod audit;
+pub(crate) mod automation;
 pub(crate) mod engine;
 pub(crate) mod notifications;
 mod retention;
@@ -25,12 +26,12 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::notifications::grown::GrownStreams;
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 use crate::telemetry::Metrics;
 
 use self::engine::{
     connection::AnyConnection,
+    grown::GrownStreams,
     job::{Job, Message, Outage},
     pool::ReadPool,
     writer::{WriteTx, Writer},
@@ -38,11 +39,11 @@ use self::engine::{
 pub(crate) use self::{
     audit::{
         AuditFilter,
-        automation_runs::AutomationRunRow,
         capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
         connections::{ConnectionEventRow, ConnectionRow, NewConnection, NewConnectionEvent},
         summary::{AuditDay, TurnFigures},
     },
+    automation::AutomationRunRow,
     engine::{
         columns::{Cursor, MAX_PAGE, Page},
         connection::{BadDatabaseUrl, DatabaseUrl},

@@ -1,15 +1,15 @@
 //! Pages of audit records, the newest first.
 
-pub(crate) mod automation_runs;
 pub(crate) mod capacity_alerts;
 pub(crate) mod connections;
 pub(crate) mod summary;
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
-use self::{automation_runs::AutomationRunRow, connections::ConnectionRow};
+use self::connections::ConnectionRow;
 use super::{
     Store, StoreError,
+    automation::{self, AutomationRunRow},
     engine::{
         columns::{self, Cursor, Page},
         connection::AnyConnection,
@@ -178,9 +178,9 @@ impl Store {
         page: Page,
     ) -> Result<Vec<AutomationRunRow>, StoreError> {
         self.read(move |connection| {
-            let records: Vec<automation_runs::Record> =
+            let records: Vec<automation::Record> =
                 page!(connection, automation_runs, created_us, run_id, filter, page, session_id)?;
-            records.into_iter().map(automation_runs::Record::read).collect()
+            records.into_iter().map(automation::Record::read).collect()
         })
         .await
     }

@@ -1,7 +1,6 @@
 //! The tables of notifications: what was told, and in which order.
 
 pub(crate) mod deliveries;
-pub(crate) mod grown;
 pub(crate) mod inbox;
 pub(crate) mod notes;
 

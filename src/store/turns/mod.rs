@@ -12,7 +12,7 @@ use diesel::{
 use self::outcomes::OutcomeCount;
 use super::{
     Store, StoreError,
-    audit::automation_runs::{self, AutomationRunRow},
+    automation::{self, AutomationRunRow},
     engine::{
         columns::{self, clean, clean_option},
         connection::{AnyConnection, Cached, Update, execute},
@@ -308,7 +308,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
     let mut left_out = end.left_out.map(|(run, session_notice)| {
         let session_notice =
             SessionNoticeRows::new(key.clone(), end.session_id, Some(end.prompt_id), session_notice, end.now);
-        (automation_runs::Record::new(run), session_notice)
+        (automation::Record::new(run), session_notice)
     });
     let mut entries = Entries::new(TranscriptAppend {
         session_id: end.session_id,
