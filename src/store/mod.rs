@@ -39,13 +39,12 @@ use self::engine::{
 pub(crate) use self::{
     audit::{
         AuditFilter,
-        capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
-        connections::{ConnectionEventRow, ConnectionRow, NewConnection, NewConnectionEvent},
+        capacity_alerts::{CapacityAlertFilter, NewCapacityAlert, OpenCapacityAlert},
+        connections::{NewConnection, NewConnectionEvent},
         summary::{AuditDay, TurnFigures},
     },
-    automation::AutomationRunRow,
     engine::{
-        columns::{Cursor, MAX_PAGE, Page},
+        columns::{Cursor, Listed, MAX_PAGE, Page},
         connection::{BadDatabaseUrl, DatabaseUrl},
         pool::apart,
         upgrade::RenewedEpoch,
@@ -58,7 +57,7 @@ pub(crate) use self::{
     retention::Retained,
     routing::{
         RouteFilter, RouteRow, SaveRoute, SavedRoute,
-        flips::{FlipRecord, MigrationRow, RollbackEventRow, UnendedStorm},
+        flips::{FlipRecord, UnendedStorm},
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },

@@ -6,12 +6,11 @@ pub(crate) mod csv;
 pub(crate) mod query;
 pub(crate) mod summary;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use self::csv::TableRow;
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
@@ -20,7 +19,7 @@ use crate::domain::{
 };
 
 /// A change of a connection's status.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TransitionItem {
     /// The new status.
@@ -35,7 +34,7 @@ pub(crate) struct TransitionItem {
 }
 
 /// One flip of a workspace's route, or one step of a migration run.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationItem {
     /// Its id.
@@ -81,28 +80,8 @@ pub(crate) struct MigrationItem {
     pub completed_at: Option<Timestamp>,
 }
 
-impl TableRow for MigrationItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "migrationId",
-        "runId",
-        "installationId",
-        "workspaceId",
-        "fromProtocol",
-        "toProtocol",
-        "epoch",
-        "initiatedBy",
-        "actor",
-        "trigger",
-        "reason",
-        "status",
-        "metrics",
-        "startedAt",
-        "completedAt",
-    ];
-}
-
 /// A rollback to HTTP, or a restore.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RollbackEventItem {
     /// Its id.
@@ -139,25 +118,8 @@ pub(crate) struct RollbackEventItem {
     pub created_at: Timestamp,
 }
 
-impl TableRow for RollbackEventItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "eventId",
-        "installationId",
-        "workspaceId",
-        "epoch",
-        "kind",
-        "trigger",
-        "reasonCode",
-        "actor",
-        "reason",
-        "followUp",
-        "metrics",
-        "createdAt",
-    ];
-}
-
 /// A handshake, and what became of the connection.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConnectionItem {
     /// The id of the record.
@@ -208,32 +170,8 @@ pub(crate) struct ConnectionItem {
     pub transitions: Vec<TransitionItem>,
 }
 
-impl TableRow for ConnectionItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "connectionRowId",
-        "installationId",
-        "workspaceId",
-        "sessionId",
-        "connectionId",
-        "protocol",
-        "outcome",
-        "status",
-        "protocolVersion",
-        "agentName",
-        "agentVersion",
-        "capabilities",
-        "errorCode",
-        "errorDetail",
-        "handshakeMs",
-        "isProbe",
-        "createdAt",
-        "health",
-        "transitions",
-    ];
-}
-
 /// What became of the changes of a turn.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutomationRunItem {
     /// Its id.
@@ -284,33 +222,8 @@ pub(crate) struct AutomationRunItem {
     pub created_at: Timestamp,
 }
 
-impl TableRow for AutomationRunItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "runId",
-        "installationId",
-        "workspaceId",
-        "sessionId",
-        "promptId",
-        "status",
-        "mode",
-        "issueNumber",
-        "issueUrl",
-        "pullRequestNumber",
-        "pullRequestUrl",
-        "branch",
-        "commitSha",
-        "skipReason",
-        "skipDetail",
-        "durationMs",
-        "attempts",
-        "errorCode",
-        "logs",
-        "createdAt",
-    ];
-}
-
 /// One change of an alert of capacity.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityAlertItem {
     /// Its id.
@@ -337,13 +250,8 @@ pub(crate) struct CapacityAlertItem {
     pub created_at: Timestamp,
 }
 
-impl TableRow for CapacityAlertItem {
-    const COLUMNS: &'static [&'static str] =
-        &["eventId", "alertId", "installationId", "level", "kind", "taken", "limit", "createdAt"];
-}
-
 /// What was told to users or operators.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotificationItem {
     /// Its id.
@@ -380,23 +288,4 @@ pub(crate) struct NotificationItem {
     /// When it was written.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-}
-
-impl TableRow for NotificationItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "notificationId",
-        "installationId",
-        "workspaceId",
-        "sessionId",
-        "userId",
-        "stream",
-        "seq",
-        "title",
-        "body",
-        "severity",
-        "trigger",
-        "autoDismissMs",
-        "causeId",
-        "createdAt",
-    ];
 }

@@ -1,6 +1,5 @@
 //! The audit: records of what was decided and done, in pages of JSON or CSV.
 
-pub(crate) mod items;
 pub(crate) mod summary;
 
 use actix_web::{
@@ -8,7 +7,6 @@ use actix_web::{
     http::header::{ACCEPT, HeaderMap, LINK},
     web,
 };
-use serde::Serialize;
 use url::form_urlencoded;
 
 use super::{HttpState, paging::page, problem::ApiError};
@@ -23,7 +21,7 @@ use crate::{
         problem::Problem,
     },
     domain::{clock::Timestamp, turn::outcome::ErrorCode},
-    store::{self, AuditFilter, CapacityAlertFilter, Cursor, Store},
+    store::{self, AuditFilter, CapacityAlertFilter, Listed, Store},
 };
 
 /// Every flip of a workspace's route, and every step of a migration run, by when it began.
@@ -44,9 +42,8 @@ pub(crate) async fn list_migrations(
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).migrations(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(MigrationItem::from).collect(), last)
+    let items = records(&state).migrations(filter, asked.page.clone()).await?;
+    asked.answer(&request, items)
 }
 
 /// Rollbacks to HTTP, and restores.
@@ -67,9 +64,8 @@ pub(crate) async fn list_rollback_events(
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).rollback_events(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(RollbackEventItem::from).collect(), last)
+    let items = records(&state).rollback_events(filter, asked.page.clone()).await?;
+    asked.answer(&request, items)
 }
 
 /// Handshakes with agents, and what became of the connections. Of all that became of a page's connections the newest
@@ -91,9 +87,8 @@ pub(crate) async fn list_connections(
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).connections(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(ConnectionItem::from).collect(), last)
+    let items = records(&state).connections(filter, asked.page.clone()).await?;
+    asked.answer(&request, items)
 }
 
 /// What became of the changes of turns.
@@ -114,9 +109,8 @@ pub(crate) async fn list_automation_runs(
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).automation_runs(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(AutomationRunItem::from).collect(), last)
+    let items = records(&state).automation_runs(filter, asked.page.clone()).await?;
+    asked.answer(&request, items)
 }
 
 /// What was told to users, or is still to be told.
@@ -137,9 +131,8 @@ pub(crate) async fn list_notifications(
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).notifications(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(NotificationItem::from).collect(), last)
+    let items = records(&state).notifications(filter, asked.page.clone()).await?;
+    asked.answer(&request, items)
 }
 
 /// What became of alerts of capacity.
@@ -163,9 +156,8 @@ pub(crate) async fn list_capacity_alerts(
     in_order(from, until)?;
     let asked = Asked { page: page(&state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
     let filter = CapacityAlertFilter { installation_id, from, until };
-    let rows = records(&state).list_capacity_alerts(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(CapacityAlertItem::from).collect(), last)
+    let items = records(&state).list_capacity_alerts(filter, asked.page.clone()).await?;
+    asked.answer(&request, items)
 }
 
 /// A page that was asked for.
@@ -182,14 +174,10 @@ impl Asked {
         Ok((asked, AuditFilter { installation_id, workspace_id, session_id, from, until }))
     }
 
-    /// The page, and where the next one is. `last` is the place of its last record.
-    fn answer<T: TableRow + Serialize>(
-        &self,
-        request: &HttpRequest,
-        items: Vec<T>,
-        last: Option<Cursor>,
-    ) -> Result<HttpResponse, ApiError> {
-        let next_cursor = last.filter(|_| items.len() == self.page.limit).map(|cursor| cursor.to_string());
+    /// The page, and where the next one is.
+    fn answer<T: TableRow + Listed>(&self, request: &HttpRequest, items: Vec<T>) -> Result<HttpResponse, ApiError> {
+        let last = items.last().filter(|_| items.len() == self.page.limit);
+        let next_cursor = last.map(|item| item.cursor().to_string());
         let mut answer = HttpResponse::Ok();
         if let Some(cursor) = &next_cursor {
             answer.insert_header((LINK, format!("<{}>; rel=\"next\"", next_page(request, cursor))));

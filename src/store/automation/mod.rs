@@ -1,64 +1,16 @@
 //! The table of automation runs: what became of the changes of a turn. Rows are added and pruned, never changed.
 
-use std::time::Duration;
-
 use diesel::{Insertable, Queryable, RunQueryDsl};
-use uuid::Uuid;
 
 use crate::{
-    domain::{
-        clock::Timestamp,
-        ids::{PromptId, SessionId, WorkspaceKey},
-    },
+    contract::audit::AutomationRunItem,
+    domain::clock::Timestamp,
     store::{
         StoreError,
         engine::{columns, writer::WriteTx},
         schema::automation_runs,
     },
 };
-
-/// An automation run as it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AutomationRunRow {
-    /// Its id.
-    pub run_id: Uuid,
-    /// The workspace.
-    pub key: WorkspaceKey,
-    /// The session.
-    pub session_id: SessionId,
-    /// The turn.
-    pub prompt_id: Option<PromptId>,
-    /// `success`, `skipped` or `error`.
-    pub status: String,
-    /// `github` or `commit-only`.
-    pub mode: String,
-    /// The issue.
-    pub issue_number: Option<u64>,
-    /// Where to see it.
-    pub issue_url: Option<String>,
-    /// The pull request.
-    pub pull_request_number: Option<u64>,
-    /// Where to see it.
-    pub pull_request_url: Option<String>,
-    /// The branch.
-    pub branch: Option<String>,
-    /// The commit, 40 hexadecimal digits.
-    pub commit_sha: Option<String>,
-    /// Why it was left out.
-    pub skip_reason: Option<String>,
-    /// The same, exactly.
-    pub skip_detail: Option<String>,
-    /// How long it took.
-    pub took: Duration,
-    /// How often it was tried.
-    pub attempts: u32,
-    /// Why it failed.
-    pub error_code: Option<String>,
-    /// What it logged, as a JSON array.
-    pub logs: String,
-    /// When it ended.
-    pub created: Timestamp,
-}
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = automation_runs, treat_none_as_default_value = false)]
@@ -86,41 +38,44 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(row: AutomationRunRow) -> Self {
+    /// The row of a run; its texts are redacted here.
+    pub(crate) fn new(run: AutomationRunItem) -> Self {
         Self {
-            run_id: row.run_id.to_string(),
-            installation_id: row.key.installation_id.to_string(),
-            workspace_id: row.key.workspace_id.to_string(),
-            session_id: row.session_id.to_string(),
-            prompt_id: row.prompt_id.map(|id| id.to_string()),
-            status: row.status,
-            mode: row.mode,
-            issue_number: row.issue_number.map(columns::signed),
-            issue_url: row.issue_url.as_deref().map(columns::clean_text),
-            pull_request_number: row.pull_request_number.map(columns::signed),
-            pull_request_url: row.pull_request_url.as_deref().map(columns::clean_text),
-            branch: row.branch.as_deref().map(columns::clean_text),
-            commit_sha: row.commit_sha,
-            skip_reason: row.skip_reason,
-            skip_detail: row.skip_detail,
-            duration_ms: i64::try_from(row.took.as_millis()).unwrap_or(i64::MAX),
-            attempts: i32::try_from(row.attempts).unwrap_or(i32::MAX),
-            error_code: row.error_code,
-            logs: columns::clean_text(&row.logs),
-            created_us: row.created.0,
+            run_id: run.run_id.to_string(),
+            installation_id: run.installation_id.to_string(),
+            workspace_id: run.workspace_id.to_string(),
+            session_id: run.session_id.to_string(),
+            prompt_id: run.prompt_id.map(|id| id.to_string()),
+            status: run.status,
+            mode: run.mode,
+            issue_number: run.issue_number.map(columns::signed),
+            issue_url: run.issue_url.as_deref().map(columns::clean_text),
+            pull_request_number: run.pull_request_number.map(columns::signed),
+            pull_request_url: run.pull_request_url.as_deref().map(columns::clean_text),
+            branch: run.branch.as_deref().map(columns::clean_text),
+            commit_sha: run.commit_sha,
+            skip_reason: run.skip_reason,
+            skip_detail: run.skip_detail,
+            duration_ms: columns::signed(run.duration_ms),
+            attempts: i32::try_from(run.attempts).unwrap_or(i32::MAX),
+            error_code: run.error_code,
+            logs: columns::redacted_value(run.logs),
+            created_us: run.created_at.0,
         }
     }
 
-    /// Adds it; to be called once for each run, in the transaction that tells that it was new.
+    /// Inserts the row. Called once for each run, in the transaction that ends its turn.
     pub(crate) fn insert(&self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         tx.rows += diesel::insert_into(automation_runs::table).values(self).execute(tx.connection)?;
         Ok(())
     }
 
-    pub(crate) fn read(self) -> Result<AutomationRunRow, StoreError> {
-        Ok(AutomationRunRow {
+    pub(crate) fn read(self) -> Result<AutomationRunItem, StoreError> {
+        let key = columns::workspace_key(self.installation_id, self.workspace_id)?;
+        Ok(AutomationRunItem {
             run_id: columns::parse(&self.run_id, "automation_runs.run_id")?,
-            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            installation_id: key.installation_id,
+            workspace_id: key.workspace_id,
             session_id: columns::parse(&self.session_id, "automation_runs.session_id")?,
             prompt_id: self.prompt_id.map(|id| columns::parse(&id, "automation_runs.prompt_id")).transpose()?,
             status: self.status,
@@ -133,11 +88,11 @@ impl Record {
             commit_sha: self.commit_sha,
             skip_reason: self.skip_reason,
             skip_detail: self.skip_detail,
-            took: Duration::from_millis(columns::unsigned(self.duration_ms)),
+            duration_ms: columns::unsigned(self.duration_ms),
             attempts: u32::try_from(self.attempts).unwrap_or(0),
             error_code: self.error_code,
-            logs: self.logs,
-            created: Timestamp(self.created_us),
+            logs: columns::json_or_null(&self.logs),
+            created_at: Timestamp(self.created_us),
         })
     }
 }

@@ -11,8 +11,7 @@ use diesel::{
 
 use self::outcomes::OutcomeCount;
 use super::{
-    Store, StoreError,
-    automation::{self, AutomationRunRow},
+    Store, StoreError, automation,
     engine::{
         columns::{self, clean, clean_option},
         connection::{AnyConnection, Cached, Update, execute},
@@ -22,14 +21,17 @@ use super::{
     schema::{self, prompts, transcript_entries},
     transcript::{self, Entries, TranscriptAppend, TranscriptRow},
 };
-use crate::domain::{
-    automation::skip::WantedMode,
-    clock::Timestamp,
-    ids::{PromptId, SessionId, WorkspaceKey},
-    notify::toast::SessionNotice,
-    redaction::Redacted,
-    routing::Route,
-    turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
+use crate::{
+    contract::audit::AutomationRunItem,
+    domain::{
+        automation::skip::WantedMode,
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceKey},
+        notify::toast::SessionNotice,
+        redaction::Redacted,
+        routing::Route,
+        turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
+    },
 };
 
 /// How long an `Idempotency-Key` is remembered (mission: 24 h); after that it is free again, whatever
@@ -141,7 +143,7 @@ pub(crate) struct TurnEnd {
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
     /// What is kept and told where its changes are left where they are.
-    pub left_out: Option<(AutomationRunRow, SessionNotice)>,
+    pub left_out: Option<(AutomationRunItem, SessionNotice)>,
     /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
     pub counts: Option<OutcomeCount>,
     /// The time.
