@@ -85,6 +85,10 @@ pub(crate) enum StoreError {
     /// What is stored, or was to be, is not what this version understands: a fault of ours.
     #[error("not as this version keeps it: {0}")]
     Corrupt(String),
+    /// The database has the schema of another version, which this one cannot use; nothing was written. A complete
+    /// sentence for the operator. A retry changes nothing.
+    #[error("{0}")]
+    OtherSchema(String),
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
@@ -187,12 +191,12 @@ const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
-    /// process migrates. Safe to retry.
+    /// Connects, upgrades the schema under a lock and starts the writer. Blocks, up to a minute while another process
+    /// upgrades. Safe to retry.
     pub(crate) fn open(options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
         let StoreOptions { url, readers, write_queue, patience, webhook } = options;
         for name in engine::upgrade::run(&url)? {
-            tracing::info!(%name, "migration done");
+            tracing::info!(%name, "schema upgraded");
         }
         let epoch = engine::upgrade::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
@@ -218,9 +222,12 @@ impl Store {
         Self::open(StoreOptions::for_tests(file), Metrics::for_tests()).unwrap()
     }
 
-    /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
-    /// retry, and while others do the same.
-    pub(crate) fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
+    /// Upgrades the database to this version's schema, and returns the names of the steps that ran. Blocks. Safe to
+    /// retry, and while other processes do the same.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherSchema`] for a database from before the baseline schema or of a newer version.
+    pub(crate) fn upgrade_schema(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
         engine::upgrade::run(url)
     }
 
@@ -335,7 +342,7 @@ impl Store {
 pub(crate) fn failure(cause: &StoreError) -> Failure {
     let code = match cause {
         StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,
-        StoreError::Conflict(_) | StoreError::Corrupt(_) => ErrorCode::Internal,
+        StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::OtherSchema(_) => ErrorCode::Internal,
     };
     Failure::new(code, cause.to_string())
 }
