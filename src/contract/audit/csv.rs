@@ -1,4 +1,4 @@
-//! Pages of records as CSV (RFC 4180), made of the same values as the JSON.
+//! Pages of records as CSV (RFC 4180), from the same values as the JSON.
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -52,11 +52,11 @@ fn columns<T: TableRow>() -> Result<&'static [&'static str], Error> {
     names.ok_or_else(|| Error::custom("a row of a table has to be a struct"))
 }
 
-/// A header, and one line for each record; lines end with CR LF. Text stands as it is, nothing as an empty cell, and
-/// what is more than one value as JSON. Text that a spreadsheet would take for a formula begins with a `'`.
+/// A header, and one line for each record; lines end with CR LF. Null is an empty cell; lists and objects are JSON. Text
+/// that a spreadsheet would run as a formula gets a leading `'`.
 ///
 /// # Errors
-/// Where a record cannot be JSON, which none of ours is.
+/// A record is not a struct or not JSON; every record of this program is both.
 pub(crate) fn csv_page<T: TableRow>(rows: &[T]) -> serde_json::Result<String> {
     let columns = columns::<T>().map_err(serde::ser::Error::custom)?;
     let mut out = columns.join(",");
@@ -81,7 +81,7 @@ fn cell(value: &Value, out: &mut String) {
             let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
             quoted(if is_formula { "'" } else { "" }, text, out);
         }
-        // Numbers are ours, and lists and objects begin with their bracket.
+        // Not a formula: numbers come from this program, and lists and objects begin with their bracket.
         other => quoted("", &other.to_string(), out),
     }
 }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_quoted_where_they_have_to_be() {
+    fn a_cell_is_quoted_if_it_needs_quotes() {
         assert_eq!(csv_page::<Row>(&[]).unwrap(), "a,b\r\n");
         assert_eq!(line(json!("plain text"), Value::Null), "plain text,");
         assert_eq!(line(json!("a,b"), json!("say \"no\"")), "\"a,b\",\"say \"\"no\"\"\"");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_spreadsheet_would_run_is_defused() {
+    fn a_formula_gets_a_leading_apostrophe() {
         for text in ["=1+1", "+1", "-1", "@SUM(A1)", "\tx"] {
             assert_eq!(line(json!(text), Value::Null), format!("'{text},"));
         }
