@@ -104,8 +104,8 @@ pub(crate) async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Res
 pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;
-    for name in Store::migrate(&url)? {
-        tracing::info!(migration = name, "applied");
+    for name in Store::upgrade_schema(&url)? {
+        tracing::info!(name, "schema upgraded");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
 
 pub(crate) mod audit;
+pub(crate) mod automation;
 pub(crate) mod engine;
 pub(crate) mod notifications;
 mod retention;
@@ -22,12 +23,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use self::notifications::grown::GrownStreams;
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 use crate::telemetry::Metrics;
 
 use self::engine::{
     connection::AnyConnection,
+    grown::GrownStreams,
     job::{Job, Message, Outage},
     pool::ReadPool,
     writer::{WriteTx, Writer},
@@ -35,13 +36,12 @@ use self::engine::{
 pub(crate) use self::{
     audit::{
         AuditFilter,
-        automation_runs::AutomationRunRow,
-        capacity_alerts::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert},
-        connections::{ConnectionEventRow, ConnectionRow, NewConnection, NewConnectionEvent},
+        capacity_alerts::{CapacityAlertFilter, NewCapacityAlert, OpenCapacityAlert},
+        connections::{NewConnection, NewConnectionEvent},
         summary::{AuditDay, TurnFigures},
     },
     engine::{
-        columns::{Cursor, MAX_PAGE, Page},
+        columns::{Cursor, Listed, MAX_PAGE, Page},
         connection::{BadDatabaseUrl, DatabaseUrl},
         pool::apart,
         upgrade::RenewedEpoch,
@@ -54,7 +54,7 @@ pub(crate) use self::{
     retention::Retained,
     routing::{
         RouteFilter, RouteRow, SaveRoute, SavedRoute,
-        flips::{FlipRecord, MigrationRow, RollbackEventRow, UnendedStorm},
+        flips::{FlipRecord, UnendedStorm},
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },
@@ -82,6 +82,10 @@ pub(crate) enum StoreError {
     /// What is stored, or was to be, is not what this version understands: a fault of ours.
     #[error("not as this version keeps it: {0}")]
     Corrupt(String),
+    /// The database has the schema of another version, which this one cannot use; nothing was written. A complete
+    /// sentence for the operator. A retry changes nothing.
+    #[error("{0}")]
+    OtherSchema(String),
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
@@ -184,12 +188,12 @@ const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Connects, migrates under a lock and starts the writer. Blocks, up to a minute while another
-    /// process migrates. Safe to retry.
+    /// Connects, upgrades the schema under a lock and starts the writer. Blocks, up to a minute while another process
+    /// upgrades. Safe to retry.
     pub(crate) fn open(options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
         let StoreOptions { url, readers, write_queue, patience, webhook } = options;
         for name in engine::upgrade::run(&url)? {
-            tracing::info!(%name, "migration done");
+            tracing::info!(%name, "schema upgraded");
         }
         let epoch = engine::upgrade::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
@@ -215,9 +219,12 @@ impl Store {
         Self::open(StoreOptions::for_tests(file), Metrics::for_tests()).unwrap()
     }
 
-    /// Brings the database to this version's schema, and names the migrations that ran. Blocks. Safe to
-    /// retry, and while others do the same.
-    pub(crate) fn migrate(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
+    /// Upgrades the database to this version's schema, and returns the names of the steps that ran. Blocks. Safe to
+    /// retry, and while other processes do the same.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherSchema`] for a database from before the baseline schema or of a newer version.
+    pub(crate) fn upgrade_schema(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
         engine::upgrade::run(url)
     }
 
@@ -332,7 +339,7 @@ impl Store {
 pub(crate) fn failure(cause: &StoreError) -> Failure {
     let code = match cause {
         StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,
-        StoreError::Conflict(_) | StoreError::Corrupt(_) => ErrorCode::Internal,
+        StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::OtherSchema(_) => ErrorCode::Internal,
     };
     Failure::new(code, cause.to_string())
 }

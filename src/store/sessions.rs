@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use diesel::{
-    AsChangeset, BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable,
-    RunQueryDsl,
-};
+use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
 use super::{
     Store, StoreError,
     engine::{
-        columns::{self, Cursor, Page, clean, clean_option},
+        columns::{self, Cursor, Page, clean, clean_option, page_of},
         connection::AnyConnection,
         writer::WriteTx,
     },
@@ -470,13 +467,8 @@ impl Store {
             if !filter.states.is_empty() {
                 rows = rows.filter(sessions::state.eq_any(filter.states.iter().map(|state| state.as_str())));
             }
-            if let Some(Cursor { created, id }) = &page.after {
-                rows = rows
-                    .filter(sessions::created_us.le(created.0))
-                    .filter(sessions::created_us.lt(created.0).or(sessions::session_id.lt(id.as_str())));
-            }
-            let rows = rows.order((sessions::created_us.desc(), sessions::session_id.desc()));
-            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            let records: Vec<Record> =
+                page_of!(rows, page, sessions::created_us, sessions::session_id).load(connection)?;
             records.into_iter().map(Record::read).collect()
         })
         .await

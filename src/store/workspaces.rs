@@ -1,13 +1,11 @@
 //! The table of workspaces.
 
-use diesel::{
-    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
-};
+use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
 use super::{
     Store, StoreError,
     engine::{
-        columns::{self, Cursor, Page, clean_option},
+        columns::{self, Cursor, Page, clean_option, page_of},
         writer::WriteTx,
     },
     schema::workspaces,
@@ -192,18 +190,9 @@ impl Store {
             if let Some(name) = &filter.workspace_id {
                 rows = rows.filter(workspaces::workspace_id.eq(name.as_str()));
             }
-            if let Some(Cursor { created, id }) = &page.after {
-                let (tenant, name) = id.split_once('/').unwrap_or((id, ""));
-                rows = rows.filter(workspaces::created_us.le(created.0)).filter(
-                    workspaces::created_us
-                        .lt(created.0)
-                        .or(workspaces::installation_id.lt(tenant))
-                        .or(workspaces::installation_id.eq(tenant).and(workspaces::workspace_id.lt(name))),
-                );
-            }
-            let order =
-                (workspaces::created_us.desc(), workspaces::installation_id.desc(), workspaces::workspace_id.desc());
-            read_all(rows.order(order).limit(columns::limit(page.limit)).load(connection)?)
+            let rows =
+                page_of!(rows, page, workspaces::created_us, workspaces::installation_id, workspaces::workspace_id);
+            read_all(rows.load(connection)?)
         })
         .await
     }

@@ -11,6 +11,7 @@ use crate::{
         routing::default_route,
         workspaces::Workspaces,
     },
+    contract::audit::MigrationItem,
     domain::{
         clock::Timestamp,
         ids::{InstallationId, WorkspaceId, WorkspaceKey},
@@ -19,7 +20,7 @@ use crate::{
         routing::{Attribution, FlipTrigger, Route},
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{MAX_PAGE, MigrationRow, Page, RouteFilter, Store, StoreError, TenantProtocol, WorkspaceFilter},
+    store::{MAX_PAGE, Page, RouteFilter, Store, StoreError, TenantProtocol, WorkspaceFilter},
 };
 
 /// A workspace that is to get another default.
@@ -69,7 +70,7 @@ pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
         Err(detail) => Some(row(&step, step.to.other(), MigrationStatus::Failed, detail.as_str().to_owned())),
     };
     if let Some(row) = row {
-        record(&workspaces, row).await;
+        record(&workspaces, &step.key, row).await;
     }
     Moved { workspace: step.key.workspace_id, outcome: outcome.map(|_| ()) }
 }
@@ -85,10 +86,10 @@ async fn attempt(workspaces: &Workspaces, step: &Step) -> Result<bool, Failure> 
     Ok(routing.change(change).await?.is_flipped)
 }
 
-async fn record(workspaces: &Workspaces, row: MigrationRow) {
+async fn record(workspaces: &Workspaces, key: &WorkspaceKey, row: MigrationItem) {
     while let Err(cause) = workspaces.services().store.record_migration(row.clone()).await {
         if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
-            tracing::error!(marker = "[MIGRATION]", workspace = %row.key, %cause, "a step leaves no row");
+            tracing::error!(marker = "[MIGRATION]", workspace = %key, %cause, "a step leaves no row");
             return;
         }
         tokio::time::sleep(RETRY).await;
@@ -102,31 +103,32 @@ pub(super) async fn speaks_acp(workspaces: &Workspaces) -> Result<bool, Failure>
 }
 
 /// The row of a workspace that is left out: the same one however often that is seen.
-pub(super) fn skipped(step: &Step, from: Route, reason: MigrationSkip) -> MigrationRow {
+pub(super) fn skipped(step: &Step, from: Route, reason: MigrationSkip) -> MigrationItem {
     let name = format!("skip {}", step.key);
     let reason = serde_json::to_value(reason).ok().and_then(|word| word.as_str().map(str::to_owned));
-    MigrationRow {
+    MigrationItem {
         migration_id: Uuid::new_v5(&step.run_id, name.as_bytes()),
         ..row(step, from, MigrationStatus::Cancelled, format!("skipped: {}", reason.unwrap_or_default()))
     }
 }
 
-fn row(step: &Step, from: Route, status: MigrationStatus, reason: String) -> MigrationRow {
-    MigrationRow {
+fn row(step: &Step, from: Route, status: MigrationStatus, reason: String) -> MigrationItem {
+    MigrationItem {
         migration_id: Uuid::now_v7(),
         run_id: Some(step.run_id),
-        key: step.key.clone(),
-        from,
-        to: step.to,
+        installation_id: step.key.installation_id.clone(),
+        workspace_id: step.key.workspace_id.clone(),
+        from_protocol: from,
+        to_protocol: step.to,
         epoch: None,
         initiated_by: step.attribution.initiator,
         actor: step.attribution.actor.clone(),
         trigger: FlipTrigger::Migration,
         reason,
         status,
-        metrics: "{}".to_owned(),
-        started: step.now,
-        completed: Some(step.now),
+        metrics: serde_json::json!({}),
+        started_at: step.now,
+        completed_at: Some(step.now),
     }
 }
 

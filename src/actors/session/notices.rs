@@ -1,13 +1,12 @@
 //! What a session's user is told unasked: a toast and its note, for the transaction of what caused them.
 
-use std::time::Duration;
-
-use serde_json::to_string;
+use serde_json::{json, to_string};
 use uuid::Uuid;
 
 use crate::{
     actors::handles::session::SessionSpec,
     contract::{
+        audit::AutomationRunItem,
         automation::{AutomationDiagnostics, AutomationMembers, AutomationMode, AutomationStatus, GithubAutomation},
         notifications::toast::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
     },
@@ -21,7 +20,6 @@ use crate::{
         },
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
-    store::AutomationRunRow,
 };
 
 /// A session failed for good.
@@ -91,7 +89,7 @@ pub(crate) struct SkipRecord {
     /// For the result.
     pub automation: GithubAutomation,
     /// For the audit.
-    pub row: AutomationRunRow,
+    pub run: AutomationRunItem,
     /// For the user.
     pub session_notice: SessionNotice,
 }
@@ -131,9 +129,10 @@ pub(crate) fn of(
     let note = note(&notice, NoteKind::Automation, Some(NoteStatus::Skipped), details, now).with_text(&long);
     let cause = skip::cause_of_skip(spec.session_id, prompt_id, reason, detail);
     let to = Addressee::Session(spec.workspace.clone(), spec.session_id);
-    let row = AutomationRunRow {
+    let run = AutomationRunItem {
         run_id: Uuid::now_v7(),
-        key: spec.workspace.clone(),
+        installation_id: spec.workspace.installation_id.clone(),
+        workspace_id: spec.workspace.workspace_id.clone(),
         session_id: spec.session_id,
         prompt_id: Some(prompt_id),
         status: "skipped".into(),
@@ -146,16 +145,16 @@ pub(crate) fn of(
         commit_sha: None,
         skip_reason: Some(reason.as_str().to_owned()),
         skip_detail: detail.map(|detail| detail.as_str().to_owned()),
-        took: Duration::ZERO,
+        duration_ms: 0,
         attempts: 0,
         error_code: None,
-        logs: "[]".into(),
-        created: now,
+        logs: json!([]),
+        created_at: now,
     };
     Some(SkipRecord {
         why: (reason, detail),
         automation,
-        row,
+        run,
         session_notice: session_notice(to, notice, cause, note),
     })
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     actors::{handles::capacity_guard::CapacityGuard, services::Services},
     domain::capacity::{AlertKind, AlertLevel, CapacityAlerts},
-    store::{CapacityAlertRow, OpenCapacityAlert, StoreError},
+    store::{NewCapacityAlert, OpenCapacityAlert, StoreError},
 };
 
 /// Changes that wait for the database. An alert has four in all, and is resolved once in `[capacity] resolve_after_s`
@@ -30,7 +30,7 @@ pub(crate) struct CapacityWatch {
 }
 
 struct Pending {
-    row: CapacityAlertRow,
+    row: NewCapacityAlert,
     is_told: bool,
 }
 
@@ -85,7 +85,7 @@ impl CapacityWatch {
                 (AlertKind::Resolved, AlertLevel::Warning) => None,
             });
             let event_id = Uuid::now_v7();
-            let row = CapacityAlertRow { event_id, alert_id, change, installation_id: None, created: now };
+            let row = NewCapacityAlert { event_id, alert_id, change, installation_id: None, created: now };
             self.pending.push_back(Pending { row, is_told: false });
         }
     }
@@ -128,8 +128,8 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-fn tell(row: &CapacityAlertRow, on_disk: bool) {
-    let CapacityAlertRow { alert_id, change, .. } = row;
+fn tell(row: &NewCapacityAlert, on_disk: bool) {
+    let NewCapacityAlert { alert_id, change, .. } = row;
     // `level` is the level of the line.
     let (alert, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);
     match change.kind {

@@ -143,6 +143,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Config,
+        contract::audit::MigrationItem,
         domain::{
             capacity::{AlertKind, AlertLevel, CapacityChange},
             ids::WorkspaceKey,
@@ -151,8 +152,7 @@ mod tests {
             words::MigrationStatus,
         },
         store::{
-            AuditFilter, CapacityAlertFilter, CapacityAlertRow, MigrationRow, NewConnection, OutcomeCount, Page,
-            StoreOptions,
+            AuditFilter, CapacityAlertFilter, NewCapacityAlert, NewConnection, OutcomeCount, Page, StoreOptions,
         },
     };
 
@@ -181,28 +181,29 @@ mod tests {
         }
     }
 
-    fn migration(started: Timestamp) -> MigrationRow {
-        MigrationRow {
+    fn migration(started: Timestamp) -> MigrationItem {
+        MigrationItem {
             migration_id: Uuid::now_v7(),
             run_id: None,
-            key: key(),
-            from: Route::Acp,
-            to: Route::Http,
+            installation_id: key().installation_id,
+            workspace_id: key().workspace_id,
+            from_protocol: Route::Acp,
+            to_protocol: Route::Http,
             epoch: None,
             initiated_by: Initiator::System,
             actor: "a".into(),
             trigger: FlipTrigger::Migration,
             reason: "r".into(),
             status: MigrationStatus::Scheduled,
-            metrics: "{}".into(),
-            started,
-            completed: None,
+            metrics: serde_json::json!({}),
+            started_at: started,
+            completed_at: None,
         }
     }
 
-    fn alert(alert_id: Uuid, kind: AlertKind, created: Timestamp) -> CapacityAlertRow {
+    fn alert(alert_id: Uuid, kind: AlertKind, created: Timestamp) -> NewCapacityAlert {
         let change = CapacityChange { level: AlertLevel::Warning, kind, taken: 9, limit: 10 };
-        CapacityAlertRow { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created }
+        NewCapacityAlert { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created }
     }
 
     /// How many handshakes, migrations, changes of alerts and buckets there are.

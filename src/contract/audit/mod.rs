@@ -1,17 +1,16 @@
-//! Records of what was decided and done, as they are read for an audit.
+//! Audit records: what was decided and done, as JSON members and CSV columns.
 //!
-//! Nothing is left out of a record but stands as null, so that a table has the same columns whatever its rows are.
+//! Absent values are null and never omitted, so that every row of a table has the same columns.
 
 pub(crate) mod csv;
 pub(crate) mod query;
 pub(crate) mod summary;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use self::csv::TableRow;
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
@@ -20,306 +19,195 @@ use crate::domain::{
 };
 
 /// A change of a connection's status.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TransitionItem {
-    /// The new status.
     pub status: String,
-    /// Why.
     pub cause: String,
-    /// What was measured at that moment; null where nothing was.
+    /// Turns, success rate, latency and last heartbeat at that moment; null if nothing was measured.
     pub health: Value,
-    /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
 
-/// One flip of a workspace's route, or one step of a migration run.
-#[derive(Debug, Serialize, ToSchema)]
+/// A flip of a workspace's route, or a step of a migration run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationItem {
-    /// Its id.
     #[schema(value_type = String)]
     pub migration_id: Uuid,
-    /// The run of which it is a step; null where it is none.
+    /// The migration run that the step belongs to; null for a flip outside a run.
     #[schema(value_type = Option<String>)]
     pub run_id: Option<Uuid>,
-    /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The route before.
     #[schema(value_type = String)]
     pub from_protocol: Route,
-    /// The route after.
     #[schema(value_type = String)]
     pub to_protocol: Route,
-    /// The epoch that began with it; null where nothing was flipped.
+    /// The epoch that began with the flip; null if nothing was flipped.
     pub epoch: Option<u64>,
-    /// In whose name: `system`, `operator` or `user`.
+    /// `system`, `operator` or `user`.
     #[schema(value_type = String)]
     pub initiated_by: Initiator,
-    /// Who.
+    /// The name of the initiator.
     pub actor: String,
-    /// Why, as a word: `autoThreshold`, `manualOperator`, `manualUser`, `recovery`, `pin` or `migration`.
+    /// The reason as a word: `autoThreshold`, `manualOperator`, `manualUser`, `recovery`, `pin` or `migration`.
     #[schema(value_type = String)]
     pub trigger: FlipTrigger,
-    /// Why, in a sentence.
+    /// The reason as a sentence.
     pub reason: String,
-    /// Where it stands: `scheduled`, `inProgress`, `paused`, `succeeded`, `rolledBack`, `cancelled` or `failed`.
+    /// `scheduled`, `inProgress`, `paused`, `succeeded`, `rolledBack`, `cancelled` or `failed`.
     #[schema(value_type = String)]
     pub status: MigrationStatus,
-    /// What was measured when it was decided.
+    /// The measurements on which the decision was based.
     pub metrics: Value,
-    /// When it began, or will.
+    /// When it began, or is scheduled to begin.
     #[schema(value_type = String, format = DateTime)]
     pub started_at: Timestamp,
-    /// When it ended; null while it has not.
+    /// When it ended; null until then.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub completed_at: Option<Timestamp>,
 }
 
-impl TableRow for MigrationItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "migrationId",
-        "runId",
-        "installationId",
-        "workspaceId",
-        "fromProtocol",
-        "toProtocol",
-        "epoch",
-        "initiatedBy",
-        "actor",
-        "trigger",
-        "reason",
-        "status",
-        "metrics",
-        "startedAt",
-        "completedAt",
-    ];
-}
-
 /// A rollback to HTTP, or a restore.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RollbackEventItem {
-    /// Its id.
     #[schema(value_type = String)]
     pub event_id: Uuid,
-    /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The epoch that began with it.
+    /// The epoch that began with the flip.
     pub epoch: u64,
     /// `rollback` or `restore`.
     #[schema(value_type = String)]
     pub kind: RollbackKind,
-    /// What flipped it.
+    /// The reason for the flip as a word, as in migrations.
     #[schema(value_type = String)]
     pub trigger: FlipTrigger,
-    /// Why, as a word.
+    /// The reason as a word, such as `threshold`, `manual` or `capacity`.
     #[schema(value_type = String)]
     pub reason_code: ReasonCode,
-    /// Who.
+    /// The name of the initiator.
     pub actor: String,
-    /// Why, in a sentence.
+    /// The reason as a sentence.
     pub reason: String,
-    /// What is to be done about it: `notifyUsers` or `scheduleReview`; null for nothing.
+    /// The follow-up that was requested: `notifyUsers` or `scheduleReview`; null for none.
     #[schema(value_type = Option<String>)]
     pub follow_up: Option<FollowUp>,
-    /// What was measured when it was decided.
+    /// The measurements on which the decision was based.
     pub metrics: Value,
-    /// When.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
-impl TableRow for RollbackEventItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "eventId",
-        "installationId",
-        "workspaceId",
-        "epoch",
-        "kind",
-        "trigger",
-        "reasonCode",
-        "actor",
-        "reason",
-        "followUp",
-        "metrics",
-        "createdAt",
-    ];
-}
-
-/// A handshake, and what became of the connection.
-#[derive(Debug, Serialize, ToSchema)]
+/// A handshake with an agent, and the later changes of its connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConnectionItem {
-    /// The id of the record.
+    /// The record, not the connection: `connectionId` names that.
     #[schema(value_type = String)]
     pub connection_row_id: Uuid,
-    /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// For which session; null for a probe of the workspace.
+    /// The session; null for a probe of the workspace.
     #[schema(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    /// As the runtime named it; null where it got no name.
+    /// The runtime's name for the connection; null if the handshake failed before it got one.
     pub connection_id: Option<String>,
-    /// What carried it.
+    /// The protocol of the connection.
     #[schema(value_type = String)]
     pub protocol: Route,
     /// `connected`, or `failed` with `errorCode`.
     #[schema(value_type = String)]
     pub outcome: &'static str,
-    /// What became of it last: `connected`, `degraded`, `reconnecting`, `error` or `rolledBack`.
+    /// The last status: `connected`, `degraded`, `reconnecting`, `error` or `rolledBack`.
     pub status: String,
-    /// The negotiated version; null where none was.
+    /// The negotiated protocol version; null if none was.
     pub protocol_version: Option<u16>,
-    /// What the agent called itself.
+    /// The agent's name, as the agent reported it.
     pub agent_name: Option<String>,
-    /// Which version it said that it was.
+    /// The agent's version, as the agent reported it.
     pub agent_version: Option<String>,
-    /// What the agent can do, as it said; null where it said nothing.
+    /// The capabilities that the agent reported; null if it reported none.
     pub capabilities: Value,
-    /// Why the handshake failed, as a stable code.
+    /// The stable error code of a failed handshake.
     #[schema(value_type = Option<String>)]
     pub error_code: Option<&'static str>,
-    /// Why, in a sentence.
+    /// The reason as a sentence.
     pub error_detail: Option<String>,
-    /// How long the handshake took.
+    /// Duration of the handshake in milliseconds.
     pub handshake_ms: u64,
-    /// Whether it only tried whether ACP is well again.
+    /// Whether the handshake was a probe for the recovery of ACP.
     pub is_probe: bool,
     /// When the handshake ended.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// How it was when it last changed: turns, success rate, latency, last heartbeat; null where nothing was measured.
+    /// Turns, success rate, latency and last heartbeat at the last change that was measured; null if none was.
     pub health: Value,
     /// The changes of its status, oldest first.
     pub transitions: Vec<TransitionItem>,
 }
 
-impl TableRow for ConnectionItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "connectionRowId",
-        "installationId",
-        "workspaceId",
-        "sessionId",
-        "connectionId",
-        "protocol",
-        "outcome",
-        "status",
-        "protocolVersion",
-        "agentName",
-        "agentVersion",
-        "capabilities",
-        "errorCode",
-        "errorDetail",
-        "handshakeMs",
-        "isProbe",
-        "createdAt",
-        "health",
-        "transitions",
-    ];
-}
-
-/// What became of the changes of a turn.
-#[derive(Debug, Serialize, ToSchema)]
+/// What automation did with the changes of a turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutomationRunItem {
-    /// Its id.
     #[schema(value_type = String)]
     pub run_id: Uuid,
-    /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// The turn.
     #[schema(value_type = Option<String>)]
     pub prompt_id: Option<PromptId>,
     /// `success`, `skipped` or `error`.
     pub status: String,
     /// `github` or `commit-only`.
     pub mode: String,
-    /// The issue.
     pub issue_number: Option<u64>,
-    /// Where to see it.
     pub issue_url: Option<String>,
-    /// The pull request.
     pub pull_request_number: Option<u64>,
-    /// Where to see it.
     pub pull_request_url: Option<String>,
-    /// The branch.
     pub branch: Option<String>,
-    /// The commit, 40 hexadecimal digits.
+    /// 40 hexadecimal digits.
     pub commit_sha: Option<String>,
-    /// Why it was left out.
+    /// The reason for a skip as a word; null unless `status` is `skipped`.
     pub skip_reason: Option<String>,
-    /// The same, exactly.
+    /// The exact cause within `skipReason`.
     pub skip_detail: Option<String>,
-    /// How long it took.
+    /// Duration in milliseconds.
     pub duration_ms: u64,
-    /// How often it was tried.
+    /// Attempts, the successful one included.
     pub attempts: u32,
-    /// Why it failed.
+    /// The stable error code of a failed run.
     pub error_code: Option<String>,
-    /// What it logged: a list of lines.
+    /// The log of the run: a list of lines.
     pub logs: Value,
     /// When it ended.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
-impl TableRow for AutomationRunItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "runId",
-        "installationId",
-        "workspaceId",
-        "sessionId",
-        "promptId",
-        "status",
-        "mode",
-        "issueNumber",
-        "issueUrl",
-        "pullRequestNumber",
-        "pullRequestUrl",
-        "branch",
-        "commitSha",
-        "skipReason",
-        "skipDetail",
-        "durationMs",
-        "attempts",
-        "errorCode",
-        "logs",
-        "createdAt",
-    ];
-}
-
-/// One change of an alert of capacity.
-#[derive(Debug, Serialize, ToSchema)]
+/// A change of a capacity alert.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityAlertItem {
-    /// Its id.
     #[schema(value_type = String)]
     pub event_id: Uuid,
-    /// The alert: the same for all its levels, and for what becomes of them.
+    /// The alert: the same id for all its levels and their resolution.
     #[schema(value_type = String)]
     pub alert_id: Uuid,
-    /// The tenant whose share it is about; null for the whole service.
+    /// The tenant whose share the alert is about; null for the whole service.
     #[schema(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// `warning` or `critical`.
@@ -328,75 +216,45 @@ pub(crate) struct CapacityAlertItem {
     /// `raised` or `resolved`.
     #[schema(value_type = String)]
     pub kind: &'static str,
-    /// Seats taken at that moment.
+    /// Seats in use at that moment.
     pub taken: usize,
-    /// Seats there were.
+    /// Seats in all.
     pub limit: usize,
-    /// When it was decided.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
-impl TableRow for CapacityAlertItem {
-    const COLUMNS: &'static [&'static str] =
-        &["eventId", "alertId", "installationId", "level", "kind", "taken", "limit", "createdAt"];
-}
-
-/// What was told to users or operators.
-#[derive(Debug, Serialize, ToSchema)]
+/// A notification to users or operators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotificationItem {
-    /// Its id.
     #[schema(value_type = String)]
     pub notification_id: Uuid,
-    /// The tenant; null where it was for operators.
+    /// Null for operators.
     #[schema(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// The tenant's name for the workspace; null where it was for operators.
+    /// Null for operators.
     #[schema(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
-    /// The session, where it is about one.
+    /// The session that the notification is about; null for a whole workspace.
     #[schema(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    /// The session's user.
     #[schema(value_type = Option<String>)]
     pub user_id: Option<UserId>,
-    /// The sequence in which it stands: `tenant:` and the tenant, or `operators`.
+    /// The stream: `tenant:` and the tenant, or `operators`.
     pub stream: String,
-    /// Its place there.
+    /// The number in the stream, from 1.
     pub seq: u64,
-    /// The title.
     pub title: String,
-    /// The text.
     pub body: String,
     /// `info`, `warning` or `error`.
     pub severity: &'static str,
-    /// What made it.
+    /// The event that caused the notification, as a word.
     pub trigger: &'static str,
-    /// How long it is shown.
+    /// How long a client shows it, in milliseconds.
     pub auto_dismiss_ms: u64,
-    /// The record of which it tells.
+    /// The record that caused it. Each cause is notified once.
     pub cause_id: String,
-    /// When it was written.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-}
-
-impl TableRow for NotificationItem {
-    const COLUMNS: &'static [&'static str] = &[
-        "notificationId",
-        "installationId",
-        "workspaceId",
-        "sessionId",
-        "userId",
-        "stream",
-        "seq",
-        "title",
-        "body",
-        "severity",
-        "trigger",
-        "autoDismissMs",
-        "causeId",
-        "createdAt",
-    ];
 }

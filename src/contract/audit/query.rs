@@ -1,4 +1,4 @@
-//! Which records of the audit to read, and how they are answered.
+//! Query parameters of the audit's lists.
 
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -8,60 +8,60 @@ use crate::domain::{
     ids::{InstallationId, SessionId, WorkspaceId},
 };
 
-/// Which records to read, and how they are answered. The newest come first.
+/// Filters of a list of audit records, newest first.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct AuditQuery {
-    /// Only this tenant's.
+    /// Only records of this tenant.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only those of workspaces of this name.
+    /// Only records of workspaces of this name.
     #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
-    /// Only this session's. What belongs to a workspace as a whole, such as a rollback, is a session's where it is of
-    /// the session's workspace and not older than the session.
+    /// Only records of this session. A record of a whole workspace, such as a rollback, belongs to the session if the
+    /// workspace is the session's and the record is not older than the session.
     #[param(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    /// Only those of this time or later, RFC 3339.
+    /// Only records at or after this time, RFC 3339.
     #[param(value_type = Option<String>, format = DateTime)]
     pub from: Option<Timestamp>,
-    /// Only those before this time, RFC 3339.
+    /// Only records before this time, RFC 3339.
     #[param(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
-    /// Records on the page, up to `[limits] page_entries`.
+    /// The most records on the page, up to `[limits] page_entries`.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
-    /// `csv` or `json`; else what `Accept` says.
+    /// `csv` or `json`; the default is chosen by `Accept`.
     #[param(value_type = Option<String>)]
     pub format: Option<Format>,
 }
 
-/// Which alerts of capacity to read. They are about no workspace and no session.
+/// Filters of the list of capacity alerts, which belong to no workspace and no session.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct CapacityAlertQuery {
-    /// Only those about this tenant's share.
+    /// Only alerts about this tenant's share.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only those of this time or later, RFC 3339.
+    /// Only records at or after this time, RFC 3339.
     #[param(value_type = Option<String>, format = DateTime)]
     pub from: Option<Timestamp>,
-    /// Only those before this time, RFC 3339.
+    /// Only records before this time, RFC 3339.
     #[param(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
-    /// Records on the page, up to `[limits] page_entries`.
+    /// The most records on the page, up to `[limits] page_entries`.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
-    /// `csv` or `json`; else what `Accept` says.
+    /// `csv` or `json`; the default is chosen by `Accept`.
     #[param(value_type = Option<String>)]
     pub format: Option<Format>,
 }
 
-/// The form of a page.
+/// The media type of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Format {

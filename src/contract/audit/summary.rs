@@ -1,22 +1,22 @@
-//! Figures of a period: what carried the turns, how well, how fast, and how often workspaces fell back.
+//! Figures of a period: turns and latency by protocol, and flips.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::{clock::Timestamp, ids::InstallationId};
 
-/// Which period.
+/// The period and tenant of a summary.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SummaryQuery {
-    /// Only this tenant's.
+    /// Only this tenant.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// From this time on, RFC 3339; else the 30 days before `until`.
+    /// Start of the period, RFC 3339. Default: 30 days before `until`.
     #[param(value_type = Option<String>, format = DateTime)]
     pub from: Option<Timestamp>,
-    /// Until before this time, RFC 3339; else now.
+    /// End of the period, exclusive, RFC 3339. Default: now.
     #[param(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
 }
@@ -25,17 +25,17 @@ pub(crate) struct SummaryQuery {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AuditSummary {
-    /// Since when the figures are whole: what was asked for, or later where it was cut.
+    /// The time since which the figures are complete: the requested one, or later if the period was cut.
     #[schema(value_type = String, format = DateTime)]
     pub from: Timestamp,
-    /// Until before when.
+    /// End of the period, exclusive.
     #[schema(value_type = String, format = DateTime)]
     pub until: Timestamp,
-    /// Whether the period was cut because there is too much in it; a shorter one tells the rest.
+    /// Whether the period was cut because it holds too many records; request a shorter one for the rest.
     pub truncated: bool,
     /// All days together.
     pub total: SummaryTotal,
-    /// By day (UTC) and tenant, the newest day first; days on which nothing was are left out.
+    /// By day (UTC) and tenant, the newest day first; days without records are omitted.
     pub days: Vec<SummaryDay>,
 }
 
@@ -43,11 +43,11 @@ pub(crate) struct AuditSummary {
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SummaryTotal {
-    /// What went over ACP.
+    /// Turns over ACP.
     pub acp: TurnCounts,
-    /// What went over the HTTP fallback.
+    /// Turns over the HTTP fallback.
     pub http: TurnCounts,
-    /// The share of turns that went over ACP, 0 to 1; null where there was none.
+    /// The share of turns over ACP, 0 to 1; null without turns.
     pub acp_share: Option<f64>,
     /// Flips of workspaces to HTTP.
     pub flips_to_http: u64,
@@ -59,18 +59,17 @@ pub(crate) struct SummaryTotal {
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SummaryDay {
-    /// Which day, in UTC: `2026-11-25`.
+    /// The day in UTC, such as `2026-11-25`.
     pub day: String,
-    /// The tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// What went over ACP.
+    /// Turns over ACP.
     pub acp: ProtocolDay,
-    /// What went over the HTTP fallback.
+    /// Turns over the HTTP fallback.
     pub http: ProtocolDay,
-    /// The share of turns that went over ACP, 0 to 1; null where there was none.
+    /// The share of turns over ACP, 0 to 1; null without turns.
     pub acp_share: Option<f64>,
-    /// By how much ACP was faster; null where not both carried completed turns.
+    /// How much faster ACP was; null unless both protocols carried completed turns.
     pub acp_gain: Option<AcpGain>,
     /// Flips of workspaces to HTTP.
     pub flips_to_http: u64,
@@ -82,20 +81,17 @@ pub(crate) struct SummaryDay {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TurnCounts {
-    /// All of them.
     pub turns: u64,
-    /// Ended by themselves.
     pub completed: u64,
-    /// Ended because somebody asked for it.
+    /// Cancelled on request.
     pub cancelled: u64,
-    /// Ended with an error.
     pub failed: u64,
-    /// Cut off by a stop of the service.
+    /// Interrupted by a stop of the service.
     pub interrupted: u64,
-    /// Not ended yet.
+    /// Still running.
     pub open: u64,
-    /// The share of completed turns among those that completed, failed or were interrupted, 0 to 1; null where there
-    /// were none. Other than in a workspace's window, faults of the model's provider count.
+    /// The share of completed turns among those that completed, failed or were interrupted, 0 to 1; null without such
+    /// turns. Unlike in a workspace's success window, faults of the model's provider count.
     pub success_rate: Option<f64>,
 }
 
@@ -106,13 +102,13 @@ pub(crate) struct ProtocolDay {
     /// How they ended.
     #[serde(flatten)]
     pub counts: TurnCounts,
-    /// How long half of the completed ones took at most, in milliseconds.
+    /// Median duration of completed turns in milliseconds.
     pub p50_ms: Option<f64>,
-    /// How long 95 of 100 completed ones took at most, in milliseconds.
+    /// 95th percentile of the duration of completed turns in milliseconds.
     pub p95_ms: Option<f64>,
 }
 
-/// What ACP saves against HTTP: 0.5 means half of the time; below 0 it was slower.
+/// The share of time that ACP saves against HTTP: 0.5 means half the time, below 0 ACP was slower.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AcpGain {
@@ -122,11 +118,11 @@ pub(crate) struct AcpGain {
     pub p95: f64,
 }
 
-/// Days of tenants in one answer: about a megabyte.
+/// The most days of tenants in one answer: about 1 MB.
 pub(crate) const MAX_SUMMARY_DAYS: usize = 2000;
 
 impl TurnCounts {
-    /// Adds up how turns ended.
+    /// Derives the sum and the success rate.
     pub(crate) fn new(completed: u64, cancelled: u64, failed: u64, interrupted: u64, open: u64) -> Self {
         let ended = completed + failed + interrupted;
         Self {
@@ -152,7 +148,7 @@ impl TurnCounts {
 }
 
 impl SummaryDay {
-    /// A day with what follows from its figures.
+    /// Derives the shares and the gain of a day from its figures.
     pub(crate) fn new(
         day: Timestamp,
         installation_id: InstallationId,
@@ -178,20 +174,20 @@ impl SummaryDay {
 }
 
 impl AuditSummary {
-    /// Sums days up, the newest first. At most `most` of them are kept, whole days as far as there is more than one:
-    /// then the period begins with the oldest that is left.
+    /// Sums days up, the newest first. Keeps at most `most` entries and drops a day as a whole, unless it is the only
+    /// one; the period then begins with the oldest day that is left.
     pub(crate) fn new(
         (asked, whole_from, until): (Timestamp, Timestamp, Timestamp),
         mut days: Vec<(Timestamp, SummaryDay)>,
         most: usize,
     ) -> Self {
         let mut from = whole_from;
-        if let Some((left_out, _)) = days.get(most) {
-            let left_out = *left_out;
+        if let Some((dropped, _)) = days.get(most) {
+            let dropped = *dropped;
             days.truncate(most);
             // The tenants of a day belong together.
-            if days.first().is_some_and(|(newest, _)| *newest != left_out) {
-                days.retain(|(day, _)| *day != left_out);
+            if days.first().is_some_and(|(newest, _)| *newest != dropped) {
+                days.retain(|(day, _)| *day != dropped);
             }
             from = days.last().map_or(from, |(oldest, _)| from.max(*oldest));
         }
@@ -236,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn days_are_summed_up_and_the_gain_is_a_share_of_the_time() {
+    fn a_summary_adds_up_days_and_derives_the_gain() {
         let days = vec![day(20_782, "a", 3, 1), day(20_781, "a", 5, 0)];
         assert_eq!(days[0].1.day, "2026-11-25");
         let gain = days[0].1.acp_gain.unwrap();
@@ -252,13 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_cut_by_whole_days_and_says_so() {
+    fn a_long_summary_is_cut_by_whole_days_and_marked() {
         let days = || vec![day(3, "a", 1, 0), day(3, "b", 1, 0), day(2, "a", 1, 0), day(2, "b", 1, 0)];
         let of = |most| AuditSummary::new((Timestamp(0), Timestamp(0), Timestamp(i64::MAX)), days(), most);
         assert_eq!((of(4).days.len(), of(4).truncated), (4, false));
         let cut = of(3);
         assert_eq!((cut.days.len(), cut.truncated, cut.from), (2, true, Timestamp(3 * DAY_US)));
-        assert_eq!((of(1).days.len(), of(1).truncated), (1, true), "something is better than nothing");
+        assert_eq!((of(1).days.len(), of(1).truncated), (1, true), "a single day is cut in the middle");
         let earlier = AuditSummary::new((Timestamp(0), Timestamp(9), Timestamp(10)), Vec::new(), 3);
         assert_eq!((earlier.truncated, earlier.from), (true, Timestamp(9)), "the store cut it already");
     }

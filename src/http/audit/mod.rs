@@ -1,6 +1,5 @@
-//! The audit: records of what was decided and done, in pages of JSON or CSV.
+//! Lists of audit records, in pages of JSON or CSV.
 
-pub(crate) mod items;
 pub(crate) mod summary;
 
 use actix_web::{
@@ -8,7 +7,6 @@ use actix_web::{
     http::header::{ACCEPT, HeaderMap, LINK},
     web,
 };
-use serde::Serialize;
 use url::form_urlencoded;
 
 use super::{HttpState, problem::ApiError, request::page};
@@ -23,15 +21,15 @@ use crate::{
         problem::Problem,
     },
     domain::{clock::Timestamp, turn::outcome::ErrorCode},
-    store::{self, AuditFilter, CapacityAlertFilter, Cursor, Store},
+    store::{self, AuditFilter, CapacityAlertFilter, Listed, Store},
 };
 
-/// Every flip of a workspace's route, and every step of a migration run, by when it began.
+/// Lists flips of workspaces and steps of migration runs, by start time, newest first.
 #[utoipa::path(
     tag = "audit",
     params(AuditQuery),
     responses(
-        (status = 200, description = "A page; `Link` names the next one", content(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<MigrationItem> = "application/json"), (String = "text/csv"),
         )),
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
@@ -43,18 +41,17 @@ pub(crate) async fn list_migrations(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).migrations(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(MigrationItem::from).collect(), last)
+    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
+    let items = records(&state).migrations(filter, requested.page.clone()).await?;
+    requested.respond(&request, items)
 }
 
-/// Rollbacks to HTTP, and restores.
+/// Lists rollbacks to HTTP and restores, newest first.
 #[utoipa::path(
     tag = "audit",
     params(AuditQuery),
     responses(
-        (status = 200, description = "A page; `Link` names the next one", content(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<RollbackEventItem> = "application/json"), (String = "text/csv"),
         )),
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
@@ -66,19 +63,18 @@ pub(crate) async fn list_rollback_events(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).rollback_events(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(RollbackEventItem::from).collect(), last)
+    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
+    let items = records(&state).rollback_events(filter, requested.page.clone()).await?;
+    requested.respond(&request, items)
 }
 
-/// Handshakes with agents, and what became of the connections. Of all that became of a page's connections the newest
-/// 10,000 changes are shown.
+/// Lists handshakes with agents and the later changes of their connections, newest first. A page has at most the newest
+/// 10,000 changes of its connections.
 #[utoipa::path(
     tag = "audit",
     params(AuditQuery),
     responses(
-        (status = 200, description = "A page; `Link` names the next one", content(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<ConnectionItem> = "application/json"), (String = "text/csv"),
         )),
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
@@ -90,18 +86,17 @@ pub(crate) async fn list_connections(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).connections(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(ConnectionItem::from).collect(), last)
+    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
+    let items = records(&state).connections(filter, requested.page.clone()).await?;
+    requested.respond(&request, items)
 }
 
-/// What became of the changes of turns.
+/// Lists what automation did with the changes of turns, newest first.
 #[utoipa::path(
     tag = "audit",
     params(AuditQuery),
     responses(
-        (status = 200, description = "A page; `Link` names the next one", content(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<AutomationRunItem> = "application/json"), (String = "text/csv"),
         )),
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
@@ -113,18 +108,17 @@ pub(crate) async fn list_automation_runs(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).automation_runs(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(AutomationRunItem::from).collect(), last)
+    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
+    let items = records(&state).automation_runs(filter, requested.page.clone()).await?;
+    requested.respond(&request, items)
 }
 
-/// What was told to users, or is still to be told.
+/// Lists notifications, newest first.
 #[utoipa::path(
     tag = "audit",
     params(AuditQuery),
     responses(
-        (status = 200, description = "A page; `Link` names the next one", content(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<NotificationItem> = "application/json"), (String = "text/csv"),
         )),
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
@@ -136,18 +130,17 @@ pub(crate) async fn list_notifications(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (asked, filter) = Asked::records(&request, &state, query.into_inner())?;
-    let rows = records(&state).notifications(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(NotificationItem::from).collect(), last)
+    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
+    let items = records(&state).notifications(filter, requested.page.clone()).await?;
+    requested.respond(&request, items)
 }
 
-/// What became of alerts of capacity.
+/// Lists changes of capacity alerts, newest first.
 #[utoipa::path(
     tag = "audit",
     params(CapacityAlertQuery),
     responses(
-        (status = 200, description = "A page; `Link` names the next one", content(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<CapacityAlertItem> = "application/json"), (String = "text/csv"),
         )),
         (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
@@ -161,47 +154,43 @@ pub(crate) async fn list_capacity_alerts(
 ) -> Result<HttpResponse, ApiError> {
     let CapacityAlertQuery { installation_id, from, until, limit, cursor, format } = query.into_inner();
     in_order(from, until)?;
-    let asked = Asked { page: page(&state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
+    let requested = PageRequest { page: page(&state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
     let filter = CapacityAlertFilter { installation_id, from, until };
-    let rows = records(&state).list_capacity_alerts(filter, asked.page.clone()).await?;
-    let last = rows.last().map(|row| row.cursor());
-    asked.answer(&request, rows.into_iter().map(CapacityAlertItem::from).collect(), last)
+    let items = records(&state).list_capacity_alerts(filter, requested.page.clone()).await?;
+    requested.respond(&request, items)
 }
 
-/// A page that was asked for.
-struct Asked {
+/// A requested page.
+struct PageRequest {
     page: store::Page,
     is_csv: bool,
 }
 
-impl Asked {
+impl PageRequest {
     fn records(request: &HttpRequest, state: &HttpState, query: AuditQuery) -> Result<(Self, AuditFilter), ApiError> {
         let AuditQuery { installation_id, workspace_id, session_id, from, until, limit, cursor, format } = query;
         in_order(from, until)?;
-        let asked = Self { page: page(state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
-        Ok((asked, AuditFilter { installation_id, workspace_id, session_id, from, until }))
+        let requested = Self { page: page(state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
+        Ok((requested, AuditFilter { installation_id, workspace_id, session_id, from, until }))
     }
 
-    /// The page, and where the next one is. `last` is the place of its last record.
-    fn answer<T: TableRow + Serialize>(
-        &self,
-        request: &HttpRequest,
-        items: Vec<T>,
-        last: Option<Cursor>,
-    ) -> Result<HttpResponse, ApiError> {
-        let next_cursor = last.filter(|_| items.len() == self.page.limit).map(|cursor| cursor.to_string());
-        let mut answer = HttpResponse::Ok();
+    /// Answers with the page and, if it is full, with the address of the next one.
+    fn respond<T: TableRow + Listed>(&self, request: &HttpRequest, items: Vec<T>) -> Result<HttpResponse, ApiError> {
+        let last = items.last().filter(|_| items.len() == self.page.limit);
+        let next_cursor = last.map(|item| item.cursor().to_string());
+        let mut response = HttpResponse::Ok();
         if let Some(cursor) = &next_cursor {
-            answer.insert_header((LINK, format!("<{}>; rel=\"next\"", next_page(request, cursor))));
+            response.insert_header((LINK, format!("<{}>; rel=\"next\"", next_page(request, cursor))));
         }
         if !self.is_csv {
-            return Ok(answer.json(Page { items, next_cursor }));
+            return Ok(response.json(Page { items, next_cursor }));
         }
         let text = csv_page(&items).map_err(|cause| ApiError::new(ErrorCode::Internal, cause.to_string()))?;
-        Ok(answer.content_type(TEXT_CSV).body(text))
+        Ok(response.content_type(TEXT_CSV).body(text))
     }
 }
 
+/// Rejects a period that is empty or ends before it begins.
 pub(crate) fn in_order(from: Option<Timestamp>, until: Option<Timestamp>) -> Result<(), ApiError> {
     if from.zip(until).is_some_and(|(from, until)| from >= until) {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "until: must be later than from"));
@@ -221,7 +210,7 @@ fn next_page(request: &HttpRequest, cursor: &str) -> String {
     format!("{}?{}", request.path(), query.finish())
 }
 
-/// Whether a caller wants CSV: `format` decides, else `Accept` has to name it.
+/// Whether to answer with CSV: `format` decides; without it, `Accept` has to name `text/csv`.
 fn is_csv(headers: &HeaderMap, format: Option<Format>) -> bool {
     let named = |range: &str| range.split(';').next().is_some_and(|it| it.trim().eq_ignore_ascii_case("text/csv"));
     match format {
@@ -237,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn csv_is_for_those_who_ask_for_it() {
+    fn csv_needs_a_format_or_an_accept_header() {
         let of = |accept: &str, format| {
             is_csv(TestRequest::get().insert_header((ACCEPT, accept)).to_http_request().headers(), format)
         };
@@ -246,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_page_is_the_same_question() {
+    fn the_next_page_keeps_the_filters() {
         let request = TestRequest::with_uri("/acp/audit/migrations?from=a%2Bb&cursor=old&limit=2").to_http_request();
         assert_eq!(next_page(&request, "1~x"), "/acp/audit/migrations?from=a%2Bb&limit=2&cursor=1%7Ex");
     }

@@ -1,4 +1,4 @@
-//! Figures of a period, for analytics.
+//! The audit's summary of a period.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::{
     store::{AuditDay, TurnFigures},
 };
 
-/// How far back a summary looks where nothing is said.
+/// Default length of the period: 30 days.
 const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Sums a period up, by day (UTC) and tenant: what carried the turns, how well, how fast, and how often workspaces fell
-/// back. Of the newest 100,000 turns, and of 2,000 days of tenants; where there is more, `from` says since when it is
-/// whole, and `truncated` that it is less than was asked for.
+/// Sums up turns, success rates, latency and flips of a period, by day (UTC) and tenant. Covers at most the newest 100,000
+/// turns and 2,000 days of tenants: beyond that `truncated` is true, and `from` is the time since which the figures are
+/// complete.
 #[utoipa::path(
     tag = "audit",
     params(SummaryQuery),

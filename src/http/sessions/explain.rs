@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::state_of;
 use crate::{
     contract::{
-        audit::{AutomationRunItem, ConnectionItem, MigrationItem, NotificationItem},
+        audit::{AutomationRunItem, ConnectionItem, MigrationItem, NotificationItem, RollbackEventItem},
         explain::{Explanation, MAX_TIMELINE, TimelineEntry},
     },
     domain::{
@@ -19,14 +19,10 @@ use crate::{
     },
     http::{
         HttpState,
-        audit::items::kept,
         problem::ApiError,
         request::{find_session, path_id},
     },
-    store::{
-        AuditFilter, AutomationRunRow, ConnectionRow, MigrationRow, NotificationRow, Page, PromptRow,
-        RollbackEventRow, SessionRow, Store, StoreError, TranscriptRow,
-    },
+    store::{AuditFilter, Page, PromptRow, SessionRow, Store, StoreError, TranscriptRow},
 };
 
 /// Tells what carries a session's turns and why, and how it came to that: its turns, its connections and what became of
@@ -55,8 +51,7 @@ pub(crate) async fn explain_session(
     let (standing, carrier) = standing.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
     let view = state.workspaces.routing(&row.key).await?.view().await?;
     let records = Records::read(&state.workspaces.services().store, &row, standing).await?;
-    let failed = records.connections.first().and_then(|newest| newest.failure.as_ref());
-    let failed = failed.map(|failure| failure.detail.clone());
+    let failed = records.connections.first().and_then(|newest| newest.error_detail.clone());
     let answer = answer(&Standing {
         state: standing,
         carrier,
@@ -82,12 +77,12 @@ pub(crate) async fn explain_session(
 /// The newest of everything: one more of each than is shown, so that it is seen where some are left out.
 struct Records {
     turns: Vec<PromptRow>,
-    connections: Vec<ConnectionRow>,
-    flips: Vec<MigrationRow>,
-    rollbacks: Vec<RollbackEventRow>,
+    connections: Vec<ConnectionItem>,
+    flips: Vec<MigrationItem>,
+    rollbacks: Vec<RollbackEventItem>,
     notes: Vec<TranscriptRow>,
-    runs: Vec<AutomationRunRow>,
-    notifications: Vec<NotificationRow>,
+    runs: Vec<AutomationRunItem>,
+    notifications: Vec<NotificationItem>,
 }
 
 impl Records {
@@ -114,8 +109,8 @@ impl Records {
         let Self { turns, connections, flips, rollbacks, notes, runs, notifications } = self;
         let mut entries = vec![opened(row)];
         entries.extend(turns.into_iter().map(turn));
-        connections.into_iter().for_each(|row| connection(row, &mut entries));
-        entries.extend(flips.into_iter().map(|row| flip(row, &rollbacks)));
+        connections.into_iter().for_each(|item| connection(item, &mut entries));
+        entries.extend(flips.into_iter().map(|item| flip(item, &rollbacks)));
         // That a turn failed is told by the turn.
         let is_of_turn = |note: &TranscriptRow| note.entry.event_type == "info" && note.prompt_id.is_some();
         entries.extend(notes.into_iter().filter(|row| !is_of_turn(row)).map(note));
@@ -169,8 +164,7 @@ fn said_of(state: &str) -> String {
     }
 }
 
-fn connection(row: ConnectionRow, entries: &mut Vec<TimelineEntry>) {
-    let item = ConnectionItem::from(row);
+fn connection(item: ConnectionItem, entries: &mut Vec<TimelineEntry>) {
     let agent = item.agent_name.as_deref().unwrap_or("the agent");
     let summary = match (item.error_code, &item.error_detail) {
         (Some(code), detail) => {
@@ -196,44 +190,41 @@ fn connection(row: ConnectionRow, entries: &mut Vec<TimelineEntry>) {
 }
 
 /// A flip, with what its rollback event adds: both are written in one transaction.
-fn flip(row: MigrationRow, rollbacks: &[RollbackEventRow]) -> TimelineEntry {
-    let event = rollbacks.iter().find(|event| Some(event.epoch) == row.epoch && event.created == row.started);
-    let did = if row.epoch.is_some() { "went" } else { "was to go" };
+fn flip(item: MigrationItem, rollbacks: &[RollbackEventItem]) -> TimelineEntry {
+    let event = rollbacks.iter().find(|event| Some(event.epoch) == item.epoch && event.created_at == item.started_at);
+    let did = if item.epoch.is_some() { "went" } else { "was to go" };
     let summary = format!(
         "The workspace {did} from {} to {} ({}), by {}: {}",
-        named(row.from),
-        named(row.to),
-        row.trigger.as_str(),
-        row.actor,
-        row.reason
+        named(item.from_protocol),
+        named(item.to_protocol),
+        item.trigger.as_str(),
+        item.actor,
+        item.reason
     );
-    let at = row.started;
-    let mut details = record(&MigrationItem::from(row));
+    let mut details = record(&item);
     if let Some(event) = event {
         details["eventId"] = record(&event.event_id);
         details["kind"] = record(&event.kind);
         details["reasonCode"] = record(&event.reason_code);
         details["followUp"] = record(&event.follow_up);
     }
-    entry(at, EntryKind::Flip, summary, details)
+    entry(item.started_at, EntryKind::Flip, summary, details)
 }
 
 fn note(row: TranscriptRow) -> TimelineEntry {
     let details = json!({
         "seq": row.seq, "promptId": row.prompt_id, "eventType": row.entry.event_type,
-        "payload": row.entry.payload.as_ref().map(|payload| kept(payload.as_str())),
+        "payload": row.entry.payload.as_ref().map(|payload| serde_json::from_str(payload.as_str()).unwrap_or(Value::Null)),
     });
     entry(row.created, EntryKind::Note, row.entry.text.into_string(), details)
 }
 
-fn run(row: AutomationRunRow) -> TimelineEntry {
-    let item = AutomationRunItem::from(row);
+fn run(item: AutomationRunItem) -> TimelineEntry {
     let why = item.skip_reason.as_deref().or(item.error_code.as_deref()).or(item.pull_request_url.as_deref());
     let summary = format!("Automation ({}) ended with {}: {}", item.mode, item.status, why.unwrap_or("done"));
     entry(item.created_at, EntryKind::Automation, summary, record(&item))
 }
 
-fn notification(row: NotificationRow) -> TimelineEntry {
-    let item = NotificationItem::from(row);
+fn notification(item: NotificationItem) -> TimelineEntry {
     entry(item.created_at, EntryKind::Notification, format!("Told: {}", item.body), record(&item))
 }

@@ -1,9 +1,10 @@
 //! The table of what became of alerts of capacity. Rows are added, read, and removed when they are old.
 
-use diesel::{BoolExpressionMethods, ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
+use diesel::{ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
 
 use crate::{
+    contract::audit::CapacityAlertItem,
     domain::{
         capacity::{AlertKind, AlertLevel, CapacityChange},
         clock::Timestamp,
@@ -16,7 +17,7 @@ use crate::{
     store::{
         Store, StoreError,
         engine::{
-            columns::{self, Cursor, Page},
+            columns::{self, Page, page_of},
             connection::AnyConnection,
             writer::WriteTx,
         },
@@ -25,9 +26,9 @@ use crate::{
     },
 };
 
-/// One change of an alert, as it is kept.
+/// A change of an alert to record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CapacityAlertRow {
+pub(crate) struct NewCapacityAlert {
     /// Its id, made by whoever decided it: a UUID of version 7.
     pub event_id: Uuid,
     /// The alert: the same for all its levels, and for what becomes of them.
@@ -38,13 +39,6 @@ pub(crate) struct CapacityAlertRow {
     pub installation_id: Option<InstallationId>,
     /// When it was decided.
     pub created: Timestamp,
-}
-
-impl CapacityAlertRow {
-    /// The place of this row in [`Store::list_capacity_alerts`].
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { created: self.created, id: self.event_id.to_string() }
-    }
 }
 
 /// An alert that was raised and not resolved.
@@ -83,7 +77,7 @@ struct Record {
 }
 
 impl Record {
-    fn of(row: &CapacityAlertRow) -> Self {
+    fn of(row: &NewCapacityAlert) -> Self {
         let seats = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         Self {
             event_id: row.event_id.to_string(),
@@ -97,23 +91,25 @@ impl Record {
         }
     }
 
-    fn read(self) -> Result<CapacityAlertRow, StoreError> {
+    fn read(self) -> Result<CapacityAlertItem, StoreError> {
         let seats = |count| usize::try_from(columns::unsigned(count)).unwrap_or(usize::MAX);
         let tenant = self.installation_id.as_deref();
-        Ok(CapacityAlertRow {
+        Ok(CapacityAlertItem {
             event_id: columns::parse(&self.event_id, "capacity_alerts.event_id")?,
             alert_id: columns::parse(&self.alert_id, "capacity_alerts.alert_id")?,
-            change: CapacityChange {
-                level: columns::named(AlertLevel::from_name, &self.level, "capacity_alerts.level")?,
-                kind: columns::named(AlertKind::from_name, &self.kind, "capacity_alerts.kind")?,
-                taken: seats(self.taken),
-                limit: seats(self.seat_limit),
-            },
             installation_id: tenant
                 .map(|tenant| columns::parse(tenant, "capacity_alerts.installation_id"))
                 .transpose()?,
-            created: Timestamp(self.created_us),
+            level: self.level()?.as_str(),
+            kind: columns::named(AlertKind::from_name, &self.kind, "capacity_alerts.kind")?.as_str(),
+            taken: seats(self.taken),
+            limit: seats(self.seat_limit),
+            created_at: Timestamp(self.created_us),
         })
+    }
+
+    fn level(&self) -> Result<AlertLevel, StoreError> {
+        columns::named(AlertLevel::from_name, &self.level, "capacity_alerts.level")
     }
 }
 
@@ -148,12 +144,14 @@ fn open_alert(connection: &mut AnyConnection) -> Result<Option<OpenCapacityAlert
         // The newest alert has at most one for each level.
         .limit(2)
         .load(connection)?;
-    let rows = open.into_iter().map(Record::read).collect::<Result<Vec<_>, _>>()?;
-    let Some(newest) = rows.first() else { return Ok(None) };
-    let of_it = || rows.iter().filter(|row| row.alert_id == newest.alert_id);
-    let level = of_it().map(|row| row.change.level).max().unwrap_or(newest.change.level);
-    let since = of_it().map(|row| row.created).min().unwrap_or(newest.created);
-    Ok(Some(OpenCapacityAlert { alert_id: newest.alert_id, level, since }))
+    let Some(newest) = open.first() else { return Ok(None) };
+    let (mut level, mut since) = (newest.level()?, newest.created_us);
+    for raised in open.iter().filter(|raised| raised.alert_id == newest.alert_id) {
+        level = level.max(raised.level()?);
+        since = since.min(raised.created_us);
+    }
+    let alert_id = columns::parse(&newest.alert_id, "capacity_alerts.alert_id")?;
+    Ok(Some(OpenCapacityAlert { alert_id, level, since: Timestamp(since) }))
 }
 
 fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
@@ -173,9 +171,9 @@ fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: usize) -> Result<usize,
 impl Store {
     /// Adds rows and what operators are told about them in one transaction; what is there already stays as it is. Safe to retry. While the database is
     /// away it is refused and nothing was written: the caller keeps them. A dropped future may have written.
-    pub(crate) async fn add_capacity_alerts(&self, rows: &[CapacityAlertRow]) -> Result<(), StoreError> {
+    pub(crate) async fn add_capacity_alerts(&self, rows: &[NewCapacityAlert]) -> Result<(), StoreError> {
         let records: Vec<_> = rows.iter().map(Record::of).collect();
-        let toast = |row: &CapacityAlertRow| {
+        let toast = |row: &NewCapacityAlert| {
             // A tenant's share is no business of operators.
             let notice = notice::of_capacity(&row.change).filter(|_| row.installation_id.is_none())?;
             Some((NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
@@ -201,7 +199,7 @@ impl Store {
         &self,
         filter: CapacityAlertFilter,
         page: Page,
-    ) -> Result<Vec<CapacityAlertRow>, StoreError> {
+    ) -> Result<Vec<CapacityAlertItem>, StoreError> {
         self.read(move |connection| {
             let mut rows = capacity_alerts::table.into_boxed();
             if let Some(tenant) = &filter.installation_id {
@@ -213,13 +211,8 @@ impl Store {
             if let Some(until) = filter.until {
                 rows = rows.filter(capacity_alerts::created_us.lt(until.0));
             }
-            if let Some(Cursor { created, id }) = &page.after {
-                rows = rows
-                    .filter(capacity_alerts::created_us.le(created.0))
-                    .filter(capacity_alerts::created_us.lt(created.0).or(capacity_alerts::event_id.lt(id.as_str())));
-            }
-            let rows = rows.order((capacity_alerts::created_us.desc(), capacity_alerts::event_id.desc()));
-            let records: Vec<Record> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            let rows = page_of!(rows, page, capacity_alerts::created_us, capacity_alerts::event_id);
+            let records: Vec<Record> = rows.load(connection)?;
             records.into_iter().map(Record::read).collect()
         })
         .await

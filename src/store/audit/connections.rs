@@ -3,9 +3,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use diesel::{ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
+    contract::audit::{ConnectionItem, TransitionItem},
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
@@ -60,39 +62,6 @@ pub(crate) struct NewConnection {
     pub now: Timestamp,
 }
 
-/// A handshake as it is kept, and what became of the connection.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ConnectionRow {
-    /// Its id.
-    pub connection_row_id: Uuid,
-    /// The workspace.
-    pub key: WorkspaceKey,
-    /// For which session; a probe has none.
-    pub session_id: Option<SessionId>,
-    /// As the runtime named it.
-    pub connection_id: Option<String>,
-    /// What carried it.
-    pub protocol: Route,
-    /// The negotiated version.
-    pub protocol_version: Option<u16>,
-    /// What the agent called itself.
-    pub agent_name: Option<String>,
-    /// Which version it said that it was.
-    pub agent_version: Option<String>,
-    /// What both sides could do, as a JSON object.
-    pub capabilities: Option<String>,
-    /// Why it failed; it was connected where nothing stands here.
-    pub failure: Option<Failure>,
-    /// How long it took.
-    pub handshake: Duration,
-    /// Whether it only tried whether ACP is well again.
-    pub is_probe: bool,
-    /// When it ended.
-    pub created: Timestamp,
-    /// The changes of its status, oldest first.
-    pub events: Vec<ConnectionEventRow>,
-}
-
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = acp_connections, treat_none_as_default_value = false)]
 pub(crate) struct ConnectionRecord {
@@ -141,22 +110,34 @@ impl ConnectionRecord {
         &self.connection_row_id
     }
 
-    pub(crate) fn read(self, events: Vec<ConnectionEventRow>) -> Result<ConnectionRow, StoreError> {
-        Ok(ConnectionRow {
+    /// The handshake with its connection's changes of status, oldest first. The last change gives the status, and the
+    /// last one that was measured the health.
+    pub(crate) fn read(self, transitions: Vec<TransitionItem>) -> Result<ConnectionItem, StoreError> {
+        let key = columns::workspace_key(self.installation_id, self.workspace_id)?;
+        let failure = columns::failure(self.error_code, self.error_detail);
+        let began = if failure.is_none() { "connected" } else { "error" };
+        let measured = transitions.iter().rev().find(|change| !change.health.is_null());
+        let (error_code, error_detail) = failure.map(|failure| (failure.code.as_str(), failure.detail)).unzip();
+        Ok(ConnectionItem {
             connection_row_id: columns::parse(&self.connection_row_id, "acp_connections.connection_row_id")?,
-            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            installation_id: key.installation_id,
+            workspace_id: key.workspace_id,
             session_id: self.session_id.map(|id| columns::parse(&id, "acp_connections.session_id")).transpose()?,
             connection_id: self.connection_id,
             protocol: columns::named(Route::from_name, &self.protocol, "acp_connections.protocol")?,
+            outcome: if error_code.is_none() { "connected" } else { "failed" },
+            status: transitions.last().map_or_else(|| began.to_owned(), |change| change.status.clone()),
             protocol_version: self.protocol_version.and_then(|version| u16::try_from(version).ok()),
             agent_name: self.agent_name,
             agent_version: self.agent_version,
-            capabilities: self.capabilities,
-            failure: columns::failure(self.error_code, self.error_detail),
-            handshake: Duration::from_millis(columns::unsigned(self.handshake_ms)),
+            capabilities: self.capabilities.as_deref().map_or(Value::Null, columns::json_or_null),
+            error_code,
+            error_detail,
+            handshake_ms: columns::unsigned(self.handshake_ms),
             is_probe: self.is_probe,
-            created: Timestamp(self.created_us),
-            events,
+            created_at: Timestamp(self.created_us),
+            health: measured.map_or(Value::Null, |change| change.health.clone()),
+            transitions,
         })
     }
 }
@@ -213,19 +194,6 @@ pub(crate) struct NewConnectionEvent {
     pub now: Timestamp,
 }
 
-/// A change of a connection's status as it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ConnectionEventRow {
-    /// The new status.
-    pub status: String,
-    /// Why.
-    pub cause: String,
-    /// What was measured at that moment, as a JSON object.
-    pub health: Option<String>,
-    /// When.
-    pub created: Timestamp,
-}
-
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = connection_events, treat_none_as_default_value = false)]
 pub(crate) struct ConnectionEventRecord {
@@ -247,19 +215,20 @@ const MAX_EVENTS: i64 = 10_000;
 pub(crate) fn of<'a>(
     connection: &mut AnyConnection,
     connections: impl Iterator<Item = &'a str>,
-) -> diesel::QueryResult<HashMap<String, Vec<ConnectionEventRow>>> {
+) -> diesel::QueryResult<HashMap<String, Vec<TransitionItem>>> {
     let newest: Vec<ConnectionEventRecord> = connection_events::table
         .filter(connection_events::connection_row_id.eq_any(connections))
         .order((connection_events::created_us.desc(), connection_events::event_id.desc()))
         .limit(MAX_EVENTS)
         .load(connection)?;
-    let mut events: HashMap<String, Vec<ConnectionEventRow>> = HashMap::new();
+    let mut changes: HashMap<String, Vec<TransitionItem>> = HashMap::new();
     for ConnectionEventRecord { connection_row_id, status, cause, health, created_us, .. } in newest.into_iter().rev()
     {
-        let event = ConnectionEventRow { status, cause, health, created: Timestamp(created_us) };
-        events.entry(connection_row_id).or_default().push(event);
+        let health = health.as_deref().map_or(Value::Null, columns::json_or_null);
+        let change = TransitionItem { status, cause, health, at: Timestamp(created_us) };
+        changes.entry(connection_row_id).or_default().push(change);
     }
-    Ok(events)
+    Ok(changes)
 }
 
 impl Store {
@@ -291,5 +260,44 @@ impl Store {
             }
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> ConnectionRecord {
+        ConnectionRecord::new(NewConnection {
+            connection_row_id: Uuid::nil(),
+            key: WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "web".parse().unwrap() },
+            session_id: None,
+            connection_id: None,
+            protocol: Route::Acp,
+            protocol_version: Some(1),
+            agent_name: None,
+            agent_version: None,
+            capabilities: Some(Redacted::new("{\"loadSession\":true}")),
+            failure: None,
+            handshake: Duration::from_millis(7),
+            is_probe: false,
+            session_notice: None,
+            now: Timestamp(1),
+        })
+    }
+
+    #[test]
+    fn a_connection_has_the_status_and_health_of_its_last_changes() {
+        let change = |status: &str, health: Value| {
+            let (status, cause, at) = (status.to_owned(), "why".to_owned(), Timestamp(2));
+            TransitionItem { status, cause, health, at }
+        };
+        let changes = vec![change("degraded", serde_json::json!({"turns": 3})), change("error", Value::Null)];
+        let item = record().read(changes).unwrap();
+        assert_eq!((item.status.as_str(), item.outcome), ("error", "connected"));
+        assert_eq!(item.health["turns"], 3, "the last figures there are");
+        assert_eq!(item.capabilities["loadSession"], true);
+        let unchanged = record().read(Vec::new()).unwrap();
+        assert_eq!((unchanged.status.as_str(), unchanged.health), ("connected", Value::Null));
     }
 }

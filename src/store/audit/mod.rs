@@ -1,26 +1,29 @@
 //! Pages of audit records, the newest first.
 
-pub(crate) mod automation_runs;
 pub(crate) mod capacity_alerts;
 pub(crate) mod connections;
 pub(crate) mod summary;
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
-use self::{automation_runs::AutomationRunRow, connections::ConnectionRow};
 use super::{
-    Store, StoreError,
+    Store, StoreError, automation,
     engine::{
-        columns::{self, Cursor, Page},
+        columns::{self, Cursor, Listed, Page, page_of},
         connection::AnyConnection,
     },
     notifications::{self, NotificationRow},
-    routing::flips::{self, MigrationRow, RollbackEventRow},
+    routing::flips,
     schema::{self, sessions},
 };
-use crate::domain::{
-    clock::Timestamp,
-    ids::{InstallationId, SessionId, WorkspaceId},
+use crate::{
+    contract::audit::{
+        AutomationRunItem, CapacityAlertItem, ConnectionItem, MigrationItem, NotificationItem, RollbackEventItem,
+    },
+    domain::{
+        clock::Timestamp,
+        ids::{InstallationId, SessionId, WorkspaceId},
+    },
 };
 
 /// Which audit records to read.
@@ -84,47 +87,55 @@ macro_rules! page {
         if let Some(until) = filter.until {
             rows = rows.filter($table::$time.lt(until.0));
         }
-        if let Some(Cursor { created, id }) = &page.after {
-            rows = rows
-                .filter($table::$time.le(created.0))
-                .filter($table::$time.lt(created.0).or($table::$id.lt(id.as_str())));
-        }
-        let rows = rows.order(($table::$time.desc(), $table::$id.desc())).limit(columns::limit(page.limit));
-        rows.load($connection)
+        page_of!(rows, page, $table::$time, $table::$id).load($connection)
     }};
 }
 
-impl MigrationRow {
-    /// The place of this row in [`Store::migrations`].
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { created: self.started, id: self.migration_id.to_string() }
-    }
+/// Gives the contract's records their place in the store's lists.
+macro_rules! listed {
+    ($($item:ident by $time:ident, $id:ident;)*) => {$(
+        impl Listed for $item {
+            fn cursor(&self) -> Cursor {
+                Cursor { created: self.$time, id: self.$id.to_string() }
+            }
+        }
+    )*};
 }
 
-impl RollbackEventRow {
-    /// The place of this row in [`Store::rollback_events`].
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { created: self.created, id: self.event_id.to_string() }
-    }
+listed! {
+    MigrationItem by started_at, migration_id;
+    RollbackEventItem by created_at, event_id;
+    ConnectionItem by created_at, connection_row_id;
+    AutomationRunItem by created_at, run_id;
+    CapacityAlertItem by created_at, event_id;
+    NotificationItem by created_at, notification_id;
 }
 
-impl ConnectionRow {
-    /// The place of this row in [`Store::connections`].
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { created: self.created, id: self.connection_row_id.to_string() }
-    }
-}
-
-impl AutomationRunRow {
-    /// The place of this row in [`Store::automation_runs`].
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { created: self.created, id: self.run_id.to_string() }
+impl From<NotificationRow> for NotificationItem {
+    fn from(row: NotificationRow) -> Self {
+        let (installation_id, workspace_id) = row.key.map(|key| (key.installation_id, key.workspace_id)).unzip();
+        Self {
+            notification_id: row.notification_id,
+            installation_id,
+            workspace_id,
+            session_id: row.session_id,
+            user_id: row.user_id,
+            stream: row.stream.to_string(),
+            seq: row.seq,
+            title: row.title,
+            body: row.body,
+            severity: row.severity.as_str(),
+            trigger: row.trigger.as_str(),
+            auto_dismiss_ms: u64::try_from(row.auto_dismiss.as_millis()).unwrap_or(u64::MAX),
+            cause_id: row.cause_id,
+            created_at: row.created,
+        }
     }
 }
 
 impl Store {
     /// A page of migrations, by when they began. Cancel-safe.
-    pub(crate) async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationRow>, StoreError> {
+    pub(crate) async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationItem>, StoreError> {
         self.read(move |connection| {
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
             let records: Vec<flips::MigrationRecord> =
@@ -139,7 +150,7 @@ impl Store {
         &self,
         filter: AuditFilter,
         page: Page,
-    ) -> Result<Vec<RollbackEventRow>, StoreError> {
+    ) -> Result<Vec<RollbackEventItem>, StoreError> {
         self.read(move |connection| {
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
             let records: Vec<flips::RollbackRecord> =
@@ -155,7 +166,7 @@ impl Store {
         &self,
         filter: AuditFilter,
         page: Page,
-    ) -> Result<Vec<ConnectionRow>, StoreError> {
+    ) -> Result<Vec<ConnectionItem>, StoreError> {
         self.read(move |connection| {
             let records: Vec<connections::ConnectionRecord> =
                 page!(connection, acp_connections, created_us, connection_row_id, filter, page, session_id)?;
@@ -176,11 +187,11 @@ impl Store {
         &self,
         filter: AuditFilter,
         page: Page,
-    ) -> Result<Vec<AutomationRunRow>, StoreError> {
+    ) -> Result<Vec<AutomationRunItem>, StoreError> {
         self.read(move |connection| {
-            let records: Vec<automation_runs::Record> =
+            let records: Vec<automation::Record> =
                 page!(connection, automation_runs, created_us, run_id, filter, page, session_id)?;
-            records.into_iter().map(automation_runs::Record::read).collect()
+            records.into_iter().map(automation::Record::read).collect()
         })
         .await
     }
@@ -190,7 +201,7 @@ impl Store {
         &self,
         filter: AuditFilter,
         page: Page,
-    ) -> Result<Vec<NotificationRow>, StoreError> {
+    ) -> Result<Vec<NotificationItem>, StoreError> {
         self.read(move |connection| {
             use schema::notifications as table;
             let session = filter.session_id.map(|id| id.to_string());
@@ -202,7 +213,7 @@ impl Store {
                 }
                 None => page!(connection, notifications, created_us, notification_id, filter, page)?,
             };
-            records.into_iter().map(notifications::NotificationRecord::read).collect()
+            records.into_iter().map(|record| record.read().map(NotificationItem::from)).collect()
         })
         .await
     }

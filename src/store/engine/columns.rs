@@ -34,6 +34,11 @@ pub(crate) fn clean_text(text: &str) -> String {
 /// A value as JSON, ready for the disk: secrets are taken out of each text in it, so that it reads back whatever the
 /// texts are.
 pub(crate) fn redacted_json(value: &impl Serialize, column: &'static str) -> Result<String, StoreError> {
+    serde_json::to_value(value).map(redacted_value).map_err(|cause| not_json(column, &cause))
+}
+
+/// [`redacted_json`] of what is JSON already.
+pub(crate) fn redacted_value(mut value: Value) -> String {
     fn redact(value: &mut Value) {
         match value {
             Value::String(text) => *text = Redacted::new(text).into_string(),
@@ -42,9 +47,8 @@ pub(crate) fn redacted_json(value: &impl Serialize, column: &'static str) -> Res
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }
-    let mut value = serde_json::to_value(value).map_err(|cause| not_json(column, &cause))?;
     redact(&mut value);
-    Ok(value.to_string())
+    value.to_string()
 }
 
 /// A value as JSON whose texts were redacted by whoever knows which of them are names: [`redacted_json`] would take a
@@ -56,6 +60,11 @@ pub(crate) fn json_text(value: &impl Serialize, column: &'static str) -> Result<
 /// Reads JSON of ours.
 pub(crate) fn json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|cause| not_json(column, &cause))
+}
+
+/// Reads JSON that is only shown: malformed text gives null, so that one bad column does not hide the record.
+pub(crate) fn json_or_null(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 fn not_json(column: &'static str, cause: &serde_json::Error) -> StoreError {
@@ -160,6 +169,41 @@ pub(crate) const MAX_PAGE: usize = 1000;
 pub(crate) fn limit(rows: usize) -> i64 {
     i64::try_from(rows.clamp(1, MAX_PAGE)).unwrap_or(1)
 }
+
+/// A record that has a place in its list.
+pub(crate) trait Listed {
+    /// The cursor with which the list continues after this record.
+    fn cursor(&self) -> Cursor;
+}
+
+/// Restricts a boxed query to one page, newest first: the rows after the page's cursor, by a time column and the id
+/// that orders rows of the same microsecond. An id of two columns is `tenant/workspace` in the cursor. A macro, because
+/// each column has a type of its own in Diesel.
+macro_rules! page_of {
+    ($rows:expr, $page:expr, $time:expr, $id:expr) => {{
+        use diesel::{BoolExpressionMethods, ExpressionMethods, QueryDsl};
+        let (mut rows, page): (_, &$crate::store::engine::columns::Page) = ($rows, &$page);
+        if let Some(after) = &page.after {
+            // The first filter adds nothing but the bound from which both databases search their index.
+            rows = rows
+                .filter($time.le(after.created.0))
+                .filter($time.lt(after.created.0).or($id.lt(after.id.as_str())));
+        }
+        rows.order(($time.desc(), $id.desc())).limit($crate::store::engine::columns::limit(page.limit))
+    }};
+    ($rows:expr, $page:expr, $time:expr, $tenant:expr, $workspace:expr) => {{
+        use diesel::{BoolExpressionMethods, ExpressionMethods, QueryDsl};
+        let (mut rows, page): (_, &$crate::store::engine::columns::Page) = ($rows, &$page);
+        if let Some(after) = &page.after {
+            let (tenant, workspace) = after.id.split_once('/').unwrap_or((after.id.as_str(), ""));
+            let is_before = $tenant.lt(tenant).or($tenant.eq(tenant).and($workspace.lt(workspace)));
+            rows = rows.filter($time.le(after.created.0)).filter($time.lt(after.created.0).or(is_before));
+        }
+        let order = ($time.desc(), $tenant.desc(), $workspace.desc());
+        rows.order(order).limit($crate::store::engine::columns::limit(page.limit))
+    }};
+}
+pub(crate) use page_of;
 
 #[cfg(test)]
 mod tests {

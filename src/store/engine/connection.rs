@@ -69,8 +69,8 @@ pub(crate) enum Purpose {
     Write,
     /// The pool's: refuses to write.
     Read,
-    /// Migrations: may take long.
-    Migrate,
+    /// Schema upgrades: statements may take minutes.
+    Upgrade,
 }
 
 /// How long SQLite waits for a lock that another process holds (backup, a second instance). All our own
@@ -100,6 +100,19 @@ const POSTGRES_PARAMETERS: [(&str, &str); 6] = [
 ];
 
 impl DatabaseUrl {
+    /// How messages name the database: the path of the file, or server and database without user and password.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Sqlite(path) => path.display().to_string(),
+            Self::Postgres(url) => {
+                let url = url.expose_secret();
+                let (url, _) = url.split_once('?').unwrap_or((url, ""));
+                let place = url.split_once("://").map_or(url, |(_, place)| place);
+                place.rsplit_once('@').map_or(place, |(_, place)| place).to_owned()
+            }
+        }
+    }
+
     /// Connects and sets the connection up. Blocks.
     pub(crate) fn connect(&self, purpose: Purpose) -> Result<AnyConnection, StoreError> {
         match self {
@@ -107,7 +120,7 @@ impl DatabaseUrl {
                 let mut connection = open_sqlite(path)?;
                 let setup = match purpose {
                     Purpose::Read => SQLITE_READ,
-                    Purpose::Write | Purpose::Migrate => SQLITE_WRITE,
+                    Purpose::Write | Purpose::Upgrade => SQLITE_WRITE,
                 };
                 connection
                     .batch_execute(&format!("PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}; {setup}"))
@@ -123,7 +136,7 @@ impl DatabaseUrl {
                 let setup = match purpose {
                     Purpose::Read => POSTGRES_READ,
                     Purpose::Write => POSTGRES_WRITE,
-                    Purpose::Migrate => "",
+                    Purpose::Upgrade => "",
                 };
                 if !setup.is_empty() {
                     connection.batch_execute(setup).map_err(|cause| unavailable(&cause))?;
@@ -157,6 +170,26 @@ fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
     let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
     let text = absolute.to_str().ok_or_else(|| unavailable(&"the path is not UTF-8"))?;
     SqliteConnection::establish(text).map_err(|cause| unavailable(&cause))
+}
+
+/// Opens a SQLite file that exists so that nothing is written to it, not even by closing it. What a killed process left
+/// in the write-ahead log is read and stays there.
+pub(crate) fn open_sqlite_unchanged(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let unavailable = |cause: &dyn Display| sqlite_unavailable(path, cause);
+    let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
+    let text = absolute.to_str().ok_or_else(|| unavailable(&"the path is not UTF-8"))?;
+    // Only a URL can ask for a read-only connection; these characters end its path.
+    let path_of_url = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    // A read-only connection makes the side files of WAL mode and cannot remove them. Without a log there is nothing in
+    // them to read, and `immutable` does without.
+    let has_log = std::fs::metadata(format!("{text}-wal")).is_ok_and(|log| log.len() > 0);
+    let mode = if has_log { "mode=ro" } else { "mode=ro&immutable=1" };
+    let mut connection =
+        SqliteConnection::establish(&format!("file:{path_of_url}?{mode}")).map_err(|cause| unavailable(&cause))?;
+    connection
+        .batch_execute(&format!("PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}"))
+        .map_err(|cause| unavailable(&cause))?;
+    Ok(connection)
 }
 
 fn with_parameters(url: &str) -> String {

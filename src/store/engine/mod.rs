@@ -4,6 +4,7 @@
 
 pub(crate) mod columns;
 pub(crate) mod connection;
+pub(crate) mod grown;
 pub(crate) mod job;
 pub(crate) mod pool;
 pub(crate) mod upgrade;

@@ -1,35 +1,50 @@
-//! Brings a database to the schema of this version, under a lock, so that any number of replicas can
+//! Schema upgrades: brings a database to the schema of this version, under a lock, so that any number of replicas can
 //! start together.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use diesel::{
-    ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl, SqliteConnection,
+    ExpressionMethods, OptionalExtension, QueryDsl, QueryableByName, RunQueryDsl, SqliteConnection,
     connection::{AnsiTransactionManager, SimpleConnection},
+    migration::{Migration, MigrationSource},
+    sql_types::{BigInt, Text},
+    sqlite::Sqlite,
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use uuid::Uuid;
 
-use super::connection::{AnyConnection, DatabaseUrl, Purpose, execute};
+use super::connection::{AnyConnection, DatabaseUrl, Purpose, execute, open_sqlite_unchanged};
 use crate::store::{StoreError, schema::identity};
 
-/// The migrations, compiled in. A new folder is noticed when this file is compiled again.
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
+/// The steps of the schema, compiled in. A new folder is noticed when this file is compiled again.
+const STEPS: EmbeddedMigrations = embed_migrations!();
 
-/// "lumilink" in ASCII: the advisory lock of PostgreSQL under which migrations run.
+/// The version of the oldest step. Versions below it belong to development schemas, from before the first release.
+const BASELINE: &str = "20261129000000";
+
+/// "lumilink" in ASCII: the advisory lock of PostgreSQL under which upgrades run.
 const ADVISORY_LOCK: i64 = 0x6c75_6d69_6c69_6e6b;
 
-/// How long to wait for another process that migrates. A migration that rewrites a large table takes
-/// minutes, but then it is run alone by `lumilink migrate`.
+/// How long to wait for another process that upgrades. A step that rewrites a large table takes minutes, but then it is
+/// run alone by `lumilink migrate`.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
-/// How often SQLite is asked again for a lock for which it does not wait by itself.
+/// Pause between attempts to take a lock of SQLite for which it does not wait by itself.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// Runs what has not run yet, in order, and names it. Blocks. Safe to repeat.
+/// Runs the steps that have not run yet, in order, and returns their names. Blocks. Safe to retry.
+///
+/// # Errors
+/// [`StoreError::OtherSchema`] if the database has a step that this version does not know; nothing was written then.
 pub(crate) fn run(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
-    let mut connection = url.connect(Purpose::Migrate)?;
-    lock(&mut connection).map_err(|cause| StoreError::Unavailable(format!("the migration lock: {cause}")))?;
-    let ran = run_pending(&mut connection);
+    if let DatabaseUrl::Sqlite(path) = url {
+        refuse_other_schema(path)?;
+    }
+    let mut connection = url.connect(Purpose::Upgrade)?;
+    lock(&mut connection).map_err(|cause| StoreError::Unavailable(format!("the schema upgrade's lock: {cause}")))?;
+    let ran = run_pending(&mut connection, url);
     let unlocked = match (&mut connection, ran.is_ok()) {
         (AnyConnection::Sqlite(_), true) => connection.commit(),
         (AnyConnection::Sqlite(_), false) => {
@@ -40,27 +55,114 @@ pub(crate) fn run(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
             connection.batch_execute(&format!("SELECT pg_advisory_unlock({ADVISORY_LOCK})"))
         }
     };
-    let ran = ran.map_err(|cause| StoreError::Unavailable(format!("migration: {cause}")))?;
-    unlocked.map_err(|cause| StoreError::Unavailable(format!("migration: {cause}")))?;
+    let ran = ran?;
+    unlocked.map_err(|cause| failed(&cause))?;
     Ok(ran)
 }
 
-fn run_pending(connection: &mut AnyConnection) -> diesel::migration::Result<Vec<String>> {
+fn failed(cause: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Unavailable(format!("schema upgrade: {cause}"))
+}
+
+fn run_pending(connection: &mut AnyConnection, url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
+    // First: asking for pending steps creates their table.
+    accept(&applied(connection).map_err(|cause| failed(&cause))?, &url.name())?;
     let mut ran = Vec::new();
-    for migration in connection.pending_migrations(MIGRATIONS)? {
-        connection.run_migration(&*migration)?;
-        ran.push(migration.name().to_string());
+    for step in connection.pending_migrations(STEPS).map_err(|cause| failed(&cause))? {
+        connection.run_migration(&*step).map_err(|cause| failed(&cause))?;
+        ran.push(step.name().to_string());
     }
     Ok(ran)
+}
+
+/// Refuses a SQLite file of another schema before anything opens it for writing: taking the lock would write to it, and
+/// closing it would move what is in its write-ahead log.
+fn refuse_other_schema(path: &Path) -> Result<(), StoreError> {
+    if !std::fs::metadata(path).is_ok_and(|file| file.len() > 0) {
+        return Ok(());
+    }
+    let mut connection = AnyConnection::Sqlite(open_sqlite_unchanged(path)?);
+    let mut versions = Vec::new();
+    let read = patiently(|| {
+        versions = applied(&mut connection)?;
+        Ok(())
+    });
+    match read {
+        Ok(()) => accept(&versions, &path.display().to_string()),
+        // Not readable without a write, for example after a crash while it was created. The check under the lock decides.
+        Err(_) => Ok(()),
+    }
+}
+
+/// The versions of the steps that a database has. Writes nothing.
+fn applied(connection: &mut AnyConnection) -> diesel::QueryResult<Vec<String>> {
+    #[derive(QueryableByName)]
+    struct Tables {
+        #[diesel(sql_type = BigInt)]
+        tables: i64,
+    }
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        version: String,
+    }
+    const SQLITE: &str = "SELECT COUNT(*) AS tables FROM sqlite_master WHERE name = '__diesel_schema_migrations'";
+    const POSTGRES: &str = "SELECT COUNT(to_regclass('__diesel_schema_migrations')) AS tables";
+    const APPLIED: &str = "SELECT version FROM __diesel_schema_migrations ORDER BY version";
+    macro_rules! applied {
+        ($connection:expr, $tables:expr) => {{
+            let found: Vec<Tables> = diesel::sql_query($tables).load($connection)?;
+            if found.iter().any(|found| found.tables > 0) {
+                diesel::sql_query(APPLIED).load::<Step>($connection)?
+            } else {
+                Vec::new()
+            }
+        }};
+    }
+    let steps = match connection {
+        AnyConnection::Sqlite(connection) => applied!(connection, SQLITE),
+        AnyConnection::Postgres(connection) => applied!(connection, POSTGRES),
+    };
+    Ok(steps.into_iter().map(|step| step.version).collect())
+}
+
+/// Refuses a database that has steps which this version does not know.
+fn accept(applied: &[String], name: &str) -> Result<(), StoreError> {
+    let known = known()?;
+    let unknown = || applied.iter().filter(|version| !known.contains(version));
+    if unknown().any(|version| version.as_str() < BASELINE) {
+        return Err(StoreError::OtherSchema(format!(
+            "the database {name} was made by a development version from before the baseline schema; this version cannot \
+             upgrade it and has left it unchanged. Start with a new database, or keep using the earlier version."
+        )));
+    }
+    match unknown().next_back() {
+        Some(version) => Err(StoreError::OtherSchema(format!(
+            "the database {name} was upgraded by a newer version of lumilink, to schema {version}; this version cannot \
+             use it and has left it unchanged. Start the newer version, or restore a backup from before the upgrade."
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The versions of this version's steps, in order.
+fn known() -> Result<Vec<String>, StoreError> {
+    let steps: Vec<Box<dyn Migration<Sqlite>>> = STEPS.migrations().map_err(|cause| failed(&cause))?;
+    let mut versions: Vec<_> = steps.iter().map(|step| step.name().version().to_string()).collect();
+    versions.sort_unstable();
+    Ok(versions)
 }
 
 fn lock(connection: &mut AnyConnection) -> diesel::QueryResult<()> {
     match connection {
         AnyConnection::Sqlite(connection) => {
-            // SQLite gives up at once on this change when somebody else is making it.
+            // Lets retention give pages back to the file system. Has an effect on an empty file only, and WAL mode
+            // writes the first page, so it comes before that.
+            patiently(|| connection.batch_execute("PRAGMA auto_vacuum = INCREMENTAL"))?;
+            // SQLite gives up at once on this change when another process is making it.
             patiently(|| connection.batch_execute("PRAGMA journal_mode = WAL"))?;
-            // One transaction around all of them, with the lock that nobody can share: what another
-            // process has migrated is seen, and a failed migration leaves nothing half done.
+            // One transaction around all steps, with the exclusive lock: it sees the steps of another process, and a
+            // failed upgrade leaves nothing half done.
             patiently(|| begin_exclusive(connection))
         }
         AnyConnection::Postgres(connection) => {
@@ -75,6 +177,7 @@ fn begin_exclusive(connection: &mut SqliteConnection) -> diesel::QueryResult<()>
     AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN EXCLUSIVE")
 }
 
+/// Repeats an attempt while another process holds the lock, for up to [`LOCK_PATIENCE`].
 fn patiently(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::QueryResult<()> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -88,39 +191,49 @@ fn patiently(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::Qu
     }
 }
 
-/// The name that a database had, and the one that it has now.
+/// The epoch of a database before and after it was renewed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RenewedEpoch {
-    /// Before: cursors with it are of no use any more.
+    /// Cursors with this epoch are rejected from now on.
     pub before: String,
-    /// From now on, for whoever opens the database.
+    /// The epoch for every process that opens the database from now on.
     pub now: String,
 }
 
-/// The database's name, which the first start makes; another process that starts at the same time sees the same.
+/// The database's epoch, made at the first start. Processes that start at the same time read the same one.
 pub(crate) fn epoch(url: &DatabaseUrl) -> Result<String, StoreError> {
     let mut connection = url.connect(Purpose::Write)?;
-    let kept = |connection: &mut AnyConnection| {
+    let stored = |connection: &mut AnyConnection| {
         identity::table.find(true).select(identity::epoch).first::<String>(connection).optional()
     };
-    if let Some(epoch) = kept(&mut connection)? {
+    if let Some(epoch) = stored(&mut connection)? {
         return Ok(epoch);
     }
     let insert = diesel::insert_into(identity::table)
-        .values((identity::one.eq(true), identity::epoch.eq(new_name())))
+        .values((identity::one.eq(true), identity::epoch.eq(new_epoch())))
         .on_conflict_do_nothing();
     execute!(&mut connection, insert)?;
-    kept(&mut connection)?.ok_or_else(|| StoreError::Corrupt("the database has no name".into()))
+    stored(&mut connection)?.ok_or_else(|| StoreError::Corrupt("the database has no epoch".into()))
 }
 
-/// Gives the database another name.
+/// Gives the database another epoch.
 pub(crate) fn renew(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
-    let (before, now) = (epoch(url)?, new_name());
+    let (before, now) = (epoch(url)?, new_epoch());
     let mut connection = url.connect(Purpose::Write)?;
     diesel::update(identity::table.find(true)).set(identity::epoch.eq(now.as_str())).execute(&mut connection)?;
     Ok(RenewedEpoch { before, now })
 }
 
-fn new_name() -> String {
+fn new_epoch() -> String {
     Uuid::new_v4().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_baseline_is_the_oldest_step() {
+        assert_eq!(known().unwrap().first().map(String::as_str), Some(BASELINE));
+    }
 }

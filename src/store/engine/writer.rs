@@ -16,11 +16,12 @@ use tokio::{runtime::Runtime, sync::mpsc::Receiver};
 pub(crate) use super::job::{Job, Outage, WriteTx};
 use super::{
     connection::{AnyConnection, DatabaseUrl, Purpose},
+    grown::GrownStreams,
     job::Message,
 };
 use crate::{
     domain::{ids::SessionId, notify::toast::Stream},
-    store::{StoreError, notifications::grown::GrownStreams},
+    store::StoreError,
     telemetry::{Metrics, labels::Queue},
 };
 

@@ -22,7 +22,7 @@ use crate::{
     store::{
         Store, StoreError,
         engine::{
-            columns::{self, Cursor, Page},
+            columns::{self, Cursor, Page, page_of},
             connection::AnyConnection,
             writer::WriteTx,
         },
@@ -283,13 +283,7 @@ impl Store {
             if let Some(wanted) = wanted {
                 rows = rows.filter(state.eq(wanted.as_str()));
             }
-            if let Some(Cursor { created, id }) = &page.after {
-                rows = rows
-                    .filter(created_us.le(created.0))
-                    .filter(created_us.lt(created.0).or(delivery_id.lt(id.as_str())));
-            }
-            let rows = rows.order((created_us.desc(), delivery_id.desc())).limit(columns::limit(page.limit));
-            let records: Vec<Record> = rows.load(connection)?;
+            let records: Vec<Record> = page_of!(rows, page, created_us, delivery_id).load(connection)?;
             records.into_iter().map(Record::read).collect()
         })
         .await

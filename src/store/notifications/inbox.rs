@@ -16,7 +16,7 @@ use crate::{
     store::{
         Cursor, Page, Store, StoreError,
         engine::{
-            columns,
+            columns::{self, page_of},
             connection::{AnyConnection, execute},
             writer::WriteTx,
         },
@@ -93,13 +93,8 @@ impl Store {
             if unread_only {
                 rows = rows.filter(notifications::seq.gt(newest(connection, &scope)?)).filter(is_unread!(&scope));
             }
-            if let Some(Cursor { created, id }) = page.after {
-                rows = rows
-                    .filter(notifications::created_us.le(created.0))
-                    .filter(notifications::created_us.lt(created.0).or(notifications::notification_id.lt(id)));
-            }
-            let rows = rows.order((notifications::created_us.desc(), notifications::notification_id.desc()));
-            let records: Vec<NotificationRecord> = rows.limit(columns::limit(page.limit)).load(connection)?;
+            let rows = page_of!(rows, page, notifications::created_us, notifications::notification_id);
+            let records: Vec<NotificationRecord> = rows.load(connection)?;
             let user = scope.user.as_ref().map_or("", |user| user.as_str());
             let ids = records.iter().map(|record| record.notification_id.as_str());
             let read: Vec<String> = notification_reads::table

@@ -1,7 +1,6 @@
 //! The tables of notifications: what was told, and in which order.
 
 pub(crate) mod deliveries;
-pub(crate) mod grown;
 pub(crate) mod inbox;
 pub(crate) mod notes;
 
@@ -16,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     engine::{
-        columns::{self, Cursor},
+        columns,
         connection::{AnyConnection, execute},
         writer::WriteTx,
     },
@@ -28,7 +27,8 @@ use crate::domain::{
     notify::toast::{AUTO_DISMISS_MS, NewNotification, Scope, Severity, Stream, TITLE, Trigger},
 };
 
-/// A notification as it is kept.
+/// A stored notification. Beside the item of the contract, because subscribers filter by its stream and user and its
+/// severity and trigger are matched, so they stay typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NotificationRow {
     /// Its id.
@@ -57,13 +57,6 @@ pub(crate) struct NotificationRow {
     pub cause_id: String,
     /// When it was written.
     pub created: Timestamp,
-}
-
-impl NotificationRow {
-    /// The place of this row in lists.
-    pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { created: self.created, id: self.notification_id.to_string() }
-    }
 }
 
 /// A toast that is there and cannot be read: this version does not know what stands in it, or something else wrote it.

@@ -9,6 +9,7 @@ use diesel::{
 use uuid::Uuid;
 
 use crate::{
+    contract::audit::{MigrationItem, RollbackEventItem},
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
@@ -76,37 +77,9 @@ const SESSIONS_PER_READ: usize = 1000;
 
 impl FlipRows {
     pub(crate) fn new(key: &WorkspaceKey, record: FlipRecord, now: Timestamp) -> Self {
-        let FlipRecord {
-            migration_id,
-            event_id,
-            run_id,
-            flip,
-            reason_code,
-            follow_up,
-            metrics,
-            notes,
-            note,
-            systemic,
-        } = record;
-        let kind = if flip.is_rollback() {
-            Some(RollbackKind::Rollback)
-        } else {
-            flip.is_restore().then_some(RollbackKind::Restore)
-        };
-        let event = kind.map(|kind| RollbackEventRow {
-            event_id,
-            key: key.clone(),
-            epoch: flip.epoch,
-            kind,
-            trigger: flip.trigger,
-            reason_code,
-            actor: flip.attribution.actor.clone(),
-            reason: flip.attribution.reason.clone(),
-            follow_up,
-            metrics: metrics.as_str().to_owned(),
-            created: now,
-            alarm_id: systemic.as_ref().map(|told| told.cause_id.clone()),
-        });
+        let migration = migration_of(key, &record, now);
+        let event = event_of(key, &record, now);
+        let FlipRecord { migration_id, flip, notes, note, systemic, .. } = record;
         let recovers_from = flip.recovers_from().map(|epoch| (key.clone(), epoch));
         let own = || {
             NewNotification::new(
@@ -116,23 +89,6 @@ impl FlipRows {
                 migration_id,
             )
         };
-        let toast = systemic.unwrap_or_else(own);
-        let migration = MigrationRow {
-            migration_id,
-            run_id,
-            key: key.clone(),
-            from: flip.from,
-            to: flip.to,
-            epoch: Some(flip.epoch),
-            initiated_by: flip.attribution.initiator,
-            actor: flip.attribution.actor,
-            trigger: flip.trigger,
-            reason: flip.attribution.reason,
-            status: MigrationStatus::Succeeded,
-            metrics: metrics.into_string(),
-            started: now,
-            completed: Some(now),
-        };
         let note_of = |session_id: SessionId| {
             let (key, entries) = (key.clone(), vec![note.clone()]);
             let append = TranscriptAppend { session_id, key, prompt_id: None, entries, settles: 0, now };
@@ -140,9 +96,9 @@ impl FlipRows {
         };
         Self {
             migration: MigrationRecord::new(migration),
-            event: event.map(RollbackRecord::new),
+            event,
             notes: notes.into_iter().map(note_of).collect(),
-            toast,
+            toast: systemic.unwrap_or_else(own),
             recovers_from,
             now,
         }
@@ -185,37 +141,52 @@ impl FlipRows {
     }
 }
 
-/// A migration as it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MigrationRow {
-    /// Its id.
-    pub migration_id: Uuid,
-    /// The run of which it is a step.
-    pub run_id: Option<Uuid>,
-    /// Which workspace.
-    pub key: WorkspaceKey,
-    /// The route before.
-    pub from: Route,
-    /// The route after.
-    pub to: Route,
-    /// The epoch that began with it; absent where nothing was flipped.
-    pub epoch: Option<u64>,
-    /// In whose name.
-    pub initiated_by: Initiator,
-    /// Who; redacted on the way in.
-    pub actor: String,
-    /// Why, as a word.
-    pub trigger: FlipTrigger,
-    /// Why; redacted on the way in.
-    pub reason: String,
-    /// Where it stands.
-    pub status: MigrationStatus,
-    /// What was measured, as a JSON object; redacted on the way in.
-    pub metrics: String,
-    /// When it began, or will.
-    pub started: Timestamp,
-    /// When it ended.
-    pub completed: Option<Timestamp>,
+fn migration_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> MigrationItem {
+    let FlipRecord { migration_id, run_id, flip, metrics, .. } = record;
+    MigrationItem {
+        migration_id: *migration_id,
+        run_id: *run_id,
+        installation_id: key.installation_id.clone(),
+        workspace_id: key.workspace_id.clone(),
+        from_protocol: flip.from,
+        to_protocol: flip.to,
+        epoch: Some(flip.epoch),
+        initiated_by: flip.attribution.initiator,
+        actor: flip.attribution.actor.clone(),
+        trigger: flip.trigger,
+        reason: flip.attribution.reason.clone(),
+        status: MigrationStatus::Succeeded,
+        metrics: columns::json_or_null(metrics.as_str()),
+        started_at: now,
+        completed_at: Some(now),
+    }
+}
+
+/// The rollback event of a flip; a flip that is neither a rollback nor a restore has none.
+fn event_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> Option<RollbackRecord> {
+    let FlipRecord { event_id, flip, reason_code, follow_up, metrics, systemic, .. } = record;
+    let kind = if flip.is_rollback() {
+        RollbackKind::Rollback
+    } else if flip.is_restore() {
+        RollbackKind::Restore
+    } else {
+        return None;
+    };
+    let event = RollbackEventItem {
+        event_id: *event_id,
+        installation_id: key.installation_id.clone(),
+        workspace_id: key.workspace_id.clone(),
+        epoch: flip.epoch,
+        kind,
+        trigger: flip.trigger,
+        reason_code: *reason_code,
+        actor: flip.attribution.actor.clone(),
+        reason: flip.attribution.reason.clone(),
+        follow_up: *follow_up,
+        metrics: columns::json_or_null(metrics.as_str()),
+        created_at: now,
+    };
+    Some(RollbackRecord::new(event, systemic.as_ref().map(|alarm| alarm.cause_id.clone())))
 }
 
 #[derive(Queryable, Insertable)]
@@ -239,34 +210,37 @@ pub(crate) struct MigrationRecord {
 }
 
 impl MigrationRecord {
-    pub(crate) fn new(row: MigrationRow) -> Self {
+    /// The row of a migration; its texts are redacted here.
+    pub(crate) fn new(migration: MigrationItem) -> Self {
         Self {
-            migration_id: row.migration_id.to_string(),
-            run_id: row.run_id.map(|id| id.to_string()),
-            installation_id: row.key.installation_id.to_string(),
-            workspace_id: row.key.workspace_id.to_string(),
-            from_protocol: row.from.as_str().to_owned(),
-            to_protocol: row.to.as_str().to_owned(),
-            epoch: row.epoch.map(columns::signed),
-            initiated_by: row.initiated_by.as_str().to_owned(),
-            actor: clean_text(&row.actor),
-            trigger: row.trigger.as_str().to_owned(),
-            reason: clean_text(&row.reason),
-            status: row.status.as_str().to_owned(),
-            metrics_snapshot: clean_text(&row.metrics),
-            started_us: row.started.0,
-            completed_us: row.completed.map(|at| at.0),
+            migration_id: migration.migration_id.to_string(),
+            run_id: migration.run_id.map(|id| id.to_string()),
+            installation_id: migration.installation_id.to_string(),
+            workspace_id: migration.workspace_id.to_string(),
+            from_protocol: migration.from_protocol.as_str().to_owned(),
+            to_protocol: migration.to_protocol.as_str().to_owned(),
+            epoch: migration.epoch.map(columns::signed),
+            initiated_by: migration.initiated_by.as_str().to_owned(),
+            actor: clean_text(&migration.actor),
+            trigger: migration.trigger.as_str().to_owned(),
+            reason: clean_text(&migration.reason),
+            status: migration.status.as_str().to_owned(),
+            metrics_snapshot: columns::redacted_value(migration.metrics),
+            started_us: migration.started_at.0,
+            completed_us: migration.completed_at.map(|at| at.0),
         }
     }
 
-    pub(crate) fn read(self) -> Result<MigrationRow, StoreError> {
+    pub(crate) fn read(self) -> Result<MigrationItem, StoreError> {
         let named = |name: &str, column| columns::named(Route::from_name, name, column);
-        Ok(MigrationRow {
+        let key = columns::workspace_key(self.installation_id, self.workspace_id)?;
+        Ok(MigrationItem {
             migration_id: columns::parse(&self.migration_id, "protocol_migrations.migration_id")?,
             run_id: self.run_id.map(|id| columns::parse(&id, "protocol_migrations.run_id")).transpose()?,
-            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
-            from: named(&self.from_protocol, "protocol_migrations.from_protocol")?,
-            to: named(&self.to_protocol, "protocol_migrations.to_protocol")?,
+            installation_id: key.installation_id,
+            workspace_id: key.workspace_id,
+            from_protocol: named(&self.from_protocol, "protocol_migrations.from_protocol")?,
+            to_protocol: named(&self.to_protocol, "protocol_migrations.to_protocol")?,
             epoch: self.epoch.map(columns::unsigned),
             initiated_by: columns::named(
                 Initiator::from_name,
@@ -277,9 +251,9 @@ impl MigrationRecord {
             trigger: columns::named(FlipTrigger::from_name, &self.trigger, "protocol_migrations.trigger")?,
             reason: self.reason,
             status: columns::named(MigrationStatus::from_name, &self.status, "protocol_migrations.status")?,
-            metrics: self.metrics_snapshot,
-            started: Timestamp(self.started_us),
-            completed: self.completed_us.map(Timestamp),
+            metrics: columns::json_or_null(&self.metrics_snapshot),
+            started_at: Timestamp(self.started_us),
+            completed_at: self.completed_us.map(Timestamp),
         })
     }
 
@@ -302,8 +276,8 @@ impl MigrationRecord {
 impl Store {
     /// Adds a row about a migration run that is no flip. Safe to retry: one id is one row. A dropped future may have
     /// written.
-    pub(crate) async fn record_migration(&self, row: MigrationRow) -> Result<(), StoreError> {
-        let record = MigrationRecord::new(row);
+    pub(crate) async fn record_migration(&self, step: MigrationItem) -> Result<(), StoreError> {
+        let record = MigrationRecord::new(step);
         self.write(move |tx| {
             let insert = diesel::insert_into(protocol_migrations::table).values(&record).on_conflict_do_nothing();
             tx.rows += execute!(tx.connection, insert)?;
@@ -389,35 +363,6 @@ impl Store {
     }
 }
 
-/// A rollback or restore as it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RollbackEventRow {
-    /// Its id.
-    pub event_id: Uuid,
-    /// Which workspace.
-    pub key: WorkspaceKey,
-    /// The epoch that began with it.
-    pub epoch: u64,
-    /// Which way.
-    pub kind: RollbackKind,
-    /// What flipped it.
-    pub trigger: FlipTrigger,
-    /// Why, as a word.
-    pub reason_code: ReasonCode,
-    /// Who; redacted on the way in.
-    pub actor: String,
-    /// Why; redacted on the way in.
-    pub reason: String,
-    /// What is to be done about it.
-    pub follow_up: Option<FollowUp>,
-    /// What was measured, as a JSON object; redacted on the way in.
-    pub metrics: String,
-    /// When.
-    pub created: Timestamp,
-    /// What caused the alarm that operators were told in place of the workspace's users; none where those were told.
-    pub alarm_id: Option<String>,
-}
-
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = rollback_events, treat_none_as_default_value = false)]
 pub(crate) struct RollbackRecord {
@@ -437,29 +382,33 @@ pub(crate) struct RollbackRecord {
 }
 
 impl RollbackRecord {
-    pub(crate) fn new(row: RollbackEventRow) -> Self {
+    /// The row of a rollback event; its texts are redacted here. `alarm_id` is the cause of the alarm that operators got
+    /// in place of the workspace's users.
+    fn new(event: RollbackEventItem, alarm_id: Option<String>) -> Self {
         Self {
-            event_id: row.event_id.to_string(),
-            installation_id: row.key.installation_id.to_string(),
-            workspace_id: row.key.workspace_id.to_string(),
-            epoch: columns::signed(row.epoch),
-            kind: row.kind.as_str().to_owned(),
-            trigger: row.trigger.as_str().to_owned(),
-            reason_code: row.reason_code.as_str().to_owned(),
-            actor: clean_text(&row.actor),
-            reason: clean_text(&row.reason),
-            follow_up: row.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
-            metrics_snapshot: clean_text(&row.metrics),
-            created_us: row.created.0,
-            alarm_id: columns::clean_option(row.alarm_id),
+            event_id: event.event_id.to_string(),
+            installation_id: event.installation_id.to_string(),
+            workspace_id: event.workspace_id.to_string(),
+            epoch: columns::signed(event.epoch),
+            kind: event.kind.as_str().to_owned(),
+            trigger: event.trigger.as_str().to_owned(),
+            reason_code: event.reason_code.as_str().to_owned(),
+            actor: clean_text(&event.actor),
+            reason: clean_text(&event.reason),
+            follow_up: event.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
+            metrics_snapshot: columns::redacted_value(event.metrics),
+            created_us: event.created_at.0,
+            alarm_id: columns::clean_option(alarm_id),
         }
     }
 
-    pub(crate) fn read(self) -> Result<RollbackEventRow, StoreError> {
+    pub(crate) fn read(self) -> Result<RollbackEventItem, StoreError> {
         let follow_up = self.follow_up.as_deref();
-        Ok(RollbackEventRow {
+        let key = columns::workspace_key(self.installation_id, self.workspace_id)?;
+        Ok(RollbackEventItem {
             event_id: columns::parse(&self.event_id, "rollback_events.event_id")?,
-            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            installation_id: key.installation_id,
+            workspace_id: key.workspace_id,
             epoch: columns::unsigned(self.epoch),
             kind: columns::named(RollbackKind::from_name, &self.kind, "rollback_events.kind")?,
             trigger: columns::named(FlipTrigger::from_name, &self.trigger, "rollback_events.trigger")?,
@@ -469,9 +418,8 @@ impl RollbackRecord {
             follow_up: follow_up
                 .map(|name| columns::named(FollowUp::from_name, name, "rollback_events.follow_up"))
                 .transpose()?,
-            metrics: self.metrics_snapshot,
-            created: Timestamp(self.created_us),
-            alarm_id: self.alarm_id,
+            metrics: columns::json_or_null(&self.metrics_snapshot),
+            created_at: Timestamp(self.created_us),
         })
     }
 

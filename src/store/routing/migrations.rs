@@ -1,9 +1,6 @@
 //! The table of migrations of fleets: each run whole, as it stands.
 
-use diesel::{
-    AsChangeset, BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable,
-    RunQueryDsl,
-};
+use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
 
 use crate::{
@@ -15,7 +12,7 @@ use crate::{
     store::{
         Store, StoreError,
         engine::{
-            columns::{self, Cursor, Page},
+            columns::{self, Cursor, Page, page_of},
             connection::AnyConnection,
             writer::WriteTx,
         },
@@ -177,13 +174,8 @@ impl Store {
                 // Written out, so that both databases see that the index fits.
                 rows = rows.filter(diesel::dsl::sql::<diesel::sql_types::Bool>("is_open"));
             }
-            if let Some(Cursor { created, id }) = &page.after {
-                rows =
-                    rows.filter(created_us.le(created.0)).filter(created_us.lt(created.0).or(run_id.lt(id.as_str())));
-            }
-            let order = (created_us.desc(), run_id.desc());
-            let records: Vec<Record> =
-                rows.order(order).limit(columns::limit(page.limit.min(MAX_RUNS))).load(connection)?;
+            let page = Page { limit: page.limit.min(MAX_RUNS), ..page };
+            let records: Vec<Record> = page_of!(rows, page, created_us, run_id).load(connection)?;
             records.into_iter().map(Record::read).collect()
         })
         .await

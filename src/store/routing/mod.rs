@@ -13,7 +13,7 @@ use self::flips::{FlipRecord, FlipRows};
 use super::{
     Store, StoreError,
     engine::{
-        columns::{self, Cursor, Page},
+        columns::{self, Cursor, Page, page_of},
         connection::AnyConnection,
         writer::WriteTx,
     },
@@ -275,17 +275,8 @@ impl Store {
                 let off_acp = "(route = 'http' OR stage <> 'closed')";
                 rows = rows.filter(diesel::dsl::sql::<diesel::sql_types::Bool>(off_acp));
             }
-            if let Some(Cursor { created, id }) = &page.after {
-                let (tenant, name) = id.split_once('/').unwrap_or((id, ""));
-                rows = rows.filter(created_us.le(created.0)).filter(
-                    created_us
-                        .lt(created.0)
-                        .or(installation_id.lt(tenant))
-                        .or(installation_id.eq(tenant).and(workspace_id.lt(name))),
-                );
-            }
-            let order = (created_us.desc(), installation_id.desc(), workspace_id.desc());
-            let records: Vec<Record> = rows.order(order).limit(columns::limit(page.limit)).load(connection)?;
+            let records: Vec<Record> =
+                page_of!(rows, page, created_us, installation_id, workspace_id).load(connection)?;
             records.into_iter().map(Record::read).collect()
         })
         .await

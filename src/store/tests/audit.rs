@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::fixture::*;
 use crate::{
+    contract::audit::{MigrationItem, TransitionItem},
     domain::{
         clock::Timestamp,
         ids::WorkspaceKey,
@@ -21,9 +23,8 @@ use crate::{
         words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     },
     store::{
-        AuditDay, AuditFilter, ConnectionEventRow, Cursor, FlipRecord, MigrationRow, NewConnection,
-        NewConnectionEvent, NewSession, NewTurn, OutcomeCount, Page, Retained, SaveRoute, Store, StoreError,
-        TenantProtocol, TurnEnd, TurnFigures,
+        AuditDay, AuditFilter, Cursor, FlipRecord, Listed, NewConnection, NewConnectionEvent, NewSession, NewTurn,
+        OutcomeCount, Page, Retained, SaveRoute, Store, StoreError, TenantProtocol, TurnEnd, TurnFigures,
     },
 };
 
@@ -145,7 +146,7 @@ both_databases! {
         flips(&store, &api, 2, 3).await;
         flips(&store, &key("other", "web"), 0, 2).await;
         for limit in [1, 3, 100] {
-            let (mut migrations, mut after): (Vec<MigrationRow>, Option<Cursor>) = (Vec::new(), None);
+            let (mut migrations, mut after): (Vec<MigrationItem>, Option<Cursor>) = (Vec::new(), None);
             loop {
                 let page = store.migrations(of("acme"), Page { limit, after }).await.unwrap();
                 let Some(last) = page.last() else { break };
@@ -153,25 +154,26 @@ both_databases! {
                 migrations.extend(page);
             }
             assert_eq!(migrations.len(), 8);
-            assert!(migrations.is_sorted_by(|a, b| (a.started, a.migration_id) > (b.started, b.migration_id)));
+            assert!(migrations.is_sorted_by(|a, b| (a.started_at, a.migration_id) > (b.started_at, b.migration_id)));
         }
         let filter = AuditFilter { workspace_id: Some("web".parse().unwrap()), ..of("acme") };
         let rows = store.migrations(filter.clone(), all()).await.unwrap();
-        let expected = MigrationRow {
+        let expected = MigrationItem {
             migration_id: rows[4].migration_id,
             run_id: None,
-            key: web.clone(),
-            from: Route::Acp,
-            to: Route::Http,
+            installation_id: web.installation_id.clone(),
+            workspace_id: web.workspace_id.clone(),
+            from_protocol: Route::Acp,
+            to_protocol: Route::Http,
             epoch: Some(1),
             initiated_by: Initiator::Operator,
             actor: "ada".into(),
             trigger: FlipTrigger::ManualOperator,
             reason: "for 0".into(),
             status: MigrationStatus::Succeeded,
-            metrics: "{}".into(),
-            started: at(0),
-            completed: Some(at(0)),
+            metrics: json!({}),
+            started_at: at(0),
+            completed_at: Some(at(0)),
         };
         assert_eq!((rows.len(), &rows[4]), (5, &expected));
         let between = AuditFilter { from: Some(at(1_000_000)), until: Some(at(3_000_000)), ..filter };
@@ -194,13 +196,13 @@ both_databases! {
         let store = database.open();
         flips(&store, &key("acme", "web"), 0, 1).await;
         let flip = store.migrations(of("acme"), all()).await.unwrap().remove(0);
-        let step = MigrationRow {
+        let step = MigrationItem {
             migration_id: Uuid::now_v7(),
             run_id: Some(Uuid::now_v7()),
             epoch: None,
             status: MigrationStatus::Scheduled,
-            started: at(9),
-            completed: None,
+            started_at: at(9),
+            completed_at: None,
             ..flip.clone()
         };
         for _ in 0..2 {
@@ -208,7 +210,7 @@ both_databases! {
         }
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap(), [step, flip.clone()]);
         // The same flip under another id.
-        let doubled = MigrationRow { migration_id: Uuid::now_v7(), ..flip };
+        let doubled = MigrationItem { migration_id: Uuid::now_v7(), ..flip };
         store.record_migration(doubled).await.unwrap();
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
     }
@@ -230,13 +232,13 @@ both_databases! {
         }
         let rows = store.connections(of("acme"), all()).await.unwrap();
         assert_eq!(rows.len(), 2);
-        assert_eq!((rows[0].is_probe, rows[0].session_id, rows[0].events.len()), (true, None, 0));
-        assert_eq!(rows[0].failure, failed.failure);
+        assert_eq!((rows[0].is_probe, rows[0].session_id, rows[0].transitions.len()), (true, None, 0));
+        assert_eq!((rows[0].error_code, rows[0].error_detail.as_deref()), (Some(ErrorCode::AgentCrashed.as_str()), Some("no answer")));
         let row = &rows[1];
-        assert_eq!((row.connection_row_id, row.protocol_version, row.handshake), (good.connection_row_id, Some(1), good.handshake));
-        assert_eq!((row.capabilities.as_deref(), row.created), (Some(r#"{"loadSession":true}"#), at(1)));
-        let expected = ConnectionEventRow { status: "degraded".into(), cause: "at 5".into(), health: None, created: at(5) };
-        assert_eq!((row.events.len(), &row.events[1]), (2, &expected));
+        assert_eq!((row.connection_row_id, row.protocol_version, row.handshake_ms), (good.connection_row_id, Some(1), 12));
+        assert_eq!((&row.capabilities, row.created_at), (&json!({"loadSession": true}), at(1)));
+        let expected = TransitionItem { status: "degraded".into(), cause: "at 5".into(), health: Value::Null, at: at(5) };
+        assert_eq!((row.transitions.len(), &row.transitions[1]), (2, &expected));
         let of_session = AuditFilter { session_id: Some(session), ..AuditFilter::default() };
         assert_eq!(store.connections(of_session, all()).await.unwrap(), std::slice::from_ref(row));
         let after = Page { limit: 1, after: Some(rows[0].cursor()) };
@@ -257,7 +259,7 @@ both_databases! {
         let first = store.notifications(of("acme"), Page { limit: 4, after: None }).await.unwrap();
         let second = Page { limit: 4, after: Some(first[3].cursor()) };
         assert_eq!(store.notifications(of("acme"), second).await.unwrap().len(), 3);
-        assert_eq!((first[0].seq, first[0].auto_dismiss), (107, Duration::from_secs(10)));
+        assert_eq!((first[0].seq, first[0].auto_dismiss_ms), (107, 10_000));
         let of_session = AuditFilter { session_id: Some(session), ..AuditFilter::default() };
         assert_eq!(store.automation_runs(of_session.clone(), all()).await.unwrap().len(), 8);
         assert_eq!(store.notifications(of_session, all()).await.unwrap().len(), 7, "what concerns its whole workspace");
@@ -359,7 +361,7 @@ both_databases! {
         }
         assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
         let left = store.connections(of("acme"), all()).await.unwrap();
-        assert_eq!(left.iter().map(|row| (row.created, row.events.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
+        assert_eq!(left.iter().map(|row| (row.created_at, row.transitions.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.rollback_events(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.window(web, 0, Route::Acp, at(0)).await.unwrap().len(), 1);

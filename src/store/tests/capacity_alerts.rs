@@ -4,17 +4,26 @@ use uuid::Uuid;
 
 use super::fixture::*;
 use crate::{
+    contract::audit::CapacityAlertItem,
     domain::capacity::{AlertKind, AlertLevel, CapacityChange},
-    store::{CapacityAlertFilter, CapacityAlertRow, OpenCapacityAlert, Page, Store, StoreError},
+    store::{CapacityAlertFilter, Listed, NewCapacityAlert, OpenCapacityAlert, Page, Store, StoreError},
 };
 
-fn row(alert_id: Uuid, level: AlertLevel, kind: AlertKind, us: i64) -> CapacityAlertRow {
+fn row(alert_id: Uuid, level: AlertLevel, kind: AlertKind, us: i64) -> NewCapacityAlert {
     let change = CapacityChange { level, kind, taken: 9, limit: 10 };
-    CapacityAlertRow { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created: at(us) }
+    NewCapacityAlert { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created: at(us) }
+}
+
+/// The row as it is read back.
+fn item(row: &NewCapacityAlert) -> CapacityAlertItem {
+    let NewCapacityAlert { event_id, alert_id, change, installation_id, created } = row.clone();
+    let (level, kind) = (change.level.as_str(), change.kind.as_str());
+    let (taken, limit) = (change.taken, change.limit);
+    CapacityAlertItem { event_id, alert_id, installation_id, level, kind, taken, limit, created_at: created }
 }
 
 /// An alert that was raised, became critical, and is over.
-fn story(alert_id: Uuid, us: i64) -> Vec<CapacityAlertRow> {
+fn story(alert_id: Uuid, us: i64) -> Vec<NewCapacityAlert> {
     use AlertKind::{Raised, Resolved};
     use AlertLevel::{Critical, Warning};
     vec![
@@ -25,7 +34,7 @@ fn story(alert_id: Uuid, us: i64) -> Vec<CapacityAlertRow> {
     ]
 }
 
-async fn in_pages(store: &Store, filter: &CapacityAlertFilter, limit: usize) -> Vec<CapacityAlertRow> {
+async fn in_pages(store: &Store, filter: &CapacityAlertFilter, limit: usize) -> Vec<CapacityAlertItem> {
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
         let page = store.list_capacity_alerts(filter.clone(), Page { limit, after }).await.unwrap();
@@ -49,11 +58,12 @@ both_databases! {
         let refused = store.add_capacity_alerts(&[twice]).await;
         assert!(matches!(refused, Err(StoreError::Conflict(_))), "raised a second time: {refused:?}");
         rows.reverse();
+        let rows: Vec<_> = rows.iter().map(item).collect();
         for limit in [1, 3, 100] {
             assert_eq!(in_pages(&store, &CapacityAlertFilter::default(), limit).await, rows, "limit {limit}");
         }
         let period = CapacityAlertFilter { from: Some(at(10)), until: Some(at(12)), ..Default::default() };
-        let times: Vec<_> = in_pages(&store, &period, 9).await.iter().map(|row| row.created).collect();
+        let times: Vec<_> = in_pages(&store, &period, 9).await.iter().map(|row| row.created_at).collect();
         assert_eq!(times, [at(11), at(10)]);
         let tenant = CapacityAlertFilter { installation_id: Some("acme".parse().unwrap()), ..Default::default() };
         assert_eq!(in_pages(&store, &tenant, 9).await.len(), 1);
@@ -85,7 +95,7 @@ both_databases! {
         assert_eq!(store.prune_capacity_alerts(at(1000), 3).await.unwrap(), 0);
         let left = in_pages(&store, &CapacityAlertFilter::default(), 9).await;
         assert_eq!(left.len(), 5);
-        assert_eq!(left.last(), Some(&open));
+        assert_eq!(left.last(), Some(&item(&open)));
     }
 
     async fn what_is_refused_in_an_outage_is_not_written_and_may_come_again(database: TestDatabase) {

@@ -173,6 +173,21 @@ impl TestDatabase {
         }
     }
 
+    /// The column `text` of a query's rows, on PostgreSQL.
+    pub(super) fn texts(&self, query: &str) -> Vec<String> {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            text: String,
+        }
+        let Kind::Postgres { server, name } = &self.kind else { unreachable!("only for PostgreSQL") };
+        let (server, _) = server.split_once('?').unwrap_or((server, ""));
+        let (server, _) = server.rsplit_once('/').unwrap();
+        let mut other = PgConnection::establish(&format!("{server}/{name}")).unwrap();
+        let rows: Vec<Row> = diesel::sql_query(query).load(&mut other).unwrap();
+        rows.into_iter().map(|row| row.text).collect()
+    }
+
     /// Ends all connections of the server to this database; on SQLite nothing can.
     pub(super) fn cut_connections(&self) {
         if let Kind::Postgres { server, name } = &self.kind {

@@ -41,7 +41,7 @@ both_databases! {
     }
 
     async fn a_database_that_was_never_opened_gets_a_name_too(database: TestDatabase) {
-        Store::migrate(&database.url()).unwrap();
+        Store::upgrade_schema(&database.url()).unwrap();
         let RenewedEpoch { before, now } = Store::renew_epoch(&database.url()).unwrap();
         assert!(before != now && now.len() == 32);
         assert_eq!(database.open().epoch(), now);

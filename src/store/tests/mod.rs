@@ -14,6 +14,7 @@ mod sessions;
 mod statements;
 mod storms;
 mod turns;
+mod upgrade;
 mod webhook_deliveries;
 mod writing;
 

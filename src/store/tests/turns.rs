@@ -1,12 +1,11 @@
 //! Turns and transcripts.
 
-use std::time::Duration;
-
 use uuid::Uuid;
 
 use super::fixture::*;
 use crate::store::turns::IDEMPOTENCY_PERIOD;
 use crate::{
+    contract::audit::AutomationRunItem,
     domain::{
         automation::skip::SkipReason,
         notify::{
@@ -20,7 +19,7 @@ use crate::{
             transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
         },
     },
-    store::{Acceptance, AuditFilter, AutomationRunRow, Idempotency, NewTurn, Page, StoreError, TurnEnd},
+    store::{Acceptance, AuditFilter, Idempotency, NewTurn, Page, StoreError, TurnEnd},
 };
 
 fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {
@@ -78,9 +77,10 @@ both_databases! {
     async fn fr_013_a_turn_its_skip_its_toast_and_its_note_are_written_together_or_not_at_all(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
-        let run = AutomationRunRow {
+        let run = AutomationRunItem {
             run_id: Uuid::now_v7(),
-            key: key("acme", "web"),
+            installation_id: "acme".parse().unwrap(),
+            workspace_id: "web".parse().unwrap(),
             session_id: session,
             prompt_id: None,
             status: "skipped".into(),
@@ -93,11 +93,11 @@ both_databases! {
             commit_sha: None,
             skip_reason: Some("missingCredential".into()),
             skip_detail: None,
-            took: Duration::ZERO,
+            duration_ms: 0,
             attempts: 0,
             error_code: None,
-            logs: "[]".into(),
-            created: at(2),
+            logs: serde_json::json!([]),
+            created_at: at(2),
         };
         let ends = async |us: i64| {
             let turn = new_turn(session, us);
@@ -107,7 +107,7 @@ both_databases! {
             let told = notice::of_skip(SkipReason::MissingCredential, None, None);
             let toast = NewNotification::new(Uuid::now_v7(), to, told, Uuid::now_v7());
             let session_notice = SessionNotice { toast, note: TranscriptEntry::text("automation", "left out") };
-            let left_out = Some((AutomationRunRow { prompt_id: Some(prompt), ..run.clone() }, session_notice));
+            let left_out = Some((AutomationRunItem { prompt_id: Some(prompt), ..run.clone() }, session_notice));
             let ended = end(&store, TurnEnd { left_out, ..turn_end(session, prompt, us + 1) }).await;
             (ended, store.prompt(prompt).await.unwrap().unwrap().state)
         };

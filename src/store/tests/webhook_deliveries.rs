@@ -17,7 +17,7 @@ use crate::{
         redaction::Redacted,
     },
     store::{
-        AuditFilter, CapacityAlertRow, ClaimDeliveries, Claimed, DueDelivery, Page, Retained, Store, StoreError,
+        AuditFilter, ClaimDeliveries, Claimed, DueDelivery, NewCapacityAlert, Page, Retained, Store, StoreError,
         StoreOptions, TriedDelivery, WebhookDeliveryRow,
     },
 };
@@ -96,14 +96,14 @@ both_databases! {
             let told = store.tell(toast(Addressee::Operators, "the same cause"), at(3)).await.unwrap();
             assert_eq!(told, expected);
         }
-        let alert = CapacityAlertRow {
+        let alert = NewCapacityAlert {
             event_id: Uuid::now_v7(),
             alert_id: Uuid::now_v7(),
             change: change(),
             installation_id: None,
             created: at(4),
         };
-        let twice = CapacityAlertRow { event_id: Uuid::now_v7(), ..alert.clone() };
+        let twice = NewCapacityAlert { event_id: Uuid::now_v7(), ..alert.clone() };
         store.add_capacity_alerts(&[alert]).await.unwrap();
         // Its transaction fails, and leaves neither toast nor delivery.
         assert!(matches!(store.add_capacity_alerts(&[twice]).await, Err(StoreError::Conflict(_))));
@@ -111,7 +111,7 @@ both_databases! {
         assert_eq!(rows.iter().map(|row| row.created).collect::<Vec<_>>(), [at(4), at(3)]);
         let page = || Page { limit: 9, after: None };
         let toasts = store.notifications(AuditFilter::default(), page()).await.unwrap();
-        let told: Vec<_> = toasts.iter().filter(|row| row.created >= at(3)).map(|row| row.notification_id).collect();
+        let told: Vec<_> = toasts.iter().filter(|row| row.created_at >= at(3)).map(|row| row.notification_id).collect();
         assert_eq!(rows.iter().map(|row| row.notification_id).collect::<Vec<_>>(), told);
         for row in rows {
             assert_eq!((row.state, row.attempts, row.endpoint.as_str()), (DeliveryState::Pending, 0, ENDPOINT));

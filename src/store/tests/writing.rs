@@ -9,12 +9,12 @@ both_databases! {
         let threads: Vec<_> = (0..6)
             .map(|_| {
                 let url = url.clone();
-                std::thread::spawn(move || Store::migrate(&url))
+                std::thread::spawn(move || Store::upgrade_schema(&url))
             })
             .collect();
         let ran: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect();
         assert_eq!(ran.iter().filter(|ran| !ran.is_empty()).count(), 1, "{ran:?}");
-        assert_eq!(Store::migrate(&url).unwrap(), Vec::<String>::new());
+        assert_eq!(Store::upgrade_schema(&url).unwrap(), Vec::<String>::new());
     }
 
     async fn what_queued_while_the_writer_was_busy_is_one_transaction(database: TestDatabase) {

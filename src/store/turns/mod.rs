@@ -11,8 +11,7 @@ use diesel::{
 
 use self::outcomes::OutcomeCount;
 use super::{
-    Store, StoreError,
-    audit::automation_runs::{self, AutomationRunRow},
+    Store, StoreError, automation,
     engine::{
         columns::{self, clean, clean_option},
         connection::{AnyConnection, Cached, Update, execute},
@@ -22,14 +21,17 @@ use super::{
     schema::{self, prompts, transcript_entries},
     transcript::{self, Entries, TranscriptAppend, TranscriptRow},
 };
-use crate::domain::{
-    automation::skip::WantedMode,
-    clock::Timestamp,
-    ids::{PromptId, SessionId, WorkspaceKey},
-    notify::toast::SessionNotice,
-    redaction::Redacted,
-    routing::Route,
-    turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
+use crate::{
+    contract::audit::AutomationRunItem,
+    domain::{
+        automation::skip::WantedMode,
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceKey},
+        notify::toast::SessionNotice,
+        redaction::Redacted,
+        routing::Route,
+        turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
+    },
 };
 
 /// How long an `Idempotency-Key` is remembered (mission: 24 h); after that it is free again, whatever
@@ -141,7 +143,7 @@ pub(crate) struct TurnEnd {
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
     /// What is kept and told where its changes are left where they are.
-    pub left_out: Option<(AutomationRunRow, SessionNotice)>,
+    pub left_out: Option<(AutomationRunItem, SessionNotice)>,
     /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
     pub counts: Option<OutcomeCount>,
     /// The time.
@@ -308,7 +310,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
     let mut left_out = end.left_out.map(|(run, session_notice)| {
         let session_notice =
             SessionNoticeRows::new(key.clone(), end.session_id, Some(end.prompt_id), session_notice, end.now);
-        (automation_runs::Record::new(run), session_notice)
+        (automation::Record::new(run), session_notice)
     });
     let mut entries = Entries::new(TranscriptAppend {
         session_id: end.session_id,

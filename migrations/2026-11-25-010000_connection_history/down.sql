@@ -1,2 +1,0 @@
-DROP TABLE connection_events;
-DROP TABLE acp_connections;

@@ -1,1 +1,0 @@
-CREATE INDEX prompts_by_age ON prompts (accepted_us);

@@ -1,1 +1,0 @@
-ALTER TABLE prompts DROP COLUMN automation;

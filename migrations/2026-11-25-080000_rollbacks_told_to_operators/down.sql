@@ -1,1 +1,0 @@
-ALTER TABLE rollback_events DROP COLUMN alarm_id;

@@ -1,0 +1,21 @@
+-- Tables that refer to another one go first.
+DROP TABLE webhook_deliveries;
+DROP TABLE notification_tickets;
+DROP TABLE notification_reads;
+DROP TABLE notifications;
+DROP TABLE notification_streams;
+DROP TABLE capacity_alerts;
+DROP TABLE automation_runs;
+DROP TABLE connection_events;
+DROP TABLE acp_connections;
+DROP TABLE migration_runs;
+DROP TABLE tenant_protocols;
+DROP TABLE outcome_buckets;
+DROP TABLE rollback_events;
+DROP TABLE protocol_migrations;
+DROP TABLE workspace_routes;
+DROP TABLE transcript_entries;
+DROP TABLE prompts;
+DROP TABLE sessions;
+DROP TABLE workspaces;
+DROP TABLE identity;
