@@ -1,11 +1,11 @@
-//! Which answer belongs to which request.
+//! Matches answers to requests.
 
 use std::collections::HashMap;
 
-/// Hands out request ids and remembers what each open request was for.
+/// Issues request ids and records the purpose of each open request.
 ///
-/// Ids count up from 1 and are never used again within a connection, so a late or repeated answer finds
-/// nothing and is dropped by the caller.
+/// Ids count up from 1 and are never reused within a connection, so a late or repeated answer matches nothing and the
+/// caller drops it.
 #[derive(Debug)]
 pub(crate) struct Correlator<T> {
     next_id: u64,
@@ -13,43 +13,47 @@ pub(crate) struct Correlator<T> {
     open: HashMap<u64, T>,
 }
 
-/// The connection already has as many open requests as it may have.
+/// The connection has reached its limit of open requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{limit} requests are waiting for an answer on this connection, which is the limit")]
 pub(crate) struct TooManyOpen {
-    /// The limit that was reached.
+    /// The largest number of open requests.
     pub limit: usize,
 }
 
 impl<T> Correlator<T> {
-    /// Makes a correlator that holds at most `limit` open requests.
+    /// Creates a correlator for at most `limit` open requests.
     pub(crate) fn new(limit: usize) -> Self {
         Self { next_id: 1, limit, open: HashMap::new() }
     }
 
-    /// Lets ids go on from `next_id`, after somebody else has used the ones before.
+    /// Continues with ids from `next_id`, after a previous client has used the smaller ones. A smaller `next_id` than
+    /// the current one has no effect.
     pub(crate) fn start_at(&mut self, next_id: u64) {
         self.next_id = self.next_id.max(next_id);
     }
 
-    /// Remembers `what` and returns the id to send with the request.
-    pub(crate) fn open(&mut self, what: T) -> Result<u64, TooManyOpen> {
+    /// Records the purpose of a new request and returns the id to send.
+    ///
+    /// # Errors
+    /// The limit of open requests is reached. A retry succeeds after an answer has been [taken](Self::take).
+    pub(crate) fn open(&mut self, purpose: T) -> Result<u64, TooManyOpen> {
         if self.open.len() >= self.limit {
             return Err(TooManyOpen { limit: self.limit });
         }
         let id = self.next_id;
         self.next_id = self.next_id.saturating_add(1);
-        self.open.insert(id, what);
+        self.open.insert(id, purpose);
         Ok(id)
     }
 
-    /// Remembers what a request was for that was sent before under this id, by somebody who is gone.
-    pub(crate) fn reopen(&mut self, id: u64, what: T) {
+    /// Records the purpose of a request that a previous client sent under this id. Not subject to the limit.
+    pub(crate) fn reopen(&mut self, id: u64, purpose: T) {
         self.start_at(id.saturating_add(1));
-        self.open.insert(id, what);
+        self.open.insert(id, purpose);
     }
 
-    /// Takes out what the answer with this id belongs to; `None` for an answer that nobody waits for.
+    /// Removes and returns the purpose of the request with this id; `None` if no such request is open.
     pub(crate) fn take(&mut self, id: u64) -> Option<T> {
         self.open.remove(&id)
     }
@@ -60,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_taken_once() {
+    fn answer_is_taken_once() {
         let mut correlator = Correlator::new(2);
         let id = correlator.open("prompt").unwrap();
         assert_eq!(correlator.take(id), Some("prompt"));
@@ -68,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_refuses_and_an_answer_makes_room() {
+    fn limit_refuses_requests_until_an_answer_arrives() {
         let mut correlator = Correlator::new(1);
         let id = correlator.open(()).unwrap();
         assert_eq!(correlator.open(()), Err(TooManyOpen { limit: 1 }));

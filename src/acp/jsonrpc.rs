@@ -1,7 +1,7 @@
-//! The JSON-RPC 2.0 envelope: one message, read without copying and written without a tree.
+//! The JSON-RPC 2.0 envelope: messages are read without copying and written without an intermediate tree.
 //!
-//! `params`, `result` and `error.data` stay raw, so unknown fields, unknown updates and `_meta` pass
-//! through untouched.
+//! `params`, `result` and `error.data` stay raw, so unknown fields, unknown updates and `_meta` pass through
+//! unchanged.
 
 use std::borrow::Cow;
 
@@ -10,79 +10,79 @@ use serde_json::value::RawValue;
 
 use super::schema::RequestId;
 
-/// `-32700`: not JSON.
+/// `-32700`: the message is not JSON.
 pub(crate) const PARSE_ERROR: i64 = -32700;
-/// `-32600`: JSON, but not a request.
+/// `-32600`: the message is JSON, but not a valid request.
 pub(crate) const INVALID_REQUEST: i64 = -32600;
-/// `-32601`: a method that this side does not have.
+/// `-32601`: the receiver does not implement the method.
 pub(crate) const METHOD_NOT_FOUND: i64 = -32601;
-/// `-32602`: the caller's parameters are wrong.
+/// `-32602`: the parameters are malformed.
 pub(crate) const INVALID_PARAMS: i64 = -32602;
-/// `-32603`: the callee failed.
+/// `-32603`: the receiver failed.
 pub(crate) const INTERNAL_ERROR: i64 = -32603;
-/// `-32000`: the agent wants `authenticate` first.
+/// `-32000`: the agent requires `authenticate` first.
 pub(crate) const AUTH_REQUIRED: i64 = -32000;
-/// `-32002`: a file, session or terminal that does not exist.
+/// `-32002`: the file, session or terminal does not exist.
 pub(crate) const RESOURCE_NOT_FOUND: i64 = -32002;
 /// `-32800`: the request was cancelled.
 pub(crate) const REQUEST_CANCELLED: i64 = -32800;
 
-/// An error as it stands in a response.
+/// The `error` member of a response.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} (JSON-RPC {code})")]
 pub(crate) struct RpcError {
-    /// One of the codes above, or the agent's own.
+    /// One of the codes above, or a code of the agent's own.
     pub code: i64,
-    /// A sentence.
+    /// One sentence for people; empty if absent.
     #[serde(default)]
     pub message: String,
-    /// Whatever the sender added.
+    /// Details of the sender's own, raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Box<RawValue>>,
 }
 
 impl RpcError {
-    /// Makes an error without data.
+    /// Creates an error without `data`.
     pub(crate) fn new(code: i64, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), data: None }
     }
 }
 
-/// One message, borrowed from the text that it was read from.
+/// One message, borrowed from its text.
 #[derive(Debug)]
 pub(crate) enum Message<'a> {
-    /// Wants an answer.
+    /// A call that requires an answer.
     Request {
-        /// To be repeated in the answer.
+        /// The id to repeat in the answer.
         id: RequestId,
         /// The method's spec name.
         method: Cow<'a, str>,
         /// `null` where absent.
         params: &'a RawValue,
     },
-    /// Wants none.
+    /// A call without an answer.
     Notification {
         /// The method's spec name.
         method: Cow<'a, str>,
         /// `null` where absent.
         params: &'a RawValue,
     },
-    /// Answers a request of ours.
+    /// An answer to one of this side's requests.
     Response {
         /// The id of that request.
         id: RequestId,
-        /// What came of it; `null` where the result was absent.
+        /// The result, or the error; `null` if both are absent.
         result: Result<&'a RawValue, RpcError>,
     },
 }
 
-/// Why a text is no message.
+/// Reasons why a text is not a message.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrameError {
-    /// Not JSON, or JSON of another shape than an object.
+    /// The text is not a JSON object, or a member has the wrong type.
     #[error("not a JSON-RPC object: {0}")]
     NotJson(#[from] serde_json::Error),
-    /// An object with neither a method nor an id.
+    /// The object has neither a method nor an id.
     #[error("a JSON object with neither `method` nor `id`")]
     NotAMessage,
 }
@@ -101,13 +101,16 @@ struct Envelope<'a> {
     error: Option<RpcError>,
 }
 
-/// Tells `"id": null` from an absent id.
+/// Distinguishes `"id": null` from an absent id.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
-/// Reads one message. Fields that JSON-RPC does not know are ignored, as is the value of `jsonrpc`: some
-/// agents leave it out.
+/// Reads one message. Members unknown to JSON-RPC are ignored, and so is the value of `jsonrpc`, which some agents
+/// omit.
+///
+/// # Errors
+/// The text is not a JSON object, a member has the wrong type, or both `method` and `id` are absent.
 pub(crate) fn parse(text: &str) -> Result<Message<'_>, FrameError> {
     let Envelope { id, method, params, result, error } = serde_json::from_str(text)?;
     match (id, method) {
@@ -124,7 +127,7 @@ pub(crate) fn parse(text: &str) -> Result<Message<'_>, FrameError> {
     }
 }
 
-/// The `jsonrpc` member.
+/// Serialises as the value of the `jsonrpc` member.
 struct Version;
 
 impl Serialize for Version {
@@ -152,12 +155,12 @@ type Nothing = Option<()>;
 
 fn write<P: Serialize, R: Serialize>(message: &Outgoing<'_, P, R>) -> String {
     serde_json::to_string(message).unwrap_or_else(|cause| {
-        // Only a map with a key that is no string gets here; none of our types has one.
-        unreachable!("a message of our own types serialises: {cause}")
+        // Only a map with a key that is not a string fails; none of the types here has one.
+        unreachable!("a message of these types serialises: {cause}")
     })
 }
 
-/// Writes a request.
+/// Writes a request as JSON on one line.
 pub(crate) fn request(id: u64, method: &str, params: impl Serialize) -> String {
     let id = RequestId::Number(i64::try_from(id).unwrap_or(i64::MAX));
     write(&Outgoing {
@@ -170,7 +173,7 @@ pub(crate) fn request(id: u64, method: &str, params: impl Serialize) -> String {
     })
 }
 
-/// Writes a notification.
+/// Writes a notification as JSON on one line.
 pub(crate) fn notification(method: &str, params: impl Serialize) -> String {
     write(&Outgoing {
         jsonrpc: Version,
@@ -182,7 +185,7 @@ pub(crate) fn notification(method: &str, params: impl Serialize) -> String {
     })
 }
 
-/// Writes an answer.
+/// Writes an answer as JSON on one line.
 pub(crate) fn response(id: &RequestId, result: Result<impl Serialize, &RpcError>) -> String {
     let (result, error) = match result {
         Ok(result) => (Some(result), None),
@@ -191,7 +194,8 @@ pub(crate) fn response(id: &RequestId, result: Result<impl Serialize, &RpcError>
     write(&Outgoing { jsonrpc: Version, id: Some(id), method: None, params: Nothing::None, result, error })
 }
 
-/// The id as the number that [`request`] wrote; `None` for an id that is not one of ours.
+/// Converts the id of an answer back to the number given to [`request`]; `None` if [`request`] cannot have written
+/// it.
 pub(crate) fn own_id(id: &RequestId) -> Option<u64> {
     match id {
         RequestId::Number(number) => u64::try_from(*number).ok(),
@@ -206,7 +210,7 @@ pub(crate) mod tests {
     use super::*;
 
     #[test]
-    fn a_request_a_notification_and_a_response_are_told_apart() {
+    fn parse_distinguishes_requests_notifications_and_responses() {
         assert!(matches!(parse(r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#), Ok(Message::Request { .. })));
         assert!(matches!(parse(r#"{"jsonrpc":"2.0","method":"m","params":{}}"#), Ok(Message::Notification { .. })));
         assert!(matches!(parse(r#"{"id":"x","result":null}"#), Ok(Message::Response { result: Ok(_), .. })));
@@ -217,7 +221,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_id_that_is_null_is_still_an_id() {
+    fn null_id_counts_as_an_id() {
         assert!(matches!(
             parse(r#"{"id":null,"error":{"code":-32700,"message":"parse"}}"#),
             Ok(Message::Response { id: RequestId::Null, .. })
@@ -225,21 +229,21 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_refused() {
+    fn parse_refuses_texts_that_are_not_messages() {
         for text in ["", "garbage", "[]", "1", "\"x\"", "{}", r#"{"params":1}"#] {
             assert!(parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn params_stay_as_they_were_written() {
+    fn params_are_kept_verbatim() {
         let text = r#"{"method":"session/update","params":{"b":1.0,  "a":[1e2],"_meta":{"x":"é"}}}"#;
         let Ok(Message::Notification { params, .. }) = parse(text) else { panic!("a notification") };
         assert_eq!(params.get(), r#"{"b":1.0,  "a":[1e2],"_meta":{"x":"é"}}"#);
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn written_messages_match_the_wire_format() {
         let text = response(&RequestId::Number(7), Err::<(), _>(&RpcError::new(METHOD_NOT_FOUND, "no such method")));
         assert_eq!(text, r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no such method"}}"#);
         assert_eq!(
@@ -248,7 +252,7 @@ pub(crate) mod tests {
         );
     }
 
-    /// Text that is nearly a message: pieces of one in any order, and cut anywhere.
+    /// Generates texts close to a message: members in any order, possibly truncated anywhere.
     pub(crate) fn nearly_a_frame() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             Just("{".to_owned()),
@@ -265,7 +269,7 @@ pub(crate) mod tests {
         let pieces = prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat());
         let deep = (1usize..3000).prop_map(|depth| format!("{{\"method\":\"m\",\"params\":{}", "[".repeat(depth)));
         (prop_oneof![8 => whole, 4 => pieces, 1 => deep], 0usize..400).prop_map(|(mut text, cut)| {
-            // Most of them stay whole.
+            // Most texts stay whole.
             text.truncate(text.floor_char_boundary(if cut < 80 { cut } else { text.len() }));
             text
         })
@@ -275,7 +279,7 @@ pub(crate) mod tests {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
 
         #[test]
-        fn no_text_makes_it_panic_and_every_refusal_says_why(text in nearly_a_frame()) {
+        fn parse_never_panics_and_every_error_has_a_text(text in nearly_a_frame()) {
             match parse(&text) {
                 Ok(Message::Request { params, .. } | Message::Notification { params, .. }) => {
                     prop_assert!(serde_json::from_str::<&RawValue>(params.get()).is_ok());

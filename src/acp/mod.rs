@@ -1,7 +1,7 @@
 //! The Agent Client Protocol, version 1: frames, correlation, and the messages under their spec names.
 //!
-//! Invariant: nothing here waits, allocates without a bound, or knows who is at the other end. What
-//! this crate does not act on stays raw JSON and passes through untouched.
+//! Invariant: nothing here waits, allocates without a bound, or knows the peer. Parts of a message that this crate
+//! does not act on stay raw JSON and pass through unchanged.
 
 pub(crate) mod correlator;
 pub(crate) mod jsonrpc;

@@ -1,39 +1,39 @@
-//! Numbers on messages, so that a connection that broke can go on where it stood.
+//! Sequence numbers on messages, so that an interrupted connection can resume without loss.
 //!
-//! A number travels as the first member of the message: `{"_meta":{"lumilink":{"seq":7,"ack":3}},"jsonrpc":…`.
-//! Only peers that asked for numbers get them, so a plain ACP peer never sees one. The text is put ahead of the
-//! message and taken off again without reading the rest: a turn pays for some bytes, not for another parse.
+//! The numbers travel as the first member of the message: `{"_meta":{"lumilink":{"seq":7,"ack":3}},"jsonrpc":…`. Only
+//! peers that request numbers receive them, so a plain ACP peer never sees one. The text is inserted and removed
+//! without parsing the rest of the message: the cost per message is a few bytes, not a second parse.
 
 use std::borrow::Cow;
 
-/// What stands ahead of the numbers; the form is fixed, since both ends are ours.
+/// The text before the numbers. The form is fixed because both ends are this program.
 const HEAD: &str = r#"{"_meta":{"lumilink":{"seq":"#;
 const ACK: &str = r#","ack":"#;
 const TAIL: &str = "}},";
 
-/// The numbers of one message.
+/// The sequence numbers of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Numbers {
-    /// The number of this message in its direction, from 1, without gaps. 0: the message has none and only
-    /// brings `ack`.
+    /// The number of this message in its direction, from 1, without gaps. 0: the message is not numbered and only
+    /// carries `ack`.
     pub seq: u64,
-    /// The last number of the other direction up to which everything has arrived and need not be sent again.
+    /// The number of the other direction up to which every message has arrived and need not be sent again.
     pub ack: u64,
 }
 
-/// Puts numbers on a message, which has to be a JSON object.
+/// Adds numbers to a message, which must be a JSON object.
 pub(crate) fn put(numbers: Numbers, message: &str) -> String {
     use std::fmt::Write;
     let rest = message.trim_start().strip_prefix('{').unwrap_or(message);
     let mut text = String::with_capacity(HEAD.len() + ACK.len() + TAIL.len() + 2 * 20 + rest.len());
     text.push_str(HEAD);
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write!(text, "{}{ACK}{}{TAIL}", numbers.seq, numbers.ack);
     text.push_str(rest);
     text
 }
 
-/// Takes the numbers off; `None` where the message has none.
+/// Splits a text into its numbers and the original message; `None` if it has no numbers.
 pub(crate) fn take(text: &str) -> Option<(Numbers, Cow<'_, str>)> {
     let rest = text.strip_prefix(HEAD)?;
     let (seq, rest) = number(rest)?;
@@ -42,7 +42,7 @@ pub(crate) fn take(text: &str) -> Option<(Numbers, Cow<'_, str>)> {
     Some((Numbers { seq, ack }, Cow::Owned(format!("{{{rest}"))))
 }
 
-/// The numbers alone, where the message may keep them.
+/// Reads the numbers without copying the message; `None` if it has none.
 pub(crate) fn peek(text: &str) -> Option<Numbers> {
     let (seq, rest) = number(text.strip_prefix(HEAD)?)?;
     let (ack, _) = number(rest.strip_prefix(ACK)?)?;
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_on_comes_off_and_the_message_is_untouched() {
+    fn take_restores_the_message_given_to_put() {
         let message = r#"{"jsonrpc":"2.0","method":"x","params":{"_meta":{"lumilink":{"seq":9}}, "y": 1.0}}"#;
         let numbers = Numbers { seq: 7, ack: u64::MAX };
         let text = put(numbers, message);
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_with_another_meta_has_no_numbers() {
+    fn message_with_another_meta_has_no_numbers() {
         for text in [
             r#"{"_meta":{"lumilink":{"seq":-1,"ack":0}},"a":1}"#,
             r#"{"_meta":{"lumilink":{"seq":99999999999999999999,"ack":0}},"a":1}"#,
@@ -88,7 +88,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in ".*", cut in 0usize..80) {
+        fn take_and_peek_never_panic(text in ".*", cut in 0usize..80) {
             let _ = take(&text);
             let numbered = put(Numbers { seq: 1, ack: 2 }, &text);
             let cut = numbered.char_indices().map(|(at, _)| at).nth(cut).unwrap_or(numbered.len());

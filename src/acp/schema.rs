@@ -1,6 +1,6 @@
-//! The one place that names the official schema crate.
+//! The only file that imports the official schema crate.
 //!
-//! Only the types on which this crate acts are listed; everything else travels as raw JSON. Spec:
+//! Lists only the types that this crate acts on; everything else travels as raw JSON. Specification:
 //! <https://agentclientprotocol.com/protocol/v1/schema>.
 
 #[cfg(test)]
@@ -12,30 +12,30 @@ pub(crate) use agent_client_protocol_schema::v1::{
     TerminalOutputResponse, WaitForTerminalExitRequest, WriteTextFileRequest,
 };
 
-/// The only protocol version that is offered and accepted (an integer since version 1).
+/// The only protocol version that this crate offers and accepts. The protocol has integer versions since version 1.
 pub(crate) const PROTOCOL_VERSION: u16 = 1;
 
 /// Methods that the agent answers.
 pub(crate) mod agent_method {
-    /// First message of every connection.
+    /// Negotiates version and capabilities; the first message of every connection.
     pub(crate) const INITIALIZE: &str = "initialize";
-    /// Signs in with one of the methods that the agent offered.
+    /// Signs in with one of the methods that the agent offers.
     pub(crate) const AUTHENTICATE: &str = "authenticate";
     /// Creates a conversation.
     pub(crate) const SESSION_NEW: &str = "session/new";
-    /// Brings a conversation back and replays it before it answers.
+    /// Restores a conversation and replays it before the answer.
     pub(crate) const SESSION_LOAD: &str = "session/load";
-    /// Brings a conversation back without replaying it.
+    /// Restores a conversation without a replay.
     pub(crate) const SESSION_RESUME: &str = "session/resume";
-    /// Cancels and frees a conversation.
+    /// Cancels a conversation and releases its resources.
     pub(crate) const SESSION_CLOSE: &str = "session/close";
-    /// Selects one of the modes that the agent offered.
+    /// Selects one of the modes that the agent offers.
     pub(crate) const SESSION_SET_MODE: &str = "session/set_mode";
-    /// Sets one of the options that the agent offered.
+    /// Sets one of the options that the agent offers.
     pub(crate) const SESSION_SET_CONFIG_OPTION: &str = "session/set_config_option";
     /// Runs one turn.
     pub(crate) const SESSION_PROMPT: &str = "session/prompt";
-    /// Notification: ends the running turn.
+    /// Notification: cancels the running turn.
     pub(crate) const SESSION_CANCEL: &str = "session/cancel";
 }
 
@@ -43,7 +43,7 @@ pub(crate) mod agent_method {
 pub(crate) mod client_method {
     /// Notification: progress of a turn.
     pub(crate) const SESSION_UPDATE: &str = "session/update";
-    /// Asks the user before a tool call.
+    /// Asks the user for permission before a tool call.
     pub(crate) const SESSION_REQUEST_PERMISSION: &str = "session/request_permission";
     /// Reads a file of the workspace.
     pub(crate) const FS_READ_TEXT_FILE: &str = "fs/read_text_file";
@@ -51,11 +51,11 @@ pub(crate) mod client_method {
     pub(crate) const FS_WRITE_TEXT_FILE: &str = "fs/write_text_file";
     /// Starts a command in the workspace.
     pub(crate) const TERMINAL_CREATE: &str = "terminal/create";
-    /// Reads what a command has printed.
+    /// Reads the output of a command.
     pub(crate) const TERMINAL_OUTPUT: &str = "terminal/output";
-    /// Ends a command and forgets it.
+    /// Ends a command and discards its output.
     pub(crate) const TERMINAL_RELEASE: &str = "terminal/release";
-    /// Waits for the end of a command.
+    /// Waits for the exit of a command.
     pub(crate) const TERMINAL_WAIT_FOR_EXIT: &str = "terminal/wait_for_exit";
     /// Ends a command and keeps its output.
     pub(crate) const TERMINAL_KILL: &str = "terminal/kill";
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn method_names_are_those_of_the_official_schema() {
+    fn method_names_match_the_official_schema() {
         let agent = AGENT_METHOD_NAMES;
         assert_eq!(agent_method::INITIALIZE, agent.initialize);
         assert_eq!(agent_method::AUTHENTICATE, agent.authenticate);
