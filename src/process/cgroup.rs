@@ -1,8 +1,9 @@
-//! Control groups (cgroup v2): the one guarantee that nothing of a process group outlives it.
+//! Control groups (cgroup v2): the only guarantee that no process of an agent outlives it.
 //!
-//! Where this program may make control groups below its own (as root, or where the folder was delegated to it), each
-//! process group gets one of its own, which its processes cannot leave whatever they do to their session, their group
-//! or their environment. Elsewhere nothing is made, and the marks of [`orphans`](crate::process::orphans) are what there is.
+//! If this program may create control groups below its own (it runs as root, or the directory is delegated to it),
+//! each process group gets its own control group. Its processes cannot leave it by changing their session, process
+//! group or environment. Otherwise no control group is created, and only the marks of
+//! [`orphans`](crate::process::orphans) find processes that left their group.
 
 use std::{
     fs::{self, File},
@@ -15,47 +16,48 @@ use std::{
 
 use super::orphans;
 
-/// What the folders of this program's runs begin with.
+/// Prefix of the directories that hold the control groups of one run.
 const PREFIX: &str = "lumilink-";
-/// Tries to remove a folder whose last process has just been killed; with pauses that double from 1 ms, a quarter of a
-/// second.
+/// Attempts to remove a control group whose last process was just killed. With pauses that double from 1 ms, they
+/// take a quarter of a second in total.
 const REMOVALS: u32 = 8;
 
-/// Where control groups are made, if they may be. Cheap to clone.
+/// Creates control groups if the system allows it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlGroups {
-    /// The folder of this run.
+    /// The directory of this run; `None` if control groups cannot be created.
     folder: Option<Arc<Path>>,
 }
 
-/// One of them.
+/// The control group of one process group.
 #[derive(Debug)]
 pub(crate) struct ControlGroup {
     folder: PathBuf,
-    /// Who writes to it enters.
+    /// The file `cgroup.procs`: a process that writes `0` to it enters the group.
     entrance: File,
 }
 
 impl ControlGroups {
-    /// Looks whether control groups may be made, and kills what is in those of runs that are dead. `run` names this
-    /// run as [`orphans`] does.
+    /// Checks whether control groups can be created, and kills the processes in the control groups of dead runs.
+    /// `run` identifies this run, as in [`orphans`].
     pub(crate) fn find(run: &str) -> Self {
         let Some(own) = own_folder() else { return Self { folder: None } };
         remove_those_of_dead_runs(&own);
         let folder = own.join(format!("{PREFIX}{run}"));
-        // A kernel before 5.14 cannot kill a whole one.
+        // Kernels before 5.14 have no `cgroup.kill`, so a control group cannot be killed as a whole.
         let allowed = fs::create_dir_all(&folder).is_ok() && folder.join("cgroup.kill").exists();
-        // Empty until the first group is made; a folder that cannot be used is not left behind.
+        // The directory is created again with the first group; one that cannot be used is not left behind.
         let _ = fs::remove_dir(&folder);
         Self { folder: allowed.then(|| folder.into()) }
     }
 
-    /// Whether they may be made.
+    /// True if control groups can be created.
     pub(crate) fn are_allowed(&self) -> bool {
         self.folder.is_some()
     }
 
-    /// Makes one; `None` where they may not be made, or this one cannot.
+    /// Creates the control group of the process group number `group`. `None` if control groups are not allowed or
+    /// this one cannot be created.
     pub(crate) fn make(&self, group: u64) -> Option<ControlGroup> {
         let folder = self.folder.as_ref()?.join(group.to_string());
         fs::create_dir_all(&folder).ok()?;
@@ -65,17 +67,18 @@ impl ControlGroups {
 }
 
 impl ControlGroup {
-    /// For [`enter`], between fork and exec.
+    /// The descriptor for [`enter`], which the child calls between fork and exec.
     pub(crate) fn entrance(&self) -> RawFd {
         self.entrance.as_raw_fd()
     }
 
-    /// Kills every process in it.
+    /// Sends SIGKILL to every process in the group.
     pub(crate) fn kill(&self) {
         kill(&self.folder);
     }
 
-    /// Kills what is left and removes it.
+    /// Kills the remaining processes and removes the group. Gives up after about 250 ms; the next start of the
+    /// program removes it then.
     pub(crate) async fn remove(self) {
         self.kill();
         let mut pause = Duration::from_millis(1);
@@ -90,23 +93,23 @@ impl ControlGroup {
 }
 
 impl Drop for ControlGroup {
-    /// Removes the folder of one that nothing ever entered, and the folder of the run with the last one.
+    /// Removes the directory of a group that no process entered, and the directory of the run with its last group.
     fn drop(&mut self) {
-        // Both are refused as long as something is in there.
+        // The kernel refuses to remove a directory that still contains groups or processes.
         let _ = fs::remove_dir(&self.folder);
         let _ = self.folder.parent().map(fs::remove_dir);
     }
 }
 
-/// Puts the calling process into a control group. Makes one system call and allocates nothing.
+/// Moves the calling process into a control group. Async-signal-safe: one system call, no allocation.
 pub(crate) fn enter(entrance: RawFd) {
-    // SAFETY: the buffer lives through the call; a refusal leaves the process where it is, which is no worse than
-    // where control groups are not allowed.
+    // SAFETY: the buffer is valid for the whole call. On failure the process stays where it is, as if control groups
+    // were not allowed.
     unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) };
 }
 
 fn kill(folder: &Path) {
-    // An error means that it is gone.
+    // An error means that the group no longer exists.
     let _ = File::options().write(true).open(folder.join("cgroup.kill")).and_then(|mut file| file.write_all(b"1"));
 }
 
@@ -129,7 +132,7 @@ fn remove_those_of_dead_runs(own: &Path) {
         name.and_then(|name| name.strip_prefix(PREFIX)).is_some_and(|run| !orphans::run_lives(run))
     }) {
         kill(&run);
-        // What was just killed may hold them for a moment; then the next start removes them.
+        // Processes that were just killed may keep their groups busy for a moment; then the next start removes them.
         folders(&run).for_each(|group| drop(fs::remove_dir(group)));
         let _: io::Result<()> = fs::remove_dir(run);
     }

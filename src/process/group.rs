@@ -1,8 +1,8 @@
-//! Child processes that cannot outlive what they were started for.
+//! Child processes that cannot outlive their owner.
 //!
-//! Every child is the leader of a process group of its own and is started, watched and reaped by one
-//! thread, the keeper, that lives as long as the program: the kernel's parent-death signal fires when the
-//! *thread* that forked ends. The owner holds a [`Life`]; dropping it ends the group without blocking.
+//! Every child is the leader of its own process group. One thread, the keeper, starts, watches and reaps all children
+//! and lives as long as the program, because the kernel's parent-death signal fires when the *thread* that forked
+//! ends. The owner holds a [`Life`]; dropping it ends the group without blocking.
 
 use std::{
     any::Any,
@@ -31,10 +31,10 @@ use super::{
     watch::GroupWatch,
 };
 
-/// Starts that wait for the keeper; a start takes about a millisecond, and who finds it full waits.
+/// Commands queued for the keeper. A start takes about a millisecond; when the queue is full, [`spawn`] waits.
 const STARTS_IN_QUEUE: usize = 64;
 
-/// What is started, and how it ends. Holds secrets in `env`, so it cannot be printed.
+/// A command to start as a process group. `env` holds secrets, so the type has no `Debug`.
 pub(crate) struct GroupCommand {
     /// A program name, looked up in the `PATH` of `env`, or a path.
     pub program: OsString,
@@ -42,59 +42,60 @@ pub(crate) struct GroupCommand {
     pub args: Vec<OsString>,
     /// The whole environment: nothing is inherited.
     pub env: Vec<(OsString, OsString)>,
-    /// Working directory.
+    /// The working directory, which must exist.
     pub cwd: PathBuf,
-    /// Another user; needs root.
+    /// The user that the command runs as; `None`: this program's own. Another user requires root.
     pub run_as: Option<RunAs>,
-    /// From SIGTERM to SIGKILL.
+    /// Time from SIGTERM to SIGKILL.
     pub kill_grace: Duration,
-    /// What stdin, stdout and stderr are.
+    /// The connections of stdin, stdout and stderr.
     pub streams: Streams,
 }
 
-/// What stdin, stdout and stderr are.
+/// The connections of stdin, stdout and stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Streams {
-    /// stdin and stdout are pipes; of stderr the end is kept.
+    /// stdin and stdout are pipes; the end of stderr is kept.
     Dialogue,
-    /// stdin is empty, stdout is a pipe; of stderr the end is kept.
+    /// stdin is empty, stdout is a pipe; the end of stderr is kept.
     Output,
     /// stdin is empty, stdout and stderr are one pipe.
     Merged,
 }
 
-/// The right of a process group to live: it is ended when this is dropped. Dropping never blocks.
+/// Owns a process group: the group is ended when this is dropped. Dropping never blocks.
 #[derive(Debug)]
 pub(crate) struct Life {
     end: mpsc::Sender<()>,
 }
 
-/// Ends a process group from elsewhere, without keeping it alive.
+/// Ends a process group early, without keeping it alive.
 #[derive(Debug, Clone)]
 pub(crate) struct EndSwitch {
     end: mpsc::WeakSender<()>,
 }
 
-/// Says once how the first process ended, when it has been reaped and its group was killed.
+/// Resolves to the exit status of the group's leader, after the leader was reaped and the rest of the group was
+/// killed.
 #[derive(Debug)]
 pub(crate) struct Exit {
     ended: oneshot::Receiver<Ended>,
 }
 
-/// A started group.
+/// A started process group.
 #[derive(Debug)]
 pub(crate) struct Spawned {
-    /// To stdin, with [`Streams::Dialogue`].
+    /// Writes to stdin; only with [`Streams::Dialogue`].
     pub input: Option<pipe::Sender>,
-    /// From stdout.
+    /// Reads from stdout.
     pub output: pipe::Receiver,
     /// Ends the group when dropped.
     pub life: Life,
-    /// How it ended.
+    /// Resolves to the exit status of the leader.
     pub exit: Exit,
 }
 
-/// A command could not be started.
+/// A failed start of a command. The cause names a missing working directory explicitly.
 #[derive(Debug, thiserror::Error)]
 #[error("could not start `{program}`: {cause}")]
 pub(crate) struct SpawnError {
@@ -103,40 +104,50 @@ pub(crate) struct SpawnError {
 }
 
 impl Life {
-    /// A switch for whoever may end the group early.
+    /// Creates a switch that ends the group before its owner does.
     pub(crate) fn switch(&self) -> EndSwitch {
         EndSwitch { end: self.end.downgrade() }
     }
 }
 
 impl EndSwitch {
-    /// Begins to end the group: SIGTERM now, SIGKILL after the grace. Does nothing when it has ended.
+    /// Begins to end the group: SIGTERM now, SIGKILL after the grace. Never blocks; does nothing if the group has
+    /// ended already.
     pub(crate) fn end(&self) {
         if let Some(end) = self.end.upgrade() {
-            // The one place is taken when somebody has said it before.
+            // The queue of one is full if the end has been requested before.
             let _ = end.try_send(());
         }
     }
 }
 
 impl Exit {
-    /// Waits for the end. Cancel-safe; must not be called again after it has answered.
+    /// Waits for the exit of the leader. Must not be called again after it returned.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: a dropped future loses nothing.
     pub(crate) async fn wait(&mut self) -> Ended {
         (&mut self.ended).await.unwrap_or_default()
     }
 }
 
-/// Starts a command. `held` is dropped when the whole group is gone and reaped: a permit for instance.
+/// Starts a command. `held`, for instance a permit, is dropped after the whole group has ended and is reaped.
 ///
-/// Must be called within a tokio runtime with I/O, which then serves the pipes. A dropped future leaves no
-/// process behind.
+/// Must be called within a tokio runtime with I/O, which then serves the pipes. Waits while [`STARTS_IN_QUEUE`] other
+/// starts are queued.
+///
+/// # Errors
+/// The program or its working directory is missing, or the system refuses a process. Nothing is left behind, so a
+/// retry is safe.
+///
+/// # Cancel safety
+/// A dropped future leaves no process behind.
 pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Result<Spawned, SpawnError> {
     let program = command.program.to_string_lossy().into_owned();
     let cwd = command.cwd.clone();
     let failed = |cause: io::Error| SpawnError { program: program.clone(), cause };
-    let keeper =
-        keeper().map_err(|kind| failed(io::Error::new(kind, "the thread that starts processes is missing")))?;
-    let gone = || failed(io::Error::other("the thread that starts processes has ended"));
+    let keeper = keeper().map_err(|kind| failed(io::Error::new(kind, "the process keeper thread is not running")))?;
+    let gone = || failed(io::Error::other("the process keeper thread has ended"));
     let (reply, answer) = oneshot::channel();
     keeper.send(Start { command, held: Box::new(held), reply }).await.map_err(|_| gone())?;
     let started = answer.await.map_err(|_| gone())?.map_err(|cause| failed(explain(cause, &cwd)))?;
@@ -145,16 +156,19 @@ pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Resul
     Ok(Spawned { input, output, life: started.life, exit: started.exit })
 }
 
-/// Starts the keeper, which adopts orphans from then on and kills what a dead run of this program left.
-/// [`spawn`] does it too; who is going to spawn later calls this at the start.
+/// Starts the keeper, which from then on adopts orphans, and kills processes that a dead run of this program left.
+/// [`spawn`] starts it too; a program that spawns later calls this at its start.
+///
+/// # Errors
+/// The thread or its runtime cannot be created. Later calls return the same error.
 pub(crate) fn prepare() -> io::Result<()> {
     keeper().map(drop).map_err(io::Error::from)
 }
 
-/// A missing folder reads like a missing program, so it is told apart here.
+/// Distinguishes a missing working directory from a missing program: the system reports both as the same error.
 fn explain(cause: io::Error, cwd: &Path) -> io::Error {
     if cause.kind() == io::ErrorKind::NotFound && !cwd.is_dir() {
-        return io::Error::new(cause.kind(), format!("its folder {} does not exist", cwd.display()));
+        return io::Error::new(cause.kind(), format!("its working directory {} does not exist", cwd.display()));
     }
     cause
 }
@@ -172,7 +186,8 @@ struct Started {
     exit: Exit,
 }
 
-/// The keeper's queue. It is a static because a process has one set of children, whoever starts them.
+/// Returns the keeper's queue, which is static because all children of a process share one parent, whichever part of
+/// the program starts them.
 fn keeper() -> Result<&'static mpsc::Sender<Start>, io::ErrorKind> {
     static KEEPER: OnceLock<Result<mpsc::Sender<Start>, io::ErrorKind>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {
@@ -188,21 +203,21 @@ fn keeper() -> Result<&'static mpsc::Sender<Start>, io::ErrorKind> {
 }
 
 async fn keep_all(mut starts: mpsc::Receiver<Start>) {
-    // Orphans of our children become ours, so that they can be found and reaped.
+    // Orphans of children become children of this process, so that they can be found and reaped.
     // SAFETY: prctl with these arguments touches no memory.
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
-        tracing::warn!(cause = %io::Error::last_os_error(), "cannot adopt orphans of agents");
+        tracing::warn!(cause = %io::Error::last_os_error(), "orphans of agents cannot be adopted");
     }
     let orphans = Orphans::new();
     orphans.kill_those_of_dead_predecessors();
     let control_groups = ControlGroups::find(orphans.run());
-    tracing::debug!(allowed = control_groups.are_allowed(), "control groups");
-    tokio::spawn(orphans.clone().sweep_when_told());
+    tracing::debug!(allowed = control_groups.are_allowed(), "control groups checked");
+    tokio::spawn(orphans.clone().sweep_after_each_end());
     while let Some(Start { command, held, reply }) = starts.recv().await {
-        // Where nobody waits for the answer any more, dropping it drops the life, and the group ends.
+        // If the caller has been dropped, dropping the answer drops the `Life`, and the group ends.
         let _ = reply.send(start(command, held, &orphans, &control_groups));
-        // Ends of processes are seen on this thread too: under a load that starts one after the other, a hundred starts
-        // would go before them, and what ended processes hold would not come back.
+        // This thread also reaps. Under a continuous load of starts, without the yield a hundred starts would run
+        // before the next reap, and what exited processes hold would not be released.
         tokio::task::yield_now().await;
     }
 }
@@ -220,7 +235,7 @@ fn start(
     process.args(&command.args).env_clear().envs(command.env).env(orphans::MARK, mark.value());
     process.current_dir(&command.cwd).process_group(0);
     if let Some(user) = &command.run_as {
-        // Supplementary groups of ours are dropped with the user id by the standard library.
+        // The standard library drops this program's supplementary groups when it changes the user id.
         process.gid(user.gid).uid(user.uid);
     }
     process.stdin(if command.streams == Streams::Dialogue { Stdio::piped() } else { Stdio::null() });
@@ -236,7 +251,7 @@ fn start(
     // SAFETY: between fork and exec only async-signal-safe calls are made and nothing is allocated.
     unsafe { process.pre_exec(move || before_exec(parent, entrance)) };
     let mut child = process.spawn()?;
-    // The command holds the write end of the merged pipe; with it open the reader would never see the end.
+    // The command holds the write end of the merged pipe. While it is open, the reader would never see the end.
     drop(process);
     let pid = child.id();
     let stderr = child.stderr.take().and_then(|stderr| pipe::Receiver::from_owned_fd(stderr.into()).ok());
@@ -246,7 +261,7 @@ fn start(
     let watch = GroupWatch::new(pid, stderr, ending, command.kill_grace);
     let orphans = orphans.clone();
     tokio::spawn(async move {
-        watch.until_gone(report).await;
+        watch.run_until_reaped(report).await;
         if let Some(control_group) = control_group {
             control_group.remove().await;
         }
@@ -260,22 +275,23 @@ fn start(
     Ok(Started { input: child.stdin.take().map(Into::into), output, life: Life { end }, exit: Exit { ended } })
 }
 
-/// Runs in the child.
+/// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.
 fn before_exec(parent: u32, entrance: Option<RawFd>) -> io::Result<()> {
     if let Some(entrance) = entrance {
         cgroup::enter(entrance);
     }
     // SAFETY: plain system calls without pointers.
     unsafe {
-        // After the change of user, because that would clear it.
+        // Must follow the change of user, because that clears the setting.
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0 {
             return Err(io::Error::last_os_error());
         }
-        // The parent may have died before the line above.
+        // The parent may have died before the call above; its signal would never come.
         if u32::try_from(libc::getppid()) != Ok(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        // Whatever a library opened without close-on-exec; fails harmlessly before Linux 5.11.
+        // Covers descriptors that a library opened without close-on-exec. The call fails harmlessly before Linux
+        // 5.11.
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
     Ok(())
@@ -314,7 +330,7 @@ mod tests {
         }
     }
 
-    /// Reads the process id that the script prints first.
+    /// Reads the process id that the script prints on its first line.
     async fn printed_pid(output: &mut pipe::Receiver) -> u32 {
         let mut text = String::new();
         while !text.ends_with('\n') {
@@ -324,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_crash_is_reported_with_its_code_and_the_end_of_stderr() {
+    async fn crash_reports_the_exit_code_and_the_end_of_stderr() {
         let script = "head -c 10000 /dev/zero | tr '\\0' x >&2; echo boom >&2; exit 42";
         let mut spawned = spawn(shell(script, Streams::Output), ()).await.unwrap();
         let ended = spawned.exit.wait().await;
@@ -333,13 +349,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signal_is_reported() {
+    async fn exit_reports_the_signal() {
         let mut spawned = spawn(shell("kill -SEGV $$", Streams::Output), ()).await.unwrap();
         assert_eq!(spawned.exit.wait().await.signal, Some(libc::SIGSEGV));
     }
 
     #[tokio::test]
-    async fn grandchildren_die_with_the_group_when_it_is_dropped() {
+    async fn dropped_life_ends_grandchildren() {
         let mut spawned = spawn(shell("sleep 1000 & echo $!; wait", Streams::Output), ()).await.unwrap();
         let grandchild = printed_pid(&mut spawned.output).await;
         assert!(runs(grandchild));
@@ -349,7 +365,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn grandchildren_die_when_the_first_process_crashes() {
+    async fn crash_of_the_leader_ends_grandchildren() {
         let mut spawned = spawn(shell("sleep 1000 & echo $!; exit 1", Streams::Output), ()).await.unwrap();
         let grandchild = printed_pid(&mut spawned.output).await;
         assert_eq!(spawned.exit.wait().await.exit_code, Some(1));
@@ -357,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_daemon_that_left_the_group_dies_too() {
+    async fn daemon_outside_the_group_is_killed() {
         let mut spawned = spawn(shell("setsid sleep 1000 & echo $!; wait", Streams::Output), ()).await.unwrap();
         let daemon = printed_pid(&mut spawned.output).await;
         spawned.life.switch().end();
@@ -366,10 +382,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_left_the_group_without_a_trace_dies_too_where_control_groups_are_allowed() {
+    async fn control_group_kills_a_process_that_removed_its_mark() {
         if !ControlGroups::find(Orphans::new().run()).are_allowed() {
-            // Nothing else could find it, and the module says so.
-            eprintln!("NOT CHECKED: control groups may not be made here");
+            // No other mechanism finds such a process; see the module `orphans`.
+            eprintln!("NOT CHECKED: control groups cannot be created here");
             return;
         }
         let script = "env -i /usr/bin/setsid /bin/sleep 1000 & echo $!; wait";
@@ -378,7 +394,7 @@ mod tests {
         let environment = format!("/proc/{escaped}/environ");
         let deadline = Instant::now() + Duration::from_secs(10);
         while std::fs::read(&environment).is_ok_and(|it| !it.is_empty()) {
-            assert!(Instant::now() < deadline, "it did not clear its environment");
+            assert!(Instant::now() < deadline, "the process did not clear its environment");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         drop(spawned.life);
@@ -387,7 +403,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_ignores_sigterm_is_killed_after_the_grace_and_the_permit_comes_back() {
+    async fn sigkill_after_the_grace_releases_the_permit() {
         let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
         let permit = permits.clone().acquire_owned().await.unwrap();
         let script = "trap '' TERM; echo $$; while :; do sleep 1; done";
@@ -399,31 +415,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_environment_is_what_was_given_and_the_mark() {
+    async fn environment_holds_only_the_given_variables_and_the_mark() {
         let mut spawned = spawn(shell("env", Streams::Merged), ()).await.unwrap();
         let mut text = String::new();
         spawned.output.read_to_string(&mut text).await.unwrap();
         let mut names: Vec<_> = text.lines().filter_map(|line| line.split('=').next()).collect();
         names.sort_unstable();
-        // PWD, OLDPWD, SHLVL and _ are the shell's own.
+        // The shell itself sets PWD, OLDPWD, SHLVL and _.
         names.retain(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name));
         assert_eq!(names, [orphans::MARK, "PATH"]);
     }
 
     #[tokio::test]
-    async fn a_missing_program_and_a_missing_folder_are_told_apart() {
+    async fn error_distinguishes_a_missing_program_from_a_missing_directory() {
         let mut command = shell("", Streams::Output);
         command.program = "/no/such/program".into();
-        let said = spawn(command, ()).await.unwrap_err().to_string();
-        assert!(said.contains("/no/such/program") && !said.contains("folder"), "{said}");
+        let message = spawn(command, ()).await.unwrap_err().to_string();
+        assert!(message.contains("/no/such/program") && !message.contains("working directory"), "{message}");
         let mut command = shell("", Streams::Output);
         command.cwd = "/no/such/folder".into();
-        let said = spawn(command, ()).await.unwrap_err().to_string();
-        assert!(said.contains("/no/such/folder does not exist"), "{said}");
+        let message = spawn(command, ()).await.unwrap_err().to_string();
+        assert!(message.contains("/no/such/folder does not exist"), "{message}");
     }
 
     #[tokio::test]
-    async fn children_started_by_others_are_not_reaped() {
+    async fn unrelated_children_are_not_reaped() {
         let mut other = Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().unwrap();
         for _ in 0..3 {
             spawn(shell("exit 0", Streams::Output), ()).await.unwrap().exit.wait().await;

@@ -1,4 +1,4 @@
-//! An agent's process: a command that speaks ACP on stdio, with an environment of its own.
+//! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment.
 
 pub(crate) mod cgroup;
 pub(crate) mod group;
@@ -18,38 +18,45 @@ use self::{
 };
 use crate::contract::runtime::AgentExited;
 
-/// How an agent is started.
+/// The command that starts an agent.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentCommand {
-    /// A program name or path.
+    /// A program name, looked up in the `PATH` of `env`, or a path.
     pub program: OsString,
-    /// Its arguments.
+    /// Arguments, passed without a shell.
     pub args: Vec<OsString>,
-    /// The whole environment, already read and filtered by the configuration: nothing is inherited.
+    /// The whole environment, already read and filtered by the configuration. Nothing is inherited.
     pub env: BTreeMap<String, SecretString>,
-    /// Another user; needs root.
+    /// The user that the agent runs as; `None`: this program's own. Another user requires root.
     pub run_as: Option<RunAs>,
-    /// Working directory.
+    /// The working directory, which must exist.
     pub cwd: PathBuf,
-    /// From SIGTERM to SIGKILL.
+    /// Time from SIGTERM to SIGKILL.
     pub kill_grace: Duration,
 }
 
 /// A running agent. Its process group ends when `life` is dropped.
 #[derive(Debug)]
 pub(crate) struct AgentProcess {
-    /// To its stdin.
+    /// Writes to the agent's stdin.
     pub stdin: pipe::Sender,
-    /// From its stdout.
+    /// Reads from the agent's stdout.
     pub stdout: pipe::Receiver,
-    /// Ends the group when dropped: SIGTERM, grace, SIGKILL, reaped.
+    /// Ends the group when dropped: SIGTERM, `kill_grace`, SIGKILL, then every member is reaped.
     pub life: Life,
-    /// How it ended.
+    /// Resolves to the exit status of the agent.
     pub exit: Exit,
 }
 
-/// Starts an agent within the calling task's tokio runtime. `held` is dropped when the whole process
-/// group is gone. A dropped future leaves no process behind.
+/// Starts an agent; its pipes belong to the calling task's tokio runtime. `held` is dropped after the whole process
+/// group has ended and is reaped.
+///
+/// # Errors
+/// The program or its working directory is missing, or the system refuses a process. Nothing is left behind, so a
+/// retry is safe.
+///
+/// # Cancel safety
+/// A dropped future leaves no process behind.
 pub(crate) async fn spawn(command: AgentCommand, held: impl Any + Send) -> Result<AgentProcess, SpawnError> {
     let env = command.env.iter().map(|(name, value)| (name.into(), value.expose_secret().into())).collect();
     let group = GroupCommand {

@@ -1,8 +1,8 @@
-//! Processes that left their group (`setsid`, daemons): found by a mark in their environment.
+//! Processes that left their process group (`setsid`, daemons), found by a mark in their environment.
 //!
-//! Only those are touched that carry a mark of this program, so nobody else's child is killed or reaped.
-//! A process that clears its environment *and* leaves its group is not found; only a control group
-//! ([`control_group`](crate::process::cgroup)) is a guarantee against that.
+//! Only processes that carry a mark of this program are killed or reaped, so children of other parts of the program
+//! are safe. A process that clears its environment *and* leaves its group is not found; only a control group
+//! ([`cgroup`](crate::process::cgroup)) catches that.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,7 +15,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// The variable that every child carries; its value names this program's run and the group.
+/// The environment variable that every child carries. Its value identifies the run of this program and the group.
 pub(crate) const MARK: &str = "LUMILINK_GROUP";
 
 /// The mark of one group.
@@ -26,24 +26,24 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Counts the groups of a run.
+    /// The number of the group within its run, from 1.
     pub(crate) fn group(&self) -> u64 {
         self.group
     }
 
-    /// As it stands in the environment.
+    /// The value of [`MARK`].
     pub(crate) fn value(&self) -> String {
         format!("{}:{}", self.run, self.group)
     }
 }
 
-/// Which groups live, and a sweep for what the others left behind. Cheap to clone.
+/// Tracks the live process groups and kills processes that ended groups left behind. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Orphans {
-    /// PID namespace, process id and start time: names a run of a program until the next boot.
+    /// PID namespace, process id and start time of this program; unique until the next boot.
     run: Arc<str>,
     live: Arc<Mutex<Live>>,
-    told: Arc<Notify>,
+    group_ended: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ struct Live {
     leaders: HashMap<u32, u64>,
 }
 
-/// What `/proc/<pid>/stat` says.
+/// Fields of `/proc/<pid>/stat`.
 struct Stat {
     zombie: bool,
     group: u32,
@@ -61,46 +61,48 @@ struct Stat {
 }
 
 impl Orphans {
-    /// Nothing lives yet.
+    /// Creates the tracker of this run, without any live group.
     pub(crate) fn new() -> Self {
         let own = std::process::id();
         let started = stat(own).map_or(0, |stat| stat.started);
         let run = format!("{}.{own}.{started}", pid_namespace(own).unwrap_or(0));
-        Self { run: run.into(), live: Arc::default(), told: Arc::default() }
+        Self { run: run.into(), live: Arc::default(), group_ended: Arc::default() }
     }
 
-    /// A mark for a group that is about to be started.
+    /// Creates the mark of a group that is about to start.
     pub(crate) fn next_mark(&self) -> Mark {
         let mut live = self.live();
         live.groups_made += 1;
         Mark { run: self.run.clone(), group: live.groups_made }
     }
 
-    /// A group was started.
+    /// Records the start of a group.
     pub(crate) fn born(&self, pid: u32, mark: &Mark) {
         self.live().leaders.insert(pid, mark.group);
     }
 
-    /// A group is gone; what left it is swept soon.
+    /// Records the end of a group and requests a sweep for processes that left it.
     pub(crate) fn gone(&self, pid: u32, mark: &Mark) {
         let mut live = self.live();
-        // The id may already belong to a younger group.
+        // The process id may already belong to a younger group.
         if live.leaders.get(&pid) == Some(&mark.group) {
             live.leaders.remove(&pid);
         }
         drop(live);
-        self.told.notify_one();
+        self.group_ended.notify_one();
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock()
     }
 
-    /// Sweeps after every group that ended; several ends in a row are one sweep.
-    pub(crate) async fn sweep_when_told(self) {
+    /// Sweeps after the end of each group, for as long as the program runs. Several ends in quick succession cause
+    /// one sweep.
+    pub(crate) async fn sweep_after_each_end(self) {
         loop {
-            self.told.notified().await;
-            // What is killed leaves orphans of its own: a few rounds until nothing is found.
+            self.group_ended.notified().await;
+            // Killed processes leave orphans of their own, so the sweep repeats until it finds none, at most 8 times
+            // within about half a second.
             for round in 0..8 {
                 if !self.sweep() {
                     break;
@@ -110,7 +112,7 @@ impl Orphans {
         }
     }
 
-    /// Kills and reaps what dead groups left; says whether something was killed.
+    /// Kills and reaps the processes that ended groups left behind. Returns true if it killed one.
     fn sweep(&self) -> bool {
         let Some(children) = children_of_this_process() else { return false };
         let (leaders, groups): (HashSet<u32>, HashSet<u64>) = {
@@ -125,11 +127,11 @@ impl Orphans {
             }
             let Some(stat) = stat(child) else { continue };
             if leaders.contains(&stat.group) || stat.session == own_session {
-                // A member of a living group; or a child that another part of this program waits for.
+                // A member of a live group, or a child that another part of this program waits for.
                 continue;
             }
             if stat.zombie {
-                // SAFETY: a null status is allowed; only this one process is reaped.
+                // SAFETY: a null status is allowed. Only this process is reaped.
                 unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::WNOHANG) };
             } else if let Some((run, group)) = mark_of(child)
                 && *run == *self.run
@@ -142,7 +144,7 @@ impl Orphans {
         killed
     }
 
-    /// Kills what a run of this program left that was itself killed: nobody else would.
+    /// Kills the processes of earlier runs of this program that were killed themselves: no other program would.
     pub(crate) fn kill_those_of_dead_predecessors(&self) {
         let Some(namespace) = pid_namespace(std::process::id()) else { return };
         let Ok(processes) = fs::read_dir("/proc") else { return };
@@ -158,13 +160,14 @@ impl Orphans {
         }
     }
 
-    /// Names this run of the program.
+    /// Identifies this run of the program.
     pub(crate) fn run(&self) -> &str {
         &self.run
     }
 }
 
-/// Whether a run of this program lives; one of another PID namespace, or that is not named as ours are, is taken to.
+/// True if the given run of this program is still alive. A run of another PID namespace counts as alive, and so does
+/// a malformed value.
 pub(crate) fn run_lives(run: &str) -> bool {
     let mut parts = run.splitn(3, '.').map(str::parse::<u64>);
     let (Some(Ok(namespace)), Some(Ok(owner)), Some(Ok(started))) = (parts.next(), parts.next(), parts.next()) else {
@@ -174,14 +177,14 @@ pub(crate) fn run_lives(run: &str) -> bool {
         || u32::try_from(owner).ok().and_then(stat).is_some_and(|stat| stat.started == started)
 }
 
-/// With its group, where it leads one.
+/// Sends SIGKILL to a process, and to its whole group if it is the leader.
 fn kill(pid: u32, group: u32) {
     let target = if group == pid { -(pid as i32) } else { pid as i32 };
     // SAFETY: a system call without pointers.
     unsafe { libc::kill(target, libc::SIGKILL) };
 }
 
-/// `None` where the kernel does not list them.
+/// Returns `None` if the kernel does not list the children of a task.
 fn children_of_this_process() -> Option<Vec<u32>> {
     let mut children = Vec::new();
     for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
@@ -197,7 +200,7 @@ fn pid_namespace(pid: u32) -> Option<u64> {
 
 fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may contain anything, so it is skipped from behind.
+    // The command name may contain spaces and parentheses, so the fields start after its last closing parenthesis.
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_ascii_whitespace().collect();
     Some(Stat {
         zombie: matches!(*fields.first()?, "Z" | "X"),

@@ -1,8 +1,8 @@
-//! ACP over a child's pipes: one JSON-RPC message a line, bounded in both directions.
+//! ACP over the pipes of a child process: one JSON-RPC message per line, bounded in both directions.
 //!
-//! Two tasks carry an agent: the reader never holds more than one line of at most the limit, and stops
-//! reading while nobody takes its frames; the writer writes whatever is queued in one system call. Reading
-//! goes on while writing waits, so two large messages crossing each other do not lock up.
+//! Two tasks serve each agent. The reader buffers at most one line up to the limit, and stops reading while the
+//! receiver takes no frames. The writer sends all queued messages in one system call. Reading continues while a write
+//! waits, so two large messages in opposite directions cannot deadlock.
 
 use std::{
     fs::File,
@@ -33,79 +33,80 @@ use crate::{
     transport::pipe::{self, CloseReason, FrameReceiver, FrameSender, Incoming, Pipe, PipeLimits},
 };
 
-/// The largest part of a stray line that is passed on, in characters (contract of [`STRAY_LINE`]).
+/// The most of a stray line that is forwarded, in characters (contract of [`STRAY_LINE`]).
 const STRAY_LINE_CHARS: usize = 300;
-/// Bytes asked for in one read, and gathered for one write: the size of a pipe.
+/// Bytes requested in one read and gathered for one write: the default capacity of a pipe.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// What an idle connection's buffer may keep; typical updates are a few hundred bytes.
+/// Capacity that the buffer of an idle connection may keep, in bytes; typical updates are a few hundred bytes.
 const IDLE_BUFFER_BYTES: usize = 4 * 1024;
 
-/// How long an agent may live on after it closed its stdout before it is ended. An exit follows within
+/// Time from the end of an agent's stdout to its termination by this program. An agent that is exiting does so within
 /// microseconds.
 const SILENT_EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// Bounds of one agent's pipes.
+/// Limits of the connection to one agent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StdioLimits {
-    /// The longest line, in bytes.
+    /// The longest line from the agent, in bytes.
     pub frame_bytes: usize,
-    /// What may wait in either direction.
+    /// The queue limits of each direction.
     pub pipe: PipeLimits,
 }
 
-/// Takes some of the agent's requests out of the stream, to be answered on this side.
+/// Intercepts some of the agent's requests, so that this program answers them instead of the client.
 pub(crate) struct Interceptor {
-    /// Whether requests of this method are taken.
+    /// Returns true for the methods to intercept.
     pub takes: fn(&str) -> bool,
-    /// Where they go; when it is full the agent is not read.
+    /// Receives the intercepted requests. While it is full, the agent is not read.
     pub requests: mpsc::Sender<ClientRequest>,
-    /// Answers to be written to the agent.
+    /// Supplies the answers to write to the agent.
     pub answers: FrameReceiver,
 }
 
-/// A request that was taken out.
+/// An intercepted request.
 #[derive(Debug)]
 pub(crate) struct ClientRequest {
-    /// To be repeated in the answer.
+    /// The id to repeat in the answer.
     pub id: RequestId,
-    /// Its method.
     pub method: String,
-    /// Its parameters.
+    /// The raw parameters.
     pub params: Box<RawValue>,
 }
 
-/// Connects an agent. Stray lines come as [`STRAY_LINE`] notifications; the end comes as
-/// [`CloseReason::AgentExited`] after everything the agent had said, or as
-/// [`CloseReason::FrameTooLarge`]. Dropping the pipe's sender ends the agent.
+/// Connects an agent's process to a pipe.
+///
+/// Lines that are not JSON-RPC arrive as [`STRAY_LINE`] notifications. The pipe closes with
+/// [`CloseReason::AgentExited`], after everything that the agent wrote, or with [`CloseReason::FrameTooLarge`].
+/// Dropping the pipe's sender ends the agent.
 ///
 /// Starts two tasks on the calling task's runtime.
 pub(crate) fn connect(process: AgentProcess, limits: StdioLimits, interceptor: Option<Interceptor>) -> Pipe {
     let (to_agent, for_agent) = pipe::bounded(limits.pipe);
-    let (said, from_agent) = pipe::bounded(limits.pipe);
+    let (to_client, from_agent) = pipe::bounded(limits.pipe);
     let (interceptor, answers) = match interceptor {
         Some(Interceptor { takes, requests, answers }) => (Some((takes, requests)), Some(answers)),
         None => (None, None),
     };
     let switch = process.life.switch();
     let lines = LineReader::new(process.stdout, limits.frame_bytes);
-    let reader = Reader { lines, said, interceptor, exit: process.exit };
+    let reader = Reader { lines, to_client, interceptor, exit: process.exit };
     tokio::spawn(reader.run(switch));
     tokio::spawn(write_all(process.stdin, for_agent, answers, process.life));
     Pipe { to_agent, from_agent }
 }
 
-/// What a read gave.
+/// A line of the agent's output.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Text(Vec<u8>),
     TooLong,
 }
 
-/// Cuts bytes into lines of at most `limit` bytes.
+/// Splits bytes into lines of at most `limit` bytes.
 #[derive(Debug)]
 struct LineBuffer {
     bytes: BytesMut,
-    /// How much of `bytes` is known to have no line end.
+    /// Length of the prefix of `bytes` that is known to contain no line end.
     searched: usize,
     limit: usize,
 }
@@ -115,7 +116,7 @@ impl LineBuffer {
         Self { bytes: BytesMut::new(), searched: 0, limit }
     }
 
-    /// Reads once from a pipe that does not block.
+    /// Reads once from a non-blocking pipe. Returns 0 at its end.
     fn fill_from(&mut self, file: &mut File) -> io::Result<usize> {
         let mut chunk = [0; IDLE_BUFFER_BYTES];
         let room = self.reserve().min(chunk.len());
@@ -124,7 +125,7 @@ impl LineBuffer {
         Ok(read)
     }
 
-    /// The next whole line without its end; `None` when more has to be read first.
+    /// Returns the next complete line without its line end, or `None` if more has to be read first.
     fn next(&mut self) -> Option<Line> {
         match memchr::memchr(b'\n', &self.bytes[self.searched..]) {
             Some(at) if self.searched + at > self.limit => Some(Line::TooLong),
@@ -142,18 +143,19 @@ impl LineBuffer {
         }
     }
 
-    /// What is left when nothing more comes: a last line without an end.
+    /// Returns the last line, if the output ended without a line end.
     fn rest(&mut self) -> Option<Line> {
         self.searched = 0;
         (!self.bytes.is_empty()).then(|| Line::Text(self.bytes.split().to_vec()))
     }
 
-    /// Makes room for the next read and says how much may be read: never more than one byte over the limit.
+    /// Reserves space for the next read and returns its size in bytes: the buffer never exceeds the limit by more
+    /// than one byte.
     fn reserve(&mut self) -> usize {
         if self.bytes.is_empty() && self.bytes.capacity() > IDLE_BUFFER_BYTES {
             self.bytes = BytesMut::new();
         }
-        // Grows with what comes: most agents are idle most of the time.
+        // The read size grows with the data, because most agents are idle most of the time.
         let wanted = self.bytes.len().clamp(IDLE_BUFFER_BYTES, CHUNK_BYTES);
         let room = (self.limit + 1).saturating_sub(self.bytes.len()).min(wanted);
         self.bytes.reserve(room);
@@ -171,15 +173,18 @@ impl LineReader {
         Self { stdout: Some(stdout), buffer: LineBuffer::new(limit) }
     }
 
-    /// Reads once; 0 at the end. Cancel-safe.
+    /// Reads once and returns the number of bytes; 0 at the end.
+    ///
+    /// # Cancel safety
+    /// A dropped future has read nothing.
     async fn fill(&mut self) -> io::Result<usize> {
         let Some(stdout) = &mut self.stdout else { return Ok(0) };
         let room = self.buffer.reserve();
         stdout.read_buf(&mut bytes::BufMut::limit(&mut self.buffer.bytes, room)).await
     }
 
-    /// The pipe of a process that has exited, to be read past tokio, which may not have been told yet that
-    /// something is there. Another process may hold the pipe open, so its end is not awaited.
+    /// Takes the stdout of an exited process, for reading it directly: tokio may not have seen yet that it is
+    /// readable. Another process may hold the pipe open, so its end is not awaited.
     fn take_stdout(&mut self) -> Option<File> {
         self.stdout.take().and_then(|stdout| stdout.into_nonblocking_fd().ok()).map(File::from)
     }
@@ -187,32 +192,32 @@ impl LineReader {
 
 struct Reader {
     lines: LineReader,
-    said: FrameSender,
+    to_client: FrameSender,
     interceptor: Option<ClientRequestQueue>,
     exit: Exit,
 }
 
-/// What is taken, and where it goes.
+/// The test for intercepted methods, and the queue for their requests.
 type ClientRequestQueue = (fn(&str) -> bool, mpsc::Sender<ClientRequest>);
 
-/// The receiver of the frames is gone.
-struct NobodyListens;
+/// The receiver of the frames or requests was dropped.
+struct ReceiverDropped;
 
 impl Reader {
     async fn run(mut self, switch: EndSwitch) {
         let reason = match self.until_end(&switch).await {
-            Err(NobodyListens) => return,
+            Err(ReceiverDropped) => return,
             Ok(reason) => reason,
         };
-        // After a line that is too long nothing can be made of the rest.
+        // The rest of an oversized line cannot be interpreted, so the agent has to end.
         switch.end();
-        self.said.close(reason).await;
+        self.to_client.close(reason).await;
     }
 
-    async fn until_end(&mut self, switch: &EndSwitch) -> Result<CloseReason, NobodyListens> {
+    async fn until_end(&mut self, switch: &EndSwitch) -> Result<CloseReason, ReceiverDropped> {
         let too_long = CloseReason::FrameTooLarge { limit: self.lines.buffer.limit };
         let ended = loop {
-            if self.pass_on_lines().await? {
+            if self.forward_lines().await? {
                 return Ok(too_long);
             }
             tokio::select! {
@@ -221,7 +226,7 @@ impl Reader {
                     break self.exit_without_output(switch).await?;
                 },
                 exited = self.exit.wait() => break exited,
-                () = self.said.reader_gone() => return Err(NobodyListens),
+                () = self.to_client.reader_gone() => return Err(ReceiverDropped),
             }
         };
         let mut stdout = self.lines.take_stdout();
@@ -231,51 +236,51 @@ impl Reader {
             && let Some(left) = unread.checked_sub(read)
         {
             unread = left;
-            if self.pass_on_lines().await? {
+            if self.forward_lines().await? {
                 return Ok(too_long);
             }
         }
         if let Some(Line::Text(line)) = self.lines.buffer.rest() {
-            self.pass_on(line).await?;
+            self.forward(line).await?;
         }
         Ok(CloseReason::AgentExited(ended.into()))
     }
 
-    /// The agent closed its stdout, usually because it is ending.
-    async fn exit_without_output(&mut self, switch: &EndSwitch) -> Result<Ended, NobodyListens> {
-        let Self { exit, said, .. } = self;
+    /// Waits for the exit of an agent that closed its stdout, and ends the agent after [`SILENT_EXIT_GRACE`].
+    async fn exit_without_output(&mut self, switch: &EndSwitch) -> Result<Ended, ReceiverDropped> {
+        let Self { exit, to_client, .. } = self;
         tokio::select! {
             ended = exit.wait() => return Ok(ended),
-            () = said.reader_gone() => return Err(NobodyListens),
+            () = to_client.reader_gone() => return Err(ReceiverDropped),
             () = tokio::time::sleep(SILENT_EXIT_GRACE) => switch.end(),
         }
         tokio::select! {
             ended = exit.wait() => Ok(ended),
-            () = said.reader_gone() => Err(NobodyListens),
+            () = to_client.reader_gone() => Err(ReceiverDropped),
         }
     }
 
-    /// `true` when a line was too long.
-    async fn pass_on_lines(&mut self) -> Result<bool, NobodyListens> {
+    /// Forwards the complete lines in the buffer. Returns true if a line exceeds the limit.
+    async fn forward_lines(&mut self) -> Result<bool, ReceiverDropped> {
         while let Some(line) = self.lines.buffer.next() {
             match line {
                 Line::TooLong => return Ok(true),
-                Line::Text(line) => self.pass_on(line).await?,
+                Line::Text(line) => self.forward(line).await?,
             }
         }
         Ok(false)
     }
 
-    async fn pass_on(&mut self, line: Vec<u8>) -> Result<(), NobodyListens> {
+    async fn forward(&mut self, line: Vec<u8>) -> Result<(), ReceiverDropped> {
         let line = match String::from_utf8(line) {
             Ok(line) => line,
-            Err(cause) => return self.pass_on_stray(&String::from_utf8_lossy(cause.as_bytes())).await,
+            Err(cause) => return self.forward_stray(&String::from_utf8_lossy(cause.as_bytes())).await,
         };
         if line.trim().is_empty() {
             return Ok(());
         }
-        let taken = match jsonrpc::parse(&line) {
-            Err(_) => return self.pass_on_stray(&line).await,
+        let intercepted = match jsonrpc::parse(&line) {
+            Err(_) => return self.forward_stray(&line).await,
             Ok(Message::Request { id, method, params })
                 if self.interceptor.as_ref().is_some_and(|(takes, _)| takes(&method)) =>
             {
@@ -283,22 +288,22 @@ impl Reader {
             }
             Ok(_) => None,
         };
-        match (taken, &self.interceptor) {
-            (Some(request), Some((_, requests))) => requests.send(request).await.map_err(|_| NobodyListens),
-            _ => self.said.send(line).await.map_err(|_| NobodyListens),
+        match (intercepted, &self.interceptor) {
+            (Some(request), Some((_, requests))) => requests.send(request).await.map_err(|_| ReceiverDropped),
+            _ => self.to_client.send(line).await.map_err(|_| ReceiverDropped),
         }
     }
 
-    async fn pass_on_stray(&self, line: &str) -> Result<(), NobodyListens> {
+    async fn forward_stray(&self, line: &str) -> Result<(), ReceiverDropped> {
         let stray = StrayLine { line: text::cut(line.trim(), STRAY_LINE_CHARS) };
         if stray.line.is_empty() {
             return Ok(());
         }
-        self.said.send(jsonrpc::notification(STRAY_LINE, stray)).await.map_err(|_| NobodyListens)
+        self.to_client.send(jsonrpc::notification(STRAY_LINE, stray)).await.map_err(|_| ReceiverDropped)
     }
 }
 
-/// Writes until the client's sender is gone; `life` ends the agent then.
+/// Writes queued messages to the agent until the client's sender is dropped, then ends the agent by dropping `life`.
 async fn write_all(
     mut stdin: unix_pipe::Sender,
     mut frames: FrameReceiver,
@@ -327,8 +332,9 @@ async fn write_all(
         {
             bytes.extend_from_slice(&as_line(frame.into_text()));
         }
-        // An agent that closed its stdin may still talk: what is for it is dropped, its life goes on. One
-        // that does not read must not keep its life when nobody is left.
+        // An agent that closed its stdin may still write: messages to it are dropped and the agent keeps running. A
+        // write to an agent that does not read never finishes, so it must not keep the agent alive after the client
+        // has disconnected.
         if !broken {
             tokio::select! {
                 biased;
@@ -337,7 +343,7 @@ async fn write_all(
             }
         }
     }
-    // The end of stdin comes first: some agents leave by themselves then.
+    // Close stdin before the agent is ended: some agents exit by themselves then.
     drop(stdin);
     drop(life);
 }
@@ -356,7 +362,8 @@ fn ready_frame(frames: &mut FrameReceiver) -> Option<pipe::Frame> {
     }
 }
 
-/// A line end inside a message is only white space between its parts: JSON has no other place for it.
+/// Converts a message to one line. Line ends inside it become spaces: JSON allows them only as whitespace between
+/// tokens.
 fn as_line(text: String) -> Vec<u8> {
     let mut line = text.into_bytes();
     if memchr::memchr2(b'\n', b'\r', &line).is_some() {
@@ -388,7 +395,7 @@ mod tests {
             while !piece.is_empty() {
                 let room = buffer.reserve().min(piece.len());
                 buffer.bytes.extend_from_slice(&piece[..room]);
-                assert!(buffer.bytes.len() <= limit + 1, "more was held than the limit");
+                assert!(buffer.bytes.len() <= limit + 1, "the buffer exceeds the limit");
                 piece = &piece[room..];
                 while let Some(line) = buffer.next() {
                     match line {
@@ -406,7 +413,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_of_the_bytes_gives_the_same_lines(
+        fn splits_of_the_bytes_do_not_change_the_lines(
             lines in proptest::collection::vec("[a-z{}\"]{0,12}", 0..12),
             cuts in proptest::collection::vec(0usize..120, 0..8),
         ) {
@@ -422,7 +429,7 @@ mod tests {
         }
 
         #[test]
-        fn a_line_over_the_limit_is_found_however_it_is_split(
+        fn line_over_the_limit_is_detected_for_every_split(
             length in 13usize..200_000,
             piece in 1usize..70_000,
             ended: bool,
@@ -464,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_agent_said_before_it_died_comes_before_its_end() {
+    async fn output_of_an_exited_agent_arrives_before_the_close_reason() {
         let script = r#"i=0; while [ $i -lt 300 ]; do echo "{\"method\":\"$i\"}"; i=$((i+1)); done
             printf '{"method":"last"}'; exit 3"#;
         let mut pipe = agent(script, LIMITS, None).await;
@@ -479,7 +486,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_that_are_no_messages_become_notifications() {
+    async fn stray_lines_become_notifications() {
         let script = "echo hello; echo; echo '{broken'; printf 'a\\377b\\n'; echo '{\"method\":\"m\"}'";
         let mut pipe = agent(script, LIMITS, None).await;
         for stray in ["hello", "{broken", "a\u{fffd}b"] {
@@ -492,14 +499,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_closes_the_connection_and_ends_the_agent() {
+    async fn endless_line_closes_the_connection_and_ends_the_agent() {
         let limits = StdioLimits { frame_bytes: 100_000, ..LIMITS };
         let mut pipe = agent("cat /dev/zero", limits, None).await;
         assert!(matches!(next(&mut pipe).await, Incoming::Closed(CloseReason::FrameTooLarge { limit: 100_000 })));
     }
 
     #[tokio::test]
-    async fn large_messages_cross_each_other_without_locking_up() {
+    async fn large_messages_in_both_directions_do_not_deadlock() {
         let mut pipe = agent("cat", LIMITS, None).await;
         let large = format!("{{\"method\":\"{}\"}}", "x".repeat(3_000_000));
         for _ in 0..4 {
@@ -513,14 +520,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_with_line_ends_is_one_line() {
+    async fn message_with_line_ends_is_written_as_one_line() {
         let mut pipe = agent("cat", LIMITS, None).await;
         pipe.to_agent.send("{\n \"method\":\r\n\"m\"}".into()).await.unwrap();
         assert_eq!(next_text(&mut pipe).await, "{  \"method\":  \"m\"}");
     }
 
     #[tokio::test]
-    async fn an_agent_that_does_not_read_ends_when_its_pipe_is_dropped() {
+    async fn agent_that_does_not_read_ends_with_its_pipe() {
         let mut pipe = agent("echo '{\"method\":\"up\"}'; exec sleep 1000", LIMITS, None).await;
         next_text(&mut pipe).await;
         for _ in 0..2 {
@@ -532,14 +539,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_for_the_door_are_taken_and_answered_there() {
-        let (requests, mut taken) = mpsc::channel(4);
+    async fn intercepted_requests_are_answered_without_the_client() {
+        let (requests, mut intercepted) = mpsc::channel(4);
         let (answer, answers) = pipe::bounded(LIMITS.pipe);
         let interceptor = Interceptor { takes: |method| method.starts_with("fs/"), requests, answers };
         let script = r#"echo '{"id":1,"method":"fs/x","params":{"a":1}}'; echo '{"id":2,"method":"other"}'; cat"#;
         let mut pipe = agent(script, LIMITS, Some(interceptor)).await;
         assert_eq!(next_text(&mut pipe).await, r#"{"id":2,"method":"other"}"#);
-        let request = taken.recv().await.unwrap();
+        let request = intercepted.recv().await.unwrap();
         assert_eq!((request.method.as_str(), request.params.get()), ("fs/x", r#"{"a":1}"#));
         answer.send(jsonrpc::response(&request.id, Ok(true))).await.unwrap();
         assert_eq!(next_text(&mut pipe).await, r#"{"jsonrpc":"2.0","id":1,"result":true}"#);

@@ -1,33 +1,34 @@
-//! The user as whom an agent runs.
+//! The user that an agent runs as.
 
 use std::{ffi::CString, io, mem::MaybeUninit};
 
-/// A user and its primary group. Supplementary groups are dropped, not looked up: the agent gets no more
-/// than its own.
+/// A user and its primary group. Supplementary groups are dropped rather than looked up, so the agent gets no rights
+/// beyond these two ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RunAs {
-    /// User id.
     pub uid: u32,
-    /// Group id.
     pub gid: u32,
 }
 
-/// The configured user cannot be used.
+/// Reasons why the configured user cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunAsError {
-    /// No such user.
-    #[error("`run_as`: there is no user `{0}` on this machine")]
+    #[error("`run_as`: user `{0}` does not exist")]
     Unknown(String),
-    /// The program is not root.
-    #[error("`run_as = \"{0}\"` needs the runtime to run as root")]
+    /// This program does not run as root, so it cannot change the user.
+    #[error("`run_as = \"{0}\"` requires the runtime to run as root")]
     NotRoot(String),
-    /// The user database could not be read.
     #[error("`run_as`: {0}")]
     Lookup(#[from] io::Error),
 }
 
 impl RunAs {
-    /// Looks a user up by name or number. Blocks, for as long as the machine's user database takes.
+    /// Looks up a user by name or number. Blocks while the system's user database is read, which may ask a directory
+    /// service over the network.
+    ///
+    /// # Errors
+    /// This program is not root, the user does not exist, or the user database cannot be read. Only the last is worth
+    /// a retry.
     pub(crate) fn resolve(user: &str) -> Result<Self, RunAsError> {
         // SAFETY: a system call without arguments.
         if unsafe { libc::geteuid() } != 0 {
@@ -41,9 +42,9 @@ fn lookup(user: &str) -> io::Result<Option<RunAs>> {
     let name = CString::new(user).map_err(|cause| io::Error::new(io::ErrorKind::InvalidInput, cause))?;
     let mut entry = MaybeUninit::<libc::passwd>::uninit();
     let mut found = std::ptr::null_mut();
-    // The text fields of an entry; they are not used, but have to fit.
+    // Holds the text fields of the entry. They are not used, but the call fails if they do not fit.
     let mut text = vec![0; 64 * 1024];
-    // SAFETY: all pointers are valid through the call, and the buffer's length is its own.
+    // SAFETY: all pointers are valid for the whole call, and the length is that of the buffer.
     let error = unsafe {
         match user.parse() {
             Ok(uid) => libc::getpwuid_r(uid, entry.as_mut_ptr(), text.as_mut_ptr(), text.len(), &mut found),
@@ -56,7 +57,7 @@ fn lookup(user: &str) -> io::Result<Option<RunAs>> {
     if found.is_null() {
         return Ok(None);
     }
-    // SAFETY: the call succeeded and says that it filled the entry.
+    // SAFETY: the call succeeded and returned a pointer to the entry, so the entry is initialised.
     let entry = unsafe { entry.assume_init() };
     Ok(Some(RunAs { uid: entry.pw_uid, gid: entry.pw_gid }))
 }
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_are_found_by_name_and_number() {
+    fn lookup_finds_users_by_name_and_by_number() {
         assert_eq!(lookup("root").unwrap(), Some(RunAs { uid: 0, gid: 0 }));
         assert_eq!(lookup("0").unwrap(), Some(RunAs { uid: 0, gid: 0 }));
         assert_eq!(lookup("no-such-user-here").unwrap(), None);

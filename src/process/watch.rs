@@ -1,6 +1,6 @@
-//! One process group from its start to its end: watched, ended, killed as a whole, reaped.
+//! Watches one process group from its start to its end: ends it, kills it as a whole, and reaps it.
 //!
-//! Only members of the group are ever waited for, so nobody else's child is reaped here.
+//! Only members of the group are waited for, so children of other parts of the program are never reaped here.
 
 use std::{
     fs,
@@ -17,26 +17,27 @@ use tokio::{
     time::Instant,
 };
 
-/// How much of the end of stderr is kept, in bytes; a panic message with a short backtrace fits.
+/// Bytes kept from the end of stderr; a panic message with a short backtrace fits.
 pub(crate) const STDERR_TAIL_BYTES: usize = 4096;
-/// The most that a dead process can have left in a pipe: Linux' default `pipe-max-size`.
+/// The most that an exited process can have left in a pipe, in bytes: the default `pipe-max-size` of Linux.
 pub(crate) const MAX_PIPE_BYTES: usize = 1024 * 1024;
-/// How the first process of a group ended.
+
+/// The exit status of the leader of a process group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// The exit code, if it exited.
+    /// The exit code; `None` if a signal killed the process.
     pub exit_code: Option<i32>,
-    /// The signal, if one ended it.
+    /// The signal that killed the process, if any.
     pub signal: Option<i32>,
-    /// The end of what the group wrote to stderr.
+    /// The last [`STDERR_TAIL_BYTES`] that the group wrote to stderr; invalid UTF-8 is replaced.
     pub stderr_tail: String,
 }
 
-/// One group that was started.
+/// The watch over one started group.
 pub(crate) struct GroupWatch {
     pid: u32,
     stderr: Option<pipe::Receiver>,
-    /// A message, or its end, ends the group.
+    /// A message, or the end of the channel, ends the group.
     ending: mpsc::Receiver<()>,
     kill_grace: Duration,
     tail: Vec<u8>,
@@ -52,10 +53,11 @@ impl GroupWatch {
         Self { pid, stderr, ending, kill_grace, tail: Vec::new() }
     }
 
-    /// Tells how the leader ended as soon as the group has been killed, and returns when all of it is reaped.
-    pub(crate) async fn until_gone(mut self, report: oneshot::Sender<Ended>) {
+    /// Runs until the whole group is reaped. `report` gets the exit status of the leader as soon as the group has
+    /// been killed.
+    pub(crate) async fn run_until_reaped(mut self, report: oneshot::Sender<Ended>) {
         self.until_exit_or_grace().await;
-        // Before the leader is reaped: until then its id cannot belong to another group.
+        // Must come before the leader is reaped: until then its process id cannot be reused for another group.
         signal_group(self.pid, libc::SIGKILL);
         let mut report = Some(report);
         let mut pause = Duration::from_millis(1);
@@ -63,17 +65,17 @@ impl GroupWatch {
             let (reaped, status) = wait_for_member(self.pid);
             match reaped {
                 Reaped::Leader => {
-                    self.drain_stderr_of_the_dead();
+                    self.drain_stderr_after_exit();
                     if let Some(report) = report.take() {
                         let _ = report.send(self.ended(status));
                     }
                 }
                 Reaped::Orphan => {}
-                Reaped::NobodyYet => {
+                Reaped::NoneYet => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));
                 }
-                Reaped::NobodyLeft => break,
+                Reaped::NoneLeft => break,
             }
         }
     }
@@ -96,7 +98,8 @@ impl GroupWatch {
         }
     }
 
-    /// Takes what is there, at most 256 KiB at a time so that a flood on stderr does not starve others.
+    /// Reads the available stderr, at most 256 KiB at a time so that an agent that floods stderr does not starve
+    /// others.
     fn drain_stderr(&mut self) {
         for _ in 0..64 {
             let Some(stderr) = &self.stderr else { return };
@@ -110,9 +113,9 @@ impl GroupWatch {
         }
     }
 
-    /// Reads past tokio, which may not have been told yet that there is something to read. A process that
-    /// left the group may hold the pipe open, so this ends where nothing more is there.
-    fn drain_stderr_of_the_dead(&mut self) {
+    /// Reads the rest of the stderr of an exited process directly, because tokio may not have seen yet that the pipe
+    /// is readable. A process that left the group may hold the pipe open, so the read stops when the pipe is empty.
+    fn drain_stderr_after_exit(&mut self) {
         let Some(Ok(fd)) = self.stderr.take().map(pipe::Receiver::into_nonblocking_fd) else { return };
         let mut stderr = fs::File::from(fd);
         let mut chunk = [0; STDERR_TAIL_BYTES];
@@ -138,63 +141,64 @@ impl GroupWatch {
 
 async fn readable(stderr: &Option<pipe::Receiver>) {
     match stderr {
-        // An error shows when it is read.
+        // The next read reports the error.
         Some(stderr) => drop(stderr.readable().await),
         None => std::future::pending().await,
     }
 }
 
-/// Waits until the process has exited, without reaping it.
+/// Resolves when the process has exited, without reaping it.
 async fn until_exited(pid: u32) {
-    // SAFETY: a system call without pointers; the result is a new descriptor or negative.
+    // SAFETY: a system call without pointers. The result is a new descriptor or negative.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     if let Ok(fd) = i32::try_from(fd)
         && fd >= 0
     {
-        // SAFETY: the descriptor was just opened and nobody else has it.
+        // SAFETY: the descriptor was just opened and has no other owner.
         let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
-        // SAFETY: the descriptor stays open and the same until the registration is dropped with it.
+        // SAFETY: the descriptor stays open and unchanged until the registration is dropped with it.
         if let Ok(fd) = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
             && fd.readable().await.is_ok()
         {
             return;
         }
     }
-    // A kernel or sandbox without process descriptors.
+    // The kernel or the sandbox has no process descriptors.
     while !has_exited(pid) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
+/// True if the process is a zombie or does not exist.
 pub(crate) fn has_exited(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z') || rest.starts_with('X'))
 }
 
 fn signal_group(pid: u32, signal: i32) {
-    // SAFETY: a system call without pointers. Process ids fit.
+    // SAFETY: a system call without pointers. Process ids fit into `i32`.
     unsafe { libc::kill(-(pid as i32), signal) };
 }
 
 enum Reaped {
     Leader,
     Orphan,
-    NobodyYet,
-    NobodyLeft,
+    NoneYet,
+    NoneLeft,
 }
 
-/// Reaps one member of the group that is a child of ours: never anybody else's child.
+/// Reaps at most one exited child of this program that is a member of the group.
 fn wait_for_member(pid: u32) -> (Reaped, ExitStatus) {
     let mut status = 0;
-    // SAFETY: `status` lives through the call.
+    // SAFETY: `status` is valid for the whole call.
     let reaped = unsafe { libc::waitpid(-(pid as i32), &mut status, libc::WNOHANG) };
     let interrupted = || io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-    let who = match reaped {
-        0 => Reaped::NobodyYet,
+    let reaped_member = match reaped {
+        0 => Reaped::NoneYet,
         -1 if interrupted() => Reaped::Orphan,
-        -1 => Reaped::NobodyLeft,
+        -1 => Reaped::NoneLeft,
         found if found as u32 == pid => Reaped::Leader,
         _ => Reaped::Orphan,
     };
-    (who, ExitStatus::from_raw(status))
+    (reaped_member, ExitStatus::from_raw(status))
 }
