@@ -1,9 +1,11 @@
-//! The container side: prepares workspaces, runs one agent process for each connection, and serves ACP over
-//! WebSocket; or runs one for each turn, over HTTP alone.
+//! The container side: prepares workspaces and runs agents, either one process per connection for ACP over WebSocket,
+//! or one process per turn for the HTTP fallback.
 //!
-//! Invariant: an agent process lives exactly as long as its turn over HTTP, or its connection, which for a client that
-//! asked for it outlives a broken socket by `[runtime] reconnect_grace_s`; and it reaches files and starts commands
-//! through this side only within the folders of its sessions.
+//! Invariants:
+//! - An agent process lives exactly as long as its turn (HTTP) or its connection (ACP). A resumable connection
+//!   outlives a broken socket by `[runtime] reconnect_grace_s`.
+//! - The files that the runtime reads and writes for an agent, and the working directories of the commands that it
+//!   starts for an agent, are inside the folders of that agent's sessions.
 
 pub(crate) mod agents;
 pub(crate) mod conversations;
@@ -48,117 +50,119 @@ use crate::{
     transport::pipe::PipeLimits,
 };
 
-/// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
-/// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it. As long
-/// as the silence of [`Heartbeats`]: a ping goes out at most 5 s after the peer vanished, so 13 s later its socket is
-/// gone, whether or not its actor runs.
+/// Time that sent bytes may stay unacknowledged, or unsent because the client does not read, before the kernel drops
+/// the TCP connection.
+///
+/// A socket actor is polled only while its client reads, so nothing else would close the socket of a client that
+/// stopped reading. Equals the silence limit of [`Heartbeats`]: the runtime pings at most 5 s after the peer
+/// vanished, so the socket is closed within 13 s whether or not its actor runs.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long the HTTP server may take for answers that are under way once every socket is closed.
+/// Time that the HTTP server gets to complete responses in progress after every socket is closed.
 const SERVER_STOP: Duration = Duration::from_secs(5);
-/// From the closing of the sockets to the end of the agents, beyond the grace of the agents themselves.
+/// Time between closing the sockets and the exit of the last agent, in addition to the kill grace of the agents.
 const STOP_MARGIN: Duration = Duration::from_secs(2);
 
-/// Everything that a runtime is told at its start.
+/// Configuration of a runtime, fixed at its start.
 #[derive(Clone)]
 pub(crate) struct RuntimeOptions {
-    /// Address; port 0 takes a free one. Beyond loopback a token is required.
+    /// Address to listen on. Port 0 selects a free port. A non-loopback address requires a token.
     pub listen: SocketAddr,
-    /// Bearer token that clients have to send.
+    /// Bearer token that clients must send; `None` accepts requests without one.
     pub token: Option<SecretString>,
-    /// Threads that serve connections; 0 is taken as 1.
+    /// Number of threads that serve connections; 0 means 1.
     pub workers: usize,
-    /// Folder of the workspaces; made if missing.
+    /// Folder that contains the workspaces; created if missing.
     pub root: PathBuf,
-    /// Folders under which existing folders may be used.
+    /// Folders that sessions may use besides the workspaces, including everything below them.
     pub allow_paths: Vec<PathBuf>,
-    /// Hosts from which repositories are cloned.
+    /// Hosts from which repositories may be cloned, each with an optional port.
     pub git_hosts: Vec<String>,
-    /// How long a clone may take.
+    /// Time limit of a clone.
     pub clone_timeout: Duration,
-    /// The agents; the first is the default one.
+    /// Configured agents; the first is the default.
     pub agents: Vec<AgentSettings>,
-    /// The environment of git and of the commands that agents run through `terminal/*`.
+    /// Environment of git and of the commands that agents run through `terminal/*`.
     pub environment: BTreeMap<String, SecretString>,
-    /// Agent processes at the same time.
+    /// Largest number of concurrent agent processes.
     pub max_agents: usize,
-    /// From SIGTERM to SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
     /// Largest ACP message, in bytes.
     pub frame_bytes: usize,
-    /// Largest request for a turn of the fallback, in bytes.
+    /// Largest body of `POST /process-prompt`, in bytes.
     pub body_bytes: usize,
-    /// Whether ACP over WebSocket is offered.
+    /// True if ACP over WebSocket is offered; otherwise only the HTTP fallback is.
     pub acp: bool,
-    /// What may wait in each direction of a connection.
+    /// Queue limits for each direction of a connection.
     pub pipe: PipeLimits,
     /// Largest patch of a diff, in bytes.
     pub diff_bytes: usize,
-    /// Commands that one agent may run at the same time.
+    /// Largest number of concurrent `terminal/*` commands of one agent.
     pub terminals: usize,
-    /// For how long a client may be away, and what is kept for it.
+    /// Reconnect grace of a disconnected client, and the limits of what is kept for it.
     pub retention: Retention,
-    /// How a dead client is noticed.
+    /// Intervals by which a dead client is detected.
     pub heartbeats: Heartbeats,
-    /// What `GET /metrics` gives.
+    /// Metrics of this process, rendered by `GET /metrics`.
     pub metrics: Metrics,
 }
 
-/// Why a runtime does not start.
+/// Reason that a runtime failed to start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// Listening beyond loopback without a token.
+    /// The address is not loopback and no token is set.
     #[error(
         "`runtime.listen` = {0} is reachable from other machines: set `runtime.token`, or listen on 127.0.0.1. \
-         Whoever reaches the runtime can run commands"
+         Anyone who can connect to the runtime can run commands"
     )]
     NoToken(SocketAddr),
-    /// The address is taken or not ours.
+    /// Binding the address failed, for instance because it is in use or does not belong to this machine.
     #[error("`runtime.listen` = {address}: {cause}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why not.
-        cause: io::Error,
-    },
-    /// The root or an allowed path cannot be used.
+    Listen { address: SocketAddr, cause: io::Error },
+    /// The root or an allowed path is missing or inaccessible.
     #[error("`[workspaces]`: {0}")]
     Folders(io::Error),
-    /// An agent's user cannot be used.
+    /// The user that an agent runs as is unknown, or the runtime does not run as root.
     #[error(transparent)]
     RunAs(#[from] RunAsError),
-    /// A thread that was needed did not finish.
-    #[error("the start was interrupted: {0}")]
+    /// Preparing process groups or a blocking task of the start failed.
+    #[error("the runtime's start was interrupted: {0}")]
     Interrupted(String),
 }
 
-/// A runtime that serves.
+/// A running runtime. Call [`RunningRuntime::stop`] to end its agents before the process exits.
 pub(crate) struct RunningRuntime {
     address: SocketAddr,
     agents: Arc<Agents>,
     stop: watch::Sender<bool>,
     kill_grace: Duration,
-    /// Its own server; absent where it shares another one's threads.
+    /// HTTP server of this runtime; `None` if the routes are served by another server.
     server: Option<(ServerHandle, JoinHandle<io::Result<()>>)>,
 }
 
-/// The face of a runtime that shares the threads of another server.
+/// Listener and routes of a runtime that is served on the threads of another server.
 pub(crate) struct EmbeddedRuntime {
-    /// Where it is to be reached.
+    /// Bound listener on which the other server must serve the routes.
     pub listener: TcpListener,
     state: RuntimeState,
 }
 
 impl EmbeddedRuntime {
-    /// What adds the routes to an application; to be called on each thread.
+    /// Returns a function that adds the routes to an application. Call it once per server thread.
     pub(crate) fn routes(&self) -> impl Fn(&mut ServiceConfig) + Clone + Send + use<> {
         let state = self.state.clone();
         move |config| routes::configure(state.clone())(config)
     }
 }
 
-/// Readies a runtime whose routes are to be served by the caller, on its threads. Nobody is answered before that.
-/// For a supervisor with its runtime inside: the two talk to each other several times a turn, and on threads of
-/// their own each time would wake a thread.
+/// Prepares a runtime whose routes the caller serves on its own threads. Clients can connect at once and are
+/// answered when the caller starts to serve.
+///
+/// Used by `serve` with an embedded runtime: supervisor and runtime exchange several messages per turn, and separate
+/// threads would cost a thread wake-up for each.
+///
+/// # Errors
+/// Any [`StartError`]; nothing is left running.
 pub(crate) async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, EmbeddedRuntime), StartError> {
     let listen = options.listen;
     let kill_grace = options.kill_grace;
@@ -185,15 +189,18 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, RuntimeS
     Ok((stop, state))
 }
 
-/// Starts a runtime whose threads `watchdog` watches. Needs an actix or tokio runtime around it, and leaves signals
-/// alone. On an error nothing is left running.
+/// Starts a runtime with its own HTTP server, whose threads `watchdog` monitors. Must be called inside an actix or
+/// tokio runtime. Installs no signal handlers.
+///
+/// # Errors
+/// Any [`StartError`]; nothing is left running.
 pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
     let (stop, state) = ready(options).await?;
     let agents = state.sockets.agents.clone();
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || {
-        // Sockets live on these threads.
+        // Socket actors run on these threads, so a blocked thread would stall every socket on it.
         watchdog
             .as_ref()
             .and_then(|watchdog| watchdog.heartbeats_of_this_thread(tokio::time::sleep))
@@ -218,33 +225,38 @@ pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -
 }
 
 impl RunningRuntime {
-    /// Where it listens.
+    /// Bound address, with the real port if port 0 was configured.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Agent processes that run now.
+    /// Number of agent processes, including those that are exiting.
     #[cfg(test)]
     pub(crate) fn agent_processes(&self) -> usize {
         self.agents.running()
     }
 
-    /// Closes every socket with 1001, ends every agent's process group, then stops the server. Takes at most
-    /// about `grace`, and the agents' own grace where that is longer.
+    /// Closes every socket with 1001, ends the process group of every agent, then stops the server.
+    ///
+    /// Waits for the longer of `grace` and the agents' kill grace, plus [`STOP_MARGIN`]; agents that are left then
+    /// get one more kill grace while the server drops their connections.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: if the future is dropped early, the server keeps running.
     pub(crate) async fn stop(self, grace: Duration) {
-        // Nobody listening means that no socket is open.
+        // Sending fails only if there is no receiver, and then there is no socket and no turn to stop.
         let _ = self.stop.send(true);
         let patience = grace.max(self.kill_grace) + STOP_MARGIN;
         if tokio::time::timeout(patience, self.agents.all_gone()).await.is_err() {
             // A client that does not read keeps its socket from closing; the server drops it below.
-            tracing::warn!(agents = self.agents.running(), "agents are left at the end");
+            tracing::warn!(agents = self.agents.running(), "agents still running after the stop grace");
         }
         if let Some((handle, _)) = &self.server {
             handle.stop(self.agents.running() == 0).await;
         }
         let left = tokio::time::timeout(self.kill_grace + STOP_MARGIN, self.agents.all_gone()).await;
         if left.is_err() {
-            tracing::error!(agents = self.agents.running(), "agents outlived the runtime's stop");
+            tracing::error!(agents = self.agents.running(), "agents still running after the runtime stopped");
         }
         if let Some((_, server)) = self.server {
             server.abort();
@@ -304,16 +316,18 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
     })
 }
 
-/// Messages are small and wait for answers, so they are sent at once; and a dead peer is noticed.
+/// Disables Nagle's algorithm, because messages are small and their senders wait for the answer, and sets
+/// [`TCP_USER_TIMEOUT`], so that the kernel detects a dead peer.
 pub(crate) fn tune(stream: &TcpStream) {
-    // Without it messages are only slower.
+    // Best effort: without TCP_NODELAY messages are slower, not wrong.
     let _ = stream.set_nodelay(true);
     crate::transport::socket::websocket::set_user_timeout(stream.as_raw_fd(), TCP_USER_TIMEOUT);
 }
 
-/// An agent takes six descriptors and the usual soft limit is 1,024, so the hard limit is asked for.
+/// Raises the soft limit of open files to the hard limit: an agent takes six descriptors, and the usual soft limit of
+/// 1,024 would cap a runtime at about 170 agents.
 fn raise_open_files_limit() {
-    // SAFETY: the structure lives through both calls.
+    // SAFETY: `limit` is a valid, exclusively borrowed structure during both calls.
     unsafe {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {

@@ -1,4 +1,4 @@
-//! How the runtime reads a request's body and says what came of it.
+//! Reads JSON request bodies and writes JSON and problem responses for the runtime's routes.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -13,7 +13,11 @@ use crate::{
     domain::turn::outcome::{ErrorCode, Failure},
 };
 
-/// Reads a JSON body of at most `limit` bytes, which `limit_name` is about.
+/// Reads a JSON body of at most `limit` bytes. `limit_name` is the subject of the error text for a larger body.
+///
+/// # Errors
+/// `unsupported_media_type` without `Content-Type: application/json`, `payload_too_large`, and `invalid_request` for
+/// malformed JSON or a body that broke off.
 pub(crate) async fn read<T: DeserializeOwned>(
     request: &HttpRequest,
     body: web::Payload,
@@ -22,21 +26,23 @@ pub(crate) async fn read<T: DeserializeOwned>(
 ) -> Result<T, Failure> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if kind.split(';').next().map(str::trim) != Some("application/json") {
-        return Err(Failure::new(ErrorCode::UnsupportedMediaType, "the body has to be JSON"));
+        return Err(Failure::new(ErrorCode::UnsupportedMediaType, "the body must be JSON (application/json)"));
     }
     let body = match body.to_bytes_limited(limit).await {
         Ok(Ok(body)) => body,
-        Ok(Err(cause)) => return Err(Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}"))),
+        Ok(Err(cause)) => {
+            return Err(Failure::new(ErrorCode::InvalidRequest, format!("the body could not be read: {cause}")));
+        }
         Err(_) => {
-            let detail = format!("{limit_name} has at most {limit} bytes");
+            let detail = format!("{limit_name} may have at most {limit} bytes");
             return Err(Failure::new(ErrorCode::PayloadTooLarge, detail));
         }
     };
     serde_json::from_slice(&body)
-        .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}")))
+        .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, format!("the body is malformed: {cause}")))
 }
 
-/// Says what came of a request.
+/// Builds the response to a request: 200 with the value as JSON, or the failure as a problem.
 pub(crate) fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
     match result {
         Ok(value) => HttpResponse::Ok().json(value),
@@ -44,16 +50,16 @@ pub(crate) fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
     }
 }
 
-/// Refuses a request.
+/// Builds and logs a problem response.
 pub(crate) fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
     answer_failure(&Failure::new(code, detail))
 }
 
-/// Says why a request failed, and logs it.
+/// Builds and logs the problem response for a failure, with `Retry-After` where the error code has one.
 pub(crate) fn answer_failure(failure: &Failure) -> HttpResponse {
     let problem = Problem::new(failure, Uuid::now_v7().to_string());
-    tracing::info!(code = failure.code.as_str(), %failure, request_id = problem.request_id, "refused");
-    // Every status of the table is one.
+    tracing::info!(code = failure.code.as_str(), %failure, request_id = problem.request_id, "request refused");
+    // Every status in the problem table is valid, so the default (200) is never used.
     let status = StatusCode::from_u16(problem.status).unwrap_or_default();
     let mut response = HttpResponse::build(status);
     if let Some(seconds) = retry_after_s(failure.code) {

@@ -1,4 +1,4 @@
-//! The runtime's routes: who may come in, and what each answers.
+//! HTTP routes of the runtime and their access check.
 
 use std::sync::Arc;
 
@@ -34,29 +34,26 @@ use crate::{
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 
-/// The largest request about a workspace, in bytes: it holds a path, an address and a branch.
+/// Largest body of a workspace request, in bytes. 64 KiB is ample for a path, a repository URL and a branch.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// What that is a limit of.
+/// Subject of the error text for a larger body.
 const BODY: &str = "a request about a workspace";
 
-/// What the routes need.
+/// State shared by the routes. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct RuntimeState {
-    /// Compared with what the client sends.
+    /// Bearer token that clients must send; `None` accepts requests without one.
     pub token: Option<SecretString>,
-    /// For every socket.
+    /// Settings and shared handles of every socket.
     pub sockets: SocketSettings,
-    /// For the workspace routes.
     pub workspaces: Arc<Workspaces>,
-    /// Turns over HTTP.
     pub fallback: Arc<Fallback>,
-    /// Whether ACP over WebSocket is offered.
+    /// True if `GET /acp` is offered; otherwise it answers 404.
     pub acp: bool,
-    /// Figures of this process.
     pub metrics: Metrics,
 }
 
-/// Adds the routes.
+/// Returns a function that adds the routes, wrapped by [`guard`], to an application.
 pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceConfig) {
     move |config| {
         let scope = web::scope("")
@@ -80,11 +77,14 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
 }
 
 fn resource(path: &str, route: actix_web::Route) -> actix_web::Resource {
-    let wrong = || async { refuse(ErrorCode::MethodNotAllowed, "the runtime has no such method here") };
+    let wrong = || async { refuse(ErrorCode::MethodNotAllowed, "the route does not support this method") };
     web::resource(path).route(route).default_service(web::to(wrong))
 }
 
-/// Browsers have no business here, and everybody else needs the token, if there is one.
+/// Refuses requests with an `Origin` header and requests without the bearer token, if one is configured.
+///
+/// Only browsers send `Origin`. No page has a reason to call the runtime, and a page that could reach it on loopback
+/// would be able to run commands.
 async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -92,10 +92,10 @@ async fn guard(
     let refused = if request.headers().contains_key(header::ORIGIN) {
         Some(Failure::new(
             ErrorCode::ForbiddenOrigin,
-            "the runtime does not answer browser pages, whatever their origin",
+            "the runtime refuses requests from browser pages of any origin",
         ))
     } else if !is_authorized(&request) {
-        Some(Failure::new(ErrorCode::Unauthorized, "the runtime wants its token"))
+        Some(Failure::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong"))
     } else {
         None
     };
@@ -115,21 +115,25 @@ fn is_authorized(request: &ServiceRequest) -> bool {
 
 async fn acp(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
     if !state.acp {
-        return refuse(ErrorCode::NotFound, "this runtime speaks only HTTP (`[runtime] acp = false`)");
+        return refuse(ErrorCode::NotFound, "this runtime serves turns over HTTP only (`[runtime] acp = false`)");
     }
     returning(&request)
         .and_then(|returning| socket::accept(&request, body, state.sockets.clone(), returning))
         .unwrap_or_else(|failure| answer_failure(&failure))
 }
 
-/// Which connection a client comes back to, and the number of the last message that it has, if it knows.
+/// Reads the headers of a client that resumes a connection: the connection's id, and the number of the last message
+/// that the client received, if it knows.
+///
+/// # Errors
+/// `not_found` for an id that is not a UUID, `invalid_request` for a number that does not parse.
 fn returning(request: &HttpRequest) -> Result<Option<(Uuid, Option<u64>)>, Failure> {
     let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default().trim());
     let Some(id) = text(CONNECTION_ID_HEADER) else { return Ok(None) };
-    // No id of ours, so nothing that is held.
+    // The runtime issues UUIDs only, so it cannot hold a connection with any other id.
     let id = id.parse().map_err(|_| Failure::new(ErrorCode::NotFound, "no such connection"))?;
     let received = text(RECEIVED_HEADER).map(str::parse).transpose().map_err(|_| {
-        Failure::new(ErrorCode::InvalidRequest, format!("the header {RECEIVED_HEADER} has to be a number"))
+        Failure::new(ErrorCode::InvalidRequest, format!("the header {RECEIVED_HEADER} must be a number"))
     })?;
     Ok(Some((id, received)))
 }

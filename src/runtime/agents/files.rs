@@ -1,7 +1,7 @@
-//! `fs/*`: the agent's files, inside the folders of its sessions only.
+//! Serves `fs/*`: reads and writes an agent's files inside the folders of its sessions only.
 //!
-//! Paths are opened relative to the open folder, component by component in the kernel or in the library,
-//! so neither `..`, nor an absolute path, nor a link at any place leads out. Everything here blocks.
+//! Paths are resolved relative to an open folder, component by component in the kernel or in `cap_std`, so neither
+//! `..`, nor an absolute path, nor a symbolic link at any position leads out of it. Every function here blocks.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -19,15 +19,20 @@ use crate::{
     runtime::workspaces::folders::SessionFolders,
 };
 
-/// Reads text: all of it, or `limit` lines from `line` (counted from 1) on. More than `max_bytes` is
-/// refused rather than cut, because an agent would take a cut file for the whole.
+/// Reads a UTF-8 text file: all of it, or `limit` lines starting at `line` (counted from 1).
+///
+/// More than `max_bytes` is an error instead of a truncated text, because an agent would take a part for the whole.
+///
+/// # Errors
+/// `RESOURCE_NOT_FOUND` for a missing file; `INVALID_PARAMS` for a path outside the session's folders, and for
+/// anything that is not a readable, regular UTF-8 file within the limit; `INTERNAL_ERROR` for other I/O errors.
 pub(crate) fn read(
     folders: &SessionFolders,
     request: &ReadTextFileRequest,
     max_bytes: usize,
 ) -> Result<String, RpcError> {
     let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
-    // A pipe or device in the workspace must not hang the reader.
+    // Non-blocking, so that opening a pipe or device in the workspace cannot hang the thread.
     let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).clone();
     let file = folder.dir().open_with(&relative, &options).map_err(|cause| explain(&request.path, &cause))?;
     let metadata = file.metadata().map_err(|cause| explain(&request.path, &cause))?;
@@ -54,15 +59,18 @@ pub(crate) fn read(
         }
     }
     if bytes.len() > max_bytes {
-        let said =
-            format!("{}: is larger than {max_bytes} bytes; ask for `line` and `limit`", request.path.display());
-        return Err(RpcError::new(jsonrpc::INVALID_PARAMS, said));
+        let detail = format!("{}: is larger than {max_bytes} bytes; use `line` and `limit`", request.path.display());
+        return Err(RpcError::new(jsonrpc::INVALID_PARAMS, detail));
     }
     String::from_utf8(bytes)
         .map_err(|_| RpcError::new(jsonrpc::INVALID_PARAMS, format!("{}: is not UTF-8 text", request.path.display())))
 }
 
-/// Writes text, and makes the folders above the file.
+/// Writes a text file, replacing its content, and creates missing parent folders. New files and folders belong to
+/// `run_as`.
+///
+/// # Errors
+/// As for [`read`]. The write is not atomic: an I/O error can leave a partly written file.
 pub(crate) fn write(
     folders: &SessionFolders,
     request: &WriteTextFileRequest,
@@ -79,7 +87,7 @@ pub(crate) fn write(
     file.write_all(request.content.as_bytes()).map_err(failed)
 }
 
-/// A link in the place of a folder is resolved like any other path, so one that leads out is refused.
+/// Creates a folder and its parents. A symbolic link in the path is accepted if it leads to a folder inside `dir`.
 fn make_folders(dir: &Dir, path: &Path) -> io::Result<()> {
     match dir.create_dir_all(path) {
         Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => dir.metadata(path).map(drop),
@@ -87,8 +95,8 @@ fn make_folders(dir: &Dir, path: &Path) -> io::Result<()> {
     }
 }
 
-/// This thread's files are those of the agent's user: what is made belongs to it, and what it may not
-/// touch is refused. Ends when dropped.
+/// File system identity of the agent's user, for the current thread until dropped: new files belong to that user,
+/// and the kernel denies access to files that the user may not touch.
 struct FileIdentity {
     uid: u32,
     gid: u32,
@@ -96,8 +104,8 @@ struct FileIdentity {
 
 impl FileIdentity {
     fn assume(user: RunAs) -> Self {
-        // SAFETY: system calls without pointers that concern this thread alone; the group goes first,
-        // because the right to change it goes with the user.
+        // SAFETY: system calls without pointers that affect this thread alone. The group is set first, because
+        // changing the user drops the right to change the group.
         unsafe {
             let gid = libc::setfsgid(user.gid);
             let uid = libc::setfsuid(user.uid);
@@ -123,7 +131,7 @@ fn outside(path: &Path) -> RpcError {
 fn explain(path: &Path, cause: &io::Error) -> RpcError {
     let code = match cause.kind() {
         io::ErrorKind::NotFound => jsonrpc::RESOURCE_NOT_FOUND,
-        // What the library says of a path that leads out of the folder has no number of the system's.
+        // `cap_std` reports a path that leads out of the folder as `PermissionDenied` without an OS error number.
         io::ErrorKind::PermissionDenied if cause.raw_os_error().is_none() => return outside(path),
         _ if cause.raw_os_error() == Some(libc::EXDEV) => return outside(path),
         io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
@@ -171,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_folders_are_made() {
+    fn written_text_is_read_back_and_parent_folders_are_created() {
         let place = place();
         place.write("a/b/c.txt", "one\ntwo\nthree\n").unwrap();
         assert_eq!(place.read("a/b/c.txt").unwrap(), "one\ntwo\nthree\n");
@@ -186,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_out() {
+    fn paths_and_links_out_of_the_workspace_are_refused() {
         let place = place();
         symlink(place.base.path(), place.path("up")).unwrap();
         symlink(place.base.path().join("secret"), place.path("file")).unwrap();
@@ -208,12 +216,12 @@ mod tests {
         }
         assert_eq!(place.write("up/new/file", "x").unwrap_err().code, jsonrpc::INVALID_PARAMS);
         assert_eq!(std::fs::read_to_string(&secret).unwrap(), "secret");
-        place.write("inside/ok", "links within the workspace are fine").unwrap();
+        place.write("inside/ok", "links within the workspace are allowed").unwrap();
         assert!(place.path("sub/ok").exists());
     }
 
     #[test]
-    fn a_missing_file_is_32002_and_what_is_no_text_is_32602() {
+    fn missing_file_is_32002_and_unreadable_content_is_32602() {
         let place = place();
         assert_eq!(place.read("none").unwrap_err().code, jsonrpc::RESOURCE_NOT_FOUND);
         assert_eq!(place.read("none/at/all").unwrap_err().code, jsonrpc::RESOURCE_NOT_FOUND);
@@ -225,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_in_the_workspace_hangs_nobody() {
+    fn fifo_in_the_workspace_fails_without_blocking() {
         let place = place();
         let name = std::ffi::CString::new(place.path("fifo").to_str().unwrap()).unwrap();
         // SAFETY: the name is a C string.

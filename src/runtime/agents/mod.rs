@@ -1,4 +1,4 @@
-//! The agents that this runtime can start, and the seats they take.
+//! Starts the configured agents as processes and limits how many run at once.
 
 pub(crate) mod files;
 pub(crate) mod requests;
@@ -34,39 +34,39 @@ use crate::{
     transport::pipe::Pipe,
 };
 
-/// An agent's settings.
+/// Configuration of one agent.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentSettings {
-    /// By which a client chooses it.
+    /// Name by which clients select the agent.
     pub name: String,
-    /// Program and arguments.
+    /// Program and arguments of the agent in ACP mode.
     pub command: Vec<String>,
-    /// Program and arguments of its headless command for the fallback; empty where it has none.
+    /// Program and arguments of the agent's headless command for the HTTP fallback; empty if the agent has none.
     pub oneshot: Vec<String>,
-    /// Its whole environment.
+    /// Complete environment; nothing is inherited from the runtime.
     pub environment: BTreeMap<String, SecretString>,
-    /// User as whom it runs, by name or number.
+    /// User to run the agent as, by name or number; `None` for the runtime's own user.
     pub run_as: Option<String>,
-    /// Which of its client's methods the runtime answers.
+    /// Client requests that the runtime answers itself.
     pub serves: ServedRequests,
 }
 
-/// Bounds that all agents share.
+/// Limits shared by all agents of a runtime.
 #[derive(Clone)]
 pub(crate) struct AgentLimits {
-    /// Processes at the same time.
+    /// Largest number of concurrent agent processes.
     pub max_agents: usize,
-    /// From SIGTERM to SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// Lines and queues.
+    /// Limits of a message and of the queues of an agent's pipes.
     pub stdio: StdioLimits,
-    /// Commands of one agent at the same time.
+    /// Largest number of concurrent `terminal/*` commands of one agent.
     pub terminals: usize,
-    /// The environment of those commands.
+    /// Environment of those commands.
     pub terminal_environment: Vec<(OsString, OsString)>,
 }
 
-/// Starts agents.
+/// Starts agents and counts their processes.
 pub(crate) struct Agents {
     agents: Vec<(AgentSettings, Option<RunAs>)>,
     seats: Arc<Semaphore>,
@@ -75,26 +75,26 @@ pub(crate) struct Agents {
     metrics: Metrics,
 }
 
-/// An agent that runs.
+/// A running agent in ACP mode.
 pub(crate) struct StartedAgent {
-    /// To and from it; dropping the sender ends it.
+    /// Messages to and from the agent. Dropping the sender ends the process.
     pub pipe: Pipe,
-    /// What the runtime answers for it.
+    /// Client requests that the runtime answers itself.
     pub serves: ServedRequests,
-    /// Where its sessions may work.
     pub workplace: Workplace,
 }
 
-/// Where the sessions of one agent may work. Cheap to clone.
+/// Folders in which the sessions of one agent may work. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Workplace {
-    /// The folders that they were given.
+    /// Folders of the sessions so far, including `home`.
     pub folders: SessionFolders,
-    /// The folder that the client named at the start; its sessions stay in it.
+    /// Folder that the client named in `initialize`. If set, every session folder must be inside it.
     pub home: Option<Folder>,
 }
 
-/// A seat for one agent, and what it is to run in: all that may be refused before anything is started.
+/// Reservation for one agent process, with its folder. Everything that can be refused is checked when it is made, so
+/// a refusal starts nothing.
 pub(crate) struct Place<'a> {
     agent: &'a AgentSettings,
     user: Option<RunAs>,
@@ -103,13 +103,13 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Whether the agent has a headless command.
+    /// True if the agent has a headless command.
     pub(crate) fn has_oneshot(&self) -> bool {
         !self.agent.oneshot.is_empty()
     }
 }
 
-/// The place of one process group, given back when the group is gone.
+/// Permit for one process group, released when the group has ended.
 struct Seat {
     _permit: OwnedSemaphorePermit,
     metrics: Metrics,
@@ -122,7 +122,10 @@ impl Drop for Seat {
 }
 
 impl Agents {
-    /// Looks the agents' users up. Blocks.
+    /// Resolves the users that agents run as. Blocks while the user database is read.
+    ///
+    /// # Errors
+    /// A user is unknown or the runtime does not run as root.
     pub(crate) fn new(
         agents: Vec<AgentSettings>,
         limits: AgentLimits,
@@ -137,36 +140,39 @@ impl Agents {
         Ok(Self { agents, seats: Arc::new(Semaphore::new(limits.max_agents)), limits, folders, metrics })
     }
 
-    /// The agents' names, the default one first.
+    /// Names of the configured agents, the default first.
     pub(crate) fn names(&self) -> Vec<String> {
         self.agents.iter().map(|(agent, _)| agent.name.clone()).collect()
     }
 
-    /// How many processes run, those included that are just ending.
+    /// Number of agent processes, including those that are exiting.
     pub(crate) fn running(&self) -> usize {
         self.limits.max_agents.saturating_sub(self.seats.available_permits())
     }
 
-    /// How many may run.
+    /// Largest number of concurrent agent processes.
     pub(crate) fn max(&self) -> usize {
         self.limits.max_agents
     }
 
-    /// Waits until no process is left. New ones can still be started while it waits.
+    /// Waits until no agent process is left. Does not prevent new ones from being started.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
     pub(crate) async fn all_gone(&self) {
         let all = u32::try_from(self.limits.max_agents).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         let _ = self.seats.acquire_many(all).await;
     }
 
-    /// Checks a session's folder, and that it is in `home` where the client named one. Touches the disk on
-    /// another thread.
+    /// Opens a session's folder and checks that it is inside `home`, if the client named one. Disk access runs on a
+    /// blocking thread.
     async fn open_folder(&self, path: String, home: Option<Folder>) -> Result<Folder, Failure> {
         let allowed = self.folders.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let folder = allowed.open(&path)?;
             if home.is_some_and(|home| !home.contains(&folder)) {
-                let detail = format!("{path}: is not in the folder that `initialize` named");
+                let detail = format!("{path}: is outside the folder named in `initialize`");
                 return Err(Failure::new(ErrorCode::PathNotAllowed, detail));
             }
             Ok(folder)
@@ -174,7 +180,11 @@ impl Agents {
         opened.await.map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?
     }
 
-    /// Lets a session work in a folder, if it may.
+    /// Adds a session's folder to those in which its agent may work.
+    ///
+    /// # Errors
+    /// `path_not_allowed` for a folder that is not allowed or is outside `home`; `invalid_request` for more folders
+    /// than one connection may use.
     pub(crate) async fn admit(&self, path: String, workplace: Workplace) -> Result<(), Failure> {
         let folder = self.open_folder(path, workplace.home).await?;
         workplace.folders.add(folder)
@@ -187,31 +197,37 @@ impl Agents {
         }
     }
 
-    /// Whether an agent, the default one where none is named, has a headless command.
+    /// True if the named agent (the default one for `None`) exists and has a headless command.
     pub(crate) fn has_oneshot(&self, name: Option<&str>) -> bool {
         self.find(name).is_some_and(|(agent, _)| !agent.oneshot.is_empty())
     }
 
-    /// Starts the agent that `initialize` asks for. A dropped future leaves no process behind.
+    /// Reserves and starts the agent that `initialize` requests.
+    ///
+    /// # Errors
+    /// Those of [`reserve`](Self::reserve) and [`start_in`](Self::start_in).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves no process behind.
     pub(crate) async fn start(&self, asked: &InitializeMeta) -> Result<StartedAgent, Failure> {
         self.start_in(self.reserve(asked).await?).await
     }
 
-    /// Finds the agent and a seat for it, and checks its folder.
+    /// Finds the agent, opens its folder and takes one of the permits for agent processes.
     ///
     /// # Errors
-    /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted`.
+    /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted`. Nothing was started.
     pub(crate) async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
         let (agent, user) = self.find(asked.agent.as_deref()).ok_or_else(|| {
             let name = asked.agent.as_deref().unwrap_or("default");
-            Failure::new(ErrorCode::UnknownAgent, format!("there is no agent `{name}` in this runtime"))
+            Failure::new(ErrorCode::UnknownAgent, format!("agent `{name}` is not configured in this runtime"))
         })?;
         let home = match &asked.cwd {
             Some(cwd) => Some(self.open_folder(cwd.clone(), None).await?),
             None => None,
         };
         let permit = self.seats.clone().try_acquire_owned().map_err(|_| {
-            let detail = format!("{} agent processes run, which is the limit", self.limits.max_agents);
+            let detail = format!("all {} agent processes of this runtime are in use", self.limits.max_agents);
             Failure::new(ErrorCode::CapacityExhausted, detail)
         })?;
         self.metrics.agent_process_started();
@@ -219,7 +235,14 @@ impl Agents {
         Ok(Place { agent, user: *user, home, seat })
     }
 
-    /// Starts the agent in ACP. A dropped future leaves no process behind.
+    /// Starts the agent in ACP mode.
+    ///
+    /// # Errors
+    /// `agent_start_failed` if its process cannot be started; `workspace_unavailable` if its folder cannot be handed
+    /// to the user that the agent runs as.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves no process behind.
     pub(crate) async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
         let (agent, user, home) = (place.agent, place.user, place.home.clone());
         let folders = SessionFolders::default();
@@ -233,13 +256,19 @@ impl Agents {
         Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home } })
     }
 
-    /// Starts the agent's headless command, under the same rules. A dropped future leaves no process behind.
+    /// Starts the agent's headless command, with the same user, folder and environment as the agent itself.
+    ///
+    /// # Errors
+    /// As for [`start_in`](Self::start_in).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves no process behind.
     pub(crate) async fn start_oneshot_in(&self, place: Place<'_>) -> Result<AgentProcess, Failure> {
         let agent = place.agent;
         self.spawn(place, &agent.oneshot).await
     }
 
-    /// The largest message of an agent, in bytes.
+    /// Largest message of an agent, in bytes.
     pub(crate) fn frame_bytes(&self) -> usize {
         self.limits.stdio.frame_bytes
     }
@@ -286,34 +315,36 @@ impl Agents {
             run_as,
             kill_grace: self.limits.kill_grace,
         };
-        // Every character of a file may need six in JSON.
+        // JSON may escape one byte of a file as six (`\u0000`), and the answer has to fit a frame.
         ClientRequestSettings { serves, terminals, file_bytes: self.limits.stdio.frame_bytes / 6 }
     }
 
-    /// Gives a workspace that we made to the agent's user, once, before any agent has been in it.
+    /// Changes the owner of a workspace that this runtime created to the agent's user. Folders outside the root
+    /// belong to the caller and keep their owner; a workspace that the user already owns is left as it is.
     async fn hand_over(&self, folder: PathBuf, user: RunAs) -> Result<(), Failure> {
         if folder.parent() != Some(self.folders.root()) {
             return Ok(());
         }
-        let given = tokio::task::spawn_blocking(move || {
+        let changed = tokio::task::spawn_blocking(move || {
             if fs::symlink_metadata(&folder)?.uid() == user.uid {
                 return Ok(());
             }
-            give(&folder, user)
+            change_owner(&folder, user)
         });
-        given.await.map_err(io::Error::other).and_then(|given| given).map_err(|cause| {
-            let detail = format!("the workspace could not be given to the agent's user: {cause}");
+        changed.await.map_err(io::Error::other).and_then(|changed| changed).map_err(|cause| {
+            let detail = format!("changing the owner of the workspace to the agent's user failed: {cause}");
             Failure::new(ErrorCode::WorkspaceUnavailable, detail)
         })
     }
 }
 
-/// The folder itself goes last: its owner says whether the work is done.
-fn give(folder: &Path, user: RunAs) -> io::Result<()> {
+/// Changes the owner of a folder tree, the folder itself last: its owner marks the change as complete, so an
+/// interrupted one is repeated by the next start.
+fn change_owner(folder: &Path, user: RunAs) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            give(&entry.path(), user)?;
+            change_owner(&entry.path(), user)?;
         } else {
             lchown(entry.path(), Some(user.uid), Some(user.gid))?;
         }

@@ -1,4 +1,4 @@
-//! Answers the requests that an agent makes of its client and that the runtime serves: files and terminals.
+//! Answers the client requests of an agent that the runtime serves itself: files and terminals.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,47 +23,51 @@ use crate::{
     transport::pipe::{self, FrameSender, PipeLimits},
 };
 
-/// Requests of one agent that are answered at the same time. Most are done in a moment; waiting for the
-/// end of commands takes long, and no agent waits for this many. More are refused, never queued.
+/// Largest number of client requests of one agent in progress. Most complete in milliseconds; `wait_for_exit` can
+/// take as long as its command, and no known agent waits for this many. Further requests are answered with an error,
+/// never queued.
 const ANSWERS_AT_ONCE: usize = 64;
-/// Requests that wait to be begun; a full queue makes the agent wait.
+/// Requests that may wait to be started. Starting one takes no time, so a short queue is enough; while it is full,
+/// the agent's output is not read.
 const REQUESTS_IN_QUEUE: usize = 16;
-/// How long a file may take. A network file system that hangs must not look like a silent agent.
+/// Time limit of a file request, so that a network file system that hangs is reported as such instead of looking like
+/// a silent agent.
 const FILE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Which client requests of its agent the runtime answers itself.
+/// Selects the client requests of an agent that the runtime answers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServedRequests {
-    /// `fs/*`
+    /// True if `fs/*` is served.
     pub fs: bool,
-    /// `terminal/*`
+    /// True if `terminal/*` is served.
     pub terminal: bool,
 }
 
 impl ServedRequests {
-    /// ACP `clientCapabilities.fs`.
+    /// Returns ACP `clientCapabilities.fs`.
     pub(crate) fn fs_capability(self) -> serde_json::Value {
         json!({"readTextFile": self.fs, "writeTextFile": self.fs})
     }
 
-    /// ACP `clientCapabilities` with nothing beyond these requests.
+    /// Returns ACP `clientCapabilities` for these requests alone.
     pub(crate) fn capabilities(self) -> serde_json::Value {
         json!({"fs": self.fs_capability(), "terminal": self.terminal})
     }
 }
 
-/// What one agent's doors may do.
+/// Limits and permissions of the client requests of one agent.
 #[derive(Clone)]
 pub(crate) struct ClientRequestSettings {
-    /// Which doors are open; requests at a closed one are answered with -32601.
+    /// Requests that are served; the others are answered with -32601 (method not found).
     pub serves: ServedRequests,
-    /// For commands.
+    /// Settings of `terminal/*`.
     pub terminals: TerminalSettings,
-    /// The largest file that is read at once, in bytes.
+    /// Largest text that one `fs/read_text_file` returns, in bytes.
     pub file_bytes: usize,
 }
 
-/// Opens the doors of one agent; they close, and its commands end, with the connection.
+/// Starts a task that answers the client requests of one agent. The task ends with the agent's connection, and then
+/// kills the commands that it started.
 pub(crate) fn open(settings: ClientRequestSettings, folders: SessionFolders, limits: PipeLimits) -> Interceptor {
     let (requests, queue) = mpsc::channel(REQUESTS_IN_QUEUE);
     let (answer, answers) = pipe::bounded(limits);
@@ -94,7 +98,7 @@ impl ClientRequests {
             };
             let Some(request) = request else { break };
             if running.len() >= ANSWERS_AT_ONCE {
-                let refused = RpcError::new(jsonrpc::INTERNAL_ERROR, "too many requests wait for an answer");
+                let refused = RpcError::new(jsonrpc::INTERNAL_ERROR, "too many requests are in progress");
                 if answer.send(jsonrpc::response(&request.id, Err::<(), _>(&refused))).await.is_err() {
                     break;
                 }
@@ -106,11 +110,11 @@ impl ClientRequests {
                 let id = request.id.clone();
                 let result = client_requests.answer(request).await;
                 let text = jsonrpc::response(&id, result.as_ref());
-                // Nobody to answer any more is fine.
+                // Fails only if the agent's connection is closed, and then nobody needs the answer.
                 let _ = answer.send(text).await;
             });
         }
-        // Dropped with its last clone: every command of the agent ends.
+        // Aborting the requests drops their clones of `self`; the last clone ends every command of the agent.
         running.shutdown().await;
     }
 
@@ -163,7 +167,8 @@ impl ClientRequests {
         }
     }
 
-    /// File systems may block, so they are not touched on the connection's own thread.
+    /// Runs file work on a blocking thread, within [`FILE_TIMEOUT`]. Work that times out keeps its thread until the
+    /// file system answers.
     async fn on_files<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, RpcError> + Send + 'static,
@@ -173,13 +178,13 @@ impl ClientRequests {
         match tokio::time::timeout(FILE_TIMEOUT, work).await {
             Ok(Ok(result)) => result,
             Ok(Err(cause)) => Err(RpcError::new(jsonrpc::INTERNAL_ERROR, cause.to_string())),
-            Err(_) => Err(RpcError::new(jsonrpc::INTERNAL_ERROR, "the file system does not answer")),
+            Err(_) => Err(RpcError::new(jsonrpc::INTERNAL_ERROR, "the file system did not answer in time")),
         }
     }
 }
 
 fn no_such_method(method: &str) -> RpcError {
-    RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("`{method}` is not offered here"))
+    RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("`{method}` is not supported"))
 }
 
 fn read_params<T: DeserializeOwned>(request: &ClientRequest) -> Result<T, RpcError> {

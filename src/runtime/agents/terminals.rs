@@ -1,4 +1,4 @@
-//! `terminal/*`: commands that an agent runs in its workspace, ended with the session.
+//! Serves `terminal/*`: commands that an agent runs in its workspace, and that end with the agent's connection.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,26 +22,27 @@ use crate::{
     runtime::workspaces::folders::SessionFolders,
 };
 
-/// The most output that is kept of one command, in bytes, whatever the agent asks for: it has to fit a
-/// frame, and agents cut it further for their model anyway.
+/// Largest output that is kept of one command, in bytes, even if the agent requests more: the output has to fit a
+/// frame, and agents truncate it further for their model anyway.
 const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Finished commands that an agent may keep for each one that it may run before it has to release some.
+/// Terminals that an agent may hold, finished ones included, as a multiple of the commands that it may run at once.
+/// At the limit it must release some before it starts another command.
 const KEPT_PER_RUNNING: usize = 8;
 
-/// Where and how commands run.
+/// Settings of the commands of one agent.
 #[derive(Clone)]
 pub(crate) struct TerminalSettings {
-    /// Commands at the same time.
+    /// Largest number of concurrent commands.
     pub running: usize,
-    /// Variables that every command gets.
+    /// Environment of every command; a request can add to it and override it.
     pub inherited: Vec<(std::ffi::OsString, std::ffi::OsString)>,
-    /// The agent's user.
+    /// User to run the commands as; `None` for the runtime's own user.
     pub run_as: Option<RunAs>,
-    /// From SIGTERM to SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
 }
 
-/// The commands of one agent. Dropping it ends them all.
+/// Commands of one agent. Dropping this value ends them all.
 pub(crate) struct Terminals {
     settings: TerminalSettings,
     folders: SessionFolders,
@@ -51,7 +52,7 @@ pub(crate) struct Terminals {
 
 struct Terminal {
     output: Arc<Mutex<Output>>,
-    /// Taken when the command is to end.
+    /// Dropping the value ends the command.
     life: Mutex<Option<Life>>,
     exited: watch::Receiver<Option<TerminalExitStatus>>,
 }
@@ -66,7 +67,7 @@ struct Output {
 impl Output {
     fn push(&mut self, chunk: &[u8]) {
         self.bytes.extend_from_slice(chunk);
-        // Cut rarely: moving the rest to the front for every chunk would cost more than the memory.
+        // Truncated only at twice the limit, because every truncation moves the remaining bytes to the front.
         if self.bytes.len() > self.limit.saturating_mul(2).max(8192) {
             self.cut();
         }
@@ -80,27 +81,31 @@ impl Output {
 
     fn read(&mut self) -> (String, bool) {
         self.cut();
-        // The first character may have been cut in two.
+        // The truncation may have split the first character; skip its continuation bytes.
         let skip = if self.truncated {
             self.bytes.iter().take(3).take_while(|byte| (0x80..0xc0).contains(*byte)).count()
         } else {
             0
         };
         let whole = String::from_utf8_lossy(&self.bytes[skip..]);
-        // Bytes that are no text become longer.
+        // An invalid byte becomes a replacement character of three bytes, so the text may exceed the limit again.
         (text::tail_bytes(&whole, self.limit).to_owned(), self.truncated)
     }
 }
 
 impl Terminals {
-    /// No command runs yet.
+    /// Creates an empty set of commands.
     pub(crate) fn new(settings: TerminalSettings, folders: SessionFolders) -> Self {
         Self { settings, folders, open: Mutex::default(), made: AsyncMutex::new(0) }
     }
 
-    /// Starts a command and answers its id.
+    /// Starts a command and returns its terminal id.
+    ///
+    /// # Errors
+    /// `INTERNAL_ERROR` at one of the limits; `INVALID_PARAMS` for a working directory outside the session's folders
+    /// and for a command that cannot be started.
     pub(crate) async fn create(&self, request: CreateTerminalRequest) -> Result<String, RpcError> {
-        // One start at a time, so that the count below holds.
+        // Held until the new terminal is registered, so that concurrent starts cannot exceed the limit together.
         let mut made = self.made.lock().await;
         self.check_room()?;
         let cwd = self.cwd(request.cwd.as_ref())?;
@@ -122,8 +127,8 @@ impl Terminals {
         let limit = request.output_byte_limit.and_then(|limit| usize::try_from(limit).ok());
         let limit = limit.unwrap_or(MAX_OUTPUT_BYTES).min(MAX_OUTPUT_BYTES);
         let output = Arc::new(Mutex::new(Output { bytes: Vec::new(), limit, truncated: false }));
-        let (tell, exited) = watch::channel(None);
-        tokio::spawn(follow(started.output, started.exit, output.clone(), tell));
+        let (exit_status, exited) = watch::channel(None);
+        tokio::spawn(follow(started.output, started.exit, output.clone(), exit_status));
         *made += 1;
         let id = format!("terminal-{made}");
         let terminal = Terminal { output, life: Mutex::new(Some(started.life)), exited };
@@ -131,29 +136,44 @@ impl Terminals {
         Ok(id)
     }
 
-    /// What a command has printed, and how it ended if it has.
+    /// Returns the end of what a command has printed, and its exit status once it has exited.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` for an unknown or released terminal.
     pub(crate) fn output(&self, id: &str) -> Result<TerminalOutputResponse, RpcError> {
         let terminal = self.find(id)?;
-        // Asked first: what a command printed before its end is then complete.
+        // Read before the output: the status is set after the last output, so an exit status implies complete output.
         let exit_status = terminal.exited.borrow().clone();
         let (output, truncated) = terminal.output.lock().read();
         Ok(TerminalOutputResponse::new(output, truncated).exit_status(exit_status))
     }
 
-    /// Waits for the end of a command. Cancel-safe.
+    /// Waits until a command has exited and returns its status.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` for an unknown or released terminal.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
     pub(crate) async fn wait_for_exit(&self, id: &str) -> Result<TerminalExitStatus, RpcError> {
         let mut exited = self.find(id)?.exited.clone();
         let status = exited.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
         Ok(status.unwrap_or_default())
     }
 
-    /// Ends a command and keeps its output.
+    /// Ends a command (SIGTERM, then SIGKILL after the grace) and keeps its output. Does not wait for the exit.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` for an unknown or released terminal.
     pub(crate) fn kill(&self, id: &str) -> Result<(), RpcError> {
         self.find(id)?.life.lock().take();
         Ok(())
     }
 
-    /// Ends a command and forgets it.
+    /// Ends a command as [`kill`](Self::kill) does and drops its output and id.
+    ///
+    /// # Errors
+    /// `RESOURCE_NOT_FOUND` for an unknown or released terminal.
     pub(crate) fn release(&self, id: &str) -> Result<(), RpcError> {
         self.kill(id)?;
         self.open().remove(id);
@@ -173,14 +193,14 @@ impl Terminals {
         let open = self.open();
         let running = open.values().filter(|terminal| terminal.exited.borrow().is_none()).count();
         let limit = self.settings.running;
-        let said = if running >= limit {
-            format!("{running} commands are running, which is the limit: wait for one or kill it")
+        let detail = if running >= limit {
+            format!("{running} commands are running, which is the limit: wait for one to exit or kill it")
         } else if open.len() >= limit.saturating_mul(KEPT_PER_RUNNING) {
-            format!("{} terminals are kept, which is the limit: release some", open.len())
+            format!("{} terminals are open, which is the limit: release some", open.len())
         } else {
             return Ok(());
         };
-        Err(RpcError::new(jsonrpc::INTERNAL_ERROR, said))
+        Err(RpcError::new(jsonrpc::INTERNAL_ERROR, detail))
     }
 
     fn cwd(&self, asked: Option<&PathBuf>) -> Result<PathBuf, RpcError> {
@@ -190,17 +210,17 @@ impl Terminals {
         let Some(asked) = asked else {
             return Ok(self.folders.latest().ok_or_else(|| outside("cwd"))?.path().to_owned());
         };
-        let said = asked.display().to_string();
-        let (folder, relative) = self.folders.find(asked).ok_or_else(|| outside(&said))?;
-        let inside = folder.dir().canonicalize(&relative).map_err(|_| outside(&said))?;
+        let shown = asked.display().to_string();
+        let (folder, relative) = self.folders.find(asked).ok_or_else(|| outside(&shown))?;
+        let inside = folder.dir().canonicalize(&relative).map_err(|_| outside(&shown))?;
         if !folder.dir().is_dir(&inside) {
-            return Err(outside(&said));
+            return Err(outside(&shown));
         }
         Ok(folder.path().join(inside))
     }
 }
 
-/// Some agents put a whole command line where a program's name belongs.
+/// Returns program and arguments. Some agents send a whole command line as the program; that is run by `sh`.
 fn command_line(command: String, args: Vec<String>) -> (String, Vec<String>) {
     if args.is_empty() && command.contains(|c: char| c.is_whitespace() || "|&;<>$".contains(c)) {
         ("/bin/sh".to_owned(), vec!["-c".to_owned(), command])
@@ -209,12 +229,15 @@ fn command_line(command: String, args: Vec<String>) -> (String, Vec<String>) {
     }
 }
 
-/// Keeps reading, whatever the limit, so that the command never waits for its output to be taken.
+/// Reads a command's output until its exit, then publishes the exit status.
+///
+/// Reads on beyond the output limit, so that a full pipe never blocks the command. A process that the command left
+/// behind may hold the pipe open, so after the exit only what is already in the pipe is read.
 async fn follow(
     mut pipe: pipe::Receiver,
     mut exit: group::Exit,
     output: Arc<Mutex<Output>>,
-    tell: watch::Sender<Option<TerminalExitStatus>>,
+    exited: watch::Sender<Option<TerminalExitStatus>>,
 ) {
     let mut chunk = vec![0; 8192];
     let mut ended = None;
@@ -226,7 +249,7 @@ async fn follow(
                 Ok(read @ 1..) => keep(&chunk[..read]),
                 _ => ended = Some(exit.wait().await),
             },
-            exited = exit.wait() => ended = Some(exited),
+            end = exit.wait() => ended = Some(end),
         }
     }
     if let Ok(fd) = pipe.into_nonblocking_fd() {
@@ -238,7 +261,8 @@ async fn follow(
             }
         }
     }
-    let _ = tell.send(Some(exit_status(ended.unwrap_or_default())));
+    // Fails only if the terminal was released, and then nobody waits for the status.
+    let _ = exited.send(Some(exit_status(ended.unwrap_or_default())));
 }
 
 fn exit_status(ended: Ended) -> TerminalExitStatus {
@@ -288,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_runs_in_the_workspace_and_its_output_is_kept_to_the_limit() {
+    async fn command_runs_in_the_workspace_and_its_output_is_truncated_to_the_limit() {
         let base = tempfile::tempdir().unwrap();
         let terminals = terminals(&base);
         let id = terminals.create(shell("pwd; echo err >&2; exit 3")).await.unwrap();
@@ -305,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn commands_are_counted_killed_and_confined() {
+    async fn commands_are_limited_killed_and_confined_to_the_workspace() {
         let base = tempfile::tempdir().unwrap();
         let terminals = terminals(&base);
         let first = terminals.create(shell("sleep 1000")).await.unwrap();

@@ -1,4 +1,4 @@
-//! The conversations that can be gone on with, each looked after by a task of its own.
+//! Resumable conversations of a runtime. Each has a task that enforces its deadlines.
 
 pub(crate) mod attachment;
 pub(crate) mod conversation;
@@ -30,46 +30,50 @@ use crate::{
     domain::turn::outcome::{ErrorCode, Failure},
 };
 
-/// All conversations of a runtime with numbers. Those with an agent hold its seat, so there are no more of them
-/// than agents may run; of those that keep only their agent's last words, the oldest make room.
+/// All conversations of a runtime whose messages are numbered, by connection id.
+///
+/// Conversations with a running agent are limited by the permits for agent processes. Conversations whose agent has
+/// exited only keep messages for their client; beyond the limit, the one whose agent exited first is ended.
 pub(crate) struct Conversations {
     held: Mutex<HashMap<Uuid, Arc<Conversation>>>,
+    /// Number of conversations whose client is disconnected.
     away: Arc<AtomicUsize>,
     retention: Retention,
     silence: Duration,
-    most: usize,
+    max: usize,
     metrics: Metrics,
     stopping: watch::Receiver<bool>,
 }
 
 impl Conversations {
-    /// Holds at most `most`. A client from which nothing comes for `silence` is away; `stopping` turning true ends
-    /// every conversation.
+    /// Creates an empty set that holds about `max` conversations. A client that sends nothing for `silence` counts as
+    /// disconnected. When `stopping` becomes true, every conversation ends.
     pub(crate) fn new(
         retention: Retention,
         silence: Duration,
-        most: usize,
+        max: usize,
         metrics: Metrics,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { held: Mutex::default(), away: Arc::default(), retention, silence, most, metrics, stopping }
+        Self { held: Mutex::default(), away: Arc::default(), retention, silence, max, metrics, stopping }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Conversation>>> {
         self.held.lock()
     }
 
-    /// Whether a connection can be gone on with at all.
+    /// True if connections can be resumed, which a grace of zero disables.
     pub(crate) fn are_kept(&self) -> bool {
         !self.retention.grace.is_zero()
     }
 
-    /// How many are kept for a client that is away.
+    /// Number of conversations that are kept for a disconnected client.
     pub(crate) fn away(&self) -> usize {
         self.away.load(Ordering::Relaxed)
     }
 
-    /// Begins a conversation under its connection's id. Starts a task on the calling task's runtime.
+    /// Starts a conversation under its connection's id. Spawns a task on the caller's tokio runtime, which ends with
+    /// the conversation.
     pub(crate) fn begin(self: &Arc<Self>, id: Uuid, agent: StartedAgent) -> Attachment {
         let (away, metrics) = (self.away.clone(), self.metrics.clone());
         let on_away = move |is_away: bool| {
@@ -88,10 +92,10 @@ impl Conversations {
         Attachment::new(conversation, FIRST_SOCKET)
     }
 
-    /// Ends the one whose agent is gone for longest, if there are as many as may be.
+    /// At the limit, ends the conversation whose agent exited first, if there is one without an agent.
     fn make_room(&self) {
         let held = self.lock();
-        if held.len() < self.most {
+        if held.len() < self.max {
             return;
         }
         let oldest = held
@@ -105,19 +109,21 @@ impl Conversations {
         }
     }
 
-    /// Lets a client go on that has everything up to `received`, or has forgotten what it has, and gives what it is to
-    /// be told first.
+    /// Resumes a conversation for a client that has received everything up to message `received`; `None` if the
+    /// client does not know, and then it gets everything that is held. Returns the socket's part of the conversation
+    /// and the first message for the client.
     ///
     /// # Errors
-    /// `not_found` where the connection is not held, or not what the client wants of it. Asking again is no use.
+    /// `not_found` if the connection is not held, or messages that the client needs are not held. A retry cannot
+    /// succeed.
     pub(crate) fn resume(&self, id: Uuid, received: Option<u64>) -> Result<(Attachment, Resumed), Failure> {
-        let gone = |why: String| Failure::new(ErrorCode::NotFound, format!("connection {id}: {why}"));
+        let not_found = |why: String| Failure::new(ErrorCode::NotFound, format!("connection {id}: {why}"));
         let conversation = self.lock().get(&id).cloned();
-        let conversation = conversation.ok_or_else(|| gone("is not held here".into()))?;
+        let conversation = conversation.ok_or_else(|| not_found("is not held by this runtime".into()))?;
         match conversation.attach(received) {
             Ok(Some((socket, resumed))) => Ok((Attachment::new(conversation, socket), resumed)),
-            Ok(None) => Err(gone("is over".into())),
-            Err(cause) => Err(gone(cause.to_string())),
+            Ok(None) => Err(not_found("has ended".into())),
+            Err(cause) => Err(not_found(cause.to_string())),
         }
     }
 
@@ -127,12 +133,12 @@ impl Conversations {
             tokio::select! {
                 () = conversation.changed() => {}
                 () = sleep_until(due) => conversation.look_after(),
-                // An error means that the runtime is gone, which is the same.
+                // An error means that the runtime was dropped, which also ends the conversation.
                 _ = stopping.wait_for(|stopping| *stopping) => conversation.end(),
             }
         }
         self.lock().remove(&id);
-        tracing::debug!(connection = %id, "the conversation is over");
+        tracing::debug!(connection = %id, "conversation ended");
     }
 }
 

@@ -1,4 +1,4 @@
-//! What an agent says, as a socket takes it: in portions, and with its end.
+//! Stream of an agent's messages for a socket, limited per poll, with the agent's exit as its end.
 
 use std::{
     pin::Pin,
@@ -15,59 +15,60 @@ use crate::{
     transport::pipe::{CloseReason, FrameReceiver, Incoming},
 };
 
-/// Bytes that one poll takes from the agent before it lets others run and the socket be written.
+/// Bytes that a socket actor takes from the agent before it yields, so that the socket is written and other actors on
+/// the thread run.
 const BYTES_PER_POLL: usize = 64 * 1024;
 
-/// What is for the client.
+/// Item that a socket sends to its client, or acts on.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
-    /// A message.
+    /// Message for the client.
     Text(String),
-    /// The agent is gone, and everything that it said is told, on a line with numbers that it is gone too.
+    /// The agent has exited and all its messages were sent; in a resumable conversation, the notice of its exit too.
     Parted(Arc<Parting>),
-    /// This socket has no more part in the conversation: close code and reason.
+    /// This socket no longer belongs to the conversation: WebSocket close code and reason.
     Over(u16, &'static str),
-    /// The client is taken for dead. It is told nothing: an end without a closing frame brings it back, if it lives.
+    /// The client counts as dead. The socket closes without a close frame, so that a client that is alive reconnects.
     LetGo,
 }
 
-/// How an agent ended.
+/// Exit of an agent.
 #[derive(Debug)]
 pub(crate) struct Parting {
-    /// As its client hears it.
+    /// Parameters of the notice to the client.
     pub exited: AgentExited,
-    /// A sentence.
+    /// One sentence for the log and the close reason.
     pub why: String,
-    /// When it was noticed.
+    /// Time at which the exit was detected.
     pub at: Instant,
 }
 
 impl Parting {
-    /// Reads what the agent's pipe said; nothing, if it broke off.
+    /// Converts the close reason of the agent's pipe; `None` if the pipe ended without one.
     pub(crate) fn new(reason: Option<CloseReason>) -> Self {
         let (exited, why) = match reason {
-            Some(CloseReason::AgentExited(exited)) => (exited, "the agent ended".to_owned()),
+            Some(CloseReason::AgentExited(exited)) => (exited, "the agent exited".to_owned()),
             Some(CloseReason::FrameTooLarge { limit }) => {
                 let code = Some(ErrorCode::FrameTooLarge.as_str().to_owned());
-                let why = format!("the agent wrote a line of more than {limit} bytes");
+                let why = format!("a line of the agent is larger than {limit} bytes");
                 (AgentExited { code, ..AgentExited::default() }, why)
             }
             Some(CloseReason::Lost(why)) => (AgentExited::default(), why),
-            None => (AgentExited::default(), "the agent's pipe broke off".to_owned()),
+            None => (AgentExited::default(), "the agent's pipe ended without a reason".to_owned()),
         };
         Self { exited, why, at: Instant::now() }
     }
 }
 
-/// Pauses: a flooding agent must not make one poll of the actor grow without bound, because the socket is written
-/// only between polls.
+/// Limits the bytes taken in one poll of a socket actor to [`BYTES_PER_POLL`]. The socket is written only between
+/// polls, so without a limit a fast agent would make one poll, and the memory it fills, grow without bound.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     taken_bytes: usize,
 }
 
 impl Pace {
-    /// Whether this poll may take more; if not, there is another one soon.
+    /// True if this poll may take more. Otherwise the budget is reset and the task is scheduled to be polled again.
     pub(crate) fn goes_on(&mut self, cx: &Context<'_>) -> bool {
         if self.taken_bytes < BYTES_PER_POLL {
             return true;
@@ -77,25 +78,24 @@ impl Pace {
         false
     }
 
-    /// So much was taken.
+    /// Records bytes that were taken.
     pub(crate) fn took(&mut self, bytes: usize) {
         self.taken_bytes += bytes;
     }
 
-    /// There is nothing to take.
+    /// Resets the budget, because nothing is left to take and the poll ends.
     pub(crate) fn rest(&mut self) {
         self.taken_bytes = 0;
     }
 }
 
-/// What the agent of a plain client says.
+/// Messages of an agent whose connection is not resumable, so that nothing is numbered or kept.
 pub(crate) struct PlainWords {
     from_agent: FrameReceiver,
     pace: Pace,
 }
 
 impl PlainWords {
-    /// Reads the agent's pipe.
     pub(crate) fn new(from_agent: FrameReceiver) -> Self {
         Self { from_agent, pace: Pace::default() }
     }
@@ -110,7 +110,7 @@ impl Stream for PlainWords {
         }
         let incoming = loop {
             match self.from_agent.poll_recv(cx) {
-                // An agent's pipes do not come back.
+                // Reports that a connection was interrupted or resumed, which cannot happen to a local pipe.
                 Poll::Ready(Some(Incoming::Line(_))) => {}
                 Poll::Ready(incoming) => break incoming,
                 Poll::Pending => {

@@ -1,7 +1,7 @@
-//! What is told of one turn, held for readers who come late or come back, and how it ended.
+//! Holds the lines of one turn and its end for readers that join late or reconnect.
 //!
-//! Bounded by lines and bytes. A line goes once it is too much and every reader of the stream has it; while one of
-//! them is behind, or nobody is there who could say that he does not want it, the agent waits.
+//! Limited in lines and in bytes. At a limit, the oldest line is dropped once every streaming reader has received it.
+//! While a streaming reader lags, or while the turn has no reader at all, nothing is dropped and the agent waits.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,40 +19,39 @@ use tokio::{
 
 use crate::{contract::fallback::TurnLine, domain::turn::outcome::Failure};
 
-/// Bytes of lines that a reader takes at once: what a socket takes in one write.
+/// Largest number of bytes that a reader takes at once, if the first line is not longer: about one socket write.
 const PORTION_BYTES: usize = 64 * 1024;
 
-/// How much is held.
+/// Limits of the lines that a turn holds. At either limit the agent waits for the readers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LineLimits {
-    /// Lines.
+    /// Number of lines.
     pub lines: usize,
-    /// Their bytes; one line that is larger is held alone.
+    /// Total size in bytes. The line that reaches the limit is still added, whatever its size.
     pub bytes: usize,
 }
 
-/// How a turn ended.
+/// End of a turn.
 #[derive(Debug, Clone)]
 pub(crate) enum Ended {
-    /// It did not begin; it may be asked for again.
+    /// The turn did not begin; the same request may be sent again.
     Refused(Failure),
-    /// Its task died, so that nobody knows what it did; it is not run again.
+    /// The task of the turn died, so the effects of the turn are unknown; it is not run again.
     Died(Failure),
-    /// It has a result.
+    /// The turn has a result.
     WithResult {
-        /// The [`ACPSessionResult`](crate::contract::result::ACPSessionResult).
+        /// JSON of the [`ACPSessionResult`](crate::contract::result::ACPSessionResult).
         result: Arc<RawValue>,
-        /// Why it failed, if it did.
+        /// Cause, if the turn failed.
         failure: Option<Failure>,
     },
 }
 
-/// What a reader gets.
+/// Item of a [`Reader`].
 #[derive(Debug)]
 pub(crate) enum ReaderItem {
-    /// Whole lines.
+    /// One or more whole lines.
     Lines(Bytes),
-    /// The end.
     Ended(Ended),
 }
 
@@ -63,14 +62,14 @@ enum Stage {
     Ended(Ended),
 }
 
-/// The lines of one turn.
+/// Lines and stage of one turn.
 #[derive(Debug)]
 pub(crate) struct Lines {
     limits: LineLimits,
     held: Mutex<Held>,
-    /// Changes when there is more to read.
-    told: watch::Sender<()>,
-    /// Changes when somebody has read, came or left.
+    /// Notified when a line is added or the stage changes.
+    written: watch::Sender<()>,
+    /// Notified when a reader joins, leaves or has received lines.
     read: watch::Sender<()>,
 }
 
@@ -79,14 +78,14 @@ struct Held {
     stage: Stage,
     lines: VecDeque<Bytes>,
     bytes: usize,
-    /// The number of the first of them, counted from 0.
+    /// Number of the first line that is held, counted from 0.
     first: u64,
-    /// Readers of the stream, with the number of the line that each gets next.
+    /// Streaming readers by id, with the number of the line that each receives next.
     streams: BTreeMap<u64, u64>,
     next_reader: u64,
-    /// All readers, those included that only wait for the end.
+    /// Number of readers, including those that wait for the end only.
     readers: usize,
-    /// Since when there is none.
+    /// Time at which the last reader left; meaningful while `readers` is 0.
     unattended_since: Instant,
 }
 
@@ -99,14 +98,15 @@ impl Held {
         self.lines.len() >= limits.lines || self.bytes >= limits.bytes
     }
 
-    /// Whether nobody needs the first line any more.
-    fn first_may_go(&self) -> bool {
+    /// True if the first line may be dropped: every streaming reader has received it, and there is a reader. Without
+    /// one, the line is held for a client that reconnects.
+    fn can_drop_first(&self) -> bool {
         self.readers > 0 && self.streams.values().all(|next| *next > self.first)
     }
 }
 
 impl Lines {
-    /// Nothing yet.
+    /// Creates the empty lines of a turn that waits for admission.
     pub(crate) fn new(limits: LineLimits) -> Self {
         let held = Held {
             stage: Stage::Admitting,
@@ -118,72 +118,79 @@ impl Lines {
             readers: 0,
             unattended_since: Instant::now(),
         };
-        Self { limits, held: Mutex::new(held), told: watch::Sender::new(()), read: watch::Sender::new(()) }
+        Self { limits, held: Mutex::new(held), written: watch::Sender::new(()), read: watch::Sender::new(()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock()
     }
 
-    /// The turn was admitted.
+    /// Records that the turn was admitted.
     pub(crate) fn begin(&self) {
         self.lock().stage = Stage::Running;
-        self.told.send_replace(());
+        self.written.send_replace(());
     }
 
-    /// The turn is over. Only the first end counts.
+    /// Records the end of the turn. Has no effect if an end was recorded before.
     pub(crate) fn end(&self, ended: Ended) {
         let mut held = self.lock();
         if !matches!(held.stage, Stage::Ended(_)) {
             held.stage = Stage::Ended(ended);
         }
         drop(held);
-        self.told.send_replace(());
+        self.written.send_replace(());
     }
 
-    /// Whether the turn is over.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.lock().stage, Stage::Ended(_))
     }
 
-    /// Whether the turn did not begin.
+    /// True if the turn ended before it began.
     pub(crate) fn was_refused(&self) -> bool {
         matches!(self.lock().stage, Stage::Ended(Ended::Refused(_)))
     }
 
-    /// Adds a line. To be called when there is [room](Self::room): nothing is refused.
+    /// Adds a line, even above the limits. Callers wait for [`room`](Self::room) before they take an event that may
+    /// add lines.
     pub(crate) fn push(&self, line: &TurnLine) {
         let mut text = serde_json::to_vec(line).unwrap_or_default();
         text.push(b'\n');
         let mut held = self.lock();
-        while held.is_full(self.limits) && held.first_may_go() {
-            if let Some(gone) = held.lines.pop_front() {
-                held.bytes -= gone.len();
+        while held.is_full(self.limits) && held.can_drop_first() {
+            if let Some(dropped) = held.lines.pop_front() {
+                held.bytes -= dropped.len();
                 held.first += 1;
             }
         }
         held.bytes += text.len();
         held.lines.push_back(text.into());
         drop(held);
-        self.told.send_replace(());
+        self.written.send_replace(());
     }
 
-    /// Whether a line may be added.
+    /// True if a line may be added now.
     pub(crate) fn has_room(&self) -> bool {
         let held = self.lock();
-        !held.is_full(self.limits) || held.first_may_go()
+        !held.is_full(self.limits) || held.can_drop_first()
     }
 
-    /// Waits until a line may be added. Cancel-safe.
+    /// Waits until a line may be added.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
     pub(crate) async fn room(&self) {
         let mut read = self.read.subscribe();
         while !self.has_room() {
-            // The sender is ours.
+            // Cannot fail: `self` holds the sender.
             let _ = read.changed().await;
         }
     }
 
-    /// Waits until nobody has read for so long. Cancel-safe, and the time goes on between calls.
+    /// Waits until the turn has had no reader for `grace`. The time is counted from when the last reader left, not
+    /// from the call.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
     pub(crate) async fn abandoned_for(&self, grace: Duration) {
         let mut read = self.read.subscribe();
         loop {
@@ -202,12 +209,12 @@ impl Lines {
         }
     }
 
-    /// Bytes that are held.
+    /// Total size of the lines that are held, in bytes.
     pub(crate) fn held_bytes(&self) -> usize {
         self.lock().bytes
     }
 
-    /// Lets the lines go of a turn that has ended; its end stays.
+    /// Drops the lines of a turn that has ended; its end is kept. Readers that lag get a `missed` line.
     pub(crate) fn forget(&self) {
         let mut held = self.lock();
         held.first = held.next();
@@ -215,7 +222,8 @@ impl Lines {
         held.bytes = 0;
     }
 
-    /// A reader of the stream after so many lines, or from now on.
+    /// Adds a streaming reader that has received the first `after` lines. `None` skips everything written so far. If
+    /// lines after `after` are not held any more, the reader first gets a line with their number (`missed`).
     pub(crate) fn stream(self: &Arc<Self>, after: Option<u64>) -> Reader {
         let mut held = self.lock();
         let wanted = after.unwrap_or(u64::MAX).min(held.next());
@@ -227,7 +235,7 @@ impl Lines {
         self.reader(held, Some(id), missed)
     }
 
-    /// A reader who waits for the end alone.
+    /// Adds a reader that waits for the end only and never delays the agent.
     pub(crate) fn wait(self: &Arc<Self>) -> Reader {
         self.reader(self.lock(), None, 0)
     }
@@ -236,29 +244,34 @@ impl Lines {
         held.readers += 1;
         drop(held);
         self.read.send_replace(());
-        Reader { told: self.told.subscribe(), lines: self.clone(), stream, missed }
+        Reader { written: self.written.subscribe(), lines: self.clone(), stream, missed }
     }
 }
 
-/// Reads the lines of a turn, or waits for its end. Gone when dropped.
+/// Reader of a turn's lines, or of its end only. Dropping it leaves the turn.
 #[derive(Debug)]
 pub(crate) struct Reader {
     lines: Arc<Lines>,
-    told: watch::Receiver<()>,
+    written: watch::Receiver<()>,
+    /// Id in [`Held::streams`]; `None` for a reader of the end only.
     stream: Option<u64>,
+    /// Number of dropped lines that the reader has not been notified of.
     missed: u64,
 }
 
 impl Reader {
-    /// Whether it gets lines.
+    /// True if the reader receives lines.
     pub(crate) fn is_stream(&self) -> bool {
         self.stream.is_some()
     }
 
-    /// Waits until the turn was admitted. Cancel-safe.
+    /// Waits until the turn is admitted.
     ///
     /// # Errors
-    /// Why it was not.
+    /// The failure of a turn that was refused or whose task died.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
     pub(crate) async fn begun(&mut self) -> Result<(), Failure> {
         loop {
             match &self.lines.lock().stage {
@@ -266,17 +279,21 @@ impl Reader {
                 Stage::Ended(Ended::Refused(failure) | Ended::Died(failure)) => return Err(failure.clone()),
                 Stage::Running | Stage::Ended(Ended::WithResult { .. }) => return Ok(()),
             }
-            let _ = self.told.changed().await;
+            // Cannot fail: `self.lines` holds the sender.
+            let _ = self.written.changed().await;
         }
     }
 
-    /// What comes next: lines, and then the end again and again. Cancel-safe.
+    /// Waits for the next lines. After the last line, every call returns the end.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: no line is lost.
     pub(crate) async fn next(&mut self) -> ReaderItem {
         loop {
-            if let Some(told) = self.take() {
-                return told;
+            if let Some(item) = self.take() {
+                return item;
             }
-            let _ = self.told.changed().await;
+            let _ = self.written.changed().await;
         }
     }
 
@@ -289,7 +306,7 @@ impl Reader {
         }
         let mut held = self.lines.lock();
         let cursor = self.stream.and_then(|id| held.streams.get(&id).copied()).unwrap_or(u64::MAX);
-        // Lines may have been forgotten at the end, but not under a reader who is behind: he is told what he missed.
+        // `forget` drops lines that a lagging reader has not received; report them as missed.
         if let Some(id) = self.stream
             && cursor < held.first
         {
@@ -358,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_who_is_behind_makes_the_agent_wait_and_one_who_comes_back_gets_what_is_held() {
+    async fn lagging_reader_blocks_the_agent_and_late_readers_get_held_lines() {
         let lines = Arc::new(Lines::new(LIMITS));
         let mut slow = lines.stream(Some(0));
         (0..3).for_each(|n| lines.push(&line(n)));
@@ -367,7 +384,7 @@ mod tests {
         lines.room().await;
         lines.push(&line(3));
         drop(slow);
-        assert!(!lines.has_room(), "nobody is there, so everything is held");
+        assert!(!lines.has_room(), "without a reader, no line is dropped");
         let mut back = lines.stream(Some(2));
         assert_eq!(text(&mut back).await, "{\"update\":2}\n{\"update\":3}\n");
         let mut late = lines.stream(Some(0));
@@ -376,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_the_end_alone_holds_nothing_up() {
+    async fn reader_of_the_end_alone_never_blocks_the_agent() {
         let lines = Arc::new(Lines::new(LIMITS));
         let mut waits = lines.wait();
         for n in 0..100 {
@@ -385,18 +402,18 @@ mod tests {
         }
         lines.end(Ended::Refused(Failure::new(crate::domain::turn::outcome::ErrorCode::Internal, "x")));
         assert_eq!(text(&mut waits).await, "end");
-        assert_eq!(text(&mut lines.stream(None)).await, "end", "from now on there is nothing");
+        assert_eq!(text(&mut lines.stream(None)).await, "end", "no lines after the end");
     }
 
     #[tokio::test]
-    async fn a_turn_is_abandoned_when_nobody_came_back_within_the_grace() {
+    async fn turn_is_abandoned_when_no_reader_returns_within_the_grace() {
         let lines = Arc::new(Lines::new(LIMITS));
         let grace = Duration::from_millis(200);
         let reader = lines.wait();
-        assert!(tokio::time::timeout(grace * 2, lines.abandoned_for(grace)).await.is_err(), "somebody is there");
+        assert!(tokio::time::timeout(grace * 2, lines.abandoned_for(grace)).await.is_err(), "the turn has a reader");
         drop(reader);
         let left = Instant::now();
-        assert!(tokio::time::timeout(grace / 10, lines.abandoned_for(grace)).await.is_err(), "he may come back");
+        assert!(tokio::time::timeout(grace / 10, lines.abandoned_for(grace)).await.is_err(), "the grace still runs");
         lines.abandoned_for(grace).await;
         assert!(left.elapsed() + Duration::from_millis(10) >= grace);
     }

@@ -1,8 +1,8 @@
-//! Turns over HTTP alone, each with a fresh agent: what takes the place of ACP over WebSocket when that is not well,
-//! so it needs neither a socket nor an agent that lives.
+//! Runs turns over HTTP alone, each with a fresh agent process. This is the fallback while ACP over WebSocket is
+//! degraded, so it depends neither on a socket nor on a long-lived agent.
 //!
-//! Invariant: a turn runs once, however often it is asked for: it is known by its prompt id from before its agent
-//! starts until it is forgotten.
+//! Invariant: a turn runs once, however often it is requested. Its prompt id is registered before its agent starts
+//! and stays registered until [`ENDED_FOR`] after its end, or until [`ENDED_TURNS`] newer turns have ended.
 
 mod lines;
 mod oneshot;
@@ -49,19 +49,19 @@ use crate::{
     },
 };
 
-/// Turns that have ended and are still known: a second's worth of more than any runtime runs. Each holds a result of
+/// Largest number of ended turns that are remembered: more than any runtime ends in a second. Each holds a result of
 /// at most 32 KB.
 const ENDED_TURNS: usize = 1024;
-/// For how long they are known. A supervisor asks again for two minutes, others for as long as their own limits, which
-/// are rarely more than this.
+/// Time that an ended turn is remembered. A supervisor asks again for up to two minutes, other clients up to their
+/// own time limits, which rarely exceed ten minutes.
 const ENDED_FOR: Duration = Duration::from_secs(600);
-/// Bytes of what ended turns told, all together; the oldest lose theirs first and keep their results. A supervisor
-/// that lost its line at the very end comes back within seconds.
+/// Largest total of the lines that ended turns hold, in bytes. Above it, the oldest turns drop their lines and keep
+/// their results. That is safe because a supervisor that lost its connection near the end reconnects within seconds.
 const ENDED_LINES_BYTES: usize = 32 * 1024 * 1024;
-/// The longest limit that a request may name: ten years, in milliseconds.
+/// Largest time limit that a request may set: ten years, in milliseconds.
 const MAX_LIMIT_MS: u64 = 10 * 366 * 24 * 3600 * 1000;
 
-/// The fallback's turns of one runtime. Those that run are bounded by the seats of agents.
+/// Fallback turns of one runtime. The number of running turns is limited by the permits for agent processes.
 pub(crate) struct Fallback {
     agents: Arc<Agents>,
     settings: FallbackSettings,
@@ -69,40 +69,40 @@ pub(crate) struct Fallback {
     turns: Mutex<Turns>,
 }
 
-/// How turns are run and kept.
+/// Settings for running turns and holding their lines.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FallbackSettings {
-    /// For how long a turn goes on that nobody waits for.
+    /// Time that a turn continues without a reader before it is ended.
     pub grace: Duration,
-    /// What of each turn is held for its readers.
+    /// Limits of the lines that each turn holds for its readers.
     pub lines: LineLimits,
-    /// Largest request, in bytes.
+    /// Largest body of `POST /process-prompt`, in bytes.
     pub body_bytes: usize,
 }
 
 #[derive(Default)]
 struct Turns {
     known: HashMap<PromptId, Arc<Turn>>,
-    /// Those of them that have ended, the oldest first.
+    /// Known turns that have ended, the oldest first.
     ended: VecDeque<(Instant, PromptId)>,
-    /// What ended turns told, and how much that is.
-    told: VecDeque<(Arc<Lines>, usize)>,
-    told_bytes: usize,
+    /// Ended turns that hold lines, the oldest first, with the bytes that each holds.
+    held: VecDeque<(Arc<Lines>, usize)>,
+    held_bytes: usize,
 }
 
 struct Turn {
-    /// Of the request, to tell a repeat from another one.
+    /// SHA-256 of the request, to distinguish a repeat from a different request with the same prompt id.
     fingerprint: [u8; 32],
     lines: Arc<Lines>,
     cancel: watch::Sender<bool>,
 }
 
-/// How somebody wants to hear of a turn.
+/// Form in which a client wants to receive a turn.
 #[derive(Debug, Clone, Copy)]
 enum TurnRequest {
-    /// The result alone.
+    /// Result only.
     Result,
-    /// Its lines after so many, or from now on.
+    /// All lines after the first `after`, or only new lines if `None`; then the result.
     Stream { after: Option<u64> },
 }
 
@@ -116,7 +116,7 @@ impl Turn {
 }
 
 impl Fallback {
-    /// No turns yet. `stopping` turning true ends those that run.
+    /// Creates an empty set of turns. When `stopping` becomes true, running turns end and new ones are refused.
     pub(crate) fn new(agents: Arc<Agents>, settings: FallbackSettings, stopping: watch::Receiver<bool>) -> Self {
         Self { agents, settings, stopping, turns: Mutex::default() }
     }
@@ -125,11 +125,17 @@ impl Fallback {
         self.turns.lock()
     }
 
-    /// Runs a turn, or joins the one that runs or ran under the same id. Starts a task on the calling task's runtime.
+    /// Runs a turn, or joins the one that runs or ran under the same prompt id. The turn runs in a task of its own on
+    /// the caller's tokio runtime.
     ///
     /// # Errors
-    /// What is wrong with the request; `idempotency_mismatch` where its id came before with another one; why no agent
-    /// may be started: `path_not_allowed`, `unknown_agent`, `capacity_exhausted`. Nothing was run then.
+    /// `invalid_request`; `idempotency_mismatch` if the prompt id belongs to a different request; `draining` while
+    /// the runtime stops; `path_not_allowed`, `unknown_agent` or `capacity_exhausted` if no agent can be started.
+    /// Nothing was run, and the same request may be sent again. `internal` if the task of the turn died: it is not
+    /// run again.
+    ///
+    /// # Cancel safety
+    /// A dropped future does not cancel the turn; it continues for the grace of [`FallbackSettings`].
     async fn begin(self: &Arc<Self>, request: ProcessPrompt, turn_request: TurnRequest) -> Result<Reader, Failure> {
         let prompt = check(&request)?;
         let fingerprint = fingerprint(&request)?;
@@ -150,7 +156,7 @@ impl Fallback {
         turns.forget_old();
         if let Some(turn) = turns.known.get(&prompt_id) {
             if turn.fingerprint != fingerprint {
-                let detail = format!("the prompt {prompt_id} came before with another request");
+                let detail = format!("the prompt {prompt_id} was already used by a different request");
                 return Err(Failure::new(ErrorCode::IdempotencyMismatch, detail));
             }
             return Ok(turn.reader(turn_request));
@@ -160,7 +166,7 @@ impl Fallback {
         }
         let (cancel, cancelled) = watch::channel(false);
         let turn = Arc::new(Turn { fingerprint, lines: Arc::new(Lines::new(self.settings.lines)), cancel });
-        // Before it runs, so that it is never without a reader.
+        // Registered before the turn runs, so that the turn is not abandoned before its client reads.
         let reader = turn.reader(turn_request);
         turns.known.insert(prompt_id, turn.clone());
         drop(turns);
@@ -175,19 +181,19 @@ impl Fallback {
         Ok(reader)
     }
 
-    /// Joins a turn that is known.
+    /// Joins a turn that runs or has ended.
     ///
     /// # Errors
-    /// `not_found` for one that is not.
+    /// `not_found` for an unknown prompt id, and the failure of a turn that was refused.
     async fn join(&self, prompt_id: PromptId, turn_request: TurnRequest) -> Result<Reader, Failure> {
         let turn = self.known(prompt_id);
-        let turn = turn.ok_or_else(|| Failure::new(ErrorCode::NotFound, "this runtime knows no such prompt"))?;
+        let turn = turn.ok_or_else(|| Failure::new(ErrorCode::NotFound, "this runtime knows no such turn"))?;
         let mut reader = turn.reader(turn_request);
         reader.begun().await?;
         Ok(reader)
     }
 
-    /// Asks for the end of a turn; whether it was running.
+    /// Requests the cancellation of a turn. Returns true if it was running.
     fn cancel(&self, prompt_id: PromptId) -> bool {
         let running = self.known(prompt_id).filter(|turn| !turn.lines.has_ended());
         if let Some(turn) = &running {
@@ -217,19 +223,19 @@ impl Turns {
         self.ended.push_back((Instant::now(), prompt_id));
         self.forget_old();
         let bytes = lines.held_bytes();
-        self.told.push_back((lines.clone(), bytes));
-        self.told_bytes += bytes;
-        // As many as are known at most: what is told of the others nobody can ask for.
-        while (self.told_bytes > ENDED_LINES_BYTES || self.told.len() > ENDED_TURNS)
-            && let Some((oldest, bytes)) = self.told.pop_front()
+        self.held.push_back((lines.clone(), bytes));
+        self.held_bytes += bytes;
+        // Also limited by number: no client can join a turn that is not known any more.
+        while (self.held_bytes > ENDED_LINES_BYTES || self.held.len() > ENDED_TURNS)
+            && let Some((oldest, bytes)) = self.held.pop_front()
         {
-            self.told_bytes -= bytes;
+            self.held_bytes -= bytes;
             oldest.forget();
         }
     }
 }
 
-/// Ends a turn whatever happens to its task.
+/// Guard in the task of a turn: records the turn's end when dropped, even if the task panics.
 struct Ending {
     fallback: Arc<Fallback>,
     prompt_id: PromptId,
@@ -238,12 +244,12 @@ struct Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let died = Failure::new(ErrorCode::Internal, "the turn's task died in the middle of it");
-        // Counts only where nothing else ended it.
+        let died = Failure::new(ErrorCode::Internal, "the task of the turn ended unexpectedly");
+        // Has no effect if the turn has ended regularly.
         self.turn.lines.end(Ended::Died(died));
         let mut turns = self.fallback.lock();
         if self.turn.lines.was_refused() {
-            // Nothing ran: it may be asked for again.
+            // Nothing ran, so the same request may be sent again.
             turns.known.remove(&self.prompt_id);
         } else {
             turns.note_end(self.prompt_id, &self.turn.lines);
@@ -271,15 +277,16 @@ fn fingerprint(request: &ProcessPrompt) -> Result<[u8; 32], Failure> {
     Ok(Sha256::digest(text).into())
 }
 
-/// How often a silent turn says that it runs. A peer that is gone is noticed by it as well.
+/// Interval of keep-alives on a turn without output. They let the client distinguish a silent turn from a dead
+/// connection, and let the runtime detect a client that has disconnected.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
-/// `POST /process-prompt`
+/// `POST /process-prompt`: runs a turn and answers with its lines or its result.
 pub(crate) async fn process(request: HttpRequest, body: web::Payload, fallback: web::Data<Fallback>) -> HttpResponse {
     let fallback = fallback.into_inner();
     let limit = fallback.settings.body_bytes;
     let read = read::<ProcessPrompt>(&request, body, limit, "a request for a turn ([limits] body_bytes)").await;
-    // A repeat gets everything that is held.
+    // A repeated request has received nothing yet, so it gets every line that is held.
     let turn_request = turn_request(&request, Some(0));
     let begun = match read {
         Ok(asked) => fallback.begin(asked, turn_request).await,
@@ -293,7 +300,7 @@ struct Query {
     after: Option<u64>,
 }
 
-/// `GET /process-prompt/{promptId}`
+/// `GET /process-prompt/{promptId}`: joins a known turn; never runs one.
 pub(crate) async fn join(
     request: HttpRequest,
     path: web::Path<String>,
@@ -307,13 +314,13 @@ pub(crate) async fn join(
     respond(joined)
 }
 
-/// `DELETE /process-prompt/{promptId}`
+/// `DELETE /process-prompt/{promptId}`: cancels a running turn.
 pub(crate) async fn cancel(path: web::Path<String>, fallback: web::Data<Fallback>) -> HttpResponse {
     answer(named(&path).map(|prompt_id| TurnCancelled { cancelled: fallback.cancel(prompt_id) }))
 }
 
 fn named(path: &str) -> Result<PromptId, Failure> {
-    path.parse().map_err(|_| Failure::new(ErrorCode::NotFound, "no such prompt: its id is a UUID"))
+    path.parse().map_err(|_| Failure::new(ErrorCode::NotFound, "the prompt id is not a UUID"))
 }
 
 fn turn_request(request: &HttpRequest, after: Option<u64>) -> TurnRequest {
@@ -327,32 +334,32 @@ fn turn_request(request: &HttpRequest, after: Option<u64>) -> TurnRequest {
 
 fn respond(begun: Result<Reader, Failure>) -> HttpResponse {
     match begun {
-        Ok(reader) if reader.is_stream() => HttpResponse::Ok().content_type(NDJSON).streaming(told(reader)),
-        Ok(reader) => HttpResponse::Ok().content_type(ContentType::json()).streaming(told(reader)),
+        Ok(reader) if reader.is_stream() => HttpResponse::Ok().content_type(NDJSON).streaming(body(reader)),
+        Ok(reader) => HttpResponse::Ok().content_type(ContentType::json()).streaming(body(reader)),
         Err(failure) => answer_failure(&failure),
     }
 }
 
-/// The body: what the turn tells as it comes, then its end.
-fn told(reader: Reader) -> impl Stream<Item = Result<Bytes, Infallible>> {
+/// Response body: the turn's lines as they arrive with keep-alives in between, then its end.
+fn body(reader: Reader) -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
         let is_stream = reader.is_stream();
         match tokio::time::timeout(ALIVE_EVERY, reader.next()).await {
-            // JSON may have white space ahead of it.
+            // White space may precede a JSON value, so it serves as a keep-alive.
             Err(_) if !is_stream => Some((Ok(Bytes::from_static(b"\n")), Some(reader))),
             Err(_) => Some((Ok(as_line(&TurnLine { alive: true, ..TurnLine::default() })), Some(reader))),
             Ok(ReaderItem::Lines(lines)) => Some((Ok(lines), Some(reader))),
-            Ok(ReaderItem::Ended(ended)) => Some((Ok(last_words(ended, is_stream)), None)),
+            Ok(ReaderItem::Ended(ended)) => Some((Ok(end_of_body(ended, is_stream)), None)),
         }
     })
 }
 
-fn last_words(ended: Ended, is_stream: bool) -> Bytes {
+fn end_of_body(ended: Ended, is_stream: bool) -> Bytes {
     let (result, failure) = match ended {
         Ended::WithResult { result, failure } => (Some(result), failure),
         Ended::Died(failure) => (None, Some(failure)),
-        // Its readers were told before there was a body.
+        // Unreachable in practice: a refused turn is answered with a problem instead of a body.
         Ended::Refused(failure) => (None, Some(failure)),
     };
     if !is_stream {

@@ -1,4 +1,4 @@
-//! An agent's headless command: the prompt on its standard input, the answer on its standard output, one turn.
+//! Runs one turn with an agent's headless command: prompt on standard input, answer on standard output.
 
 use std::{
     fs::File,
@@ -32,23 +32,27 @@ use crate::{
     },
 };
 
-/// Bytes that one update carries at most.
+/// Largest read from the command, in bytes, and so about the largest text of one update.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// Updates that wait for the turn; then the command is not read, and waits itself.
+/// Events that may wait for the turn: 256 KiB of text. While the queue is full the command is not read, so it blocks
+/// on its pipe.
 const EVENTS: usize = 16;
-/// The only call.
+/// Number of the prompt's call, the only one of the session.
 const CALL: u64 = 1;
 
-/// Gives the command of one turn the form of a conversation. More than `most_bytes` of output fail the turn. Dropping
-/// the link ends the command. Starts a task on the calling task's runtime.
-pub(crate) fn open(process: AgentProcess, most_bytes: usize) -> OpenedSession {
+/// Presents a headless command as an agent session with one turn.
+///
+/// Output of more than `max_bytes` fails the turn with `frame_too_large`. Dropping the session's link ends the
+/// command. Spawns two tasks on the caller's tokio runtime, which end with the command or when the events are
+/// dropped.
+pub(crate) fn open(process: AgentProcess, max_bytes: usize) -> OpenedSession {
     let AgentProcess { stdin, stdout, life, exit } = process;
-    let (says, events) = mpsc::channel(EVENTS);
-    let (prompt, asked) = oneshot::channel();
+    let (sender, events) = mpsc::channel(EVENTS);
+    let (prompt, prompted) = oneshot::channel();
     let cancelled = Arc::new(AtomicBool::new(false));
     let link = OneshotLink { prompt: Some(prompt), switch: life.switch(), cancelled: cancelled.clone(), _life: life };
-    tokio::spawn(Output { says: says.clone(), exit, cancelled, room: most_bytes, held: Vec::new() }.carry(stdout));
-    tokio::spawn(write(stdin, asked, says));
+    tokio::spawn(Output { events: sender.clone(), exit, cancelled, room: max_bytes, held: Vec::new() }.carry(stdout));
+    tokio::spawn(write(stdin, prompted, sender));
     let events = stream::unfold(events, |mut events| async {
         let event = events.recv().await?;
         Some((event, events))
@@ -73,7 +77,7 @@ struct OneshotLink {
     prompt: Option<oneshot::Sender<String>>,
     switch: EndSwitch,
     cancelled: Arc<AtomicBool>,
-    /// Dropped, the command ends.
+    /// Dropping the value ends the command.
     _life: Life,
 }
 
@@ -83,7 +87,7 @@ impl AgentSession for OneshotLink {
         prompt.send(turn.prompt.as_text(turn.context)).map_err(|_| SendError::Closed)
     }
 
-    /// SIGTERM, and SIGKILL after the grace of processes.
+    /// Sends SIGTERM, and SIGKILL after the kill grace.
     fn cancel(&mut self) -> Result<(), SendError> {
         self.cancelled.store(true, Ordering::Release);
         self.switch.end();
@@ -102,7 +106,7 @@ impl AgentSession for OneshotLink {
         Err(SendError::Full)
     }
 
-    /// It asks nothing.
+    /// Does nothing: a headless command sends no requests.
     fn respond(&mut self, _: &RequestId, _: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
         Ok(())
     }
@@ -112,64 +116,65 @@ impl AgentSession for OneshotLink {
     }
 }
 
-/// Writes the prompt and closes the pipe; a command that does not read it is its own business.
-async fn write(mut stdin: pipe::Sender, asked: oneshot::Receiver<String>, says: mpsc::Sender<AgentEvent>) {
-    let Ok(text) = asked.await else { return };
+/// Writes the prompt and closes the pipe. Errors are ignored, because a command may exit without reading its input.
+async fn write(mut stdin: pipe::Sender, prompted: oneshot::Receiver<String>, events: mpsc::Sender<AgentEvent>) {
+    let Ok(text) = prompted.await else { return };
     tokio::select! {
         _ = stdin.write_all(text.as_bytes()) => {}
-        () = says.closed() => {}
+        () = events.closed() => {}
     }
 }
 
-/// Nobody wants the output any more.
-struct NobodyListens;
+/// The turn has dropped its events, so the output is not needed any more.
+struct EventsDropped;
 
 struct Output {
-    says: mpsc::Sender<AgentEvent>,
+    events: mpsc::Sender<AgentEvent>,
     exit: Exit,
     cancelled: Arc<AtomicBool>,
-    /// Bytes that may still come.
+    /// Bytes of output left until the limit.
     room: usize,
-    /// The beginning of a character.
+    /// Bytes that are not sent yet: between reads, the beginning of an incomplete character.
     held: Vec<u8>,
 }
 
 impl Output {
     async fn carry(mut self, stdout: pipe::Receiver) {
-        // An error means that nobody wants to know.
+        // An error means that the turn no longer receives events.
         let _ = self.until_end(stdout).await;
     }
 
-    async fn until_end(&mut self, mut stdout: pipe::Receiver) -> Result<(), NobodyListens> {
+    async fn until_end(&mut self, mut stdout: pipe::Receiver) -> Result<(), EventsDropped> {
         let mut chunk = vec![0; CHUNK_BYTES];
         let ended = loop {
             tokio::select! {
                 biased;
                 read = stdout.read(&mut chunk) => match read {
-                    Ok(read @ 1..) => self.say(&chunk[..read]).await?,
-                    // It may go on without an output; the turn's own limit watches over that.
+                    Ok(read @ 1..) => self.forward(&chunk[..read]).await?,
+                    // The command may continue after closing its output; the turn's inactivity timeout limits that.
                     _ => break self.exit_of().await?,
                 },
                 ended = self.exit.wait() => {
                     self.rest(stdout).await?;
                     break ended;
                 },
-                () = self.says.closed() => return Err(NobodyListens),
+                () = self.events.closed() => return Err(EventsDropped),
             }
         };
         self.flush().await?;
         self.send(self.end_of(ended)).await
     }
 
-    async fn exit_of(&mut self) -> Result<Ended, NobodyListens> {
+    async fn exit_of(&mut self) -> Result<Ended, EventsDropped> {
         tokio::select! {
             ended = self.exit.wait() => Ok(ended),
-            () = self.says.closed() => Err(NobodyListens),
+            () = self.events.closed() => Err(EventsDropped),
         }
     }
 
-    /// What a process that has exited left in its pipe. Another one may hold the pipe open, so its end is not awaited.
-    async fn rest(&mut self, stdout: pipe::Receiver) -> Result<(), NobodyListens> {
+    /// Reads what an exited command left in its pipe. Does not wait for the end of the pipe, which a process that the
+    /// command left behind may hold open.
+    async fn rest(&mut self, stdout: pipe::Receiver) -> Result<(), EventsDropped> {
         let Ok(mut file) = stdout.into_nonblocking_fd().map(File::from) else { return Ok(()) };
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut unread = MAX_PIPE_BYTES;
@@ -177,17 +182,17 @@ impl Output {
             && let Some(left) = unread.checked_sub(read)
         {
             unread = left;
-            self.say(&chunk[..read]).await?;
+            self.forward(&chunk[..read]).await?;
         }
         Ok(())
     }
 
-    async fn say(&mut self, bytes: &[u8]) -> Result<(), NobodyListens> {
+    async fn forward(&mut self, bytes: &[u8]) -> Result<(), EventsDropped> {
         let Some(room) = self.room.checked_sub(bytes.len()) else {
-            let detail = "the agent's headless command printed more than a message may have ([limits] frame_bytes)";
+            let detail = "the output of the agent's headless command is larger than [limits] frame_bytes";
             let failure = Failure::new(ErrorCode::FrameTooLarge, detail);
             self.send(AgentEvent::Failed { call: CALL, failure }).await?;
-            return Err(NobodyListens);
+            return Err(EventsDropped);
         };
         self.room = room;
         self.held.extend_from_slice(bytes);
@@ -198,7 +203,7 @@ impl Output {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), NobodyListens> {
+    async fn flush(&mut self) -> Result<(), EventsDropped> {
         if self.held.is_empty() {
             return Ok(());
         }
@@ -208,13 +213,13 @@ impl Output {
         self.send(AgentEvent::Update { update, meta: None }).await
     }
 
-    async fn send(&self, event: AgentEvent) -> Result<(), NobodyListens> {
-        self.says.send(event).await.map_err(|_| NobodyListens)
+    async fn send(&self, event: AgentEvent) -> Result<(), EventsDropped> {
+        self.events.send(event).await.map_err(|_| EventsDropped)
     }
 
     fn end_of(&self, ended: Ended) -> AgentEvent {
         let stop_reason = match ended {
-            // Told to end, it ended; one that had to be killed did not.
+            // A command that exited after SIGTERM confirmed the cancellation; one that needed SIGKILL did not.
             _ if self.cancelled.load(Ordering::Acquire) && ended.signal != Some(libc::SIGKILL) => "cancelled",
             Ended { exit_code: Some(0), .. } => "end_turn",
             ended => return AgentEvent::Closed(CloseReason::AgentExited(ended.into())),
@@ -227,7 +232,7 @@ fn raw(value: &serde_json::Value) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// How many bytes at the end are the beginning of a character whose rest has not come.
+/// Number of bytes at the end that are the beginning of an incomplete UTF-8 character, 0 to 3.
 fn beginning_of_character(bytes: &[u8]) -> usize {
     for (back, byte) in bytes.iter().rev().take(3).enumerate() {
         let needed = match byte {
@@ -247,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_character_that_comes_in_two_reads_is_kept_whole() {
+    fn character_split_across_two_reads_is_held_until_complete() {
         for text in ["é", "語", "🦀", "a"] {
             let bytes = text.as_bytes();
             assert_eq!(beginning_of_character(bytes), 0, "{text}");
@@ -255,10 +260,6 @@ mod tests {
                 assert_eq!(beginning_of_character(&bytes[..cut]), cut, "{text} cut at {cut}");
             }
         }
-        assert_eq!(
-            beginning_of_character(b"a\x80\x80\x80\x80"),
-            0,
-            "what never becomes a character is not waited for"
-        );
+        assert_eq!(beginning_of_character(b"a\x80\x80\x80\x80"), 0, "invalid bytes are not held back");
     }
 }

@@ -1,4 +1,5 @@
-//! The fallback from the supervisor's side: its transport, a real runtime, and a cable between them that breaks.
+//! Tests of the fallback from the supervisor's side: its transport, a real runtime, and a proxy between them that can
+//! break connections.
 
 use std::{
     path::PathBuf,
@@ -36,7 +37,8 @@ use crate::{
     },
 };
 
-/// Answers a prompt with three updates, the last two of them once it may go on, or with what its text says.
+/// Agent that answers a prompt with three updates; it sends the last two once the file `go` exists. For the prompt
+/// `wait for a cancel` it sends one update and answers after `session/cancel`.
 const AGENT: &str = r#"
 update() { echo "{\"method\":\"session/update\",\"params\":{\"update\":{\"n\":$1}}}"; }
 while read -r line; do
@@ -54,16 +56,16 @@ while read -r line; do
 done
 "#;
 
-/// A cable that can be cut.
-struct ClientConnection {
+/// TCP proxy to the runtime whose connections the test can cut.
+struct CuttableProxy {
     address: SocketAddr,
     cut: watch::Sender<u64>,
-    /// Requests are read and thrown away.
+    /// If true, the next connection reads one request, discards it and closes.
     swallows: Arc<AtomicBool>,
     listening: tokio::task::JoinHandle<()>,
 }
 
-impl ClientConnection {
+impl CuttableProxy {
     async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -97,7 +99,7 @@ impl ClientConnection {
 
 struct Side {
     place: Place,
-    cable: ClientConnection,
+    proxy: CuttableProxy,
     session: OpenedSession,
 }
 
@@ -107,9 +109,9 @@ impl Side {
         std::fs::create_dir_all(base.path().join("root/ws")).unwrap();
         let options = options(base.path(), AGENT);
         let place = Place::start(base, options).await;
-        let cable = ClientConnection::to(place.runtime.address()).await;
-        let session = open(cable.address, place.workspace(), grace).await;
-        Self { place, cable, session }
+        let proxy = CuttableProxy::to(place.runtime.address()).await;
+        let session = open(proxy.address, place.workspace(), grace).await;
+        Self { place, proxy, session }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -179,11 +181,11 @@ async fn open(address: SocketAddr, cwd: String, grace: Duration) -> OpenedSessio
 const GRACE: Duration = Duration::from_secs(20);
 
 #[actix_web::test]
-async fn a_lost_answer_is_asked_for_again_and_the_turn_runs_once() {
+async fn lost_answer_is_fetched_again_and_the_turn_runs_once() {
     let mut side = Side::new(GRACE).await;
     side.prompt("hello");
     assert_eq!(side.update().await, r#"{"n":1}"#);
-    side.cable.cut();
+    side.proxy.cut();
     assert!(matches!(side.next().await, AgentEvent::Interrupted(_)));
     std::fs::write(side.file("go"), "").unwrap();
     assert!(matches!(side.next().await, AgentEvent::Resumed));
@@ -197,22 +199,22 @@ async fn a_lost_answer_is_asked_for_again_and_the_turn_runs_once() {
         other => panic!("{other:?}"),
     }
     assert_eq!(side.runs(), 1);
-    // The link lives on, and each turn has an agent of its own.
+    // The session's link survives, and each turn has its own agent.
     side.prompt("again");
     assert_eq!(side.update().await, r#"{"n":1}"#);
     until("the second turn ran", || side.runs() == 2).await;
 }
 
 #[actix_web::test]
-async fn a_runtime_that_is_not_there_got_nothing_and_one_that_does_not_come_back_may_have_run() {
+async fn lost_runtime_may_have_run_the_turn_and_unreachable_runtime_has_not() {
     let mut side = Side::new(Duration::from_millis(600)).await;
     side.prompt("hello");
     assert_eq!(side.update().await, r#"{"n":1}"#);
-    side.cable.listening.abort();
-    side.cable.cut();
+    side.proxy.listening.abort();
+    side.proxy.cut();
     let failure = side.failure().await;
     assert_eq!(failure.code, ErrorCode::ConnectionLost, "{failure}");
-    assert!(failure.detail.contains("may have run; one message of what it said came"), "{failure}");
+    assert!(failure.detail.contains("may have run; received one message"), "{failure}");
     side.prompt("hello");
     let failure = side.failure().await;
     assert_eq!(failure.code, ErrorCode::RuntimeUnavailable, "{failure}");
@@ -220,23 +222,23 @@ async fn a_runtime_that_is_not_there_got_nothing_and_one_that_does_not_come_back
 }
 
 #[actix_web::test]
-async fn a_request_that_never_arrived_is_not_sent_again() {
+async fn request_that_was_lost_is_not_sent_again() {
     let mut side = Side::new(GRACE).await;
-    side.cable.swallows.store(true, Ordering::Release);
+    side.proxy.swallows.store(true, Ordering::Release);
     side.prompt("hello");
     let failure = side.failure().await;
     assert_eq!(failure.code, ErrorCode::ConnectionLost, "{failure}");
-    assert!(failure.detail.contains("may have run; nothing of what it said came"), "{failure}");
+    assert!(failure.detail.contains("may have run; received no message"), "{failure}");
     assert_eq!((side.runs(), side.place.runtime.agent_processes()), (0, 0));
 }
 
 #[actix_web::test]
-async fn a_cancel_reaches_the_agent_and_what_is_not_offered_is_refused_at_once() {
+async fn cancel_reaches_the_agent_and_unsupported_calls_are_refused_at_once() {
     let mut side = Side::new(GRACE).await;
     side.session.link.set_mode(1, "code").unwrap();
     assert_eq!(side.failure().await.code, ErrorCode::NotSupportedByAgent);
     side.prompt("wait for a cancel");
-    // At once: it may overtake the prompt.
+    // Sent immediately, so it may arrive before the prompt.
     side.session.link.cancel().unwrap();
     loop {
         match side.next().await {
@@ -250,16 +252,16 @@ async fn a_cancel_reaches_the_agent_and_what_is_not_offered_is_refused_at_once()
     }
     side.prompt("wait for a cancel");
     assert_eq!(side.update().await, r#"{"n":0}"#);
-    let Side { place, cable: _cable, session } = side;
+    let Side { place, proxy: _proxy, session } = side;
     drop(session);
     until("the agent is ended with its link", || place.runtime.agent_processes() == 0).await;
 }
 
 #[actix_web::test]
-async fn what_a_runtime_refuses_comes_with_its_code() {
+async fn refusal_of_the_runtime_keeps_its_error_code() {
     let side = Side::new(GRACE).await;
     let outside = side.place.base.path().display().to_string();
-    let session = open(side.cable.address, outside, GRACE).await;
+    let session = open(side.proxy.address, outside, GRACE).await;
     let mut side = Side { session, ..side };
     side.prompt("hello");
     assert_eq!(side.failure().await.code, ErrorCode::PathNotAllowed);

@@ -1,6 +1,6 @@
-//! One turn of the fallback, with an agent of its own: a headless command, or ACP on its pipes for one prompt.
+//! Runs one turn of the fallback with its own agent process: a headless command, or ACP over stdio for one prompt.
 //!
-//! The rules are those of a session's turn over ACP: they stand in `domain`.
+//! The rules are those of a session's turn over ACP; both use `domain::turn` and `domain::session`.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -52,19 +52,18 @@ use crate::{
     },
 };
 
-/// What a turn is run with.
+/// Inputs of a turn.
 pub(crate) struct Run {
-    /// What was asked for.
     pub request: ProcessPrompt,
-    /// Its prompt, checked.
+    /// Checked prompt of the request.
     pub prompt: Prompt,
-    /// Where it is told.
+    /// Receives the turn's lines.
     pub lines: Arc<Lines>,
-    /// Turns true when the turn is to be cancelled.
+    /// Becomes true when the turn is to be cancelled.
     pub cancelled: watch::Receiver<bool>,
-    /// Turns true when the runtime stops.
+    /// Becomes true when the runtime stops.
     pub stopping: watch::Receiver<bool>,
-    /// For how long nobody may be there to hear of it.
+    /// Time that the turn continues without a reader.
     pub grace: Duration,
 }
 
@@ -76,7 +75,10 @@ fn failed(code: ErrorCode, detail: impl Into<String>) -> TurnOutcome {
 }
 
 impl Run {
-    /// Runs the turn to its end. Dropping the future ends its agent.
+    /// Runs the turn to its end.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the agent without a result.
     pub(crate) async fn run(self, agents: &Agents) -> Ended {
         let asked = InitializeMeta {
             agent: self.request.agent.clone(),
@@ -91,7 +93,7 @@ impl Run {
         let mut course = Course::new(&self);
         let opened = tokio::select! {
             opened = self.open(agents, place) => opened.map_err(TurnOutcome::Failed),
-            // The agent has not seen the prompt.
+            // The prompt was not sent yet, so the cancellation needs no confirmation by the agent.
             () = is_true(self.cancelled.clone()) => Err(TurnOutcome::Cancelled { confirmed: true }),
             outcome = self.given_up() => Err(outcome),
         };
@@ -105,14 +107,15 @@ impl Run {
         course.finish(outcome, usage)
     }
 
-    /// Ends when the turn has to end that nobody cancelled, with how.
+    /// Waits until the turn must end without a request to cancel it, and returns its outcome: the runtime stops, or
+    /// the turn had no reader for the grace.
     async fn given_up(&self) -> TurnOutcome {
         tokio::select! {
             () = is_true(self.stopping.clone()) => {
-                failed(ErrorCode::Interrupted, "the runtime was stopped in the middle of the turn")
+                failed(ErrorCode::Interrupted, "the runtime was stopped during the turn")
             }
             () = self.lines.abandoned_for(self.grace) => {
-                let detail = format!("nobody waited for the turn for {} s", self.grace.as_secs_f32());
+                let detail = format!("no client waited for the turn for {} s", self.grace.as_secs_f32());
                 failed(ErrorCode::ConnectionLost, detail)
             }
         }
@@ -159,12 +162,12 @@ impl Run {
 
 async fn is_true(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|flag| *flag).await.is_err() {
-        // Whoever could say so is gone.
+        // The sender was dropped, so the flag cannot become true any more.
         std::future::pending().await
     }
 }
 
-/// How a turn goes.
+/// State of a running turn.
 struct Course<'a> {
     run: &'a Run,
     progress: TurnProgress,
@@ -198,7 +201,7 @@ impl<'a> Course<'a> {
             policy: request.permission_policy,
         };
         if let Err(cause) = link.prompt(call, turn) {
-            let detail = format!("the prompt could not be handed over: {cause}");
+            let detail = format!("the prompt could not be sent to the agent: {cause}");
             return (failed(ErrorCode::ConnectionLost, detail), None);
         }
         self.progress.sent_at = Some(SystemClock.now());
@@ -226,10 +229,10 @@ impl<'a> Course<'a> {
                 }
                 () = sleep_until(heard + silence) => {
                     if run.lines.has_room() {
-                        let detail = format!("the agent said nothing for {} s", silence.as_secs_f32());
+                        let detail = format!("the agent sent nothing for {} s", silence.as_secs_f32());
                         return self.fail(Failure::new(ErrorCode::InactivityTimeout, detail));
                     }
-                    // It was not listened to.
+                    // The agent was not read because its readers lag, so its silence does not count.
                     heard = Instant::now();
                 }
                 outcome = &mut given_up => return (outcome, None),
@@ -237,7 +240,7 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// What the agent said; the end, if that ended the turn.
+    /// Processes an event of the agent. Returns the end of the turn if the event ends it.
     fn on_event(&mut self, event: Option<AgentEvent>, call: u64, link: &mut dyn AgentSession) -> Option<End> {
         match event {
             Some(AgentEvent::Update { update, meta }) => {
@@ -262,7 +265,7 @@ impl<'a> Course<'a> {
             }
             Some(AgentEvent::StrayLine(line)) => {
                 let ended = self.progress.on_stray_line(&line);
-                self.tell_last_remark();
+                self.push_last_remark();
                 if let Err(failure) = ended {
                     return Some(self.fail(failure));
                 }
@@ -274,10 +277,10 @@ impl<'a> Course<'a> {
             }
             Some(AgentEvent::Closed(reason)) => return Some(self.fail(closed_in_turn(&reason))),
             None => {
-                let detail = "the agent's stream ended without a word";
+                let detail = "the agent's events ended without a reason";
                 return Some(self.fail(Failure::new(ErrorCode::ConnectionLost, detail)));
             }
-            // Pipes do not come back, and what may be done is decided here.
+            // Not sent by these transports: pipes do not reconnect, and permissions are decided here.
             Some(AgentEvent::Interrupted(_) | AgentEvent::Resumed | AgentEvent::Permission { .. }) => {}
         }
         None
@@ -288,14 +291,14 @@ impl<'a> Course<'a> {
             return Err(RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}")));
         }
         let cancelled = json!({"outcome": {"outcome": "cancelled"}});
-        // Once it is being cancelled, nothing is permitted any more.
+        // ACP requires pending permission requests to be answered as cancelled once the turn is being cancelled.
         if self.cancel_asked {
             return Ok(cancelled);
         }
         let (policy, by) = match self.run.request.permission_policy {
             PermissionPolicy::Ask => {
-                let said = "nobody can be asked over HTTP: a permission request was rejected under the policy `ask`";
-                self.remark(Severity::Warn, said);
+                let text = "nobody can be asked over HTTP: a permission request was rejected under the policy `ask`";
+                self.remark(Severity::Warn, text);
                 (PermissionPolicy::Reject, "fallback")
             }
             policy => (policy, policy.as_str()),
@@ -307,10 +310,10 @@ impl<'a> Course<'a> {
                 self.run.lines.push(&TurnLine { permission, ..TurnLine::default() });
                 Ok(answer.response)
             }
-            // Only a policy that asks lets one wait.
+            // Unreachable: only the policy `ask` leaves a request pending, and it was replaced above.
             Received::Waits { .. } => Ok(cancelled),
             Received::Malformed(cause) => {
-                Err(RpcError::new(jsonrpc::INVALID_PARAMS, format!("not a permission request: {cause}")))
+                Err(RpcError::new(jsonrpc::INVALID_PARAMS, format!("malformed permission request: {cause}")))
             }
         }
     }
@@ -321,10 +324,10 @@ impl<'a> Course<'a> {
 
     fn remark(&mut self, severity: Severity, message: &str) {
         self.progress.remark(severity, message);
-        self.tell_last_remark();
+        self.push_last_remark();
     }
 
-    fn tell_last_remark(&self) {
+    fn push_last_remark(&self) {
         let Some(last) = self.progress.diagnostics.last() else { return };
         let diagnostic = ResultDiagnostic { severity: last.severity, message: last.message.clone(), context: None };
         self.run.lines.push(&TurnLine { diagnostic: Some(diagnostic), ..TurnLine::default() });
@@ -355,7 +358,7 @@ impl<'a> Course<'a> {
             route: Route::Http,
             protocol_version: self.protocol_version,
             workspace: request.workspace.clone(),
-            // The supervisor knows why the turn came this way.
+            // The supervisor, not the runtime, knows why the turn used HTTP.
             rollback: ResultRollback::default(),
             context_injected: request.conversation.is_some() && self.progress.sent_at.is_some(),
             automation: None,
@@ -365,7 +368,10 @@ impl<'a> Course<'a> {
     }
 }
 
-/// The next event, once there is room for what it may say. Cancel-safe.
+/// Returns the next event, but not before there is room for the line that it may add.
+///
+/// # Cancel safety
+/// Cancel-safe: no event is lost.
 async fn next(lines: &Lines, events: &mut Events) -> Option<AgentEvent> {
     lines.room().await;
     events.next().await

@@ -1,5 +1,5 @@
-//! What of a client's messages is for the runtime: `initialize`, of which the agent gets a part, and of others what
-//! the runtime has to know.
+//! Parses the client messages that the runtime acts on: `initialize`, which the agent gets without the runtime's
+//! part, and the fields of `session/*` requests that the runtime needs.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::{
 
 type Fields = BTreeMap<String, Box<RawValue>>;
 
-/// The params of `initialize`, with our part taken out. The rest stays as it was written.
+/// Params of `initialize` without the runtime's part in `_meta`. All other members keep their exact JSON text.
 #[derive(Debug)]
 pub(crate) struct Opening {
     meta: InitializeMeta,
@@ -30,7 +30,10 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    /// Reads the params.
+    /// Parses the params.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for params that are no object, or whose `_meta` or `clientCapabilities` are malformed.
     pub(crate) fn read(params: &RawValue) -> Result<Self, RpcError> {
         let bad = |cause: serde_json::Error| RpcError::new(jsonrpc::INVALID_PARAMS, format!("initialize: {cause}"));
         let mut params: Fields = serde_json::from_str(params.get()).map_err(bad)?;
@@ -51,12 +54,13 @@ impl Opening {
         Ok(Self { meta, params, capabilities })
     }
 
-    /// Our part.
+    /// Returns the runtime's part, `_meta.lumilink`; its default if the client sent none.
     pub(crate) fn meta(&self) -> &InitializeMeta {
         &self.meta
     }
 
-    /// The message for the agent: files and terminals are those that the runtime serves.
+    /// Returns the `initialize` message for the agent. The capabilities for files and terminals are those of the
+    /// runtime, which serves these requests, not those of the client.
     pub(crate) fn for_agent(mut self, id: &RequestId, serves: ServedRequests) -> String {
         self.capabilities.insert("fs".into(), raw(&serves.fs_capability()));
         self.capabilities.insert("terminal".into(), raw(&serves.terminal));
@@ -75,36 +79,43 @@ fn raw(value: &impl serde::Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// What is said to a client that begins with anything else.
-pub(crate) const FIRST_MESSAGE: &str = "the first message has to be `initialize`";
+/// Error text, and WebSocket close reason, for a first message other than `initialize`.
+pub(crate) const FIRST_MESSAGE: &str = "the first message must be `initialize`";
 
-/// A request, and what it is answered with.
+/// Id of a refused message and its error response.
 type Refused = (RequestId, RpcError);
 
-/// Reads the first message of a connection: an `initialize`, whether or not its params can be read, or else the end.
+/// Parses the first message of a connection. Returns the id of an `initialize` with its parsed params, or with the
+/// error for malformed params; the client may then try again.
+///
+/// # Errors
+/// The error response for anything else, after which the connection is closed.
 pub(crate) fn first(text: &str) -> Result<(RequestId, Result<Opening, RpcError>), Refused> {
-    let wanted = || RpcError::new(jsonrpc::INVALID_REQUEST, FIRST_MESSAGE);
+    let not_initialize = || RpcError::new(jsonrpc::INVALID_REQUEST, FIRST_MESSAGE);
     match jsonrpc::parse(text) {
         Ok(Message::Request { id, method, params }) if method == agent_method::INITIALIZE => {
             Ok((id, Opening::read(params)))
         }
-        Ok(Message::Request { id, .. }) => Err((id, wanted())),
-        Ok(_) => Err((RequestId::Null, wanted())),
+        Ok(Message::Request { id, .. }) => Err((id, not_initialize())),
+        Ok(_) => Err((RequestId::Null, not_initialize())),
         Err(cause) => Err((RequestId::Null, unreadable(&cause))),
     }
 }
 
-/// The answer to another `initialize`.
+/// Returns the error for a second `initialize`.
 pub(crate) fn already() -> RpcError {
-    RpcError::new(jsonrpc::INVALID_REQUEST, "the connection is initialized already")
+    RpcError::new(jsonrpc::INVALID_REQUEST, "the connection is already initialized")
 }
 
-/// Whether a method's params have the folder of a session.
+/// True if the params of the method contain a session's folder.
 pub(crate) fn begins_session(method: &str) -> bool {
     matches!(method, agent_method::SESSION_NEW | agent_method::SESSION_LOAD | agent_method::SESSION_RESUME)
 }
 
-/// The folder of a session that begins.
+/// Parses the folder of a request for which [`begins_session`] is true.
+///
+/// # Errors
+/// `INVALID_PARAMS` if `cwd` is missing or not a string.
 pub(crate) fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
     #[derive(Deserialize)]
     struct Params {
@@ -115,7 +126,7 @@ pub(crate) fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
     Ok(params.cwd)
 }
 
-/// The answer to what is no message.
+/// Returns the error for a malformed message.
 pub(crate) fn unreadable(cause: &FrameError) -> RpcError {
     let code = match cause {
         FrameError::NotJson(_) => jsonrpc::PARSE_ERROR,
@@ -124,7 +135,7 @@ pub(crate) fn unreadable(cause: &FrameError) -> RpcError {
     RpcError::new(code, cause.to_string())
 }
 
-/// Which turn a message begins, and its call, where it is a `session/prompt` whose client says so.
+/// Returns the prompt id and the request number of a `session/prompt` that has a prompt id in `_meta.lumilink`.
 pub(crate) fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
     #[derive(Deserialize)]
     struct Params {
@@ -144,7 +155,7 @@ pub(crate) fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
     }
 }
 
-/// A refusal as the answer to `initialize` carries it.
+/// Converts a failure to the error response of `initialize`, with the failure's code in `data`.
 pub(crate) fn refusal(failure: &Failure) -> RpcError {
     let code = match failure.code {
         ErrorCode::UnknownAgent | ErrorCode::PathNotAllowed | ErrorCode::InvalidRequest => jsonrpc::INVALID_PARAMS,
@@ -169,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn our_part_is_taken_out_and_the_rest_is_untouched() {
+    fn runtime_part_is_removed_and_the_rest_keeps_its_text() {
         let json = r#"{"protocolVersion":1,"_meta":{"lumilink":{"agent":"a","cwd":"/w"},"other":1e2},
             "clientCapabilities":{"fs":{"readTextFile":false},"x":{"y": 1.0}},"unknown":[ 1 ]}"#;
         let opening = opening(json).unwrap();
@@ -186,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_clients_message_needs_no_additions() {
+    fn message_without_a_runtime_part_is_accepted() {
         let opening = opening(r#"{"protocolVersion":1,"_meta":null}"#).unwrap();
         assert!(opening.meta().agent.is_none());
         let text = opening.for_agent(&RequestId::Number(0), ServedRequests { fs: false, terminal: false });
@@ -194,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn params_that_are_no_object_are_refused() {
+    fn malformed_params_are_refused() {
         assert_eq!(opening("[]").unwrap_err().code, jsonrpc::INVALID_PARAMS);
         assert_eq!(opening(r#"{"_meta":{"lumilink":3}}"#).unwrap_err().code, jsonrpc::INVALID_PARAMS);
     }
@@ -203,7 +214,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(5_000))]
 
         #[test]
-        fn no_params_make_it_panic_and_what_it_takes_is_a_message_for_the_agent(
+        fn arbitrary_params_never_panic_and_accepted_ones_yield_a_valid_message(
             pieces in prop::collection::vec(
                 prop_oneof![
                     "\"protocolVersion\":(-?[0-9]{1,21}|null|\"1\")",
@@ -222,7 +233,8 @@ mod tests {
                     let text = opening.for_agent(&RequestId::Number(1), ServedRequests { fs: true, terminal: true });
                     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
                     prop_assert_eq!(&value["params"]["clientCapabilities"]["terminal"], &json!(true));
-                    prop_assert!(value["params"]["_meta"].get(META_KEY).is_none(), "ours is for us: {}", text);
+                    let ours = value["params"]["_meta"].get(META_KEY);
+                    prop_assert!(ours.is_none(), "the runtime's part was passed on to the agent: {}", text);
                 }
                 Err(refusal) => {
                     prop_assert_eq!(refusal.code, jsonrpc::INVALID_PARAMS);

@@ -1,8 +1,8 @@
-//! What a workspace looked like when it was prepared, and what changed since.
+//! Records a workspace's files when it is prepared (the baseline) and computes what changed since.
 //!
-//! git never runs inside the workspace's own `.git`, which the agent may have written: every call gets a
-//! fresh git folder of ours (`scratch`), made without git and removed afterwards. Only objects, an index
-//! and the name of a tree are kept between calls.
+//! git never uses the workspace's own `.git`, which the agent may have written: every call gets a fresh git folder
+//! (`scratch`), created without git and removed afterwards. Only objects, an index and the name of a tree are kept
+//! between calls.
 
 use std::{
     collections::HashMap,
@@ -18,30 +18,30 @@ use crate::{
     domain::turn::outcome::{ErrorCode, Failure},
 };
 
-/// The tree without files; git knows it without having it.
+/// Id of the empty tree, which git knows without an object.
 const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
-/// How long taking or comparing a baseline may take. Adding a checkout of 100,000 files takes 20 s.
+/// Time limit of one git call. Adding a checkout of 100,000 files, the slowest call, takes 20 s.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Room for the file lists of a diff, in bytes: about 200 for each of the files that are shown.
+/// Largest file list of a diff, in bytes. Enough for [`MAX_FILES`] entries of 500 bytes; one takes about 200.
 const LIST_BYTES: usize = 512 * 1024;
-/// Folders that are looked at in search of repositories inside the workspace.
+/// Largest number of folders that are searched for repositories inside the workspace, which bounds the time.
 const MAX_SEARCHED_FOLDERS: usize = 50_000;
 
-/// The store of one workspace's baseline.
+/// Location of one workspace's baseline.
 #[derive(Debug, Clone)]
 pub(crate) struct Baseline {
     folder: PathBuf,
     scratch: PathBuf,
 }
 
-/// A git folder for one call; removed when dropped.
+/// Temporary git folder. Dropping it removes the folder.
 struct Scratch {
     folder: PathBuf,
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed now is removed at a later start.
+        // A folder that cannot be removed now is removed when a later runtime starts.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -56,18 +56,24 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 }
 
 impl Baseline {
-    /// A baseline kept in `folder`, which need not exist. What is needed for a moment is made in `scratch`,
+    /// Baseline in `folder`, which need not exist yet. Temporary git folders are created in `scratch`, which must be
     /// on the same file system.
     pub(crate) fn new(folder: PathBuf, scratch: PathBuf) -> Self {
         Self { folder, scratch }
     }
 
-    /// Whether one was taken.
+    /// True if a complete baseline was taken.
     pub(crate) fn exists(&self) -> bool {
         self.folder.join("tree").exists()
     }
 
-    /// Takes the present state of `workspace`. Done again, it starts anew.
+    /// Records the current files of `workspace`, replacing an earlier baseline.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if git or the file system fails. A retry is safe.
+    ///
+    /// # Cancel safety
+    /// Safe to drop: an unfinished first baseline does not count as taken, and an earlier one stays valid.
     pub(crate) async fn take(&self, git: &Git, workspace: &Path) -> Result<(), Failure> {
         let Self { folder, scratch } = self.clone();
         let scratch = blocking(move || {
@@ -82,13 +88,20 @@ impl Baseline {
         let folder = self.folder.clone();
         blocking(move || {
             fs::rename(index, folder.join("index"))?;
-            // Last, because its presence says that the rest is complete.
+            // Written last, because its presence marks the baseline as complete.
             fs::write(folder.join("tree"), tree.trim_ascii())
         })
         .await
     }
 
-    /// What changed in `workspace` since the baseline, or since it was empty where none was taken.
+    /// Returns the changes in `workspace` since the baseline, or all files as added if none was taken. The patch is
+    /// at most `patch_bytes` long; `truncated` is set if the patch or the file list is incomplete.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if git or the file system fails, or the baseline is damaged.
+    ///
+    /// # Cancel safety
+    /// A dropped future changes nothing.
     pub(crate) async fn diff(
         &self,
         git: &Git,
@@ -107,7 +120,7 @@ impl Baseline {
             };
             let index = folder.join("index");
             if index.exists() {
-                // With it only files that changed are read.
+                // With the index, git reads only files whose metadata changed.
                 fs::copy(index, scratch.folder.join("index"))?;
             }
             Ok((scratch, tree, folder.join("objects")))
@@ -136,8 +149,8 @@ impl Baseline {
 }
 
 impl Scratch {
-    /// A minimal git folder, with attributes that switch off whatever the workspace's attributes say:
-    /// filters and encodings could fail or hide content.
+    /// Creates a minimal git folder. Its attributes override those of the workspace, whose filters and encodings
+    /// could run commands, fail or hide content.
     fn new(parent: &Path) -> io::Result<Self> {
         let folder = parent.join(format!("scratch-{}", uuid::Uuid::new_v4()));
         let scratch = Self { folder };
@@ -184,8 +197,8 @@ impl Scratch {
     }
 }
 
-/// Puts the workspace's files into the index. git takes a repository inside the workspace as one entry,
-/// and refuses one without a commit; those are left out then.
+/// Adds the workspace's files to the index. git records a repository inside the workspace as one entry and fails on
+/// one without a commit; all inner repositories are excluded then.
 async fn add_all(
     git: &Git,
     scratch: &Scratch,
@@ -211,7 +224,7 @@ async fn add_all(
     scratch.run(git, workspace, objects, kept, add(&inner), 0).await.map(drop)
 }
 
-/// The repositories inside a workspace, relative to it; links are not followed.
+/// Finds the repositories inside a workspace, as paths relative to it. Does not follow links.
 fn repositories_in(workspace: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![PathBuf::new()];
@@ -229,16 +242,16 @@ fn repositories_in(workspace: &Path) -> Vec<PathBuf> {
             }
         }
     }
-    // More than this many arguments are nobody's workspace.
+    // Bounds the command line; no real workspace has this many inner repositories.
     found.truncate(1000);
     found
 }
 
-/// The most files that a diff lists (contract of `WorkspaceDiff`).
+/// Largest number of files that a diff lists, as documented for `WorkspaceDiff`.
 const MAX_FILES: usize = 1000;
 
-/// Joins `git diff --raw -z` and `--numstat -z`; says whether files were left out. An entry that is cut
-/// in the middle is left out too.
+/// Joins the output of `git diff --raw -z` and `--numstat -z`. Returns at most [`MAX_FILES`] files, and true if that
+/// limit left some out. An entry without its end is skipped.
 pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool) {
     let mut counts = HashMap::new();
     for entry in whole_parts(numstat) {
@@ -249,7 +262,7 @@ pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool)
     }
     let mut files = Vec::new();
     let mut parts = whole_parts(raw);
-    // ":100644 100644 <id> <id> M", then the path.
+    // `:100644 100644 <id> <id> M`, NUL, path, NUL.
     while let (Some(head), Some(path)) = (parts.next(), parts.next()) {
         if files.len() == MAX_FILES {
             return (files, true);
@@ -265,12 +278,12 @@ pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool)
     (files, false)
 }
 
-/// The parts that end with NUL.
+/// Splits at NUL and drops a last part without one.
 fn whole_parts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split_inclusive(|byte| *byte == 0).filter_map(|part| part.strip_suffix(b"\0"))
 }
 
-/// `None` for the `-` of a binary file.
+/// Parses a count; `None` for the `-` that git prints for a binary file.
 fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
@@ -323,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_since_the_baseline_are_told_again_and_again() {
+    async fn diff_returns_the_same_changes_when_repeated() {
         let place = place();
         place.put("kept", "same\n");
         place.put("changed", "one\ntwo\n");
@@ -349,14 +362,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_workspace_that_was_empty_needs_no_baseline() {
+    async fn diff_without_a_baseline_lists_all_files_as_added() {
         let place = place();
         place.put("a", "x\n");
         assert_eq!(statuses(&place.diff().await), [("a", ChangeStatus::Added)]);
     }
 
     #[tokio::test]
-    async fn the_patch_is_bounded() {
+    async fn patch_is_truncated_to_its_limit() {
         let place = place();
         place.put("a", &"line\n".repeat(10_000));
         let diff = place.diff().await;
@@ -364,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_agent_wrote_for_git_is_not_run_and_does_not_hide_changes() {
+    async fn git_files_of_the_agent_run_nothing_and_hide_no_changes() {
         let place = place();
         place.put("file", "before\n");
         place.take().await;
@@ -391,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repository_without_a_commit_inside_the_workspace_is_left_out() {
+    async fn inner_repository_without_a_commit_is_excluded() {
         let place = place();
         let made =
             std::process::Command::new("git").args(["init", "-q"]).arg(place.workspace().join("inner")).status();
@@ -402,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_joined_and_a_cut_entry_is_left_out() {
+    fn file_lists_are_joined_and_an_incomplete_entry_is_skipped() {
         let raw = b":000000 100644 0 1 A\0new\tname\0:100644 000000 1 0 D\0gone\0:100644 100644 1 2 M\0bin\0:1 2";
         let numstat = b"3\t0\tnew\tname\x000\t2\tgone\0-\t-\tbin\x004\t";
         let (files, more) = read_files(raw, numstat);
@@ -420,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_files_are_enough() {
+    fn file_list_stops_at_a_thousand_entries() {
         let raw = ":000000 100644 0 1 A\0f\0".repeat(1001);
         let (files, more) = read_files(raw.as_bytes(), b"");
         assert_eq!((files.len(), more), (1000, true));

@@ -1,4 +1,4 @@
-//! Where agents may work: folders under the root or under an allowed path, with links resolved.
+//! Checks where agents may work: in folders under the root or under an allowed path, with symbolic links resolved.
 
 use std::{
     io,
@@ -11,26 +11,31 @@ use parking_lot::RwLock;
 
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
-/// Sessions of one connection that may bring a folder of their own; known clients open a handful.
+/// Largest number of folders of one connection. Each session may add one; known clients open a handful of sessions.
 const MAX_FOLDERS: usize = 64;
 
-/// The folders that the configuration allows, links resolved.
+/// Folders that the configuration allows, with links resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct AllowedFolders {
     root: PathBuf,
     allow_paths: Vec<PathBuf>,
 }
 
-/// A checked folder. It is held open, so that replacing it by a link changes nothing.
+/// Checked folder. The folder is held open, so replacing it by a link later has no effect.
 #[derive(Debug, Clone)]
 pub(crate) struct Folder {
+    /// Path with links resolved.
     path: PathBuf,
+    /// Path as the client wrote it. Agents use it too, so it is accepted as a prefix.
     given: PathBuf,
     dir: Arc<Dir>,
 }
 
 impl AllowedFolders {
-    /// Makes the root if it is missing, and resolves links. Blocks.
+    /// Creates the root if it is missing, and resolves links in all paths. Blocks.
+    ///
+    /// # Errors
+    /// The root cannot be created, or an allowed path does not exist.
     pub(crate) fn new(root: &Path, allow_paths: &[PathBuf]) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
@@ -45,12 +50,15 @@ impl AllowedFolders {
         Ok(Self { root, allow_paths })
     }
 
-    /// The workspaces' root.
+    /// Root of the workspaces, with links resolved.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Opens an existing folder that is a workspace (or in one), or is under an allowed path. Blocks.
+    /// Opens an existing folder that is a workspace, inside one, or under an allowed path. Blocks.
+    ///
+    /// # Errors
+    /// `path_not_allowed`.
     pub(crate) fn open(&self, given: &str) -> Result<Folder, Failure> {
         let refused = |why: &str| Failure::new(ErrorCode::PathNotAllowed, format!("{given}: {why}"));
         let given_path = Path::new(given);
@@ -60,7 +68,7 @@ impl AllowedFolders {
         let path = given_path.canonicalize().map_err(|cause| refused(&cause.to_string()))?;
         let allowed = match path.strip_prefix(&self.root) {
             Ok(below) => is_workspace(below),
-            // A folder that contains the root would open every workspace.
+            // A folder that contains the root would give access to every workspace.
             Err(_) => {
                 !self.root.starts_with(&path) && self.allow_paths.iter().any(|allowed| path.starts_with(allowed))
             }
@@ -72,7 +80,10 @@ impl AllowedFolders {
         Ok(Folder { path, given: given_path.to_owned(), dir: Arc::new(dir) })
     }
 
-    /// Opens a folder for a caller's `path`: under an allowed path and not in the root. Blocks.
+    /// Opens an existing folder that a caller named by `path`: under an allowed path and outside the root. Blocks.
+    ///
+    /// # Errors
+    /// `path_not_allowed`.
     pub(crate) fn open_allowed_path(&self, given: &str) -> Result<Folder, Failure> {
         let folder = self.open(given)?;
         if folder.path.starts_with(&self.root) {
@@ -82,61 +93,66 @@ impl AllowedFolders {
     }
 }
 
-/// Names that begin with a dot are the runtime's own.
+/// True if a path relative to the root is a workspace or inside one. Names that begin with a dot belong to the
+/// runtime itself.
 fn is_workspace(below_root: &Path) -> bool {
     matches!(below_root.components().next(), Some(Component::Normal(name)) if !name.as_encoded_bytes().starts_with(b"."))
 }
 
 impl Folder {
-    /// Its path, links resolved.
+    /// Path with links resolved.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The open folder.
+    /// Open handle, relative to which paths are resolved without leaving the folder.
     pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }
 
-    /// Whether another folder is this one or in it.
+    /// True if `other` is this folder or inside it.
     pub(crate) fn contains(&self, other: &Folder) -> bool {
         other.path.starts_with(&self.path)
     }
 
-    /// What `path` is relative to this folder, if by its text it is in it. Only opening it through
-    /// [`Folder::dir`] tells whether it really is.
+    /// Strips this folder's path from `path`. Returns `None` for a path that is textually outside.
+    ///
+    /// The result is unchecked: `..` or a link may still lead out. Only opening it through [`Folder::dir`] is safe.
     pub(crate) fn relative<'a>(&self, path: &'a Path) -> Option<&'a Path> {
         let below = path.strip_prefix(&self.path).or_else(|_| path.strip_prefix(&self.given)).ok()?;
         Some(if below.as_os_str().is_empty() { Path::new(".") } else { below })
     }
 }
 
-/// The folders of one connection's sessions: one agent process serves them all.
+/// Folders of all sessions of one connection, which share one agent process. Clones share the same list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionFolders {
     folders: Arc<RwLock<Vec<Folder>>>,
 }
 
 impl SessionFolders {
-    /// Adds a session's folder; the latest is the one in which commands run by default.
+    /// Adds a session's folder, which becomes the default working directory of commands.
+    ///
+    /// # Errors
+    /// `invalid_request` if the connection already uses [`MAX_FOLDERS`] folders.
     pub(crate) fn add(&self, folder: Folder) -> Result<(), Failure> {
         let mut folders = self.folders.write();
         folders.retain(|known| known.path != folder.path || known.given != folder.given);
         if folders.len() >= MAX_FOLDERS {
-            let detail = format!("one connection may use {MAX_FOLDERS} folders");
+            let detail = format!("one connection may use at most {MAX_FOLDERS} folders");
             return Err(Failure::new(ErrorCode::InvalidRequest, detail));
         }
         folders.push(folder);
         Ok(())
     }
 
-    /// The folder that `path` is in, and its path there. `None` where it is in none.
+    /// Returns the folder that `path` is textually in, newest first, and the unchecked path relative to it.
     pub(crate) fn find(&self, path: &Path) -> Option<(Folder, PathBuf)> {
         let folders = self.folders.read();
         folders.iter().rev().find_map(|folder| Some((folder.clone(), folder.relative(path)?.to_owned())))
     }
 
-    /// The folder of the latest session.
+    /// Folder that was added last; `None` before the first session.
     pub(crate) fn latest(&self) -> Option<Folder> {
         self.folders.read().last().cloned()
     }
@@ -149,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_workspaces_and_allowed_paths_are_opened() {
+    fn only_workspaces_and_allowed_paths_can_be_opened() {
         let base = tempfile::tempdir().unwrap();
         let base = base.path().canonicalize().unwrap();
         for name in ["root/ws/src", "root/.baselines/x", "allowed/project", "other"] {

@@ -1,5 +1,5 @@
-//! The git program, hardened: no configuration but ours, no hooks, no prompts, no other protocol than
-//! asked for, a time limit that ends the whole process group, and bounded output.
+//! Runs the git program, hardened: only this module's configuration, no hooks, no prompts, one protocol per call, a
+//! time limit that ends the whole process group, and bounded output.
 
 use std::{
     collections::BTreeMap,
@@ -20,8 +20,8 @@ use crate::{
     process::group::{self, GroupCommand, Streams},
 };
 
-/// Configuration that wins over every file. A workspace's own configuration is never read, because git is
-/// pointed at a folder of ours; these are the second line.
+/// Configuration that overrides every configuration file. It is a second line of defence: a workspace's own
+/// configuration is never read, because `GIT_DIR` is a folder of the runtime.
 const SETTINGS: [&str; 16] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -41,46 +41,53 @@ const SETTINGS: [&str; 16] = [
     "maintenance.auto=false",
 ];
 
-/// From SIGTERM to SIGKILL; git removes its lock files on SIGTERM.
+/// Time between SIGTERM and SIGKILL. git removes its lock files on SIGTERM.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
-/// How git is started.
+/// Starts git with a fixed environment.
 #[derive(Debug, Clone)]
 pub(crate) struct Git {
     inherited: BTreeMap<String, OsString>,
 }
 
-/// One call of git.
+/// One invocation of git.
 pub(crate) struct Call<'a> {
-    /// Arguments, without the settings.
+    /// Arguments, without the hardening settings.
     pub args: Vec<OsString>,
-    /// Further environment.
+    /// Environment variables that override the fixed ones.
     pub env: Vec<(&'static str, OsString)>,
     /// Working directory.
     pub cwd: &'a Path,
-    /// How long it may take.
+    /// Time limit; git is ended when it is exceeded.
     pub timeout: Duration,
-    /// How much of its output is wanted, in bytes; it is ended when it prints more.
+    /// Largest output to keep, in bytes; git is ended when it prints more.
     pub max_output: usize,
-    /// The one protocol that it may speak.
+    /// Protocol that git may use; `None` forbids all network access.
     pub scheme: Option<Scheme>,
 }
 
-/// What git printed.
+/// Standard output of git.
 pub(crate) struct Output {
     /// At most `max_output` bytes.
     pub bytes: Vec<u8>,
-    /// Whether there was more.
+    /// True if the output is incomplete: git printed more, or reading it failed.
     pub cut: bool,
 }
 
 impl Git {
-    /// Uses these variables of the environment: `PATH`, proxies and certificates for instance.
+    /// Creates a runner that passes `inherited` to git: `PATH`, proxies and certificates, for instance.
     pub(crate) fn new(inherited: BTreeMap<String, OsString>) -> Self {
         Self { inherited }
     }
 
-    /// Runs git. A dropped future ends it.
+    /// Runs git to its end.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if git cannot be started, exceeds its time limit or fails; the text then ends with the
+    /// redacted tail of its stderr. Output that is cut is no error.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends git and its process group.
     pub(crate) async fn run(&self, call: Call<'_>) -> Result<Output, Failure> {
         let failed = |why: &str| Failure::new(ErrorCode::WorkspaceUnavailable, format!("git: {why}"));
         let Call { args, env, cwd, timeout, max_output, scheme } = call;
@@ -106,14 +113,14 @@ impl Git {
             }
             (bytes, false, Some(started.exit.wait().await))
         };
-        // Dropping what was started on the way out ends the group.
+        // Returning drops `started`, which ends the process group if git still runs.
         let Ok((bytes, cut, ended)) = tokio::time::timeout(timeout, work).await else {
             return Err(failed(&format!("did not finish within {} s", timeout.as_secs())));
         };
         match ended {
             Some(ended) if ended.exit_code != Some(0) => {
-                let said = Redacted::new(text::tail_bytes(ended.stderr_tail.trim(), 1000));
-                Err(failed(said.as_str()))
+                let stderr = Redacted::new(text::tail_bytes(ended.stderr_tail.trim(), 1000));
+                Err(failed(stderr.as_str()))
             }
             _ => Ok(Output { bytes, cut }),
         }
@@ -122,7 +129,7 @@ impl Git {
     fn environment(&self, env: Vec<(&'static str, OsString)>, scheme: Option<Scheme>) -> Vec<(OsString, OsString)> {
         let mut all: BTreeMap<OsString, OsString> =
             self.inherited.iter().map(|(name, value)| (name.into(), value.clone())).collect();
-        // Keys and known hosts live in the home folder; nothing else there is wanted.
+        // Only ssh needs the home folder, for keys and known hosts; git must not read configuration from it.
         if scheme != Some(Scheme::Ssh) {
             all.insert("HOME".into(), "/nonexistent".into());
         }

@@ -1,4 +1,4 @@
-//! Where agents work: makes folders, clones into them, and says what changed.
+//! Workspaces: creates their folders, clones repositories into them, and computes what changed since.
 
 pub(crate) mod diff;
 pub(crate) mod folders;
@@ -32,10 +32,12 @@ use crate::{
     },
 };
 
-/// Folders of ours in the root; no workspace is named like them.
+/// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
 const BASELINES: &str = ".baselines";
+/// Folder in the root that holds clones in progress and temporary git folders.
 const INCOMING: &str = ".incoming";
-/// Nothing in `INCOMING` is in use for this long, clones aside.
+/// Age after which a folder in [`INCOMING`] counts as left behind by an earlier run, if the clone timeout is not
+/// longer. Everything else there is in use for minutes at most.
 const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(3600);
 
 /// The workspaces of one runtime.
@@ -46,18 +48,19 @@ pub(crate) struct Workspaces {
     git_hosts: Vec<String>,
     clone_timeout: Duration,
     diff_bytes: usize,
-    /// One at a time for each workspace. Entries of workspaces that nobody is busy with are dropped.
+    /// One lock per workspace, which serialises preparing and comparing it. Entries without a holder are removed when
+    /// another is added.
     busy: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
 }
 
-/// How workspaces are made and compared.
+/// Settings for creating and comparing workspaces.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkspaceSettings {
-    /// Hosts from which repositories are cloned.
+    /// Hosts from which repositories may be cloned, each with an optional port.
     pub git_hosts: Vec<String>,
-    /// How long a clone may take.
+    /// Time limit of a clone.
     pub clone_timeout: Duration,
-    /// Largest patch, in bytes.
+    /// Largest patch of a diff, in bytes.
     pub diff_bytes: usize,
 }
 
@@ -66,14 +69,17 @@ fn unavailable(what: &str, cause: &dyn std::fmt::Display) -> Failure {
 }
 
 impl Workspaces {
-    /// Removes half-made clones that an earlier run left long ago. Blocks.
+    /// Removes incomplete clones that an earlier run left behind. Blocks.
+    ///
+    /// # Errors
+    /// The root cannot be written.
     pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
         let WorkspaceSettings { git_hosts, clone_timeout, diff_bytes } = settings;
         let incoming = allowed.root().join(INCOMING);
         fs::create_dir_all(&incoming)?;
         for entry in fs::read_dir(&incoming)?.flatten() {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            // Another runtime may be busy in the same root.
+            // Another runtime may use the same root, so only old entries are removed.
             if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > clone_timeout.max(LEFT_BEHIND_AFTER))) {
                 fs::remove_dir_all(entry.path())?;
             }
@@ -81,7 +87,14 @@ impl Workspaces {
         Ok(Self { allowed, git, git_hosts, clone_timeout, diff_bytes, busy: Mutex::default() })
     }
 
-    /// Makes a workspace, or finds it as it is. A dropped future leaves none that is half made.
+    /// Creates a workspace, or returns an existing one unchanged.
+    ///
+    /// # Errors
+    /// `invalid_request` for a bad repository or branch, `path_not_allowed`, and `workspace_unavailable` if git or
+    /// the file system fails. A retry is safe.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves no incomplete workspace: a clone is moved into place once it is complete.
     pub(crate) async fn prepare(self: &Arc<Self>, request: PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
         let PrepareWorkspace { workspace, checkout, .. } = request;
         if let Some(path) = workspace.path {
@@ -103,7 +116,11 @@ impl Workspaces {
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
 
-    /// What changed in a workspace since it was prepared.
+    /// Returns the changes in a workspace since it was prepared.
+    ///
+    /// # Errors
+    /// `not_found` for an unknown workspace, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
+    /// git fails.
     pub(crate) async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
         let (folder, baseline) = match workspace.path {
             Some(path) => {
@@ -117,7 +134,7 @@ impl Workspaces {
             None => {
                 let folder = self.folder(workspace.folder_id);
                 if !is_real_folder(&folder).await? {
-                    return Err(Failure::new(ErrorCode::NotFound, "there is no such workspace"));
+                    return Err(Failure::new(ErrorCode::NotFound, "the workspace does not exist"));
                 }
                 (folder, self.baseline(workspace.folder_id))
             }
@@ -135,8 +152,8 @@ impl Workspaces {
         if !baseline.exists()
             && let Err(failure) = baseline.take(&self.git, &folder).await
         {
-            // The agent can work without; only the diff is missing then.
-            tracing::warn!(%failure, "no baseline of the folder");
+            // The agent can work without a baseline; only `diff` fails.
+            tracing::warn!(%failure, "taking the baseline of a folder failed");
         }
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
@@ -157,7 +174,7 @@ impl Workspaces {
         Ok((repository, checkout.branch.clone()))
     }
 
-    /// Clones beside the workspace and moves the result into place, so that what is there is complete.
+    /// Clones into [`INCOMING`] and renames the result into place, so that an existing workspace is always complete.
     async fn fetch_into(&self, id: FolderId, repository: &Repository, branch: Option<String>) -> Result<(), Failure> {
         let incoming = self.allowed.root().join(INCOMING);
         let target = Incoming { folder: incoming.join(uuid::Uuid::new_v4().to_string()) };
@@ -190,7 +207,7 @@ impl Workspaces {
         self.baseline_named(&id.to_string())
     }
 
-    /// Named by the path, in a form that any file system takes.
+    /// Baseline of a caller's folder, named by a UUID of its path, since a path itself is not a valid file name.
     fn baseline_of_path(&self, folder: &Path) -> Baseline {
         let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, folder.as_os_str().as_encoded_bytes());
         self.baseline_named(&name.to_string())
@@ -213,7 +230,7 @@ impl Workspaces {
     }
 }
 
-/// A folder for a clone; whatever is left in it is removed when dropped.
+/// Folder of a clone in progress. Dropping it removes what is left in the folder.
 struct Incoming {
     folder: PathBuf,
 }
@@ -221,23 +238,27 @@ struct Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         let folder = std::mem::take(&mut self.folder);
-        // Removing a large half clone takes long; the thread is not waited for.
+        // Removing a large incomplete clone takes long, so a detached thread does it. A failure is cleaned up by a
+        // later start.
         let removed = std::thread::Builder::new().spawn(move || fs::remove_dir_all(folder));
         drop(removed);
     }
 }
 
-/// Whether a workspace is there. A link or file in its place is refused.
+/// True if the workspace exists as a folder.
+///
+/// # Errors
+/// `workspace_unavailable` if a link or file is in its place, or if the disk cannot be read.
 async fn is_real_folder(folder: &Path) -> Result<bool, Failure> {
     match tokio::fs::symlink_metadata(folder).await {
         Ok(metadata) if metadata.is_dir() => Ok(true),
-        Ok(_) => Err(unavailable("workspace", &"something else is in its place")),
+        Ok(_) => Err(unavailable("workspace", &"its path exists and is not a folder")),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(cause) => Err(unavailable("workspace", &cause)),
     }
 }
 
-/// Makes a folder that other users of the machine cannot enter.
+/// Creates a folder that other users of the machine cannot enter (mode 0700).
 async fn make_folder(folder: PathBuf) -> Result<(), Failure> {
     let made = tokio::task::spawn_blocking(move || fs::DirBuilder::new().recursive(true).mode(0o700).create(folder));
     made.await.map_err(io::Error::other).and_then(|made| made).map_err(|cause| unavailable("workspace", &cause))

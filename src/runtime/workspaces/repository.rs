@@ -1,4 +1,4 @@
-//! Which repositories may be cloned, and from where.
+//! Checks repository addresses and branch names before they are passed to git.
 
 use std::net::IpAddr;
 
@@ -6,29 +6,28 @@ use url::{Host, Url};
 
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
-/// The longest URL or branch name; git's own limits are higher, nobody's names are.
+/// Longest address or branch name, in bytes. git's own limits are higher; real names are far shorter.
 const MAX_LENGTH: usize = 512;
 
-/// A checked address. Its text never begins with `-`, names an allowed host and carries no credentials.
+/// Checked repository address. Never begins with `-`, names an allowed host and contains no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Repository {
     url: String,
     scheme: Scheme,
 }
 
-/// How a repository is reached; everything else is refused.
+/// Protocol to reach a repository; all others are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scheme {
-    /// `https`
     Https,
-    /// `http`, only to a loopback host that the configuration names.
+    /// Only for a loopback host in `[workspaces] git_hosts`.
     Http,
-    /// `ssh`, with the keys of the runtime's user.
+    /// Uses the keys of the runtime's user.
     Ssh,
 }
 
 impl Scheme {
-    /// Its name.
+    /// URL scheme, which is also the name in `GIT_ALLOW_PROTOCOL`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Https => "https",
@@ -43,11 +42,14 @@ fn bad(text: &str, why: &str) -> Failure {
 }
 
 impl Repository {
-    /// Reads `owner/name` (on the first of `hosts`), `https://…`, `ssh://git@…` or `git@host:owner/name`.
-    /// A host in `hosts` may carry a port.
+    /// Parses `owner/name` (on the first of `hosts`), `https://…`, `ssh://git@…` or `git@host:owner/name`.
+    /// An entry of `hosts` may include a port, which an address must then name too.
+    ///
+    /// # Errors
+    /// `invalid_request` for anything else.
     pub(crate) fn parse(text: &str, hosts: &[String]) -> Result<Self, Failure> {
         if text.len() > MAX_LENGTH || text.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
-            return Err(bad("…", "is too long or has a character that no address has"));
+            return Err(bad("…", "is too long or contains a character that is not allowed in an address"));
         }
         let url = if text.contains("://") {
             text.to_owned()
@@ -66,7 +68,7 @@ impl Repository {
             "https" => Scheme::Https,
             "ssh" => Scheme::Ssh,
             "http" if is_loopback(&host) => Scheme::Http,
-            _ => return Err(bad(text, "only https and ssh addresses are cloned")),
+            _ => return Err(bad(text, "only https and ssh addresses are supported")),
         };
         let named = match url.port() {
             Some(port) => format!("{host}:{port}"),
@@ -77,31 +79,30 @@ impl Repository {
         }
         let user_allowed = url.username().is_empty() || (scheme == Scheme::Ssh && url.username() == "git");
         if !user_allowed || url.password().is_some() {
-            return Err(bad("…", "must not carry credentials"));
+            return Err(bad("…", "must not contain credentials"));
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(bad(text, "must not have a query or fragment"));
+            return Err(bad(text, "must not have a query or a fragment"));
         }
         let parts: Vec<&str> = url.path_segments().map(Iterator::collect).unwrap_or_default();
         let plain = parts.iter().all(|part| is_plain_name(part));
         if parts.len() < 2 || !plain {
-            return Err(bad(text, "its path must be names of A-Z a-z 0-9 . _ ~ - that do not begin with `-`"));
+            return Err(bad(text, "its path must be two or more names of A-Z a-z 0-9 . _ ~ - without a leading `-`"));
         }
         Ok(Self { url: url.as_str().to_owned(), scheme })
     }
 
-    /// The address, as git gets it.
+    /// Address as it is passed to git.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// How it is reached.
     pub(crate) fn scheme(&self) -> Scheme {
         self.scheme
     }
 }
 
-/// `owner/name`.
+/// Expands `owner/name` to an address on the first of `hosts`.
 fn short_form(text: &str, hosts: &[String]) -> Result<String, Failure> {
     let (owner, name) = text.split_once('/').ok_or_else(|| bad(text, "is neither `owner/name` nor an address"))?;
     if !is_plain_name(owner) || !is_plain_name(name) {
@@ -126,7 +127,10 @@ fn is_loopback(host: &Host<&str>) -> bool {
     }
 }
 
-/// Checks a branch name: what git takes, and nothing that could be an option or another ref syntax.
+/// Checks a branch name: a subset of the names that git accepts, without option and revision syntax.
+///
+/// # Errors
+/// `invalid_request`.
 pub(crate) fn check_branch(branch: &str) -> Result<(), Failure> {
     let plain = branch.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/+=@#-".contains(&byte));
     let parts = branch.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
@@ -134,7 +138,7 @@ pub(crate) fn check_branch(branch: &str) -> Result<(), Failure> {
     if plain && parts && !bad_form && branch.len() <= MAX_LENGTH {
         Ok(())
     } else {
-        Err(Failure::new(ErrorCode::InvalidRequest, "branch: is not a branch name"))
+        Err(Failure::new(ErrorCode::InvalidRequest, "branch: is not a valid branch name"))
     }
 }
 
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn allowed_addresses_are_taken() {
+    fn allowed_addresses_are_parsed_to_urls() {
         for (text, url) in [
             ("octo/hello", "https://github.com/octo/hello.git"),
             ("octo/hello.git", "https://github.com/octo/hello.git"),
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused() {
+    fn all_other_addresses_are_refused() {
         for text in [
             "",
             "hello",
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn branches_are_names() {
+    fn branch_names_are_accepted_and_revision_syntax_is_refused() {
         for good in ["main", "feature/x-1", "v1.2", "a_b+c"] {
             assert!(check_branch(good).is_ok(), "{good}");
         }

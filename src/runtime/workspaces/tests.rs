@@ -1,4 +1,4 @@
-//! Workspaces with the real git program, cloned over HTTP from a server on loopback.
+//! Tests of workspaces with the real git program, which clones over HTTP from a server on loopback.
 
 use std::{collections::BTreeMap, io::Write, path::Path, process::Command, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ fn git(folder: &Path, args: &[&str]) {
     assert!(done.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// git's own HTTP back end behind a small server.
+/// Serves `repositories` through `git http-backend` and returns the server's host and port.
 async fn git_server(repositories: &Path) -> String {
     let root = repositories.to_owned();
     let serve = move |request: HttpRequest, body: web::Bytes| {
@@ -96,7 +96,7 @@ impl Place {
 }
 
 #[actix_web::test]
-async fn an_empty_workspace_is_made_once_and_its_files_are_its_changes() {
+async fn empty_workspace_is_created_once_and_lists_its_files_as_added() {
     let place = Place::new(Vec::new());
     let id = Uuid::now_v7();
     let path = place.prepare(id, None).await.unwrap();
@@ -107,7 +107,7 @@ async fn an_empty_workspace_is_made_once_and_its_files_are_its_changes() {
 }
 
 #[actix_web::test]
-async fn an_existing_folder_is_compared_with_its_state_at_the_first_use() {
+async fn existing_folder_is_compared_with_its_state_at_the_first_use() {
     let place = Place::new(Vec::new());
     let project = place.base.path().join("allowed/project");
     std::fs::write(project.join("old"), "x\n").unwrap();
@@ -127,7 +127,7 @@ async fn an_existing_folder_is_compared_with_its_state_at_the_first_use() {
 }
 
 #[actix_web::test]
-async fn a_repository_is_cloned_shallow_and_only_what_changed_is_told() {
+async fn repository_is_cloned_shallow_and_its_diff_lists_later_changes_only() {
     let source = tempfile::tempdir().unwrap();
     let repository = source.path().join("octo/hello.git");
     std::fs::create_dir_all(&repository).unwrap();
@@ -140,7 +140,7 @@ async fn a_repository_is_cloned_shallow_and_only_what_changed_is_told() {
     let host = git_server(source.path()).await;
     let place = Place::new(vec![host.clone()]);
     let id = Uuid::now_v7();
-    // git's back end wants the folder of a repository with a work tree to be named.
+    // `git http-backend` requires the path of the `.git` folder for a repository with a work tree.
     let address = format!("http://{host}/octo/hello.git/.git");
     let (first, second) = tokio::join!(place.prepare(id, Some(&address)), place.prepare(id, Some(&address)));
     let path = first.unwrap();
@@ -150,13 +150,13 @@ async fn a_repository_is_cloned_shallow_and_only_what_changed_is_told() {
     assert!(workspace.join(".git/shallow").exists());
     assert!(place.changes(id, None).await.unwrap().is_empty());
     std::fs::write(workspace.join("file"), "three\n").unwrap();
-    // Committed or not makes no difference.
+    // A commit of the agent does not hide the change.
     git(workspace, &["commit", "-qam", "by the agent"]);
     assert_eq!(place.changes(id, None).await.unwrap(), [("file".to_owned(), ChangeStatus::Modified)]);
 }
 
 #[actix_web::test]
-async fn a_clone_that_fails_leaves_no_workspace() {
+async fn failed_clone_leaves_no_workspace() {
     let source = tempfile::tempdir().unwrap();
     let host = git_server(source.path()).await;
     let place = Place::new(vec![host.clone()]);
