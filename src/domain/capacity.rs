@@ -1,31 +1,31 @@
-//! Seats, who may have one, and the alerts that tell how near to its limit the service is.
+//! Seats of sessions, their admission, and the alerts about capacity.
 //!
-//! A session has a seat from its admission until its agent is gone. A new one is refused where there is none left; one
-//! that comes back never is, so more may be taken than there are.
+//! A session has a seat from its admission until its agent has exited. A new session is refused without a free seat. A
+//! returning one is always admitted, so that more seats than the limit may be taken.
 
 use std::{collections::HashMap, time::Duration};
 
 use super::{clock::Timestamp, ids::InstallationId, share::FULL_BP};
 
-/// The numbers (`[capacity]`). Shares are hundredths of a percent.
+/// The limits and thresholds of seats (`[capacity]`). Shares are in basis points of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CapacityRules {
-    /// Seats there are.
+    /// Seats of the service.
     pub limit: usize,
-    /// The share of them that one tenant may take; where that is less than a seat, it is one.
+    /// The share that one tenant may take; at least one seat.
     pub tenant_share_bp: u32,
-    /// The share that raises a warning …
+    /// The share that raises a warning.
     pub warn_bp: u32,
-    /// … and the one that raises a critical alert.
+    /// The share that raises a critical alert.
     pub critical_bp: u32,
-    /// The share under which alerts are resolved; 0: they never are.
+    /// The share below which alerts are resolved; with 0 they never are.
     pub resolve_bp: u32,
-    /// For how long it has to be so without a break.
+    /// Time for which the share must stay below `resolve_bp` without interruption.
     pub resolve_after: Duration,
 }
 
 impl CapacityRules {
-    /// Seats that one tenant may take: whole ones, at least 1.
+    /// Seats that one tenant may take: the share rounded down, at least 1.
     pub(crate) fn tenant_limit(&self) -> usize {
         let seats = self.limit as u128 * u128::from(self.tenant_share_bp) / u128::from(FULL_BP);
         usize::try_from(seats).unwrap_or(self.limit).max(1)
@@ -39,53 +39,46 @@ impl CapacityRules {
     }
 }
 
-/// Whether `taken` of `limit` is this share or more; in whole numbers, so that an edge is where it is said to be.
+/// True if `taken` of `limit` is at least this share. Whole numbers, so that thresholds are exact.
 fn reaches(taken: usize, limit: usize, share_bp: u32) -> bool {
     taken as u128 * u128::from(FULL_BP) >= limit as u128 * u128::from(share_bp)
 }
 
-/// What is taken of what there is.
+/// Taken and available seats of the service and of one tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SeatFigures {
-    /// Seats taken.
     pub taken: usize,
-    /// Seats there are.
     pub limit: usize,
-    /// Those that the tenant has.
     pub tenant_taken: usize,
-    /// Those that it may have.
     pub tenant_limit: usize,
 }
 
-/// Which limit a refusal is for.
+/// The limit that caused a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SeatBound {
-    /// That of the whole service.
+    /// The limit of the whole service.
     Service,
     /// The tenant's share.
     Tenant,
 }
 
-/// A session that got no seat.
+/// The refusal of a seat, with the figures at that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// Why.
     pub bound: SeatBound,
-    /// The figures at that moment.
     pub figures: SeatFigures,
 }
 
-/// What happened to the number of seats since somebody looked last. However fast it went up and down again, its
-/// highest point is seen.
+/// Observation of the seats. The peak covers the time since the previous observation, so that no short rise is missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SeatsSeen {
-    /// Taken now.
+    /// Seats taken now.
     pub taken: usize,
-    /// The most that were taken, the last time of looking included.
+    /// The most seats taken since the previous observation, that one included.
     pub peak: usize,
 }
 
-/// The seats and who has them. Every step takes constant time; it holds one entry for each tenant with a seat.
+/// The taken seats by tenant. Constant time per operation unless stated; one entry for each tenant with a seat.
 #[derive(Debug)]
 pub(crate) struct Seats {
     rules: CapacityRules,
@@ -95,12 +88,15 @@ pub(crate) struct Seats {
 }
 
 impl Seats {
-    /// All of them free.
+    /// All seats free.
     pub(crate) fn new(rules: CapacityRules) -> Self {
         Self { rules, taken: 0, peak: 0, by_tenant: HashMap::new() }
     }
 
-    /// Takes a seat for a new session, where there is one.
+    /// Takes a seat for a new session.
+    ///
+    /// # Errors
+    /// If the service or the tenant has no free seat.
     pub(crate) fn admit(&mut self, tenant: &InstallationId) -> Result<(), Refused> {
         let figures = self.figures(tenant);
         if figures.taken >= figures.limit {
@@ -113,7 +109,7 @@ impl Seats {
         Ok(())
     }
 
-    /// Takes a seat for a session that comes back, also where there is none left.
+    /// Takes a seat for a returning session, even beyond the limits.
     pub(crate) fn admit_returning(&mut self, tenant: &InstallationId) {
         self.taken += 1;
         self.peak = self.peak.max(self.taken);
@@ -123,7 +119,7 @@ impl Seats {
         }
     }
 
-    /// Gives one of the tenant's seats back.
+    /// Releases one of the tenant's seats; ignored if the tenant has none.
     pub(crate) fn give_back(&mut self, tenant: &InstallationId) {
         let Some(seats) = self.by_tenant.get_mut(tenant) else { return };
         self.taken -= 1;
@@ -133,12 +129,10 @@ impl Seats {
         }
     }
 
-    /// Seats taken now.
     pub(crate) fn taken(&self) -> usize {
         self.taken
     }
 
-    /// The figures as this tenant sees them.
     pub(crate) fn figures(&self, tenant: &InstallationId) -> SeatFigures {
         SeatFigures {
             taken: self.taken,
@@ -148,14 +142,14 @@ impl Seats {
         }
     }
 
-    /// What happened since the last look.
+    /// Observes the seats and restarts the peak.
     pub(crate) fn look(&mut self) -> SeatsSeen {
         let peak = std::mem::replace(&mut self.peak, self.taken);
         SeatsSeen { taken: self.taken, peak }
     }
 
-    /// The tenants that have taken as much of their share as raises a warning for the whole service, those with the
-    /// most seats first, `most` at most. Takes time by the number of tenants.
+    /// The tenants that have taken at least `warn_bp` of their own limit, with their seats; most seats first, at most
+    /// `most`. Takes O(n log n) time for n tenants.
     pub(crate) fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
         let limit = self.rules.tenant_limit();
         let near = self.by_tenant.iter().filter(|(_, seats)| reaches(**seats, limit, self.rules.warn_bp));
@@ -220,49 +214,46 @@ impl AlertKind {
     }
 }
 
-/// One change of an alert; each is a row, a line of the log and a count.
+/// One change of an alert; each is a row, a log message and a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CapacityChange {
-    /// Of which level.
     pub level: AlertLevel,
-    /// What became of it.
     pub kind: AlertKind,
-    /// Seats that were taken: the most of them where it was raised.
+    /// Seats taken at a resolution; the peak at a raise.
     pub taken: usize,
-    /// Seats there were.
     pub limit: usize,
 }
 
-/// The one alert of the service. It is raised as a warning, may become critical, and is resolved as a whole: a level is
-/// never raised again before it was resolved.
+/// The capacity alert of the service. It is raised as a warning, may become critical, and is resolved as a whole: no level
+/// is raised again before it was resolved.
 #[derive(Debug)]
 pub(crate) struct CapacityAlerts {
     rules: CapacityRules,
-    /// The highest level that is open; those below it are open too.
+    /// The highest open level; lower ones are open too.
     open: Option<AlertLevel>,
-    /// Since when it has been calm without a break, as far as anybody looked.
+    /// The first observation of the current time below `resolve_bp`.
     calm_since: Option<Timestamp>,
 }
 
 impl CapacityAlerts {
-    /// Goes on where an earlier life ended: with the highest level that was open. Its calm begins anew.
+    /// Resumes an alert of an earlier process with its highest open level; the time until it is resolved starts again.
     pub(crate) fn new(rules: CapacityRules, open: Option<AlertLevel>) -> Self {
         Self { rules, open, calm_since: None }
     }
 
-    /// The highest level that is open.
+    /// The highest open level.
     #[cfg(test)]
     pub(crate) fn level(&self) -> Option<AlertLevel> {
         self.open
     }
 
-    /// When it will be resolved if nothing happens until then.
+    /// The time at which the alert is resolved if the seats stay below `resolve_bp`; `None` without such an alert.
     pub(crate) fn resolves_at(&self) -> Option<Timestamp> {
         self.open.and(self.calm_since).map(|since| since.plus(self.rules.resolve_after))
     }
 
-    /// Takes what was seen at `now`, which never goes back, and gives what changes by it, in order. Looking late only
-    /// makes it later: no alert is missed, and none is resolved too early.
+    /// Applies an observation at `now`, which must not decrease, and returns the changes in order. A late observation only
+    /// delays them: no alert is missed, and none is resolved too early.
     pub(crate) fn observe(&mut self, seen: SeatsSeen, now: Timestamp) -> Vec<CapacityChange> {
         let limit = self.rules.limit;
         let mut changes = Vec::new();

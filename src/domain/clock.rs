@@ -1,4 +1,4 @@
-//! Points in time, as values. Nothing here reads a clock: `now` is always an argument.
+//! Points in time as values. Nothing here reads a clock: `now` is always an argument.
 
 use std::{fmt, time::Duration};
 
@@ -10,29 +10,29 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 pub(crate) struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// The time that has passed since `earlier`; zero where the clock was stepped back in between.
+    /// The time since `earlier`; zero if `earlier` is later, after a step back of the clock.
     pub(crate) fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// This point and `duration` later.
+    /// The time `duration` later; saturates.
     pub(crate) fn plus(self, duration: Duration) -> Timestamp {
         Timestamp(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// This point and `duration` earlier.
+    /// The time `duration` earlier; saturates.
     pub(crate) fn minus(self, duration: Duration) -> Timestamp {
         Timestamp(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// Reads RFC 3339; what is finer than a microsecond is cut off.
+    /// Parses RFC 3339; digits below a microsecond are dropped.
     pub(crate) fn parse(text: &str) -> Option<Timestamp> {
         let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok().map(Timestamp)
     }
 }
 
-/// RFC 3339 in UTC with microseconds.
+/// Formats as RFC 3339 in UTC with microseconds.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000)
@@ -52,17 +52,17 @@ impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         Self::parse(&text)
-            .ok_or_else(|| D::Error::custom("a point in time is RFC 3339, such as 2026-11-25T09:00:00Z"))
+            .ok_or_else(|| D::Error::custom("must be a time in RFC 3339 format, such as 2026-11-25T09:00:00Z"))
     }
 }
 
-/// Where the shells read the time.
+/// The source of time for code outside the domain.
 pub(crate) trait Clock: Send + Sync + 'static {
     /// The time of day, for records.
     fn now(&self) -> Timestamp;
 
-    /// The time for decisions: the time of day when the process began, and what has passed since. A step of the
-    /// system's clock does not show.
+    /// Monotonic time, for decisions: the time of day at the start of the process plus the time since. Steps of the
+    /// system clock do not affect it.
     fn steady(&self) -> Timestamp;
 }
 
@@ -71,12 +71,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_stepped_back_gives_zero_not_a_negative_age() {
+    fn age_is_zero_after_a_clock_step_back() {
         assert_eq!(Timestamp(5).since(Timestamp(9)), Duration::ZERO);
     }
 
     #[test]
-    fn timestamps_read_as_rfc_3339() {
+    fn timestamps_format_and_parse_as_rfc_3339() {
         let text = "2023-11-14T22:13:20.000001Z";
         assert_eq!(Timestamp(1_700_000_000_000_001).to_string(), text);
         assert_eq!(Timestamp::parse(text), Some(Timestamp(1_700_000_000_000_001)));

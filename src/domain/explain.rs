@@ -1,4 +1,4 @@
-//! Why a session's turns go the way they go: one timeline, and one sentence.
+//! Explains which route carries a session's turns: a timeline of events, and one sentence for the current state.
 
 use super::{
     clock::Timestamp,
@@ -43,13 +43,13 @@ impl EntryKind {
     }
 }
 
-/// Something that has a place in a timeline.
+/// An entry of a timeline.
 pub(crate) trait Placed {
-    /// When, and what it is about.
+    /// The sort key: time first, then kind.
     fn place(&self) -> (Timestamp, EntryKind);
 }
 
-/// Puts entries in order, oldest first, and keeps the newest `most`. Says whether some were left out.
+/// Sorts entries oldest first and keeps the newest `most`. The flag is true if older entries were dropped.
 pub(crate) fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, bool) {
     entries.sort_by_key(Placed::place);
     let left_out = entries.len().saturating_sub(most);
@@ -57,49 +57,57 @@ pub(crate) fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, 
     (entries, left_out > 0)
 }
 
-/// What is known of a session and its workspace now.
+/// The current state of a session and its workspace.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Standing<'a> {
-    /// The session.
     pub state: SessionState,
-    /// What carries its line to an agent now, or carried it last.
+    /// The route of the agent connection, or of the last one if there is none now.
     pub carrier: Route,
-    /// The workspace's route.
     pub routing: &'a Routing,
-    /// The share of turns that go over ACP while it is tried, in basis points.
+    /// The share of canary turns in basis points; 0 unless the workspace is recovering.
     pub canary_share_bp: u32,
-    /// Why its last handshake failed, where that was the last one.
+    /// The reason of the latest handshake's failure; `None` if that handshake succeeded.
     pub failed_handshake: Option<&'a str>,
 }
 
-/// What carries a session's turns, and why, in a sentence.
+/// States in one sentence what carries a session's turns, and why.
 pub(crate) fn answer(standing: &Standing<'_>) -> String {
     if standing.state == SessionState::Closed {
-        return "Nothing carries it any more: the session is closed.".to_owned();
+        return "The session is closed; nothing carries its turns.".to_owned();
     }
     let routing = standing.routing;
     match routing.route() {
         Route::Http => match (routing.pin(), routing.rollback()) {
-            (Some(pin), rollback) => format!("HTTP carries it: {}.", pinned(pin, rollback)),
+            (Some(pin), rollback) => {
+                format!("The HTTP fallback carries this session's turns: {}.", pinned(pin, rollback))
+            }
             (None, Some(rollback)) => {
                 let Rollback { reason, since, .. } = rollback;
-                format!("HTTP carries it since {since}: {}; {}.", reason.trim_end_matches('.'), way_back(standing))
+                format!(
+                    "The HTTP fallback has carried this session's turns since {since}: {}; {}.",
+                    reason.trim_end_matches('.'),
+                    recovery(standing)
+                )
             }
-            (None, None) => format!("HTTP carries it: {}.", default_of(routing)),
+            (None, None) => format!("HTTP carries this session's turns: {}.", default_of(routing)),
         },
         Route::Acp if standing.carrier == Route::Http => match standing.failed_handshake {
             Some(why) => format!(
-                "HTTP carried it last although the workspace's route is ACP: the handshake with its agent failed ({}); \
-                 the next turn tries ACP.",
+                "The HTTP fallback carried this session last although the workspace's route is ACP: the handshake with \
+                 its agent failed ({}); the next turn tries ACP.",
                 why.trim_end_matches('.')
             ),
             None => {
-                "HTTP carried it last; the workspace's route is ACP again, which carries the next turn.".to_owned()
+                "The HTTP fallback carried this session last; the workspace's route is ACP again, and ACP carries \
+                     the next turn."
+                    .to_owned()
             }
         },
         Route::Acp => match routing.pin() {
-            Some(pin) => format!("ACP carries it: {}.", pinned(pin, None)),
-            None => format!("ACP carries it: {}, and nothing speaks against it.", default_of(routing)),
+            Some(pin) => format!("ACP carries this session's turns: {}.", pinned(pin, None)),
+            None => {
+                format!("ACP carries this session's turns: {}, and nothing overrides it.", default_of(routing))
+            }
         },
     }
 }
@@ -126,19 +134,19 @@ fn pinned(pin: &Pin, rollback: Option<&Rollback>) -> String {
 fn default_of(routing: &Routing) -> &'static str {
     match routing.default_route() {
         Route::Acp => "it is the workspace's default protocol",
-        Route::Http => "it is the workspace's default protocol, as an administrator or its tenant wants it",
+        Route::Http => "it is the workspace's default protocol, set by an administrator or the tenant",
     }
 }
 
-fn way_back(standing: &Standing<'_>) -> String {
+fn recovery(standing: &Standing<'_>) -> String {
     let routing = standing.routing;
     match (routing.stage(), routing.next_probe_at()) {
-        (Stage::Open, Some(at)) => format!("ACP is probed next at {at}"),
+        (Stage::Open, Some(at)) => format!("the next ACP probe is due at {at}"),
         (Stage::HalfOpen, _) => "ACP is being probed".to_owned(),
         (Stage::Recovering, _) => {
-            format!("{} % of the turns try ACP", f64::from(standing.canary_share_bp) / 100.0)
+            format!("{} % of turns try ACP", f64::from(standing.canary_share_bp) / 100.0)
         }
-        (Stage::Open | Stage::Closed, _) => "it stays so until it is restored".to_owned(),
+        (Stage::Open | Stage::Closed, _) => "the workspace uses it until a restore".to_owned(),
     }
 }
 
@@ -159,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_in_order_and_the_oldest_are_left_out() {
+    fn timeline_is_sorted_and_drops_the_oldest_entries() {
         use EntryKind::{Flip, Note, Turn};
         let entries = || vec![(3, Note, "n"), (1, Turn, "a"), (3, Flip, "f"), (2, Turn, "b"), (2, Turn, "c")];
         let (all, cut) = timeline(entries(), 5);
@@ -182,7 +190,7 @@ mod tests {
         }
     }
 
-    fn said(routing: &Routing, carrier: Route, failed: Option<&str>) -> String {
+    fn answer_for(routing: &Routing, carrier: Route, failed: Option<&str>) -> String {
         let canary_share_bp = routing.canary_share_bp(&rules());
         let state = SessionState::Idle;
         answer(&Standing { state, carrier, routing, canary_share_bp, failed_handshake: failed })
@@ -193,38 +201,47 @@ mod tests {
     }
 
     #[test]
-    fn the_sentence_names_what_carries_it_and_why() {
+    fn answer_names_the_carrier_and_the_reason() {
         let mut routing = Routing::new(Route::Acp);
-        let fine = said(&routing, Route::Acp, None);
-        assert!(fine.starts_with("ACP carries it") && fine.contains("default protocol"), "{fine}");
-        let failed = said(&routing, Route::Http, Some("no version in common"));
-        assert!(failed.starts_with("HTTP carried it last") && failed.contains("no version in common"), "{failed}");
+        let fine = answer_for(&routing, Route::Acp, None);
+        assert!(fine.starts_with("ACP carries") && fine.contains("default protocol"), "{fine}");
+        let failed = answer_for(&routing, Route::Http, Some("no version in common"));
+        assert!(
+            failed.starts_with("The HTTP fallback carried") && failed.contains("no version in common"),
+            "{failed}"
+        );
         let figures = WindowFigures { state: WindowState::Breached, samples: 20, failures: 1, length_seconds: 3600 };
         routing.on_breach(figures, Timestamp(0), 0.5, &rules()).unwrap();
-        let fallen = said(&routing, Route::Http, None);
-        assert!(fallen.contains("1 of 20 outcomes failed") && fallen.contains("probed next at 1970"), "{fallen}");
+        let rolled_back = answer_for(&routing, Route::Http, None);
+        assert!(
+            rolled_back.contains("1 of 20 outcomes failed") && rolled_back.contains("probe is due at 1970"),
+            "{rolled_back}"
+        );
         let probe = routing.on_tick(Timestamp(60_000_000), 0.5, &rules()).unwrap();
-        assert!(said(&routing, Route::Http, None).contains("is being probed"));
+        assert!(answer_for(&routing, Route::Http, None).contains("is being probed"));
         routing.on_probe(probe, Sample::Success, Timestamp(60_000_001), 0.5, &rules());
-        assert!(said(&routing, Route::Http, None).contains("25 % of the turns try ACP"));
+        assert!(answer_for(&routing, Route::Http, None).contains("25 % of turns try ACP"));
         routing.restore(attribution(Initiator::Operator), Timestamp(1));
-        let restored = said(&routing, Route::Http, None);
+        let restored = answer_for(&routing, Route::Http, None);
         assert!(restored.contains("carries the next turn"), "{restored}");
         routing.roll_back(attribution(Initiator::User), Timestamp(1));
-        let rolled = said(&routing, Route::Http, None);
+        let rolled = answer_for(&routing, Route::Http, None);
         assert!(
             rolled.contains("a user (alice) rolled the workspace back to it") && rolled.ends_with("a drill."),
             "{rolled}"
         );
         routing.set_pin(Route::Acp, attribution(Initiator::Operator), Timestamp(2));
-        let pinned = said(&routing, Route::Acp, None);
+        let pinned = answer_for(&routing, Route::Acp, None);
         assert!(pinned.contains("an operator (alice) pinned the workspace to it"), "{pinned}");
-        let by_default = said(&Routing::new(Route::Http), Route::Http, None);
-        assert!(by_default.starts_with("HTTP carries it: it is the workspace's default"), "{by_default}");
+        let by_default = answer_for(&Routing::new(Route::Http), Route::Http, None);
+        assert!(
+            by_default.starts_with("HTTP carries this session's turns: it is the workspace's default"),
+            "{by_default}"
+        );
     }
 
     #[test]
-    fn nothing_carries_a_closed_session() {
+    fn answer_for_a_closed_session_says_that_it_is_closed() {
         let routing = Routing::new(Route::Acp);
         let standing = Standing {
             state: SessionState::Closed,

@@ -1,4 +1,4 @@
-//! Identities: who a session, turn and workspace is.
+//! Ids of sessions, turns and folders; names of tenants, workspaces and users.
 
 use std::{fmt, str::FromStr};
 
@@ -29,25 +29,25 @@ macro_rules! uuid_id {
 }
 
 uuid_id! {
-    /// A session of ours; a UUID of version 7, so that ids sort by age. The agent's own session id is
-    /// another one and is not shown as this.
+    /// A session of this service: a UUID of version 7, so that ids sort by age. The agent has a session id of its own,
+    /// which is never shown as this one.
     SessionId
 }
 uuid_id! {
-    /// One prompt turn; a UUID of version 7.
+    /// A prompt turn: a UUID of version 7.
     PromptId
 }
 uuid_id! {
-    /// The folder of a workspace under the root: made by us, so that no caller's text becomes a path.
+    /// The folder of a workspace under the root. Generated, so that no text of a caller becomes a path.
     FolderId
 }
 
-/// A name that a caller chose is not usable; it holds what the name is called in requests.
+/// A malformed name in a request, with the name of its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} must be 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ : @ - and begin with a letter or digit")]
 pub(crate) struct BadName(&'static str);
 
-/// The longest name that a caller may choose, in characters; it has to fit an index and a log line.
+/// The longest name that a caller may choose, in characters; short enough for an index and a log line.
 pub(crate) const MAX_NAME_LENGTH: usize = 128;
 
 fn checked_name<'a>(called: &'static str, text: &'a str) -> Result<&'a str, BadName> {
@@ -64,7 +64,6 @@ macro_rules! name_id {
         pub(crate) struct $name(String);
 
         impl $name {
-            /// The name as it was given.
             pub(crate) fn as_str(&self) -> &str {
                 &self.0
             }
@@ -96,24 +95,22 @@ macro_rules! name_id {
 }
 
 name_id! {
-    /// The tenant.
+    /// A tenant.
     InstallationId = "installationId"
 }
 name_id! {
-    /// A workspace within its tenant; alone it is ambiguous, [`WorkspaceKey`] is not.
+    /// A workspace of a tenant; unique only within the tenant, see [`WorkspaceKey`].
     WorkspaceId = "workspaceId"
 }
 name_id! {
-    /// The person for whom a session works.
+    /// The user of a session.
     UserId = "userId"
 }
 
-/// A workspace: (tenant, workspace), everywhere.
+/// The unique key of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct WorkspaceKey {
-    /// The tenant.
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
     pub workspace_id: WorkspaceId,
 }
 
@@ -128,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_could_be_a_path_or_an_option_are_refused() {
+    fn names_usable_as_a_path_or_an_option_are_refused() {
         for bad in ["", "-x", "..", ".git", "a/b", "a b", "a\0", "ü", &"a".repeat(129)] {
             assert!(bad.parse::<WorkspaceId>().is_err(), "{bad:?}");
         }

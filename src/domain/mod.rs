@@ -1,7 +1,7 @@
-//! Every rule, number and text that a test could want, as pure functions and plain values.
+//! Every rule, number and text of the service, as pure functions and plain values.
 //!
-//! Invariant: no I/O, no clock, no actor, no runtime, no database; `now` is an argument. Whoever changes
-//! a decision changes it here and nowhere else.
+//! Invariant: no I/O, no clock, no actor, no runtime, no database; `now` is an argument. Decisions are made here and
+//! nowhere else.
 
 pub(crate) mod automation;
 pub(crate) mod capacity;

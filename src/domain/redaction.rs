@@ -1,15 +1,15 @@
-//! Text that may be kept: secrets that are known by their shape are taken out.
+//! Redaction: removes secrets of known shapes from text.
 
 use std::{borrow::Cow, fmt, sync::LazyLock};
 
 use regex::Regex;
 
-/// What stands in place of a secret.
+/// The replacement of a secret.
 pub(crate) const REDACTED: &str = "[redacted]";
 
-/// Shapes of secrets: GitHub tokens, API keys of the usual model providers and clouds, JSON Web Tokens,
-/// bearer headers, private keys, and passwords in URLs. A shape that is not listed is not found: this
-/// is the second line, the first is that secrets are never put into text.
+/// Shapes of secrets: GitHub tokens, API keys of the usual model providers and clouds, JSON Web Tokens, bearer headers,
+/// private keys, and passwords in URLs. Other shapes are not recognised: this is the second line of defence, the first is
+/// that secrets are never put into text.
 static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     let shapes = [
         r"gh[pousr]_[A-Za-z0-9]{20,}",
@@ -26,32 +26,30 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&shapes.join("|")).unwrap_or_else(|cause| unreachable!("the shapes are a constant: {cause}"))
 });
 
-/// Text without secrets of a known shape; the only kind that goes to disk, log, toast or GitHub.
+/// Text without secrets of a known shape; the only text that reaches disk, log, notification or GitHub.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Redacted(String);
 
 impl Redacted {
-    /// Takes the secrets out.
+    /// Redacts `text`.
     pub(crate) fn new(text: &str) -> Self {
         Self(redact(text).into_owned())
     }
 
-    /// Text that was redacted before it was kept, read back; for the store alone.
+    /// Wraps text that was redacted before it was persisted; only for the store.
     pub(crate) fn from_kept(text: String) -> Self {
         Self(text)
     }
 
-    /// The same text in another form, to which nothing is added.
+    /// Transforms the text. `change` must not add text from another source.
     pub(crate) fn map(self, change: impl FnOnce(&str) -> String) -> Self {
         Self(change(&self.0))
     }
 
-    /// The text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The text, owned.
     pub(crate) fn into_string(self) -> String {
         self.0
     }
@@ -71,7 +69,7 @@ impl fmt::Display for Redacted {
 
 fn redact(text: &str) -> Cow<'_, str> {
     SECRETS.replace_all(text, |found: &regex::Captures<'_>| {
-        // Keeps what makes the surrounding text readable, and JSON valid.
+        // Keeps the delimiters of the URL, so that the text stays readable and JSON stays valid.
         if found[0].starts_with("://") { format!("://{REDACTED}@") } else { REDACTED.to_owned() }
     })
 }
@@ -81,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_taken_out_and_the_rest_stays() {
+    fn secrets_are_replaced_and_other_text_is_kept() {
         for secret in [
             "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
             "github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz",

@@ -1,4 +1,4 @@
-//! Shares in basis points: whole hundredths of a percent.
+//! Shares in basis points (hundredths of a percent).
 
 /// 100 %.
 pub(crate) const FULL_BP: u32 = 10_000;

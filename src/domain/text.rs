@@ -1,11 +1,11 @@
-//! Cutting text without breaking it, and making it fit to be shown.
+//! Cuts text without breaking characters, and makes untrusted text safe to show.
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// What stands at the end of a cut text.
+/// The end of a text that was cut.
 pub(crate) const CUT_MARK: &str = "…";
 
-/// At most `max_chars` characters, the mark included where something was cut.
+/// Cuts to at most `max_chars` characters (Unicode scalar values), the mark included.
 pub(crate) fn cut(text: &str, max_chars: usize) -> String {
     let mut ends = text.char_indices().map(|(at, _)| at);
     match ends.nth(max_chars) {
@@ -17,8 +17,8 @@ pub(crate) fn cut(text: &str, max_chars: usize) -> String {
     }
 }
 
-/// [`one_line`], and at most `max_chars` characters (Unicode scalar values, the mark included), cut only between what
-/// people take for characters: an emoji of several, or a letter and its accents, stays whole or is left out.
+/// Applies [`one_line`] and cuts to at most `max_chars` characters (Unicode scalar values), the mark included. The cut is
+/// between grapheme clusters: an emoji of several characters, or a letter with its accents, is kept or dropped whole.
 pub(crate) fn plain(text: &str, max_chars: usize) -> String {
     let line = one_line(text);
     if line.chars().nth(max_chars).is_none() {
@@ -33,14 +33,14 @@ pub(crate) fn plain(text: &str, max_chars: usize) -> String {
     format!("{}{CUT_MARK}", line[..end].trim_end())
 }
 
-/// One line for people, from a text that may come from outside. It shows all that is in it, and nothing in it is markup:
-/// - control characters and line ends become blanks;
-/// - what is not seen is dropped, since it can hide text or turn it round: marks of direction, characters without width,
-///   tags, fillers. A joiner stays inside what it joins to one character, and so does the choice of an emoji's form.
-/// - `<` and `>` become ‹ and ›, backticks are dropped, and `](`, `][` and `]:` get a blank in between: no tag, no code,
-///   no link. Stars and underscores stay; what they can do is a bold word.
+/// Makes one line without hidden characters and markup from an untrusted text:
+/// - control characters and line breaks become spaces;
+/// - invisible characters are dropped, since they can hide or reorder text: direction marks, zero-width characters, tags,
+///   fillers. A joiner between two characters that it joins is kept, and so are the variation selectors of emoji.
+/// - `<` and `>` become ‹ and ›, backticks are dropped, and `](`, `][` and `]:` get a space in between: no tag, no code,
+///   no link. Stars and underscores are kept; the worst that they can cause is a bold word.
 ///
-/// Done twice it changes nothing more.
+/// Idempotent.
 pub(crate) fn one_line(text: &str) -> String {
     let mut seen = String::with_capacity(text.len());
     for cluster in text.graphemes(true) {
@@ -66,14 +66,14 @@ pub(crate) fn one_line(text: &str) -> String {
 /// Zero width joiner.
 const JOINER: char = '\u{200D}';
 
-/// Whether a joiner has something to join: what stands on its two sides is seen and no ASCII, which is never joined.
+/// True if a joiner has visible characters on both sides. ASCII is never joined.
 fn joins(before: Option<char>, after: Option<char>) -> bool {
     let is_joined = |c: Option<char>| c.is_some_and(|c| !c.is_ascii() && !c.is_control() && !is_unseen(c));
     is_joined(before) && is_joined(after)
 }
 
-/// What has no shape of its own (Unicode's `Default_Ignorable_Code_Point`, and marks of annotations), but for the two
-/// that choose between an emoji's forms.
+/// True for invisible characters: Unicode's `Default_Ignorable_Code_Point` and interlinear annotation marks, without the
+/// two variation selectors that choose an emoji's presentation.
 fn is_unseen(c: char) -> bool {
     matches!(c,
         '\u{AD}' | '\u{34F}' | '\u{61C}' | '\u{115F}'..='\u{1160}' | '\u{17B4}'..='\u{17B5}'
@@ -82,12 +82,12 @@ fn is_unseen(c: char) -> bool {
         | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
-/// At most `max_bytes` bytes, never inside a character; no mark.
+/// Cuts to at most `max_bytes` bytes, at a character boundary, without a mark.
 pub(crate) fn cut_bytes(text: &str, max_bytes: usize) -> &str {
     &text[..text.floor_char_boundary(max_bytes)]
 }
 
-/// At most the last `max_bytes` bytes, never inside a character; no mark.
+/// Keeps at most the last `max_bytes` bytes, from a character boundary, without a mark.
 pub(crate) fn tail_bytes(text: &str, max_bytes: usize) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(max_bytes))..]
 }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cut_counts_characters_and_says_so() {
+    fn cut_counts_characters_and_appends_the_mark() {
         assert_eq!(cut("añb", 3), "añb");
         assert_eq!(cut("añbc", 3), "añ…");
         assert_eq!(cut("", 0), "");
@@ -110,18 +110,22 @@ mod tests {
     const FAMILY: &str = "👨\u{200D}👩\u{200D}👧\u{200D}👦";
 
     #[test]
-    fn a_plain_text_is_cut_between_what_people_take_for_characters() {
+    fn plain_text_is_cut_between_grapheme_clusters() {
         assert_eq!(plain(&format!("{FAMILY}!"), 8), format!("{FAMILY}!"));
-        assert_eq!(plain(&format!("ab{FAMILY}!"), 9), "ab…", "a family is not torn apart");
+        assert_eq!(plain(&format!("ab{FAMILY}!"), 9), "ab…", "a family emoji is not split");
         assert_eq!(plain("e\u{301}e\u{301}e\u{301}", 4), "e\u{301}…");
         assert_eq!(plain("🇩🇪🇫🇷🇪🇸", 4), "🇩🇪…");
-        assert_eq!(plain("a b c", 3), "a…", "no blank before the mark");
+        assert_eq!(plain("a b c", 3), "a…", "no space before the mark");
         assert_eq!((plain("ab", 1), plain("ab", 0), plain("", 0)), ("…".into(), String::new(), String::new()));
-        assert_eq!(plain(&format!("a{}", "\u{301}".repeat(500)), 20), "…", "a tower of accents is one character");
+        assert_eq!(
+            plain(&format!("a{}", "\u{301}".repeat(500)), 20),
+            "…",
+            "a letter with 500 accents is one cluster"
+        );
     }
 
     #[test]
-    fn what_is_not_seen_does_not_stay_and_what_joins_does() {
+    fn invisible_characters_are_dropped_and_effective_joiners_kept() {
         assert_eq!(one_line("a\nb\tc\u{0}d\u{85}e\u{2028}f\u{1b}[31m"), "a b c d e f [31m");
         for hidden in
             "\u{202A}\u{202E}\u{2066}\u{2069}\u{200B}\u{200E}\u{FEFF}\u{AD}\u{2060}\u{E0041}\u{3164}".chars()
@@ -132,11 +136,15 @@ mod tests {
         {
             assert_eq!(one_line(kept), kept);
         }
-        assert_eq!(one_line("a\u{200D}b👨\u{200D} 👨\u{200D}\u{200D}👩"), "ab👨 👨👩", "nothing is joined there");
+        assert_eq!(
+            one_line("a\u{200D}b👨\u{200D} 👨\u{200D}\u{200D}👩"),
+            "ab👨 👨👩",
+            "joiners without a visible neighbour"
+        );
     }
 
     #[test]
-    fn no_markup_is_left() {
+    fn markup_is_neutralised() {
         for (text, shown) in [
             ("<img src=x onerror=y>", "‹img src=x onerror=y›"),
             ("[free](https://evil.example)", "[free] (https://evil.example)"),
@@ -161,11 +169,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plain_text_keeps_its_bound_and_its_clusters(text in texts(), max in 0usize..60) {
+        fn plain_text_stays_within_its_bound_and_keeps_clusters_whole(text in texts(), max in 0usize..60) {
             let (line, shown) = (one_line(&text), plain(&text, max));
             prop_assert!(shown.chars().count() <= max);
-            prop_assert_eq!(&plain(&shown, max), &shown, "twice is once");
-            prop_assert_eq!(&one_line(&line), &line, "twice is once");
+            prop_assert_eq!(&plain(&shown, max), &shown, "idempotent");
+            prop_assert_eq!(&one_line(&line), &line, "idempotent");
             let kept = shown.strip_suffix(CUT_MARK).unwrap_or(&shown);
             prop_assert!(line.starts_with(kept));
             let mut ends = line.grapheme_indices(true).map(|(at, cluster)| at + cluster.len());

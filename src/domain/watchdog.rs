@@ -1,21 +1,21 @@
-//! When a thread that runs actors counts as stalled, and when the process is past help.
+//! Decides when a thread that runs actors is stalled, and when only a restart of the process helps.
 
 use std::time::Duration;
 
-/// By what heartbeats are judged.
+/// Limits by which heartbeats of threads are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WatchdogLimits {
-    /// How often each thread beats, and how often the beats are looked at.
+    /// Period of each thread's heartbeat and of the check. Default 1 s.
     pub every: Duration,
-    /// Silence beyond a beat's period after which a thread is stalled.
+    /// Lag of a heartbeat at which its thread counts as stalled. Default 5 s.
     pub stalled_after: Duration,
-    /// The same, after which only a restart of the process helps.
+    /// Lag of a heartbeat at which only a restart of the process helps. Default 60 s.
     pub dead_after: Duration,
 }
 
 impl Default for WatchdogLimits {
-    /// Stalled after 5 s: nothing of ours keeps a thread for a tenth of a second, and a busy or paused machine
-    /// recovers in less. Dead after a minute: a restart costs every other session its agent.
+    /// Stalled after 5 s: no code of this service occupies a thread for a tenth of a second, and a busy or paused machine
+    /// recovers in less. Dead after a minute, since a restart costs every other session its agent.
     fn default() -> Self {
         Self {
             every: Duration::from_secs(1),
@@ -25,26 +25,24 @@ impl Default for WatchdogLimits {
     }
 }
 
-/// What a look at a thread found.
+/// The result of a check of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Finding {
-    /// It beats.
     Beats,
-    /// It has just been found to stand still.
+    /// The thread is newly found stalled.
     Stalled,
-    /// It still does.
     StillStalled,
-    /// It stood still and beats again.
+    /// The thread was stalled and beats again.
     Recovered,
 }
 
 impl WatchdogLimits {
-    /// How late a beat is that came so long ago.
+    /// The lag of a thread whose last heartbeat was `since_beat` ago: the time beyond one period.
     pub(crate) fn lag(&self, since_beat: Duration) -> Duration {
         since_beat.saturating_sub(self.every)
     }
 
-    /// Judges a thread.
+    /// Judges a thread by its lag and the result of the previous check.
     pub(crate) fn look(&self, was_stalled: bool, lag: Duration) -> Finding {
         match (was_stalled, lag >= self.stalled_after) {
             (false, false) => Finding::Beats,
@@ -54,14 +52,14 @@ impl WatchdogLimits {
         }
     }
 
-    /// Whether the process can help itself: not when every thread stands still, nor when one has for too long.
+    /// False if only a restart of the process helps: all threads are stalled, or one has been for `dead_after`.
     pub(crate) fn is_alive(&self, lags: &[Duration]) -> bool {
         let all_stalled = !lags.is_empty() && lags.iter().all(|lag| *lag >= self.stalled_after);
         !all_stalled && lags.iter().all(|lag| *lag < self.dead_after)
     }
 
-    /// Whether a look that was due after one period came so late that the whole process had been stopped: then
-    /// nothing can be said about its threads.
+    /// True if the previous check was so long ago that the whole process must have been stopped in between. The lags of
+    /// its threads then mean nothing.
     pub(crate) fn was_stopped(&self, since_look: Duration) -> bool {
         since_look >= self.every + self.stalled_after / 2
     }
@@ -74,7 +72,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_stall_is_found_once_and_so_is_its_end() {
+    fn stall_and_recovery_are_each_found_once() {
         let limits = WatchdogLimits::default();
         assert_eq!(limits.look(false, 4 * SECOND), Finding::Beats);
         assert_eq!(limits.look(false, 5 * SECOND), Finding::Stalled);
@@ -83,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stalled_thread_is_borne_for_a_minute_and_all_of_them_are_not() {
+    fn process_is_alive_with_one_thread_stalled_under_a_minute_not_with_all() {
         let limits = WatchdogLimits::default();
         assert!(limits.is_alive(&[]));
         assert!(limits.is_alive(&[59 * SECOND, Duration::ZERO]));
@@ -93,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_was_stopped_as_a_whole_is_not_judged() {
+    fn process_that_was_stopped_as_a_whole_is_not_judged() {
         let limits = WatchdogLimits::default();
         assert!(!limits.was_stopped(2 * SECOND));
         assert!(limits.was_stopped(4 * SECOND));

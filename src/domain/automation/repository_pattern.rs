@@ -1,16 +1,15 @@
-//! Names of repositories on GitHub, and patterns of them: `owner/name`, where `*` stands for any characters.
+//! Names of GitHub repositories and patterns for them: `owner/name`, where `*` matches any characters.
 
 use std::fmt;
 
 use url::Url;
 
-/// Patterns that one tenant may have.
+/// The most patterns of one tenant.
 pub(crate) const MAX_PATTERNS: usize = 1000;
-/// The longest owner and the longest name that GitHub gives, in characters.
+/// The longest owner and the longest name on GitHub, in characters.
 const MAX_PART: usize = 100;
 
-/// Whether text is a pattern: two parts of `A-Z a-z 0-9 . _ - *`, each of 1 to 100 characters, with one slash between
-/// them.
+/// True for a well-formed pattern: two parts of 1 to 100 characters of `A-Z a-z 0-9 . _ - *`, separated by one slash.
 pub(crate) fn is_pattern(text: &str) -> bool {
     text.split_once('/').is_some_and(|(owner, name)| is_part(owner, b"._-*") && is_part(name, b"._-*"))
 }
@@ -20,7 +19,7 @@ fn is_part(part: &str, beside_letters: &[u8]) -> bool {
     fits && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || beside_letters.contains(&byte))
 }
 
-/// Which repository it is: `owner/name`, at most 201 characters of `A-Z a-z 0-9 . _ -`, so it may be shown as it is.
+/// A repository's `owner/name`: at most 201 characters of `A-Z a-z 0-9 . _ -`, which are safe to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RepositoryName {
     owner: String,
@@ -34,9 +33,8 @@ impl fmt::Display for RepositoryName {
 }
 
 impl RepositoryName {
-    /// Reads `owner/name`, `https://host/owner/name`, `ssh://git@host/owner/name` or `git@host:owner/name`, each with or
-    /// without `.git` or a slash at its end, whatever the host. `None` for anything else: GitHub has no repository under
-    /// such a name.
+    /// Parses `owner/name`, `https://host/owner/name`, `ssh://git@host/owner/name` or `git@host:owner/name`, of any host,
+    /// with or without `.git` or a slash at the end. `None` for anything else, which names no repository on GitHub.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let url;
         let path = if text.contains("://") {
@@ -52,16 +50,16 @@ impl RepositoryName {
         is_name.then(|| Self { owner: owner.to_owned(), name: name.to_owned() })
     }
 
-    /// Whether a pattern means it. As GitHub takes names, large and small letters are the same; `*` stands for any
-    /// characters, also none, of one part. What is no pattern means nothing. In linear time, whatever the pattern.
+    /// True if the pattern matches the name, ignoring case as GitHub does; `*` matches any number of characters within
+    /// one part. A malformed pattern matches nothing. Linear time for every pattern.
     pub(crate) fn matches(&self, pattern: &str) -> bool {
         let parts = pattern.split_once('/').filter(|_| is_pattern(pattern));
         parts.is_some_and(|(owner, name)| part_matches(owner, &self.owner) && part_matches(name, &self.name))
     }
 }
 
-/// Pieces between stars are found from left to right, each at its first place: no place to the right would leave more
-/// room for what follows, so nothing is tried twice.
+/// Matches the pieces between stars from left to right, each at its first occurrence. A later occurrence would only leave
+/// less for the pieces after it, so there is no backtracking.
 fn part_matches(pattern: &str, part: &str) -> bool {
     let (pattern, part) = (pattern.to_ascii_lowercase(), part.to_ascii_lowercase());
     let mut pieces = pattern.split('*');
@@ -84,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_has_an_owner_and_a_name() {
+    fn pattern_has_an_owner_and_a_name() {
         for good in ["octo/repo", "octo/*", "*/secret-*", "o_1/a.b"] {
             assert!(is_pattern(good), "{good}");
         }
@@ -105,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_read_from_every_form_of_an_address() {
+    fn repository_name_is_parsed_from_every_form_of_an_address() {
         for text in [
             "octo/hello",
             "octo/hello.git",
@@ -136,8 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_means_what_it_says() {
-        let is_meant = |pattern: &str, name: &str| RepositoryName::parse(name).unwrap().matches(pattern);
+    fn pattern_matches_case_insensitively_and_within_one_part() {
+        let is_match = |pattern: &str, name: &str| RepositoryName::parse(name).unwrap().matches(pattern);
         for (pattern, name) in [
             ("octo/hello", "Octo/HELLO"),
             ("OCTO/*", "octo/hello"),
@@ -148,7 +146,7 @@ mod tests {
             ("octo/**", "octo/x"),
             ("octo/a*a", "octo/aa"),
         ] {
-            assert!(is_meant(pattern, name), "{pattern} {name}");
+            assert!(is_match(pattern, name), "{pattern} {name}");
         }
         for (pattern, name) in [
             ("octo/hello", "octo/hello2"),
@@ -160,28 +158,28 @@ mod tests {
             ("octo/h.llo", "octo/hello"),
             ("", "octo/hello"),
         ] {
-            assert!(!is_meant(pattern, name), "{pattern} {name}");
+            assert!(!is_match(pattern, name), "{pattern} {name}");
         }
     }
 
     #[test]
-    fn the_worst_pattern_costs_no_more_than_its_length() {
+    fn worst_pattern_matches_in_linear_time() {
         let name = RepositoryName::parse(&format!("o/{}b", "a".repeat(99))).unwrap();
         let pattern = format!("o/{}c", "a*".repeat(49));
-        assert!((0..10_000).all(|_| !name.matches(&pattern)), "ten thousand of them take no time");
+        assert!((0..10_000).all(|_| !name.matches(&pattern)), "with backtracking one match would not end");
     }
 
-    fn meant_by_regex(pattern: &str, name: &str) -> bool {
+    fn matches_regex(pattern: &str, name: &str) -> bool {
         let inner = regex::escape(pattern).replace(r"\*", "[^/]*");
         regex::Regex::new(&format!("(?i)^{inner}$")).unwrap().is_match(name)
     }
 
     proptest! {
         #[test]
-        fn patterns_mean_what_a_regular_expression_says(pattern in "[abA*.]{1,8}/[abA*.]{1,8}", name in "[abB.]{1,8}/[abB.]{1,8}") {
+        fn patterns_match_like_a_regular_expression(pattern in "[abA*.]{1,8}/[abA*.]{1,8}", name in "[abB.]{1,8}/[abB.]{1,8}") {
             prop_assume!(is_pattern(&pattern));
             let Some(read) = RepositoryName::parse(&name) else { return Ok(()) };
-            prop_assert_eq!(read.matches(&pattern), meant_by_regex(&pattern, &name));
+            prop_assert_eq!(read.matches(&pattern), matches_regex(&pattern, &name));
         }
     }
 }

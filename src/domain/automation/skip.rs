@@ -1,4 +1,4 @@
-//! When GitHub automation is left out on purpose, and why.
+//! Decides whether GitHub automation of a turn is skipped, and why.
 
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ words! {
 }
 
 impl SkipDetail {
-    /// The reason to which it belongs.
+    /// The reason that this detail refines.
     pub(crate) fn reason(self) -> SkipReason {
         match self {
             Self::EnvDisabled | Self::ConfigDisabled | Self::GitopsOff | Self::CallerSkip => {
@@ -94,56 +94,51 @@ impl Default for WantedMode {
     }
 }
 
-/// What there is to sign in to GitHub with.
+/// The credential for GitHub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential {
-    /// A token, or an app that gives one.
+    /// A token, or an app that issues one.
     #[cfg_attr(not(test), expect(dead_code, reason = "no credential can be configured yet"))]
     Present,
-    /// Nothing; `Some` where it is known why.
+    /// No credential; with the cause if it is known.
     Missing(Option<SkipDetail>),
 }
 
-/// All that decides whether a turn is automated, as far as it is known before anything of it is done.
+/// The facts that decide whether a turn is automated, all known before the automation starts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
-    /// What the caller wants of this turn.
+    /// `automation.mode` of the prompt.
     pub mode: WantedMode,
     /// `enableGitOps` of the session.
     pub enable_git_ops: bool,
-    /// Whether the session's mode is `conversation`, which has no git.
+    /// True if the session's mode is `conversation`, which has no git.
     pub is_conversation: bool,
-    /// The session's repository, as it was given: `owner/name` or an address.
+    /// The session's repository as the caller gave it: `owner/name` or an address.
     pub repository: Option<&'a str>,
-    /// Whether the environment's kill switch is set.
+    /// True if the environment's kill switch is set.
     pub is_killed: bool,
-    /// Whether the configuration has automation on.
+    /// True if the configuration enables automation.
     pub is_enabled: bool,
     /// Patterns of repositories that the configuration blocks.
     pub blocked: &'a [String],
     /// Patterns of repositories that the tenant blocks.
     pub blocked_by_tenant: &'a [String],
-    /// What there is to sign in with.
     pub credential: Credential,
-    /// What carries the turn.
+    /// The turn's carrier.
     pub protocol: Route,
-    /// Whether the fallback can automate.
     pub fallback_can_automate: bool,
 }
 
-/// What is to become of a turn's changes.
+/// The decision about the automation of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Automation {
-    /// There is no repository, so nothing is left out and nobody is told.
+    /// The session has no repository: automation does not apply, and nothing is reported.
     Nothing,
-    /// It is left out on purpose, and told.
+    /// Automation is left out on purpose; a notification and a note report it.
     Skip {
-        /// Why.
         reason: SkipReason,
-        /// The finer reason, where there is one.
         detail: Option<SkipDetail>,
     },
-    /// It is to be done.
     Run,
 }
 
@@ -152,14 +147,14 @@ impl Automation {
         Self::Skip { reason: detail.reason(), detail: Some(detail) }
     }
 
-    /// Decides. Where there are several reasons, the first of these is told, from what somebody wanted for this turn, over
-    /// what holds for good, to what may be otherwise the next time:
-    /// 1. a session without any repository: nothing;
-    /// 2. the caller wants none of this turn, then: the session was opened without git;
+    /// Decides. Of several reasons the first of this list is reported; the caller's choices come first, then permanent
+    /// causes, then those that may differ for the next turn:
+    /// 1. the session has no repository: [`Self::Nothing`];
+    /// 2. the caller disabled automation for this turn, then: the session was opened without git;
     /// 3. the environment's kill switch, then: the configuration;
-    /// 4. what the session works on is no repository on GitHub, then: it is blocked, by whomever;
-    /// 5. there is nothing to sign in with;
-    /// 6. the turn goes over a fallback that cannot automate.
+    /// 4. the repository is not on GitHub, then: the configuration or the tenant blocks it;
+    /// 5. no credential;
+    /// 6. the turn's carrier is a fallback that cannot automate.
     pub(crate) fn decide(asked: &Asked<'_>) -> Self {
         let Some(repository) = asked.repository else { return Self::Nothing };
         if asked.mode == WantedMode::None {
@@ -191,12 +186,12 @@ impl Automation {
     }
 }
 
-/// Names the causes of skips among all ids.
+/// UUID namespace of the causes of skips.
 const CAUSES: Uuid = Uuid::from_u128(0x7a1d_5c0e_93b4_5f68_8e21_d4c6_0b9a_f317);
 
-/// The id of what caused the telling of a skip; one that was told is not told again. What a session or its caller wanted
-/// to be without is told once in a session, everything else once in a turn. All who see the toast see it, so it gives
-/// neither the session's id nor the turn's away.
+/// The cause id of a skip's notification, by which it is deduplicated: skips that the session or its caller asked for are
+/// reported once per session, all others once per turn. A hash, since every reader of the notification sees it and must
+/// not learn the ids of session and turn.
 pub(crate) fn cause_of_skip(
     session: SessionId,
     prompt: PromptId,
@@ -240,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_told_before_those_that_matter_less() {
+    fn reasons_are_reported_in_the_documented_order() {
         let all = [String::from("OCTO/*")];
         let mut asked = Asked {
             mode: WantedMode::None,
@@ -255,40 +250,47 @@ mod tests {
         };
         assert_eq!(Automation::decide(&asked), Automation::Nothing, "there is no repository");
         asked.repository = Some("/not/a/name");
-        let mut told = |change: fn(&mut Asked<'_>)| {
-            let told = reasons_of(&asked);
+        let mut reported = |change: fn(&mut Asked<'_>)| {
+            let reasons = reasons_of(&asked);
             change(&mut asked);
-            told
+            reasons
         };
         let disabled = |detail| Some(("automationDisabled", Some(detail)));
-        assert_eq!(told(|it| it.mode = WantedMode::CommitOnly), disabled("caller-skip"));
-        assert_eq!(told(|it| it.enable_git_ops = true), disabled("gitops-off"));
-        assert_eq!(told(|it| it.is_killed = false), disabled("env-disabled"));
-        assert_eq!(told(|it| it.is_enabled = true), disabled("config-disabled"));
+        assert_eq!(reported(|it| it.mode = WantedMode::CommitOnly), disabled("caller-skip"));
+        assert_eq!(reported(|it| it.enable_git_ops = true), disabled("gitops-off"));
+        assert_eq!(reported(|it| it.is_killed = false), disabled("env-disabled"));
+        assert_eq!(reported(|it| it.is_enabled = true), disabled("config-disabled"));
         assert_eq!(
-            told(|it| it.repository = Some("git@github.com:octo/x.git")),
+            reported(|it| it.repository = Some("git@github.com:octo/x.git")),
             Some(("other", Some("missing-repository")))
         );
-        assert_eq!(told(|it| it.blocked_by_tenant = &[]), Some(("repoBlocked", Some("blocked-by-pattern"))));
-        assert_eq!(told(|it| it.credential = Credential::Present), Some(("missingCredential", None)));
-        assert_eq!(told(|it| it.fallback_can_automate = true), Some(("workspaceRollback", Some("fallback-cannot"))));
+        assert_eq!(reported(|it| it.blocked_by_tenant = &[]), Some(("repoBlocked", Some("blocked-by-pattern"))));
+        assert_eq!(reported(|it| it.credential = Credential::Present), Some(("missingCredential", None)));
+        assert_eq!(
+            reported(|it| it.fallback_can_automate = true),
+            Some(("workspaceRollback", Some("fallback-cannot")))
+        );
         assert_eq!(Automation::decide(&asked), Automation::Run);
     }
 
     #[test]
-    fn a_conversation_has_no_git_and_a_credential_says_why_it_is_missing() {
+    fn conversation_has_no_git_and_a_missing_credential_keeps_its_detail() {
         let disabled = Some(("automationDisabled", Some("gitops-off")));
         assert_eq!(reasons_of(&Asked { is_conversation: true, ..wanted() }), disabled);
         let missing = |detail| reasons_of(&Asked { credential: Credential::Missing(Some(detail)), ..wanted() });
         assert_eq!(missing(SkipDetail::NoInstallation), Some(("missingCredential", Some("no-installation"))));
-        assert_eq!(missing(SkipDetail::NoChanges), Some(("missingCredential", None)), "it does not belong there");
+        assert_eq!(
+            missing(SkipDetail::NoChanges),
+            Some(("missingCredential", None)),
+            "a detail of another reason is dropped"
+        );
         let blocked = [String::from("octo/hello")];
         assert_eq!(reasons_of(&Asked { blocked: &blocked, ..wanted() }).map(|it| it.0), Some("repoBlocked"));
     }
 
     proptest! {
         #[test]
-        fn nothing_is_left_out_without_a_repository_or_without_a_reason(
+        fn automation_runs_or_skips_exactly_by_its_conditions(
             bits in prop::array::uniform7(any::<bool>()),
             mode in prop::sample::select(WantedMode::ALL),
             repository in prop::option::of(prop::sample::select(vec!["octo/hello", "octo/other", "nothing"])),
@@ -319,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_wanted_is_told_once_in_a_session_and_the_rest_once_in_a_turn(
+        fn requested_skips_have_one_cause_per_session_and_others_one_per_turn(
             session in any::<u128>(), one in any::<u128>(), two in any::<u128>(),
             detail in prop::sample::select(SkipDetail::ALL),
         ) {

@@ -19,14 +19,14 @@ fn tenant(name: &str) -> InstallationId {
     name.parse().unwrap()
 }
 
-/// As if somebody looked after each change.
+/// Observes `taken` seats without an earlier peak; returns the changes.
 fn seen(alerts: &mut CapacityAlerts, taken: usize, seconds: u64) -> Vec<(AlertLevel, AlertKind, usize)> {
     let changes = alerts.observe(SeatsSeen { taken, peak: taken }, at(seconds));
     changes.into_iter().map(|change| (change.level, change.kind, change.taken)).collect()
 }
 
 #[test]
-fn fr_010_the_edges_are_exact_and_each_level_is_raised_once() {
+fn fr_010_thresholds_are_exact_and_each_level_is_raised_once() {
     use AlertKind::*;
     use AlertLevel::*;
     let mut alerts = CapacityAlerts::new(RULES, None);
@@ -36,7 +36,7 @@ fn fr_010_the_edges_are_exact_and_each_level_is_raised_once() {
     assert_eq!(seen(&mut alerts, 949, 3), []);
     assert_eq!(seen(&mut alerts, 950, 4), [(Critical, Raised, 950)]);
     assert_eq!(seen(&mut alerts, 1000, 5), []);
-    assert_eq!(seen(&mut alerts, 700, 6), [], "70 % is not under 70 %");
+    assert_eq!(seen(&mut alerts, 700, 6), [], "70 % is not below 70 %");
     assert_eq!(seen(&mut alerts, 699, 10), []);
     assert_eq!(alerts.resolves_at(), Some(at(310)));
     assert_eq!(seen(&mut alerts, 699, 309), [], "4:59");
@@ -46,17 +46,17 @@ fn fr_010_the_edges_are_exact_and_each_level_is_raised_once() {
 }
 
 #[test]
-fn a_break_of_the_calm_that_nobody_saw_begins_it_anew() {
+fn short_peak_between_observations_restarts_the_calm_period() {
     let mut alerts = CapacityAlerts::new(RULES, Some(AlertLevel::Warning));
     assert_eq!(seen(&mut alerts, 10, 0), []);
     assert_eq!(alerts.observe(SeatsSeen { taken: 10, peak: 700 }, at(299)), []);
     assert_eq!(seen(&mut alerts, 10, 300), []);
     assert_eq!(seen(&mut alerts, 10, 598), []);
-    assert_eq!(seen(&mut alerts, 10, 599).len(), 1, "five minutes after the break");
+    assert_eq!(seen(&mut alerts, 10, 599).len(), 1, "five minutes after the peak");
 }
 
 #[test]
-fn a_tenants_share_is_exact_at_its_edges() {
+fn tenant_share_is_exact_at_its_limits() {
     for (limit, share_bp, seats) in [
         (1000, 10_000, 1000),
         (1000, 2500, 250),
@@ -79,7 +79,7 @@ fn a_tenants_share_is_exact_at_its_edges() {
     seats.admit(&two).unwrap();
     assert_eq!(seats.near_their_share(9), [(one.clone(), 3)]);
     seats.admit_returning(&one);
-    assert_eq!(seats.figures(&one).tenant_taken, 4, "what comes back is not held to the share");
+    assert_eq!(seats.figures(&one).tenant_taken, 4, "a returning session is not limited by the share");
     seats.give_back(&one);
     assert!(seats.admit(&one).is_err());
     seats.give_back(&one);
@@ -87,7 +87,7 @@ fn a_tenants_share_is_exact_at_its_edges() {
 }
 
 #[test]
-fn giving_back_what_nobody_has_changes_nothing() {
+fn releasing_a_seat_of_a_tenant_without_seats_changes_nothing() {
     let mut seats = Seats::new(RULES);
     seats.give_back(&tenant("nobody"));
     assert_eq!((seats.taken(), seats.by_tenant.len()), (0, 0));
@@ -117,9 +117,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Against what was really so at each second, whenever somebody happened to look.
+    /// Compares alerts with the true number of seats at each second, for arbitrary times of observation.
     #[test]
-    fn alerts_pair_up_never_miss_and_never_end_early(steps in steps(), share_bp in 0u32..=10_000, after in 0u64..20) {
+    fn alerts_pair_up_miss_no_peak_and_never_end_early(steps in steps(), share_bp in 0u32..=10_000, after in 0u64..20) {
         let rules = CapacityRules {
             limit: 12,
             tenant_share_bp: share_bp,
@@ -132,7 +132,7 @@ proptest! {
         let mut alerts = CapacityAlerts::new(rules, None);
         let mut model = HashMap::<u8, usize>::new();
         let mut now = 0;
-        // When how many were taken; the highest since the last look; which levels are open.
+        // Taken seats by second; the peak since the last observation; the open levels.
         let mut truth = vec![(0, 0)];
         let (mut highest, mut open) = (0, [false; 2]);
         for step in steps {
@@ -172,7 +172,7 @@ proptest! {
                             let mut period = truth.iter().rev();
                             let calm = |taken: usize| !reaches(taken, 12, 5000);
                             prop_assert!(period.by_ref().take_while(|(since, _)| *since > from).all(|it| calm(it.1)));
-                            // What was so when the period began; a change in its first second may be before it.
+                            // The value at the start of the period; a change in its first second may precede it.
                             let rest: Vec<_> = period.collect();
                             let at_from = truth.iter().rfind(|(since, _)| *since <= from);
                             prop_assert!(at_from.is_none_or(|it| calm(it.1)), "{:?} {:?}", truth, rest);
@@ -183,7 +183,7 @@ proptest! {
                         let reached = reaches(highest, 12, rules.threshold_bp(level));
                         prop_assert!(!reached || open[level as usize] || resolved, "{:?} was missed", level);
                     }
-                    prop_assert!(!open[1] || open[0], "critical is more than a warning");
+                    prop_assert!(!open[1] || open[0], "critical implies warning");
                     highest = model.values().sum();
                 }
             }
@@ -192,7 +192,7 @@ proptest! {
             highest = highest.max(taken);
             truth.push((now, taken));
         }
-        // Nobody has a seat any more: it is over after the period, and nothing is left of anybody.
+        // Once all seats are free, the alert is resolved after the period, and no tenant has an entry.
         for (n, mine) in model {
             (0..mine).for_each(|_| seats.give_back(&tenant(&format!("t{n}"))));
         }

@@ -1,8 +1,8 @@
-//! A fleet of workspaces that moves to another route in steps (FR-003): whom to move next, whom to leave out and why,
-//! when to stop, and the way back.
+//! Migration of a set of workspaces to another default route, in steps (FR-003): the workspaces of the next step, skips
+//! with their reasons, the failure limit, and the rollback.
 //!
-//! Pure: whoever runs it applies an event, writes the run down, and only then acts. A move changes the workspace's
-//! default route, so a turn that runs ends on the route on which it began.
+//! Pure: the driver applies an event, commits the run, and only then acts. A move changes the workspace's default route,
+//! so a running turn ends on the route on which it began.
 
 mod run;
 
@@ -18,58 +18,51 @@ pub(crate) use super::words::MigrationStatus;
 
 /// The most workspaces of one migration: each takes about 80 bytes of the run's JSON, which is written with each step.
 pub(crate) const MAX_WORKSPACES: usize = 5000;
-/// The most workspaces of one step: as many as a supervisor has live sessions.
+/// The most workspaces of one step; equal to the live sessions that a process holds.
 pub(crate) const MAX_BATCH: u32 = 1000;
 
-/// When a migration moves.
+/// The condition under which a migration moves workspaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub(crate) enum MigrationMode {
-    /// At once.
     Now,
     /// From a time on.
     At {
-        /// The time of day.
         at: Timestamp,
     },
-    /// While ACP is healthy, and only the workspaces that are rolled out by themselves.
+    /// While ACP is healthy, and only workspaces with automatic rollout.
     Automatic,
 }
 
-/// What is to be moved, where to, and how.
+/// The request for a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationPlan {
-    /// Whose workspaces.
     pub installation_id: InstallationId,
-    /// The default route that they get.
+    /// The new default route.
     pub target: Route,
-    /// Which ones, in this order; 1 to [`MAX_WORKSPACES`], each once.
+    /// The tenant's workspaces, moved in this order; 1 to [`MAX_WORKSPACES`], each once.
     pub workspaces: Vec<WorkspaceId>,
-    /// When.
     pub mode: MigrationMode,
-    /// How many in one step; 1 to [`MAX_BATCH`].
+    /// Workspaces of one step; 1 to [`MAX_BATCH`].
     pub batch_size: u32,
-    /// Failed moves that are tolerated: with one more the migration ends as failed. 0 tolerates none.
+    /// Failed moves that are tolerated: one more ends the migration as failed.
     pub max_failures: u32,
 }
 
-/// Why a plan is none.
+/// The reason why a plan is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadPlan {
-    /// None, or too many.
     #[error("a migration has 1 to {MAX_WORKSPACES} workspaces, this one has {0}")]
     Workspaces(usize),
-    /// One stands in it twice.
-    #[error("the workspace {0} stands in the migration twice")]
+    #[error("the workspace {0} is listed twice")]
     Twice(WorkspaceId),
-    /// None, or too many.
     #[error("a step has 1 to {MAX_BATCH} workspaces, not {0}")]
     Batch(u32),
 }
 
 impl MigrationPlan {
-    /// Whether it is within its bounds.
+    /// Checks the bounds of the plan.
     pub(crate) fn check(&self) -> Result<(), BadPlan> {
         if !(1..=MAX_WORKSPACES).contains(&self.workspaces.len()) {
             return Err(BadPlan::Workspaces(self.workspaces.len()));
@@ -87,60 +80,58 @@ impl MigrationPlan {
 }
 
 impl MigrationStatus {
-    /// Whether it has ended; a rollback may still begin it anew.
+    /// True for statuses of a migration that has ended. A rollback may still reopen it.
     pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Scheduled | Self::InProgress | Self::Paused)
     }
 }
 
-/// Why a workspace is left out.
+/// The reason why a migration skips a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum MigrationSkip {
-    /// There is no such workspace.
     UnknownWorkspace,
-    /// The route is its default already.
+    /// The target is the workspace's default route already.
     AlreadyThere,
-    /// A pin decides its route.
+    /// A pin decides the workspace's route.
     Pinned,
     /// The tenant's `allowMigration` is false.
     TenantForbids,
     /// The tenant's `enableAcp` is false.
     AcpDisabled,
-    /// The tenant has blocked its repository.
+    /// The tenant blocks the workspace's repository.
     Blocked,
-    /// Its `migrationEnabled` is false.
+    /// The workspace's `migrationEnabled` is false.
     MigrationDisabled,
-    /// It is not moved by itself: neither its `autoRollout` nor the tenant's `autoMigration` is true.
+    /// The migration is automatic, and neither the workspace's `autoRollout` nor the tenant's `autoMigration` is true.
     AutoRolloutOff,
-    /// Its runtime speaks only HTTP.
+    /// The workspace's runtime speaks only HTTP.
     HttpOnly,
 }
 
-/// What is known of a workspace when its turn has come.
+/// The facts about a workspace that decide whether it is moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WorkspaceFacts {
-    /// Its default route; absent where there is no such workspace.
+    /// `None` for an unknown workspace.
     pub default_route: Option<Route>,
-    /// Whether a pin decides its route.
     pub is_pinned: bool,
-    /// Its `migrationEnabled`: whether it may be moved to ACP at all.
+    /// The workspace's `migrationEnabled`: true if it may be moved to ACP at all.
     pub migration_enabled: bool,
-    /// Its `autoRollout`, or the tenant's `autoMigration`.
+    /// The workspace's `autoRollout`, or the tenant's `autoMigration`.
     pub auto_rollout: bool,
     /// The tenant's `allowMigration`.
     pub tenant_allows: bool,
     /// The tenant's `enableAcp`.
     pub acp_enabled: bool,
-    /// Whether the tenant has blocked its repository.
+    /// True if the tenant blocks the workspace's repository.
     pub is_blocked: bool,
-    /// Whether its runtime speaks ACP.
+    /// True if the workspace's runtime speaks ACP.
     pub speaks_acp: bool,
 }
 
 impl WorkspaceFacts {
-    /// Why a migration leaves the workspace out, the first reason that holds; none where it is to be moved. A workspace
-    /// that goes to HTTP needs neither a runtime that speaks ACP nor the permission to be moved to it.
+    /// The first reason that holds to skip the workspace; `None` if it is to be moved. A move to HTTP requires neither a
+    /// runtime that speaks ACP nor the permission to use ACP.
     pub(crate) fn skips(&self, target: Route, mode: MigrationMode) -> Option<MigrationSkip> {
         let to_acp = target == Route::Acp;
         let is_automatic = mode == MigrationMode::Automatic;
@@ -159,54 +150,52 @@ impl WorkspaceFacts {
     }
 }
 
-/// How ACP does over the workspaces that are in use.
+/// Health of ACP over the workspaces in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FleetHealth {
-    /// Whether many workspaces fall back at once.
+    /// True while a rollback storm is open.
     pub is_storm: bool,
     /// Workspaces in use.
     pub in_use: usize,
-    /// Those of them that are on HTTP because they were rolled back.
+    /// Workspaces in use that are rolled back to HTTP.
     pub rolled_back: usize,
 }
 
-/// ACP is not well where more than one workspace in so many is rolled back: by the same share a storm is told.
+/// ACP is unhealthy if more than one workspace in this number is rolled back; the same share as that of a storm.
 const ROLLED_BACK_ONE_IN: usize = 10;
 
 impl FleetHealth {
-    /// Whether workspaces may be moved to ACP by themselves: no storm rages, and at most 10 % are rolled back.
+    /// True if automatic migrations may move workspaces to ACP: no storm, and at most 10 % rolled back.
     pub(crate) fn is_healthy(&self) -> bool {
         !self.is_storm && self.rolled_back.saturating_mul(ROLLED_BACK_ONE_IN) <= self.in_use
     }
 }
 
-/// What became of one workspace.
+/// The state of one workspace in a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub(crate) enum Place {
-    /// It was not its turn.
+    /// Not yet part of a step.
     Untouched,
-    /// Its move has begun, and nobody has said how it ended.
+    /// The move has begun; its result is not known.
     Moving,
-    /// It has the new default.
+    /// The workspace has the new default.
     Moved {
-        /// Why it could not be moved back, where that was tried.
+        /// The reason why a move back failed, if one did.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
-    /// It is left out.
     Skipped {
-        /// Why.
         reason: MigrationSkip,
     },
-    /// It could not be moved, and is where it was.
+    /// The move failed; the workspace keeps its old default.
     Failed {
-        /// Why.
+        /// The reason, redacted.
         detail: String,
     },
-    /// Its move back has begun, and nobody has said how it ended.
+    /// The move back has begun; its result is not known.
     MovingBack,
-    /// It was moved, and has its old default again.
+    /// The workspace was moved, and has its old default again.
     MovedBack,
 }
 
@@ -214,34 +203,27 @@ pub(crate) enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Entry {
-    /// Which one.
     pub workspace_id: WorkspaceId,
-    /// What became of it.
     #[serde(flatten)]
     pub place: Place,
 }
 
-/// How far a migration is; the parts add up to the total.
+/// Counts of workspaces by state; the parts add up to the total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationProgress {
     /// Workspaces of the plan.
     pub total: usize,
-    /// Whose turn has not come.
     pub untouched: usize,
-    /// That are being moved, either way.
+    /// Workspaces that are being moved, in either direction.
     pub moving: usize,
-    /// That have the new default.
     pub moved: usize,
-    /// That were left out.
     pub skipped: usize,
-    /// That could not be moved.
     pub failed: usize,
-    /// That were moved and moved back.
     pub moved_back: usize,
 }
 
-/// A migration as it is kept and as it is run.
+/// The state of a migration; serialised as JSON in its row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationRun {
@@ -253,10 +235,10 @@ pub(crate) struct MigrationRun {
     /// In the order of the plan.
     workspaces: Vec<Entry>,
     status: MigrationStatus,
-    /// Whether it moves back.
+    /// True during and after a rollback.
     #[serde(default)]
     is_going_back: bool,
-    /// Who wanted it, or its last change, and why.
+    /// The attribution of the migration or of its last change.
     attribution: Attribution,
     created: Timestamp,
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! What happens to a migration, and whom it moves next.
+//! The events of a migration, and the choice of its next step.
 
 use super::{
     BadPlan, Entry, MigrationMode, MigrationPlan, MigrationProgress, MigrationRun, MigrationSkip, MigrationStatus,
@@ -12,38 +12,39 @@ use crate::domain::{
     text,
 };
 
-/// The longest reason that is kept of a move that failed, in characters; one stands with each workspace.
+/// The longest persisted reason of a failed move, in characters; each workspace has at most one.
 const MAX_DETAIL_CHARS: usize = 300;
 
-/// Something cannot be done with a migration that stands there.
+/// A change that the status of a migration does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a migration that is {} cannot be {wanted}", .status.as_str())]
 pub(crate) struct IllegalChange {
-    /// Where it stands.
     pub status: MigrationStatus,
-    /// What was wanted: started, paused, resumed, cancelled or rolled back.
+    /// The refused change: `started`, `paused`, `resumed`, `cancelled` or `rolled back`.
     pub wanted: &'static str,
 }
 
-/// What is to be done next.
+/// The next action of the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NextStep {
-    /// Look at these and move those that [`MigrationRun::begin_move`] admits.
+    /// Move those of these workspaces that [`MigrationRun::begin_move`] admits.
     Move(Vec<WorkspaceId>),
-    /// Move these back; each is under way now, and is to be answered by `step_done` or `step_failed`.
+    /// Move these back. Each move has begun; report its result with `step_done` or `step_failed`.
     MoveBack(Vec<WorkspaceId>),
-    /// The last step has not ended: nobody said how these moves ended. Where nobody is going to (the process that made
-    /// them has died), [`MigrationRun::settle`] says where the workspaces are.
+    /// Wait for the results of these moves of the last step. If the process that made them has died, settle them with
+    /// [`MigrationRun::settle`].
     Unsettled(Vec<WorkspaceId>),
-    /// Nothing until then; without a time, until something happens: a resume, or ACP that is healthy again.
+    /// Wait until this time; without a time, until an event: a resume, or ACP healthy again.
     Wait(Option<Timestamp>),
-    /// Nothing any more.
+    /// The migration has ended.
     Over,
 }
 
 impl MigrationRun {
-    /// A migration as it was planned, by whom and why. It begins with the first [`Self::next_step`] at or after its
-    /// time. An error says what is wrong with the plan.
+    /// A scheduled migration. It begins with the first [`Self::next_step`] at or after its time.
+    ///
+    /// # Errors
+    /// The bound that the plan violates.
     pub(crate) fn new(plan: MigrationPlan, attribution: Attribution, now: Timestamp) -> Result<Self, BadPlan> {
         plan.check()?;
         let untouched = |workspace_id| Entry { workspace_id, place: Place::Untouched };
@@ -63,72 +64,67 @@ impl MigrationRun {
         })
     }
 
-    /// Whose workspaces it moves.
     pub(crate) fn installation_id(&self) -> &InstallationId {
         &self.installation_id
     }
 
-    /// The default route that they get.
+    /// The new default route.
     pub(crate) fn target(&self) -> Route {
         self.target
     }
 
-    /// When it moves.
     pub(crate) fn mode(&self) -> MigrationMode {
         self.mode
     }
 
-    /// How many it moves in one step.
+    /// Workspaces of one step.
     pub(crate) fn batch_size(&self) -> u32 {
         self.batch_size
     }
 
-    /// Failed moves that it tolerates.
+    /// Failed moves that are tolerated.
     pub(crate) fn max_failures(&self) -> u32 {
         self.max_failures
     }
 
-    /// Where it stands.
     pub(crate) fn status(&self) -> MigrationStatus {
         self.status
     }
 
-    /// Whether it moves back what it moved.
+    /// True during and after a rollback.
     pub(crate) fn is_going_back(&self) -> bool {
         self.is_going_back
     }
 
-    /// Who wanted it, or its last change, and why.
+    /// The attribution of the migration or of its last change.
     pub(crate) fn attribution(&self) -> &Attribution {
         &self.attribution
     }
 
-    /// When it was planned.
     pub(crate) fn created(&self) -> Timestamp {
         self.created
     }
 
-    /// When it began.
     pub(crate) fn started(&self) -> Option<Timestamp> {
         self.started
     }
 
-    /// When it ended; a rollback may take it back.
+    /// The time of its end; a rollback clears it.
     pub(crate) fn completed(&self) -> Option<Timestamp> {
         self.completed
     }
 
-    /// Whether somebody has to go on with it: it has not ended, or nobody has said how its last moves did.
+    /// True if the driver must continue it: it has not ended, or results of its last moves are missing.
     pub(crate) fn is_open(&self) -> bool {
         !self.status.is_final() || self.progress().moving > 0
     }
 
-    /// Every workspace and what became of it, in the order of the plan.
+    /// All workspaces with their states, in the order of the plan.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.workspaces
     }
 
-    /// The same without secrets, ready for the disk. Names of workspaces stay, also where one looks like a secret.
+    /// A redacted copy to be persisted. Names of workspaces are kept, even if one looks like a secret.
     pub(crate) fn redacted(&self) -> Self {
         let mut run = self.clone();
         let Attribution { actor, reason, .. } = &mut run.attribution;
@@ -138,7 +134,6 @@ impl MigrationRun {
         run
     }
 
-    /// How far it is.
     pub(crate) fn progress(&self) -> MigrationProgress {
         let mut progress = MigrationProgress { total: self.workspaces.len(), ..MigrationProgress::default() };
         for entry in &self.workspaces {
@@ -155,8 +150,8 @@ impl MigrationRun {
         progress
     }
 
-    /// What is to be done next; begins it once its time has come. Nothing new is given out while a step is under way.
-    /// An automatic migration to ACP waits while ACP is not healthy; the way back never does.
+    /// Chooses the next action, and begins a scheduled migration at its time. No step begins before the results of the
+    /// last one. An automatic migration to ACP waits while ACP is unhealthy; a rollback does not.
     pub(crate) fn next_step(&mut self, now: Timestamp, acp_is_healthy: bool) -> NextStep {
         let unsettled = self.those(|place| matches!(place, Place::Moving | Place::MovingBack), usize::MAX);
         if !unsettled.is_empty() {
@@ -183,9 +178,9 @@ impl MigrationRun {
         NextStep::Move(self.those(|place| *place == Place::Untouched, batch))
     }
 
-    /// Admits a workspace that [`Self::next_step`] gave out: its move is under way from now on. An error says why it is
-    /// left out; that is noted, and the migration goes on with the next. Nothing where it may not be moved just now:
-    /// the migration was paused or ended in the meantime, or the workspace is not one whose turn it is.
+    /// Begins the move of a workspace of the current step. `Some(Err)` if the workspace is skipped, which is recorded;
+    /// `None` if it cannot be moved now: the migration was paused or has ended meanwhile, or the workspace is not part of
+    /// the step.
     pub(crate) fn begin_move(
         &mut self,
         workspace: &WorkspaceId,
@@ -206,8 +201,8 @@ impl MigrationRun {
         Some(Ok(()))
     }
 
-    /// A move that was under way, forth or back, is done. Says whether it was one; also one that ends after a pause or
-    /// a cancel counts.
+    /// Records the success of a move, in either direction, also after a pause or a cancel. False if the workspace was not
+    /// being moved.
     pub(crate) fn step_done(&mut self, workspace: &WorkspaceId, now: Timestamp) -> bool {
         let place = match self.place(workspace) {
             Some(Place::Moving) => Place::Moved { detail: None },
@@ -219,8 +214,8 @@ impl MigrationRun {
         true
     }
 
-    /// A move that was under way, forth or back, failed: the workspace is where it was. `detail` says why. Says whether
-    /// it was one.
+    /// Records the failure of a move, in either direction, with its reason: the workspace keeps its default route. False
+    /// if the workspace was not being moved.
     pub(crate) fn step_failed(&mut self, workspace: &WorkspaceId, detail: &Redacted, now: Timestamp) -> bool {
         let detail = text::cut(detail.as_str(), MAX_DETAIL_CHARS);
         let place = match self.place(workspace) {
@@ -233,8 +228,8 @@ impl MigrationRun {
         true
     }
 
-    /// Says where a workspace is about whose move nobody said how it ended. One that is where it was is moved later,
-    /// if the migration goes on. Says whether it was one.
+    /// Settles a move without a result by the workspace's current default route. A workspace that was not moved becomes
+    /// untouched again. False if the workspace was not being moved.
     pub(crate) fn settle(&mut self, workspace: &WorkspaceId, default_route: Route, now: Timestamp) -> bool {
         let is_moved = default_route == self.target;
         let place = match self.place(workspace) {
@@ -248,7 +243,7 @@ impl MigrationRun {
         true
     }
 
-    /// Begins a scheduled one before its time.
+    /// Begins a scheduled migration before its time.
     #[cfg(test)]
     pub(crate) fn start(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Scheduled], "started")?;
@@ -257,14 +252,14 @@ impl MigrationRun {
         Ok(())
     }
 
-    /// Moves nothing more until it is resumed; a move that is under way ends.
+    /// Pauses the migration; moves that have begun still end.
     pub(crate) fn pause(&mut self, attribution: Attribution) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Scheduled, MigrationStatus::InProgress], "paused")?;
         (self.status, self.attribution) = (MigrationStatus::Paused, attribution);
         Ok(())
     }
 
-    /// Goes on where it was paused; one that had not begun waits for its time again.
+    /// Resumes a paused migration; one that had not begun waits for its time again.
     pub(crate) fn resume(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Paused], "resumed")?;
         self.attribution = attribution;
@@ -273,7 +268,7 @@ impl MigrationRun {
         Ok(())
     }
 
-    /// Ends it, or its way back, here: who was moved stays moved, a move that is under way ends.
+    /// Ends the migration or its rollback: workspaces stay where they are, moves that have begun still end.
     pub(crate) fn cancel(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         let open = [MigrationStatus::Scheduled, MigrationStatus::InProgress, MigrationStatus::Paused];
         self.allow(&open, "cancelled")?;
@@ -282,8 +277,8 @@ impl MigrationRun {
         Ok(())
     }
 
-    /// Moves back exactly what it moved, also what is being moved just now, in steps of the same size. What could not
-    /// be moved back before is tried again. One that has not begun is cancelled instead.
+    /// Moves all moved workspaces back, those of moves that have begun included, in steps of the same size. Failed moves
+    /// back are repeated. A scheduled migration cannot be rolled back; it is cancelled instead.
     pub(crate) fn roll_back(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         let begun = [
             MigrationStatus::InProgress,
@@ -317,7 +312,8 @@ impl MigrationRun {
         (self.status, self.completed) = (status, Some(now));
     }
 
-    /// Ends it where nothing is left to be done, or too much failed. A move that is under way is waited for.
+    /// Ends the migration if nothing remains to be done or too many moves failed. Without such failures it waits for the
+    /// moves that have begun.
     fn conclude(&mut self, now: Timestamp) {
         if self.status != MigrationStatus::InProgress {
             return;

@@ -47,7 +47,7 @@ fn run(plan: MigrationPlan) -> MigrationRun {
     MigrationRun::new(plan, attribution(), at(0)).unwrap()
 }
 
-/// One step, in which everything succeeds; gives whom it moved.
+/// Makes one step in which every move succeeds; returns its workspaces.
 fn step(run: &mut MigrationRun, now: Timestamp) -> Vec<WorkspaceId> {
     let (NextStep::Move(ids) | NextStep::MoveBack(ids)) = run.next_step(now, true) else { return Vec::new() };
     for id in &ids {
@@ -58,7 +58,7 @@ fn step(run: &mut MigrationRun, now: Timestamp) -> Vec<WorkspaceId> {
 }
 
 #[test]
-fn fr_003_a_fleet_moves_in_steps_and_back() {
+fn fr_003_fleet_moves_in_steps_and_back() {
     let mut run = run(plan(5, 2, 0));
     assert_eq!((run.status(), run.started()), (MigrationStatus::Scheduled, None));
     assert_eq!(step(&mut run, at(1)), [ws(0), ws(1)]);
@@ -81,7 +81,7 @@ fn fr_003_a_fleet_moves_in_steps_and_back() {
 }
 
 #[test]
-fn fr_003_a_scheduled_migration_waits_for_its_time_or_a_start() {
+fn fr_003_scheduled_migration_waits_for_its_time_or_a_start() {
     let at_100 = MigrationPlan { mode: MigrationMode::At { at: at(100) }, ..plan(1, 1, 0) };
     let mut timed = run(at_100.clone());
     assert_eq!(timed.next_step(at(99), true), NextStep::Wait(Some(at(100))));
@@ -90,13 +90,17 @@ fn fr_003_a_scheduled_migration_waits_for_its_time_or_a_start() {
     started.pause(attribution()).unwrap();
     assert_eq!(started.next_step(at(200), true), NextStep::Wait(None), "paused before it began");
     started.resume(attribution(), at(50)).unwrap();
-    assert_eq!(started.next_step(at(50), true), NextStep::Wait(Some(at(100))), "and waits for its time again");
+    assert_eq!(
+        started.next_step(at(50), true),
+        NextStep::Wait(Some(at(100))),
+        "resumed, it waits for its time again"
+    );
     started.start(attribution(), at(60)).unwrap();
     assert_eq!(started.next_step(at(60), true), NextStep::Move(vec![ws(0)]));
 }
 
 #[test]
-fn fr_003_an_automatic_migration_to_acp_waits_while_acp_is_not_healthy_and_the_way_back_does_not() {
+fn fr_003_automatic_migration_waits_for_healthy_acp_and_its_rollback_does_not() {
     let mut automatic = run(MigrationPlan { mode: MigrationMode::Automatic, ..plan(3, 1, 0) });
     assert_eq!(automatic.next_step(at(1), false), NextStep::Wait(None));
     assert_eq!(step(&mut automatic, at(2)), [ws(0)]);
@@ -105,11 +109,11 @@ fn fr_003_an_automatic_migration_to_acp_waits_while_acp_is_not_healthy_and_the_w
     assert_eq!(automatic.next_step(at(5), false), NextStep::MoveBack(vec![ws(0)]));
     let to_http = MigrationPlan { target: Route::Http, mode: MigrationMode::Automatic, ..plan(1, 1, 0) };
     assert_eq!(run(to_http).next_step(at(1), false), NextStep::Move(vec![ws(0)]));
-    assert_eq!(run(plan(1, 1, 0)).next_step(at(1), false), NextStep::Move(vec![ws(0)]), "who says now means now");
+    assert_eq!(run(plan(1, 1, 0)).next_step(at(1), false), NextStep::Move(vec![ws(0)]), "mode `now` does not wait");
 }
 
 #[test]
-fn fr_003_a_workspace_that_may_not_be_moved_is_left_out_with_the_reason() {
+fn fr_003_workspace_that_may_not_be_moved_is_skipped_with_the_reason() {
     use MigrationSkip::*;
     let cases = [
         (WorkspaceFacts { default_route: None, ..FINE }, Some(UnknownWorkspace), Some(UnknownWorkspace)),
@@ -133,7 +137,7 @@ fn fr_003_a_workspace_that_may_not_be_moved_is_left_out_with_the_reason() {
         assert_eq!(admitted, Some(to_acp.map_or(Ok(()), Err)));
         assert_eq!(run.progress().skipped, usize::from(to_acp.is_some()));
     }
-    // A workspace on ACP whose runtime cannot speak it, and which may not be moved to it, may go to HTTP.
+    // A workspace on ACP may be moved to HTTP even if its runtime does not speak ACP and a move to ACP is forbidden.
     let leaves = WorkspaceFacts {
         default_route: Some(Route::Acp),
         migration_enabled: false,
@@ -148,19 +152,19 @@ fn fr_003_a_workspace_that_may_not_be_moved_is_left_out_with_the_reason() {
 }
 
 #[test]
-fn one_failure_more_than_tolerated_ends_it_and_what_was_under_way_still_counts() {
+fn too_many_failures_end_a_migration_and_begun_moves_still_count() {
     let mut run = run(plan(6, 3, 1));
     assert_eq!(run.next_step(at(0), true), NextStep::Move(vec![ws(0), ws(1), ws(2)]));
     for n in 0..3 {
         assert_eq!(run.begin_move(&ws(n), &FINE, at(0)), Some(Ok(())));
     }
-    assert_eq!(run.begin_move(&ws(3), &FINE, at(0)), None, "not in this step");
+    assert_eq!(run.begin_move(&ws(3), &FINE, at(0)), None, "not part of this step");
     assert!(run.step_failed(&ws(0), &no(), at(1)));
-    assert!(!run.step_failed(&ws(0), &no(), at(1)), "an end counts once");
-    assert_eq!(run.status(), MigrationStatus::InProgress, "one is tolerated");
+    assert!(!run.step_failed(&ws(0), &no(), at(1)), "a result counts once");
+    assert_eq!(run.status(), MigrationStatus::InProgress, "one failure is tolerated");
     assert!(run.step_failed(&ws(1), &Redacted::new(&"x".repeat(4000)), at(2)));
     assert_eq!((run.status(), run.completed()), (MigrationStatus::Failed, Some(at(2))));
-    assert!(run.is_open(), "one is under way");
+    assert!(run.is_open(), "one move has no result yet");
     assert!(run.step_done(&ws(2), at(3)));
     assert!(!run.is_open());
     assert_eq!(run.next_step(at(4), true), NextStep::Over);
@@ -170,7 +174,7 @@ fn one_failure_more_than_tolerated_ends_it_and_what_was_under_way_still_counts()
 }
 
 #[test]
-fn what_cannot_be_moved_back_stays_moved_and_is_tried_again_when_asked() {
+fn failed_move_back_stays_moved_and_the_next_rollback_repeats_it() {
     let mut run = run(plan(2, 2, 0));
     step(&mut run, at(1));
     run.roll_back(attribution(), at(2)).unwrap();
@@ -185,20 +189,20 @@ fn what_cannot_be_moved_back_stays_moved_and_is_tried_again_when_asked() {
 }
 
 #[test]
-fn what_nobody_answered_is_settled_by_where_the_workspace_is() {
+fn move_without_a_result_is_settled_by_the_current_route() {
     let mut run = run(plan(2, 2, 0));
     run.next_step(at(0), true);
     run.begin_move(&ws(0), &FINE, at(0));
     run.begin_move(&ws(1), &FINE, at(0));
     let mut run: MigrationRun = serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap();
     assert_eq!(run.next_step(at(1), true), NextStep::Unsettled(vec![ws(0), ws(1)]));
-    assert!(run.settle(&ws(0), Route::Acp, at(1)), "it was moved before the process died");
-    assert!(run.settle(&ws(1), Route::Http, at(1)), "it was not");
+    assert!(run.settle(&ws(0), Route::Acp, at(1)), "moved before the process died");
+    assert!(run.settle(&ws(1), Route::Http, at(1)), "not moved");
     assert_eq!(run.next_step(at(1), true), NextStep::Move(vec![ws(1)]));
 }
 
 #[test]
-fn each_change_is_allowed_where_it_makes_sense_and_nowhere_else() {
+fn changes_are_allowed_only_in_their_statuses() {
     use MigrationStatus::*;
     type Change = fn(&mut MigrationRun) -> Result<(), IllegalChange>;
     let changes: [(&str, Change, &[MigrationStatus]); 5] = [
@@ -222,7 +226,7 @@ fn each_change_is_allowed_where_it_makes_sense_and_nowhere_else() {
 }
 
 #[test]
-fn a_plan_has_bounds() {
+fn plan_outside_its_bounds_is_refused() {
     assert_eq!(plan(0, 1, 0).check(), Err(BadPlan::Workspaces(0)));
     assert_eq!(plan(MAX_WORKSPACES + 1, 1, 0).check(), Err(BadPlan::Workspaces(MAX_WORKSPACES + 1)));
     assert_eq!(plan(MAX_WORKSPACES, MAX_BATCH, 0).check(), Ok(()));
@@ -233,7 +237,7 @@ fn a_plan_has_bounds() {
 }
 
 #[test]
-fn a_run_is_kept_under_the_names_of_the_contract() {
+fn run_serialises_under_the_names_of_the_contract() {
     let plan = MigrationPlan { mode: MigrationMode::At { at: at(0) }, ..plan(2, 2, 0) };
     let kept = serde_json::to_value(run(plan)).unwrap();
     assert_eq!(kept["mode"], serde_json::json!({"kind": "at", "at": "2027-01-15T08:00:00Z"}));
@@ -241,18 +245,18 @@ fn a_run_is_kept_under_the_names_of_the_contract() {
     assert_eq!(kept["status"], "scheduled");
 }
 
-/// What happens to a migration.
+/// An event of a migration.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// The next step, with ACP healthy or not.
+    /// The next step; true if ACP is healthy.
     Next(bool),
-    /// One of the moves under way ends.
+    /// One of the begun moves ends; true if it succeeds.
     Ends(prop::sample::Index, bool),
     Pause,
     Resume,
     Cancel,
     RollBack,
-    /// The process dies with moves under way; of each the bit says whether it had taken effect.
+    /// The process dies during moves; a set bit means that the move of that index had taken effect.
     Dies(u16),
 }
 
@@ -288,7 +292,7 @@ fn facts() -> impl Strategy<Value = WorkspaceFacts> {
     )
 }
 
-/// The world outside: where each workspace is, and what is under way.
+/// The environment of a migration: the route of each workspace, and the begun moves.
 struct World {
     facts: Vec<WorkspaceFacts>,
     routes: BTreeMap<WorkspaceId, Route>,
@@ -327,7 +331,7 @@ impl World {
             NextStep::MoveBack(ids) => {
                 prop_assert!(moves && self.under_way.is_empty() && ids.len() <= self.batch && !ids.is_empty());
                 for id in ids {
-                    prop_assert_eq!(self.routes[&id], self.run.target(), "only what was moved");
+                    prop_assert_eq!(self.routes[&id], self.run.target(), "only moved workspaces");
                     self.under_way.push((id, self.other()));
                 }
             }
@@ -413,7 +417,7 @@ impl World {
         Ok(())
     }
 
-    /// Nothing more goes wrong; says where it ends.
+    /// Lets all further moves succeed until the migration ends; returns its final status.
     fn finish(&mut self) -> Result<MigrationStatus, TestCaseError> {
         for _ in 0..200 {
             let _ = self.run.resume(attribution(), self.now);
@@ -426,16 +430,16 @@ impl World {
             }
             self.next(true)?;
         }
-        Err(TestCaseError::fail("it never ends"))
+        Err(TestCaseError::fail("the migration does not end"))
     }
 }
 
 proptest! {
-    // A plain generator: the strong one takes most of the time in a build for tests.
+    // XorShift instead of ChaCha: in a debug build the default generator takes most of the test's time.
     #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
     #[test]
-    fn fr_003_every_workspace_ends_in_one_place_pause_moves_nothing_and_a_rollback_undoes_exactly_what_was_done(
+    fn fr_003_migration_keeps_its_counts_and_its_rollback_restores_every_route(
         facts in prop::collection::vec(facts(), 1..10),
         batch in 1u32..5,
         max_failures in 0u32..4,
@@ -466,7 +470,7 @@ proptest! {
             prop_assert_eq!(world.finish()?, MigrationStatus::RolledBack);
             world.check()?;
         }
-        prop_assert_eq!(world.routes, before, "everything is where it was");
+        prop_assert_eq!(world.routes, before, "every workspace has its old route");
     }
 }
 
@@ -477,6 +481,6 @@ fn fr_003_acp_is_healthy_without_a_storm_and_with_at_most_a_tenth_rolled_back() 
     {
         let calm = FleetHealth { is_storm: false, in_use, rolled_back };
         assert_eq!(calm.is_healthy(), expected, "{calm:?}");
-        assert!(!FleetHealth { is_storm: true, ..calm }.is_healthy(), "a storm is not well");
+        assert!(!FleetHealth { is_storm: true, ..calm }.is_healthy(), "unhealthy during a storm");
     }
 }

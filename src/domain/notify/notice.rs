@@ -1,7 +1,7 @@
-//! Everything that people are told without having asked: each text in one place.
+//! The texts of all notifications and notes, in one place.
 //!
-//! A text is one or two sentences: what happened and what it means. It names the HTTP fallback where a workspace was
-//! rolled back to it, and holds no markup.
+//! A text is one or two sentences without markup: the event, and its consequence. Texts about rollbacks name the HTTP
+//! fallback.
 
 use super::toast::{MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix};
 use crate::domain::{
@@ -17,36 +17,39 @@ use crate::domain::{
     turn::outcome::ErrorCode,
 };
 
-/// Characters of a repository's name in a toast, so that the reason behind it is never cut; a note has it whole.
+/// Characters of a repository's name in a notification, so that the reason after it is never cut; notes have the whole
+/// name.
 const REPOSITORY_CHARS: usize = 32;
 
 fn notice(severity: Severity, trigger: Trigger, text: &str) -> Notice {
     Notice { severity, trigger, body: shown(text, MAX_BODY_CHARS) }
 }
 
-/// A text as people get it. Redacted before it is cut: a secret that was cut in the middle would not be known as one. And
-/// before and after it was made one line, which can both part a secret and put one together.
+/// Redacts a text, makes it one line and cuts it. Redaction comes before the cut, since half a secret is not recognised;
+/// and both before and after `one_line`, which can split a secret as well as join one.
 fn shown(text: &str, max_chars: usize) -> Redacted {
     let line = one_line(Redacted::new(text).as_str());
     Redacted::new(&line).map(|line| plain(line, max_chars))
 }
 
-/// A workspace's route was flipped.
+/// The notification about a flip.
 pub(crate) fn of_flip(flip: &Flip) -> Notice {
     let text = match (flip.to, flip.trigger) {
         (Route::Http, FlipTrigger::AutoThreshold) => match &flip.figures {
             Some(figures) => format!(
-                "ACP succeeded in only {:.1} % of {} turns; prompts go over the HTTP fallback until it is well again.",
+                "ACP succeeded in only {:.1} % of {} turns; prompts use the HTTP fallback until ACP recovers.",
                 figures.success_rate() * 100.0,
                 figures.samples
             ),
-            None => "ACP failed again right after it was restored; prompts go over the HTTP fallback for now.".into(),
+            None => {
+                "ACP failed again right after its restore; prompts use the HTTP fallback until ACP recovers.".into()
+            }
         },
         (Route::Http, FlipTrigger::ManualUser) => "A user switched this workspace to the HTTP fallback.".into(),
-        (Route::Http, FlipTrigger::Migration) => "This workspace now works over HTTP.".into(),
+        (Route::Http, FlipTrigger::Migration) => "This workspace now uses HTTP.".into(),
         (Route::Http, _) => "An operator switched this workspace to the HTTP fallback.".into(),
-        (Route::Acp, FlipTrigger::Recovery) => "ACP is well again; prompts go over it as before.".into(),
-        (Route::Acp, FlipTrigger::Migration) => "This workspace now works over ACP.".into(),
+        (Route::Acp, FlipTrigger::Recovery) => "ACP has recovered; prompts use ACP again.".into(),
+        (Route::Acp, FlipTrigger::Migration) => "This workspace now uses ACP.".into(),
         (Route::Acp, FlipTrigger::ManualUser) => "A user switched this workspace back to ACP.".into(),
         (Route::Acp, _) => "An operator switched this workspace back to ACP.".into(),
     };
@@ -61,23 +64,26 @@ pub(crate) fn of_flip(flip: &Flip) -> Notice {
     notice(severity, trigger, &text)
 }
 
-/// Many workspaces were rolled back at once; for operators.
+/// The operators' notification about a rollback storm.
 pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
     let text = format!(
-        "{flipped} of {live} workspaces fell back to the HTTP fallback within 5 minutes: look at the runtime, the \
-         network and the agents' provider."
+        "{flipped} of {live} workspaces switched to the HTTP fallback within 5 minutes: check the runtime, the network \
+         and the agents' provider."
     );
     notice(Severity::Error, Trigger::SystemicRollback, &text)
 }
 
-/// They no longer are; for operators.
+/// The operators' notification about the end of a rollback storm.
 pub(crate) fn of_storm_end(ended: &StormEnded) -> Notice {
-    let text = format!("Workspaces no longer fall back in numbers; {} had at the worst.", ended.most_flipped);
+    let text = format!(
+        "The rollback storm is over; at its peak, {} workspaces had switched to the HTTP fallback within 5 minutes.",
+        ended.most_flipped
+    );
     notice(Severity::Info, Trigger::SystemicRollback, &text)
 }
 
-/// Seats are running out, or are free again; for operators. Nothing where another change follows at once: an alert is
-/// resolved as a whole.
+/// The operators' notification about a capacity alert. `None` for the resolution of the critical level: that of the
+/// warning follows at once and covers both.
 pub(crate) fn of_capacity(change: &CapacityChange) -> Option<Notice> {
     let CapacityChange { taken, limit, .. } = change;
     let (severity, text) = match (change.kind, change.level) {
@@ -86,17 +92,19 @@ pub(crate) fn of_capacity(change: &CapacityChange) -> Option<Notice> {
         }
         (AlertKind::Raised, AlertLevel::Critical) => (
             Severity::Error,
-            format!("Capacity is nearly used up: {taken} of {limit} seats are taken. Sessions beyond are refused."),
+            format!(
+                "Capacity is nearly exhausted: {taken} of {limit} seats are taken. Sessions beyond the limit are refused."
+            ),
         ),
         (AlertKind::Resolved, AlertLevel::Critical) => return None,
         (AlertKind::Resolved, AlertLevel::Warning) => {
-            (Severity::Info, format!("Capacity is fine again: {taken} of {limit} seats are taken."))
+            (Severity::Info, format!("Capacity is back to normal: {taken} of {limit} seats are taken."))
         }
     };
     Some(notice(severity, Trigger::Capacity, &text))
 }
 
-/// A session failed for good.
+/// The notification about a session that failed and is not restarted.
 pub(crate) fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
     let text = format!(
         "Session …{} failed too often and was stopped ({}). Load it to try again.",
@@ -106,35 +114,35 @@ pub(crate) fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
     notice(Severity::Error, Trigger::SessionFailed, &text)
 }
 
-/// The way to an agent of a workspace is broken and is being made again, while a turn runs.
+/// The notification about a connection that broke during a turn and is being restored.
 pub(crate) fn of_reconnecting() -> Notice {
-    let text = "The connection to an agent was interrupted and is being restored; the running turn goes on.";
+    let text = "The connection to an agent was interrupted and is being restored; the running turn continues.";
     notice(Severity::Warning, Trigger::Reconnecting, text)
 }
 
-/// A session's handshake failed, so that it goes over the fallback by itself.
+/// The notification about a failed handshake, after which the session alone uses the fallback.
 pub(crate) fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
     let text = format!(
-        "The agent's handshake failed ({}); prompts of session …{} go over the HTTP fallback for now.",
+        "The agent's handshake failed ({}); prompts of session …{} use the HTTP fallback for now.",
         code.as_str(),
         session_suffix(session)
     );
     notice(Severity::Error, Trigger::HandshakeFailed, &text)
 }
 
-/// Automation was left out. `repository` is the session's, in any form; one that cannot be read is not shown.
+/// The notification about skipped automation. `repository` is the session's, in any form; a malformed one is not shown.
 pub(crate) fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> Notice {
     let (why, _) = texts_of_skip(reason, detail);
     let text = skipped(why, repository, REPOSITORY_CHARS);
     notice(Severity::Warning, Trigger::AutomationSkipped, &text)
 }
 
-/// What the transcript says beside [`of_skip`]: the same, and what to do about it. 1 to [`MAX_NOTE_CHARS`] characters,
-/// without secrets, control characters and markup.
+/// The transcript's note for [`of_skip`]: the same text followed by advice. 1 to [`MAX_NOTE_CHARS`] characters without
+/// secrets, control characters and markup.
 pub(crate) fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> String {
-    let (why, what_to_do) = texts_of_skip(reason, detail);
+    let (why, advice) = texts_of_skip(reason, detail);
     let stays = if detail == Some(SkipDetail::NoChanges) { "" } else { " The changes stay in the workspace." };
-    let text = format!("{} {what_to_do}{stays}", skipped(why, repository, usize::MAX));
+    let text = format!("{} {advice}{stays}", skipped(why, repository, usize::MAX));
     shown(&text, MAX_NOTE_CHARS).into_string()
 }
 
@@ -147,70 +155,67 @@ fn skipped(why: &str, repository: Option<&str>, max_chars: usize) -> String {
     }
 }
 
-/// Why automation was left out, and what to do about it. The detail says it where there is one.
+/// The reason of a skip and advice; by the detail if there is one, else by the reason.
 fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static str, &'static str) {
     match (detail, reason) {
         (Some(detail), _) => texts_of_detail(detail),
         (None, SkipReason::RepoBlocked) => texts_of_detail(SkipDetail::BlockedByPattern),
         (None, SkipReason::WorkspaceRollback) => texts_of_detail(SkipDetail::FallbackCannot),
         (None, SkipReason::MissingCredential) => (
-            "there is nothing to sign in with",
-            "This version takes no credential yet; prompt with automation.mode none to be told no more.",
+            "no GitHub credential is available",
+            "This version accepts no credential yet; to avoid this note, send automation.mode none with the prompt.",
         ),
-        (None, SkipReason::AutomationDisabled) => ("it is switched off", "An operator can switch it on."),
-        (None, SkipReason::RateLimited) => ("GitHub asks for a pause", "Prompt again in an hour."),
-        (None, SkipReason::Other) => ("it was not possible", "The diagnostics of the turn say more."),
+        (None, SkipReason::AutomationDisabled) => ("it is disabled", "An operator can enable it."),
+        (None, SkipReason::RateLimited) => ("GitHub's rate limit is reached", "Prompt again in an hour."),
+        (None, SkipReason::Other) => ("it was not possible", "See the diagnostics of the turn."),
     }
 }
 
 fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
     match detail {
         SkipDetail::EnvDisabled => (
-            "it is switched off for the whole service",
-            "An operator has set GITHUB_AUTOMATION_DISABLED and can take it away.",
+            "it is disabled for the whole service",
+            "An operator has set GITHUB_AUTOMATION_DISABLED and can remove it.",
         ),
-        SkipDetail::ConfigDisabled => {
-            ("it is switched off in the configuration", "An operator can switch it on there.")
-        }
+        SkipDetail::ConfigDisabled => ("it is disabled in the configuration", "An operator can enable it there."),
         SkipDetail::GitopsOff => (
             "this session was opened without git",
-            "For pull requests open a session of mode development with enableGitOps. This is said once in a session.",
+            "For pull requests, open a session of mode development with enableGitOps. This note appears once per session.",
         ),
         SkipDetail::CallerSkip => (
-            "the prompt asked for none",
-            "For a pull request send automation.mode github with the prompt. This is said once in a session.",
+            "the prompt disabled it",
+            "For a pull request, send automation.mode github with the prompt. This note appears once per session.",
         ),
-        SkipDetail::MissingRepository => (
-            "the session has no repository on GitHub",
-            "Open a session with a repository of GitHub, such as owner/name.",
-        ),
+        SkipDetail::MissingRepository => {
+            ("the session has no GitHub repository", "Open a session with a GitHub repository, such as owner/name.")
+        }
         SkipDetail::NoChanges => (
             "the turn changed nothing",
-            "Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.",
+            "No action is needed. If you expected changes, state in the prompt what to change.",
         ),
         SkipDetail::NothingStaged => {
-            ("all that changed is ignored by git", "Look at .gitignore, and at which files the turn wrote.")
+            ("git ignores every changed file", "Check .gitignore and the files that the turn wrote.")
         }
         SkipDetail::BlockedByPattern => (
             "the repository is blocked",
-            "A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them.",
+            "A pattern in the tenant's blockedRepositories or in the configuration matches it; ask an administrator.",
         ),
         SkipDetail::NoInstallation => (
-            "the GitHub App is not installed there",
+            "the GitHub App is not installed",
             "Install it for the repository, or send a githubToken with the prompt.",
         ),
         SkipDetail::TokenRefused => (
-            "GitHub refused the token",
-            "Send one that is valid and may write contents, issues and pull requests of the repository.",
+            "GitHub rejected the token",
+            "Send a valid token that may write contents, issues and pull requests of the repository.",
         ),
         SkipDetail::PrimaryLimit => {
-            ("GitHub's hourly quota is used up", "It is filled up again within the hour; prompt again then.")
+            ("GitHub's hourly quota is used up", "The quota resets within the hour; prompt again then.")
         }
         SkipDetail::SecondaryLimit => {
-            ("GitHub asks us to slow down", "Prompt again in some minutes, with fewer turns at a time.")
+            ("GitHub's secondary rate limit is reached", "Prompt again in a few minutes, with fewer turns at a time.")
         }
         SkipDetail::FallbackCannot => {
-            ("the HTTP fallback cannot automate here", "Prompt again once the workspace is back on ACP.")
+            ("the HTTP fallback does not support it", "Prompt again once the workspace is back on ACP.")
         }
     }
 }

@@ -1,24 +1,24 @@
-//! What a reader of toasts remembers, so that it goes on where it stood and shows nothing twice.
+//! The state of a notification reader: it resumes at its cursor and shows each notification once.
 
 use std::collections::{HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Ids that are remembered: more than a reader catches up with from the list after a reset (1,000), where numbers do not
-/// tell what is known.
+/// Ids that are remembered. More than the 1,000 that a reader fetches from the list after a reset, where sequence numbers
+/// cannot show what is known.
 pub(crate) const MAX_SEEN: usize = 2048;
 
-/// A place in a sequence of toasts.
+/// A reader's place in a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
-    /// Names the database.
+    /// Identifies the database that assigned the numbers.
     pub epoch: String,
-    /// The newest toast that was handled.
+    /// The sequence number of the newest handled notification.
     pub cursor: u64,
 }
 
-/// One reader of one sequence.
+/// A reader of one stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reading {
     place: Option<Place>,
@@ -27,42 +27,42 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Goes on from a place, or begins wherever the server says.
+    /// A reader that resumes at `place`, or starts at the place of the first welcome.
     pub(crate) fn from(place: Option<Place>) -> Self {
         Self { place, ..Self::default() }
     }
 
-    /// Where it stands; nothing before the first welcome.
+    /// The current place; `None` for a new reader before its first welcome.
     pub(crate) fn place(&self) -> Option<&Place> {
         self.place.as_ref()
     }
 
-    /// A welcome. A reader that has a place keeps it: either it goes on from there, or a reset says that it does not.
+    /// Applies a welcome. A reader with a place keeps it: it either resumes there, or a reset follows.
     pub(crate) fn welcome(&mut self, place: Place) {
         self.place.get_or_insert(place);
     }
 
-    /// Whether a toast that came is to be shown. It counts as handled from then on.
+    /// Marks a received notification as handled; true if it is to be shown.
     pub(crate) fn takes(&mut self, id: Uuid, seq: u64) -> bool {
         let is_new = self.place.as_ref().is_none_or(|place| seq > place.cursor);
         self.reached(seq);
         self.is_first(id) && is_new
     }
 
-    /// Whether a toast that the list had is to be shown. The place stays: the list is read from the newest on, so what
-    /// was seen of it says nothing about the rest.
+    /// Marks a notification of the list as seen; true if it is to be shown. The place stays: the list is read newest
+    /// first, so a seen entry does not imply that older ones were seen.
     pub(crate) fn takes_from_list(&mut self, id: Uuid) -> bool {
         self.is_first(id)
     }
 
-    /// Everything up to here has come, whether it was for this reader or not.
+    /// Moves the cursor forward: everything up to it was delivered or was outside the reader's scope.
     pub(crate) fn reached(&mut self, cursor: u64) {
         if let Some(place) = &mut self.place {
             place.cursor = place.cursor.max(cursor);
         }
     }
 
-    /// Begins anew, wherever it stood.
+    /// Applies a reset; the cursor may move backwards.
     pub(crate) fn moves_to(&mut self, place: Place) {
         self.place = Some(place);
     }
@@ -96,22 +96,22 @@ mod tests {
     }
 
     #[test]
-    fn a_welcome_gives_a_place_only_to_a_reader_without_one() {
+    fn welcome_gives_a_place_only_to_a_reader_without_one() {
         let mut fresh = Reading::from(None);
         assert_eq!(fresh.place(), None);
         fresh.welcome(at(7));
         assert_eq!(fresh.place(), Some(&at(7)));
         let mut returning = Reading::from(Some(at(3)));
         returning.welcome(Place { epoch: "other".into(), cursor: 9 });
-        assert_eq!(returning.place(), Some(&at(3)), "a reset is to say that it does not go on");
+        assert_eq!(returning.place(), Some(&at(3)), "only a reset moves it");
         returning.moves_to(Place { epoch: "other".into(), cursor: 1 });
         assert_eq!(returning.place().map(|place| place.cursor), Some(1), "backwards too");
     }
 
     #[test]
-    fn what_was_handled_is_not_taken_again() {
+    fn handled_notifications_are_not_taken_again() {
         let mut reading = Reading::from(Some(at(3)));
-        assert!(!reading.takes(id(3), 3), "it is before the place");
+        assert!(!reading.takes(id(3), 3), "before the place");
         assert!(reading.takes(id(5), 5) && !reading.takes(id(5), 5));
         assert_eq!(reading.place(), Some(&at(5)));
         reading.reached(9);
@@ -120,25 +120,24 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_compared_by_id_and_does_not_move_the_place() {
+    fn list_entries_are_compared_by_id_and_do_not_move_the_place() {
         let mut reading = Reading::from(Some(at(3)));
         assert!(reading.takes_from_list(id(8)) && reading.takes_from_list(id(2)) && !reading.takes_from_list(id(8)));
         assert_eq!(reading.place(), Some(&at(3)));
         reading.moves_to(at(7));
-        assert!(!reading.takes(id(8), 8), "it came from the list already");
+        assert!(!reading.takes(id(8), 8), "already taken from the list");
         assert_eq!(reading.place(), Some(&at(8)));
     }
 
     proptest! {
-        /// However often a line breaks and the server sends again from a cursor that it was told: every toast once,
-        /// in order.
+        /// The connection breaks repeatedly, and the server replays from at or before the reader's cursor.
         #[test]
-        fn each_toast_is_taken_once_and_in_order(cuts in prop::collection::vec((0u64..10, 0u64..5), 0..20)) {
+        fn each_notification_is_taken_once_and_in_order(cuts in prop::collection::vec((0u64..10, 0u64..5), 0..20)) {
             let mut reading = Reading::from(Some(at(0)));
             let mut taken = Vec::new();
             let cuts = cuts.into_iter().chain([(100, 0)]);
             for (more, again) in cuts {
-                // The server starts a little before what it was told, and breaks off.
+                // The server starts a little before the cursor, and the connection breaks.
                 let from = reading.place().map_or(0, |place| place.cursor);
                 for seq in (from.saturating_sub(again) + 1)..=(from + more).min(60) {
                     if reading.takes(id(seq), seq) {
@@ -150,7 +149,7 @@ mod tests {
         }
 
         #[test]
-        fn it_remembers_no_more_than_its_bound(count in 0u64..5000) {
+        fn reader_remembers_at_most_max_seen_ids(count in 0u64..5000) {
             let mut reading = Reading::default();
             (0..count).for_each(|n| { reading.takes_from_list(id(n)); });
             prop_assert!(reading.seen.len() <= MAX_SEEN && reading.order.len() == reading.seen.len());

@@ -1,4 +1,4 @@
-//! Toasts: what one says, to whom, in which stream it stands, and who gets it.
+//! Notifications (`toast` in wire names): content, addressee, stream, and the scope of a subscriber.
 
 use std::{fmt, ops::Range, str::FromStr, time::Duration};
 
@@ -12,18 +12,18 @@ use crate::domain::{
     words::words,
 };
 
-/// The title of every toast (mission).
+/// The title of every notification (mission).
 pub(crate) const TITLE: &str = "Automation update";
-/// How long a toast stays on the screen, in milliseconds (mission).
+/// Time that a client shows a notification (mission).
 pub(crate) const AUTO_DISMISS_MS: u32 = 10_000;
-/// What a toast may be long (mission), in characters.
+/// The longest body of a notification, in characters (mission).
 pub(crate) const MAX_BODY_CHARS: usize = 140;
-/// What a note may be long (mission), in characters.
+/// The longest note, in characters (mission).
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
-/// What befalls many sessions of a workspace within so long is one toast: where a runtime goes away, all connections to
-/// it break.
+/// Period within which the same event of several sessions of a workspace is one notification: when a runtime goes down,
+/// all connections to it break.
 const TOGETHER: Duration = Duration::from_secs(60);
-/// Characters of a session's id that a toast may show (mission).
+/// Characters of a session's id that a notification may show (mission).
 const SUFFIX_CHARS: usize = 6;
 
 words! {
@@ -66,23 +66,20 @@ words! {
     }
 }
 
-/// What is told: made in [`crate::domain::notify::notice`] alone, where every text is.
+/// The content of a notification; made only by [`crate::domain::notify::notice`], which has every text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Notice {
-    /// How bad it is.
     pub severity: Severity,
-    /// What it is about.
     pub trigger: Trigger,
     /// 1 to [`MAX_BODY_CHARS`] characters, without secrets, control characters and markup.
     pub body: Redacted,
 }
 
-/// One sequence of toasts. Its numbers are given in the order of commits, without a hole.
+/// A sequence of notifications. Sequence numbers are assigned in commit order, without gaps.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Stream {
-    /// Of the service's operators.
+    /// The stream of the service's operators.
     Operators,
-    /// Of a tenant.
     Tenant(InstallationId),
 }
 
@@ -105,25 +102,25 @@ impl FromStr for Stream {
         match text.strip_prefix(TENANT) {
             Some(tenant) => tenant.parse().map(Self::Tenant),
             None if text == OPERATORS => Ok(Self::Operators),
-            // Not a name at all, so that the error says what one is.
+            // An empty name never parses, and its error states the format of a name.
             None => "".parse().map(Self::Tenant),
         }
     }
 }
 
-/// To whom a toast goes.
+/// The recipients of a notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Addressee {
     /// The service's operators.
     Operators,
-    /// Everyone in a workspace.
+    /// All subscribers of a workspace.
     Workspace(WorkspaceKey),
-    /// The user of a session, and those who look at its workspace.
+    /// The user of a session, and the subscribers of its whole workspace.
     Session(WorkspaceKey, SessionId),
 }
 
 impl Addressee {
-    /// The sequence in which it stands.
+    /// The stream to which the notification is appended.
     pub(crate) fn stream(&self) -> Stream {
         match self {
             Self::Operators => Stream::Operators,
@@ -131,7 +128,6 @@ impl Addressee {
         }
     }
 
-    /// The workspace.
     pub(crate) fn workspace(&self) -> Option<&WorkspaceKey> {
         match self {
             Self::Operators => None,
@@ -139,7 +135,6 @@ impl Addressee {
         }
     }
 
-    /// The session.
     pub(crate) fn session(&self) -> Option<SessionId> {
         match self {
             Self::Session(_, session) => Some(*session),
@@ -148,62 +143,56 @@ impl Addressee {
     }
 }
 
-/// A toast that is to be written down, in the transaction of its cause.
+/// A notification that is committed in the transaction of its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewNotification {
-    /// New: a UUID of version 7.
+    /// A fresh UUID of version 7.
     pub id: Uuid,
-    /// For whom.
     pub to: Addressee,
-    /// What it says.
     pub notice: Notice,
-    /// What caused it; a second toast of the same cause is left out.
+    /// The cause, for deduplication: a second notification of the same cause is not written.
     pub cause_id: String,
 }
 
 impl NewNotification {
-    /// A toast; `id` is new.
+    /// `id` is a fresh UUID of version 7.
     pub(crate) fn new(id: Uuid, to: Addressee, notice: Notice, cause_id: impl fmt::Display) -> Self {
         Self { id, to, notice, cause_id: cause_id.to_string() }
     }
 }
 
-/// A toast about a session, and the note that stands beside it in the session's transcript: both are written, or neither
-/// where the cause was told before.
+/// A notification about a session and its note in the session's transcript; both are written, or neither if the cause
+/// was reported before.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionNotice {
-    /// The toast.
     pub toast: NewNotification,
-    /// Its note.
     pub note: TranscriptEntry,
 }
 
-/// When a toast was told that stands for what befalls another session of its workspace now. Both ways, since such things
-/// are not written in the order in which they happen.
+/// Times of an earlier notification that also covers an event of another session of the workspace at `now`. The range
+/// extends to both sides, since events are not written in the order in which they happen.
 pub(crate) fn told_together(now: Timestamp) -> Range<Timestamp> {
     now.minus(TOGETHER).plus(Duration::from_micros(1))..now.plus(TOGETHER)
 }
 
-/// What a subscriber or a reader of the inbox wants to see.
+/// The notifications that a subscriber or a reader of the inbox asks for; each filter narrows them, `None` does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Scope {
-    /// Of which sequence.
     pub stream: Stream,
-    /// Only of this workspace.
     pub workspace: Option<WorkspaceId>,
-    /// Only of this user's sessions, and what concerns a workspace as a whole.
+    /// Notifications about this user's sessions and about whole workspaces.
     pub user: Option<UserId>,
-    /// Only of this session, and what concerns a workspace as a whole. The workspace has to be set to the session's.
+    /// Notifications about this session and about its whole workspace; requires `workspace` to be the session's.
     pub session: Option<SessionId>,
 }
 
 impl Scope {
-    /// Everything of a sequence.
+    /// All notifications of a stream.
     pub(crate) fn all(stream: Stream) -> Self {
         Self { stream, workspace: None, user: None, session: None }
     }
 
-    /// Whether something of the sequence is for it.
+    /// True if a notification of the stream, about these, is in the scope. `user` is the session's.
     pub(crate) fn takes(
         &self,
         workspace: Option<&WorkspaceId>,
@@ -211,13 +200,13 @@ impl Scope {
         user: Option<&UserId>,
     ) -> bool {
         let is_of_workspace = self.workspace.is_none() || self.workspace.as_ref() == workspace;
-        // What is about no session concerns everyone.
+        // A notification without a session concerns everyone.
         let is_of_session = self.session.is_none() || session.is_none() || self.session == session;
         let is_of_user = self.user.is_none() || session.is_none() || self.user.as_ref() == user;
         is_of_workspace && is_of_session && is_of_user
     }
 
-    /// Whether everything that this one sees is seen by the other one too.
+    /// True if `other` contains every notification of this scope.
     #[cfg(test)]
     pub(crate) fn is_within(&self, other: &Self) -> bool {
         fn narrows<T: PartialEq>(this: Option<&T>, other: Option<&T>) -> bool {
@@ -230,7 +219,7 @@ impl Scope {
     }
 }
 
-/// The part of a session's id that a toast may show.
+/// The last [`SUFFIX_CHARS`] characters of a session's id, the only part that a notification may show.
 pub(crate) fn session_suffix(session: SessionId) -> String {
     let id = session.to_string();
     id[id.len() - SUFFIX_CHARS..].to_owned()
@@ -250,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_reads_back_and_nothing_else_does() {
+    fn stream_names_parse_and_other_texts_do_not() {
         for stream in [Stream::Operators, Stream::Tenant("a:b".parse().unwrap())] {
             assert_eq!(stream.to_string().parse(), Ok(stream));
         }
@@ -260,24 +249,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_less_than_a_minute_apart_is_told_together() {
+    fn events_less_than_a_minute_apart_share_a_notification() {
         let now = Timestamp(1_800_000_000_000_000);
         let minute = Duration::from_secs(60);
         let less = minute - Duration::from_micros(1);
-        for (told, is_one) in [
+        for (earlier, is_shared) in [
             (now, true),
             (now.minus(less), true),
             (now.minus(minute), false),
             (now.plus(less), true),
             (now.plus(minute), false),
         ] {
-            assert_eq!(told_together(now).contains(&told), is_one, "{told}");
-            assert_eq!(told_together(told).contains(&now), is_one, "whichever is written first: {told}");
+            assert_eq!(told_together(now).contains(&earlier), is_shared, "{earlier}");
+            assert_eq!(told_together(earlier).contains(&now), is_shared, "in either order: {earlier}");
         }
     }
 
     #[test]
-    fn a_scope_takes_its_own_and_what_concerns_everyone() {
+    fn scope_takes_its_own_notifications_and_those_for_everyone() {
         let (ws, other): (WorkspaceId, WorkspaceId) = ("ws".parse().unwrap(), "other".parse().unwrap());
         let (ann, bob): (UserId, UserId) = ("ann".parse().unwrap(), "bob".parse().unwrap());
         let (one, two) = (Some(SessionId(Uuid::from_u128(1))), Some(SessionId(Uuid::from_u128(2))));
@@ -299,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_is_within_itself_and_every_wider_one() {
+    fn scope_is_within_itself_and_every_wider_one() {
         let (wide, narrow) = (scope(Some("ws"), None, None), scope(Some("ws"), Some("ann"), Some(1)));
         assert!(narrow.is_within(&wide) && narrow.is_within(&narrow) && !wide.is_within(&narrow));
         assert!(!wide.is_within(&Scope::all(Stream::Operators)));

@@ -1,4 +1,4 @@
-//! Posting to a webhook: which answers are final, when the next try is, and what a secret is.
+//! Webhook deliveries: final answers, retry schedule, and the format of secrets.
 
 use std::time::Duration;
 
@@ -23,56 +23,55 @@ words! {
     }
 }
 
-/// What a secret in base64 begins with (Standard Webhooks).
+/// Prefix of a secret in base64 (Standard Webhooks).
 const BASE64_PREFIX: &str = "whsec_";
-/// The least length of a secret, in bytes (Standard Webhooks).
+/// The shortest key, in bytes (Standard Webhooks).
 pub(crate) const MIN_SECRET_BYTES: usize = 24;
-/// The longest wait that a receiver can ask for: an alert that comes later helps nobody.
+/// The longest wait that a receiver can ask for; an alert more than an hour late is of no use.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// The dates of `Retry-After` (RFC 9110, 5.6.7).
 const HTTP_DATE: &[FormatItem<'_>] =
     format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
-/// Receivers leave padding out, or not.
+/// Accepts base64 with and without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// How often and how soon a delivery is tried again (`[webhook]`).
+/// The retry schedule of deliveries (`[webhook]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WebhookRules {
-    /// Tries, the first included; after the last one it is dead.
+    /// Attempts, the first included; after the last one the delivery is dead.
     pub max_attempts: u32,
-    /// The wait after the first try; it doubles with each further one.
+    /// The wait after the first attempt; doubles with each further one.
     pub first_retry: Duration,
     /// The longest wait, before the jitter and what a receiver asks for.
     pub max_retry: Duration,
 }
 
-/// What a receiver answered.
+/// A receiver's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// How long it wants to be left alone.
+    /// The wait that the receiver asks for.
     pub retry_after: Option<Duration>,
 }
 
-/// What becomes of a delivery.
+/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The receiver has it.
     Delivered,
-    /// It is tried again after this.
+    /// Try again after this wait.
     Retry(Duration),
-    /// It is given up.
+    /// Give up; only a replay tries again.
     Dead,
 }
 
 impl WebhookRules {
-    /// Decides after try number `attempt`, counted from 1. No answer is one that never came, or not in time. `fraction`
-    /// is a random number from 0 to 1.
+    /// Judges attempt number `attempt`, counted from 1. `answer` is `None` if no answer arrived in time; `fraction` is a
+    /// random number from 0 to 1, for the jitter.
     pub(crate) fn judge(&self, attempt: u32, answer: Option<Answer>, fraction: f64) -> Verdict {
         let status = answer.map(|answer| answer.status);
         match status {
@@ -87,18 +86,18 @@ impl WebhookRules {
         Verdict::Retry(wait.max(asked.min(MAX_RETRY_AFTER)))
     }
 
-    /// Longer than any wait that [`Self::judge`] gives.
+    /// An upper bound of every wait that [`Self::judge`] returns, jitter included.
     pub(crate) fn longest_wait(&self) -> Duration {
         (self.max_retry * 2).max(MAX_RETRY_AFTER * 2)
     }
 }
 
-/// Whether the same request would be refused again: 4xx, but for timeout, conflict, too early and too many.
+/// True if the receiver would refuse the same request again: 4xx except 408, 409, 425 and 429.
 fn is_refusal(status: u16) -> bool {
     (400..500).contains(&status) && !matches!(status, 408 | 409 | 425 | 429)
 }
 
-/// Reads `Retry-After`: seconds, or a date. What is in the past is no wait; what is neither is nothing.
+/// Parses `Retry-After`, seconds or an HTTP date; a past date is a wait of zero. `None` if the value is malformed.
 pub(crate) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse() {
@@ -109,8 +108,8 @@ pub(crate) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(at.since(now))
 }
 
-/// The key that a secret stands for: what follows `whsec_` in base64, else its characters as they are. Nothing where it is
-/// shorter than [`MIN_SECRET_BYTES`], or has spaces or what is not visible ASCII.
+/// The key of a secret: the base64 after `whsec_`, or else the bytes of the text itself. `None` if the key is shorter
+/// than [`MIN_SECRET_BYTES`], the base64 is malformed, or the text is not visible ASCII without spaces.
 pub(crate) fn key_of(secret: &str) -> Option<Vec<u8>> {
     let key = match secret.strip_prefix(BASE64_PREFIX) {
         Some(encoded) => BASE64.decode(encoded).ok()?,
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_final_or_another_try() {
+    fn answers_deliver_refuse_or_retry_by_status() {
         for taken in [200, 201, 202, 204, 299] {
             assert_eq!(RULES.judge(12, status(taken), 0.5), Verdict::Delivered, "{taken}");
         }
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_receiver_asks_for_lengthens_a_wait_within_a_bound() {
+    fn retry_after_lengthens_a_wait_up_to_an_hour() {
         let asked = |seconds| Some(Answer { status: 503, retry_after: Some(Duration::from_secs(seconds)) });
         assert_eq!(RULES.judge(1, asked(60), 0.5), Verdict::Retry(Duration::from_secs(60)));
         assert_eq!(RULES.judge(8, asked(60), 0.5), Verdict::Retry(Duration::from_secs(128)));
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_base64_with_its_prefix_or_the_key_itself() {
+    fn secret_is_base64_with_its_prefix_or_the_key_itself() {
         let key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         assert_eq!((key.len(), key[..2].to_vec()), (24, vec![0x31, 0xf2]));
         assert_eq!(key_of("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNA==").unwrap(), b"0123456789012345678901234");
@@ -192,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_wait_is_longer_than_the_longest(attempt: u32, seconds: u64, fraction: f64, status: u16) {
+        fn waits_stay_below_longest_wait(attempt: u32, seconds: u64, fraction: f64, status: u16) {
             let answer = Answer { status, retry_after: Some(Duration::from_secs(seconds)) };
             if let Verdict::Retry(wait) = RULES.judge(attempt, Some(answer), fraction) {
                 prop_assert!(wait < RULES.longest_wait() && wait >= Duration::from_millis(800), "{:?}", wait);
@@ -200,7 +199,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "\\PC{0,40}", now: i64) {
+        fn arbitrary_texts_do_not_panic(text in "\\PC{0,40}", now: i64) {
             let _ = retry_after(&text, Timestamp(now));
             let _ = key_of(&text);
             let _ = key_of(&format!("whsec_{text}"));

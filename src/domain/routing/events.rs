@@ -1,4 +1,4 @@
-//! What happens to a route, and what becomes of it.
+//! The events of a workspace's route and their transitions. Each returns the flip that it causes, if any.
 
 use super::{
     Attribution, Breaker, FORGIVES_AFTER, Flip, FlipTrigger, MAX_ATTEMPT, Pin, Probe, RecoveryRules, Rollback, Route,
@@ -8,8 +8,8 @@ use super::{
 use crate::domain::{clock::Timestamp, share::FULL_BP};
 
 impl Routing {
-    /// What is left of it after the process that ran it has died: a probe that was under way is made again, and where
-    /// the time of day was stepped back meanwhile, none of it has passed.
+    /// The state after a restart of the process: a probe that was running is due at once. Where the time of day stepped
+    /// back meanwhile, the cool-down starts again in full.
     pub(crate) fn after_restart(mut self, now: Timestamp) -> Self {
         match self.breaker {
             Breaker::HalfOpen { .. } => self.breaker = Breaker::Open { since: now, probe_at: now },
@@ -22,8 +22,8 @@ impl Routing {
         self
     }
 
-    /// The window says that ACP is not well. A pin beats it, and what is rolled back already stays so.
-    /// `fraction` is a random number from 0 to 1, for the jitter.
+    /// The window is breached: rolls back unless the workspace is pinned or on HTTP already.
+    /// `fraction` is a random number from 0 to 1, for the jitter; other values are clamped.
     pub(crate) fn on_breach(
         &mut self,
         figures: WindowFigures,
@@ -44,7 +44,8 @@ impl Routing {
         self.flipped(before, FlipTrigger::AutoThreshold, Attribution::of_system(reason), Some(figures), now)
     }
 
-    /// A counted outcome of a turn over ACP that was no canary: the first ones after a restore are watched closely.
+    /// Counts the outcome of a turn over ACP that was not a canary. Rolls back if too many of the first turns after a
+    /// restore fail. Outcomes of another epoch are ignored.
     pub(crate) fn on_turn(
         &mut self,
         epoch: u64,
@@ -76,7 +77,8 @@ impl Routing {
         None
     }
 
-    /// Time has passed. Gives the probe that is to be made now; [`Self::on_probe`] has to follow.
+    /// Advances the time: returns a probe that is due, fails one that timed out, forgives failed attempts. The caller
+    /// makes the probe and reports its result to [`Self::on_probe`].
     pub(crate) fn on_tick(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) -> Option<Probe> {
         match self.breaker {
             Breaker::Open { probe_at, .. } if self.pin.is_none() && now >= probe_at => {
@@ -99,7 +101,7 @@ impl Routing {
         }
     }
 
-    /// How a probe ended. A handshake alone never restores: it lets the first canaries through.
+    /// Applies the result of a probe. A successful handshake does not restore; it admits the first canaries.
     pub(crate) fn on_probe(
         &mut self,
         probe: Probe,
@@ -118,7 +120,8 @@ impl Routing {
         }
     }
 
-    /// How a canary of an epoch and an attempt ended; one whose outcome does not count only gives its place back.
+    /// Applies the result of a canary of attempt `of`: a success counts towards the current step, a failure ends the
+    /// attempt. Without a sample, and for any other attempt, nothing changes.
     pub(crate) fn on_canary(
         &mut self,
         of: Probe,
@@ -155,35 +158,34 @@ impl Routing {
         self.flipped(before, FlipTrigger::Recovery, Attribution::of_system(reason), None, now)
     }
 
-    /// Rolls back by hand: HTTP is pinned until somebody restores or releases it.
+    /// Rolls back on request: pins HTTP until a restore or a release of the pin.
     pub(crate) fn roll_back(&mut self, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = Some(Pin { protocol: Route::Http, attribution: attribution.clone(), since: now });
         self.flipped(before, attribution.manual(), attribution, None, now)
     }
 
-    /// Restores by hand: no pin, no cool-down, and what was is forgiven.
+    /// Restores on request: removes pin and cool-down and forgives all failed attempts.
     pub(crate) fn restore(&mut self, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         (self.pin, self.breaker, self.attempt, self.watched) = (None, Breaker::Closed, 0, None);
         self.flipped(before, attribution.manual(), attribution, None, now)
     }
 
-    /// Pins a route.
     pub(crate) fn set_pin(&mut self, protocol: Route, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = Some(Pin { protocol, attribution: attribution.clone(), since: now });
         self.flipped(before, FlipTrigger::Pin, attribution, None, now)
     }
 
-    /// Releases the pin, if there is one.
+    /// Releases the pin, if any.
     pub(crate) fn release_pin(&mut self, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.pin = None;
         self.flipped(before, FlipTrigger::Pin, attribution, None, now)
     }
 
-    /// Changes the route that is taken where nothing speaks against it.
+    /// Changes the default route. HTTP as the default ends a rollback, since that is then the intended route.
     pub(crate) fn set_default(&mut self, default: Route, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.default = default;
@@ -193,7 +195,7 @@ impl Routing {
         self.flipped(before, FlipTrigger::Migration, attribution, None, now)
     }
 
-    /// Cools down, `attempt` times doubled.
+    /// Starts a cool-down, doubled once per failed attempt.
     fn open(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
         let doubled = rules.cooldown.saturating_mul(1 << self.attempt.min(MAX_ATTEMPT));
         let spread = f64::from(rules.jitter_bp) / f64::from(FULL_BP);
@@ -204,12 +206,12 @@ impl Routing {
     }
 
     fn try_failed(&mut self, now: Timestamp, fraction: f64, rules: &RecoveryRules) {
-        // Never held back: epoch and attempt together tell a try from every earlier one.
+        // Not capped at MAX_ATTEMPT: epoch and attempt together distinguish an attempt from every earlier one.
         self.attempt = self.attempt.saturating_add(1);
         self.open(now, fraction, rules);
     }
 
-    /// Begins an epoch where the route is another one than before.
+    /// Begins a new epoch and returns its flip if the route differs from `from`.
     fn flipped(
         &mut self,
         from: Route,
@@ -219,7 +221,7 @@ impl Routing {
         now: Timestamp,
     ) -> Option<Flip> {
         let to = self.route();
-        // Where only the default decides, nothing is rolled back, also if it was before.
+        // A route that is the default is no rollback, even if the workspace was rolled back before.
         let is_default = self.pin.is_none() && self.breaker == Breaker::Closed;
         if is_default {
             self.rollback = None;

@@ -1,4 +1,4 @@
-//! Who wants a route flipped, and why.
+//! Attribution of route flips: initiator, trigger, reason.
 
 use serde::{Deserialize, Serialize};
 
@@ -71,24 +71,23 @@ impl FlipTrigger {
     }
 }
 
-/// Who wants something, and why; both have been checked and redacted.
+/// The origin of a change and its reason; texts are validated and redacted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Attribution {
-    /// In whose name.
     pub initiator: Initiator,
-    /// Who.
+    /// The name that the caller gave, or `lumilink`.
     pub actor: String,
-    /// Why.
     pub reason: String,
 }
 
 impl Attribution {
-    /// What we do by ourselves.
+    /// The attribution of an automatic change.
     pub(crate) fn of_system(reason: impl Into<String>) -> Self {
         Self { initiator: Initiator::System, actor: "lumilink".into(), reason: reason.into() }
     }
 
+    /// The trigger of a rollback or restore on request.
     pub(crate) fn manual(&self) -> FlipTrigger {
         match self.initiator {
             Initiator::User => FlipTrigger::ManualUser,

@@ -1,7 +1,7 @@
-//! What carries a workspace's turns, and the machine that decides it: rollback, probes, canaries, restore, pins.
+//! A workspace's route and the state machine that chooses it: rollback, probes, canaries, restore, pins.
 //!
-//! Pure: each event gives the change that it makes. Whoever runs it applies the event to a copy, writes copy and flip
-//! down in one transaction, and only then lets the copy count; so a flip has one epoch, however often it is tried.
+//! Pure: each event returns the change that it makes. The router applies an event to a copy, commits copy and flip in
+//! one transaction, and only then replaces its state with the copy; a retried flip therefore keeps its epoch.
 
 mod events;
 pub(crate) mod initiator;
@@ -57,43 +57,40 @@ impl Route {
     }
 }
 
-/// How a workspace comes back to ACP (`[recovery]`).
+/// The rules by which a workspace recovers ACP (`[recovery]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RecoveryRules {
-    /// From a rollback to the first probe; doubles with each failed try.
+    /// Time from a rollback to the first probe; doubles with each failed attempt.
     pub cooldown: Duration,
     /// The longest cool-down, before the jitter.
     pub max_cooldown: Duration,
-    /// How far a cool-down may be off its mark, in basis points of it.
+    /// The largest deviation of a cool-down, up or down, in basis points of it.
     pub jitter_bp: u32,
-    /// How long a probe may take; one that has not ended after twice as long counts as failed.
+    /// Timeout of a probe; a probe without a result after twice this time counts as failed.
     pub probe_timeout: Duration,
-    /// Shares of turns that go over ACP while it is tried, in basis points; at least one, each above 0.
+    /// Shares of canary turns, step by step, in basis points; at least one step, each above 0.
     pub canary_steps_bp: Vec<u32>,
-    /// Successes after which a step is passed; at least 1.
+    /// Successful canaries that complete a step; at least 1.
     pub close_after_successes: u32,
-    /// Failures that roll back again …
+    /// Failures among the first [`Self::reopen_within`] turns after a restore that roll back again.
     pub reopen_failures: u32,
-    /// … among so many turns after a restore.
+    /// Turns that are watched after a restore.
     pub reopen_within: u32,
 }
 
-/// After so long without a rollback the next cool-down is half as long again (mission: an hour).
+/// Time without a failure after which one failed attempt is forgiven, which halves the next cool-down (mission: 1 h).
 const FORGIVES_AFTER: Duration = Duration::from_secs(3600);
-/// Doublings of the cool-down that are counted: 2^20 s are 12 days, more than any cool-down may be. A restore remembers
-/// no more failed tries either, so that all are forgiven within a day.
+/// The most doublings of the cool-down: 2^20 s are 12 days, more than any cool-down may be. A restore keeps at most this
+/// many failed attempts too, so that all are forgiven within a day.
 const MAX_ATTEMPT: u32 = 20;
 
-/// A route that beats the window until it is released.
+/// A fixed route; it overrides the window until it is released.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Pin {
-    /// Which route.
     pub protocol: Route,
-    /// Who pinned it, and why.
     #[serde(flatten)]
     pub attribution: Attribution,
-    /// Since when.
     pub since: Timestamp,
 }
 
@@ -136,11 +133,9 @@ enum Breaker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Rollback {
-    /// What flipped it.
     pub trigger: FlipTrigger,
-    /// Why, in a sentence.
+    /// A sentence, redacted.
     pub reason: String,
-    /// Since when.
     pub since: Timestamp,
 }
 
@@ -151,52 +146,47 @@ struct Watched {
     failures: u32,
 }
 
-/// A change of the route, told exactly once for each epoch.
+/// A change of the route; each epoch after 0 begins with exactly one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flip {
-    /// The route before.
     pub from: Route,
-    /// The route now.
     pub to: Route,
-    /// The epoch that begins with it.
+    /// The epoch that begins with this flip.
     pub epoch: u64,
-    /// Why.
     pub trigger: FlipTrigger,
-    /// Who, and why in a sentence.
     pub attribution: Attribution,
-    /// What the window held, where there was one to look at.
+    /// The window at the time of a breach; `None` for every other cause.
     pub figures: Option<WindowFigures>,
-    /// How many tries to recover failed so far.
+    /// Failed attempts to recover so far.
     pub attempt: u32,
 }
 
 impl Flip {
-    /// Whether it is a rollback: away from ACP for another reason than a changed default.
+    /// True for a rollback: to HTTP for another reason than a changed default.
     pub(crate) fn is_rollback(&self) -> bool {
         self.to == Route::Http && self.trigger != FlipTrigger::Migration
     }
 
-    /// Whether it is a restore: back to ACP for another reason than a changed default.
+    /// True for a restore: to ACP for another reason than a changed default.
     pub(crate) fn is_restore(&self) -> bool {
         self.to == Route::Acp && self.trigger != FlipTrigger::Migration
     }
 
-    /// The epoch of the rollback from which the workspace comes back, where it does so by itself.
+    /// The epoch of the rollback that an automatic recovery ends; `None` for every other flip.
     pub(crate) fn recovers_from(&self) -> Option<u64> {
         (self.trigger == FlipTrigger::Recovery).then(|| self.epoch.saturating_sub(1))
     }
 }
 
-/// A probe that is to be made: a handshake, and no more.
+/// An attempt to recover ACP, begun by a probe: a handshake without a turn. Epoch and attempt identify it; reports of
+/// its probe and its canaries repeat both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Probe {
-    /// To be repeated with its end.
     pub epoch: u64,
-    /// To be repeated with its end.
     pub attempt: u32,
 }
 
-/// The route of one workspace, as it is kept and as it is run.
+/// The routing state of one workspace; serialised as JSON in its row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Routing {
@@ -207,10 +197,10 @@ pub(crate) struct Routing {
     breaker: Breaker,
     #[serde(default)]
     attempt: u32,
-    /// Since when nothing went wrong, for forgiving.
+    /// Start of the current hour without a failure; each full hour forgives one failed attempt.
     #[serde(default)]
     well_since: Option<Timestamp>,
-    /// The first turns after a restore.
+    /// Counts of the first turns after a restore; `None` once enough of them succeeded.
     #[serde(default)]
     watched: Option<Watched>,
     #[serde(default)]
@@ -218,7 +208,7 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
-    /// A workspace that was never flipped.
+    /// A workspace without any flip, on its default route.
     pub(crate) fn new(default: Route) -> Self {
         Self {
             epoch: 0,
@@ -232,7 +222,7 @@ impl Routing {
         }
     }
 
-    /// What carries the next turn, canaries aside.
+    /// The route of the next turn unless that is a canary.
     pub(crate) fn route(&self) -> Route {
         match (&self.pin, &self.breaker) {
             (Some(pin), _) => pin.protocol,
@@ -241,27 +231,25 @@ impl Routing {
         }
     }
 
-    /// Counts up with each flip.
+    /// The number of flips so far.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The route where nothing speaks against it.
+    /// The route without pin and rollback.
     pub(crate) fn default_route(&self) -> Route {
         self.default
     }
 
-    /// The pin, if there is one.
     pub(crate) fn pin(&self) -> Option<&Pin> {
         self.pin.as_ref()
     }
 
-    /// Why it is rolled back, while it is.
+    /// The current rollback; `None` while the route is ACP.
     pub(crate) fn rollback(&self) -> Option<&Rollback> {
         self.rollback.as_ref().filter(|_| self.route() == Route::Http)
     }
 
-    /// Where the way back stands.
     pub(crate) fn stage(&self) -> Stage {
         match self.breaker {
             Breaker::Closed => Stage::Closed,
@@ -271,12 +259,12 @@ impl Routing {
         }
     }
 
-    /// How many tries to recover failed lately.
+    /// Failed attempts to recover that are not yet forgiven.
     pub(crate) fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// When the next probe is made, while it cools down and is not pinned.
+    /// The time of the next probe; `None` unless the workspace cools down without a pin.
     pub(crate) fn next_probe_at(&self) -> Option<Timestamp> {
         match self.breaker {
             Breaker::Open { probe_at, .. } if self.pin.is_none() => Some(probe_at),
@@ -284,7 +272,7 @@ impl Routing {
         }
     }
 
-    /// The share of turns that go over ACP while it is tried, in basis points.
+    /// The share of canary turns in basis points; 0 unless the workspace is recovering without a pin.
     pub(crate) fn canary_share_bp(&self, rules: &RecoveryRules) -> u32 {
         match self.breaker {
             Breaker::Recovering { step, .. } if self.pin.is_none() => {
@@ -294,7 +282,7 @@ impl Routing {
         }
     }
 
-    /// Every how manieth turn is a canary; none where ACP is not being tried.
+    /// Canary interval `n`: one turn in `n` is tried over ACP; `None` where there are no canaries.
     pub(crate) fn canary_every(&self, rules: &RecoveryRules) -> Option<u64> {
         match self.canary_share_bp(rules) {
             0 => None,
@@ -302,17 +290,17 @@ impl Routing {
         }
     }
 
-    /// What canaries of now belong to.
+    /// The attempt to which canaries of the current epoch belong.
     pub(crate) fn trial(&self) -> Probe {
         Probe { epoch: self.epoch, attempt: self.attempt }
     }
 
-    /// Whether these are the first turns after a restore, which are watched closely.
+    /// True during the first turns after a restore, of which a few failures roll back again.
     pub(crate) fn is_watched(&self) -> bool {
         self.watched.is_some() && self.route() == Route::Acp
     }
 
-    /// When [`Self::on_tick`] has something to do.
+    /// The time at which [`Self::on_tick`] next has work; `None` if only another event can bring it.
     pub(crate) fn wakes_at(&self, rules: &RecoveryRules) -> Option<Timestamp> {
         match self.breaker {
             Breaker::Open { .. } => self.next_probe_at(),

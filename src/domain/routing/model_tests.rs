@@ -1,4 +1,4 @@
-//! The machine against a model of it, over random lives.
+//! Compares the routing state machine with a model over random sequences of events.
 
 use proptest::{prelude::*, test_runner::RngAlgorithm};
 
@@ -8,13 +8,13 @@ use super::{
     *,
 };
 
-/// What happens to a route.
+/// An event of a route.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Milliseconds.
+    /// Time passes, in milliseconds.
     Pass(u64),
     Tick,
-    /// To the moment at which it wants to be woken, and so many milliseconds further.
+    /// A tick at `wakes_at`, late by this many milliseconds.
     Wake(u64),
     Breach,
     Turn(Sample, Stale),
@@ -25,11 +25,11 @@ enum Step {
     SetPin(Route),
     Release,
     SetDefault(Route),
-    /// The process dies; meanwhile the time of day steps by so many seconds.
+    /// The process restarts; meanwhile the time of day steps by this many seconds.
     Restart(i64),
 }
 
-/// Whether something is of now, or of an earlier try: then, which one.
+/// `None` for a report of the current attempt; else the index of the attempt to which it belongs.
 type Stale = Option<prop::sample::Index>;
 
 fn step() -> impl Strategy<Value = Step> {
@@ -55,38 +55,38 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Way {
+enum Recovery {
     Closed,
-    /// Since the first; no earlier and no later than the others is the next probe.
+    /// Start of the cool-down, then the earliest and the latest time of the next probe.
     Open(Timestamp, Timestamp, Timestamp),
     HalfOpen(Timestamp),
-    /// So many canaries succeeded.
+    /// Successful canaries so far.
     Trying(u32),
 }
 
-/// The same rules, told without epochs: each try has a number of its own, so that a late word is known.
+/// The same rules without epochs: each attempt has a number of its own, by which late reports are recognised.
 struct Model {
     default: Route,
     pin: Option<Route>,
-    way: Way,
+    recovery: Recovery,
     attempt: u32,
-    well_since: Timestamp,
+    healthy_since: Timestamp,
     watched: Option<(u32, u32)>,
-    /// Counts tries to recover and flips: whatever began before is late.
+    /// Counts attempts to recover and flips; reports of an earlier round are late.
     round: u64,
     flips: u64,
 }
 
 impl Model {
     fn route(&self) -> Route {
-        self.pin.unwrap_or(if self.way == Way::Closed { self.default } else { Route::Http })
+        self.pin.unwrap_or(if self.recovery == Recovery::Closed { self.default } else { Route::Http })
     }
 
     fn open(&mut self, now: Timestamp, rules: &RecoveryRules) {
         let mark = rules.cooldown * (1 << self.attempt.min(20));
         let mark = mark.min(rules.max_cooldown);
         let spread = mark * rules.jitter_bp / FULL_BP;
-        self.way = Way::Open(now, now.plus(mark - spread), now.plus(mark + spread));
+        self.recovery = Recovery::Open(now, now.plus(mark - spread), now.plus(mark + spread));
         self.watched = None;
     }
 
@@ -101,7 +101,7 @@ impl Model {
             return;
         }
         if sample == Sample::Failure {
-            self.well_since = now;
+            self.healthy_since = now;
         }
         let Some((turns, failures)) = &mut self.watched else { return };
         *turns += 1;
@@ -115,7 +115,7 @@ impl Model {
     }
 
     fn canary(&mut self, sample: Option<Sample>, now: Timestamp, rules: &RecoveryRules) {
-        let Way::Trying(successes) = &mut self.way else { return };
+        let Recovery::Trying(successes) = &mut self.recovery else { return };
         match sample {
             _ if self.pin.is_some() => {}
             None => {}
@@ -123,20 +123,20 @@ impl Model {
             Some(Sample::Success) => {
                 *successes += 1;
                 if *successes == rules.close_after_successes * rules.canary_steps_bp.len() as u32 {
-                    (self.way, self.watched) = (Way::Closed, Some((0, 0)));
-                    (self.well_since, self.attempt) = (now, self.attempt.min(20));
+                    (self.recovery, self.watched) = (Recovery::Closed, Some((0, 0)));
+                    (self.healthy_since, self.attempt) = (now, self.attempt.min(20));
                 }
             }
         }
     }
 
     fn tick(&mut self, now: Timestamp, rules: &RecoveryRules) {
-        match self.way {
-            Way::HalfOpen(since) if now.since(since) >= rules.probe_timeout * 2 => self.try_failed(now, rules),
-            Way::Closed => {
-                while self.attempt > 0 && now.since(self.well_since) >= Duration::from_secs(3600) {
+        match self.recovery {
+            Recovery::HalfOpen(since) if now.since(since) >= rules.probe_timeout * 2 => self.try_failed(now, rules),
+            Recovery::Closed => {
+                while self.attempt > 0 && now.since(self.healthy_since) >= Duration::from_secs(3600) {
                     self.attempt -= 1;
-                    self.well_since = self.well_since.plus(Duration::from_secs(3600));
+                    self.healthy_since = self.healthy_since.plus(Duration::from_secs(3600));
                 }
             }
             _ => {}
@@ -144,31 +144,31 @@ impl Model {
     }
 
     fn restart(&mut self, now: Timestamp) {
-        match self.way {
-            // The same try, made again.
-            Way::HalfOpen(_) => self.way = Way::Open(now, now, now),
+        match self.recovery {
+            // The same attempt, whose probe is repeated.
+            Recovery::HalfOpen(_) => self.recovery = Recovery::Open(now, now, now),
             // A negative step counts as 0: all of the cool-down is still to come.
-            Way::Open(since, earliest, latest) if now < since => {
-                self.way = Way::Open(now, now.plus(earliest.since(since)), now.plus(latest.since(since)));
+            Recovery::Open(since, earliest, latest) if now < since => {
+                self.recovery = Recovery::Open(now, now.plus(earliest.since(since)), now.plus(latest.since(since)));
             }
             _ => {}
         }
-        self.well_since = self.well_since.min(now);
+        self.healthy_since = self.healthy_since.min(now);
     }
 }
 
-/// One life: machine and model side by side.
+/// One sequence of events, applied to state machine and model.
 struct Life {
     rules: RecoveryRules,
     routing: Routing,
     model: Model,
     now: Timestamp,
-    /// Each try that was begun, with the round of the model in which it was.
+    /// Each attempt so far, with the model's round in which it began.
     tries: Vec<(Probe, u64)>,
 }
 
 impl Life {
-    /// A workspace that has failed to recover so often already.
+    /// A workspace that was rolled back and failed to recover `failed` times.
     fn after(failed: u32, default: Route) -> Self {
         let mut life = Self {
             rules: rules(),
@@ -176,9 +176,9 @@ impl Life {
             model: Model {
                 default,
                 pin: None,
-                way: Way::Closed,
+                recovery: Recovery::Closed,
                 attempt: 0,
-                well_since: at(0),
+                healthy_since: at(0),
                 watched: None,
                 round: 0,
                 flips: 0,
@@ -194,7 +194,7 @@ impl Life {
         life
     }
 
-    /// What began in the try that runs, or in an earlier one; says whether it is late.
+    /// The attempt of a report; the flag is true if the report is late.
     fn chosen(&self, stale: &Stale) -> Option<(Probe, bool)> {
         match stale {
             None => Some((Probe { epoch: self.routing.epoch(), attempt: self.routing.attempt() }, false)),
@@ -239,9 +239,9 @@ impl Life {
             Step::Probe(sample, stale) => {
                 let Some((probe, is_late)) = self.chosen(stale) else { return Ok(()) };
                 let model = &mut self.model;
-                if !is_late && matches!(model.way, Way::HalfOpen(_)) {
+                if !is_late && matches!(model.recovery, Recovery::HalfOpen(_)) {
                     match sample {
-                        Sample::Success => model.way = Way::Trying(0),
+                        Sample::Success => model.recovery = Recovery::Trying(0),
                         Sample::Failure => model.try_failed(self.now, rules),
                     }
                 }
@@ -280,7 +280,7 @@ impl Life {
                 self.routing.roll_back(attribution, now)
             }
             Step::Restore => {
-                (model.pin, model.way, model.attempt, model.watched) = (None, Way::Closed, 0, None);
+                (model.pin, model.recovery, model.attempt, model.watched) = (None, Recovery::Closed, 0, None);
                 self.routing.restore(attribution, now)
             }
             Step::SetPin(route) => {
@@ -294,7 +294,7 @@ impl Life {
             Step::SetDefault(route) => {
                 model.default = *route;
                 if *route == Route::Http {
-                    (model.way, model.attempt, model.watched) = (Way::Closed, 0, None);
+                    (model.recovery, model.attempt, model.watched) = (Recovery::Closed, 0, None);
                 }
                 self.routing.set_default(*route, attribution, now)
             }
@@ -306,15 +306,15 @@ impl Life {
         let wants = self.routing.wakes_at(&self.rules).is_some_and(|wakes_at| wakes_at <= self.now);
         let before = self.routing.clone();
         let probe = self.routing.on_tick(self.now, fraction, &self.rules);
-        prop_assert_eq!(self.routing != before, wants, "it does something when it said so, and only then");
+        prop_assert_eq!(self.routing != before, wants, "a tick acts at `wakes_at` and only then");
         self.model.tick(self.now, &self.rules);
         if let Some(probe) = probe {
-            let Way::Open(_, earliest, _) = self.model.way else {
-                return Err(TestCaseError::fail("a probe while it does not cool down"));
+            let Recovery::Open(_, earliest, _) = self.model.recovery else {
+                return Err(TestCaseError::fail("a probe without a cool-down"));
             };
             prop_assert!(earliest <= self.now, "probed too early");
             prop_assert!(self.model.pin.is_none(), "probed while pinned");
-            self.model.way = Way::HalfOpen(self.now);
+            self.model.recovery = Recovery::HalfOpen(self.now);
             self.tries.push((probe, self.model.round));
         }
         Ok(None)
@@ -326,40 +326,40 @@ impl Life {
         prop_assert_eq!(
             flip.is_some(),
             routing.route() != before.route(),
-            "a flip with each change and only with one"
+            "each change of the route is a flip, and nothing else is"
         );
         prop_assert_eq!(routing.epoch(), before.epoch() + u64::from(flip.is_some()));
         if let Some(flip) = &flip {
             model.flips += 1;
             model.round += 1;
             prop_assert_eq!((flip.from, flip.to, flip.epoch), (before.route(), routing.route(), routing.epoch()));
-            prop_assert!(!is_automatic || before.pin().is_none(), "a pin beats everything");
-            let is_default = model.pin.is_none() && model.way == Way::Closed;
+            prop_assert!(!is_automatic || before.pin().is_none(), "a pin overrides everything automatic");
+            let is_default = model.pin.is_none() && model.recovery == Recovery::Closed;
             prop_assert_eq!(routing.rollback().is_some(), flip.is_rollback() && !is_default);
         }
         prop_assert_eq!(routing.epoch(), model.flips);
         prop_assert_eq!(routing.attempt(), model.attempt);
         prop_assert_eq!(routing.pin().map(|pin| pin.protocol), model.pin);
-        let is_default = model.pin.is_none() && model.way == Way::Closed && model.default == Route::Http;
-        prop_assert!(!is_default || routing.rollback().is_none(), "what is wanted is no rollback");
-        match (&routing.breaker, model.way) {
-            (Breaker::Closed, Way::Closed) => {}
-            (Breaker::Open { probe_at, .. }, Way::Open(_, earliest, latest)) => {
+        let is_default = model.pin.is_none() && model.recovery == Recovery::Closed && model.default == Route::Http;
+        prop_assert!(!is_default || routing.rollback().is_none(), "the default route is no rollback");
+        match (&routing.breaker, model.recovery) {
+            (Breaker::Closed, Recovery::Closed) => {}
+            (Breaker::Open { probe_at, .. }, Recovery::Open(_, earliest, latest)) => {
                 prop_assert!((earliest..=latest).contains(probe_at), "{probe_at} is not {earliest} to {latest}");
                 prop_assert!(probe_at.since(self.now) <= rules.max_cooldown.mul_f64(1.2), "stuck");
                 prop_assert_eq!(routing.wakes_at(rules).is_some(), model.pin.is_none());
             }
-            (Breaker::HalfOpen { since }, Way::HalfOpen(in_model)) => {
+            (Breaker::HalfOpen { since }, Recovery::HalfOpen(in_model)) => {
                 prop_assert_eq!(*since, in_model);
-                prop_assert!(routing.wakes_at(rules).is_some(), "the slot of a probe is given back");
+                prop_assert!(routing.wakes_at(rules).is_some(), "a probe's slot is freed at its timeout");
             }
-            (Breaker::Recovering { step, successes }, Way::Trying(passed)) => {
+            (Breaker::Recovering { step, successes }, Recovery::Trying(passed)) => {
                 prop_assert_eq!(*step as u32 * rules.close_after_successes + successes, passed);
                 let shares = &rules.canary_steps_bp;
                 let expected = if model.pin.is_some() { 0 } else { shares[*step] };
                 prop_assert_eq!(routing.canary_share_bp(rules), expected);
             }
-            (breaker, way) => return Err(TestCaseError::fail(format!("{breaker:?} is not {way:?}"))),
+            (breaker, recovery) => return Err(TestCaseError::fail(format!("{breaker:?} is not {recovery:?}"))),
         }
         if routing == before {
             return Ok(());
@@ -373,11 +373,11 @@ impl Life {
 }
 
 proptest! {
-    // A plain generator: the strong one takes most of the time in a build for tests.
+    // XorShift instead of ChaCha: in a debug build the default generator takes most of the test's time.
     #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
     #[test]
-    fn fr_007_the_machine_does_what_its_model_does(
+    fn fr_007_routing_matches_its_model(
         failed in prop_oneof![6 => Just(0u32), 2 => 1u32..7, 1 => 18u32..23],
         default in prop_oneof![5 => Just(Route::Acp), 1 => Just(Route::Http)],
         steps in prop::collection::vec((step(), 0.0f64..=1.0), 1..40),

@@ -1,8 +1,8 @@
-//! What an outcome counts as in the window of a workspace: for ACP, against it, or not at all.
+//! Classifies outcomes for the success window: a success of ACP, a failure of ACP, or not counted.
 //!
-//! A table over every error code, without a rest: a new code does not compile until somebody decides about it. What
-//! counts against ACP is what the fallback may cure; what no route can cure, and what is the caller's or our own
-//! doing, is not counted (mission: "The window and the router, exactly").
+//! The table covers every error code without a catch-all: a new code does not compile until it is classified. Errors
+//! that the fallback may avoid count against ACP. Errors that no route can avoid, and those caused by the caller or by
+//! this service, are not counted (mission: "The window and the router, exactly").
 
 use super::success_window::Sample;
 use crate::{
@@ -13,10 +13,10 @@ use crate::{
     },
 };
 
-/// What the end of a turn over ACP counts as; none where it is not counted.
+/// Classifies the end of a turn over ACP; `None` if it is not counted.
 ///
-/// Any stop reason of the agent but `cancelled` is a success, a refusal too: ACP carried it. A cancel is counted only
-/// where the agent did not confirm it.
+/// Any stop reason of the agent but `cancelled` is a success, a refusal too: ACP carried the turn. A cancel counts, as a
+/// failure, only if the agent did not confirm it.
 pub(crate) fn sample_of(outcome: &TurnOutcome) -> Option<Sample> {
     match outcome {
         TurnOutcome::Completed(StopReason::Cancelled) | TurnOutcome::Cancelled { confirmed: true } => None,
@@ -26,41 +26,41 @@ pub(crate) fn sample_of(outcome: &TurnOutcome) -> Option<Sample> {
     }
 }
 
-/// What a handshake over ACP counts as: of a session that starts, is loaded or starts again, or of a probe. None where
-/// it is not counted.
+/// Classifies a handshake over ACP, of a session that is opened, loaded or restarted, or of a probe; `None` if it is not
+/// counted.
 pub(crate) fn sample_of_handshake(result: Result<(), &Failure>) -> Option<Sample> {
     match result {
         Ok(()) => Some(Sample::Success),
-        // Of a prompt it says that the caller asked for too much; but a handshake asks for nothing that an agent may
-        // leave out, and who has no `session/new` does not speak ACP.
+        // For a prompt this error means that the caller used an optional feature. A handshake uses only mandatory
+        // methods, and an agent without `session/new` does not speak ACP.
         Err(failure) if failure.code == ErrorCode::NotSupportedByAgent => Some(Sample::Failure),
         Err(failure) => sample_of_failure(failure.code),
     }
 }
 
-/// What an error over ACP counts as: a failure, or nothing.
+/// Classifies an error over ACP: a failure, or not counted.
 fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
     use ErrorCode::*;
     match code {
-        // No agent, or no way to it.
+        // No agent, or no connection to it.
         AgentStartFailed | AgentCrashed | ConnectionLost | RuntimeUnavailable | HandshakeTimeout
         | InactivityTimeout | CancelUnconfirmed => Some(Sample::Failure),
-        // What came was not the protocol. AgentError stands for -32603 and for every code that the protocol does not
-        // know: the turn brought no stop reason, the codes by which an agent says that the request was wrong are
-        // known and not counted, and an agent that fails under a code of its own must not keep a workspace on a dead
-        // route. A fault of the model provider was told from it before (`outcome::classify_agent_error`).
+        // Protocol errors. AgentError covers -32603 and every code outside the protocol: the turn ended without a stop
+        // reason, the codes for a wrong request are known and not counted, and an agent that fails under a code of its
+        // own must not keep a workspace on a dead route. Faults of the model provider were separated before
+        // (`outcome::classify_agent_error`).
         ProtocolVersion | HandshakeFailed | ProtocolViolation | FrameTooLarge | AgentError => Some(Sample::Failure),
-        // Only the fallback says so: it has nothing to run the turn with.
+        // Only the fallback reports this: it has no command to run the turn with.
         FallbackUnavailable => Some(Sample::Failure),
 
-        // The caller's: the request, also where the agent said so (-32602, -32002, -32601).
+        // Caused by the caller's request, also where the agent reports it (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnInProgress
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
         | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
-        // Nothing that another route would do better: folder and git, credentials (-32000), the model's provider.
+        // The same on every route: folder and git, credentials (-32000), the model's provider.
         PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | ModelProvider => None,
-        // Our own: 429 and 503, a drain or a death in the middle of the turn, faults of ours.
+        // Caused by this service: 429 and 503, a drain or a crash during the turn, internal errors.
         Interrupted | CapacityExhausted | Draining | DatabaseUnavailable | Stalled | Internal => None,
     }
 }
@@ -122,13 +122,13 @@ mod tests {
     ];
 
     #[test]
-    fn fr_007_every_error_code_has_been_decided_about_for_turns_and_handshakes() {
+    fn fr_007_every_error_code_is_classified_for_turns_and_handshakes() {
         assert_eq!(AGAINST.len() + NOT_COUNTED.len(), ErrorCode::ALL.len());
         for code in ErrorCode::ALL {
             let expected = match (AGAINST.contains(code), NOT_COUNTED.contains(code)) {
                 (true, false) => Some(Sample::Failure),
                 (false, true) => None,
-                _ => panic!("{code:?} stands in both lists or in none"),
+                _ => panic!("{code:?} is in both lists or in neither"),
             };
             let failure = Failure::new(*code, "it failed");
             let of_handshake = if *code == ErrorCode::NotSupportedByAgent { Some(Sample::Failure) } else { expected };
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn fr_007_any_stop_reason_is_a_success_and_a_cancel_counts_only_unconfirmed() {
+    fn fr_007_stop_reasons_are_successes_and_cancels_count_only_unconfirmed() {
         for reason in [StopReason::EndTurn, StopReason::MaxTokens, StopReason::MaxTurnRequests, StopReason::Refusal] {
             assert_eq!(sample_of(&TurnOutcome::Completed(reason)), Some(Sample::Success), "{reason:?}");
         }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn fr_007_an_agents_answer_counts_by_its_json_rpc_code_and_by_whose_fault_it_is() {
+    fn fr_007_agent_error_counts_by_json_rpc_code_and_message() {
         for (code, message, expected) in [
             (jsonrpc::INTERNAL_ERROR, "undefined is not a function", Some(Sample::Failure)),
             (jsonrpc::INTERNAL_ERROR, "API Error: 529 Overloaded", None),
@@ -158,8 +158,8 @@ mod tests {
             (jsonrpc::AUTH_REQUIRED, "sign in", None),
             (jsonrpc::PARSE_ERROR, "what?", Some(Sample::Failure)),
             (jsonrpc::INVALID_REQUEST, "what?", Some(Sample::Failure)),
-            (-32001, "a code of its own", Some(Sample::Failure)),
-            (1, "a code of its own", Some(Sample::Failure)),
+            (-32001, "an agent's own code", Some(Sample::Failure)),
+            (1, "an agent's own code", Some(Sample::Failure)),
             (1, "rate limit reached", None),
         ] {
             let failure = classify_agent_error(&RpcError::new(code, message));

@@ -1,49 +1,50 @@
-//! When many workspaces fall back at once, the cause is none of theirs: one systemic alarm takes the place of that
-//! many toasts (mission: "Both routes bad").
+//! Detects rollback storms: when many workspaces roll back at once, the cause is common, and one systemic alarm replaces
+//! the notifications of the workspaces (mission: "Both routes bad").
 //!
-//! Pure and bounded. Each automatic flip is asked about once, before it is told of; the figures are of this process, and of
-//! the one before it where a storm outlived that.
+//! Pure and bounded. Each automatic rollback is recorded once, before its notification is written. The figures cover
+//! this process, and the previous one if its storm is still open.
 
 use std::{collections::VecDeque, time::Duration};
 
 use crate::domain::{clock::Timestamp, ids::WorkspaceKey};
 
-/// How long a flip counts (mission: 5 min).
+/// The period during which a flip counts (mission: 5 min).
 pub(crate) const PERIOD: Duration = Duration::from_secs(300);
-/// The fewest workspaces that make a storm (mission: at least 5) …
+/// The fewest workspaces of a storm (mission: at least 5).
 const MIN_FLIPPED: usize = 5;
-/// … and one in so many of the live ones do not make one yet (mission: more than 10 %).
+/// A storm needs more than one in this number of the live workspaces (mission: more than 10 %).
 const ONE_IN: usize = 10;
-/// Workspaces whose flip is remembered. A process holds 1,000 live sessions, and so at most as many live workspaces;
-/// beyond this the oldest is forgotten, which says nothing wrong under 40,960 live workspaces. About 100 bytes each.
+/// Workspaces whose flip is remembered, about 100 bytes each; beyond this the oldest is dropped. A process holds 1,000
+/// live sessions, and so at most as many live workspaces; the verdict is exact below 40,960 live workspaces.
 pub(crate) const MAX_REMEMBERED: usize = 4096;
-/// What the cause of an alarm's end adds to that of the alarm, so that each has one end, whoever tells it.
+/// Suffix of an alarm's cause id that makes the cause of its resolution, so that each alarm is resolved once, by
+/// whichever process.
 pub(crate) const RESOLVED: &str = ":resolved";
 
-/// What an automatic flip is a part of.
+/// The relation of an automatic flip to a storm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FlipCause {
-    /// It is the workspace's own: tell of it.
+    /// No storm: the workspace gets its own notification.
     Alone,
-    /// With it a storm begins: raise the one alarm instead of telling of it.
+    /// The flip begins a storm: the alarm replaces its notification.
     BeginsStorm,
-    /// It belongs to the storm whose alarm was raised: do not tell of it.
+    /// The flip belongs to a storm whose alarm is raised: no notification.
     InStorm,
 }
 
 impl FlipCause {
-    /// Whether the alarm stands for it, so that its own toast is left out.
+    /// True if the alarm replaces the flip's own notification.
     pub(crate) fn is_storm(self) -> bool {
         self != Self::Alone
     }
 }
 
-/// What a storm was, once it is over.
+/// The summary of a storm that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StormEnded {
-    /// When its alarm was raised.
+    /// The time of its alarm.
     pub since: Timestamp,
-    /// The most workspaces that had flipped within five minutes.
+    /// The highest number of workspaces that flipped within one [`PERIOD`].
     pub most_flipped: usize,
 }
 
@@ -53,7 +54,7 @@ struct Storm {
     most_flipped: usize,
 }
 
-/// The automatic flips of the last five minutes over all workspaces of the process.
+/// The automatic flips of the last [`PERIOD`] over all workspaces of the process.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FlipStorm {
     /// Oldest first, each workspace once; at most [`MAX_REMEMBERED`].
@@ -62,8 +63,8 @@ pub(crate) struct FlipStorm {
 }
 
 impl FlipStorm {
-    /// Goes on with a storm whose alarm an earlier process raised, and told no end of. `flips` are those since [`PERIOD`]
-    /// before the alarm, oldest first; what is later than `now`, since the clock was stepped back, counts as now.
+    /// Resumes a storm whose alarm an earlier process raised and did not resolve. `flips` are those since [`PERIOD`]
+    /// before the alarm, oldest first; times later than `now`, after a step back of the clock, count as `now`.
     pub(crate) fn take_up(
         since: Timestamp,
         flips: impl IntoIterator<Item = (Timestamp, WorkspaceKey)>,
@@ -80,8 +81,8 @@ impl FlipStorm {
         taken
     }
 
-    /// A workspace has flipped to HTTP by itself, among `live` workspaces that are in use. A second flip of the same
-    /// workspace counts as one. A clock that steps back takes nothing away.
+    /// Records an automatic rollback of a workspace, among `live` workspaces in use. A workspace counts once, with its
+    /// last flip. A clock that steps back removes no flip.
     pub(crate) fn on_flip(&mut self, workspace: &WorkspaceKey, live: usize, now: Timestamp) -> FlipCause {
         let flipped = self.remember(workspace.clone(), now);
         if !self.is_above(live) {
@@ -99,8 +100,8 @@ impl FlipStorm {
         }
     }
 
-    /// Time has passed. Gives a storm's end once, when the rate has fallen below: the alarm is resolved. Until it was
-    /// asked the storm goes on, so that one alarm stays one where the rate swings about the mark.
+    /// Drops expired flips and ends the storm if the rate is below the threshold; returns each end once. A storm ends only
+    /// here, so that a rate around the threshold does not raise one alarm after the other.
     pub(crate) fn on_tick(&mut self, live: usize, now: Timestamp) -> Option<StormEnded> {
         self.expire(now);
         if self.is_above(live) {
@@ -110,25 +111,25 @@ impl FlipStorm {
         Some(StormEnded { since, most_flipped })
     }
 
-    /// Whether the alarm is raised.
+    /// True while the alarm is raised.
     pub(crate) fn is_raging(&self) -> bool {
         self.storm.is_some()
     }
 
-    /// Workspaces that flipped within the last five minutes.
+    /// Workspaces that flipped within the last [`PERIOD`].
     pub(crate) fn flipped(&mut self, now: Timestamp) -> usize {
         self.expire(now);
         self.flips.len()
     }
 
-    /// When [`Self::on_tick`] may have an end to tell, while a storm rages: with the next flip that leaves the period.
+    /// The earliest time at which [`Self::on_tick`] may end the current storm: when the oldest flip leaves the period.
     #[cfg(test)]
     pub(crate) fn wakes_at(&self) -> Option<Timestamp> {
         self.storm?;
         self.flips.front().map(|(oldest, _)| oldest.plus(PERIOD))
     }
 
-    /// Counts a flip, and gives how many workspaces have flipped within the period.
+    /// Records a flip and returns the number of workspaces that flipped within the period.
     fn remember(&mut self, workspace: WorkspaceKey, at: Timestamp) -> usize {
         self.expire(at);
         self.flips.retain(|(_, flipped)| *flipped != workspace);
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn five_and_more_than_a_tenth_raise_one_alarm_and_fewer_do_not() {
+    fn storm_needs_five_workspaces_and_more_than_a_tenth_of_the_live_ones() {
         for (flipped, live, expected) in [
             (4, 4, Alone),
             (5, 5, BeginsStorm),
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flip_counts_for_five_minutes_and_a_workspace_once() {
+    fn flip_counts_for_five_minutes_and_a_workspace_counts_once() {
         for (second, expected) in [(299, BeginsStorm), (300, Alone)] {
             let mut storm = FlipStorm::default();
             causes(&mut storm, 0, 4, 10, at(0));
@@ -202,7 +203,7 @@ mod tests {
         }
         let mut storm = FlipStorm::default();
         for _ in 0..20 {
-            assert_eq!(storm.on_flip(&workspace(1), 1, at(0)), Alone, "one workspace is no storm");
+            assert_eq!(storm.on_flip(&workspace(1), 1, at(0)), Alone, "one workspace makes no storm");
         }
         assert_eq!(storm.flipped(at(0)), 1);
         storm.on_flip(&workspace(1), 1, at(200));
@@ -210,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_ends_once_when_the_rate_has_fallen_and_the_next_raises_an_alarm_again() {
+    fn storm_ends_once_when_the_rate_falls_and_the_next_raises_a_new_alarm() {
         let mut storm = FlipStorm::default();
         causes(&mut storm, 0, 4, 20, at(0));
         assert_eq!((storm.wakes_at(), storm.on_tick(20, at(0))), (None, None));
         assert_eq!(causes(&mut storm, 4, 2, 20, at(100)), [BeginsStorm, InStorm]);
         assert_eq!((storm.is_raging(), storm.wakes_at()), (true, Some(at(300))));
         assert_eq!(storm.on_tick(20, at(299)), None);
-        // The rate has fallen, but nobody has asked yet: it is still the same storm.
+        // The rate has fallen, but no tick has ended the storm: it is still the same one.
         assert_eq!(storm.on_flip(&workspace(10), 20, at(300)), Alone);
         assert_eq!(causes(&mut storm, 11, 2, 20, at(310)), [Alone, InStorm]);
         assert_eq!(storm.on_tick(20, at(400)), Some(StormEnded { since: at(100), most_flipped: 6 }));
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn more_live_workspaces_end_a_storm_and_a_clock_that_steps_back_does_not() {
+    fn more_live_workspaces_end_a_storm_and_a_clock_step_back_does_not() {
         let mut storm = FlipStorm::default();
         causes(&mut storm, 0, 5, 20, at(1000));
         assert_eq!(storm.on_tick(20, at(0)), None);
@@ -235,20 +236,20 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_that_is_taken_up_ends_by_the_same_rule_and_raises_no_second_alarm() {
-        // Four before the alarm, two with it and after it; the first flipped again.
+    fn resumed_storm_ends_by_the_same_rule_without_a_second_alarm() {
+        // Four flips before the alarm, one with it, one after it; then the first workspace flips again.
         let seconds = [0, 1, 2, 3, 100, 120, 130];
         let flips = || seconds.into_iter().enumerate().map(|(n, second)| (at(second), workspace(n % 6)));
         let taken = |now| FlipStorm::take_up(at(100), flips(), at(now));
         let mut storm = taken(200);
         assert_eq!((storm.is_raging(), storm.flipped(at(200))), (true, 6));
         assert_eq!(storm.on_flip(&workspace(9), 20, at(200)), InStorm);
-        assert_eq!(storm.on_tick(20, at(302)), None, "five are left");
+        assert_eq!(storm.on_tick(20, at(302)), None, "five remain");
         assert_eq!(storm.on_tick(20, at(303)), Some(StormEnded { since: at(100), most_flipped: 7 }));
         assert_eq!(storm.on_tick(20, at(304)), None);
-        // Long after it, it is over at once.
+        // Resumed long after its last flip, it ends at the first tick.
         assert_eq!(taken(9000).on_tick(20, at(9000)), Some(StormEnded { since: at(100), most_flipped: 6 }));
-        // A clock that was stepped back makes it no longer than a period from now.
+        // After a step back of the clock it lasts no longer than one period from now.
         let mut ahead = FlipStorm::take_up(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
         assert_eq!((ahead.on_tick(20, at(299)), ahead.is_raging()), (None, true));
         assert_eq!(ahead.on_tick(20, at(300)), Some(StormEnded { since: at(0), most_flipped: 6 }));
@@ -258,7 +259,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
         #[test]
-        fn every_storm_has_one_alarm_and_one_end_and_belongs_to_what_an_exact_count_says(
+        fn storm_matches_an_exact_count_with_one_alarm_and_one_end(
             steps in prop::collection::vec((0usize..40, 0u64..90, any::<bool>()), 1..80),
             live in 1usize..80,
         ) {

@@ -1,7 +1,7 @@
-//! How well ACP does in a workspace: exact counts of outcomes over a rolling period, and the verdict on them.
+//! The success window of ACP in a workspace: exact counts of outcomes over a rolling period, and the verdict on them.
 //!
-//! Counts stand in a ring of buckets (mission: 360 of 10 s). Nothing here reads a clock, and an outcome whose time is
-//! before the newest one's counts as of that moment: a clock that steps back takes nothing away.
+//! Counts are kept in a ring of buckets (mission: 360 of 10 s). An outcome older than the newest bucket counts in that
+//! bucket, so that a clock that steps back loses no outcome.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,86 +9,80 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{clock::Timestamp, share::FULL_BP};
 
-/// Below the floor, so few outcomes roll back too (mission: 5) …
+/// The fewest outcomes that can breach a window below `min_samples`, so that a quiet workspace does not stay on a dead
+/// route (mission: 5).
 const QUIET_SAMPLES: u64 = 5;
-/// … of which one in so many failed, so that a quiet workspace is not left on a dead route.
+/// Such a window is breached if at least one outcome in this number failed.
 const QUIET_SHARE: u64 = 2;
 /// The quantile of the Wilson bound of the rule `confident` (mission: z = 2.33, one in a hundred).
 const CONFIDENT_Z: f64 = 2.33;
-/// What the rule `confident` wants to have failed lately …
+/// The fewest failures within [`CONFIDENT_PERIOD`] for a breach by the rule `confident`.
 const CONFIDENT_FAILURES: u64 = 2;
-/// … and within how long.
 const CONFIDENT_PERIOD: Duration = Duration::from_secs(600);
 
-/// Which rule says that a success rate is too low.
+/// The rule by which a success rate is too low.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum WindowRule {
-    /// The rate as such.
+    /// The rate is below the threshold.
     #[default]
     Literal,
-    /// The rate, where chance is an unlikely reason for it.
+    /// The upper Wilson bound of the rate is below the threshold, and failures are recent.
     Confident,
 }
 
 /// The rule and its numbers (`[window]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WindowRules {
-    /// How far back it looks.
+    /// Age at which outcomes leave the window.
     pub length: Duration,
-    /// How exactly: outcomes leave the window a bucket at a time.
+    /// The window's resolution: outcomes leave it one bucket at a time.
     pub bucket: Duration,
-    /// Outcomes under which the rate says nothing.
+    /// The fewest outcomes for a verdict by the rate.
     pub min_samples: u64,
-    /// Failures under which it says nothing.
+    /// The fewest failures for a breach by the rate.
     pub min_failures: u64,
-    /// The lowest rate that is well, in basis points.
+    /// The lowest healthy success rate, in basis points.
     pub threshold_bp: u32,
-    /// Which rule.
     pub rule: WindowRule,
 }
 
-/// What an outcome counts as.
+/// An outcome as a window counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Sample {
-    /// ACP did its work.
     Success,
-    /// It did not.
     Failure,
 }
 
-/// What the figures of a window say.
+/// The verdict on a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum WindowState {
-    /// Too few outcomes to say anything.
+    /// Too few outcomes for a verdict.
     Unknown,
-    /// Nothing failed, or next to nothing.
+    /// No outcome failed.
     Healthy,
-    /// Something failed; the rule is not broken.
+    /// Some outcomes failed, within the rule.
     Degraded,
-    /// The rule is broken: the workspace is to be rolled back.
+    /// The rule is violated: the workspace is rolled back.
     Breached,
 }
 
 impl WindowState {}
 
-/// What a window holds at a moment.
+/// The contents of a window at a point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WindowFigures {
-    /// What they say.
     pub state: WindowState,
-    /// Outcomes.
+    /// Outcomes, failures included.
     pub samples: u64,
-    /// Those that failed.
     pub failures: u64,
-    /// How far back it looks, in seconds.
     pub length_seconds: u64,
 }
 
 impl WindowFigures {
-    /// The share of successes, 0 to 1; 1 where there was nothing.
+    /// The share of successes, 0 to 1; 1 for an empty window.
     pub(crate) fn success_rate(&self) -> f64 {
         if self.samples == 0 {
             return 1.0;
@@ -97,18 +91,16 @@ impl WindowFigures {
     }
 }
 
-/// One bucket, also as it is kept.
+/// The counts of one bucket; also the form in which a window is persisted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
-    /// When it begins: a multiple of the bucket's length.
+    /// A multiple of the bucket's length.
     pub start: Timestamp,
-    /// Successes in it.
     pub successes: u64,
-    /// Failures in it.
     pub failures: u64,
 }
 
-/// When the bucket begins in which `now` lies.
+/// The start of the bucket that contains `now`.
 pub(crate) fn bucket_start(now: Timestamp, length: Duration) -> Timestamp {
     let length = i64::try_from(length.as_micros()).unwrap_or(i64::MAX).max(1);
     Timestamp(now.0.div_euclid(length) * length)
@@ -119,19 +111,19 @@ pub(crate) fn bucket_start(now: Timestamp, length: Duration) -> Timestamp {
 pub(crate) struct OutcomeWindow {
     rules: WindowRules,
     epoch: u64,
-    /// Oldest first; without empty ones. At most length / bucket + 1 of them.
+    /// Non-empty buckets, oldest first; at most `length / bucket + 1`.
     buckets: VecDeque<Bucket>,
     samples: u64,
     failures: u64,
 }
 
 impl OutcomeWindow {
-    /// An empty window of an epoch.
+    /// An empty window.
     pub(crate) fn new(rules: WindowRules, epoch: u64) -> Self {
         Self { rules, epoch, buckets: VecDeque::new(), samples: 0, failures: 0 }
     }
 
-    /// A window as it was kept; buckets may come in any order, and two of the same start are added up.
+    /// A window from persisted buckets, in any order; buckets of the same start are added up.
     pub(crate) fn restore(rules: WindowRules, epoch: u64, kept: impl IntoIterator<Item = Bucket>) -> Self {
         let mut window = Self::new(rules, epoch);
         let mut kept: Vec<_> = kept.into_iter().collect();
@@ -142,17 +134,17 @@ impl OutcomeWindow {
         window
     }
 
-    /// The epoch that it counts.
+    /// The epoch whose outcomes are counted.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Begins anew, empty, with another epoch.
+    /// Empties the window and changes its epoch.
     pub(crate) fn reset(&mut self, epoch: u64) {
         *self = Self::new(self.rules, epoch);
     }
 
-    /// Counts an outcome of a turn that began in `epoch`; one of another epoch is not counted. Says whether it was.
+    /// Counts an outcome of a turn that began in `epoch`. Ignores it and returns false if that is not the window's epoch.
     pub(crate) fn record(&mut self, epoch: u64, sample: Sample, now: Timestamp) -> bool {
         if epoch != self.epoch {
             return false;
@@ -166,7 +158,7 @@ impl OutcomeWindow {
         true
     }
 
-    /// What it holds at `now`.
+    /// Drops expired buckets and returns counts and verdict as of `now`.
     pub(crate) fn figures(&mut self, now: Timestamp) -> WindowFigures {
         self.expire(now);
         WindowFigures {
@@ -177,7 +169,7 @@ impl OutcomeWindow {
         }
     }
 
-    /// Its buckets, oldest first.
+    /// The non-empty buckets, oldest first.
     #[cfg(test)]
     pub(crate) fn buckets(&self) -> impl DoubleEndedIterator<Item = &Bucket> {
         self.buckets.iter()
@@ -198,7 +190,7 @@ impl OutcomeWindow {
         }
     }
 
-    /// Keeps the bucket of `now` and those before it that together are as long as the window.
+    /// Drops buckets that ended at least one window length before the end of the bucket of `now`.
     fn expire(&mut self, now: Timestamp) {
         let newest = bucket_start(now, self.rules.bucket);
         while let Some(oldest) = self.buckets.front().filter(|oldest| oldest.start.plus(self.rules.length) <= newest)
@@ -223,7 +215,7 @@ impl OutcomeWindow {
         WindowState::Degraded
     }
 
-    /// In whole numbers: exactly the threshold is not below it.
+    /// Compares in whole numbers, so that a rate exactly at the threshold is not below it.
     fn is_below_threshold(&self) -> bool {
         let successes = u128::from(self.samples - self.failures);
         successes * u128::from(FULL_BP) < u128::from(self.samples) * u128::from(self.rules.threshold_bp)
@@ -241,7 +233,7 @@ impl OutcomeWindow {
     }
 }
 
-/// The upper bound of the Wilson score interval of a share of successes.
+/// The upper bound of the Wilson score interval of a success rate.
 fn wilson_upper(successes: u64, samples: u64) -> f64 {
     let (n, z) = (samples as f64, CONFIDENT_Z);
     let rate = successes as f64 / n;

@@ -27,7 +27,7 @@ pub(crate) fn at(seconds: u64) -> Timestamp {
 }
 
 #[test]
-fn fr_007_a_workspace_rolls_back_probes_tries_canaries_and_is_restored() {
+fn fr_007_workspace_rolls_back_probes_tries_canaries_and_is_restored() {
     let (rules, mut routing) = (rules(), Routing::new(Route::Acp));
     let flip = routing.on_breach(figures(), at(0), 0.5, &rules).unwrap();
     assert_eq!((flip.to, flip.epoch, flip.is_rollback()), (Route::Http, 1, true));
@@ -51,7 +51,7 @@ fn fr_007_a_workspace_rolls_back_probes_tries_canaries_and_is_restored() {
     assert_eq!(routing.next_probe_at(), Some(at(64 + 120)), "the second cool-down is twice as long");
 }
 
-/// Rolled back by itself at 0, and so many probes failed since; gives the moment of the last.
+/// A workspace rolled back automatically at 0, with `times` failed probes since; and the time of the last one.
 fn failed(times: u32) -> (Routing, Timestamp) {
     let (rules, mut routing, mut now) = (rules(), Routing::new(Route::Acp), at(0));
     routing.on_breach(figures(), now, 0.5, &rules).unwrap();
@@ -67,7 +67,7 @@ fn attribution() -> Attribution {
     Attribution { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
 }
 
-/// So many steps of canaries that all succeed; the last restores.
+/// Makes a probe and all canaries succeed; returns the restore.
 fn recover(routing: &mut Routing, now: Timestamp) -> Flip {
     let rules = rules();
     let probe = routing.on_tick(now, 0.5, &rules).unwrap();
@@ -79,7 +79,7 @@ fn recover(routing: &mut Routing, now: Timestamp) -> Flip {
 }
 
 #[test]
-fn the_cool_down_doubles_to_its_maximum_and_its_jitter_stays_within_bounds() {
+fn cool_down_doubles_to_its_maximum_and_jitter_stays_within_bounds() {
     for (times, seconds) in [(0, 60), (1, 120), (2, 240), (4, 960), (5, 1800), (6, 1800), (19, 1800), (40, 1800)] {
         let (routing, now) = failed(times);
         assert_eq!(routing.next_probe_at(), Some(now.plus(Duration::from_secs(seconds))), "after {times}");
@@ -92,7 +92,7 @@ fn the_cool_down_doubles_to_its_maximum_and_its_jitter_stays_within_bounds() {
 }
 
 #[test]
-fn a_probe_of_an_earlier_try_is_told_from_the_running_one_also_after_twenty_failures() {
+fn late_probe_of_an_earlier_attempt_is_ignored_even_after_twenty_failures() {
     let rules = rules();
     for times in [0, 1, 19, 20, 21, 30] {
         let (mut routing, _) = failed(times);
@@ -101,7 +101,7 @@ fn a_probe_of_an_earlier_try_is_told_from_the_running_one_also_after_twenty_fail
         let timed_out = routing.wakes_at(&rules).unwrap();
         assert_eq!(timed_out, now.plus(rules.probe_timeout * 2));
         assert_eq!(routing.on_tick(timed_out, 0.5, &rules), None);
-        assert_eq!(routing.stage(), Stage::Open, "the slot is given back");
+        assert_eq!(routing.stage(), Stage::Open, "the slot is free again");
         routing.on_tick(routing.next_probe_at().unwrap(), 0.5, &rules).unwrap();
         let before = routing.clone();
         routing.on_probe(lost, Sample::Success, now, 0.5, &rules);
@@ -110,11 +110,11 @@ fn a_probe_of_an_earlier_try_is_told_from_the_running_one_also_after_twenty_fail
 }
 
 #[test]
-fn failed_tries_are_forgiven_one_by_healthy_hour_and_a_failure_begins_the_hour_anew() {
+fn healthy_hours_forgive_one_failed_attempt_each_and_a_failure_restarts_the_hour() {
     let (rules, (mut routing, _)) = (rules(), failed(30));
     let now = routing.next_probe_at().unwrap();
     recover(&mut routing, now);
-    assert_eq!(routing.attempt(), 20, "a restore remembers no more");
+    assert_eq!(routing.attempt(), 20, "a restore keeps at most 20");
     let after = |seconds| now.plus(Duration::from_secs(seconds));
     assert_eq!(routing.wakes_at(&rules), Some(after(3600)));
     routing.on_tick(after(3599), 0.5, &rules);
@@ -131,7 +131,7 @@ fn failed_tries_are_forgiven_one_by_healthy_hour_and_a_failure_begins_the_hour_a
 }
 
 #[test]
-fn a_workspace_is_watched_for_the_first_hundred_turns_after_a_restore() {
+fn workspace_is_watched_for_the_first_hundred_turns_after_a_restore() {
     let rules = rules();
     for (between, flips) in [(0, true), (98, true), (99, false)] {
         let (mut routing, _) = failed(0);
@@ -147,7 +147,7 @@ fn a_workspace_is_watched_for_the_first_hundred_turns_after_a_restore() {
 }
 
 #[test]
-fn a_pin_beats_the_window_until_it_is_released() {
+fn pin_overrides_the_window_until_it_is_released() {
     let (rules, mut routing) = (rules(), Routing::new(Route::Acp));
     assert_eq!(routing.set_pin(Route::Acp, attribution(), at(0)), None);
     assert_eq!(routing.on_breach(figures(), at(1), 0.5, &rules), None);
@@ -160,7 +160,7 @@ fn a_pin_beats_the_window_until_it_is_released() {
 }
 
 #[test]
-fn a_workspace_whose_default_has_become_http_is_not_rolled_back_any_more() {
+fn default_changed_to_http_ends_the_rollback() {
     let (mut routing, now) = failed(1);
     assert_eq!(routing.rollback().unwrap().trigger, FlipTrigger::AutoThreshold);
     assert_eq!(routing.set_default(Route::Http, attribution(), now), None);
@@ -172,7 +172,7 @@ fn a_workspace_whose_default_has_become_http_is_not_rolled_back_any_more() {
 }
 
 #[test]
-fn a_restart_after_the_time_of_day_stepped_back_waits_no_longer_than_a_cool_down() {
+fn restart_after_a_clock_step_back_waits_at_most_one_cool_down() {
     let (rules, mut routing) = (rules(), Routing::new(Route::Acp));
     routing.on_breach(figures(), at(100_000), 0.5, &rules).unwrap();
     assert_eq!(routing.clone().after_restart(at(100_030)).next_probe_at(), Some(at(100_060)));
@@ -180,19 +180,15 @@ fn a_restart_after_the_time_of_day_stepped_back_waits_no_longer_than_a_cool_down
     assert_eq!(routing.clone().after_restart(at(200_000)).next_probe_at(), Some(at(100_060)), "at once");
     routing.on_tick(at(100_060), 0.5, &rules).unwrap();
     let restarted = routing.after_restart(at(50));
-    assert_eq!(
-        (restarted.stage(), restarted.next_probe_at()),
-        (Stage::Open, Some(at(50))),
-        "the probe is made again"
-    );
+    assert_eq!((restarted.stage(), restarted.next_probe_at()), (Stage::Open, Some(at(50))), "the probe is repeated");
 }
 
 proptest! {
-    // A plain generator: the strong one takes most of the time in a build for tests.
+    // XorShift instead of ChaCha: in a debug build the default generator takes most of the test's time.
     #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
     #[test]
-    fn while_both_routes_fail_a_workspace_is_probed_ever_more_rarely_and_never_flips(
+    fn workspace_with_two_dead_routes_is_probed_ever_more_rarely_and_never_flips(
         ends in prop::collection::vec((0u8..4, 0.0f64..=1.0), 1..40),
     ) {
         let (rules, mut routing, mut now) = (rules(), Routing::new(Route::Acp), at(0));
@@ -201,17 +197,17 @@ proptest! {
             let waited = routing.wakes_at(&rules).unwrap().since(now);
             let mark = Duration::from_secs(60 * (1 << n.min(5))).min(rules.max_cooldown);
             let fine = mark.mul_f64(0.799)..=mark.mul_f64(1.201);
-            prop_assert!(fine.contains(&waited), "waited {waited:?} after {n} failed tries");
+            prop_assert!(fine.contains(&waited), "waited {waited:?} after {n} failed attempts");
             now = now.plus(waited);
             let probe = routing.on_tick(now, fraction, &rules).unwrap();
             match end {
                 0 => routing.on_probe(probe, Sample::Failure, now, fraction, &rules),
-                // Its end is lost.
+                // The probe's result is lost.
                 1 => {
                     now = routing.wakes_at(&rules).unwrap();
                     prop_assert_eq!(routing.on_tick(now, fraction, &rules), None);
                 }
-                // The handshake is fine, the turns are not: some succeed first.
+                // The handshake succeeds, and a canary fails after some successful ones.
                 successes => {
                     routing.on_probe(probe, Sample::Success, now, fraction, &rules);
                     for _ in 0..successes {
@@ -220,7 +216,7 @@ proptest! {
                     prop_assert_eq!(routing.on_canary(probe, Some(Sample::Failure), now, fraction, &rules), None);
                 }
             }
-            // Turns over the fallback fail too: they are none of the window's, and change nothing.
+            // Turns over the fallback fail too; the window does not count them, and nothing changes.
             let before = routing.clone();
             prop_assert_eq!(routing.on_turn(1, Sample::Failure, now, fraction, &rules), None);
             prop_assert_eq!(routing.on_breach(figures(), now, fraction, &rules), None);

@@ -1,66 +1,58 @@
-//! Which way one turn goes.
+//! The route of one turn.
 
 use super::{Probe, RecoveryRules, Rollback, Route, Routing, success_window::Sample};
 use crate::domain::{clock::Timestamp, ids::PromptId, turn::outcome::ErrorCode};
 
-/// The route of a workspace, as its sessions read it at the start of each turn.
+/// A workspace's route as its sessions read it at the start of each turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteState {
-    /// What carries turns, canaries aside.
+    /// The route of turns that are no canaries.
     pub route: Route,
-    /// The epoch.
     pub epoch: u64,
-    /// What canaries of now belong to.
+    /// The attempt to which canaries belong.
     trial: Probe,
-    /// Every how manieth turn is a canary.
+    /// Canary interval: one turn in `n` is tried over ACP.
     canary_every: Option<u64>,
-    /// Whether turns are watched closely.
+    /// True during the first turns after a restore.
     is_watched: bool,
-    /// Why the workspace is rolled back, while it is.
     pub rollback: Option<Rollback>,
 }
 
-/// Which way a turn goes; it is stamped with that, and its outcome counts for that.
+/// The router's choice for a turn; the turn is stamped with it, and its outcome counts for this epoch and attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TurnRoute {
-    /// What the router chose for it.
     pub route: Route,
-    /// The epoch in which it began.
+    /// The epoch in which the turn began.
     pub epoch: u64,
-    /// What it belongs to, where it tries whether ACP is well again.
+    /// The attempt of which the turn is a canary; `None` if it is no canary.
     pub canary: Option<Probe>,
-    /// Whether it is one of the first after a restore.
+    /// True for one of the first turns after a restore.
     pub is_watched: bool,
 }
 
-/// What is fixed when a turn starts.
+/// The facts that are fixed when a turn starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TurnStart {
-    /// Also the id of its prompt.
+    /// The id of the turn and of its prompt.
     pub prompt_id: PromptId,
-    /// The router's choice.
     pub route: TurnRoute,
-    /// What is to carry it: ACP where it is a canary; HTTP where its session has no ACP connection to use.
+    /// ACP for a canary; HTTP if the session has no usable ACP connection.
     pub carrier: Route,
-    /// When the prompt was accepted.
     pub accepted_at: Timestamp,
 }
 
-/// The result of a turn or of a handshake, once that is on disk.
+/// The result of a turn or of a handshake, reported after its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TurnReport {
-    /// The router's choice.
     pub turn: TurnRoute,
-    /// What carried it.
     pub carrier: Route,
-    /// What it counts as, if it counts.
+    /// `None` if the outcome is not counted.
     pub sample: Option<Sample>,
-    /// When, by the steady clock.
+    /// The time of the end, by the steady clock.
     pub at: Timestamp,
 }
 
 impl RouteState {
-    /// What is to be read of a routing.
     pub(crate) fn of(routing: &Routing, rules: &RecoveryRules) -> Self {
         Self {
             route: routing.route(),
@@ -72,8 +64,8 @@ impl RouteState {
         }
     }
 
-    /// Which way the turn goes that is number `turn`, from 0, since this was decided. Every n-th one is a canary, by
-    /// count and not by chance.
+    /// The route of turn number `turn`, counted from 0 since this state was published. Every `n`-th turn is a canary, by
+    /// count and not at random.
     pub(crate) fn turn(&self, turn: u64) -> TurnRoute {
         let is_canary = self.canary_every.is_some_and(|every| (turn + 1).is_multiple_of(every));
         TurnRoute {
@@ -85,19 +77,19 @@ impl RouteState {
     }
 }
 
-/// What a session knows when a handshake of its agent fails.
+/// A session's knowledge when a handshake with its agent fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Handshake {
-    /// Whether its agent has a headless command, which needs no handshake.
+    /// True if the agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
-    /// Whether the runtime has just been reached over HTTP, so that it is the way of ACP that is broken.
+    /// True if the runtime was just reached over HTTP, so that only the ACP connection is broken.
     pub runtime_answers: bool,
-    /// Whether the session's turns went over the fallback until now.
+    /// True if the session's turns used the fallback until now.
     pub was_on_fallback: bool,
 }
 
-/// Whether the fallback does not depend on what has just failed. What is wrong with the request, the sign-in, the
-/// capacity or this service is no better there.
+/// True if the fallback avoids the cause of a failed handshake. Errors of the request, the sign-in, the capacity or this
+/// service recur there, so they are never bypassed.
 pub(crate) fn bypasses(code: ErrorCode, handshake: Handshake) -> bool {
     let Handshake { has_oneshot, runtime_answers, was_on_fallback } = handshake;
     match code {
@@ -127,7 +119,7 @@ mod tests {
     };
 
     #[test]
-    fn every_fourth_turn_is_a_canary_at_a_quarter_and_the_route_stays_http() {
+    fn every_fourth_turn_is_a_canary_at_a_share_of_a_quarter() {
         let rules = RecoveryRules {
             cooldown: Duration::ZERO,
             max_cooldown: Duration::ZERO,
@@ -154,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn fr_002_a_failed_handshake_is_bypassed_only_where_the_fallback_does_not_depend_on_it() {
+    fn fr_002_failed_handshake_is_bypassed_only_if_the_fallback_avoids_its_cause() {
         let nothing = Handshake { has_oneshot: false, runtime_answers: false, was_on_fallback: false };
         let oneshot = Handshake { has_oneshot: true, ..nothing };
         let answers = Handshake { runtime_answers: true, ..nothing };

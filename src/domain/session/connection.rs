@@ -1,4 +1,4 @@
-//! How the way to a session's agent is: its status, which status may follow which, and how healthy it was.
+//! A session's connection to its agent: status, allowed transitions, latency, and health figures.
 
 use std::collections::VecDeque;
 
@@ -50,11 +50,11 @@ impl ConnectionStatus {
 
     /// Whether `next` may follow. The same status again is no transition.
     ///
-    /// The mission's walk is connecting → connected → degraded → error → reconnecting → connected, and any →
-    /// rolledBack. Ours takes steps of it at once: a standing line that breaks is reconnected without being an error
-    /// in between, and one that cannot be made is an error from wherever it was. A degraded one recovers with the
-    /// next good turn. After a rollback, and when a failed session is loaded, a connection begins anew; a session that ends
-    /// while it is rolled back leaves an error like every other.
+    /// The mission's walk is connecting → connected → degraded → error → reconnecting → connected, and any → rolledBack.
+    /// Sessions also skip steps: a connection that breaks goes to reconnecting without error in between, and one that
+    /// cannot be established goes to error from any status. A degraded one recovers with the next successful turn. After
+    /// a rollback, and when a failed session is loaded, a new connection starts as connecting; a session that fails while
+    /// it is rolled back goes to error.
     #[cfg(test)]
     pub(crate) fn may_become(self, next: Self) -> bool {
         use ConnectionStatus::*;
@@ -68,8 +68,8 @@ impl ConnectionStatus {
         }
     }
 
-    /// What is shown of a connection on which the last turn failed with an error of this class, or did not fail, and
-    /// whose turns are slow ([`LatencyWatch::is_doubled`]) or not.
+    /// The published status: degraded instead of connected if the last turn failed with a connection or protocol error,
+    /// or if turns are slow ([`LatencyWatch::is_doubled`]).
     pub(crate) fn after(self, last_failure: Option<ErrorClass>, is_slow: bool) -> Self {
         let has_failed = matches!(last_failure, Some(ErrorClass::Connection | ErrorClass::Protocol));
         match self {
@@ -79,19 +79,19 @@ impl ConnectionStatus {
     }
 }
 
-/// Turns that are compared with those before them. Under so many a 95th percentile is the slowest of a handful.
+/// The newest turns, whose latency is compared with the baseline. With fewer turns a 95th percentile is the maximum.
 const RECENT_TURNS: usize = 20;
-/// Turns before those: so many are looked at, and half of them are enough.
+/// The most turns of the baseline, which precede the recent ones.
 const BASELINE_TURNS: usize = 80;
-/// The fewest turns that make a baseline.
+/// The fewest turns of a baseline.
 const MIN_BASELINE_TURNS: usize = 40;
-/// Turns that take no longer than so many milliseconds are never slow: twice next to nothing is nothing to show.
+/// Latency up to which turns are never slow, since twice a very short time is not noticeable.
 const NEVER_SLOW_MS: u64 = 100;
 
-/// Whether the turns of a connection, or of a workspace, take twice as long as they did.
+/// Detects that the turns of a connection, or of a workspace, take twice as long as before.
 ///
-/// Compares the 95th percentile of the last 20 turns with that of the 80 before them; says nothing until there were
-/// 20 and 40. Bounded: 100 numbers. A lasting slowness becomes the baseline after about 80 turns.
+/// Compares the 95th percentile of the last 20 turns with that of the up to 80 turns before them, of which at least 40
+/// are needed. Bounded: 100 numbers. A lasting slowdown becomes the baseline after about 80 turns.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LatencyWatch {
     /// Oldest first; at most [`RECENT_TURNS`] + [`BASELINE_TURNS`].
@@ -99,7 +99,7 @@ pub(crate) struct LatencyWatch {
 }
 
 impl LatencyWatch {
-    /// Counts a turn that ended by itself after `latency_ms`; what was cancelled or failed says nothing about speed.
+    /// Records a completed turn. Cancelled and failed turns are not recorded, since their duration is no measure of speed.
     pub(crate) fn record(&mut self, latency_ms: u64) {
         if self.latencies_ms.len() == RECENT_TURNS + BASELINE_TURNS {
             self.latencies_ms.pop_front();
@@ -107,26 +107,26 @@ impl LatencyWatch {
         self.latencies_ms.push_back(latency_ms);
     }
 
-    /// The 95th percentile of the last turns, in milliseconds; absent where there was none.
+    /// The 95th percentile of the last [`RECENT_TURNS`] turns; `None` without any turn.
     pub(crate) fn p95_ms(&self) -> Option<u64> {
         p95(self.latencies_ms.iter().rev().take(RECENT_TURNS))
     }
 
-    /// The 95th percentile of the turns before those, in milliseconds; absent where there were too few.
+    /// The 95th percentile of the turns before those; `None` if they are fewer than [`MIN_BASELINE_TURNS`].
     pub(crate) fn baseline_p95_ms(&self) -> Option<u64> {
         let earlier = self.latencies_ms.len().checked_sub(RECENT_TURNS)?;
         if earlier < MIN_BASELINE_TURNS { None } else { p95(self.latencies_ms.iter().take(earlier)) }
     }
 
-    /// Whether the last turns took at least twice as long as those before them, and more than 100 ms.
+    /// True if the recent percentile is at least twice the baseline and above [`NEVER_SLOW_MS`].
     pub(crate) fn is_doubled(&self) -> bool {
-        // The baseline is sorted only where it decides: it is asked for with every turn.
+        // Every turn asks; the baseline is sorted only if the recent turns are slow enough to matter.
         let Some(now) = self.p95_ms().filter(|now| *now > NEVER_SLOW_MS) else { return false };
         self.baseline_p95_ms().is_some_and(|before| now >= before.saturating_mul(2))
     }
 }
 
-/// The 95th percentile by nearest rank: the smallest number that at least 95 of 100 do not exceed.
+/// The 95th percentile by nearest rank: the smallest number that at least 95 % of the numbers do not exceed.
 fn p95<'a>(numbers: impl Iterator<Item = &'a u64>) -> Option<u64> {
     let mut sorted: Vec<u64> = numbers.copied().collect();
     sorted.sort_unstable();
@@ -134,22 +134,22 @@ fn p95<'a>(numbers: impl Iterator<Item = &'a u64>) -> Option<u64> {
     sorted.get(rank.checked_sub(1)?).copied()
 }
 
-/// How a connection did, as the audit keeps it.
+/// Health figures of a connection, for the audit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConnectionHealth {
-    /// Turns that ended on it and are counted ([`crate::domain::routing::sampling`]).
+    /// Turns that ended on the connection and are counted ([`crate::domain::routing::sampling`]).
     pub turns: u64,
-    /// Those of them that failed.
+    /// Counted turns that failed.
     pub failures: u64,
-    /// The 95th percentile of its last turns, in milliseconds; absent where none ended by itself.
+    /// The 95th percentile of the last turns; `None` if none completed.
     pub latency_p95_ms: Option<u64>,
-    /// When its agent last said something.
+    /// Time of the agent's last message.
     pub last_heard: Option<Timestamp>,
 }
 
 impl ConnectionHealth {
-    /// The share of successes, 0 to 1; absent where no turn was counted.
+    /// The share of successes, 0 to 1; `None` if no turn was counted.
     #[cfg(test)]
     pub(crate) fn success_rate(&self) -> Option<f64> {
         (self.turns > 0).then(|| (self.turns - self.failures.min(self.turns)) as f64 / self.turns as f64)
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_failure_of_the_way_itself_or_slowness_degrades_it_and_only_while_it_stands() {
+    fn only_connection_failures_and_slowness_degrade_a_connected_status() {
         use ConnectionStatus::*;
         assert_eq!(Connected.after(None, false), Connected);
         assert_eq!(Connected.after(Some(ErrorClass::Connection), false), Degraded);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn every_status_reads_back_and_serialises_under_its_name() {
+    fn status_parses_and_serialises_under_its_name() {
         for status in ConnectionStatus::ALL {
             assert_eq!(ConnectionStatus::from_name(status.as_str()), Some(status));
             assert_eq!(serde_json::to_value(status).unwrap(), status.as_str());
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_of_the_mission_is_legal_and_what_would_skip_the_handshake_is_not() {
+    fn transitions_of_the_mission_are_legal_and_those_without_handshake_are_not() {
         use ConnectionStatus::*;
         let walk = [Connecting, Connected, Degraded, Error, Reconnecting, Connected];
         for pair in walk.windows(2) {
@@ -193,7 +193,8 @@ mod tests {
             assert_eq!(status.may_become(RolledBack), status != RolledBack, "{status:?}");
             assert!(!status.may_become(status), "{status:?}");
         }
-        // What the sessions do: a line that breaks and stands again, one that cannot be made, a load, a restore.
+        // Transitions of sessions: a connection that breaks and recovers, one that cannot be established, a load, a
+        // restore.
         for (from, to) in [
             (Connected, Reconnecting),
             (Degraded, Reconnecting),
@@ -228,20 +229,20 @@ mod tests {
     }
 
     #[test]
-    fn turns_that_take_twice_as_long_are_slow_and_single_ones_are_not() {
+    fn latency_watch_detects_doubled_turns_and_ignores_single_slow_ones() {
         assert!(!watch(&[]).is_doubled());
         assert_eq!(watch(&[(1, 7)]).p95_ms(), Some(7));
         assert!(watch(&[(40, 200), (20, 400)]).is_doubled(), "exactly twice");
         assert!(!watch(&[(40, 200), (20, 399)]).is_doubled());
-        assert!(!watch(&[(39, 200), (20, 400)]).is_doubled(), "too few before them");
+        assert!(!watch(&[(39, 200), (20, 400)]).is_doubled(), "baseline too small");
         assert!(!watch(&[(80, 200), (19, 200), (1, 9000)]).is_doubled(), "one slow turn of twenty");
         assert!(watch(&[(80, 200), (18, 200), (2, 9000)]).is_doubled());
-        assert!(!watch(&[(80, 5), (20, 100)]).is_doubled(), "fast enough whatever was before");
-        assert!(!watch(&[(80, 200), (100, 9000)]).is_doubled(), "what lasts is what it is compared with");
+        assert!(!watch(&[(80, 5), (20, 100)]).is_doubled(), "never slow up to 100 ms");
+        assert!(!watch(&[(80, 200), (100, 9000)]).is_doubled(), "a lasting slowdown becomes the baseline");
     }
 
     #[test]
-    fn health_has_a_rate_once_a_turn_was_counted() {
+    fn health_has_a_success_rate_once_a_turn_was_counted() {
         assert_eq!(ConnectionHealth::default().success_rate(), None);
         let health = ConnectionHealth { turns: 4, failures: 1, latency_p95_ms: Some(12), last_heard: None };
         assert_eq!(health.success_rate(), Some(0.75));
@@ -252,11 +253,11 @@ mod tests {
     }
 
     proptest! {
-        // A plain generator: the strong one takes most of the time in a build for tests.
-    #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
+        // XorShift instead of ChaCha: in a debug build the default generator takes most of the test's time.
+        #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
         #[test]
-        fn the_percentiles_are_those_of_the_last_turns_and_memory_is_bounded(
+        fn percentiles_match_the_last_turns_and_memory_is_bounded(
             latencies in prop::collection::vec(0u64..1000, 0..130),
         ) {
             let mut watch = LatencyWatch::default();
@@ -264,7 +265,7 @@ mod tests {
             prop_assert!(watch.latencies_ms.len() <= 100);
             let (earlier, recent) = latencies.split_at(latencies.len().saturating_sub(20));
             let earlier = &earlier[earlier.len().saturating_sub(80)..];
-            // The largest of what is left when the 5 % above it are taken away.
+            // The maximum after removal of the largest 5 %.
             let exact = |of: &[u64]| {
                 let mut sorted = of.to_vec();
                 sorted.sort_unstable();

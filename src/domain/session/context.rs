@@ -1,25 +1,24 @@
-//! The conversation so far, as context for an agent that did not see it.
+//! The conversation so far as context for an agent that did not take part in it.
 
 use crate::domain::text;
 
-/// One thing that was said.
+/// One message of a conversation.
 #[derive(Debug, Clone)]
 pub(crate) struct Remark {
-    /// Whether the user said it; else the agent.
+    /// True for the user's messages, false for the agent's.
     pub by_user: bool,
-    /// The text.
     pub text: String,
 }
 
-/// The longest context, in bytes. The newest part is kept: about 16,000 tokens.
+/// The longest context, in bytes; about 16,000 tokens.
 pub(crate) const MAX_CONTEXT_BYTES: usize = 64 * 1024;
 
-/// Writes the conversation as Markdown, the newest part where it does not fit; `None` where nothing was
-/// said.
-pub(crate) fn conversation_context(said: &[Remark]) -> Option<String> {
+/// Renders the conversation as Markdown. Of a longer one the newest part is kept, within [`MAX_CONTEXT_BYTES`] plus a
+/// short heading. `None` for an empty conversation.
+pub(crate) fn conversation_context(messages: &[Remark]) -> Option<String> {
     let mut parts = Vec::new();
     let mut room = MAX_CONTEXT_BYTES;
-    for Remark { by_user, text } in said.iter().rev() {
+    for Remark { by_user, text } in messages.iter().rev() {
         let heading = if *by_user { "## User" } else { "## Assistant" };
         let needed = heading.len() + text.len() + 4;
         if needed > room {
@@ -37,8 +36,8 @@ pub(crate) fn conversation_context(said: &[Remark]) -> Option<String> {
     }
     parts.reverse();
     Some(format!(
-        "# The conversation so far\n\nThis session goes on with a fresh process. What follows was said before; \
-         it is for reference and asks for nothing.\n\n{}",
+        "# The conversation so far\n\nThis session continues with a fresh process. The messages below are from before \
+         and for reference only; they contain no request.\n\n{}",
         parts.join("\n")
     ))
 }
@@ -48,10 +47,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_part_is_kept_and_the_size_is_bounded() {
-        let said: Vec<_> =
+    fn context_keeps_the_newest_part_within_its_bound() {
+        let messages: Vec<_> =
             (0..100).map(|n| Remark { by_user: n % 2 == 0, text: format!("{n}:{}", "é".repeat(2000)) }).collect();
-        let context = conversation_context(&said).unwrap();
+        let context = conversation_context(&messages).unwrap();
         assert!(context.len() <= MAX_CONTEXT_BYTES + 300);
         assert!(context.contains("99:") && !context.contains("\n2:"));
         assert!(conversation_context(&[]).is_none());

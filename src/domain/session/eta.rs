@@ -1,4 +1,4 @@
-//! How far a turn has come, and when it will have ended.
+//! Progress of a running turn, and the estimate of its remaining time.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
@@ -10,25 +10,25 @@ use serde_json::value::RawValue;
 
 use crate::domain::clock::Timestamp;
 
-/// Turns of a workspace from whose durations the next one is guessed: enough for a median, and few enough that it
-/// follows when the work becomes another.
+/// Completed turns of a workspace from which the duration of the next is estimated: enough for a median, and few enough
+/// to follow a change of the kind of work.
 pub(crate) const PACE_TURNS: usize = 50;
-/// The shortest estimate that is told when a turn begins. A shorter one is over before anyone has read it, and would cost
-/// every short turn an event.
-const SHORTEST_TOLD: Duration = Duration::from_secs(1);
+/// The shortest estimate that is published when a turn begins. A shorter one expires before anyone reads it, and would
+/// cost every short turn an event.
+const SHORTEST_PUBLISHED: Duration = Duration::from_secs(1);
 
-/// An agent's plan, counted.
+/// The counts of an agent's plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PlanProgress {
-    /// Entries that are completed; at most `total`.
+    /// Completed entries; at most `total`.
     pub done: u32,
-    /// Entries, at least one.
+    /// All entries; at least one.
     pub total: u32,
 }
 
 impl PlanProgress {
     /// Counts the entries of a raw ACP update of the kind `plan`, which always holds the whole plan. `None` for a plan
-    /// without entries, and for what is no plan. Nothing of the entries is kept while they are counted.
+    /// without entries and for a malformed one. Constant memory: entries are counted while they are parsed.
     pub(crate) fn read(update: &RawValue) -> Option<Self> {
         #[derive(Deserialize)]
         struct Plan {
@@ -44,7 +44,7 @@ struct Counted {
     total: u32,
 }
 
-/// The status of an entry; one that nobody knows is not completed.
+/// A plan's entry; an unknown status counts as not completed.
 #[derive(Deserialize)]
 struct Entry {
     #[serde(default)]
@@ -85,19 +85,19 @@ impl<'de> Deserialize<'de> for Counted {
     }
 }
 
-/// How long the last turns of a workspace took that were completed, at most [`PACE_TURNS`] of them.
+/// Durations of a workspace's newest completed turns, at most [`PACE_TURNS`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TurnPace(VecDeque<Duration>);
 
 impl TurnPace {
-    /// From durations, the newest first; what is beyond the bound is left out.
+    /// From durations, newest first; those beyond [`PACE_TURNS`] are ignored.
     pub(crate) fn of_newest(durations: impl IntoIterator<Item = Duration>) -> Self {
         let mut durations: VecDeque<_> = durations.into_iter().take(PACE_TURNS).collect();
         durations.make_contiguous().reverse();
         Self(durations)
     }
 
-    /// Takes the newest one, and lets the oldest go.
+    /// Adds the newest duration; drops the oldest beyond [`PACE_TURNS`].
     pub(crate) fn add(&mut self, took: Duration) {
         if self.0.len() >= PACE_TURNS {
             self.0.pop_front();
@@ -105,7 +105,7 @@ impl TurnPace {
         self.0.push_back(took);
     }
 
-    /// The middle one, or what lies midway between the two in the middle; `None` where nothing is known.
+    /// The median duration; `None` without any turn.
     pub(crate) fn median(&self) -> Option<Duration> {
         if self.0.is_empty() {
             return None;
@@ -113,7 +113,7 @@ impl TurnPace {
         let mut known: Vec<_> = self.0.iter().copied().collect();
         let is_odd = known.len() % 2 == 1;
         let middle = known.len() / 2;
-        // No more is sorted than has to be: it is asked for with every turn.
+        // A selection instead of a sort, since every turn asks for it.
         let (below, upper, _) = known.select_nth_unstable(middle);
         let upper = *upper;
         let lower = if is_odd { upper } else { below.iter().max().copied().unwrap_or(upper) };
@@ -121,27 +121,26 @@ impl TurnPace {
     }
 }
 
-/// How a turn that runs gets on.
+/// The progress of a running turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// When it was accepted.
     pub accepted_at: Timestamp,
-    /// The agent's plan, where it told one.
+    /// The agent's plan, once it has sent one.
     pub plan: Option<PlanProgress>,
-    /// How long such turns took so far, where that is known.
+    /// The median duration of the workspace's turns, if known.
     pub usual: Option<Duration>,
 }
 
 impl Progress {
-    /// How long it has run.
+    /// The time since the turn was accepted.
     pub(crate) fn elapsed(&self, now: Timestamp) -> Duration {
         now.since(self.accepted_at)
     }
 
-    /// When it will have ended, from now on, by estimate:
-    /// - from the plan once an entry of it is done, as if each entry took as long as those before it;
-    /// - else what is left of the usual time;
-    /// - else nothing is known. A turn that takes longer than usual is one of these: that it ends at once is not known.
+    /// The estimated remaining time:
+    /// - by the plan, once an entry of it is completed, as if each entry took the average of the completed ones;
+    /// - else the rest of the usual duration;
+    /// - else `None`, also for a turn that has run longer than usual, since nothing suggests that it ends at once.
     pub(crate) fn eta(&self, now: Timestamp) -> Option<Duration> {
         let elapsed = self.elapsed(now);
         match self.plan {
@@ -154,9 +153,9 @@ impl Progress {
         }
     }
 
-    /// Whether there is something worth telling when the turn begins.
+    /// True if the first estimate is long enough to be published when the turn begins.
     pub(crate) fn is_told_at_start(&self, now: Timestamp) -> bool {
-        self.eta(now).is_some_and(|eta| eta >= SHORTEST_TOLD)
+        self.eta(now).is_some_and(|eta| eta >= SHORTEST_PUBLISHED)
     }
 }
 
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_counted_whatever_else_it_says() {
+    fn plan_entries_are_counted_and_unknown_fields_ignored() {
         let entry = |status: &str| json!({"content": "x", "priority": "high", "status": status, "_meta": {"a": [1]}});
         let entries = ["completed", "in_progress", "pending", "completed", "given_up"].map(entry);
         assert_eq!(read(&json!({"sessionUpdate": "plan", "entries": entries, "later": 1})), Some((2, 5)));
@@ -197,10 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn the_estimate_comes_from_the_plan_then_from_the_median_then_from_nowhere() {
+    fn estimate_uses_the_plan_then_the_median_then_nothing() {
         assert_eq!(eta(seconds(10), plan(1, 3), Some(seconds(500))), Some(seconds(20)));
         assert_eq!(eta(seconds(10), plan(3, 3), None), Some(Duration::ZERO), "the plan is done");
-        assert_eq!(eta(seconds(10), plan(0, 3), Some(seconds(30))), Some(seconds(20)), "nothing of it is done");
+        assert_eq!(eta(seconds(10), plan(0, 3), Some(seconds(30))), Some(seconds(20)), "no entry is completed");
         assert_eq!(eta(seconds(10), None, Some(seconds(30))), Some(seconds(20)));
         assert_eq!(eta(seconds(10), None, Some(seconds(10))), None, "longer than usual");
         assert_eq!((eta(seconds(10), None, None), eta(seconds(10), plan(0, 3), None)), (None, None));
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_stepped_back_makes_no_negative_time() {
+    fn clock_step_back_gives_zero_elapsed_time() {
         let progress = Progress { accepted_at: Timestamp(5_000_000), plan: plan(1, 2), usual: None };
         assert_eq!(
             (progress.elapsed(Timestamp(0)), progress.eta(Timestamp(0))),
@@ -223,11 +222,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_pace_is_the_median_of_the_newest(millis in prop::collection::vec(any::<u32>(), 0..120)) {
+        fn pace_is_the_median_of_the_newest_turns(millis in prop::collection::vec(any::<u32>(), 0..120)) {
             let durations: Vec<_> = millis.iter().map(|n| Duration::from_millis(u64::from(*n))).collect();
             let mut pace = TurnPace::default();
             durations.iter().for_each(|took| pace.add(*took));
-            prop_assert_eq!(&pace, &TurnPace::of_newest(durations.iter().rev().copied()), "as it is read back");
+            prop_assert_eq!(&pace, &TurnPace::of_newest(durations.iter().rev().copied()), "equal to the pace read from the database");
             let mut newest = durations[durations.len().saturating_sub(PACE_TURNS)..].to_vec();
             newest.sort();
             let median = pace.median();
@@ -240,7 +239,7 @@ mod tests {
         }
 
         #[test]
-        fn no_figures_overflow_and_more_done_is_never_later(
+        fn estimate_never_overflows_nor_grows_with_completed_entries(
             elapsed in any::<u64>(), done in 1u32.., more in any::<u32>(), total in any::<u32>(), usual in any::<Option<u64>>(),
         ) {
             let usual = usual.map(Duration::from_micros);

@@ -1,4 +1,4 @@
-//! What a session tells its readers, written once and shared by all of them.
+//! Events of a session: serialised once, shared by all readers, and buffered for replay.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -46,21 +46,21 @@ impl EventKind {
     }
 }
 
-/// One event: `data` is the JSON that every reader gets.
+/// One event of a session.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionEvent {
-    /// Counts up by one within the session.
+    /// Sequence number within the session; increases by one.
     pub id: u64,
-    /// The turn that it belongs to, if any.
+    /// The turn to which the event belongs, if any.
     pub prompt_id: Option<PromptId>,
-    /// What it is.
     pub kind: EventKind,
-    /// `{sessionId, promptId, type, update}`, and the agent's `_meta` where it stood beside the update.
+    /// The JSON for every reader: `{sessionId, promptId, type, update}`, and the agent's `_meta` if it sent one beside the
+    /// update.
     pub data: Arc<str>,
 }
 
-/// Writes an event's `data`: `update` is the agent's raw update, or our own event's content; `meta` is what the
-/// agent put beside it.
+/// Serialises an event's `data`. `update` is the agent's raw update or the content of an event of this service; `meta` is
+/// the agent's `_meta` beside the update.
 pub(crate) fn event_data(
     session: SessionId,
     prompt: Option<PromptId>,
@@ -102,28 +102,28 @@ pub(crate) struct ReplayBuffer {
     next_id: u64,
 }
 
-/// What a reader gets who wants everything after an id.
+/// The buffered events after an id.
 #[derive(Debug)]
 pub(crate) struct Replay {
-    /// The events, oldest first.
+    /// Oldest first.
     pub events: Vec<SessionEvent>,
-    /// The first id that the buffer still holds, where events between it and the wanted one are gone.
+    /// The first buffered id, if events before it that the reader asked for were dropped.
     pub gap_until: Option<u64>,
 }
 
 impl ReplayBuffer {
-    /// Holds at most `max_events` events and about `max_bytes` bytes of them; the newest one always. Ids go
-    /// on after `last_id`.
+    /// An empty buffer for at most `max_events` events and `max_bytes` bytes of data; when full, the oldest are dropped.
+    /// The newest event is always held, whatever its size. Ids continue after `last_id`.
     pub(crate) fn new(max_events: usize, max_bytes: usize, last_id: u64) -> Self {
         Self { max_events, max_bytes, bytes: 0, events: VecDeque::new(), next_id: last_id + 1 }
     }
 
-    /// The id that the next event will get.
+    /// The id of the next event.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id
     }
 
-    /// Takes an event whose id is [`Self::next_id`].
+    /// Appends an event, whose id must be [`Self::next_id`].
     pub(crate) fn push(&mut self, event: SessionEvent) {
         debug_assert_eq!(event.id, self.next_id);
         self.next_id = event.id + 1;
@@ -136,10 +136,10 @@ impl ReplayBuffer {
         }
     }
 
-    /// Everything after `after`.
+    /// The events with an id above `after`.
     pub(crate) fn after(&self, after: u64) -> Replay {
         let first_held = self.events.front().map_or(self.next_id, |event| event.id);
-        // Any number may be asked for.
+        // `after` comes from the reader and may be any number.
         let wanted = after.saturating_add(1);
         let gap_until = (first_held > wanted).then_some(first_held);
         let skip = usize::try_from(wanted.saturating_sub(first_held)).unwrap_or(usize::MAX);
@@ -155,7 +155,7 @@ mod tests {
     use super::{EventKind, *};
 
     #[test]
-    fn data_is_json_with_the_update_untouched() {
+    fn event_data_is_json_with_the_verbatim_update() {
         let update = RawValue::from_string(r#"{"sessionUpdate":"x",  "n":1.0}"#.to_owned()).unwrap();
         let session = SessionId(Uuid::nil());
         let data = event_data(session, Some(PromptId(Uuid::nil())), EventKind::Update, &update, None);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_missed_too_much_is_told_where_the_buffer_begins() {
+    fn replay_reports_a_gap_if_the_reader_missed_too_much() {
         let mut buffer = ReplayBuffer::new(2, 1000, 0);
         (0..5).for_each(|_| push(&mut buffer, 1));
         let replay = buffer.after(1);
@@ -188,13 +188,13 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_event_is_held_however_large_it_is() {
+    fn newest_event_is_held_whatever_its_size() {
         let mut buffer = ReplayBuffer::new(10, 10, 0);
         push(&mut buffer, 100);
         assert_eq!(buffer.after(0).events.len(), 1);
     }
 
-    /// What a run of the ring does.
+    /// An operation on the buffer.
     #[derive(Debug, Clone)]
     enum Step {
         Push(usize),
@@ -202,14 +202,14 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        // Ids far outside, and around the end of the numbers, come from readers too.
+        // Readers may also send ids far outside the buffer, up to the largest number.
         let near = (0u64..90).prop_map(Step::Read);
         let far = prop_oneof![Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()].prop_map(Step::Read);
         prop_oneof![5 => (0usize..60).prop_map(Step::Push), 1 => (200usize..900).prop_map(Step::Push), 3 => near, 1 => far]
     }
 
-    /// The ids that are held after the events of these sizes: the longest run up to the newest within both bounds,
-    /// and the newest in any case.
+    /// The ids that are held after events of these sizes: the longest run up to the newest within both bounds, and at
+    /// least the newest.
     fn held(sizes: &[usize], last_id: u64, max_events: usize, max_bytes: usize) -> std::ops::RangeInclusive<u64> {
         let mut bytes = 0;
         let fits = sizes.iter().rev().enumerate().take_while(|(index, size)| {
@@ -225,7 +225,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
 
         #[test]
-        fn the_ring_does_what_its_model_does(
+        fn replay_buffer_matches_its_model(
             steps in prop::collection::vec(step(), 0..40),
             max_events in 1usize..12,
             max_bytes in 1usize..400,
@@ -244,12 +244,12 @@ mod tests {
                         let replay = ring.after(after);
                         let ids: Vec<_> = replay.events.iter().map(|event| event.id).collect();
                         let expected: Vec<_> = held.clone().filter(|id| *id > after).collect();
-                        prop_assert_eq!(ids, expected, "held are {:?}", held);
+                        prop_assert_eq!(ids, expected, "held: {:?}", held);
                         let gap = (*held.start() > after.saturating_add(1)).then_some(*held.start());
-                        prop_assert_eq!(replay.gap_until, gap, "held are {:?}", held);
+                        prop_assert_eq!(replay.gap_until, gap, "held: {:?}", held);
                         for event in &replay.events {
                             let index = usize::try_from(event.id - last_id - 1).unwrap();
-                            prop_assert_eq!(event.data.len(), sizes[index], "each id stands for its event");
+                            prop_assert_eq!(event.data.len(), sizes[index], "each id has its own event");
                         }
                     }
                 }

@@ -65,7 +65,10 @@ impl SessionState {
         matches!(self, Self::Starting | Self::Idle | Self::Running)
     }
 
-    /// Whether a prompt may bring it back by itself, or why not.
+    /// Checks whether the session accepts a prompt. A prompt wakes a hibernated session.
+    ///
+    /// # Errors
+    /// The code with which the prompt is refused.
     pub(crate) fn admits_prompt(self) -> Result<(), ErrorCode> {
         match self {
             Self::Starting | Self::Idle | Self::Running | Self::Hibernated => Ok(()),
@@ -75,7 +78,10 @@ impl SessionState {
         }
     }
 
-    /// Whether a load may bring it back, or why not.
+    /// Checks whether the session can be loaded.
+    ///
+    /// # Errors
+    /// `session_closed` for a closed session.
     pub(crate) fn admits_load(self) -> Result<(), ErrorCode> {
         match self {
             Self::Closed => Err(ErrorCode::SessionClosed),
@@ -83,8 +89,8 @@ impl SessionState {
         }
     }
 
-    /// What the rows of sessions in this state may say. A row is written when a session comes and goes, not with
-    /// each of its turns, and up to a minute after it has expired.
+    /// States in the rows of sessions that are in this state. A row is written when a session starts and ends, not with
+    /// each turn, and up to a minute after it expired.
     pub(crate) fn kept_as(self) -> &'static [Self] {
         match self {
             Self::Starting | Self::Idle | Self::Running => &[Self::Starting, Self::Idle, Self::Running],
@@ -96,8 +102,7 @@ impl SessionState {
         }
     }
 
-    /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
-    /// expired.
+    /// The state of a session that was not used for `unused`: a hibernated one expires at `max_age`.
     pub(crate) fn at_age(self, unused: Duration, max_age: Duration) -> Self {
         match self {
             Self::Hibernated if unused >= max_age => Self::Expired,
@@ -105,8 +110,8 @@ impl SessionState {
         }
     }
 
-    /// Where a session stands after a restart of the service, given where its row says it stood. Its
-    /// agent died with the embedded runtime or was let go by the separate one.
+    /// The state of a session after a restart of the service, by the state of its row. The agent died with the embedded
+    /// runtime, or the separate runtime released it.
     pub(crate) fn after_restart(self) -> Self {
         match self {
             Self::Running => Self::Interrupted,
@@ -116,8 +121,8 @@ impl SessionState {
     }
 }
 
-/// How often sessions that expire are looked for: once a minute, and more often where they expire sooner, so that
-/// it is told at most a quarter of their age late.
+/// Period of the sweep for expired sessions: a quarter of `max_age`, 1 s to 60 s, so that the expiry is recorded at most a
+/// quarter of the age late.
 pub(crate) fn sweep_period(max_age: Duration) -> Duration {
     (max_age / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
@@ -153,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_session_stays_closed_and_every_other_can_be_loaded() {
+    fn closed_session_stays_closed_and_every_other_can_be_loaded() {
         for state in SessionState::ALL {
             assert_eq!(state.admits_load().is_ok(), state != SessionState::Closed, "{state:?}");
             assert_eq!(SessionState::from_name(state.as_str()), Some(state));
@@ -161,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_hibernates_expires_and_exactly_at_its_age() {
+    fn only_hibernated_sessions_expire_and_exactly_at_their_age() {
         let (age, less) = (Duration::from_secs(60), Duration::from_micros(59_999_999));
         for state in SessionState::ALL {
             let expires = state == SessionState::Hibernated;
@@ -174,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_live_after_a_restart() {
+    fn no_session_is_live_after_a_restart() {
         for state in SessionState::ALL {
             assert!(!state.after_restart().is_live(), "{state:?}");
         }

@@ -1,19 +1,22 @@
-//! MCP servers of a session: handed to the agent as they are, kept without their secrets.
+//! MCP servers of a session: passed to the agent verbatim, persisted without their secrets.
 
 use serde_json::{Value, value::RawValue};
 
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
-/// The most servers of one session; each is a process or connection of the agent.
+/// The most servers of one session; each costs the agent a process or a connection.
 pub(crate) const MAX_SERVERS: usize = 32;
 
-/// No servers.
+/// The empty list.
 pub(crate) fn none() -> Box<RawValue> {
-    // A constant that is JSON.
+    // Cannot fail: the constant is valid JSON.
     RawValue::from_string("[]".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// Checks `mcpServers` as far as it is ours to check; the agent knows the rest.
+/// Checks that `mcpServers` is an array of at most [`MAX_SERVERS`] objects with a name; the agent validates the rest.
+///
+/// # Errors
+/// `invalid_request`.
 pub(crate) fn check(servers: &RawValue) -> Result<(), Failure> {
     let bad = |detail: String| Failure::new(ErrorCode::InvalidRequest, detail);
     let servers: Vec<Value> =
@@ -27,7 +30,7 @@ pub(crate) fn check(servers: &RawValue) -> Result<(), Failure> {
     }
 }
 
-/// The servers without the values of their environment and headers, which are where secrets stand.
+/// The servers as JSON without their environment and headers, which may contain secrets.
 pub(crate) fn without_secrets(servers: &RawValue) -> String {
     let mut servers: Value = serde_json::from_str(servers.get()).unwrap_or_default();
     for server in servers.as_array_mut().into_iter().flatten() {
@@ -45,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_of_servers_are_not_kept() {
+    fn secrets_of_servers_are_removed() {
         let json = r#"[{"name":"a","command":"x","args":[],"env":[{"name":"KEY","value":"s3cret"}]},
             {"type":"http","name":"b","url":"https://x","headers":[{"name":"Authorization","value":"s3cret"}]}]"#;
         let servers = RawValue::from_string(json.to_owned()).unwrap();
@@ -55,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_servers_is_refused() {
+    fn malformed_list_of_servers_is_refused() {
         for json in ["{}", "[1]", "[{}]"] {
             assert!(check(&RawValue::from_string(json.to_owned()).unwrap()).is_err(), "{json}");
         }

@@ -1,4 +1,4 @@
-//! Permission requests that wait for a person.
+//! Permission requests that wait for a person's answer.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,11 @@ use crate::{
     domain::turn::outcome::{ErrorCode, Failure},
 };
 
-/// The most requests of one session that wait at the same time; an agent that asks more often without
-/// waiting gets `cancelled`. Known agents ask one by one.
+/// The most requests of one session that wait at the same time; further ones are answered `cancelled` at once. Known
+/// agents send one at a time.
 const MAX_WAITING: usize = 32;
 
-/// The requests of one session that wait.
+/// The waiting requests of one session; at most [`MAX_WAITING`].
 #[derive(Debug, Default)]
 pub(crate) struct PendingPermissions {
     waiting: HashMap<String, Waiting>,
@@ -28,32 +28,32 @@ struct Waiting {
     options: Vec<PermissionOption>,
 }
 
-/// What to do with a request that has come.
+/// The handling of a received request.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// Answer it with this.
+    /// Send this answer now.
     Answer(Answer),
-    /// Publish it under this id and wait.
+    /// The request waits.
     Waits {
-        /// The id that callers answer with.
+        /// The id by which clients answer the request.
         request_id: String,
-        /// What to publish.
+        /// The content of the event to publish.
         event: Value,
     },
-    /// It is no permission request.
+    /// The parameters do not follow the protocol; with the parser's message.
     Malformed(String),
 }
 
 /// An answer to the agent.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
-    /// The agent's request.
+    /// The JSON-RPC id of the agent's request.
     pub id: RequestId,
     /// ACP `RequestPermissionResponse`.
     pub response: Value,
     /// The chosen option; `None` is `cancelled`.
     pub option_id: Option<String>,
-    /// Whether that option allows.
+    /// True if that option grants the permission.
     pub allows: bool,
 }
 
@@ -79,7 +79,7 @@ struct RawRequest<'a> {
 }
 
 impl PendingPermissions {
-    /// Answers a request by policy, or keeps it under `request_id`, a fresh id, until a person answers it.
+    /// Answers a request by policy, or keeps it until a person answers. `request_id` is a fresh id.
     pub(crate) fn receive(
         &mut self,
         policy: PermissionPolicy,
@@ -107,7 +107,10 @@ impl PendingPermissions {
         }
     }
 
-    /// A person's answer.
+    /// Answers a waiting request with one of its options, or with `cancelled` for `None`.
+    ///
+    /// # Errors
+    /// `permission_not_pending` if the request does not wait, or does not offer the option; it then waits on.
     pub(crate) fn answer(&mut self, request_id: &str, option_id: Option<String>) -> Result<Answer, Failure> {
         let missing = || {
             Failure::new(
@@ -128,7 +131,7 @@ impl PendingPermissions {
         Ok(answer(waiting.id, &waiting.options, option_id))
     }
 
-    /// What a request gets that nobody answered in time; `None` where it was answered.
+    /// Rejects a request without an answer in time; `None` if it was answered before.
     pub(crate) fn time_out(&mut self, request_id: &str) -> Option<Answer> {
         let waiting = self.waiting.remove(request_id)?;
         let option_id = match permission::on_timeout(&waiting.options) {
@@ -138,13 +141,12 @@ impl PendingPermissions {
         Some(answer(waiting.id, &waiting.options, option_id))
     }
 
-    /// Answers everything that waits with `cancelled`: agents wait for that before they end a cancelled
-    /// turn.
+    /// Answers every waiting request with `cancelled`. Agents wait for these answers before they end a cancelled turn.
     pub(crate) fn cancel_all(&mut self) -> Vec<(String, Answer)> {
         self.waiting.drain().map(|(request_id, waiting)| (request_id, answer(waiting.id, &[], None))).collect()
     }
 
-    /// Whether a person is being waited for.
+    /// True while a request waits for a person.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -169,7 +171,7 @@ mod tests {
         .unwrap()
     }
 
-    /// A fresh id, as `Uuid::now_v7` gives them outside the domain.
+    /// A fresh id; callers outside the domain use `Uuid::now_v7`.
     fn fresh(pending: &PendingPermissions) -> Uuid {
         Uuid::from_u128(pending.waiting.len() as u128)
     }
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_answered_once_and_only_with_an_offered_option() {
+    fn request_is_answered_once_and_only_with_an_offered_option() {
         let mut pending = PendingPermissions::default();
         let request_id = ask(&mut pending);
         assert!(pending.answer(&request_id, Some("maybe".into())).is_err());
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_rejects_and_a_cancel_answers_everything() {
+    fn timeout_rejects_a_request_and_cancel_answers_all() {
         let mut pending = PendingPermissions::default();
         let request_id = ask(&mut pending);
         assert_eq!(pending.time_out(&request_id).unwrap().option_id.as_deref(), Some("no"));
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_floods_with_requests_is_bounded() {
+    fn request_beyond_the_limit_is_cancelled_at_once() {
         let mut pending = PendingPermissions::default();
         (0..MAX_WAITING).for_each(|_| drop(ask(&mut pending)));
         let request_id = fresh(&pending);

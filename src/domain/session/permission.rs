@@ -1,4 +1,4 @@
-//! Whether an agent may do what it asks for.
+//! Decides permission requests of agents by policy.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,19 +38,19 @@ impl PermissionPolicy {
     }
 }
 
-/// What to do with a permission request.
+/// The decision about a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Answers with this option at once.
+    /// Answer with the option of this id at once.
     Select(String),
-    /// Answers `cancelled`: the agent offers nothing that the policy could choose.
+    /// Answer `cancelled`: the agent offers no option that the policy permits.
     Cancel,
-    /// Waits for a person.
+    /// Wait for a person.
     Ask,
 }
 
-/// Decides by policy. An agent that does not offer the wanted kind gets the nearest kind that grants no
-/// more than the policy: once instead of always, never the other way round.
+/// Decides by policy. If the agent does not offer the preferred kind of option, the nearest kind that grants no more is
+/// chosen: once instead of always, never the reverse.
 pub(crate) fn decide(policy: PermissionPolicy, options: &[PermissionOption]) -> Decision {
     use PermissionOptionKind::{AllowAlways, AllowOnce, RejectAlways, RejectOnce};
     let wanted: &[PermissionOptionKind] = match policy {
@@ -62,7 +62,7 @@ pub(crate) fn decide(policy: PermissionPolicy, options: &[PermissionOption]) -> 
     first_of(wanted, options)
 }
 
-/// What a request gets when nobody answered it in time.
+/// Decides a request without an answer in time: rejects it, or cancels it if the agent offers no rejection.
 pub(crate) fn on_timeout(options: &[PermissionOption]) -> Decision {
     first_of(&[PermissionOptionKind::RejectOnce, PermissionOptionKind::RejectAlways], options)
 }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_never_grants_more_than_it_says() {
+    fn policy_never_grants_more_than_its_name() {
         let always_only = options(&[("a", PermissionOptionKind::AllowAlways)]);
         assert_eq!(decide(PermissionPolicy::AllowOnce, &always_only), Decision::Cancel);
         let once_only = options(&[("o", PermissionOptionKind::AllowOnce)]);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_rejects() {
+    fn timeout_rejects_the_request() {
         let both = options(&[("a", PermissionOptionKind::AllowOnce), ("r", PermissionOptionKind::RejectOnce)]);
         assert_eq!(on_timeout(&both), Decision::Select("r".into()));
         assert_eq!(decide(PermissionPolicy::Ask, &both), Decision::Ask);

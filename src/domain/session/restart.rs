@@ -1,35 +1,33 @@
-//! The one restart rule: how often a session, or a part of the service, may be started again, and how long to wait
-//! before.
+//! The restart rule for sessions and parts of the service: the limit of restarts and the delay before each; and the
+//! delays between attempts to reconnect.
 
 use std::{collections::VecDeque, time::Duration};
 
 use crate::domain::clock::Timestamp;
 
-/// Restart intensity as in OTP: more than `max_restarts` within `within` means that starting again does
-/// not help.
+/// Restart intensity as in OTP: after more than `max_restarts` restarts within `within`, another one would not help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RestartLimits {
-    /// How many restarts are allowed within the period; 0 fails at the first end.
+    /// Restarts that are allowed within the period; with 0 the first unexpected end is final.
     pub max_restarts: u32,
-    /// The period.
     pub within: Duration,
 }
 
-/// What to do about a session that ended without being asked to.
+/// The decision about a session that ended unexpectedly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Starts a fresh one after this delay.
+    /// Start a fresh session after this delay.
     Restart(Duration),
-    /// Gives up: the session is `failed` until somebody loads it.
+    /// Give up: the session is `failed` until it is loaded.
     GiveUp,
 }
 
-/// The first delay; the session has to be usable again within a second of its first crash.
+/// The first delay; a session must be usable again within a second of its first crash.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
-/// The longest delay between two restarts that the intensity still allows.
+/// The longest delay before a restart.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// Remembers the restarts of one session, or of one part of the service, and applies [`RestartLimits`].
+/// Applies [`RestartLimits`] to one session or one part of the service.
 #[derive(Debug)]
 pub(crate) struct RestartPolicy {
     limits: RestartLimits,
@@ -38,13 +36,12 @@ pub(crate) struct RestartPolicy {
 }
 
 impl RestartPolicy {
-    /// Starts with a clean record.
     pub(crate) fn new(limits: RestartLimits) -> Self {
         Self { limits, recent: VecDeque::new(), total: 0 }
     }
 
-    /// Notes an end at `now` and says what to do. The delay doubles with each restart that is still
-    /// within the period: 50 ms, 100 ms, … up to 5 s.
+    /// Records an unexpected end at `now` and decides. The delay doubles with each restart within the period: 50 ms,
+    /// 100 ms, … up to 5 s.
     pub(crate) fn on_end(&mut self, now: Timestamp) -> Verdict {
         while self.recent.front().is_some_and(|at| now.since(*at) >= self.limits.within) {
             self.recent.pop_front();
@@ -58,8 +55,8 @@ impl RestartPolicy {
         Verdict::Restart((FIRST_DELAY * 2u32.pow(doublings)).min(LONGEST_DELAY))
     }
 
-    /// The same for a part of the service that nobody could bring back later: where a session would be given up, it waits
-    /// for the whole period instead. Gives the delay before the next start.
+    /// Like [`Self::on_end`], for a part of the service, which cannot be loaded later and is therefore never given up:
+    /// at the limit the delay is the whole period.
     pub(crate) fn on_end_of_part(&mut self, now: Timestamp) -> Duration {
         match self.on_end(now) {
             Verdict::Restart(delay) => delay,
@@ -67,26 +64,28 @@ impl RestartPolicy {
         }
     }
 
-    /// Restarts since the session began.
+    /// Restarts so far.
     #[cfg(test)]
     pub(crate) fn total(&self) -> u32 {
         self.total
     }
 }
 
-/// The first try: most breaks are a blip, and a hundred sessions that broke together do not come back in one moment.
+/// Range of the first wait. Short, since most interruptions are brief; a range, so that a hundred sessions that lost their
+/// connections together do not reconnect at once.
 const FIRST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
-/// The second wait; each one after it is twice as long.
+/// The second wait; doubles with each further attempt.
 const BASE: Duration = Duration::from_secs(1);
-/// The first wait of a reader of toasts: there may be many thousand of them, and none has a turn that waits.
+/// The first wait of a notification reader. Longer than a session's: there may be many thousand readers, and no turn
+/// waits for them.
 const READER_BASE: Duration = Duration::from_millis(500);
 /// The longest wait, before the jitter.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How far a wait may be off its mark, in either direction.
+/// The largest deviation of a wait, up or down, as a share of it.
 const JITTER: f64 = 0.2;
 
-/// The wait before try number `attempt`, counted from 0: 50 to 250 ms, then 1 s doubling to 30 s, each ± 20 %.
-/// `fraction` is a random number from 0 to 1; what is outside counts as the nearest of the two.
+/// The wait before reconnect attempt `attempt`, counted from 0: 50 to 250 ms, then 1 s doubling to 30 s, each ± 20 %.
+/// `fraction` is a random number from 0 to 1; other values are clamped.
 pub(crate) fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
     let Some(doublings) = attempt.checked_sub(1) else {
         let (least, most) = FIRST;
@@ -95,19 +94,19 @@ pub(crate) fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
     doubled(BASE, LONGEST, doublings, fraction)
 }
 
-/// The wait of a reader of toasts after `failures` tries in a row that came to nothing: 0.5 s doubling to 30 s, each
-/// ± 20 %. `fraction` as of [`reconnect_delay`].
+/// The wait of a notification reader after `failures` failed attempts in a row: 0.5 s doubling to 30 s, each ± 20 %.
+/// `fraction` as in [`reconnect_delay`].
 pub(crate) fn reader_delay(failures: u32, fraction: f64) -> Duration {
     doubled(READER_BASE, LONGEST, failures, fraction)
 }
 
-/// `base`, doubled so often, at most `longest`; then ± 20 % by `fraction`, a random number from 0 to 1.
+/// Doubles `base` `doublings` times, up to `longest`, then varies it by ± 20 %. `fraction` as in [`reconnect_delay`].
 pub(crate) fn doubled(base: Duration, longest: Duration, doublings: u32, fraction: f64) -> Duration {
     let delay = base.saturating_mul(2u32.saturating_pow(doublings)).min(longest);
     delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * bounded(fraction))
 }
 
-/// What is outside of 0 to 1 counts as the nearest of the two.
+/// Clamps to 0 to 1; NaN becomes 0.5.
 fn bounded(fraction: f64) -> f64 {
     if fraction.is_nan() { 0.5 } else { fraction.clamp(0.0, 1.0) }
 }
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sixth_end_within_the_period_gives_up() {
+    fn sixth_end_within_the_period_gives_up() {
         let mut policy = policy();
         for n in 0..5 {
             assert!(matches!(policy.on_end(Timestamp(n)), Verdict::Restart(_)));
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_are_far_apart_never_give_up_and_never_wait_long() {
+    fn ends_far_apart_restart_with_the_first_delay() {
         let mut policy = policy();
         for n in 0..100 {
             assert_eq!(policy.on_end(Timestamp(n * 30_000_000)), Verdict::Restart(FIRST_DELAY));
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_always_ends_is_started_again_for_ever_and_no_more_often_than_the_limits_allow() {
+    fn part_that_always_ends_is_restarted_forever_within_the_limits() {
         let (mut policy, mut now, mut starts) = (policy(), Timestamp(0), 0);
         while now < Timestamp(3_600_000_000) {
             now = now.plus(policy.on_end_of_part(now));
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_doubles_up_to_its_limit() {
+    fn restart_delay_doubles_up_to_its_limit() {
         let limits = RestartLimits { max_restarts: 20, within: Duration::from_secs(3600) };
         let mut policy = RestartPolicy::new(limits);
         let delays: Vec<_> = (0..9)
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_try_comes_at_once_and_the_others_double_up_to_their_limit() {
+    fn reconnect_delay_starts_short_and_then_doubles_up_to_its_limit() {
         let delays: Vec<_> = (0..9).map(|attempt| reconnect_delay(attempt, 0.5).as_millis()).collect();
         assert_eq!(delays, [150, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
         assert_eq!(reconnect_delay(0, 0.0), Duration::from_millis(50));
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_waits_half_a_second_and_then_ever_longer() {
+    fn reader_delay_doubles_from_half_a_second() {
         let delays: Vec<_> = (0..8).map(|failures| reader_delay(failures, 0.5).as_millis()).collect();
         assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
         assert_eq!(reader_delay(0, 0.0), Duration::from_millis(400));
@@ -183,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_wait_is_shorter_than_50_ms_or_longer_than_36_s(attempt: u32, fraction: f64) {
+        fn reconnect_delay_is_between_50_ms_and_36_s(attempt: u32, fraction: f64) {
             let delay = reconnect_delay(attempt, fraction);
             prop_assert!(delay >= Duration::from_millis(50) && delay <= Duration::from_secs(36), "{delay:?}");
         }

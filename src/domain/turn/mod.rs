@@ -1,4 +1,4 @@
-//! One prompt turn: its states, what is gathered while it runs, and its one outcome.
+//! One prompt turn: its states, its progress, and its one outcome.
 
 pub(crate) mod outcome;
 pub(crate) mod prompt;
@@ -63,25 +63,23 @@ impl TurnState {
     }
 }
 
-/// How a turn ended; exactly one for each turn that began.
+/// The end of a turn; exactly one for each turn that began.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TurnOutcome {
-    /// The agent gave a stop reason other than cancelled.
+    /// The agent answered with a stop reason other than `cancelled`.
     Completed(StopReason),
-    /// It was cancelled; `confirmed` is false where the agent had to be killed for it.
     Cancelled {
-        /// Whether the agent itself said so.
+        /// True if the agent confirmed the cancel; false if it was killed or exited.
         confirmed: bool,
     },
-    /// It failed.
     Failed(Failure),
 }
 
 impl TurnOutcome {
-    /// Every label that [`Self::label`] gives, for metrics that start at 0.
+    /// Every value of [`Self::label`], for metrics that start at 0.
     pub(crate) const LABELS: [&'static str; 4] = ["completed", "cancelled", "failed", "interrupted"];
 
-    /// The state in which it leaves the turn.
+    /// The final state of the turn.
     pub(crate) fn state(&self) -> TurnState {
         match self {
             Self::Completed(_) => TurnState::Completed,
@@ -91,29 +89,27 @@ impl TurnOutcome {
         }
     }
 
-    /// How a turn ends whose agent, or the way to it, failed.
+    /// The outcome of a turn whose agent or agent connection failed.
     pub(crate) fn of_failure(failure: Failure, cancel_asked: bool) -> Self {
-        // The agent went away when it was asked to end the turn: that is the end that was asked for.
+        // An agent that exits after a cancel has ended the turn as requested.
         if cancel_asked { Self::Cancelled { confirmed: false } } else { Self::Failed(failure) }
     }
 
-    /// Its metric label.
+    /// The value of the metric label `outcome`.
     pub(crate) fn label(&self) -> &'static str {
         self.state().as_str()
     }
 }
 
-/// Tokens of a turn, where the agent tells.
+/// Token counts of a turn, if the agent reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Usage {
-    /// Tokens read.
     pub input_tokens: u64,
-    /// Tokens written.
     pub output_tokens: u64,
 }
 
-/// Reads an agent's answer to `session/prompt`. An unknown stop reason counts as the end of the turn
-/// under protocol version 1 only if it is one of the five; anything else is a violation.
+/// Parses an agent's answer to `session/prompt`. A stop reason other than the five of protocol version 1 is a protocol
+/// violation.
 pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, Option<Usage>) {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -158,13 +154,13 @@ pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOu
     (outcome, usage)
 }
 
-/// [`read_prompt_answer`] for a turn that may have been cancelled.
+/// Like [`read_prompt_answer`], for a turn that may have been cancelled.
 pub(crate) fn read_prompt_end(
     answer: Result<&RawValue, RpcError>,
     cancel_asked: bool,
 ) -> (TurnOutcome, Option<Usage>) {
     match answer {
-        // Some agents answer a cancelled prompt with the error of their aborted request.
+        // Some agents answer a cancelled prompt with the error of their own aborted request.
         Err(error) if cancel_asked || error.code == jsonrpc::REQUEST_CANCELLED => {
             (TurnOutcome::Cancelled { confirmed: true }, None)
         }
@@ -172,7 +168,7 @@ pub(crate) fn read_prompt_end(
     }
 }
 
-/// The agent's own stop reason under its spec name.
+/// The spec name of a stop reason.
 pub(crate) fn stop_reason_name(reason: StopReason) -> &'static str {
     match reason {
         StopReason::EndTurn => "end_turn",
@@ -184,64 +180,59 @@ pub(crate) fn stop_reason_name(reason: StopReason) -> &'static str {
     }
 }
 
-/// The longest `meta.message`, in bytes; a result stays under 32 KB whatever the agent says.
+/// The longest `meta.message`, in bytes. It keeps a result below 32 KB, whatever the agent sends.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 * 1024;
-/// The most diagnostics that a result carries (mission: at most 100).
+/// The most diagnostics of a result (mission: at most 100).
 pub(crate) const MAX_DIAGNOSTICS: usize = 100;
-/// The longest diagnostic message, in characters; 100 of them have to fit beside the message.
+/// The longest message of a diagnostic, in characters; [`MAX_DIAGNOSTICS`] of them fit into a result beside the message.
 pub(crate) const MAX_DIAGNOSTIC_CHARS: usize = 300;
 
-/// How bad a diagnostic is.
+/// The severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Severity {
-    /// For developers.
+    /// Details for developers.
     Debug,
-    /// For the curious.
     Info,
-    /// Something was tolerated.
+    /// A fault that was tolerated.
     Warn,
-    /// Something was lost.
+    /// A loss, such as dropped output.
     Error,
 }
 
 /// A remark about a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Diagnostic {
-    /// How bad it is.
     pub severity: Severity,
-    /// One sentence.
+    /// One sentence, at most [`MAX_DIAGNOSTIC_CHARS`] characters.
     pub message: String,
 }
 
-/// Gathers what the result of a turn needs while the turn runs; bounded whatever the agent sends.
+/// The parts of a turn's result that accumulate while the turn runs; bounded, whatever the agent sends.
 #[derive(Debug)]
 pub(crate) struct TurnProgress {
-    /// When it was accepted.
     pub accepted_at: Timestamp,
-    /// When the agent got it.
+    /// The time at which the prompt was sent to the agent.
     pub sent_at: Option<Timestamp>,
-    /// When the first update came.
     pub first_update_at: Option<Timestamp>,
     /// Updates so far.
     pub updates: u64,
     /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
     pub message: String,
-    /// Whether the message was cut.
+    /// True once the message was cut.
     pub message_cut: bool,
-    /// Tokens, once the agent told.
+    /// Token counts, once the agent has reported them.
     pub usage: Option<Usage>,
-    /// Remarks, at most [`MAX_DIAGNOSTICS`].
+    /// At most [`MAX_DIAGNOSTICS`].
     pub diagnostics: Vec<Diagnostic>,
-    /// Lines of the agent that were no JSON.
+    /// Lines of the agent's output that were not JSON.
     pub stray_lines: u32,
 }
 
-/// Stray lines that a turn survives (mission: up to 10 a turn, more is a protocol failure).
+/// Stray lines that a turn tolerates (mission: up to 10 per turn, more is a protocol failure).
 pub(crate) const MAX_STRAY_LINES: u32 = 10;
 
 impl TurnProgress {
-    /// Starts to gather.
     pub(crate) fn new(accepted_at: Timestamp) -> Self {
         Self {
             accepted_at,
@@ -256,7 +247,7 @@ impl TurnProgress {
         }
     }
 
-    /// Counts one update and takes its text, if it is some of the agent's message.
+    /// Counts one update and adds its text if it is a chunk of the agent's message.
     pub(crate) fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
         self.on_update(now);
         if let Some(UpdateView { kind, text: Some(text) }) = view
@@ -272,7 +263,7 @@ impl TurnProgress {
         self.first_update_at.get_or_insert(now);
     }
 
-    /// Adds text of an `agent_message_chunk`.
+    /// Adds the text of an `agent_message_chunk`; text beyond [`MAX_MESSAGE_BYTES`] is dropped.
     pub(crate) fn on_message_text(&mut self, chunk: &str) {
         if self.message_cut {
             return;
@@ -286,7 +277,7 @@ impl TurnProgress {
         }
     }
 
-    /// Adds a remark; the ones after [`MAX_DIAGNOSTICS`] are dropped, the oldest tell most.
+    /// Adds a diagnostic. Beyond [`MAX_DIAGNOSTICS`] new ones are dropped: the first ones are closest to the cause.
     pub(crate) fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
         if self.diagnostics.len() < MAX_DIAGNOSTICS {
             let message = text::cut(message.as_ref(), MAX_DIAGNOSTIC_CHARS);
@@ -294,7 +285,10 @@ impl TurnProgress {
         }
     }
 
-    /// Notes a line of the agent that was no JSON. An error ends the turn.
+    /// Records a line of the agent's output that was not JSON.
+    ///
+    /// # Errors
+    /// After more than [`MAX_STRAY_LINES`] lines; the caller ends the turn with the failure.
     pub(crate) fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
         self.stray_lines += 1;
         self.remark(Severity::Warn, format!("the agent printed a line that is not JSON: {line}"));
@@ -317,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_stop_reason_of_the_protocol_ends_a_turn_and_no_other_does() {
+    fn only_the_protocols_stop_reasons_end_a_turn_without_failure() {
         for (name, state) in [
             ("end_turn", TurnState::Completed),
             ("max_tokens", TurnState::Completed),
@@ -333,13 +327,13 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_read_where_the_agent_tells() {
+    fn usage_is_parsed_if_the_agent_reports_it() {
         let answer = raw(r#"{"stopReason":"end_turn","usage":{"inputTokens":3,"outputTokens":4,"x":null}}"#);
         assert_eq!(read_prompt_answer(Ok(&answer)).1, Some(Usage { input_tokens: 3, output_tokens: 4 }));
     }
 
     #[test]
-    fn a_message_is_cut_at_its_limit_and_never_inside_a_character() {
+    fn message_is_cut_at_its_limit_and_never_inside_a_character() {
         let mut progress = TurnProgress::new(Timestamp(0));
         progress.on_message_text(&"x".repeat(MAX_MESSAGE_BYTES - 1));
         progress.on_message_text("é");
@@ -349,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_eleventh_stray_line_fails_the_turn() {
+    fn eleventh_stray_line_fails_the_turn() {
         let mut progress = TurnProgress::new(Timestamp(0));
         for _ in 0..10 {
             progress.on_stray_line("noise").unwrap();
@@ -357,11 +351,11 @@ mod tests {
         assert_eq!(progress.on_stray_line("noise").unwrap_err().code, ErrorCode::ProtocolViolation);
     }
 
-    /// What can happen in a turn.
+    /// An event of a turn.
     #[derive(Debug, Clone)]
     enum Step {
         Update(i64),
-        /// So often this character.
+        /// A chunk of this character, repeated.
         Text(char, usize),
         Remark(char, usize),
         StrayLine(usize),
@@ -382,13 +376,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
 
         #[test]
-        fn a_turn_gathers_what_its_model_gathers_and_stays_within_its_bounds(
+        fn turn_progress_matches_its_model_and_stays_within_its_bounds(
             steps in prop::collection::vec(step(), 0..30),
-            // Rarely, many more than a turn may have.
+            // One case in 20 exceeds the bounds.
             repeat in prop_oneof![19 => Just(1usize), 1 => Just(8usize)],
         ) {
             let mut progress = TurnProgress::new(Timestamp(0));
-            let (mut said, mut remarks, mut updates, mut first, mut stray) = (String::new(), 0usize, 0u64, None, 0u32);
+            let (mut sent, mut remarks, mut updates, mut first, mut stray) = (String::new(), 0usize, 0u64, None, 0u32);
             for step in std::iter::repeat_n(&steps, repeat).flatten() {
                 match step {
                     Step::Update(at) => {
@@ -399,7 +393,7 @@ mod tests {
                     Step::Text(character, times) => {
                         let text = character.to_string().repeat(*times);
                         progress.on_message_text(&text);
-                        said.push_str(&text);
+                        sent.push_str(&text);
                     }
                     Step::Remark(character, times) => {
                         progress.remark(Severity::Info, character.to_string().repeat(*times));
@@ -413,8 +407,8 @@ mod tests {
                 }
             }
             prop_assert!(progress.message.len() <= MAX_MESSAGE_BYTES);
-            prop_assert!(said.starts_with(&progress.message), "the beginning, whole and in order");
-            prop_assert_eq!(progress.message_cut, progress.message != said);
+            prop_assert!(sent.starts_with(&progress.message), "the message is a prefix of all chunks");
+            prop_assert_eq!(progress.message_cut, progress.message != sent);
             if progress.message_cut {
                 prop_assert!(progress.message.len() + 4 > MAX_MESSAGE_BYTES, "not cut before it is full");
             }
@@ -424,7 +418,7 @@ mod tests {
         }
 
         #[test]
-        fn every_answer_of_an_agent_ends_the_turn_with_one_outcome(
+        fn every_answer_to_a_prompt_gives_one_outcome(
             reason in prop_oneof!["end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled", "[a-z_]{0,9}"],
             usage in prop_oneof![Just(String::new()), "(null|[0-9]{1,25}|\"x\"|\\{\"inputTokens\":-?[0-9]{1,22}\\})"],
             code in -33000i64..0,
@@ -432,7 +426,7 @@ mod tests {
         ) {
             let usage = if usage.is_empty() { usage } else { format!(",\"usage\":{usage}") };
             let text = format!("{{\"stopReason\":\"{reason}\"{usage}}}");
-            // Numbers such as 007 are no JSON: then there is no such answer.
+            // Numbers such as 007 are not JSON and cannot occur in an answer.
             let Ok(answer) = RawValue::from_string(text) else { return Ok(()) };
             let answer = if refuses { Err(RpcError::new(code, "no")) } else { Ok(&*answer) };
             let (outcome, _) = read_prompt_answer(answer);

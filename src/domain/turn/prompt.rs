@@ -1,4 +1,4 @@
-//! What a caller asks: ACP content blocks, checked and otherwise untouched.
+//! Prompts: ACP content blocks, validated and otherwise unchanged.
 
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -9,7 +9,7 @@ use crate::{acp::schema::ContentBlock, domain::text};
 /// The most blocks of one prompt; no client is known to send more than a few dozen.
 pub(crate) const MAX_BLOCKS: usize = 256;
 
-/// A checked prompt. Its blocks are sent as they were given, unknown fields and `_meta` included.
+/// A valid prompt. Its blocks are sent as the caller gave them, unknown fields and `_meta` included.
 #[derive(Debug, Clone)]
 pub(crate) struct Prompt {
     blocks: Vec<Box<RawValue>>,
@@ -17,19 +17,21 @@ pub(crate) struct Prompt {
     text: String,
 }
 
-/// Which kinds of block a prompt contains beyond text and links, which every agent has to take.
+/// Optional kinds of content block: of a prompt, those it contains; of an agent, those it supports. Text and links are
+/// missing, since every agent supports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Kinds {
-    /// `image`.
     pub image: bool,
-    /// `audio`.
     pub audio: bool,
-    /// `resource` (embedded context).
+    /// Blocks of type `resource`.
     pub embedded: bool,
 }
 
 impl Prompt {
-    /// Reads `prompt` as the API takes it: a string, or an array of content blocks.
+    /// Parses the API's `prompt`: a string, or an array of 1 to [`MAX_BLOCKS`] content blocks.
+    ///
+    /// # Errors
+    /// `invalid_request`, with the index of the offending block.
     pub(crate) fn parse(raw: &RawValue) -> Result<Self, Failure> {
         let bad = |detail: String| Failure::new(ErrorCode::InvalidRequest, detail);
         if raw.get().starts_with('"') {
@@ -60,31 +62,30 @@ impl Prompt {
                 ContentBlock::Audio(_) => prompt.kinds.audio = true,
                 ContentBlock::Resource(_) => prompt.kinds.embedded = true,
                 ContentBlock::ResourceLink(_) => {}
-                _ => return Err(bad(format!("prompt[{index}]: a kind of content block that is not known here"))),
+                _ => return Err(bad(format!("prompt[{index}]: unknown kind of content block"))),
             }
             prompt.blocks.push(block);
         }
         Ok(prompt)
     }
 
-    /// A prompt of one text.
     #[cfg(test)]
     pub(crate) fn of_text(text: &str) -> Self {
         Self { blocks: vec![text_block(text)], kinds: Kinds::default(), text: text.to_owned() }
     }
 
-    /// The blocks, as they were given.
+    /// The blocks as the caller gave them.
     #[cfg(test)]
     pub(crate) fn blocks(&self) -> &[Box<RawValue>] {
         &self.blocks
     }
 
-    /// Its text blocks, joined by line ends: what the transcript keeps and titles are made from.
+    /// The text blocks, joined by line breaks; used for the transcript and for titles.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The blocks as one JSON array, as the transcript keeps them.
+    /// The blocks as one JSON array; used for the transcript.
     pub(crate) fn as_json(&self) -> String {
         let size = self.blocks.iter().map(|block| block.get().len() + 1).sum::<usize>();
         let mut json = String::with_capacity(size + 2);
@@ -99,7 +100,10 @@ impl Prompt {
         json
     }
 
-    /// Refuses what the agent did not say it takes.
+    /// Checks the prompt against the kinds that the agent supports.
+    ///
+    /// # Errors
+    /// `not_supported_by_agent` for the first unsupported kind.
     pub(crate) fn check_taken_by(&self, takes: Kinds) -> Result<(), Failure> {
         let refused = [
             (self.kinds.image && !takes.image, "image"),
@@ -109,22 +113,22 @@ impl Prompt {
         match refused.iter().find(|(refused, _)| *refused) {
             Some((_, kind)) => Err(Failure::new(
                 ErrorCode::NotSupportedByAgent,
-                format!("the agent does not take content blocks of type `{kind}`"),
+                format!("the agent does not support content blocks of type `{kind}`"),
             )),
             None => Ok(()),
         }
     }
 
-    /// The blocks to send, with `context` as one separate block ahead of them: an embedded resource where
-    /// the agent takes those, else text. The caller's own blocks stay unchanged and last.
+    /// The blocks to send: `context` as one block, an embedded resource if the agent supports those, else text; then the
+    /// caller's blocks, unchanged.
     pub(crate) fn with_context(&self, context: Option<&str>, takes: Kinds) -> Vec<Box<RawValue>> {
         let ahead = context.map(|context| if takes.embedded { resource_block(context) } else { text_block(context) });
         ahead.into_iter().chain(self.blocks.iter().cloned()).collect()
     }
 
-    /// The whole as text, for a command that takes nothing else: the conversation so far, and what is asked now.
-    /// Embedded resources are their text, links their address; images and audio are left out, so they are to be
-    /// refused before ([`Prompt::check_taken_by`]).
+    /// The prompt as one text, for a command without content blocks: the conversation so far, then the prompt. Embedded
+    /// resources become their text and links their address. Images and audio are dropped; callers refuse them before
+    /// ([`Prompt::check_taken_by`]).
     pub(crate) fn as_text(&self, context: Option<&str>) -> String {
         let asked = self.blocks.iter().filter_map(|block| words_of_block(block)).collect::<Vec<_>>().join("\n\n");
         match context {
@@ -133,16 +137,16 @@ impl Prompt {
         }
     }
 
-    /// The first characters of its text, for lists.
+    /// The first 120 characters of the text, for lists.
     pub(crate) fn preview(&self) -> String {
         text::cut(self.text.trim(), 120)
     }
 }
 
-/// Stands between the conversation so far and the prompt where both are one text.
-pub(crate) const ASKED_NOW: &str = "# What is asked now";
+/// The heading between the conversation so far and the prompt in [`Prompt::as_text`].
+pub(crate) const ASKED_NOW: &str = "# The current request";
 
-/// What a block says in words.
+/// The text of a block, or its address; `None` for images and audio.
 fn words_of_block(block: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct Block {
@@ -160,8 +164,7 @@ fn words_of_block(block: &RawValue) -> Option<String> {
     text.or(uri).or(embedded)
 }
 
-/// Reads the text of a content block (or of anything else with a text of its own); `None` where it has
-/// none.
+/// The text of a content block of type `text`; `None` for any other value.
 pub(crate) fn text_of_block(block: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct TextBlock {
@@ -197,20 +200,20 @@ mod tests {
     }
 
     #[test]
-    fn a_string_becomes_one_text_block() {
+    fn string_becomes_one_text_block() {
         let prompt = parse(r#""fix \"it\"""#).unwrap();
         assert_eq!(prompt.as_json(), r#"[{"type":"text","text":"fix \"it\""}]"#);
         assert_eq!(prompt.text(), "fix \"it\"");
     }
 
     #[test]
-    fn blocks_stay_as_they_were_given() {
+    fn blocks_are_kept_verbatim() {
         let json = r#"[{"type":"text","text":"a","_meta":{"k": 1},"unknown":[ 1 ]},{"type":"resource_link","uri":"file:///a","name":"a"}]"#;
         assert_eq!(parse(json).unwrap().as_json(), json);
     }
 
     #[test]
-    fn what_is_no_prompt_names_the_place() {
+    fn malformed_prompt_is_refused_with_the_place() {
         for (json, place) in [
             ("\"  \"", "empty"),
             ("[]", "1 to 256"),
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn context_is_one_block_ahead_and_the_callers_blocks_are_unchanged() {
+    fn context_is_one_block_before_the_unchanged_blocks_of_the_caller() {
         let prompt = parse(r#"[{"type":"text","text":"a","_meta":{"k": 1}}]"#).unwrap();
         let sent = prompt.with_context(Some("before"), Kinds { embedded: true, ..Kinds::default() });
         assert_eq!(sent.len(), 2);
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_without_images_gets_none() {
+    fn images_are_refused_for_an_agent_without_image_support() {
         let prompt = parse(r#"[{"type":"image","data":"AA==","mimeType":"image/png"}]"#).unwrap();
         assert_eq!(prompt.check_taken_by(Kinds::default()).unwrap_err().code, ErrorCode::NotSupportedByAgent);
         assert!(prompt.check_taken_by(Kinds { image: true, ..Kinds::default() }).is_ok());

@@ -1,4 +1,4 @@
-//! What a conversation leaves on disk: one entry for each thing said or done.
+//! The transcript: one entry for each message, thought, tool call or other update of a conversation.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -6,58 +6,55 @@ use serde_json::value::RawValue;
 use super::prompt::text_of_block;
 use crate::domain::{redaction::Redacted, text};
 
-/// One entry, ready for the disk.
+/// One entry, redacted and ready to be persisted.
 #[derive(Debug, Clone)]
 pub(crate) struct TranscriptEntry {
     /// `user_message`, `agent_message`, `agent_thought`, `permission`, `info`, or the name of another ACP
     /// update kind.
     pub event_type: String,
-    /// What was said; empty where the payload says it all.
+    /// The text of a message; empty for an entry that has only a payload.
     pub text: Redacted,
-    /// The raw update, where it is more than text.
+    /// The raw update, if it is not just text.
     pub payload: Option<Redacted>,
 }
 
 impl TranscriptEntry {
-    /// An entry that is only text.
+    /// An entry without a payload.
     pub(crate) fn text(event_type: &str, text: &str) -> Self {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: None }
     }
 
-    /// The same with another text.
     pub(crate) fn with_text(self, text: &str) -> Self {
         Self { text: Redacted::new(text), ..self }
     }
 
-    /// What it takes, about.
+    /// The size of text and payload.
     pub(crate) fn size_bytes(&self) -> usize {
         self.text.as_str().len() + self.payload.as_ref().map_or(0, |payload| payload.as_str().len())
     }
 
-    /// An entry with a payload.
     pub(crate) fn with_payload(event_type: &str, text: &str, payload: &str) -> Self {
         Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: Some(Redacted::new(payload)) }
     }
 }
 
-/// The longest text of one entry, in bytes; a longer message becomes several entries. A page of 50
-/// entries stays within a few megabytes.
+/// The longest text of one entry, in bytes; a longer message becomes several entries. A page of 50 entries stays within a
+/// few megabytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 64 * 1024;
-/// The most entries of one turn; what comes after is counted in one last entry. A long turn of a real
-/// agent makes some hundreds.
+/// The most entries of one turn; one last entry counts those that were dropped. A long turn of a real agent makes some
+/// hundreds.
 pub(crate) const MAX_ENTRIES_PER_TURN: usize = 10_000;
 
-/// What an update is, as far as the transcript cares.
+/// The parts of an update that the transcript needs.
 #[derive(Debug)]
 pub(crate) struct UpdateView {
     /// The value of `sessionUpdate`.
     pub kind: String,
-    /// The text of its content, for chunks.
+    /// The text of a chunk; `None` for other kinds.
     pub text: Option<String>,
 }
 
-/// Reads the discriminator of an update, and the text of a chunk. `None` for something without a
-/// discriminator.
+/// Parses kind and text of an update; `None` if it has no `sessionUpdate`.
 pub(crate) fn view_update(update: &RawValue) -> Option<UpdateView> {
     #[derive(Deserialize)]
     struct Update<'a> {
@@ -71,7 +68,7 @@ pub(crate) fn view_update(update: &RawValue) -> Option<UpdateView> {
     Some(UpdateView { kind: update.kind, text })
 }
 
-/// Turns the updates of one turn into entries: consecutive chunks of one message become one entry.
+/// Converts the updates of one turn into entries; consecutive chunks of one message become one entry.
 #[derive(Debug, Default)]
 pub(crate) struct TranscriptBuilder {
     open: Option<(String, String)>,
@@ -80,11 +77,11 @@ pub(crate) struct TranscriptBuilder {
 }
 
 impl TranscriptBuilder {
-    /// Takes one update; entries that it completes are appended to `out`.
+    /// Adds one update; entries that it completes are appended to `out`.
     pub(crate) fn on_update(&mut self, view: &UpdateView, raw: &RawValue, out: &mut Vec<TranscriptEntry>) {
         let Some(text) = &view.text else {
             self.close(out);
-            // Lists of commands come with every session and say nothing about the conversation.
+            // Agents send a list of commands with every session; it is no part of the conversation.
             if view.kind != "available_commands_update" {
                 let payload = text::cut_bytes(raw.get(), MAX_ENTRY_BYTES);
                 let entry = if payload.len() < raw.get().len() {
@@ -112,14 +109,14 @@ impl TranscriptBuilder {
         }
     }
 
-    /// Ends the message that is open; to be called at the end of the turn and before an entry of ours.
+    /// Completes the open message, if any. Called at the end of the turn and before an entry of this service.
     pub(crate) fn close(&mut self, out: &mut Vec<TranscriptEntry>) {
         if let Some((event_type, text)) = self.open.take() {
             self.emit(TranscriptEntry::text(&event_type, &text), out);
         }
     }
 
-    /// Ends the turn.
+    /// Completes the open message and reports dropped entries; called once, at the end of the turn.
     pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
         self.close(out);
         if self.left_out > 0 {
@@ -152,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn consecutive_chunks_are_one_entry_and_other_updates_part_them() {
+    fn consecutive_chunks_are_one_entry_and_other_updates_separate_them() {
         let (mut builder, mut out) = (TranscriptBuilder::default(), Vec::new());
         feed(&mut builder, &chunk("agent_message_chunk", "a"), &mut out);
         feed(&mut builder, &chunk("agent_message_chunk", "b"), &mut out);
@@ -168,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_becomes_several_entries_and_loses_nothing() {
+    fn long_message_becomes_several_entries_without_loss() {
         let (mut builder, mut out) = (TranscriptBuilder::default(), Vec::new());
         let long = "é".repeat(MAX_ENTRY_BYTES);
         feed(&mut builder, &chunk("agent_message_chunk", &long), &mut out);
@@ -178,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_updates_makes_a_bounded_number_of_entries() {
+    fn flood_of_updates_makes_a_bounded_number_of_entries() {
         let (mut builder, mut out) = (TranscriptBuilder::default(), Vec::new());
         for _ in 0..MAX_ENTRIES_PER_TURN + 5 {
             feed(&mut builder, r#"{"sessionUpdate":"unheard_of"}"#, &mut out);

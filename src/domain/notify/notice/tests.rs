@@ -1,4 +1,4 @@
-//! Every text of the file as it is shown, and what holds for all of them.
+//! Checks every text literally, and the properties that all texts share.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ use crate::domain::{
 };
 
 #[test]
-fn every_text_fits_and_a_rollback_names_the_fallback() {
+fn flip_texts_fit_and_only_rollbacks_name_the_fallback() {
     for to in Route::ALL {
         for trigger in FlipTrigger::ALL {
             for figures in [None, Some((u64::MAX, u64::MAX / 3))] {
@@ -26,17 +26,17 @@ fn every_text_fits_and_a_rollback_names_the_fallback() {
                 let from = if to == Route::Acp { Route::Http } else { Route::Acp };
                 let attribution = Attribution::of_system("x");
                 let flip = Flip { from, to, epoch: 1, trigger, attribution, figures, attempt: 0 };
-                let told = of_flip(&flip);
-                let text = told.body.as_str();
+                let notice = of_flip(&flip);
+                let text = notice.body.as_str();
                 assert!((1..=MAX_BODY_CHARS).contains(&text.chars().count()), "{text}");
                 assert_eq!(text.contains("HTTP fallback"), flip.is_rollback(), "{text}");
-                assert_eq!(told.severity == Severity::Error, flip.is_rollback());
+                assert_eq!(notice.severity == Severity::Error, flip.is_rollback());
             }
         }
     }
 }
 
-/// Everything that the file can say, with its name.
+/// Every notification but those about skips, with a name.
 fn every_text() -> Vec<(String, Notice)> {
     let session = SessionId(uuid::Uuid::from_u128(0xabcdef));
     let mut texts = Vec::new();
@@ -60,8 +60,8 @@ fn every_text() -> Vec<(String, Notice)> {
         (AlertKind::Resolved, AlertLevel::Critical),
         (AlertKind::Resolved, AlertLevel::Warning),
     ] {
-        if let Some(told) = of_capacity(&CapacityChange { level, kind, taken: 860, limit: 1000 }) {
-            texts.push((format!("capacity {} {}", kind.as_str(), level.as_str()), told));
+        if let Some(notice) = of_capacity(&CapacityChange { level, kind, taken: 860, limit: 1000 }) {
+            texts.push((format!("capacity {} {}", kind.as_str(), level.as_str()), notice));
         }
     }
     texts.push(("failed session".into(), of_failed_session(session, ErrorCode::AgentCrashed)));
@@ -70,7 +70,7 @@ fn every_text() -> Vec<(String, Notice)> {
     texts
 }
 
-/// Every pair that can occur: each detail under its reason, and each reason alone.
+/// Every combination that can occur: each detail with its reason, and each reason alone.
 fn skips() -> Vec<(SkipReason, Option<SkipDetail>)> {
     let details = SkipDetail::ALL.iter().map(|detail| (detail.reason(), Some(*detail)));
     details.chain(SkipReason::ALL.iter().map(|reason| (*reason, None))).collect()
@@ -83,8 +83,8 @@ fn name_of((reason, detail): (SkipReason, Option<SkipDetail>)) -> String {
 const REPOSITORY: &str = "https://github.com/octo-org/hello-world.git";
 
 #[test]
-fn every_text_is_this_one() {
-    let mut texts: Vec<String> = every_text().into_iter().map(|(name, told)| line(&name, &told)).collect();
+fn texts_are_as_listed() {
+    let mut texts: Vec<String> = every_text().into_iter().map(|(name, notice)| line(&name, &notice)).collect();
     for skip in skips() {
         let repository = Some(REPOSITORY).filter(|_| skip.1 != Some(SkipDetail::MissingRepository));
         texts.push(line(&name_of(skip), &of_skip(skip.0, skip.1, repository)));
@@ -97,72 +97,72 @@ fn every_text_is_this_one() {
     assert_eq!(texts, TEXTS.trim(), "\n{texts}");
 }
 
-fn line(name: &str, told: &Notice) -> String {
-    format!("{name}: {} {}: {}", told.severity.as_str(), told.trigger.as_str(), told.body)
+fn line(name: &str, notice: &Notice) -> String {
+    format!("{name}: {} {}: {}", notice.severity.as_str(), notice.trigger.as_str(), notice.body)
 }
 
 const TEXTS: &str = r"
-flip http autoThreshold: error autoThreshold: ACP succeeded in only 97.5 % of 120 turns; prompts go over the HTTP fallback until it is well again.
-flip http without figures: error autoThreshold: ACP failed again right after it was restored; prompts go over the HTTP fallback for now.
+flip http autoThreshold: error autoThreshold: ACP succeeded in only 97.5 % of 120 turns; prompts use the HTTP fallback until ACP recovers.
+flip http without figures: error autoThreshold: ACP failed again right after its restore; prompts use the HTTP fallback until ACP recovers.
 flip http manualOperator: error manualOperator: An operator switched this workspace to the HTTP fallback.
 flip http manualUser: error manualUser: A user switched this workspace to the HTTP fallback.
 flip http recovery: error recovered: An operator switched this workspace to the HTTP fallback.
 flip http pin: error manualOperator: An operator switched this workspace to the HTTP fallback.
-flip http migration: info migrated: This workspace now works over HTTP.
+flip http migration: info migrated: This workspace now uses HTTP.
 flip acp autoThreshold: info autoThreshold: An operator switched this workspace back to ACP.
 flip acp manualOperator: info manualOperator: An operator switched this workspace back to ACP.
 flip acp manualUser: info manualUser: A user switched this workspace back to ACP.
-flip acp recovery: info recovered: ACP is well again; prompts go over it as before.
+flip acp recovery: info recovered: ACP has recovered; prompts use ACP again.
 flip acp pin: info manualOperator: An operator switched this workspace back to ACP.
-flip acp migration: info migrated: This workspace now works over ACP.
-storm: error systemicRollback: 12 of 40 workspaces fell back to the HTTP fallback within 5 minutes: look at the runtime, the network and the agents' provider.
-storm end: info systemicRollback: Workspaces no longer fall back in numbers; 17 had at the worst.
+flip acp migration: info migrated: This workspace now uses ACP.
+storm: error systemicRollback: 12 of 40 workspaces switched to the HTTP fallback within 5 minutes: check the runtime, the network and the agents' provider.
+storm end: info systemicRollback: The rollback storm is over; at its peak, 17 workspaces had switched to the HTTP fallback within 5 minutes.
 capacity raised warning: warning capacity: Capacity nears its limit: 860 of 1000 seats are taken.
-capacity raised critical: error capacity: Capacity is nearly used up: 860 of 1000 seats are taken. Sessions beyond are refused.
-capacity resolved warning: info capacity: Capacity is fine again: 860 of 1000 seats are taken.
+capacity raised critical: error capacity: Capacity is nearly exhausted: 860 of 1000 seats are taken. Sessions beyond the limit are refused.
+capacity resolved warning: info capacity: Capacity is back to normal: 860 of 1000 seats are taken.
 failed session: error sessionFailed: Session …abcdef failed too often and was stopped (agent_crashed). Load it to try again.
-reconnecting: warning reconnecting: The connection to an agent was interrupted and is being restored; the running turn goes on.
-failed handshake: error handshakeFailed: The agent's handshake failed (handshake_timeout); prompts of session …abcdef go over the HTTP fallback for now.
-skip automationDisabled env-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off for the whole service.
-  note: GitHub automation for octo-org/hello-world was skipped: it is switched off for the whole service. An operator has set GITHUB_AUTOMATION_DISABLED and can take it away. The changes stay in the workspace.
-skip automationDisabled config-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off in the configuration.
-  note: GitHub automation for octo-org/hello-world was skipped: it is switched off in the configuration. An operator can switch it on there. The changes stay in the workspace.
+reconnecting: warning reconnecting: The connection to an agent was interrupted and is being restored; the running turn continues.
+failed handshake: error handshakeFailed: The agent's handshake failed (handshake_timeout); prompts of session …abcdef use the HTTP fallback for now.
+skip automationDisabled env-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled for the whole service.
+  note: GitHub automation for octo-org/hello-world was skipped: it is disabled for the whole service. An operator has set GITHUB_AUTOMATION_DISABLED and can remove it. The changes stay in the workspace.
+skip automationDisabled config-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled in the configuration.
+  note: GitHub automation for octo-org/hello-world was skipped: it is disabled in the configuration. An operator can enable it there. The changes stay in the workspace.
 skip automationDisabled gitops-off: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: this session was opened without git.
-  note: GitHub automation for octo-org/hello-world was skipped: this session was opened without git. For pull requests open a session of mode development with enableGitOps. This is said once in a session. The changes stay in the workspace.
-skip automationDisabled caller-skip: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the prompt asked for none.
-  note: GitHub automation for octo-org/hello-world was skipped: the prompt asked for none. For a pull request send automation.mode github with the prompt. This is said once in a session. The changes stay in the workspace.
-skip other missing-repository: warning automationSkipped: GitHub automation was skipped: the session has no repository on GitHub.
-  note: GitHub automation was skipped: the session has no repository on GitHub. Open a session with a repository of GitHub, such as owner/name. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: this session was opened without git. For pull requests, open a session of mode development with enableGitOps. This note appears once per session. The changes stay in the workspace.
+skip automationDisabled caller-skip: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the prompt disabled it.
+  note: GitHub automation for octo-org/hello-world was skipped: the prompt disabled it. For a pull request, send automation.mode github with the prompt. This note appears once per session. The changes stay in the workspace.
+skip other missing-repository: warning automationSkipped: GitHub automation was skipped: the session has no GitHub repository.
+  note: GitHub automation was skipped: the session has no GitHub repository. Open a session with a GitHub repository, such as owner/name. The changes stay in the workspace.
 skip other no-changes: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing.
-  note: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing. Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.
-skip other nothing-staged: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: all that changed is ignored by git.
-  note: GitHub automation for octo-org/hello-world was skipped: all that changed is ignored by git. Look at .gitignore, and at which files the turn wrote. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing. No action is needed. If you expected changes, state in the prompt what to change.
+skip other nothing-staged: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file.
+  note: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file. Check .gitignore and the files that the turn wrote. The changes stay in the workspace.
 skip repoBlocked blocked-by-pattern: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
-  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them. The changes stay in the workspace.
-skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed there.
-  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed there. Install it for the repository, or send a githubToken with the prompt. The changes stay in the workspace.
-skip missingCredential token-refused: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub refused the token.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub refused the token. Send one that is valid and may write contents, issues and pull requests of the repository. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration matches it; ask an administrator. The changes stay in the workspace.
+skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed.
+  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed. Install it for the repository, or send a githubToken with the prompt. The changes stay in the workspace.
+skip missingCredential token-refused: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub rejected the token.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub rejected the token. Send a valid token that may write contents, issues and pull requests of the repository. The changes stay in the workspace.
 skip rateLimited primary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up. It is filled up again within the hour; prompt again then. The changes stay in the workspace.
-skip rateLimited secondary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub asks us to slow down.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub asks us to slow down. Prompt again in some minutes, with fewer turns at a time. The changes stay in the workspace.
-skip workspaceRollback fallback-cannot: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here.
-  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up. The quota resets within the hour; prompt again then. The changes stay in the workspace.
+skip rateLimited secondary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's secondary rate limit is reached.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub's secondary rate limit is reached. Prompt again in a few minutes, with fewer turns at a time. The changes stay in the workspace.
+skip workspaceRollback fallback-cannot: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it.
+  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
 skip repoBlocked -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
-  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them. The changes stay in the workspace.
-skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with.
-  note: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with. This version takes no credential yet; prompt with automation.mode none to be told no more. The changes stay in the workspace.
-skip automationDisabled -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off.
-  note: GitHub automation for octo-org/hello-world was skipped: it is switched off. An operator can switch it on. The changes stay in the workspace.
-skip rateLimited -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub asks for a pause.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub asks for a pause. Prompt again in an hour. The changes stay in the workspace.
-skip workspaceRollback -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here.
-  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration matches it; ask an administrator. The changes stay in the workspace.
+skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available.
+  note: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available. This version accepts no credential yet; to avoid this note, send automation.mode none with the prompt. The changes stay in the workspace.
+skip automationDisabled -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled.
+  note: GitHub automation for octo-org/hello-world was skipped: it is disabled. An operator can enable it. The changes stay in the workspace.
+skip rateLimited -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's rate limit is reached.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub's rate limit is reached. Prompt again in an hour. The changes stay in the workspace.
+skip workspaceRollback -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it.
+  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
 skip other -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it was not possible.
-  note: GitHub automation for octo-org/hello-world was skipped: it was not possible. The diagnostics of the turn say more. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: it was not possible. See the diagnostics of the turn. The changes stay in the workspace.
 skip without a name: warning automationSkipped: GitHub automation was skipped: the turn changed nothing.
-  note: GitHub automation was skipped: the turn changed nothing. Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.
+  note: GitHub automation was skipped: the turn changed nothing. No action is needed. If you expected changes, state in the prompt what to change.
 ";
 
 fn fits(text: &str, max_chars: usize) -> bool {
@@ -173,44 +173,48 @@ fn fits(text: &str, max_chars: usize) -> bool {
 }
 
 #[test]
-fn every_text_fits_whole_and_holds_no_markup() {
-    for (name, told) in every_text() {
-        assert!(fits(told.body.as_str(), MAX_BODY_CHARS), "{name}: {}", told.body);
+fn texts_fit_uncut_and_hold_no_markup() {
+    for (name, notice) in every_text() {
+        assert!(fits(notice.body.as_str(), MAX_BODY_CHARS), "{name}: {}", notice.body);
     }
     let longest = format!("{}/{}", "o".repeat(100), "n".repeat(100));
     for (reason, detail) in skips() {
         for repository in [None, Some("octo/hello"), Some(&*longest)] {
-            let (told, note) = (of_skip(reason, detail, repository), note_of_skip(reason, detail, repository));
-            assert!(fits(told.body.as_str(), MAX_BODY_CHARS), "{}", told.body);
+            let (notice, note) = (of_skip(reason, detail, repository), note_of_skip(reason, detail, repository));
+            assert!(fits(notice.body.as_str(), MAX_BODY_CHARS), "{}", notice.body);
             assert!(fits(&note, MAX_NOTE_CHARS), "{note}");
-            assert_eq!((told.severity, told.trigger), (Severity::Warning, Trigger::AutomationSkipped));
-            let (why, what_to_do) = texts_of_skip(reason, detail);
-            assert!(told.body.as_str().contains(why) && note.contains(why) && note.contains(what_to_do), "{note}");
-            assert!(repository != Some("octo/hello") || told.body.as_str().contains("octo/hello"), "{}", told.body);
+            assert_eq!((notice.severity, notice.trigger), (Severity::Warning, Trigger::AutomationSkipped));
+            let (why, advice) = texts_of_skip(reason, detail);
+            assert!(notice.body.as_str().contains(why) && note.contains(why) && note.contains(advice), "{note}");
+            assert!(
+                repository != Some("octo/hello") || notice.body.as_str().contains("octo/hello"),
+                "{}",
+                notice.body
+            );
         }
     }
 }
 
 #[test]
-fn a_secret_that_the_cut_falls_into_is_not_shown_in_part() {
+fn secret_across_the_cut_is_redacted_whole() {
     let secret = format!("ghp_{}", "a1B2".repeat(9));
     for before in (MAX_BODY_CHARS - 50)..MAX_BODY_CHARS {
-        let told = notice(Severity::Info, Trigger::Capacity, &format!("{} {secret} after", "x".repeat(before)));
-        let body = told.body.as_str();
+        let notice = notice(Severity::Info, Trigger::Capacity, &format!("{} {secret} after", "x".repeat(before)));
+        let body = notice.body.as_str();
         assert!(!body.contains("ghp") && !body.contains("a1B2"), "{body}");
         assert!(body.chars().count() <= MAX_BODY_CHARS);
     }
     let named = format!("acme-platform-team/{secret}");
-    for told in [
+    for text in [
         of_skip(SkipReason::MissingCredential, None, Some(&named)).body.as_str().to_owned(),
         note_of_skip(SkipReason::MissingCredential, None, Some(&named)),
     ] {
-        assert!(told.contains("acme-platform-team") && !told.contains("ghp") && !told.contains("a1B2"), "{told}");
+        assert!(text.contains("acme-platform-team") && !text.contains("ghp") && !text.contains("a1B2"), "{text}");
     }
 }
 
 #[test]
-fn a_secret_is_found_whatever_is_hidden_in_it_or_around_it() {
+fn secret_with_hidden_characters_or_markup_is_redacted() {
     let hidden = format!("ghp_{}\u{200B}{}", "a1B2".repeat(3), "c3D4".repeat(4));
     let in_markup = "see https://user:p`w]:x@host/ and [a](b)";
     for text in [hidden.as_str(), in_markup] {
@@ -225,12 +229,12 @@ fn a_secret_is_found_whatever_is_hidden_in_it_or_around_it() {
 
 proptest! {
     #[test]
-    fn no_repository_gets_more_into_a_text_than_its_name(repository in "\\PC{0,80}") {
+    fn repository_adds_only_its_name_to_a_text(repository in "\\PC{0,80}") {
         let (reason, detail) = (SkipReason::Other, Some(SkipDetail::NoChanges));
-        let told = of_skip(reason, detail, Some(&repository));
+        let notice = of_skip(reason, detail, Some(&repository));
         let read = RepositoryName::parse(&repository);
-        prop_assert!(read.is_some() || told.body == of_skip(reason, detail, None).body);
-        prop_assert!(fits(told.body.as_str(), MAX_BODY_CHARS));
+        prop_assert!(read.is_some() || notice.body == of_skip(reason, detail, None).body);
+        prop_assert!(fits(notice.body.as_str(), MAX_BODY_CHARS));
         prop_assert!(fits(&note_of_skip(reason, detail, Some(&repository)), MAX_NOTE_CHARS));
     }
 }

@@ -25,7 +25,7 @@ fn of(successes: u64, failures: u64) -> WindowState {
 }
 
 #[test]
-fn fr_007_the_boundaries_of_the_literal_rule() {
+fn fr_007_literal_rule_is_exact_at_its_boundaries() {
     use WindowState::*;
     for (successes, failures, state) in [
         (19, 1, Breached),     // 1 of 20
@@ -47,7 +47,7 @@ fn fr_007_the_boundaries_of_the_literal_rule() {
 }
 
 #[test]
-fn fr_007_below_the_floor_half_of_five_rolls_back_and_less_does_not() {
+fn fr_007_below_min_samples_half_of_five_failures_breach_and_fewer_do_not() {
     use WindowState::*;
     for (successes, failures, state) in
         [(0, 5, Breached), (3, 3, Breached), (4, 3, Unknown), (9, 10, Breached), (10, 9, Unknown), (10, 10, Breached)]
@@ -57,19 +57,19 @@ fn fr_007_below_the_floor_half_of_five_rolls_back_and_less_does_not() {
 }
 
 #[test]
-fn fr_007_an_outcome_counts_for_an_hour_and_leaves_with_its_bucket() {
+fn fr_007_outcome_counts_for_an_hour_and_leaves_with_its_bucket() {
     let micros = |n: i64| Timestamp(at(0).0 + n);
     for (recorded, seen, counts) in [
         (at(0), at(59 * 60 + 59), true),
         (at(0), micros(3_599_999_999), true),
         (at(0), at(3600), false),
         (at(0), at(60 * 60 + 1), false),
-        // The end of a bucket lives as long as its beginning.
+        // An outcome at the end of a bucket leaves together with one at its start.
         (micros(9_999_999), at(3599), true),
         (micros(9_999_999), at(3600), false),
         (at(10), at(3609), true),
         (at(10), at(3610), false),
-        // A clock that steps back takes nothing away.
+        // A clock that steps back removes no outcome.
         (at(7200), at(0), true),
     ] {
         let mut window = OutcomeWindow::new(RULES, 0);
@@ -79,7 +79,7 @@ fn fr_007_an_outcome_counts_for_an_hour_and_leaves_with_its_bucket() {
 }
 
 #[test]
-fn an_outcome_of_another_epoch_is_not_counted_and_a_new_epoch_starts_empty() {
+fn outcome_of_another_epoch_is_not_counted_and_a_new_epoch_starts_empty() {
     let mut window = OutcomeWindow::new(RULES, 3);
     assert!(window.record(3, Sample::Failure, at(0)));
     assert!(!window.record(2, Sample::Failure, at(0)));
@@ -91,7 +91,7 @@ fn an_outcome_of_another_epoch_is_not_counted_and_a_new_epoch_starts_empty() {
 }
 
 #[test]
-fn the_confident_rule_wants_chance_to_be_unlikely_and_two_failures_lately() {
+fn confident_rule_needs_significance_and_two_recent_failures() {
     let of = |successes: u64, failures: &[u64], seen: u64| {
         let mut window = OutcomeWindow::new(WindowRules { rule: WindowRule::Confident, ..RULES }, 0);
         failures.iter().for_each(|second| assert!(window.record(0, Sample::Failure, at(*second))));
@@ -103,20 +103,20 @@ fn the_confident_rule_wants_chance_to_be_unlikely_and_two_failures_lately() {
     assert_eq!(of(98, &[0, 0], 0), Degraded, "2 of 100 may be chance");
     assert_eq!(of(18, &[0, 0], 0), Breached, "2 of 20 is hardly chance at 99 %");
     assert_eq!(of(18, &[0, 0], 599), Breached);
-    assert_eq!(of(18, &[0, 0], 609), Breached, "a bucket that lies partly within the ten minutes is within");
+    assert_eq!(of(18, &[0, 0], 609), Breached, "a bucket partly within the ten minutes counts");
     assert_eq!(of(18, &[0, 0], 610), Degraded, "nothing failed in the last ten minutes");
-    assert_eq!(of(18, &[0, 300], 700), Degraded, "one did");
-    assert_eq!(of(2, &[0, 0, 0], 0), Breached, "a quiet workspace is not left on a dead route");
+    assert_eq!(of(18, &[0, 300], 700), Degraded, "one failure in the last ten minutes");
+    assert_eq!(of(2, &[0, 0, 0], 0), Breached, "a quiet workspace does not stay on a dead route");
 }
 
-/// What happens to a window.
+/// An event of a window.
 #[derive(Debug, Clone)]
 enum Step {
     Record(Sample),
     OfAnotherEpoch(Sample),
-    /// In microseconds, forth or back.
+    /// The clock moves by this many microseconds, forward or back.
     Pass(i64),
-    /// To so many microseconds from the next edge of a bucket.
+    /// The clock moves to this many microseconds after the next edge of a bucket.
     Edge(i64),
     Restart,
 }
@@ -152,7 +152,7 @@ fn random_rules() -> impl Strategy<Value = WindowRules> {
     )
 }
 
-/// Every outcome by itself, with the moment as of which it counts.
+/// A model of the window: each outcome with the time at which it counts.
 struct Exact {
     rules: WindowRules,
     held: Vec<(Timestamp, Sample)>,
@@ -174,7 +174,7 @@ impl Exact {
         self.held.push((now.max(newest), sample));
     }
 
-    /// None where the Wilson bound is too close to the threshold to call.
+    /// `None` if the Wilson bound is too close to the threshold for floating-point arithmetic.
     fn state(&self, now: Timestamp) -> Option<WindowState> {
         let failed = |held: &[(Timestamp, Sample)]| held.iter().filter(|(_, it)| *it == Sample::Failure).count();
         let (samples, failures) = (self.held.len() as u64, failed(&self.held) as u64);
@@ -192,7 +192,7 @@ impl Exact {
             let length = self.rules.bucket.as_micros() as i64;
             let lately: Vec<_> =
                 self.held.iter().filter(|(at, _)| (self.bucket(*at) + 1) * length > border).copied().collect();
-            // The interval holds every share from which the one that was seen is at most z deviations off.
+            // The Wilson interval holds every rate from which the observed one deviates by at most z standard errors.
             let (n, threshold) = (samples as f64, f64::from(self.rules.threshold_bp) / 10_000.0);
             let off = threshold - (samples - failures) as f64 / n;
             let margin = n * off * off - 2.33 * 2.33 * threshold * (1.0 - threshold);
@@ -206,11 +206,11 @@ impl Exact {
 }
 
 proptest! {
-    // A plain generator: the strong one takes most of the time in a build for tests.
+    // XorShift instead of ChaCha: in a debug build the default generator takes most of the test's time.
     #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
     #[test]
-    fn fr_007_the_window_counts_what_an_exact_deque_counts(
+    fn fr_007_window_matches_an_exact_deque(
         rules in random_rules(),
         steps in prop::collection::vec(step(), 1..50),
         start in 0i64..20_000_000,
@@ -233,7 +233,7 @@ proptest! {
                     now = Timestamp(bucket_start(now, rules.bucket).plus(rules.bucket).0 + micros);
                 }
                 Step::Restart => {
-                    // As rows come: in any order, and a bucket that two processes wrote in two parts.
+                    // As rows are read: in any order, with a bucket that two processes wrote in two parts.
                     let kept = window.buckets().rev().flat_map(|bucket| {
                         let failed = Bucket { successes: 0, ..*bucket };
                         [Bucket { failures: 0, ..*bucket }, failed]
@@ -251,7 +251,7 @@ proptest! {
             if let Some(state) = exact.state(now) {
                 prop_assert_eq!(figures.state, state);
             }
-            // Off by less than a bucket from what a window without buckets would hold.
+            // Off by less than one bucket from a window without buckets.
             let within = |age: Duration, now: Timestamp| all.iter().filter(|at| now.since(**at) < age).count() as u64;
             prop_assert!(figures.samples <= within(rules.length, now));
             prop_assert!(figures.samples >= within(rules.length - rules.bucket, latest));
