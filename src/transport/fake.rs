@@ -1,4 +1,4 @@
-//! An agent that the tests play.
+//! A transport for tests: the test plays the agent.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// What was said to an agent.
+/// Calls that a session made on its agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Sent {
     Prompt { call: u64, blocks: Vec<String> },
@@ -39,7 +39,7 @@ pub(crate) enum Sent {
     Close,
 }
 
-/// One start of an agent, as the test holds it.
+/// One started agent, as the test controls it.
 pub(crate) struct FakeAgent {
     pub request: OpenRequest,
     pub says: mpsc::Sender<AgentEvent>,
@@ -48,7 +48,7 @@ pub(crate) struct FakeAgent {
 }
 
 impl FakeAgent {
-    /// Waits for a prompt and gives its call.
+    /// Waits for a prompt and returns its call.
     pub(crate) async fn prompted(&mut self) -> u64 {
         loop {
             match self.heard.recv().await.expect("a prompt") {
@@ -58,26 +58,26 @@ impl FakeAgent {
         }
     }
 
-    /// Ends the turn.
+    /// Answers a call, which ends its turn.
     pub(crate) async fn answer(&self, call: u64, json: &str) {
         let result = RawValue::from_string(json.to_owned()).unwrap();
         self.says.send(AgentEvent::Answered { call, result: Ok(result) }).await.unwrap();
     }
 }
 
-/// Starts agents, and hands each of them to the test.
+/// Starts agents and hands each of them to the test.
 pub(crate) struct FakeTransport {
     started: mpsc::Sender<FakeAgent>,
-    /// How many prompts from now on make the link panic.
+    /// The number of coming prompts that make the link panic.
     pub panics: Arc<AtomicUsize>,
-    /// Failures of the next starts.
+    /// Failures of the next starts, taken from the end.
     pub failures: Arc<Mutex<Vec<Failure>>>,
-    /// Conversations that may be adopted, by connection.
+    /// Conversations that can be adopted, by connection id.
     pub held: Arc<Mutex<HashMap<String, Option<ResumedPrompt>>>>,
 }
 
 impl FakeTransport {
-    /// The transport, and the agents as they start.
+    /// Returns the transport and a queue of at most 16 started agents.
     pub(crate) fn new() -> (Self, mpsc::Receiver<FakeAgent>) {
         let (started, agents) = mpsc::channel(16);
         (Self { started, panics: Arc::default(), failures: Arc::default(), held: Arc::default() }, agents)
@@ -143,7 +143,7 @@ impl Transport for FakeTransport {
 
 type Events = std::pin::Pin<Box<dyn futures_util::Stream<Item = AgentEvent> + Send>>;
 
-/// An agent, and the two halves of its conversation.
+/// Creates an agent and the two halves of its conversation.
 fn pair(request: OpenRequest, panics: Arc<AtomicUsize>) -> (FakeAgent, Box<dyn AgentSession>, Events) {
     let (says, events) = mpsc::channel(16);
     let (to_agent, heard) = mpsc::channel(16);

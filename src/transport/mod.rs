@@ -1,9 +1,8 @@
-//! Ways to an agent: the traits by which a session sees one, and the transports behind them.
+//! Connections to agents: the traits that a session uses, and the transports that implement them.
 //!
-//! Invariant: a transport frames and carries; it never decides how a turn ended and never repeats a call, also not one
-//! whose answer was lost. A line that
-//! breaks it makes again where both ends number their messages, so that each arrives once. What it reports, it reports
-//! in the order in which the agent said it.
+//! Invariant: a transport only frames and carries messages. It never decides the outcome of a turn and never repeats
+//! a call, not even one whose answer was lost. It restores an interrupted connection if both ends number their
+//! messages, so that each message arrives once. Events arrive in the order in which the agent sent the messages.
 
 pub(crate) mod acp;
 #[cfg(test)]
@@ -40,90 +39,100 @@ use crate::{
 
 pub(crate) use self::pipe::{CloseReason, SendError};
 
-/// A way to agents.
+/// Opens conversations with agents.
 pub(crate) trait Transport: Send + Sync {
-    /// Starts an agent and a conversation with it, or brings one back. Ends within the handshake timeout.
-    /// Dropping the future ends the agent. A failure has no side effect that outlives it, so a retry is
-    /// safe.
+    /// Starts an agent and a conversation with it, or resumes an earlier conversation. Takes at most the handshake
+    /// timeout.
+    ///
+    /// # Errors
+    /// A failure has no lasting side effect, so a retry is safe.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the agent.
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>>;
 
-    /// Goes on with a conversation whose client died, if the runtime still holds it: everything of its newest turn that
-    /// is not on disk (`request.received`) comes again. A conversation that is not held any more is
-    /// [`ErrorCode::ConnectionLost`](crate::domain::turn::outcome::ErrorCode). Safe to retry.
+    /// Resumes a conversation whose previous client has exited, if the runtime still holds it. All messages of its
+    /// newest turn after `request.received` are delivered again.
+    ///
+    /// # Errors
+    /// [`ErrorCode::ConnectionLost`](crate::domain::turn::outcome::ErrorCode) if the runtime no longer holds the
+    /// conversation. A retry is safe.
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
 }
 
-/// Which conversation to go on with.
+/// The conversation to resume.
 #[derive(Debug, Clone)]
 pub(crate) struct AdoptRequest {
-    /// [`AgentFacts::connection_id`] of it.
+    /// The [`AgentFacts::connection_id`] of the conversation.
     pub connection_id: String,
     /// The agent's own session id.
     pub agent_session_id: String,
-    /// The number up to which everything is on disk; 0 for all.
+    /// The number of the last message that is persisted; 0 if none is.
     pub received: u64,
-    /// [`AgentFacts::cookies`] of it.
+    /// The [`AgentFacts::cookies`] of the conversation.
     pub cookies: Option<String>,
 }
 
-/// A conversation that goes on under a new client.
+/// A conversation that was resumed by a new client.
 pub(crate) struct AdoptedSession {
-    /// For saying things to the agent.
+    /// Sends to the agent.
     pub link: Box<dyn AgentSession>,
-    /// What the agent says, ending with [`AgentEvent::Closed`].
+    /// The agent's events; the last is [`AgentEvent::Closed`].
     pub events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
     /// The first request id that the session may use.
     pub next_call: u64,
-    /// The newest prompt that the agent got, if any. It may have been answered: then its answer is among the events.
+    /// The newest prompt that the agent received, if any. If it was answered, the answer is among the events.
     pub prompt: Option<ResumedPrompt>,
 }
 
-/// What to start.
+/// The agent and the conversation to start.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenRequest {
-    /// The session of ours.
+    /// The session of this service that the conversation belongs to.
     pub session_id: SessionId,
-    /// Whether its workspace is removed with its last session.
+    /// True if the workspace is removed with its last session.
     pub is_ephemeral: bool,
-    /// Name of the configured agent; the default one where absent.
+    /// The name of a configured agent; `None`: the default agent.
     pub agent: Option<String>,
-    /// The folder in which it works, absolute, as the runtime knows it.
+    /// The agent's working directory: an absolute path in the runtime's file system.
     pub cwd: String,
     /// ACP `mcpServers`, raw.
     pub mcp_servers: Box<RawValue>,
-    /// The agent's own id of an earlier conversation that is to go on.
+    /// The agent's own id of an earlier conversation to resume.
     pub previous: Option<String>,
-    /// Cookies that the runtime set for this session before; they keep a session on its replica.
+    /// Cookies that the runtime set for this session earlier; a load balancer uses them to keep a session on its
+    /// replica.
     pub cookies: Option<String>,
 }
 
-/// A conversation that has begun.
+/// A conversation that has started.
 pub(crate) struct OpenedSession {
-    /// For saying things to the agent.
+    /// Sends to the agent.
     pub link: Box<dyn AgentSession>,
-    /// What the agent says, ending with [`AgentEvent::Closed`], or with the link where each turn has an agent of its
-    /// own.
+    /// The agent's events. The last is [`AgentEvent::Closed`]; if each turn has its own agent, the stream ends
+    /// without it when the link is dropped.
     pub events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
     /// The first request id that the session may use.
     pub next_call: u64,
-    /// What the handshake told.
+    /// Results of the handshake.
     pub facts: AgentFacts,
 }
 
-/// What a handshake told about an agent.
+/// Properties of an agent and its conversation, from the handshake.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentFacts {
-    /// Id of the connection, as the runtime named it.
+    /// The runtime's id of the connection.
     pub connection_id: String,
-    /// The negotiated version; absent where nothing was negotiated, since each turn has an agent of its own.
+    /// The negotiated protocol version; `None` if each turn has its own agent, so that nothing is negotiated here.
     pub protocol_version: Option<u16>,
-    /// The agent's own session id; empty where each turn has an agent of its own.
+    /// The agent's own session id; empty if each turn has its own agent.
     pub agent_session_id: String,
-    /// Whether the agent itself still knows the earlier conversation.
+    /// True if the agent resumed the earlier conversation and remembers it.
     pub remembers: bool,
-    /// The content blocks that it takes; all of them where only the turn will tell.
+    /// The content blocks that the agent accepts; all of them if each turn has its own agent, because only the turn
+    /// shows it.
     pub takes: Kinds,
-    /// Whether it offers `session/close`.
+    /// True if the agent offers `session/close`.
     pub can_close: bool,
     /// `agentInfo`, raw.
     pub info: Option<Box<RawValue>>,
@@ -137,46 +146,51 @@ pub(crate) struct AgentFacts {
     pub cookies: Option<String>,
 }
 
-/// One turn, as it is asked for.
+/// A request for one turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TurnRequest<'a> {
-    /// Which turn it is.
+    /// The id of the turn.
     pub prompt_id: PromptId,
-    /// What the user wants.
+    /// The user's prompt.
     pub prompt: &'a Prompt,
-    /// The conversation so far, for an agent that did not see it; goes ahead of the prompt, in the form that the agent
-    /// takes.
+    /// The conversation so far, for an agent that did not see it. It is sent ahead of the prompt, in a form that the
+    /// agent accepts.
     pub context: Option<&'a str>,
-    /// Who answers permission requests where the session cannot be asked: where they do not come as
+    /// Decides permission requests if the carrier of the turn answers them itself, so that they do not arrive as
     /// [`AgentEvent::Request`].
     pub policy: PermissionPolicy,
 }
 
-/// A conversation, for saying things. Every method queues at once or fails; none waits.
+/// The sending half of a conversation. Every method queues a message or fails; none waits.
+///
+/// # Errors
+/// [`SendError::Full`] if the message cannot be taken now, and [`SendError::Closed`] after the connection has closed.
+/// Nothing was queued, so a retry is safe.
 pub(crate) trait AgentSession: Send {
-    /// Asks for one turn. The answer comes as [`AgentEvent::Answered`] or [`AgentEvent::Failed`] with `call`.
+    /// Requests one turn. The result arrives as [`AgentEvent::Answered`] or [`AgentEvent::Failed`] with the same
+    /// `call`.
     fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError>;
-    /// Whether whoever carries the turn watches its limits, the agent's silence and the grace of a cancel, and reports
-    /// by [`AgentEvent::Failed`] what they did. Else the session has to.
+    /// True if the carrier of the turn enforces its limits (the agent's silence, the grace of a cancel) and reports a
+    /// violation as [`AgentEvent::Failed`]. Otherwise the session enforces them.
     fn keeps_time(&self) -> bool {
         false
     }
-    /// Asks for the end of the running turn.
+    /// Requests the end of the running turn.
     fn cancel(&mut self) -> Result<(), SendError>;
     /// Selects a mode (`session/set_mode`).
     fn set_mode(&mut self, call: u64, mode_id: &str) -> Result<(), SendError>;
-    /// Sets an option (`session/set_config_option`); `value` is a string or a boolean.
+    /// Sets an option (`session/set_config_option`). `value` is a string or a boolean.
     fn set_config_option(&mut self, call: u64, config_id: &str, value: &serde_json::Value) -> Result<(), SendError>;
-    /// Ends the conversation (`session/close`), for agents that offer it.
+    /// Ends the conversation (`session/close`); only for agents that offer it.
     fn close(&mut self, call: u64) -> Result<(), SendError>;
-    /// Answers a request of the agent.
+    /// Sends the answer to a request of the agent.
     fn respond(&mut self, id: &RequestId, result: Result<serde_json::Value, RpcError>) -> Result<(), SendError>;
-    /// How far the conversation has come, for settling it.
+    /// The progress of the conversation, for settling messages.
     fn delivered(&self) -> Arc<Delivered>;
 }
 
-/// How far a conversation has come. What is settled need not be kept by the runtime any longer: it is on disk, or
-/// nobody wants it. A conversation whose peer does not number its messages stays at 0, where settling does nothing.
+/// The progress of a conversation's messages. The runtime may discard settled messages: they are persisted or no
+/// longer needed. If the peer does not number its messages, the progress stays at 0 and settling has no effect.
 #[derive(Debug, Default)]
 pub(crate) struct Delivered {
     handled: AtomicU64,
@@ -185,98 +199,101 @@ pub(crate) struct Delivered {
 }
 
 impl Delivered {
-    /// The number of the last message that was handed to the session as an event.
+    /// The number of the last message that was handed to the session as an event; 0 before the first.
     pub(crate) fn handled(&self) -> u64 {
         self.handled.load(Ordering::Acquire)
     }
 
-    /// The number up to which the runtime may forget.
+    /// The number of the last message that the runtime may discard; 0 if there is none.
     pub(crate) fn settled(&self) -> u64 {
         self.settled.load(Ordering::Acquire)
     }
 
-    /// Notes that a message is handed over.
+    /// Records that the message `seq` is being handed to the session.
     pub(crate) fn handle(&self, seq: u64) {
         self.handled.fetch_max(seq, Ordering::AcqRel);
     }
 
-    /// Lets the runtime forget everything up to `seq`, when there is next something to tell it, or enough of it.
-    /// Never blocks; from any thread.
+    /// Allows the runtime to discard all messages up to `seq`. The runtime is notified with the next message to it,
+    /// or once enough messages are settled. Never blocks; may be called from any thread.
     pub(crate) fn settle(&self, seq: u64) {
         self.settled.fetch_max(seq, Ordering::AcqRel);
         self.changed.notify_one();
     }
 
-    /// Ends when something was settled since the last call. Cancel-safe; for one caller.
+    /// Waits until more messages are settled than at the last call. For one caller at a time.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: a dropped future loses no notification.
     pub(crate) async fn settled_more(&self) {
         self.changed.notified().await;
     }
 }
 
-/// What an agent says.
+/// Events of an agent, and of the connection to it.
 #[derive(Debug)]
 pub(crate) enum AgentEvent {
-    /// `session/update`: progress of the turn, raw.
+    /// A `session/update`: progress of the turn, raw.
     Update {
-        /// The update.
+        /// The member `update`.
         update: Box<RawValue>,
-        /// `_meta` beside it.
+        /// The member `_meta` of the same message.
         meta: Option<Box<RawValue>>,
     },
-    /// Any other notification, raw.
+    /// Any other notification.
     Notification {
-        /// Its method.
+        /// The method.
         method: String,
-        /// Its params.
+        /// The raw parameters.
         params: Box<RawValue>,
     },
-    /// A request; it has to be answered.
+    /// A request, which must be answered by [`AgentSession::respond`].
     Request {
-        /// To be repeated in the answer.
+        /// The id to repeat in the answer.
         id: RequestId,
-        /// Its method.
+        /// The method.
         method: String,
-        /// Its params.
+        /// The raw parameters.
         params: Box<RawValue>,
     },
-    /// An answer to a call of ours.
+    /// The answer to a call.
     Answered {
-        /// The call.
+        /// The number of the call.
         call: u64,
-        /// What came of it.
+        /// The result, raw, or the agent's error.
         result: Result<Box<RawValue>, RpcError>,
     },
-    /// A call of ours failed, and the link lives on: the next turn can be asked for.
+    /// A call failed, but the link remains usable: the next turn can be requested.
     Failed {
-        /// The call.
+        /// The number of the call.
         call: u64,
-        /// Why.
+        /// The cause.
         failure: Failure,
     },
-    /// A remark about the running turn by whoever carries it.
+    /// A diagnostic about the running turn from the carrier of the turn.
     Remark {
-        /// How bad it is.
         severity: Severity,
-        /// One sentence.
+        /// One sentence for people.
         message: String,
     },
-    /// A permission request was answered by whoever carries the turn.
+    /// The carrier of the turn answered a permission request itself.
     Permission {
-        /// The option that was chosen; `None` where the request was cancelled.
+        /// The chosen option; `None` if the request was cancelled.
         option_id: Option<String>,
-        /// Whether that option allows.
+        /// True if that option grants the permission.
         allows: bool,
-        /// Who chose.
+        /// The name of the policy that chose, or `fallback` if a person would have been asked.
         by: String,
     },
-    /// A line that is not JSON; `line` is cut.
+    /// A line of the agent's output that is not JSON, truncated.
     StrayLine(String),
-    /// JSON that is not the protocol; the agent cannot be trusted any more.
+    /// JSON that violates the protocol; the agent can no longer be trusted.
     Violation(String),
-    /// The connection broke and is being made again; what was said meanwhile comes after [`AgentEvent::Resumed`].
+    /// The connection was interrupted and is being restored; the text is the cause. Messages sent meanwhile follow
+    /// [`AgentEvent::Resumed`].
     Interrupted(String),
-    /// The connection stands again; nothing was lost.
+    /// The connection was restored without loss.
     Resumed,
-    /// The end; nothing follows.
+    /// The end of the conversation; the last event.
     Closed(CloseReason),
 }

@@ -1,8 +1,8 @@
-//! A bounded way for ACP messages in both directions: what every transport is underneath.
+//! A bounded, bidirectional pipe for ACP messages, the base of every transport.
 //!
-//! Bounded twice: by messages, so that many small ones cannot pile up, and by bytes, so that few large
-//! ones cannot either. A full pipe makes its writer wait, and so the agent's own pipe fills: back-pressure
-//! ends where the text is made.
+//! Each direction is bounded by messages, so that many small ones cannot pile up, and by bytes, so that a few large
+//! ones cannot either. A full pipe makes its writer wait, which in turn fills the agent's own pipe: back-pressure
+//! reaches the source of the text.
 
 use std::{
     sync::Arc,
@@ -13,16 +13,16 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::contract::runtime::AgentExited;
 
-/// How much may wait in one direction.
+/// The queue limits of one direction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PipeLimits {
-    /// Messages.
+    /// The largest number of queued messages.
     pub frames: usize,
-    /// Bytes; one message that is larger than this passes alone.
+    /// The total size of queued messages in bytes. A single message that is larger passes alone.
     pub bytes: usize,
 }
 
-/// The text of one ACP message. It holds its share of the byte budget until it is dropped.
+/// The text of one ACP message. Holds its share of the byte budget until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Frame {
     text: String,
@@ -31,53 +31,52 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// The message.
+    /// The text of the message.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The number under which it came; 0 where its sender does not number.
+    /// The sequence number of the message; 0 if the sender does not number its messages.
     pub(crate) fn seq(&self) -> u64 {
         self.seq
     }
 
-    /// The message alone; its share of the budget is given back.
+    /// Takes the text and releases the message's share of the byte budget.
     pub(crate) fn into_text(self) -> String {
         self.text
     }
 }
 
-/// Why nothing more comes.
+/// Reasons for the end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum CloseReason {
-    /// The agent's process ended.
+    /// The agent's process exited.
     AgentExited(AgentExited),
-    /// The connection broke, or the other side closed it without saying why.
+    /// The connection broke, or the peer closed it without a reason; the text is the cause.
     Lost(String),
-    /// The other side sent a message larger than the limit.
+    /// The peer sent a message larger than the limit.
     FrameTooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
 }
 
-/// What the line under a pipe does while the pipe itself lives on.
+/// A change of the connection under a pipe while the pipe itself stays open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ConnectionState {
-    /// It broke, and is being made again; the cause.
+    /// The connection was interrupted and is being restored; the text is the cause.
     Interrupted(String),
-    /// It stands again.
+    /// The connection was restored.
     Resumed,
 }
 
-/// What comes out of a pipe.
+/// Items read from a pipe.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// A message.
     Frame(Frame),
-    /// The line broke or stands again, between the messages before and after.
+    /// The connection changed state between the preceding and the following message.
     Line(ConnectionState),
-    /// The end, said once, after the last message.
+    /// The end of the connection; sent once, after the last message.
     Closed(CloseReason),
 }
 
@@ -90,7 +89,7 @@ pub(crate) struct FrameSender {
     _writers: Arc<Writers>,
 }
 
-/// Tells the reader when the last sender is gone, even while messages are still queued.
+/// Notifies the reader when the last sender is dropped, even while messages are still queued.
 #[derive(Debug)]
 struct Writers {
     gone: Arc<Notify>,
@@ -109,30 +108,30 @@ pub(crate) struct FrameReceiver {
     writers_gone: Arc<Notify>,
 }
 
-/// A message could not be queued.
+/// Reasons why a message was not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SendError {
-    /// The reader is too slow; nothing was queued.
+    /// The pipe is full because the reader is too slow. A retry is safe.
     #[error("the other side does not read")]
     Full,
-    /// The reader is gone.
+    /// The reader was dropped.
     #[error("the connection is closed")]
     Closed,
 }
 
-/// A message could not be queued, and comes back.
+/// Reasons why a message was not queued, with the message for a later attempt.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// As [`SendError::Full`], with the message.
+    /// As [`SendError::Full`], with the text of the message.
     Full(String),
     /// As [`SendError::Closed`].
     Closed,
 }
 
-/// Both ends of one direction.
+/// Creates both ends of one direction.
 pub(crate) fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
     let (sender, receiver) = mpsc::channel(limits.frames);
-    // A semaphore counts in u32 when it hands out many permits at once.
+    // A semaphore counts in u32 when it acquires many permits at once.
     let bytes = limits.bytes.clamp(1, u32::MAX as usize);
     let gone = Arc::new(Notify::new());
     let writers = Arc::new(Writers { gone: gone.clone() });
@@ -145,12 +144,18 @@ impl FrameSender {
         u32::try_from(text.len().clamp(1, self.bytes)).unwrap_or(u32::MAX)
     }
 
-    /// Queues a message, and waits while the pipe is full. Cancel-safe: a dropped future queued nothing.
+    /// Queues a message; waits while the pipe is full.
+    ///
+    /// # Errors
+    /// Only [`SendError::Closed`].
+    ///
+    /// # Cancel safety
+    /// A dropped future has queued nothing.
     pub(crate) async fn send(&self, text: String) -> Result<(), SendError> {
         self.send_numbered(text, 0).await
     }
 
-    /// [`FrameSender::send`] for a message that has a number.
+    /// Same as [`FrameSender::send`], for a message with a sequence number.
     pub(crate) async fn send_numbered(&self, text: String, seq: u64) -> Result<(), SendError> {
         let share = self.budget.clone().acquire_many_owned(self.share_of(&text)).await;
         let share = share.map_err(|_| SendError::Closed)?;
@@ -158,7 +163,7 @@ impl FrameSender {
         self.queue.send(Incoming::Frame(frame)).await.map_err(|_| SendError::Closed)
     }
 
-    /// Queues a message if there is room now.
+    /// Queues a message without waiting.
     pub(crate) fn try_send(&self, text: String) -> Result<(), SendError> {
         self.offer(text, 0).map_err(|refused| match refused {
             Refused::Full(_) => SendError::Full,
@@ -166,7 +171,7 @@ impl FrameSender {
         })
     }
 
-    /// Queues a message with its number if there is room now; else gives it back.
+    /// Queues a message with its sequence number without waiting. A full pipe returns the message with the error.
     pub(crate) fn offer(&self, text: String, seq: u64) -> Result<(), Refused> {
         let Ok(share) = self.budget.clone().try_acquire_many_owned(self.share_of(&text)) else {
             return Err(Refused::Full(text));
@@ -178,53 +183,62 @@ impl FrameSender {
         })
     }
 
-    /// Says what the line does. Waits for room like a message; cancel-safe.
+    /// Queues a change of the connection's state; waits while the queue is full.
+    ///
+    /// # Cancel safety
+    /// A dropped future has queued nothing.
     pub(crate) async fn tell(&self, state: ConnectionState) -> Result<(), SendError> {
         self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
     }
 
-    /// Says that nothing more comes, and why. Waits for room like a message; nobody listening is fine.
+    /// Queues the end of the connection; waits while the queue is full. Does nothing if the reader was dropped.
     pub(crate) async fn close(self, reason: CloseReason) {
         let _ = self.queue.send(Incoming::Closed(reason)).await;
     }
 
-    /// Ends when the reader is gone.
+    /// Waits until the reader is dropped.
     pub(crate) async fn reader_gone(&self) {
         self.queue.closed().await;
     }
 }
 
 impl FrameReceiver {
-    /// The next message or the end; `None` when the writer is gone. Cancel-safe.
+    /// Returns the next item; `None` if all senders were dropped without a close reason.
+    ///
+    /// # Cancel safety
+    /// A dropped future has taken nothing from the queue.
     pub(crate) async fn recv(&mut self) -> Option<Incoming> {
         self.queue.recv().await
     }
 
-    /// Ends when the last sender is gone, at once and not only after the queued messages: for a reader that
-    /// is busy with something that may never end. Cancel-safe.
+    /// Waits until the last sender is dropped, even while messages are still queued: for a reader that is busy with
+    /// an operation that may never finish.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: a dropped future loses no notification.
     pub(crate) async fn writers_gone(&self) {
         self.writers_gone.notified().await;
-        // Keeps the answer for the next caller.
+        // Keeps the notification for the next caller.
         self.writers_gone.notify_one();
     }
 
-    /// Whether the last sender is gone; messages may still be queued.
+    /// True if the last sender was dropped; messages may still be queued.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.queue.is_closed()
     }
 
-    /// [`FrameReceiver::recv`] for hand-written futures.
+    /// Same as [`FrameReceiver::recv`], for hand-written futures.
     pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
         Poll::Ready(ready!(self.queue.poll_recv(cx)))
     }
 }
 
-/// Both directions, as the client of an agent holds them.
+/// Both directions, from the point of view of an agent's client.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    /// To the agent. Dropping the last clone ends the session behind the pipe.
+    /// Sends to the agent. Dropping the last clone ends the session behind the pipe.
     pub to_agent: FrameSender,
-    /// From the agent.
+    /// Receives from the agent.
     pub from_agent: FrameReceiver,
 }
 
@@ -233,7 +247,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pipe_is_full_by_bytes_and_by_messages() {
+    async fn pipe_is_bounded_by_bytes_and_by_messages() {
         let (sender, mut receiver) = bounded(PipeLimits { frames: 2, bytes: 10 });
         sender.try_send("x".repeat(8)).unwrap();
         assert_eq!(sender.try_send("x".repeat(8)), Err(SendError::Full));
@@ -244,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_larger_than_the_budget_passes_alone() {
+    async fn message_larger_than_the_budget_passes_alone() {
         let (sender, mut receiver) = bounded(PipeLimits { frames: 4, bytes: 10 });
         sender.send("x".repeat(100)).await.unwrap();
         assert_eq!(sender.try_send("y".into()), Err(SendError::Full));

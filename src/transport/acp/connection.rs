@@ -1,4 +1,4 @@
-//! A conversation in ACP over any pipe: what the agent says, and what is said to it.
+//! An ACP conversation over any pipe: the agent's events, and the messages to the agent.
 
 use std::{
     borrow::Cow,
@@ -31,14 +31,14 @@ use crate::{
     },
 };
 
-/// Why an agent went away, as a failure of the turn that was running.
+/// Converts a close reason to the failure of the turn that was running.
 pub(crate) fn closed_in_turn(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) => match exited.code.as_deref().and_then(ErrorCode::from_name) {
-            Some(code) => Failure::new(code, format!("the agent was ended: {}", how_it_ended(exited))),
+            Some(code) => Failure::new(code, format!("the agent was terminated: {}", how_it_ended(exited))),
             None => Failure::new(
                 ErrorCode::AgentCrashed,
-                format!("the agent ended in the middle: {}", how_it_ended(exited)),
+                format!("the agent exited during the turn: {}", how_it_ended(exited)),
             ),
         },
         CloseReason::Lost(cause) => Failure::new(ErrorCode::ConnectionLost, format!("the connection broke: {cause}")),
@@ -48,18 +48,19 @@ pub(crate) fn closed_in_turn(reason: &CloseReason) -> Failure {
     }
 }
 
+/// Describes the end of an agent in a few words, with the last 500 bytes of its stderr.
 pub(crate) fn how_it_ended(exited: &AgentExited) -> String {
     let how = match (exited.exit_code, exited.signal) {
         (_, Some(signal)) => format!("signal {signal}"),
         (Some(code), None) => format!("exit code {code}"),
-        (None, None) => "its output ended".to_owned(),
+        (None, None) => "its output closed".to_owned(),
     };
     let tail = exited.stderr_tail.trim();
-    // The end of stderr says most; a detail has to stay readable.
-    if tail.is_empty() { how } else { format!("{how}; its last words: {}", text::tail_bytes(tail, 500)) }
+    // The end of stderr is the most informative part, and the detail has to stay readable.
+    if tail.is_empty() { how } else { format!("{how}; end of stderr: {}", text::tail_bytes(tail, 500)) }
 }
 
-/// What the agent says, read from the pipe as it is asked for.
+/// The stream of the agent's events. Reads the pipe on demand.
 pub(crate) struct Events {
     from_agent: FrameReceiver,
     delivered: Arc<Delivered>,
@@ -67,7 +68,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Notes in `delivered` what was yielded.
+    /// Creates the stream, which records in `delivered` the number of each message that it yields.
     pub(crate) fn new(from_agent: FrameReceiver, delivered: Arc<Delivered>) -> Self {
         Self { from_agent, delivered, exited: None }
     }
@@ -118,7 +119,7 @@ fn read(frame: &str) -> Read {
         Message::Notification { method, params } => match &*method {
             client_method::SESSION_UPDATE => match update_of(params) {
                 Some((update, meta)) => AgentEvent::Update { update, meta },
-                None => AgentEvent::Violation(format!("a session/update without an update: {}", quoted(frame))),
+                None => AgentEvent::Violation(format!("session/update has no update: {}", quoted(frame))),
             },
             STRAY_LINE => match serde_json::from_str::<StrayLine>(params.get()) {
                 Ok(stray) => AgentEvent::StrayLine(stray.line),
@@ -132,12 +133,12 @@ fn read(frame: &str) -> Read {
         }
         Message::Response { id, result } => match jsonrpc::own_id(&id) {
             Some(call) => AgentEvent::Answered { call, result: result.map(ToOwned::to_owned) },
-            None => AgentEvent::Violation(format!("an answer to a request that was never sent: {id}")),
+            None => AgentEvent::Violation(format!("answer to a request that was never sent: {id}")),
         },
     })
 }
 
-/// The beginning of a message as its agent wrote it.
+/// The first 200 characters of a message, without its sequence number.
 fn quoted(frame: &str) -> String {
     let message = numbered::take(frame).map_or(Cow::Borrowed(frame), |(_, message)| message);
     text::cut(&message, 200)

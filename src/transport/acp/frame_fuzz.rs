@@ -1,4 +1,4 @@
-//! Whatever an agent sends, its conversation goes on or ends with a reason.
+//! A property test: every input from an agent yields events and one close reason.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn no_frame_makes_the_reader_panic_and_what_is_no_message_is_a_violation(
+    fn reader_never_panics_and_malformed_frames_are_violations(
         frames in prop::collection::vec(nearly_a_frame(), 1..6),
     ) {
         let (to_us, from_agent) = bounded(PipeLimits { frames: 16, bytes: 1 << 20 });
@@ -29,7 +29,8 @@ proptest! {
         prop_assert!(closed.is_some());
         let events: Vec<_> = Events::new(from_agent, Arc::default()).collect().now_or_never().unwrap_or_default();
         let closed = events.iter().filter(|event| matches!(event, AgentEvent::Closed(_))).count();
-        prop_assert!(closed == 1 && matches!(events.last(), Some(AgentEvent::Closed(_))), "one end, and the last");
+        let ends_closed = matches!(events.last(), Some(AgentEvent::Closed(_)));
+        prop_assert!(closed == 1 && ends_closed, "exactly one close event, at the end");
         let violations: Vec<_> = events
             .iter()
             .filter_map(|event| match event {
@@ -40,11 +41,11 @@ proptest! {
         prop_assert!(violations.iter().all(|why| !why.is_empty() && why.len() < 2000), "{:?}", violations);
         let unreadable = frames.iter().filter(|frame| jsonrpc::parse(frame).is_err()).count();
         prop_assert!(violations.len() >= unreadable);
-        // Each frame is one event, but for the word of an agent's end, which comes with the end.
-        let last_words = frames.iter().filter(|frame| {
+        // Each frame yields one event, except a notice of the agent's exit, which is merged into the close event.
+        let exit_notices = frames.iter().filter(|frame| {
             matches!(jsonrpc::parse(frame), Ok(Message::Notification { method, .. })
                 if method == crate::contract::runtime::AGENT_EXITED)
         });
-        prop_assert_eq!(events.len(), frames.len() - last_words.count() + 1);
+        prop_assert_eq!(events.len(), frames.len() - exit_notices.count() + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The handshake with which every conversation in ACP begins, over any pipe.
+//! The handshake that begins every ACP conversation, over any pipe.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -24,23 +24,30 @@ use crate::{
     },
 };
 
-/// Who is at the other end of a handshake.
+/// The other end of a handshake.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    /// A runtime, which starts the agent that it is told and offers it what the client of an agent offers.
+    /// A runtime. It starts the requested agent and offers the agent files and terminals itself.
     Runtime {
-        /// Whether a connection that breaks is to go on.
+        /// True if an interrupted connection is to be resumed.
         resumable: bool,
     },
     /// The agent itself.
     Agent {
-        /// `clientCapabilities` that it is offered.
+        /// The `clientCapabilities` to offer.
         capabilities: serde_json::Value,
     },
 }
 
-/// Runs the handshake over a pipe whose messages have no numbers: `initialize`, then `session/resume`, `session/load`
-/// or `session/new`. Without a limit of time. A dropped future drops the pipe.
+/// Runs the handshake over a pipe without sequence numbers: `initialize`, then `session/resume`, `session/load` or
+/// `session/new`. Has no time limit of its own.
+///
+/// # Errors
+/// The agent exits, requires a sign-in, speaks another protocol version, or answers with an error or with something
+/// other than ACP.
+///
+/// # Cancel safety
+/// A dropped future drops the pipe, which ends the agent.
 pub(crate) async fn shake_hands(
     pipe: Pipe,
     request: &OpenRequest,
@@ -50,7 +57,7 @@ pub(crate) async fn shake_hands(
     Hands::new(pipe, Arc::default(), peer).shake(request, auth_method).await
 }
 
-/// What the agent's capabilities say about what a session may do.
+/// Derives the accepted content blocks, and whether the agent offers `session/close`, from its capabilities.
 pub(crate) fn abilities(capabilities: &AgentCapabilities) -> (Kinds, bool) {
     let takes = &capabilities.prompt_capabilities;
     let takes = Kinds { image: takes.image, audio: takes.audio, embedded: takes.embedded_context };
@@ -74,11 +81,11 @@ struct Begun {
 
 fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T, Failure> {
     serde_json::from_str(answer.get()).map_err(|cause| {
-        Failure::new(ErrorCode::HandshakeFailed, format!("the agent's answer to `{method}` is not ACP: {cause}"))
+        Failure::new(ErrorCode::HandshakeFailed, format!("the agent's answer to `{method}` is malformed: {cause}"))
     })
 }
 
-/// One handshake.
+/// One handshake in progress.
 pub(crate) struct Hands {
     to_agent: FrameSender,
     events: Events,
@@ -102,10 +109,10 @@ impl Hands {
         let initialized = self.initialize(request).await?;
         let agent: InitializeResponse = parse(&initialized, "initialize")?;
         let raw: RawInitialized = parse(&initialized, "initialize")?;
-        // Some agents echo back whatever is offered, so what counts is that it is the one that we speak.
+        // Some agents echo the offered version, so the check is for the version that this crate speaks.
         if raw.protocol_version != PROTOCOL_VERSION {
             let detail = format!(
-                "the agent speaks version {} of the protocol, this service version {PROTOCOL_VERSION}",
+                "the agent speaks protocol version {}, this service supports version {PROTOCOL_VERSION}",
                 raw.protocol_version
             );
             return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
@@ -135,7 +142,7 @@ impl Hands {
     async fn initialize(&mut self, request: &OpenRequest) -> Result<Box<RawValue>, Failure> {
         let mut params = json!({
             "protocolVersion": PROTOCOL_VERSION,
-            // Files and terminals are the runtime's business: it is where the workspace is.
+            // The runtime offers files and terminals, because it holds the workspace.
             "clientCapabilities": {},
             "clientInfo": {"name": "lumilink", "version": env!("CARGO_PKG_VERSION")},
         });
@@ -180,18 +187,18 @@ impl Hands {
         let capabilities = &agent.agent_capabilities;
         if let Some(previous) = &request.previous {
             let params = json!({"sessionId": previous, "cwd": request.cwd, "mcpServers": request.mcp_servers});
-            let ways = [
+            let methods = [
                 (capabilities.session_capabilities.resume.is_some(), agent_method::SESSION_RESUME),
                 (capabilities.load_session, agent_method::SESSION_LOAD),
             ];
-            for (_, method) in ways.into_iter().filter(|(offered, _)| *offered) {
+            for (_, method) in methods.into_iter().filter(|(offered, _)| *offered) {
                 match self.call(method, &params).await? {
                     Ok(answer) => return begun(&answer, method, Some(previous.clone())).map(Ok),
                     Err(error) if error.code == jsonrpc::AUTH_REQUIRED => return Ok(Err(error)),
-                    // Known agents advertise what then fails; a new conversation with the transcript as
-                    // context serves the user better than no session.
+                    // Some known agents advertise these methods and then fail. A new conversation with the transcript
+                    // as context serves the user better than no session.
                     Err(error) => {
-                        tracing::info!(marker = "[ACP]", method, %error, "the agent cannot go on with its conversation")
+                        tracing::info!(marker = "[ACP]", method, %error, "agent cannot resume the conversation")
                     }
                 }
             }
@@ -207,25 +214,25 @@ impl Hands {
         &mut self,
         agent: &InitializeResponse,
         method: Option<&str>,
-        wanted: &RpcError,
+        required: &RpcError,
     ) -> Result<(), Failure> {
         let Some(method) = method else {
             let offered: Vec<_> = agent.auth_methods.iter().map(|method| method.id().to_string()).collect();
             let detail = format!(
-                "the agent wants to be signed in ({}) and no `auth_method` is configured for it; it offers: {}",
-                wanted.message,
+                "the agent requires a sign-in ({}) and has no `auth_method` configured; it offers: {}",
+                required.message,
                 offered.join(", ")
             );
             return Err(Failure::new(ErrorCode::AgentAuthRequired, detail));
         };
         let answer = self.call(agent_method::AUTHENTICATE, json!({"methodId": method})).await?;
         answer.map(drop).map_err(|error| {
-            Failure::new(ErrorCode::AgentAuthRequired, format!("the agent refused to sign in: {}", error.message))
+            Failure::new(ErrorCode::AgentAuthRequired, format!("the agent refused the sign-in: {}", error.message))
         })
     }
 
-    /// Sends a request and waits for its answer. Notifications until then are of an earlier conversation
-    /// (a load replays it) and are not for the user; requests are refused.
+    /// Sends a request and waits for its answer. Notifications before the answer belong to an earlier conversation (a
+    /// load replays it) and are discarded; requests of the agent are refused.
     async fn call(
         &mut self,
         method: &str,
@@ -234,28 +241,29 @@ impl Hands {
         let call = self.next_call;
         self.next_call += 1;
         let closed =
-            |_| Failure::new(ErrorCode::ConnectionLost, "the connection to the runtime broke in the handshake");
+            |_| Failure::new(ErrorCode::ConnectionLost, "the connection to the runtime broke during the handshake");
         self.to_agent.send(jsonrpc::request(call, method, params)).await.map_err(closed)?;
         loop {
             let event = std::future::poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
-            // Nobody wants a handshake again, and a load may replay more than a runtime keeps.
+            // A handshake is never replayed, and a load may send more than the runtime keeps.
             self.delivered.settle(self.delivered.handled());
             match event {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => return Ok(result),
                 Some(AgentEvent::Request { id, method, .. }) => {
-                    let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("no method {method} here"));
+                    let refusal =
+                        RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("no method {method} during a handshake"));
                     let _ = self.to_agent.try_send(jsonrpc::response(&id, Err::<(), _>(&refusal)));
                 }
                 Some(AgentEvent::StrayLine(line)) => {
                     self.stray_lines += 1;
                     if self.stray_lines > MAX_STRAY_LINES {
-                        let detail = format!("the agent prints something else than ACP, for instance: {line}");
+                        let detail = format!("the agent prints text that is not ACP, for example: {line}");
                         return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
                     }
                 }
                 Some(AgentEvent::Violation(detail)) => return Err(Failure::new(ErrorCode::HandshakeFailed, detail)),
                 Some(AgentEvent::Closed(reason)) => return Err(closed_in_handshake(&reason)),
-                None => return Err(closed_in_handshake(&CloseReason::Lost("it ended without a word".into()))),
+                None => return Err(closed_in_handshake(&CloseReason::Lost("no reason was given".into()))),
                 Some(
                     AgentEvent::Update { .. }
                     | AgentEvent::Notification { .. }
@@ -312,7 +320,7 @@ fn closed_in_handshake(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) if exited.code.is_none() => Failure::new(
             ErrorCode::AgentStartFailed,
-            format!("the agent ended before it was ready: {}", how_it_ended(exited)),
+            format!("the agent exited before it was ready: {}", how_it_ended(exited)),
         ),
         other => closed_in_turn(other),
     }

@@ -1,4 +1,4 @@
-//! ACP over WebSocket to one runtime.
+//! The ACP transport: WebSocket connections to one runtime.
 
 pub(crate) mod connection;
 #[cfg(test)]
@@ -28,14 +28,14 @@ use crate::{
     },
 };
 
-/// ACP over WebSocket: one connection per session, to one runtime.
+/// Opens conversations over ACP: one WebSocket connection per session, all to one runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct AcpTransport {
-    /// The runtime.
+    /// The address of the runtime.
     pub endpoint: Endpoint,
-    /// Limit for connecting and the whole handshake.
+    /// The limit for connecting and the whole handshake together.
     pub handshake_timeout: Duration,
-    /// For agents that want `authenticate`: the sign-in method, by agent name (`""` is the default agent).
+    /// The sign-in method of each agent that requires `authenticate`, by agent name (`""` is the default agent).
     pub auth_methods: BTreeMap<String, String>,
 }
 
@@ -56,7 +56,7 @@ impl Transport for AcpTransport {
         let this = self.clone();
         async move {
             let limit = this.handshake_timeout;
-            tokio::time::timeout(limit, this.go_on(request)).await.unwrap_or_else(|_| {
+            tokio::time::timeout(limit, this.resume(request)).await.unwrap_or_else(|_| {
                 let detail = format!("the runtime did not answer within {} s", limit.as_secs_f32());
                 Err(Failure::new(ErrorCode::RuntimeUnavailable, detail))
             })
@@ -65,9 +65,9 @@ impl Transport for AcpTransport {
     }
 }
 
-/// How far the ids of requests jump when nobody remembers which was the last: between two prompts a session makes
-/// fewer than that.
-const CALLS_FORGOTTEN: u64 = 1000;
+/// The distance by which request ids jump after a resume, when the last used id is unknown: a session makes fewer
+/// requests than this between two prompts.
+const UNKNOWN_CALLS: u64 = 1000;
 
 impl AcpTransport {
     async fn connect_and_shake_hands(self, request: OpenRequest) -> Result<OpenedSession, Failure> {
@@ -81,12 +81,12 @@ impl AcpTransport {
         Ok(opened)
     }
 
-    async fn go_on(self, request: AdoptRequest) -> Result<AdoptedSession, Failure> {
+    async fn resume(self, request: AdoptRequest) -> Result<AdoptedSession, Failure> {
         let (connected, resumed) = socket::adopt(&self.endpoint, &request).await?;
         let Pipe { to_agent, from_agent } = connected.pipe;
         let last_call = resumed.prompt.as_ref().map_or(0, |prompt| prompt.call);
         Ok(AdoptedSession {
-            // The agent has the conversation, so nothing goes ahead of a prompt; text would do for any agent.
+            // The agent knows the conversation, so no context precedes a prompt; every agent accepts text anyway.
             link: Box::new(Link::new(
                 to_agent,
                 request.agent_session_id,
@@ -94,16 +94,16 @@ impl AcpTransport {
                 connected.delivered.clone(),
             )),
             events: Box::pin(Events::new(from_agent, connected.delivered)),
-            next_call: last_call.saturating_add(CALLS_FORGOTTEN),
+            next_call: last_call.saturating_add(UNKNOWN_CALLS),
             prompt: resumed.prompt,
         })
     }
 }
 
 impl AgentFacts {
-    /// The facts of a conversation that is [adopted](Transport::adopt), from the JSON object that was kept of its
-    /// handshake: `agentInfo`, `agentCapabilities`, `modes` and `configOptions`, each of which may be missing or
-    /// null. What cannot be read counts as missing: an agent may say anything there, and a session that may do less
+    /// Restores the facts of an [adopted](Transport::adopt) conversation from the JSON object that was persisted with
+    /// its handshake: `agentInfo`, `agentCapabilities`, `modes` and `configOptions`, each of which may be missing or
+    /// null. Unreadable values count as missing: an agent may send anything there, and a session with fewer abilities
     /// is better than none.
     pub(crate) fn from_kept(kept: &str, request: &AdoptRequest) -> Self {
         #[derive(Default, Deserialize)]

@@ -1,4 +1,4 @@
-//! How a runtime is asked over HTTP, and what its refusals mean.
+//! HTTP clients of a runtime, and the meaning of its error answers.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     domain::turn::outcome::{ErrorCode, Failure},
 };
 
-/// A runtime's HTTP door. Cheap to clone.
+/// Sends HTTP requests to one runtime. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RuntimeClient {
     client: reqwest::Client,
@@ -23,18 +23,22 @@ pub(crate) struct RuntimeClient {
     cookies: Option<String>,
 }
 
-/// What becomes of connections.
+/// Reuse of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Connections {
-    /// They are kept and reused: for what may be asked again.
+    /// Connections are kept and reused: for requests that can be repeated.
     Reused,
-    /// Each request has its own: one that was just being closed by the other side cannot be told from one that broke
-    /// after it had carried the request.
+    /// Each request opens its own connection. On a reused one, a connection that the peer was just closing cannot be
+    /// distinguished from one that broke after it had carried the request.
     OneEach,
 }
 
 impl RuntimeClient {
-    /// Makes the door of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
+    /// Creates a client of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`). Connecting takes at most 5 s;
+    /// redirects are not followed and no proxy is used.
+    ///
+    /// # Errors
+    /// `acp_url` is malformed or has another scheme.
     pub(crate) fn new(acp_url: &str, token: Option<SecretString>, connections: Connections) -> Result<Self, Failure> {
         let bad =
             |cause: String| Failure::new(ErrorCode::RuntimeUnavailable, format!("runtime.url {acp_url}: {cause}"));
@@ -54,12 +58,12 @@ impl RuntimeClient {
         Ok(Self { client, base, token, cookies: None })
     }
 
-    /// The same door for a session that has cookies, which keep it on its replica.
+    /// Sends these cookies with every request; they keep a session on its replica.
     pub(crate) fn with_cookies(self, cookies: Option<String>) -> Self {
         Self { cookies, ..self }
     }
 
-    /// Begins a request, with the token. `path` has no slash ahead, and may have a query behind.
+    /// Starts a request with the token and the cookies. `path` has no leading slash and may have a query.
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut url = self.base.clone();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
@@ -75,17 +79,18 @@ impl RuntimeClient {
         }
     }
 
-    /// Why there was no answer.
+    /// Converts a failed request to [`ErrorCode::RuntimeUnavailable`].
     pub(crate) fn unavailable(&self, cause: &reqwest::Error) -> Failure {
         let detail = format!("the runtime at {} does not answer: {}", self.base, root_cause(cause));
         Failure::new(ErrorCode::RuntimeUnavailable, detail)
     }
 
-    /// What an answer says that is no success.
+    /// Converts an unsuccessful answer to a failure. An answer that is not a problem document becomes
+    /// [`ErrorCode::RuntimeUnavailable`].
     pub(crate) async fn refusal(&self, response: reqwest::Response) -> Failure {
         let status = response.status();
         match response.json::<Problem>().await {
-            Ok(problem) => understood(&problem),
+            Ok(problem) => failure_of(&problem),
             Err(_) => {
                 let detail = format!("the runtime at {} answered {status}", self.base);
                 Failure::new(ErrorCode::RuntimeUnavailable, detail)
@@ -94,22 +99,22 @@ impl RuntimeClient {
     }
 }
 
-fn understood(problem: &Problem) -> Failure {
+fn failure_of(problem: &Problem) -> Failure {
     match ErrorCode::from_name(&problem.code) {
-        // Its token and ours differ: not the caller's fault.
+        // The runtime expects another token: an error of the configuration, not of the caller.
         Some(ErrorCode::Unauthorized) | None => Failure::new(
             ErrorCode::RuntimeUnavailable,
             format!("the runtime refused ({}): {}", problem.code, problem.detail),
         ),
         Some(code) => {
-            // The advice is added again when this becomes an answer.
+            // The advice is added again when this failure becomes an answer of this service.
             let detail = problem.detail.trim_end_matches(code.advice()).trim_end().to_owned();
             Failure::new(code, detail)
         }
     }
 }
 
-/// The innermost cause, which says most.
+/// Returns the innermost cause, which is the most informative.
 pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -118,40 +123,53 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// Asks a runtime about workspaces. Cheap to clone; connections are kept and reused.
+/// Queries a runtime about workspaces and health. Cheap to clone; connections are kept and reused.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkspaceClient {
     client: RuntimeClient,
     prepare_timeout: Duration,
 }
 
-/// Limit for questions that only read. A diff of a large checkout takes some seconds.
+/// Limit for requests that only read. A diff of a large checkout takes several seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// Room on top of the clone's own limit, so that the runtime's clear answer arrives before ours.
-const PREPARE_ROOM: Duration = Duration::from_secs(15);
+/// Added to the limit of a clone, so that the runtime's specific error arrives before this side times out.
+const PREPARE_MARGIN: Duration = Duration::from_secs(15);
 
 impl WorkspaceClient {
-    /// Makes the door of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
+    /// Creates a client of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`). `clone_timeout` is the
+    /// runtime's own limit for a clone.
+    ///
+    /// # Errors
+    /// `acp_url` is malformed or has another scheme.
     pub(crate) fn new(acp_url: &str, token: Option<SecretString>, clone_timeout: Duration) -> Result<Self, Failure> {
         Ok(Self {
             client: RuntimeClient::new(acp_url, token, Connections::Reused)?,
-            prepare_timeout: clone_timeout + PREPARE_ROOM,
+            prepare_timeout: clone_timeout + PREPARE_MARGIN,
         })
     }
 
-    /// Makes sure that a workspace is there. Idempotent, so a retry is safe.
+    /// Creates a workspace unless it exists. Takes at most the clone limit plus 15 s.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
     pub(crate) async fn prepare(&self, request: &PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
         self.post("workspace/prepare", request, self.prepare_timeout).await
     }
 
-    /// Tells what changed in a workspace since it was prepared.
+    /// Returns the changes in a workspace since it was prepared. Takes at most 60 s.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. A retry is safe.
     pub(crate) async fn diff(&self, request: &DiffWorkspace) -> Result<WorkspaceDiff, Failure> {
         self.post("workspace/diff", request, READ_TIMEOUT).await
     }
 
-    /// Tells how the runtime is.
+    /// Returns the runtime's status. Takes at most 2 s.
+    ///
+    /// # Errors
+    /// [`ErrorCode::RuntimeUnavailable`] if the runtime does not answer in time. A retry is safe.
     pub(crate) async fn status(&self) -> Result<RuntimeStatus, Failure> {
-        // Health is asked for by probes, which do not wait long either.
+        // Health probes depend on this answer and have short timeouts of their own.
         self.send(self.client.request(Method::GET, "status").timeout(Duration::from_secs(2))).await
     }
 

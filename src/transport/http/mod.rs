@@ -1,7 +1,7 @@
-//! Turns over HTTP alone: each is one request, answered by a stream of lines.
+//! The HTTP transport: each turn is one request, answered by a stream of lines.
 //!
-//! A turn is asked for once. A request of which it is not certain that it never left is not sent again: the runtime is
-//! asked what became of the turn, until it is known or the grace is over.
+//! A turn is requested only once. A request that may have left this process is never sent again: the runtime is
+//! queried for the state of the turn until the outcome is known or the grace has expired.
 
 pub(crate) mod client;
 pub(crate) mod turn;
@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
 use self::{
     client::{Connections, RuntimeClient},
-    turn::AskedTurn,
+    turn::RequestedTurn,
 };
 use super::{
     AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, AgentSession, Delivered, OpenRequest, OpenedSession,
@@ -37,42 +37,46 @@ use crate::{
     },
 };
 
-/// Events that wait for the session; then the runtime is not read, and in the end its agent waits.
+/// Events queued for the session. When the queue is full, the runtime is not read, and finally its agent waits.
 const EVENTS: usize = 16;
-/// How long the runtime may take to take a cancel in.
+/// Time limit for one cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is told, at most: a cancel may overtake the turn that it is about. With the pauses less than what a
-/// session waits beyond the grace of a cancel.
+/// The most attempts to deliver a cancel, because a cancel may overtake the turn that it ends. All attempts and
+/// pauses together take less time than a session waits beyond the grace of a cancel.
 const CANCEL_TRIES: u32 = 20;
-/// Between two tries.
+/// The pause between two attempts.
 const CANCEL_PAUSE: Duration = Duration::from_millis(200);
 
-/// Turns over HTTP at one runtime. Cheap to clone.
+/// Runs turns over HTTP at one runtime. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct HttpFallback {
     client: RuntimeClient,
     limits: Arc<FallbackLimits>,
 }
 
-/// The limits of turns, and how long a lost one is asked after.
+/// The limits of turns, and of the search for a lost one.
 #[derive(Debug, Clone)]
 pub(crate) struct FallbackLimits {
-    /// `[turn] inactivity_timeout_s`: kept by the runtime.
+    /// `[turn] inactivity_timeout_s`; enforced by the runtime.
     pub inactivity_timeout: Duration,
-    /// `[turn] cancel_grace_s`: kept by the runtime.
+    /// `[turn] cancel_grace_s`; enforced by the runtime.
     pub cancel_grace: Duration,
-    /// `[runtime] handshake_timeout_s`: kept by the runtime.
+    /// `[runtime] handshake_timeout_s`; enforced by the runtime.
     pub handshake_timeout: Duration,
-    /// `[runtime] reconnect_grace_s`: for so long it is asked what became of a turn whose line broke; zero: not once.
+    /// `[runtime] reconnect_grace_s`: the time for querying the state of a turn whose connection broke; zero: no
+    /// query.
     pub reconnect_grace: Duration,
     /// `[limits] frame_bytes`: the largest message of an agent, in bytes.
     pub frame_bytes: usize,
-    /// For agents that want `authenticate`: the sign-in method, by agent name (`""` is the default agent).
+    /// The sign-in method of each agent that requires `authenticate`, by agent name (`""` is the default agent).
     pub auth_methods: BTreeMap<String, String>,
 }
 
 impl HttpFallback {
-    /// Makes the fallback of the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
+    /// Creates the transport to the runtime whose ACP endpoint is `acp_url` (`ws` or `wss`).
+    ///
+    /// # Errors
+    /// `acp_url` is malformed or has another scheme.
     pub(crate) fn new(acp_url: &str, token: Option<SecretString>, limits: FallbackLimits) -> Result<Self, Failure> {
         let client = RuntimeClient::new(acp_url, token, Connections::OneEach)?;
         Ok(Self { client, limits: Arc::new(limits) })
@@ -80,15 +84,15 @@ impl HttpFallback {
 }
 
 impl Transport for HttpFallback {
-    /// Needs neither network nor agent: every turn has an agent of its own, so nothing is known of it either.
+    /// Succeeds without any request: every turn has its own agent, so nothing is known about the agent yet.
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
-        let (says, events) = mpsc::channel(EVENTS);
+        let (to_session, events) = mpsc::channel(EVENTS);
         let facts = AgentFacts {
             connection_id: String::new(),
             protocol_version: None,
             agent_session_id: String::new(),
             remembers: false,
-            // The agent is asked when it runs.
+            // The runtime asks the agent during the turn.
             takes: Kinds { image: true, audio: true, embedded: true },
             can_close: false,
             info: None,
@@ -99,7 +103,7 @@ impl Transport for HttpFallback {
         };
         let client = self.client.clone().with_cookies(request.cookies.clone());
         let fallback = Self { client, limits: self.limits.clone() };
-        let link = Link { fallback, request, says, running: None };
+        let link = Link { fallback, request, to_session, running: None };
         let events = stream::unfold(events, |mut events| async {
             let event = events.recv().await?;
             Some((event, events))
@@ -108,9 +112,9 @@ impl Transport for HttpFallback {
             .boxed()
     }
 
-    /// No conversation outlives a turn here.
+    /// Always fails: no conversation outlives a turn here.
     fn adopt(&self, _: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
-        let detail = "a turn over HTTP has no connection that could go on";
+        let detail = "a turn over HTTP has no connection to resume";
         std::future::ready(Err(Failure::new(ErrorCode::ConnectionLost, detail))).boxed()
     }
 }
@@ -118,7 +122,7 @@ impl Transport for HttpFallback {
 struct Link {
     fallback: HttpFallback,
     request: OpenRequest,
-    says: mpsc::Sender<AgentEvent>,
+    to_session: mpsc::Sender<AgentEvent>,
     running: Option<Running>,
 }
 
@@ -129,43 +133,45 @@ struct Running {
 
 impl Link {
     fn refuse(&self, call: u64, what: &str) -> Result<(), SendError> {
-        let detail = format!("{what} cannot be changed while turns go over HTTP");
+        let detail = format!("{what} cannot be changed while turns use HTTP");
         let failure = Failure::new(ErrorCode::NotSupportedByAgent, detail);
         self.say(AgentEvent::Failed { call, failure })
     }
 
     fn say(&self, event: AgentEvent) -> Result<(), SendError> {
-        self.says.try_send(event).map_err(|refused| match refused {
+        self.to_session.try_send(event).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => SendError::Full,
             mpsc::error::TrySendError::Closed(_) => SendError::Closed,
         })
     }
 
-    /// Asks the runtime to end a turn, on a task of its own, until it has taken it in or the turn is over.
-    fn tell_cancel(&self, running: &Running) {
+    /// Asks the runtime to end a turn. A separate task repeats the request until the runtime has accepted it or the
+    /// turn has ended.
+    fn request_cancel(&self, running: &Running) {
         let (client, prompt_id, turn) =
             (self.fallback.client.clone(), running.prompt_id, running.task.abort_handle());
-        // A link that is dropped outside of any runtime is dropped with its program.
+        // Outside a tokio runtime the link is only dropped while the program exits.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             for _ in 0..CANCEL_TRIES {
-                if is_told(&client, prompt_id).await || turn.is_finished() {
+                if cancel_is_accepted(&client, prompt_id).await || turn.is_finished() {
                     return;
                 }
                 sleep(CANCEL_PAUSE).await;
             }
-            // The turn ends by the limits of the session, or of the runtime once nobody reads it.
-            tracing::warn!(marker = "[ACP]", %prompt_id, "the runtime was not told of a cancel");
+            // The turn still ends by the limits of the session, or by those of the runtime once its client has
+            // disconnected.
+            tracing::warn!(marker = "[ACP]", %prompt_id, "cancel was not delivered to the runtime");
         });
     }
 }
 
-/// Whether the runtime ends the turn now.
-async fn is_told(client: &RuntimeClient, prompt_id: PromptId) -> bool {
+/// Sends one cancel request. Returns true if the runtime is now ending the turn.
+async fn cancel_is_accepted(client: &RuntimeClient, prompt_id: PromptId) -> bool {
     let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
     let request = client.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
     match request.send().await {
-        Ok(response) => response.json::<TurnCancelled>().await.is_ok_and(|told| told.cancelled),
+        Ok(response) => response.json::<TurnCancelled>().await.is_ok_and(|answer| answer.cancelled),
         Err(_) => false,
     }
 }
@@ -192,27 +198,27 @@ impl AgentSession for Link {
             handshake_timeout_ms: milliseconds(limits.handshake_timeout),
             automation: None,
         };
-        let asked = AskedTurn::new(
+        let requested = RequestedTurn::new(
             self.fallback.client.clone(),
             call,
             turn.prompt_id,
-            self.says.clone(),
+            self.to_session.clone(),
             limits.reconnect_grace,
             limits.frame_bytes,
         );
-        let task = tokio::spawn(asked.run(body));
+        let task = tokio::spawn(requested.run(body));
         self.running = Some(Running { prompt_id: turn.prompt_id, task });
         Ok(())
     }
 
-    /// The runtime keeps the limits, and tells by the result what they did.
+    /// The runtime enforces the limits and reports violations in the result.
     fn keeps_time(&self) -> bool {
         true
     }
 
     fn cancel(&mut self) -> Result<(), SendError> {
         if let Some(running) = &self.running {
-            self.tell_cancel(running);
+            self.request_cancel(running);
         }
         Ok(())
     }
@@ -230,7 +236,7 @@ impl AgentSession for Link {
         self.say(AgentEvent::Answered { call, result: Ok(nothing) })
     }
 
-    /// Nothing is asked here.
+    /// Does nothing: no requests of an agent arrive here.
     fn respond(&mut self, _: &RequestId, _: Result<serde_json::Value, RpcError>) -> Result<(), SendError> {
         Ok(())
     }
@@ -245,8 +251,8 @@ impl Drop for Link {
         let Some(running) = self.running.take() else { return };
         if !running.task.is_finished() {
             running.task.abort();
-            // Nobody hears of the turn any more, so it is not to go on.
-            self.tell_cancel(&running);
+            // The turn has no reader any more, so it must not continue.
+            self.request_cancel(&running);
         }
     }
 }

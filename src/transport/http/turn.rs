@@ -1,4 +1,4 @@
-//! One turn over HTTP, from the request to its end, whatever happens to the lines between.
+//! One turn over HTTP, from the request to its end, across interrupted connections.
 
 use std::time::Duration;
 
@@ -27,57 +27,67 @@ use crate::{
     transport::{AgentEvent, socket::random_fraction},
 };
 
-/// How long the runtime may say nothing before its line is taken for dead: it says that a turn lives every 5 s.
+/// Silence after which the connection counts as lost. The runtime sends a sign of life every 5 s.
 const SILENCE: Duration = Duration::from_secs(15);
-/// What a line has beside a message of the agent, in bytes, and more.
-const ROOM: usize = 64 * 1024;
-/// After so many answers that the turn is not known it is not waited for that the request may still arrive.
+/// Bytes allowed in a line in addition to a message of the agent; more than the envelope needs.
+const ENVELOPE_BYTES: usize = 64 * 1024;
+/// Number of "unknown turn" answers after which the request is not expected to arrive any more.
 const UNKNOWN_TRIES: u32 = 3;
 
-/// A turn that is asked for.
-pub(crate) struct AskedTurn {
+/// A requested turn.
+pub(crate) struct RequestedTurn {
     client: RuntimeClient,
     call: u64,
     prompt_id: PromptId,
-    says: mpsc::Sender<AgentEvent>,
+    to_session: mpsc::Sender<AgentEvent>,
     grace: Duration,
     line_bytes: usize,
-    /// Counted lines that came.
+    /// The number of counted lines received so far.
     received: u64,
 }
 
-/// What came of reading an answer.
+/// Results of reading an answer.
 enum Read {
+    /// The turn ended; its last event.
     Over(Box<AgentEvent>),
-    /// The line broke; the cause.
+    /// The connection broke; the cause.
     Broken(String),
-    /// The session wants nothing more.
-    NobodyListens,
+    /// The session dropped its events.
+    ReceiverDropped,
 }
 
-impl AskedTurn {
-    /// Lines are at most `frame_bytes` and something; a broken line is made again for `grace`.
+impl RequestedTurn {
+    /// Creates a turn. Lines may be `frame_bytes` plus 64 KiB long; a lost connection is restored for at most
+    /// `grace`.
     pub(crate) fn new(
         client: RuntimeClient,
         call: u64,
         prompt_id: PromptId,
-        says: mpsc::Sender<AgentEvent>,
+        to_session: mpsc::Sender<AgentEvent>,
         grace: Duration,
         frame_bytes: usize,
     ) -> Self {
-        Self { client, call, prompt_id, says, grace, line_bytes: frame_bytes.saturating_add(ROOM), received: 0 }
+        Self {
+            client,
+            call,
+            prompt_id,
+            to_session,
+            grace,
+            line_bytes: frame_bytes.saturating_add(ENVELOPE_BYTES),
+            received: 0,
+        }
     }
 
-    /// Asks for the turn and says what it says, the end last: an answer, or why it failed.
+    /// Requests the turn and forwards its events. The last one is an answer or the failure.
     pub(crate) async fn run(mut self, body: ProcessPrompt) {
-        let end = match self.ask(body).await {
+        let end = match self.request_turn(body).await {
             Read::Over(end) => Some(*end),
-            Read::Broken(cause) => self.ask_after(cause).await,
-            Read::NobodyListens => None,
+            Read::Broken(cause) => self.recover(cause).await,
+            Read::ReceiverDropped => None,
         };
         if let Some(end) = end {
-            // Nobody who wants to know is fine.
-            let _ = self.says.send(end).await;
+            // The session may have dropped its events.
+            let _ = self.to_session.send(end).await;
         }
     }
 
@@ -85,7 +95,7 @@ impl AskedTurn {
         AgentEvent::Failed { call: self.call, failure }
     }
 
-    async fn ask(&mut self, body: ProcessPrompt) -> Read {
+    async fn request_turn(&mut self, body: ProcessPrompt) -> Read {
         let path = PROCESS_PROMPT.trim_start_matches('/');
         let request = self.client.request(Method::POST, path).header(header::ACCEPT, NDJSON).json(&body);
         match timeout(SILENCE, request.send()).await {
@@ -94,22 +104,22 @@ impl AskedTurn {
                 let failure = self.client.refusal(response).await;
                 Read::Over(Box::new(self.failed(failure)))
             }
-            // Nothing was sent: there was no connection to send it on.
+            // There was no connection, so the request was not sent.
             Ok(Err(cause)) if cause.is_connect() || cause.is_builder() => {
                 Read::Over(Box::new(self.failed(self.client.unavailable(&cause))))
             }
             Ok(Err(cause)) => Read::Broken(root_cause(&cause)),
-            Err(_) => Read::Broken(silence()),
+            Err(_) => Read::Broken(silence_error()),
         }
     }
 
-    /// Asks what became of the turn until that is known or the grace is over. Each line that stands and breaks again
-    /// has a grace of its own.
-    async fn ask_after(&mut self, mut cause: String) -> Option<AgentEvent> {
-        let (mut until, mut attempt, mut unknown, mut told) = (Instant::now() + self.grace, 0, 0, false);
+    /// Queries the state of the turn until it is known or the grace has expired. The grace starts again after each
+    /// successful reconnection.
+    async fn recover(&mut self, mut cause: String) -> Option<AgentEvent> {
+        let (mut until, mut attempt, mut unknown, mut reported) = (Instant::now() + self.grace, 0, 0, false);
         loop {
-            if !std::mem::replace(&mut told, true) {
-                self.says.send(AgentEvent::Interrupted(cause.clone())).await.ok()?;
+            if !std::mem::replace(&mut reported, true) {
+                self.to_session.send(AgentEvent::Interrupted(cause.clone())).await.ok()?;
             }
             let wait = reconnect_delay(attempt, random_fraction());
             attempt += 1;
@@ -122,12 +132,12 @@ impl AskedTurn {
             let request = self.client.request(Method::GET, &path);
             match timeout(SILENCE, request.header(header::ACCEPT, NDJSON).send()).await {
                 Ok(Ok(response)) if response.status().is_success() => {
-                    self.says.send(AgentEvent::Resumed).await.ok()?;
+                    self.to_session.send(AgentEvent::Resumed).await.ok()?;
                     match self.read(response).await {
                         Read::Over(end) => return Some(*end),
-                        Read::NobodyListens => return None,
+                        Read::ReceiverDropped => return None,
                         Read::Broken(again) => {
-                            (cause, told, attempt) = (again, false, 0);
+                            (cause, reported, attempt) = (again, false, 0);
                             until = Instant::now() + self.grace;
                         }
                     }
@@ -141,16 +151,16 @@ impl AskedTurn {
                     }
                 }
                 Ok(Err(again)) => cause = root_cause(&again),
-                Err(_) => cause = silence(),
+                Err(_) => cause = silence_error(),
             }
         }
     }
 
     fn lost(&self, cause: &str) -> Failure {
         let detail = format!(
-            "the answer of the runtime was lost and the turn may have run; {} of what it said came: {cause}",
+            "the connection to the runtime was lost and the turn may have run; received {}: {cause}",
             match self.received {
-                0 => "nothing".to_owned(),
+                0 => "no message".to_owned(),
                 1 => "one message".to_owned(),
                 count => format!("{count} messages"),
             }
@@ -159,20 +169,20 @@ impl AskedTurn {
     }
 
     async fn read(&mut self, mut response: Response) -> Read {
-        let mut held = BytesMut::new();
+        let mut buffer = BytesMut::new();
         let mut searched = 0;
         loop {
-            while let Some(end) = memchr::memchr(b'\n', &held[searched..]) {
-                let line = held.split_to(searched + end);
-                held.advance(1);
+            while let Some(end) = memchr::memchr(b'\n', &buffer[searched..]) {
+                let line = buffer.split_to(searched + end);
+                buffer.advance(1);
                 searched = 0;
                 if let Some(read) = self.on_line(&line).await {
                     return read;
                 }
             }
-            searched = held.len();
+            searched = buffer.len();
             if searched > self.line_bytes {
-                let detail = format!("the runtime sent a line of more than {} bytes", self.line_bytes);
+                let detail = format!("the runtime sent a line longer than {} bytes", self.line_bytes);
                 return Read::Over(Box::new(self.failed(Failure::new(ErrorCode::FrameTooLarge, detail))));
             }
             let chunk: Bytes = tokio::select! {
@@ -180,20 +190,20 @@ impl AskedTurn {
                     Ok(Ok(Some(chunk))) => chunk,
                     Ok(Ok(None)) => return Read::Broken("the answer ended before the result".into()),
                     Ok(Err(cause)) => return Read::Broken(root_cause(&cause)),
-                    Err(_) => return Read::Broken(silence()),
+                    Err(_) => return Read::Broken(silence_error()),
                 },
-                () = self.says.closed() => return Read::NobodyListens,
+                () = self.to_session.closed() => return Read::ReceiverDropped,
             };
-            held.extend_from_slice(&chunk);
+            buffer.extend_from_slice(&chunk);
         }
     }
 
-    /// What ends the reading, if this line does.
+    /// Handles one line. Returns a value if it ends the reading.
     async fn on_line(&mut self, line: &[u8]) -> Option<Read> {
         let line: TurnLine = match serde_json::from_slice(line) {
             Ok(line) => line,
             Err(cause) => {
-                let detail = format!("the runtime sent a line that is no part of a turn: {cause}");
+                let detail = format!("the runtime sent a malformed line: {cause}");
                 let failure = Failure::new(ErrorCode::ProtocolViolation, detail);
                 return Some(Read::Over(Box::new(self.failed(failure))));
             }
@@ -201,11 +211,11 @@ impl AskedTurn {
         self.received += u64::from(line.is_counted());
         let event = match line {
             TurnLine { update: Some(update), meta, .. } => AgentEvent::Update { update, meta },
-            TurnLine { notification: Some(said), .. } => {
-                AgentEvent::Notification { method: said.method, params: said.params }
+            TurnLine { notification: Some(notification), .. } => {
+                AgentEvent::Notification { method: notification.method, params: notification.params }
             }
-            TurnLine { diagnostic: Some(said), .. } => {
-                AgentEvent::Remark { severity: said.severity, message: said.message }
+            TurnLine { diagnostic: Some(diagnostic), .. } => {
+                AgentEvent::Remark { severity: diagnostic.severity, message: diagnostic.message }
             }
             TurnLine { permission: Some(answer), .. } => {
                 let LinePermission { option_id, allows, by } = answer;
@@ -225,18 +235,18 @@ impl AskedTurn {
             }
             _ => return None,
         };
-        // A session that does not read makes the runtime wait.
-        self.says.send(event).await.err().map(|_| Read::NobodyListens)
+        // Back-pressure: a session that does not read makes the runtime wait.
+        self.to_session.send(event).await.err().map(|_| Read::ReceiverDropped)
     }
 
-    /// The end of the turn, as an agent would have answered.
+    /// Converts the runtime's result to the event that an agent's answer would have caused.
     fn end_of(&self, result: Option<&RawValue>, failure: Option<Failure>) -> AgentEvent {
         if let Some(failure) = failure {
             return self.failed(failure);
         }
         let result: Option<ACPSessionResult> = result.and_then(|result| serde_json::from_str(result.get()).ok());
         let Some((result, meta)) = result.and_then(|mut result| result.meta.take().map(|meta| (result, meta))) else {
-            let failure = Failure::new(ErrorCode::Internal, "the runtime's result cannot be read");
+            let failure = Failure::new(ErrorCode::Internal, "the runtime's result is malformed");
             return self.failed(failure);
         };
         match (result.stop_reason, meta.acp_stop_reason) {
@@ -264,6 +274,6 @@ impl AskedTurn {
     }
 }
 
-fn silence() -> String {
-    format!("the runtime said nothing for {} s", SILENCE.as_secs())
+fn silence_error() -> String {
+    format!("the runtime was silent for {} s", SILENCE.as_secs())
 }
