@@ -1,35 +1,43 @@
-//! How the demo agent is started, and how it can misbehave then.
+//! The flags of the demo agent, and its misbehaviour at the start.
 
 use std::{fs, io, path::PathBuf, time::Duration};
 
 use super::lines::{Lines, Read};
 
-/// The flags, all off by default.
+/// The parsed flags. Without flags, the agent loads and resumes sessions and behaves well.
 #[derive(Debug, Clone)]
 pub(super) struct Flags {
-    /// `--no-load` takes `session/load` away.
+    /// False with `--no-load`: the agent does not offer `session/load`.
     pub loads: bool,
-    /// `--no-resume` takes `session/resume` away.
+    /// False with `--no-resume`: the agent does not offer `session/resume`.
     pub resumes: bool,
-    /// `--protocol-version N` answers with another one.
+    /// `--protocol-version N`: the version in the answer to `initialize`; default 1.
     pub protocol_version: u16,
-    /// `--echo-version` answers with whatever was offered.
+    /// `--echo-version`: the agent answers with the version that the client offered.
     pub echo_version: bool,
-    /// `--refuse-handshake` answers `initialize` with an error.
+    /// `--refuse-handshake`: the agent answers `initialize` with an error.
     pub refuse_handshake: bool,
-    /// `--require-auth` wants `authenticate` before a session.
+    /// `--require-auth`: the agent requires `authenticate` before a session.
     pub require_auth: bool,
-    /// `--oneshot` runs the script on standard input and ends.
+    /// `--oneshot`: the agent runs the script on stdin and exits.
     pub oneshot: bool,
-    /// `--persist DIR` keeps conversations for other processes.
+    /// `--persist DIR`: the agent stores conversations there for other processes.
     persist: Option<PathBuf>,
+    /// `--exit-on-start`: the agent exits with code 3 before the first message.
     exit_on_start: bool,
+    /// `--hang-on-start`: the agent reads its input and answers nothing.
     hang_on_start: bool,
+    /// `--garbage-on-start`: the agent prints three lines that are not JSON.
     garbage_on_start: bool,
+    /// `--start-delay-ms N`: the agent reads its input only after this time.
     start_delay: Duration,
 }
 
 impl Flags {
+    /// Parses the command line.
+    ///
+    /// # Errors
+    /// An unknown flag, or a missing or malformed value; the text names the flag.
     pub(crate) fn parse(arguments: Vec<String>) -> Result<Self, String> {
         let mut flags = Self {
             loads: true,
@@ -47,7 +55,7 @@ impl Flags {
         };
         let mut arguments = arguments.into_iter();
         while let Some(flag) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{flag} needs a value"));
+            let mut value = || arguments.next().ok_or_else(|| format!("{flag} requires a value"));
             let bad = |cause: std::num::ParseIntError| format!("{flag}: {cause}");
             match flag.as_str() {
                 "--no-load" => flags.loads = false,
@@ -62,16 +70,16 @@ impl Flags {
                 "--hang-on-start" => flags.hang_on_start = true,
                 "--garbage-on-start" => flags.garbage_on_start = true,
                 "--start-delay-ms" => flags.start_delay = Duration::from_millis(value()?.parse().map_err(bad)?),
-                other => return Err(format!("no flag {other}")),
+                other => return Err(format!("unknown flag {other}")),
             }
         }
         Ok(flags)
     }
 
-    /// What goes wrong before the first message.
+    /// Runs the misbehaviour that the flags request before the first message.
     pub(crate) fn misbehave_at_start(&self, lines: &mut Lines) -> io::Result<()> {
         if self.exit_on_start {
-            eprintln!("demo-agent: ends at once, as it was told");
+            eprintln!("demo-agent: exits at once, as requested");
             std::process::exit(3);
         }
         if self.garbage_on_start {
@@ -93,15 +101,15 @@ impl Flags {
         self.persist.as_ref().filter(|_| harmless).map(|folder| folder.join(format!("{id}.json")))
     }
 
-    /// Keeps a conversation, where the flag asks for it.
+    /// Stores a conversation if the flag `--persist` is set.
     pub(crate) fn keep(&self, id: &str, said: &[(String, String)]) {
         if let (Some(path), Ok(json)) = (self.path(id), serde_json::to_string(said)) {
-            // A demo that cannot write forgets, which is what it does without the flag.
+            // A failed write is the same as no flag: the conversation is lost with the process.
             let _ = fs::write(path, json);
         }
     }
 
-    /// A conversation that was kept.
+    /// Returns a stored conversation; `None` if it is unknown or the flag is not set.
     pub(crate) fn kept(&self, id: &str) -> Option<Vec<(String, String)>> {
         serde_json::from_str(&fs::read_to_string(self.path(id)?).ok()?).ok()
     }

@@ -1,42 +1,42 @@
-//! A deterministic ACP agent on stdio, steered by words in the prompt: what the demo shows and the tests
-//! break.
+//! A deterministic ACP agent on stdin and stdout, controlled by words in the prompt. The demo shows it, and the tests
+//! break it.
 //!
-//! The last text block of a prompt is a script: commands parted by ` ; `, run in order. A command that is not
-//! in this table is echoed.
+//! The last text block of a prompt is a script: commands separated by ` ; `, run in order. A command that is not in
+//! this table is echoed.
 //!
-//! | command | does |
+//! | command | effect |
 //! |---|---|
 //! | `echo TEXT` | says TEXT in up to three chunks |
 //! | `write NAME TEXT` | writes a file through `fs/write_text_file`, with a tool call |
 //! | `read NAME` | says a file's content, through `fs/read_text_file` |
-//! | `run COMMAND` | runs it through `terminal/*`, and says its output |
-//! | `sleep SECONDS` | works on a tool call for so long; a cancel ends it |
-//! | `ticks N MS` | says N chunks with pauses |
-//! | `think` | thinks one thought |
+//! | `run COMMAND` | runs a command through `terminal/*`, and says its output |
+//! | `sleep SECONDS` | works on a tool call for that time; a cancel ends it |
+//! | `ticks N MS` | says N chunks with pauses of MS milliseconds |
+//! | `think` | sends one thought |
 //! | `plan` | publishes a plan of three entries and completes it |
-//! | `ask` | asks for permission and says what came of it |
-//! | `mode NAME` | switches its mode by itself |
+//! | `ask` | asks for permission and says the chosen option |
+//! | `mode NAME` | switches its own mode |
 //! | `crash` | says something, writes to stderr, exits with 42 |
-//! | `segv` | says something, kills itself by signal 11 |
-//! | `hang` | falls silent; sees no cancel |
-//! | `ignore-cancel` | falls silent; sees no cancel, and ignores SIGTERM |
+//! | `segv` | says something, kills itself with signal 11 |
+//! | `hang` | falls silent; reads no cancel |
+//! | `ignore-cancel` | falls silent; reads no cancel, and ignores SIGTERM |
 //! | `garbage N` | prints N lines that are not JSON |
-//! | `bad-frame` | ends the turn with a stop reason that the protocol does not have |
+//! | `bad-frame` | ends the turn with a stop reason that the protocol does not define |
 //! | `error CODE MESSAGE` | ends the turn with a JSON-RPC error |
-//! | `provider-error`, `auth-error` | end it with the errors of an overloaded provider, of a missing sign-in |
-//! | `refuse`, `max-tokens` | end it with that stop reason |
+//! | `provider-error`, `auth-error` | end the turn with the error of an overloaded provider, of a missing sign-in |
+//! | `refuse`, `max-tokens` | end the turn with that stop reason |
 //! | `flood N` | sends N updates as fast as it can |
 //! | `huge BYTES` | says one chunk of that size |
-//! | `endless BYTES` | prints so many bytes without a line end, and falls silent |
+//! | `endless BYTES` | prints that number of bytes without a line end, and falls silent |
 //! | `grandchild` | starts `sleep 1000` and says its process id |
-//! | `unknown-update`, `unknown-request`, `unknown-notification` | says what no client knows |
-//! | `context` | says how many blocks stood ahead of the prompt, and their text |
-//! | `count` | says how many prompts this process has seen |
-//! | `usage IN OUT` | tells tokens with the answer |
-//! | `env NAME`, `cwd`, `pid` | say that |
+//! | `unknown-update`, `unknown-request`, `unknown-notification` | sends a message that no client knows |
+//! | `context` | says the number of blocks ahead of the prompt, and their text |
+//! | `count` | says the number of prompts in this process |
+//! | `usage IN OUT` | reports that number of tokens with the answer |
+//! | `env NAME`, `cwd`, `pid` | say that value |
 //!
-//! With the flag `--oneshot` it is the headless command of the fallback instead: the script comes as the text on
-//! standard input, what it says goes to standard output as it is, and what needs the protocol is echoed.
+//! With the flag `--oneshot` the agent is the headless command of the fallback instead: it reads the script as text
+//! from stdin, writes its output to stdout as plain text, and echoes commands that need the protocol.
 
 mod flags;
 mod lines;
@@ -54,7 +54,8 @@ use self::{
     lines::{Lines, Read},
 };
 
-/// Speaks ACP on stdin and stdout until stdin ends. Wrong flags: exit code 2.
+/// Speaks ACP on stdin and stdout until stdin ends. Returns exit code 2 for invalid flags, 1 if a script of
+/// `--oneshot` fails, else 0.
 pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
     let flags = match Flags::parse(arguments) {
         Ok(flags) => flags,
@@ -67,21 +68,19 @@ pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
         return oneshot::run();
     }
     match Agent::new(flags).serve() {
-        // Whoever spoke with us is gone.
+        // The client closed stdin, or no longer reads.
         Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
 }
 
-/// One conversation.
 struct Conversation {
     cwd: PathBuf,
     mode: String,
     tone: String,
-    /// What was said: by the user, and by us.
+    /// The turns so far: the user's script and the agent's text.
     said: Vec<(String, String)>,
 }
 
-/// The agent.
 struct Agent {
     flags: Flags,
     lines: Lines,
@@ -129,7 +128,7 @@ impl Agent {
         let (Some(method), id) = (message["method"].as_str(), message.get("id").cloned()) else { return Ok(()) };
         let params = &message["params"];
         let Some(id) = id else {
-            // A cancel without a turn asks for nothing.
+            // A cancel without a running turn has no effect.
             return Ok(());
         };
         if method == "session/prompt" {
@@ -149,7 +148,7 @@ impl Agent {
         self.lines.write(&answer)
     }
 
-    /// Answers everything but a prompt.
+    /// Answers every request except a prompt.
     fn answer(&mut self, method: &str, params: &Value) -> io::Result<Result<Value, (i64, String)>> {
         let unknown_session = || Err((-32002, "no such session".to_owned()));
         let id = params["sessionId"].as_str().unwrap_or_default().to_owned();
@@ -164,14 +163,14 @@ impl Agent {
                 Err((-32000, "Authentication required".into()))
             }
             "session/new" => Ok(self.begin(params)),
-            "session/load" if self.flags.loads => match self.bring_back(&id, params) {
+            "session/load" if self.flags.loads => match self.restore(&id, params) {
                 true => {
                     self.replay(&id)?;
                     Ok(self.offers(&id))
                 }
                 false => unknown_session(),
             },
-            "session/resume" if self.flags.resumes => match self.bring_back(&id, params) {
+            "session/resume" if self.flags.resumes => match self.restore(&id, params) {
                 true => Ok(self.offers(&id)),
                 false => unknown_session(),
             },
@@ -211,7 +210,7 @@ impl Agent {
     }
 
     fn begin(&mut self, params: &Value) -> Value {
-        // Unique across processes, so that one of them can bring back what another has begun.
+        // Unique across processes, so that one process can restore a conversation of another.
         let id = format!("demo-{}", uuid::Uuid::now_v7());
         let conversation = Conversation {
             cwd: PathBuf::from(params["cwd"].as_str().unwrap_or(".")),
@@ -260,8 +259,8 @@ impl Agent {
         }
     }
 
-    /// Whether the conversation is there, from this process or from what another one kept.
-    fn bring_back(&mut self, id: &str, params: &Value) -> bool {
+    /// Restores the conversation from this process or from the file of another one. Returns false if it is unknown.
+    fn restore(&mut self, id: &str, params: &Value) -> bool {
         if !self.conversations.contains_key(id)
             && let Some(said) = self.flags.kept(id)
         {

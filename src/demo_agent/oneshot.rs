@@ -1,4 +1,4 @@
-//! The demo agent as a headless command.
+//! The demo agent as a headless command: a script on stdin, plain text on stdout.
 
 use std::{
     fs,
@@ -13,17 +13,17 @@ use crate::{
     domain::turn::prompt::ASKED_NOW,
 };
 
-/// Runs the script on standard input. Exit code 1 where it is told to crash, or cannot speak any more.
+/// Runs the script on stdin. Returns exit code 1 if the script crashes or an input or output operation fails, else 0.
 pub(super) fn run() -> ExitCode {
     let mut text = String::new();
-    let played = io::stdin().read_to_string(&mut text).and_then(|_| play(&text));
-    match played {
+    let finished = io::stdin().read_to_string(&mut text).and_then(|_| play(&text));
+    match finished {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) | Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// Whether it went well.
+/// Runs a script. Returns false if it crashes.
 fn play(text: &str) -> io::Result<bool> {
     let (ahead, script) = match text.rsplit_once(ASKED_NOW) {
         Some((ahead, script)) => (Some(ahead.trim()), script.trim()),
@@ -80,7 +80,7 @@ fn perform(command: &Command, ahead: Option<&str>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Says nothing until it is killed.
+/// Stays silent until the process is killed.
 fn hang() -> ! {
     loop {
         std::thread::park_timeout(Duration::from_secs(3600));

@@ -1,15 +1,14 @@
-//! The words of a prompt as commands.
+//! Parses the text of a prompt into commands.
 
-/// One command of a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Command {
-    /// Its first word.
+    /// The first word.
     pub word: String,
-    /// What stands behind it.
+    /// The text after the first word, without surrounding whitespace.
     pub rest: String,
 }
 
-/// The commands of a script, in order.
+/// Splits a script at ` ; ` into its commands.
 pub(super) fn commands(script: &str) -> Vec<Command> {
     script
         .split(" ; ")
@@ -22,23 +21,23 @@ pub(super) fn commands(script: &str) -> Vec<Command> {
 }
 
 impl Command {
-    /// The word at a place behind the first, as a number; `otherwise` where there is none.
+    /// Returns the argument at `place`, counted from 0, as a number; `otherwise` if it is missing or not a number.
     pub(crate) fn number(&self, place: usize, otherwise: u64) -> u64 {
         self.rest.split_whitespace().nth(place).and_then(|word| word.parse().ok()).unwrap_or(otherwise)
     }
 
-    /// The first word behind the command, and what stands behind that.
+    /// Splits the arguments into the first word and the text after it.
     pub(crate) fn name_and_text(&self) -> (&str, &str) {
         self.rest.split_once(char::is_whitespace).unwrap_or((&self.rest, ""))
     }
 
-    /// The command as it was written.
+    /// Returns the command as text.
     pub(crate) fn whole(&self) -> String {
         format!("{} {}", self.word, self.rest).trim().to_owned()
     }
 }
 
-/// A text in up to three chunks, which together are the text.
+/// Splits a text into at most three chunks.
 pub(super) fn chunks(text: &str) -> Vec<&str> {
     let third = text.len().div_ceil(3).max(1);
     let mut rest = text;
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_is_parted_and_a_chunked_text_is_whole() {
+    fn script_is_split_into_commands_and_chunks_rebuild_the_text() {
         let script = commands("write a.txt hello  world ; sleep 2 ; crash");
         assert_eq!(script[0].name_and_text(), ("a.txt", "hello  world"));
         assert_eq!(script[1].number(0, 9), 2);

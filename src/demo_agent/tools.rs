@@ -1,4 +1,4 @@
-//! What the demo agent does with its client's help: ask, write, read, run.
+//! Commands of the demo agent that call its client: ask, write, read, run.
 
 use std::{io, path::Path};
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Agent, script::Command, turn::Turn};
 
-/// What is said where the client does not offer its files.
+/// Said if the client does not offer file access.
 const NOT_OFFERED: &str = "this client offers no files";
 
 impl Agent {

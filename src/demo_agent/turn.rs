@@ -15,15 +15,15 @@ use super::{
 };
 use crate::config::environment::{Environment, current_folder};
 
-/// Steps of a plan at most: a plan is told whole after each of them.
+/// The most steps of a plan: each step sends the whole plan again.
 const MAX_STEPS: u64 = 1000;
 
-/// A turn that runs.
+/// A running turn.
 pub(super) struct Turn {
     pub session: String,
     pub cancelled: bool,
     answer: String,
-    /// Blocks ahead of the prompt, and their text.
+    /// The texts of the blocks ahead of the prompt.
     ahead: Vec<String>,
     stop_reason: String,
     usage: Option<(u64, u64)>,
@@ -124,7 +124,7 @@ impl Agent {
         }
     }
 
-    /// Commands that end the turn in a way of their own, or break something.
+    /// Runs a command that ends the turn in a special way or misbehaves.
     fn end_or_misbehave(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         match command.word.as_str() {
             "refuse" => turn.stop_reason = "refusal".into(),
@@ -144,8 +144,9 @@ impl Agent {
             }
             "segv" => {
                 self.say(turn, "about to die")?;
-                // SAFETY: neither has a precondition. The language's own handler is for stack overflows and
-                // would go on after a signal that only says that there was one.
+                // SAFETY: neither call has a precondition. The default action must be restored first, because the
+                // handler of the Rust runtime is for stack overflows and would return after a signal that was merely
+                // raised.
                 unsafe {
                     libc::signal(libc::SIGSEGV, libc::SIG_DFL);
                     libc::raise(libc::SIGSEGV);
@@ -198,14 +199,14 @@ impl Agent {
         chunks(text).into_iter().try_for_each(|part| self.say(turn, part))
     }
 
-    /// Reads nothing and says nothing until it is killed.
+    /// Neither reads nor writes until the process is killed.
     fn hang(&mut self) -> io::Result<()> {
         loop {
             self.lines.wait(Duration::from_secs(3600))?;
         }
     }
 
-    /// Pauses, and sees a cancel.
+    /// Pauses; a cancel ends the pause.
     fn pause(&mut self, turn: &mut Turn, time: Duration) -> io::Result<()> {
         let deadline = Instant::now() + time;
         while !turn.cancelled {
@@ -222,7 +223,7 @@ impl Agent {
         Ok(())
     }
 
-    /// What may come in the middle of a turn.
+    /// Handles a message that arrives during a turn.
     fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
         let Ok(message) = serde_json::from_str::<Value>(line) else { return Ok(()) };
         match (message["method"].as_str(), message.get("id")) {
@@ -242,7 +243,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks the client, and waits for its answer.
+    /// Sends a request to the client and waits for its answer.
     pub(super) fn request(&mut self, turn: &mut Turn, method: &str, params: Value) -> io::Result<Value> {
         let id = self.next_request;
         self.next_request += 1;
@@ -301,8 +302,8 @@ impl Agent {
         Ok(())
     }
 
-    /// `plan` has three steps, which are done at once; `plan N` has so many, with a pause after each, of 100 ms or as many
-    /// as stand behind it.
+    /// `plan` has three steps, which complete at once. `plan N MS` has N steps with a pause of MS milliseconds
+    /// (default: 100) after each.
     fn plan(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         let (steps, pause): (Vec<String>, _) = match command.number(0, 0) {
             0 => (["Read", "Think", "Write"].map(str::to_owned).into(), Duration::ZERO),

@@ -1,7 +1,7 @@
-//! Posts to webhooks: signed as the Standard Webhooks specification says, bounded in time and size.
+//! Posts to webhooks, signed according to the Standard Webhooks specification and bounded in time and size.
 //!
-//! Invariant: what is posted, when and how often is decided elsewhere. No secret leaves this folder but as a signature,
-//! and no address but as its origin.
+//! Invariant: the content, time and number of posts are decided elsewhere. A secret leaves this folder only as a
+//! signature, and an address only as its origin.
 
 mod poster;
 mod signature;

@@ -1,4 +1,4 @@
-//! One post: bounded in time, without redirects, on a connection of its own.
+//! A single post: bounded in time, without redirects, on its own connection.
 
 use std::time::Duration;
 
@@ -12,30 +12,30 @@ use uuid::Uuid;
 use super::signature::Signer;
 use crate::domain::{clock::Timestamp, redaction::Redacted, text::plain};
 
-/// How much of an answer's body is read. None of it is used, but a receiver whose answer is not taken may see an error.
+/// Bytes read of an answer's body. They are not used, but a receiver whose answer is not read may log an error.
 const MAX_ANSWER_BYTES: usize = 4096;
-/// For how long: the status has come, and decides.
-const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
-/// The most that is kept of what the system says about a connection, in characters.
+/// Time limit for reading the body; the status, which decides, has arrived before.
+const BODY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Characters kept of the system's description of a connection failure.
 const MAX_CAUSE_CHARS: usize = 200;
 
-/// Where and how is posted.
+/// The receiver of posts, their signature and their time limit.
 #[derive(Debug)]
 pub(crate) struct PosterOptions<'a> {
-    /// The receiver's address; may hold a user and a password, which are sent as basic authentication.
+    /// The receiver's URL; may hold a user and a password, which are sent as basic authentication.
     pub url: &'a SecretString,
-    /// What signs, the newest first.
+    /// Signs the posts.
     pub signer: Signer,
-    /// How long one post may take, until the head of the answer.
+    /// Time limit of one post until the head of the answer.
     pub timeout: Duration,
 }
 
-/// Nothing can be posted with these options.
+/// The options are not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct SetupError(&'static str);
 
-/// Posts to one receiver. Its address and keys cannot be printed.
+/// Posts to one receiver. Its address and keys are never printed: `Debug` shows only the origin.
 pub(crate) struct Poster {
     client: Client,
     url: Url,
@@ -43,17 +43,17 @@ pub(crate) struct Poster {
     timeout: Duration,
 }
 
-/// What came back.
+/// An answer of the receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answered {
-    /// The HTTP status, whatever it is.
+    /// The HTTP status: of success, redirect or failure.
     pub status: u16,
-    /// The header `Retry-After`, as it came.
+    /// The value of the header `Retry-After`, unparsed.
     pub retry_after: Option<String>,
 }
 
-/// Nothing came back, or not in time; the receiver may have the post all the same. The text names no address, is one line
-/// and has no secret in it.
+/// No answer arrived in time; the receiver may have the post nevertheless. The text is a single line without
+/// addresses and secrets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NoAnswer(String);
@@ -65,17 +65,17 @@ impl std::fmt::Debug for Poster {
 }
 
 impl Poster {
-    /// Makes one; connects to nothing yet. The address is used as it is, without a proxy.
+    /// Creates a poster without connecting. The address is used directly, without a proxy.
     ///
     /// # Errors
-    /// Where the address is none, or the system has no TLS roots.
+    /// The address is malformed, or the system has no TLS roots. A retry does not help.
     pub(crate) fn new(options: PosterOptions<'_>) -> Result<Self, SetupError> {
         use secrecy::ExposeSecret;
         let url = Url::parse(options.url.expose_secret()).map_err(|_| SetupError("the address is not a URL"))?;
         let client = Client::builder()
             .user_agent(concat!("lumilink/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            // Alerts are rare: a kept connection would be dead by the next one.
+            // Alerts are rare: an idle connection would be closed before the next one.
             .pool_max_idle_per_host(0)
             .retry(reqwest::retry::never())
             .no_proxy()
@@ -84,11 +84,13 @@ impl Poster {
         Ok(Self { client, url, signer: options.signer, timeout: options.timeout })
     }
 
-    /// Posts JSON once, signed under `id` and the time. The same id tells the receiver that it is the same message, so a
-    /// retry is safe. A dropped future may have posted.
+    /// Posts JSON once, signed with `id` and the time. Receivers deduplicate by id.
     ///
     /// # Errors
-    /// Where no answer came in time; [`NoAnswer`] says why.
+    /// [`NoAnswer`], with the cause. A retry with the same id is safe.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have posted; a retry with the same id is safe.
     pub(crate) async fn post(&self, id: Uuid, body: String, now: Timestamp) -> Result<Answered, NoAnswer> {
         let (id, timestamp) = (id.to_string(), now.0.div_euclid(1_000_000));
         let signature = self.signer.sign(&id, timestamp, body.as_bytes());
@@ -109,13 +111,13 @@ impl Poster {
             status: response.status().as_u16(),
             retry_after: response.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok()).map(str::to_owned),
         };
-        // Too slow, too long or broken off: the status stands.
-        let _ = tokio::time::timeout(ANSWER_PATIENCE, take_some(response)).await;
+        // A body that is too slow, too long or incomplete does not change the status.
+        let _ = tokio::time::timeout(BODY_TIMEOUT, drain_body(response)).await;
         Ok(answered)
     }
 }
 
-async fn take_some(mut response: Response) {
+async fn drain_body(mut response: Response) {
     let mut left = MAX_ANSWER_BYTES;
     while let Ok(Some(chunk)) = response.chunk().await
         && chunk.len() < left
@@ -124,15 +126,15 @@ async fn take_some(mut response: Response) {
     }
 }
 
-/// The innermost cause: the layers above name the address.
+/// Describes the innermost cause, because the outer errors contain the address.
 fn no_answer(error: &reqwest::Error) -> NoAnswer {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
     let what = if error.is_connect() { "no connection" } else { "no answer" };
-    let said = if cause.is::<reqwest::Error>() { String::new() } else { format!(": {cause}") };
-    NoAnswer(plain(Redacted::new(&format!("{what}{said}")).as_str(), MAX_CAUSE_CHARS))
+    let description = if cause.is::<reqwest::Error>() { String::new() } else { format!(": {cause}") };
+    NoAnswer(plain(Redacted::new(&format!("{what}{description}")).as_str(), MAX_CAUSE_CHARS))
 }
 
 #[cfg(test)]
@@ -146,27 +148,27 @@ mod tests {
 
     const SECRET: &str = "correct-horse-battery-staple";
 
-    /// How long a post may take that is answered: what is tested is not how fast.
+    /// Time limit of posts that are answered; these tests do not measure speed.
     const LONG: Duration = Duration::from_secs(30);
 
-    /// Posts to a receiver that answers this and then closes.
-    async fn answer(said: &str) -> Result<Answered, NoAnswer> {
-        answer_within(Some(said), LONG).await
+    /// Posts to a receiver that sends this answer and closes the connection.
+    async fn answer(response: &str) -> Result<Answered, NoAnswer> {
+        answer_within(Some(response), LONG).await
     }
 
-    /// The same with a patience of one's own; the receiver keeps silent where there is nothing to say.
-    async fn answer_within(said: Option<&str>, timeout: Duration) -> Result<Answered, NoAnswer> {
+    /// Posts with a time limit to a receiver that sends this answer; `None`: the receiver stays silent.
+    async fn answer_within(response: Option<&str>, timeout: Duration) -> Result<Answered, NoAnswer> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://user:passw0rd@{}/path-secret?key=query-secret", listener.local_addr().unwrap());
-        let said = said.map(str::to_owned);
+        let response = response.map(str::to_owned);
         let receiver = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"{}") {
                 assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0);
             }
-            match said {
-                Some(said) => socket.write_all(said.as_bytes()).await.unwrap(),
+            match response {
+                Some(response) => socket.write_all(response.as_bytes()).await.unwrap(),
                 None => std::future::pending().await,
             }
             String::from_utf8(request).unwrap()
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_status_is_an_answer_whatever_follows_it() {
+    async fn status_counts_as_an_answer_with_any_body() {
         let got =
             |status, retry_after: Option<&str>| Ok(Answered { status, retry_after: retry_after.map(str::to_owned) });
         assert_eq!(answer("HTTP/1.1 204 No Content\r\n\r\n").await, got(204, None));
@@ -206,18 +208,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_answer_is_told_without_address_and_secret() {
-        let told = |answered: Result<Answered, NoAnswer>| answered.unwrap_err().to_string();
-        let silent = told(answer_within(None, Duration::from_millis(300)).await);
+    async fn error_text_has_no_address_and_no_secret() {
+        let error_text = |answered: Result<Answered, NoAnswer>| answered.unwrap_err().to_string();
+        let silent = error_text(answer_within(None, Duration::from_millis(300)).await);
         assert_eq!(silent, "no answer within 0.3 s");
-        let (lost, garbled) = (told(answer("").await), told(answer("no HTTP at all\r\n\r\n").await));
-        for said in [&lost, &garbled] {
-            assert!(said.starts_with("no answer: ") && !said.contains("secret") && !said.contains("://"), "{said}");
+        let (lost, garbled) = (error_text(answer("").await), error_text(answer("no HTTP at all\r\n\r\n").await));
+        for text in [&lost, &garbled] {
+            assert!(text.starts_with("no answer: ") && !text.contains("secret") && !text.contains("://"), "{text}");
         }
         let url = SecretString::from("http://127.0.0.1:1/path-secret");
         let signer = Signer::new(&[SecretString::from(SECRET)]).unwrap();
         let poster = Poster::new(PosterOptions { url: &url, signer, timeout: LONG }).unwrap();
-        let refused = told(poster.post(Uuid::nil(), String::new(), Timestamp(0)).await);
+        let refused = error_text(poster.post(Uuid::nil(), String::new(), Timestamp(0)).await);
         assert!(refused.starts_with("no connection: ") && !refused.contains("secret"), "{refused}");
     }
 }

@@ -7,32 +7,32 @@ use sha2::Sha256;
 
 use crate::domain::notify::webhook::key_of;
 
-/// A secret that no key can be made of; `config/` refuses those.
+/// A secret that cannot serve as a key; `config/` refuses such secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the secret is too short, or not base64 after whsec_")]
+#[error("the secret is too short, or is not base64 after `whsec_`")]
 pub(crate) struct BadSecret;
 
-/// Signs what is posted, with one secret or, while it is being changed, with two. Its keys cannot be printed.
+/// Signs posts with one secret, or with two during a rotation. The keys are never printed.
 #[derive(Debug, Clone)]
 pub(crate) struct Signer {
     keys: Vec<SecretSlice<u8>>,
 }
 
 impl Signer {
-    /// A signer with these secrets, the newest first.
+    /// Creates a signer from secrets, the newest first.
     ///
     /// # Errors
-    /// Where one of them is none, as [`key_of`] says.
+    /// A secret is malformed or too short; see [`key_of`].
     pub(crate) fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Result<Self, BadSecret> {
         let key = |secret: &SecretString| key_of(secret.expose_secret()).map(SecretSlice::from).ok_or(BadSecret);
         Ok(Self { keys: secrets.into_iter().map(key).collect::<Result<_, _>>()? })
     }
 
-    /// The header `webhook-signature`: one `v1,` and base64 for each secret, separated by spaces. `timestamp` is in
-    /// seconds since 1970 and goes into `webhook-timestamp`.
+    /// Returns the value of the header `webhook-signature`: `v1,` and base64 for each secret, separated by spaces.
+    /// `timestamp` is in seconds since 1970 and must equal the header `webhook-timestamp`.
     pub(crate) fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let signatures = self.keys.iter().filter_map(|key| {
-            // Keys of any length are taken.
+            // HMAC accepts keys of any length, so no key is skipped here.
             let mut mac = Hmac::<Sha256>::new_from_slice(key.expose_secret()).ok()?;
             mac.update(format!("{id}.{timestamp}.").as_bytes());
             mac.update(body);
@@ -56,16 +56,16 @@ mod tests {
         Signer::new(&secrets).unwrap()
     }
 
-    /// What the specification's own libraries are tested with.
+    /// The vector is the one that the specification's own libraries are tested with.
     #[test]
-    fn the_published_vector_is_met() {
+    fn signature_matches_the_published_vector() {
         let signature =
             signer(&[SECRET]).sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b"{\"test\": 2432232314}");
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
-    fn the_specifications_library_takes_it_under_either_secret_and_nothing_that_was_changed() {
+    fn reference_library_accepts_both_secrets_and_rejects_changes() {
         let raw = "correct-horse-battery-staple";
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let body = r#"{"type":"notification","body":"Sitzplätze: 9 von 10"}"#.as_bytes();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signer_shows_no_key_and_takes_no_weak_one() {
+    fn signer_hides_its_keys_and_refuses_a_weak_secret() {
         let raw = "correct-horse-battery-staple";
         let shown = format!("{:?}", signer(&[SECRET, raw]));
         assert!(!shown.contains("horse") && !shown.contains("49") && !shown.contains("MfKQ"), "{shown}");

@@ -319,7 +319,7 @@ fn explain_lists_in_order_why_a_session_fell_back() {
     session.completes("echo hello");
     let story = || session.get("/explain").expect(200);
     let fine = story();
-    assert!(fine["answer"].as_str().is_some_and(|it| it.starts_with("ACP carries it")), "{fine}");
+    assert!(fine["answer"].as_str().is_some_and(|it| it.starts_with("ACP carries this session")), "{fine}");
     crashes_until_it_falls_back(&session);
     let told = wait_for(DEADLINE, "the timeline has the connection transitions", || {
         let told = story();
@@ -327,7 +327,7 @@ fn explain_lists_in_order_why_a_session_fell_back() {
         (changes.count() >= 3).then_some(told)
     });
     let answer = told["answer"].as_str().expect("an answer");
-    assert!(answer.starts_with("HTTP carries it since") && answer.contains("outcomes failed"), "{answer}");
+    assert!(answer.starts_with("The HTTP fallback has carried") && answer.contains("outcomes failed"), "{answer}");
     assert_eq!((&told["route"], &told["epoch"], &told["truncated"]), (&json!("http"), &json!(1), &json!(false)));
     let timeline = told["timeline"].as_array().expect("a timeline");
     let times: Vec<_> = timeline.iter().map(|it| it["at"].as_str().expect("a time")).collect();
@@ -350,7 +350,7 @@ fn explain_lists_in_order_why_a_session_fell_back() {
     );
 
     let printed = run(&program, &["session", "explain", &session.id]);
-    assert!(printed.starts_with("HTTP carries it since") && printed.contains("agent_crashed"), "{printed}");
+    assert!(printed.starts_with("The HTTP fallback has carried") && printed.contains("agent_crashed"), "{printed}");
     session.api.post("/acp/workspaces/ws/restore", json!({"actor": "bob", "reason": "fixed"})).expect(200);
     let restored = story();
     assert!(restored["answer"].as_str().is_some_and(|it| it.contains("ACP")), "{restored}");

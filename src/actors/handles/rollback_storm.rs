@@ -277,7 +277,7 @@ mod tests {
         let told = stage.told().await;
         assert_eq!(told.len(), 2, "{told:?}");
         assert_eq!(told[1].cause_id, format!("{}:resolved", alarms[0]));
-        assert!(told[1].body.contains("7 had at the worst"), "{told:?}");
+        assert!(told[1].body.contains("at its peak, 7 workspaces"), "{told:?}");
         assert!(!stage.start().await.is_raging(), "it has its end");
     }
 
