@@ -11,7 +11,7 @@ use crate::harness::{DEADLINE, Program, eventually, metrics::Scrape, processes, 
 
 const STALLS: &str = "lumilink_arbiter_stalls_total";
 const LAG: &str = "lumilink_arbiter_lag_seconds";
-const SAYS: &str = "a thread that runs sessions stands still";
+const SAYS: &str = "a thread that runs sessions is stalled";
 
 /// A thread of the program that is stopped, as by a handler that blocks; it goes on when this is dropped. Only the
 /// thread that stopped it can let it go.
