@@ -277,7 +277,7 @@ fn what_is_no_frame_closes_the_socket_and_says_why() {
     for (text, says) in [
         ("nonsense", "not a frame"),
         (r#"{"type":"toast"}"#, "not a frame"),
-        (r#"{"type":"ping"}"#, "say hello first"),
+        (r#"{"type":"ping"}"#, "send hello first"),
         (r#"{"type":"hello","version":2}"#, "version 1"),
         (long.as_str(), "4096 bytes"),
     ] {
@@ -290,7 +290,7 @@ fn what_is_no_frame_closes_the_socket_and_says_why() {
     }
     let mut twice = Subscriber::of(&program.api, TENANT);
     twice.say(&json!({"type": "hello"}));
-    assert_eq!(twice.until_closed().1, Closed { code: Some(1008), reason: "hello is said once".into() });
+    assert_eq!(twice.until_closed().1, Closed { code: Some(1008), reason: "hello may be sent once".into() });
     assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "badFrame")]), 6.0);
     eventually("nobody is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
 }
