@@ -19,9 +19,9 @@ use crate::{
     domain::text,
 };
 
-/// How long connecting may take; a running server accepts at once.
+/// Time limit for connecting; a running server accepts at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call that starts no agent may take.
+/// Time limit for a call that starts no agent.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// TCP keep-alive, which detects a vanished peer while a turn is silent.
 const KEEPALIVE: Duration = Duration::from_secs(15);

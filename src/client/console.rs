@@ -20,7 +20,7 @@ use super::{
 };
 use crate::contract::result::ResultStopReason;
 
-/// How often the timer is redrawn.
+/// Interval at which the timer is redrawn.
 const TICK: Duration = Duration::from_millis(100);
 const SPINNER: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 
@@ -29,7 +29,7 @@ const SPINNER: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '�
 pub(crate) struct ConsoleOptions {
     /// Prints one JSON object per line and asks for no permission.
     pub json: bool,
-    /// Whether to ask for permissions, if standard input is a terminal.
+    /// True to ask for permissions, if standard input is a terminal.
     pub ask: bool,
 }
 

@@ -44,7 +44,7 @@ pub(crate) enum ClientError {
 }
 
 impl ClientError {
-    /// Whether repeating an idempotent call can succeed.
+    /// True if repeating an idempotent call can succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Lost { .. } => true,

@@ -12,12 +12,12 @@ use super::{
 
 /// Events queued for a slow terminal; the connection is not read while the queue is full.
 const WAITING_EVENTS: usize = 64;
-/// How often a turn is polled after its stream was lost.
+/// Interval at which a turn is polled after its stream was lost.
 const POLL_EVERY: Duration = Duration::from_millis(500);
 /// Consecutive failed polls after which the turn is given up: about a minute, because the client attempts each three
 /// times.
 const MAX_FAILED_POLLS: u32 = 40;
-/// How often a prompt is sent again under its key if the stream broke before the server accepted it.
+/// Times a prompt is sent again under its key if the stream broke before the server accepted it.
 const MAX_RESENDS: u32 = 3;
 
 /// The events of a turn; the last is a result, a problem, or an error.

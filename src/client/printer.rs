@@ -47,7 +47,7 @@ impl<W: Write> Printer<W> {
         Self { out, open: Open::Nothing, at_line_start: true, tools: HashMap::new() }
     }
 
-    /// Whether a line can be printed without splitting a text.
+    /// True if a line can be printed without splitting a text.
     pub(crate) fn at_line_start(&self) -> bool {
         self.at_line_start
     }

@@ -17,7 +17,7 @@ use crate::contract::{problem::Problem, result::ACPSessionResult};
 pub(crate) struct Accepted {
     pub prompt_id: String,
     pub session_id: String,
-    /// Whether the key was used before, so that this joins its turn.
+    /// True if the key was used before, so that this joins its turn.
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -55,7 +55,7 @@ pub(crate) enum TurnEvent {
 }
 
 impl TurnEvent {
-    /// Whether it is the last item.
+    /// True if it is the last item.
     pub(crate) fn is_last(&self) -> bool {
         matches!(self, Self::Result(_) | Self::Problem(_))
     }

@@ -129,7 +129,7 @@ impl Layers {
     }
 }
 
-/// Whether the value of a setting is a secret.
+/// True if the value of a setting is a secret.
 pub(super) fn is_secret(setting: &str) -> bool {
     let hidden = ["database.url", "webhook.url", "webhook.secret", "webhook.previous_secret"];
     setting.ends_with(".token") || hidden.contains(&setting) || setting.split('.').any(|part| part == "env")

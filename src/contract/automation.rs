@@ -145,13 +145,13 @@ pub(crate) struct AutomationPullRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationRollback {
-    /// What triggered the rollback.
+    /// Trigger of the rollback.
     pub trigger: RollbackTrigger,
     /// The rule that was broken.
     pub threshold: RollbackThreshold,
 }
 
-/// What triggered the rollback of a workspace.
+/// Trigger of the rollback of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum RollbackTrigger {
@@ -198,7 +198,7 @@ pub(crate) struct AutomationError {
     pub code: String,
     /// One sentence.
     pub message: String,
-    /// Whether the same run may succeed later.
+    /// True if the same run may succeed later.
     pub retryable: bool,
 }
 

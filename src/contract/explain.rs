@@ -33,7 +33,7 @@ pub(crate) struct Explanation {
     /// The current state.
     #[schema(value_type = String)]
     pub state: SessionState,
-    /// What carries turns now, or carried the last one: `acp` or `http`.
+    /// Protocol that carries turns now, or carried the last one: `acp` or `http`.
     #[schema(value_type = String)]
     pub protocol: Route,
     /// The route of the workspace: `acp` or `http`.
@@ -41,7 +41,7 @@ pub(crate) struct Explanation {
     pub route: Route,
     /// Number of flips of the workspace.
     pub epoch: u64,
-    /// Whether older entries were omitted: the newest 500 are listed.
+    /// True if older entries were omitted: the newest 500 are listed.
     pub truncated: bool,
     /// The entries, oldest first.
     pub timeline: Vec<TimelineEntry>,

@@ -56,9 +56,9 @@ pub(crate) struct ProcessPrompt {
     pub permission_policy: PermissionPolicy,
     /// The turn fails when the agent is silent for this time, in milliseconds, 1 to ten years.
     pub inactivity_timeout_ms: u64,
-    /// How long the agent may take to confirm a cancel, in milliseconds.
+    /// Time limit for the agent to confirm a cancel, in milliseconds.
     pub cancel_grace_ms: u64,
-    /// How long the handshake may take, in milliseconds.
+    /// Time limit for the handshake, in milliseconds.
     pub handshake_timeout_ms: u64,
     /// Automation of the turn, raw; accepted, but not used yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,7 +100,7 @@ pub(crate) struct TurnLine {
 }
 
 impl TurnLine {
-    /// Whether the line counts for [`AFTER`]: messages of the agent, permissions and diagnostics.
+    /// True if the line counts for [`AFTER`]: messages of the agent, permissions and diagnostics.
     pub(crate) fn is_counted(&self) -> bool {
         self.update.is_some() || self.notification.is_some() || self.diagnostic.is_some() || self.permission.is_some()
     }
@@ -115,14 +115,14 @@ pub(crate) struct LineNotification {
     pub params: Box<RawValue>,
 }
 
-/// How a permission request of the agent was answered.
+/// Answer to a permission request of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LinePermission {
     /// The chosen option; absent if the request was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub option_id: Option<String>,
-    /// Whether the option allows the call.
+    /// True if the option allows the call.
     pub allows: bool,
     /// Name of the policy that chose, or `fallback` in place of `ask`.
     pub by: String,
@@ -142,7 +142,7 @@ pub(crate) struct LineFailure {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TurnCancelled {
-    /// Whether a running turn is being cancelled; `false` for an ended or unknown turn.
+    /// True if a running turn is being cancelled; `false` for an ended or unknown turn.
     pub cancelled: bool,
 }
 

@@ -84,7 +84,7 @@ pub(crate) struct WorkspaceItem {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AgentItem {
     pub name: String,
-    /// Whether sessions that name no agent get this one.
+    /// True if sessions that name no agent get this one.
     pub is_default: bool,
 }
 

@@ -22,14 +22,14 @@ pub(crate) struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened, and what to do about it.
+    /// Description of the failure, and what to do about it.
     pub detail: String,
     /// The stable error code.
     pub code: String,
     /// `connection`, `protocol`, `application` or `system`.
     #[schema(value_type = String)]
     pub class: String,
-    /// Whether the same request can succeed later without a change.
+    /// True if the same request can succeed later without a change.
     pub retryable: bool,
     /// Id of the request, as in the header `X-Request-Id` and in the log.
     pub request_id: String,

@@ -15,7 +15,7 @@ use crate::domain::{
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ACPSessionResult {
-    /// How the turn ended.
+    /// End of the turn.
     pub stop_reason: ResultStopReason,
     /// Tokens; 0 with `meta.usageKnown: false` if the agent does not report them.
     pub usage: ResultUsage,
@@ -31,7 +31,7 @@ pub(crate) struct ACPSessionResult {
     pub diagnostics: Vec<ResultDiagnostic>,
 }
 
-/// How a turn ended.
+/// End of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ResultStopReason {
@@ -61,7 +61,7 @@ pub(crate) struct ResultMeta {
     pub session_id: String,
     /// Id of the turn.
     pub prompt_id: String,
-    /// What carried the turn: `acp` or `http`.
+    /// Protocol that carried the turn: `acp` or `http`.
     pub protocol: String,
     /// Route of the workspace at the start of the turn: `acp` or `http`.
     pub route: String,
@@ -73,11 +73,11 @@ pub(crate) struct ResultMeta {
     pub acp_stop_reason: Option<String>,
     /// The text of all agent_message_chunk updates; truncated if long, the transcript has all of it.
     pub message: String,
-    /// Whether `message` was truncated.
+    /// True if `message` was truncated.
     pub message_truncated: bool,
     /// Where the agent worked.
     pub workspace: ResultWorkspace,
-    /// Whether the workspace is rolled back to HTTP, and why.
+    /// Rollback of the workspace, if any.
     pub rollback: ResultRollback,
     /// The version of the automation contract; present with `githubAutomation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,9 +85,9 @@ pub(crate) struct ResultMeta {
     /// The stable error code; present with `stopReason: error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_code: Option<String>,
-    /// Whether a fresh agent got the previous conversation as context ahead of the prompt.
+    /// True if a fresh agent got the previous conversation as context ahead of the prompt.
     pub context_injected: bool,
-    /// Whether the agent reported tokens.
+    /// True if the agent reported tokens.
     pub usage_known: bool,
     /// Timings of the turn.
     pub timings: ResultTimings,
@@ -99,25 +99,25 @@ pub(crate) struct ResultMeta {
 pub(crate) struct ResultWorkspace {
     /// Absolute path in the runtime.
     pub path: String,
-    /// Whether the folder is removed with its last session.
+    /// True if the folder is removed with its last session.
     pub is_ephemeral: bool,
 }
 
-/// Whether the workspace is rolled back.
+/// Rollback of the workspace, if any.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultRollback {
-    /// Whether turns use HTTP.
+    /// True if turns use HTTP.
     pub active: bool,
     /// The reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What triggered the rollback.
+    /// Trigger of the rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
 }
 
-/// How long a turn took, in milliseconds with three decimals.
+/// Durations of a turn, in milliseconds with three decimals.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultTimings {
@@ -151,14 +151,14 @@ pub(crate) struct ResultDiagnostic {
 /// The largest result, in bytes (mission: under 32 KB).
 pub(crate) const MAX_RESULT_BYTES: usize = 32_000;
 
-/// What a result reports beside the course of its turn.
+/// Facts of a result beside the course of its turn.
 #[derive(Debug)]
 pub(crate) struct TurnFacts {
     /// Id of the session.
     pub session_id: SessionId,
     /// Id of the turn.
     pub prompt_id: PromptId,
-    /// What carried the turn.
+    /// Protocol that carried the turn.
     pub protocol: Route,
     /// Route of the workspace at the start of the turn.
     pub route: Route,
@@ -166,9 +166,9 @@ pub(crate) struct TurnFacts {
     pub protocol_version: Option<u16>,
     /// Where the agent worked.
     pub workspace: ResultWorkspace,
-    /// Whether the workspace is rolled back.
+    /// Rollback of the workspace, if any.
     pub rollback: ResultRollback,
-    /// Whether a fresh agent got the previous conversation as context.
+    /// True if a fresh agent got the previous conversation as context.
     pub context_injected: bool,
     /// Outcome of GitHub automation.
     pub automation: Option<GithubAutomation>,

@@ -66,7 +66,7 @@ pub(crate) struct InitializeMeta {
     /// Working directory of the agent: a path that `prepare` returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// Whether the client numbers its messages and can resume a broken connection. The runtime then numbers its own
+    /// True if the client numbers its messages and can resume a broken connection. The runtime then numbers its own
     /// messages too, from the answer to `initialize` on ([`crate::acp::numbered`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resumable: bool,
@@ -184,9 +184,9 @@ pub(crate) struct PrepareWorkspace {
 pub(crate) struct PreparedWorkspace {
     /// Absolute path, with links resolved.
     pub path: String,
-    /// Whether the runtime removes it when its last session is closed.
+    /// True if the runtime removes it when its last session is closed.
     pub is_ephemeral: bool,
-    /// Whether the agent has a headless command, so that the fallback works without ACP.
+    /// True if the agent has a headless command, so that the fallback works without ACP.
     #[serde(default)]
     pub has_oneshot: bool,
 }
@@ -208,7 +208,7 @@ pub(crate) struct WorkspaceDiff {
     pub files: Vec<ChangedFile>,
     /// A unified diff with git's extended headers, truncated at `limits.diff_bytes`.
     pub patch: String,
-    /// Whether files or patch were truncated.
+    /// True if files or patch were truncated.
     pub truncated: bool,
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct NewSessionBody {
     pub branch: Option<String>,
     /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
-    /// Whether changes are to become pull requests; default: whether `repository` is given.
+    /// True if changes are to become pull requests; by default, true with `repository`.
     pub enable_git_ops: Option<bool>,
     /// `development` (default) or `conversation`, which has no git.
     #[serde(default)]
@@ -40,8 +40,7 @@ pub(crate) struct NewSessionBody {
     /// ACP `mcpServers`, passed to the agent.
     #[schema(value_type = Option<Vec<Object>>)]
     pub mcp_servers: Option<Box<RawValue>>,
-    /// How this workspace answers permission requests from now on: `allow-once`, `allow-always`, `reject` or
-    /// `ask`.
+    /// Permission policy of this workspace from now on: `allow-once`, `allow-always`, `reject` or `ask`.
     #[schema(value_type = Option<String>)]
     pub permission_policy: Option<PermissionPolicy>,
 }
@@ -64,7 +63,7 @@ pub(crate) struct SessionReady {
     /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// What carries its turns: `acp` or `http`.
+    /// Protocol that carries the turns: `acp` or `http`.
     pub protocol: &'static str,
     /// The negotiated ACP version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,7 +98,7 @@ pub(crate) struct WorkspaceInfo {
     pub installation_id: InstallationId,
     /// Absolute path in the runtime.
     pub path: String,
-    /// Whether the folder is removed with its last session.
+    /// True if the folder is removed with its last session.
     pub is_ephemeral: bool,
 }
 
@@ -136,7 +135,7 @@ pub(crate) struct PromptAccepted {
     /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// Whether the `Idempotency-Key` was used before, so that no new turn was started.
+    /// True if the `Idempotency-Key` was used before, so that no new turn was started.
     pub duplicate: bool,
 }
 
@@ -172,7 +171,7 @@ pub(crate) struct CancelBody {
 /// Answer to a cancel.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Cancelled {
-    /// Whether a turn was running; it ends as `cancelled`.
+    /// True if a turn was running; it ends as `cancelled`.
     pub cancelled: bool,
 }
 
@@ -307,7 +306,7 @@ pub(crate) struct SessionInfo {
 pub(crate) struct FailureInfo {
     /// The stable error code.
     pub code: String,
-    /// What happened.
+    /// Description of the failure.
     pub detail: String,
 }
 

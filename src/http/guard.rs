@@ -78,8 +78,8 @@ impl Guard {
         Ok(origin)
     }
 
-    /// Whether a `Host` names this service. A name can be made to resolve to this address, an address cannot: names have
-    /// to be configured.
+    /// True if a `Host` names this service. A name can be made to resolve to this address, an address cannot: names
+    /// have to be configured.
     fn is_ours(&self, host: &str) -> bool {
         let name = match host.strip_prefix('[') {
             Some(rest) => rest.split(']').next().unwrap_or_default(),

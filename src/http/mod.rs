@@ -79,7 +79,7 @@ pub(crate) struct RunningHttp {
 /// Time for answers that are being written when the server stops, in seconds; turns have ended by then.
 const SHUTDOWN_S: u64 = 2;
 
-/// How long a client may take to send its headers.
+/// Time limit for a client to send its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A second set of routes on the same threads, with an address and rules of its own.

@@ -1,4 +1,4 @@
-//! What handlers share: bodies, ids, pages, and work that must not stop half-way.
+//! Helpers that handlers share: bodies, ids, pages, and work that must not stop half-way.
 
 use std::{str::FromStr, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     store::{self, Cursor, SessionRow},
 };
 
-/// How long a client may take to send its body; 4 MiB over a slow line take some seconds.
+/// Time limit for a client to send its body; 4 MiB over a slow line take some seconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The size of a page without `limit`: a screen full.

@@ -80,7 +80,7 @@ pub(super) async fn no_route(request: HttpRequest, document: Data<OpenApi>) -> R
     Err(ApiError::new(ErrorCode::NotFound, format!("no route {path}")))
 }
 
-/// Whether a path matches a template such as `/acp/session/{id}`.
+/// True if a path matches a template such as `/acp/session/{id}`.
 fn matches(template: &str, path: &str) -> bool {
     let (mut template, mut path) = (template.split('/'), path.split('/'));
     loop {

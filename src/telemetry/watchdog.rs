@@ -79,12 +79,12 @@ impl Watchdog {
         Heartbeat { heart, shared: self.shared.clone() }
     }
 
-    /// How often a thread has to beat.
+    /// Interval at which a thread has to beat.
     pub(crate) fn every(&self) -> Duration {
         self.shared.limits.every
     }
 
-    /// Whether the process can recover by itself, as of the last check.
+    /// True if the process can recover by itself, as of the last check.
     pub(crate) fn is_alive(&self) -> bool {
         self.shared.is_alive.load(Ordering::Acquire)
     }

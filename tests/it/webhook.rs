@@ -369,7 +369,5 @@ fn without_a_webhook_nothing_is_kept_for_one_and_nothing_can_be_replayed() {
     });
     assert!(deliveries(&program, "").is_empty());
     let refused = program.api.post("/acp/webhooks/deliveries/replay", json!({}));
-    assert!(
-        refused.problem(400, "invalid_request")["detail"].as_str().is_some_and(|it| it.contains("[webhook] url"))
-    );
+    assert!(refused.problem(400, "invalid_request")["detail"].as_str().is_some_and(|it| it.contains("webhook.url")));
 }

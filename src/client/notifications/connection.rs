@@ -28,11 +28,11 @@ use crate::{
 const MAX_FRAME_BYTES: usize = 64 * 1024;
 /// The initial read buffer, which grows with a frame.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
-/// How long connecting may take, including `hello`.
+/// Time limit for connecting, including `hello`.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long sending a frame may take before the connection counts as broken.
+/// Time limit for sending a frame before the connection counts as broken.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long sending the closing frame may take.
+/// Time limit for sending the closing frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Heartbeat of a connection.
@@ -58,7 +58,7 @@ pub(crate) enum End {
     Closed(Option<u16>, String),
     /// The server answered this status instead of an upgrade.
     Refused(u16, ClientError),
-    /// It broke, or could not be made.
+    /// The connection broke, or could not be made.
     Broke(String),
     /// The request cannot be built.
     Impossible(ClientError),
@@ -97,7 +97,7 @@ impl OpenConnection {
         Ok(Self { socket, pulse, opened: now, last_message: now, last_ping: now })
     }
 
-    /// How long the connection has been open.
+    /// Time since the connection was opened.
     pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
     }

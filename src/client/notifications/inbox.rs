@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::frames::ReceivedNotification;
 use crate::client::{ApiClient, ClientError, api::to_query};
 
-/// How long an acknowledgement may take.
+/// Time limit for an acknowledgement.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A selection of notifications.
@@ -70,7 +70,7 @@ pub(crate) struct NotificationPage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct InboxEntry {
     pub toast: ReceivedNotification,
-    /// Whether it is marked as read, by the user of the selection or for everyone.
+    /// True if it is marked as read, by the user of the selection or for everyone.
     #[serde(default)]
     pub read: bool,
 }

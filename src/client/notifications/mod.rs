@@ -41,7 +41,7 @@ use crate::{
 const STEADY: Duration = Duration::from_secs(5);
 /// The most notifications read from the inbox after a reset, the newest.
 const MAX_MISSED: usize = 1000;
-/// How long reading them may take; the connection is not read meanwhile.
+/// Time limit for reading them; the connection is not read meanwhile.
 const MISSED_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// An event of a follower.
@@ -88,7 +88,7 @@ pub(crate) enum NotificationEvent {
     },
     /// The connection is open again; nothing was missed, unless a reset follows.
     Restored {
-        /// How long it was broken.
+        /// Time for which it was broken.
         after_ms: u64,
         /// Unread notifications.
         unread: u64,

@@ -32,7 +32,7 @@ struct Server {
     sockets: mpsc::Receiver<TcpStream>,
 }
 
-/// How many toasts a page of the list has.
+/// Notifications on a page of the list.
 const PAGE: usize = 2;
 
 impl Server {
@@ -92,7 +92,7 @@ impl Server {
     }
 }
 
-/// What is waiting to be read, without taking it.
+/// The bytes waiting to be read, without consuming them.
 async fn head(stream: &TcpStream) -> String {
     let mut buffer = vec![0; 4096];
     loop {
@@ -203,7 +203,10 @@ async fn hello_has_token_cursor_and_scope() {
     assert_eq!(next(&mut follower).await, NotificationEvent::Gap { telemetry: 3 });
     let requests = server.requests.lock().unwrap()[0].to_lowercase();
     assert!(requests.starts_with("get /base/ws/notifications?installationid=acme http/1.1"), "{requests}");
-    assert!(requests.contains("authorization: bearer t0ken") && requests.contains("user-agent: lumilink/"), "{requests}");
+    assert!(
+        requests.contains("authorization: bearer t0ken") && requests.contains("user-agent: lumilink/"),
+        "{requests}"
+    );
 }
 
 #[tokio::test]

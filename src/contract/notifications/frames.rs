@@ -55,7 +55,7 @@ pub(crate) enum ClientFrame {
         /// The newest `seq` or `cursor` that the client processed; absent: only new notifications.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cursor: Option<u64>,
-        /// Whether to send frames of type `telemetry`.
+        /// True to send frames of type `telemetry`.
         #[serde(default)]
         telemetry: bool,
     },
@@ -110,7 +110,7 @@ pub(crate) enum ServerFrame {
     Ack {
         /// `id` of the notification.
         id: Uuid,
-        /// Whether the selection has this notification.
+        /// True if the selection has this notification.
         found: bool,
         /// Unread notifications of the selection, at most 1,000.
         unread: u64,

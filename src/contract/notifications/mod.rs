@@ -175,7 +175,7 @@ fn is_zero(count: &usize) -> bool {
 pub(crate) struct InboxItem {
     /// The notification.
     pub toast: Toast,
-    /// Whether it is marked as read, by the user of the query or for everyone.
+    /// True if it is marked as read, by the user of the query or for everyone.
     pub read: bool,
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Toast {
     pub severity: ToastSeverity,
     /// Cause of the notification.
     pub trigger: ToastTrigger,
-    /// How long a UI shows it, in milliseconds.
+    /// Time for which a UI shows it, in milliseconds.
     pub auto_dismiss_ms: u32,
     /// Id of the cause, unique to this notification.
     pub cause_id: String,
@@ -107,7 +107,7 @@ pub(crate) struct NoteDetails {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub skip_reason: Option<SkipReason>,
-    /// What triggered the rollback.
+    /// Trigger of the rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub rollback_trigger: Option<RollbackTrigger>,

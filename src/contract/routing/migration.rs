@@ -37,13 +37,13 @@ pub(crate) struct MigrationBody {
     pub batch_size: Option<u32>,
     /// Failed moves that are tolerated; with one more the migration fails. Default 0.
     pub max_failures: Option<u32>,
-    /// Who makes the change; recorded in the audit. At most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// Whether an `operator` (default) or a `user` makes the change.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
@@ -64,13 +64,13 @@ pub(crate) enum When {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationChange {
-    /// Who makes the change; recorded in the audit. At most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// Whether an `operator` (default) or a `user` makes the change.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
@@ -100,14 +100,14 @@ pub(crate) struct Migration {
     /// `scheduled`, `inProgress`, `paused`, `succeeded`, `rolledBack`, `cancelled` or `failed`.
     #[schema(value_type = String)]
     pub status: MigrationStatus,
-    /// Whether the migration is moving workspaces back.
+    /// True if the migration is moving workspaces back.
     pub is_going_back: bool,
     /// Progress.
     pub progress: Progress,
-    /// Whether an operator or a user made the last change.
+    /// Initiator of the last change: `operator` or `user`.
     #[schema(value_type = String)]
     pub initiated_by: Initiator,
-    /// Who made the last change.
+    /// Name of the person or program that made the last change.
     pub actor: String,
     /// The reason.
     pub reason: String,
@@ -178,7 +178,7 @@ pub(crate) enum EntryState {
     Moving,
     Moved,
     Skipped,
-    /// It could not be moved and keeps its route.
+    /// Moving it failed; it keeps its route.
     Failed,
     MovingBack,
     MovedBack,

@@ -24,7 +24,7 @@ pub(crate) struct WorkspaceProtocol {
     /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// What carries the next turn, unless it is a canary: `acp` or `http`.
+    /// Protocol that carries the next turn, unless it is a canary: `acp` or `http`.
     #[schema(value_type = String)]
     pub route: Route,
     /// Number of flips.
@@ -32,9 +32,9 @@ pub(crate) struct WorkspaceProtocol {
     /// The route when the workspace is neither pinned nor rolled back.
     #[schema(value_type = String)]
     pub default_protocol: Route,
-    /// Whether migrations may move the workspace.
+    /// True if migrations may move the workspace.
     pub migration_enabled: bool,
-    /// Whether the workspace is moved to ACP automatically while ACP is healthy.
+    /// True if the workspace is moved to ACP automatically while ACP is healthy.
     pub auto_rollout: bool,
     /// The pinned route, which overrides the success window; null if not pinned.
     pub pin: Option<PinInfo>,
@@ -54,7 +54,7 @@ pub(crate) struct PinInfo {
     /// The pinned route.
     #[schema(value_type = String)]
     pub protocol: Route,
-    /// Who pinned the route.
+    /// Name of the person or program that pinned the route.
     pub actor: String,
     /// The reason.
     pub reason: String,
@@ -67,7 +67,7 @@ pub(crate) struct PinInfo {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RollbackInfo {
-    /// What triggered the rollback.
+    /// Trigger of the rollback.
     #[schema(value_type = String)]
     pub trigger: FlipTrigger,
     /// The reason, in a sentence.
@@ -128,21 +128,21 @@ pub(crate) struct ProtocolBody {
     /// The route when the workspace is neither pinned nor rolled back.
     #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
-    /// Whether migrations may move the workspace.
+    /// True if migrations may move the workspace.
     pub migration_enabled: Option<bool>,
-    /// Whether the workspace is moved to ACP automatically while ACP is healthy.
+    /// True if the workspace is moved to ACP automatically while ACP is healthy.
     pub auto_rollout: Option<bool>,
     /// Pins a route; null removes the pin.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PinBody>)]
     pub pin: Option<Option<PinBody>>,
-    /// Who makes the change; recorded in the audit. At most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// Whether an `operator` (default) or a `user` makes the change.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
@@ -160,13 +160,13 @@ pub(crate) struct PinBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlipBody {
-    /// Who makes the change; recorded in the audit. At most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// Whether an `operator` (default) or a `user` makes the change.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }

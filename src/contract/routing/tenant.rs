@@ -19,11 +19,11 @@ pub(crate) struct TenantProtocolInfo {
     /// Default route of new workspaces.
     #[schema(value_type = String)]
     pub default_protocol: Route,
-    /// Whether ACP is used; `false`: all workspaces of the tenant use HTTP.
+    /// True if ACP is used; `false`: all workspaces of the tenant use HTTP.
     pub enable_acp: bool,
-    /// Whether migrations may move workspaces of the tenant.
+    /// True if migrations may move workspaces of the tenant.
     pub allow_migration: bool,
-    /// Whether workspaces are moved to ACP automatically while ACP is healthy.
+    /// True if workspaces are moved to ACP automatically while ACP is healthy.
     pub auto_migration: bool,
     /// Repositories that are never automated: `owner/name`, where `*` matches any characters.
     pub blocked_repositories: Vec<String>,
@@ -41,20 +41,20 @@ pub(crate) struct TenantProtocolBody {
     pub default_protocol: Option<Route>,
     /// `false` moves every workspace of the tenant to HTTP; `true` moves none back.
     pub enable_acp: Option<bool>,
-    /// Whether migrations may move workspaces of the tenant.
+    /// True if migrations may move workspaces of the tenant.
     pub allow_migration: Option<bool>,
-    /// Whether workspaces are moved to ACP automatically while ACP is healthy.
+    /// True if workspaces are moved to ACP automatically while ACP is healthy.
     pub auto_migration: Option<bool>,
     /// Repositories that are never automated, at most 1,000: `owner/name`, where `*` matches any characters.
     #[schema(max_items = 1000)]
     pub blocked_repositories: Option<Vec<String>>,
-    /// Who makes the change; recorded in the audit. At most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// Whether an `operator` (default) or a `user` makes the change.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }

@@ -63,7 +63,7 @@ fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Whether a client offers the subprotocol of the frames, which the server then selects.
+/// True if a client offers the subprotocol of the frames, which the server then selects.
 pub(crate) fn offers_frames(headers: &HeaderMap) -> bool {
     offered(headers).any(|protocol| protocol == SUBPROTOCOL)
 }

@@ -30,7 +30,7 @@ pub(crate) enum Fed {
     /// A notification, or the position of an unreadable one.
     Toast {
         frame: Arc<NotificationFrame>,
-        /// Whether it is replayed.
+        /// True if it is replayed.
         is_replay: bool,
     },
     /// No more notifications up to this `seq`.

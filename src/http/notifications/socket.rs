@@ -36,9 +36,9 @@ use crate::{
     store::{StoreError, StreamEnds},
 };
 
-/// How long a client may take to send `hello`.
+/// Time limit for a client to send `hello`.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long a client may take to answer the closing frame.
+/// Time limit for a client to answer the closing frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// The kernel times out a client that does not read this much later than we do, because only we can state the reason.
 const KERNEL_MARGIN: Duration = Duration::from_secs(3);
@@ -97,7 +97,7 @@ struct NotificationSocket {
     position: u64,
     acks: Acks,
     wants_telemetry: bool,
-    /// Whether the hub has taken over and reports evictions.
+    /// True if the hub has taken over and reports evictions.
     is_live: bool,
     _presence: Presence,
     // Last, so that the descriptor stays valid while the other fields are dropped.
@@ -397,7 +397,7 @@ impl NotificationSocket {
     }
 }
 
-/// How often pings and the expiry are checked.
+/// Interval at which pings and the expiry are checked.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Acknowledgements that may wait while others are written: as many as a queue of notifications.

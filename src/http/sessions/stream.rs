@@ -27,7 +27,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How often a silent stream sends a comment; proxies close idle connections after 30 to 60 s.
+/// Interval at which a silent stream sends a comment; proxies close idle connections after 30 to 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A comment, which readers ignore.

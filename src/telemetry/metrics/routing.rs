@@ -26,7 +26,7 @@ pub(crate) enum MigrationStep {
     Moved,
     MovedBack,
     Skipped,
-    /// It could not be moved or moved back.
+    /// Moving it or moving it back failed.
     Failed,
 }
 
