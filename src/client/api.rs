@@ -19,24 +19,24 @@ use crate::{
     domain::text,
 };
 
-/// How long a connection may take to come up: a server that is there answers at once.
+/// Time limit for connecting; a running server accepts at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take that starts nothing; nothing that is looked up takes long.
+/// Time limit for a call that starts no agent.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Finds a peer that vanished without a word while a turn is silent.
+/// TCP keep-alive, which detects a vanished peer while a turn is silent.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How often a call is tried that may be repeated.
-const TRIES: u32 = 3;
-/// The wait after the first try; it doubles.
+/// Attempts of a call that is safe to repeat.
+const ATTEMPTS: u32 = 3;
+/// The wait after the first attempt; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const USER_AGENT: &str = concat!("lumilink/", env!("CARGO_PKG_VERSION"));
 /// The largest answer, in bytes: a page of the largest transcript entries stays below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// A client of one server. Cheap to clone; clones share their connections.
+/// A client of one server. Clones share their connections.
 ///
-/// Calls that only read are tried three times. Calls that change something are repeated only where the
-/// connection could not be made, so nothing is done twice.
+/// Calls that only read are attempted three times. Calls that change something are repeated only if no connection could
+/// be made, so nothing is done twice.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiClient {
     http: reqwest::Client,
@@ -45,10 +45,10 @@ pub(crate) struct ApiClient {
 }
 
 impl ApiClient {
-    /// Makes a client; connects to nothing yet. The server's address is used as it is, without a proxy.
+    /// Makes a client without connecting. Proxies of the environment are ignored.
     ///
     /// # Errors
-    /// Where the token cannot stand in a header, or the system has no TLS roots.
+    /// The token is not a valid header value, or the system has no TLS roots.
     pub(crate) fn new(settings: &ClientSettings) -> Result<Self, ClientError> {
         let mut headers = header::HeaderMap::new();
         headers.insert(header::USER_AGENT, header::HeaderValue::from_static(USER_AGENT));
@@ -70,12 +70,12 @@ impl ApiClient {
         Ok(Self { http, base: settings.url.clone(), headers })
     }
 
-    /// What goes with every request: who asks, and the token.
+    /// Headers of every request: user agent and token.
     pub(super) fn headers(&self) -> &header::HeaderMap {
         &self.headers
     }
 
-    /// Opens a session. Takes as long as the clone and the agent's start take.
+    /// Opens a session, without a timeout: cloning and starting the agent may take long.
     ///
     /// # Errors
     /// See [`ClientError`]; after `Lost` the session may exist.
@@ -83,10 +83,10 @@ impl ApiClient {
         self.post(&["acp", "session", "new"], request, None).await
     }
 
-    /// Runs one turn and streams what happens. Safe to repeat with the same request.
+    /// Runs one turn and streams its events. Safe to repeat with the same request.
     ///
     /// # Errors
-    /// Where the turn did not begin; later ones come out of the stream.
+    /// The turn did not start; the stream reports later errors.
     pub(crate) async fn prompt_stream(&self, request: &PromptRequest) -> Result<TurnStream, ClientError> {
         let call = self.call(Method::POST, &["acp", "session", "prompt"]);
         let call =
@@ -95,7 +95,7 @@ impl ApiClient {
         Ok(TurnStream::new(response))
     }
 
-    /// Cancels the turn that runs; `false` where none did.
+    /// Cancels the running turn; `false` if none was running.
     pub(crate) async fn cancel(&self, session_id: &str, prompt_id: Option<&str>) -> Result<bool, ClientError> {
         let mut body = json!({"sessionId": session_id});
         if let Some(prompt_id) = prompt_id {
@@ -105,19 +105,18 @@ impl ApiClient {
         Ok(answer["cancelled"] == true)
     }
 
-    /// Ends a session and frees what it holds.
     pub(crate) async fn close(&self, session_id: &str) -> Result<(), ClientError> {
         let body = json!({"sessionId": session_id});
         let response = self.send_once(self.call(Method::POST, &["acp", "session", "close"]).json(&body)).await?;
         refuse_problems(response).await.map(drop)
     }
 
-    /// Brings a session back. Takes as long as the agent's start takes.
+    /// Loads a session, without a timeout: starting the agent may take long.
     pub(crate) async fn load(&self, session_id: &str) -> Result<Value, ClientError> {
         self.post(&["acp", "session", "load"], &json!({"sessionId": session_id}), None).await
     }
 
-    /// Answers a permission request that waits.
+    /// Answers a pending permission request.
     pub(crate) async fn permission(
         &self,
         session_id: &str,
@@ -133,17 +132,15 @@ impl ApiClient {
         refuse_problems(self.send_once(call).await?).await.map(drop)
     }
 
-    /// Where a session stands.
     pub(crate) async fn session(&self, session_id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "session", session_id], &()).await
     }
 
-    /// One page of the sessions.
     pub(crate) async fn sessions(&self, filter: &SessionFilter) -> Result<Page, ClientError> {
         self.get(&["acp", "sessions"], filter).await
     }
 
-    /// One page of a transcript, oldest first: the page after the one that gave `cursor`.
+    /// One page of a transcript, oldest entry first.
     pub(crate) async fn transcript(
         &self,
         session_id: &str,
@@ -154,27 +151,25 @@ impl ApiClient {
         self.get(&["acp", "session", session_id, "transcript"], &query).await
     }
 
-    /// What changed in a session's workspace.
     pub(crate) async fn diff(&self, session_id: &str) -> Result<WorkspaceDiff, ClientError> {
         self.get(&["acp", "session", session_id, "diff"], &()).await
     }
 
-    /// Where a turn stands, and its result once it ended.
+    /// State of a turn, and its result once it has ended.
     pub(crate) async fn prompt_state(&self, prompt_id: &str) -> Result<PromptStatus, ClientError> {
         self.get(&["acp", "prompt", prompt_id], &()).await
     }
 
-    /// How the server is.
     pub(crate) async fn health(&self) -> Result<Value, ClientError> {
         self.get(&["acp", "health"], &()).await
     }
 
-    /// What carries a workspace's turns, and why.
+    /// Route of a workspace.
     pub(crate) async fn protocol(&self, workspace: &str, installation: Option<&str>) -> Result<Value, ClientError> {
         self.get(&["acp", "workspaces", workspace, "protocol"], &json!({"installationId": installation})).await
     }
 
-    /// Changes a workspace's route: by `rollback` or `restore`, else by its settings. All of these may be repeated.
+    /// Changes the route of a workspace: `rollback`, `restore`, or its defaults and pin. Idempotent.
     pub(crate) async fn change_protocol(
         &self,
         workspace: &str,
@@ -191,12 +186,12 @@ impl ApiClient {
         decode(self.send_once(call).await?).await
     }
 
-    /// One page of records of the audit, or the summary as the only one.
+    /// One page of audit records, or the summary.
     pub(crate) async fn audit(&self, records: &str, query: &impl Serialize) -> Result<Value, ClientError> {
         self.get(&["acp", "audit", records], query).await
     }
 
-    /// One page of records of the audit as CSV, and the cursor of the next one.
+    /// One page of audit records as CSV, and the cursor of the next page.
     pub(crate) async fn audit_csv(
         &self,
         records: &str,
@@ -211,7 +206,7 @@ impl ApiClient {
         Ok((String::from_utf8_lossy(&bounded_body(response).await?).into_owned(), next))
     }
 
-    /// Why a session's turns go the way they go.
+    /// Explains the route of a session, with its history.
     pub(crate) async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "session", session_id, "explain"], &()).await
     }
@@ -222,7 +217,7 @@ impl ApiClient {
 
     pub(super) fn address(&self, path: &[&str]) -> url::Url {
         let mut url = self.base.clone();
-        // An address that cannot be a base was refused by the settings.
+        // The settings refuse a URL that cannot be a base.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
         }
@@ -239,16 +234,16 @@ impl ApiClient {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let (mut wait, mut tries) = (FIRST_WAIT, 0);
+        let (mut wait, mut attempts) = (FIRST_WAIT, 0);
         loop {
-            tries += 1;
+            attempts += 1;
             let call = self.http.get(url.clone()).timeout(CALL_TIMEOUT);
             let answer = match self.send(call).await {
                 Ok(response) => decode(response).await,
                 Err(error) => Err(error),
             };
             match answer {
-                Err(error) if error.is_transient() && tries < TRIES => {
+                Err(error) if error.is_transient() && attempts < ATTEMPTS => {
                     tokio::time::sleep(wait).await;
                     wait *= 2;
                 }
@@ -270,12 +265,12 @@ impl ApiClient {
         decode(self.send_once(call).await?).await
     }
 
-    /// For calls that must not be done twice: repeated only where no connection came up.
+    /// For calls that must not be done twice: repeated only if no connection could be made.
     async fn send_once(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         self.send_while(call, |error| matches!(error, ClientError::Unreachable { .. })).await
     }
 
-    /// For calls with a key.
+    /// For calls with an `Idempotency-Key`.
     async fn send_keyed(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         self.send_while(call, |error| matches!(error, ClientError::Unreachable { .. } | ClientError::Lost { .. }))
             .await
@@ -287,8 +282,8 @@ impl ApiClient {
         may_repeat: impl Fn(&ClientError) -> bool,
     ) -> Result<Response, ClientError> {
         let mut wait = FIRST_WAIT;
-        for _ in 1..TRIES {
-            // Bodies are bytes in memory, so a call can always be copied.
+        for _ in 1..ATTEMPTS {
+            // Bodies are in memory, so a call can always be cloned.
             let Some(copy) = call.try_clone() else { break };
             match self.send(copy).await {
                 Err(error) if may_repeat(&error) => {
@@ -306,7 +301,7 @@ impl ApiClient {
     }
 }
 
-/// Flat members as pairs; what is absent stays away.
+/// Members as query pairs, without nulls.
 pub(super) fn to_query(query: &impl Serialize) -> Result<Vec<(String, String)>, ClientError> {
     let Value::Object(members) = serde_json::to_value(query)? else { return Ok(Vec::new()) };
     let pairs = members.into_iter().filter_map(|(name, value)| match value {

@@ -1,19 +1,18 @@
-//! Text of agents, made harmless for a terminal.
+//! Filters text of agents for the terminal.
 
-/// Takes out everything that a terminal would act on: control characters, and the marks that reorder or
-/// hide text. Line ends and tabs stay.
+/// Removes characters that a terminal would act on: control characters, and marks that reorder or hide text. Keeps line
+/// ends and tabs.
 pub(crate) fn clean(text: &str) -> String {
     text.chars().filter(|character| matches!(character, '\n' | '\t') || !is_active(*character)).collect()
 }
 
-/// The same on one line: line ends and tabs become spaces.
+/// Like [`clean`], on one line: line ends and tabs become spaces.
 pub(crate) fn clean_line(text: &str) -> String {
     let spaced = text.chars().map(|character| if character.is_whitespace() { ' ' } else { character });
     spaced.filter(|character| !is_active(*character)).collect()
 }
 
-/// Escapes in finished JSON what the JSON writer leaves as it is and a terminal would act on. Such
-/// characters stand only inside strings there.
+/// Escapes characters in JSON that a terminal would act on; they occur only inside strings.
 pub(crate) fn escape_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for character in json.chars() {
@@ -41,13 +40,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escape_sequences_and_reordering_marks_are_taken_out() {
+    fn escape_sequences_and_reordering_marks_are_removed() {
         assert_eq!(clean("a\u{1b}]0;title\u{7}b\r\n\tc\u{9b}2J\u{202e}d\u{7f}é"), "a]0;titleb\n\tc2Jdé");
         assert_eq!(clean_line("a\n\u{1b}[31mb\tc"), "a [31mb c");
     }
 
     #[test]
-    fn escaped_json_means_the_same() {
+    fn escaped_json_has_the_same_value() {
         let value = serde_json::json!({"a": "x\u{9b}31m\u{7f}\u{202e}\u{e0041}é\n"});
         let json = escape_json(&value.to_string());
         assert!(!json.chars().any(is_active));

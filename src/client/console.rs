@@ -1,4 +1,4 @@
-//! One turn on a terminal or in a script: shows it, asks what has to be asked, and cancels it on Ctrl-C.
+//! Runs one turn on a terminal or in a script: prints it, asks for permissions, and cancels it on Ctrl-C.
 
 use std::{
     io::{BufRead, IsTerminal, Write},
@@ -20,25 +20,24 @@ use super::{
 };
 use crate::contract::result::ResultStopReason;
 
-/// How often the timer moves.
+/// Interval at which the timer is redrawn.
 const TICK: Duration = Duration::from_millis(100);
 const SPINNER: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 
-/// How a turn is shown.
+/// Output of a turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConsoleOptions {
-    /// One JSON object a line, and nothing is asked.
+    /// Prints one JSON object per line and asks for no permission.
     pub json: bool,
-    /// Whether permission requests may be asked on the terminal; needs a terminal on standard input.
+    /// True to ask for permissions, if standard input is a terminal.
     pub ask: bool,
 }
 
-/// Runs one turn and shows it on standard output. The timer stands on standard error, and only where that
-/// is a terminal. Ctrl-C cancels the turn; a second one gives up waiting for its end. Answers whether the
-/// turn was completed.
+/// Runs one turn and prints it to standard output, with a timer on standard error if that is a terminal. Ctrl-C cancels
+/// the turn; a second Ctrl-C stops waiting for its end. Returns whether the turn was completed.
 ///
 /// # Errors
-/// Where the turn could not be begun or followed to its end.
+/// The turn could not be started or followed to its end.
 pub(crate) async fn run_turn(
     client: &ApiClient,
     request: PromptRequest,
@@ -72,7 +71,7 @@ struct Console<W: Write> {
     ask: bool,
 }
 
-/// A permission request that waits for the user.
+/// A permission request waiting for the user.
 struct Question {
     request_id: String,
     options: Vec<OfferedOption>,
@@ -103,7 +102,7 @@ impl<W: Write> Console<W> {
                     self.answer(line.as_deref()).await?;
                 }
                 _ = tick.tick() => {
-                    // A line that is being written, or a question, is not to be painted over.
+                    // The timer must not overwrite an unfinished line or a question.
                     if self.printer.at_line_start() && self.questions.is_empty() {
                         self.timer.show();
                     }
@@ -112,7 +111,7 @@ impl<W: Write> Console<W> {
         }
     }
 
-    /// Shows one event; the answer is there after the last.
+    /// Prints one event; returns whether the turn was completed after the last.
     async fn show(&mut self, event: &TurnEvent) -> Result<Option<bool>, ClientError> {
         if self.json {
             let mut out = std::io::stdout().lock();
@@ -149,7 +148,7 @@ impl<W: Write> Console<W> {
 
     fn print_question(&mut self) -> Result<(), ClientError> {
         if let Some(question) = self.questions.first() {
-            let line = format!("[permission] 1 to {}, or nothing to cancel, then Enter:", question.options.len());
+            let line = format!("[permission] 1 to {} and Enter; Enter alone cancels:", question.options.len());
             self.printer.line(&line)?;
         }
         Ok(())
@@ -169,7 +168,7 @@ impl<W: Write> Console<W> {
         };
         let question = self.questions.remove(0);
         match self.client.permission(&self.session_id, &question.request_id, &choice).await {
-            // Somebody else was faster, or it timed out: the stream says so.
+            // Another client was faster, or it timed out; the stream reports it.
             Ok(()) | Err(ClientError::Problem(_)) => {}
             Err(error) => self.printer.line(&format!("[permission] not answered: {error}"))?,
         }
@@ -178,7 +177,7 @@ impl<W: Write> Console<W> {
 
     async fn cancel(&mut self, interrupts: &mut Signal) -> Result<(), ClientError> {
         if !self.json {
-            self.printer.line("[turn] cancelling; Ctrl-C again to leave at once")?;
+            self.printer.line("[turn] cancelling; Ctrl-C again to stop waiting")?;
         }
         let prompt_id = self.prompt_id.clone();
         let cancelled = tokio::select! {
@@ -192,7 +191,10 @@ impl<W: Write> Console<W> {
     }
 }
 
-/// The next line of the keyboard; `None` at its end. Cancel-safe.
+/// The next line of the keyboard; `None` at its end.
+///
+/// # Cancel safety
+/// No line is lost.
 async fn next_line(keyboard: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
     match keyboard {
         Some(lines) => lines.recv().await,
@@ -200,7 +202,7 @@ async fn next_line(keyboard: &mut Option<mpsc::Receiver<String>>) -> Option<Stri
     }
 }
 
-/// Reads lines in a thread of its own: a read of a terminal cannot be given up, only left behind.
+/// Reads lines in a thread of its own, because a read of a terminal cannot be cancelled.
 fn read_keyboard() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -213,7 +215,7 @@ fn read_keyboard() -> mpsc::Receiver<String> {
     receiver
 }
 
-/// What moves while nothing else does.
+/// A timer that shows that the turn is running.
 struct Timer {
     began: Instant,
     enabled: bool,
@@ -226,7 +228,7 @@ impl Timer {
         Self { began: Instant::now(), enabled, shown: false, turns: 0 }
     }
 
-    // A terminal that cannot be written to is no reason to end a turn.
+    // A failed write to the terminal must not end the turn.
     fn show(&mut self) {
         if self.enabled {
             self.turns = (self.turns + 1) % SPINNER.len();

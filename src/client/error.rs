@@ -1,4 +1,4 @@
-//! What can go wrong between a client and the server.
+//! Errors of calls to the server.
 
 use super::sse::SseError;
 use crate::{contract::problem::Problem, domain::turn::outcome::ErrorCode};
@@ -9,54 +9,42 @@ pub(crate) enum ClientError {
     /// The server answered with a problem.
     #[error("{} [{}, request {}]", detail_for_cli(.0), .0.code, .0.request_id)]
     Problem(Box<Problem>),
-    /// Something answered that is not our server: another status without a problem document.
+    /// An error without a problem document: the answer is not from our server.
     #[error("{url} answered {status}: {body}")]
     Unexpected {
-        /// What was asked.
         url: String,
-        /// The HTTP status.
         status: u16,
-        /// The beginning of the body, cleaned.
+        /// The start of the body, cleaned.
         body: String,
     },
-    /// The server could not be reached; nothing was started.
-    #[error("cannot reach {url}: {cause}; does a server run there?")]
-    Unreachable {
-        /// What was asked.
-        url: String,
-        /// Why.
-        cause: String,
-    },
-    /// The connection broke after the request was sent: the server may have done what was asked.
+    /// No connection could be made; nothing was started.
+    #[error("cannot reach {url}: {cause}; is a server running there?")]
+    Unreachable { url: String, cause: String },
+    /// The connection broke after the request was sent: the server may have executed it.
     #[error("the connection to {url} was lost: {cause}")]
-    Lost {
-        /// What was asked.
-        url: String,
-        /// Why.
-        cause: String,
-    },
-    /// The event stream is not what the API says.
-    #[error("the event stream is not readable: {0}")]
+    Lost { url: String, cause: String },
+    /// The event stream is malformed.
+    #[error("malformed event stream: {0}")]
     Stream(#[from] SseError),
-    /// The body is not what the API says.
-    #[error("the answer is not what the API says: {0}")]
+    /// The body of an answer is malformed.
+    #[error("malformed answer: {0}")]
     Decode(#[from] serde_json::Error),
-    /// The client could not be set up: TLS roots, or a token that no header can carry.
+    /// The client could not be set up: no TLS roots, or a malformed token.
     #[error("the client cannot be set up: {0}")]
     Setup(String),
-    /// Nothing could be read from or written to the terminal.
+    /// The terminal could not be read or written.
     #[error("terminal: {0}")]
     Terminal(#[from] std::io::Error),
-    /// The server does not let us read any longer.
+    /// The authorisation of the subscription ended.
     #[error("the server ended the subscription: {0}")]
     Ended(String),
-    /// The user does not want to wait for the end.
-    #[error("interrupted; the turn goes on in the server until it is cancelled")]
+    /// The user interrupted the command.
+    #[error("interrupted; the turn continues in the server")]
     Interrupted,
 }
 
 impl ClientError {
-    /// Whether a call that may be repeated is worth repeating.
+    /// True if repeating an idempotent call can succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Lost { .. } => true,
@@ -77,21 +65,21 @@ pub(super) fn detail_for_cli(problem: &Problem) -> String {
     }
 }
 
-/// The whole chain of causes on one line: the outermost sentence of the HTTP client says little.
+/// The chain of causes on one line, because the outermost message of the HTTP client is vague.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut inner = error.source();
     while let Some(cause) = inner {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
         }
         inner = cause.source();
     }
     super::clean::clean_line(&text)
 }
 
-/// The innermost cause: where nothing was reached, the layers above have nothing to add.
+/// The innermost cause, which suffices if no connection could be made.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
@@ -100,7 +88,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     super::clean::clean_line(&cause.to_string())
 }
 
-/// What became of a request that got no answer.
+/// Classifies a request without an answer.
 pub(super) fn lost_or_unreachable(error: &reqwest::Error, base: &url::Url) -> ClientError {
     let url = base.to_string();
     if error.is_connect() {

@@ -1,4 +1,4 @@
-//! One turn to its end, whatever becomes of the connection.
+//! Follows one turn to its end across broken connections.
 
 use std::time::Duration;
 
@@ -10,30 +10,31 @@ use super::{
     stream::{Happened, TurnEvent},
 };
 
-/// Events that wait for a slow terminal before the connection has to wait.
+/// Events queued for a slow terminal; the connection is not read while the queue is full.
 const WAITING_EVENTS: usize = 64;
-/// How often a turn is asked after whose stream was lost.
+/// Interval at which a turn is polled after its stream was lost.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// How many polls in a row may fail before the turn is given up: the client itself tries each three
-/// times, so this is about a minute.
+/// Consecutive failed polls after which the turn is given up: about a minute, because the client attempts each three
+/// times.
 const MAX_FAILED_POLLS: u32 = 40;
-/// How often a turn is sent again, under its key, whose stream broke before the server took it.
+/// Times a prompt is sent again under its key if the stream broke before the server accepted it.
 const MAX_RESENDS: u32 = 3;
 
-/// What a follower gives: events, the last of which is a result or problem, or an error as the last.
+/// The events of a turn; the last is a result, a problem, or an error.
 pub(crate) type Events = mpsc::Receiver<Result<TurnEvent, ClientError>>;
 
-/// Sends a prompt and follows its turn in a task of its own. A stream that breaks is replaced: before the
-/// server took the prompt by sending it again under the same key, afterwards by asking for the turn's
-/// state until it ended. Dropping the receiver ends the task; the turn itself goes on in the server.
+/// Sends a prompt and follows its turn in a task of its own. If the stream breaks before the server accepted the prompt,
+/// the prompt is sent again under the same key; afterwards the state of the turn is polled until it ends. Dropping the
+/// receiver ends the task; the turn continues in the server.
 ///
-/// Has to be called within a tokio runtime.
+/// # Panics
+/// Outside a tokio runtime.
 pub(crate) fn follow(client: ApiClient, request: PromptRequest) -> Events {
     let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
     tokio::spawn(async move {
         let mut follower = Follower { client, request, sender, prompt_id: None };
         if let Err(error) = follower.run().await {
-            // Nobody listening is the other way to end.
+            // A closed channel means that the receiver was dropped.
             let _ = follower.sender.send(Err(error)).await;
         }
     });
@@ -51,26 +52,26 @@ impl Follower {
     async fn run(&mut self) -> Result<(), ClientError> {
         let mut resends = 0;
         loop {
-            let broke = match self.stream().await {
+            let error = match self.stream().await {
                 Ok(true) => return Ok(()),
                 Ok(false) => None,
                 Err(error @ (ClientError::Lost { .. } | ClientError::Stream(_))) => Some(error),
                 Err(error) => return Err(error),
             };
             if let Some(prompt_id) = self.prompt_id.clone() {
-                self.say("the stream was lost; the turn goes on, its result is asked for").await;
+                self.note("the stream was lost; the turn continues, polling for its result").await;
                 return self.poll(&prompt_id).await;
             }
             resends += 1;
             if resends > MAX_RESENDS {
                 let url = "the server".to_owned();
-                return Err(broke.unwrap_or(ClientError::Lost { url, cause: "the stream ended at once".into() }));
+                return Err(error.unwrap_or(ClientError::Lost { url, cause: "the stream ended at once".into() }));
             }
             tokio::time::sleep(POLL_EVERY).await;
         }
     }
 
-    /// Passes events on; `false` where the stream ended before the turn did.
+    /// Forwards events; `false` if the stream ended before the turn.
     async fn stream(&mut self) -> Result<bool, ClientError> {
         let mut stream = self.client.prompt_stream(&self.request).await?;
         loop {
@@ -113,7 +114,7 @@ impl Follower {
         Ok(())
     }
 
-    async fn say(&self, message: &str) {
+    async fn note(&self, message: &str) {
         let note = Happened {
             id: None,
             kind: "diagnostic".into(),

@@ -1,11 +1,11 @@
-//! A turn for scripts: one JSON object a line.
+//! Output for scripts: one JSON object per line.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{clean::escape_json, stream::TurnEvent};
 
-/// One line, without its end. Texts of agents are escaped so far that a terminal does not act on them.
+/// One line without its end. Characters that a terminal would act on are escaped.
 pub(crate) fn json_line(value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(escape_json(&serde_json::to_string(value)?))
 }

@@ -1,7 +1,7 @@
-//! Our own client of the HTTP session API and of toasts, for the command line and the demo.
+//! The client of the HTTP API and of notifications, for the command line and the demo.
 //!
-//! Invariant: it knows the API as any other client does, through `contract/` and the wire, never through
-//! the server's code. What an agent or server says is hostile until it went through [`clean`].
+//! Invariant: it uses the API through `contract/` and the wire alone, never through code of the server. Text of agents
+//! and servers is hostile until [`clean`] has filtered it.
 
 pub(crate) mod api;
 pub(crate) mod clean;

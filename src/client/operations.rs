@@ -1,4 +1,4 @@
-//! What operators do to a running server: fleets, and what was posted to their webhook.
+//! Calls for operators: migrations of fleets, and webhook deliveries.
 
 use serde_json::{Value, json};
 
@@ -9,17 +9,15 @@ use super::{
 };
 
 impl ApiClient {
-    /// Begins a migration of a fleet. After `Lost` it may have begun.
+    /// Starts a migration of a fleet. After `Lost` it may have started.
     pub(crate) async fn start_migration(&self, body: &Value) -> Result<Value, ClientError> {
         self.post(&["acp", "migrations"], body, Some(CALL_TIMEOUT)).await
     }
 
-    /// A page of migrations.
     pub(crate) async fn migrations(&self, query: &Value) -> Result<Page, ClientError> {
         self.get(&["acp", "migrations"], query).await
     }
 
-    /// How far a migration is.
     pub(crate) async fn migration(&self, id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "migrations", id], &json!({})).await
     }
@@ -29,17 +27,15 @@ impl ApiClient {
         self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
     }
 
-    /// A page of deliveries to the operators' webhook.
     pub(crate) async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {
         self.get(&["acp", "webhooks", "deliveries"], query).await
     }
 
-    /// Posts one again.
     pub(crate) async fn replay_delivery(&self, id: &str) -> Result<Value, ClientError> {
         self.post(&["acp", "webhooks", "deliveries", id, "replay"], &json!({}), Some(CALL_TIMEOUT)).await
     }
 
-    /// Posts all again that were given up.
+    /// Replays all deliveries that were given up.
     pub(crate) async fn replay_dead_deliveries(&self) -> Result<Value, ClientError> {
         self.post(&["acp", "webhooks", "deliveries", "replay"], &json!({}), Some(CALL_TIMEOUT)).await
     }

@@ -1,4 +1,4 @@
-//! A turn for people: text as it comes, tools with their status, the plan, and how it ended.
+//! Prints a turn for people: text, tool calls with their status, the plan, and the result.
 
 use std::{collections::HashMap, io::Write};
 
@@ -20,12 +20,12 @@ use crate::{
     },
 };
 
-/// The longest title that is shown, in characters: about a line.
+/// The longest title printed, in characters: about a line.
 const MAX_TITLE_CHARS: usize = 100;
-/// Tool calls whose titles are remembered; an agent that opens more gets them shown without.
+/// Tool calls whose titles are remembered; further ones are printed without a title.
 const MAX_TOOLS: usize = 1000;
 
-/// What the text that is being written belongs to.
+/// The kind of the text that is being printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Open {
     Nothing,
@@ -33,7 +33,7 @@ enum Open {
     Thought,
 }
 
-/// Writes a turn. Whatever the agent says, only text reaches the terminal.
+/// Prints a turn. Text of the agent is cleaned for the terminal.
 #[derive(Debug)]
 pub(crate) struct Printer<W> {
     out: W,
@@ -43,20 +43,19 @@ pub(crate) struct Printer<W> {
 }
 
 impl<W: Write> Printer<W> {
-    /// Writes to `out`.
     pub(crate) fn new(out: W) -> Self {
         Self { out, open: Open::Nothing, at_line_start: true, tools: HashMap::new() }
     }
 
-    /// Whether a line of one's own can be written now without breaking a text.
+    /// True if a line can be printed without splitting a text.
     pub(crate) fn at_line_start(&self) -> bool {
         self.at_line_start
     }
 
-    /// Writes one event.
+    /// Prints one event.
     ///
     /// # Errors
-    /// Where the terminal or pipe cannot be written to.
+    /// The terminal or pipe cannot be written.
     pub(crate) fn event(&mut self, event: &TurnEvent) -> std::io::Result<()> {
         match event {
             TurnEvent::Accepted(accepted) => {
@@ -76,7 +75,7 @@ impl<W: Write> Printer<W> {
         self.out.flush()
     }
 
-    /// Writes one line, on a line of its own.
+    /// Prints a line of its own.
     ///
     /// # Errors
     /// As [`Self::event`].
@@ -90,7 +89,8 @@ impl<W: Write> Printer<W> {
         match happened.kind.as_str() {
             "update" => self.update(update),
             "permission_request" => {
-                let title = title_of(&update["toolCall"]).unwrap_or_else(|| "the agent asks".to_owned());
+                let title =
+                    title_of(&update["toolCall"]).unwrap_or_else(|| "the agent requests permission".to_owned());
                 self.line(&format!("[permission] {title}"))?;
                 for (index, option) in permission_options(update).iter().enumerate() {
                     self.line(&format!("  {}. {}", index + 1, option.name))?;
@@ -105,7 +105,7 @@ impl<W: Write> Printer<W> {
                 let state = ["state", "status", "connection"].iter().find_map(|name| update[*name].as_str());
                 self.line(&format!("[session] {}", short(state.unwrap_or("changed"))))
             }
-            "gap" => self.line("[gap] some updates are not held any more; the transcript has them"),
+            "gap" => self.line("[gap] some updates were evicted; the transcript has them"),
             "diagnostic" => {
                 let message = update["message"].as_str().unwrap_or_default();
                 self.line(&format!("[note] {}", short(message)))
@@ -124,7 +124,7 @@ impl<W: Write> Printer<W> {
             "current_mode_update" => {
                 self.line(&format!("[mode] {}", short(update["currentModeId"].as_str().unwrap_or_default())))
             }
-            // They say nothing about this turn, or the result says it again.
+            // Not about this turn, or repeated by the result.
             "user_message_chunk"
             | "available_commands_update"
             | "config_option_update"
@@ -162,7 +162,7 @@ impl<W: Write> Printer<W> {
         let status = update["status"].as_str().map(short).or_else(|| known.map(|(_, status)| status.clone()));
         let now = (title.unwrap_or_else(|| "tool".to_owned()), status.unwrap_or_else(|| "pending".to_owned()));
         if before.as_ref() == Some(&now) {
-            return Ok(()); // only its content grew
+            return Ok(()); // only the content changed
         }
         self.line(&format!("[tool] {} ({})", now.0, now.1))?;
         if before.is_some() || self.tools.len() < MAX_TOOLS {
@@ -196,12 +196,12 @@ impl<W: Write> Printer<W> {
     }
 }
 
-/// What a permission request offers.
+/// An option of a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OfferedOption {
-    /// To be sent back.
+    /// `optionId` of the answer.
     pub id: String,
-    /// To be shown, cleaned.
+    /// Name, cleaned.
     pub name: String,
 }
 
@@ -220,11 +220,11 @@ fn title_of(tool_call: &Value) -> Option<String> {
     tool_call["title"].as_str().filter(|title| !title.is_empty()).map(short)
 }
 
-fn short(said: &str) -> String {
-    text::cut(&clean_line(said), MAX_TITLE_CHARS)
+fn short(text: &str) -> String {
+    text::cut(&clean_line(text), MAX_TITLE_CHARS)
 }
 
-/// How a turn ended, on one line.
+/// The result of a turn on one line.
 pub(crate) fn result_line(result: &ACPSessionResult) -> String {
     let mut line = match result.stop_reason {
         ResultStopReason::Completed => "completed",
@@ -248,7 +248,7 @@ pub(crate) fn result_line(result: &ACPSessionResult) -> String {
     line + &format!(", {} {updates} in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
 }
 
-/// Why a turn did not end well, on one line.
+/// The problem of a failed turn on one line.
 pub(crate) fn problem_line(problem: &Problem) -> String {
     let (detail, code, request) =
         (clean_line(&detail_for_cli(problem)), clean_line(&problem.code), clean_line(&problem.request_id));

@@ -1,4 +1,4 @@
-//! What the client asks for.
+//! Requests of the client, and answers as far as it reads them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,29 +9,20 @@ use crate::contract::result::ACPSessionResult;
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NewSession {
-    /// The workspace, by the caller's name for it.
     pub workspace_id: String,
-    /// The tenant.
     pub installation_id: String,
-    /// The person for whom the session works.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
-    /// `owner/name` or a URL, to be cloned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
-    /// The branch of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
-    /// An existing folder of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// A configured agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// `development` or `conversation`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// Who answers permission requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permission_policy: Option<String>,
 }
@@ -40,18 +31,16 @@ pub(crate) struct NewSession {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct OpenedSession {
-    /// The new session.
     pub session_id: String,
-    /// Everything else that the server says about it.
+    /// All other members of the answer.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
 
-/// One prompt. Its key makes it safe to send it again: one key, one execution.
+/// One prompt. Its key makes a repeat safe: the server executes a key once.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PromptRequest {
-    /// The session.
     pub session_id: String,
     /// A string, or ACP content blocks.
     pub prompt: Value,
@@ -61,7 +50,7 @@ pub(crate) struct PromptRequest {
 }
 
 impl PromptRequest {
-    /// A prompt of text, with a key of its own.
+    /// A text prompt with a new key.
     pub(crate) fn text(session_id: impl Into<String>, text: impl Into<String>) -> Self {
         let key = uuid::Uuid::new_v4().to_string();
         Self { session_id: session_id.into(), prompt: Value::String(text.into()), key }
@@ -71,29 +60,23 @@ impl PromptRequest {
 /// Answer to a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PermissionChoice {
-    /// One of the options that were offered.
+    /// An offered option.
     Option(String),
-    /// None of them.
     Cancelled,
 }
 
-/// Which sessions to list.
+/// Filter of a list of sessions.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionFilter {
-    /// Of this tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<String>,
-    /// Of this workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_id: Option<String>,
-    /// In this state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// Where the page before ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Most entries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
 }
@@ -102,10 +85,9 @@ pub(crate) struct SessionFilter {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page {
-    /// The entries.
     #[serde(alias = "entries")]
     pub items: Vec<Value>,
-    /// Asks for the next page; absent on the last one.
+    /// `cursor` of the next page; absent on the last page.
     #[serde(default)]
     pub next_cursor: Option<String>,
 }
@@ -116,10 +98,10 @@ pub(crate) struct Page {
 pub(crate) struct PromptStatus {
     /// accepted, running, completed, cancelled, failed or interrupted.
     pub state: String,
-    /// The result, once the turn ended.
+    /// The result, once the turn has ended.
     #[serde(default)]
     pub result: Option<ACPSessionResult>,
-    /// Everything else that the server says about it.
+    /// All other members of the answer.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }

@@ -1,42 +1,37 @@
-//! Server-sent events, read as they come, with a bound.
+//! An incremental parser of server-sent events with a size limit.
 
 use std::collections::VecDeque;
 
-/// The largest event, in bytes: the largest ACP message that a server takes by default (16 MiB), and as
-/// much again for a server that is configured to take more.
+/// The largest event, in bytes: twice the largest ACP message that a server accepts by default (16 MiB).
 pub(crate) const MAX_EVENT_BYTES: usize = 32 * 1024 * 1024;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct SseEvent {
-    /// `event:`; `message` where absent.
+    /// `event:`, `message` by default.
     pub kind: String,
-    /// The last `id:` so far.
+    /// The most recent `id:`.
     pub id: Option<String>,
     /// All `data:` lines, joined by line ends.
     pub data: String,
 }
 
-/// A stream cannot be read on.
+/// A malformed stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SseError {
     /// An event is larger than the limit.
     #[error("an event is larger than {limit} bytes")]
-    TooLarge {
-        /// The limit.
-        limit: usize,
-    },
-    /// An event's data is not what the API says.
-    #[error("an event of type {kind:?} has unreadable data: {cause}")]
+    TooLarge { limit: usize },
+    /// The data of an event is malformed.
+    #[error("an event of type {kind:?} has malformed data: {cause}")]
     BadData {
-        /// Its type, cleaned.
+        /// Type of the event, cleaned.
         kind: String,
-        /// Why.
         cause: String,
     },
 }
 
-/// Takes bytes as they come and gives events as they are complete. Format:
+/// Turns chunks of bytes into complete events. Format:
 /// <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 #[derive(Debug)]
 pub(crate) struct SseParser {
@@ -51,7 +46,7 @@ pub(crate) struct SseParser {
 }
 
 impl SseParser {
-    /// Refuses events of more than `limit` bytes.
+    /// Refuses events over `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -65,10 +60,10 @@ impl SseParser {
         }
     }
 
-    /// Takes the next bytes.
+    /// Parses the next bytes.
     ///
     /// # Errors
-    /// Where an event grows beyond the limit; nothing can be read from this stream any more.
+    /// An event exceeds the limit; the stream cannot be read further.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<(), SseError> {
         if self.after_return && !bytes.is_empty() {
             self.after_return = false;
@@ -119,7 +114,7 @@ impl SseParser {
                 self.has_data = true;
             }
             "id" if !value.contains('\0') => self.last_id = Some(value.to_owned()),
-            // `retry`, comments (an empty name) and what is not known.
+            // `retry`, comments (an empty name) and unknown fields.
             _ => {}
         }
     }
@@ -156,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_its_empty_line_is_not_an_event() {
+    fn an_event_needs_its_empty_line() {
         let mut parser = SseParser::new(1000);
         parser.push(b"data: half\n").unwrap();
         assert_eq!(parser.next_event(), None);
     }
 
     #[test]
-    fn an_event_beyond_the_limit_is_refused_in_one_line_or_in_many() {
+    fn an_event_over_the_limit_is_refused_on_one_or_many_lines() {
         let mut one_line = SseParser::new(100);
         assert_eq!(one_line.push(&[b'x'; 101]), Err(SseError::TooLarge { limit: 100 }));
         let mut many = SseParser::new(100);
@@ -175,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_the_stream_is_cut_does_not_matter(
+        fn chunk_boundaries_do_not_matter(
             lines in proptest::collection::vec("(data|id|event|x)(: ?[a-zé]{0,4})?", 0..12),
             end in "(\n|\r\n|\r)",
             cuts in proptest::collection::vec(0usize..200, 0..6),

@@ -1,4 +1,4 @@
-//! One turn as it happens.
+//! The events of one turn.
 
 use reqwest::Response;
 use serde::{Deserialize, Serialize};
@@ -11,63 +11,59 @@ use super::{
 };
 use crate::contract::{problem::Problem, result::ACPSessionResult};
 
-/// The turn is on disk.
+/// The turn was persisted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Accepted {
-    /// The turn.
     pub prompt_id: String,
-    /// The session.
     pub session_id: String,
-    /// Whether the key was seen before and this joins its turn.
+    /// True if the key was used before, so that this joins its turn.
     #[serde(default)]
     pub duplicate: bool,
 }
 
-/// Something that happened in the session.
+/// An event of the session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Happened {
-    /// Its place in the session's events.
+    /// Id of the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
     /// update, permission_request, permission_resolved, status, diagnostic, progress, rollback or gap.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// The session.
     #[serde(default)]
     pub session_id: String,
-    /// The turn, if it belongs to one.
     #[serde(default)]
     pub prompt_id: Option<String>,
-    /// The agent's raw update, or the server's own event.
+    /// The raw update of the agent, or an event of the server.
     #[serde(default)]
     pub update: Value,
 }
 
-/// What comes out of a [`TurnStream`].
+/// An item of a [`TurnStream`].
 #[derive(Debug, Clone)]
 pub(crate) enum TurnEvent {
-    /// First, once.
+    /// The first item.
     Accepted(Accepted),
-    /// Any number of them.
+    /// Any number of items.
     Happened(Happened),
-    /// Last: the turn ended.
+    /// The last item: the turn ended.
     Result(Box<ACPSessionResult>),
-    /// Last: the turn did not end well, or the stream could not go on.
+    /// The last item: the turn failed, or the stream cannot continue.
     Problem(Box<Problem>),
 }
 
 impl TurnEvent {
-    /// Whether nothing comes after it.
+    /// True if it is the last item.
     pub(crate) fn is_last(&self) -> bool {
         matches!(self, Self::Result(_) | Self::Problem(_))
     }
 
-    /// Reads an event as it stands on the wire.
+    /// Reads a server-sent event.
     ///
     /// # Errors
-    /// Where its data is not what the API says for its type.
+    /// Its data does not match its type.
     pub(crate) fn read(event: &SseEvent) -> Result<Self, SseError> {
         let bad =
             |cause: serde_json::Error| SseError::BadData { kind: clean_line(&event.kind), cause: cause.to_string() };
@@ -97,11 +93,13 @@ impl TurnStream {
         Self { response, parser: SseParser::new(MAX_EVENT_BYTES) }
     }
 
-    /// The next event; `None` where the server ended the stream. Cancel-safe.
+    /// The next event; `None` if the server ended the stream.
     ///
     /// # Errors
-    /// `Lost` where the connection broke (the turn goes on in the server), `Stream` where it is not
-    /// readable.
+    /// `Lost` if the connection broke (the turn continues in the server), `Stream` if the stream is malformed.
+    ///
+    /// # Cancel safety
+    /// No event is lost.
     pub(crate) async fn next(&mut self) -> Result<Option<TurnEvent>, ClientError> {
         loop {
             if let Some(event) = self.parser.next_event() {

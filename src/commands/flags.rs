@@ -1,4 +1,4 @@
-//! What commands share: flags, the loaded configuration, the log, output and exit codes.
+//! Helpers that commands share: flags, the loaded configuration, the log, output and exit codes.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -126,7 +126,7 @@ impl ServerFlags {
     /// Runs `act` with a client of the server, on one thread.
     ///
     /// # Errors
-    /// Those of `act`, and a malformed address or token.
+    /// Errors of `act`, and a malformed address or token.
     pub(crate) fn with_client<F>(self, act: impl FnOnce(ApiClient) -> F) -> Result<ExitCode, CommandError>
     where
         F: Future<Output = Result<ExitCode, CommandError>>,
@@ -194,10 +194,10 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandErr
     print(&json_line(value).map_err(ClientError::from)?)
 }
 
-/// Who makes a change, and why; both are audited.
+/// Actor and reason of a change; both are audited.
 #[derive(Debug, Args)]
 pub(crate) struct Attribution {
-    /// Who makes the change; recorded in the audit.
+    /// Name of the person or program that makes the change; recorded in the audit.
     #[arg(long, value_name = "NAME")]
     actor: String,
     /// Why; recorded in the audit.

@@ -22,7 +22,7 @@ const UPDATE_VARIABLE: &str = "LUMILINK_UPDATE_PAGES";
 const HANDBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/handbook");
 
 /// The sources whose doc comments describe the settings.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 14] = [
     include_str!("../config/sections/mod.rs"),
     include_str!("../config/sections/agent.rs"),
     include_str!("../config/sections/capacity.rs"),
@@ -31,7 +31,6 @@ const SECTIONS: [&str; 15] = [
     include_str!("../config/sections/limits.rs"),
     include_str!("../config/sections/notifications.rs"),
     include_str!("../config/sections/process.rs"),
-    include_str!("../config/sections/retention.rs"),
     include_str!("../config/sections/routing.rs"),
     include_str!("../config/sections/runtime.rs"),
     include_str!("../config/sections/server.rs"),

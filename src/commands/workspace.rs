@@ -57,10 +57,10 @@ enum Action {
         /// Default protocol: acp or http.
         #[arg(long, value_name = "PROTOCOL")]
         default_protocol: Option<String>,
-        /// Whether migrations may move the workspace: true or false.
+        /// Allows (true) or forbids (false) migrations to move the workspace.
         #[arg(long, value_name = "BOOL")]
         migration_enabled: Option<bool>,
-        /// Whether the workspace is moved to ACP automatically while ACP is healthy: true or false.
+        /// Moves the workspace to ACP automatically while ACP is healthy: true or false.
         #[arg(long, value_name = "BOOL")]
         auto_rollout: Option<bool>,
         #[command(flatten)]

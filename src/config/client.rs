@@ -1,4 +1,4 @@
-//! Where our own command line finds a server.
+//! The server that the command line calls.
 
 use secrecy::SecretString;
 
@@ -7,27 +7,26 @@ use super::{
     error::{ConfigError, Origin},
 };
 
-/// What `serve` listens on by default.
+/// Default address of `serve`.
 pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
-/// Names the server where no flag does.
+/// Address of the server, unless `--server` is given.
 pub(crate) const URL_VARIABLE: &str = "LUMILINK_URL";
-/// Holds the token where no flag does; better than the flag, which other users of the machine can read.
+/// Token, unless `--token` is given. Other users of the machine can read flags, but not this.
 pub(crate) const TOKEN_VARIABLE: &str = "LUMILINK_TOKEN";
 
-/// A server, and how to be let in.
+/// Address and token of a server.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientSettings {
-    /// Base address, http or https.
+    /// Base URL, http or https.
     pub url: url::Url,
-    /// Bearer token.
     pub token: Option<SecretString>,
 }
 
 impl ClientSettings {
-    /// Takes the flags, else the environment, else the default.
+    /// Uses the flags, else the environment, else the default.
     ///
     /// # Errors
-    /// Where the address is not an http or https URL with a host.
+    /// The address is not an http or https URL with a host.
     pub(crate) fn resolve(
         url: Option<&str>,
         token: Option<SecretString>,

@@ -10,16 +10,16 @@ use secrecy::SecretString;
 
 use super::sections::Agent;
 
-/// Begins the name of every variable that is meant for us.
+/// Prefix of variables that name settings.
 pub(crate) const PREFIX: &str = "LUMILINK_";
-/// Parts section and key in the name of a variable.
+/// Separates section and key in the name of a variable.
 const SEPARATOR: &str = "__";
-/// Variables that every agent inherits, beside those whose name begins with `LC_`: what a program needs
-/// to find its home, its tools and its language, and nothing that is a secret by custom.
+/// Variables that every agent inherits, beside `LC_*`: those a program needs to find its home, tools and language; none
+/// is a secret by convention.
 pub(crate) const ALWAYS_INHERITED: [&str; 9] =
     ["HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
 
-/// Names and values of variables. Values may be secrets, so none is printed.
+/// Names and values of variables. Values may be secrets and are never printed.
 #[derive(Clone, Default)]
 pub(crate) struct Environment {
     variables: BTreeMap<String, String>,
@@ -40,37 +40,35 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
 /// The current folder of the process.
 ///
 /// # Errors
-/// Where it was removed or may not be read.
+/// The folder was removed or cannot be read.
 pub(crate) fn current_folder() -> std::io::Result<PathBuf> {
     std::env::current_dir()
 }
 
-/// The program that runs now: what starts the built-in demo agent.
+/// Path of the running program, which also starts the built-in demo agent.
 ///
 /// # Errors
-/// Where the system does not tell.
+/// The system cannot resolve the path.
 pub(crate) fn current_program() -> std::io::Result<PathBuf> {
     std::env::current_exe()
 }
 
 impl Environment {
-    /// Reads the environment of this process. Variables that are not UTF-8 are left out: no setting and no
-    /// agent can use them.
-    #[expect(clippy::disallowed_methods, reason = "the one place")]
+    /// Reads the environment of this process, without variables that are not UTF-8: no setting and no agent can use them.
+    #[expect(clippy::disallowed_methods, reason = "the only reader of the environment")]
     pub(crate) fn of_process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect()
     }
 
-    /// The value of a variable; an empty one counts as absent.
+    /// The value of a variable; an empty value counts as absent.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// The variables that name a setting: (variable, `section.key` in parts, value). A variable with our
-    /// prefix but without `__` is not one: orchestrators make such names for every service
-    /// (`LUMILINK_PORT_8080_TCP`).
+    /// The variables that name a setting: (variable, `section.key` in parts, value). A variable with the prefix but
+    /// without `__` is ignored: orchestrators make such names for every service (`LUMILINK_PORT_8080_TCP`).
     pub(super) fn settings(&self) -> impl Iterator<Item = (&str, Vec<String>, &str)> {
         self.variables.iter().filter_map(|(name, value)| {
             let path = name.strip_prefix(PREFIX)?;
@@ -79,7 +77,7 @@ impl Environment {
             }
             let mut parts: Vec<String> = Vec::new();
             for part in path.split(SEPARATOR) {
-                // Below `env` stand names of variables, whose case counts.
+                // Parts below `env` are names of variables, whose case matters.
                 let literal = parts.last().is_some_and(|last| last == "env");
                 parts.push(if literal { part.to_owned() } else { part.to_ascii_lowercase() });
             }
@@ -87,7 +85,7 @@ impl Environment {
         })
     }
 
-    /// The whole environment of an agent: what it inherits, then what its settings add.
+    /// The complete environment of an agent: inherited variables, then those of its settings.
     pub(crate) fn of_agent(&self, agent: &Agent) -> BTreeMap<String, SecretString> {
         let inherited = self.variables.iter().filter(|(name, _)| {
             ALWAYS_INHERITED.contains(&name.as_str())
@@ -101,7 +99,7 @@ impl Environment {
     }
 }
 
-/// Makes a path absolute and takes `.` and `..` out by name alone; the path need not exist.
+/// Makes a path absolute and resolves `.` and `..` lexically; the path need not exist.
 pub(super) fn absolute(path: &Path, current: &Path) -> PathBuf {
     let mut whole = PathBuf::new();
     for part in current.join(path).components() {
@@ -123,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_inherits_the_fixed_list_and_what_its_settings_name_and_nothing_else() {
+    fn an_agent_inherits_only_the_fixed_list_and_named_variables() {
         let environment: Environment =
             [("PATH", "/bin"), ("LC_ALL", "C"), ("SECRET", "s"), ("OPENAI_API_KEY", "k"), ("LUMILINK_X", "x")]
                 .into_iter()
@@ -134,8 +132,9 @@ mod tests {
             ..Agent::default()
         };
         let variables = environment.of_agent(&agent);
-        let seen: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.expose_secret())).collect();
-        assert_eq!(seen, [("LC_ALL", "C"), ("OPENAI_API_KEY", "k"), ("PATH", "/opt")]);
+        let inherited: Vec<_> =
+            variables.iter().map(|(name, value)| (name.as_str(), value.expose_secret())).collect();
+        assert_eq!(inherited, [("LC_ALL", "C"), ("OPENAI_API_KEY", "k"), ("PATH", "/opt")]);
         assert!(!format!("{environment:?}").contains("\"s\""));
     }
 

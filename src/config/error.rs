@@ -1,17 +1,17 @@
-//! What is wrong with a configuration: which setting, where it came from, and what it may be.
+//! Errors of a configuration: the setting, its source, and the allowed values.
 
 use std::{fmt, path::PathBuf};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Nobody said anything.
+    /// Not set anywhere.
     Default,
     /// A configuration file.
     File(PathBuf),
     /// The environment variable of this name.
     Environment(String),
-    /// A flag of the command line, as it was written: `--listen`, `--set`.
+    /// A flag of the command line: `--listen`, `--set`.
     Flag(String),
 }
 
@@ -26,14 +26,14 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One thing that is wrong.
+/// One invalid setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BadSetting {
-    /// Its name, `server.listen`; the whole configuration where empty.
+    /// Name, such as `server.listen`; empty for the configuration as a whole.
     pub setting: String,
     /// Where the value came from.
     pub origin: Origin,
-    /// What is wrong, and what it may be.
+    /// The error and the allowed values.
     pub what: String,
 }
 
@@ -47,15 +47,14 @@ impl fmt::Display for BadSetting {
     }
 }
 
-/// The configuration cannot be used. Not retryable: the same sources give the same error.
+/// The configuration is invalid. Not retryable: the same sources give the same error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) struct ConfigError {
-    /// Everything that was found, at least one.
+    /// At least one.
     pub problems: Vec<BadSetting>,
 }
 
 impl ConfigError {
-    /// An error about one setting.
     pub(crate) fn new(setting: impl Into<String>, origin: Origin, what: impl Into<String>) -> Self {
         Self { problems: vec![BadSetting { setting: setting.into(), origin, what: what.into() }] }
     }

@@ -1,4 +1,4 @@
-//! One source of settings after the other, and which of them a value came from.
+//! Merges the sources of settings and records the origin of each value.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,7 +10,7 @@ use figment::{
 
 use super::error::{ConfigError, Origin};
 
-/// What one source says.
+/// The values of one source.
 struct Layer {
     origin: Origin,
     values: Dict,
@@ -40,7 +40,7 @@ impl Layers {
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::new("", origin.clone(), format!("cannot be read: {cause}")))?;
         let table: toml::Table = toml::from_str(&text).map_err(|cause| {
-            // The parser's long form quotes the line, which may be the one with the secret.
+            // The parser's long form quotes the line, which may contain a secret.
             let line = cause.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
             ConfigError::new("", origin.clone(), format!("is not TOML: line {line}: {}", cause.message()))
         })?;
@@ -50,8 +50,8 @@ impl Layers {
         Ok(())
     }
 
-    /// Adds one value, given as text: lists and maps as JSON, anything else as it stands. Whether a text
-    /// is a number or a switch is decided by the setting's type, so a token of digits stays a token.
+    /// Adds one value as text: lists and maps as JSON, anything else unchanged. The type of the setting decides whether
+    /// a text is a number or a boolean, so a token of digits stays a string.
     pub(crate) fn add_text(&mut self, origin: Origin, path: &[String], text: &str) {
         let mut value = Value::from(text);
         if text.trim_start().starts_with(['[', '{']) {
@@ -75,8 +75,7 @@ impl Layers {
         self.figment = figment.merge(Layer { origin, values });
     }
 
-    /// Where the value of a setting came from: its own origin, else that of what it is part of, else that
-    /// of a part of it.
+    /// The origin of a setting: its own, else that of an enclosing table, else that of a part of it.
     pub(crate) fn origin_of(&self, setting: &str) -> Origin {
         let mut name = setting;
         loop {
@@ -93,7 +92,7 @@ impl Layers {
         part.map_or(Origin::Default, |(_, origin)| origin.clone())
     }
 
-    /// The settings of all sources together.
+    /// The merged settings.
     pub(crate) fn extract(&self) -> Result<super::Config, ConfigError> {
         self.figment.extract_lossy().map_err(|error| {
             let problems = error.into_iter().map(|error| self.explain(&error)).collect();
@@ -101,7 +100,6 @@ impl Layers {
         })
     }
 
-    /// Every leaf with its origin.
     pub(crate) fn into_origins(self) -> BTreeMap<String, Origin> {
         self.origins
     }
@@ -131,7 +129,7 @@ impl Layers {
     }
 }
 
-/// Whether the value of a setting is never shown.
+/// True if the value of a setting is a secret.
 pub(super) fn is_secret(setting: &str) -> bool {
     let hidden = ["database.url", "webhook.url", "webhook.secret", "webhook.previous_secret"];
     setting.ends_with(".token") || hidden.contains(&setting) || setting.split('.').any(|part| part == "env")

@@ -1,4 +1,4 @@
-//! From sources to one checked value.
+//! Loads all sources into one validated configuration.
 
 use std::{
     collections::BTreeMap,
@@ -18,34 +18,32 @@ use super::{
 
 /// Switches GitHub automation off: `1` or `true` (mission).
 const KILL_SWITCH_VARIABLE: &str = "GITHUB_AUTOMATION_DISABLED";
-/// Names the data folder where no flag does.
+/// Names the data folder, unless `--data-dir` does.
 const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";
-/// The data folder where nobody names one: in the current folder, so that trying it out leaves its traces
-/// in one place.
+/// The default data folder, in the current folder: a trial leaves its files in one place.
 const DEFAULT_DATA_DIR: &str = ".lumilink";
 
-/// A configuration that can be used.
+/// A validated configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Loaded {
     /// Every setting, paths absolute; `workspaces.root` and `database.url` are always set.
     pub config: Config,
-    /// Where everything is kept that has no place of its own; absolute. It need not exist yet.
+    /// Folder of the database and the workspaces, unless configured elsewhere; absolute. It need not exist yet.
     pub data_dir: PathBuf,
-    /// The whole environment of each agent, by its name; [`DEFAULT_AGENT`] is `[agent]`.
+    /// The complete environment of each agent by name; [`DEFAULT_AGENT`] is `[agent]`.
     pub agent_environments: BTreeMap<String, BTreeMap<String, SecretString>>,
-    /// What every agent inherits: the environment of git and of the commands that agents run.
+    /// The environment of git and of the commands that agents run: variables that every agent inherits.
     pub base_environment: BTreeMap<String, SecretString>,
-    /// Where each value came from that is not a default, by `section.key`.
+    /// Origins of values that are not defaults, by `section.key`.
     pub origins: BTreeMap<String, Origin>,
-    /// Where the data folder came from.
     pub data_dir_origin: Origin,
 }
 
-/// Reads, joins and checks all sources.
+/// Reads, merges and validates all sources.
 ///
 /// # Errors
-/// Names each setting that is wrong, where it came from, and what it may be. A type error hides later
-/// ones; rules are checked all at once.
+/// Lists each invalid setting with its source and the allowed values. A type error hides later ones; rules are checked
+/// all at once.
 pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut layers = Layers::default();
     for preference in &sources.preferences {

@@ -1,7 +1,6 @@
 //! The configuration, and the only reader of the environment.
 //!
-//! Invariant: nothing below or beside reads an environment variable or a configuration file; everything
-//! gets its settings as a value.
+//! Invariant: no other part reads environment variables or configuration files; settings are passed as values.
 
 pub(crate) mod client;
 pub(crate) mod environment;

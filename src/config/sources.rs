@@ -1,4 +1,4 @@
-//! Where settings come from, as values.
+//! The sources of settings.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::{environment::Environment, sections::Listener};
 /// One setting from the command line.
 #[derive(Debug, Clone)]
 pub(crate) struct Flag {
-    /// The flag as it was written, for messages.
+    /// The flag as written, for messages.
     pub name: String,
     /// `section.key`.
     pub setting: String,
@@ -16,7 +16,7 @@ pub(crate) struct Flag {
 }
 
 impl Flag {
-    /// A flag of its own for one setting.
+    /// A dedicated flag for one setting.
     pub(crate) fn new(name: &str, setting: &str, value: impl Into<String>) -> Self {
         Self { name: name.to_owned(), setting: setting.to_owned(), value: value.into() }
     }
@@ -24,14 +24,14 @@ impl Flag {
     /// Reads the argument of `--set`.
     ///
     /// # Errors
-    /// Where it is not `section.key=value`.
+    /// The argument is not `section.key=value`.
     pub(crate) fn parse_set(argument: &str) -> Result<Self, String> {
         let parts = argument.split_once('=').filter(|(setting, _)| setting.contains('.'));
         let (setting, value) = parts.ok_or("must be section.key=value, such as turn.inactivity_timeout_s=60")?;
         Ok(Self::new("--set", setting.trim(), value))
     }
 
-    /// The setting in parts. Below `env` stands the name of a variable, dots and all.
+    /// The setting in parts. A part below `env` is the name of a variable, which may contain dots.
     pub(super) fn path(&self) -> Vec<String> {
         let mut path = Vec::new();
         let mut rest = self.setting.as_str();
@@ -47,21 +47,19 @@ impl Flag {
     }
 }
 
-/// Where settings come from, in rising priority: defaults, `file`, `environment`, `flags`.
+/// The sources of settings, in rising priority: defaults, `preferences`, `file`, `environment`, `flags`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sources {
-    /// A TOML file; it has to exist.
+    /// A TOML file, which must exist.
     pub file: Option<PathBuf>,
-    /// The environment.
     pub environment: Environment,
-    /// The command line.
     pub flags: Vec<Flag>,
     /// `--data-dir`; else `LUMILINK_DATA_DIR`, else `.lumilink` in `current_folder`.
     pub data_dir: Option<PathBuf>,
-    /// What relative paths are relative to.
+    /// Base of relative paths.
     pub current_folder: PathBuf,
-    /// The doors that are going to be opened.
+    /// Addresses that the command listens on.
     pub listeners: Vec<Listener>,
-    /// What the command prefers to the defaults; below everything else.
+    /// Values that the command prefers to the defaults.
     pub preferences: Vec<Flag>,
 }

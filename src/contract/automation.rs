@@ -1,4 +1,4 @@
-//! What GitHub automation looks like in a result.
+//! The GitHub automation of a turn, as its result reports it.
 
 use std::ops::Deref;
 
@@ -11,9 +11,9 @@ use utoipa::{
 
 pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
 
-/// The version of this part of the contract, as `meta.githubAutomationVersion` says it (semver).
+/// Version of this part of the contract (semver), in `meta.githubAutomationVersion`.
 pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
-/// The longest toast, in characters.
+/// The longest notification, in characters.
 pub(crate) const MAX_TOAST_CHARS: usize = 140;
 /// The longest transcript note, in characters.
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
@@ -24,8 +24,8 @@ pub(crate) const MAX_LOG_CHARS: usize = 300;
 /// The longest name of a branch, in characters.
 pub(crate) const MAX_BRANCH_CHARS: usize = 200;
 
-/// Outcome of the automation of one turn. It can be made only by [`GithubAutomation::new`], so one that
-/// exists keeps the rules between its members; they can be read, not changed.
+/// Outcome of the automation of one turn. Only [`GithubAutomation::new`] makes one, so every value satisfies the rules
+/// between its members; they are read-only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AutomationMembers")]
 pub(crate) struct GithubAutomation(AutomationMembers);
@@ -34,11 +34,11 @@ pub(crate) struct GithubAutomation(AutomationMembers);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationMembers {
-    /// What became of it.
+    /// The outcome.
     pub status: AutomationStatus,
-    /// What was asked for.
+    /// The requested mode.
     pub mode: AutomationMode,
-    /// The issue; there after a success, unless only a commit was asked for.
+    /// The issue; always present after a success, except with the mode `commit-only`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub issue: Option<AutomationIssue>,
@@ -54,7 +54,7 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pull_request: Option<AutomationPullRequest>,
-    /// Why it was left out; there if and only if it was.
+    /// Why automation was skipped; present if and only if `status` is `skipped`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub skip_reason: Option<SkipReason>,
@@ -62,39 +62,37 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub skip_detail: Option<SkipDetail>,
-    /// What the user was told; at most 140 characters.
+    /// The text of the notification; at most 140 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, min_length = 1, max_length = 140)]
     pub toast_message: Option<String>,
-    /// What the transcript says; at most 512 characters.
+    /// The text of the transcript note; at most 512 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, min_length = 1, max_length = 512)]
     pub transcript_note: Option<String>,
-    /// The rollback of the workspace, if one had a part in this.
+    /// The rollback of the workspace, if one affected the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub rollback: Option<AutomationRollback>,
-    /// How the run went.
+    /// Details of the run.
     pub diagnostics: AutomationDiagnostics,
-    /// What failed.
+    /// The error of a failed run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error: Option<AutomationError>,
 }
 
-/// What became of the automation.
+/// Outcome of the automation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AutomationStatus {
-    /// Done.
     Success,
-    /// Left out on purpose.
+    /// Skipped on purpose; `skipReason` says why.
     Skipped,
-    /// Failed.
     Error,
 }
 
-/// What was asked for.
+/// The requested mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum AutomationMode {
@@ -108,15 +106,14 @@ pub(crate) enum AutomationMode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationIssue {
-    /// GitHub's id.
+    /// Id of the issue at GitHub.
     pub id: u64,
-    /// Its number in the repository.
+    /// Number in the repository.
     #[schema(minimum = 1)]
     pub number: u64,
-    /// Where to read it.
+    /// Web address.
     #[schema(format = "uri")]
     pub url: String,
-    /// Its title.
     pub title: String,
 }
 
@@ -124,10 +121,9 @@ pub(crate) struct AutomationIssue {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationCommit {
-    /// Its hash, 40 hexadecimal digits.
+    /// Hash, 40 hexadecimal digits.
     #[schema(pattern = "^[0-9a-f]{40}$")]
     pub sha: String,
-    /// Its message.
     pub message: String,
 }
 
@@ -135,89 +131,87 @@ pub(crate) struct AutomationCommit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationPullRequest {
-    /// Its number in the repository.
+    /// Number in the repository.
     #[schema(minimum = 1)]
     pub number: u64,
-    /// Where to read it.
+    /// Web address.
     #[schema(format = "uri")]
     pub url: String,
-    /// The branch that it wants to merge.
+    /// The branch to merge.
     pub branch: String,
 }
 
-/// A rollback that had a part in a run.
+/// A rollback that affected a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationRollback {
-    /// Who or what rolled back.
+    /// Trigger of the rollback.
     pub trigger: RollbackTrigger,
-    /// The rule that it broke.
+    /// The rule that was broken.
     pub threshold: RollbackThreshold,
 }
 
-/// Who or what rolled a workspace back.
+/// Trigger of the rollback of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum RollbackTrigger {
-    /// The window.
+    /// The success window.
     AutoThreshold,
-    /// An operator.
     ManualOperator,
-    /// A user.
     ManualUser,
 }
 
-/// The rule of the window.
+/// The rule of the success window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct RollbackThreshold {
-    /// The least success rate, 0 to 1.
+    /// The lowest healthy success rate, 0 to 1.
     #[schema(minimum = 0, maximum = 1)]
     pub success_rate: f64,
-    /// Over so many minutes.
+    /// Length of the window, in minutes.
     #[schema(minimum = 1)]
     pub window_minutes: u32,
 }
 
-/// How a run went.
+/// Details of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationDiagnostics {
-    /// How long it took, in milliseconds.
+    /// Duration in milliseconds.
     pub duration_ms: u64,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
-    /// What it did, at most 50 lines of at most 300 characters.
+    /// Log of the run: at most 50 lines of at most 300 characters.
     #[schema(max_items = 50)]
     pub logs: Vec<String>,
-    /// The stable code of what went wrong.
+    /// The stable error code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error_code: Option<String>,
 }
 
-/// What failed.
+/// The error of a failed run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationError {
-    /// The stable code.
+    /// The stable error code.
     pub code: String,
     /// One sentence.
     pub message: String,
-    /// Whether the same run may succeed later.
+    /// True if the same run may succeed later.
     pub retryable: bool,
 }
 
-/// The members do not fit together.
+/// The members contradict each other or exceed a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("githubAutomation: {0}")]
 pub(crate) struct BadAutomation(String);
 
 impl GithubAutomation {
-    /// Checks the members against the rules of the contract, which are also in its JSON Schema.
+    /// Checks the rules between the members, which are also in the JSON Schema.
     ///
     /// # Errors
-    /// Names the first rule that is broken.
+    /// Names the first broken rule.
     pub(crate) fn new(members: AutomationMembers) -> Result<Self, BadAutomation> {
         members.check_status()?;
         members.check_limits()?;
@@ -247,7 +241,7 @@ fn rule(holds: bool, otherwise: &str) -> Result<(), BadAutomation> {
 
 impl AutomationMembers {
     fn check_status(&self) -> Result<(), BadAutomation> {
-        let told = [
+        let reports = [
             (self.skip_reason.is_some(), "skipReason"),
             (self.toast_message.is_some(), "toastMessage"),
             (self.transcript_note.is_some(), "transcriptNote"),
@@ -256,13 +250,13 @@ impl AutomationMembers {
             AutomationStatus::Success => {
                 let issue = self.issue.is_some() || self.mode == AutomationMode::CommitOnly;
                 rule(issue, "a success has an issue, unless the mode is commit-only")?;
-                for (there, name) in told {
+                for (there, name) in reports {
                     rule(!there, &format!("a success has no {name}"))?;
                 }
                 rule(self.error.is_none(), "a success has no error")
             }
             AutomationStatus::Skipped => {
-                for (there, name) in told {
+                for (there, name) in reports {
                     rule(there, &format!("a skip has a {name}"))?;
                 }
                 Ok(())

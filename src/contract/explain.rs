@@ -1,4 +1,4 @@
-//! One session's story: what carried it, when that changed, and why.
+//! The history of a session: what carried its turns, when that changed, and why.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,46 +12,46 @@ use crate::domain::{
     session::lifecycle::SessionState,
 };
 
-/// Entries of one answer; a turn makes two to four.
+/// The most entries of an answer; a turn makes two to four.
 pub(crate) const MAX_TIMELINE: usize = 500;
 
 /// `GET /acp/session/{id}/explain`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Explanation {
-    /// What carries it now and why, in a sentence.
+    /// Which protocol carries the turns now and why, in a sentence.
     pub answer: String,
-    /// The session.
+    /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
+    /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// Where it stands.
+    /// The current state.
     #[schema(value_type = String)]
     pub state: SessionState,
-    /// What carries its line to an agent now, or carried it last: `acp` or `http`.
+    /// Protocol that carries turns now, or carried the last one: `acp` or `http`.
     #[schema(value_type = String)]
     pub protocol: Route,
-    /// The workspace's route.
+    /// The route of the workspace: `acp` or `http`.
     #[schema(value_type = String)]
     pub route: Route,
-    /// Counts the workspace's flips.
+    /// Number of flips of the workspace.
     pub epoch: u64,
-    /// Whether older entries were left out: the newest 500 are shown.
+    /// True if older entries were omitted: the newest 500 are listed.
     pub truncated: bool,
-    /// What happened, oldest first.
+    /// The entries, oldest first.
     pub timeline: Vec<TimelineEntry>,
 }
 
-/// Something that happened.
+/// An entry of a timeline.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TimelineEntry {
-    /// When.
+    /// Time, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// `session`, `connection` (a handshake), `transition` (of a connection), `turn`, `flip` (of the workspace's route),
@@ -59,9 +59,9 @@ pub(crate) struct TimelineEntry {
     #[serde(serialize_with = "name")]
     #[schema(value_type = String)]
     pub kind: EntryKind,
-    /// What happened, in a line.
+    /// One line about the entry.
     pub summary: String,
-    /// The record of it.
+    /// The record behind the entry.
     pub details: Value,
 }
 

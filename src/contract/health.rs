@@ -1,4 +1,4 @@
-//! How the service is.
+//! Health of the service.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -9,13 +9,13 @@ use crate::domain::clock::Timestamp;
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Health {
-    /// `ok`, `degraded` (something below is not ok) or `draining`.
+    /// `ok`, `degraded` (a part is not ok) or `draining`.
     pub status: &'static str,
     /// Version of the program.
     pub version: &'static str,
     /// Turns by protocol since the start.
     pub protocols: Protocols,
-    /// Workspaces in use, and how often they changed their route.
+    /// Workspaces in use, and flips of their routes.
     pub workspaces: WorkspacesHealth,
     /// Seats.
     pub capacity: CapacityHealth,
@@ -25,7 +25,7 @@ pub(crate) struct Health {
     pub runtime: RuntimeHealth,
 }
 
-/// By protocol.
+/// Figures by protocol.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Protocols {
@@ -35,21 +35,21 @@ pub(crate) struct Protocols {
     pub http: ProtocolHealth,
 }
 
-/// One protocol, since the start of this process.
+/// Figures of one protocol since the start of the process.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProtocolHealth {
-    /// Turns that began.
+    /// Started turns.
     pub turns_started: u64,
-    /// Turns that ended by themselves.
+    /// Completed turns.
     pub turns_completed: u64,
-    /// Turns that failed.
+    /// Failed turns.
     pub turns_failed: u64,
-    /// Turns that were cancelled.
+    /// Cancelled turns.
     pub turns_cancelled: u64,
-    /// The share of all turns that it carried, 0 to 1; null where none began.
+    /// Share of all turns that this protocol carried, 0 to 1; null before the first turn.
     pub share: Option<f64>,
-    /// The share of successes among the outcomes that count in a success window, 0 to 1; null where there was none.
+    /// Share of successes among the outcomes recorded in success windows, 0 to 1; null before the first outcome.
     pub success_rate: Option<f64>,
 }
 
@@ -57,9 +57,9 @@ pub(crate) struct ProtocolHealth {
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspacesHealth {
-    /// Those whose turns go over ACP now.
+    /// Workspaces whose turns use ACP.
     pub on_acp: u64,
-    /// Those whose turns go over the HTTP fallback now, for whatever reason.
+    /// Workspaces whose turns use the HTTP fallback, for any reason.
     pub in_fallback: u64,
     /// Flips to HTTP since the start of this process.
     pub flips_to_http: u64,
@@ -71,18 +71,18 @@ pub(crate) struct WorkspacesHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityHealth {
-    /// Sessions with a seat; those that come back may be more than the limit.
+    /// Taken seats. Sessions that are loaded again may exceed the limit.
     pub taken: usize,
-    /// The most to which new ones may bring it.
+    /// Seats up to which new sessions are admitted.
     pub limit: usize,
     /// `ok`, or the level of the open alert: `warning` or `critical`.
     pub level: &'static str,
-    /// The open alert.
+    /// The open alert, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alert: Option<CapacityAlertHealth>,
-    /// The most seats that one tenant may have.
+    /// Seats that one tenant may take.
     pub tenant_limit: usize,
-    /// Tenants near their share, those with the most seats first, at most 20.
+    /// Tenants near their limit, those with most seats first, at most 20.
     pub tenants_near_limit: Vec<TenantSeats>,
 }
 
@@ -90,9 +90,9 @@ pub(crate) struct CapacityHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityAlertHealth {
-    /// By which its rows are found.
+    /// Id of the alert in the audit.
     pub alert_id: String,
-    /// Since when it is open.
+    /// Time at which it was raised, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }
@@ -101,19 +101,19 @@ pub(crate) struct CapacityAlertHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantSeats {
-    /// The tenant.
+    /// Name of the tenant.
     pub installation_id: String,
-    /// Its sessions with a seat.
+    /// Taken seats of the tenant.
     pub taken: usize,
 }
 
-/// A part that works or does not.
+/// Health of a part of the service.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PartHealth {
     /// `ok` or `unavailable`.
     pub status: &'static str,
-    /// What is wrong.
+    /// The error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -124,13 +124,13 @@ pub(crate) struct PartHealth {
 pub(crate) struct RuntimeHealth {
     /// `ok` or `unavailable`.
     pub status: &'static str,
-    /// What is wrong.
+    /// The error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Its version.
+    /// Version of the runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Agent processes that run now.
+    /// Running agent processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_processes: Option<u64>,
 }
@@ -139,6 +139,6 @@ pub(crate) struct RuntimeHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Probe {
-    /// `ok`, or why not.
+    /// `ok`.
     pub status: &'static str,
 }

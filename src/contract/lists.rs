@@ -1,4 +1,4 @@
-//! Pages, what stands on them, and how to ask for them.
+//! Lists of the API: pages, their entries and their filters.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,7 +15,7 @@ use crate::domain::{
 pub(crate) struct Page<T> {
     /// The entries.
     pub items: Vec<T>,
-    /// Give it as `cursor` for the next page; absent on the last one.
+    /// `cursor` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Page<T> {
 pub(crate) struct TranscriptPage {
     /// The entries, oldest first.
     pub entries: Vec<TranscriptItem>,
-    /// Give it as `cursor` for the next page; absent where there is none yet.
+    /// `cursor` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -35,57 +35,56 @@ pub(crate) struct TranscriptPage {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TranscriptItem {
-    /// Counts up from 1 within the session.
+    /// Number of the entry in the session, from 1.
     pub seq: i64,
-    /// The turn it belongs to.
+    /// Id of the turn, if the entry belongs to one.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<PromptId>,
     /// `user_message`, `agent_message`, `agent_thought`, `tool_call`, `plan`, `permission`, `info`, ….
     pub event_type: String,
-    /// What was said.
+    /// The text of the entry.
     pub text: String,
-    /// The raw update, or the blocks of a prompt, where it is more than text.
+    /// The raw update, or the blocks of a prompt that is more than text.
     #[schema(value_type = Option<serde_json::Value>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
-    /// When.
+    /// Time, RFC 3339 in UTC.
     pub created_at: String,
 }
 
-/// A workspace, as lists tell about it.
+/// A workspace in a list.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceItem {
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for it.
+    /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// What was checked out.
+    /// The repository that was cloned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
-    /// Absolute path in the runtime, once it was prepared.
+    /// Absolute path in the runtime, once prepared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// How it answers permission requests; absent where the configured policy holds.
+    /// Permission policy of the workspace; absent if it uses the configured one.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permission_policy: Option<PermissionPolicy>,
-    /// When it was first asked for.
+    /// Time of its first session, RFC 3339 in UTC.
     pub created_at: String,
-    /// When it was last asked for.
+    /// Time of its last use, RFC 3339 in UTC.
     pub last_used_at: String,
 }
 
-/// An agent that sessions may name.
+/// A configured agent.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AgentItem {
-    /// Its name.
     pub name: String,
-    /// Whether sessions get it that name none.
+    /// True if sessions that name no agent get this one.
     pub is_default: bool,
 }
 
@@ -94,21 +93,21 @@ pub(crate) struct AgentItem {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SessionQuery {
-    /// Only this tenant's.
+    /// Only entries of this tenant.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only this workspace's.
+    /// Only entries of this workspace.
     #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
-    /// Only this user's.
+    /// Only entries of this user.
     #[param(value_type = Option<String>)]
     pub user_id: Option<UserId>,
-    /// Only in this state.
+    /// Only entries in this state.
     #[param(value_type = Option<String>)]
     pub state: Option<SessionState>,
-    /// Entries on the page, up to `[limits] page_entries`.
+    /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }
 
@@ -117,15 +116,15 @@ pub(crate) struct SessionQuery {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct WorkspaceQuery {
-    /// Only this tenant's.
+    /// Only entries of this tenant.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only of this name.
+    /// Only workspaces of this name.
     #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
-    /// Entries on the page, up to `[limits] page_entries`.
+    /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }
 
@@ -134,9 +133,9 @@ pub(crate) struct WorkspaceQuery {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct TranscriptQuery {
-    /// Entries on the page, up to `[limits] page_entries`.
+    /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }
 
@@ -145,15 +144,15 @@ pub(crate) struct TranscriptQuery {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct EventsQuery {
-    /// `live`: at now; absent: at the oldest event held.
+    /// `live` starts with the next event; without it the stream starts with the oldest event in memory.
     #[param(value_type = Option<String>)]
     pub from: Option<From>,
 }
 
-/// A place in the events of a session.
+/// Start of an event stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum From {
-    /// Now.
+    /// The next event.
     Live,
 }

@@ -1,8 +1,7 @@
-//! Our own wire types: what clients send and get, and what supervisor and runtime say to each other
-//! beside ACP.
+//! Our own wire types: requests and answers of the API, and messages between supervisor and runtime beside ACP.
 //!
-//! Invariant: types and the rules of their form, nothing that acts. Names are camelCase on the wire and each
-//! type is part of the OpenAPI document or of the runtime's door.
+//! Invariant: types and rules of their form, no behaviour. Names are camelCase on the wire; each type belongs to the
+//! OpenAPI document or to the interface of the runtime.
 
 pub(crate) mod audit;
 pub(crate) mod automation;

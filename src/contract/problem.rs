@@ -1,4 +1,4 @@
-//! The one form of every error answer: RFC 9457 with our members, for both HTTP faces.
+//! The form of every error answer of API and runtime: RFC 9457 with additional members.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -22,40 +22,40 @@ pub(crate) struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened in this case, and what to do about it.
+    /// Description of the failure, and what to do about it.
     pub detail: String,
-    /// The stable code.
+    /// The stable error code.
     pub code: String,
     /// `connection`, `protocol`, `application` or `system`.
     #[schema(value_type = String)]
     pub class: String,
-    /// Whether the same request may succeed later.
+    /// True if the same request can succeed later without a change.
     pub retryable: bool,
-    /// Also in the `X-Request-Id` header and in the log.
+    /// Id of the request, as in the header `X-Request-Id` and in the log.
     pub request_id: String,
-    /// The turn that this is about: the running one, or the one that failed.
+    /// Id of the turn that runs or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<String>,
-    /// The `ACPSessionResult` of a turn that began and failed.
+    /// The result of a turn that started and failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<super::result::ACPSessionResult>)]
     pub result: Option<Box<RawValue>>,
-    /// The figures, where a session got no seat.
+    /// The seats, if a session was refused for lack of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<ProblemCapacity>,
 }
 
-/// Why a session got no seat.
+/// Seats at the time of a refusal.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProblemCapacity {
-    /// Sessions with a seat.
+    /// Taken seats.
     pub taken: usize,
-    /// The most that new ones may bring it to.
+    /// Seats up to which new sessions are admitted.
     pub limit: usize,
-    /// Those of the tenant.
+    /// Taken seats of the tenant.
     pub tenant_taken: usize,
-    /// The most that it may have.
+    /// Seats that the tenant may take.
     pub tenant_limit: usize,
 }
 
@@ -67,10 +67,10 @@ impl ProblemCapacity {
 }
 
 impl Problem {
-    /// Describes a failure.
+    /// The problem document of a failure: its detail ends with the advice of its code.
     pub(crate) fn new(failure: &Failure, request_id: impl Into<String>) -> Self {
         let code = failure.code;
-        // A failure of the runtime comes with the advice already.
+        // The detail of a failure of the runtime already ends with the advice.
         let detail = failure.detail.trim_end().trim_end_matches(code.advice());
         let detail = detail.trim_end().trim_end_matches('.');
         let stop = if detail.ends_with(['?', '!']) { "" } else { "." };
@@ -90,7 +90,7 @@ impl Problem {
     }
 }
 
-/// The HTTP status of each code: the only place where one is chosen.
+/// The HTTP status of each code.
 pub(crate) fn status_of(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidRequest => 400,
@@ -136,14 +136,14 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
     }
 }
 
-/// Seconds for the `Retry-After` header, for the codes that carry one.
+/// Seconds for the header `Retry-After`, for codes that have one.
 pub(crate) fn retry_after_s(code: ErrorCode) -> Option<u32> {
     match code {
-        // A disk or a database comes back within seconds or not at all; a replica is replaced as fast.
+        // A database or runtime usually returns within seconds, and a replica is replaced as fast.
         ErrorCode::DatabaseUnavailable | ErrorCode::Draining | ErrorCode::RuntimeUnavailable | ErrorCode::Stalled => {
             Some(5)
         }
-        // Seats come free when sessions hibernate or are closed.
+        // Seats become free when sessions hibernate or are closed.
         ErrorCode::CapacityExhausted => Some(10),
         ErrorCode::Interrupted => Some(1),
         _ => None,
@@ -155,9 +155,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_advice_stands_once_behind_what_happened() {
+    fn detail_ends_with_the_advice_once() {
         let code = ErrorCode::UnknownAgent;
-        let detail = |said: &str| Problem::new(&Failure::new(code, said), "r").detail;
+        let detail = |text: &str| Problem::new(&Failure::new(code, text), "r").detail;
         let once = format!("no agent `x`. {}", code.advice());
         assert_eq!(detail("no agent `x`"), once);
         assert_eq!(detail(&once), once);

@@ -1,4 +1,4 @@
-//! The result of a turn, as every route and every way to ask for it gives it.
+//! The result of a turn, the same for every route and every way to request it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -11,35 +11,35 @@ use crate::domain::{
     turn::{MAX_DIAGNOSTICS, Severity, TurnOutcome, TurnProgress, stop_reason_name},
 };
 
-/// The result envelope. These top-level keys and no others; under 32 KB as a whole.
+/// The result of a turn, under 32 KB as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ACPSessionResult {
-    /// How the turn ended for the caller.
+    /// End of the turn.
     pub stop_reason: ResultStopReason,
-    /// Tokens; 0/0 with `meta.usageKnown: false` where the agent does not tell.
+    /// Tokens; 0 with `meta.usageKnown: false` if the agent does not report them.
     pub usage: ResultUsage,
-    /// What became of branch, issue and pull request; absent for a session without a repository.
+    /// Outcome of GitHub automation; absent for a session without a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub github_automation: Option<GithubAutomation>,
-    /// Where, how and how fast.
+    /// Ids, route, message and timings of the turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<ResultMeta>,
-    /// Remarks.
+    /// Warnings and errors of the turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 100)]
     pub diagnostics: Vec<ResultDiagnostic>,
 }
 
-/// How a turn ended for the caller.
+/// End of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ResultStopReason {
-    /// The agent ended it: end_turn, max_tokens, max_turn_requests or refusal.
+    /// The agent ended the turn: end_turn, max_tokens, max_turn_requests or refusal.
     Completed,
-    /// It was cancelled.
+    /// The turn was cancelled.
     Cancelled,
-    /// Everything else; `meta.errorCode` says what.
+    /// The turn failed; `meta.errorCode` has the code.
     Error,
 }
 
@@ -47,9 +47,9 @@ pub(crate) enum ResultStopReason {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultUsage {
-    /// Tokens read.
+    /// Input tokens.
     pub input_tokens: u64,
-    /// Tokens written.
+    /// Output tokens.
     pub output_tokens: u64,
 }
 
@@ -57,13 +57,13 @@ pub(crate) struct ResultUsage {
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultMeta {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
-    /// The turn.
+    /// Id of the turn.
     pub prompt_id: String,
-    /// What carried the turn: `acp` or `http`.
+    /// Protocol that carried the turn: `acp` or `http`.
     pub protocol: String,
-    /// What the router had chosen: `acp` or `http`.
+    /// Route of the workspace at the start of the turn: `acp` or `http`.
     pub route: String,
     /// The negotiated ACP version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,25 +71,25 @@ pub(crate) struct ResultMeta {
     /// The agent's own stop reason: end_turn, max_tokens, max_turn_requests, refusal or cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acp_stop_reason: Option<String>,
-    /// All agent_message_chunk text of the turn; cut when long, the transcript has it whole.
+    /// The text of all agent_message_chunk updates; truncated if long, the transcript has all of it.
     pub message: String,
-    /// Whether `message` was cut.
+    /// True if `message` was truncated.
     pub message_truncated: bool,
     /// Where the agent worked.
     pub workspace: ResultWorkspace,
-    /// Whether the workspace is rolled back to HTTP, and why.
+    /// Rollback of the workspace, if any.
     pub rollback: ResultRollback,
     /// The version of the automation contract; present with `githubAutomation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub github_automation_version: Option<String>,
-    /// The stable code of what went wrong; present with `stopReason: error`.
+    /// The stable error code; present with `stopReason: error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_code: Option<String>,
-    /// Whether a fresh agent got the conversation so far as one block of context ahead of the prompt.
+    /// True if a fresh agent got the previous conversation as context ahead of the prompt.
     pub context_injected: bool,
-    /// Whether the agent told its tokens.
+    /// True if the agent reported tokens.
     pub usage_known: bool,
-    /// How long it took.
+    /// Timings of the turn.
     pub timings: ResultTimings,
 }
 
@@ -97,31 +97,31 @@ pub(crate) struct ResultMeta {
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultWorkspace {
-    /// The absolute path in the runtime.
+    /// Absolute path in the runtime.
     pub path: String,
-    /// Whether it is removed with its last session.
+    /// True if the folder is removed with its last session.
     pub is_ephemeral: bool,
 }
 
-/// Whether the workspace is rolled back.
+/// Rollback of the workspace, if any.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultRollback {
-    /// Whether turns go over HTTP.
+    /// True if turns use HTTP.
     pub active: bool,
-    /// Why.
+    /// The reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Who or what flipped it.
+    /// Trigger of the rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
 }
 
-/// How long a turn took, in milliseconds with three decimals.
+/// Durations of a turn, in milliseconds with three decimals.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultTimings {
-    /// From acceptance until the agent got the prompt.
+    /// From acceptance until the prompt was sent to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_ms: Option<f64>,
     /// From acceptance until the first update.
@@ -129,20 +129,20 @@ pub(crate) struct ResultTimings {
     pub first_update_ms: Option<f64>,
     /// From acceptance until the end.
     pub total_ms: f64,
-    /// Updates of the agent.
+    /// Number of updates of the agent.
     pub updates: u64,
 }
 
-/// A remark about a turn.
+/// A warning or error of a turn.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultDiagnostic {
-    /// How bad it is.
+    /// Severity.
     #[schema(value_type = String)]
     pub severity: Severity,
     /// One sentence.
     pub message: String,
-    /// More, where there is more.
+    /// Additional data, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     pub context: Option<serde_json::Value>,
@@ -151,31 +151,31 @@ pub(crate) struct ResultDiagnostic {
 /// The largest result, in bytes (mission: under 32 KB).
 pub(crate) const MAX_RESULT_BYTES: usize = 32_000;
 
-/// What a result says beside how its turn went.
+/// Facts of a result beside the course of its turn.
 #[derive(Debug)]
 pub(crate) struct TurnFacts {
-    /// The session.
+    /// Id of the session.
     pub session_id: SessionId,
-    /// The turn.
+    /// Id of the turn.
     pub prompt_id: PromptId,
-    /// What carried it.
+    /// Protocol that carried the turn.
     pub protocol: Route,
-    /// What the router had chosen.
+    /// Route of the workspace at the start of the turn.
     pub route: Route,
-    /// The negotiated version.
+    /// The negotiated ACP version.
     pub protocol_version: Option<u16>,
     /// Where the agent worked.
     pub workspace: ResultWorkspace,
-    /// Whether the workspace is rolled back.
+    /// Rollback of the workspace, if any.
     pub rollback: ResultRollback,
-    /// Whether the agent got the conversation so far ahead of the prompt.
+    /// True if a fresh agent got the previous conversation as context.
     pub context_injected: bool,
-    /// What became of its changes.
+    /// Outcome of GitHub automation.
     pub automation: Option<GithubAutomation>,
 }
 
 impl ACPSessionResult {
-    /// The result of a turn, whatever carried it. Message and diagnostics are taken out of `progress`.
+    /// The result of a turn over any route. Takes message and diagnostics out of `progress`.
     pub(crate) fn of_turn(
         progress: &mut TurnProgress,
         outcome: &TurnOutcome,
@@ -187,7 +187,7 @@ impl ACPSessionResult {
             TurnOutcome::Cancelled { confirmed } => {
                 if !confirmed {
                     let message =
-                        "the agent did not confirm the cancel and was killed; the next turn gets a fresh one";
+                        "the agent did not confirm the cancel and was killed; the next turn gets a fresh agent";
                     progress.remark(Severity::Warn, message);
                 }
                 (ResultStopReason::Cancelled, confirmed.then_some("cancelled"), None)
@@ -236,8 +236,8 @@ impl ACPSessionResult {
         }
     }
 
-    /// Writes it as JSON within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then shortens the
-    /// message, and says so.
+    /// Serialises within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then truncates the message and sets
+    /// `messageTruncated`.
     pub(crate) fn to_bounded_json(mut self) -> Box<RawValue> {
         self.diagnostics.truncate(MAX_DIAGNOSTICS);
         loop {
@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_result_stays_within_its_bound_whatever_the_agent_said() {
+    fn a_result_stays_within_its_bound() {
         let diagnostic = ResultDiagnostic { severity: Severity::Warn, message: "\u{1}".repeat(300), context: None };
         let result = ACPSessionResult {
             stop_reason: ResultStopReason::Completed,

@@ -15,56 +15,55 @@ use crate::domain::{
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NewSessionBody {
-    /// The tenant's name for the workspace.
+    /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String, example = "demo")]
     pub workspace_id: WorkspaceId,
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String, example = "acme")]
     pub installation_id: InstallationId,
-    /// For whom.
+    /// The user for whom the session works.
     #[schema(value_type = Option<String>)]
     pub user_id: Option<UserId>,
-    /// `owner/name` or a URL, cloned into a new workspace.
+    /// `owner/name` or a URL to clone into a new workspace.
     pub repository: Option<String>,
     /// Branch of `repository`.
     pub branch: Option<String>,
-    /// An existing folder under one of `[workspaces] allow_paths`.
+    /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
-    /// Whether changes are to become pull requests; true where a repository is given.
+    /// True if changes are to become pull requests; by default, true with `repository`.
     pub enable_git_ops: Option<bool>,
-    /// `development` (default) or `conversation`: no git.
+    /// `development` (default) or `conversation`, which has no git.
     #[serde(default)]
     pub mode: Mode,
-    /// Name of a configured agent.
+    /// Name of a configured agent; absent: the default agent.
     pub agent: Option<String>,
-    /// ACP `mcpServers`, handed to the agent.
+    /// ACP `mcpServers`, passed to the agent.
     #[schema(value_type = Option<Vec<Object>>)]
     pub mcp_servers: Option<Box<RawValue>>,
-    /// How this workspace answers permission requests from now on: `allow-once`, `allow-always`, `reject` or
-    /// `ask`.
+    /// Permission policy of this workspace from now on: `allow-once`, `allow-always`, `reject` or `ask`.
     #[schema(value_type = Option<String>)]
     pub permission_policy: Option<PermissionPolicy>,
 }
 
-/// What a session is for.
+/// Purpose of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
-    /// Work on files.
+    /// The agent works on files.
     #[default]
     Development,
-    /// Talk: no git.
+    /// A conversation without git.
     Conversation,
 }
 
-/// A session that is ready: answer to new and load.
+/// A session that is ready for prompts.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionReady {
-    /// Its id; every other call wants it.
+    /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// What carries its turns: `acp` or `http`.
+    /// Protocol that carries the turns: `acp` or `http`.
     pub protocol: &'static str,
     /// The negotiated ACP version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,23 +82,23 @@ pub(crate) struct SessionReady {
     /// ACP `configOptions` of the session.
     #[schema(value_type = Option<Vec<Object>>)]
     pub config_options: Option<Box<RawValue>>,
-    /// Where its agent works.
+    /// The workspace of the session.
     pub workspace: WorkspaceInfo,
 }
 
-/// A workspace, as a session sees it.
+/// The workspace of a session.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceInfo {
-    /// The tenant's name for it.
+    /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Absolute path in the runtime.
     pub path: String,
-    /// Whether it goes with its last session.
+    /// True if the folder is removed with its last session.
     pub is_ephemeral: bool,
 }
 
@@ -107,17 +106,17 @@ pub(crate) struct WorkspaceInfo {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PromptBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
     /// A string, or an array of ACP content blocks.
     #[schema(value_type = Object, example = "write hello.txt hello")]
     pub prompt: Box<RawValue>,
-    /// What is to become of the turn's changes.
+    /// Automation of the changes.
     #[serde(default)]
     pub automation: AutomationBody,
 }
 
-/// What is to become of a turn's changes.
+/// Automation of the changes of a turn.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationBody {
@@ -126,25 +125,25 @@ pub(crate) struct AutomationBody {
     pub mode: WantedMode,
 }
 
-/// Answer to a prompt with `Prefer: respond-async`, and data of the stream's first event.
+/// Answer to a prompt with `Prefer: respond-async`, and data of the event `accepted`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PromptAccepted {
-    /// The turn; `GET /acp/prompt/{id}` tells about it.
+    /// Id of the turn, for `GET /acp/prompt/{id}`.
     #[schema(value_type = String)]
     pub prompt_id: PromptId,
-    /// The session.
+    /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// Whether the same `Idempotency-Key` had asked before, so that nothing new was started.
+    /// True if the `Idempotency-Key` was used before, so that no new turn was started.
     pub duplicate: bool,
 }
 
-/// A session and nothing more: close, load.
+/// The session to close.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SessionBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
 }
 
@@ -152,9 +151,9 @@ pub(crate) struct SessionBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct LoadBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
-    /// ACP `mcpServers`; the ones of before without their secrets where absent, since secrets are not kept.
+    /// ACP `mcpServers`. Absent: those of the session without their secrets, which are not persisted.
     #[schema(value_type = Option<Vec<Object>>)]
     pub mcp_servers: Option<Box<RawValue>>,
 }
@@ -163,16 +162,16 @@ pub(crate) struct LoadBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CancelBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
-    /// Only this turn; whichever runs where absent.
+    /// Cancels only this turn; absent: any running turn.
     pub prompt_id: Option<String>,
 }
 
 /// Answer to a cancel.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Cancelled {
-    /// Whether a turn was running; it ends `cancelled`.
+    /// True if a turn was running; it ends as `cancelled`.
     pub cancelled: bool,
 }
 
@@ -180,7 +179,7 @@ pub(crate) struct Cancelled {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Closed {
-    /// The session.
+    /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
     /// `closed`.
@@ -192,21 +191,21 @@ pub(crate) struct Closed {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PermissionBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
-    /// From the `permission_request` event.
+    /// `requestId` of the event `permission_request`.
     pub request_id: String,
-    /// The chosen option.
+    /// `optionId` of an offered option.
     pub option_id: Option<String>,
-    /// `true` declines to choose.
+    /// `true` answers without an option.
     pub cancelled: Option<bool>,
 }
 
-/// Answer to a permission.
+/// A permission request was answered.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PermissionAnswered {
-    /// The request.
+    /// Id of the request.
     pub request_id: String,
 }
 
@@ -214,7 +213,7 @@ pub(crate) struct PermissionAnswered {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ModeBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
     /// One of the session's `modes`.
     pub mode_id: String,
@@ -224,7 +223,7 @@ pub(crate) struct ModeBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ConfigBody {
-    /// The session.
+    /// Id of the session.
     pub session_id: String,
     /// One of the session's `configOptions`.
     pub config_id: String,
@@ -233,50 +232,49 @@ pub(crate) struct ConfigBody {
     pub value: serde_json::Value,
 }
 
-/// What the agent answered to a mode or config change.
+/// Answer of the agent to a change of mode or option.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AgentAnswer {
-    /// Raw.
+    /// The raw answer.
     #[schema(value_type = serde_json::Value)]
     pub answer: Box<RawValue>,
 }
 
-/// A session, as `GET /acp/session/{id}` and lists tell about it.
+/// A session.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionInfo {
-    /// Its id.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// Its workspace.
+    /// Name of the workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// For whom.
+    /// The user for whom the session works.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// Name of its agent.
+    /// Name of the agent.
     pub agent: String,
-    /// What it is for.
+    /// `development` or `conversation`.
     pub mode: Mode,
     /// starting, idle, running, hibernated, expired, interrupted, failed or closed.
     #[schema(value_type = String)]
     pub state: SessionState,
-    /// Why it failed, if it did.
+    /// The failure, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureInfo>,
-    /// connecting, connected, degraded (it stands, but the last turn failed by it), reconnecting or error; absent where
-    /// the session is not live.
+    /// connecting, connected, degraded (connected, but the last turn failed because of it), reconnecting or error;
+    /// absent if the session is not live.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_status: Option<&'static str>,
-    /// When its agent last said something.
+    /// Time of the last message of the agent, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_heartbeat: Option<String>,
-    /// The turn that runs.
+    /// Id of the running turn.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_prompt_id: Option<PromptId>,
@@ -285,58 +283,57 @@ pub(crate) struct SessionInfo {
     /// The negotiated ACP version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol_version: Option<u16>,
-    /// How often its agent was started again.
+    /// Restarts of the agent.
     pub restarts: u32,
-    /// The newest event.
+    /// Id of the newest event.
     pub last_event_id: u64,
     /// Absolute path in the runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_path: Option<String>,
-    /// `agentInfo`, `agentCapabilities`, `modes` and `configOptions` of its last handshake.
+    /// `agentInfo`, `agentCapabilities`, `modes` and `configOptions` of the last handshake.
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_facts: Option<Box<RawValue>>,
-    /// When it was created.
+    /// Time of creation, RFC 3339 in UTC.
     pub created_at: String,
-    /// When it was last used.
+    /// Time of the last use, RFC 3339 in UTC.
     pub last_used_at: String,
 }
 
-/// A failure that is told beside something else.
+/// A failure.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FailureInfo {
-    /// The stable code.
+    /// The stable error code.
     pub code: String,
-    /// What happened.
+    /// Description of the failure.
     pub detail: String,
 }
 
-/// A turn, as `GET /acp/prompt/{id}` tells about it.
+/// A turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PromptInfo {
-    /// Its id.
     #[schema(value_type = String)]
     pub prompt_id: PromptId,
-    /// Its session.
+    /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
     /// accepted, running, completed, cancelled, failed or interrupted.
     #[schema(value_type = String)]
     pub state: TurnState,
-    /// The first characters of the prompt.
+    /// The start of the prompt.
     pub preview: String,
-    /// Its result, once it ended.
+    /// The result, once the turn ended.
     #[schema(value_type = Option<super::result::ACPSessionResult>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Box<RawValue>>,
-    /// Why it failed, if it did.
+    /// The failure, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureInfo>,
-    /// When it was accepted.
+    /// Time of acceptance, RFC 3339 in UTC.
     pub accepted_at: String,
-    /// When it ended.
+    /// Time of the end, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Closed lists of words of the domain, as the OpenAPI document shows them.
+//! Schemas of the closed lists of words of the domain.
 
 use std::borrow::Cow;
 
@@ -38,11 +38,11 @@ macro_rules! closed {
 }
 
 closed! {
-    SkipReason => "SkipReason", "Why automation was left out.";
-    SkipDetail => "SkipDetail", "The finer reason of a skip; a closed set.";
-    WantedMode => "WantedMode", "What a caller wants of a turn's changes.";
-    ResetReason => "ResetReason", "Why a cursor cannot be gone on from.";
-    Severity => "ToastSeverity", "How bad a toast is.";
-    Trigger => "ToastTrigger", "What a toast is about.";
-    DeliveryState => "WebhookDeliveryState", "Where a delivery to a webhook stands.";
+    SkipReason => "SkipReason", "Why automation was skipped.";
+    SkipDetail => "SkipDetail", "The detailed reason of a skip.";
+    WantedMode => "WantedMode", "Requested automation of the changes of a turn.";
+    ResetReason => "ResetReason", "Why a cursor was rejected.";
+    Severity => "ToastSeverity", "Severity of a notification.";
+    Trigger => "ToastTrigger", "Cause of a notification.";
+    DeliveryState => "WebhookDeliveryState", "State of a delivery to the webhook.";
 }

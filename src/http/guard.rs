@@ -1,7 +1,7 @@
-//! Who may ask: host names, origins, the token, and the media type.
+//! Admission of requests: host names, origins, the token, and the media type.
 //!
-//! Browsers are hostile even on loopback: any page may send requests here, and any name may be made to
-//! resolve to this address.
+//! Browsers are hostile even on loopback: any page can send requests here, and any name can be made to resolve to this
+//! address.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -34,16 +34,15 @@ pub(crate) struct Guard {
     origins: HashSet<String>,
 }
 
-/// What is open without a token: probes of an orchestrator, and documentation that is the same everywhere.
+/// Paths without a token: probes of an orchestrator, and documentation that is the same everywhere.
 const OPEN: [&str; 4] = ["/livez", "/readyz", "/docs/", "/openapi.json"];
 
-/// Headers that a page of an allowed origin may send.
+/// Request headers that a page of an allowed origin may send.
 const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-event-id, prefer, x-request-id";
-/// Headers that it may read.
+/// Response headers that such a page may read.
 const CORS_EXPOSED: &str = "location, retry-after, x-request-id";
 
 impl Guard {
-    /// Reads the rules.
     pub(crate) fn new(server: &Server) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
         Self {
@@ -53,12 +52,12 @@ impl Guard {
         }
     }
 
-    /// The origin to answer to, where the request names an allowed one.
+    /// Checks a request; returns its allowed origin, if it names one.
     fn check(&self, request: &ServiceRequest) -> Result<Option<HeaderValue>, ApiError> {
         let headers = request.headers();
         let host = text(headers, header::HOST).unwrap_or_default().to_lowercase();
         if !self.is_ours(&host) {
-            let detail = format!("the host name {host:?} is not one of this service");
+            let detail = format!("the host name {host:?} is not a name of this service");
             return Err(ApiError::new(ErrorCode::ForbiddenOrigin, detail));
         }
         let origin = self.allowed_origin(headers, &host)?;
@@ -68,7 +67,7 @@ impl Guard {
         let open = OPEN
             .iter()
             .any(|path| request.path() == *path || (path.ends_with('/') && request.path().starts_with(path)));
-        // A ticket is taken by the route itself, which knows what it allows.
+        // The route redeems the ticket, because it knows what the ticket allows.
         let has_ticket = request.path() == SOCKET_PATH && ticket(request.request()).is_some();
         if !open && !has_ticket {
             self.check_token(headers, request.path() == SOCKET_PATH)?;
@@ -79,8 +78,8 @@ impl Guard {
         Ok(origin)
     }
 
-    /// Whether a `Host` is this service. An address cannot be made to point elsewhere, a name can: names
-    /// have to be listed.
+    /// True if a `Host` names this service. A name can be made to resolve to this address, an address cannot: names
+    /// have to be configured.
     fn is_ours(&self, host: &str) -> bool {
         let name = match host.strip_prefix('[') {
             Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -93,7 +92,7 @@ impl Guard {
         let mut given = headers.get_all(header::ORIGIN);
         let Some(value) = given.next() else { return Ok(None) };
         if given.next().is_some() {
-            return Err(ApiError::new(ErrorCode::ForbiddenOrigin, "a page has one origin"));
+            return Err(ApiError::new(ErrorCode::ForbiddenOrigin, "several Origin headers"));
         }
         let origin = value.to_str().unwrap_or_default().to_lowercase();
         let own = ["http://", "https://"].iter().any(|scheme| origin.strip_prefix(scheme) == Some(host));
@@ -103,17 +102,14 @@ impl Guard {
         if self.origins.contains(&origin) {
             return Ok(Some(value.clone()));
         }
-        Err(ApiError::new(
-            ErrorCode::ForbiddenOrigin,
-            format!("pages of the origin {origin:?} may not call this service"),
-        ))
+        Err(ApiError::new(ErrorCode::ForbiddenOrigin, format!("pages of the origin {origin:?} may not call the API")))
     }
 
     fn check_token(&self, headers: &HeaderMap, is_socket: bool) -> Result<(), ApiError> {
         let Some(token) = &self.token else { return Ok(()) };
         let given = text(headers, header::AUTHORIZATION).unwrap_or_default();
         let given = given.strip_prefix("Bearer ").map(str::to_owned);
-        // A page cannot set the header of a WebSocket.
+        // A page cannot set headers of a WebSocket.
         let given = given.or_else(|| if is_socket { offered_token(headers) } else { None }).unwrap_or_default();
         if bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes())) {
             return Ok(());
@@ -131,7 +127,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }
 
-/// Lets a request pass, or answers in its place.
+/// Admits a request, or answers with the reason.
 pub(crate) async fn guard<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
@@ -189,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rebound_name_and_a_foreign_page_are_refused() {
+    fn rebound_names_and_foreign_pages_are_refused() {
         for host in
             ["localhost:8080", "127.0.0.1", "[::1]:80", "10.0.0.7:8080", "acp.example.com", "ACP.example.com:443"]
         {
@@ -213,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_of_a_page_is_refused_by_its_media_type() {
+    fn a_form_post_is_refused_by_its_media_type() {
         let post = |media_type: &'static str| {
             TestRequest::post().insert_header(("host", "localhost")).insert_header(("content-type", media_type))
         };
@@ -222,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_wanted_everywhere_but_at_probes_and_documentation() {
+    fn the_token_is_required_except_for_probes_and_documentation() {
         for (path, token, allowed) in [
             ("/acp/sessions", "Bearer secret", true),
             ("/acp/sessions", "Bearer wrong!", false),

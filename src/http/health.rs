@@ -1,4 +1,4 @@
-//! How the service is: for people, probes and Prometheus.
+//! Health of the service: for people, probes and Prometheus.
 
 use actix_web::{HttpResponse, get, web};
 
@@ -16,11 +16,11 @@ use crate::{
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 
-/// Tells how the service and its parts are.
+/// Health of the service and its parts.
 #[utoipa::path(
     tag = "operations",
     responses(
-        (status = 200, description = "The figures; `status` sums them up", body = Health),
+        (status = 200, description = "Health of the service", body = Health),
     )
 )]
 #[get("/acp/health")]
@@ -62,7 +62,7 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
     })
 }
 
-/// Tenants that are shown of those near their share.
+/// The most tenants that are listed near their limit.
 const MAX_TENANTS: usize = 20;
 
 fn capacity_health(guard: &CapacityGuard) -> CapacityHealth {
@@ -108,27 +108,27 @@ fn routes(metrics: &Metrics) -> WorkspacesHealth {
     }
 }
 
-/// Whether the process serves at all. One that cannot help itself any more should be started anew: all threads
-/// that run sessions stand still, or one has for a minute.
+/// Liveness probe. 503 if all threads that run sessions are stalled, or one has been stalled for a minute: restart the
+/// process.
 #[utoipa::path(
     tag = "operations",
     responses(
-        (status = 200, description = "It does", body = Probe),
+        (status = 200, description = "The process is alive", body = Probe),
     )
 )]
 #[get("/livez")]
 pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
     if !state.watchdog.is_alive() {
-        return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions stands still"));
+        return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions is stalled"));
     }
     Ok(web::Json(Probe { status: "ok" }))
 }
 
-/// Whether new work should be sent here: not while it drains, and not without its database.
+/// Readiness probe. 503 during a drain and while the database is unavailable: send work elsewhere.
 #[utoipa::path(
     tag = "operations",
     responses(
-        (status = 200, description = "It should", body = Probe),
+        (status = 200, description = "The service accepts work", body = Probe),
     )
 )]
 #[get("/readyz")]
@@ -138,7 +138,7 @@ pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Prob
     Ok(web::Json(Probe { status: "ok" }))
 }
 
-/// Figures for Prometheus.
+/// Metrics for Prometheus.
 #[utoipa::path(
     tag = "operations",
     responses((status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"))

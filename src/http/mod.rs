@@ -47,73 +47,65 @@ use crate::{
     telemetry::watchdog::Watchdog,
 };
 
-/// The parts that the API is a face of.
+/// The parts of the service that handlers call.
 #[derive(Clone)]
 pub(crate) struct ApiState {
-    /// Sessions.
     pub workspaces: Workspaces,
-    /// Migrations of fleets.
     pub migrations: Migrations,
-    /// Subscribers of toasts.
     pub toasts: NotificationHub,
 }
 
-/// What handlers share.
+/// The state that handlers share.
 pub(crate) struct HttpState {
-    /// Sessions.
     pub workspaces: Workspaces,
-    /// Migrations of fleets.
     pub migrations: Migrations,
-    /// Subscribers of toasts.
     pub toasts: NotificationHub,
-    /// Settings.
     pub config: Config,
-    /// Whether the threads run.
     pub watchdog: Watchdog,
     guard: Guard,
 }
 
-/// The face while it serves.
+/// The running server.
 pub(crate) struct RunningHttp {
-    /// Where.
+    /// The bound address.
     pub address: SocketAddr,
-    /// For stopping it.
     pub handle: ServerHandle,
 }
 
-/// Answers that are being written when the server stops get this long; turns have ended by then.
+/// Time for answers that are being written when the server stops, in seconds; turns have ended by then.
 const SHUTDOWN_S: u64 = 2;
 
-/// How long a client may take to send its headers.
+/// Time limit for a client to send its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Another face that is served by the same threads, at an address of its own and by its own rules.
+/// A second set of routes on the same threads, with an address and rules of its own.
 pub(crate) struct EmbeddedListener<Routes> {
-    /// Where.
     pub listener: TcpListener,
-    /// What it answers.
     pub routes: Routes,
-    /// What is set on each of its connections.
+    /// Sets options of each accepted connection.
     pub tune: fn(&TcpStream),
 }
 
-/// Marks the connections and the requests of [`EmbeddedListener`].
+/// Marks connections and requests of [`EmbeddedListener`].
 #[derive(Clone, Copy)]
 struct IsEmbedded;
 
-/// Binds and serves. Fails when the address cannot be bound.
+/// Binds and serves.
+///
+/// # Errors
+/// The address cannot be bound.
 pub(crate) fn serve<Routes>(
-    faces: ApiState,
+    api: ApiState,
     config: &Config,
     watchdog: Watchdog,
-    beside: Option<EmbeddedListener<Routes>>,
+    embedded: Option<EmbeddedListener<Routes>>,
 ) -> std::io::Result<RunningHttp>
 where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
     let beats = watchdog.clone();
     let guard = Guard::new(&config.server);
-    let ApiState { workspaces, migrations, toasts } = faces;
+    let ApiState { workspaces, migrations, toasts } = api;
     let state = Data::new(HttpState { workspaces, migrations, toasts, config: config.clone(), watchdog, guard });
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
@@ -121,16 +113,16 @@ where
     };
     let body_bytes = config.limits.body_bytes;
     let document = Arc::new(document());
-    let workspace_client = beside.as_ref().map(|beside| beside.listener.local_addr()).transpose()?;
-    let tune = beside.as_ref().map(|beside| beside.tune);
-    let more = beside.as_ref().map(|beside| beside.routes.clone());
+    let embedded_address = embedded.as_ref().map(|it| it.listener.local_addr()).transpose()?;
+    let tune = embedded.as_ref().map(|it| it.tune);
+    let embedded_routes = embedded.as_ref().map(|it| it.routes.clone());
     let server = HttpServer::new(move || {
         // Sessions live on these threads.
         beats.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
         let mut app = App::new();
-        if let Some(more) = &more {
-            let is_beside = guard_fn(|request| request.req_data().contains::<IsEmbedded>());
-            app = app.service(web::scope("").guard(is_beside).configure(more.clone()));
+        if let Some(embedded_routes) = &embedded_routes {
+            let is_embedded = guard_fn(|request| request.req_data().contains::<IsEmbedded>());
+            app = app.service(web::scope("").guard(is_embedded).configure(embedded_routes.clone()));
         }
         let (app, _) = app.into_utoipa_app().configure(routes).split_for_parts();
         app.app_data(state.clone())
@@ -146,11 +138,11 @@ where
     })
     .on_connect(move |connection: &dyn Any, data| {
         let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
-        // Events are small and follow each other: else the second waits until the first is acknowledged, for which
-        // its reader takes up to 40 ms. Without it they are only slower.
+        // Without TCP_NODELAY a second small event waits for the acknowledgement of the first, up to 40 ms. A failure
+        // only costs latency.
         let _ = stream.set_nodelay(true);
         data.insert(ConnectionFd::of(stream));
-        if workspace_client.is_some() && stream.local_addr().ok() == workspace_client {
+        if embedded_address.is_some() && stream.local_addr().ok() == embedded_address {
             data.insert(IsEmbedded);
             if let Some(tune) = tune {
                 tune(stream);
@@ -163,8 +155,8 @@ where
     .disable_signals()
     .bind(config.server.listen)?;
     let address = server.addrs().first().copied().unwrap_or(config.server.listen);
-    let server = match beside {
-        Some(beside) => server.listen(beside.listener)?,
+    let server = match embedded {
+        Some(embedded) => server.listen(embedded.listener)?,
         None => server,
     };
     let server = server.run();

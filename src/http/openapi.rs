@@ -1,4 +1,4 @@
-//! The OpenAPI document: made from the handlers, completed with what no handler names.
+//! The OpenAPI document: derived from the handlers, plus what no handler states.
 
 use utoipa::{
     OpenApi,
@@ -42,11 +42,11 @@ use crate::contract::{
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
         (name = "turns", description = "Run, follow and cancel prompt turns"),
         (name = "workspaces", description = "Workspaces and agents"),
-        (name = "routes", description = "What carries the turns of workspaces and tenants, and changes of it"),
-        (name = "audit", description = "Records of what was decided and done, and figures of it"),
-        (name = "migrations", description = "Moves fleets of workspaces to another default route, in steps"),
-        (name = "notifications", description = "Toasts: over a WebSocket as they come, and as a list to be read"),
-        (name = "operations", description = "Health, probes and figures"),
+        (name = "routes", description = "Routes of workspaces and defaults of tenants"),
+        (name = "audit", description = "Records of decisions, and figures by day"),
+        (name = "migrations", description = "Move fleets of workspaces to another default route, in steps"),
+        (name = "notifications", description = "Notifications: live over a WebSocket, and as an inbox"),
+        (name = "operations", description = "Health, probes, metrics and webhook deliveries"),
     )
 )]
 struct Base;
@@ -59,7 +59,7 @@ pub(crate) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
     let token = SecurityScheme::Http(
         HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("`[server] token`, if one is configured"))
+            .description(Some("`server.token`, if one is configured"))
             .build(),
     );
     base.components.get_or_insert_default().add_security_scheme("token", token);

@@ -1,4 +1,4 @@
-//! Every error of the API as an answer.
+//! Errors of the API as problem documents.
 
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 use serde_json::value::RawValue;
@@ -14,16 +14,16 @@ use crate::{
 };
 
 tokio::task_local! {
-    /// The id of the request that is being answered.
+    /// Id of the request that is being answered.
     pub(super) static REQUEST_ID: String;
 }
 
-/// The id of the request that is being answered; empty outside one.
+/// Id of the request that is being answered; empty outside a request.
 pub(crate) fn request_id() -> String {
     REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// An error on its way to the caller.
+/// An error to be answered.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     failure: Failure,
@@ -33,20 +33,19 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    /// An error with a code and a sentence.
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Failure::new(code, detail).into()
     }
 
-    /// The answer to a turn whose end is known and is not on disk.
+    /// A turn that ended, but whose end is not persisted yet.
     pub(crate) fn not_durable(ended: &TurnEnded) -> Self {
-        let detail = "the turn ended, and its end is not on disk yet; `result` says how it ended";
+        let detail = "the turn ended, but its end is not on disk yet; `result` has the outcome";
         Self::new(ErrorCode::DatabaseUnavailable, detail)
             .about(ended.prompt_id)
             .with_result(Some(ended.result.clone()))
     }
 
-    /// Names the turn that it is about.
+    /// Adds the id of the turn concerned.
     pub(crate) fn about(mut self, prompt_id: PromptId) -> Self {
         self.prompt_id = Some(prompt_id);
         self
@@ -58,7 +57,6 @@ impl ApiError {
         self
     }
 
-    /// The document.
     pub(crate) fn problem(&self) -> Problem {
         let mut problem = Problem::new(&self.failure, self.request_id.clone());
         problem.detail = Redacted::new(&problem.detail).into_string();

@@ -1,4 +1,4 @@
-//! What handlers share: bodies, ids, pages, and work that must not stop half-way.
+//! Helpers that handlers share: bodies, ids, pages, and work that must not stop half-way.
 
 use std::{str::FromStr, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     store::{self, Cursor, SessionRow},
 };
 
-/// How long a client may take to send its body; 4 MiB over a slow line take some seconds.
+/// Time limit for a client to send its body; 4 MiB over a slow line take some seconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The size of a page without `limit`: a screen full.
@@ -36,7 +36,7 @@ pub(super) fn bad_query(cause: &QueryPayloadError) -> ApiError {
     }
 }
 
-/// The body of a request, whole. One over `[limits] body_bytes` is refused.
+/// The complete body of a request. A body over `limits.body_bytes` is refused.
 pub(crate) struct Body(pub(super) web::Bytes);
 
 impl FromRequest for Body {
@@ -46,10 +46,10 @@ impl FromRequest for Body {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let reading = web::Bytes::from_request(request, payload);
         async move {
-            let slow = |_| ApiError::new(ErrorCode::InvalidRequest, "the body did not arrive in time");
-            let read = tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(slow)?;
+            let too_slow = |_| ApiError::new(ErrorCode::InvalidRequest, "the body did not arrive in time");
+            let read = tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(too_slow)?;
             read.map(Self).map_err(|cause| match cause.as_response_error().status_code().as_u16() {
-                413 => ApiError::new(ErrorCode::PayloadTooLarge, "the body is larger than `[limits] body_bytes`"),
+                413 => ApiError::new(ErrorCode::PayloadTooLarge, "the body is larger than `limits.body_bytes`"),
                 _ => bad_input(&cause),
             })
         }
@@ -62,20 +62,20 @@ pub(super) fn parse_body<T: DeserializeOwned>(body: &Body) -> Result<T, ApiError
     serde_json::from_slice(&body.0).map_err(|cause| bad_input(&format!("body: {cause}")))
 }
 
-/// Reads an id; one that is malformed is as unknown as any other.
+/// Reads an id. A malformed id is answered like an unknown one.
 pub(super) fn path_id<T: FromStr>(text: &str, what: &str) -> Result<T, ApiError> {
     text.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, format!("no {what} with this id")))
 }
 
-/// Runs something to its end even when the caller goes away in the middle: what is begun half-way would hold a
-/// seat and an agent that nobody knows of.
+/// Completes `work` even if the caller disconnects: a half-opened session would hold a seat and an agent that nobody
+/// could release.
 pub(super) async fn to_its_end<T: 'static>(
     work: impl Future<Output = Result<T, Failure>> + 'static,
 ) -> Result<T, ApiError> {
     let id = problem::request_id();
     let done = actix::spawn(problem::REQUEST_ID.scope(id, work).in_current_span()).await;
-    let died = |_| ApiError::new(ErrorCode::Internal, "the request's work died");
-    Ok(done.map_err(died)??)
+    let panicked = |_| ApiError::new(ErrorCode::Internal, "the work of the request panicked");
+    Ok(done.map_err(panicked)??)
 }
 
 pub(super) async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {
@@ -83,7 +83,7 @@ pub(super) async fn find_session(state: &HttpState, id: SessionId) -> Result<Ses
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no session {id}")))
 }
 
-/// The length of a page.
+/// The size of a page: `limit`, at most `limits.page_entries`.
 pub(super) fn page_size(state: &HttpState, limit: Option<usize>) -> Result<usize, ApiError> {
     let most = state.config.limits.page_entries.min(store::MAX_PAGE);
     match limit {
@@ -95,9 +95,9 @@ pub(super) fn page_size(state: &HttpState, limit: Option<usize>) -> Result<usize
     }
 }
 
-/// The page that a caller asks for.
+/// The requested page of a list.
 pub(super) fn page(state: &HttpState, limit: Option<usize>, cursor: Option<String>) -> Result<store::Page, ApiError> {
-    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
+    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not a cursor of this list");
     let after = cursor.map(|cursor| cursor.parse::<Cursor>().map_err(bad)).transpose()?;
     Ok(store::Page { limit: page_size(state, limit)?, after })
 }

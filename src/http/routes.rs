@@ -60,7 +60,7 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(health::get_metrics);
 }
 
-/// The OpenAPI document of the routes above.
+/// The OpenAPI document of the routes.
 pub(crate) fn document() -> OpenApi {
     let (_, document) = App::new().into_utoipa_app().configure(routes).split_for_parts();
     openapi::complete(document)
@@ -69,18 +69,18 @@ pub(crate) fn document() -> OpenApi {
 /// Answers requests that no route takes: 405 where another method exists, else 404.
 pub(super) async fn no_route(request: HttpRequest, document: Data<OpenApi>) -> Result<HttpResponse, ApiError> {
     let path = request.path();
-    let fitting: Vec<_> = document.paths.paths.iter().filter(|(template, _)| matches(template, path)).collect();
+    let matching: Vec<_> = document.paths.paths.iter().filter(|(template, _)| matches(template, path)).collect();
     // A malformed id fits the template but no route: that is 404. Only a path without parameters lacks the method.
-    let exact = fitting.iter().any(|(template, _)| *template == path);
-    let offered = fitting.iter().any(|(_, item)| item.get.is_some()) && request.method() == Method::GET;
-    if exact || !(fitting.is_empty() || offered) {
-        let detail = format!("{} is not possible on {path}", request.method());
+    let exact = matching.iter().any(|(template, _)| *template == path);
+    let has_get = matching.iter().any(|(_, item)| item.get.is_some()) && request.method() == Method::GET;
+    if exact || !(matching.is_empty() || has_get) {
+        let detail = format!("{path} does not support {}", request.method());
         return Err(ApiError::new(ErrorCode::MethodNotAllowed, detail));
     }
     Err(ApiError::new(ErrorCode::NotFound, format!("no route {path}")))
 }
 
-/// Whether a path fits a template such as `/acp/session/{id}`.
+/// True if a path matches a template such as `/acp/session/{id}`.
 fn matches(template: &str, path: &str) -> bool {
     let (mut template, mut path) = (template.split('/'), path.split('/'));
     loop {
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_route_is_documented_and_every_schema_is_there() {
+    fn document_has_every_route_and_schema() {
         let document = document();
         assert_eq!(document.paths.paths.len(), 45);
         let components = document.components.unwrap();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_fits_its_template_and_no_other() {
+    fn a_path_matches_only_its_template() {
         assert!(matches("/acp/session/{id}", "/acp/session/7"));
         assert!(!matches("/acp/session/{id}", "/acp/session/"));
         assert!(!matches("/acp/session/{id}", "/acp/session/7/diff"));

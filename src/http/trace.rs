@@ -1,4 +1,4 @@
-//! Around every request: its id, its span, its figures, and an answer even when a handler panics.
+//! Wraps every request: id, span, metrics, and an answer even if the handler panics.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
 
@@ -22,8 +22,8 @@ use crate::domain::turn::outcome::ErrorCode;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Takes the caller's request id if it is one, else makes one; it stands in the answer, in the problem
-/// document and in every log line of the request.
+/// Uses a valid `X-Request-Id` of the caller, else makes an id. The id is in the answer, in a problem document and in
+/// every log line of the request.
 pub(crate) async fn trace<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
@@ -42,7 +42,7 @@ pub(crate) async fn trace<B: MessageBody + 'static>(
         Ok(answer) => answer,
         Err(_) => REQUEST_ID.sync_scope(id.clone(), || {
             let _in_span = span.enter();
-            Err(ApiError::new(ErrorCode::Internal, "the request's handler panicked").into())
+            Err(ApiError::new(ErrorCode::Internal, "the handler of the request panicked").into())
         }),
     };
     let mut answer = answer?;
@@ -55,7 +55,7 @@ pub(crate) async fn trace<B: MessageBody + 'static>(
     }
     let _in_span = span.enter();
     let duration_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    tracing::debug!(marker = "[ACP]", status, duration_us, "answered");
+    tracing::debug!(marker = "[ACP]", status, duration_us, "request answered");
     Ok(answer)
 }
 

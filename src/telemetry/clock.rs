@@ -1,4 +1,4 @@
-//! The clock of the system.
+//! The system clock.
 
 use std::{
     sync::LazyLock,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::domain::clock::{Clock, Timestamp};
 
-/// When the process first read its clock, both ways.
+/// The first reading of the clock, monotonic and wall.
 static BEGIN: LazyLock<(Instant, Timestamp)> = LazyLock::new(|| (Instant::now(), time_of_day()));
 
 fn time_of_day() -> Timestamp {
@@ -16,7 +16,7 @@ fn time_of_day() -> Timestamp {
     Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
-/// Reads the system's clocks.
+/// The system clock: wall time, and a monotonic time anchored at it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SystemClock;
 

@@ -1,4 +1,4 @@
-//! The closed sets that metrics are told apart by.
+//! The closed sets of label values.
 
 use crate::domain::{
     capacity::{AlertKind, AlertLevel, SeatBound},
@@ -9,10 +9,10 @@ use crate::domain::{
 
 /// A closed set of label values.
 pub(crate) trait Label: Copy + PartialEq + 'static {
-    /// Every member, in the order in which it is shown.
+    /// Every member.
     fn all() -> Vec<Self>;
 
-    /// The values of its labels, one for each label name.
+    /// The value of each label, in the order of the label names.
     fn values(&self) -> Vec<&'static str>;
 }
 
@@ -23,10 +23,8 @@ macro_rules! labels {
         pub(crate) enum $name { $($(#[$member_doc])* $member,)* }
 
         impl $name {
-            /// Every member.
             pub(crate) const ALL: &'static [Self] = &[$(Self::$member,)*];
 
-            /// Its label.
             pub(crate) fn as_str(self) -> &'static str {
                 match self { $(Self::$member => $value,)* }
             }
@@ -45,29 +43,18 @@ macro_rules! labels {
 }
 
 labels! {
-    /// The kinds of update that ACP version 1 knows; what it does not know yet is `other`.
+    /// The kinds of update of ACP version 1; any other kind is `other`.
     UpdateKind {
-        /// `user_message_chunk`
         UserMessageChunk = "user_message_chunk",
-        /// `agent_message_chunk`
         AgentMessageChunk = "agent_message_chunk",
-        /// `agent_thought_chunk`
         AgentThoughtChunk = "agent_thought_chunk",
-        /// `tool_call`
         ToolCall = "tool_call",
-        /// `tool_call_update`
         ToolCallUpdate = "tool_call_update",
-        /// `plan`
         Plan = "plan",
-        /// `available_commands_update`
         AvailableCommandsUpdate = "available_commands_update",
-        /// `current_mode_update`
         CurrentModeUpdate = "current_mode_update",
-        /// `config_option_update`
         ConfigOptionUpdate = "config_option_update",
-        /// `session_info_update`
         SessionInfoUpdate = "session_info_update",
-        /// `usage_update`
         UsageUpdate = "usage_update",
         /// Any other.
         Other = "other",
@@ -82,7 +69,7 @@ impl UpdateKind {
 }
 
 labels! {
-    /// Why a session got a fresh agent, or a part of the service was started again.
+    /// Why an agent, or a part of the service, was restarted.
     RestartCause {
         /// The agent's process ended, or the connection to it broke.
         Crash = "crash",
@@ -90,19 +77,19 @@ labels! {
         Panic = "panic",
         /// The agent broke the protocol.
         Protocol = "protocol",
-        /// The agent said nothing for too long.
+        /// The agent was silent for `turn.inactivity_timeout_s`.
         Timeout = "timeout",
-        /// The agent did not finish its handshake.
+        /// The handshake of the agent failed.
         Handshake = "handshake",
         /// The agent did not confirm a cancel.
         Cancel = "cancel",
-        /// The session's actor did not answer any more.
+        /// The actor of the session stopped answering.
         Stuck = "stuck",
     }
 }
 
 impl RestartCause {
-    /// The cause behind an error that cost the agent its process.
+    /// The cause of a restart after an error.
     pub(crate) fn of(code: ErrorCode) -> Self {
         match code {
             ErrorCode::ProtocolViolation | ErrorCode::FrameTooLarge | ErrorCode::AgentError => Self::Protocol,
@@ -120,9 +107,9 @@ impl RestartCause {
 }
 
 labels! {
-    /// The bounded queues whose depth is watched.
+    /// The bounded queues with a depth metric.
     Queue {
-        /// Writes that wait for the database; bounded by `[limits] write_queue`.
+        /// Writes that wait for the database; bounded by `limits.write_queue`.
         Writes = "writes",
     }
 }
@@ -130,9 +117,8 @@ labels! {
 labels! {
     /// Seats of sessions.
     Seats {
-        /// Those that are taken.
         Taken = "taken",
-        /// Those that there are.
+        /// The limit for new sessions.
         Limit = "limit",
     }
 }
@@ -160,7 +146,7 @@ impl Label for AlertLevel {
     }
 }
 
-/// A level of an alert and what became of it.
+/// The level of an alert, and whether it was raised or resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AlertChange {
     pub level: AlertLevel,
@@ -179,31 +165,26 @@ impl Label for AlertChange {
 }
 
 labels! {
-    /// What a permission request got.
+    /// Answers to permission requests.
     PermissionAnswer {
         /// One of the options that allow.
         Allowed = "allowed",
         /// One of the options that reject.
         Rejected = "rejected",
-        /// Cancelled with its turn, or because no option fitted the policy.
+        /// Cancelled with its turn, or because no option matched the policy.
         Cancelled = "cancelled",
-        /// Nobody answered in time.
+        /// Not answered within `permission.timeout_s`.
         TimedOut = "timed_out",
     }
 }
 
 labels! {
-    /// Methods of HTTP.
+    /// HTTP methods.
     HttpMethod {
-        /// `GET`
         Get = "GET",
-        /// `POST`
         Post = "POST",
-        /// `PUT`
         Put = "PUT",
-        /// `DELETE`
         Delete = "DELETE",
-        /// `OPTIONS`
         Options = "OPTIONS",
         /// Any other.
         Other = "other",
@@ -256,7 +237,7 @@ impl Label for Route {
     }
 }
 
-/// Only the live states: the others hold no seat, and their number only grows.
+/// Only the states that hold a seat: the number of other sessions only grows.
 impl Label for SessionState {
     fn all() -> Vec<Self> {
         Self::ALL.into_iter().filter(|state| state.is_live()).collect()

@@ -1,5 +1,5 @@
-//! The log: one line for each event on standard error, JSON or text, without secrets of a known shape and
-//! never longer than a log collector takes.
+//! The log on standard error: one line per event, JSON or text, without secrets of a known shape, and never longer than
+//! log collectors accept.
 
 use std::{fmt, str::FromStr};
 
@@ -18,46 +18,46 @@ use tracing_subscriber::{
 
 use crate::domain::{redaction::Redacted, text};
 
-/// The longest line, in bytes, its end included (mission: under 32 KB).
+/// The longest line with its end, in bytes (mission: under 32 KB).
 pub(crate) const MAX_LINE_BYTES: usize = 32_000;
-/// What each text of a line that is too long is cut to first, in characters.
+/// Length of each text after the first truncation of a long line, in characters.
 const FIRST_CUT_CHARS: usize = 2_000;
-/// What is left of the message where even short texts are too many.
+/// Length of the message after the second truncation, in characters.
 const LAST_CUT_CHARS: usize = 1_000;
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoggingError {
-    /// The level is no filter.
-    #[error("the log level is no filter: {0}")]
+    /// The level is not a valid filter.
+    #[error("the log level is not a valid filter: {0}")]
     Level(#[from] tracing_subscriber::filter::ParseError),
-    /// It was set up before; there is one log for each process.
+    /// There is one log per process.
     #[error("the log is set up already: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LineForm {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// For people.
     Text,
 }
 
-/// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`; it comes
-/// from the settings alone, never from `RUST_LOG`.
+/// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`, from the settings
+/// alone, never from `RUST_LOG`.
 ///
 /// # Errors
-/// Where the level is no filter, or the log was set up before.
+/// The level is not a valid filter, or the log is set up already.
 pub(crate) fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
     let mut filter = EnvFilter::builder().parse(level)?;
     if !level.contains("actix_http") {
-        // It reports what clients send wrong as errors of the server; a client must not be able to do that.
+        // It logs malformed requests as errors; clients must not be able to cause errors in the log.
         filter = filter.add_directive(tracing_subscriber::filter::Directive::from_str("actix_http::h1=off")?);
     }
     if !level.contains("actix_server") {
-        // It tells about every thread; where the service listens is said by itself, once.
+        // It logs every thread; we log the address ourselves, once.
         filter = filter.add_directive(tracing_subscriber::filter::Directive::from_str("actix_server=warn")?);
     }
     let registry = tracing_subscriber::registry().with(filter);
@@ -77,7 +77,7 @@ fn json_format() -> Format<Json> {
     Format::default().json().flatten_event(true).with_current_span(true).with_span_list(false)
 }
 
-/// One JSON object a line.
+/// One JSON object per line.
 struct BoundedJson(Format<Json>);
 
 impl<S, N> FormatEvent<S, N> for BoundedJson
@@ -120,8 +120,7 @@ where
     }
 }
 
-/// Cuts the texts of a line that is too long; where that is not enough, keeps what tells when, where and
-/// what.
+/// Truncates the texts of a long line; if that is not enough, keeps only time, level, target, message and marker.
 fn bounded_json(line: &str) -> String {
     let Ok(Value::Object(mut fields)) = serde_json::from_str(line) else {
         return format!(r#"{{"level":"ERROR","message":"a log line of {} bytes was dropped"}}"#, line.len());
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_flat_object_with_its_marker_and_its_span() {
+    fn an_event_is_one_flat_object_with_marker_and_span() {
         let out = logged(true, || {
             let _span = tracing::info_span!("session.turn", route = "acp").entered();
             tracing::info!(marker = "[ACP]", updates = 3, "a turn\nended");
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_stays_within_its_bound_and_is_still_json() {
+    fn a_long_line_is_truncated_and_still_json() {
         let long = "\u{1}x".repeat(100_000);
         let out = logged(true, || tracing::error!(marker = "[ACP]", detail = %long, "said"));
         assert!(out.len() <= MAX_LINE_BYTES, "{}", out.len());
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_one_line_an_event_without_control_characters() {
+    fn text_is_one_line_per_event_without_control_characters() {
         let long = "é".repeat(50_000);
         let out = logged(false, || tracing::info!("one\ntwo \u{1b}[31mred {long}"));
         assert_eq!(out.lines().count(), 1);

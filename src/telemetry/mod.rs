@@ -1,7 +1,7 @@
 //! Metrics, logs, the clock, and the watchdog.
 //!
-//! Invariant: metric names and the metrics library stand here alone, nothing is global but the log, and no
-//! label carries an id.
+//! Invariant: only this folder uses the metrics library and names metrics; nothing but the log is global; no label has an
+//! id as value.
 
 pub(crate) mod clock;
 pub(crate) mod labels;

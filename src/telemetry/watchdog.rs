@@ -1,4 +1,4 @@
-//! Watches the threads that run actors, from a thread of its own that nothing of theirs can hold up.
+//! Watches the threads that run actors, from a thread of its own that they cannot block.
 
 use std::{
     cell::Cell,
@@ -16,11 +16,11 @@ use parking_lot::{Mutex, MutexGuard};
 use super::Metrics;
 use crate::domain::watchdog::{Finding, WatchdogLimits};
 
-/// The watched threads. Clones are the same; the watchdog ends with the last of them.
+/// The watched threads. The watchdog thread ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Watchdog {
     shared: Arc<Shared>,
-    /// Dropped to end the watchdog.
+    /// Ends the watchdog thread when dropped.
     _stop: SyncSender<()>,
 }
 
@@ -29,7 +29,7 @@ struct Shared {
     limits: WatchdogLimits,
     metrics: Metrics,
     begin: Instant,
-    /// As many as there are threads that run actors.
+    /// One for each thread that runs actors.
     hearts: Mutex<Vec<Arc<Heart>>>,
     is_alive: AtomicBool,
 }
@@ -37,12 +37,12 @@ struct Shared {
 #[derive(Debug)]
 struct Heart {
     thread: String,
-    /// Milliseconds after `begin`.
+    /// Time of the last beat, in milliseconds after `begin`.
     last_ms: AtomicU64,
     is_stalled: AtomicBool,
 }
 
-/// One watched thread, as it holds itself. Dropped, it is not watched any more.
+/// The handle of a watched thread. The thread is watched until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Heartbeat {
     heart: Arc<Heart>,
@@ -50,10 +50,10 @@ pub(crate) struct Heartbeat {
 }
 
 impl Watchdog {
-    /// Starts the watchdog.
+    /// Starts the watchdog thread.
     ///
     /// # Errors
-    /// Where the system gives no thread for it.
+    /// The system cannot start a thread.
     pub(crate) fn watch(limits: WatchdogLimits, metrics: Metrics) -> io::Result<Self> {
         let shared = Shared {
             limits,
@@ -69,7 +69,7 @@ impl Watchdog {
         Ok(Self { shared, _stop: stop })
     }
 
-    /// Begins to watch the thread that calls, which has to beat from now on.
+    /// Watches the calling thread, which has to beat from now on.
     pub(crate) fn join(&self) -> Heartbeat {
         let thread = std::thread::current();
         let heart = Heart {
@@ -101,12 +101,12 @@ impl Watchdog {
         })
     }
 
-    /// How often threads have to beat.
+    /// Interval at which a thread has to beat.
     pub(crate) fn every(&self) -> Duration {
         self.shared.limits.every
     }
 
-    /// Whether the process can help itself, as the last look found it.
+    /// True if the process can recover by itself, as of the last check.
     pub(crate) fn is_alive(&self) -> bool {
         self.shared.is_alive.load(Ordering::Acquire)
     }
@@ -118,7 +118,7 @@ thread_local! {
 }
 
 impl Heartbeat {
-    /// Says that the thread runs.
+    /// Records a sign of life of the thread.
     pub(crate) fn beat(&self) {
         self.heart.last_ms.store(self.shared.now_ms(), Ordering::Release);
     }
@@ -140,17 +140,17 @@ impl Shared {
     }
 
     fn watch(&self, stopped: &Receiver<()>) {
-        let mut looked = Instant::now();
+        let mut last_check = Instant::now();
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(self.limits.every) {
-            let was_stopped = self.limits.was_stopped(looked.elapsed());
-            looked = Instant::now();
+            let was_stopped = self.limits.was_stopped(last_check.elapsed());
+            last_check = Instant::now();
             if !was_stopped {
-                self.look();
+                self.check();
             }
         }
     }
 
-    fn look(&self) {
+    fn check(&self) {
         let hearts = self.hearts().clone();
         let mut lags = Vec::with_capacity(hearts.len());
         for heart in hearts {
@@ -166,11 +166,11 @@ impl Shared {
                         marker = "[ACP]",
                         thread = heart.thread,
                         lag_s = lag.as_secs_f64(),
-                        "a thread that runs sessions stands still, and so do its sessions"
+                        "a thread that runs sessions is stalled, and so are its sessions"
                     );
                 }
                 Finding::Recovered => {
-                    tracing::warn!(marker = "[ACP]", thread = heart.thread, "a thread that stood still runs again");
+                    tracing::warn!(marker = "[ACP]", thread = heart.thread, "a stalled thread runs again");
                 }
             }
             heart.is_stalled.store(!was_stalled, Ordering::Release);
@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    /// A thread that beats as long as it is not told to stand still; the sender lets it go on.
+    /// A thread that beats until it receives a channel, and then blocks until that channel is closed.
     fn thread_that_beats(beats: &Watchdog) -> (SyncSender<Receiver<()>>, std::thread::JoinHandle<()>) {
         let (hold, held) = sync_channel::<Receiver<()>>(0);
         let beats = beats.clone();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_stands_still_is_told_once_and_recovers_by_itself() {
+    fn a_stalled_thread_is_reported_once_and_recovers() {
         let metrics = Metrics::new("test", None).unwrap();
         let beats = Watchdog::watch(LIMITS, metrics.clone()).unwrap();
         let ((one, one_thread), (other, other_thread)) = (thread_that_beats(&beats), thread_that_beats(&beats));
@@ -230,29 +230,31 @@ mod tests {
         one.send(released).unwrap();
         until("the stall is seen", || value(&metrics, "lumilink_arbiter_stalls_total") == 1.0);
         assert!(value(&metrics, "lumilink_arbiter_lag_seconds") >= 0.4);
-        assert!(beats.is_alive(), "the other one works, and it may come back");
-        until("it has lasted too long", || !beats.is_alive());
+        assert!(beats.is_alive(), "the other thread works, and this one may recover");
+        until("the stall lasts too long", || !beats.is_alive());
         release.send(()).unwrap();
-        until("it is back", || beats.is_alive() && value(&metrics, "lumilink_arbiter_lag_seconds") < 0.4);
+        until("the thread has recovered", || {
+            beats.is_alive() && value(&metrics, "lumilink_arbiter_lag_seconds") < 0.4
+        });
         assert_eq!(value(&metrics, "lumilink_arbiter_stalls_total"), 1.0);
         drop((one, other));
         one_thread.join().unwrap();
         other_thread.join().unwrap();
-        assert!(beats.shared.hearts().is_empty(), "who has ended is not waited for");
+        assert!(beats.shared.hearts().is_empty(), "ended threads are not watched");
         assert!(beats.is_alive());
     }
 
     #[test]
-    fn nothing_works_when_all_threads_stand_still() {
+    fn the_process_is_dead_when_all_threads_are_stalled() {
         let limits = WatchdogLimits { dead_after: Duration::from_secs(3600), ..LIMITS };
         let beats = Watchdog::watch(limits, Metrics::new("test", None).unwrap()).unwrap();
         let (hold, thread) = thread_that_beats(&beats);
-        until("it is watched", || beats.shared.hearts().len() == 1);
+        until("the thread is watched", || beats.shared.hearts().len() == 1);
         let (release, released) = sync_channel(1);
         hold.send(released).unwrap();
-        until("the only one stands still", || !beats.is_alive());
+        until("the only thread is stalled", || !beats.is_alive());
         release.send(()).unwrap();
-        until("it is back", || beats.is_alive());
+        until("the thread has recovered", || beats.is_alive());
         drop(hold);
         thread.join().unwrap();
     }

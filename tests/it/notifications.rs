@@ -288,7 +288,7 @@ fn malformed_frame_closes_the_socket_with_a_reason() {
     for (text, reason) in [
         ("nonsense", "not a frame"),
         (r#"{"type":"toast"}"#, "not a frame"),
-        (r#"{"type":"ping"}"#, "say hello first"),
+        (r#"{"type":"ping"}"#, "send hello first"),
         (r#"{"type":"hello","version":2}"#, "version 1"),
         (long.as_str(), "4096 bytes"),
     ] {
@@ -301,7 +301,7 @@ fn malformed_frame_closes_the_socket_with_a_reason() {
     }
     let mut twice = Subscriber::of(&program.api, TENANT);
     twice.say(&json!({"type": "hello"}));
-    assert_eq!(twice.until_closed().1, Closed { code: Some(1008), reason: "hello is said once".into() });
+    assert_eq!(twice.until_closed().1, Closed { code: Some(1008), reason: "hello may be sent once".into() });
     assert_eq!(program.metrics().sum("lumilink_toast_evictions_total", &[("reason", "badFrame")]), 6.0);
     eventually("no subscriber is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
 }

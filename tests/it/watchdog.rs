@@ -11,7 +11,7 @@ use crate::harness::{DEADLINE, Program, eventually, metrics::Scrape, processes, 
 
 const STALLS: &str = "lumilink_arbiter_stalls_total";
 const LAG: &str = "lumilink_arbiter_lag_seconds";
-const STALL_ERROR: &str = "a thread that runs sessions stands still";
+const STALL_ERROR: &str = "a thread that runs sessions is stalled";
 
 /// A stopped thread of the program, as if a handler blocked it. Dropping the value continues the thread, which only
 /// the test thread that stopped it can do.

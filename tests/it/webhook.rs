@@ -378,7 +378,5 @@ fn nothing_is_queued_or_replayable_without_a_webhook() {
     });
     assert!(deliveries(&program, "").is_empty());
     let refused = program.api.post("/acp/webhooks/deliveries/replay", json!({}));
-    assert!(
-        refused.problem(400, "invalid_request")["detail"].as_str().is_some_and(|it| it.contains("[webhook] url"))
-    );
+    assert!(refused.problem(400, "invalid_request")["detail"].as_str().is_some_and(|it| it.contains("webhook.url")));
 }

@@ -9,18 +9,18 @@ use tokio::{
 use super::*;
 use crate::client::{follow, stream::TurnEvent};
 
-/// A server that gives one canned answer per connection, in order, and notes what it was asked.
+/// A server that gives one canned answer per connection, in order, and records the requests.
 struct Canned {
     client: ApiClient,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Canned {
     async fn new(answers: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/base/", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let notes = asked.clone();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let notes = requests.clone();
         tokio::spawn(async move {
             for answer in answers {
                 let (mut socket, _) = listener.accept().await.unwrap();
@@ -35,11 +35,11 @@ impl Canned {
             }
         });
         let settings = ClientSettings { url: url.parse().unwrap(), token: Some("t0ken".to_owned().into()) };
-        Self { client: ApiClient::new(&settings).unwrap(), asked }
+        Self { client: ApiClient::new(&settings).unwrap(), requests }
     }
 
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().clone()
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().clone()
     }
 }
 
@@ -83,27 +83,27 @@ async fn events_of(mut events: follow::Events) -> Vec<Result<TurnEvent, ClientEr
 }
 
 #[tokio::test]
-async fn a_session_is_opened_with_the_token_and_only_what_was_given() {
+async fn new_session_sends_the_token_and_only_given_members() {
     let server = Canned::new(vec![ok(r#"{"sessionId":"s1","protocol":"acp"}"#)]).await;
     let request = NewSession { workspace_id: "w".into(), installation_id: "i".into(), ..NewSession::default() };
     let opened = server.client.new_session(&request).await.unwrap();
     assert_eq!((opened.session_id.as_str(), &opened.more["protocol"]), ("s1", &Value::from("acp")));
-    let asked = &server.asked()[0];
-    assert!(asked.starts_with("POST /base/acp/session/new HTTP/1.1\r\n"), "{asked}");
-    assert!(asked.contains("authorization: Bearer t0ken\r\n"), "{asked}");
-    assert!(asked.ends_with(r#"{"workspaceId":"w","installationId":"i"}"#), "{asked}");
+    let request = &server.requests()[0];
+    assert!(request.starts_with("POST /base/acp/session/new HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("authorization: Bearer t0ken\r\n"), "{request}");
+    assert!(request.ends_with(r#"{"workspaceId":"w","installationId":"i"}"#), "{request}");
 }
 
 #[tokio::test]
-async fn an_id_cannot_leave_its_place_in_the_path() {
+async fn an_id_is_escaped_in_the_path() {
     let server = Canned::new(vec![ok("{}")]).await;
     server.client.session("../../admin?x=1#y").await.unwrap();
-    let asked = &server.asked()[0];
-    assert!(asked.starts_with("GET /base/acp/session/..%2F..%2Fadmin%3Fx=1%23y HTTP/1.1\r\n"), "{asked}");
+    let request = &server.requests()[0];
+    assert!(request.starts_with("GET /base/acp/session/..%2F..%2Fadmin%3Fx=1%23y HTTP/1.1\r\n"), "{request}");
 }
 
 #[tokio::test]
-async fn a_problem_is_typed_and_anything_else_is_named() {
+async fn problems_are_typed_and_other_answers_are_unexpected() {
     let server =
         Canned::new(vec![problem(409, "turn_in_progress"), answer("404 X", "text/html", "<h1>\u{1b}nginx")]).await;
     let Err(ClientError::Problem(refused)) = server.client.close("s").await else { panic!("a problem") };
@@ -113,18 +113,18 @@ async fn a_problem_is_typed_and_anything_else_is_named() {
 }
 
 #[tokio::test]
-async fn what_only_reads_is_tried_again_and_what_changes_something_is_not() {
+async fn reads_are_retried_and_changes_are_not() {
     let page = r#"{"entries":[{"text":"a"}],"nextCursor":"c2"}"#;
     let server = Canned::new(vec![problem(503, "draining"), ok(page), String::new(), ok("{}")]).await;
     let page = server.client.transcript("s", Some("7"), Some(5)).await.unwrap();
     assert_eq!((page.items.len(), page.next_cursor.as_deref()), (1, Some("c2")));
-    assert!(server.asked()[1].starts_with("GET /base/acp/session/s/transcript?cursor=7&limit=5 "));
+    assert!(server.requests()[1].starts_with("GET /base/acp/session/s/transcript?cursor=7&limit=5 "));
     assert!(matches!(server.client.load("s").await, Err(ClientError::Lost { .. })));
-    assert_eq!(server.asked().len(), 3);
+    assert_eq!(server.requests().len(), 3);
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_at_once() {
+async fn an_unreachable_server_is_reported_at_once() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let settings = ClientSettings { url: format!("http://{closed}").parse().unwrap(), token: None };
     let error = ApiClient::new(&settings).unwrap().health().await.unwrap_err();
@@ -148,29 +148,29 @@ async fn a_turn_streams_to_its_result() {
     );
     assert!(matches!(&events[2], Ok(TurnEvent::Result(_))));
     assert_eq!(events.len(), 3);
-    let asked = &server.asked()[0];
-    assert!(asked.contains("idempotency-key: ") && asked.contains("accept: text/event-stream"), "{asked}");
-    assert!(asked.ends_with(r#"{"sessionId":"s1","prompt":"hi"}"#), "{asked}");
+    let request = &server.requests()[0];
+    assert!(request.contains("idempotency-key: ") && request.contains("accept: text/event-stream"), "{request}");
+    assert!(request.ends_with(r#"{"sessionId":"s1","prompt":"hi"}"#), "{request}");
 }
 
 #[tokio::test]
-async fn a_lost_stream_is_replaced_by_asking_for_the_result() {
+async fn a_lost_stream_is_replaced_by_polling() {
     let status = format!(r#"{{"promptId":"p1","state":"completed","result":{RESULT}}}"#);
     let server = Canned::new(vec![stream(ACCEPTED), ok(&status)]).await;
     let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(&events[1], Ok(TurnEvent::Happened(it)) if it.kind == "diagnostic"));
     assert!(matches!(&events[2], Ok(TurnEvent::Result(_))), "{events:?}");
-    assert!(server.asked()[1].starts_with("GET /base/acp/prompt/p1 "));
+    assert!(server.requests()[1].starts_with("GET /base/acp/prompt/p1 "));
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_before_it_began_is_sent_again_under_the_same_key() {
+async fn a_stream_broken_before_acceptance_is_resent_with_the_same_key() {
     let whole = format!("{ACCEPTED}event: result\ndata: {RESULT}\n\n");
     let server = Canned::new(vec![stream(""), String::new(), stream(&whole)]).await;
     let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(events.last(), Some(Ok(TurnEvent::Result(_)))), "{events:?}");
     let keys: Vec<_> = server
-        .asked()
+        .requests()
         .iter()
         .map(|it| it.lines().find(|line| line.starts_with("idempotency-key")).map(str::to_owned))
         .collect();
@@ -178,7 +178,7 @@ async fn a_stream_that_breaks_before_it_began_is_sent_again_under_the_same_key()
 }
 
 #[tokio::test]
-async fn a_refused_prompt_is_an_error_and_a_failed_one_a_problem() {
+async fn a_refused_prompt_is_an_error_and_a_failed_turn_a_problem() {
     let server = Canned::new(vec![problem(409, "session_failed")]).await;
     let events = events_of(follow::follow(server.client.clone(), PromptRequest::text("s1", "hi"))).await;
     assert!(matches!(&events[..], [Err(ClientError::Problem(it))] if it.code == "session_failed"), "{events:?}");

@@ -1,4 +1,4 @@
-//! The place of a reader in a file, so that a later one goes on there.
+//! The cursor of a subscriber in a file, from which a later run resumes.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::NotificationScope;
 use crate::domain::notify::reading::Place;
 
-/// A file with a place, for one sequence of toasts.
+/// A file with the cursor of one stream.
 #[derive(Debug)]
 pub(crate) struct Bookmark {
     file: PathBuf,
@@ -26,17 +26,17 @@ struct Kept {
 }
 
 impl Bookmark {
-    /// Reads it. A file that is not there is one that begins.
+    /// Reads the file; a missing file has no cursor yet.
     ///
     /// # Errors
-    /// Where it cannot be read, is no such file, or is of another sequence.
+    /// The file cannot be read, is malformed, or belongs to another stream.
     pub(crate) fn open(file: &Path, scope: &NotificationScope) -> io::Result<Self> {
         let sequence = scope.sequence();
         let place = match fs::read(file) {
             Ok(text) => {
-                let kept: Kept = serde_json::from_slice(&text).map_err(|cause| wrong(cause.to_string()))?;
+                let kept: Kept = serde_json::from_slice(&text).map_err(|cause| invalid(cause.to_string()))?;
                 if kept.sequence != sequence {
-                    return Err(wrong(format!("it is of {:?}, not of {sequence:?}", kept.sequence)));
+                    return Err(invalid(format!("it belongs to {:?}, not to {sequence:?}", kept.sequence)));
                 }
                 Some(kept.place)
             }
@@ -46,28 +46,27 @@ impl Bookmark {
         Ok(Self { file: file.to_owned(), sequence, place })
     }
 
-    /// What it holds.
     pub(crate) fn place(&self) -> Option<&Place> {
         self.place.as_ref()
     }
 
-    /// Writes a place down where it is another one, whole or not at all: whatever happens, the file holds this place or
-    /// the one before. Blocks for a write to the disk.
+    /// Replaces the cursor atomically and durably; after a crash the file holds this cursor or the previous one. Blocks for
+    /// a write to the disk.
     ///
     /// # Errors
-    /// Where the file's folder cannot be written to.
+    /// The folder of the file cannot be written.
     pub(crate) fn keep(&mut self, place: &Place) -> io::Result<()> {
         if self.place.as_ref() == Some(place) {
             return Ok(());
         }
         let text = serde_json::to_string(&Kept { sequence: self.sequence.clone(), place: place.clone() })?;
-        let mut beside = self.file.clone().into_os_string();
-        beside.push(format!(".{}", std::process::id()));
-        let written = write_through(Path::new(&beside), &format!("{text}\n"));
-        let written = written.and_then(|()| fs::rename(&beside, &self.file));
+        let mut temporary = self.file.clone().into_os_string();
+        temporary.push(format!(".{}", std::process::id()));
+        let written = write_through(Path::new(&temporary), &format!("{text}\n"));
+        let written = written.and_then(|()| fs::rename(&temporary, &self.file));
         if written.is_err() {
-            // What is left of it helps nobody.
-            let _ = fs::remove_file(&beside);
+            // The unfinished file is useless.
+            let _ = fs::remove_file(&temporary);
         }
         written?;
         self.place = Some(place.clone());
@@ -75,7 +74,7 @@ impl Bookmark {
     }
 }
 
-fn wrong(what: String) -> io::Error {
+fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_found_again_and_nothing_else_is_left() {
+    fn a_kept_cursor_is_read_back_and_no_other_file_remains() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("toasts.json");
         let mut bookmark = Bookmark::open(&file, &scope("acme")).unwrap();
@@ -110,12 +109,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_tenant_or_of_something_else_is_refused_and_left_alone() {
+    fn a_foreign_file_is_refused_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("toasts.json");
         Bookmark::open(&file, &scope("acme")).unwrap().keep(&Place { epoch: "e".into(), cursor: 8 }).unwrap();
-        let said = Bookmark::open(&file, &scope("other")).unwrap_err().to_string();
-        assert_eq!(said, "it is of \"tenant:acme\", not of \"tenant:other\"");
+        let error = Bookmark::open(&file, &scope("other")).unwrap_err().to_string();
+        assert_eq!(error, "it belongs to \"tenant:acme\", not to \"tenant:other\"");
         let operators = NotificationScope { operators: true, ..NotificationScope::default() };
         assert!(Bookmark::open(&file, &operators).is_err());
         fs::write(&file, "precious").unwrap();
@@ -124,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_said() {
+    fn a_failed_write_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let mut bookmark = Bookmark::open(&folder.path().join("not/there"), &scope("acme")).unwrap();
         assert!(bookmark.keep(&Place { epoch: "e".into(), cursor: 8 }).is_err());
-        assert_eq!(bookmark.place(), None, "it is tried again");
+        assert_eq!(bookmark.place(), None, "the next write retries");
     }
 }

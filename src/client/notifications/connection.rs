@@ -24,57 +24,60 @@ use crate::{
     contract::{notifications::frames::ClientFrame, problem::Problem},
 };
 
-/// The largest frame that is taken, in bytes: a toast has some hundred.
+/// The largest accepted frame, in bytes; a notification has some hundred.
 const MAX_FRAME_BYTES: usize = 64 * 1024;
-/// Initial read buffer, which grows with a frame.
+/// The initial read buffer, which grows with a frame.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
-/// How long a line may take to come up, hello included.
+/// Time limit for connecting, including `hello`.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long saying something may take: a peer that does not read is none.
-const SAY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a server may take to hear that we leave.
+/// Time limit for sending a frame before the connection counts as broken.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit for sending the closing frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a line is kept alive.
+/// Heartbeat of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pulse {
-    /// A ping goes out this often.
+    /// Interval of pings.
     pub every: Duration,
-    /// A line on which nothing came for so long is broken.
+    /// Silence after which the connection counts as broken.
     pub patience: Duration,
 }
 
 impl Default for Pulse {
-    /// 20 s and 30 s: the server itself pings every 25 s.
+    /// 20 s and 30 s; the server pings every 25 s.
     fn default() -> Self {
         Self { every: Duration::from_secs(20), patience: Duration::from_secs(30) }
     }
 }
 
-/// Why there is no line any more, or none came up.
+/// Why a connection ended, or could not be made.
 #[derive(Debug)]
 pub(crate) enum End {
     /// The server closed it, with a code or without.
     Closed(Option<u16>, String),
-    /// It was answered with this status instead of an upgrade.
+    /// The server answered this status instead of an upgrade.
     Refused(u16, ClientError),
-    /// It broke, or could not be made.
+    /// The connection broke, or could not be made.
     Broke(String),
-    /// It cannot be asked for at all.
+    /// The request cannot be built.
     Impossible(ClientError),
 }
 
-/// A line that stands.
+/// An open connection.
 pub(crate) struct OpenConnection {
     socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
     pulse: Pulse,
     opened: Instant,
-    heard: Instant,
-    pinged: Instant,
+    last_message: Instant,
+    last_ping: Instant,
 }
 
 impl OpenConnection {
-    /// Connects and says hello. Dropping the future leaves nothing behind; safe to repeat.
+    /// Connects and sends `hello`. Safe to repeat.
+    ///
+    /// # Cancel safety
+    /// A dropped future closes the connection.
     pub(crate) async fn open(
         client: &ApiClient,
         scope: &NotificationScope,
@@ -85,47 +88,50 @@ impl OpenConnection {
         let url = request.uri().to_string();
         let opening = async {
             let mut socket = connect(request).await.map_err(|cause| not_connected(cause, &url))?;
-            say(&mut socket, hello).await?;
+            send(&mut socket, hello).await?;
             Ok(socket)
         };
         let late = |_| Err(End::Broke(format!("{url} does not answer within {} s", OPEN_TIMEOUT.as_secs())));
         let socket = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(late)?;
         let now = Instant::now();
-        Ok(Self { socket, pulse, opened: now, heard: now, pinged: now })
+        Ok(Self { socket, pulse, opened: now, last_message: now, last_ping: now })
     }
 
-    /// How long it has stood.
+    /// Time since the connection was opened.
     pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
-    /// The next frame. Cancel-safe.
+    /// The next frame.
     ///
     /// # Errors
-    /// The end of the line, for good.
+    /// The connection ended.
+    ///
+    /// # Cancel safety
+    /// No frame is lost.
     pub(crate) async fn next(&mut self) -> Result<Incoming, End> {
         loop {
-            let ping_at = self.pinged + self.pulse.every;
-            let dead_at = self.heard + self.pulse.patience;
+            let ping_at = self.last_ping + self.pulse.every;
+            let dead_at = self.last_message + self.pulse.patience;
             let message = tokio::select! {
-                // What came while nobody listened is a sign of life.
+                // Frames that arrived before the deadline count as a sign of life.
                 biased;
                 message = self.socket.next() => message,
                 () = sleep_until(dead_at) => {
                     let silence = self.pulse.patience.as_secs_f32();
-                    return Err(End::Broke(format!("nothing came for {silence} s")));
+                    return Err(End::Broke(format!("no message for {silence} s")));
                 }
                 () = sleep_until(ping_at) => {
-                    self.pinged = Instant::now();
-                    timeout(SAY_TIMEOUT, say(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
+                    self.last_ping = Instant::now();
+                    timeout(SEND_TIMEOUT, send(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
                     continue;
                 }
             };
-            self.heard = Instant::now();
+            self.last_message = Instant::now();
             match message {
                 Some(Ok(Message::Text(text))) => {
                     return serde_json::from_str(&text)
-                        .map_err(|cause| End::Broke(format!("a frame is not what the API says: {cause}")));
+                        .map_err(|cause| End::Broke(format!("malformed frame: {cause}")));
                 }
                 Some(Ok(Message::Close(frame))) => return Err(closed(frame)),
                 // Pings are answered by the socket itself.
@@ -136,10 +142,10 @@ impl OpenConnection {
         }
     }
 
-    /// Tells the server that we leave, as far as it listens.
+    /// Closes the connection.
     pub(crate) async fn close(mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        // Whatever comes of it, we leave.
+        // The result does not matter: the connection is dropped anyway.
         let _ = timeout(CLOSE_TIMEOUT, WebSocketStream::close(&mut self.socket, Some(frame))).await;
     }
 }
@@ -155,7 +161,7 @@ fn closed(frame: Option<CloseFrame>) -> End {
     }
 }
 
-async fn say(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>, frame: &ClientFrame) -> Result<(), End> {
+async fn send(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>, frame: &ClientFrame) -> Result<(), End> {
     let text = serde_json::to_string(frame).map_err(|cause| End::Impossible(cause.into()))?;
     socket.send(Message::text(text)).await.map_err(|cause| End::Broke(clean_line(&cause.to_string())))
 }
@@ -164,7 +170,7 @@ fn request(client: &ApiClient, scope: &NotificationScope) -> Result<Request, Cli
     let mut url = client.address(&["ws", "notifications"]);
     let setup = |what: &str| ClientError::Setup(what.to_owned());
     let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
-    url.set_scheme(scheme).map_err(|()| setup("the server's address cannot be one of a WebSocket"))?;
+    url.set_scheme(scheme).map_err(|()| setup("the address of the server cannot be that of a WebSocket"))?;
     url.query_pairs_mut().extend_pairs(scope.query()?);
     let mut request = url.as_str().into_client_request().map_err(|cause| setup(&cause.to_string()))?;
     request.headers_mut().extend(client.headers().clone());

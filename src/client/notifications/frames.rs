@@ -1,22 +1,21 @@
-//! What the server says, as far as a reader needs it: a newer server may say more.
+//! Frames of the server, as far as a subscriber reads them: unknown members and types are ignored.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-/// A toast, as it stands in a frame and on the list.
+/// A notification, in a frame and in the inbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ReceivedNotification {
-    /// Its own id.
     pub id: Uuid,
-    /// Its place among the toasts of its sequence.
+    /// Number in its stream.
     pub seq: u64,
-    /// Everything else that the server says about it.
+    /// All other members.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
 
-/// A frame.
+/// A frame of the server.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub(crate) enum Incoming {
@@ -43,7 +42,7 @@ pub(crate) enum Incoming {
         code: u16,
         reason: String,
     },
-    /// An answer to what was not asked, or a frame of a later version.
+    /// A frame that is not needed, or of a later version.
     #[serde(other)]
     Other,
 }
@@ -56,7 +55,7 @@ mod tests {
     use crate::contract::notifications::frames::ServerFrame;
 
     #[test]
-    fn every_frame_of_the_contract_is_read_and_what_is_unknown_is_passed_over() {
+    fn frames_of_the_contract_are_read_and_unknown_ones_ignored() {
         let id = Uuid::from_u128(7);
         let toast = json!({"type": "toast", "id": id, "seq": 4, "title": "t", "body": "b", "severity": "info",
             "trigger": "capacity", "autoDismissMs": 10_000, "causeId": "c", "createdAt": "2026-01-01T00:00:00Z"});
@@ -73,16 +72,16 @@ mod tests {
             let mut later = frame.clone();
             later["later"] = json!({"than": "this"});
             for frame in [frame, later] {
-                let heard: Incoming = serde_json::from_value(frame).unwrap();
-                assert_eq!(heard != Incoming::Other, is_known, "{heard:?}");
+                let read: Incoming = serde_json::from_value(frame).unwrap();
+                assert_eq!(read != Incoming::Other, is_known, "{read:?}");
             }
         }
-        let heard: Incoming = serde_json::from_value(json!({"type": "fireworks", "at": "midnight"})).unwrap();
-        assert_eq!(heard, Incoming::Other);
+        let read: Incoming = serde_json::from_value(json!({"type": "fireworks", "at": "midnight"})).unwrap();
+        assert_eq!(read, Incoming::Other);
         let Incoming::Toast(read) = serde_json::from_value(toast.clone()).unwrap() else { panic!("no toast") };
         let mut without_type = toast;
         without_type.as_object_mut().unwrap().remove("type");
-        assert_eq!(serde_json::to_value(&read).unwrap(), without_type, "nothing of it is lost");
+        assert_eq!(serde_json::to_value(&read).unwrap(), without_type, "no member is lost");
         assert!(serde_json::from_value::<Incoming>(json!({"type": "toast", "id": "no id", "seq": 1})).is_err());
     }
 }

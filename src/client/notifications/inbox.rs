@@ -1,4 +1,4 @@
-//! Toasts over HTTP: the list, and what is marked as read.
+//! Notifications over HTTP: the inbox and acknowledgements.
 
 use std::time::Duration;
 
@@ -8,26 +8,22 @@ use serde_json::{Value, json};
 use super::frames::ReceivedNotification;
 use crate::client::{ApiClient, ClientError, api::to_query};
 
-/// How long marking may take; it starts nothing.
+/// Time limit for an acknowledgement.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which toasts.
+/// A selection of notifications.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotificationScope {
-    /// Of this tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<String>,
-    /// Only of this workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_id: Option<String>,
-    /// Only of this user's sessions, and what concerns a workspace as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
-    /// Only of this session, and what concerns its workspace as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_id: Option<String>,
-    /// Those for the service's operators, and no tenant's.
+    /// Notifications of operators instead of a tenant's.
     #[serde(rename = "stream", serialize_with = "as_stream", skip_serializing_if = "std::ops::Not::not")]
     pub operators: bool,
 }
@@ -38,7 +34,7 @@ fn as_stream<S: serde::Serializer>(_: &bool, serializer: S) -> Result<S::Ok, S::
 }
 
 impl NotificationScope {
-    /// Names the sequence: places in one of them say nothing in another.
+    /// Name of the stream: a cursor is valid in its stream only.
     pub(crate) fn sequence(&self) -> String {
         match (&self.installation_id, &self.session_id) {
             _ if self.operators => "operators".to_owned(),
@@ -48,41 +44,39 @@ impl NotificationScope {
         }
     }
 
-    /// As a query.
+    /// The members as query pairs.
     ///
     /// # Errors
-    /// None that is known.
+    /// None known.
     pub(crate) fn query(&self) -> Result<Vec<(String, String)>, ClientError> {
         to_query(self)
     }
 }
 
-/// One page of the list, newest first.
+/// One page of the inbox, newest first.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotificationPage {
-    /// The toasts.
     pub items: Vec<InboxEntry>,
-    /// Toasts of the scope that are not marked as read.
+    /// Unread notifications of the selection.
     #[serde(default)]
     pub unread: u64,
-    /// Asks for the next page; absent on the last one.
+    /// `cursor` of the next page; absent on the last page.
     #[serde(default)]
     pub next_cursor: Option<String>,
 }
 
-/// A toast on the list.
+/// An entry of the inbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct InboxEntry {
-    /// The toast.
     pub toast: ReceivedNotification,
-    /// Whether it was read, by the user of the scope or by everyone.
+    /// True if it is marked as read, by the user of the selection or for everyone.
     #[serde(default)]
     pub read: bool,
 }
 
 impl ApiClient {
-    /// One page of toasts: the newest, or those before `cursor`. Without a limit as many as the server likes.
+    /// One page of the inbox: the newest entries, or those before `cursor`.
     pub(crate) async fn toasts(
         &self,
         scope: &NotificationScope,
@@ -99,7 +93,7 @@ impl ApiClient {
         self.get(&["acp", "notifications"], &query).await
     }
 
-    /// Marks a toast as read, for the user of the scope, or for everyone where it names none. May be repeated.
+    /// Marks a notification as read for the user of the selection, or for everyone if it names none. Idempotent.
     pub(crate) async fn ack_toast(&self, scope: &NotificationScope, id: uuid::Uuid) -> Result<Value, ClientError> {
         self.post(&["acp", "notifications", &id.to_string(), "ack"], scope, Some(ACK_TIMEOUT)).await
     }

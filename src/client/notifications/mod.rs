@@ -1,9 +1,9 @@
-//! Toasts: the list, and a reader that follows them whatever becomes of the line.
+//! Notifications: the inbox, and a follower that reconnects by itself.
 //!
-//! [`frames`] reads what the server says, [`line`] is one WebSocket, [`retry`] decides what to do after its end,
-//! [`crate::domain::notify::reading`] what is new, and [`bookmark`] keeps the place in a file. Nothing is queued but what a reset has left to tell: a reader that is
-//! not asked for the next event does not read, and the server, which bounds what waits for it, lets it go and gets it
-//! back with its cursor.
+//! [`frames`] reads frames, [`connection`] is one WebSocket, [`retry`] decides whether to reconnect,
+//! [`crate::domain::notify::reading`] which notifications are new, and [`bookmark`] keeps the cursor in a file. Only the
+//! notifications missed by a reset are queued: a follower that is not polled does not read, and the server, whose queue
+//! is bounded, evicts it; it then reconnects with its cursor.
 
 pub(crate) mod bookmark;
 pub(crate) mod connection;
@@ -37,90 +37,91 @@ use crate::{
     },
 };
 
-/// A line that stood this long was a good one: the next waits are short again.
+/// A connection that lasted this long resets the wait before the next.
 const STEADY: Duration = Duration::from_secs(5);
-/// Toasts that are read from the list after a reset, the newest.
+/// The most notifications read from the inbox after a reset, the newest.
 const MAX_MISSED: usize = 1000;
-/// How long reading them may take; the server waits for us meanwhile.
+/// Time limit for reading them; the connection is not read meanwhile.
 const MISSED_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a reader of toasts is told.
+/// An event of a follower.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum NotificationEvent {
-    /// The first line stands.
+    /// The first connection is open.
     Welcome {
-        /// Names the database.
+        /// Epoch of the cursor.
         epoch: String,
-        /// What comes is after this one.
+        /// Later notifications follow.
         cursor: u64,
-        /// Toasts that are not marked as read.
+        /// Unread notifications.
         unread: u64,
     },
-    /// A toast: each one once, and but for those after a reset in their order.
+    /// A notification: each once, in order except after a reset.
     Toast(ReceivedNotification),
-    /// How a session is doing.
+    /// Progress of a session.
     Telemetry(Map<String, Value>),
-    /// So many frames of telemetry were left out.
+    /// Progress frames were dropped.
     Gap {
-        /// How many.
+        /// Number of frames.
         telemetry: u64,
     },
-    /// The cursor cannot be gone on from. What the list still has of what was missed follows, then `caughtUp`.
+    /// The cursor was rejected. Missed notifications from the inbox follow, then `caughtUp`.
     Reset {
         /// `tooOld`, `otherEpoch`, `ahead` or `unreadable`.
         reason: String,
     },
-    /// What the list still had has been told.
+    /// All missed notifications of the inbox were delivered.
     CaughtUp {
-        /// How many toasts that were.
+        /// Number of notifications.
         toasts: usize,
-        /// Why it may not be all.
+        /// Why more may be missing.
         #[serde(skip_serializing_if = "Option::is_none")]
         incomplete: Option<String>,
     },
-    /// The line is broken, or did not come up again.
+    /// The connection broke, or a reconnect failed.
     Broken {
         /// Why.
         reason: String,
-        /// When it is tried again.
+        /// Wait before the next attempt.
         again_in_ms: u64,
     },
-    /// It stands again; nothing was missed, unless a reset follows.
+    /// The connection is open again; nothing was missed, unless a reset follows.
     Restored {
-        /// How long it was away.
+        /// Time for which it was broken.
         after_ms: u64,
-        /// Toasts that are not marked as read.
+        /// Unread notifications.
         unread: u64,
     },
 }
 
-/// A reset whose toasts have not been read yet.
+/// A reset whose missed notifications have not been read yet.
 #[derive(Debug, Clone)]
 struct Reset {
     reason: String,
     to: Place,
 }
 
-/// Follows toasts. Reconnects by itself, with the cursor of what was handed out.
+/// Follows notifications. Reconnects by itself with the cursor of the last delivered event.
 pub(crate) struct NotificationFollower {
     client: ApiClient,
     scope: NotificationScope,
     telemetry: bool,
     pulse: Pulse,
     reading: Reading,
-    line: Option<OpenConnection>,
-    try_at: Instant,
+    connection: Option<OpenConnection>,
+    connect_at: Instant,
     failures: u32,
     was_welcomed: bool,
     broken_since: Option<Instant>,
     reset: Option<Reset>,
-    /// Told one by one: at most a reset, [`MAX_MISSED`] toasts, and the end of it. The place counts with its event.
+    /// Events to deliver: at most a reset, [`MAX_MISSED`] notifications and the end of it. A cursor takes effect with its
+    /// event.
     ready: VecDeque<(NotificationEvent, Option<Place>)>,
 }
 
 impl NotificationFollower {
-    /// Makes one; connects when it is asked for the first event. Without a place it follows what comes from then on.
+    /// Makes a follower, which connects for the first event. Without a cursor it delivers new notifications only.
     pub(crate) fn new(client: ApiClient, scope: NotificationScope, place: Option<Place>, telemetry: bool) -> Self {
         Self {
             client,
@@ -128,8 +129,8 @@ impl NotificationFollower {
             telemetry,
             pulse: Pulse::default(),
             reading: Reading::from(place),
-            line: None,
-            try_at: Instant::now(),
+            connection: None,
+            connect_at: Instant::now(),
             failures: 0,
             was_welcomed: false,
             broken_since: None,
@@ -138,16 +139,18 @@ impl NotificationFollower {
         }
     }
 
-    /// Where a later reader goes on after everything that was handed out; nothing before the first welcome.
+    /// The cursor after everything delivered; `None` before the first welcome.
     pub(crate) fn place(&self) -> Option<&Place> {
         self.reading.place()
     }
 
-    /// The next event. Cancel-safe.
+    /// The next event.
     ///
     /// # Errors
-    /// What does not pass by itself: the server refuses, or the right to read has ended (`Ended`). To ask again
-    /// connects again.
+    /// Permanent errors: the server refuses, or the authorisation ended (`Ended`). Another call reconnects.
+    ///
+    /// # Cancel safety
+    /// No event is lost.
     pub(crate) async fn next(&mut self) -> Result<NotificationEvent, ClientError> {
         loop {
             if let Some((event, place)) = self.ready.pop_front() {
@@ -161,32 +164,32 @@ impl NotificationFollower {
                 self.catch_up(reset, missed, incomplete);
                 continue;
             }
-            let heard = match &mut self.line {
-                Some(line) => line.next().await,
+            let received = match &mut self.connection {
+                Some(connection) => connection.next().await,
                 None => {
-                    sleep_until(self.try_at).await;
+                    sleep_until(self.connect_at).await;
                     let hello = self.hello();
                     match OpenConnection::open(&self.client, &self.scope, &hello, self.pulse).await {
-                        Ok(line) => {
-                            self.line = Some(line);
+                        Ok(connection) => {
+                            self.connection = Some(connection);
                             continue;
                         }
                         Err(end) => Err(end),
                     }
                 }
             };
-            match heard {
+            match received {
                 Ok(Incoming::Bye { code, reason }) => self.ended(End::Closed(Some(code), clean_line(&reason)))?,
-                Ok(heard) => self.take(heard),
+                Ok(frame) => self.take(frame),
                 Err(end) => self.ended(end)?,
             }
         }
     }
 
-    /// Leaves, and says so to the server.
+    /// Closes the connection.
     pub(crate) async fn close(self) {
-        if let Some(line) = self.line {
-            line.close().await;
+        if let Some(connection) = self.connection {
+            connection.close().await;
         }
     }
 
@@ -200,8 +203,8 @@ impl NotificationFollower {
         }
     }
 
-    fn take(&mut self, heard: Incoming) {
-        let event = match heard {
+    fn take(&mut self, frame: Incoming) {
+        let event = match frame {
             Incoming::Welcome { epoch, cursor, unread } => {
                 self.reading.welcome(Place { epoch: epoch.clone(), cursor });
                 match self.broken_since.take().filter(|_| self.was_welcomed) {
@@ -225,7 +228,7 @@ impl NotificationFollower {
         self.ready.push_back((event, None));
     }
 
-    /// What the list still has of what was missed, and why it may not be all of it.
+    /// The missed notifications of the inbox, and why they may be incomplete.
     async fn missed(&self, reset: &Reset) -> (Vec<ReceivedNotification>, Option<String>) {
         let mut missed = Vec::new();
         let reading = self.read_missed(reset, &mut missed);
@@ -238,8 +241,8 @@ impl NotificationFollower {
         (missed, incomplete)
     }
 
-    /// In the same database what is newer than the place; in another one, where its numbers say nothing, what nobody has
-    /// read. `false` where there is more.
+    /// Reads notifications newer than the cursor; in another epoch, where the cursor is invalid, unread ones. `false` if
+    /// there are more.
     async fn read_missed(&self, reset: &Reset, missed: &mut Vec<ReceivedNotification>) -> Result<bool, ClientError> {
         let after =
             self.reading.place().filter(|place| place.epoch == reset.to.epoch && place.cursor <= reset.to.cursor);
@@ -247,11 +250,11 @@ impl NotificationFollower {
         let mut cursor = None;
         loop {
             let page = self.client.toasts(&self.scope, after.is_none(), cursor.as_deref(), None).await?;
-            // The list is in the order of time, which is that of the numbers but for a moment: one page more is read.
-            // A page is empty where nothing on it can be read.
+            // The inbox is ordered by time, which is nearly the order of `seq`, so one page more is read. A page is empty
+            // if none of its notifications can be read.
             let is_past = !page.items.is_empty()
                 && after.is_some_and(|after| page.items.iter().all(|entry| entry.toast.seq <= after));
-            // What came after the reset comes over the line.
+            // The connection delivers notifications after the reset.
             let is_missed = |toast: &ReceivedNotification| {
                 toast.seq <= reset.to.cursor && after.is_none_or(|after| toast.seq > after)
             };
@@ -276,12 +279,12 @@ impl NotificationFollower {
                 self.ready.push_back((NotificationEvent::Toast(toast), None));
             }
         }
-        // Only now: whoever is stopped before reads it all again, rather than never.
+        // The cursor moves last: a follower stopped earlier reads all of them again, rather than never.
         self.ready.push_back((NotificationEvent::CaughtUp { toasts, incomplete }, Some(reset.to)));
     }
 
     fn ended(&mut self, end: End) -> Result<(), ClientError> {
-        let stood = self.line.take().is_some_and(|line| line.age() >= STEADY);
+        let was_steady = self.connection.take().is_some_and(|connection| connection.age() >= STEADY);
         self.reset = None;
         let (next, reason) = match end {
             End::Impossible(error) => return Err(error),
@@ -295,7 +298,7 @@ impl NotificationFollower {
             },
             End::Broke(reason) => (Next::Wait, reason),
         };
-        if stood {
+        if was_steady {
             self.failures = 0;
         }
         let wait = match next {
@@ -304,7 +307,7 @@ impl NotificationFollower {
         };
         self.failures = self.failures.saturating_add(1);
         let now = Instant::now();
-        self.try_at = now + wait;
+        self.connect_at = now + wait;
         self.broken_since.get_or_insert(now);
         self.ready.push_back((NotificationEvent::Broken { reason, again_in_ms: milliseconds(wait) }, None));
         Ok(())

@@ -1,34 +1,33 @@
-//! What to do after a line of toasts has ended.
+//! Decides whether and when to reconnect.
 
 use crate::contract::notifications::frames::close_code;
 
-/// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Connect again without a wait, unless the last line ended right after it came up.
+    /// Reconnect without a wait, unless the last connection was short.
     AtOnce,
-    /// Connect again after a wait.
+    /// Reconnect after a wait.
     Wait,
-    /// The same would happen again.
+    /// Reconnecting would fail in the same way.
     GiveUp,
 }
 
-/// After a line that stood and was closed with this code, or without one.
+/// After a connection was closed with this code, or without one.
 pub(crate) fn after_close(code: Option<u16>) -> Next {
     match code {
-        // Another instance may serve already; and a slow reader has nothing to wait for.
+        // Another instance may be serving already; a slow reader has nothing to wait for.
         Some(close_code::GOING_AWAY | close_code::TOO_SLOW) => Next::AtOnce,
-        // We said something that the server does not take, or what we were let in with holds no longer.
+        // The server rejected a frame, or the authorisation expired.
         Some(close_code::POLICY | close_code::EXPIRED) => Next::GiveUp,
-        // Also codes of whatever stands between.
+        // Including codes of proxies.
         _ => Next::Wait,
     }
 }
 
-/// After a try to connect that was answered with this HTTP status.
+/// After a connection attempt was answered with this HTTP status.
 pub(crate) fn after_refusal(status: u16) -> Next {
     match status {
-        // Timed out, too early, too many: that may pass.
+        // Timeout, too early, too many requests: temporary.
         408 | 425 | 429 => Next::Wait,
         500.. => Next::Wait,
         _ => Next::GiveUp,
@@ -40,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_may_pass_is_tried_again() {
+    fn only_temporary_failures_are_retried() {
         for (code, next) in [
             (Some(close_code::GOING_AWAY), Next::AtOnce),
             (Some(close_code::TOO_SLOW), Next::AtOnce),

@@ -29,20 +29,20 @@ async fn in_time<T>(what: impl Future<Output = T>) -> T {
 struct Server {
     settings: ClientSettings,
     list: Arc<Mutex<Vec<Value>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     sockets: mpsc::Receiver<TcpStream>,
 }
 
-/// How many toasts a page of the list has.
+/// Notifications on a page of the list.
 const PAGE: usize = 2;
 
 impl Server {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/base/", listener.local_addr().unwrap());
-        let (list, asked) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+        let (list, requests) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
         let (sender, sockets) = mpsc::channel(8);
-        let (rows, notes) = (list.clone(), asked.clone());
+        let (rows, notes) = (list.clone(), requests.clone());
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -58,7 +58,7 @@ impl Server {
             }
         });
         let settings = ClientSettings { url: url.parse().unwrap(), token: Some("t0ken".to_owned().into()) };
-        Self { settings, list, asked, sockets }
+        Self { settings, list, requests, sockets }
     }
 
     fn follower(&self, place: Option<(&str, u64)>) -> NotificationFollower {
@@ -71,15 +71,15 @@ impl Server {
         in_time(self.sockets.recv()).await.unwrap()
     }
 
-    /// The next line of a reader, and what it said first.
+    /// The next connection of a follower, and its `hello`.
     async fn accept(&mut self) -> (Socket, Value) {
         let stream = self.stream().await;
         let mut socket = Socket(in_time(accept_async(stream)).await.unwrap());
-        let hello = socket.hear().await;
+        let hello = socket.receive_frame().await;
         (socket, hello)
     }
 
-    /// A reader whose line stands.
+    /// A follower with an open connection.
     async fn welcomed(&mut self, place: Option<(&str, u64)>) -> (Socket, NotificationFollower) {
         let mut follower = self.follower(place);
         let serving = async {
@@ -93,7 +93,7 @@ impl Server {
     }
 }
 
-/// What is waiting to be read, without taking it.
+/// The bytes waiting to be read, without consuming them.
 async fn head(stream: &TcpStream) -> String {
     let mut buffer = vec![0; 4096];
     loop {
@@ -129,23 +129,25 @@ async fn answer(mut stream: TcpStream, status: &str, body: &str) {
 struct Socket(WebSocketStream<TcpStream>);
 
 impl Socket {
-    async fn say(&mut self, frame: Value) {
+    async fn send_frame(&mut self, frame: Value) {
         in_time(self.0.send(Message::text(frame.to_string()))).await.unwrap();
     }
 
     async fn welcome(&mut self, epoch: &str, cursor: u64) {
-        self.say(json!({"type": "welcome", "version": 1, "epoch": epoch, "cursor": cursor, "head": 9, "unread": 3}))
-            .await;
+        self.send_frame(
+            json!({"type": "welcome", "version": 1, "epoch": epoch, "cursor": cursor, "head": 9, "unread": 3}),
+        )
+        .await;
     }
 
     async fn toast(&mut self, seq: u64) {
         let mut toast = toast(seq);
         toast["type"] = "toast".into();
-        self.say(toast).await;
+        self.send_frame(toast).await;
     }
 
     /// The next frame of text.
-    async fn hear(&mut self) -> Value {
+    async fn receive_frame(&mut self) -> Value {
         loop {
             if let Message::Text(text) = in_time(self.0.next()).await.expect("a frame").unwrap() {
                 return serde_json::from_str(&text).unwrap();
@@ -184,7 +186,7 @@ fn cursor(follower: &NotificationFollower) -> u64 {
 }
 
 #[tokio::test]
-async fn it_says_who_it_is_where_it_stands_and_what_it_wants() {
+async fn hello_has_token_cursor_and_scope() {
     let mut server = Server::start().await;
     let mut follower = server.follower(Some(("e", 4)));
     follower.telemetry = true;
@@ -192,21 +194,24 @@ async fn it_says_who_it_is_where_it_stands_and_what_it_wants() {
         let (mut socket, hello) = server.accept().await;
         assert_eq!(hello, json!({"type": "hello", "version": 1, "epoch": "e", "cursor": 4, "telemetry": true}));
         socket.welcome("e", 4).await;
-        socket.say(json!({"type": "telemetry", "sessionId": "s", "state": "running"})).await;
-        socket.say(json!({"type": "gap", "telemetry": 3})).await;
+        socket.send_frame(json!({"type": "telemetry", "sessionId": "s", "state": "running"})).await;
+        socket.send_frame(json!({"type": "gap", "telemetry": 3})).await;
     };
     let (event, ()) = tokio::join!(next(&mut follower), serving);
     assert_eq!(event, NotificationEvent::Welcome { epoch: "e".into(), cursor: 4, unread: 3 });
     let NotificationEvent::Telemetry(telemetry) = next(&mut follower).await else { panic!("no telemetry") };
     assert_eq!(telemetry["state"], "running");
     assert_eq!(next(&mut follower).await, NotificationEvent::Gap { telemetry: 3 });
-    let asked = server.asked.lock()[0].to_lowercase();
-    assert!(asked.starts_with("get /base/ws/notifications?installationid=acme http/1.1"), "{asked}");
-    assert!(asked.contains("authorization: bearer t0ken") && asked.contains("user-agent: lumilink/"), "{asked}");
+    let requests = server.requests.lock()[0].to_lowercase();
+    assert!(requests.starts_with("get /base/ws/notifications?installationid=acme http/1.1"), "{requests}");
+    assert!(
+        requests.contains("authorization: bearer t0ken") && requests.contains("user-agent: lumilink/"),
+        "{requests}"
+    );
 }
 
 #[tokio::test]
-async fn toasts_come_once_and_a_broken_line_goes_on_after_the_last_one() {
+async fn a_broken_connection_resumes_after_the_last_notification() {
     let mut server = Server::start().await;
     let (mut socket, mut follower) = server.welcomed(None).await;
     for seq in [6, 7, 7, 6, 8] {
@@ -233,13 +238,13 @@ async fn toasts_come_once_and_a_broken_line_goes_on_after_the_last_one() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_and_one_that_finds_us_slow_are_asked_again_at_once_but_not_again_and_again() {
+async fn stopping_and_too_slow_reconnect_at_once_but_only_once() {
     for code in [close_code::GOING_AWAY, close_code::TOO_SLOW] {
         let mut server = Server::start().await;
         let (mut socket, mut follower) = server.welcomed(Some(("e", 5))).await;
-        socket.say(json!({"type": "bye", "code": code, "reason": "stops", "cursor": 7})).await;
+        socket.send_frame(json!({"type": "bye", "code": code, "reason": "stops", "cursor": 7})).await;
         assert_eq!(next(&mut follower).await, NotificationEvent::Broken { reason: "stops".into(), again_in_ms: 0 });
-        assert_eq!(cursor(&follower), 5, "what was not handed out is not handled");
+        assert_eq!(cursor(&follower), 5, "undelivered events do not move the cursor");
         let serving = async {
             let (socket, _) = server.accept().await;
             socket.close(code, "again").await;
@@ -252,7 +257,7 @@ async fn a_server_that_stops_and_one_that_finds_us_slow_are_asked_again_at_once_
 }
 
 #[tokio::test]
-async fn a_right_that_has_ended_and_a_frame_that_is_not_taken_are_the_end() {
+async fn expiry_and_policy_closes_end_the_follower() {
     for code in [close_code::EXPIRED, close_code::POLICY] {
         let mut server = Server::start().await;
         let (socket, mut follower) = server.welcomed(None).await;
@@ -263,7 +268,7 @@ async fn a_right_that_has_ended_and_a_frame_that_is_not_taken_are_the_end() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_the_end_with_its_detail_and_an_overloaded_server_is_not() {
+async fn a_refusal_ends_the_follower_but_overload_does_not() {
     let mut server = Server::start().await;
     let mut follower = server.follower(None);
     let problem = |status: u16| {
@@ -280,29 +285,29 @@ async fn a_refusal_is_the_end_with_its_detail_and_an_overloaded_server_is_not() 
         let mut follower = server.follower(None);
         let serving = async { answer(server.stream().await, &format!("{status} X"), &problem(status)).await };
         let (event, ()) = tokio::join!(in_time(follower.next()), serving);
-        let said = event.unwrap_err().to_string();
-        assert!(said.contains("send a bearer token [unauthorized, request r1]"), "{said}");
+        let error = event.unwrap_err().to_string();
+        assert!(error.contains("send a bearer token [unauthorized, request r1]"), "{error}");
     }
     let mut follower = server.follower(None);
     let serving = async { answer(server.stream().await, "302 Found", "<h1>\u{1b}nginx").await };
     let (event, ()) = tokio::join!(in_time(follower.next()), serving);
-    let said = event.unwrap_err().to_string();
-    assert!(said.contains("/base/ws/notifications") && said.contains("answered 302: <h1>nginx"), "{said}");
+    let error = event.unwrap_err().to_string();
+    assert!(error.contains("/base/ws/notifications") && error.contains("answered 302: <h1>nginx"), "{error}");
 }
 
 #[tokio::test]
-async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_moves() {
+async fn a_reset_delivers_missed_notifications_before_the_cursor_moves() {
     let mut server = Server::start().await;
     server.list.lock().extend((3..=11).map(entry));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
     socket.toast(7).await;
     assert_eq!(next_seq(&mut follower).await, 7);
-    socket.say(json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 10})).await;
+    socket.send_frame(json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 10})).await;
     socket.toast(11).await;
     assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "tooOld".into() });
     for seq in [8, 9, 10] {
         assert_eq!(next_seq(&mut follower).await, seq, "in order, read or not");
-        assert_eq!(cursor(&follower), 7, "whoever stops here reads it again");
+        assert_eq!(cursor(&follower), 7, "a follower stopped here reads it again");
     }
     assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { toasts: 3, incomplete: None });
     assert_eq!(cursor(&follower), 10);
@@ -310,7 +315,7 @@ async fn after_a_reset_the_list_tells_what_was_missed_and_only_then_the_place_mo
 }
 
 #[tokio::test]
-async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew() {
+async fn another_epoch_delivers_unread_notifications() {
     let mut server = Server::start().await;
     server.list.lock().extend((1..=5).map(entry));
     let mut follower = server.follower(Some(("old", 900)));
@@ -318,7 +323,7 @@ async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew()
         let (mut socket, hello) = server.accept().await;
         assert_eq!(hello["cursor"], 900);
         socket.welcome("new", 4).await;
-        socket.say(json!({"type": "reset", "reason": "otherEpoch", "epoch": "new", "cursor": 4})).await;
+        socket.send_frame(json!({"type": "reset", "reason": "otherEpoch", "epoch": "new", "cursor": 4})).await;
         socket.toast(5).await;
         socket
     };
@@ -332,11 +337,11 @@ async fn in_another_database_what_is_unread_is_told_and_the_numbers_begin_anew()
 }
 
 #[tokio::test]
-async fn a_list_that_cannot_be_read_is_told_and_the_line_goes_on() {
+async fn an_unreadable_inbox_is_reported_and_the_connection_continues() {
     let mut server = Server::start().await;
     server.list.lock().push(json!({"read": false}));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
-    socket.say(json!({"type": "reset", "reason": "ahead", "epoch": "e", "cursor": 2})).await;
+    socket.send_frame(json!({"type": "reset", "reason": "ahead", "epoch": "e", "cursor": 2})).await;
     socket.toast(3).await;
     assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "ahead".into() });
     let caught_up = next(&mut follower).await;
@@ -345,7 +350,7 @@ async fn a_list_that_cannot_be_read_is_told_and_the_line_goes_on() {
 }
 
 #[tokio::test]
-async fn a_quiet_line_is_pinged_and_stands_for_as_long_as_it_is_answered() {
+async fn a_quiet_connection_is_pinged_and_stays_open_while_answered() {
     // A machine that is busy may keep an answer for a while.
     let pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_secs(3) };
     let mut server = Server::start().await;
@@ -357,9 +362,9 @@ async fn a_quiet_line_is_pinged_and_stands_for_as_long_as_it_is_answered() {
         let (begin, mut cursor) = (Instant::now(), 5);
         // Longer than a silence would be borne.
         while begin.elapsed() <= pulse.patience {
-            assert_eq!(socket.hear().await, json!({"type": "ping"}));
+            assert_eq!(socket.receive_frame().await, json!({"type": "ping"}));
             cursor += 1;
-            socket.say(json!({"type": "pong", "cursor": cursor})).await;
+            socket.send_frame(json!({"type": "pong", "cursor": cursor})).await;
         }
         socket.toast(cursor + 1).await;
         (socket, cursor)
@@ -374,10 +379,10 @@ async fn a_quiet_line_is_pinged_and_stands_for_as_long_as_it_is_answered() {
 }
 
 #[tokio::test]
-async fn a_silent_line_is_broken_and_a_pong_says_that_nothing_is_missing_up_to_there() {
+async fn a_silent_connection_is_broken_and_a_pong_moves_the_cursor() {
     let mut server = Server::start().await;
     let (mut socket, mut follower) = server.welcomed(Some(("e", 5))).await;
-    socket.say(json!({"type": "pong", "cursor": 11})).await;
+    socket.send_frame(json!({"type": "pong", "cursor": 11})).await;
     drop(socket);
     assert!(matches!(next(&mut follower).await, NotificationEvent::Broken { .. }));
     assert_eq!(cursor(&follower), 11);
@@ -391,13 +396,13 @@ async fn a_silent_line_is_broken_and_a_pong_says_that_nothing_is_missing_up_to_t
         () = silence => unreachable!(),
     };
     assert!(
-        matches!(&broken, NotificationEvent::Broken { reason, .. } if reason == "nothing came for 0.2 s"),
+        matches!(&broken, NotificationEvent::Broken { reason, .. } if reason == "no message for 0.2 s"),
         "{broken:?}"
     );
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_tried_again_ever_later() {
+async fn an_unreachable_server_is_retried_with_growing_waits() {
     let mut server = Server::start().await;
     // Nobody listens there, and nobody else gets it.
     let holder = TcpSocket::new_v4().unwrap();
@@ -412,34 +417,34 @@ async fn a_server_that_is_away_is_tried_again_ever_later() {
 }
 
 #[tokio::test]
-async fn an_event_that_nobody_waited_for_any_more_is_not_lost_and_leaving_is_said() {
+async fn a_cancelled_next_loses_no_event_and_close_sends_a_frame() {
     let mut server = Server::start().await;
     let (mut socket, mut follower) = server.welcomed(None).await;
     for seq in 6..60 {
         // Given up again and again, wherever it is.
-        let _ = timeout(Duration::ZERO, follower.next()).await.map(|event| panic!("nothing was said: {event:?}"));
+        let _ = timeout(Duration::ZERO, follower.next()).await.map(|event| panic!("unexpected event: {event:?}"));
         socket.toast(seq).await;
         assert_eq!(next_seq(&mut follower).await, seq);
     }
     let leaving = async {
-        let said = in_time(socket.0.next()).await.unwrap().unwrap();
-        assert!(matches!(said, Message::Close(Some(frame)) if u16::from(frame.code) == 1000));
+        let frame = in_time(socket.0.next()).await.unwrap().unwrap();
+        assert!(matches!(frame, Message::Close(Some(frame)) if u16::from(frame.code) == 1000));
     };
     tokio::join!(follower.close(), leaving);
 }
 
 #[tokio::test]
-async fn a_toast_is_marked_as_read_for_the_scope_of_the_reader() {
+async fn acknowledgements_carry_the_scope() {
     let server = Server::start().await;
     let client = ApiClient::new(&server.settings).unwrap();
     let scope = NotificationScope { user_id: Some("ann".into()), operators: true, ..NotificationScope::default() };
     client.ack_toast(&scope, Uuid::from_u128(7)).await.unwrap();
     client.toasts(&scope, true, Some("4"), Some(3)).await.unwrap();
-    let asked = server.asked.lock().clone();
+    let requests = server.requests.lock().clone();
     assert!(
-        asked[0].starts_with("POST /base/acp/notifications/00000000-0000-0000-0000-000000000007/ack "),
-        "{asked:?}"
+        requests[0].starts_with("POST /base/acp/notifications/00000000-0000-0000-0000-000000000007/ack "),
+        "{requests:?}"
     );
     let query = "GET /base/acp/notifications?userId=ann&stream=operators&unreadOnly=true&cursor=4&limit=3 ";
-    assert!(asked[1].starts_with(query), "{asked:?}");
+    assert!(requests[1].starts_with(query), "{requests:?}");
 }

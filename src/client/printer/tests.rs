@@ -21,7 +21,7 @@ fn chunk(kind: &str, text: &str) -> Value {
 }
 
 #[test]
-fn text_flows_and_everything_else_stands_on_a_line_of_its_own() {
+fn text_flows_and_other_events_have_a_line_of_their_own() {
     let out = printed(&[
         chunk("agent_thought_chunk", "hm"),
         chunk("agent_message_chunk", "Hel"),
@@ -53,7 +53,7 @@ fn a_permission_request_shows_its_options() {
 }
 
 #[test]
-fn nothing_that_an_agent_says_reaches_the_terminal_as_a_command() {
+fn no_text_of_an_agent_controls_the_terminal() {
     let evil = "\u{1b}]0;pwned\u{7}\u{9b}2J\r\u{202e}";
     let out = printed(&[
         chunk("agent_message_chunk", evil),
@@ -75,7 +75,7 @@ fn nothing_that_an_agent_says_reaches_the_terminal_as_a_command() {
 }
 
 #[test]
-fn the_result_says_how_how_much_and_how_long() {
+fn the_result_line_has_reason_tokens_and_timings() {
     let result: ACPSessionResult = serde_json::from_value(json!({
         "stopReason": "completed",
         "usage": {"inputTokens": 12, "outputTokens": 34},

@@ -23,7 +23,7 @@ fn refused(environment: &[(&str, &str)], flags: &[&str]) -> String {
 }
 
 #[test]
-fn without_any_source_everything_is_a_default_and_paths_are_absolute() {
+fn defaults_apply_without_sources_and_paths_are_absolute() {
     let loaded = load(&sources(&[], &[])).unwrap();
     assert_eq!(loaded.data_dir, Path::new("/here/.lumilink"));
     assert_eq!(loaded.config.workspaces.root.as_deref(), Some(Path::new("/here/.lumilink/workspaces")));
@@ -33,7 +33,7 @@ fn without_any_source_everything_is_a_default_and_paths_are_absolute() {
 }
 
 #[test]
-fn a_file_yields_to_the_environment_which_yields_to_a_flag() {
+fn flags_override_environment_overrides_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lumilink.toml");
     std::fs::write(&file, "[turn]\ncancel_grace_s = 1\ninactivity_timeout_s = 1\n[drain]\ntimeout_s = 1\n").unwrap();
@@ -51,7 +51,7 @@ fn a_file_yields_to_the_environment_which_yields_to_a_flag() {
 }
 
 #[test]
-fn text_is_read_by_the_type_of_its_setting() {
+fn text_is_parsed_by_the_type_of_its_setting() {
     let loaded = load(&sources(
         &[
             ("LUMILINK_SERVER__TOKEN", "12345"),
@@ -81,8 +81,8 @@ fn text_is_read_by_the_type_of_its_setting() {
 }
 
 #[test]
-fn a_bad_value_names_itself_its_source_and_what_it_may_be() {
-    for (environment, flags, said) in [
+fn an_invalid_value_is_reported_with_source_and_allowed_values() {
+    for (environment, flags, parts) in [
         (
             vec![("LUMILINK_TURN__CANCEL_GRACE_S", "soon")],
             vec![],
@@ -99,7 +99,7 @@ fn a_bad_value_names_itself_its_source_and_what_it_may_be() {
         (vec![], vec!["agents.goose.comand=[]"], ["agents.goose.comand", "flag --set", "command"]),
     ] {
         let message = refused(&environment, &flags);
-        for part in said {
+        for part in parts {
             assert!(message.contains(part), "{part:?} in: {message}");
         }
     }
@@ -138,7 +138,7 @@ fn rules_beyond_types_are_checked_all_at_once() {
 }
 
 #[test]
-fn a_door_beyond_loopback_needs_a_token_if_it_is_going_to_be_opened() {
+fn an_address_beyond_loopback_needs_a_token_if_served() {
     for section in ["server", "runtime"] {
         let listen = format!("{section}.listen=0.0.0.0:0");
         let message = refused(&[], &[&listen]);
@@ -154,7 +154,7 @@ fn a_door_beyond_loopback_needs_a_token_if_it_is_going_to_be_opened() {
 }
 
 #[test]
-fn no_secret_is_in_a_message_or_in_what_is_printed() {
+fn errors_and_rendered_configuration_contain_no_secret() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lumilink.toml");
     for bad in ["[server]\ntoken = 424242\n", "[server]\ntoken = \"424242\n", "[agent.env]\nKEY = [424242]\n"] {
@@ -176,7 +176,7 @@ fn no_secret_is_in_a_message_or_in_what_is_printed() {
 }
 
 #[test]
-fn a_webhook_needs_tls_or_loopback_and_a_secret_and_shows_neither_path_nor_secret() {
+fn webhook_requires_tls_and_a_secret_and_hides_both() {
     const URL: &str = "webhook.url=https://u:424242@hooks.example.com/424242?k=424242";
     let secret = |secret: &str| format!("webhook.secret={secret}");
     let long = "424242424242424242424242";
@@ -202,7 +202,7 @@ fn a_webhook_needs_tls_or_loopback_and_a_secret_and_shows_neither_path_nor_secre
 }
 
 #[test]
-fn what_is_printed_is_toml_that_loads_and_names_each_source() {
+fn rendered_configuration_is_toml_with_sources() {
     let printed =
         render(&load(&sources(&[("LUMILINK_LOG__LEVEL", "debug")], &["agent.command=[\"a b\", \"c\"]"])).unwrap());
     assert!(printed.contains("level = \"debug\"  # environment variable LUMILINK_LOG__LEVEL"), "{printed}");
@@ -219,7 +219,7 @@ fn a_missing_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn what_a_command_prefers_is_below_everything_that_anybody_says() {
+fn every_source_overrides_preferences() {
     let preferring = |environment| Sources {
         preferences: vec![Flag::new("demo", "log.level", "error")],
         ..sources(environment, &[])
@@ -258,7 +258,7 @@ fn value() -> impl Strategy<Value = String> {
     ]
 }
 
-fn says_what_is_wrong(cause: &ConfigError) -> Result<(), TestCaseError> {
+fn has_problems(cause: &ConfigError) -> Result<(), TestCaseError> {
     prop_assert!(!cause.problems.is_empty());
     prop_assert!(cause.problems.iter().all(|problem| !problem.what.is_empty()), "{}", cause);
     Ok(())
@@ -268,7 +268,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn no_environment_and_no_flag_makes_it_panic(
+    fn no_environment_or_flag_panics(
         environment in prop::collection::vec((setting(), value()), 0..4),
         flags in prop::collection::vec((setting(), value()), 0..3),
     ) {
@@ -281,12 +281,12 @@ proptest! {
         sources.flags = flags.iter().filter_map(|(name, value)| Flag::parse_set(&format!("{name}={value}")).ok()).collect();
         match load(&sources) {
             Ok(loaded) => prop_assert!(!render(&loaded).is_empty()),
-            Err(cause) => says_what_is_wrong(&cause)?,
+            Err(cause) => has_problems(&cause)?,
         }
     }
 
     #[test]
-    fn no_file_makes_it_panic(
+    fn no_file_panics(
         lines in prop::collection::vec(
             prop_oneof![
                 3 => (setting(), value()).prop_map(|(name, value)| format!("{name} = {value}")),
@@ -310,7 +310,7 @@ proptest! {
         sources.file = Some(file);
         match load(&sources) {
             Ok(loaded) => prop_assert!(!render(&loaded).is_empty()),
-            Err(cause) => says_what_is_wrong(&cause)?,
+            Err(cause) => has_problems(&cause)?,
         }
     }
 }

@@ -29,9 +29,9 @@ pub(crate) struct Agent {
     pub inherit_env: Vec<String>,
     /// User (name or number) that runs the agent; needs root. Not set: the user of the runtime.
     pub run_as: Option<String>,
-    /// Whether the agent may read and write files of the workspace through `fs/*`.
+    /// True if the agent may read and write files of the workspace through `fs/*`.
     pub fs: bool,
-    /// Whether the agent may run commands in the workspace through `terminal/*`.
+    /// True if the agent may run commands in the workspace through `terminal/*`.
     pub terminal: bool,
     /// Id of the sign-in method for agents that require `authenticate`. Not set: such an agent fails with
     /// `agent_auth_required`.

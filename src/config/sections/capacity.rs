@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::check::Check;
 use crate::domain::capacity::CapacityRules;
 
-/// How many sessions there may be, and when operators are alerted.
+/// Limit of sessions, and alerts for operators.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Capacity {
@@ -22,7 +22,7 @@ pub(crate) struct Capacity {
     pub critical_bp: u32,
     /// Share of taken seats below which alerts are resolved after `resolve_after_s`, in hundredths of a percent.
     pub resolve_bp: u32,
-    /// How long the share must stay below `resolve_bp` without a break, in seconds.
+    /// Time for which the share must stay below `resolve_bp` without a break, in seconds.
     pub resolve_after_s: u64,
 }
 

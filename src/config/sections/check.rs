@@ -96,7 +96,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Whether `text` is a host name or address without scheme and port.
+/// True if `text` is a host name or address without scheme and port.
 pub(super) fn is_host(text: &str) -> bool {
     let labels_fine = text.split('.').all(|label| {
         !label.is_empty()

@@ -1,4 +1,4 @@
-//! `[database]`: where records are kept.
+//! `[database]` and `[retention]`: where and for how long records are kept.
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub(crate) struct Database {
     /// password and the options are never shown.
     #[serde(serialize_with = "hidden")]
     pub url: Option<SecretString>,
-    /// How long the end of a turn waits for a database that does not answer before its caller gets an error, in
+    /// Time for which the end of a turn waits for a database that does not answer before its caller gets an error, in
     /// seconds, 1 or more. The end is written as soon as the database answers again. The default is longer than a
     /// failover takes.
     pub patience_s: u64,
@@ -35,6 +35,34 @@ impl Database {
             check.require(fine, "database.url", "must be sqlite:PATH (a file) or postgres://user:password@host/name");
         }
         check.seconds("database.patience_s", self.patience_s);
+    }
+}
+
+/// Days after which records are removed; 0 keeps them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Retention {
+    /// Handshakes and the state of their connections: one record for each start of an agent.
+    pub connections_days: u64,
+    /// Flips, migrations and rollback events. A year and a month, so that a yearly review finds the year before.
+    pub migrations_days: u64,
+    /// Alerts of capacity. A year and a month.
+    pub capacity_alerts_days: u64,
+    /// Runs of GitHub automation. A year and a month.
+    pub automation_runs_days: u64,
+    /// Notifications and their webhook deliveries. An older cursor is reset.
+    pub notifications_days: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            connections_days: 90,
+            migrations_days: 400,
+            capacity_alerts_days: 400,
+            automation_runs_days: 400,
+            notifications_days: 90,
+        }
     }
 }
 

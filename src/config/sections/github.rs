@@ -9,7 +9,7 @@ use crate::domain::automation::repository_pattern::{MAX_PATTERNS, is_pattern};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Github {
-    /// Whether changes are automated.
+    /// True if changes are automated.
     pub enabled: bool,
     /// Switches automation off, whatever tenants and prompts request. The variable `GITHUB_AUTOMATION_DISABLED=1` sets
     /// it too.

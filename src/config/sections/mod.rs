@@ -11,7 +11,6 @@ mod github;
 mod limits;
 mod notifications;
 mod process;
-mod retention;
 mod routing;
 mod runtime;
 mod server;
@@ -27,12 +26,11 @@ use serde::{Deserialize, Serialize, Serializer};
 pub(crate) use self::{
     agent::{Agent, DEFAULT_AGENT},
     capacity::Capacity,
-    database::{Database, sqlite_path},
+    database::{Database, Retention, sqlite_path},
     github::Github,
     limits::Limits,
     notifications::Notifications,
     process::{Drain, Log, LogFormat},
-    retention::Retention,
     routing::{Migration, Recovery, Window},
     runtime::Runtime,
     server::Server,

@@ -15,10 +15,10 @@ const MAX_TICKET_S: u64 = 300;
 pub(crate) struct Notifications {
     /// WebSockets that are open at the same time. Each takes a file descriptor and 10 to 18 KB.
     pub max_subscribers: usize,
-    /// How long a ticket can be used to open a WebSocket, in seconds, 1 to 300.
+    /// Time for which a ticket can be used to open a WebSocket, in seconds, 1 to 300.
     pub ticket_ttl_s: u64,
-    /// How long a WebSocket stays open that a browser page opened with a ticket or with the token as subprotocol, in
-    /// seconds, 1 or more; then the page needs a new ticket. The default is a working day.
+    /// Time for which a WebSocket stays open that a browser page opened with a ticket or with the token as subprotocol,
+    /// in seconds, 1 or more; then the page needs a new ticket. The default is a working day.
     pub ticket_session_s: u64,
 }
 

@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Check;
 
-/// How the service stops.
+/// Stop of the service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Drain {
-    /// How long running turns may continue after SIGTERM before they are cancelled, in seconds. The default is below
-    /// the 30 s that Kubernetes waits.
+    /// Time for which running turns may continue after SIGTERM before they are cancelled, in seconds. The default is
+    /// below the 30 s that Kubernetes waits.
     pub timeout_s: u64,
 }
 
@@ -25,7 +25,7 @@ impl Drain {
     }
 }
 
-/// How the service logs, on standard error.
+/// Log of the service, on standard error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {

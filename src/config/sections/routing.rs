@@ -78,7 +78,7 @@ impl Window {
     }
 }
 
-/// How a workspace returns from the fallback to ACP.
+/// Return of a workspace from the fallback to ACP.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Recovery {
@@ -89,7 +89,7 @@ pub(crate) struct Recovery {
     /// Random deviation of a cool-down, in hundredths of a percent, 0 to 10,000: workspaces that rolled back together
     /// do not return together.
     pub jitter_bp: u32,
-    /// How long a probe may take, in seconds, 1 or more. A probe is a handshake, which starts an agent.
+    /// Time limit for a probe, in seconds, 1 or more. A probe is a handshake, which starts an agent.
     pub probe_timeout_s: u64,
     /// Shares of turns that use ACP during the canary phase, in hundredths of a percent: 1 to 16 rising values from 1
     /// to 10,000.
@@ -152,11 +152,11 @@ impl Recovery {
     }
 }
 
-/// How fleets are moved to another protocol.
+/// Moves of fleets to another protocol.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Migration {
-    /// How often the service looks for workspaces to move to ACP automatically, in seconds, 1 or more.
+    /// Interval at which the service looks for workspaces to move to ACP automatically, in seconds, 1 or more.
     pub auto_look_s: u64,
 }
 

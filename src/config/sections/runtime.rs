@@ -23,20 +23,20 @@ pub(crate) struct Runtime {
     pub token: Option<SecretString>,
     /// Address of `lumilink runtime`. The embedded runtime takes a free port on loopback instead.
     pub listen: SocketAddr,
-    /// Whether the runtime offers ACP over WebSocket. `false`: it speaks HTTP alone and every turn gets a fresh agent,
+    /// True if the runtime offers ACP over WebSocket. `false`: it speaks HTTP alone and every turn gets a fresh agent,
     /// which is slower and allows no permission requests.
     pub acp: bool,
     /// Agent processes that run at the same time, 1 to 1,000,000. The default is `capacity.max_sessions` plus room for
     /// restarts that overlap.
     pub max_agents: usize,
-    /// How long an agent may take to start and to open or load its session, in seconds, 1 or more. A Node agent starts
+    /// Time limit for an agent to start and to open or load its session, in seconds, 1 or more. A Node agent starts
     /// within 3 s on a busy machine; loading a long conversation takes longer.
     pub handshake_timeout_s: u64,
-    /// How long an agent may take to end after SIGTERM before its process group is killed, in milliseconds, 0 to
-    /// 60,000. One of the known agents takes 2 s.
+    /// Time limit for an agent to end after SIGTERM before its process group is killed, in milliseconds, 0 to 60,000.
+    /// One of the known agents takes 2 s.
     pub kill_grace_ms: u64,
-    /// How long an agent is kept after the connection to its supervisor broke, and how long the supervisor tries to
-    /// reconnect, in seconds. 0: a broken connection ends the turn and the agent. The default outlasts a restart of
+    /// Time for which an agent is kept after the connection to its supervisor broke, and for which the supervisor tries
+    /// to reconnect, in seconds. 0: a broken connection ends the turn and the agent. The default outlasts a restart of
     /// the supervisor.
     pub reconnect_grace_s: u64,
     /// Messages of one agent that the runtime keeps until the supervisor has persisted them, 64 to 1,000,000; beyond

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::check::Check;
 use crate::domain::session::permission::PermissionPolicy;
 
-/// How long sessions live.
+/// Lifetime of sessions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Session {
@@ -37,8 +37,8 @@ pub(crate) struct Turn {
     /// A turn fails when its agent is silent for this time, in seconds, 1 or more. The length of a turn is not
     /// limited. A build in a tool call is silent for minutes.
     pub inactivity_timeout_s: u64,
-    /// How long an agent may take to confirm a cancel before it is killed, in seconds, 1 or more. Known agents take up
-    /// to 1 s.
+    /// Time limit for an agent to confirm a cancel before it is killed, in seconds, 1 or more. Known agents take up to
+    /// 1 s.
     pub cancel_grace_s: u64,
 }
 
@@ -63,7 +63,7 @@ impl Turn {
     }
 }
 
-/// How often a session may be restarted.
+/// Limit of restarts of a session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Supervision {
@@ -85,7 +85,7 @@ impl Supervision {
     }
 }
 
-/// How permission requests of agents are answered.
+/// Answers to permission requests of agents.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Permission {

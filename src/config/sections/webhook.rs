@@ -28,7 +28,7 @@ pub(crate) struct Webhook {
     /// The former secret while receivers switch to the new one: both sign.
     #[serde(serialize_with = "hidden")]
     pub previous_secret: Option<SecretString>,
-    /// How long one post may take, in seconds, 1 to 60. A receiver should store the alert and answer at once.
+    /// Time limit for one post, in seconds, 1 to 60. A receiver should store the alert and answer at once.
     pub timeout_s: u64,
     /// Attempts before a delivery is given up, 1 to 1,000. With the default waits the last one comes after about 19
     /// minutes.

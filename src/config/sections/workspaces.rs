@@ -17,8 +17,8 @@ pub(crate) struct Workspaces {
     /// Hosts (`host` or `host:port`) from which repositories may be cloned; at least one. `owner/name` means the
     /// first.
     pub git_hosts: Vec<String>,
-    /// How long a clone may take, in seconds, 1 or more. A shallow clone of the largest public repositories takes
-    /// about two minutes.
+    /// Time limit for a clone, in seconds, 1 or more. A shallow clone of the largest public repositories takes about
+    /// two minutes.
     pub clone_timeout_s: u64,
 }
 

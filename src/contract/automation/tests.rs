@@ -7,7 +7,7 @@ use super::*;
 #[openapi(components(schemas(GithubAutomation)))]
 struct Document;
 
-/// Whether the document's schema takes a value.
+/// True if the document's schema takes a value.
 fn schema_takes(value: &Value) -> bool {
     let mut schema = serde_json::to_value(Document::openapi()).unwrap();
     schema["$ref"] = "#/components/schemas/GithubAutomation".into();
@@ -51,7 +51,7 @@ fn failed() -> Value {
 }
 
 #[test]
-fn what_keeps_the_rules_is_taken_by_type_and_schema_and_comes_back_as_it_was() {
+fn valid_automation_satisfies_type_and_schema_and_round_trips() {
     let commit_only = merged(success(), json!({"mode": "commit-only", "issue": null, "pullRequest": null}));
     for value in [success(), commit_only, skipped(), failed()] {
         let automation: GithubAutomation = serde_json::from_value(value.clone()).unwrap();

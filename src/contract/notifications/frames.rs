@@ -1,7 +1,7 @@
 //! `GET /ws/notifications`: the frames of both ends. Each is a JSON object in one text message, and `type` names it.
 //!
-//! The client opens with `hello`; the server answers `welcome`, and `reset` where it cannot go on after the client's
-//! cursor. What was missed follows, then what comes. Members that a version does not know are to be passed over.
+//! The client starts with `hello`; the server answers `welcome`, and `reset` if it rejects the cursor. Missed
+//! notifications follow, then new ones. Both ends ignore unknown members.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,162 +15,161 @@ use crate::domain::{
     session::eta::Progress,
 };
 
-/// The version of the frames; it goes up with a change that an older client would take wrongly.
+/// Version of the frames; it increases with an incompatible change.
 pub(crate) const FRAMES_VERSION: u32 = 1;
-/// What the server answers where a client offers subprotocols.
+/// The subprotocol that the server selects.
 pub(crate) const SUBPROTOCOL: &str = "lumilink.notifications.v1";
-/// Before the token, as base64url without padding, in a subprotocol that a client offers beside [`SUBPROTOCOL`].
+/// Prefix of a subprotocol with the token as base64url without padding, offered beside [`SUBPROTOCOL`].
 pub(crate) const BEARER_SUBPROTOCOL: &str = "lumilink.bearer.";
-/// Before the ticket, in a subprotocol that a client offers beside [`SUBPROTOCOL`].
+/// Prefix of a subprotocol with the ticket, offered beside [`SUBPROTOCOL`].
 pub(crate) const TICKET_SUBPROTOCOL: &str = "lumilink.ticket.";
-/// The longest frame of a client, in bytes; the longest one that means something has some hundred.
+/// The longest frame of a client, in bytes; valid frames have some hundred.
 pub(crate) const MAX_CLIENT_FRAME_BYTES: usize = 4096;
 
-/// Why a socket was closed: the code of the closing frame, whose reason is a [`ServerFrame::Bye`]'s.
+/// Close codes of the WebSocket; the reason is that of [`ServerFrame::Bye`].
 pub(crate) mod close_code {
-    /// The service stops; connect again.
+    /// The service is stopping; reconnect.
     pub(crate) const GOING_AWAY: u16 = 1001;
-    /// A frame of the client is none that is known, or came at the wrong time.
+    /// The client sent an unknown frame, or a frame at the wrong time.
     pub(crate) const POLICY: u16 = 1008;
-    /// A fault of ours, or the database is away; connect again after a moment.
+    /// Internal error, or the database is unavailable; reconnect later.
     pub(crate) const TRY_AGAIN: u16 = 1013;
-    /// What the socket was opened with holds no longer; get a new ticket.
+    /// The authorisation of the socket expired; get a new ticket.
     pub(crate) const EXPIRED: u16 = 4001;
-    /// The client did not read fast enough; connect again with the cursor.
+    /// The client did not read fast enough; reconnect with the cursor.
     pub(crate) const TOO_SLOW: u16 = 4008;
 }
 
-/// What a client says.
+/// A frame of the client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum ClientFrame {
-    /// The first frame, within 10 s.
+    /// The first frame, within 10 s of the upgrade.
     Hello {
-        /// The version of the frames, 1 where absent.
+        /// Version of the frames; 1 by default.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<u32>,
         /// The `epoch` of an earlier `welcome`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<String>,
-        /// The newest `seq` or `cursor` that was handled; absent for a client that wants only what comes.
+        /// The newest `seq` or `cursor` that the client processed; absent: only new notifications.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cursor: Option<u64>,
-        /// Whether frames of `telemetry` are wanted.
+        /// True to send frames of type `telemetry`.
         #[serde(default)]
         telemetry: bool,
     },
-    /// Marks a toast as read, for the user of the subscription, or for everyone where it names none. Is answered with
-    /// `ack` once that is on disk; without an answer it is safe to repeat. At most 256 may be without one.
+    /// Marks a notification as read, for the user of the subscription, or for everyone if it names none. Answered with
+    /// `ack` once persisted; safe to repeat without an answer. At most 256 may be unanswered.
     Ack {
-        /// The toast's `id`.
+        /// `id` of the notification.
         id: Uuid,
     },
-    /// Is answered with `pong`; for clients that do not see control frames.
+    /// Answered with `pong`; for clients that cannot see control frames.
     Ping,
 }
 
-/// What the server says.
+/// A frame of the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum ServerFrame {
-    /// The answer to `hello`.
+    /// Answer to `hello`.
     Welcome {
-        /// The version of the frames.
+        /// Version of the frames.
         version: u32,
-        /// Names the database; a cursor is worth nothing in another one.
+        /// Epoch of the database; a cursor is valid in its epoch only.
         epoch: String,
-        /// Where this subscription begins: after the client's cursor, or at the newest toast.
+        /// Where the subscription starts: the cursor of the client, or the newest notification.
         cursor: u64,
-        /// The newest toast of the stream.
+        /// Newest `seq` of the stream.
         head: u64,
-        /// Toasts of the subscription that are not marked as read, 1,000 at most.
+        /// Unread notifications of the selection, at most 1,000.
         unread: u64,
     },
-    /// One toast.
+    /// A notification.
     Toast(Toast),
-    /// How a session is doing; only the newest one of a session counts.
+    /// Progress of a session; the newest frame of a session replaces older ones.
     Telemetry(Telemetry),
-    /// Frames of telemetry were left out, since the client did not read fast enough; told before the next one, or once
-    /// nothing more waits. Toasts never are.
+    /// Frames of type `telemetry` were dropped because the client did not read fast enough. Sent ahead of the next such
+    /// frame, or once the queue is empty. Notifications are never dropped.
     Gap {
-        /// How many.
+        /// Number of dropped frames.
         telemetry: u64,
     },
-    /// The client's cursor cannot be gone on from: it has to read the list anew. What comes is after `cursor`. Right after
-    /// `welcome`, or later in place of a toast that is there and cannot be read.
+    /// The cursor is rejected: the client has to read the inbox. The stream continues after `cursor`. Sent right after
+    /// `welcome`, or later in place of a notification that cannot be read.
     Reset {
-        /// Why.
+        /// The reason.
         reason: ResetReason,
-        /// The epoch from now on.
+        /// Epoch of the database.
         epoch: String,
-        /// The newest toast, or the one that cannot be read.
+        /// `seq` of the newest notification, or of the unreadable one.
         cursor: u64,
     },
-    /// A toast is marked as read.
+    /// A notification is marked as read.
     Ack {
-        /// The toast's `id`.
+        /// `id` of the notification.
         id: Uuid,
-        /// Whether there is such a toast in this subscription.
+        /// True if the selection has this notification.
         found: bool,
-        /// Toasts of the subscription that are not marked as read, 1,000 at most.
+        /// Unread notifications of the selection, at most 1,000.
         unread: u64,
     },
-    /// The answer to `ping`.
+    /// Answer to `ping`.
     Pong {
-        /// Everything up to here has been sent.
+        /// Everything up to this `seq` has been sent.
         cursor: u64,
     },
     /// The last frame before the socket closes.
     Bye {
-        /// The code of the closing frame.
+        /// Close code.
         code: u16,
-        /// Why, and what to do.
+        /// The reason, and what to do.
         reason: String,
-        /// Everything up to here has been sent; connect again with it.
+        /// Everything up to this `seq` has been sent; the cursor to reconnect with.
         cursor: u64,
     },
 }
 
-/// How a session is doing.
+/// Progress of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Telemetry {
     /// The workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The session.
+    /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
     /// starting, idle, running, hibernated, expired, interrupted, failed or closed.
     pub state: String,
     /// connecting, connected, degraded, error, reconnecting or rolledBack.
     pub connection: String,
-    /// The turn that runs.
+    /// Id of the running turn.
     #[schema(value_type = Option<String>)]
     pub prompt_id: Option<PromptId>,
-    /// How it gets on.
+    /// Progress of the running turn.
     pub progress: Option<TurnProgress>,
-    /// When, RFC 3339 in UTC.
+    /// Time, RFC 3339 in UTC.
     #[schema(format = "date-time")]
     pub at: String,
 }
 
-/// How a turn gets on.
+/// Progress of a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TurnProgress {
-    /// Since the turn was accepted, in milliseconds.
+    /// Time since acceptance, in milliseconds.
     pub elapsed_ms: u64,
-    /// When it will have ended, by estimate, in milliseconds from now; null where nothing is known.
+    /// Estimated time left, in milliseconds; null without an estimate.
     pub eta_ms: Option<u64>,
-    /// Entries of the agent's plan that are done; null where it told no plan.
+    /// Completed entries of the agent's plan; null without a plan.
     pub plan_done: Option<u32>,
-    /// Entries of the agent's plan.
+    /// Entries of the agent's plan; null without a plan.
     pub plan_total: Option<u32>,
 }
 
 impl TurnProgress {
-    /// As it is now.
     pub(crate) fn of(progress: &Progress, now: Timestamp) -> Self {
         let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
@@ -189,18 +188,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_is_in_milliseconds_and_null_where_nothing_is_known() {
+    fn progress_is_in_milliseconds_and_null_if_unknown() {
         let mut progress = Progress { accepted_at: Timestamp(1_000_000), plan: None, usual: None };
-        let told =
+        let json_of =
             |progress: &Progress| serde_json::to_value(TurnProgress::of(progress, Timestamp(3_000_900))).unwrap();
         let nothing = json!({"elapsedMs": 2000, "etaMs": null, "planDone": null, "planTotal": null});
-        assert_eq!(told(&progress), nothing);
+        assert_eq!(json_of(&progress), nothing);
         progress.plan = Some(crate::domain::session::eta::PlanProgress { done: 2, total: 3 });
-        assert_eq!(told(&progress), json!({"elapsedMs": 2000, "etaMs": 1000, "planDone": 2, "planTotal": 3}));
+        assert_eq!(json_of(&progress), json!({"elapsedMs": 2000, "etaMs": 1000, "planDone": 2, "planTotal": 3}));
     }
 
     #[test]
-    fn frames_are_named_by_their_type_and_unknown_members_are_passed_over() {
+    fn frames_have_a_type_and_ignore_unknown_members() {
         let hello: ClientFrame = serde_json::from_value(json!({"type": "hello", "cursor": 7, "later": 1})).unwrap();
         assert_eq!(hello, ClientFrame::Hello { version: None, epoch: None, cursor: Some(7), telemetry: false });
         let frames = [

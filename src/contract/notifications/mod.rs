@@ -1,4 +1,4 @@
-//! The inbox of toasts, and what opens a WebSocket that reads them.
+//! The inbox of notifications, and the tickets and queries that open a WebSocket.
 
 pub(crate) mod frames;
 pub(crate) mod toast;
@@ -17,119 +17,121 @@ use crate::domain::{
     ids::{InstallationId, SessionId, UserId, WorkspaceId},
 };
 
-/// Which toasts. A member that is misspelt is refused: without it more would be seen than was meant.
+/// A selection of notifications. Unknown members are refused, because a misspelt filter would select more than
+/// intended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Subscription {
-    /// The tenant; may be left out beside `sessionId` and `stream`.
+    /// Name of the tenant; optional with `sessionId` and with `stream`.
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<InstallationId>,
-    /// Only of this workspace.
+    /// Only notifications of this workspace.
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_id: Option<WorkspaceId>,
-    /// Only of this user's sessions, and what concerns a workspace as a whole.
+    /// Only notifications of sessions of this user, and those of a workspace as a whole.
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// Only of this session, and what concerns its workspace as a whole.
+    /// Only notifications of this session, and those of its workspace as a whole.
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,
-    /// `operators` for what concerns the service as a whole; a tenant's where absent.
+    /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamName>,
 }
 
-/// A stream that is no tenant's.
+/// A stream that belongs to no tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum StreamName {
-    /// Of the service's operators.
+    /// Notifications for operators of the service.
     Operators,
 }
 
-/// `GET /ws/notifications`: which toasts, and the ticket where neither header nor subprotocol says who asks.
+/// `GET /ws/notifications`: the notifications to read, and the ticket, unless a header or subprotocol authorises the
+/// request.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SocketQuery {
-    /// The tenant; may be left out beside `sessionId` and `stream=operators`.
+    /// Name of the tenant; optional with `sessionId` and with `stream=operators`.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only of this workspace.
+    /// Only notifications of this workspace.
     #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
-    /// Only of this user's sessions, and what concerns a workspace as a whole.
+    /// Only notifications of sessions of this user, and those of a workspace as a whole.
     #[param(value_type = Option<String>)]
     pub user_id: Option<UserId>,
-    /// Only of this session, and what concerns its workspace as a whole.
+    /// Only notifications of this session, and those of its workspace as a whole.
     #[param(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    /// `operators` for what concerns the service as a whole; a tenant's where absent.
+    /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
     pub stream: Option<StreamName>,
-    /// From `POST /acp/notifications/ticket`.
+    /// Ticket from `POST /acp/notifications/ticket`.
     #[param(value_type = Option<String>)]
     pub ticket: Option<SecretString>,
 }
 
 impl SocketQuery {
-    /// Which toasts.
+    /// The selected notifications.
     pub(crate) fn subscription(self) -> Subscription {
         let Self { installation_id, workspace_id, user_id, session_id, stream, ticket: _ } = self;
         Subscription { installation_id, workspace_id, user_id, session_id, stream }
     }
 }
 
-/// A ticket: opens one WebSocket, once.
+/// A ticket that opens one WebSocket, once.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Ticket {
-    /// Give it as `?ticket=` or as a subprotocol `lumilink.ticket.<ticket>`.
+    /// The ticket, to be sent as `?ticket=` or as the subprotocol `lumilink.ticket.<ticket>`.
     pub ticket: String,
-    /// Until when it can be used.
+    /// Time until which it can be used, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
 }
 
 impl fmt::Debug for Ticket {
-    /// Without the ticket.
+    /// Omits the ticket.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket").field("expires_at", &self.expires_at).finish_non_exhaustive()
     }
 }
 
-/// `GET /acp/notifications`: which toasts, and which part of the list.
+/// `GET /acp/notifications`: the notifications to list, and the page.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct InboxQuery {
-    /// The tenant; may be left out beside `sessionId` and `stream=operators`.
+    /// Name of the tenant; optional with `sessionId` and with `stream=operators`.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only of this workspace.
+    /// Only notifications of this workspace.
     #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
-    /// Only of this user's sessions, and what concerns a workspace as a whole.
+    /// Only notifications of sessions of this user, and those of a workspace as a whole.
     #[param(value_type = Option<String>)]
     pub user_id: Option<UserId>,
-    /// Only of this session, and what concerns its workspace as a whole.
+    /// Only notifications of this session, and those of its workspace as a whole.
     #[param(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    /// `operators` for what concerns the service as a whole; a tenant's where absent.
+    /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
     pub stream: Option<StreamName>,
-    /// Whether to leave out what was read; then only the newest 5,000 toasts of the stream are looked at.
+    /// Lists only unread notifications, among the newest 5,000 of the stream.
     #[serde(default)]
     pub unread_only: bool,
-    /// The most toasts.
+    /// Most entries on the page.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }
 
 impl InboxQuery {
-    /// Which toasts.
+    /// The selected notifications.
     pub(crate) fn subscription(&self) -> Subscription {
         Subscription {
             installation_id: self.installation_id.clone(),
@@ -145,19 +147,19 @@ impl InboxQuery {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InboxPage {
-    /// The toasts.
+    /// The notifications.
     pub items: Vec<InboxItem>,
-    /// Toasts of this page that are there and cannot be read, and so are left out; absent where there are none.
+    /// Notifications of this page that cannot be read and are omitted; absent if there are none.
     #[serde(skip_serializing_if = "is_zero")]
     #[schema(required = false)]
     pub unreadable: usize,
-    /// Toasts of the subscription that were not read, 1,000 at most.
+    /// Unread notifications of the selection, at most 1,000.
     pub unread: u64,
-    /// Names the database.
+    /// Epoch of the database, which cursors belong to.
     pub epoch: String,
-    /// The newest toast of the stream: with the epoch, where a WebSocket goes on from here.
+    /// Newest `seq` of the stream: with `epoch`, the cursor for a WebSocket that continues after this page.
     pub head: u64,
-    /// Give it as `cursor` for the next page; absent on the last one.
+    /// `cursor` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -167,26 +169,26 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// A toast of the inbox.
+/// A notification of the inbox.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InboxItem {
-    /// The toast.
+    /// The notification.
     pub toast: Toast,
-    /// Whether the user of the query, or everyone, has read it.
+    /// True if it is marked as read, by the user of the query or for everyone.
     pub read: bool,
 }
 
-/// `POST /acp/notifications/{id}/ack`: of which subscription; with `userId` for this user, else for everyone.
+/// `POST /acp/notifications/{id}/ack`: marks it as read for `userId`, else for everyone.
 pub(crate) type AckBody = Subscription;
 
 /// Answer to an acknowledgement.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Acknowledged {
-    /// The toast.
+    /// The notification.
     #[schema(value_type = String)]
     pub id: Uuid,
-    /// Toasts of the subscription that were not read, 1,000 at most.
+    /// Unread notifications of the selection, at most 1,000.
     pub unread: u64,
 }

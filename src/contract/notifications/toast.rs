@@ -1,4 +1,4 @@
-//! Short notices to users, and the notes that stand beside them in the transcript.
+//! Notifications, and their notes in the transcript.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -6,82 +6,82 @@ use utoipa::ToSchema;
 use crate::contract::automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason};
 pub(crate) use crate::domain::notify::toast::{Severity as ToastSeverity, Trigger as ToastTrigger};
 
-/// A notice to the users of a workspace.
+/// A notification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Toast {
-    /// Its own id.
+    /// Id of the notification.
     pub id: String,
-    /// Its place among the toasts of its tenant: what a reader resumes after.
+    /// Number in its stream, ascending: the cursor of a subscriber.
     pub seq: u64,
     /// `Automation update`.
     pub title: String,
     /// At most 140 characters, without secrets.
     #[schema(min_length = 1, max_length = 140)]
     pub body: String,
-    /// How bad it is.
+    /// Severity.
     pub severity: ToastSeverity,
-    /// What it is about.
+    /// Cause of the notification.
     pub trigger: ToastTrigger,
-    /// How long it stays on the screen, in milliseconds.
+    /// Time for which a UI shows it, in milliseconds.
     pub auto_dismiss_ms: u32,
-    /// The id of what caused it; two toasts never have the same.
+    /// Id of the cause, unique to this notification.
     pub cause_id: String,
-    /// The workspace; absent where it is for operators.
+    /// Name of the workspace; absent for notifications of operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub workspace_id: Option<String>,
-    /// The last 6 characters of the session's id, where it is about one.
+    /// The last 6 characters of the id of the session, if it concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, max_length = 6)]
     pub session_suffix: Option<String>,
-    /// When, RFC 3339 in UTC.
+    /// Time, RFC 3339 in UTC.
     #[schema(format = "date-time")]
     pub created_at: String,
 }
 
-/// What stands in the transcript beside a toast.
+/// The note of a notification in the transcript.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TranscriptNote {
-    /// When, RFC 3339 in UTC.
+    /// Time, RFC 3339 in UTC.
     #[schema(format = "date-time")]
     pub timestamp: String,
-    /// What kind of note.
+    /// Kind of note.
     pub event_type: NoteKind,
-    /// The body of the toast.
+    /// Body of the notification.
     #[schema(min_length = 1, max_length = 140)]
     pub summary: String,
-    /// What became of it.
+    /// The outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub status: Option<NoteStatus>,
-    /// More about it.
+    /// Details.
     #[serde(default)]
     pub details: NoteDetails,
 }
 
-/// Kinds of note.
+/// Kind of note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NoteKind {
     /// GitHub automation.
     Automation,
-    /// Repeats a toast.
+    /// Repeats a notification.
     Toast,
-    /// A flip of the route.
+    /// A rollback or restore of the route.
     Rollback,
-    /// Anything else.
+    /// Any other note.
     Info,
 }
 
-/// What became of what a note is about.
+/// Outcome that a note reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NoteStatus {
     /// Automation succeeded.
     Success,
-    /// Automation was left out.
+    /// Automation was skipped.
     Skipped,
     /// Automation failed.
     Error,
@@ -99,15 +99,15 @@ impl From<AutomationStatus> for NoteStatus {
     }
 }
 
-/// More about a note; only what applies is there.
+/// Details of a note; only applicable members are present.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NoteDetails {
-    /// Why automation was left out.
+    /// Why automation was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub skip_reason: Option<SkipReason>,
-    /// Who or what rolled back.
+    /// Trigger of the rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub rollback_trigger: Option<RollbackTrigger>,

@@ -1,4 +1,4 @@
-//! What is posted to the operators' webhook, and what became of it.
+//! Events posted to the operators' webhook, and their deliveries.
 //!
 //! A post has the headers of Standard Webhooks: `webhook-id` (the `deliveryId`, the same for each try),
 //! `webhook-timestamp` (seconds) and `webhook-signature` (`v1,` and base64 of HMAC-SHA256 over `id.timestamp.body`, one
@@ -11,13 +11,13 @@ use uuid::Uuid;
 use super::toast::Toast;
 use crate::domain::{clock::Timestamp, notify::webhook::DeliveryState};
 
-/// The body of a post. Members that a version does not know are to be passed over.
+/// The body of a post. Receivers must ignore unknown members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum WebhookEvent {
-    /// Operators were told something. Posts may overtake each other: `seq` has their order.
+    /// A notification of operators. Posts may arrive out of order; `seq` has the order.
     Notification {
-        /// What they were told, as in `GET /ws/notifications`.
+        /// The notification, as in `GET /ws/notifications`.
         notification: Toast,
     },
 }
@@ -26,33 +26,33 @@ pub(crate) enum WebhookEvent {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WebhookDelivery {
-    /// Its id: the header `webhook-id`.
+    /// Id of the delivery: the header `webhook-id`.
     #[schema(value_type = String)]
     pub delivery_id: Uuid,
-    /// What is posted.
+    /// Id of the notification.
     #[schema(value_type = String)]
     pub notification_id: Uuid,
-    /// Where to: scheme, host and port.
+    /// Scheme, host and port of the receiver.
     pub endpoint: String,
-    /// Where it stands.
+    /// The current state.
     pub state: DeliveryState,
-    /// Tries that were begun since it was made or replayed.
+    /// Attempts since it was created or replayed.
     pub attempts: u32,
-    /// When it is tried next, RFC 3339 in UTC; only while it is pending.
+    /// Time of the next attempt, RFC 3339 in UTC; only while pending.
     #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<Timestamp>,
-    /// The status of the last answer; absent where the last try got none.
+    /// HTTP status of the last answer; absent if the last attempt got none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_status: Option<u16>,
     /// Why the last try got no answer, or why it was given up without one: `expired`, or its notification cannot be
     /// read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// When it was made, RFC 3339 in UTC.
+    /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
     pub created_at: Timestamp,
-    /// When it was last written.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
     pub updated_at: Timestamp,
 }
@@ -62,12 +62,12 @@ pub(crate) struct WebhookDelivery {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DeliveryQuery {
-    /// Only those that stand there.
+    /// Only entries with this status.
     #[param(inline)]
     pub state: Option<DeliveryState>,
-    /// Entries on the page, up to `[limits] page_entries`.
+    /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }
 
@@ -75,6 +75,6 @@ pub(crate) struct DeliveryQuery {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ReplayedDeliveries {
-    /// How many were dead and are tried again.
+    /// Deliveries that were given up and are pending again.
     pub replayed: usize,
 }

@@ -1,4 +1,4 @@
-//! Migrations of fleets: what is moved, how far that is, and what became of each workspace.
+//! Migrations of fleets: plan, progress, and the state of each workspace.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -10,54 +10,53 @@ use crate::domain::{
     routing::{Initiator, Route},
 };
 
-/// How many workspaces one step moves where nothing else is said.
+/// Workspaces per step by default.
 pub(crate) const DEFAULT_BATCH: u32 = 10;
 
 /// `POST /acp/migrations`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationBody {
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The default route that the workspaces get: `acp` or `http`.
+    /// The default route to move to: `acp` or `http`.
     #[schema(value_type = String)]
     pub target: Route,
-    /// Which ones, in this order, at most 5,000; left out: all of the tenant's with another default.
+    /// The workspaces to move, in this order, at most 5,000. Absent: all workspaces of the tenant with another default.
     #[schema(value_type = Option<Vec<String>>, min_items = 1, max_items = 5000)]
     pub workspaces: Option<Vec<WorkspaceId>>,
-    /// `now` (default), `at`, or `automatic`: while ACP is healthy, and only those that are moved by themselves.
+    /// `now` (default), `at`, or `automatic`: only while ACP is healthy, and only workspaces with automatic rollout.
     #[serde(default)]
     pub mode: When,
-    /// When it begins, RFC 3339; with the mode `at` alone.
+    /// Start, RFC 3339; only with the mode `at`.
     #[schema(value_type = Option<String>, format = "date-time")]
     pub at: Option<Timestamp>,
-    /// How many one step moves, 1 to 1,000; 10 where it is left out.
+    /// Workspaces per step, 1 to 1,000; default 10.
     #[schema(minimum = 1, maximum = 1000)]
     pub batch_size: Option<u32>,
-    /// Failed moves that are tolerated; with one more it ends as failed. 0 where it is left out.
+    /// Failed moves that are tolerated; with one more the migration fails. Default 0.
     pub max_failures: Option<u32>,
-    /// Who wants it, at most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
-    /// Why, at most 500 characters.
+    /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// In whose name: `operator` (default) or `user`.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
 
-/// When a migration moves.
+/// When a migration moves workspaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum When {
-    /// At once.
     #[default]
     Now,
-    /// From a time on.
+    /// From the time `at` on.
     At,
-    /// While ACP is healthy.
+    /// Only while ACP is healthy.
     Automatic,
 }
 
@@ -65,13 +64,13 @@ pub(crate) enum When {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationChange {
-    /// Who wants it, at most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
-    /// Why, at most 500 characters.
+    /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// In whose name: `operator` (default) or `user`.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
@@ -80,75 +79,74 @@ pub(crate) struct MigrationChange {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Migration {
-    /// Its id.
     #[schema(value_type = String)]
     pub migration_id: uuid::Uuid,
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The default route that the workspaces get.
+    /// The default route to move to.
     #[schema(value_type = String)]
     pub target: Route,
-    /// When it moves.
+    /// When workspaces are moved.
     pub mode: When,
-    /// When it begins, RFC 3339 in UTC; only of the mode `at`.
+    /// Start, RFC 3339 in UTC; only with the mode `at`.
     #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
-    /// How many one step moves.
+    /// Workspaces per step.
     pub batch_size: u32,
     /// Failed moves that are tolerated.
     pub max_failures: u32,
     /// `scheduled`, `inProgress`, `paused`, `succeeded`, `rolledBack`, `cancelled` or `failed`.
     #[schema(value_type = String)]
     pub status: MigrationStatus,
-    /// Whether it moves back what it moved.
+    /// True if the migration is moving workspaces back.
     pub is_going_back: bool,
-    /// How far it is.
+    /// Progress.
     pub progress: Progress,
-    /// In whose name it, or its last change, was wanted.
+    /// Initiator of the last change: `operator` or `user`.
     #[schema(value_type = String)]
     pub initiated_by: Initiator,
-    /// Who wanted that.
+    /// Name of the person or program that made the last change.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// When it was planned, RFC 3339 in UTC.
+    /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
     pub created_at: Timestamp,
-    /// When it began.
+    /// Time of the first move, RFC 3339 in UTC.
     #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time of the end, RFC 3339 in UTC.
     #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Timestamp>,
-    /// When it was last written down.
+    /// Time of the last change, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
     pub updated_at: Timestamp,
-    /// What became of each workspace, in order; left out in lists.
+    /// The state of each workspace, in order; absent in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspaces: Option<Vec<MigrationEntry>>,
 }
 
-/// How far a migration is; the parts add up to the total.
+/// Progress of a migration; the counts add up to `total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Progress {
-    /// Workspaces.
+    /// All workspaces.
     pub total: usize,
-    /// Whose turn has not come.
+    /// Workspaces not yet processed.
     pub untouched: usize,
-    /// That are being moved, either way.
+    /// Workspaces being moved, either way.
     pub moving: usize,
-    /// That have the new default.
+    /// Workspaces with the new default.
     pub moved: usize,
-    /// That were left out.
+    /// Skipped workspaces.
     pub skipped: usize,
-    /// That could not be moved.
+    /// Workspaces that could not be moved.
     pub failed: usize,
-    /// That were moved and moved back.
+    /// Workspaces that were moved back.
     pub moved_back: usize,
 }
 
@@ -156,38 +154,33 @@ pub(crate) struct Progress {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationEntry {
-    /// Which one.
+    /// The workspace.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// What became of it.
+    /// The outcome.
     pub state: EntryState,
-    /// Why it was left out: `unknownWorkspace`, `alreadyThere`, `pinned`, `tenantForbids`, `acpDisabled`, `blocked`,
+    /// Why it was skipped: `unknownWorkspace`, `alreadyThere`, `pinned`, `tenantForbids`, `acpDisabled`, `blocked`,
     /// `migrationDisabled`, `autoRolloutOff` or `httpOnly`.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<MigrationSkip>,
-    /// Why it could not be moved, or not back.
+    /// Why it could not be moved or moved back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// What became of a workspace.
+/// State of a workspace in a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum EntryState {
-    /// It was not its turn.
+    /// Not yet processed.
     Untouched,
-    /// It is being moved.
     Moving,
-    /// It has the new default.
     Moved,
-    /// It was left out.
     Skipped,
-    /// It could not be moved, and is where it was.
+    /// Moving it failed; it keeps its route.
     Failed,
-    /// It is being moved back.
     MovingBack,
-    /// It has its old default again.
     MovedBack,
 }
 
@@ -196,14 +189,14 @@ pub(crate) enum EntryState {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct MigrationQuery {
-    /// Only this tenant's.
+    /// Only entries of this tenant.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// Only those that stand there.
+    /// Only entries with this status.
     #[param(value_type = Option<String>)]
     pub status: Option<MigrationStatus>,
-    /// Entries on the page, up to 50.
+    /// Most entries on the page, 1 to 50.
     pub limit: Option<usize>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The route of a workspace: what carries its turns, why, and how it is changed.
+//! The route of a workspace: what carries its turns, why, and how to change it.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -18,32 +18,32 @@ pub(crate) const MAX_REASON_CHARS: usize = 500;
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceProtocol {
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The tenant's name for the workspace.
+    /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// What carries the next turn, canaries aside: `acp` or `http`.
+    /// Protocol that carries the next turn, unless it is a canary: `acp` or `http`.
     #[schema(value_type = String)]
     pub route: Route,
-    /// Counts up with each flip.
+    /// Number of flips.
     pub epoch: u64,
-    /// The route where nothing speaks against it.
+    /// The route when the workspace is neither pinned nor rolled back.
     #[schema(value_type = String)]
     pub default_protocol: Route,
-    /// Whether a migration may move it.
+    /// True if migrations may move the workspace.
     pub migration_enabled: bool,
-    /// Whether it is moved to ACP by itself while ACP is healthy.
+    /// True if the workspace is moved to ACP automatically while ACP is healthy.
     pub auto_rollout: bool,
-    /// A route that beats the window until it is released; null where there is none.
+    /// The pinned route, which overrides the success window; null if not pinned.
     pub pin: Option<PinInfo>,
-    /// Why it is rolled back, while it is.
+    /// The rollback, while the workspace is rolled back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackInfo>,
-    /// How well ACP does.
+    /// The success window of ACP.
     pub window: WindowInfo,
-    /// The way back to ACP.
+    /// The recovery of ACP.
     pub recovery: RecoveryInfo,
 }
 
@@ -51,14 +51,14 @@ pub(crate) struct WorkspaceProtocol {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PinInfo {
-    /// Which route.
+    /// The pinned route.
     #[schema(value_type = String)]
     pub protocol: Route,
-    /// Who pinned it.
+    /// Name of the person or program that pinned the route.
     pub actor: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Since when, RFC 3339 in UTC.
+    /// Time of the change, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
     pub since: Timestamp,
 }
@@ -67,34 +67,34 @@ pub(crate) struct PinInfo {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RollbackInfo {
-    /// What flipped it.
+    /// Trigger of the rollback.
     #[schema(value_type = String)]
     pub trigger: FlipTrigger,
-    /// Why, in a sentence.
+    /// The reason, in a sentence.
     pub reason: String,
-    /// Since when, RFC 3339 in UTC.
+    /// Time of the change, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
     pub since: Timestamp,
 }
 
-/// What the success window holds.
+/// The success window of a workspace.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WindowInfo {
     /// `unknown` (too few outcomes), `healthy`, `degraded` or `breached`.
     #[schema(value_type = String)]
     pub state: WindowState,
-    /// Outcomes over ACP.
+    /// Outcomes of ACP turns in the window.
     pub samples: u64,
-    /// Those that failed.
+    /// Failures among them.
     pub failures: u64,
-    /// The share of successes, 0 to 1; null where there was no outcome.
+    /// Share of successes, 0 to 1; null without an outcome.
     pub success_rate: Option<f64>,
-    /// How far back it looks.
+    /// Length of the window, in seconds.
     pub length_seconds: u64,
 }
 
-/// The way back to ACP.
+/// The recovery of ACP.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RecoveryInfo {
@@ -102,47 +102,47 @@ pub(crate) struct RecoveryInfo {
     /// turns go over ACP).
     #[schema(value_type = String)]
     pub stage: Stage,
-    /// Tries to recover that failed lately; each doubles the cool-down.
+    /// Failed attempts to recover; each doubles the cool-down.
     pub attempt: u32,
-    /// When ACP is probed next, RFC 3339 in UTC; null where no probe is due.
+    /// Time of the next probe of ACP, RFC 3339 in UTC; null if none is planned.
     #[schema(value_type = Option<String>, format = "date-time")]
     pub next_probe_at: Option<Timestamp>,
-    /// The share of turns that go over ACP while it is tried, in hundredths of a percent.
+    /// Share of turns that use ACP during the canary phase, in hundredths of a percent.
     pub canary_share_bp: u32,
 }
 
-/// Which tenant's workspace.
+/// The tenant of a workspace.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct TenantQuery {
-    /// The tenant; may be left out where the workspace's name is not ambiguous.
+    /// Name of the tenant; optional while only one tenant has a workspace of this name.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
 }
 
-/// `PUT /acp/workspaces/{id}/protocol`: what is left out stays as it is.
+/// `PUT /acp/workspaces/{id}/protocol`: absent members stay unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProtocolBody {
-    /// The route where nothing speaks against it.
+    /// The route when the workspace is neither pinned nor rolled back.
     #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
-    /// Whether a migration may move it.
+    /// True if migrations may move the workspace.
     pub migration_enabled: Option<bool>,
-    /// Whether it is moved to ACP by itself while ACP is healthy.
+    /// True if the workspace is moved to ACP automatically while ACP is healthy.
     pub auto_rollout: Option<bool>,
-    /// Pins a route; null releases the pin.
+    /// Pins a route; null removes the pin.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PinBody>)]
     pub pin: Option<Option<PinBody>>,
-    /// Who wants it, at most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
-    /// Why, at most 500 characters.
+    /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// In whose name: `operator` (default) or `user`.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
@@ -160,18 +160,18 @@ pub(crate) struct PinBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlipBody {
-    /// Who wants it, at most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
-    /// Why, at most 500 characters.
+    /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// In whose name: `operator` (default) or `user`.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
 
-/// Tells a member that is null from one that is left out.
+/// Distinguishes a member that is null from an absent one.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(from).map(Some)
 }

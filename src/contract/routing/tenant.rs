@@ -1,4 +1,4 @@
-//! What a tenant wants for its workspaces.
+//! Route defaults of a tenant.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,59 +13,59 @@ use crate::domain::{
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantProtocolInfo {
-    /// The tenant.
+    /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// The route of its new workspaces, where nothing speaks against it.
+    /// Default route of new workspaces.
     #[schema(value_type = String)]
     pub default_protocol: Route,
-    /// Whether ACP is used at all; where not, its workspaces work over HTTP.
+    /// True if ACP is used; `false`: all workspaces of the tenant use HTTP.
     pub enable_acp: bool,
-    /// Whether migrations may move its workspaces.
+    /// True if migrations may move workspaces of the tenant.
     pub allow_migration: bool,
-    /// Whether they are moved to ACP by themselves while it is healthy.
+    /// True if workspaces are moved to ACP automatically while ACP is healthy.
     pub auto_migration: bool,
-    /// Repositories for which nothing is automated: `owner/name`, where `*` stands for any characters.
+    /// Repositories that are never automated: `owner/name`, where `*` matches any characters.
     pub blocked_repositories: Vec<String>,
-    /// When it was said; null where the tenant never said anything and has the defaults.
+    /// Time of the last change, RFC 3339 in UTC; null for a tenant with the defaults.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Timestamp>,
 }
 
-/// `PUT /acp/tenants/{installationId}/protocol`: what is left out stays as it is.
+/// `PUT /acp/tenants/{installationId}/protocol`: absent members stay unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantProtocolBody {
-    /// The route of new workspaces. Those that are there keep theirs: moving them is what migrations are for.
+    /// Default route of new workspaces. Existing workspaces keep theirs: migrations move them.
     #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
-    /// `false` moves every workspace of the tenant to HTTP. `true` moves none back.
+    /// `false` moves every workspace of the tenant to HTTP; `true` moves none back.
     pub enable_acp: Option<bool>,
-    /// Whether migrations may move its workspaces.
+    /// True if migrations may move workspaces of the tenant.
     pub allow_migration: Option<bool>,
-    /// Whether they are moved to ACP by themselves while it is healthy.
+    /// True if workspaces are moved to ACP automatically while ACP is healthy.
     pub auto_migration: Option<bool>,
-    /// Repositories for which nothing is automated, at most 1,000: `owner/name`, where `*` stands for any characters.
+    /// Repositories that are never automated, at most 1,000: `owner/name`, where `*` matches any characters.
     #[schema(max_items = 1000)]
     pub blocked_repositories: Option<Vec<String>>,
-    /// Who wants it, at most 128 characters.
+    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
-    /// Why, at most 500 characters.
+    /// Why; recorded in the audit. At most 500 characters.
     #[schema(max_length = 500)]
     pub reason: String,
-    /// In whose name: `operator` (default) or `user`.
+    /// Initiator of the change: `operator` (default) or `user`.
     #[schema(value_type = Option<String>)]
     pub initiated_by: Option<Initiator>,
 }
 
-/// Answer to a change of it.
+/// The changed defaults.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantProtocolChanged {
-    /// What holds now.
+    /// The defaults after the change.
     #[serde(flatten)]
     pub protocol: TenantProtocolInfo,
-    /// Workspaces that went from ACP to HTTP by it.
+    /// Workspaces that were moved from ACP to HTTP.
     pub moved: u64,
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, under stable codes, and what recovers it.
+//! Errors under stable codes, and their recovery.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,14 +7,14 @@ use crate::{
     domain::capacity::SeatFigures,
 };
 
-/// What recovers an error: connection → reconnect; protocol → renegotiate or fall back; application →
-/// the caller; system → the operator.
+/// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the
+/// caller; system → the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ErrorClass {
     /// The way to the agent, or the agent's process.
     Connection,
-    /// What the agent says is not the protocol.
+    /// The agent sent messages that violate the protocol.
     Protocol,
     /// The request, or the agent's honest answer to it.
     Application,
@@ -49,23 +49,23 @@ macro_rules! error_codes {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What recovers it.
+            /// The class, which says what recovers the error.
             pub(crate) fn class(self) -> ErrorClass {
                 match self { $(Self::$variant => ErrorClass::$class,)* }
             }
 
-            /// Whether the same request may succeed later without a change.
+            /// True if the same request may succeed later without a change.
             pub(crate) fn retryable(self) -> bool {
                 match self { $(Self::$variant => $retryable,)* }
             }
 
-            /// What happened, for the reference of error codes.
+            /// Meaning of the code, for the reference of error codes.
             #[cfg(test)]
             pub(crate) fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),*),)* }
             }
 
-            /// What a caller of the API can do next.
+            /// Advice for a caller of the API.
             pub(crate) fn advice(self) -> &'static str {
                 match self { $(Self::$variant => $advice,)* }
             }
@@ -219,7 +219,7 @@ pub(crate) struct Failure {
     pub code: ErrorCode,
     /// One sentence about this case; it may quote the agent, so it is redacted before it is kept.
     pub detail: String,
-    /// What is taken of what there is, where a seat was refused.
+    /// Taken and available seats, if a seat was refused.
     pub seats: Option<Box<SeatFigures>>,
 }
 
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_providers_fault_is_told_from_the_agents() {
+    fn provider_faults_differ_from_agent_errors() {
         let overloaded = RpcError::new(jsonrpc::INTERNAL_ERROR, "Internal error: API Error: 529 Overloaded");
         assert_eq!(classify_agent_error(&overloaded).code, ErrorCode::ModelProvider);
         let bug = RpcError::new(jsonrpc::INTERNAL_ERROR, "Internal error: undefined is not a function");

@@ -1,4 +1,4 @@
-//! Who may read which toasts: from a query, a ticket or a subprotocol to a scope.
+//! Authorisation of subscribers: from a query, a ticket or a subprotocol to a scope.
 
 use actix_web::{
     HttpRequest,
@@ -23,18 +23,18 @@ use crate::{
     http::{HttpState, problem::ApiError, request::find_session},
 };
 
-/// Where the WebSocket is.
+/// Path of the WebSocket.
 pub(crate) const SOCKET_PATH: &str = "/ws/notifications";
 
 /// Characters of a ticket: 32 bytes as base64url.
 const TICKET_CHARS: usize = 43;
 
-/// What a subscription sees. A session has to be one of the tenant's.
-pub(crate) async fn scope_of(state: &HttpState, asked: Subscription) -> Result<Scope, ApiError> {
-    let Subscription { installation_id, workspace_id, user_id, session_id, stream } = asked;
+/// The scope of a subscription. A session has to belong to the tenant.
+pub(crate) async fn scope_of(state: &HttpState, requested: Subscription) -> Result<Scope, ApiError> {
+    let Subscription { installation_id, workspace_id, user_id, session_id, stream } = requested;
     if stream == Some(StreamName::Operators) {
         if installation_id.is_some() || workspace_id.is_some() || user_id.is_some() || session_id.is_some() {
-            let detail = "stream=operators: is of no tenant, workspace, user or session";
+            let detail = "stream=operators: cannot be combined with installationId, workspaceId, userId or sessionId";
             return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
         }
         return Ok(Scope::all(Stream::Operators));
@@ -63,7 +63,7 @@ fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Whether a client offers the subprotocol of the frames, which is then to be answered.
+/// True if a client offers the subprotocol of the frames, which the server then selects.
 pub(crate) fn offers_frames(headers: &HeaderMap) -> bool {
     offered(headers).any(|protocol| protocol == SUBPROTOCOL)
 }
@@ -82,7 +82,7 @@ pub(crate) fn ticket(request: &HttpRequest) -> Option<SecretString> {
     in_query.or_else(|| offered().map(SecretString::from))
 }
 
-/// A ticket that nobody can guess: 244 random bits.
+/// Makes a ticket of 244 random bits.
 pub(crate) fn new_ticket() -> String {
     let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(Uuid::new_v4().as_bytes());
@@ -90,35 +90,35 @@ pub(crate) fn new_ticket() -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// What is kept of a ticket: by it nobody can make one.
+/// The persisted form of a ticket, from which the ticket cannot be derived.
 pub(crate) fn hash_of(ticket: &str) -> String {
     Sha256::digest(ticket.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Takes a ticket away, for what it allows, and a subscriber's seat. That a ticket was in time is judged by when it came.
+/// Redeems a ticket and takes a subscriber's seat. The time of arrival decides whether the ticket has expired.
 ///
 /// # Errors
-/// `unauthorized` where there is no such ticket, none any more, or it allows something else than is asked;
-/// `capacity_exhausted` without a seat, and then the ticket is still good.
+/// `unauthorized` if the ticket is unknown, used, expired, or allows another selection; `capacity_exhausted` without a
+/// seat, and then the ticket stays valid.
 pub(crate) async fn redeem(
     state: &HttpState,
     ticket: &SecretString,
-    asked: &Subscription,
+    requested: &Subscription,
 ) -> Result<(Subscription, OwnedSemaphorePermit), ApiError> {
-    let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or too old: get a new one");
+    let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or expired: get a new one");
     let ticket = ticket.expose_secret();
-    let is_one = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
+    let is_well_formed = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
     let (services, hash) = (state.workspaces.services(), hash_of(ticket));
-    let (came, store, looked_for) = (services.clock.now(), services.store.clone(), hash.clone());
-    // Strangers get here: what is no ticket costs no more than a look, and never a seat or a write.
-    if !is_one || !state.toasts.look(async move { store.has_ticket(looked_for).await }).await? {
+    let (arrived, store, hash_to_find) = (services.clock.now(), services.store.clone(), hash.clone());
+    // This is reachable without a token: an invalid ticket costs one read, never a seat or a write.
+    if !is_well_formed || !state.toasts.look(async move { store.has_ticket(hash_to_find).await }).await? {
         return Err(refused());
     }
     let seat = state.toasts.seat()?;
-    let kept = services.store.take_ticket(hash, came).await?.ok_or_else(refused)?;
+    let kept = services.store.take_ticket(hash, arrived).await?.ok_or_else(refused)?;
     let allowed: Subscription = serde_json::from_str(&kept).map_err(|_| refused())?;
-    // The query of the socket may leave out what the ticket says, and may not say anything else.
-    if *asked == Subscription::default() || *asked == allowed { Ok((allowed, seat)) } else { Err(refused()) }
+    // The query of the socket may be empty or equal to that of the ticket.
+    if *requested == Subscription::default() || *requested == allowed { Ok((allowed, seat)) } else { Err(refused()) }
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_tickets_are_alike_and_their_hash_tells_nothing() {
+    fn tickets_differ_and_their_hash_does_not_contain_them() {
         let (one, two) = (new_ticket(), new_ticket());
         assert!(one != two && one.len() == TICKET_CHARS);
         assert!(hash_of(&one).len() == 64 && !hash_of(&one).contains(&one));

@@ -1,7 +1,7 @@
 //! The connection under a WebSocket, for breaking it from outside.
 //!
-//! A socket's actor is run only while its client reads; who stops reading can be got rid of only by whoever holds the
-//! connection.
+//! The actor of a socket runs only while its client reads. A client that stops reading can be disconnected only through
+//! the file descriptor of its connection.
 
 use std::{
     os::fd::{AsRawFd, RawFd},
@@ -18,34 +18,33 @@ use crate::{
     transport::socket::websocket,
 };
 
-/// A connection of the API, noted when it is made.
+/// The file descriptor of a connection, stored when it is accepted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionFd(RawFd);
 
 impl ConnectionFd {
-    /// Notes it.
     pub(crate) fn of(stream: &TcpStream) -> Self {
         Self(stream.as_raw_fd())
     }
 }
 
-/// The connection, as long as its socket lives.
+/// The connection of a socket, while the socket lives.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientConnection(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     descriptor: Option<RawFd>,
-    /// Why it was broken; the first reason counts.
+    /// Why the connection was broken; the first reason counts.
     broken_for: Option<Ending>,
 }
 
-/// Held by the socket's actor, which goes before its connection does: from then on the descriptor may be another's.
+/// Held by the actor of the socket, which is dropped before its connection: afterwards the descriptor may be reused.
 #[derive(Debug)]
 pub(crate) struct Plug(ClientConnection);
 
 impl ClientConnection {
-    /// The connection of a request. What is sent over it has to be taken within `timeout`.
+    /// Takes the connection of a request and sets `timeout` for unacknowledged data.
     pub(crate) fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
         let descriptor = request.conn_data::<ConnectionFd>().map(|wire| wire.0);
         if let Some(descriptor) = descriptor {
@@ -58,7 +57,7 @@ impl ClientConnection {
     /// Breaks the connection, if the socket still lives.
     pub(crate) fn cut(self) -> Cut {
         Arc::new(move |why| {
-            // Held through the call: the actor, and so the connection, cannot go meanwhile.
+            // The lock is held through the call, so the actor, and with it the connection, cannot be dropped meanwhile.
             let mut state = self.0.lock();
             state.broken_for.get_or_insert(why);
             if let Some(descriptor) = state.descriptor {
@@ -69,9 +68,9 @@ impl ClientConnection {
 }
 
 impl Plug {
-    /// Why the subscriber was let go, whose connection ended without a word of it: the hub broke it, or the kernel gave it
-    /// up. Nothing where the service stops, or the client went by itself.
-    pub(crate) fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
+    /// The eviction behind a connection that ended without a closing frame: the hub broke it, or the kernel timed it out.
+    /// `None` if the service is stopping or the client disconnected.
+    pub(crate) fn eviction(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
         match self.0.0.lock().broken_for {
             Some(Ending::Evicted(why)) => Some(why),
             Some(Ending::Stopping | Ending::Broken) => None,

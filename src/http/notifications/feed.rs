@@ -1,4 +1,4 @@
-//! What a subscriber gets, as one stream: first what it missed, page by page, then what comes.
+//! The stream of one subscriber: missed notifications page by page, then live ones.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -21,51 +21,49 @@ use crate::{
     store::{self, Store},
 };
 
-/// Toasts that are read at once: some tens of kilobytes.
+/// Notifications per page of a replay: some tens of kilobytes.
 const PAGE: usize = 100;
 
-/// One thing for the subscriber.
+/// An item of the stream.
 #[derive(Debug)]
 pub(crate) enum Fed {
-    /// A toast, or the place of one that cannot be read.
+    /// A notification, or the position of an unreadable one.
     Toast {
-        /// As it is sent.
         frame: Arc<NotificationFrame>,
-        /// Whether it had been missed.
+        /// True if it is replayed.
         is_replay: bool,
     },
-    /// Up to this number there is nothing more for it.
+    /// No more notifications up to this `seq`.
     ReadUntil(u64),
-    /// It has what it missed; from here on it gets what comes.
+    /// The replay is complete; live notifications follow.
     Joined,
-    /// Telemetry.
+    /// Progress of a session.
     Telemetry {
-        /// As it is sent.
         text: ByteString,
-        /// Frames that were left out before it.
-        left_out: u64,
+        /// Frames that were dropped before it.
+        dropped: u64,
     },
-    /// Frames of telemetry that were left out, where none follows for now.
-    LeftOut(u64),
-    /// Nothing more comes.
+    /// Progress frames that were dropped, if none follows for now.
+    Dropped(u64),
+    /// The end of the stream.
     Ended(Ending),
-    /// What it missed could not be read; nothing more comes.
+    /// The replay failed; the end of the stream.
     Failed(Failure),
 }
 
-/// How a subscriber is told that nothing more comes: the code of the closing frame, and what to do.
-pub(crate) fn goodbye(ending: Ending) -> (u16, &'static str) {
+/// Close code and reason of the closing frame.
+pub(crate) fn close_reason(ending: Ending) -> (u16, &'static str) {
     match ending {
-        Ending::Evicted(_) => (close_code::TOO_SLOW, "too slow: connect again with this cursor"),
-        Ending::Stopping => (close_code::GOING_AWAY, "the service stops: connect again"),
-        Ending::Broken => (close_code::TRY_AGAIN, "a fault of ours: connect again with this cursor"),
+        Ending::Evicted(_) => (close_code::TOO_SLOW, "too slow: reconnect with this cursor"),
+        Ending::Stopping => (close_code::GOING_AWAY, "the service is stopping: reconnect"),
+        Ending::Broken => (close_code::TRY_AGAIN, "internal error: reconnect with this cursor"),
     }
 }
 
 enum Stage {
-    /// Reads what was missed.
+    /// Replays missed notifications.
     Missed,
-    /// Has it all, and is about to join those who get what comes.
+    /// The replay is complete; the hub takes over next.
     Joins,
     Live(Outlet),
     Over,
@@ -82,8 +80,8 @@ struct Feed {
     stage: Stage,
 }
 
-/// The stream of one subscriber that has everything until `after`, where `head` was the newest toast a moment ago. It
-/// reads on only when it is asked for more.
+/// The stream of a subscriber that has everything up to `after`; `head` is the newest `seq`. Pages are read only as the
+/// stream is polled.
 pub(crate) fn feed(
     store: Store,
     hub: NotificationHub,
@@ -110,15 +108,15 @@ impl Feed {
                 Stage::Over => return None,
                 Stage::Live(outlet) => match outlet.next().await {
                     Ok(Item::Toast(frame)) => return Some(Fed::Toast { frame, is_replay: false }),
-                    Ok(Item::Telemetry(text)) => return Some(Fed::Telemetry { text, left_out: outlet.left_out() }),
-                    Ok(Item::LeftOut(frames)) => return Some(Fed::LeftOut(frames)),
+                    Ok(Item::Telemetry(text)) => return Some(Fed::Telemetry { text, dropped: outlet.left_out() }),
+                    Ok(Item::LeftOut(frames)) => return Some(Fed::Dropped(frames)),
                     Ok(Item::ReadUntil(seq)) => return Some(Fed::ReadUntil(seq)),
                     Err(ending) => {
                         self.stage = Stage::Over;
                         return Some(Fed::Ended(ending));
                     }
                 },
-                Stage::Missed => self.read_on().await,
+                Stage::Missed => self.read_page().await,
                 Stage::Joins => self.join().await,
             };
             if let Err(cause) = stepped {
@@ -128,8 +126,8 @@ impl Feed {
         }
     }
 
-    /// One page of what was missed.
-    async fn read_on(&mut self) -> Result<(), Failure> {
+    /// Reads one page of missed notifications.
+    async fn read_page(&mut self) -> Result<(), Failure> {
         let (store, scope, after) = (self.store.clone(), self.scope.clone(), self.after);
         let reading = async move {
             let page = store.notifications_after((*scope).clone(), after, PAGE).await?;
@@ -137,11 +135,8 @@ impl Feed {
         };
         let (page, ends) = self.hub.read(reading).await.map_err(|cause| store::failure(&cause))?;
         if ends.tail > self.after {
-            // It is told when it says hello again: a part is never taken for the whole.
-            return Err(Failure::new(
-                ErrorCode::NotFound,
-                "what was missed has just been removed, since it was too old",
-            ));
+            // The next `hello` gets a reset: a partial replay is never taken for a complete one.
+            return Err(Failure::new(ErrorCode::NotFound, "missed notifications were removed during the replay"));
         }
         if page.is_last {
             self.stage = Stage::Joins;
@@ -210,7 +205,7 @@ mod tests {
         NotificationHub::start(services, keeper, 9)
     }
 
-    /// Those with an even number cannot be read.
+    /// Notifications with an even number cannot be read.
     fn is_toast(fed: Option<Fed>, seq: u64) {
         match fed {
             Some(Fed::Toast { frame, .. }) => {
@@ -221,30 +216,30 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_whose_hub_broke_is_told_to_try_again_and_not_that_the_service_stops() {
-        assert_eq!(goodbye(Ending::Broken).0, close_code::TRY_AGAIN);
-        assert_eq!(goodbye(Ending::Stopping).0, close_code::GOING_AWAY);
-        assert_eq!(goodbye(Ending::Evicted(Eviction::TooSlow)).0, close_code::TOO_SLOW);
+    fn close_codes_differ_by_ending() {
+        assert_eq!(close_reason(Ending::Broken).0, close_code::TRY_AGAIN);
+        assert_eq!(close_reason(Ending::Stopping).0, close_code::GOING_AWAY);
+        assert_eq!(close_reason(Ending::Evicted(Eviction::TooSlow)).0, close_code::TOO_SLOW);
     }
 
     #[actix::test]
-    async fn what_is_removed_while_it_is_read_ends_the_reading_instead_of_leaving_a_hole() {
+    async fn removal_during_a_replay_ends_it_instead_of_leaving_a_hole() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder.path().join("test.db"));
-        let told = 2 * PAGE as u64 + 10;
-        for n in 0..told {
-            let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, said, n);
+        let count = 2 * PAGE as u64 + 10;
+        for n in 0..count {
+            let notice = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
+            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, n);
             assert!(store.tell(toast, Timestamp(n as i64)).await.unwrap());
         }
         let hub = hub(&store);
         let scope = Arc::new(Scope::all(Sequence::Operators));
-        let feed = feed(store.clone(), hub, scope, (0, told), false, Arc::new(|_| {}));
+        let feed = feed(store.clone(), hub, scope, (0, count), false, Arc::new(|_| {}));
         let mut feed = std::pin::pin!(feed);
         for n in 1..=PAGE as u64 {
             assert!(matches!(feed.next().await, Some(Fed::Toast { frame, is_replay: true }) if frame.seq == n));
         }
-        // What has been read already may go.
+        // Removing rows that were already read is harmless.
         let prune = |until: usize| store.prune(Retained::Notifications, Timestamp(until as i64), 2 * PAGE);
         assert_eq!(prune(PAGE).await, Ok(PAGE));
         assert!(matches!(feed.next().await, Some(Fed::ReadUntil(until)) if until == PAGE as u64));
@@ -259,13 +254,13 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_toast_that_cannot_be_read_is_told_to_everyone_and_holds_nobody_up() {
+    async fn an_unreadable_notification_is_reported_and_does_not_block() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("test.db");
         let store = store(&file);
-        let tell = async |n: i64| {
-            let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, said, n);
+        let notify = async |n: i64| {
+            let notice = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
+            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, n);
             assert!(store.tell(toast, Timestamp(n)).await.unwrap());
             if n % 2 == 0 {
                 let mut other = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
@@ -274,7 +269,7 @@ mod tests {
             }
         };
         for n in 1..=3 {
-            tell(n).await;
+            notify(n).await;
         }
         let hub = hub(&store);
         let scope = Arc::new(Scope::all(Sequence::Operators));
@@ -285,9 +280,9 @@ mod tests {
         }
         assert!(matches!(first.next().await, Some(Fed::ReadUntil(3))));
         for n in 4..=5 {
-            tell(n).await;
+            notify(n).await;
         }
-        // The hub reads them when the first one joins, and has them at hand for the other one.
+        // The hub reads them when the first subscriber joins, and keeps them for the second.
         assert!(matches!(first.next().await, Some(Fed::Joined)));
         for seq in 4..=5 {
             is_toast(first.next().await, seq);

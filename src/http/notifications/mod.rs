@@ -1,4 +1,4 @@
-//! The way in for subscribers of toasts, the inbox, acknowledgements, and tickets for browsers.
+//! Notifications: the WebSocket, the inbox, acknowledgements, and tickets for browsers.
 
 pub(crate) mod access;
 pub(crate) mod connection;
@@ -29,10 +29,10 @@ use crate::{
     store::InboxRows,
 };
 
-/// Reads toasts over a WebSocket.
+/// Reads notifications over a WebSocket.
 ///
-/// The client opens with a frame `hello`; see `ClientFrame` and `ServerFrame`. A server says who it is by its bearer
-/// token; a page by a ticket, in the query or as a subprotocol, or by a subprotocol with the token.
+/// The client starts with the frame `hello`; see `ClientFrame` and `ServerFrame`. A server authenticates with the bearer
+/// token; a browser page with a ticket, in the query or as a subprotocol, or with the token as a subprotocol.
 #[utoipa::path(
     tag = "notifications",
     params(SocketQuery),
@@ -45,18 +45,18 @@ pub(crate) async fn subscribe(
     request: HttpRequest,
     body: web::Payload,
     state: web::Data<HttpState>,
-    asked: web::Query<SocketQuery>,
+    query: web::Query<SocketQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    // First, so that what is no upgrade takes no ticket away.
+    // First, so that a request that is no upgrade does not use up a ticket.
     socket::check(&request)?;
     state.workspaces.admission()?;
-    let asked = asked.into_inner().subscription();
+    let requested = query.into_inner().subscription();
     let ticket = ticket(&request);
-    // A page shows anew that it may, whatever it came in with.
+    // The authorisation of a browser page expires.
     let is_page = ticket.is_some() || offered_token(request.headers()).is_some();
     let (allowed, seat) = match ticket {
-        Some(ticket) => redeem(&state, &ticket, &asked).await?,
-        None => (asked, state.toasts.seat()?),
+        Some(ticket) => redeem(&state, &ticket, &requested).await?,
+        None => (requested, state.toasts.seat()?),
     };
     let now = state.workspaces.services().clock.steady();
     let expires = is_page.then(|| now.plus(state.config.notifications.ticket_session()));
@@ -68,8 +68,8 @@ pub(crate) async fn subscribe(
     Ok(response)
 }
 
-/// Lists toasts, the newest first, each with whether it was read: by the user of the query, or by everyone where it
-/// names none.
+/// Lists notifications, the newest first, each with whether it is marked as read: by `userId`, or for everyone without
+/// one.
 #[utoipa::path(
     tag = "notifications",
     params(InboxQuery),
@@ -80,28 +80,28 @@ pub(crate) async fn subscribe(
 #[get("/acp/notifications")]
 pub(crate) async fn list_inbox(
     state: web::Data<HttpState>,
-    asked: web::Query<InboxQuery>,
+    query: web::Query<InboxQuery>,
 ) -> Result<web::Json<InboxPage>, ApiError> {
-    let asked = asked.into_inner();
-    let scope = scope_of(&state, asked.subscription()).await?;
-    let page = page(&state, asked.limit, asked.cursor)?;
+    let query = query.into_inner();
+    let scope = scope_of(&state, query.subscription()).await?;
+    let page = page(&state, query.limit, query.cursor)?;
     let store = &state.workspaces.services().store;
-    // First: whoever goes on from here sees a toast twice rather than not at all.
+    // Read first: a subscriber that continues from it sees a notification twice rather than never.
     let head = store.stream_ends(scope.stream.clone()).await?.head;
-    let InboxRows { rows, unreadable, next } = store.inbox(scope.clone(), asked.unread_only, page).await?;
+    let InboxRows { rows, unreadable, next } = store.inbox(scope.clone(), query.unread_only, page).await?;
     let next_cursor = next.map(|cursor| cursor.to_string());
     let items = rows.iter().map(|(row, read)| InboxItem { toast: notification_of(row), read: *read }).collect();
     let unread = store.unread(scope).await?;
     Ok(web::Json(InboxPage { items, unreadable, unread, epoch: store.epoch().to_owned(), head, next_cursor }))
 }
 
-/// Marks a toast as read, for the user that the body names, or for everyone. Safe to repeat.
+/// Marks a notification as read for `userId`, or for everyone without one. Idempotent.
 #[utoipa::path(
     tag = "notifications",
-    params(("id" = String, Path, description = "The toast's id")),
+    params(("id" = String, Path, description = "Id of the notification")),
     request_body = AckBody,
     responses(
-        (status = 200, description = "It is marked", body = Acknowledged),
+        (status = 200, description = "The notification is marked as read", body = Acknowledged),
     )
 )]
 #[post("/acp/notifications/{id}/ack")]
@@ -119,8 +119,8 @@ pub(crate) async fn acknowledge(
     Ok(web::Json(Acknowledged { id, unread: services.store.unread(scope).await? }))
 }
 
-/// Gives out a ticket with which a page opens one WebSocket, once and soon, and sees what the body says. Its server asks
-/// for it, so that the page never has a token.
+/// Issues a ticket with which a browser page opens one WebSocket, once, within `notifications.ticket_ttl_s`, for the
+/// notifications that the body selects. The server of the page requests it, so the page never has the token.
 #[utoipa::path(
     tag = "notifications",
     request_body = Subscription,
@@ -130,12 +130,12 @@ pub(crate) async fn acknowledge(
 )]
 #[post("/acp/notifications/ticket")]
 pub(crate) async fn make_ticket(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
-    let asked: Subscription = parse_body(&body)?;
-    scope_of(&state, asked.clone()).await?;
+    let requested: Subscription = parse_body(&body)?;
+    scope_of(&state, requested.clone()).await?;
     let services = state.workspaces.services();
     let now = services.clock.now();
     let expires_at = now.plus(state.config.notifications.ticket_ttl());
-    let (ticket, allows) = (new_ticket(), serde_json::to_string(&asked).unwrap_or_default());
+    let (ticket, allows) = (new_ticket(), serde_json::to_string(&requested).unwrap_or_default());
     services.store.add_ticket(hash_of(&ticket), allows, expires_at, now).await?;
     Ok(HttpResponse::Created().insert_header(("Cache-Control", "no-store")).json(Ticket { ticket, expires_at }))
 }

@@ -1,7 +1,8 @@
-//! `GET /ws/notifications`: one subscriber of toasts. The frames are in [`crate::contract::notifications::frames`].
+//! `GET /ws/notifications`: one subscriber. The frames are in [`crate::contract::notifications::frames`].
 //!
-//! What was missed is read from the database page by page, only as fast as the client reads; then the hub takes over
-//! where the last page ended, in one step. Replay and what comes pass the same way, so their order is that of commits.
+//! Missed notifications are read from the database page by page, as fast as the client reads; then the hub takes over
+//! where the last page ended, in one step. Replayed and live notifications use the same stream, so they keep the order of
+//! commits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,25 +36,25 @@ use crate::{
     store::{StoreError, StreamEnds},
 };
 
-/// How long a client may take to say hello.
+/// Time limit for a client to send `hello`.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long it may take to answer our closing frame.
+/// Time limit for a client to answer the closing frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
-/// The kernel gives a reader up that does not read so long after we do, who can say why.
+/// The kernel times out a client that does not read this much later than we do, because only we can state the reason.
 const KERNEL_MARGIN: Duration = Duration::from_secs(3);
-/// Live sessions that are shown to one who begins to watch: what telemetry takes of a queue.
+/// Live sessions whose progress a new subscriber gets: the share of its queue for progress frames.
 const SHOWN: usize = subscription::QUEUE_FRAMES / 2;
 
 fn no_upgrade(cause: actix_web::Error) -> ApiError {
-    ApiError::new(ErrorCode::InvalidRequest, format!("this is no request for a WebSocket: {cause}"))
+    ApiError::new(ErrorCode::InvalidRequest, format!("not a WebSocket upgrade: {cause}"))
 }
 
-/// Whether a request asks for a WebSocket.
+/// Checks that a request is a WebSocket upgrade.
 pub(crate) fn check(request: &HttpRequest) -> Result<(), ApiError> {
     ws::handshake(request).map(drop).map_err(|cause| no_upgrade(cause.into()))
 }
 
-/// Opens one for a subscriber that may see a scope, until a time.
+/// Opens the WebSocket of a subscriber for `scope`, until `expires`.
 pub(crate) fn open(
     (request, body): (&HttpRequest, web::Payload),
     state: &HttpState,
@@ -69,7 +70,7 @@ pub(crate) fn open(
         expires,
         opened: Instant::now(),
         pulse: Pulse::new(PulseRules::default()),
-        stage: Stage::Silent(client_connection),
+        stage: Stage::Opened(client_connection),
         position: 0,
         acks: Acks::default(),
         wants_telemetry: false,
@@ -87,26 +88,26 @@ struct NotificationSocket {
     services: Arc<Services>,
     hub: NotificationHub,
     scope: Arc<Scope>,
-    /// Until when what it was opened with holds.
+    /// When the authorisation of a browser page expires.
     expires: Option<Timestamp>,
     opened: Instant,
     pulse: Pulse,
     stage: Stage,
-    /// Everything up to this number has been sent.
+    /// Everything up to this `seq` has been sent.
     position: u64,
     acks: Acks,
     wants_telemetry: bool,
-    /// Whether the hub tells it when it is to go.
+    /// True if the hub has taken over and reports evictions.
     is_live: bool,
     _presence: Presence,
-    // Last: the actor's other parts go before its connection may be another's.
+    // Last, so that the descriptor stays valid while the other fields are dropped.
     plug: Plug,
 }
 
 impl Drop for NotificationSocket {
     fn drop(&mut self) {
-        // Who does not read keeps this actor from being run, and so from letting it go itself.
-        let why = self.plug.let_go(&self.pulse, self.opened.elapsed());
+        // A client that does not read keeps this actor from running, so it cannot evict the client itself.
+        let why = self.plug.eviction(&self.pulse, self.opened.elapsed());
         if let (Stage::Subscribed, Some(why)) = (&self.stage, why) {
             self.services.metrics.toasts().evicted(why);
         }
@@ -114,10 +115,10 @@ impl Drop for NotificationSocket {
 }
 
 enum Stage {
-    /// It has not said hello yet.
-    Silent(ClientConnection),
+    /// Before `hello`.
+    Opened(ClientConnection),
     Subscribed,
-    /// The closing frame is out.
+    /// The closing frame was sent.
     Closing,
 }
 
@@ -128,23 +129,23 @@ impl Actor for NotificationSocket {
 
     fn started(&mut self, ctx: &mut Ctx) {
         ctx.run_later(HELLO, |socket, ctx| {
-            if let Stage::Silent(_) = socket.stage {
-                socket.evict(Eviction::BadFrame, close_code::POLICY, "say hello first", ctx);
+            if let Stage::Opened(_) = socket.stage {
+                socket.evict(Eviction::BadFrame, close_code::POLICY, "send hello first", ctx);
             }
         });
         self.beat(ctx);
         let closed = self.hub.closed();
         ctx.spawn(closed.into_actor(self).map(|(), socket, ctx| {
-            // Who is live gets what waits for it first, and then hears of it from the hub.
+            // A live subscriber gets its queued notifications first; the hub then ends its stream.
             if !socket.is_live {
-                let (code, said) = feed::goodbye(Ending::Stopping);
-                socket.close(code, said, ctx);
+                let (code, reason) = feed::close_reason(Ending::Stopping);
+                socket.close(code, reason, ctx);
             }
         }));
     }
 }
 
-/// From the client.
+/// Frames from the client.
 impl StreamHandler<Result<ws::Message, ProtocolError>> for NotificationSocket {
     fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
         self.pulse.hear(self.opened.elapsed());
@@ -159,7 +160,7 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for NotificationSocket {
                 ctx.stop();
             }
             Ok(ws::Message::Binary(_) | ws::Message::Continuation(_)) | Err(ProtocolError::Overflow) => {
-                let why = format!("frames are whole texts of at most {MAX_CLIENT_FRAME_BYTES} bytes");
+                let why = format!("a frame is one text message of at most {MAX_CLIENT_FRAME_BYTES} bytes");
                 self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
             }
             Err(_) => ctx.stop(),
@@ -167,7 +168,7 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for NotificationSocket {
     }
 }
 
-/// For the client.
+/// Frames for the client.
 impl StreamHandler<Fed> for NotificationSocket {
     fn handle(&mut self, fed: Fed, ctx: &mut Ctx) {
         if let Stage::Closing = self.stage {
@@ -186,28 +187,32 @@ impl StreamHandler<Fed> for NotificationSocket {
                 self.send_text(text.clone(), ctx);
             }
             Fed::ReadUntil(position) => self.position = self.position.max(position),
-            Fed::LeftOut(frames) => self.leave_out(frames, ctx),
+            Fed::Dropped(frames) => self.report_dropped(frames, ctx),
             Fed::Joined => self.join(ctx),
-            Fed::Telemetry { text, left_out } => {
+            Fed::Telemetry { text, dropped } => {
                 metrics.telemetry_sent();
-                self.leave_out(left_out, ctx);
+                self.report_dropped(dropped, ctx);
                 self.send_text(text, ctx);
             }
             Fed::Ended(ending) => {
                 if let Ending::Evicted(why) = ending {
                     metrics.evicted(why);
                 }
-                let (code, said) = feed::goodbye(ending);
-                self.close(code, said, ctx);
+                let (code, reason) = feed::close_reason(ending);
+                self.close(code, reason, ctx);
             }
             Fed::Failed(cause) => {
-                tracing::warn!(%cause, "a subscriber's toasts could not be read");
-                self.close(close_code::TRY_AGAIN, "toasts cannot be read now: connect again with this cursor", ctx);
+                tracing::warn!(%cause, "notifications of a subscriber could not be read");
+                self.close(
+                    close_code::TRY_AGAIN,
+                    "notifications cannot be read now: reconnect with this cursor",
+                    ctx,
+                );
             }
         }
     }
 
-    /// The end has been said; the socket closes in its own time.
+    /// The closing frame was sent; the socket closes by itself.
     fn finished(&mut self, _: &mut Ctx) {}
 }
 
@@ -222,9 +227,9 @@ impl NotificationSocket {
         };
         match (frame, &self.stage) {
             (_, Stage::Closing) => {}
-            (ClientFrame::Hello { version, epoch, cursor, telemetry }, Stage::Silent(_)) => {
+            (ClientFrame::Hello { version, epoch, cursor, telemetry }, Stage::Opened(_)) => {
                 if version.is_some_and(|version| version != FRAMES_VERSION) {
-                    let why = format!("only version {FRAMES_VERSION} of the frames is spoken");
+                    let why = format!("only version {FRAMES_VERSION} of the frames is supported");
                     return self.evict(Eviction::BadFrame, close_code::POLICY, &why, ctx);
                 }
                 self.on_hello(cursor.map(|cursor| (cursor, epoch)), telemetry, ctx);
@@ -232,27 +237,27 @@ impl NotificationSocket {
             (ClientFrame::Ack { id }, Stage::Subscribed) => self.on_ack(id, ctx),
             (ClientFrame::Ping, Stage::Subscribed) => self.send(&ServerFrame::Pong { cursor: self.position }, ctx),
             (ClientFrame::Hello { .. }, Stage::Subscribed) => {
-                self.evict(Eviction::BadFrame, close_code::POLICY, "hello is said once", ctx);
+                self.evict(Eviction::BadFrame, close_code::POLICY, "hello may be sent once", ctx);
             }
-            (_, Stage::Silent(_)) => self.evict(Eviction::BadFrame, close_code::POLICY, "say hello first", ctx),
+            (_, Stage::Opened(_)) => self.evict(Eviction::BadFrame, close_code::POLICY, "send hello first", ctx),
         }
     }
 
     fn on_hello(&mut self, cursor: Option<(u64, Option<String>)>, telemetry: bool, ctx: &mut Ctx) {
-        let Stage::Silent(client_connection) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
+        let Stage::Opened(client_connection) = std::mem::replace(&mut self.stage, Stage::Subscribed) else { return };
         let (services, scope, hub) = (self.services.clone(), self.scope.clone(), self.hub.clone());
         let reading = async move {
             let ends = services.store.stream_ends(scope.stream.clone()).await?;
             let unread = services.store.unread((*scope).clone()).await?;
             Ok((ends, unread))
         };
-        let looking = hub.read(reading);
-        // Nothing else is read from the client until it is welcome.
-        ctx.wait(looking.into_actor(self).map(move |looked, socket, ctx| match looked {
+        let read = hub.read(reading);
+        // Nothing else is read from the client until `welcome`.
+        ctx.wait(read.into_actor(self).map(move |read, socket, ctx| match read {
             Ok((ends, unread)) => socket.welcome(cursor, ends, unread, telemetry, client_connection, ctx),
             Err(cause) => {
-                tracing::warn!(%cause, "a subscriber could not be welcomed");
-                socket.close(close_code::TRY_AGAIN, "the database is away: connect again", ctx);
+                tracing::warn!(%cause, "a subscription could not be started");
+                socket.close(close_code::TRY_AGAIN, "the database is unavailable: reconnect", ctx);
             }
         }));
     }
@@ -292,17 +297,17 @@ impl NotificationSocket {
         ctx.add_stream(feed);
     }
 
-    /// From here on it gets what comes. One who watches sees how things stand, whether or not they change.
+    /// The subscriber is live. With `telemetry` it first gets the current progress of every session.
     fn join(&mut self, ctx: &mut Ctx) {
         self.is_live = true;
         if self.wants_telemetry {
             let now = self.services.clock.now();
-            let (frames, left_out) = session_progress::frames(&self.services.index, &self.scope, SHOWN, now);
+            let (frames, dropped) = session_progress::frames(&self.services.index, &self.scope, SHOWN, now);
             for text in frames {
                 self.services.metrics.toasts().telemetry_sent();
                 self.send_text(text.into(), ctx);
             }
-            self.leave_out(left_out as u64, ctx);
+            self.report_dropped(dropped as u64, ctx);
         }
     }
 
@@ -320,13 +325,13 @@ impl NotificationSocket {
             socket.acks.end();
             match written {
                 Ok(answers) => answers.iter().for_each(|answer| socket.send(answer, ctx)),
-                Err(cause) => tracing::warn!(%cause, "acknowledgements were not written down, and not answered"),
+                Err(cause) => tracing::warn!(%cause, "acknowledgements could not be persisted and were not answered"),
             }
             socket.mark(ctx);
         }));
     }
 
-    /// What comes is after the place that is reached; what is missing before it has to be read elsewhere.
+    /// The stream continues after `position`; the client has to read earlier notifications from the inbox.
     fn reset(&mut self, reason: ResetReason, ctx: &mut Ctx) {
         self.services.metrics.toasts().reset(reason);
         let reset =
@@ -334,7 +339,7 @@ impl NotificationSocket {
         self.send(&reset, ctx);
     }
 
-    fn leave_out(&mut self, frames: u64, ctx: &mut Ctx) {
+    fn report_dropped(&mut self, frames: u64, ctx: &mut Ctx) {
         if frames > 0 {
             self.services.metrics.toasts().telemetry_left_out(frames);
             self.send(&ServerFrame::Gap { telemetry: frames }, ctx);
@@ -352,19 +357,19 @@ impl NotificationSocket {
         ctx.text(text);
     }
 
-    fn evict(&mut self, why: Eviction, code: u16, said: &str, ctx: &mut Ctx) {
+    fn evict(&mut self, why: Eviction, code: u16, reason: &str, ctx: &mut Ctx) {
         if !matches!(self.stage, Stage::Closing) {
             self.services.metrics.toasts().evicted(why);
-            self.close(code, said, ctx);
+            self.close(code, reason, ctx);
         }
     }
 
-    fn close(&mut self, code: u16, said: &str, ctx: &mut Ctx) {
-        let bye = ServerFrame::Bye { code, reason: said.to_owned(), cursor: self.position };
+    fn close(&mut self, code: u16, reason: &str, ctx: &mut Ctx) {
+        let bye = ServerFrame::Bye { code, reason: reason.to_owned(), cursor: self.position };
         self.send(&bye, ctx);
         self.stage = Stage::Closing;
         // The reason of a closing frame has at most 123 bytes.
-        let description = Some(crate::domain::text::cut_bytes(said, 120).to_owned());
+        let description = Some(crate::domain::text::cut_bytes(reason, 120).to_owned());
         ctx.close(Some(ws::CloseReason { code: CloseCode::from(code), description }));
         ctx.run_later(CLOSE_WAIT, |_, ctx| ctx.stop());
     }
@@ -374,8 +379,8 @@ impl NotificationSocket {
             return;
         }
         if self.expires.is_some_and(|until| self.services.clock.steady() >= until) {
-            let said = "what this was opened with holds no longer: get a new ticket";
-            return self.evict(Eviction::Expired, close_code::EXPIRED, said, ctx);
+            let reason = "the authorisation of this WebSocket expired: get a new ticket";
+            return self.evict(Eviction::Expired, close_code::EXPIRED, reason, ctx);
         }
         let next = loop {
             match self.pulse.due(self.opened.elapsed()) {
@@ -388,17 +393,17 @@ impl NotificationSocket {
                 }
             }
         };
-        ctx.run_later(next.min(LOOK), Self::beat);
+        ctx.run_later(next.min(CHECK_EVERY), Self::beat);
     }
 }
 
-/// So often it is looked whether a ping is due earlier than was thought, and whether the right still holds.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval at which pings and the expiry are checked.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
-/// Acknowledgements that may wait while others are written: a whole queue of toasts, marked one by one.
+/// Acknowledgements that may wait while others are written: as many as a queue of notifications.
 const MAX_ACKS: usize = QUEUE_FRAMES;
 
-/// Those of one subscriber.
+/// Acknowledgements of one subscriber.
 #[derive(Debug, Default)]
 pub(crate) struct Acks {
     waiting: Vec<Uuid>,
@@ -406,7 +411,7 @@ pub(crate) struct Acks {
 }
 
 impl Acks {
-    /// Takes one; `false` where too many wait.
+    /// Queues an acknowledgement; `false` if [`MAX_ACKS`] are waiting.
     pub(crate) fn add(&mut self, id: Uuid) -> bool {
         let has_room = self.waiting.len() < MAX_ACKS;
         if has_room {
@@ -415,7 +420,7 @@ impl Acks {
         has_room
     }
 
-    /// What is to be written now; nothing while something is.
+    /// The acknowledgements to write now; `None` while others are being written.
     pub(crate) fn begin(&mut self) -> Option<Vec<Uuid>> {
         if self.is_writing || self.waiting.is_empty() {
             return None;
@@ -424,13 +429,16 @@ impl Acks {
         Some(std::mem::take(&mut self.waiting))
     }
 
-    /// It was written, or could not be.
+    /// A write ended or failed.
     pub(crate) fn end(&mut self) {
         self.is_writing = false;
     }
 }
 
-/// Writes down that they were read, and gives the answers. Safe to retry. A dropped future may have written.
+/// Marks notifications as read and returns the answers. Safe to retry.
+///
+/// # Cancel safety
+/// A dropped future may have written.
 pub(crate) async fn write(
     services: Arc<Services>,
     hub: NotificationHub,
@@ -443,14 +451,13 @@ pub(crate) async fn write(
     Ok(ids.into_iter().zip(found).map(answer).collect())
 }
 
-/// Held by its socket.
+/// Counts a subscriber and holds its seat while its socket lives.
 pub(crate) struct Presence {
     services: Arc<Services>,
     _seat: OwnedSemaphorePermit,
 }
 
 impl Presence {
-    /// It has come.
     pub(crate) fn new(services: Arc<Services>, seat: OwnedSemaphorePermit) -> Self {
         services.metrics.toasts().came();
         Self { services, _seat: seat }

@@ -1,4 +1,4 @@
-//! Deliveries to the operators' webhook: read, and replayed.
+//! Deliveries to the operators' webhook: list and replay.
 
 use actix_web::{get, post, web};
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use crate::{
     store::WebhookDeliveryRow,
 };
 
-/// Lists what was and is to be posted to the operators' webhook, the newest first.
+/// Lists deliveries to the operators' webhook, the newest first.
 #[utoipa::path(
     tag = "operations",
     params(DeliveryQuery),
@@ -38,13 +38,12 @@ pub(crate) async fn list_deliveries(
     Ok(web::Json(Page { items: rows.into_iter().map(delivery).collect(), next_cursor }))
 }
 
-/// Posts one again, whatever has become of it, with all its tries before it. The receiver knows it by the same
-/// `webhook-id`.
+/// Posts a delivery again in any state, with a full number of attempts. `webhook-id` stays the same.
 #[utoipa::path(
     tag = "operations",
     params(("id" = String, Path, description = "deliveryId")),
     responses(
-        (status = 200, description = "The delivery now", body = WebhookDelivery),
+        (status = 200, description = "The pending delivery", body = WebhookDelivery),
     )
 )]
 #[post("/acp/webhooks/deliveries/{id}/replay")]
@@ -60,11 +59,11 @@ pub(crate) async fn replay_delivery(
     Ok(web::Json(delivery(row)))
 }
 
-/// Posts all again that were given up.
+/// Posts all deliveries again that were given up.
 #[utoipa::path(
     tag = "operations",
     responses(
-        (status = 200, description = "How many", body = ReplayedDeliveries),
+        (status = 200, description = "Number of deliveries", body = ReplayedDeliveries),
     )
 )]
 #[post("/acp/webhooks/deliveries/replay")]
@@ -77,11 +76,11 @@ pub(crate) async fn replay_dead_deliveries(
     Ok(web::Json(ReplayedDeliveries { replayed }))
 }
 
-/// Without a webhook nobody would ever post them.
+/// Without a webhook no delivery would ever be posted.
 fn is_configured(state: &HttpState) -> Result<(), ApiError> {
     match state.config.webhook.url {
         Some(_) => Ok(()),
-        None => Err(ApiError::new(ErrorCode::InvalidRequest, "`[webhook] url` is not configured")),
+        None => Err(ApiError::new(ErrorCode::InvalidRequest, "`webhook.url` is not configured")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Migrations of fleets: begun, read, changed.
+//! Migrations of fleets: start, read and change.
 
 use actix_web::{HttpResponse, get, http::header::LOCATION, post, web};
 use uuid::Uuid;
@@ -25,16 +25,16 @@ use crate::{
     store::{MigrationRunFilter, MigrationRunRow},
 };
 
-/// A page has no more, since each run may be large.
+/// The most migrations on a page, because each may be large.
 const MAX_RUNS: usize = 50;
 
-/// Begins to move workspaces to another default route, in steps; `Location` is where its progress is. Turns that run end
-/// where they began.
+/// Starts moving workspaces to another default route, in steps. `Location` has the progress. Running turns keep their
+/// route.
 #[utoipa::path(
     tag = "migrations",
     request_body = MigrationBody,
     responses(
-        (status = 202, description = "It is planned", body = Migration),
+        (status = 202, description = "The migration was created", body = Migration),
     )
 )]
 #[post("/acp/migrations")]
@@ -43,13 +43,13 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let mode = mode(&body)?;
     let migrations = state.migrations.clone();
-    let begun = to_its_end(async move {
+    let started = to_its_end(async move {
         let workspaces = match body.workspaces {
             Some(named) => named,
             None => migrations.with_another_default(&body.installation_id, body.target).await?,
         };
         if workspaces.is_empty() {
-            let detail = "no workspace is named, and none of the tenant has another default route";
+            let detail = "no workspaces are named, and no workspace of the tenant has another default route";
             return Err(Failure::new(ErrorCode::InvalidRequest, detail));
         }
         let plan = MigrationPlan {
@@ -62,7 +62,7 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
         };
         migrations.begin(plan, attribution).await
     });
-    let row = begun.await?;
+    let row = started.await?;
     let place = format!("/acp/migrations/{}", row.run_id);
     Ok(HttpResponse::Accepted().insert_header((LOCATION, place)).json(migration(row, true)))
 }
@@ -90,7 +90,7 @@ pub(crate) async fn list_migrations(
     Ok(web::Json(Page { items: rows.into_iter().map(|row| migration(row, false)).collect(), next_cursor }))
 }
 
-/// Tells how far a migration is, and what became of each workspace.
+/// Progress of a migration, and the state of each workspace.
 #[utoipa::path(
     tag = "migrations",
     params(("id" = String, Path, description = "migrationId")),
@@ -109,13 +109,13 @@ pub(crate) async fn get_migration(
     Ok(web::Json(migration(row, true)))
 }
 
-/// Moves nothing more until it is resumed. A move that is under way ends.
+/// Pauses a migration. A move in progress is completed.
 #[utoipa::path(
     tag = "migrations",
     params(("id" = String, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
-        (status = 200, description = "The migration now", body = Migration),
+        (status = 200, description = "The changed migration", body = Migration),
     )
 )]
 #[post("/acp/migrations/{id}/pause")]
@@ -127,13 +127,13 @@ pub(crate) async fn pause_migration(
     change(&state, &id, &body, RunChange::Pause).await
 }
 
-/// Goes on where it was paused.
+/// Resumes a paused migration.
 #[utoipa::path(
     tag = "migrations",
     params(("id" = String, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
-        (status = 200, description = "The migration now", body = Migration),
+        (status = 200, description = "The changed migration", body = Migration),
     )
 )]
 #[post("/acp/migrations/{id}/resume")]
@@ -145,13 +145,13 @@ pub(crate) async fn resume_migration(
     change(&state, &id, &body, RunChange::Resume).await
 }
 
-/// Ends it here: who was moved stays moved.
+/// Ends a migration; workspaces already moved stay moved.
 #[utoipa::path(
     tag = "migrations",
     params(("id" = String, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
-        (status = 200, description = "The migration now", body = Migration),
+        (status = 200, description = "The changed migration", body = Migration),
     )
 )]
 #[post("/acp/migrations/{id}/cancel")]
@@ -163,13 +163,13 @@ pub(crate) async fn cancel_migration(
     change(&state, &id, &body, RunChange::Cancel).await
 }
 
-/// Moves back exactly what it moved, in steps of the same size.
+/// Moves back exactly the workspaces that the migration moved, in steps of the same size.
 #[utoipa::path(
     tag = "migrations",
     params(("id" = String, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
-        (status = 200, description = "The migration now", body = Migration),
+        (status = 200, description = "The changed migration", body = Migration),
     )
 )]
 #[post("/acp/migrations/{id}/rollback")]
@@ -201,7 +201,7 @@ fn mode(body: &MigrationBody) -> Result<MigrationMode, Failure> {
         (When::Automatic, None) => Ok(MigrationMode::Automatic),
         (When::At, Some(at)) => Ok(MigrationMode::At { at }),
         (When::At, None) => Err(Failure::new(ErrorCode::InvalidRequest, "at: the mode `at` needs a time")),
-        (_, Some(_)) => Err(Failure::new(ErrorCode::InvalidRequest, "at: goes with the mode `at` alone")),
+        (_, Some(_)) => Err(Failure::new(ErrorCode::InvalidRequest, "at: only allowed with the mode `at`")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Routes of the API that read or change how workspaces reach their agents: protocol, tenants, migrations.
+//! Routes of workspaces, defaults of tenants, and migrations of fleets.
 
 pub(crate) mod migrations;
 pub(crate) mod protocol;

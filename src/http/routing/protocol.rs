@@ -1,4 +1,4 @@
-//! The route of a workspace: read, changed, rolled back, restored.
+//! The route of a workspace: read, change, roll back, restore.
 
 use actix_web::{get, post, put, web};
 
@@ -25,7 +25,7 @@ use crate::{
     store::{Page, WorkspaceFilter},
 };
 
-/// Tells what carries a workspace's turns, and why.
+/// Route of a workspace, with its success window and its recovery.
 #[utoipa::path(
     tag = "routes",
     params(("id" = String, Path, description = "workspaceId"), TenantQuery),
@@ -45,13 +45,13 @@ pub(crate) async fn get_protocol(
     Ok(web::Json(protocol(key, view, routing.figures().await?)))
 }
 
-/// Changes a workspace's defaults and pin; what is left out stays. All of it is one flip, or none.
+/// Changes defaults and pin of a workspace; absent members stay unchanged. All changes are at most one flip.
 #[utoipa::path(
     tag = "routes",
     params(("id" = String, Path, description = "workspaceId"), TenantQuery),
     request_body = ProtocolBody,
     responses(
-        (status = 200, description = "The route now", body = WorkspaceProtocol),
+        (status = 200, description = "The changed route", body = WorkspaceProtocol),
     )
 )]
 #[put("/acp/workspaces/{id}/protocol")]
@@ -78,14 +78,14 @@ pub(crate) async fn put_protocol(
     change(&state, key, ChangeRoute { changes, attribution, run_id: None }).await
 }
 
-/// Rolls a workspace back to the HTTP fallback, until it is restored. Turns that run end where they began. Rolling back
-/// again changes only who wants it and why.
+/// Rolls a workspace back to the HTTP fallback until it is restored. Running turns keep their route. A repeat changes
+/// only actor and reason.
 #[utoipa::path(
     tag = "routes",
     params(("id" = String, Path, description = "workspaceId"), TenantQuery),
     request_body = FlipBody,
     responses(
-        (status = 200, description = "The route now", body = WorkspaceProtocol),
+        (status = 200, description = "The changed route", body = WorkspaceProtocol),
     )
 )]
 #[post("/acp/workspaces/{id}/rollback")]
@@ -98,13 +98,13 @@ pub(crate) async fn roll_back(
     flip(&state, &id, query.into_inner(), &body, RouteChange::RollBack).await
 }
 
-/// Restores a workspace to its default route with a fresh window: no pin, no cool-down. Restoring again changes nothing.
+/// Restores a workspace to its default route with an empty window; removes pin and cool-down. Idempotent.
 #[utoipa::path(
     tag = "routes",
     params(("id" = String, Path, description = "workspaceId"), TenantQuery),
     request_body = FlipBody,
     responses(
-        (status = 200, description = "The route now", body = WorkspaceProtocol),
+        (status = 200, description = "The changed route", body = WorkspaceProtocol),
     )
 )]
 #[post("/acp/workspaces/{id}/restore")]
@@ -146,12 +146,12 @@ async fn change(
     Ok(web::Json(protocol(key, view, figures)))
 }
 
-/// Who wants a change, and why; both go to disk and log without secrets.
+/// Actor and reason of a change, validated and redacted.
 pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator>) -> Result<Attribution, Failure> {
-    let checked = |called: &str, text: &str, most: usize| {
+    let checked = |name: &str, text: &str, most: usize| {
         let text = text.trim();
         let fine = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
-        let detail = format!("{called}: must be 1 to {most} characters on one line");
+        let detail = format!("{name}: must be 1 to {most} characters on one line");
         if fine {
             Ok(Redacted::new(text).into_string())
         } else {
@@ -166,7 +166,7 @@ pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator
     Ok(Attribution { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
 }
 
-/// The workspace that a caller means: that of the tenant, or the only one of this name.
+/// The workspace of the tenant, or the only one of this name.
 pub(crate) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuery) -> Result<WorkspaceKey, ApiError> {
     let unknown = || ApiError::new(ErrorCode::NotFound, "no workspace with this id");
     let workspace_id = id.parse().map_err(|_| unknown())?;

@@ -1,4 +1,4 @@
-//! What a tenant wants for its workspaces: read and changed.
+//! Route defaults of a tenant: read and change.
 
 use actix_web::{get, put, web};
 
@@ -20,14 +20,14 @@ use crate::{
     store::TenantProtocol,
 };
 
-/// Tells what a tenant wants for its workspaces; one that never said anything has the defaults.
+/// Route defaults of a tenant; an unknown tenant has the service's defaults.
 #[utoipa::path(
     get,
     path = "/acp/tenants/{installationId}/protocol",
     tag = "routes",
     params(("installationId" = String, Path, description = "The tenant")),
     responses(
-        (status = 200, description = "What holds", body = TenantProtocolInfo),
+        (status = 200, description = "The defaults", body = TenantProtocolInfo),
     )
 )]
 #[get("/acp/tenants/{installation_id}/protocol")]
@@ -40,10 +40,10 @@ pub(crate) async fn get_tenant(
     Ok(web::Json(info(kept, tenant)))
 }
 
-/// Changes what a tenant wants. A changed default counts for workspaces that come new; those that are there keep their
-/// route, and migrations move them. `enableAcp: false` is the exception: it moves every workspace of the tenant to HTTP,
-/// one after the other, and the answer tells how many that were. A failure in the midst of it has moved some: the same
-/// request again goes on.
+/// Changes the route defaults of a tenant; absent members stay unchanged. A changed default applies to new workspaces;
+/// existing ones keep their route until a migration moves them. `enableAcp: false` is the exception: it moves every
+/// workspace of the tenant to HTTP, one after the other, and `moved` counts them. After a failure, repeat the request to
+/// move the others.
 #[utoipa::path(
     put,
     path = "/acp/tenants/{installationId}/protocol",
@@ -51,7 +51,7 @@ pub(crate) async fn get_tenant(
     params(("installationId" = String, Path, description = "The tenant")),
     request_body = TenantProtocolBody,
     responses(
-        (status = 200, description = "What holds now", body = TenantProtocolChanged),
+        (status = 200, description = "The changed defaults", body = TenantProtocolChanged),
     )
 )]
 #[put("/acp/tenants/{installation_id}/protocol")]
@@ -90,7 +90,7 @@ pub(crate) async fn put_tenant(
     Ok(web::Json(TenantProtocolChanged { protocol: info(Some(kept), tenant), moved }))
 }
 
-/// A name that cannot be a tenant's is as unknown as any other.
+/// A malformed name is answered like an unknown one.
 fn known(tenant: &str) -> Result<InstallationId, ApiError> {
     tenant.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no tenant with this id"))
 }
@@ -102,7 +102,7 @@ fn check(patterns: &[String]) -> Result<(), ApiError> {
     }
     match patterns.iter().position(|pattern| !is_pattern(pattern)) {
         Some(place) => Err(bad(format!(
-            "blockedRepositories: number {} is not owner/name, where * stands for any characters",
+            "blockedRepositories: number {} is not owner/name, where * matches any characters",
             place + 1
         ))),
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! Why did this session fall back? Everything that is known of it, as one story.
+//! `GET /acp/session/{id}/explain`: the history of a session, to see why it fell back.
 
 use actix_web::{get, web};
 use serde::Serialize;
@@ -25,15 +25,15 @@ use crate::{
     store::{AuditFilter, Page, PromptRow, SessionRow, Store, StoreError, TranscriptRow},
 };
 
-/// Tells what carries a session's turns and why, and how it came to that: its turns, its connections and what became of
-/// them, the flips of its workspace since it was opened, its notes, automation runs and notifications.
+/// Explains which protocol carries the turns of a session and why, with its history: turns, connections and their
+/// states, flips of the workspace since the session was opened, notes, automation runs and notifications.
 #[utoipa::path(
     get,
     path = "/acp/session/{id}/explain",
     tag = "sessions",
     params(("id" = String, Path, description = "sessionId")),
     responses(
-        (status = 200, description = "The story", body = Explanation),
+        (status = 200, description = "The explanation", body = Explanation),
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]{36}}/explain")]
@@ -44,7 +44,7 @@ pub(crate) async fn explain_session(
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, id).await?;
     let standing = state.workspaces.live(id).map(|live| {
-        // Once: it is locked as long as it is held.
+        // Read once: the view holds a lock.
         let view = live.shared.view();
         (view.state, view.carrier)
     });
@@ -74,7 +74,7 @@ pub(crate) async fn explain_session(
     }))
 }
 
-/// The newest of everything: one more of each than is shown, so that it is seen where some are left out.
+/// The newest records of each kind: one more than is listed, to detect truncation.
 struct Records {
     turns: Vec<PromptRow>,
     connections: Vec<ConnectionItem>,
@@ -90,7 +90,7 @@ impl Records {
         let most = MAX_TIMELINE + 1;
         let page = || Page { limit: most, after: None };
         let session = AuditFilter { session_id: Some(row.session_id), ..AuditFilter::default() };
-        // What befell the workspace after a session was closed is not its story.
+        // Events of the workspace after the session was closed do not belong to it.
         let is_over = standing == SessionState::Closed;
         let until = is_over.then(|| Timestamp(row.last_used.0.saturating_add(1)));
         let workspace = AuditFilter { until, ..session.clone() };
@@ -111,7 +111,7 @@ impl Records {
         entries.extend(turns.into_iter().map(turn));
         connections.into_iter().for_each(|item| connection(item, &mut entries));
         entries.extend(flips.into_iter().map(|item| flip(item, &rollbacks)));
-        // That a turn failed is told by the turn.
+        // The entry of a turn already reports its failure.
         let is_of_turn = |note: &TranscriptRow| note.entry.event_type == "info" && note.prompt_id.is_some();
         entries.extend(notes.into_iter().filter(|row| !is_of_turn(row)).map(note));
         entries.extend(runs.into_iter().map(run));
@@ -128,7 +128,7 @@ fn record(item: &impl Serialize) -> Value {
     serde_json::to_value(item).unwrap_or_default()
 }
 
-/// A protocol as people write it.
+/// Name of a protocol in sentences.
 fn named(route: Route) -> &'static str {
     match route {
         Route::Acp => "ACP",
@@ -142,8 +142,8 @@ fn opened(row: &SessionRow) -> TimelineEntry {
 }
 
 fn turn(row: PromptRow) -> TimelineEntry {
-    let canary = if row.is_canary { ", to try whether it is well again," } else { "" };
-    let mut summary = format!("A turn over {}{canary} {}", named(row.protocol), said_of(row.state.as_str()));
+    let canary = if row.is_canary { " as a canary" } else { "" };
+    let mut summary = format!("A turn over {}{canary} {}", named(row.protocol), phrase_of(row.state.as_str()));
     if let Some(error) = &row.error {
         summary.push_str(&format!(": {}", error.code.as_str()));
     }
@@ -156,7 +156,7 @@ fn turn(row: PromptRow) -> TimelineEntry {
     entry(row.accepted, EntryKind::Turn, summary, details)
 }
 
-fn said_of(state: &str) -> String {
+fn phrase_of(state: &str) -> String {
     match state {
         "accepted" | "running" => format!("is {state}"),
         "cancelled" | "interrupted" => format!("was {state}"),
@@ -183,18 +183,18 @@ fn connection(item: ConnectionItem, entries: &mut Vec<TimelineEntry>) {
     }
     let mut details = record(&item);
     if let Some(details) = details.as_object_mut() {
-        // Each of them is an entry of its own.
+        // Each transition is an entry of its own.
         details.remove("transitions");
     }
     entries.push(entry(item.created_at, EntryKind::Connection, summary, details));
 }
 
-/// A flip, with what its rollback event adds: both are written in one transaction.
+/// A flip with the members of its rollback event; both are written in one transaction.
 fn flip(item: MigrationItem, rollbacks: &[RollbackEventItem]) -> TimelineEntry {
     let event = rollbacks.iter().find(|event| Some(event.epoch) == item.epoch && event.created_at == item.started_at);
-    let did = if item.epoch.is_some() { "went" } else { "was to go" };
+    let verb = if item.epoch.is_some() { "moved" } else { "was to move" };
     let summary = format!(
-        "The workspace {did} from {} to {} ({}), by {}: {}",
+        "The workspace {verb} from {} to {} ({}), by {}: {}",
         named(item.from_protocol),
         named(item.to_protocol),
         item.trigger.as_str(),

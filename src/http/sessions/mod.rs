@@ -1,4 +1,4 @@
-//! Sessions: open, load, close, steer.
+//! Sessions: open, load, close, cancel, permissions, modes and options.
 
 pub(crate) mod explain;
 pub(crate) mod prompt;
@@ -99,14 +99,14 @@ fn ready(session: ReadySession) -> SessionReady {
     }
 }
 
-/// Where a session stands, as callers see it: hibernated for too long reads as expired.
+/// The state of a session for callers: one hibernated for `session.max_age_s` is `expired`.
 pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     let now = state.workspaces.services().clock.now();
     row.state.at_age(now.since(row.last_used), Duration::from_secs(state.config.session.max_age_s))
 }
 
-/// Brings a session back that is not live, with what its agent remembers or with the conversation as context.
-/// For a session that is live it changes nothing. Never refused for want of seats.
+/// Brings back a session that is not live, with the agent's own memory or with the conversation as context. Does not
+/// change a live session. Never refused for lack of seats.
 #[utoipa::path(
     tag = "sessions",
     request_body = LoadBody,
@@ -130,13 +130,12 @@ pub(crate) async fn load_session(
     Ok(web::Json(ready(loaded)))
 }
 
-/// Ends a session for good and frees everything that it held. A running turn is cancelled. Closing a closed
-/// session changes nothing.
+/// Ends a session for good: cancels its running turn, ends its agent and frees its seat. Idempotent.
 #[utoipa::path(
     tag = "sessions",
     request_body = SessionBody,
     responses(
-        (status = 200, description = "It is closed", body = Closed),
+        (status = 200, description = "The session is closed", body = Closed),
     )
 )]
 #[post("/acp/session/close")]
@@ -154,7 +153,7 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
     Ok(web::Json(Closed { session_id: id, state: SessionState::Closed }))
 }
 
-/// Ends the running turn: it ends `cancelled`. Says truthfully whether one was running.
+/// Cancels the running turn, which ends as `cancelled`. Answers whether a turn was running.
 #[utoipa::path(
     tag = "turns",
     request_body = CancelBody,
@@ -181,28 +180,28 @@ pub(crate) async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Resu
     Ok(web::Json(Cancelled { cancelled }))
 }
 
-/// The live session, or why there is none to steer.
+/// The live session, or the reason why it is not live.
 async fn live(state: &HttpState, id: &str) -> Result<std::sync::Arc<LiveSession>, ApiError> {
     let id: SessionId = path_id(id, "session")?;
     if let Some(live) = state.workspaces.live(id) {
         return Ok(live);
     }
     let row = find_session(state, id).await?;
-    let standing = state_of(state, &row);
-    let code = standing.admits_prompt().err().unwrap_or(ErrorCode::SessionNotLoaded);
-    Err(ApiError::new(code, format!("the session is {}", standing.as_str())))
+    let current = state_of(state, &row);
+    let code = current.admits_prompt().err().unwrap_or(ErrorCode::SessionNotLoaded);
+    Err(ApiError::new(code, format!("the session is {}", current.as_str())))
 }
 
-fn went_away() -> ApiError {
-    ApiError::new(ErrorCode::ConnectionLost, "the session went away")
+fn session_lost() -> ApiError {
+    ApiError::new(ErrorCode::ConnectionLost, "the session ended during the request")
 }
 
-/// Answers a permission request that is waiting (event `permission_request`).
+/// Answers a pending permission request (event `permission_request`).
 #[utoipa::path(
     tag = "turns",
     request_body = PermissionBody,
     responses(
-        (status = 200, description = "The agent has the answer", body = PermissionAnswered),
+        (status = 200, description = "The answer was sent to the agent", body = PermissionAnswered),
     )
 )]
 #[post("/acp/session/permission")]
@@ -218,16 +217,16 @@ pub(crate) async fn answer_permission(
     };
     let live = live(&state, &body.session_id).await?;
     let make = |_| AnswerPermission { request_id: body.request_id.clone(), option_id: option_id.clone() };
-    state.workspaces.ask(&live, |it| it.answer_permission.clone(), make).await.ok_or_else(went_away)??;
+    state.workspaces.ask(&live, |it| it.answer_permission.clone(), make).await.ok_or_else(session_lost)??;
     Ok(web::Json(PermissionAnswered { request_id: body.request_id }))
 }
 
-/// Selects one of the modes that the agent offers.
+/// Sets the mode of the agent to one that it offers.
 #[utoipa::path(
     tag = "sessions",
     request_body = ModeBody,
     responses(
-        (status = 200, description = "What the agent answered", body = AgentAnswer),
+        (status = 200, description = "Answer of the agent", body = AgentAnswer),
     )
 )]
 #[post("/acp/session/mode")]
@@ -235,16 +234,16 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     let body: ModeBody = parse_body(&body)?;
     let live = live(&state, &body.session_id).await?;
     let make = |_| SetMode { mode_id: body.mode_id.clone() };
-    let answer = state.workspaces.ask(&live, |it| it.set_mode.clone(), make).await.ok_or_else(went_away)??;
+    let answer = state.workspaces.ask(&live, |it| it.set_mode.clone(), make).await.ok_or_else(session_lost)??;
     Ok(web::Json(AgentAnswer { answer }))
 }
 
-/// Sets one of the options that the agent offers.
+/// Sets an option that the agent offers.
 #[utoipa::path(
     tag = "sessions",
     request_body = ConfigBody,
     responses(
-        (status = 200, description = "What the agent answered", body = AgentAnswer),
+        (status = 200, description = "Answer of the agent", body = AgentAnswer),
     )
 )]
 #[post("/acp/session/config")]
@@ -256,6 +255,6 @@ pub(crate) async fn set_config(state: web::Data<HttpState>, body: Body) -> Resul
     let live = live(&state, &body.session_id).await?;
     let make = |_| SetConfigOption { config_id: body.config_id.clone(), value: body.value.clone() };
     let answer =
-        state.workspaces.ask(&live, |it| it.set_config_option.clone(), make).await.ok_or_else(went_away)??;
+        state.workspaces.ask(&live, |it| it.set_config_option.clone(), make).await.ok_or_else(session_lost)??;
     Ok(web::Json(AgentAnswer { answer }))
 }

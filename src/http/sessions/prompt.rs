@@ -1,4 +1,4 @@
-//! Prompt turns: run one, look at one.
+//! Prompt turns: run and read.
 
 use std::sync::Arc;
 
@@ -34,32 +34,32 @@ use crate::{
 /// The longest `Idempotency-Key`, in characters; a UUID has 36.
 const MAX_KEY_LENGTH: usize = 128;
 
-/// How the caller wants the answer.
-enum Wanted {
+/// The requested form of the answer.
+enum AnswerForm {
     Result,
     Stream,
     Promise,
 }
 
-fn wanted(request: &HttpRequest) -> Wanted {
-    let says = |name, word: &str| {
+fn answer_form(request: &HttpRequest) -> AnswerForm {
+    let contains = |name, word: &str| {
         request.headers().get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(word))
     };
-    if says(header::ACCEPT, "text/event-stream") {
-        Wanted::Stream
-    } else if says(header::HeaderName::from_static("prefer"), "respond-async") {
-        Wanted::Promise
+    if contains(header::ACCEPT, "text/event-stream") {
+        AnswerForm::Stream
+    } else if contains(header::HeaderName::from_static("prefer"), "respond-async") {
+        AnswerForm::Promise
     } else {
-        Wanted::Result
+        AnswerForm::Result
     }
 }
 
 /// Runs one prompt turn.
 ///
-/// Answers with the result when the turn has ended; with `Accept: text/event-stream` it streams every update as
-/// an event with an id and ends with the event `result`; with `Prefer: respond-async` it answers at once with a
-/// `Location` to poll. An `Idempotency-Key` (per session, 24 h) makes a retry safe: a repeat joins the running
-/// turn or gets the same answer. A caller who goes away does not end the turn.
+/// Answers with the result once the turn has ended. With `Accept: text/event-stream` it streams each update as an event
+/// with an id and ends with the event `result`. With `Prefer: respond-async` it answers at once with a `Location` to
+/// poll. An `Idempotency-Key` (per session, 24 h) makes a retry safe: a repeat joins the running turn or gets the same
+/// answer. A caller that disconnects does not end the turn.
 #[utoipa::path(
     tag = "turns",
     params(
@@ -72,7 +72,7 @@ fn wanted(request: &HttpRequest) -> Wanted {
             (ACPSessionResult = "application/json"),
             (String = "text/event-stream"),
         )),
-        (status = 202, description = "The turn runs", body = PromptAccepted),
+        (status = 202, description = "The turn was accepted", body = PromptAccepted),
     )
 )]
 #[post("/acp/session/prompt")]
@@ -89,16 +89,16 @@ pub(crate) async fn run_prompt(
     let (turn, duplicate) = match begun {
         TurnBegun::Accepted(turn) => (turn, false),
         TurnBegun::Joined(turn) => (turn, true),
-        TurnBegun::Ended(row) => return repeat(*row, &wanted(&request)),
+        TurnBegun::Ended(row) => return repeat(*row, &answer_form(&request)),
     };
     let accepted = PromptAccepted { prompt_id: turn.prompt_id, session_id, duplicate };
-    match wanted(&request) {
-        Wanted::Result => {
+    match answer_form(&request) {
+        AnswerForm::Result => {
             let ended = ended(turn).await?;
             answer(&ended)
         }
-        Wanted::Promise => Ok(promise(&accepted)),
-        Wanted::Stream => {
+        AnswerForm::Promise => Ok(promise(&accepted)),
+        AnswerForm::Stream => {
             let metrics = state.workspaces.services().metrics.clone();
             Ok(stream::answer(stream::follow(turn, &accepted, metrics)))
         }
@@ -119,7 +119,7 @@ fn idempotency(request: &HttpRequest, body: &[u8]) -> Result<Option<Idempotency>
     Ok(Some(Idempotency { key: key.to_owned(), body_hash }))
 }
 
-/// Begins a turn; brings a hibernated session back for it.
+/// Starts a turn; loads a hibernated session first.
 async fn begin(
     state: &HttpState,
     session_id: SessionId,
@@ -131,7 +131,7 @@ async fn begin(
     workspaces.admission()?;
     let prompt_id = PromptId(Uuid::now_v7());
     let span = tracing::Span::current();
-    // Twice: a session can hibernate between being found and being asked.
+    // Twice: a session can hibernate between the lookup and the request.
     for _ in 0..2 {
         if let Some(live) = workspaces.live(session_id) {
             let make = |again| RunPrompt {
@@ -148,28 +148,28 @@ async fn begin(
         }
         let row = find_session(state, session_id).await?;
         let services = workspaces.services();
-        if let Some(asked) = &idempotency
+        if let Some(key) = &idempotency
             && let Some(before) =
-                services.store.prompt_with_key(session_id, asked.key.clone(), services.clock.now()).await?
+                services.store.prompt_with_key(session_id, key.key.clone(), services.clock.now()).await?
         {
-            return if before.idempotency.as_ref() == Some(asked) {
+            return if before.idempotency.as_ref() == Some(key) {
                 Ok(TurnBegun::Ended(Box::new(before)))
             } else {
                 Err(ApiError::new(
                     ErrorCode::IdempotencyMismatch,
-                    "this Idempotency-Key came before with another body",
+                    "this Idempotency-Key was used before with another body",
                 ))
             };
         }
-        let standing = state_of(state, &row);
-        standing.admits_prompt().map_err(|code| {
+        let current = state_of(state, &row);
+        current.admits_prompt().map_err(|code| {
             let why = row.failure.as_ref().map(|failure| format!(": {}", failure.detail)).unwrap_or_default();
-            ApiError::new(code, format!("the session is {}{why}", standing.as_str()))
+            ApiError::new(code, format!("the session is {}{why}", current.as_str()))
         })?;
         let loading = workspaces.clone();
         to_its_end(async move { loading.load(&row, None).await }).await?;
     }
-    Err(ApiError::new(ErrorCode::ConnectionLost, "the session did not come back; try again"))
+    Err(ApiError::new(ErrorCode::ConnectionLost, "the session could not be loaded; try again"))
 }
 
 fn refused(refused: PromptRefused) -> ApiError {
@@ -180,14 +180,17 @@ fn refused(refused: PromptRefused) -> ApiError {
     }
 }
 
-/// Waits for the end of a turn. Cancel-safe: the turn goes on without the caller.
+/// Waits for the end of a turn.
+///
+/// # Cancel safety
+/// The turn continues without the caller.
 async fn ended(mut turn: TurnHandle) -> Result<Arc<TurnEnded>, ApiError> {
-    let never_began = |_| ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be written down");
-    let ended = turn.ended.wait_for(Option::is_some).await.map_err(never_began)?.clone();
+    let not_accepted = |_| ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be persisted");
+    let ended = turn.ended.wait_for(Option::is_some).await.map_err(not_accepted)?.clone();
     ended.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the turn ended without a result"))
 }
 
-/// A turn's end as an answer.
+/// The answer to a turn that ended.
 fn answer(ended: &TurnEnded) -> Result<HttpResponse, ApiError> {
     if ended.event_id.is_none() {
         return Err(ApiError::not_durable(ended));
@@ -206,16 +209,16 @@ fn answer_with(
     }
 }
 
-/// The same answer again, for a turn that ended before.
-fn repeat(row: PromptRow, wanted: &Wanted) -> Result<HttpResponse, ApiError> {
+/// Repeats the answer of a turn that ended before.
+fn repeat(row: PromptRow, form: &AnswerForm) -> Result<HttpResponse, ApiError> {
     let accepted = PromptAccepted { prompt_id: row.prompt_id, session_id: row.session_id, duplicate: true };
     let result = row.result.and_then(|result| RawValue::from_string(result).ok());
-    let interrupted = || Failure::new(ErrorCode::Interrupted, "the service was stopped in the middle of this turn");
-    match (wanted, result) {
-        (Wanted::Promise, _) => Ok(promise(&accepted)),
+    let interrupted = || Failure::new(ErrorCode::Interrupted, "the service stopped during this turn");
+    match (form, result) {
+        (AnswerForm::Promise, _) => Ok(promise(&accepted)),
         (_, None) => Err(ApiError::from(row.error.unwrap_or_else(interrupted)).about(row.prompt_id)),
-        (Wanted::Result, Some(result)) => answer_with(row.prompt_id, row.error, result),
-        (Wanted::Stream, Some(result)) => Ok(stream::answer(stream::ended_before(&accepted, &result))),
+        (AnswerForm::Result, Some(result)) => answer_with(row.prompt_id, row.error, result),
+        (AnswerForm::Stream, Some(result)) => Ok(stream::answer(stream::ended_before(&accepted, &result))),
     }
 }
 
@@ -226,7 +229,7 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
         .json(accepted)
 }
 
-/// Tells where a turn stands, and its result once it ended.
+/// State of a turn, and its result once it has ended.
 #[utoipa::path(
     get,
     path = "/acp/prompt/{id}",
@@ -248,7 +251,7 @@ pub(crate) async fn get_prompt(
     Ok(web::Json(PromptInfo {
         prompt_id: id,
         session_id: row.session_id,
-        // The row says `accepted` until the end: that the agent has it is known here alone.
+        // The row is `accepted` until the end; only the live session knows that the turn is running.
         state: if running && row.state == TurnState::Accepted { TurnState::Running } else { row.state },
         preview: row.preview,
         result: row.result.and_then(|result| RawValue::from_string(result).ok()),

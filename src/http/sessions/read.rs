@@ -1,4 +1,4 @@
-//! What can be read about sessions and workspaces.
+//! Reads sessions, transcripts, diffs, events, workspaces and agents.
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header::HeaderValue, web};
 use serde_json::value::RawValue;
@@ -22,10 +22,10 @@ use crate::{
     store::{self, SessionFilter, SessionRow, WorkspaceFilter},
 };
 
-/// Pages of rows that are read for one page of sessions in a wanted state.
+/// The most pages of rows read for one page of sessions in a given state.
 const MAX_PAGES_READ: usize = 10;
 
-/// Tells how a session is.
+/// State of a session.
 #[utoipa::path(
     get,
     path = "/acp/session/{id}",
@@ -47,11 +47,11 @@ pub(crate) async fn get_session(
     Ok(web::Json(SessionInfo { workspace_path: path, ..info(&state, row, true) }))
 }
 
-/// What the row says, and what is known of a live session beside it.
+/// A session from its row, updated from the live session.
 fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
     let live = state.workspaces.live(row.session_id);
     let view = live.as_ref().map(|live| live.shared.view().clone());
-    let standing = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
+    let current = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
     SessionInfo {
         session_id: row.session_id,
         installation_id: row.key.installation_id,
@@ -62,7 +62,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
             SessionMode::Development => Mode::Development,
             SessionMode::Conversation => Mode::Conversation,
         },
-        state: standing,
+        state: current,
         failure: row.failure.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
         connection_status: live.as_ref().map(|live| live.shared.connection_status().as_str()),
         last_heartbeat: view.as_ref().and_then(|view| view.last_heard).map(|at| at.to_string()),
@@ -78,7 +78,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
     }
 }
 
-/// The conversation as it is on disk, oldest entry first.
+/// Persisted entries of the conversation, oldest first.
 #[utoipa::path(
     get,
     path = "/acp/session/{id}/transcript",
@@ -97,7 +97,7 @@ pub(crate) async fn get_transcript(
     let id: SessionId = path_id(&id, "session")?;
     find_session(&state, id).await?;
     let limit = page_size(&state, query.limit)?;
-    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not one of ours");
+    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not a cursor of this transcript");
     let after = query.cursor.as_deref().map_or(Ok(0), str::parse::<u64>).map_err(bad)?;
     let rows = state.workspaces.services().store.transcript(id, after, limit).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.seq.to_string()) };
@@ -112,7 +112,7 @@ pub(crate) async fn get_transcript(
     Ok(web::Json(TranscriptPage { entries: entries.collect(), next_cursor }))
 }
 
-/// What changed in the session's workspace since it was prepared.
+/// Changes in the workspace of a session since it was prepared.
 #[utoipa::path(
     get,
     path = "/acp/session/{id}/diff",
@@ -130,14 +130,14 @@ pub(crate) async fn get_diff(
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, id).await?;
     let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
-    let gone = || ApiError::new(ErrorCode::NotFound, "the session's workspace is gone");
-    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(gone)?).await?))
+    let missing = || ApiError::new(ErrorCode::NotFound, "the workspace of the session does not exist any more");
+    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?).await?))
 }
 
-/// Everything that happens in a live session, as server-sent events: the agent's raw updates and our own
-/// events, in order and each once. Starts after `Last-Event-ID`, else at the oldest event held, or at now with
-/// `?from=live`. What is no longer held is told by a `gap` event; the transcript has it. A reader that does not
-/// keep up is sent away with a `gap` and may come back with the last id that it got. Ends with the session.
+/// Events of a live session as server-sent events: raw updates of the agent and events of the service, in order, each
+/// once. Starts after `Last-Event-ID`, else with the oldest event in memory, or with the next event for `?from=live`. A
+/// `gap` event reports evicted events; the transcript has them. A reader that does not keep up is disconnected after a
+/// `gap` and can resume with its last id. Ends with the session.
 #[utoipa::path(
     get,
     path = "/acp/session/{id}/events",
@@ -145,7 +145,7 @@ pub(crate) async fn get_diff(
     params(
         ("id" = String, Path, description = "sessionId"),
         EventsQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "The last id that the reader got"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "Id of the last event that the reader received"),
     ),
     responses(
         (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
@@ -160,9 +160,9 @@ pub(crate) async fn follow_events(
 ) -> Result<HttpResponse, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let Some(live) = state.workspaces.live(id) else {
-        let standing = state_of(&state, &find_session(&state, id).await?);
-        let code = standing.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
-        return Err(ApiError::new(code, format!("the session is {}", standing.as_str())));
+        let current = state_of(&state, &find_session(&state, id).await?);
+        let code = current.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
+        return Err(ApiError::new(code, format!("the session is {}", current.as_str())));
     };
     let last_id = match (last_event_id(request.headers().get("last-event-id"))?, query.from) {
         (Some(last_id), _) => Some(last_id),
@@ -201,8 +201,8 @@ pub(crate) async fn list_sessions(
     let filter = SessionFilter { installation_id, workspace_id, user_id, states };
     let mut items = Vec::new();
     let mut next_cursor = None;
-    // What a session is now is known better here than by its row, so a page of rows may hold fewer of what is
-    // wanted; after some of them the caller gets what there is, and the cursor to go on from.
+    // A live session may be in another state than its row, so a page of rows may have fewer matches; after some pages
+    // the caller gets what was found, and the cursor to continue.
     for _ in 0..MAX_PAGES_READ {
         let rows = state.workspaces.services().store.list_sessions(filter.clone(), page.clone()).await?;
         let more = rows.len() == page.limit;
@@ -250,7 +250,7 @@ pub(crate) async fn list_workspaces(
     Ok(web::Json(Page { items: items.collect(), next_cursor }))
 }
 
-/// Lists the agents that sessions may name.
+/// Lists the configured agents.
 #[utoipa::path(
     tag = "workspaces",
     responses(
@@ -277,7 +277,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(5_000))]
 
         #[test]
-        fn any_last_event_id_is_a_place_in_the_feed_or_a_clear_refusal(
+        fn last_event_id_is_a_position_or_a_400(
             text in prop_oneof!["[0-9]{0,21}", "-[0-9]{1,3}", "[ -~]{0,8}", Just(u64::MAX.to_string())],
             bytes in prop::collection::vec(any::<u8>(), 0..6),
             published in 0u64..4,
@@ -303,7 +303,7 @@ mod tests {
         }
 
         #[test]
-        fn no_query_makes_it_panic(
+        fn no_query_panics(
             text in "(from|limit|cursor|state|x)?=?(live|idle|-?[0-9]{0,21}|%[0-9a-f]{0,2}|\\PC{0,5})(&(from|limit|cursor)=[a-z0-9.%]{0,9}){0,2}",
         ) {
             let refused = [

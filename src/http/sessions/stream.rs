@@ -1,4 +1,4 @@
-//! A turn as server-sent events.
+//! Turns and sessions as server-sent events.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -27,23 +27,23 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How often a silent stream shows that it is alive; proxies cut idle connections after 30 to 60 s.
+/// Interval at which a silent stream sends a comment; proxies close idle connections after 30 to 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// A comment, which readers pass over.
-const ALIVE: &[u8] = b": still here\n\n";
+/// A comment, which readers ignore.
+const ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// Answers with a stream of events.
 pub(crate) fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-store"))
-        // Some proxies hold back what they do not know to be a stream.
+        // Some proxies buffer answers that they do not recognise as a stream.
         .insert_header(("X-Accel-Buffering", "no"))
         .streaming(events.map(Ok::<_, actix_web::Error>))
 }
 
-/// One event as it stands on the wire.
+/// Encodes one event.
 fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
     let mut text = String::with_capacity(data.len() + 64);
     text.push_str("event: ");
@@ -52,7 +52,7 @@ fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
         text.push_str("\nid: ");
         text.push_str(&id.to_string());
     }
-    // JSON may have been written with line ends by the agent; each line is a data line of its own.
+    // The agent's JSON may contain line ends; each line needs a `data:` of its own.
     for line in data.split(['\n', '\r']) {
         text.push_str("\ndata: ");
         text.push_str(line);
@@ -65,7 +65,7 @@ fn json_of(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
 }
 
-/// The stream of a turn that had ended before it was asked for.
+/// The stream of a turn that had ended before the request.
 pub(crate) fn ended_before(accepted: &PromptAccepted, result: &RawValue) -> impl Stream<Item = Bytes> + use<> {
     stream::iter([wire("accepted", None, &json_of(accepted)), wire("result", None, result.get())])
 }
@@ -80,12 +80,12 @@ struct Following {
     reader: Reader,
 }
 
-/// Tells a reader what it does not get from here.
+/// The event that reports missing events.
 fn gap(prompt_id: Option<PromptId>, after: u64, until: u64) -> Bytes {
     let gap = json!({
         "promptId": prompt_id,
         "type": "gap",
-        "update": {"after": after, "until": until, "readOn": "the session's transcript has what was missed"},
+        "update": {"after": after, "until": until, "readOn": "the transcript of the session has the missing events"},
     });
     wire("gap", None, &gap.to_string())
 }
@@ -103,7 +103,7 @@ enum Next {
     Silence,
 }
 
-/// Counts a reader for as long as it is there.
+/// Counts a reader while it exists.
 struct Reader(Metrics);
 
 impl Reader {
@@ -119,8 +119,8 @@ impl Drop for Reader {
     }
 }
 
-/// The stream of a turn from its first event: what is held of it, what comes, and at last its result. A reader
-/// that does not keep up gets a `gap` and then the result; the transcript has what it missed.
+/// The stream of a turn from its first event to its result. A reader that does not keep up gets a `gap` and then the
+/// result; the transcript has the missing events.
 pub(crate) fn follow(
     turn: TurnHandle,
     accepted: &PromptAccepted,
@@ -178,7 +178,7 @@ impl Following {
 
     fn take(&mut self, event: SessionEvent) {
         self.last_id = event.id;
-        // The result comes from the turn itself, which also knows when it could not be written down.
+        // The turn itself delivers the result, because it also knows whether it was persisted.
         if event.prompt_id == Some(self.turn.prompt_id) && event.kind != EventKind::Result {
             self.ready.push_back(wire(event.kind.as_str(), Some(event.id), &event.data));
         }
@@ -189,7 +189,7 @@ impl Following {
     }
 
     fn finish(&mut self, ended: Option<Arc<TurnEnded>>) {
-        // What was published before the end and not yet read comes first.
+        // Events published before the end come first.
         while let Some(event) = self.live.as_mut().and_then(|live| live.try_recv().ok()) {
             self.take(event);
         }
@@ -198,7 +198,7 @@ impl Following {
             Some(ended) if ended.event_id.is_some() => wire("result", ended.event_id, ended.result.get()),
             Some(ended) => wire("problem", None, &json_of(&ApiError::not_durable(&ended).problem())),
             None => {
-                let error = ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be written down");
+                let error = ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be persisted");
                 wire("problem", None, &json_of(&error.problem()))
             }
         };
@@ -217,7 +217,7 @@ struct FollowingSession {
     reader: Reader,
 }
 
-/// The events of a session after `last_id`, or from the oldest one held, for as long as it is live.
+/// The events of a session after `last_id`, or from the oldest in memory, until the session ends.
 pub(crate) fn follow_session(
     feed: &EventFeed,
     last_id: Option<u64>,
@@ -265,7 +265,7 @@ impl FollowingSession {
             return Some(wire(event.kind.as_str(), Some(event.id), &event.data));
         }
         self.done = true;
-        // The feed ends with its session; while that lives, it was the reader who did not keep up.
+        // The feed ends with its session; if the session is live, the reader did not keep up.
         let live = self.index.get(self.session)?;
         self.reader.0.slow_reader();
         Some(gap(None, self.last_id, live.shared.feed.last_id()))
@@ -275,7 +275,7 @@ impl FollowingSession {
 async fn recv(live: &mut Option<mpsc::Receiver<SessionEvent>>) -> Option<SessionEvent> {
     match live {
         Some(live) => live.recv().await,
-        // Cut off already: the end of the turn is what is waited for.
+        // The reader was cut off; only the end of the turn is awaited.
         None => std::future::pending().await,
     }
 }

@@ -1,4 +1,4 @@
-//! The metrics of seats, and of the alerts about them.
+//! Metrics of seats and of capacity alerts.
 
 use prometheus::{IntCounter, IntGauge};
 
@@ -8,7 +8,6 @@ use crate::{
     telemetry::labels::{AlertChange, Seats},
 };
 
-/// What is counted about seats. Nothing blocks.
 #[derive(Debug)]
 pub(crate) struct CapacityMetrics {
     seats: Family<Seats, IntGauge>,
@@ -43,29 +42,27 @@ impl CapacityMetrics {
         })
     }
 
-    /// So many seats there are.
     pub(crate) fn limit(&self, seats: usize) {
         set(&self.seats, Seats::Limit, seats);
     }
 
-    /// So many are taken now.
     pub(crate) fn taken(&self, seats: usize) {
         set(&self.seats, Seats::Taken, seats);
     }
 
-    /// A new session got none.
+    /// A new session was refused.
     pub(crate) fn refused(&self, bound: SeatBound) {
         self.refused.add(bound, 1);
     }
 
-    /// This is the highest level that is open; those below it are open too.
+    /// Sets the highest open level; lower levels are open too.
     pub(crate) fn open(&self, highest: Option<AlertLevel>) {
         for level in AlertLevel::ALL {
             set(&self.alerts, level, usize::from(Some(level) <= highest));
         }
     }
 
-    /// An alert changed.
+    /// An alert was raised or resolved.
     pub(crate) fn changed(&self, change: &CapacityChange) {
         self.changes.add(AlertChange { level: change.level, kind: change.kind }, 1);
     }

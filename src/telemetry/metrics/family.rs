@@ -1,4 +1,4 @@
-//! One metric for each member of a closed set of labels, all of them there from the start.
+//! One metric for each member of a closed set of labels, all registered at the start.
 
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -6,14 +6,14 @@ use prometheus::{
 
 use crate::telemetry::labels::Label;
 
-/// The metrics of one name. Looking one up neither hashes nor locks: the sets are small.
+/// The metrics of one name. A lookup neither hashes nor locks: the sets are small.
 #[derive(Debug)]
 pub(crate) struct Family<L, M> {
     members: Vec<(L, M)>,
 }
 
 impl<L: Label, M> Family<L, M> {
-    /// The metric of a label; `None` for a member that the set leaves out.
+    /// The metric of a label; `None` for a member that [`Label::all`] omits.
     pub(crate) fn get(&self, label: L) -> Option<&M> {
         self.members.iter().find(|(member, _)| *member == label).map(|(_, metric)| metric)
     }

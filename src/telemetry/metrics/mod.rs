@@ -1,4 +1,4 @@
-//! Every metric, under its name, with a method for each thing that happens.
+//! Every metric by name, with a method for each event that it counts.
 
 pub(crate) mod capacity;
 pub(crate) mod family;
@@ -31,16 +31,16 @@ use crate::domain::{
 /// The media type of [`Metrics::render`].
 pub(crate) const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 
-/// The metrics could not be set up: two of them have one name, which no input can cause.
+/// Two metrics have the same name; no input can cause this.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics: {0}")]
 pub(crate) struct MetricsError(#[from] prometheus::Error);
 
-/// Seconds, from our own overhead to a model that thinks for a minute.
+/// Buckets in seconds, from the overhead of the service to a model that thinks for a minute.
 const FIRST_UPDATE_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
-/// All metrics of one process. Cheap to clone; every clone counts into the same figures. Nothing blocks.
+/// All metrics of one process. Clones share their counts. No method blocks.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     all: Arc<All>,
@@ -147,11 +147,10 @@ impl All {
 }
 
 impl Metrics {
-    /// Makes all metrics, on a registry of their own, every counter at 0. `commit` is shown in
-    /// `lumilink_build_info` where the build knows it.
+    /// Makes all metrics in a registry of their own, counters at 0. `commit` is for `lumilink_build_info`.
     ///
     /// # Errors
-    /// Only a mistake in this file.
+    /// Only a mistake in this folder.
     pub(crate) fn new(version: &str, commit: Option<&str>) -> Result<Self, MetricsError> {
         let all = All::new(Registry::new())?;
         let build = IntGaugeVec::new(
@@ -164,21 +163,20 @@ impl Metrics {
         Ok(Self { all: Arc::new(all) })
     }
 
-    /// The metrics of a test, with a version of no meaning.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
         Self::new("0", None).unwrap()
     }
 
-    /// The value of one series as `/metrics` shows it, such as `lumilink_queue_depth{queue="writes"}`.
+    /// The value of a series of `/metrics`, such as `lumilink_queue_depth{queue="writes"}`.
     #[cfg(test)]
     pub(crate) fn value(&self, series: &str) -> Option<f64> {
         let text = self.render().unwrap();
         text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
-    /// A session came to be (`from` is none), changed its state, or is gone (`to` is none). States without
-    /// a seat are not counted.
+    /// A session was created (`from` is `None`), changed its state, or was removed (`to` is `None`). States without a seat
+    /// are not counted.
     pub(crate) fn session_changed(&self, from: Option<SessionState>, to: Option<SessionState>) {
         if let Some(from) = from {
             self.all.active_sessions.change(from, -1);
@@ -188,33 +186,29 @@ impl Metrics {
         }
     }
 
-    /// What is counted about webhooks.
     pub(crate) fn webhooks(&self) -> &WebhookMetrics {
         &self.all.webhooks
     }
 
-    /// What is counted about routes.
     pub(crate) fn routes(&self) -> &RouteMetrics {
         &self.all.routes
     }
 
-    /// A turn began.
     pub(crate) fn turn_started(&self, route: Route) {
         self.all.turns_started.add(route, 1);
     }
 
-    /// Turns that began on a route since the start.
+    /// Turns started on a route since the start of the process.
     pub(crate) fn turns_started(&self, route: Route) -> u64 {
         self.all.turns_started.get(route).map_or(0, |counter| counter.get())
     }
 
-    /// Turns that ended on a route with one of [`TurnOutcome::LABELS`] since the start.
+    /// Turns that ended on a route with one of [`TurnOutcome::LABELS`] since the start of the process.
     pub(crate) fn turns_ended(&self, route: Route, outcome: &'static str) -> u64 {
         self.all.turns_ended.get(RouteOutcome { route, outcome }).map_or(0, |counter| counter.get())
     }
 
-    /// A turn ended, `duration` after its acceptance; to be called once for each turn that began. The error
-    /// of a failed turn is counted as well.
+    /// A turn ended, `duration` after its acceptance. Called once per started turn; counts the error of a failed turn too.
     pub(crate) fn turn_ended(&self, route: Route, outcome: &TurnOutcome, duration: Duration) {
         self.all.turns_ended.add(RouteOutcome { route, outcome: outcome.label() }, 1);
         if let Some(histogram) = self.all.turn_duration.get(route) {
@@ -225,70 +219,65 @@ impl Metrics {
         }
     }
 
-    /// The first update of a turn came, so long after its acceptance.
+    /// The first update of a turn arrived, `after` its acceptance.
     pub(crate) fn first_update(&self, after: Duration) {
         self.all.first_update.observe(after.as_secs_f64());
     }
 
-    /// An update came; `session_update` is its discriminator as the agent wrote it.
+    /// An update arrived; `session_update` is its discriminator as the agent wrote it.
     pub(crate) fn update(&self, session_update: &str) {
         self.all.updates.add(UpdateKind::of(session_update), 1);
     }
 
-    /// An error was answered. Not for failed turns, which [`Self::turn_ended`] counts.
+    /// An error was answered to a request. [`Self::turn_ended`] counts those of failed turns.
     pub(crate) fn error(&self, code: ErrorCode) {
         self.all.errors.add(code, 1);
     }
 
-    /// A session got a fresh agent.
     pub(crate) fn restarted(&self, cause: RestartCause) {
         self.all.restarts.add(cause, 1);
     }
 
-    /// A connection to a runtime broke and stands again.
+    /// A broken connection to a runtime was resumed.
     pub(crate) fn reconnected(&self) {
         self.all.connections.reconnects.inc();
     }
 
-    /// A turn of an earlier life of the service goes on.
+    /// A turn of a former supervisor was adopted.
     pub(crate) fn turn_adopted(&self) {
         self.all.connections.adopted_turns.inc();
     }
 
-    /// An agent's process was started.
     pub(crate) fn agent_process_started(&self) {
         self.all.agent_processes.inc();
     }
 
-    /// An agent's process was reaped.
+    /// The process of an agent was reaped.
     pub(crate) fn agent_process_ended(&self) {
         self.all.agent_processes.dec();
     }
 
-    /// A conversation with an agent is kept for a client that is away.
+    /// A conversation with an agent is kept for a disconnected client.
     pub(crate) fn conversation_held(&self) {
         self.all.connections.held.inc();
     }
 
-    /// That client is back, or is not waited for any more.
+    /// The client reconnected, or the grace ended.
     pub(crate) fn conversation_released(&self) {
         self.all.connections.held.dec();
     }
 
-    /// So many items wait in a queue now.
     pub(crate) fn queue_depth(&self, queue: Queue, items: usize) {
         if let Some(gauge) = self.all.queue_depth.get(queue) {
             gauge.set(i64::try_from(items).unwrap_or(i64::MAX));
         }
     }
 
-    /// A permission request was settled.
     pub(crate) fn permission_settled(&self, answer: PermissionAnswer) {
         self.all.permissions.add(answer, 1);
     }
 
-    /// The writer committed `rows` writes in one transaction that took `duration`; the oldest of them had
-    /// waited for `lag`.
+    /// The writer committed `rows` writes in a transaction of `duration`; the oldest write had waited for `lag`.
     pub(crate) fn committed(&self, rows: usize, lag: Duration, duration: Duration) {
         let writer = &self.all.writer;
         writer.commits.inc();
@@ -297,12 +286,10 @@ impl Metrics {
         writer.commit_duration.observe(duration.as_secs_f64());
     }
 
-    /// A transaction of the writer failed.
     pub(crate) fn commit_failed(&self) {
         self.all.writer.failures.inc();
     }
 
-    /// An HTTP request was answered with `status` after `duration`.
     pub(crate) fn http_answered(&self, method: &str, status: u16, duration: Duration) {
         let method = HttpMethod::of(method);
         self.all.http.requests.add(HttpAnswer { method, status: StatusClass::of(status) }, 1);
@@ -311,51 +298,47 @@ impl Metrics {
         }
     }
 
-    /// A reader came to an event stream.
+    /// A reader of an event stream connected.
     pub(crate) fn subscriber_came(&self) {
         self.all.event_subscribers.inc();
     }
 
-    /// A reader left an event stream.
+    /// A reader of an event stream disconnected.
     pub(crate) fn subscriber_left(&self) {
         self.all.event_subscribers.dec();
     }
 
-    /// A reader was let go because it did not keep up. It also leaves.
+    /// A reader was disconnected because it did not keep up; [`Self::subscriber_left`] follows.
     pub(crate) fn slow_reader(&self) {
         self.all.slow_readers.inc();
     }
 
-    /// A thread that runs sessions stands still.
+    /// A thread that runs sessions is stalled.
     pub(crate) fn arbiter_stalled(&self) {
         self.all.arbiters.stalls.inc();
     }
 
-    /// The slowest thread that runs sessions is so late with its sign of life.
+    /// Delay of the heartbeat of the slowest thread that runs sessions.
     pub(crate) fn arbiter_lag(&self, lag: Duration) {
         self.all.arbiters.lag.set(lag.as_secs_f64());
     }
 
-    /// So many hibernated sessions expired.
     pub(crate) fn sessions_expired(&self, sessions: usize) {
         self.all.sessions_expired.inc_by(sessions as u64);
     }
 
-    /// What is counted about toasts and their subscribers.
     pub(crate) fn toasts(&self) -> &NotificationMetrics {
         &self.all.toasts
     }
 
-    /// Those of seats.
     pub(crate) fn capacity(&self) -> &CapacityMetrics {
         &self.all.capacity
     }
 
-    /// Everything in the text format of Prometheus ([`TEXT_FORMAT`]). Reads `/proc`, which takes some tens
-    /// of microseconds.
+    /// Renders all metrics as [`TEXT_FORMAT`]. Reads `/proc`, which takes some tens of microseconds.
     ///
     /// # Errors
-    /// Only a mistake in this file.
+    /// Only a mistake in this folder.
     pub(crate) fn render(&self) -> Result<String, MetricsError> {
         Ok(TextEncoder::new().encode_to_string(&self.all.registry.gather())?)
     }
@@ -376,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn every_series_is_there_from_the_start_at_zero() {
+    fn every_series_starts_at_zero() {
         let metrics = metrics();
         for code in ErrorCode::ALL {
             let series =
@@ -447,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_other_and_makes_no_new_series() {
+    fn unknown_values_count_as_other() {
         let metrics = metrics();
         let before = metrics.render().unwrap().lines().count();
         metrics.update("brand_new_update");
@@ -458,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_the_house_and_each_has_help() {
+    fn names_follow_conventions_and_have_help() {
         let text = metrics().render().unwrap();
         for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
             let mut words = line.split(' ').skip(2);

@@ -1,4 +1,4 @@
-//! What is counted about toasts and those who read them over a WebSocket.
+//! Metrics of notifications, their subscribers, and webhook deliveries.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     telemetry::labels::Label,
 };
 
-/// Seconds, from a fan-out to one reader to a line that stalls.
+/// Buckets in seconds, from a fan-out to one subscriber to a stalled connection.
 const LAG_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
 impl Label for Eviction {
@@ -36,7 +36,7 @@ impl Label for ResetReason {
     }
 }
 
-/// Metrics of toasts; a part of [`crate::telemetry::Metrics`]. Nothing blocks.
+/// Metrics of notifications and their subscribers.
 #[derive(Debug)]
 pub(crate) struct NotificationMetrics {
     subscribers: IntGauge,
@@ -79,56 +79,53 @@ impl NotificationMetrics {
         })
     }
 
-    /// A subscriber came.
+    /// A subscriber connected.
     pub(crate) fn came(&self) {
         self.subscribers.inc();
     }
 
-    /// A subscriber is gone.
+    /// A subscriber disconnected.
     pub(crate) fn went(&self) {
         self.subscribers.dec();
     }
 
-    /// A toast was sent, so long after its cause.
+    /// A live notification was sent, `lag` after its cause.
     pub(crate) fn sent(&self, lag: Duration) {
         self.sent.inc();
         self.lag.observe(lag.as_secs_f64());
     }
 
-    /// A toast that was missed was sent.
+    /// A missed notification was sent.
     pub(crate) fn replayed(&self) {
         self.replayed.inc();
     }
 
-    /// A frame of telemetry was sent.
     pub(crate) fn telemetry_sent(&self) {
         self.telemetry.inc();
     }
 
-    /// So many frames of telemetry were left out.
     pub(crate) fn telemetry_left_out(&self, frames: u64) {
         self.telemetry_left_out.inc_by(frames);
     }
 
-    /// A cursor was refused.
+    /// A cursor was rejected.
     pub(crate) fn reset(&self, reason: ResetReason) {
         self.resets.add(reason, 1);
     }
 
-    /// A subscriber was let go.
     pub(crate) fn evicted(&self, reason: Eviction) {
         self.evictions.add(reason, 1);
     }
 }
 
-/// Metrics of webhooks; a part of [`crate::telemetry::Metrics`]. Nothing blocks.
+/// Metrics of webhook deliveries.
 #[derive(Debug)]
 pub(crate) struct WebhookMetrics {
     attempts: Family<Attempt, IntCounter>,
     deliveries: Family<Waiting, IntGauge>,
 }
 
-/// What became of a try.
+/// Result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {
     Delivered,
@@ -150,7 +147,7 @@ impl Label for Attempt {
     }
 }
 
-/// Deliveries with which something is to be done, by us or by an operator.
+/// Deliveries that need an attempt or an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waiting {
     Pending,
@@ -186,7 +183,7 @@ impl WebhookMetrics {
         })
     }
 
-    /// A post was made, or could not be.
+    /// An attempt ended.
     pub(crate) fn tried(&self, verdict: Verdict) {
         let attempt = match verdict {
             Verdict::Delivered => Attempt::Delivered,
@@ -196,7 +193,7 @@ impl WebhookMetrics {
         self.attempts.add(attempt, 1);
     }
 
-    /// So many deliveries there are.
+    /// Sets the numbers of open deliveries.
     pub(crate) fn backlog(&self, pending: u64, dead: u64) {
         for (waiting, count) in [(Waiting::Pending, pending), (Waiting::Dead, dead)] {
             if let Some(gauge) = self.deliveries.get(waiting) {

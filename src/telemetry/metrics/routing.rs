@@ -1,4 +1,4 @@
-//! What is counted about routes: outcomes, flips, probes, workspaces on each route.
+//! Metrics of routes: outcomes, flips, probes, workspaces, migrations.
 
 use prometheus::{IntCounter, IntGauge};
 
@@ -8,7 +8,6 @@ use crate::{
     telemetry::labels::Label,
 };
 
-/// Metrics of routes; a part of [`crate::telemetry::Metrics`].
 #[derive(Debug)]
 pub(crate) struct RouteMetrics {
     outcomes: Family<Outcome, IntCounter>,
@@ -21,16 +20,13 @@ pub(crate) struct RouteMetrics {
     migrated: Family<MigrationStep, IntCounter>,
 }
 
-/// What became of a workspace in a step of a migration.
+/// Outcome of a step of a migration for a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MigrationStep {
-    /// It has the new default.
     Moved,
-    /// It has its old default again.
     MovedBack,
-    /// It was left out.
     Skipped,
-    /// It could not be moved, or not back.
+    /// Moving it or moving it back failed.
     Failed,
 }
 
@@ -139,27 +135,25 @@ impl RouteMetrics {
         })
     }
 
-    /// An outcome counted.
+    /// A success window recorded an outcome.
     pub(crate) fn outcome(&self, protocol: Route, sample: Sample) {
         self.outcomes.add(Outcome { protocol, sample }, 1);
     }
 
-    /// A workspace was flipped.
     pub(crate) fn flipped(&self, to: Route, trigger: FlipTrigger) {
         self.flips.add(Flipped { to, trigger }, 1);
     }
 
-    /// A probe ended.
     pub(crate) fn probed(&self, sample: Sample) {
         self.probes.add(sample, 1);
     }
 
-    /// A workspace is in use.
+    /// A workspace came into use.
     pub(crate) fn appeared(&self, route: Route) {
         self.workspaces.change(route, 1);
     }
 
-    /// A workspace is not in use any more.
+    /// A workspace is no longer in use.
     pub(crate) fn vanished(&self, route: Route) {
         self.workspaces.change(route, -1);
     }
@@ -175,33 +169,32 @@ impl RouteMetrics {
         self.workspaces.get(route).map_or(0, |gauge| u64::try_from(gauge.get()).unwrap_or(0))
     }
 
-    /// The fallback fails while ACP is not well.
+    /// The fallback of a workspace failed while ACP was failing too.
     pub(crate) fn both_failing(&self) {
         self.both_failing.inc();
     }
 
-    /// A session went over to the fallback by itself.
+    /// A session switched to the fallback after a failed handshake.
     pub(crate) fn session_fell_back(&self) {
         self.session_fallbacks.inc();
     }
 
-    /// Many workspaces fall back at once, or no longer.
-    pub(crate) fn storm(&self, rages: bool) {
-        self.storm.set(i64::from(rages));
+    /// A storm of rollbacks started or ended.
+    pub(crate) fn storm(&self, is_active: bool) {
+        self.storm.set(i64::from(is_active));
     }
 
-    /// A step of a migration was made with a workspace.
     pub(crate) fn migrated(&self, step: MigrationStep) {
         self.migrated.add(step, 1);
     }
 
-    /// Flips to a route since the start.
+    /// Flips to a route since the start of the process.
     pub(crate) fn flips(&self, to: Route) -> u64 {
         let of = |trigger| self.flips.get(Flipped { to, trigger }).map_or(0, |counter| counter.get());
         FlipTrigger::ALL.into_iter().map(of).sum()
     }
 
-    /// Outcomes since the start.
+    /// Outcomes since the start of the process.
     pub(crate) fn outcomes(&self, protocol: Route, sample: Sample) -> u64 {
         self.outcomes.get(Outcome { protocol, sample }).map_or(0, |counter| counter.get())
     }

@@ -1,14 +1,14 @@
-//! Metrics that belong together.
+//! Metrics of the writer, connections, threads and HTTP.
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 use super::family::{Family, Maker};
 use crate::telemetry::labels::{HttpAnswer, HttpMethod};
 
-/// Seconds, from the fastest turn of the demo agent to a turn of an hour.
+/// Buckets in seconds, from the fastest turn of the demo agent to a turn of an hour.
 pub(in crate::telemetry) const TURN_BUCKETS: [f64; 16] =
     [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
-/// Seconds, from a commit without a sync to a disk that is stuck.
+/// Buckets in seconds, from a commit without a sync to a stuck disk.
 const WRITER_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
