@@ -86,7 +86,7 @@ fn after_a_restore_a_cursor_of_before_is_reset_and_without_the_command_toasts_wo
         let done = migrate_restored(&program);
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
         assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
-        assert!(said.starts_with("epoch ") && said.contains("it was"), "{said}");
+        assert!(said.starts_with("epoch ") && said.contains("formerly"), "{said}");
     }
     program.start_supervisor_again();
     flips(&program, 4);
