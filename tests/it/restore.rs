@@ -87,7 +87,7 @@ fn migrate_restored_resets_old_cursors_that_would_otherwise_miss_toasts() {
         let done = migrate_restored(&program);
         let stdout = String::from_utf8_lossy(&done.stdout).into_owned();
         assert!(done.status.success(), "{stdout}{}", String::from_utf8_lossy(&done.stderr));
-        assert!(stdout.starts_with("epoch ") && stdout.contains("it was"), "{stdout}");
+        assert!(stdout.starts_with("epoch ") && stdout.contains("formerly"), "{stdout}");
     }
     program.start_supervisor_again();
     flips(&program, 4);
