@@ -133,7 +133,7 @@ impl NotificationRecord {
     }
 
     /// Reads it, or says in the log which one cannot be read: what comes after it is told all the same.
-    pub(crate) fn read_or_tell(self) -> StoredNotification {
+    pub(crate) fn read_or_log(self) -> StoredNotification {
         let (notification_id, seq) = (self.notification_id.clone(), columns::unsigned(self.seq));
         self.read().map_err(|cause| {
             tracing::error!(marker = "[ACP]", notification_id, seq, %cause, "a notification cannot be read and is left out");
@@ -148,8 +148,8 @@ const NOTIFICATIONS_LOCK: i64 = 0x746f_6173_7473;
 /// Lets one process at a time tell something. A transaction tells in several sequences, whose rows it would take in any
 /// order: of two processes each would wait for the other, until the database sees that after a second. SQLite has one
 /// writer anyway.
-pub(crate) fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-    if std::mem::replace(tx.has_turn, true) {
+pub(crate) fn lock_notifications(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+    if std::mem::replace(tx.has_lock, true) {
         return Ok(());
     }
     if let AnyConnection::Postgres(connection) = &mut *tx.connection {
@@ -165,7 +165,7 @@ pub(crate) fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
 pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (toast.to.stream(), super::engine::columns::clean(toast.cause_id.clone()));
     let name = stream.to_string();
-    take_turn(tx)?;
+    lock_notifications(tx)?;
     let begun = diesel::insert_into(notification_streams::table)
         .values((
             notification_streams::stream.eq(name.as_str()),
@@ -182,7 +182,7 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp)
     if told.is_some() {
         if tx.in_doubt {
             // It was perhaps this write that told it, and nobody was woken.
-            tx.told.push(stream);
+            tx.grown.push(stream);
         }
         return Ok(false);
     }
@@ -215,7 +215,7 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp)
     if stream == Stream::Operators {
         deliveries::enqueue(tx, &record.notification_id, now)?;
     }
-    tx.told.push(stream);
+    tx.grown.push(stream);
     Ok(true)
 }
 
@@ -304,7 +304,7 @@ impl Store {
             let is_full = records.len() >= limit.clamp(1, columns::MAX_PAGE);
             let last = records.last().filter(|_| is_full).map(|record| columns::unsigned(record.seq));
             let (until, rows) =
-                (last.unwrap_or(end), records.into_iter().map(NotificationRecord::read_or_tell).collect());
+                (last.unwrap_or(end), records.into_iter().map(NotificationRecord::read_or_log).collect());
             Ok(StreamPage { rows, until, is_last: until >= head })
         })
         .await

@@ -2,7 +2,7 @@
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
-use super::take_turn;
+use super::lock_notifications;
 use crate::{
     domain::{
         clock::Timestamp,
@@ -40,17 +40,17 @@ impl SessionNoticeRows {
     /// Writes the note, and the toast where none of its kind stands for it: for what concerns many sessions at once.
     pub(crate) fn write_for_each(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         // First: what another process tells is committed before it is looked for.
-        take_turn(tx)?;
-        if !self.is_stood_for(tx)? {
+        lock_notifications(tx)?;
+        if !self.has_equivalent(tx)? {
             notifications::add(tx, &self.toast, self.now)?;
         } else if tx.in_doubt {
             // It may be this one that stands there, of which nobody has heard.
-            tx.told.push(self.toast.to.stream());
+            tx.grown.push(self.toast.to.stream());
         }
         self.note.write(tx)
     }
 
-    fn is_stood_for(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
+    fn has_equivalent(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
         use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
         let Some(key) = self.toast.to.workspace() else { return Ok(false) };
         let together = told_together(self.now);
