@@ -1,9 +1,9 @@
-//! What is kept, in SQLite or PostgreSQL: workspaces and their routes, sessions, turns, transcripts, and the records of
-//! what was decided and done.
+//! The database, SQLite or PostgreSQL: workspaces and their routes, sessions, turns, transcripts, notifications and audit
+//! records.
 //!
-//! Invariant: diesel, r2d2 and SQL are in this folder alone, and one thread writes. Writes queue for it
-//! and are told after the commit; reads use a pool of connections that cannot write, on blocking threads.
-//! No call blocks an arbiter; a full queue is [`StoreError::Busy`].
+//! Invariant: diesel, r2d2 and SQL are in this folder alone, and one thread writes. Writes queue for it, and their
+//! outcome is reported after the commit; reads use a pool of connections that cannot write, on blocking threads. No call
+//! blocks an arbiter; a full queue is [`StoreError::Busy`].
 
 pub(crate) mod audit;
 pub(crate) mod automation;
@@ -66,21 +66,21 @@ pub(crate) use self::{
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
 
-/// Why the store did not do something.
+/// Why the store did not read or write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// Too much is queued already; nothing was done. Safe to retry later.
-    #[error("too much waits for the database")]
+    /// The queue is full; nothing was done. Safe to retry later.
+    #[error("the queue for the database is full")]
     Busy,
-    /// The database cannot be reached, or refuses for a reason of its own: locked, full, read-only.
+    /// The database cannot be reached, or is locked, full or read-only.
     /// Safe to retry later.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// What is there contradicts what was to be written; a retry changes nothing.
+    /// The write contradicts stored rows; a retry changes nothing.
     #[error("contradicts what is stored: {0}")]
     Conflict(String),
-    /// What is stored, or was to be, is not what this version understands: a fault of ours.
-    #[error("not as this version keeps it: {0}")]
+    /// A stored value, or one to be written, is malformed for this version: a defect of the program.
+    #[error("malformed in the database: {0}")]
     Corrupt(String),
     /// The database has the schema of another version, which this one cannot use; nothing was written. A complete
     /// sentence for the operator. A retry changes nothing.
@@ -102,7 +102,7 @@ impl From<diesel::result::Error> for StoreError {
                 | Kind::CheckViolation
                 | Kind::RestrictViolation
                 | Kind::ExclusionViolation => Self::Conflict(said.message().to_owned()),
-                // SQLite tells these apart by their text alone.
+                // SQLite distinguishes these by their text alone.
                 _ if said.message().contains("malformed") || said.message().contains("not a database") => {
                     Self::Corrupt(said.message().to_owned())
                 }
@@ -120,16 +120,15 @@ impl From<diesel::result::Error> for StoreError {
 /// How to open a store.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreOptions {
-    /// Where the database is.
     pub url: DatabaseUrl,
-    /// Connections for reading; [`StoreOptions::DEFAULT_READERS`] unless something speaks against it.
+    /// Connections for reading; default [`StoreOptions::DEFAULT_READERS`].
     pub readers: u32,
-    /// Writes that may wait, ends of running turns included (`[limits] write_queue`).
+    /// Places in the writer's queue, including those reserved for ends of running turns (`[limits] write_queue`).
     pub write_queue: usize,
-    /// How long the end of a turn may wait for a database that is away until it is told as not durable
-    /// (`[database] patience_s`). It is written all the same as soon as that is possible.
+    /// How long the end of a turn may wait for an unavailable database before it is reported as not durable
+    /// (`[database] patience_s`). It is written nevertheless, as soon as that is possible.
     pub patience: Duration,
-    /// Where toasts of operators are posted, without what may be secret: with each a delivery is kept. None: with none.
+    /// The webhook's endpoint without secrets: each notification of operators gets a delivery. `None`: no deliveries.
     pub webhook: Option<String>,
 }
 
@@ -162,11 +161,11 @@ struct Inner {
     metrics: Metrics,
     grown: GrownStreams,
     patience: Duration,
-    /// Ends with the writer's thread.
+    /// Resolves when the writer's thread ends.
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
-/// The store; clones are the same one. When the last is dropped, the writer finishes what is queued.
+/// The store; clones share one writer. When the last clone is dropped, the writer finishes the queued writes and ends.
 #[derive(Clone)]
 pub(crate) struct Store {
     inner: Arc<Inner>,
@@ -178,13 +177,11 @@ impl fmt::Debug for Store {
     }
 }
 
-/// How long a write of new work waits in the queue before it is withdrawn. A writer that gets no answer at all
-/// (a server that is stopped, a disk that hangs) takes nothing more out of the queue. Longer than SQLite waits for
-/// the lock of another process (5 s).
+/// How long a write of new work waits in the queue before it is withdrawn: a writer that waits for a stopped server or a
+/// hanging disk takes nothing out of the queue. Longer than SQLite waits for another process's lock (5 s).
 const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
 
-/// How long [`Store::close`] waits for the writer: for what is queued, and for turns that still hold a
-/// place for their end.
+/// How long [`Store::close`] waits for the queued writes and for turns that hold a reserved place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Store {
@@ -204,7 +201,7 @@ impl Store {
             .name("store-writer".into())
             .spawn(move || {
                 writer.run();
-                // Nobody listens where the store was dropped without being closed.
+                // Without a receiver if the store was dropped without `close`.
                 let _ = ending.send(());
             })
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
@@ -228,16 +225,18 @@ impl Store {
         engine::upgrade::run(url)
     }
 
-    /// Gives a database of this version's schema a new [`Store::epoch`], after it was restored from a backup: its sequences
-    /// go on with numbers that were given before, so that a cursor of then would pass over toasts without a word. A store
-    /// that is open keeps the old one until it is opened anew. Blocks. Safe to retry: each time it is another one.
+    /// Gives a database that was restored from a backup a new [`Store::epoch`]. Its streams reuse numbers that were given
+    /// out before, so that an old cursor would silently skip notifications. An open store keeps the old epoch until it is
+    /// reopened. Blocks. Safe to retry: each call makes another epoch.
     pub(crate) fn renew_epoch(url: &DatabaseUrl) -> Result<RenewedEpoch, StoreError> {
         engine::upgrade::renew(url)
     }
 
-    /// Finishes what is queued, and the ends of turns that still hold a place for it, for up to 10 s;
-    /// then refuses everything with [`StoreError::Closed`]. Says whether all of it was finished. To be
-    /// called last. A dropped future has closed the store all the same, or not at all.
+    /// Finishes the queued writes and the ends of turns that hold a reserved place, for up to 10 s, then refuses everything
+    /// with [`StoreError::Closed`]. Returns whether all writes were finished. Must be the last call.
+    ///
+    /// # Cancel safety
+    /// A dropped future has closed the store, or not at all.
     pub(crate) async fn close(&self) -> bool {
         self.inner.readers.close();
         let finished = tokio::time::timeout(CLOSE_PATIENCE, async {
@@ -257,7 +256,7 @@ impl Store {
         finished
     }
 
-    /// Names the database, whoever works with it: sequences and their numbers are of this one.
+    /// Identifies the database: numbers of streams are valid within one epoch only.
     pub(crate) fn epoch(&self) -> &str {
         &self.inner.epoch
     }
@@ -267,7 +266,7 @@ impl Store {
         self.inner.grown.clone()
     }
 
-    /// Asks the database for a sign of life, through the connections for reading. Cancel-safe.
+    /// Checks that the database answers, through a connection for reading. Cancel-safe.
     pub(crate) async fn ping(&self) -> Result<(), StoreError> {
         self.read(|connection| {
             if connection.is_alive() { Ok(()) } else { Err(StoreError::Unavailable("no answer to a ping".into())) }
@@ -290,30 +289,30 @@ impl Store {
         let (answer, mut answered) = oneshot::channel();
         let place = self.place()?;
         let job = Job::new(Outage::Refuse, run, move |outcome| {
-            // Nobody listens where the caller's future was dropped.
+            // Without a receiver if the caller's future was dropped.
             let _ = answer.send(outcome);
         });
         let claim = job.claim_of();
         place.send(job);
         match tokio::time::timeout(QUEUE_PATIENCE, &mut answered).await {
             Ok(answer) => return answer.unwrap_or(Err(StoreError::Closed)),
-            // Withdrawn in the queue, it is certain that nothing was written.
+            // It was withdrawn in the queue, so nothing was written.
             Err(_) if claim.take() => {
                 self.observe_failure();
-                return Err(StoreError::Unavailable(format!("it took nothing for {QUEUE_PATIENCE:?}")));
+                return Err(StoreError::Unavailable(format!("the writer accepted nothing for {QUEUE_PATIENCE:?}")));
             }
             Err(_) => {}
         }
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    /// Queues a write that records the past, when there is room, and waits for its commit.
+    /// Waits for room in the queue, queues a write that records the past, and waits for its commit.
     async fn write_when_there_is_room<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        // Waits from now on, so that the wait for room is part of its patience.
+        // Created before the wait for room, which counts towards its patience.
         let job = Job::new(Outage::Keep, run, move |outcome| {
             let _ = answer.send(outcome);
         });
@@ -335,7 +334,7 @@ impl Store {
     }
 }
 
-/// What a caller is told about a store that did not do something.
+/// The failure that callers of the API get for an error of the store.
 pub(crate) fn failure(cause: &StoreError) -> Failure {
     let code = match cause {
         StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,

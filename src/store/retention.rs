@@ -11,7 +11,7 @@ use super::{
         connection::{AnyConnection, execute},
         writer::WriteTx,
     },
-    notifications::take_turn,
+    notifications::lock_notifications,
     schema::{notification_reads, notification_streams, notifications, webhook_deliveries},
 };
 use crate::domain::clock::Timestamp;
@@ -123,7 +123,7 @@ impl Store {
 /// Removes old notifications with all that belongs to them; not those that are still to be posted, which are given up
 /// first ([`Store::expire_deliveries`](crate::store::Store::expire_deliveries)).
 pub(crate) fn prune_notifications(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
-    take_turn(tx)?;
+    lock_notifications(tx)?;
     let pending = webhook_deliveries::table
         .filter(webhook_deliveries::state.eq("pending"))
         .select(webhook_deliveries::notification_id);

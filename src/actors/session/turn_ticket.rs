@@ -314,7 +314,7 @@ impl Begun {
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
             entries: self.entries,
-            left_out: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
+            skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             now,
         };
         let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);

@@ -1,4 +1,4 @@
-//! The table of what became of alerts of capacity. Rows are added, read, and removed when they are old.
+//! The table of changes of capacity alerts. Rows are added and pruned, never updated.
 
 use diesel::{ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
@@ -29,37 +29,34 @@ use crate::{
 /// A change of an alert to record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewCapacityAlert {
-    /// Its id, made by whoever decided it: a UUID of version 7.
+    /// Made by the caller: a UUID of version 7.
     pub event_id: Uuid,
-    /// The alert: the same for all its levels, and for what becomes of them.
+    /// The same for all levels of an alert and their resolution.
     pub alert_id: Uuid,
-    /// What changed.
     pub change: CapacityChange,
-    /// The tenant whose share it is about; none for the whole service.
+    /// The tenant whose share the alert is about; `None` for the whole service.
     pub installation_id: Option<InstallationId>,
-    /// When it was decided.
     pub created: Timestamp,
 }
 
-/// An alert that was raised and not resolved.
+/// An alert that is raised and not resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpenCapacityAlert {
-    /// Its id.
     pub alert_id: Uuid,
-    /// Its highest level.
+    /// The highest level that was raised.
     pub level: AlertLevel,
-    /// When it was raised.
+    /// When its first level was raised.
     pub since: Timestamp,
 }
 
-/// Which rows to list.
+/// Filters of the list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CapacityAlertFilter {
-    /// Only those about a tenant's share.
+    /// Only alerts about a tenant's share.
     pub installation_id: Option<InstallationId>,
-    /// Only those at or after this time.
+    /// Start of the period, inclusive.
     pub from: Option<Timestamp>,
-    /// Only those before this time.
+    /// End of the period, exclusive.
     pub until: Option<Timestamp>,
 }
 
@@ -113,7 +110,7 @@ impl Record {
     }
 }
 
-/// Adds what is not there yet.
+/// Inserts the rows that do not exist yet.
 fn add(tx: &mut WriteTx<'_>, records: &[Record]) -> Result<(), StoreError> {
     let ids = records.iter().map(|record| record.event_id.as_str());
     let there: Vec<String> = capacity_alerts::table
@@ -128,7 +125,7 @@ fn add(tx: &mut WriteTx<'_>, records: &[Record]) -> Result<(), StoreError> {
 
 diesel::alias!(capacity_alerts as ends: Ends);
 
-/// The alerts that are resolved. All levels of one are resolved in one transaction.
+/// The resolved alerts. All levels of an alert are resolved in one transaction.
 macro_rules! resolved {
     () => {
         ends.filter(ends.field(capacity_alerts::kind).eq(AlertKind::Resolved.as_str()))
@@ -169,12 +166,12 @@ fn prune(tx: &mut WriteTx<'_>, before: Timestamp, limit: usize) -> Result<usize,
 }
 
 impl Store {
-    /// Adds rows and what operators are told about them in one transaction; what is there already stays as it is. Safe to retry. While the database is
-    /// away it is refused and nothing was written: the caller keeps them. A dropped future may have written.
+    /// Adds rows and notifies operators in one transaction; existing rows stay unchanged. Safe to retry. An unavailable
+    /// database refuses the rows, and the caller keeps them for a retry. A dropped future may have written.
     pub(crate) async fn add_capacity_alerts(&self, rows: &[NewCapacityAlert]) -> Result<(), StoreError> {
         let records: Vec<_> = rows.iter().map(Record::of).collect();
         let toast = |row: &NewCapacityAlert| {
-            // A tenant's share is no business of operators.
+            // Alerts about a tenant's share are not for operators.
             let notice = notice::of_capacity(&row.change).filter(|_| row.installation_id.is_none())?;
             Some((NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
         };
@@ -218,9 +215,8 @@ impl Store {
         .await
     }
 
-    /// Removes rows from before a time, the oldest first, at most `limit` of them; not those of an alert that is still
-    /// open. Says how many it were: fewer than `limit`, and nothing is left to do. Safe to retry. A dropped future may
-    /// have written.
+    /// Removes rows from before a time, the oldest first, at most `limit`; rows of an open alert stay. Returns the number of
+    /// rows; fewer than `limit` means that none are left. Safe to retry. A dropped future may have written.
     pub(crate) async fn prune_capacity_alerts(&self, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
         self.write(move |tx| prune(tx, before, limit)).await
     }

@@ -1,4 +1,4 @@
-//! The table of handshakes. Rows are added and pruned, never changed.
+//! The tables of handshakes and of changes of connections. Rows are added and pruned, never updated.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -29,36 +29,34 @@ use crate::{
     },
 };
 
-/// A handshake that was tried.
+/// A handshake to record, successful or not.
 #[derive(Debug, Clone)]
 pub(crate) struct NewConnection {
-    /// New; what comes later about the connection names it.
+    /// New; later changes of the connection refer to it.
     pub connection_row_id: Uuid,
-    /// The workspace.
     pub key: WorkspaceKey,
-    /// For which session; a probe has none.
+    /// `None` for a probe of the workspace.
     pub session_id: Option<SessionId>,
-    /// As the runtime named it.
+    /// The runtime's name for the connection.
     pub connection_id: Option<String>,
-    /// What carries it.
     pub protocol: Route,
     /// The negotiated version.
     pub protocol_version: Option<u16>,
-    /// What the agent calls itself; redacted on the way in.
+    /// As the agent reported it; redacted when it is stored.
     pub agent_name: Option<String>,
-    /// Which version it says that it is; redacted on the way in.
+    /// As the agent reported it; redacted when it is stored.
     pub agent_version: Option<String>,
-    /// What both sides can do, as a JSON object.
+    /// The capabilities of both sides, a JSON object.
     pub capabilities: Option<Redacted>,
-    /// Why it failed; it is connected where nothing stands here. Redacted on the way in.
+    /// `None` for a successful handshake. Redacted when it is stored.
     pub failure: Option<Failure>,
-    /// How long it took; kept in whole milliseconds.
+    /// Duration; stored in whole milliseconds.
     pub handshake: Duration,
-    /// Whether it only tried whether ACP is well again.
+    /// Whether it was a probe for the recovery of ACP.
     pub is_probe: bool,
-    /// What the session's user is told about it.
+    /// The notification and transcript note for the session's user.
     pub session_notice: Option<SessionNotice>,
-    /// When it ended.
+    /// The end of the handshake.
     pub now: Timestamp,
 }
 
@@ -105,7 +103,6 @@ impl ConnectionRecord {
         }
     }
 
-    /// Its id.
     pub(crate) fn id(&self) -> &str {
         &self.connection_row_id
     }
@@ -143,8 +140,9 @@ impl ConnectionRecord {
 }
 
 impl Store {
-    /// Keeps a handshake, counts its outcome and tells its session's user, in one transaction: waits for room in the queue and for the commit, as
-    /// [`Store::append`] does. Safe to retry: one id is one row and one count. A dropped future may have written.
+    /// Records a handshake, counts its outcome and notifies the session's user in one transaction. Waits for room in the
+    /// queue and for the commit, as [`Store::append`] does. Safe to retry: one id is one row and one count. A dropped
+    /// future may have written.
     pub(crate) async fn record_handshake(
         &self,
         mut new: NewConnection,
@@ -174,23 +172,17 @@ impl Store {
 /// A change of a connection's status.
 #[derive(Debug, Clone)]
 pub(crate) struct NewConnectionEvent {
-    /// New.
     pub event_id: Uuid,
-    /// Of which connection.
     pub connection_row_id: Uuid,
-    /// The workspace.
     pub key: WorkspaceKey,
-    /// The session.
     pub session_id: Option<SessionId>,
-    /// The new status.
     pub status: ConnectionStatus,
-    /// Why; redacted on the way in.
+    /// Redacted when it is stored.
     pub cause: String,
-    /// Success rate, latency, throughput and last heartbeat at that moment, as a JSON object.
+    /// Success rate, latency, throughput and last heartbeat at that moment, a JSON object.
     pub health: Option<Redacted>,
-    /// What the session's user is told about it.
+    /// The notification and transcript note for the session's user.
     pub session_notice: Option<SessionNotice>,
-    /// When.
     pub now: Timestamp,
 }
 
@@ -208,10 +200,10 @@ pub(crate) struct ConnectionEventRecord {
     created_us: i64,
 }
 
-/// Changes that are read for one page of connections.
+/// The most changes that are read for one page of connections.
 const MAX_EVENTS: i64 = 10_000;
 
-/// What became of connections, oldest first: of all of it the newest [`MAX_EVENTS`].
+/// The changes of connections by connection, oldest first; only the newest [`MAX_EVENTS`] of all.
 pub(crate) fn of<'a>(
     connection: &mut AnyConnection,
     connections: impl Iterator<Item = &'a str>,
@@ -232,8 +224,8 @@ pub(crate) fn of<'a>(
 }
 
 impl Store {
-    /// Keeps a change of status: waits for room in the queue and for the commit, as [`Store::append`] does. Safe to
-    /// retry: one id is one row. A dropped future may have written.
+    /// Records a change of status. Waits for room in the queue and for the commit, as [`Store::append`] does. Safe to retry:
+    /// one id is one row. A dropped future may have written.
     pub(crate) async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
         let session_notice = new.session_id.zip(new.session_notice);
         let mut session_notice = session_notice
@@ -254,7 +246,7 @@ impl Store {
             let inserted = execute!(tx.connection, insert)?;
             tx.rows += inserted;
             match session_notice.as_mut().filter(|_| inserted > 0) {
-                // The event is new, and with it the note; a break of many connections is one toast.
+                // Each session gets a note; many connections that break together are one notification.
                 Some(session_notice) => session_notice.write_for_each(tx),
                 None => Ok(()),
             }

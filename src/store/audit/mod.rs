@@ -1,4 +1,4 @@
-//! Pages of audit records, the newest first.
+//! Lists of audit records, in pages, newest first.
 
 pub(crate) mod capacity_alerts;
 pub(crate) mod connections;
@@ -26,24 +26,23 @@ use crate::{
     },
 };
 
-/// Which audit records to read.
+/// Filters of the lists of audit records.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AuditFilter {
-    /// Only those of a tenant.
     pub installation_id: Option<InstallationId>,
-    /// Only those of workspaces of this name.
+    /// Only records of workspaces of this name, of any tenant unless `installation_id` is given.
     pub workspace_id: Option<WorkspaceId>,
-    /// Only those of a session. What belongs to a workspace as a whole, such as a rollback, is a session's where it is
-    /// of the session's workspace and not older than the session.
+    /// Only records of a session. A record of a whole workspace, such as a rollback, belongs to the session if the
+    /// workspace is the session's and the record is not older than the session.
     pub session_id: Option<SessionId>,
-    /// Only those of this time or later.
+    /// Start of the period, inclusive.
     pub from: Option<Timestamp>,
-    /// Only those before this time.
+    /// End of the period, exclusive.
     pub until: Option<Timestamp>,
 }
 
 impl AuditFilter {
-    /// The same for records of workspaces as a whole; nothing where no record can fit.
+    /// Translates the filter for records of whole workspaces; `None` if no record can match.
     fn of_workspaces(mut self, connection: &mut AnyConnection) -> Result<Option<Self>, StoreError> {
         let Some(session_id) = self.session_id.take() else { return Ok(Some(self)) };
         let session: Option<(String, String, i64)> = sessions::table
@@ -65,7 +64,7 @@ impl AuditFilter {
     }
 }
 
-/// The rows of a table that a filter lets through, after a cursor. Each table has types of its own in Diesel.
+/// Loads a page of a table's rows that match a filter. A macro, because each table has types of its own in Diesel.
 macro_rules! page {
     ($connection:expr, $table:ident, $time:ident, $id:ident, $filter:expr, $page:expr $(, $session:ident)? $(; $more:expr)?) => {{
         use schema::$table;
@@ -134,7 +133,7 @@ impl From<NotificationRow> for NotificationItem {
 }
 
 impl Store {
-    /// A page of migrations, by when they began. Cancel-safe.
+    /// A page of migrations, ordered by their start. Cancel-safe.
     pub(crate) async fn migrations(&self, filter: AuditFilter, page: Page) -> Result<Vec<MigrationItem>, StoreError> {
         self.read(move |connection| {
             let Some(filter) = filter.of_workspaces(connection)? else { return Ok(Vec::new()) };
@@ -160,8 +159,7 @@ impl Store {
         .await
     }
 
-    /// A page of handshakes with what became of the connections: of all that became of a page's connections the newest
-    /// 10,000 changes. Cancel-safe.
+    /// A page of handshakes with the changes of their connections, at most the newest 10,000 of the page. Cancel-safe.
     pub(crate) async fn connections(
         &self,
         filter: AuditFilter,

@@ -1,4 +1,4 @@
-//! How values of the domain stand in columns, and pages of lists.
+//! Conversions between domain values and columns, and pages of lists.
 
 use std::{fmt, str::FromStr};
 
@@ -15,24 +15,23 @@ use crate::{
     store::StoreError,
 };
 
-/// PostgreSQL takes no NUL in text. It is replaced by U+FFFD on the way into either database, so that
-/// both keep the same; valid JSON never contains one.
+/// Replaces NUL by U+FFFD: PostgreSQL rejects NUL in text, and both databases shall store the same. Valid JSON contains
+/// none.
 pub(crate) fn clean(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
-/// [`clean`] for what may be absent.
+/// [`clean`] for an optional text.
 pub(crate) fn clean_option(text: Option<String>) -> Option<String> {
     text.map(clean)
 }
 
-/// Text from somewhere, ready for the disk.
+/// Redacts and cleans text from an untrusted source.
 pub(crate) fn clean_text(text: &str) -> String {
     clean(Redacted::new(text).into_string())
 }
 
-/// A value as JSON, ready for the disk: secrets are taken out of each text in it, so that it reads back whatever the
-/// texts are.
+/// Serialises a value as JSON with each text in it redacted separately, so that the result is always valid JSON.
 pub(crate) fn redacted_json(value: &impl Serialize, column: &'static str) -> Result<String, StoreError> {
     serde_json::to_value(value).map(redacted_value).map_err(|cause| not_json(column, &cause))
 }
@@ -51,13 +50,12 @@ pub(crate) fn redacted_value(mut value: Value) -> String {
     value.to_string()
 }
 
-/// A value as JSON whose texts were redacted by whoever knows which of them are names: [`redacted_json`] would take a
-/// name for a secret that has the shape of one.
+/// Serialises a value whose texts the caller has redacted. [`redacted_json`] would redact a name that looks like a secret.
 pub(crate) fn json_text(value: &impl Serialize, column: &'static str) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|cause| not_json(column, &cause))
 }
 
-/// Reads JSON of ours.
+/// Parses JSON that this program wrote.
 pub(crate) fn json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|cause| not_json(column, &cause))
 }
@@ -71,17 +69,17 @@ fn not_json(column: &'static str, cause: &serde_json::Error) -> StoreError {
     StoreError::Corrupt(format!("{column} is not the JSON that this version knows: {cause}"))
 }
 
-/// What an agent or the system said about a failure, ready for the disk.
+/// Redacts and cleans the detail of a failure.
 pub(crate) fn clean_detail(failure: &Failure) -> String {
     clean_text(&failure.detail)
 }
 
-/// Reads an id or a name.
+/// Parses an id or a name.
 pub(crate) fn parse<T: FromStr>(text: &str, column: &'static str) -> Result<T, StoreError> {
     text.parse().map_err(|_| unreadable(column, text))
 }
 
-/// Reads a value of a closed list.
+/// Parses a word of a closed list.
 pub(crate) fn named<T>(
     from_name: impl FnOnce(&str) -> Option<T>,
     text: &str,
@@ -90,7 +88,7 @@ pub(crate) fn named<T>(
     from_name(text).ok_or_else(|| unreadable(column, text))
 }
 
-/// Reads the key of a workspace.
+/// Parses the key of a workspace.
 pub(crate) fn workspace_key(installation_id: String, workspace_id: String) -> Result<WorkspaceKey, StoreError> {
     let unreadable = |_| StoreError::Corrupt("the name of a tenant or workspace is not one".into());
     Ok(WorkspaceKey {
@@ -99,7 +97,7 @@ pub(crate) fn workspace_key(installation_id: String, workspace_id: String) -> Re
     })
 }
 
-/// Reads a failure; a code that this version does not know reads as `internal`.
+/// Parses a failure; a code that this version does not know becomes `internal`.
 pub(crate) fn failure(code: Option<String>, detail: Option<String>) -> Option<Failure> {
     let code = ErrorCode::from_name(&code?).unwrap_or(ErrorCode::Internal);
     Some(Failure::new(code, detail.unwrap_or_default()))
@@ -115,21 +113,21 @@ pub(crate) fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// A count as SQL gives it; what is negative was never written by us and reads as 0.
+/// A count as SQL gives it; a negative one, which this program never writes, becomes 0.
 pub(crate) fn unsigned(count: i64) -> u64 {
     u64::try_from(count).unwrap_or(0)
 }
 
-/// Where a page of a list ends. Its text form is opaque to callers; rows that are added or changed in the
-/// meantime make no other row appear twice or get lost.
+/// The place where a page of a list ends. Its text form is opaque to callers. Rows that are added or changed between pages
+/// neither repeat nor hide other rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub(crate) created: Timestamp,
-    /// What parts rows of the same microsecond.
+    /// Orders rows of the same microsecond.
     pub(crate) id: String,
 }
 
-/// The text is not a cursor of ours.
+/// The text is not a cursor that this program made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor of an earlier page")]
 pub(crate) struct BadCursor;
@@ -146,23 +144,22 @@ impl FromStr for Cursor {
     fn from_str(text: &str) -> Result<Self, BadCursor> {
         let (created, id) = text.split_once('~').ok_or(BadCursor)?;
         let created = created.parse().map_err(|_| BadCursor)?;
-        // Compared with ids in SQL; the longest are two names and a slash.
+        // The text is compared with ids in SQL; the longest ids are two names and a slash.
         let is_id = id.len() <= 300 && id.bytes().all(|byte| byte.is_ascii_graphic());
         if is_id { Ok(Self { created: Timestamp(created), id: id.to_owned() }) } else { Err(BadCursor) }
     }
 }
 
-/// Which part of a list.
+/// The requested part of a list.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
     /// The most rows; at least 1, at most [`MAX_PAGE`].
     pub limit: usize,
-    /// The end of the page before; absent for the first one.
+    /// The end of the previous page; `None` for the first page.
     pub after: Option<Cursor>,
 }
 
-/// The most rows that one read gives, whatever the caller asks for: with the largest entries a page is
-/// 64 MiB.
+/// The most rows that one read returns, whatever limit the caller gives: with the largest entries a page is 64 MiB.
 pub(crate) const MAX_PAGE: usize = 1000;
 
 /// A limit as SQL takes it.
@@ -210,18 +207,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redacted_json_reads_back_whatever_its_texts_are() {
-        // As one text, the first address would reach to the sign in the last.
+    fn redacted_json_is_valid_for_any_text() {
+        // Redacted as one text, the first address would extend to the `@` in the last.
         let texts = ["@http://host", "\0 \" {", "ghp_abcdefghijklmnopqrstuvwxyz0123456789", "@http://host"];
-        let kept = redacted_json(&texts, "test").unwrap();
+        let stored = redacted_json(&texts, "test").unwrap();
         let expected = [texts[0], texts[1], "[redacted]", texts[3]].map(str::to_owned).to_vec();
-        assert_eq!(json::<Vec<String>>(&kept, "test"), Ok(expected));
-        assert!(!kept.contains('\0'));
+        assert_eq!(json::<Vec<String>>(&stored, "test"), Ok(expected));
+        assert!(!stored.contains('\0'));
         assert!(matches!(json::<Vec<String>>("{}", "test"), Err(StoreError::Corrupt(_))));
     }
 
     #[test]
-    fn a_cursor_reads_back_and_nothing_else_does() {
+    fn only_a_valid_cursor_parses() {
         let cursor = Cursor { created: Timestamp(-5), id: "a/b".into() };
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
         for bad in ["", "1", "x~y", "1~a b", "1~\0", &format!("1~{}", "x".repeat(301))] {

@@ -28,16 +28,16 @@ pub(crate) enum AnyConnection {
     Postgres(PgConnection),
 }
 
-/// Where the database is. Its `Debug` form shows no password.
+/// The database's URL. Its `Debug` form shows no password.
 #[derive(Debug, Clone)]
 pub(crate) enum DatabaseUrl {
-    /// A SQLite file; it is created where it is absent, its folder is not.
+    /// A SQLite file; the file is created if it is missing, its folder is not.
     Sqlite(PathBuf),
     /// A PostgreSQL server.
     Postgres(SecretString),
 }
 
-/// A database URL that is not one of the two kinds. It does not quote the URL, which may hold a password.
+/// A malformed database URL. The message does not quote the URL, which may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("database URL: {0}")]
 pub(crate) struct BadDatabaseUrl(&'static str);
@@ -62,7 +62,6 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// The writer's: durable commits.
@@ -73,23 +72,22 @@ pub(crate) enum Purpose {
     Upgrade,
 }
 
-/// How long SQLite waits for a lock that another process holds (backup, a second instance). All our own
-/// writes go through one connection, so nothing of ours is waited for.
+/// How long SQLite waits for a lock that another process holds (backup, a second instance). All writes of this process
+/// share one connection, so it never waits for itself.
 const SQLITE_BUSY_TIMEOUT_MS: u32 = 5000;
 
-/// Prepared for every SQLite connection. `synchronous = FULL`: what was acknowledged survives a power
-/// failure; NORMAL would lose the last commits.
+/// With `synchronous = FULL` acknowledged writes survive a power failure; NORMAL would lose the last commits.
 const SQLITE_WRITE: &str = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
 const SQLITE_READ: &str = "PRAGMA query_only = ON; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
 
-/// No statement of ours takes a second; one that takes 30 would hold a turn and everything queued behind
-/// it. Migrations have no such limit.
+/// No statement takes a second; one that takes 30 would block a turn and everything queued behind it. Schema upgrades
+/// have no such limit.
 const POSTGRES_WRITE: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '10s';";
 const POSTGRES_READ: &str = "SET statement_timeout = '30s'; SET default_transaction_read_only = on;";
 
-/// Added to PostgreSQL URLs that do not say otherwise: a server that vanished without a word is noticed
-/// within 15 s instead of the kernel's quarter of an hour.
+/// Defaults for PostgreSQL URLs: a server that vanished silently is noticed within 15 s, not after the kernel's 15
+/// minutes.
 const POSTGRES_PARAMETERS: [(&str, &str); 6] = [
     ("application_name", "lumilink"),
     ("connect_timeout", "5"),
@@ -153,8 +151,8 @@ fn sqlite_unavailable(path: &Path, cause: impl Display) -> StoreError {
 
 fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
     let unavailable = |cause: &dyn Display| sqlite_unavailable(path, cause);
-    // Made by us, so that nobody else on the machine can read transcripts; SQLite gives its side files
-    // the same mode. A file that exists is never opened here: closing any descriptor of it would drop every
+    // Created here with mode 600, so that no other user can read transcripts; SQLite gives its side files the same
+    // mode. A file that exists is never opened here: closing any descriptor of it would drop every
     // POSIX lock that this process holds on it, SQLite's included, and the next process that opens the database
     // would take itself for the only one and unlink the live `-wal`.
     let mut file = std::fs::OpenOptions::new();
@@ -166,7 +164,7 @@ fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
         Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(cause) => return Err(unavailable(&cause)),
     }
-    // An absolute path is never taken for one of SQLite's `file:` URLs.
+    // SQLite never takes an absolute path for one of its `file:` URLs.
     let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
     let text = absolute.to_str().ok_or_else(|| unavailable(&"the path is not UTF-8"))?;
     SqliteConnection::establish(text).map_err(|cause| unavailable(&cause))
@@ -203,7 +201,7 @@ fn with_parameters(url: &str) -> String {
     url
 }
 
-/// libpq quotes parts of a URL that it does not understand.
+/// Removes the password from an error of libpq, which quotes parts of a malformed URL.
 fn without_password(url: &SecretString, cause: &dyn Display) -> String {
     // libpq writes for a terminal, with line ends and tabs.
     let said = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -219,8 +217,8 @@ fn without_password(url: &SecretString, cause: &dyn Display) -> String {
 }
 
 impl AnyConnection {
-    /// Begins a transaction that may write: on SQLite with the write lock at once, because a transaction
-    /// that reads first and then writes is refused when somebody wrote in between.
+    /// Begins a transaction that may write. SQLite takes the write lock at once: a transaction that reads first and writes
+    /// later is refused if another process wrote in between.
     pub(crate) fn begin_write(&mut self) -> diesel::QueryResult<()> {
         match self {
             Self::Sqlite(connection) => AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN IMMEDIATE"),
@@ -228,7 +226,6 @@ impl AnyConnection {
         }
     }
 
-    /// Commits.
     pub(crate) fn commit(&mut self) -> diesel::QueryResult<()> {
         match self {
             Self::Sqlite(connection) => AnsiTransactionManager::commit_transaction(connection),
@@ -236,7 +233,7 @@ impl AnyConnection {
         }
     }
 
-    /// Rolls back whatever is open; says whether the connection can be used again.
+    /// Rolls back an open transaction; returns whether the connection is still usable.
     pub(crate) fn roll_back(&mut self) -> bool {
         fn roll_back<C>(connection: &mut C) -> bool
         where
@@ -255,21 +252,21 @@ impl AnyConnection {
         usable && self.is_alive()
     }
 
-    /// Asks the database for a sign of life.
+    /// Whether the database answers.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.batch_execute("SELECT 1").is_ok()
     }
 }
 
-/// A statement with one text, whatever its values. `Name` is a type that stands for that text and no other.
+/// A statement whose SQL text is always the same, so that its prepared form is cached. `Name` is a type that identifies
+/// this text alone.
 pub(crate) struct Cached<Name, Q> {
     statement: Q,
     name: PhantomData<Name>,
 }
 
 impl<Name, Q> Cached<Name, Q> {
-    /// Names a statement: an insert of one row, or an [`Update`]. An insert that says what to do on a conflict is
-    /// none of these: diesel keeps no prepared form of it, whatever it is wrapped in.
+    /// Wraps an insert of one row or an [`Update`]. Diesel never caches an insert with `ON CONFLICT`.
     pub(crate) fn new(statement: Q) -> Self {
         Self { statement, name: PhantomData }
     }
@@ -288,8 +285,8 @@ impl<Name: 'static, Q> QueryId for Cached<Name, Q> {
 
 impl<Name, Q, Connection> RunQueryDsl<Connection> for Cached<Name, Q> {}
 
-/// An update whose prepared form may be kept. Diesel's own forbids that as it is written out, and no wrapper can take
-/// that back: diesel asks a reference to it, which answers for itself.
+/// An update whose prepared form can be cached. Diesel's own update statement forbids that while it is written out, and a
+/// wrapper cannot override it.
 pub(crate) struct Update<From, Condition, Changes> {
     from: From,
     condition: Condition,
@@ -297,7 +294,7 @@ pub(crate) struct Update<From, Condition, Changes> {
 }
 
 impl<From, Condition, Changes> Update<From, Condition, Changes> {
-    /// Changes the rows of a table for which the condition holds. At least one column has to change.
+    /// Updates the rows for which the condition holds. At least one column must change.
     pub(crate) fn new<T, C>(table: T, condition: Condition, changes: C) -> Self
     where
         T: Table + QuerySource<FromClause = From>,
@@ -325,7 +322,7 @@ where
     }
 }
 
-/// Runs a statement on the very connection. Through `AnyConnection` its text would be made for each run.
+/// Runs a statement on the inner connection. Through `AnyConnection` the SQL text would be built again for each run.
 macro_rules! execute {
     ($connection:expr, $statement:expr) => {
         match &mut *$connection {
@@ -341,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn database_urls_are_read_and_bad_ones_say_what_they_may_be() {
+    fn a_malformed_database_url_is_rejected_with_the_valid_forms() {
         for (text, path) in [("sqlite:a/b.db", "a/b.db"), ("sqlite:///a.db", "/a.db"), ("sqlite:/a.db", "/a.db")] {
             assert!(matches!(text.parse(), Ok(DatabaseUrl::Sqlite(seen)) if seen == Path::new(path)), "{text}");
         }
@@ -357,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_in_no_message() {
+    fn no_message_contains_the_password() {
         let url: DatabaseUrl = "postgres://u:ge%heim@127.0.0.1:1/d".parse().unwrap();
         let Err(StoreError::Unavailable(said)) = url.connect(Purpose::Read) else { panic!("nobody listens there") };
         assert!(!said.contains("heim"), "{said}");
@@ -365,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_added_unless_they_are_given() {
+    fn default_parameters_do_not_override_given_ones() {
         let url = with_parameters("postgres://h/d?connect_timeout=1");
         assert!(url.starts_with("postgres://h/d?connect_timeout=1&application_name=lumilink&"), "{url}");
         assert_eq!(url.matches("connect_timeout").count(), 1);

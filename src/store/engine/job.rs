@@ -1,6 +1,6 @@
-//! One write on its way through the queue: what it does, who is told, and what an outage means to it.
+//! A queued write: what it does, how its outcome is reported, and what an outage of the database means to it.
 //!
-//! Whatever becomes of it, whoever asked is told exactly once.
+//! Invariant: the outcome is reported to the caller exactly once, also when the job is dropped.
 
 use std::{
     collections::HashMap,
@@ -18,31 +18,31 @@ use crate::{
     store::StoreError,
 };
 
-/// Sessions whose next transcript number is remembered; beyond that all are forgotten and read again. The
-/// mission's 1,000 live sessions four times over, at about 40 bytes each.
+/// Sessions whose next transcript number is cached; when the cache is full it is emptied, and numbers are read again.
+/// Four times the required 1,000 live sessions, at about 40 bytes each.
 const MAX_REMEMBERED: usize = 4096;
 
-/// What a write sees of the transaction that it is part of.
+/// The transaction that a write is part of.
 pub(crate) struct WriteTx<'a> {
     /// The connection, with the transaction open.
     pub(crate) connection: &'a mut AnyConnection,
-    /// Next transcript number of sessions that wrote lately.
+    /// Next transcript number of sessions that wrote recently.
     pub(crate) next_seq: &'a mut HashMap<SessionId, i64>,
     /// Rows written so far.
     pub(crate) rows: usize,
-    /// Whether this write may have been committed before: the connection broke during the commit.
+    /// Whether an earlier attempt may have been committed: the connection broke during the commit.
     pub(crate) in_doubt: bool,
-    /// The sequences to which toasts were added, for who hands them on after the commit.
-    pub(crate) told: &'a mut Vec<Stream>,
-    /// Whether the transaction has its turn to add toasts.
-    pub(crate) has_turn: &'a mut bool,
-    /// Where toasts of operators are posted, if they are.
+    /// Streams that got notifications, whose subscribers are notified after the commit.
+    pub(crate) grown: &'a mut Vec<Stream>,
+    /// Whether the transaction holds the lock under which notifications are added.
+    pub(crate) has_lock: &'a mut bool,
+    /// The endpoint for the operators' notifications.
     pub(crate) webhook: Option<&'a str>,
 }
 
 impl WriteTx<'_> {
-    /// Takes `count` transcript numbers of a session, and gives the first; `read_last` reads the last
-    /// number in use, where it is not remembered.
+    /// Takes `count` transcript numbers of a session and returns the first. `read_last` reads the last number in use, if
+    /// it is not cached.
     pub(crate) fn take_seqs(
         &mut self,
         session: SessionId,
@@ -61,12 +61,12 @@ impl WriteTx<'_> {
     }
 }
 
-/// One write, of whatever answer.
+/// A write with any type of answer.
 trait Write: Send {
     /// Writes; may be called again after a rollback.
     fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError>;
-    /// Tells whoever asked; the first time counts.
-    fn tell(&mut self, outcome: Result<(), StoreError>);
+    /// Reports the outcome; only the first call has an effect.
+    fn report(&mut self, outcome: Result<(), StoreError>);
 }
 
 struct Task<T, Run, Done> {
@@ -86,28 +86,28 @@ where
         Ok(())
     }
 
-    fn tell(&mut self, outcome: Result<(), StoreError>) {
+    fn report(&mut self, outcome: Result<(), StoreError>) {
         if let Some(done) = self.done.take() {
             done(outcome.and_then(|()| self.answer.take().ok_or(StoreError::Closed)));
         }
     }
 }
 
-/// What to do with a write while the database is away.
+/// What to do with a write while the database is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outage {
-    /// Refuse it: it is new work.
+    /// Refuse it, because it is new work.
     Refuse,
-    /// Keep it until it is written: it records what has happened.
+    /// Keep it until it is written, because it records the past.
     Keep,
 }
 
-/// Says who was first: the writer, which takes a write out of the queue, or the caller, who no longer wants it.
+/// Decides a race for a queued write: the writer takes it out of the queue, or the caller withdraws it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Claim(Arc<AtomicBool>);
 
 impl Claim {
-    /// Takes it; `false` where the other one was first.
+    /// Claims the write; `false` if the other side was first.
     pub(crate) fn take(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
@@ -117,70 +117,67 @@ impl Claim {
 pub(crate) struct Job {
     write: Box<dyn Write>,
     claim: Claim,
-    told: bool,
-    /// Since when it waits.
+    reported: bool,
+    /// When it was queued.
     pub(crate) queued: Instant,
-    /// What an outage means to it.
     pub(crate) outage: Outage,
-    /// Whether it may have been committed already.
+    /// Whether an earlier attempt may have been committed.
     pub(crate) in_doubt: bool,
 }
 
 impl Job {
-    /// `run` writes, and may be called again after a rollback; `done` is told after the commit, on the
-    /// writer's thread.
+    /// `run` writes, and may be called again after a rollback. `done` gets the outcome after the commit, on the writer's
+    /// thread.
     pub(crate) fn new<T: Send + 'static>(
         outage: Outage,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Self {
         let write = Box::new(Task { run, answer: None, done: Some(done) });
-        Self { write, claim: Claim::default(), told: false, queued: Instant::now(), outage, in_doubt: false }
+        Self { write, claim: Claim::default(), reported: false, queued: Instant::now(), outage, in_doubt: false }
     }
 
-    /// By which it can be withdrawn as long as it waits.
+    /// The claim by which the caller can withdraw the write while it is queued.
     pub(crate) fn claim_of(&self) -> Claim {
         self.claim.clone()
     }
 
-    /// Takes it out of the queue; nothing where it was withdrawn.
+    /// Takes the write out of the queue; `None` if it was withdrawn.
     pub(crate) fn claim(self) -> Option<Self> {
         self.claim.take().then_some(self)
     }
 
-    /// Writes.
     pub(crate) fn run(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         self.write.run(tx)
     }
 
-    /// Whether whoever asked knows already.
-    pub(crate) fn is_told(&self) -> bool {
-        self.told
+    /// Whether the caller has the outcome.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported
     }
 
-    /// Tells whoever asked, unless that has been done.
-    pub(crate) fn tell(&mut self, outcome: Result<(), StoreError>) {
-        if !std::mem::replace(&mut self.told, true) {
-            guarded("telling the outcome of a write", || self.write.tell(outcome));
+    /// Reports the outcome to the caller, unless it was reported before.
+    pub(crate) fn report(&mut self, outcome: Result<(), StoreError>) {
+        if !std::mem::replace(&mut self.reported, true) {
+            guarded("reporting the outcome of a write", || self.write.report(outcome));
         }
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.tell(Err(StoreError::Closed));
+        self.report(Err(StoreError::Closed));
     }
 }
 
-/// What travels to the writer.
+/// A message to the writer; each takes one place in its queue.
 pub(crate) enum Message {
-    /// Something to write.
     Write(Job),
-    /// Finish what is queued and what still holds a place in the queue, then end.
+    /// Finish all queued writes and reserved places, then end.
     Close,
 }
 
-/// Runs code of others; a panic in it is logged and goes no further.
+/// Runs a callback; a panic in it is logged and not propagated.
 pub(crate) fn guarded(what: &'static str, run: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
         tracing::error!("{what} panicked");

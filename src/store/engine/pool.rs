@@ -1,4 +1,4 @@
-//! Reads: a pool of connections that cannot write, used off the arbiters.
+//! Reads: a pool of connections that cannot write, used on blocking threads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,16 +7,15 @@ use tokio::sync::Semaphore;
 use super::connection::{AnyConnection, DatabaseUrl, Purpose};
 use crate::store::StoreError;
 
-/// Reads that may wait for a connection. At a millisecond a read and 8 connections, the last of them
-/// waits for 32 ms; whoever comes after is told `Busy`, because a longer queue only makes every answer
-/// late.
+/// Reads that may wait for a connection. At a millisecond a read and 8 connections, the last one waits for 32 ms; further
+/// reads get `Busy`, because a longer queue only makes every answer late.
 const MAX_WAITING: usize = 256;
 
 /// How long a read waits for the pool to make a connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a read may take with its wait for a place. Each of ours takes milliseconds; a server that is stopped
-/// answers never.
+/// How long a read may take, including the wait for a connection. Every read takes milliseconds; a stopped server never
+/// answers.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Makes connections for the pool.
@@ -42,7 +41,7 @@ impl r2d2::ManageConnection for Readers {
     }
 }
 
-/// Tells the log why the pool has no connection.
+/// Logs why the pool has no connection.
 #[derive(Debug)]
 struct LogPoolErrors;
 
@@ -64,9 +63,9 @@ fn panicked(cause: &tokio::task::JoinError) -> StoreError {
     StoreError::Corrupt(format!("a read panicked: {cause}"))
 }
 
-/// Runs a read in a task of its own, which begins at once and ends with the future that is returned: what it holds
-/// meanwhile is given back in time also where nobody polls that, as the body of an answer that its client does not read.
-/// The future is small, whatever the read holds. Cancel-safe.
+/// Runs a read in a task of its own, which starts at once and is aborted with the returned future. The task releases its
+/// connection even if the future is not polled, such as the body of a response that the client does not read. The future
+/// is small, however large the read is. Cancel-safe.
 pub(crate) fn apart<T, R>(reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
 where
     T: Send + 'static,
@@ -80,14 +79,14 @@ where
 }
 
 impl ReadPool {
-    /// Makes the pool; its first connections are made in the background.
+    /// Its first connections are made in the background.
     pub(crate) fn new(url: DatabaseUrl, readers: u32) -> Self {
         let readers = readers.max(1);
         let pool = r2d2::Pool::builder()
             .max_size(readers)
             .min_idle(Some(1))
             .connection_timeout(CONNECT_PATIENCE)
-            // A SQLite connection is not lost; asking the server costs a round trip.
+            // A SQLite connection cannot be lost, and checking a PostgreSQL one costs a round trip.
             .test_on_check_out(matches!(url, DatabaseUrl::Postgres(_)))
             .error_handler(Box::new(LogPoolErrors))
             .build_unchecked(Readers { url });
@@ -99,9 +98,11 @@ impl ReadPool {
         }
     }
 
-    /// Runs a query on a blocking thread. As many run as there are connections, so that no blocking
-    /// thread ever waits for another one. It goes on whoever polls: a caller that stands still holds no place up.
-    /// Cancel-safe: a query whose caller is gone runs to its end, and its places are held until then.
+    /// Runs a query on a blocking thread. Only as many run as there are connections, so that no blocking thread waits for
+    /// another. The query proceeds whether or not the caller polls.
+    ///
+    /// # Cancel safety
+    /// A query whose caller is gone runs to its end and holds its connection until then.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
@@ -124,7 +125,7 @@ impl ReadPool {
         apart(async move { tokio::time::timeout(READ_PATIENCE, reading).await.map_err(late)? }).await
     }
 
-    /// Refuses further reads.
+    /// Refuses further reads with [`StoreError::Closed`].
     pub(crate) fn close(&self) {
         self.waiting.close();
         self.running.close();

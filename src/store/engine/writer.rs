@@ -1,9 +1,9 @@
 //! The one database writer: a thread with a connection of its own.
 //!
-//! It commits at once when it is idle; what queued while it was busy goes into the next transaction. It
-//! never waits for company. A write that fails takes nobody with it: the transaction is rolled back and
-//! every write of it is done again alone. While the database is away, what records the past is kept and tried
-//! again for as long as that takes; whoever waits for it is told after a while that it is not durable.
+//! It commits at once when it is idle; writes that queued while it was busy share the next transaction. It never waits
+//! for more of them. A failed write does not fail its neighbours: the transaction is rolled back, and each write is
+//! retried alone. While the database is unavailable, writes that record the past are retained and retried without a
+//! limit; their callers get an error after `[database] patience_s`.
 
 use std::{
     collections::HashMap,
@@ -25,25 +25,24 @@ use crate::{
     telemetry::{Metrics, labels::Queue},
 };
 
-/// The most writes of one transaction: at 128 the cost of the commit is below a tenth of the whole, and
-/// nobody waits longer than about 10 ms for the neighbours.
+/// The most writes in one transaction: at 128 the commit costs less than a tenth of the whole, and no write waits longer
+/// than about 10 ms for its neighbours.
 const MAX_BATCH: usize = 128;
 
-/// How long until the database is asked again for kept writes when no new write asks it; doubles.
+/// First pause before retained writes are retried, if no new write comes first; doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// The longest such pause.
+/// Longest pause before a retry.
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
-/// A database that took longer than this to refuse one write is not asked again for each of its
-/// neighbours.
+/// If the database takes longer than this to refuse one write, the remaining ones are not retried alone.
 const SLOW_REFUSAL: Duration = Duration::from_secs(1);
 
 /// Why a transaction was rolled back.
 struct Failed {
     error: StoreError,
-    /// Whether it was one of the writes; else the database refused the transaction as such.
+    /// Whether a write failed; else the database refused the transaction itself.
     in_write: bool,
-    /// Whether the connection was there, and is lost.
+    /// Whether the connection was lost.
     lost: bool,
 }
 
@@ -56,17 +55,17 @@ pub(crate) struct Writer {
     metrics: Metrics,
     grown: GrownStreams,
     next_seq: HashMap<SessionId, i64>,
-    /// Writes that the database has not taken yet. Once there are half as many as the queue has places, nothing
-    /// more is taken out of it.
-    kept: Vec<Job>,
-    max_kept: usize,
+    /// Writes that the database has not accepted yet, retained for a retry. At half as many as the queue has places,
+    /// nothing more is taken out of the queue.
+    retained: Vec<Job>,
+    max_retained: usize,
     patience: Duration,
     retry: Duration,
     timer: Runtime,
 }
 
 impl Writer {
-    /// Connects. Blocks. Who waits for a kept write is told after `patience` that it is not durable.
+    /// Connects. Blocks. The caller of a retained write gets an error after `patience`.
     pub(crate) fn new(
         url: DatabaseUrl,
         webhook: Option<String>,
@@ -82,12 +81,12 @@ impl Writer {
             url,
             webhook,
             connection: Some(connection),
-            max_kept: queue.max_capacity(),
+            max_retained: queue.max_capacity(),
             queue,
             metrics,
             grown,
             next_seq: HashMap::new(),
-            kept: Vec::new(),
+            retained: Vec::new(),
             patience,
             retry: FIRST_RETRY,
             timer,
@@ -104,31 +103,31 @@ impl Writer {
         }
     }
 
-    /// Waits for something to write, and takes what else is there; kept writes come first.
+    /// Waits for a write and takes whatever else is queued; retained writes come first.
     fn next_batch(&mut self) -> Option<Vec<Job>> {
-        let first = if self.kept.is_empty() {
+        let first = if self.retained.is_empty() {
             Some(self.queue.blocking_recv()?)
-        } else if self.kept.len() >= self.max_kept / 2 {
-            // What more comes stays in the queue, which refuses new work at once and makes agents wait.
+        } else if self.retained.len() >= self.max_retained / 2 {
+            // Further writes stay in the queue: when it is full it refuses new work and makes agents wait.
             self.pause();
-            return Some(std::mem::take(&mut self.kept));
+            return Some(std::mem::take(&mut self.retained));
         } else {
             match self.timer.block_on(async { tokio::time::timeout(self.retry, self.queue.recv()).await }) {
                 Ok(Some(message)) => Some(message),
                 Ok(None) => {
-                    // Closed: nothing paces the retries but this.
+                    // The queue is closed, so only this pause paces the retries.
                     self.pause();
                     None
                 }
                 Err(_) => None,
             }
         };
-        let mut batch = std::mem::take(&mut self.kept);
+        let mut batch = std::mem::take(&mut self.retained);
         let full = batch.len() + MAX_BATCH;
         let mut next = first;
         while let Some(message) = next {
             match message {
-                // One that was withdrawn in the queue is dropped here.
+                // A withdrawn write is dropped here.
                 Message::Write(job) => batch.extend(job.claim()),
                 Message::Close => self.queue.close(),
             }
@@ -150,7 +149,7 @@ impl Writer {
         match outcome {
             Ok(()) => finish_all(batch),
             Err(failed) if !failed.in_write => self.give_up(batch, &failed.error),
-            // Alone in its transaction, and the reason is not that somebody else was faster.
+            // It was alone in its transaction already, and did not lose a race against another process.
             Err(failed) if batch.len() == 1 && !matches!(failed.error, StoreError::Conflict(_)) => {
                 self.give_up(batch, &failed.error);
             }
@@ -174,7 +173,7 @@ impl Writer {
         }
     }
 
-    /// One transaction of all these writes; on failure nothing of it remains.
+    /// Runs all writes in one transaction; a failure leaves nothing behind.
     fn attempt(&mut self, jobs: &mut [Job]) -> Result<(), Failed> {
         let started = Instant::now();
         let lag = jobs.iter().map(|job| started.saturating_duration_since(job.queued)).max().unwrap_or_default();
@@ -186,11 +185,11 @@ impl Writer {
         };
         let outcome = transact(&mut connection, &mut self.next_seq, self.webhook.as_deref(), jobs);
         match outcome {
-            Ok((rows, told)) => {
+            Ok((rows, grown)) => {
                 self.connection = Some(connection);
                 self.retry = FIRST_RETRY;
                 self.metrics.committed(rows, lag, started.elapsed());
-                told.iter().for_each(|stream| self.grown.add(stream));
+                grown.iter().for_each(|stream| self.grown.add(stream));
                 Ok(())
             }
             Err((error, in_write)) => {
@@ -204,7 +203,7 @@ impl Writer {
         }
     }
 
-    /// The database does not take these writes: keeps what may be kept, and refuses the rest.
+    /// Retains the writes that record the past and refuses the others, after the database did not accept them.
     fn give_up(&mut self, jobs: Vec<Job>, error: &StoreError) {
         self.retry = if self.retry < LAST_RETRY { self.retry * 2 } else { LAST_RETRY };
         let mut failed = 0;
@@ -212,37 +211,37 @@ impl Writer {
             let late = job.queued.elapsed() >= self.patience;
             let keep = matches!(error, StoreError::Unavailable(_))
                 && job.outage == Outage::Keep
-                && self.kept.len() < self.max_kept
-                // Once the store is closed, somebody waits for the end of it.
+                && self.retained.len() < self.max_retained
+                // A closed store must come to an end, because `close` waits for it.
                 && !(late && self.queue.is_closed());
             if late || !keep {
-                if !matches!(error, StoreError::Conflict(_)) && !job.is_told() {
+                if !matches!(error, StoreError::Conflict(_)) && !job.is_reported() {
                     failed += 1;
                     self.metrics.commit_failed();
                 }
-                job.tell(Err(error.clone()));
+                job.report(Err(error.clone()));
             }
             if keep {
-                self.kept.push(job);
+                self.retained.push(job);
             }
         }
-        if failed > 0 || !self.kept.is_empty() {
-            tracing::error!(%error, failed, kept = self.kept.len(), "the database did not take writes");
+        if failed > 0 || !self.retained.is_empty() {
+            tracing::error!(%error, failed, retained = self.retained.len(), "the database did not take writes");
         }
     }
 }
 
 fn finish_all(jobs: Vec<Job>) {
-    let late = jobs.iter().filter(|job| job.is_told()).count();
+    let late = jobs.iter().filter(|job| job.is_reported()).count();
     if late > 0 {
-        tracing::warn!(late, "writes that were told as not durable are on disk now");
+        tracing::warn!(late, "late writes are on disk now");
     }
     for mut job in jobs {
-        job.tell(Ok(()));
+        job.report(Ok(()));
     }
 }
 
-/// The rows written and the sequences that got toasts, or why not and whether a write was the reason.
+/// Returns the number of rows written and the streams that got notifications; or the error, and whether a write caused it.
 fn transact(
     connection: &mut AnyConnection,
     next_seq: &mut HashMap<SessionId, i64>,
@@ -250,15 +249,15 @@ fn transact(
     jobs: &mut [Job],
 ) -> Result<(usize, Vec<Stream>), (StoreError, bool)> {
     connection.begin_write().map_err(|cause| (StoreError::from(cause), false))?;
-    let (mut rows, mut told, mut has_turn) = (0, Vec::new(), false);
+    let (mut rows, mut grown, mut has_lock) = (0, Vec::new(), false);
     for job in jobs.iter_mut() {
         let mut tx = WriteTx {
             connection,
             next_seq,
             rows: 0,
             in_doubt: job.in_doubt,
-            told: &mut told,
-            has_turn: &mut has_turn,
+            grown: &mut grown,
+            has_lock: &mut has_lock,
             webhook,
         };
         match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
@@ -273,7 +272,7 @@ fn transact(
         }
         (StoreError::from(cause), false)
     })?;
-    told.sort_unstable();
-    told.dedup();
-    Ok((rows, told))
+    grown.sort_unstable();
+    grown.dedup();
+    Ok((rows, grown))
 }

@@ -238,7 +238,7 @@ fn replay(tx: &mut WriteTx<'_>, id: &str, now: Timestamp) -> Result<Option<Webho
     tx.rows += replayed;
     if replayed > 0 {
         // Wakes who posts, as a new toast does.
-        tx.told.push(Stream::Operators);
+        tx.grown.push(Stream::Operators);
     }
     let record: Option<Record> = ours.first(tx.connection).optional()?;
     record.map(Record::read).transpose()
@@ -248,7 +248,7 @@ fn replay_dead(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<usize, StoreError
     let dead = webhook_deliveries::table.filter(webhook_deliveries::state.eq(DeliveryState::Dead.as_str()));
     let replayed = diesel::update(dead).set(anew!(now)).execute(tx.connection)?;
     tx.rows += replayed;
-    tx.told.push(Stream::Operators);
+    tx.grown.push(Stream::Operators);
     Ok(replayed)
 }
 

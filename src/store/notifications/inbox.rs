@@ -107,7 +107,7 @@ impl Store {
             let mut inbox = InboxRows { next, ..InboxRows::default() };
             for record in records {
                 let is_read = read.contains(&record.notification_id);
-                let kept = record.read_or_tell();
+                let kept = record.read_or_log();
                 inbox.unreadable += usize::from(kept.is_err());
                 inbox.rows.extend(kept.map(|row| (row, is_read)));
             }

@@ -1,4 +1,4 @@
-//! The tables of notifications: what was told, and in which order.
+//! The tables of notifications and of their streams.
 
 pub(crate) mod deliveries;
 pub(crate) mod inbox;
@@ -31,65 +31,57 @@ use crate::domain::{
 /// severity and trigger are matched, so they stay typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NotificationRow {
-    /// Its id.
     pub notification_id: Uuid,
-    /// The sequence in which it stands.
     pub stream: Stream,
-    /// Its place there, from 1.
+    /// The number in its stream, from 1.
     pub seq: u64,
-    /// The workspace; none where it is for operators.
+    /// `None` in the operators' stream.
     pub key: Option<WorkspaceKey>,
-    /// The session, where it is about one.
+    /// `None` if it is about a whole workspace.
     pub session_id: Option<SessionId>,
-    /// The session's user.
     pub user_id: Option<UserId>,
-    /// The title.
     pub title: String,
-    /// The text.
     pub body: String,
-    /// How bad it is.
     pub severity: Severity,
-    /// What it is about.
     pub trigger: Trigger,
-    /// How long it is shown.
+    /// How long clients show it.
     pub auto_dismiss: Duration,
-    /// What caused it.
+    /// The record that caused it; unique.
     pub cause_id: String,
-    /// When it was written.
     pub created: Timestamp,
 }
 
-/// A toast that is there and cannot be read: this version does not know what stands in it, or something else wrote it.
+/// A stored notification that this version cannot parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UnreadableNotification {
-    /// Its place in its sequence.
+    /// The number in its stream.
     pub seq: u64,
 }
 
-/// A toast of a sequence, or that one is there which cannot be read.
+/// A notification of a stream, or the number of an unreadable one.
 pub(crate) type StoredNotification = Result<NotificationRow, UnreadableNotification>;
 
-/// What there is of a sequence: the numbers after `tail`, until `head`.
+/// The ends of a stream: it holds the numbers after `tail`, up to `head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct StreamEnds {
     /// The newest number; 0 before the first.
     pub head: u64,
-    /// The newest number that was removed because of its age.
+    /// The newest number that retention removed.
     pub tail: u64,
 }
 
-/// The toasts of a sequence among which those for a scope are looked for at once, and the newest among which unread ones
-/// are: some milliseconds, however long a tenant is there.
+/// The most notifications of a stream that one read scans for a scope, and the newest ones among which unread ones are
+/// counted: some milliseconds, however long the stream is.
 pub(crate) const LOOKED_AT: i64 = 5000;
 
-/// A part of what a scope sees of a sequence.
+/// A page of a stream, as a scope sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StreamPage {
-    /// In the order of their numbers.
+    /// Ordered by number.
     pub rows: Vec<StoredNotification>,
-    /// Up to this number they are all there is.
+    /// The rows are complete up to this number.
     pub until: u64,
-    /// Whether the sequence had nothing after that.
+    /// Whether the stream ends at `until`.
     pub is_last: bool,
 }
 
@@ -132,8 +124,8 @@ impl NotificationRecord {
         })
     }
 
-    /// Reads it, or says in the log which one cannot be read: what comes after it is told all the same.
-    pub(crate) fn read_or_tell(self) -> StoredNotification {
+    /// Reads the row, or logs that it is unreadable, so that later ones are delivered nevertheless.
+    pub(crate) fn read_or_log(self) -> StoredNotification {
         let (notification_id, seq) = (self.notification_id.clone(), columns::unsigned(self.seq));
         self.read().map_err(|cause| {
             tracing::error!(marker = "[ACP]", notification_id, seq, %cause, "a notification cannot be read and is left out");
@@ -142,14 +134,13 @@ impl NotificationRecord {
     }
 }
 
-/// "toasts" in ASCII: the advisory lock of PostgreSQL that a transaction holds from its first toast until its end.
+/// "toasts" in ASCII: the advisory lock of PostgreSQL that a transaction holds from its first notification to its end.
 const NOTIFICATIONS_LOCK: i64 = 0x746f_6173_7473;
 
-/// Lets one process at a time tell something. A transaction tells in several sequences, whose rows it would take in any
-/// order: of two processes each would wait for the other, until the database sees that after a second. SQLite has one
-/// writer anyway.
-pub(crate) fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-    if std::mem::replace(tx.has_turn, true) {
+/// Serialises notification writers across processes, so that transactions appending to several streams cannot deadlock.
+/// SQLite has a single writer and needs no lock.
+pub(crate) fn lock_notifications(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+    if std::mem::replace(tx.has_lock, true) {
         return Ok(());
     }
     if let AnyConnection::Postgres(connection) = &mut *tx.connection {
@@ -160,29 +151,29 @@ pub(crate) fn take_turn(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Adds a toast to its sequence, in the transaction of its cause. `false` where the cause was told before: then
-/// nothing is added.
+/// Appends a notification to its stream, in the transaction of its cause. `false`, and nothing is added, if the cause was
+/// notified before.
 pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (toast.to.stream(), super::engine::columns::clean(toast.cause_id.clone()));
     let name = stream.to_string();
-    take_turn(tx)?;
-    let begun = diesel::insert_into(notification_streams::table)
+    lock_notifications(tx)?;
+    let create_stream = diesel::insert_into(notification_streams::table)
         .values((
             notification_streams::stream.eq(name.as_str()),
             notification_streams::head.eq(0),
             notification_streams::tail.eq(0),
         ))
         .on_conflict_do_nothing();
-    execute!(tx.connection, begun)?;
+    execute!(tx.connection, create_stream)?;
     let ours = notification_streams::table.find(name.as_str());
-    // Holds the row until the commit: whoever adds to the same sequence waits here.
+    // Holds the row until the commit: other writers to the same stream wait here.
     diesel::update(ours).set(notification_streams::head.eq(notification_streams::head)).execute(tx.connection)?;
-    let told = notifications::table.filter(notifications::cause_id.eq(cause_id.as_str()));
-    let told: Option<i64> = told.select(notifications::seq).first(tx.connection).optional()?;
-    if told.is_some() {
+    let earlier = notifications::table.filter(notifications::cause_id.eq(cause_id.as_str()));
+    let earlier: Option<i64> = earlier.select(notifications::seq).first(tx.connection).optional()?;
+    if earlier.is_some() {
         if tx.in_doubt {
-            // It was perhaps this write that told it, and nobody was woken.
-            tx.told.push(stream);
+            // An earlier attempt of this write may have added it without notifying subscribers.
+            tx.grown.push(stream);
         }
         return Ok(false);
     }
@@ -215,17 +206,17 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp)
     if stream == Stream::Operators {
         deliveries::enqueue(tx, &record.notification_id, now)?;
     }
-    tx.told.push(stream);
+    tx.grown.push(stream);
     Ok(true)
 }
 
-/// What a scope sees, as a query.
+/// A query of the notifications that a scope sees.
 macro_rules! within {
     ($scope:expr) => {{
         let scope: &Scope = $scope;
         let mut rows = notifications::table.filter(notifications::stream.eq(scope.stream.to_string())).into_boxed();
         if let Stream::Tenant(tenant) = &scope.stream {
-            // Says nothing new, but it is what the indexes of lists begin with.
+            // Redundant, but the first column of the lists' indexes.
             rows = rows.filter(notifications::installation_id.eq(tenant.as_str().to_owned()));
         }
         if let Some(workspace) = &scope.workspace {
@@ -256,18 +247,18 @@ pub(crate) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<St
 }
 
 impl Store {
-    /// Keeps a toast whose cause is kept nowhere else: waits for room in the queue and for the commit, as
-    /// [`Store::append`] does; `false` where the cause was told before. Safe to retry. A dropped future may have written.
+    /// Adds a notification whose cause has no record of its own. Waits for room in the queue and for the commit, as
+    /// [`Store::append`] does. `false` if the cause was notified before. Safe to retry. A dropped future may have written.
     pub(crate) async fn tell(&self, toast: NewNotification, now: Timestamp) -> Result<bool, StoreError> {
         self.write_when_there_is_room(move |tx| add(tx, &toast, now)).await
     }
 
-    /// The first and the last number of a sequence. Cancel-safe.
+    /// The ends of a stream; both 0 for an unknown one. Cancel-safe.
     pub(crate) async fn stream_ends(&self, stream: Stream) -> Result<StreamEnds, StoreError> {
         self.read(move |connection| ends(connection, &stream)).await
     }
 
-    /// The newest numbers of sequences, of those that there are. Cancel-safe.
+    /// The newest numbers of those streams that exist. Cancel-safe.
     pub(crate) async fn stream_heads(&self, streams: Vec<Stream>) -> Result<Vec<(Stream, u64)>, StoreError> {
         self.read(move |connection| {
             let names = streams.iter().map(Stream::to_string);
@@ -283,8 +274,8 @@ impl Store {
         .await
     }
 
-    /// What a scope sees after a number, in order: at most `limit` rows, among the next 5,000 of the sequence, so that a
-    /// page takes milliseconds however little of it is for the scope; those too that cannot be read. Cancel-safe.
+    /// The notifications that a scope sees after a number, in order and with the unreadable ones: at most `limit`, among the
+    /// next 5,000 of the stream, so that a page takes milliseconds however few are for the scope. Cancel-safe.
     pub(crate) async fn notifications_after(
         &self,
         scope: Scope,
@@ -292,7 +283,7 @@ impl Store {
         limit: usize,
     ) -> Result<StreamPage, StoreError> {
         self.read(move |connection| {
-            // First: what is committed meanwhile is among the rows or after this number.
+            // Read before the rows: a concurrent commit is then among the rows or after this number.
             let head = ends(connection, &scope.stream)?.head;
             let end = after.saturating_add(LOOKED_AT.unsigned_abs()).min(head.max(after));
             let rows = within!(&scope)
@@ -304,7 +295,7 @@ impl Store {
             let is_full = records.len() >= limit.clamp(1, columns::MAX_PAGE);
             let last = records.last().filter(|_| is_full).map(|record| columns::unsigned(record.seq));
             let (until, rows) =
-                (last.unwrap_or(end), records.into_iter().map(NotificationRecord::read_or_tell).collect());
+                (last.unwrap_or(end), records.into_iter().map(NotificationRecord::read_or_log).collect());
             Ok(StreamPage { rows, until, is_last: until >= head })
         })
         .await

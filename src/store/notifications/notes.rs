@@ -1,8 +1,8 @@
-//! A toast with its note, written in the transaction of whatever caused it.
+//! A notification with its transcript note, written in the transaction of its cause.
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
-use super::take_turn;
+use super::lock_notifications;
 use crate::{
     domain::{
         clock::Timestamp,
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A toast and its note, ready for SQL.
+/// The rows of a notification and its note.
 pub(crate) struct SessionNoticeRows {
     toast: NewNotification,
     note: Entries,
@@ -37,20 +37,20 @@ impl SessionNoticeRows {
         Self { toast, note: Entries::new(note), now }
     }
 
-    /// Writes the note, and the toast where none of its kind stands for it: for what concerns many sessions at once.
+    /// Writes the note, and the notification unless an equivalent one exists: for events that concern many sessions at once.
     pub(crate) fn write_for_each(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-        // First: what another process tells is committed before it is looked for.
-        take_turn(tx)?;
-        if !self.is_stood_for(tx)? {
+        // Locked first, so that a notification of another process is committed before the check.
+        lock_notifications(tx)?;
+        if !self.has_equivalent(tx)? {
             notifications::add(tx, &self.toast, self.now)?;
         } else if tx.in_doubt {
-            // It may be this one that stands there, of which nobody has heard.
-            tx.told.push(self.toast.to.stream());
+            // The existing one may be from an earlier attempt of this write, which notified no subscriber.
+            tx.grown.push(self.toast.to.stream());
         }
         self.note.write(tx)
     }
 
-    fn is_stood_for(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
+    fn has_equivalent(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
         use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
         let Some(key) = self.toast.to.workspace() else { return Ok(false) };
         let together = told_together(self.now);
@@ -62,7 +62,7 @@ impl SessionNoticeRows {
         Ok(toasts.select(seq).first::<i64>(tx.connection).optional()?.is_some())
     }
 
-    /// Writes both, or neither where the cause was told before.
+    /// Writes both, or neither if the cause was notified before.
     pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         if notifications::add(tx, &self.toast, self.now)? {
             self.note.write(tx)?;
@@ -72,8 +72,8 @@ impl SessionNoticeRows {
 }
 
 impl Store {
-    /// Tells a session's user something of which no other record is kept: waits for room in the queue and for the commit,
-    /// as [`Store::append`] does. Not to be repeated: the note would stand twice. A dropped future may have written.
+    /// Notifies a session's user of an event without a record of its own. Waits for room in the queue and for the commit, as
+    /// [`Store::append`] does. Not safe to retry: it would add the note twice. A dropped future may have written.
     pub(crate) async fn tell_session(
         &self,
         key: WorkspaceKey,
@@ -85,7 +85,7 @@ impl Store {
         self.write_when_there_is_room(move |tx| session_notice.write_for_each(tx)).await
     }
 
-    /// [`Store::create_session`], and tells its user what happened while it was opened, in the same transaction.
+    /// [`Store::create_session`], and notifies the session's user in the same transaction.
     pub(crate) async fn create_session_and_tell(
         &self,
         new: NewSession,
@@ -101,7 +101,7 @@ impl Store {
         .await
     }
 
-    /// [`Store::settle_session`], and tells the session's user about it in the same transaction.
+    /// [`Store::settle_session`], and notifies the session's user in the same transaction.
     pub(crate) async fn settle_session_and_tell(
         &self,
         changed: SessionChange,

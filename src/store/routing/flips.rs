@@ -116,11 +116,11 @@ impl FlipRows {
             event.insert(tx)?;
         }
         // Who was not told that the workspace fell is not told either that it is back.
-        let is_untold = match &self.recovers_from {
-            Some((key, epoch)) => is_told_to_operators(tx.connection, key, *epoch)?,
+        let is_silent = match &self.recovers_from {
+            Some((key, epoch)) => has_operator_alarm(tx.connection, key, *epoch)?,
             None => false,
         };
-        if !is_untold {
+        if !is_silent {
             add(tx, &self.toast, self.now)?;
         }
         // A session that is not there must not stand in the way of a rollback.
@@ -324,7 +324,7 @@ fn unended_alarms(connection: &mut AnyConnection) -> Result<Vec<NotificationRow>
         .limit(MAX_ALARMS)
         .load(connection)?;
     // One that cannot be read stands in the way of no start.
-    Ok(alarms.into_iter().filter_map(|alarm| alarm.read_or_tell().ok()).collect())
+    Ok(alarms.into_iter().filter_map(|alarm| alarm.read_or_log().ok()).collect())
 }
 
 fn automatic_rollbacks(
@@ -431,7 +431,7 @@ impl RollbackRecord {
 }
 
 /// Whether an epoch began with a rollback that operators were told in place of the workspace's users.
-pub(crate) fn is_told_to_operators(
+pub(crate) fn has_operator_alarm(
     connection: &mut AnyConnection,
     key: &WorkspaceKey,
     epoch: u64,

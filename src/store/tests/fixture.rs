@@ -350,7 +350,7 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
 
 pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> TurnEnd {
     TurnEnd {
-        left_out: None,
+        skipped: None,
         prompt_id,
         session_id,
         key: key("acme", "web"),

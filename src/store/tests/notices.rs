@@ -92,10 +92,10 @@ both_databases! {
         let mut rows = SessionNoticeRows::new(web.clone(), session, None, of_break(&web), at(0));
         let woken = store.write(move |tx| {
             rows.write_for_each(tx)?;
-            tx.told.clear();
+            tx.grown.clear();
             tx.in_doubt = true;
             rows.write_for_each(tx)?;
-            Ok(tx.told.clone())
+            Ok(tx.grown.clone())
         });
         assert_eq!(woken.await.unwrap(), [Stream::Tenant(web.installation_id.clone())], "nobody was woken before");
         assert_eq!(told(&store, &web).await, [0]);

@@ -67,14 +67,14 @@ both_databases! {
         store.close().await;
         let mut connection = database.url().connect(Purpose::Write).unwrap();
         connection.begin_write().unwrap();
-        let (mut next_seq, mut told, mut has_turn) = (HashMap::new(), Vec::new(), false);
+        let (mut next_seq, mut grown, mut has_lock) = (HashMap::new(), Vec::new(), false);
         let mut tx = WriteTx {
             connection: &mut connection,
             next_seq: &mut next_seq,
             rows: 0,
             in_doubt: false,
-            told: &mut told,
-            has_turn: &mut has_turn,
+            grown: &mut grown,
+            has_lock: &mut has_lock,
             webhook: None,
         };
         let heard = listen(tx.connection);

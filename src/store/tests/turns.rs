@@ -107,8 +107,8 @@ both_databases! {
             let told = notice::of_skip(SkipReason::MissingCredential, None, None);
             let toast = NewNotification::new(Uuid::now_v7(), to, told, Uuid::now_v7());
             let session_notice = SessionNotice { toast, note: TranscriptEntry::text("automation", "left out") };
-            let left_out = Some((AutomationRunItem { prompt_id: Some(prompt), ..run.clone() }, session_notice));
-            let ended = end(&store, TurnEnd { left_out, ..turn_end(session, prompt, us + 1) }).await;
+            let skipped = Some((AutomationRunItem { prompt_id: Some(prompt), ..run.clone() }, session_notice));
+            let ended = end(&store, TurnEnd { skipped, ..turn_end(session, prompt, us + 1) }).await;
             (ended, store.prompt(prompt).await.unwrap().unwrap().state)
         };
         let found = async || {

@@ -34,11 +34,11 @@ use crate::{
     },
 };
 
-/// How long an `Idempotency-Key` is remembered (mission: 24 h); after that it is free again, whatever
-/// became of its turn.
+/// How long an `Idempotency-Key` is remembered (required: 24 h). After that the key is free again, whatever the turn's
+/// outcome.
 pub(crate) const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A caller's key, and what it was sent with.
+/// An idempotency key with the digest of its request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Idempotency {
     /// The key; unique within the session.
@@ -60,36 +60,36 @@ pub(crate) struct NewTurn {
     pub idempotency: Option<Idempotency>,
     /// The beginning of the prompt, for lists.
     pub preview: Redacted,
-    /// What the user said, for the transcript.
+    /// The user's message, for the transcript.
     pub user_entry: TranscriptEntry,
-    /// Whether an earlier try may have written it: then what is there is given.
+    /// Whether an earlier attempt may have written the turn; if it did, that row is returned.
     pub again: bool,
     /// The workspace's route when it began.
     pub route: Route,
-    /// What carries it: `route`, unless it is a canary.
+    /// The protocol that carries it: `route`, except for a canary.
     pub protocol: Route,
     /// The epoch of the route.
     pub epoch: u64,
-    /// Whether it tries ACP for a workspace that is rolled back.
+    /// Whether it is a canary: a turn over ACP in a workspace that is rolled back.
     pub is_canary: bool,
-    /// What is to become of its changes.
+    /// The automation requested for its changes.
     pub wanted: WantedMode,
     /// The time.
     pub now: Timestamp,
 }
 
-/// What became of a turn to accept.
+/// The result of accepting a turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Acceptance {
-    /// It is on disk, with the user's transcript entry.
+    /// The turn and the user's transcript entry are on disk.
     Accepted,
-    /// The same key came with the same body before: this is that turn. Nothing was written.
+    /// The earlier turn of the same key and body. Nothing was written.
     Existing(PromptRow),
-    /// The same key came with another body before. Nothing was written.
+    /// The earlier turn of the same key with another body. Nothing was written.
     Mismatch(PromptRow),
 }
 
-/// A turn as it is kept.
+/// A stored turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PromptRow {
     /// Its id.
@@ -98,13 +98,12 @@ pub(crate) struct PromptRow {
     pub session_id: SessionId,
     /// The session's workspace.
     pub key: WorkspaceKey,
-    /// The caller's key, as long as it is remembered.
+    /// The caller's key, until it expires.
     pub idempotency: Option<Idempotency>,
-    /// Where it stands.
     pub state: TurnState,
     /// The beginning of the prompt.
     pub preview: String,
-    /// The result as JSON; absent while it runs and when it was interrupted.
+    /// The result as JSON; `None` while the turn runs and if it was interrupted.
     pub result: Option<String>,
     /// Why it failed.
     pub error: Option<Failure>,
@@ -120,12 +119,12 @@ pub(crate) struct PromptRow {
     pub epoch: u64,
     /// Whether it tried ACP for a workspace that was rolled back.
     pub is_canary: bool,
-    /// What is to become of its changes.
+    /// The automation requested for its changes.
     pub wanted: WantedMode,
 }
 
-/// How a turn ended, and everything that is to be kept about it. The session's row is left alone: it is written
-/// when the session comes and goes, and half of the cost of a turn's end would be to rewrite it.
+/// The end of a turn, with everything that is recorded about it. The session's row is not updated: that would double the
+/// cost of a turn's end, and the row is written when the session opens, hibernates and ends.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnEnd {
     /// The turn.
@@ -134,17 +133,17 @@ pub(crate) struct TurnEnd {
     pub session_id: SessionId,
     /// The session's workspace.
     pub key: WorkspaceKey,
-    /// A final state; another one is taken as `failed`.
+    /// A final state; any other one is stored as `failed`.
     pub state: TurnState,
     /// The result as JSON.
     pub result: Option<Redacted>,
-    /// Why it failed; redacted on the way in.
+    /// Redacted when it is stored.
     pub error: Option<Failure>,
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
-    /// What is kept and told where its changes are left where they are.
-    pub left_out: Option<(AutomationRunItem, SessionNotice)>,
-    /// How it counts in the workspace's window; counted with the end, and only if the turn ends by it.
+    /// The record and the notice of a skipped automation.
+    pub skipped: Option<(AutomationRunItem, SessionNotice)>,
+    /// The outcome for the workspace's success window; counted only if this write ends the turn.
     pub counts: Option<OutcomeCount>,
     /// The time.
     pub now: Timestamp,
@@ -206,7 +205,7 @@ pub(crate) fn open_turns(connection: &mut AnyConnection) -> Result<Vec<PromptRow
     open.into_iter().map(Record::read).collect()
 }
 
-/// The turn that holds this key. A key that has been held too long is taken from its turn.
+/// The turn that holds this key. An expired key is removed from its turn.
 fn holder(tx: &mut WriteTx<'_>, record: &Record, key: &str) -> Result<Option<Record>, StoreError> {
     let holder: Option<Record> = prompts::table
         .filter(prompts::session_id.eq(record.session_id.as_str()))
@@ -277,23 +276,23 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
     move |tx| accept(tx, &record, turn.again, &mut said)
 }
 
-/// A place in the writer's queue, taken before a turn is accepted, so that its end can always be
-/// written. Dropped unused, the place is free again.
+/// A place in the writer's queue, reserved before a turn is accepted, so that its end can always be queued. Dropping it
+/// frees the place.
 #[derive(Debug)]
 pub(crate) struct EndSlot {
     place: super::Place,
 }
 
-/// Names the insert that accepts a turn.
+/// Identifies the insert that accepts a turn.
 struct AcceptTurn;
-/// Names the update that ends a turn.
+/// Identifies the update that ends a turn.
 struct EndTurn;
 
 impl EndSlot {
-    /// Queues the end of a turn; never blocks, so it may be called from `Drop`. `done` is told on the
-    /// writer's thread, after the commit, and must not block; a panic in it goes no further. A turn that
-    /// has ended already, or was never accepted, stays as it is, which is no error. While the database is
-    /// away the end is kept and tried again for a minute.
+    /// Queues the end of a turn. Never blocks, so it may be called from `Drop`. `done` gets the outcome on the writer's
+    /// thread, after the commit, and must not block; a panic in it is not propagated. A turn that has ended or was never
+    /// accepted stays unchanged, which is no error. While the database is unavailable the end is retained and retried;
+    /// `done` gets an error after `[database] patience_s`.
     pub(crate) fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
         self.place.send(Job::new(Outage::Keep, ending(end), done));
     }
@@ -307,7 +306,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
     let detail = end.error.as_ref().map(columns::clean_detail);
     let code = end.error.as_ref().map(|error| error.code.as_str());
     let key = end.key.clone();
-    let mut left_out = end.left_out.map(|(run, session_notice)| {
+    let mut skipped = end.skipped.map(|(run, session_notice)| {
         let session_notice =
             SessionNoticeRows::new(key.clone(), end.session_id, Some(end.prompt_id), session_notice, end.now);
         (automation::Record::new(run), session_notice)
@@ -339,7 +338,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
             outcomes::count(tx, &key, counts)?;
         }
         entries.write(tx)?;
-        if let Some((run, session_notice)) = &mut left_out {
+        if let Some((run, session_notice)) = &mut skipped {
             run.insert(tx)?;
             session_notice.write(tx)?;
         }
@@ -354,7 +353,8 @@ impl Store {
     }
 
     /// Accepts a turn: its row and the user's transcript entry, in one transaction; or
-    /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a [`StoreError::Conflict`]. A dropped future may have written.
+    /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a
+    /// [`StoreError::Conflict`]. A dropped future may have written.
     pub(crate) async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
         self.write(acceptance(turn)).await
     }
@@ -384,7 +384,7 @@ impl Store {
     }
 }
 
-/// Entries of transcripts that are no part of the conversation.
+/// Types of transcript entries that are not part of the conversation.
 const NOTES: [&str; 4] = ["rollback", "toast", "automation", "info"];
 
 impl Store {

@@ -1,4 +1,4 @@
-//! The table of counts that outlive a restart: what each workspace's window held, a bucket a row.
+//! The counts of each workspace's success window, one row for each bucket, so that they survive a restart.
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, Insertable, QueryDsl, RunQueryDsl};
 
@@ -22,16 +22,14 @@ use crate::{
     },
 };
 
-/// One outcome that counts in a workspace's window.
+/// An outcome to count in a workspace's success window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OutcomeCount {
     /// The epoch in which the turn or the handshake began.
     pub epoch: u64,
-    /// What carried it.
     pub route: Route,
-    /// Where its bucket begins; a multiple of the bucket's length.
+    /// Start of its bucket; a multiple of the bucket's length.
     pub bucket: Timestamp,
-    /// How it counts.
     pub sample: Sample,
 }
 
@@ -47,10 +45,10 @@ struct Record<'a> {
     failures: i64,
 }
 
-/// Names the update that counts one outcome.
+/// Identifies the update that counts one outcome.
 struct CountOutcome;
 
-/// Counts one outcome; to be called once for each, in the transaction that tells that it was new.
+/// Counts one outcome. Called once for each, in the transaction that records it.
 pub(crate) fn count(tx: &mut WriteTx<'_>, key: &WorkspaceKey, count: OutcomeCount) -> diesel::QueryResult<()> {
     let (successes, failures) = match count.sample {
         Sample::Success => (1, 0),
@@ -69,7 +67,7 @@ pub(crate) fn count(tx: &mut WriteTx<'_>, key: &WorkspaceKey, count: OutcomeCoun
         outcome_buckets::successes.eq(outcome_buckets::successes + successes),
         outcome_buckets::failures.eq(outcome_buckets::failures + failures),
     );
-    // All but the first of a bucket end here.
+    // True for every outcome but the first of a bucket.
     let is_bucket = outcome_buckets::installation_id
         .eq(record.installation_id)
         .and(outcome_buckets::workspace_id.eq(record.workspace_id))
@@ -97,7 +95,7 @@ pub(crate) fn count(tx: &mut WriteTx<'_>, key: &WorkspaceKey, count: OutcomeCoun
     Ok(())
 }
 
-/// Buckets that are read at most; four windows of the mission's 360.
+/// The most buckets that are read: four windows of 360 buckets.
 const MAX_BUCKETS: i64 = 1440;
 
 impl Store {
