@@ -22,7 +22,7 @@ use crate::{
         workspaces::{DEFAULT_AGENT, Workspaces},
     },
     config::{Config, Loaded, environment::current_program, sections::Agent},
-    domain::{clock::Clock, watchdog::WatchdogLimits},
+    domain::{clock::Clock, heartbeat::Heartbeat, watchdog::WatchdogLimits},
     http::{self, ApiState, EmbeddedListener, RunningHttp},
     runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests},
     store::{DatabaseUrl, Store, StoreOptions},
@@ -31,7 +31,7 @@ use crate::{
         acp::AcpTransport,
         http::{FallbackLimits, HttpFallback, client::WorkspaceClient},
         pipe::PipeLimits,
-        socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
+        socket::websocket::{Endpoint, ResumeLimits},
     },
 };
 
@@ -193,7 +193,7 @@ async fn runtime_of(
             frames: config.runtime.replay_frames,
             bytes: config.runtime.replay_bytes,
         },
-        heartbeat: Heartbeat::default(),
+        heartbeat: Heartbeat::ACP,
     };
     if let Some(url) = &config.runtime.url {
         return Ok((None, None, endpoint(url.clone(), config.runtime.token.clone())));
@@ -273,7 +273,7 @@ pub(super) fn runtime_options(
             frames: config.runtime.replay_frames,
             bytes: config.runtime.replay_bytes,
         },
-        heartbeats: runtime::Heartbeats::default(),
+        heartbeat: Heartbeat::ACP,
         metrics: metrics.clone(),
     })
 }

@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     contract::runtime::{PrepareWorkspace, WorkspaceRef},
     domain::{
+        heartbeat::Heartbeat,
         ids::{FolderId, PromptId, SessionId},
         session::permission::PermissionPolicy,
         turn::{outcome::Failure, prompt::Prompt},
@@ -33,7 +34,7 @@ use crate::{
         },
         http::client::WorkspaceClient,
         pipe::PipeLimits,
-        socket::websocket::{Endpoint, Heartbeat, ResumeLimits},
+        socket::websocket::{Endpoint, ResumeLimits},
     },
 };
 
@@ -88,7 +89,7 @@ impl RuntimePath {
             frame_bytes: Config::default().limits.frame_bytes,
             pipe: pipe_limits(),
             resume: resume_limits(),
-            heartbeat: Heartbeat::default(),
+            heartbeat: Heartbeat::ACP,
         };
         let transport =
             AcpTransport { endpoint, handshake_timeout: HANDSHAKE_TIMEOUT, auth_methods: BTreeMap::new() };

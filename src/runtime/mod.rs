@@ -40,9 +40,9 @@ use self::{
 pub(crate) use self::{
     agents::{AgentSettings, requests::ServedRequests},
     conversations::conversation::Retention,
-    socket::heartbeat::Heartbeats,
 };
 use crate::{
+    domain::heartbeat::Heartbeat,
     process::{group, stdio::StdioLimits, user::RunAsError},
     telemetry::{Metrics, watchdog::Watchdog},
     transport::pipe::PipeLimits,
@@ -50,7 +50,7 @@ use crate::{
 
 /// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
 /// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it. As long
-/// as the silence of [`Heartbeats`]: a ping goes out at most 5 s after the peer vanished, so 13 s later its socket is
+/// as the silence of [`Heartbeat::ACP`]: a ping goes out at most 5 s after the peer vanished, so 13 s later its socket is
 /// gone, whether or not its actor runs.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long the HTTP server may take for answers that are under way once every socket is closed.
@@ -98,7 +98,7 @@ pub(crate) struct RuntimeOptions {
     /// For how long a client may be away, and what is kept for it.
     pub retention: Retention,
     /// How a dead client is noticed.
-    pub heartbeats: Heartbeats,
+    pub heartbeat: Heartbeat,
     /// What `GET /metrics` gives.
     pub metrics: Metrics,
 }
@@ -268,7 +268,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
     };
     let conversations = Arc::new(Conversations::new(
         options.retention,
-        options.heartbeats.silence,
+        options.heartbeat.silence,
         options.max_agents,
         options.metrics.clone(),
         stopping.clone(),
@@ -292,7 +292,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
         conversations,
         stopping,
         frame_bytes: options.frame_bytes,
-        heartbeats: options.heartbeats,
+        heartbeat: options.heartbeat,
     };
     Ok(RuntimeState {
         token: options.token,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
@@ -22,6 +22,7 @@ use super::{frames::Incoming, inbox::NotificationScope};
 use crate::{
     client::{ApiClient, ClientError, api::unexpected, clean::clean_line},
     contract::{notifications::frames::ClientFrame, problem::Problem},
+    domain::heartbeat::{Due, Heartbeat, Pulse},
 };
 
 /// The largest frame that is taken, in bytes: a toast has some hundred.
@@ -34,22 +35,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a server may take to hear that we leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How a line is kept alive.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pulse {
-    /// A ping goes out this often.
-    pub every: Duration,
-    /// A line on which nothing came for so long is broken.
-    pub patience: Duration,
-}
-
-impl Default for Pulse {
-    /// 20 s and 30 s: the server itself pings every 25 s.
-    fn default() -> Self {
-        Self { every: Duration::from_secs(20), patience: Duration::from_secs(30) }
-    }
-}
 
 /// Why there is no line any more, or none came up.
 #[derive(Debug)]
@@ -67,10 +52,9 @@ pub(crate) enum End {
 /// A line that stands.
 pub(crate) struct OpenConnection {
     socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+    heartbeat: Heartbeat,
     pulse: Pulse,
     opened: Instant,
-    heard: Instant,
-    pinged: Instant,
 }
 
 impl OpenConnection {
@@ -79,7 +63,7 @@ impl OpenConnection {
         client: &ApiClient,
         scope: &NotificationScope,
         hello: &ClientFrame,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
     ) -> Result<Self, End> {
         let request = request(client, scope).map_err(End::Impossible)?;
         let url = request.uri().to_string();
@@ -90,8 +74,7 @@ impl OpenConnection {
         };
         let late = |_| Err(End::Broke(format!("{url} does not answer within {} s", OPEN_TIMEOUT.as_secs())));
         let socket = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(late)?;
-        let now = Instant::now();
-        Ok(Self { socket, pulse, opened: now, heard: now, pinged: now })
+        Ok(Self { socket, heartbeat, pulse: Pulse::new(heartbeat), opened: Instant::now() })
     }
 
     /// How long it has stood.
@@ -105,23 +88,24 @@ impl OpenConnection {
     /// The end of the line, for good.
     pub(crate) async fn next(&mut self) -> Result<Incoming, End> {
         loop {
-            let ping_at = self.pinged + self.pulse.every;
-            let dead_at = self.heard + self.pulse.patience;
+            let wait = self.pulse.wait(self.opened.elapsed());
             let message = tokio::select! {
-                // What came while nobody listened is a sign of life.
+                // What arrived while nobody polled is a sign of life.
                 biased;
                 message = self.socket.next() => message,
-                () = sleep_until(dead_at) => {
-                    let silence = self.pulse.patience.as_secs_f32();
-                    return Err(End::Broke(format!("nothing came for {silence} s")));
-                }
-                () = sleep_until(ping_at) => {
-                    self.pinged = Instant::now();
-                    timeout(SAY_TIMEOUT, say(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
-                    continue;
-                }
+                () = sleep(wait) => match self.pulse.due(self.opened.elapsed()) {
+                    Due::Nothing(_) => continue,
+                    Due::Ping => {
+                        timeout(SAY_TIMEOUT, say(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
+                        continue;
+                    }
+                    Due::End => {
+                        let silence = self.heartbeat.silence.as_secs_f32();
+                        return Err(End::Broke(format!("nothing came for {silence} s")));
+                    }
+                },
             };
-            self.heard = Instant::now();
+            self.pulse.receive(self.opened.elapsed());
             match message {
                 Some(Ok(Message::Text(text))) => {
                     return serde_json::from_str(&text)

@@ -347,16 +347,16 @@ async fn a_list_that_cannot_be_read_is_told_and_the_line_goes_on() {
 #[tokio::test]
 async fn a_quiet_line_is_pinged_and_stands_for_as_long_as_it_is_answered() {
     // A machine that is busy may keep an answer for a while.
-    let pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_secs(3) };
+    let heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_secs(3) };
     let mut server = Server::start().await;
     let mut follower = server.follower(None);
-    follower.pulse = pulse;
+    follower.heartbeat = heartbeat;
     let serving = async {
         let (mut socket, _) = server.accept().await;
         socket.welcome("e", 5).await;
         let (begin, mut cursor) = (Instant::now(), 5);
         // Longer than a silence would be borne.
-        while begin.elapsed() <= pulse.patience {
+        while begin.elapsed() <= heartbeat.silence {
             assert_eq!(socket.hear().await, json!({"type": "ping"}));
             cursor += 1;
             socket.say(json!({"type": "pong", "cursor": cursor})).await;
@@ -385,7 +385,7 @@ async fn a_silent_line_is_broken_and_a_pong_says_that_nothing_is_missing_up_to_t
         let (_socket, _) = server.accept().await;
         std::future::pending::<()>().await;
     };
-    follower.pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_millis(200) };
+    follower.heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_millis(200) };
     let broken = tokio::select! {
         event = next(&mut follower) => event,
         () = silence => unreachable!(),

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{
     actors::handles::subscriber::{Cut, Ending},
-    domain::notify::subscription::{Eviction, Pulse},
+    domain::{heartbeat::SubscriberPulse, notify::subscription::Eviction},
     transport::socket::websocket,
 };
 
@@ -71,7 +71,7 @@ impl ClientConnection {
 impl Plug {
     /// Why the subscriber was let go, whose connection ended without a word of it: the hub broke it, or the kernel gave it
     /// up. Nothing where the service stops, or the client went by itself.
-    pub(crate) fn let_go(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
+    pub(crate) fn let_go(&self, pulse: &SubscriberPulse, now: Duration) -> Option<Eviction> {
         match self.0.0.lock().broken_for {
             Some(Ending::Evicted(why)) => Some(why),
             Some(Ending::Stopping | Ending::Broken) => None,

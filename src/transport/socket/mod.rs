@@ -141,7 +141,7 @@ impl Peer {
 
     /// Tries to come back until the grace is over.
     async fn reconnect(&mut self, received: u64, attempts: &mut u32) -> Result<(Socket, Resumed), CloseReason> {
-        let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.patience);
+        let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.silence);
         let until = Instant::now() + grace;
         let mut why = "no try was made".to_owned();
         loop {
