@@ -290,7 +290,7 @@ mod tests {
         #[test]
         fn nothing_is_left_out_without_a_repository_or_without_a_reason(
             bits in prop::array::uniform7(any::<bool>()),
-            mode in prop::sample::select(WantedMode::ALL),
+            mode in prop::sample::select(WantedMode::ALL.to_vec()),
             repository in prop::option::of(prop::sample::select(vec!["octo/hello", "octo/other", "nothing"])),
         ) {
             let [enable_git_ops, is_conversation, is_killed, is_enabled, is_blocked, has_credential, is_http] = bits;
@@ -321,7 +321,7 @@ mod tests {
         #[test]
         fn what_was_wanted_is_told_once_in_a_session_and_the_rest_once_in_a_turn(
             session in any::<u128>(), one in any::<u128>(), two in any::<u128>(),
-            detail in prop::sample::select(SkipDetail::ALL),
+            detail in prop::sample::select(SkipDetail::ALL.to_vec()),
         ) {
             prop_assume!(one != two);
             let cause = |prompt| {

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use url::{Host, Url};
 
-use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::domain::{
+    turn::outcome::{ErrorCode, Failure},
+    words::words,
+};
 
 /// The longest URL or branch name; git's own limits are higher, nobody's names are.
 const MAX_LENGTH: usize = 512;
@@ -16,25 +19,15 @@ pub(crate) struct Repository {
     scheme: Scheme,
 }
 
-/// How a repository is reached; everything else is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    /// `https`
-    Https,
-    /// `http`, only to a loopback host that the configuration names.
-    Http,
-    /// `ssh`, with the keys of the runtime's user.
-    Ssh,
-}
-
-impl Scheme {
-    /// Its name.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Https => "https",
-            Self::Http => "http",
-            Self::Ssh => "ssh",
-        }
+words! {
+    /// How a repository is reached; everything else is refused.
+    Scheme {
+        /// `https`
+        Https = "https",
+        /// `http`, only to a loopback host that the configuration names.
+        Http = "http",
+        /// `ssh`, with the keys of the runtime's user.
+        Ssh = "ssh",
     }
 }
 
