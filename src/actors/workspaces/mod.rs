@@ -99,7 +99,7 @@ pub(crate) struct ReadySession {
 }
 
 impl Workspaces {
-    /// Makes an empty directory whose supervisors live on `arbiters`.
+    /// Starts without a supervisor; each lives on the thread on which its workspace is opened.
     pub(crate) fn new(services: Arc<Services>, workspace_client: WorkspaceClient, capacity: CapacityGuard) -> Self {
         let (supervisors, starting, draining) = Default::default();
         Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, draining }))
