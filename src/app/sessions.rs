@@ -87,7 +87,7 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
         let session_id = found.session.session_id;
         match workspaces.go_on(found).await {
             Ok(()) => resumed.push(session_id),
-            Err(cause) => tracing::warn!(marker = "[ACP]", %session_id, %cause, "a turn does not go on"),
+            Err(cause) => tracing::warn!(marker = "[ACP]", %session_id, %cause, "turn could not be resumed"),
         }
     }
     unfinished.retain(|one| !resumed.contains(&one.session.session_id));

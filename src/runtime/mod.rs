@@ -237,14 +237,14 @@ impl RunningRuntime {
         let patience = grace.max(self.kill_grace) + STOP_MARGIN;
         if tokio::time::timeout(patience, self.agents.all_gone()).await.is_err() {
             // A client that does not read keeps its socket from closing; the server drops it below.
-            tracing::warn!(agents = self.agents.running(), "agents are left at the end");
+            tracing::warn!(agents = self.agents.running(), "agents still running at the stop");
         }
         if let Some((handle, _)) = &self.server {
             handle.stop(self.agents.running() == 0).await;
         }
         let left = tokio::time::timeout(self.kill_grace + STOP_MARGIN, self.agents.all_gone()).await;
         if left.is_err() {
-            tracing::error!(agents = self.agents.running(), "agents outlived the runtime's stop");
+            tracing::error!(agents = self.agents.running(), "agents outlived the stop of the runtime");
         }
         if let Some((_, server)) = self.server {
             server.abort();

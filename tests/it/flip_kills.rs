@@ -303,7 +303,7 @@ fn fr_007_sessions_that_cross_the_line_in_the_same_moment_make_one_flip_on_both_
     for builder in [Program::builder(), Program::builder().postgres()] {
         let mut program = fragile(builder).start();
         // Who comes late crashes over the fallback.
-        program.expect_error("the fallback fails as well");
+        program.expect_error("fallback fails as well");
         let sessions: Vec<_> = (0..6).map(|_| program.api.open("ws")).collect();
         let start = std::sync::Barrier::new(sessions.len());
         thread::scope(|scope| {

@@ -465,7 +465,7 @@ fn fr_002_a_turn_is_the_same_over_either_route_but_for_what_is_listed() {
     );
     let mut program = Program::builder().config(&signed_in_agent).start();
     // Half of the scenarios are failures, which is what this line says.
-    program.expect_error("the fallback fails as well");
+    program.expect_error("fallback fails as well");
     let mut scenarios = single_turns();
     scenarios.extend([
         ("session" as &str, opened as fn(&Side<'_>) -> Value),
@@ -485,7 +485,7 @@ fn fr_002_a_turn_is_the_same_over_either_route_but_for_what_is_listed() {
     ]);
     let mut report = compare(&program, &scenarios);
     let mut impatient = Program::builder().set("turn.inactivity_timeout_s", 1).set("turn.cancel_grace_s", 1).start();
-    impatient.expect_error("the fallback fails as well");
+    impatient.expect_error("fallback fails as well");
     report += &compare(
         &impatient,
         &[

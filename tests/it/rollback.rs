@@ -173,7 +173,7 @@ fn fr_007_route_epoch_pin_and_window_survive_a_kill() {
 #[test]
 fn while_both_routes_fail_the_route_is_held_and_an_alarm_is_raised() {
     let mut program = quick().set("window.min_samples", 5).start();
-    program.expect_error("the fallback fails as well");
+    program.expect_error("fallback fails as well");
     let session = program.api.open("ws");
     crashes_until_it_falls_back(&session);
     for _ in 0..12 {

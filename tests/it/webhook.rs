@@ -148,7 +148,7 @@ fn is_posted_on(database: fn(Builder) -> Builder) {
     let event = post.json();
     program.api.contract().check_component("WebhookEvent", &event);
     assert_eq!((&event["type"], &event["notification"]["trigger"]), (&json!("notification"), &json!("capacity")));
-    assert_eq!(event["notification"]["body"], "Capacity nears its limit: 1 of 2 seats are taken.");
+    assert_eq!(event["notification"]["body"], "Capacity is near its limit: 1 of 2 seats are taken.");
     let told = program.api.get("/acp/audit/notifications").expect(200)["items"][0].clone();
     assert!(after(&told, post) < PROMPT, "the commit wakes who posts: {told}");
     let delivery = are(&program, "delivered", 1).remove(0);

@@ -88,7 +88,7 @@ async fn attempt(workspaces: &Workspaces, step: &Step) -> Result<bool, Failure> 
 async fn record(workspaces: &Workspaces, row: MigrationRow) {
     while let Err(cause) = workspaces.services().store.record_migration(row.clone()).await {
         if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
-            tracing::error!(marker = "[MIGRATION]", workspace = %row.key, %cause, "a step leaves no row");
+            tracing::error!(marker = "[MIGRATION]", workspace = %row.key, %cause, "migration step was not written");
             return;
         }
         tokio::time::sleep(RETRY).await;

@@ -434,7 +434,7 @@ impl Workspaces {
         let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
         let patience = self.0.services.settings.cancel_grace + DRAIN_MARGIN;
         if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
-            tracing::error!(marker = "[ACP]", "sessions are left at the end; their agents end with the runtime");
+            tracing::error!(marker = "[ACP]", "sessions remain after the drain; their agents end with the runtime");
         }
     }
 }

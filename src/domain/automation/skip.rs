@@ -158,7 +158,7 @@ impl Automation {
     /// 2. the caller wants none of this turn, then: the session was opened without git;
     /// 3. the environment's kill switch, then: the configuration;
     /// 4. what the session works on is no repository on GitHub, then: it is blocked, by whomever;
-    /// 5. there is nothing to sign in with;
+    /// 5. no GitHub credential is available;
     /// 6. the turn goes over a fallback that cannot automate.
     pub(crate) fn decide(asked: &Asked<'_>) -> Self {
         let Some(repository) = asked.repository else { return Self::Nothing };

@@ -36,17 +36,17 @@ pub(crate) fn of_flip(flip: &Flip) -> Notice {
     let text = match (flip.to, flip.trigger) {
         (Route::Http, FlipTrigger::AutoThreshold) => match &flip.figures {
             Some(figures) => format!(
-                "ACP succeeded in only {:.1} % of {} turns; prompts go over the HTTP fallback until it is well again.",
+                "ACP succeeded in only {:.1} % of {} turns; prompts use the HTTP fallback until ACP recovers.",
                 figures.success_rate() * 100.0,
                 figures.samples
             ),
-            None => "ACP failed again right after it was restored; prompts go over the HTTP fallback for now.".into(),
+            None => "ACP failed again right after it was restored; prompts use the HTTP fallback for now.".into(),
         },
         (Route::Http, FlipTrigger::ManualUser) => "A user switched this workspace to the HTTP fallback.".into(),
-        (Route::Http, FlipTrigger::Migration) => "This workspace now works over HTTP.".into(),
+        (Route::Http, FlipTrigger::Migration) => "This workspace now uses HTTP.".into(),
         (Route::Http, _) => "An operator switched this workspace to the HTTP fallback.".into(),
-        (Route::Acp, FlipTrigger::Recovery) => "ACP is well again; prompts go over it as before.".into(),
-        (Route::Acp, FlipTrigger::Migration) => "This workspace now works over ACP.".into(),
+        (Route::Acp, FlipTrigger::Recovery) => "ACP has recovered; prompts use ACP again.".into(),
+        (Route::Acp, FlipTrigger::Migration) => "This workspace now uses ACP.".into(),
         (Route::Acp, FlipTrigger::ManualUser) => "A user switched this workspace back to ACP.".into(),
         (Route::Acp, _) => "An operator switched this workspace back to ACP.".into(),
     };
@@ -64,7 +64,7 @@ pub(crate) fn of_flip(flip: &Flip) -> Notice {
 /// Many workspaces were rolled back at once; for operators.
 pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
     let text = format!(
-        "{flipped} of {live} workspaces fell back to the HTTP fallback within 5 minutes: look at the runtime, the \
+        "{flipped} of {live} workspaces switched to the HTTP fallback within 5 minutes: check the runtime, the \
          network and the agents' provider."
     );
     notice(Severity::Error, Trigger::SystemicRollback, &text)
@@ -72,7 +72,7 @@ pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
 
 /// They no longer are; for operators.
 pub(crate) fn of_storm_end(ended: &StormEnded) -> Notice {
-    let text = format!("Workspaces no longer fall back in numbers; {} had at the worst.", ended.most_flipped);
+    let text = format!("Mass rollback is over; at its peak {} workspaces were on the HTTP fallback.", ended.most_flipped);
     notice(Severity::Info, Trigger::SystemicRollback, &text)
 }
 
@@ -82,15 +82,15 @@ pub(crate) fn of_capacity(change: &CapacityChange) -> Option<Notice> {
     let CapacityChange { taken, limit, .. } = change;
     let (severity, text) = match (change.kind, change.level) {
         (AlertKind::Raised, AlertLevel::Warning) => {
-            (Severity::Warning, format!("Capacity nears its limit: {taken} of {limit} seats are taken."))
+            (Severity::Warning, format!("Capacity is near its limit: {taken} of {limit} seats are taken."))
         }
         (AlertKind::Raised, AlertLevel::Critical) => (
             Severity::Error,
-            format!("Capacity is nearly used up: {taken} of {limit} seats are taken. Sessions beyond are refused."),
+            format!("Capacity is nearly exhausted: {taken} of {limit} seats are taken. Sessions beyond the limit are refused."),
         ),
         (AlertKind::Resolved, AlertLevel::Critical) => return None,
         (AlertKind::Resolved, AlertLevel::Warning) => {
-            (Severity::Info, format!("Capacity is fine again: {taken} of {limit} seats are taken."))
+            (Severity::Info, format!("Capacity is back to normal: {taken} of {limit} seats are taken."))
         }
     };
     Some(notice(severity, Trigger::Capacity, &text))
@@ -108,14 +108,14 @@ pub(crate) fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
 
 /// The way to an agent of a workspace is broken and is being made again, while a turn runs.
 pub(crate) fn of_reconnecting() -> Notice {
-    let text = "The connection to an agent was interrupted and is being restored; the running turn goes on.";
+    let text = "The connection to an agent was interrupted and is being restored; the running turn continues.";
     notice(Severity::Warning, Trigger::Reconnecting, text)
 }
 
 /// A session's handshake failed, so that it goes over the fallback by itself.
 pub(crate) fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice {
     let text = format!(
-        "The agent's handshake failed ({}); prompts of session …{} go over the HTTP fallback for now.",
+        "The agent's handshake failed ({}); prompts of session …{} use the HTTP fallback for now.",
         code.as_str(),
         session_suffix(session)
     );
@@ -154,63 +154,63 @@ fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static st
         (None, SkipReason::RepoBlocked) => texts_of_detail(SkipDetail::BlockedByPattern),
         (None, SkipReason::WorkspaceRollback) => texts_of_detail(SkipDetail::FallbackCannot),
         (None, SkipReason::MissingCredential) => (
-            "there is nothing to sign in with",
-            "This version takes no credential yet; prompt with automation.mode none to be told no more.",
+            "no GitHub credential is available",
+            "This version accepts no credential yet; send automation.mode none with the prompt to stop these notices.",
         ),
-        (None, SkipReason::AutomationDisabled) => ("it is switched off", "An operator can switch it on."),
-        (None, SkipReason::RateLimited) => ("GitHub asks for a pause", "Prompt again in an hour."),
-        (None, SkipReason::Other) => ("it was not possible", "The diagnostics of the turn say more."),
+        (None, SkipReason::AutomationDisabled) => ("it is disabled", "An operator can enable it."),
+        (None, SkipReason::RateLimited) => ("GitHub limits the request rate", "Send the prompt again in an hour."),
+        (None, SkipReason::Other) => ("it was not possible", "The diagnostics of the turn have the details."),
     }
 }
 
 fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
     match detail {
         SkipDetail::EnvDisabled => (
-            "it is switched off for the whole service",
-            "An operator has set GITHUB_AUTOMATION_DISABLED and can take it away.",
+            "it is disabled for the whole service",
+            "An operator has set GITHUB_AUTOMATION_DISABLED and can unset it.",
         ),
         SkipDetail::ConfigDisabled => {
-            ("it is switched off in the configuration", "An operator can switch it on there.")
+            ("it is disabled in the configuration", "An operator can enable it there.")
         }
         SkipDetail::GitopsOff => (
             "this session was opened without git",
-            "For pull requests open a session of mode development with enableGitOps. This is said once in a session.",
+            "For pull requests, open a session of mode development with enableGitOps. This notice appears once per session.",
         ),
         SkipDetail::CallerSkip => (
             "the prompt asked for none",
-            "For a pull request send automation.mode github with the prompt. This is said once in a session.",
+            "For a pull request, send automation.mode github with the prompt. This notice appears once per session.",
         ),
         SkipDetail::MissingRepository => (
             "the session has no repository on GitHub",
-            "Open a session with a repository of GitHub, such as owner/name.",
+            "Open a session with a GitHub repository, such as owner/name.",
         ),
         SkipDetail::NoChanges => (
             "the turn changed nothing",
-            "Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.",
+            "No action is needed. If you expected changes, describe them in the prompt.",
         ),
         SkipDetail::NothingStaged => {
-            ("all that changed is ignored by git", "Look at .gitignore, and at which files the turn wrote.")
+            ("git ignores every changed file", "Check .gitignore and which files the turn wrote.")
         }
         SkipDetail::BlockedByPattern => (
             "the repository is blocked",
-            "A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them.",
+            "A pattern in the tenant's blockedRepositories or in the configuration matches it; ask its administrator.",
         ),
         SkipDetail::NoInstallation => (
-            "the GitHub App is not installed there",
+            "the GitHub App is not installed for it",
             "Install it for the repository, or send a githubToken with the prompt.",
         ),
         SkipDetail::TokenRefused => (
             "GitHub refused the token",
-            "Send one that is valid and may write contents, issues and pull requests of the repository.",
+            "Send a valid token that may write contents, issues and pull requests of the repository.",
         ),
         SkipDetail::PrimaryLimit => {
-            ("GitHub's hourly quota is used up", "It is filled up again within the hour; prompt again then.")
+            ("GitHub's hourly quota is used up", "It resets within the hour; send the prompt again then.")
         }
         SkipDetail::SecondaryLimit => {
-            ("GitHub asks us to slow down", "Prompt again in some minutes, with fewer turns at a time.")
+            ("GitHub's secondary rate limit was reached", "Send the prompt again in a few minutes, with fewer turns at a time.")
         }
         SkipDetail::FallbackCannot => {
-            ("the HTTP fallback cannot automate here", "Prompt again once the workspace is back on ACP.")
+            ("the HTTP fallback cannot automate here", "Send the prompt again once the workspace is back on ACP.")
         }
     }
 }

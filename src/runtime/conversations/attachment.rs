@@ -242,7 +242,7 @@ fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
         return Some(Outgoing::Over(close_code::REPLACED, "another socket goes on with this connection"));
     }
     if state.pipe.is_none() {
-        return Some(Outgoing::Over(close_code::AGENT_ENDED, "the conversation is over"));
+        return Some(Outgoing::Over(close_code::AGENT_ENDED, "conversation ended"));
     }
     match state.client {
         Client::Here { .. } => None,

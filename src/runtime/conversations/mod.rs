@@ -132,7 +132,7 @@ impl Conversations {
             }
         }
         self.lock().remove(&id);
-        tracing::debug!(connection = %id, "the conversation is over");
+        tracing::debug!(connection = %id, "conversation ended");
     }
 }
 

@@ -155,7 +155,7 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for AcpSocket {
             Ok(ws::Message::Close(reason)) => self.on_close(reason, ctx),
             Err(ProtocolError::Overflow) => self.close_too_big(ctx),
             Err(cause) => {
-                tracing::debug!(connection = %self.connection, %cause, "the socket broke");
+                tracing::debug!(connection = %self.connection, %cause, "socket broke");
                 self.leave(ctx);
             }
         }
@@ -244,7 +244,7 @@ impl AcpSocket {
                 Due::Nothing(wait) => break wait,
                 Due::Ping => ctx.ping(b""),
                 Due::End => {
-                    tracing::debug!(connection = %self.connection, "the client is silent");
+                    tracing::debug!(connection = %self.connection, "client is silent");
                     return self.leave(ctx);
                 }
             }
@@ -340,7 +340,7 @@ impl AcpSocket {
             match started {
                 Ok(agent) => socket.on_started(&id, opening, agent, ctx),
                 Err(failure) => {
-                    tracing::warn!(connection = %socket.connection, code = failure.code.as_str(), %failure, "no agent");
+                    tracing::warn!(connection = %socket.connection, code = failure.code.as_str(), %failure, "agent was not started");
                     socket.refuse(None, &id, &handshake::refusal(&failure), ctx);
                 }
             }
@@ -392,7 +392,7 @@ impl AcpSocket {
 
     fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
         let Parting { exited, why, .. } = parting;
-        tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent gone");
+        tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent ended");
         if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
         }

@@ -136,7 +136,7 @@ impl Workspaces {
             && let Err(failure) = baseline.take(&self.git, &folder).await
         {
             // The agent can work without; only the diff is missing then.
-            tracing::warn!(%failure, "no baseline of the folder");
+            tracing::warn!(%failure, "folder has no baseline");
         }
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }

@@ -191,7 +191,7 @@ impl Hands {
                     // Known agents advertise what then fails; a new conversation with the transcript as
                     // context serves the user better than no session.
                     Err(error) => {
-                        tracing::info!(marker = "[ACP]", method, %error, "the agent cannot go on with its conversation")
+                        tracing::info!(marker = "[ACP]", method, %error, "agent could not resume its conversation")
                     }
                 }
             }

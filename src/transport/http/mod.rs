@@ -155,7 +155,7 @@ impl Link {
                 sleep(CANCEL_PAUSE).await;
             }
             // The turn ends by the limits of the session, or of the runtime once nobody reads it.
-            tracing::warn!(marker = "[ACP]", %prompt_id, "the runtime was not told of a cancel");
+            tracing::warn!(marker = "[ACP]", %prompt_id, "cancel did not reach the runtime");
         });
     }
 }

@@ -102,67 +102,67 @@ fn line(name: &str, told: &Notice) -> String {
 }
 
 const TEXTS: &str = r"
-flip http autoThreshold: error autoThreshold: ACP succeeded in only 97.5 % of 120 turns; prompts go over the HTTP fallback until it is well again.
-flip http without figures: error autoThreshold: ACP failed again right after it was restored; prompts go over the HTTP fallback for now.
+flip http autoThreshold: error autoThreshold: ACP succeeded in only 97.5 % of 120 turns; prompts use the HTTP fallback until ACP recovers.
+flip http without figures: error autoThreshold: ACP failed again right after it was restored; prompts use the HTTP fallback for now.
 flip http manualOperator: error manualOperator: An operator switched this workspace to the HTTP fallback.
 flip http manualUser: error manualUser: A user switched this workspace to the HTTP fallback.
 flip http recovery: error recovered: An operator switched this workspace to the HTTP fallback.
 flip http pin: error manualOperator: An operator switched this workspace to the HTTP fallback.
-flip http migration: info migrated: This workspace now works over HTTP.
+flip http migration: info migrated: This workspace now uses HTTP.
 flip acp autoThreshold: info autoThreshold: An operator switched this workspace back to ACP.
 flip acp manualOperator: info manualOperator: An operator switched this workspace back to ACP.
 flip acp manualUser: info manualUser: A user switched this workspace back to ACP.
-flip acp recovery: info recovered: ACP is well again; prompts go over it as before.
+flip acp recovery: info recovered: ACP has recovered; prompts use ACP again.
 flip acp pin: info manualOperator: An operator switched this workspace back to ACP.
-flip acp migration: info migrated: This workspace now works over ACP.
-storm: error systemicRollback: 12 of 40 workspaces fell back to the HTTP fallback within 5 minutes: look at the runtime, the network and the agents' provider.
-storm end: info systemicRollback: Workspaces no longer fall back in numbers; 17 had at the worst.
-capacity raised warning: warning capacity: Capacity nears its limit: 860 of 1000 seats are taken.
-capacity raised critical: error capacity: Capacity is nearly used up: 860 of 1000 seats are taken. Sessions beyond are refused.
-capacity resolved warning: info capacity: Capacity is fine again: 860 of 1000 seats are taken.
+flip acp migration: info migrated: This workspace now uses ACP.
+storm: error systemicRollback: 12 of 40 workspaces switched to the HTTP fallback within 5 minutes: check the runtime, the network and the agents' provider.
+storm end: info systemicRollback: Mass rollback is over; at its peak 17 workspaces were on the HTTP fallback.
+capacity raised warning: warning capacity: Capacity is near its limit: 860 of 1000 seats are taken.
+capacity raised critical: error capacity: Capacity is nearly exhausted: 860 of 1000 seats are taken. Sessions beyond the limit are refused.
+capacity resolved warning: info capacity: Capacity is back to normal: 860 of 1000 seats are taken.
 failed session: error sessionFailed: Session …abcdef failed too often and was stopped (agent_crashed). Load it to try again.
-reconnecting: warning reconnecting: The connection to an agent was interrupted and is being restored; the running turn goes on.
-failed handshake: error handshakeFailed: The agent's handshake failed (handshake_timeout); prompts of session …abcdef go over the HTTP fallback for now.
-skip automationDisabled env-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off for the whole service.
-  note: GitHub automation for octo-org/hello-world was skipped: it is switched off for the whole service. An operator has set GITHUB_AUTOMATION_DISABLED and can take it away. The changes stay in the workspace.
-skip automationDisabled config-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off in the configuration.
-  note: GitHub automation for octo-org/hello-world was skipped: it is switched off in the configuration. An operator can switch it on there. The changes stay in the workspace.
+reconnecting: warning reconnecting: The connection to an agent was interrupted and is being restored; the running turn continues.
+failed handshake: error handshakeFailed: The agent's handshake failed (handshake_timeout); prompts of session …abcdef use the HTTP fallback for now.
+skip automationDisabled env-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled for the whole service.
+  note: GitHub automation for octo-org/hello-world was skipped: it is disabled for the whole service. An operator has set GITHUB_AUTOMATION_DISABLED and can unset it. The changes stay in the workspace.
+skip automationDisabled config-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled in the configuration.
+  note: GitHub automation for octo-org/hello-world was skipped: it is disabled in the configuration. An operator can enable it there. The changes stay in the workspace.
 skip automationDisabled gitops-off: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: this session was opened without git.
-  note: GitHub automation for octo-org/hello-world was skipped: this session was opened without git. For pull requests open a session of mode development with enableGitOps. This is said once in a session. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: this session was opened without git. For pull requests, open a session of mode development with enableGitOps. This notice appears once per session. The changes stay in the workspace.
 skip automationDisabled caller-skip: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the prompt asked for none.
-  note: GitHub automation for octo-org/hello-world was skipped: the prompt asked for none. For a pull request send automation.mode github with the prompt. This is said once in a session. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the prompt asked for none. For a pull request, send automation.mode github with the prompt. This notice appears once per session. The changes stay in the workspace.
 skip other missing-repository: warning automationSkipped: GitHub automation was skipped: the session has no repository on GitHub.
-  note: GitHub automation was skipped: the session has no repository on GitHub. Open a session with a repository of GitHub, such as owner/name. The changes stay in the workspace.
+  note: GitHub automation was skipped: the session has no repository on GitHub. Open a session with a GitHub repository, such as owner/name. The changes stay in the workspace.
 skip other no-changes: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing.
-  note: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing. Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.
-skip other nothing-staged: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: all that changed is ignored by git.
-  note: GitHub automation for octo-org/hello-world was skipped: all that changed is ignored by git. Look at .gitignore, and at which files the turn wrote. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing. No action is needed. If you expected changes, describe them in the prompt.
+skip other nothing-staged: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file.
+  note: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file. Check .gitignore and which files the turn wrote. The changes stay in the workspace.
 skip repoBlocked blocked-by-pattern: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
-  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them. The changes stay in the workspace.
-skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed there.
-  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed there. Install it for the repository, or send a githubToken with the prompt. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration matches it; ask its administrator. The changes stay in the workspace.
+skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed for it.
+  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed for it. Install it for the repository, or send a githubToken with the prompt. The changes stay in the workspace.
 skip missingCredential token-refused: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub refused the token.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub refused the token. Send one that is valid and may write contents, issues and pull requests of the repository. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub refused the token. Send a valid token that may write contents, issues and pull requests of the repository. The changes stay in the workspace.
 skip rateLimited primary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up. It is filled up again within the hour; prompt again then. The changes stay in the workspace.
-skip rateLimited secondary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub asks us to slow down.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub asks us to slow down. Prompt again in some minutes, with fewer turns at a time. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up. It resets within the hour; send the prompt again then. The changes stay in the workspace.
+skip rateLimited secondary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's secondary rate limit was reached.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub's secondary rate limit was reached. Send the prompt again in a few minutes, with fewer turns at a time. The changes stay in the workspace.
 skip workspaceRollback fallback-cannot: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here.
-  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here. Send the prompt again once the workspace is back on ACP. The changes stay in the workspace.
 skip repoBlocked -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
-  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration means it; ask who administers them. The changes stay in the workspace.
-skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with.
-  note: GitHub automation for octo-org/hello-world was skipped: there is nothing to sign in with. This version takes no credential yet; prompt with automation.mode none to be told no more. The changes stay in the workspace.
-skip automationDisabled -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is switched off.
-  note: GitHub automation for octo-org/hello-world was skipped: it is switched off. An operator can switch it on. The changes stay in the workspace.
-skip rateLimited -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub asks for a pause.
-  note: GitHub automation for octo-org/hello-world was skipped: GitHub asks for a pause. Prompt again in an hour. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration matches it; ask its administrator. The changes stay in the workspace.
+skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available.
+  note: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available. This version accepts no credential yet; send automation.mode none with the prompt to stop these notices. The changes stay in the workspace.
+skip automationDisabled -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled.
+  note: GitHub automation for octo-org/hello-world was skipped: it is disabled. An operator can enable it. The changes stay in the workspace.
+skip rateLimited -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub limits the request rate.
+  note: GitHub automation for octo-org/hello-world was skipped: GitHub limits the request rate. Send the prompt again in an hour. The changes stay in the workspace.
 skip workspaceRollback -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here.
-  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback cannot automate here. Send the prompt again once the workspace is back on ACP. The changes stay in the workspace.
 skip other -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it was not possible.
-  note: GitHub automation for octo-org/hello-world was skipped: it was not possible. The diagnostics of the turn say more. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: it was not possible. The diagnostics of the turn have the details. The changes stay in the workspace.
 skip without a name: warning automationSkipped: GitHub automation was skipped: the turn changed nothing.
-  note: GitHub automation was skipped: the turn changed nothing. Nothing needs to be done. Where changes were expected, say in the prompt what is to be changed.
+  note: GitHub automation was skipped: the turn changed nothing. No action is needed. If you expected changes, describe them in the prompt.
 ";
 
 fn fits(text: &str, max_chars: usize) -> bool {
