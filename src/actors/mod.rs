@@ -1,8 +1,39 @@
 //! Thin shells over `domain/`: they hold state, carry messages and own timers.
 //!
-//! Invariant: actors do not import each other, they import [`messages`] and hold recipients; only parent →
-//! child is an import (workspaces → workspace_supervisor → session). A session never heals itself: its
-//! supervisor starts it again, and [`keeper`] the parts that there is one of, by the same rule.
+//! Invariant: actors do not import each other; they import [`handles::messages`] and hold recipients. Only parent →
+//! child is an import (workspaces → supervisor → session). A session never restarts itself: its supervisor does, and
+//! [`upkeep::keeper`] restarts the actors of which there is one, by the same rule.
+//!
+//! # Who talks to whom
+//!
+//! `send` waits for room in the receiver's mailbox, whose capacity is given once for each receiver. "Own place" is a
+//! sender that one turn or one guard owns: actix always accepts one message from each sender, so it never waits.
+//!
+//! | sender | message | receiver (mailbox) | reply | when full |
+//! |---|---|---|---|---|
+//! | http | `RunPrompt` | session (16) | once the turn is on disk: accepted, joined, ended, or refused | the caller waits |
+//! | http | `CancelTurn` | session | at once: whether a turn was running | the caller waits |
+//! | http | `AnswerPermission` | session | once the answer is with the agent, or why not | the caller waits |
+//! | http | `SetMode`, `SetConfigOption` | session | the agent's answer | the caller waits |
+//! | supervisor | `EndSession` | session | none; `SessionEnded` follows | a task waits |
+//! | supervisor | `Probe` | session | empty; a missing reply is what it looks for | waits, and counts as silence |
+//! | session's guard | `SessionEnded` | supervisor (64) | none | own place |
+//! | workspaces | `StartSession` | supervisor | the agent's facts, or why it did not start | the caller waits |
+//! | workspaces | `CloseSession` | supervisor | once the agent is gone and the row says so | the caller waits |
+//! | workspaces | `DrainSessions` | supervisor | once every session is gone | the caller waits |
+//! | supervisor | `Proven` | itself | none | a task waits |
+//! | turn ticket, session | `OutcomeObserved` | success window (64) | none | own place |
+//! | success window | `WindowBreached` | protocol router (64) | once the verdict is on disk | a task waits |
+//! | success window | `TurnObserved` | protocol router | none | a task waits |
+//! | http | `ReadWindow` | success window | its figures | the caller waits |
+//! | http | `ReadRoute` | protocol router | the route | the caller waits |
+//! | migrations | `ProbeRoute` | protocol router | once the handshake ended | the caller waits |
+//! | http, migrations | `ChangeRoute` | protocol router | once the change is on disk | the caller waits |
+//! | store's writer | `StreamGrew` | notification hub (1,024) | none | a stream, which merges what waits |
+//! | notification socket | `Subscribe` | notification hub | joined, or behind | the socket waits |
+//! | app | `CloseSubscribers` | notification hub | once every subscriber is gone | the caller waits |
+//!
+//! The numbers have their reasons beside each `MAILBOX`. Everything else is a handle of [`handles`], which costs no hop.
 
 pub(crate) mod handles;
 pub(crate) mod migrations;

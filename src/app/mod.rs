@@ -1,27 +1,33 @@
-//! Builds every part in order, and takes them down in the reverse order.
+//! Starts every part in order, and stops them in the order in which they can do without each other.
 //!
-//! Invariant: this is the only place that names all the parts. A part gets what it needs as a value; none
-//! looks for another.
+//! Each area has a `start_*` function that returns a handle with `stop()`; [`start`] and [`stop`] only order them.
+//!
+//! Invariant: no other module names all the parts. A part gets what it needs as a value; none looks for another.
 
+mod api;
 mod demo;
+mod notifications;
+mod runtime;
+mod sessions;
 mod start;
 mod stop;
-mod webhooks;
+mod store;
+mod upkeep;
 
 use std::{
-    fs::TryLockError,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
+use self::store::{database_url, hold, make_data_dir};
 pub(crate) use self::{demo::demo, start::Service};
 use crate::{
     config::Loaded,
-    domain::{turn::outcome::Failure, watchdog::WatchdogLimits},
-    runtime,
-    store::{BadDatabaseUrl, DatabaseUrl, RenewedEpoch, Store, StoreError},
-    telemetry::watchdog::Watchdog,
+    domain::turn::outcome::Failure,
+    runtime::{self as container, StartError},
+    store::{BadDatabaseUrl, RenewedEpoch, Store, StoreError},
+    telemetry::Metrics,
 };
 
 /// Why the program does not serve.
@@ -30,7 +36,7 @@ pub(crate) enum AppError {
     /// The database cannot be used.
     #[error("database: {0}")]
     Store(#[from] StoreError),
-    /// The database's URL is none.
+    /// The database URL is malformed.
     #[error("database.url: {0}")]
     DatabaseUrl(#[from] BadDatabaseUrl),
     /// Another supervisor works with the SQLite file.
@@ -41,7 +47,7 @@ pub(crate) enum AppError {
     Metrics(#[from] crate::telemetry::metrics::MetricsError),
     /// The runtime cannot be started.
     #[error("runtime: {0}")]
-    Runtime(#[from] runtime::StartError),
+    Runtime(#[from] StartError),
     /// The runtime's address cannot be used.
     #[error("{0}")]
     Interceptor(#[from] Failure),
@@ -86,16 +92,14 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
 
 /// Runs the container side alone until SIGTERM or Ctrl-C.
 pub(crate) async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(), AppError> {
-    let metrics = crate::telemetry::Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
-    let runtime = &loaded.config.runtime;
-    let options = start::runtime_options(&loaded, runtime.listen, runtime.token.clone(), &metrics)?;
-    let watching = Watchdog::watch(WatchdogLimits::default(), metrics);
-    let watchdog = watching.map_err(AppError::io("the watchdog's thread"))?;
-    let running = runtime::start(options, Some(watchdog)).await?;
-    tracing::info!(marker = "[ACP]", address = %running.address(), "runtime serves");
+    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+    let settings = &loaded.config.runtime;
+    let options = runtime::runtime_options(&loaded, settings.listen, settings.token.clone(), &metrics)?;
+    let running = container::start(options, Some(start::watchdog(metrics)?)).await?;
+    tracing::info!(marker = "[ACP]", address = %running.address(), "runtime started");
     announce(announce_to.as_deref(), running.address())?;
     stop::signal().await;
-    running.stop(stop::kill_grace(&loaded.config)).await;
+    running.stop(runtime::kill_grace(&loaded.config)).await;
     tracing::info!(marker = "[ACP]", "stopped");
     Ok(())
 }
@@ -118,34 +122,6 @@ pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let _held = hold(&url)?;
     migrate(loaded).await?;
     Ok(Store::renew_epoch(&url)?)
-}
-
-fn make_data_dir(loaded: &Loaded) -> Result<(), AppError> {
-    std::fs::create_dir_all(&loaded.data_dir)
-        .map_err(AppError::io(format!("data folder {}", loaded.data_dir.display())))
-}
-
-/// Holds a SQLite database for this process: a second supervisor would take the turns of the first one for
-/// abandoned. The system lets go of it with the process, however that ends. PostgreSQL is not held.
-fn hold(url: &DatabaseUrl) -> Result<Option<std::fs::File>, AppError> {
-    let DatabaseUrl::Sqlite(path) = url else { return Ok(None) };
-    let mut name = path.clone().into_os_string();
-    name.push(".lock");
-    let failed = |cause| AppError::Io { what: format!("lock file {}", Path::new(&name).display()), cause };
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(AppError::InUse(path.clone())),
-        Err(TryLockError::Error(cause)) => Err(failed(cause)),
-    }
-}
-
-fn database_url(loaded: &Loaded) -> Result<DatabaseUrl, AppError> {
-    use secrecy::ExposeSecret;
-    Ok(match &loaded.config.database.url {
-        Some(url) => url.expose_secret().parse()?,
-        None => DatabaseUrl::Sqlite(loaded.data_dir.join("lumilink.db")),
-    })
 }
 
 /// Writes the file whole or not at all: whoever waits for it reads it as soon as it is there.

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{clock::Timestamp, ids::InstallationId, share::FULL_BP};
+use super::{clock::Timestamp, ids::InstallationId, share::FULL_BP, words::words};
 
 /// The limits and thresholds of seats (`[capacity]`). Shares are in basis points of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,57 +160,24 @@ impl Seats {
     }
 }
 
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum AlertLevel {
-    /// The limit is near.
-    Warning,
-    /// It is nearly reached.
-    Critical,
-}
-
-impl AlertLevel {
-    /// The lesser first: an alert escalates in this order.
-    pub(crate) const ALL: [Self; 2] = [Self::Warning, Self::Critical];
-
-    /// Its name in answers, rows and labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Warning => "warning",
-            Self::Critical => "critical",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| level.as_str() == name)
+words! {
+    /// How bad it is.
+    #[derive(PartialOrd, Ord)]
+    AlertLevel {
+        /// The limit is near.
+        Warning = "warning",
+        /// It is nearly reached.
+        Critical = "critical",
     }
 }
 
-/// What becomes of a level of an alert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum AlertKind {
-    /// It begins.
-    Raised,
-    /// It is over.
-    Resolved,
-}
-
-impl AlertKind {
-    /// Both.
-    pub(crate) const ALL: [Self; 2] = [Self::Raised, Self::Resolved];
-
-    /// Its name in rows and labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Raised => "raised",
-            Self::Resolved => "resolved",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+words! {
+    /// What becomes of a level of an alert.
+    AlertKind {
+        /// It begins.
+        Raised = "raised",
+        /// It is over.
+        Resolved = "resolved",
     }
 }
 

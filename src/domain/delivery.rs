@@ -141,57 +141,75 @@ impl Inbox {
     }
 }
 
-/// Which part of the other end's limits is worth a message.
-const PART: usize = 4;
-/// How finely bytes are remembered, as a part of the same: they are added up between marks, not kept per message.
+/// An acknowledgement is worth a message of its own at this fraction of the peer's limits …
+const LIMIT_FRACTION: usize = 4;
+/// … or, where they are unknown, after so many messages and bytes: far less than any peer may keep. A peer that is sent
+/// nothing else for long must not have to wait; one that is sent messages gets its acknowledgements with them.
+const MESSAGES_BETWEEN_ACKS: u64 = 16;
+/// 16 KiB.
+const BYTES_BETWEEN_ACKS: u64 = 16 * 1024;
+/// Byte counts are kept at marks, not for each message: this many between two acknowledgements.
 const MARKS: u64 = 4;
 
-/// Counts what came, and says when to tell that it is settled.
+/// Counts the messages that arrived, and decides when their acknowledgement is worth a message of its own.
+///
+/// A message is acknowledged once it is *settled*: delivered, or written to disk, as the receiver needs it.
 #[derive(Debug)]
 pub(crate) struct PendingAck {
+    /// Thresholds of an acknowledgement of its own.
     messages: u64,
     bytes: u64,
-    told: Mark,
+    acknowledged: Mark,
     settled: Mark,
-    heard: Mark,
+    received: Mark,
     /// Ascending; those that are settled are taken off.
     marks: VecDeque<Mark>,
     last_mark_bytes: u64,
 }
 
-/// A place in the stream of messages.
+/// A position in the stream of messages.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     seq: u64,
-    /// All bytes up to it; for what is settled or told, those up to the last mark.
+    /// All bytes up to it; of what is settled or acknowledged in part, those up to the last mark.
     bytes: u64,
 }
 
 impl PendingAck {
-    /// For a peer that holds at most `max_messages` messages and `max_bytes` bytes of them, and was told nothing yet.
-    /// Messages after `heard` are to come.
-    pub(crate) fn new(max_messages: usize, max_bytes: usize, heard: u64) -> Self {
+    /// For a peer that keeps at most `max_messages` messages and `max_bytes` bytes, and has no acknowledgement yet.
+    /// Messages after `received` are to come.
+    pub(crate) fn new(max_messages: usize, max_bytes: usize, received: u64) -> Self {
+        let part = |limit: usize| (limit / LIMIT_FRACTION).max(1) as u64;
+        Self::after(part(max_messages), part(max_bytes), received)
+    }
+
+    /// For a peer whose limits are unknown, before its first message.
+    pub(crate) fn of_unknown_limits() -> Self {
+        Self::after(MESSAGES_BETWEEN_ACKS, BYTES_BETWEEN_ACKS, 0)
+    }
+
+    fn after(messages: u64, bytes: u64, received: u64) -> Self {
         Self {
-            messages: (max_messages / PART).max(1) as u64,
-            bytes: (max_bytes / PART).max(1) as u64,
-            told: Mark::default(),
+            messages,
+            bytes,
+            acknowledged: Mark::default(),
             settled: Mark::default(),
-            heard: Mark { seq: heard, bytes: 0 },
+            received: Mark { seq: received, bytes: 0 },
             marks: VecDeque::new(),
             last_mark_bytes: 0,
         }
     }
 
-    /// A message came.
-    pub(crate) fn hear(&mut self, seq: u64, bytes: usize) {
-        self.heard = Mark { seq, bytes: self.heard.bytes + bytes as u64 };
-        if self.heard.bytes - self.last_mark_bytes >= (self.bytes / MARKS).max(1) {
-            self.last_mark_bytes = self.heard.bytes;
-            self.marks.push_back(self.heard);
+    /// Notes a message that arrived.
+    pub(crate) fn receive(&mut self, seq: u64, bytes: usize) {
+        self.received = Mark { seq, bytes: self.received.bytes + bytes as u64 };
+        if self.received.bytes - self.last_mark_bytes >= (self.bytes / MARKS).max(1) {
+            self.last_mark_bytes = self.received.bytes;
+            self.marks.push_back(self.received);
         }
     }
 
-    /// Everything up to `seq` is settled.
+    /// Notes that everything up to `seq` is settled.
     pub(crate) fn settle(&mut self, seq: u64) {
         self.settled.seq = self.settled.seq.max(seq);
         while let Some(mark) = self.marks.front()
@@ -200,32 +218,35 @@ impl PendingAck {
             self.settled.bytes = mark.bytes;
             self.marks.pop_front();
         }
+        if seq == self.received.seq {
+            self.settled.bytes = self.received.bytes;
+        }
     }
 
-    /// What is settled goes with a message.
-    pub(crate) fn tell(&mut self) -> u64 {
-        self.told = self.settled;
-        self.told.seq
+    /// The number to acknowledge in a message that is sent now; counts as sent.
+    pub(crate) fn acknowledge(&mut self) -> u64 {
+        self.acknowledged = self.settled;
+        self.acknowledged.seq
     }
 
-    /// What was told may not have arrived: as if nothing had been.
-    pub(crate) fn tell_again(&mut self) {
-        self.told = Mark::default();
+    /// Notes that the acknowledgements so far may have been lost.
+    pub(crate) fn repeat(&mut self) {
+        self.acknowledged = Mark::default();
     }
 
-    /// Whether what is settled and untold is worth a message of its own.
+    /// True if what is settled and not acknowledged is worth a message of its own.
     pub(crate) fn is_due(&self) -> bool {
-        self.is_much(self.settled)
+        self.is_worth_a_message(self.settled)
     }
 
-    /// Whether it would be if everything that came were settled now.
+    /// True if it would be due once everything that arrived is settled.
     pub(crate) fn may_come_due(&self) -> bool {
-        self.is_much(self.heard)
+        self.is_worth_a_message(self.received)
     }
 
-    fn is_much(&self, upto: Mark) -> bool {
-        upto.seq.saturating_sub(self.told.seq) >= self.messages
-            || upto.bytes.saturating_sub(self.told.bytes) >= self.bytes
+    fn is_worth_a_message(&self, upto: Mark) -> bool {
+        upto.seq.saturating_sub(self.acknowledged.seq) >= self.messages
+            || upto.bytes.saturating_sub(self.acknowledged.bytes) >= self.bytes
     }
 }
 
@@ -330,53 +351,71 @@ mod tests {
     }
 
     #[test]
-    fn it_is_due_at_a_quarter_of_the_messages() {
-        let mut untold = PendingAck::new(8, 1_000_000, 0);
-        untold.hear(1, 10);
-        untold.settle(1);
-        assert!(!untold.is_due() && !untold.may_come_due());
-        untold.hear(2, 10);
-        assert!(!untold.is_due() && untold.may_come_due(), "it came and is not settled");
-        untold.settle(2);
-        assert!(untold.is_due());
-        assert_eq!(untold.tell(), 2);
-        assert!(!untold.is_due() && !untold.may_come_due());
+    fn acknowledgement_is_due_at_a_quarter_of_the_messages() {
+        let mut pending = PendingAck::new(8, 1_000_000, 0);
+        pending.receive(1, 10);
+        pending.settle(1);
+        assert!(!pending.is_due() && !pending.may_come_due());
+        pending.receive(2, 10);
+        assert!(!pending.is_due() && pending.may_come_due(), "it came and is not settled");
+        pending.settle(2);
+        assert!(pending.is_due());
+        assert_eq!(pending.acknowledge(), 2);
+        assert!(!pending.is_due() && !pending.may_come_due());
     }
 
     #[test]
-    fn it_is_due_at_about_a_quarter_of_the_bytes_and_remembers_few_marks() {
-        let mut untold = PendingAck::new(1_000_000, 4000, 0);
+    fn acknowledgement_is_due_at_a_quarter_of_the_bytes_and_keeps_few_marks() {
+        let mut pending = PendingAck::new(1_000_000, 4000, 0);
         for seq in 1..=10_000 {
-            untold.hear(seq, 10);
-            untold.settle(seq);
-            if untold.is_due() {
+            pending.receive(seq, 10);
+            pending.settle(seq);
+            if pending.is_due() {
                 assert_eq!(seq % 100, 0, "every 1,000 bytes");
-                untold.tell();
+                pending.acknowledge();
             }
         }
-        assert!(untold.marks.is_empty());
+        assert!(pending.marks.is_empty());
         for seq in 10_001..=10_400 {
-            untold.hear(seq, 10);
+            pending.receive(seq, 10);
         }
-        assert!(untold.may_come_due() && untold.marks.len() <= 16);
+        assert!(pending.may_come_due() && pending.marks.len() <= 16);
     }
 
     #[test]
-    fn a_single_message_may_be_a_quarter() {
-        let mut untold = PendingAck::new(2048, 4000, 0);
-        untold.hear(1, 5000);
-        untold.settle(1);
-        assert!(untold.is_due());
+    fn acknowledgement_is_due_after_one_large_message() {
+        let mut pending = PendingAck::new(2048, 4000, 0);
+        pending.receive(1, 5000);
+        pending.settle(1);
+        assert!(pending.is_due());
     }
 
     #[test]
-    fn what_an_earlier_client_had_is_told_at_once_where_it_is_much() {
-        let mut untold = PendingAck::new(2048, 4000, 600);
-        untold.settle(600);
-        assert!(untold.is_due());
-        assert_eq!(untold.tell(), 600);
-        assert!(!untold.is_due());
-        untold.tell_again();
-        assert!(untold.is_due(), "it may have been lost");
+    fn messages_of_an_earlier_client_are_acknowledged_at_once() {
+        let mut pending = PendingAck::new(2048, 4000, 600);
+        pending.settle(600);
+        assert!(pending.is_due());
+        assert_eq!(pending.acknowledge(), 600);
+        assert!(!pending.is_due());
+        pending.repeat();
+        assert!(pending.is_due(), "it may have been lost");
+    }
+
+    #[test]
+    fn peer_of_unknown_limits_is_acknowledged_after_16_messages_or_16_kib() {
+        let mut pending = PendingAck::of_unknown_limits();
+        for seq in 1..=16 {
+            assert!(!pending.is_due());
+            pending.receive(seq, 10);
+            pending.settle(seq);
+        }
+        assert!(pending.is_due());
+        assert_eq!(pending.acknowledge(), 16);
+        pending.receive(17, 16 * 1024 - 1);
+        pending.settle(17);
+        assert!(!pending.is_due());
+        pending.receive(18, 1);
+        pending.settle(18);
+        assert!(pending.is_due());
     }
 }

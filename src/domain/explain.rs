@@ -4,42 +4,29 @@ use super::{
     clock::Timestamp,
     routing::{FlipTrigger, Initiator, Pin, Rollback, Route, Routing, Stage},
     session::lifecycle::SessionState,
+    words::words,
 };
 
-/// What an entry of a timeline is about. Of the same microsecond, what comes first here comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum EntryKind {
-    /// The session was opened.
-    Session,
-    /// A handshake ended.
-    Connection,
-    /// A connection changed.
-    Transition,
-    /// A turn was accepted; how it ended stands with it.
-    Turn,
-    /// The workspace's route was flipped.
-    Flip,
-    /// A note in the transcript.
-    Note,
-    /// An automation run ended.
-    Automation,
-    /// Somebody was told something.
-    Notification,
-}
-
-impl EntryKind {
-    /// Its name in answers.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Session => "session",
-            Self::Connection => "connection",
-            Self::Transition => "transition",
-            Self::Turn => "turn",
-            Self::Flip => "flip",
-            Self::Note => "note",
-            Self::Automation => "automation",
-            Self::Notification => "notification",
-        }
+words! {
+    /// What an entry of a timeline is about. Of the same microsecond, what comes first here comes first.
+    #[derive(PartialOrd, Ord)]
+    EntryKind {
+        /// The session was opened.
+        Session = "session",
+        /// A handshake ended.
+        Connection = "connection",
+        /// A connection changed.
+        Transition = "transition",
+        /// A turn was accepted; how it ended stands with it.
+        Turn = "turn",
+        /// The workspace's route was flipped.
+        Flip = "flip",
+        /// A note in the transcript.
+        Note = "note",
+        /// An automation run ended.
+        Automation = "automation",
+        /// Somebody was told something.
+        Notification = "notification",
     }
 }
 

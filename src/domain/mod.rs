@@ -8,6 +8,7 @@ pub(crate) mod capacity;
 pub(crate) mod clock;
 pub(crate) mod delivery;
 pub(crate) mod explain;
+pub(crate) mod heartbeat;
 pub(crate) mod ids;
 pub(crate) mod migration;
 pub(crate) mod notify;

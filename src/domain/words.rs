@@ -1,28 +1,30 @@
-//! The closed lists of words that audit records are made of.
+//! Closed lists: an enum whose words are written once, with their names.
 
+/// Defines an enum with `ALL`, `as_str` and `from_name`. Each word's text is its name everywhere: in JSON, rows, labels
+/// and answers. Further derives are written above the name of the list.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal,)* }) => {
-        $(#[$doc])*
+    ($(#[$attribute:meta])* $name:ident { $($(#[$word_attribute:meta])* $word:ident = $text:literal,)* }) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        $(#[$attribute])*
         pub(crate) enum $name {
-            $($(#[$word_doc])* #[serde(rename = $text)] $word,)*
+            $($(#[$word_attribute])* #[serde(rename = $text)] $word,)*
         }
 
+        #[allow(dead_code, reason = "not every list is enumerated and read back")]
         impl $name {
-            /// Every word of the list.
-            pub(crate) const ALL: &[Self] = &[$(Self::$word,)*];
+            /// Every word, in the order of their definition.
+            pub(crate) const ALL: [Self; [$($text),*].len()] = [$(Self::$word,)*];
 
-            /// Its name in answers and rows.
+            /// The word's name.
             pub(crate) fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$word => $text,)*
                 }
             }
 
-            /// Reads the name back.
-            #[allow(dead_code, reason = "not every list is read back")]
+            /// The word of this name, if there is one.
             pub(crate) fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|word| word.as_str() == name)
+                Self::ALL.into_iter().find(|word| word.as_str() == name)
             }
         }
     };
@@ -102,7 +104,7 @@ mod tests {
     fn names_read_back_and_are_the_same_in_json() {
         assert!(MigrationStatus::ALL.iter().all(|word| MigrationStatus::from_name(word.as_str()) == Some(*word)));
         for code in ReasonCode::ALL {
-            assert_eq!(serde_json::to_string(code).unwrap(), format!("{:?}", code.as_str()));
+            assert_eq!(serde_json::to_string(&code).unwrap(), format!("{:?}", code.as_str()));
         }
         assert_eq!(FollowUp::from_name("nothing"), None);
         assert_eq!(RollbackKind::from_name("restore"), Some(RollbackKind::Restore));

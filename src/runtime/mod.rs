@@ -42,9 +42,9 @@ use self::{
 pub(crate) use self::{
     agents::{AgentSettings, requests::ServedRequests},
     conversations::conversation::Retention,
-    socket::heartbeat::Heartbeats,
 };
 use crate::{
+    domain::heartbeat::Heartbeat,
     process::{group, stdio::StdioLimits, user::RunAsError},
     telemetry::{Metrics, watchdog::Watchdog},
     transport::pipe::PipeLimits,
@@ -54,7 +54,7 @@ use crate::{
 /// the TCP connection.
 ///
 /// A socket actor is polled only while its client reads, so nothing else would close the socket of a client that
-/// stopped reading. Equals the silence limit of [`Heartbeats`]: the runtime pings at most 5 s after the peer
+/// stopped reading. Equals the silence limit of [`Heartbeat::ACP`]: the runtime pings at most 5 s after the peer
 /// vanished, so the socket is closed within 13 s whether or not its actor runs.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time that the HTTP server gets to complete responses in progress after every socket is closed.
@@ -102,7 +102,7 @@ pub(crate) struct RuntimeOptions {
     /// Reconnect grace of a disconnected client, and the limits of what is kept for it.
     pub retention: Retention,
     /// Intervals by which a dead client is detected.
-    pub heartbeats: Heartbeats,
+    pub heartbeat: Heartbeat,
     /// Metrics of this process, rendered by `GET /metrics`.
     pub metrics: Metrics,
 }
@@ -280,7 +280,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
     };
     let conversations = Arc::new(Conversations::new(
         options.retention,
-        options.heartbeats.silence,
+        options.heartbeat.silence,
         options.max_agents,
         options.metrics.clone(),
         stopping.clone(),
@@ -304,7 +304,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
         conversations,
         stopping,
         frame_bytes: options.frame_bytes,
-        heartbeats: options.heartbeats,
+        heartbeat: options.heartbeat,
     };
     Ok(RuntimeState {
         token: options.token,

@@ -304,7 +304,7 @@ fn fr_007_simultaneous_breaches_make_one_flip_on_both_databases() {
     for builder in [Program::builder(), Program::builder().postgres()] {
         let mut program = fragile(builder).start();
         // A session that starts late crashes over the fallback.
-        program.expect_error("the fallback fails as well");
+        program.expect_error("fallback fails as well");
         let sessions: Vec<_> = (0..6).map(|_| program.api.open("ws")).collect();
         let start = std::sync::Barrier::new(sessions.len());
         thread::scope(|scope| {

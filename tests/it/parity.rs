@@ -465,7 +465,7 @@ fn fr_002_turn_is_identical_over_both_routes_except_listed_differences() {
     );
     let mut program = Program::builder().config(&signed_in_agent).start();
     // Half of the scenarios fail, which raises this alarm.
-    program.expect_error("the fallback fails as well");
+    program.expect_error("fallback fails as well");
     let mut scenarios = single_turns();
     scenarios.extend([
         ("session" as &str, opened as fn(&Side<'_>) -> Value),
@@ -486,7 +486,7 @@ fn fr_002_turn_is_identical_over_both_routes_except_listed_differences() {
     let mut report = compare(&program, &scenarios);
     let mut short_timeout =
         Program::builder().set("turn.inactivity_timeout_s", 1).set("turn.cancel_grace_s", 1).start();
-    short_timeout.expect_error("the fallback fails as well");
+    short_timeout.expect_error("fallback fails as well");
     report += &compare(
         &short_timeout,
         &[

@@ -182,7 +182,7 @@ fn fr_007_route_epoch_pin_and_window_survive_a_kill() {
 #[test]
 fn failure_of_both_routes_holds_the_route_and_raises_an_alarm() {
     let mut program = quick().set("window.min_samples", 5).start();
-    program.expect_error("the fallback fails as well");
+    program.expect_error("fallback fails as well");
     let session = program.api.open("ws");
     crash_until_rolled_back(&session);
     for _ in 0..12 {

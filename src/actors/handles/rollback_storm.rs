@@ -66,7 +66,7 @@ impl Storm {
         let unended = store.unended_storm(PERIOD, MAX_REMEMBERED).await?;
         let storm = Self::new(store, metrics, clock);
         if let Some(UnendedStorm { since, alarms, flips }) = unended {
-            tracing::info!(marker = "[ROLLBACK]", %since, "an alarm of many rollbacks has no end yet and is taken up");
+            tracing::info!(marker = "[ROLLBACK]", %since, "open mass rollback alert recovered");
             let counted = FlipStorm::take_up(since, flips, storm.0.clock.steady());
             *storm.flips() = Flips { counted, alarms: alarms.into_iter().map(told).collect() };
             storm.0.metrics.routes().storm(true);
@@ -128,13 +128,13 @@ impl Storm {
         self.0.metrics.routes().storm(false);
         let seconds = now.since(ended.since).as_secs();
         let most_workspaces = ended.most_flipped;
-        tracing::info!(marker = "[ROLLBACK]", most_workspaces, seconds, "workspaces no longer fall back in numbers");
+        tracing::info!(marker = "[ROLLBACK]", most_workspaces, seconds, "mass rollback is over");
         for alarm in alarms {
             let cause = format!("{}{RESOLVED}", alarm.cause_id);
             let told =
                 NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm_end(&ended), cause);
             if let Err(cause) = self.0.store.tell(told, self.0.clock.now()).await {
-                tracing::error!(marker = "[ROLLBACK]", %cause, "operators are told only after a restart that it is over");
+                tracing::error!(marker = "[ROLLBACK]", %cause, "end of mass rollback was not written; it is written after a restart");
             }
         }
         true

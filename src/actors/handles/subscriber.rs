@@ -18,9 +18,10 @@ use crate::{
     contract::notifications::{frames::ServerFrame, toast::Toast},
     domain::{
         clock::Timestamp,
+        heartbeat::STALL,
         ids::{SessionId, UserId, WorkspaceId},
         notify::{
-            subscription::{Eviction, QUEUE_BYTES, QUEUE_FRAMES, STALL},
+            subscription::{Eviction, QUEUE_BYTES, QUEUE_FRAMES},
             toast::{Scope, session_suffix},
         },
     },

@@ -67,7 +67,7 @@ impl Migrations {
         };
         loop {
             let wakes_at = driver.look().await.unwrap_or_else(|cause| {
-                tracing::warn!(marker = "[MIGRATION]", %cause, "migrations wait");
+                tracing::warn!(marker = "[MIGRATION]", %cause, "migrations are delayed");
                 Instant::now() + LOOK
             });
             let changed = driver.migrations.clone();
@@ -120,11 +120,11 @@ impl Driver {
             Ok((id, Ok(After::Again))) => (id, None),
             Ok((id, Ok(After::Wait(until)))) => (id, Some(until)),
             Ok((id, Err(cause))) => {
-                tracing::warn!(marker = "[MIGRATION]", %cause, "a migration waits");
+                tracing::warn!(marker = "[MIGRATION]", %cause, "migration is delayed");
                 (id, Some(None))
             }
             Err(cause) => {
-                tracing::error!(marker = "[MIGRATION]", %cause, "a step of a migration died");
+                tracing::error!(marker = "[MIGRATION]", %cause, "migration step panicked");
                 (cause.id(), Some(None))
             }
         };

@@ -89,7 +89,7 @@ async fn attempt(workspaces: &Workspaces, step: &Step) -> Result<bool, Failure> 
 async fn record(workspaces: &Workspaces, key: &WorkspaceKey, row: MigrationItem) {
     while let Err(cause) = workspaces.services().store.record_migration(row.clone()).await {
         if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
-            tracing::error!(marker = "[MIGRATION]", workspace = %key, %cause, "a step leaves no row");
+            tracing::error!(marker = "[MIGRATION]", workspace = %key, %cause, "migration step was not written");
             return;
         }
         tokio::time::sleep(RETRY).await;

@@ -83,7 +83,7 @@ impl Pass {
         }
         let moves = those.len();
         if self.save().await? {
-            tracing::info!(marker = "[MIGRATION]", run_id = %self.row.run_id, moves, "moves that nobody ended are settled");
+            tracing::info!(marker = "[MIGRATION]", run_id = %self.row.run_id, moves, "unfinished moves settled");
         }
         Ok(After::Again)
     }
@@ -157,7 +157,7 @@ impl Pass {
             }
         }
         while let Err(cause) = self.save_moves(&mut unsaved).await {
-            tracing::warn!(marker = "[MIGRATION]", run_id = %self.row.run_id, %cause, "a step is not written down yet");
+            tracing::warn!(marker = "[MIGRATION]", run_id = %self.row.run_id, %cause, "migration step is not written yet");
             if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
                 return Err(store::failure(&cause));
             }

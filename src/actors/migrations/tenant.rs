@@ -52,7 +52,7 @@ pub(crate) async fn change(
         default,
         enable_acp,
         moved,
-        "a tenant's protocol was changed"
+        "tenant protocol changed"
     );
     Ok(moved)
 }

@@ -134,7 +134,7 @@ impl Notifications {
                 }
             }
             Err(cause) => {
-                tracing::warn!(%cause, %stream, "toasts could not be read and are read again in a moment");
+                tracing::warn!(%cause, %stream, "notifications could not be read; retrying");
                 ctx.run_later(LOOK, move |this, ctx| this.read(stream, ctx));
             }
         }
@@ -156,7 +156,7 @@ impl Notifications {
             let looking = async move { store.stream_heads(streams).await };
             ctx.spawn(looking.into_actor(self).map(|heads, this, ctx| match heads {
                 Ok(heads) => this.catch_up(heads, ctx),
-                Err(cause) => tracing::debug!(%cause, "what others told is looked for again in a moment"),
+                Err(cause) => tracing::debug!(%cause, "notifications of other processes could not be read; retrying"),
             }));
         }
     }

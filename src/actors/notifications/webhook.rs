@@ -111,7 +111,7 @@ impl Webhooks {
         match self.begin_due(out).await {
             Ok(wait) => wait.min(LOOK),
             Err(cause) => {
-                tracing::warn!(marker = "[ACP]", %cause, "what is to be posted to the webhook could not be read yet");
+                tracing::warn!(marker = "[ACP]", %cause, "due webhook deliveries could not be read; retrying");
                 PAUSE
             }
         }
@@ -135,7 +135,7 @@ impl Webhooks {
             }
             for GivenUpDelivery { delivery_id, reason } in given_up {
                 self.metrics.webhooks().tried(Verdict::Dead);
-                tracing::error!(marker = "[ACP]", delivery_id, %reason, "what was to be posted to the operators' webhook cannot be, and was given up");
+                tracing::error!(marker = "[ACP]", delivery_id, %reason, "webhook delivery is unusable and was given up");
             }
             for due in due {
                 let this = self.clone();
@@ -149,7 +149,7 @@ impl Webhooks {
         let answered = match body(&notification) {
             Ok(body) => self.poster.post(delivery_id, body, self.clock.now()).await,
             Err(cause) => {
-                tracing::error!(marker = "[ACP]", %delivery_id, %cause, "a notification is no JSON");
+                tracing::error!(marker = "[ACP]", %delivery_id, %cause, "notification is not valid JSON");
                 return;
             }
         };
@@ -172,14 +172,14 @@ impl Webhooks {
             now,
         };
         if let Err(cause) = self.store.settle_delivery(tried).await {
-            tracing::warn!(marker = "[ACP]", %delivery_id, %cause, "what became of a post is not on disk yet; it may be posted again");
+            tracing::warn!(marker = "[ACP]", %delivery_id, %cause, "webhook result was not written; the post may be repeated");
         }
     }
 }
 
 fn said(ended: Result<(), tokio::task::JoinError>) {
     if let Err(cause) = ended {
-        tracing::error!(marker = "[ACP]", %cause, "a post to the webhook broke off; it is posted again");
+        tracing::error!(marker = "[ACP]", %cause, "webhook post was aborted; it is repeated");
     }
 }
 
@@ -198,7 +198,7 @@ fn tell(
     };
     match verdict {
         Verdict::Delivered => {
-            tracing::info!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, "operators' webhook was posted to");
+            tracing::info!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, "webhook delivered");
         }
         Verdict::Retry(wait) => {
             let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);

@@ -79,7 +79,7 @@ impl WorkspaceRouting {
         if self.actors().is_alive() {
             return;
         }
-        tracing::error!(marker = "[ROLLBACK]", workspace = %self.0.key, "the route's actors died and are replaced");
+        tracing::error!(marker = "[ROLLBACK]", workspace = %self.0.key, "route actors died and are restarted");
         match kept(&self.0.key, &services).await {
             Ok((row, acp, http)) => {
                 let mut actors = self.0.actors.lock();
@@ -87,7 +87,7 @@ impl WorkspaceRouting {
                     *actors = Actors::start(row, acp, http, &services, &self.0.gate);
                 }
             }
-            Err(cause) => tracing::error!(marker = "[ROLLBACK]", %cause, "the route's actors are not replaced yet"),
+            Err(cause) => tracing::error!(marker = "[ROLLBACK]", %cause, "route actors could not be restarted yet"),
         }
     }
 

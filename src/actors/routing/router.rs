@@ -285,7 +285,7 @@ impl Handler<TurnObserved> for ProtocolRouter {
         let workspace = self.row.key.clone();
         AtomicResponse::new(Box::pin(self.save(next, flip, None).map(move |saved, _, _| {
             if let Err(cause) = saved {
-                tracing::warn!(marker = "[ROLLBACK]", %workspace, %cause, "an outcome did not reach the route");
+                tracing::warn!(marker = "[ROLLBACK]", %workspace, %cause, "outcome was not written to the route");
             }
         })))
     }

@@ -79,7 +79,7 @@ impl SuccessWindow {
             epoch,
             samples = figures.samples,
             failures = figures.failures,
-            "the fallback fails as well; the route is held"
+            "fallback fails as well; the route is kept"
         );
     }
 }

@@ -67,7 +67,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
             Ok(found) => Some(found),
             Err(cause) => {
                 let cause = Redacted::new(&cause);
-                tracing::warn!(marker = "[ACP]", %session_id, %cause, "a turn does not go on");
+                tracing::warn!(marker = "[ACP]", %session_id, %cause, "turn could not be resumed");
                 None
             }
         }

@@ -184,7 +184,7 @@ impl Session {
         let services = self.services.clone();
         let writing = async move {
             if let Err(cause) = services.store.append(append).await {
-                tracing::error!(marker = "[ACP]", %cause, "transcript entries were lost");
+                tracing::error!(marker = "[ACP]", %cause, "transcript entries lost");
             }
             if settles {
                 delivered.settle(handled);
@@ -205,12 +205,12 @@ impl Session {
         let connection = self.shared.connection_status();
         let spec = &self.shared.spec;
         tracing::info!(marker = "[ACP]", session_id = %spec.session_id, workspace = %spec.workspace,
-            connection = connection.as_str(), cause, "the way to the agent changed");
+            connection = connection.as_str(), cause, "agent connection changed state");
         let now = self.services.clock.now();
         let session_notice = is_felt.then(|| notices::of_reconnecting(spec, now));
         match (self.line_id, session_notice) {
             (Some(line), session_notice) => {
-                let cause = cause.unwrap_or("it stands again");
+                let cause = cause.unwrap_or("connected again");
                 connection_log::changed(&self.services, spec, line, connection, cause, None, session_notice);
             }
             // Over the fallback, and in a turn that was taken over, there is no record of the line.
@@ -352,7 +352,7 @@ impl Session {
                 let cause = self.ending.clone().unwrap_or(EndCause::Closed);
                 self.stop(cause, ctx);
             }
-            None => tracing::debug!(marker = "[ACP]", call, %failure, "a call failed that nobody waits for"),
+            None => tracing::debug!(marker = "[ACP]", call, %failure, "call without a waiting caller failed"),
         }
     }
 

@@ -215,7 +215,7 @@ impl Session {
         let spec = &self.shared.spec;
         let reason = Redacted::new(&failure.detail);
         tracing::warn!(marker = "[ROLLBACK]", session_id = %spec.session_id, workspace = %spec.workspace,
-            error_code = failure.code.as_str(), %reason, "a handshake failed and the session goes over to the fallback");
+            error_code = failure.code.as_str(), %reason, "handshake failed; session uses the fallback");
         let update = json!({
             "route": Route::Http, "status": "active", "scope": "session", "trigger": "handshake",
             "errorCode": failure.code.as_str(), "reason": reason.as_str(), "nextProbeAt": until,
@@ -274,7 +274,7 @@ impl Session {
         let writing = async move {
             if let Err(cause) = services.store.update_session(change).await {
                 // The next start would not find the agent and interrupt its turn, no more.
-                tracing::warn!(marker = "[ACP]", %cause, "a connection was not written down");
+                tracing::warn!(marker = "[ACP]", %cause, "connection was not written");
             }
         };
         ctx.spawn(writing.into_actor(self));

@@ -46,7 +46,7 @@ pub(crate) fn note(
     let (services, report) = (services.clone(), spec.gate.reporter());
     actix::spawn(async move {
         if let Err(cause) = services.store.record_handshake(new, counts).await {
-            tracing::warn!(marker = "[ACP]", %cause, "a handshake was not written down");
+            tracing::warn!(marker = "[ACP]", %cause, "handshake was not written");
         }
         report(TurnReport { turn, carrier: Route::Acp, sample, at });
     });
@@ -62,7 +62,7 @@ pub(crate) async fn probe(
 ) {
     let new = NewConnection { is_probe: true, ..of(services, workspace, session, outcome, took) };
     if let Err(cause) = services.store.record_handshake(new, None).await {
-        tracing::warn!(marker = "[ACP]", %cause, "a probe was not written down");
+        tracing::warn!(marker = "[ACP]", %cause, "probe was not written");
     }
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn changed(
     let services = services.clone();
     actix::spawn(async move {
         if let Err(cause) = services.store.record_connection_event(event).await {
-            tracing::warn!(marker = "[ACP]", %cause, "a change of a connection was not written down");
+            tracing::warn!(marker = "[ACP]", %cause, "connection change was not written");
         }
     });
 }
@@ -101,7 +101,7 @@ pub(crate) fn tell(services: &Arc<Services>, spec: &SessionSpec, session_notice:
     let (services, key, session_id) = (services.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
         if let Err(cause) = services.store.tell_session(key, session_id, session_notice, now).await {
-            tracing::warn!(marker = "[ACP]", %cause, "a break of a connection was not told");
+            tracing::warn!(marker = "[ACP]", %cause, "connection break was not written");
         }
     });
 }

@@ -433,7 +433,7 @@ fn log_ended(
 /// Logs that automation was skipped, once that is on disk.
 fn log_skipped(session_id: SessionId, prompt_id: PromptId, (reason, detail): (SkipReason, Option<SkipDetail>)) {
     let (reason, detail) = (reason.as_str(), detail.map(SkipDetail::as_str));
-    tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation was left out");
+    tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation skipped");
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl CapacityWatch {
         let open = services.store.open_capacity_alert().await?;
         if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
             let alert = level.as_str();
-            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, %since, "an open alert of capacity is taken up");
+            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, %since, "open capacity alert recovered");
         }
         guard.set_alert(open);
         let alerts = CapacityAlerts::new(*guard.rules(), open.map(|open| open.level));
@@ -106,7 +106,7 @@ impl CapacityWatch {
             Ok(()) => self.pending.clear(),
             // A fault of ours, which another try does not cure.
             Err(cause @ (StoreError::Conflict(_) | StoreError::Corrupt(_))) => {
-                tracing::error!(marker = "[CAPACITY]", %cause, "changes of an alert of capacity are not kept");
+                tracing::error!(marker = "[CAPACITY]", %cause, "capacity alert changes are not written");
                 self.pending.clear();
             }
             Err(_) => self.retry_at = Instant::now() + RETRY,
@@ -134,10 +134,10 @@ fn tell(row: &NewCapacityAlert, on_disk: bool) {
     let (alert, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);
     match change.kind {
         AlertKind::Raised => {
-            tracing::warn!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity nears its limit");
+            tracing::warn!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity is near its limit");
         }
         AlertKind::Resolved => {
-            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity is fine again");
+            tracing::info!(marker = "[CAPACITY]", %alert_id, alert, kind, taken, limit, on_disk, "capacity is back to normal");
         }
     }
 }

@@ -46,7 +46,7 @@ impl Keeper {
                 part,
                 %cause,
                 delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                "a part of the service panicked and is started again"
+                "service part panicked and is restarted"
             );
             sleep(delay).await;
         }

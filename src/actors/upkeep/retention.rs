@@ -61,8 +61,8 @@ pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
         period.tick().await;
         match forget(&services.store, &ages, services.clock.now()).await {
             Ok(0) => {}
-            Ok(rows) => tracing::info!(marker = "[ACP]", rows, "old records were removed"),
-            Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed yet"),
+            Ok(rows) => tracing::info!(marker = "[ACP]", rows, "old records removed"),
+            Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed; retrying"),
         }
     }
 }
@@ -129,7 +129,7 @@ async fn expire_some(services: &Services, max_age: Duration) -> Result<usize, St
             session_id = %session.session_id,
             workspace = %session.key,
             unused_s = now.since(session.last_used).as_secs(),
-            "session expired; a load brings it back"
+            "session expired"
         );
     }
     Ok(expired.len())

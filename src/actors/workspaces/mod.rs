@@ -98,7 +98,7 @@ pub(crate) struct ReadySession {
 }
 
 impl Workspaces {
-    /// Makes an empty directory whose supervisors live on `arbiters`.
+    /// Starts without a supervisor; each lives on the thread on which its workspace is opened.
     pub(crate) fn new(services: Arc<Services>, workspace_client: WorkspaceClient, capacity: CapacityGuard) -> Self {
         let (supervisors, starting, draining) = Default::default();
         Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, draining }))
@@ -433,7 +433,7 @@ impl Workspaces {
         let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
         let patience = self.0.services.settings.cancel_grace + DRAIN_MARGIN;
         if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
-            tracing::error!(marker = "[ACP]", "sessions are left at the end; their agents end with the runtime");
+            tracing::error!(marker = "[ACP]", "sessions remain after the drain; their agents end with the runtime");
         }
     }
 }

@@ -156,7 +156,7 @@ impl WorkspaceSupervisor {
                     detail = %Redacted::new(&failure.detail),
                     restarts,
                     delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-                    "session is started again"
+                    "session restarted"
                 );
                 let update = json!({
                     "state": SessionState::Starting,
@@ -195,7 +195,7 @@ impl WorkspaceSupervisor {
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // The row is set right by the recovery of the next start, or by the next load.
-                tracing::error!(marker = "[ACP]", session_id = %id, %cause, "the end of a session was not written down");
+                tracing::error!(marker = "[ACP]", session_id = %id, %cause, "end of session was not written");
             }
             this.forget(id);
         }));
@@ -342,8 +342,8 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
             EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Broken(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Panicked if child.is_stuck => {
-                tracing::error!(marker = "[ACP]", session_id = %id, "a session did not answer any more and is replaced");
-                let failure = Failure::new(ErrorCode::Internal, "the session's actor did not answer any more");
+                tracing::error!(marker = "[ACP]", session_id = %id, "session stopped answering and is replaced");
+                let failure = Failure::new(ErrorCode::Internal, "the session's actor stopped answering");
                 self.on_broken(id, RestartCause::Stuck, failure, ctx);
             }
             EndCause::Panicked => {

@@ -19,7 +19,7 @@ const MOST_TURNS: usize = 12;
 
 /// Lets an agent crash until its workspace is rolled back, goes on over the fallback, and on until ACP is restored.
 pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
-    say("5. An agent that keeps crashing: its workspace falls back to HTTP, and comes back.");
+    say("5. Crash the agent repeatedly: its workspace falls back to HTTP and is restored.");
     let workspace = format!("fallback-{}", Uuid::new_v4().simple());
     let request =
         NewSession { workspace_id: workspace.clone(), installation_id: "demo".into(), ..NewSession::default() };
@@ -36,11 +36,11 @@ pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
     check(route["route"] == "http", "the workspace did not fall back")?;
     say(&format!("   rolled back: {}", text(&route["rollback"]["reason"])));
     let result = tour.turn("context", false).await?;
-    check(carrier(&result) == "http", "the turn did not go over the fallback")?;
+    check(carrier(&result) == "http", "the fallback did not carry the turn")?;
     check(message(&result).contains("maple"), "the fallback did not know the conversation")?;
 
     tour.wait_for(&workspace, "a probe", |route| route["recovery"]["stage"] == "recovering").await?;
-    say("   the cool-down is over and a probe shook hands; every other turn is a canary now");
+    say("   the cool-down is over and a probe succeeded; every other turn is now a canary over ACP");
     for _ in 0..MOST_TURNS {
         tour.turn("echo still here", false).await?;
         if tour.route(&workspace).await?["route"] == "acp" {
@@ -48,10 +48,7 @@ pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
         }
     }
     let route = tour.wait_for(&workspace, "the restore", |route| route["route"] == "acp").await?;
-    say(&format!(
-        "   restored in epoch {}; the whole story, as `lumilink session explain` tells it:",
-        route["epoch"]
-    ));
+    say(&format!("   restored in epoch {}; `lumilink session explain` shows the whole story:", route["epoch"]));
     let story = client.explain(&tour.session).await.map_err(failed("explain"))?;
     say(&format!("   {}", text(&story["answer"])));
     for entry in story["timeline"].as_array().into_iter().flatten() {
@@ -106,6 +103,6 @@ impl Tour {
             }
         };
         let limit = tokio::time::timeout(STEP, looking);
-        limit.await.map_err(|_| AppError::Demo(format!("waited in vain for {what}")))?
+        limit.await.map_err(|_| AppError::Demo(format!("timed out waiting for {what}")))?
     }
 }

@@ -88,12 +88,12 @@ struct Tour {
 }
 
 async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
-    let url = format!("http://{address}/").parse().map_err(|_| AppError::Demo("the address is no URL".into()))?;
+    let url = format!("http://{address}/").parse().map_err(|_| AppError::Demo("the address is not a URL".into()))?;
     let settings = ClientSettings { url, token: loaded.config.server.token.clone() };
     let client = ApiClient::new(&settings).map_err(failed("client"))?;
     say(&format!("LumiLink {} at http://{address}\n", env!("CARGO_PKG_VERSION")));
 
-    say("1. A session in a workspace: its agent starts and shakes hands.");
+    say("1. Open a session in a workspace: its agent starts and completes the ACP handshake.");
     let began = Instant::now();
     // A workspace of its own for each tour, so that each begins with an empty folder.
     let workspace_id = format!("tour-{}", Uuid::new_v4().simple());
@@ -103,7 +103,7 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
     say(&format!("   session {} in {:.1} ms\n", opened.session_id, began.elapsed().as_secs_f64() * 1e3));
     let tour = Tour { client, session: opened.session_id };
 
-    say("2. A prompt that makes the agent write a file, streamed as it happens.");
+    say("2. Prompt the agent to write a file, and stream the turn.");
     let result = tour.turn("think ; plan ; write hello.txt Hello from the agent", false).await?;
     check(result.stop_reason == ResultStopReason::Completed, "the turn that writes a file did not complete")?;
     // With a separate runtime the folder is in its container; the diff is the same everywhere.
@@ -111,12 +111,12 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
     check(diff.files.iter().any(|file| file.path == "hello.txt"), "the file is not in the workspace's diff")?;
     say(&format!("   {} changed in {}\n", diff.files[0].path, folder.display()));
 
-    say("3. A long turn, cancelled.");
+    say("3. Cancel a long turn.");
     let result = tour.turn("sleep 60", true).await?;
     check(result.stop_reason == ResultStopReason::Cancelled, "the long turn was not cancelled")?;
     say("");
 
-    say("4. An agent that crashes in the middle of a turn, and the session right after.");
+    say("4. Crash the agent during a turn, and use the session right after.");
     let result = tour.turn("crash", false).await?;
     check(result.stop_reason == ResultStopReason::Error, "the crash was not reported")?;
     let crashed = Instant::now();
@@ -124,19 +124,19 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
     check(result.stop_reason == ResultStopReason::Completed, "the session was not usable after the crash")?;
     check(crashed.elapsed() < USABLE_AGAIN, "the session was not usable within a second of the crash")?;
     let facts = tour.client.session(&tour.session).await.map_err(failed("session"))?;
-    check(facts["restarts"] == 1, "the session does not tell its restart")?;
+    check(facts["restarts"] == 1, "the session does not report its restart")?;
     say(&format!(
-        "   usable again after {:.0} ms; the fresh agent got the conversation so far as context\n",
+        "   usable again after {:.0} ms; the new agent received the conversation so far as context\n",
         crashed.elapsed().as_secs_f64() * 1e3
     ));
 
     fallback::show(&tour.client).await?;
 
-    say("6. The sessions are closed, and their agents with them.");
+    say("6. Close the sessions, which ends their agents.");
     tour.client.close(&tour.session).await.map_err(failed("close"))?;
     let limit = tokio::time::timeout(STEP, tour.no_agent_left());
-    limit.await.map_err(|_| AppError::Demo("an agent process is left".into()))??;
-    say("   no agent process is left");
+    limit.await.map_err(|_| AppError::Demo("an agent process remains".into()))??;
+    say("   no agent process remains");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
@@ -22,6 +22,7 @@ use super::{frames::Incoming, inbox::NotificationScope};
 use crate::{
     client::{ApiClient, ClientError, api::unexpected, clean::clean_line},
     contract::{notifications::frames::ClientFrame, problem::Problem},
+    domain::heartbeat::{Due, Heartbeat, Pulse},
 };
 
 /// The largest accepted frame, in bytes; a notification has some hundred.
@@ -34,22 +35,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit for sending the closing frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Heartbeat of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pulse {
-    /// Interval of pings.
-    pub every: Duration,
-    /// Silence after which the connection counts as broken.
-    pub patience: Duration,
-}
-
-impl Default for Pulse {
-    /// 20 s and 30 s; the server pings every 25 s.
-    fn default() -> Self {
-        Self { every: Duration::from_secs(20), patience: Duration::from_secs(30) }
-    }
-}
 
 /// Why a connection ended, or could not be made.
 #[derive(Debug)]
@@ -67,10 +52,9 @@ pub(crate) enum End {
 /// An open connection.
 pub(crate) struct OpenConnection {
     socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+    heartbeat: Heartbeat,
     pulse: Pulse,
     opened: Instant,
-    last_message: Instant,
-    last_ping: Instant,
 }
 
 impl OpenConnection {
@@ -82,7 +66,7 @@ impl OpenConnection {
         client: &ApiClient,
         scope: &NotificationScope,
         hello: &ClientFrame,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
     ) -> Result<Self, End> {
         let request = request(client, scope).map_err(End::Impossible)?;
         let url = request.uri().to_string();
@@ -93,8 +77,7 @@ impl OpenConnection {
         };
         let late = |_| Err(End::Broke(format!("{url} does not answer within {} s", OPEN_TIMEOUT.as_secs())));
         let socket = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(late)?;
-        let now = Instant::now();
-        Ok(Self { socket, pulse, opened: now, last_message: now, last_ping: now })
+        Ok(Self { socket, heartbeat, pulse: Pulse::new(heartbeat), opened: Instant::now() })
     }
 
     /// Time since the connection was opened.
@@ -111,23 +94,24 @@ impl OpenConnection {
     /// No frame is lost.
     pub(crate) async fn next(&mut self) -> Result<Incoming, End> {
         loop {
-            let ping_at = self.last_ping + self.pulse.every;
-            let dead_at = self.last_message + self.pulse.patience;
+            let wait = self.pulse.wait(self.opened.elapsed());
             let message = tokio::select! {
                 // Frames that arrived before the deadline count as a sign of life.
                 biased;
                 message = self.socket.next() => message,
-                () = sleep_until(dead_at) => {
-                    let silence = self.pulse.patience.as_secs_f32();
-                    return Err(End::Broke(format!("no message for {silence} s")));
-                }
-                () = sleep_until(ping_at) => {
-                    self.last_ping = Instant::now();
-                    timeout(SEND_TIMEOUT, send(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
-                    continue;
-                }
+                () = sleep(wait) => match self.pulse.due(self.opened.elapsed()) {
+                    Due::Nothing(_) => continue,
+                    Due::Ping => {
+                        timeout(SEND_TIMEOUT, send(&mut self.socket, &ClientFrame::Ping)).await.unwrap_or_else(too_slow)?;
+                        continue;
+                    }
+                    Due::End => {
+                        let silence = self.heartbeat.silence.as_secs_f32();
+                        return Err(End::Broke(format!("no message for {silence} s")));
+                    }
+                },
             };
-            self.last_message = Instant::now();
+            self.pulse.receive(self.opened.elapsed());
             match message {
                 Some(Ok(Message::Text(text))) => {
                     return serde_json::from_str(&text)

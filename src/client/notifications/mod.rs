@@ -24,7 +24,7 @@ pub(crate) use self::{
     inbox::{InboxEntry, NotificationScope},
 };
 use self::{
-    connection::{End, OpenConnection, Pulse},
+    connection::{End, OpenConnection},
     frames::Incoming,
     retry::{Next, after_close, after_refusal},
 };
@@ -32,6 +32,7 @@ use super::{ApiClient, ClientError, clean::clean_line};
 use crate::{
     contract::notifications::frames::{ClientFrame, FRAMES_VERSION},
     domain::{
+        heartbeat::Heartbeat,
         notify::reading::{Place, Reading},
         session::restart::reader_delay,
     },
@@ -107,7 +108,7 @@ pub(crate) struct NotificationFollower {
     client: ApiClient,
     scope: NotificationScope,
     telemetry: bool,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     reading: Reading,
     connection: Option<OpenConnection>,
     connect_at: Instant,
@@ -127,7 +128,7 @@ impl NotificationFollower {
             client,
             scope,
             telemetry,
-            pulse: Pulse::default(),
+            heartbeat: Heartbeat::SUBSCRIBER,
             reading: Reading::from(place),
             connection: None,
             connect_at: Instant::now(),
@@ -169,7 +170,7 @@ impl NotificationFollower {
                 None => {
                     sleep_until(self.connect_at).await;
                     let hello = self.hello();
-                    match OpenConnection::open(&self.client, &self.scope, &hello, self.pulse).await {
+                    match OpenConnection::open(&self.client, &self.scope, &hello, self.heartbeat).await {
                         Ok(connection) => {
                             self.connection = Some(connection);
                             continue;

@@ -352,16 +352,16 @@ async fn an_unreadable_inbox_is_reported_and_the_connection_continues() {
 #[tokio::test]
 async fn a_quiet_connection_is_pinged_and_stays_open_while_answered() {
     // A machine that is busy may keep an answer for a while.
-    let pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_secs(3) };
+    let heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_secs(3) };
     let mut server = Server::start().await;
     let mut follower = server.follower(None);
-    follower.pulse = pulse;
+    follower.heartbeat = heartbeat;
     let serving = async {
         let (mut socket, _) = server.accept().await;
         socket.welcome("e", 5).await;
         let (begin, mut cursor) = (Instant::now(), 5);
         // Longer than a silence would be borne.
-        while begin.elapsed() <= pulse.patience {
+        while begin.elapsed() <= heartbeat.silence {
             assert_eq!(socket.receive_frame().await, json!({"type": "ping"}));
             cursor += 1;
             socket.send_frame(json!({"type": "pong", "cursor": cursor})).await;
@@ -390,7 +390,7 @@ async fn a_silent_connection_is_broken_and_a_pong_moves_the_cursor() {
         let (_socket, _) = server.accept().await;
         std::future::pending::<()>().await;
     };
-    follower.pulse = Pulse { every: Duration::from_millis(50), patience: Duration::from_millis(200) };
+    follower.heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_millis(200) };
     let broken = tokio::select! {
         event = next(&mut follower) => event,
         () = silence => unreachable!(),

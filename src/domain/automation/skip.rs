@@ -292,7 +292,7 @@ mod tests {
         #[test]
         fn automation_runs_or_skips_exactly_by_its_conditions(
             bits in prop::array::uniform7(any::<bool>()),
-            mode in prop::sample::select(WantedMode::ALL),
+            mode in prop::sample::select(WantedMode::ALL.to_vec()),
             repository in prop::option::of(prop::sample::select(vec!["octo/hello", "octo/other", "nothing"])),
         ) {
             let [enable_git_ops, is_conversation, is_killed, is_enabled, is_blocked, has_credential, is_http] = bits;
@@ -323,7 +323,7 @@ mod tests {
         #[test]
         fn requested_skips_have_one_cause_per_session_and_others_one_per_turn(
             session in any::<u128>(), one in any::<u128>(), two in any::<u128>(),
-            detail in prop::sample::select(SkipDetail::ALL),
+            detail in prop::sample::select(SkipDetail::ALL.to_vec()),
         ) {
             prop_assume!(one != two);
             let cause = |prompt| {

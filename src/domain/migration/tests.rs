@@ -212,7 +212,7 @@ fn changes_are_allowed_only_in_their_statuses() {
         ("cancel", |run| run.cancel(attribution(), at(9)), &[Scheduled, InProgress, Paused]),
         ("roll back", |run| run.roll_back(attribution(), at(9)), &[InProgress, Paused, Succeeded, Cancelled, Failed]),
     ];
-    for status in MigrationStatus::ALL.iter().copied() {
+    for status in MigrationStatus::ALL {
         assert_eq!(MigrationStatus::from_name(status.as_str()), Some(status));
         assert_eq!(serde_json::to_value(status).unwrap(), status.as_str());
         for (name, change, allowed) in changes {

@@ -2,72 +2,35 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Who flips a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Initiator {
-    /// The window, the recovery or a migration.
-    System,
-    /// An operator.
-    Operator,
-    /// A user.
-    User,
-}
+use crate::domain::words::words;
 
-impl Initiator {
-    /// Its name in answers and rows.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::Operator => "operator",
-            Self::User => "user",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::System, Self::Operator, Self::User].into_iter().find(|initiator| initiator.as_str() == name)
+words! {
+    /// Who flips a route.
+    Initiator {
+        /// The window, the recovery or a migration.
+        System = "system",
+        /// An operator.
+        Operator = "operator",
+        /// A user.
+        User = "user",
     }
 }
 
-/// Why a route was flipped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum FlipTrigger {
-    /// The success rate was too low.
-    AutoThreshold,
-    /// An operator rolled back or restored.
-    ManualOperator,
-    /// A user rolled back or restored.
-    ManualUser,
-    /// ACP was tried and is well again.
-    Recovery,
-    /// A pin was set or released.
-    Pin,
-    /// The default protocol changed: a migration, or an administrator.
-    Migration,
-}
-
-impl FlipTrigger {
-    /// Every trigger, for metrics that start at 0.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::AutoThreshold, Self::ManualOperator, Self::ManualUser, Self::Recovery, Self::Pin, Self::Migration];
-
-    /// Its name in answers, rows and labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::AutoThreshold => "autoThreshold",
-            Self::ManualOperator => "manualOperator",
-            Self::ManualUser => "manualUser",
-            Self::Recovery => "recovery",
-            Self::Pin => "pin",
-            Self::Migration => "migration",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|trigger| trigger.as_str() == name)
+words! {
+    /// Why a route was flipped.
+    FlipTrigger {
+        /// The success rate was too low.
+        AutoThreshold = "autoThreshold",
+        /// An operator rolled back or restored.
+        ManualOperator = "manualOperator",
+        /// A user rolled back or restored.
+        ManualUser = "manualUser",
+        /// ACP was tried and is well again.
+        Recovery = "recovery",
+        /// A pin was set or released.
+        Pin = "pin",
+        /// The default protocol changed: a migration, or an administrator.
+        Migration = "migration",
     }
 }
 

@@ -17,43 +17,27 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::success_window::WindowFigures;
-use super::{clock::Timestamp, share::FULL_BP};
+use super::{clock::Timestamp, share::FULL_BP, words::words};
 
 pub(crate) use self::initiator::{Attribution, FlipTrigger, Initiator};
 
-/// What the router chose for a workspace. A turn ends on the route on which it began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Route {
-    /// ACP, live.
-    Acp,
-    /// The managed fallback.
-    Http,
+words! {
+    /// What the router chose for a workspace. A turn ends on the route on which it began.
+    Route {
+        /// ACP, live.
+        Acp = "acp",
+        /// The managed fallback.
+        Http = "http",
+    }
 }
 
 impl Route {
-    /// Every route, for metrics that start at 0.
-    pub(crate) const ALL: [Self; 2] = [Self::Acp, Self::Http];
-
-    /// Its name in answers, rows and labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Acp => "acp",
-            Self::Http => "http",
-        }
-    }
-
     /// The other one.
     pub(crate) fn other(self) -> Self {
         match self {
             Self::Acp => Self::Http,
             Self::Http => Self::Acp,
         }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|route| route.as_str() == name)
     }
 }
 
@@ -94,29 +78,17 @@ pub(crate) struct Pin {
     pub since: Timestamp,
 }
 
-/// Where the way back to ACP stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Stage {
-    /// ACP carries the turns.
-    Closed,
-    /// Rolled back, cooling down.
-    Open,
-    /// A probe is under way.
-    HalfOpen,
-    /// Some turns go over ACP.
-    Recovering,
-}
-
-impl Stage {
-    /// Its name in answers, rows and labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "halfOpen",
-            Self::Recovering => "recovering",
-        }
+words! {
+    /// Where the way back to ACP stands.
+    Stage {
+        /// ACP carries the turns.
+        Closed = "closed",
+        /// Rolled back, cooling down.
+        Open = "open",
+        /// A probe is under way.
+        HalfOpen = "halfOpen",
+        /// Some turns go over ACP.
+        Recovering = "recovering",
     }
 }
 

@@ -4,50 +4,27 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{clock::Timestamp, turn::outcome::ErrorClass};
+use crate::domain::{clock::Timestamp, turn::outcome::ErrorClass, words::words};
 
-/// How the way to a session's agent is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum ConnectionStatus {
-    /// For the first time.
-    Connecting,
-    /// It stands.
-    Connected,
-    /// It stands, but the last turn failed by it, or its turns take twice as long as before: the next ones tell.
-    Degraded,
-    /// It broke, and is being made again, or the agent is being started again.
-    Reconnecting,
-    /// It broke for good.
-    Error,
-    /// It was let go: the workspace's turns go over the fallback.
-    RolledBack,
+words! {
+    /// How the way to a session's agent is.
+    ConnectionStatus {
+        /// For the first time.
+        Connecting = "connecting",
+        /// It stands.
+        Connected = "connected",
+        /// It stands, but the last turn failed by it, or its turns take twice as long as before: the next ones tell.
+        Degraded = "degraded",
+        /// It broke, and is being made again, or the agent is being started again.
+        Reconnecting = "reconnecting",
+        /// It broke for good.
+        Error = "error",
+        /// It was let go: the workspace's turns go over the fallback.
+        RolledBack = "rolledBack",
+    }
 }
 
 impl ConnectionStatus {
-    /// Every status, for metrics that start at 0.
-    #[cfg(test)]
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Connecting, Self::Connected, Self::Degraded, Self::Reconnecting, Self::Error, Self::RolledBack];
-
-    /// Its name in answers, events and rows.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Connected => "connected",
-            Self::Degraded => "degraded",
-            Self::Reconnecting => "reconnecting",
-            Self::Error => "error",
-            Self::RolledBack => "rolledBack",
-        }
-    }
-
-    /// Reads the name back.
-    #[cfg(test)]
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == name)
-    }
-
     /// Whether `next` may follow. The same status again is no transition.
     ///
     /// The mission's walk is connecting → connected → degraded → error → reconnecting → connected, and any → rolledBack.

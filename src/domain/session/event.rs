@@ -4,45 +4,32 @@ use std::{collections::VecDeque, sync::Arc};
 
 use serde_json::value::RawValue;
 
-use crate::domain::ids::{PromptId, SessionId};
+use crate::domain::{
+    ids::{PromptId, SessionId},
+    words::words,
+};
 
-/// The kinds of event, by which clients switch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EventKind {
-    /// An update of the agent, raw.
-    Update,
-    /// The agent asks for permission and somebody has to answer.
-    PermissionRequest,
-    /// A permission request was answered, by whomever.
-    PermissionResolved,
-    /// The session's state or connection changed.
-    Status,
-    /// Something was tolerated.
-    Diagnostic,
-    /// A notification of the agent that the protocol does not know, raw.
-    Notification,
-    /// How the turn gets on, and when it will have ended.
-    Progress,
-    /// The workspace's route was flipped: to the fallback, or back.
-    Rollback,
-    /// A turn ended; the event carries its result.
-    Result,
-}
-
-impl EventKind {
-    /// Its name on the wire.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Update => "update",
-            Self::PermissionRequest => "permission_request",
-            Self::PermissionResolved => "permission_resolved",
-            Self::Status => "status",
-            Self::Diagnostic => "diagnostic",
-            Self::Notification => "notification",
-            Self::Progress => "progress",
-            Self::Rollback => "rollback",
-            Self::Result => "result",
-        }
+words! {
+    /// The kinds of event, by which clients switch.
+    EventKind {
+        /// An update of the agent, raw.
+        Update = "update",
+        /// The agent asks for permission and somebody has to answer.
+        PermissionRequest = "permission_request",
+        /// A permission request was answered, by whomever.
+        PermissionResolved = "permission_resolved",
+        /// The session's state or connection changed.
+        Status = "status",
+        /// Something was tolerated.
+        Diagnostic = "diagnostic",
+        /// A notification of the agent that the protocol does not know, raw.
+        Notification = "notification",
+        /// How the turn gets on, and when it will have ended.
+        Progress = "progress",
+        /// The workspace's route was flipped: to the fallback, or back.
+        Rollback = "rollback",
+        /// A turn ended; the event carries its result.
+        Result = "result",
     }
 }
 

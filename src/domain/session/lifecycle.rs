@@ -2,64 +2,31 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use crate::domain::{turn::outcome::ErrorCode, words::words};
 
-use crate::domain::turn::outcome::ErrorCode;
-
-/// Where a session stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum SessionState {
-    /// Its agent is being started, for the first time or again.
-    Starting,
-    /// Its agent waits for a prompt.
-    Idle,
-    /// A turn is running.
-    Running,
-    /// It was idle for long: no process, no seat; the next prompt brings it back.
-    Hibernated,
-    /// It was not used for so long that only a load brings it back.
-    Expired,
-    /// The service stopped in the middle of its turn; a load brings it back.
-    Interrupted,
-    /// Its agent failed too often; a load brings it back.
-    Failed,
-    /// It was closed for good.
-    Closed,
+words! {
+    /// Where a session stands.
+    SessionState {
+        /// Its agent is being started, for the first time or again.
+        Starting = "starting",
+        /// Its agent waits for a prompt.
+        Idle = "idle",
+        /// A turn is running.
+        Running = "running",
+        /// It was idle for long: no process, no seat; the next prompt brings it back.
+        Hibernated = "hibernated",
+        /// It was not used for so long that only a load brings it back.
+        Expired = "expired",
+        /// The service stopped in the middle of its turn; a load brings it back.
+        Interrupted = "interrupted",
+        /// Its agent failed too often; a load brings it back.
+        Failed = "failed",
+        /// It was closed for good.
+        Closed = "closed",
+    }
 }
 
 impl SessionState {
-    /// Every state.
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Starting,
-        Self::Idle,
-        Self::Running,
-        Self::Hibernated,
-        Self::Expired,
-        Self::Interrupted,
-        Self::Failed,
-        Self::Closed,
-    ];
-
-    /// Its name in answers and rows.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Idle => "idle",
-            Self::Running => "running",
-            Self::Hibernated => "hibernated",
-            Self::Expired => "expired",
-            Self::Interrupted => "interrupted",
-            Self::Failed => "failed",
-            Self::Closed => "closed",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == name)
-    }
-
     /// Whether it holds a seat and an agent process.
     pub(crate) fn is_live(self) -> bool {
         matches!(self, Self::Starting | Self::Idle | Self::Running)
@@ -127,29 +94,15 @@ pub(crate) fn sweep_period(max_age: Duration) -> Duration {
     (max_age / 4).clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 
-/// What a session is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum SessionMode {
-    /// Work on the workspace's repository.
-    #[default]
-    Development,
-    /// Talk only: no git.
-    Conversation,
-}
-
-impl SessionMode {
-    /// Its name in answers and rows.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Development => "development",
-            Self::Conversation => "conversation",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Development, Self::Conversation].into_iter().find(|mode| mode.as_str() == name)
+words! {
+    /// What a session is for.
+    #[derive(Default)]
+    SessionMode {
+        /// Work on the workspace's repository.
+        #[default]
+        Development = "development",
+        /// Talk only: no git.
+        Conversation = "conversation",
     }
 }
 

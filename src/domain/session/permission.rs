@@ -1,40 +1,25 @@
 //! Decides permission requests of agents by policy.
 
-use serde::{Deserialize, Serialize};
+use crate::{
+    acp::schema::{PermissionOption, PermissionOptionKind},
+    domain::words::words,
+};
 
-use crate::acp::schema::{PermissionOption, PermissionOptionKind};
-
-/// How a workspace answers `session/request_permission`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum PermissionPolicy {
-    /// Allows each call once. The default: the container is the boundary, and nobody watches a
-    /// background run.
-    #[default]
-    AllowOnce,
-    /// Allows, and lets the agent stop asking for calls of that kind.
-    AllowAlways,
-    /// Rejects.
-    Reject,
-    /// Publishes the request as an event and waits for `POST /acp/session/permission`; rejects when
-    /// nobody answers in time.
-    Ask,
-}
-
-impl PermissionPolicy {
-    /// Its name in configuration, API and database.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::AllowOnce => "allow-once",
-            Self::AllowAlways => "allow-always",
-            Self::Reject => "reject",
-            Self::Ask => "ask",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::AllowOnce, Self::AllowAlways, Self::Reject, Self::Ask].into_iter().find(|it| it.as_str() == name)
+words! {
+    /// How a workspace answers `session/request_permission`.
+    #[derive(Default)]
+    PermissionPolicy {
+        /// Allows each call once. The default: the container is the boundary, and nobody watches a
+        /// background run.
+        #[default]
+        AllowOnce = "allow-once",
+        /// Allows, and lets the agent stop asking for calls of that kind.
+        AllowAlways = "allow-always",
+        /// Rejects.
+        Reject = "reject",
+        /// Publishes the request as an event and waits for `POST /acp/session/permission`; rejects when
+        /// nobody answers in time.
+        Ask = "ask",
     }
 }
 

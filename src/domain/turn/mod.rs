@@ -11,52 +11,31 @@ use self::{
     outcome::{ErrorCode, Failure},
     transcript::UpdateView,
 };
-use super::{clock::Timestamp, text};
+use super::{clock::Timestamp, text, words::words};
 use crate::acp::{
     jsonrpc::{self, RpcError},
     schema::StopReason,
 };
 
-/// Where a turn stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum TurnState {
-    /// On disk; the agent has not seen it.
-    Accepted,
-    /// The agent has it.
-    Running,
-    /// Ended by itself.
-    Completed,
-    /// Ended because somebody asked for it.
-    Cancelled,
-    /// Ended with an error.
-    Failed,
-    /// The service stopped in the middle of it.
-    Interrupted,
+words! {
+    /// Where a turn stands.
+    TurnState {
+        /// On disk; the agent has not seen it.
+        Accepted = "accepted",
+        /// The agent has it.
+        Running = "running",
+        /// Ended by itself.
+        Completed = "completed",
+        /// Ended because somebody asked for it.
+        Cancelled = "cancelled",
+        /// Ended with an error.
+        Failed = "failed",
+        /// The service stopped in the middle of it.
+        Interrupted = "interrupted",
+    }
 }
 
 impl TurnState {
-    /// Every state.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Accepted, Self::Running, Self::Completed, Self::Cancelled, Self::Failed, Self::Interrupted];
-
-    /// Its name in answers and rows.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Running => "running",
-            Self::Completed => "completed",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-            Self::Interrupted => "interrupted",
-        }
-    }
-
-    /// Reads the name back.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == name)
-    }
-
     /// Whether nothing more can happen to it.
     pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Accepted | Self::Running)

@@ -1,36 +1,22 @@
 //! Errors under stable codes, and their recovery.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     acp::jsonrpc::{self, RpcError},
-    domain::capacity::SeatFigures,
+    domain::{capacity::SeatFigures, words::words},
 };
 
-/// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the
-/// caller; system → the operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ErrorClass {
-    /// The way to the agent, or the agent's process.
-    Connection,
-    /// The agent sent messages that violate the protocol.
-    Protocol,
-    /// The request, or the agent's honest answer to it.
-    Application,
-    /// This service, its database or its runtime.
-    System,
-}
-
-impl ErrorClass {
-    /// Its name in answers and labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Connection => "connection",
-            Self::Protocol => "protocol",
-            Self::Application => "application",
-            Self::System => "system",
-        }
+words! {
+    /// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the
+    /// caller; system → the operator.
+    ErrorClass {
+        /// The way to the agent, or the agent's process.
+        Connection = "connection",
+        /// The agent sent messages that violate the protocol.
+        Protocol = "protocol",
+        /// The request, or the agent's honest answer to it.
+        Application = "application",
+        /// This service, its database or its runtime.
+        System = "system",
     }
 }
 

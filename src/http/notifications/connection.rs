@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::{
     actors::handles::subscriber::{Cut, Ending},
-    domain::notify::subscription::{Eviction, Pulse},
+    domain::{heartbeat::SubscriberPulse, notify::subscription::Eviction},
     transport::socket::websocket,
 };
 
@@ -70,7 +70,7 @@ impl ClientConnection {
 impl Plug {
     /// The eviction behind a connection that ended without a closing frame: the hub broke it, or the kernel timed it out.
     /// `None` if the service is stopping or the client disconnected.
-    pub(crate) fn eviction(&self, pulse: &Pulse, now: Duration) -> Option<Eviction> {
+    pub(crate) fn eviction(&self, pulse: &SubscriberPulse, now: Duration) -> Option<Eviction> {
         match self.0.0.lock().broken_for {
             Some(Ending::Evicted(why)) => Some(why),
             Some(Ending::Stopping | Ending::Broken) => None,

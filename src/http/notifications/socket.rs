@@ -26,8 +26,9 @@ use crate::{
     contract::notifications::frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, ServerFrame, close_code},
     domain::{
         clock::Timestamp,
+        heartbeat::{self, Due, SubscriberHeartbeat, SubscriberPulse},
         notify::{
-            subscription::{self, Eviction, Pulse, PulseDue, PulseRules, QUEUE_FRAMES, ResetReason},
+            subscription::{self, Eviction, QUEUE_FRAMES, ResetReason},
             toast::Scope,
         },
         turn::outcome::ErrorCode,
@@ -63,13 +64,13 @@ pub(crate) fn open(
     expires: Option<Timestamp>,
 ) -> Result<HttpResponse, ApiError> {
     let services = state.workspaces.services().clone();
-    let (client_connection, plug) = ClientConnection::plug(request, subscription::STALL + KERNEL_MARGIN);
+    let (client_connection, plug) = ClientConnection::plug(request, heartbeat::STALL + KERNEL_MARGIN);
     let socket = NotificationSocket {
         hub: state.toasts.clone(),
         scope: Arc::new(scope),
         expires,
         opened: Instant::now(),
-        pulse: Pulse::new(PulseRules::default()),
+        pulse: SubscriberPulse::new(SubscriberHeartbeat::default()),
         stage: Stage::Opened(client_connection),
         position: 0,
         acks: Acks::default(),
@@ -91,7 +92,7 @@ struct NotificationSocket {
     /// When the authorisation of a browser page expires.
     expires: Option<Timestamp>,
     opened: Instant,
-    pulse: Pulse,
+    pulse: SubscriberPulse,
     stage: Stage,
     /// Everything up to this `seq` has been sent.
     position: u64,
@@ -148,7 +149,7 @@ impl Actor for NotificationSocket {
 /// Frames from the client.
 impl StreamHandler<Result<ws::Message, ProtocolError>> for NotificationSocket {
     fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
-        self.pulse.hear(self.opened.elapsed());
+        self.pulse.receive(self.opened.elapsed());
         match message {
             Ok(ws::Message::Text(text)) => self.on_text(&text, ctx),
             Ok(ws::Message::Ping(payload)) => ctx.pong(&payload),
@@ -384,9 +385,9 @@ impl NotificationSocket {
         }
         let next = loop {
             match self.pulse.due(self.opened.elapsed()) {
-                PulseDue::Nothing(wait) => break wait,
-                PulseDue::Ping => ctx.ping(b""),
-                PulseDue::End => {
+                Due::Nothing(wait) => break wait,
+                Due::Ping => ctx.ping(b""),
+                Due::End => {
                     self.services.metrics.toasts().evicted(Eviction::Silent);
                     self.stage = Stage::Closing;
                     return ctx.stop();

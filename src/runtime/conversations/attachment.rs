@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::Stream;
 
-use super::conversation::{Client, Conversation, State, Untold};
+use super::conversation::{Client, Conversation, State};
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::{ACKNOWLEDGED, ResumedPrompt, close_code},
@@ -214,14 +214,13 @@ impl Stream for ClientFeed {
                 *told += 1;
                 // One that was acknowledged meanwhile need not be told.
                 let Some(message) = state.outbox.get(*told) else { continue };
-                let text = numbered::put(Numbers { seq: *told, ack: state.inbox.last() }, message);
-                state.untold = Untold::default();
+                let ack = state.pending_ack.acknowledge();
+                let text = numbered::put(Numbers { seq: *told, ack }, message);
                 pace.took(text.len());
                 return Poll::Ready(Some(Outgoing::Text(text)));
             }
-            if state.untold.is_much() {
-                state.untold = Untold::default();
-                let numbers = Numbers { seq: 0, ack: state.inbox.last() };
+            if state.pending_ack.is_due() {
+                let numbers = Numbers { seq: 0, ack: state.pending_ack.acknowledge() };
                 let nothing = format!(r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}"}}"#);
                 return Poll::Ready(Some(Outgoing::Text(numbered::put(numbers, &nothing))));
             }
@@ -243,7 +242,7 @@ fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
         return Some(Outgoing::Over(close_code::REPLACED, "another socket goes on with this connection"));
     }
     if state.pipe.is_none() {
-        return Some(Outgoing::Over(close_code::AGENT_ENDED, "the conversation is over"));
+        return Some(Outgoing::Over(close_code::AGENT_ENDED, "conversation ended"));
     }
     match state.client {
         Client::Here { .. } => None,

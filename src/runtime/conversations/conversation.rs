@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     acp::jsonrpc,
     contract::runtime::{AGENT_EXITED, Resumed, ResumedPrompt},
-    domain::delivery::{Inbox, OutOfRange, Outbox},
+    domain::delivery::{Inbox, OutOfRange, Outbox, PendingAck},
     runtime::{
         agents::{StartedAgent, Workplace},
         conversations::outgoing::Parting,
@@ -35,11 +35,6 @@ pub(crate) struct Retention {
     /// The same in bytes.
     pub bytes: usize,
 }
-
-/// Messages of a client after which they are acknowledged even if there is nothing else to say.
-const UNTOLD_MESSAGES: usize = 16;
-/// The same in bytes.
-const UNTOLD_BYTES: usize = 16 * 1024;
 
 /// How long the last words of a dead agent are kept for a client that has read them. It writes them down within
 /// moments; one that is killed meanwhile is back within seconds.
@@ -68,18 +63,11 @@ pub(crate) struct State {
     pub(crate) outbox: Outbox<String>,
     pub(crate) inbox: Inbox,
     /// What of it the client does not know to have arrived.
-    pub(crate) untold: Untold,
+    pub(crate) pending_ack: PendingAck,
     pub(crate) prompt: Option<ResumedPrompt>,
     /// Which socket is the newest.
     pub(crate) generation: u64,
     pub(crate) client: Client,
-}
-
-/// What the client still keeps, because no message has brought it our acknowledgement.
-#[derive(Default)]
-pub(crate) struct Untold {
-    messages: usize,
-    bytes: usize,
 }
 
 pub(crate) enum Client {
@@ -119,9 +107,10 @@ impl State {
 
     pub(crate) fn take_in(&mut self, seq: u64, bytes: usize) {
         self.inbox.arrive(seq);
-        self.untold.messages += 1;
-        self.untold.bytes += bytes;
-        if self.untold.is_much() {
+        // Delivered is all that the runtime promises.
+        self.pending_ack.receive(seq, bytes);
+        self.pending_ack.settle(seq);
+        if self.pending_ack.is_due() {
             self.wake();
         }
     }
@@ -149,14 +138,6 @@ impl State {
     }
 }
 
-impl Untold {
-    /// Far less than a client may keep, whatever its settings: an agent that says nothing for long must not make it
-    /// wait, and one that talks never gets here.
-    pub(crate) fn is_much(&self) -> bool {
-        self.messages >= UNTOLD_MESSAGES || self.bytes >= UNTOLD_BYTES
-    }
-}
-
 impl Conversation {
     /// Begins with a client that is there, on [`FIRST_SOCKET`].
     pub(crate) fn begin(
@@ -170,7 +151,7 @@ impl Conversation {
             parting: None,
             outbox: Outbox::new(retention.frames, retention.bytes, 0),
             inbox: Inbox::default(),
-            untold: Untold::default(),
+            pending_ack: PendingAck::of_unknown_limits(),
             prompt: None,
             generation: FIRST_SOCKET,
             client: Client::Here { heard: Instant::now(), waker: None },

@@ -254,7 +254,7 @@ async fn a_client_that_never_reads_is_away_after_the_silence() {
     let place = place_with(|options| {
         options.retention.bytes = 64 * 1024 * 1024;
         options.retention.frames = 1_000_000;
-        options.heartbeats = Heartbeats { every: Duration::from_millis(200), silence: Duration::from_millis(500) };
+        options.heartbeat = Heartbeat { every: Duration::from_millis(200), silence: Duration::from_millis(500) };
     })
     .await;
     let mut stuck = Peer::connected(&place).await;
@@ -269,7 +269,7 @@ async fn a_client_that_never_reads_is_away_after_the_silence() {
 #[actix_web::test]
 async fn a_silent_client_is_given_up_and_one_that_answers_pings_is_not() {
     let place = place_with(|options| {
-        options.heartbeats = Heartbeats { every: Duration::from_millis(100), silence: Duration::from_millis(400) };
+        options.heartbeat = Heartbeat { every: Duration::from_millis(100), silence: Duration::from_millis(400) };
     })
     .await;
     let silent = Client::initialized(&place, "default").await;

@@ -18,13 +18,10 @@ use actix_web::{
 use actix_web_actors::ws::{self, CloseCode, ProtocolError, WebsocketContext};
 use bytes::BytesMut;
 use serde_json::value::RawValue;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use uuid::Uuid;
 
-use self::{
-    handshake::Opening,
-    heartbeat::{Due, Heartbeats, Pulse},
-};
+use self::{handshake::Opening, heartbeat::SocketPulse};
 use super::{
     agents::{Agents, StartedAgent, Workplace},
     conversations::{
@@ -40,6 +37,7 @@ use crate::{
     },
     contract::runtime::{AGENT_EXITED, CONNECTION_ID_HEADER, RESUMED, Resumed, close_code},
     domain::{
+        heartbeat::{Due, Heartbeat},
         ids::PromptId,
         turn::outcome::{ErrorCode, Failure},
     },
@@ -70,7 +68,7 @@ pub(crate) fn accept(
             (id, State::Returning(attachment, resumed))
         }
     };
-    let (frame_bytes, pulse) = (settings.frame_bytes, Pulse::new(settings.heartbeats, Instant::now()));
+    let (frame_bytes, pulse) = (settings.frame_bytes, SocketPulse::new(settings.heartbeat));
     let body = pulse.watch(body);
     let socket = AcpSocket { settings, connection, state, fragments: Fragments::default(), pulse };
     let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(frame_bytes).start();
@@ -87,7 +85,7 @@ struct AcpSocket {
     connection: Uuid,
     state: State,
     fragments: Fragments,
-    pulse: Pulse,
+    pulse: SocketPulse,
 }
 
 enum State {
@@ -144,7 +142,7 @@ impl Actor for AcpSocket {
 /// From the client.
 impl StreamHandler<Result<ws::Message, ProtocolError>> for AcpSocket {
     fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
-        self.pulse.hear(Instant::now());
+        self.pulse.receive();
         match message {
             Ok(ws::Message::Text(text)) => self.on_text(&text, ctx),
             Ok(ws::Message::Continuation(part)) => self.on_part(part, ctx),
@@ -157,7 +155,7 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for AcpSocket {
             Ok(ws::Message::Close(reason)) => self.on_close(reason, ctx),
             Err(ProtocolError::Overflow) => self.close_too_big(ctx),
             Err(cause) => {
-                tracing::debug!(connection = %self.connection, %cause, "the socket broke");
+                tracing::debug!(connection = %self.connection, %cause, "socket broke");
                 self.leave(ctx);
             }
         }
@@ -238,21 +236,20 @@ impl AcpSocket {
         if let State::Closing(_) = self.state {
             return;
         }
-        let now = Instant::now();
-        if self.pulse.hear_bytes() {
+        if self.pulse.receive_bytes() {
             self.hear();
         }
         let next = loop {
-            match self.pulse.due(now) {
-                Due::Nothing(until) => break until,
+            match self.pulse.due() {
+                Due::Nothing(wait) => break wait,
                 Due::Ping => ctx.ping(b""),
                 Due::End => {
-                    tracing::debug!(connection = %self.connection, "the client is silent");
+                    tracing::debug!(connection = %self.connection, "client is silent");
                     return self.leave(ctx);
                 }
             }
         };
-        ctx.run_later(next.duration_since(now), Self::beat);
+        ctx.run_later(next, Self::beat);
     }
 
     fn on_part(&mut self, part: actix_http::ws::Item, ctx: &mut Ctx) {
@@ -339,11 +336,11 @@ impl AcpSocket {
         // Nothing else is read from the client until the agent is there.
         ctx.wait(start.into_actor(self).map(|(id, opening, started), socket, ctx| {
             // It was not listened to.
-            socket.pulse.hear(Instant::now());
+            socket.pulse.receive();
             match started {
                 Ok(agent) => socket.on_started(&id, opening, agent, ctx),
                 Err(failure) => {
-                    tracing::warn!(connection = %socket.connection, code = failure.code.as_str(), %failure, "no agent");
+                    tracing::warn!(connection = %socket.connection, code = failure.code.as_str(), %failure, "agent was not started");
                     socket.refuse(None, &id, &handshake::refusal(&failure), ctx);
                 }
             }
@@ -385,7 +382,7 @@ impl AcpSocket {
         let check = async move { agents.admit(cwd, workplace).await };
         // Waited for, so that messages stay in their order.
         ctx.wait(check.into_actor(self).map(move |checked: Result<(), Failure>, socket, ctx| {
-            socket.pulse.hear(Instant::now());
+            socket.pulse.receive();
             match checked {
                 Ok(()) => socket.deliver(seq, text, None, ctx),
                 Err(failure) => socket.refuse(seq, &id, &handshake::refusal(&failure), ctx),
@@ -395,7 +392,7 @@ impl AcpSocket {
 
     fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
         let Parting { exited, why, .. } = parting;
-        tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent gone");
+        tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent ended");
         if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
         }
@@ -416,7 +413,7 @@ pub(crate) struct SocketSettings {
     /// The largest message, in bytes.
     pub frame_bytes: usize,
     /// How a dead client is noticed.
-    pub heartbeats: Heartbeats,
+    pub heartbeat: Heartbeat,
 }
 
 /// The parts that have come.

@@ -94,7 +94,7 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         diff_bytes: 10_000,
         terminals: 2,
         retention: Retention { grace: Duration::from_secs(60), frames: 64, bytes: 256 * 1024 },
-        heartbeats: Heartbeats::default(),
+        heartbeat: Heartbeat::ACP,
         metrics: Metrics::for_tests(),
     }
 }

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use url::{Host, Url};
 
-use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::domain::{
+    turn::outcome::{ErrorCode, Failure},
+    words::words,
+};
 
 /// Longest address or branch name, in bytes. git's own limits are higher; real names are far shorter.
 const MAX_LENGTH: usize = 512;
@@ -16,24 +19,14 @@ pub(crate) struct Repository {
     scheme: Scheme,
 }
 
-/// Protocol to reach a repository; all others are refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    Https,
-    /// Only for a loopback host in `[workspaces] git_hosts`.
-    Http,
-    /// Uses the keys of the runtime's user.
-    Ssh,
-}
-
-impl Scheme {
-    /// URL scheme, which is also the name in `GIT_ALLOW_PROTOCOL`.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Https => "https",
-            Self::Http => "http",
-            Self::Ssh => "ssh",
-        }
+words! {
+    /// Protocol to reach a repository; all others are refused.
+    Scheme {
+        Https = "https",
+        /// Only for a loopback host in `[workspaces] git_hosts`.
+        Http = "http",
+        /// Uses the keys of the runtime's user.
+        Ssh = "ssh",
     }
 }
 

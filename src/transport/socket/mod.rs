@@ -141,7 +141,7 @@ impl Peer {
 
     /// Tries to come back until the grace is over.
     async fn reconnect(&mut self, received: u64, attempts: &mut u32) -> Result<(Socket, Resumed), CloseReason> {
-        let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.patience);
+        let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.silence);
         let until = Instant::now() + grace;
         let mut why = "no try was made".to_owned();
         loop {
@@ -172,7 +172,11 @@ impl Peer {
             }
         };
         if timeout(FAREWELL, goodbye).await.is_err() {
-            tracing::debug!(marker = "[ACP]", connection = self.connection_id, "the runtime was not told of the end");
+            tracing::debug!(
+                marker = "[ACP]",
+                connection = self.connection_id,
+                "end of the conversation did not reach the runtime"
+            );
         }
     }
 }
@@ -246,7 +250,7 @@ impl Conversation {
 
     async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
         let connection = self.peer.connection_id.clone();
-        tracing::info!(marker = "[ACP]", connection, cause, "the connection broke; it is being made again");
+        tracing::info!(marker = "[ACP]", connection, cause, "connection broke; reconnecting");
         self.carrier.tell_state(ConnectionState::Interrupted(cause));
         // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
@@ -259,7 +263,7 @@ impl Conversation {
         };
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
-                tracing::info!(marker = "[ACP]", connection, "the connection stands again");
+                tracing::info!(marker = "[ACP]", connection, "connection resumed");
                 self.carrier.tell_state(ConnectionState::Resumed);
                 Ok((socket, from))
             }

@@ -27,7 +27,7 @@ pub(crate) struct Carrier {
     delivered: Arc<Delivered>,
     outbox: Outbox<Utf8Bytes>,
     inbox: Inbox,
-    untold: PendingAck,
+    pending_ack: PendingAck,
     /// Wakes when more is settled; there only while that may be worth a message.
     settled_more: Option<BoxFuture<'static, ()>>,
     /// Messages up to this one are not for the session, which knows them.
@@ -73,7 +73,7 @@ impl Carrier {
             // The peer acknowledges by the same limits; smaller ones of our own could wait for it for ever.
             outbox: Outbox::new(limits.frames, limits.bytes, 0),
             inbox: Inbox::default(),
-            untold: PendingAck::new(limits.frames, limits.bytes, 0),
+            pending_ack: PendingAck::new(limits.frames, limits.bytes, 0),
             settled_more: None,
             known: 0,
             asked: !limits.grace.is_zero(),
@@ -89,7 +89,7 @@ impl Carrier {
         self.known = known;
         self.outbox = Outbox::new(limits.frames, limits.bytes, sent);
         self.inbox = Inbox::new(after);
-        self.untold = PendingAck::new(limits.frames, limits.bytes, after);
+        self.pending_ack = PendingAck::new(limits.frames, limits.bytes, after);
         self.numbered = true;
         self
     }
@@ -113,8 +113,7 @@ impl Carrier {
     pub(crate) fn resume(&mut self, received: u64) -> Result<u64, OutOfRange> {
         let from = self.outbox.resume(received)?;
         self.outbox.acknowledge(received);
-        // What was told last may have been lost.
-        self.untold.tell_again();
+        self.pending_ack.repeat();
         Ok(from)
     }
 
@@ -150,23 +149,23 @@ impl Carrier {
     }
 
     fn keep(&mut self, text: &str) {
-        let numbers = Numbers { seq: self.outbox.last() + 1, ack: self.tell() };
+        let numbers = Numbers { seq: self.outbox.last() + 1, ack: self.acknowledge() };
         let message = numbered::put(numbers, text);
         let bytes = message.len();
         self.outbox.push(message.into(), bytes);
     }
 
-    fn tell(&mut self) -> u64 {
-        self.untold.settle(self.delivered.settled());
-        self.untold.tell()
+    fn acknowledge(&mut self) -> u64 {
+        self.pending_ack.settle(self.delivered.settled());
+        self.pending_ack.acknowledge()
     }
 
     fn poll_acknowledgement(&mut self, cx: &mut Context<'_>) -> Poll<Utf8Bytes> {
-        while self.untold.may_come_due() {
-            self.untold.settle(self.delivered.settled());
-            if self.untold.is_due() {
+        while self.pending_ack.may_come_due() {
+            self.pending_ack.settle(self.delivered.settled());
+            if self.pending_ack.is_due() {
                 let text = format!(r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}"}}"#);
-                let numbers = Numbers { seq: 0, ack: self.untold.tell() };
+                let numbers = Numbers { seq: 0, ack: self.pending_ack.acknowledge() };
                 return Poll::Ready(numbered::put(numbers, &text).into());
             }
             let delivered = self.delivered.clone();
@@ -189,7 +188,7 @@ impl Carrier {
         }
         match self.inbox.arrive(seq) {
             Arrival::New => {
-                self.untold.hear(seq, text.len());
+                self.pending_ack.receive(seq, text.len());
                 if seq > self.known { self.deliver(text, seq) } else { Taken::Done }
             }
             Arrival::Again => Taken::Done,

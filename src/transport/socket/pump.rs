@@ -19,9 +19,9 @@ use tokio_tungstenite::tungstenite::{
 
 use super::{
     outbox::{Carrier, Outgoing, Taken},
-    websocket::{Heartbeat, Socket, closed},
+    websocket::{Socket, closed},
 };
-use crate::transport::pipe::CloseReason;
+use crate::{domain::heartbeat::Heartbeat, transport::pipe::CloseReason};
 
 /// How long to wait for the peer's part of the closing handshake, or for what it said before a write failed.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -257,11 +257,11 @@ impl Pump<'_> {
             return Poll::Ready(Some(self.broken("writing failed".into())));
         }
         if self.is_beating {
-            let patience = self.heartbeat.patience.as_secs_f32();
-            if self.silent_since().is_some_and(|since| since + self.heartbeat.patience <= now) {
+            let patience = self.heartbeat.silence.as_secs_f32();
+            if self.silent_since().is_some_and(|since| since + self.heartbeat.silence <= now) {
                 return Poll::Ready(Some(self.broken(format!("nothing was heard of the runtime for {patience} s"))));
             }
-            if self.stuck_since().is_some_and(|since| since + self.heartbeat.patience <= now) {
+            if self.stuck_since().is_some_and(|since| since + self.heartbeat.silence <= now) {
                 return Poll::Ready(Some(self.broken(format!("the runtime took nothing for {patience} s"))));
             }
             if self.next_ping <= now {
@@ -289,7 +289,7 @@ impl Pump<'_> {
     }
 
     fn arm(&mut self) {
-        let patience = self.heartbeat.patience;
+        let patience = self.heartbeat.silence;
         let beats = self.is_beating.then_some(());
         let times = [
             self.closing,

@@ -22,12 +22,12 @@ use uuid::Uuid;
 
 use super::{
     Connected,
-    websocket::{Endpoint, Heartbeat, ResumeLimits},
+    websocket::{Endpoint, ResumeLimits},
 };
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::{ACKNOWLEDGED, CONNECTION_ID_HEADER, RECEIVED_HEADER, RESUMED, Resumed, close_code},
-    domain::turn::outcome::ErrorCode,
+    domain::{heartbeat::Heartbeat, turn::outcome::ErrorCode},
     transport::{
         acp::AcpTransport,
         pipe::{ConnectionState, FrameReceiver, Incoming, PipeLimits},
@@ -57,7 +57,7 @@ impl Runtime {
             frame_bytes: 16 * 1024 * 1024,
             pipe: PipeLimits { frames: 256, bytes: 1024 * 1024 },
             resume: ResumeLimits { grace: GRACE, frames: 2048, bytes: 2 * 1024 * 1024 },
-            heartbeat: Heartbeat::default(),
+            heartbeat: Heartbeat::ACP,
         };
         Self { listener, endpoint }
     }
@@ -376,7 +376,7 @@ async fn a_half_open_line_is_noticed_in_under_15_s_and_made_again() {
 #[tokio::test]
 async fn a_peer_that_answers_pings_is_never_taken_for_dead_however_slow_the_session_is() {
     let mut runtime = Runtime::new().await;
-    runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(50), patience: Duration::from_millis(400) };
+    runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_millis(400) };
     runtime.endpoint.pipe.frames = 1;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
     // The session takes none of these for longer than the patience; the pings of that time are the clock.
@@ -428,7 +428,7 @@ async fn breaks_that_heal_before_a_slow_session_looks_are_not_told_one_by_one() 
 #[tokio::test]
 async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
     let mut runtime = Runtime::new().await;
-    runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(100), patience: Duration::from_secs(1) };
+    runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(100), silence: Duration::from_secs(1) };
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
     // More than the buffers between take.
     pipe.to_agent.try_send(json!({"method": "large", "params": "x".repeat(15_000_000)}).to_string()).unwrap();

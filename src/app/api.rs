@@ -1,0 +1,63 @@
+//! The public API, and the driver of the migrations that it starts.
+
+use tokio::task::JoinHandle;
+
+use super::AppError;
+use crate::{
+    actors::migrations::Migrations,
+    config::Config,
+    http::{self, ApiState, EmbeddedListener, RunningHttp},
+    runtime::{self, EmbeddedRuntime},
+    telemetry::watchdog::Watchdog,
+};
+
+/// The API server.
+pub(super) struct HttpHandle {
+    running: RunningHttp,
+}
+
+/// Starts the server of the API, which also serves the routes of an embedded runtime.
+pub(super) fn start_http(
+    config: &Config,
+    state: ApiState,
+    watchdog: Watchdog,
+    embedded: Option<EmbeddedRuntime>,
+) -> Result<HttpHandle, AppError> {
+    let beside = embedded.map(|embedded| EmbeddedListener {
+        routes: embedded.routes(),
+        listener: embedded.listener,
+        tune: runtime::tune,
+    });
+    let running = http::serve(state, config, watchdog, beside)
+        .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
+    Ok(HttpHandle { running })
+}
+
+impl HttpHandle {
+    /// Where the API listens.
+    pub(super) fn address(&self) -> std::net::SocketAddr {
+        self.running.address
+    }
+
+    /// Answers the requests that are under way, and closes the listeners.
+    pub(super) async fn stop(self) {
+        self.running.handle.stop(true).await;
+    }
+}
+
+/// The driver of migrations.
+pub(super) struct MigrationsHandle {
+    driver: JoinHandle<()>,
+}
+
+/// Starts the driver.
+pub(super) fn start_migrations(migrations: Migrations) -> MigrationsHandle {
+    MigrationsHandle { driver: actix::spawn(migrations.run()) }
+}
+
+impl MigrationsHandle {
+    /// Aborts the driver. The next start settles what was under way.
+    pub(super) fn stop(&self) {
+        self.driver.abort();
+    }
+}

@@ -1,0 +1,164 @@
+//! The container side: a separate runtime, or one embedded on a loopback port, and the transports to it.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::AppError;
+use crate::{
+    config::{Config, DEFAULT_AGENT, Loaded, environment::current_program, sections::Agent},
+    domain::heartbeat::Heartbeat,
+    runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests},
+    telemetry::Metrics,
+    transport::{
+        acp::AcpTransport,
+        http::{FallbackLimits, HttpFallback},
+        pipe::PipeLimits,
+        socket::websocket::{Endpoint, ResumeLimits},
+    },
+};
+
+/// The runtime that this process uses.
+pub(super) struct RuntimeHandle {
+    /// `None` where the runtime is separate.
+    running: Option<RunningRuntime>,
+    kill_grace: Duration,
+}
+
+/// Connects to the configured runtime, or starts one on a loopback port that no other process can use: its token is
+/// random and never leaves this process. Also gives the routes of an embedded runtime, which the API server serves.
+pub(super) async fn start_runtime(
+    loaded: &Loaded,
+    metrics: &Metrics,
+) -> Result<(RuntimeHandle, Option<EmbeddedRuntime>, Endpoint), AppError> {
+    let config = &loaded.config;
+    let endpoint = |url: String, token| Endpoint {
+        url,
+        token,
+        frame_bytes: config.limits.frame_bytes,
+        pipe: pipe_limits(config),
+        resume: ResumeLimits {
+            grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+            frames: config.runtime.replay_frames,
+            bytes: config.runtime.replay_bytes,
+        },
+        heartbeat: Heartbeat::ACP,
+    };
+    let kill_grace = kill_grace(config);
+    if let Some(url) = &config.runtime.url {
+        let endpoint = endpoint(url.clone(), config.runtime.token.clone());
+        return Ok((RuntimeHandle { running: None, kill_grace }, None, endpoint));
+    }
+    let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let options = runtime_options(loaded, listen, Some(token.clone()), metrics)?;
+    let (running, embedded) = runtime::beside(options).await?;
+    let url = format!("ws://{}/acp", running.address());
+    Ok((RuntimeHandle { running: Some(running), kill_grace }, Some(embedded), endpoint(url, Some(token))))
+}
+
+impl RuntimeHandle {
+    /// True if the runtime is part of this process, so that its agents died with the last one.
+    pub(super) fn is_embedded(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Ends the agents of an embedded runtime: SIGTERM, and SIGKILL after `[runtime] kill_grace_ms`.
+    pub(super) async fn stop(self) {
+        if let Some(running) = self.running {
+            running.stop(self.kill_grace).await;
+        }
+    }
+}
+
+/// From SIGTERM to SIGKILL of an agent.
+pub(super) fn kill_grace(config: &Config) -> Duration {
+    Duration::from_millis(config.runtime.kill_grace_ms)
+}
+
+/// Worker threads of the runtime: half of the processors; the other half serves HTTP and sessions.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
+/// The two transports: ACP over one WebSocket per session, and the fallback over one HTTP request per turn.
+pub(super) fn transports(config: &Config, endpoint: Endpoint) -> Result<(AcpTransport, HttpFallback), AppError> {
+    let auth_methods = config.agents.iter().map(|(name, agent)| (name.clone(), agent.auth_method.clone()));
+    let auth_methods = auth_methods.chain([(String::new(), config.agent.auth_method.clone())]);
+    let auth_methods: BTreeMap<_, _> = auth_methods.filter_map(|(name, method)| Some((name, method?))).collect();
+    let handshake_timeout = Duration::from_secs(config.runtime.handshake_timeout_s);
+    let limits = FallbackLimits {
+        inactivity_timeout: config.turn.inactivity_timeout(),
+        cancel_grace: config.turn.cancel_grace(),
+        handshake_timeout,
+        reconnect_grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+        frame_bytes: config.limits.frame_bytes,
+        auth_methods: auth_methods.clone(),
+    };
+    let fallback = HttpFallback::new(&endpoint.url, endpoint.token.clone(), limits)?;
+    Ok((AcpTransport { endpoint, handshake_timeout, auth_methods }, fallback))
+}
+
+fn pipe_limits(config: &Config) -> PipeLimits {
+    PipeLimits { frames: config.limits.queue_frames, bytes: config.limits.queue_bytes }
+}
+
+/// The runtime's part of the configuration.
+pub(super) fn runtime_options(
+    loaded: &Loaded,
+    listen: SocketAddr,
+    token: Option<SecretString>,
+    metrics: &Metrics,
+) -> Result<RuntimeOptions, AppError> {
+    let config = &loaded.config;
+    let environment_of = |name: &str| loaded.agent_environments.get(name).cloned().unwrap_or_default();
+    let default = [(DEFAULT_AGENT.to_owned(), &config.agent)];
+    let named = config.agents.iter().map(|(name, agent)| (name.clone(), agent));
+    let agents = default.into_iter().chain(named).map(|(name, agent)| {
+        Ok(AgentSettings {
+            command: command_of(agent)?,
+            oneshot: agent.oneshot.clone(),
+            environment: environment_of(&name),
+            run_as: agent.run_as.clone(),
+            serves: ServedRequests { fs: agent.fs, terminal: agent.terminal },
+            name,
+        })
+    });
+    let root = config.workspaces.root.clone().unwrap_or_else(|| loaded.data_dir.join("workspaces"));
+    Ok(RuntimeOptions {
+        listen,
+        token,
+        workers: threads(),
+        root,
+        allow_paths: config.workspaces.allow_paths.clone(),
+        git_hosts: config.workspaces.git_hosts.clone(),
+        clone_timeout: Duration::from_secs(config.workspaces.clone_timeout_s),
+        agents: agents.collect::<Result<_, AppError>>()?,
+        environment: loaded.base_environment.clone(),
+        max_agents: config.runtime.max_agents,
+        kill_grace: Duration::from_millis(config.runtime.kill_grace_ms),
+        frame_bytes: config.limits.frame_bytes,
+        body_bytes: config.limits.body_bytes,
+        acp: config.runtime.acp,
+        pipe: pipe_limits(config),
+        diff_bytes: config.limits.diff_bytes,
+        terminals: config.limits.terminals,
+        retention: Retention {
+            grace: Duration::from_secs(config.runtime.reconnect_grace_s),
+            frames: config.runtime.replay_frames,
+            bytes: config.runtime.replay_bytes,
+        },
+        heartbeat: Heartbeat::ACP,
+        metrics: metrics.clone(),
+    })
+}
+
+/// An agent's command; the built-in agent is this program.
+fn command_of(agent: &Agent) -> Result<Vec<String>, AppError> {
+    if !agent.command.is_empty() {
+        return Ok(agent.command.clone());
+    }
+    let program = current_program().map_err(AppError::io("the path of this program"))?;
+    Ok(vec![program.display().to_string(), "demo-agent".to_owned()])
+}

@@ -1,0 +1,104 @@
+//! Sessions and workspaces: the services that they share, and the recovery of what the last process left.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{AppError, runtime::transports};
+use crate::{
+    actors::{
+        handles::{
+            capacity_guard::CapacityGuard,
+            index::SessionIndex,
+            rollback_storm::Storm,
+            session_progress::{self, TelemetrySource},
+        },
+        services::{Services, SessionSettings},
+        session::adoption,
+        upkeep::capacity::CapacityWatch,
+        workspaces::Workspaces,
+    },
+    config::Config,
+    domain::clock::Clock,
+    store::Store,
+    telemetry::{Metrics, SystemClock},
+    transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
+};
+
+/// The workspaces and their sessions.
+pub(super) struct SessionsHandle {
+    pub workspaces: Workspaces,
+    drain_timeout: Duration,
+}
+
+/// What other areas need of the sessions.
+pub(super) struct SessionsStart {
+    pub handle: SessionsHandle,
+    pub progress: TelemetrySource,
+    pub capacity: CapacityWatch,
+}
+
+/// Makes the services and workspaces, and recovers what the last process left: turns are resumed where a separate
+/// runtime kept their agents, and interrupted otherwise.
+pub(super) async fn start_sessions(
+    config: &Config,
+    store: Store,
+    metrics: Metrics,
+    endpoint: Endpoint,
+    can_resume: bool,
+) -> Result<SessionsStart, AppError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (telemetry, progress) = session_progress::telemetry(metrics.clone());
+    let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
+    let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
+    let (acp, http) = transports(config, endpoint)?;
+    let storm = Storm::take_up(store.clone(), metrics.clone(), clock.clone()).await?;
+    let services = Services {
+        store,
+        metrics,
+        acp: Arc::new(acp),
+        http: Arc::new(http),
+        clock,
+        index: SessionIndex::default(),
+        storm,
+        telemetry,
+        settings: SessionSettings::new(config),
+    };
+    let services = Arc::new(services);
+    let guard = CapacityGuard::new(config.capacity.rules(), services.metrics.clone());
+    let capacity = CapacityWatch::take_up(guard.clone(), services.clone()).await?;
+    let workspaces = Workspaces::new(services, workspace_client, guard);
+    recover(&workspaces, can_resume).await?;
+    let drain_timeout = Duration::from_secs(config.drain.timeout_s);
+    Ok(SessionsStart { handle: SessionsHandle { workspaces, drain_timeout }, progress, capacity })
+}
+
+impl SessionsHandle {
+    /// Closes admission, lets running turns end until `[drain] timeout_s`, cancels the rest and closes the sessions.
+    pub(super) async fn stop(&self) {
+        self.workspaces.drain(tokio::time::sleep(self.drain_timeout)).await;
+    }
+}
+
+async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppError> {
+    let services = workspaces.services();
+    let mut unfinished = services.store.unfinished().await?;
+    let found = if can_resume { adoption::find_again(services, unfinished.clone()).await } else { Vec::new() };
+    let mut resumed = Vec::new();
+    for found in found {
+        let session_id = found.session.session_id;
+        match workspaces.go_on(found).await {
+            Ok(()) => resumed.push(session_id),
+            Err(cause) => tracing::warn!(marker = "[ACP]", %session_id, %cause, "turn could not be resumed"),
+        }
+    }
+    unfinished.retain(|one| !resumed.contains(&one.session.session_id));
+    let results = adoption::results_of_interrupted(services, &unfinished).await?;
+    let recovered = services.store.recover(services.clock.now(), &resumed, results).await?;
+    tracing::info!(
+        marker = "[ACP]",
+        turns = recovered.interrupted_turns,
+        sessions = recovered.sessions,
+        went_on = resumed.len(),
+        "recovered"
+    );
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! The database: its URL, the hold on a SQLite file, and the store.
+
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+    time::Duration,
+};
+
+use super::AppError;
+use crate::{
+    config::Loaded,
+    store::{DatabaseUrl, Store, StoreOptions},
+    telemetry::Metrics,
+};
+
+/// The open store.
+pub(super) struct StoreHandle {
+    pub store: Store,
+    /// Released last: until then no other supervisor may use the database. `None` on PostgreSQL.
+    pub held: Option<File>,
+}
+
+/// Creates the data folder, holds a SQLite database and opens the store, whose schema it upgrades.
+pub(super) fn start_store(loaded: &Loaded, metrics: Metrics) -> Result<StoreHandle, AppError> {
+    make_data_dir(loaded)?;
+    let url = database_url(loaded)?;
+    let held = hold(&url)?;
+    let options = StoreOptions {
+        url,
+        readers: StoreOptions::DEFAULT_READERS,
+        write_queue: loaded.config.limits.write_queue,
+        patience: Duration::from_secs(loaded.config.database.patience_s),
+        webhook: loaded.config.webhook.endpoint(),
+    };
+    Ok(StoreHandle { store: Store::open(options, metrics)?, held })
+}
+
+impl StoreHandle {
+    /// Writes what is queued, for at most `flush`.
+    pub(super) async fn stop(self, flush: Duration) {
+        if tokio::time::timeout(flush, self.store.close()).await != Ok(true) {
+            tracing::error!(marker = "[ACP]", "database closed with rows unwritten");
+        }
+    }
+}
+
+pub(super) fn make_data_dir(loaded: &Loaded) -> Result<(), AppError> {
+    std::fs::create_dir_all(&loaded.data_dir)
+        .map_err(AppError::io(format!("data folder {}", loaded.data_dir.display())))
+}
+
+/// Locks a SQLite database for this process: a second supervisor would take the turns of the first one for abandoned.
+/// The system releases the lock with the process, however that ends. PostgreSQL is not locked.
+pub(super) fn hold(url: &DatabaseUrl) -> Result<Option<File>, AppError> {
+    let DatabaseUrl::Sqlite(path) = url else { return Ok(None) };
+    let mut name = path.clone().into_os_string();
+    name.push(".lock");
+    let failed = |cause| AppError::Io { what: format!("lock file {}", Path::new(&name).display()), cause };
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(AppError::InUse(path.clone())),
+        Err(TryLockError::Error(cause)) => Err(failed(cause)),
+    }
+}
+
+pub(super) fn database_url(loaded: &Loaded) -> Result<DatabaseUrl, AppError> {
+    use secrecy::ExposeSecret;
+    Ok(match &loaded.config.database.url {
+        Some(url) => url.expose_secret().parse()?,
+        None => DatabaseUrl::Sqlite(loaded.data_dir.join("lumilink.db")),
+    })
+}

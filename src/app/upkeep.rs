@@ -1,0 +1,47 @@
+//! Work beside the sessions: alerts of capacity, expiry and retention.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinHandle;
+
+use crate::{
+    actors::{
+        handles::capacity_guard::CapacityGuard,
+        services::Services,
+        upkeep::{
+            capacity::CapacityWatch,
+            retention::{self, Ages},
+        },
+    },
+    config::Config,
+};
+
+/// The tasks of upkeep.
+pub(super) struct UpkeepHandle {
+    capacity: JoinHandle<()>,
+    expiry: JoinHandle<()>,
+    retention: JoinHandle<()>,
+}
+
+/// Starts the capacity alerts, the expiry of sessions and the removal of old rows.
+pub(super) fn start_upkeep(config: &Config, services: &Arc<Services>, capacity: CapacityWatch) -> UpkeepHandle {
+    let max_age = Duration::from_secs(config.session.max_age_s);
+    let ages = Ages::new(&config.retention, &services.settings.window);
+    UpkeepHandle {
+        capacity: actix::spawn(capacity.run()),
+        expiry: actix::spawn(retention::sweep_expired(services.clone(), max_age)),
+        retention: actix::spawn(retention::sweep(services.clone(), ages)),
+    }
+}
+
+impl UpkeepHandle {
+    /// Aborts the sweeps, and waits at most `flush` until the last changes of alerts are on disk.
+    pub(super) async fn stop(self, guard: &CapacityGuard, flush: Duration) {
+        self.expiry.abort();
+        self.retention.abort();
+        guard.close();
+        if tokio::time::timeout(flush, self.capacity).await.is_err() {
+            tracing::error!(marker = "[CAPACITY]", "capacity alert changes were not written");
+        }
+    }
+}
