@@ -70,7 +70,7 @@ pub(crate) fn answer(standing: &Standing<'_>) -> String {
             (Some(pin), rollback) => format!("HTTP carries it: {}.", pinned(pin, rollback)),
             (None, Some(rollback)) => {
                 let Rollback { reason, since, .. } = rollback;
-                format!("HTTP carries it since {since}: {}; {}.", reason.trim_end_matches('.'), way_back(standing))
+                format!("HTTP carries it since {since}: {}; {}.", reason.trim_end_matches('.'), recovery_of(standing))
             }
             (None, None) => format!("HTTP carries it: {}.", default_of(routing)),
         },
@@ -117,7 +117,7 @@ fn default_of(routing: &Routing) -> &'static str {
     }
 }
 
-fn way_back(standing: &Standing<'_>) -> String {
+fn recovery_of(standing: &Standing<'_>) -> String {
     let routing = standing.routing;
     match (routing.stage(), routing.next_probe_at()) {
         (Stage::Open, Some(at)) => format!("ACP is probed next at {at}"),

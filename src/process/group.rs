@@ -200,7 +200,7 @@ async fn keep_all(mut starts: mpsc::Receiver<Start>) {
     orphans.kill_those_of_dead_predecessors();
     let control_groups = ControlGroups::find(orphans.run());
     tracing::debug!(allowed = control_groups.are_allowed(), "control groups checked");
-    tokio::spawn(orphans.clone().sweep_when_told());
+    tokio::spawn(orphans.clone().sweep_on_request());
     while let Some(Start { command, held, reply }) = starts.recv().await {
         // Where nobody waits for the answer any more, dropping it drops the life, and the group ends.
         let _ = reply.send(start(command, held, &orphans, &control_groups));

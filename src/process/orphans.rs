@@ -97,7 +97,7 @@ impl Orphans {
     }
 
     /// Sweeps after every group that ended; several ends in a row are one sweep.
-    pub(crate) async fn sweep_when_told(self) {
+    pub(crate) async fn sweep_on_request(self) {
         loop {
             self.told.notified().await;
             // What is killed leaves orphans of its own: a few rounds until nothing is found.

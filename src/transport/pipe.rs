@@ -179,7 +179,7 @@ impl FrameSender {
     }
 
     /// Says what the line does. Waits for room like a message; cancel-safe.
-    pub(crate) async fn tell(&self, state: ConnectionState) -> Result<(), SendError> {
+    pub(crate) async fn send_state(&self, state: ConnectionState) -> Result<(), SendError> {
         self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
     }
 

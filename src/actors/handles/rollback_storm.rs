@@ -62,12 +62,12 @@ impl Storm {
     ///
     /// # Errors
     /// Where the database cannot be read.
-    pub(crate) async fn take_up(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+    pub(crate) async fn recover(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let unended = store.unended_storm(PERIOD, MAX_REMEMBERED).await?;
         let storm = Self::new(store, metrics, clock);
         if let Some(UnendedStorm { since, alarms, flips }) = unended {
             tracing::info!(marker = "[ROLLBACK]", %since, "open mass rollback alert recovered");
-            let counted = FlipStorm::take_up(since, flips, storm.0.clock.steady());
+            let counted = FlipStorm::recover(since, flips, storm.0.clock.steady());
             *storm.flips() = Flips { counted, alarms: alarms.into_iter().map(told).collect() };
             storm.0.metrics.routes().storm(true);
             actix::spawn(storm.clone().resolve());
@@ -208,7 +208,7 @@ mod tests {
         /// What a process that starts now finds.
         async fn start(&self) -> Storm {
             let metrics = Metrics::new("test", None).unwrap();
-            Storm::take_up(self.store.clone(), metrics, self.clock.clone()).await.unwrap()
+            Storm::recover(self.store.clone(), metrics, self.clock.clone()).await.unwrap()
         }
 
         fn pass(&self, seconds: i64) {

@@ -150,23 +150,23 @@ pub(crate) struct SessionShared {
     pub feed: EventFeed,
     view: Mutex<SessionView>,
     /// What its user is to be told with the row of the session, which is written once it is ready.
-    untold: Mutex<Option<SessionNotice>>,
+    deferred_notice: Mutex<Option<SessionNotice>>,
 }
 
 impl SessionShared {
     /// Starts with a view.
     pub(crate) fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
-        Self { spec, feed, view: Mutex::new(view), untold: Mutex::default() }
+        Self { spec, feed, view: Mutex::new(view), deferred_notice: Mutex::default() }
     }
 
     /// Leaves something to be told with the row of the session.
-    pub(crate) fn tell_later(&self, session_notice: SessionNotice) {
-        *self.untold.lock() = Some(session_notice);
+    pub(crate) fn defer_notice(&self, session_notice: SessionNotice) {
+        *self.deferred_notice.lock() = Some(session_notice);
     }
 
     /// Takes what was left to be told.
-    pub(crate) fn take_untold(&self) -> Option<SessionNotice> {
-        self.untold.lock().take()
+    pub(crate) fn take_deferred_notice(&self) -> Option<SessionNotice> {
+        self.deferred_notice.lock().take()
     }
 
     /// Changes the state, counts the change, and gives the view for what goes with it.
@@ -181,24 +181,24 @@ impl SessionShared {
     pub(crate) fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
         let progress = Progress { accepted_at, plan: None, usual: self.spec.pace.median() };
         self.view().progress = Some(progress);
-        if progress.is_told_at_start(now) {
-            self.tell(prompt, &progress, now);
+        if progress.is_published_at_start(now) {
+            self.publish(prompt, &progress, now);
         }
     }
 
     /// Notes how much of its plan the agent has done, and tells the readers; `None` where it has no plan any more.
-    pub(crate) fn plan_told(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
+    pub(crate) fn on_plan(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
         let noted = {
             let mut view = self.view();
             view.progress = view.progress.map(|progress| Progress { plan, ..progress });
             view.progress
         };
         if let Some(progress) = noted {
-            self.tell(prompt, &progress, now);
+            self.publish(prompt, &progress, now);
         }
     }
 
-    fn tell(&self, prompt: PromptId, progress: &Progress, now: Timestamp) {
+    fn publish(&self, prompt: PromptId, progress: &Progress, now: Timestamp) {
         self.feed.announce(Some(prompt), EventKind::Progress, &json!(TurnProgress::of(progress, now)));
     }
 

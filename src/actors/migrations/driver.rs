@@ -98,14 +98,14 @@ impl Driver {
             match self.waiting.get(&row.run_id) {
                 _ if is_running => {}
                 Some(until) if *until > now => wakes_at = wakes_at.min(*until),
-                _ if self.passes.len() < RUNS_AT_ONCE => self.go_on(row, now),
+                _ if self.passes.len() < RUNS_AT_ONCE => self.resume_run(row, now),
                 _ => {}
             }
         }
         Ok(wakes_at.max(now + SHORTEST))
     }
 
-    fn go_on(&mut self, row: MigrationRunRow, now: Instant) {
+    fn resume_run(&mut self, row: MigrationRunRow, now: Instant) {
         let since = self.seen.get(&row.run_id).map_or(now, |(_, since)| *since);
         let is_abandoned = self.migrations.0.is_alone || now.saturating_duration_since(since) >= ABANDONED;
         let run_id = row.run_id;

@@ -60,7 +60,7 @@ pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
         }
     };
     if !was_in_use {
-        workspaces.let_go(&step.key);
+        workspaces.evict(&step.key);
     }
     // A flip leaves its own row.
     let row = match &outcome {

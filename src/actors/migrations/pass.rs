@@ -163,7 +163,7 @@ impl Pass {
             }
             tokio::time::sleep(RETRY).await;
         }
-        self.tell();
+        self.log_progress();
         Ok(After::Again)
     }
 
@@ -202,7 +202,7 @@ impl Pass {
         match self.try_save().await.map_err(|cause| store::failure(&cause))? {
             SavedMigrationRun::Saved(version) => {
                 self.row.version = version;
-                self.tell();
+                self.log_progress();
                 Ok(true)
             }
             SavedMigrationRun::Stale(_) => Ok(false),
@@ -230,7 +230,7 @@ impl Pass {
         self.workspaces.services().metrics.routes().migrated(step);
     }
 
-    fn tell(&self) {
+    fn log_progress(&self) {
         let (run, progress) = (&self.row.run, self.row.run.progress());
         tracing::info!(
             marker = "[MIGRATION]",

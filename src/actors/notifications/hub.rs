@@ -122,7 +122,7 @@ impl Notifications {
     }
 
     fn on_read(&mut self, stream: Stream, after: u64, read: Result<StreamPage, StoreError>, ctx: &mut Context<Self>) {
-        let Some(followed) = self.followed.get_mut(&stream).filter(|followed| followed.goes_on_after(after)) else {
+        let Some(followed) = self.followed.get_mut(&stream).filter(|followed| followed.resumes_after(after)) else {
             return;
         };
         followed.is_read = false;
@@ -176,7 +176,7 @@ impl Notifications {
 impl FollowedStream {
     /// Whether what was read after a number is what comes next. Else it was read for those who are gone: the line was
     /// forgotten meanwhile, begun anew elsewhere, and is read on its own.
-    fn goes_on_after(&self, number: u64) -> bool {
+    fn resumes_after(&self, number: u64) -> bool {
         self.head == number
     }
 

@@ -97,12 +97,12 @@ impl Webhooks {
             tokio::select! {
                 () = stop.0.asked.notified() => {}
                 () = grown.operators() => {}
-                Some(ended) = out.join_next() => said(ended),
+                Some(ended) = out.join_next() => log_aborted(ended),
                 () = sleep(wait) => {}
             }
         }
         while let Some(ended) = out.join_next().await {
-            said(ended);
+            log_aborted(ended);
         }
     }
 
@@ -162,7 +162,7 @@ impl Webhooks {
         let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
         let verdict = self.rules.judge(attempt, answer, fraction);
         self.metrics.webhooks().tried(verdict);
-        tell(delivery_id, attempt, &notification, &answered, verdict);
+        log_result(delivery_id, attempt, &notification, &answered, verdict);
         let tried = TriedDelivery {
             delivery_id,
             lease_until,
@@ -177,14 +177,14 @@ impl Webhooks {
     }
 }
 
-fn said(ended: Result<(), tokio::task::JoinError>) {
+fn log_aborted(ended: Result<(), tokio::task::JoinError>) {
     if let Err(cause) = ended {
         tracing::error!(marker = "[ACP]", %cause, "webhook post was aborted; it is repeated");
     }
 }
 
 /// One line for each try.
-fn tell(
+fn log_result(
     delivery_id: Uuid,
     attempt: u32,
     notification: &NotificationRow,

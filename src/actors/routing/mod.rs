@@ -108,22 +108,22 @@ impl WorkspaceRouting {
 
     /// The route as its router sees it.
     pub(crate) async fn view(&self) -> Result<RouteView, Failure> {
-        self.actors().router.send(ReadRoute).await.map_err(gone)
+        self.actors().router.send(ReadRoute).await.map_err(router_gone)
     }
 
     /// What the window holds.
     pub(crate) async fn figures(&self) -> Result<WindowFigures, Failure> {
-        self.actors().window.send(ReadWindow).await.map_err(gone)
+        self.actors().window.send(ReadWindow).await.map_err(router_gone)
     }
 
     /// Changes the route. A failure has changed nothing. A dropped future may have changed it.
     pub(crate) async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
-        self.actors().router.send(change).await.map_err(gone)?
+        self.actors().router.send(change).await.map_err(router_gone)?
     }
 
     /// Shakes hands with an agent of the workspace.
     pub(crate) async fn probe(&self) -> Result<(), Failure> {
-        self.actors().router.send(ProbeRoute).await.map_err(gone)?
+        self.actors().router.send(ProbeRoute).await.map_err(router_gone)?
     }
 
     fn actors(&self) -> Actors {
@@ -157,7 +157,7 @@ impl Actors {
     }
 }
 
-fn gone(_: actix::MailboxError) -> Failure {
+fn router_gone(_: actix::MailboxError) -> Failure {
     Failure::new(ErrorCode::Internal, "the workspace's router is gone; it is replaced in a moment")
 }
 

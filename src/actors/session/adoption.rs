@@ -60,7 +60,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
             if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
                 return Ok(Err("no runtime answered".to_owned()));
             }
-            tokio::time::timeout(PATIENCE, ask(services, one, until, &answered)).await
+            tokio::time::timeout(PATIENCE, adopt_agent(services, one, until, &answered)).await
         };
         let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
         match found {
@@ -109,7 +109,12 @@ pub(crate) async fn results_of_interrupted(
 }
 
 /// A runtime that is not there is asked again `until` then; one that answers, whatever it says, is noted.
-async fn ask(services: &Services, one: Unfinished, until: Instant, answered: &AtomicBool) -> Result<Found, String> {
+async fn adopt_agent(
+    services: &Services,
+    one: Unfinished,
+    until: Instant,
+    answered: &AtomicBool,
+) -> Result<Found, String> {
     let Unfinished { prompt, session } = one;
     let (Some(connection), Some(agent_session_id)) = (session.connection.clone(), session.agent_session_id.clone())
     else {

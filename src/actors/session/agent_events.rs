@@ -86,7 +86,7 @@ impl StreamHandler<AgentEvent> for Session {
         }
         // Whatever it was: the runtime keeps it, and reads no more from the agent once that is too much.
         match (in_turn, self.turn.is_some()) {
-            (true, true) => self.put_down(ctx),
+            (true, true) => self.save_entries(ctx),
             // What ended the turn is settled when that end is on disk.
             (true, false) => {}
             (false, _) => self.settle_outside(),
@@ -128,7 +128,7 @@ impl Session {
     }
 
     /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
-    pub(crate) fn put_down(&mut self, ctx: &mut Context<Self>) {
+    pub(crate) fn save_entries(&mut self, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         // A supervisor that comes back has to get what a person was asked and has not answered.
         let may_settle = !self.permissions.is_waiting();
@@ -214,7 +214,7 @@ impl Session {
                 connection_log::changed(&self.services, spec, line, connection, cause, None, session_notice);
             }
             // Over the fallback, and in a turn that was taken over, there is no record of the line.
-            (None, Some(session_notice)) => connection_log::tell(&self.services, spec, session_notice, now),
+            (None, Some(session_notice)) => connection_log::notify(&self.services, spec, session_notice, now),
             (None, None) => {}
         }
         self.services.telemetry.publish(&self.shared, now);
@@ -268,7 +268,7 @@ impl Session {
     pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
         self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
         self.respond(&answer.id, Ok(answer.response), ctx);
-        self.put_down(ctx);
+        self.save_entries(ctx);
     }
 
     /// Answers everything that waits for a person with `cancelled`.

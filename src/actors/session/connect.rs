@@ -115,7 +115,8 @@ impl Session {
             if route == Route::Acp {
                 let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
-                let session_notice = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
+                let session_notice =
+                    this.notice_of_handshake(id, outcome.err(), runtime_answers, is_new && ready.is_some());
                 connection_log::note(
                     &this.services,
                     &this.shared.spec,
@@ -153,7 +154,7 @@ impl Session {
 
     /// What the user is told of a handshake that lets the session go over to the fallback; again only once ACP was well
     /// in between. Of one that is being opened it is told with the session's row, which is not there yet.
-    fn telling_of(
+    fn notice_of_handshake(
         &self,
         handshake: Uuid,
         failure: Option<&Failure>,
@@ -165,7 +166,7 @@ impl Session {
         let spec = &self.shared.spec;
         let session_notice = notices::of_failed_handshake(spec, failure.code, handshake, self.services.clock.now());
         if is_first {
-            self.shared.tell_later(session_notice);
+            self.shared.defer_notice(session_notice);
             return None;
         }
         Some(session_notice)
@@ -340,7 +341,7 @@ impl Session {
     }
 
     /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is let go.
-    pub(super) fn let_go(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
+    pub(super) fn release(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         let closes = matches!(cause, EndCause::Closed) && self.facts.as_ref().is_some_and(|facts| facts.can_close);
         if let (true, Some(link)) = (closes, &mut self.link)
             && let Ok(call) = self.calls.open(Call::Close)

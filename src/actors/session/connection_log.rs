@@ -97,7 +97,7 @@ pub(crate) fn changed(
 }
 
 /// Tells a session's user of a break of which no record is kept.
-pub(crate) fn tell(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
+pub(crate) fn notify(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
     let (services, key, session_id) = (services.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
         if let Err(cause) = services.store.tell_session(key, session_id, session_notice, now).await {

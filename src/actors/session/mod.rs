@@ -120,7 +120,7 @@ impl EndGuard {
         Self { supervisor: Some(supervisor), session_id, generation }
     }
 
-    fn tell(&mut self, cause: EndCause) {
+    fn report(&mut self, cause: EndCause) {
         if let Some(supervisor) = self.supervisor.take() {
             let ended = SessionEnded { session_id: self.session_id, generation: self.generation, cause };
             // Refused only by a supervisor that is gone, and then nobody is left to restart anything.
@@ -131,7 +131,7 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.tell(EndCause::Panicked);
+        self.report(EndCause::Panicked);
     }
 }
 
@@ -181,7 +181,7 @@ impl Session {
         self.link = None;
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
-        self.guard.tell(cause);
+        self.guard.report(cause);
         ctx.stop();
     }
 
@@ -229,6 +229,6 @@ impl Handler<EndSession> for Session {
             self.cancel_turn(ctx);
             return;
         }
-        self.let_go(message.cause, ctx);
+        self.release(message.cause, ctx);
     }
 }

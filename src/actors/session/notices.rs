@@ -126,7 +126,9 @@ pub(crate) fn of(
         diagnostics: AutomationDiagnostics::default(),
         error: None,
     });
-    let automation = automation.map_err(|cause| tracing::error!(marker = "[GITHUB-AUTO]", %cause, "skip record could not be built")).ok()?;
+    let automation = automation
+        .map_err(|cause| tracing::error!(marker = "[GITHUB-AUTO]", %cause, "skip record could not be built"))
+        .ok()?;
     let details = NoteDetails { skip_reason: Some(reason), ..NoteDetails::default() };
     let note = note(&notice, NoteKind::Automation, Some(NoteStatus::Skipped), details, now).with_text(&long);
     let cause = skip::cause_of_skip(spec.session_id, prompt_id, reason, detail);

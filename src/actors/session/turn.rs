@@ -123,7 +123,7 @@ impl Handler<RunPrompt> for Session {
                 Box::pin(
                     writing
                         .into_actor(self)
-                        .map(|(acceptance, ticket), this, ctx| this.written_down(acceptance, ticket, ctx)),
+                        .map(|(acceptance, ticket), this, ctx| this.on_accepted(acceptance, ticket, ctx)),
                 )
             }
         }
@@ -207,7 +207,7 @@ impl Session {
         self.shared.move_to(SessionState::Running, &self.services.metrics).running = Some(prompt_id);
     }
 
-    fn written_down(
+    fn on_accepted(
         &mut self,
         acceptance: Result<Acceptance, store::StoreError>,
         mut ticket: TurnTicket,
@@ -247,7 +247,7 @@ impl Session {
         ticket.discard();
         self.turn = None;
         match self.ending.take() {
-            Some(cause) => self.let_go(cause, ctx),
+            Some(cause) => self.release(cause, ctx),
             None => self.arm_idle_timer(ctx),
         }
         refused
@@ -344,7 +344,7 @@ impl Session {
         let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
         let grace = self.services.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
         self.cancel_permissions();
-        self.put_down(ctx);
+        self.save_entries(ctx);
         if let Some(Err(cause)) = told {
             return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
         }
@@ -377,7 +377,7 @@ impl Session {
             }
         }
         match self.ending.take() {
-            Some(cause) => self.let_go(cause, ctx),
+            Some(cause) => self.release(cause, ctx),
             None => self.arm_idle_timer(ctx),
         }
     }

@@ -176,7 +176,7 @@ impl TurnTicket {
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if view.as_ref().is_some_and(|view| view.kind == "plan") {
-            begun.shared.plan_told(begun.prompt_id, PlanProgress::read(raw), now);
+            begun.shared.on_plan(begun.prompt_id, PlanProgress::read(raw), now);
             begun.services.telemetry.publish(&begun.shared, now);
         }
         if let Some(view) = view {
@@ -301,7 +301,7 @@ impl Begun {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
             log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carrier, self.progress.updates, took);
         }
-        self.come_to_rest(failure.as_ref(), now);
+        self.show_idle(failure.as_ref(), now);
         let report = self.report(&outcome);
         let bucket = bucket_start(report.at, self.services.settings.window.bucket);
         let (epoch, route) = (report.turn.epoch, report.carrier);
@@ -317,7 +317,7 @@ impl Begun {
             left_out: skipped.map(|skipped| (skipped.row, skipped.session_notice)),
             now,
         };
-        let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
+        let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
         let (left_out, session_id) = (skipped_for, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
@@ -335,14 +335,14 @@ impl Begun {
                 }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted {
-                    tell_window(report);
+                    report_outcome(report);
                 }
             }),
         );
     }
 
     /// Shows the session without the turn.
-    fn come_to_rest(&self, failure: Option<&Failure>, now: Timestamp) {
+    fn show_idle(&self, failure: Option<&Failure>, now: Timestamp) {
         let state = self.shared.view().state;
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
         {

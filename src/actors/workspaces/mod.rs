@@ -166,7 +166,7 @@ impl Workspaces {
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             now: services.clock.now(),
         };
-        let untold = self.live(session_id).and_then(|live| live.shared.take_untold());
+        let untold = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
         let created = match untold {
             Some(session_notice) => services.store.create_session_and_tell(new, session_notice).await,
             None => services.store.create_session(new).await,
@@ -227,7 +227,7 @@ impl Workspaces {
     }
 
     /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
-    pub(crate) async fn go_on(&self, found: Found) -> Result<(), Failure> {
+    pub(crate) async fn resume(&self, found: Found) -> Result<(), Failure> {
         let Found { mut adopted, session } = found;
         let services = &self.0.services;
         let workspace =
@@ -460,7 +460,7 @@ impl Workspaces {
     }
 
     /// Lets go of a workspace that nobody uses, so that its next session starts it where it is served.
-    pub(crate) fn let_go(&self, key: &WorkspaceKey) {
+    pub(crate) fn evict(&self, key: &WorkspaceKey) {
         let mut supervisors = self.0.supervisors.lock();
         // Whoever is about to use it has got it under the same lock.
         let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);

@@ -48,10 +48,7 @@ pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
         }
     }
     let route = tour.wait_for(&workspace, "the restore", |route| route["route"] == "acp").await?;
-    say(&format!(
-        "   restored in epoch {}; `lumilink session explain` shows the whole story:",
-        route["epoch"]
-    ));
+    say(&format!("   restored in epoch {}; `lumilink session explain` shows the whole story:", route["epoch"]));
     let story = client.explain(&tour.session).await.map_err(failed("explain"))?;
     say(&format!("   {}", text(&story["answer"])));
     for entry in story["timeline"].as_array().into_iter().flatten() {

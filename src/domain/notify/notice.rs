@@ -72,7 +72,8 @@ pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
 
 /// They no longer are; for operators.
 pub(crate) fn of_storm_end(ended: &StormEnded) -> Notice {
-    let text = format!("Mass rollback is over; at its peak {} workspaces were on the HTTP fallback.", ended.most_flipped);
+    let text =
+        format!("Mass rollback is over; at its peak {} workspaces were on the HTTP fallback.", ended.most_flipped);
     notice(Severity::Info, Trigger::SystemicRollback, &text)
 }
 
@@ -86,7 +87,9 @@ pub(crate) fn of_capacity(change: &CapacityChange) -> Option<Notice> {
         }
         (AlertKind::Raised, AlertLevel::Critical) => (
             Severity::Error,
-            format!("Capacity is nearly exhausted: {taken} of {limit} seats are taken. Sessions beyond the limit are refused."),
+            format!(
+                "Capacity is nearly exhausted: {taken} of {limit} seats are taken. Sessions beyond the limit are refused."
+            ),
         ),
         (AlertKind::Resolved, AlertLevel::Critical) => return None,
         (AlertKind::Resolved, AlertLevel::Warning) => {
@@ -169,9 +172,7 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
             "it is disabled for the whole service",
             "An operator has set GITHUB_AUTOMATION_DISABLED and can unset it.",
         ),
-        SkipDetail::ConfigDisabled => {
-            ("it is disabled in the configuration", "An operator can enable it there.")
-        }
+        SkipDetail::ConfigDisabled => ("it is disabled in the configuration", "An operator can enable it there."),
         SkipDetail::GitopsOff => (
             "this session was opened without git",
             "For pull requests, open a session of mode development with enableGitOps. This notice appears once per session.",
@@ -184,10 +185,9 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
             "the session has no repository on GitHub",
             "Open a session with a GitHub repository, such as owner/name.",
         ),
-        SkipDetail::NoChanges => (
-            "the turn changed nothing",
-            "No action is needed. If you expected changes, describe them in the prompt.",
-        ),
+        SkipDetail::NoChanges => {
+            ("the turn changed nothing", "No action is needed. If you expected changes, describe them in the prompt.")
+        }
         SkipDetail::NothingStaged => {
             ("git ignores every changed file", "Check .gitignore and which files the turn wrote.")
         }
@@ -206,9 +206,10 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
         SkipDetail::PrimaryLimit => {
             ("GitHub's hourly quota is used up", "It resets within the hour; send the prompt again then.")
         }
-        SkipDetail::SecondaryLimit => {
-            ("GitHub's secondary rate limit was reached", "Send the prompt again in a few minutes, with fewer turns at a time.")
-        }
+        SkipDetail::SecondaryLimit => (
+            "GitHub's secondary rate limit was reached",
+            "Send the prompt again in a few minutes, with fewer turns at a time.",
+        ),
         SkipDetail::FallbackCannot => {
             ("the HTTP fallback cannot automate here", "Send the prompt again once the workspace is back on ACP.")
         }

@@ -64,7 +64,7 @@ pub(crate) struct FlipStorm {
 impl FlipStorm {
     /// Goes on with a storm whose alarm an earlier process raised, and told no end of. `flips` are those since [`PERIOD`]
     /// before the alarm, oldest first; what is later than `now`, since the clock was stepped back, counts as now.
-    pub(crate) fn take_up(
+    pub(crate) fn recover(
         since: Timestamp,
         flips: impl IntoIterator<Item = (Timestamp, WorkspaceKey)>,
         now: Timestamp,
@@ -239,7 +239,7 @@ mod tests {
         // Four before the alarm, two with it and after it; the first flipped again.
         let seconds = [0, 1, 2, 3, 100, 120, 130];
         let flips = || seconds.into_iter().enumerate().map(|(n, second)| (at(second), workspace(n % 6)));
-        let taken = |now| FlipStorm::take_up(at(100), flips(), at(now));
+        let taken = |now| FlipStorm::recover(at(100), flips(), at(now));
         let mut storm = taken(200);
         assert_eq!((storm.is_raging(), storm.flipped(at(200))), (true, 6));
         assert_eq!(storm.on_flip(&workspace(9), 20, at(200)), InStorm);
@@ -249,7 +249,7 @@ mod tests {
         // Long after it, it is over at once.
         assert_eq!(taken(9000).on_tick(20, at(9000)), Some(StormEnded { since: at(100), most_flipped: 6 }));
         // A clock that was stepped back makes it no longer than a period from now.
-        let mut ahead = FlipStorm::take_up(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
+        let mut ahead = FlipStorm::recover(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
         assert_eq!((ahead.on_tick(20, at(299)), ahead.is_raging()), (None, true));
         assert_eq!(ahead.on_tick(20, at(300)), Some(StormEnded { since: at(0), most_flipped: 6 }));
     }

@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    pub(crate) fn hear(&mut self) {
+    pub(crate) fn touch(&mut self) {
         if let Client::Here { heard, .. } = &mut self.client {
             *heard = Instant::now();
         }

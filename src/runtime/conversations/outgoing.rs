@@ -68,7 +68,7 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// Whether this poll may take more; if not, there is another one soon.
-    pub(crate) fn goes_on(&mut self, cx: &Context<'_>) -> bool {
+    pub(crate) fn may_continue(&mut self, cx: &Context<'_>) -> bool {
         if self.taken_bytes < BYTES_PER_POLL {
             return true;
         }
@@ -105,7 +105,7 @@ impl Stream for PlainWords {
     type Item = Outgoing;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        if !self.pace.goes_on(cx) {
+        if !self.pace.may_continue(cx) {
             return Poll::Pending;
         }
         let incoming = loop {

@@ -327,14 +327,14 @@ fn turn_request(request: &HttpRequest, after: Option<u64>) -> TurnRequest {
 
 fn respond(begun: Result<Reader, Failure>) -> HttpResponse {
     match begun {
-        Ok(reader) if reader.is_stream() => HttpResponse::Ok().content_type(NDJSON).streaming(told(reader)),
-        Ok(reader) => HttpResponse::Ok().content_type(ContentType::json()).streaming(told(reader)),
+        Ok(reader) if reader.is_stream() => HttpResponse::Ok().content_type(NDJSON).streaming(body_of(reader)),
+        Ok(reader) => HttpResponse::Ok().content_type(ContentType::json()).streaming(body_of(reader)),
         Err(failure) => answer_failure(&failure),
     }
 }
 
 /// The body: what the turn tells as it comes, then its end.
-fn told(reader: Reader) -> impl Stream<Item = Result<Bytes, Infallible>> {
+fn body_of(reader: Reader) -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
         let is_stream = reader.is_stream();

@@ -146,7 +146,7 @@ impl Output {
             tokio::select! {
                 biased;
                 read = stdout.read(&mut chunk) => match read {
-                    Ok(read @ 1..) => self.say(&chunk[..read]).await?,
+                    Ok(read @ 1..) => self.send_text(&chunk[..read]).await?,
                     // It may go on without an output; the turn's own limit watches over that.
                     _ => break self.exit_of().await?,
                 },
@@ -177,12 +177,12 @@ impl Output {
             && let Some(left) = unread.checked_sub(read)
         {
             unread = left;
-            self.say(&chunk[..read]).await?;
+            self.send_text(&chunk[..read]).await?;
         }
         Ok(())
     }
 
-    async fn say(&mut self, bytes: &[u8]) -> Result<(), NobodyListens> {
+    async fn send_text(&mut self, bytes: &[u8]) -> Result<(), NobodyListens> {
         let Some(room) = self.room.checked_sub(bytes.len()) else {
             let detail = "the agent's headless command printed more than a message may have ([limits] frame_bytes)";
             let failure = Failure::new(ErrorCode::FrameTooLarge, detail);

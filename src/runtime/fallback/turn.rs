@@ -262,7 +262,7 @@ impl<'a> Course<'a> {
             }
             Some(AgentEvent::StrayLine(line)) => {
                 let ended = self.progress.on_stray_line(&line);
-                self.tell_last_remark();
+                self.send_last_remark();
                 if let Err(failure) = ended {
                     return Some(self.fail(failure));
                 }
@@ -321,10 +321,10 @@ impl<'a> Course<'a> {
 
     fn remark(&mut self, severity: Severity, message: &str) {
         self.progress.remark(severity, message);
-        self.tell_last_remark();
+        self.send_last_remark();
     }
 
-    fn tell_last_remark(&self) {
+    fn send_last_remark(&self) {
         let Some(last) = self.progress.diagnostics.last() else { return };
         let diagnostic = ResultDiagnostic { severity: last.severity, message: last.message.clone(), context: None };
         self.run.lines.push(&TurnLine { diagnostic: Some(diagnostic), ..TurnLine::default() });

@@ -56,7 +56,7 @@ impl Transport for AcpTransport {
         let this = self.clone();
         async move {
             let limit = this.handshake_timeout;
-            tokio::time::timeout(limit, this.go_on(request)).await.unwrap_or_else(|_| {
+            tokio::time::timeout(limit, this.adopt_session(request)).await.unwrap_or_else(|_| {
                 let detail = format!("the runtime did not answer within {} s", limit.as_secs_f32());
                 Err(Failure::new(ErrorCode::RuntimeUnavailable, detail))
             })
@@ -81,7 +81,7 @@ impl AcpTransport {
         Ok(opened)
     }
 
-    async fn go_on(self, request: AdoptRequest) -> Result<AdoptedSession, Failure> {
+    async fn adopt_session(self, request: AdoptRequest) -> Result<AdoptedSession, Failure> {
         let (connected, resumed) = socket::adopt(&self.endpoint, &request).await?;
         let Pipe { to_agent, from_agent } = connected.pipe;
         let last_call = resumed.prompt.as_ref().map_or(0, |prompt| prompt.call);

@@ -131,10 +131,10 @@ impl Link {
     fn refuse(&self, call: u64, what: &str) -> Result<(), SendError> {
         let detail = format!("{what} cannot be changed while turns go over HTTP");
         let failure = Failure::new(ErrorCode::NotSupportedByAgent, detail);
-        self.say(AgentEvent::Failed { call, failure })
+        self.emit(AgentEvent::Failed { call, failure })
     }
 
-    fn say(&self, event: AgentEvent) -> Result<(), SendError> {
+    fn emit(&self, event: AgentEvent) -> Result<(), SendError> {
         self.says.try_send(event).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => SendError::Full,
             mpsc::error::TrySendError::Closed(_) => SendError::Closed,
@@ -142,7 +142,7 @@ impl Link {
     }
 
     /// Asks the runtime to end a turn, on a task of its own, until it has taken it in or the turn is over.
-    fn tell_cancel(&self, running: &Running) {
+    fn send_cancel(&self, running: &Running) {
         let (client, prompt_id, turn) =
             (self.fallback.client.clone(), running.prompt_id, running.task.abort_handle());
         // A link that is dropped outside of any runtime is dropped with its program.
@@ -212,7 +212,7 @@ impl AgentSession for Link {
 
     fn cancel(&mut self) -> Result<(), SendError> {
         if let Some(running) = &self.running {
-            self.tell_cancel(running);
+            self.send_cancel(running);
         }
         Ok(())
     }
@@ -227,7 +227,7 @@ impl AgentSession for Link {
 
     fn close(&mut self, call: u64) -> Result<(), SendError> {
         let nothing = serde_json::value::to_raw_value(&json!({})).unwrap_or_else(|_| RawValue::NULL.to_owned());
-        self.say(AgentEvent::Answered { call, result: Ok(nothing) })
+        self.emit(AgentEvent::Answered { call, result: Ok(nothing) })
     }
 
     /// Nothing is asked here.
@@ -246,7 +246,7 @@ impl Drop for Link {
         if !running.task.is_finished() {
             running.task.abort();
             // Nobody hears of the turn any more, so it is not to go on.
-            self.tell_cancel(&running);
+            self.send_cancel(&running);
         }
     }
 }

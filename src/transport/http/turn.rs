@@ -70,9 +70,9 @@ impl AskedTurn {
 
     /// Asks for the turn and says what it says, the end last: an answer, or why it failed.
     pub(crate) async fn run(mut self, body: ProcessPrompt) {
-        let end = match self.ask(body).await {
+        let end = match self.request(body).await {
             Read::Over(end) => Some(*end),
-            Read::Broken(cause) => self.ask_after(cause).await,
+            Read::Broken(cause) => self.query_outcome(cause).await,
             Read::NobodyListens => None,
         };
         if let Some(end) = end {
@@ -85,7 +85,7 @@ impl AskedTurn {
         AgentEvent::Failed { call: self.call, failure }
     }
 
-    async fn ask(&mut self, body: ProcessPrompt) -> Read {
+    async fn request(&mut self, body: ProcessPrompt) -> Read {
         let path = PROCESS_PROMPT.trim_start_matches('/');
         let request = self.client.request(Method::POST, path).header(header::ACCEPT, NDJSON).json(&body);
         match timeout(SILENCE, request.send()).await {
@@ -105,7 +105,7 @@ impl AskedTurn {
 
     /// Asks what became of the turn until that is known or the grace is over. Each line that stands and breaks again
     /// has a grace of its own.
-    async fn ask_after(&mut self, mut cause: String) -> Option<AgentEvent> {
+    async fn query_outcome(&mut self, mut cause: String) -> Option<AgentEvent> {
         let (mut until, mut attempt, mut unknown, mut told) = (Instant::now() + self.grace, 0, 0, false);
         loop {
             if !std::mem::replace(&mut told, true) {

@@ -168,11 +168,15 @@ impl Peer {
     async fn farewell(&mut self, received: u64) {
         let goodbye = async {
             if let Ok((mut socket, _)) = self.resume(Some(received)).await {
-                pump::say_goodbye(&mut socket).await;
+                pump::close_gracefully(&mut socket).await;
             }
         };
         if timeout(FAREWELL, goodbye).await.is_err() {
-            tracing::debug!(marker = "[ACP]", connection = self.connection_id, "end of the conversation did not reach the runtime");
+            tracing::debug!(
+                marker = "[ACP]",
+                connection = self.connection_id,
+                "end of the conversation did not reach the runtime"
+            );
         }
     }
 }
@@ -228,7 +232,7 @@ impl Conversation {
                 End::Over(reason) => return self.carrier.close(reason).await,
                 End::Refused(reason) => {
                     // Together: the session need not wait for the runtime, nor the runtime for the session.
-                    let goodbye = pump::say_goodbye(&mut socket);
+                    let goodbye = pump::close_gracefully(&mut socket);
                     futures_util::future::join(goodbye, self.carrier.close(reason)).await;
                     return;
                 }
@@ -247,7 +251,7 @@ impl Conversation {
     async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "connection broke; reconnecting");
-        self.carrier.tell_state(ConnectionState::Interrupted(cause));
+        self.carrier.send_state(ConnectionState::Interrupted(cause));
         // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
@@ -260,11 +264,11 @@ impl Conversation {
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
                 tracing::info!(marker = "[ACP]", connection, "connection resumed");
-                self.carrier.tell_state(ConnectionState::Resumed);
+                self.carrier.send_state(ConnectionState::Resumed);
                 Ok((socket, from))
             }
             Err(out_of_range) => {
-                pump::say_goodbye(&mut socket).await;
+                pump::close_gracefully(&mut socket).await;
                 Err(Unhealed::Over(CloseReason::Lost(out_of_range.to_string())))
             }
         }

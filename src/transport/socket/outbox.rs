@@ -201,8 +201,8 @@ impl Carrier {
     }
 
     /// Says what the line does, after everything that came before.
-    pub(crate) fn tell_state(&mut self, state: ConnectionState) {
-        self.listener.tell(state);
+    pub(crate) fn send_state(&mut self, state: ConnectionState) {
+        self.listener.queue_state(state);
     }
 
     /// Whether something waits for room in the pipe, so that nothing is read.
@@ -265,19 +265,19 @@ impl Listener {
         Taken::Done
     }
 
-    fn tell(&mut self, state: ConnectionState) {
+    fn queue_state(&mut self, state: ConnectionState) {
         if self.next_state.take().is_none() {
             self.next_state = Some(state);
         }
-        self.tell_next();
+        self.send_next();
     }
 
-    fn tell_next(&mut self) {
+    fn send_next(&mut self) {
         if self.waiting.is_none()
             && let Some(state) = self.next_state.take()
         {
             let incoming = self.incoming.clone();
-            self.waiting = Some(async move { incoming.tell(state).await }.boxed());
+            self.waiting = Some(async move { incoming.send_state(state).await }.boxed());
         }
     }
 
@@ -286,7 +286,7 @@ impl Listener {
             let told = std::task::ready!(waiting.poll_unpin(cx));
             self.waiting = None;
             told?;
-            self.tell_next();
+            self.send_next();
         }
         Poll::Ready(Ok(()))
     }

@@ -72,7 +72,7 @@ pub(crate) async fn carry(
 }
 
 /// Says that our side ends the conversation, and waits for the peer to confirm it, for 2 s in all.
-pub(crate) async fn say_goodbye(socket: &mut Socket) {
+pub(crate) async fn close_gracefully(socket: &mut Socket) {
     let goodbye = async {
         if socket.send(normal_close()).await.is_ok() {
             while let Some(Ok(_)) = socket.next().await {}

@@ -109,7 +109,7 @@ pub(crate) async fn upgrade(
 ) -> Result<Upgraded, ConnectError> {
     let request = request(endpoint, cookies, earlier).map_err(ConnectError::Failed)?;
     let (socket, response) = connect(request, endpoint.frame_bytes).await.map_err(|cause| match cause {
-        tungstenite::Error::Http(response) if earlier.is_some() && says_not_held(response.status().as_u16()) => {
+        tungstenite::Error::Http(response) if earlier.is_some() && is_not_held(response.status().as_u16()) => {
             ConnectError::NotHeld
         }
         other => ConnectError::Failed(other.to_string()),
@@ -140,7 +140,7 @@ async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Respon
 }
 
 /// 404; and what runtimes answer whose replay does not reach back.
-fn says_not_held(status: u16) -> bool {
+fn is_not_held(status: u16) -> bool {
     matches!(status, 404 | 409 | 410)
 }
 
