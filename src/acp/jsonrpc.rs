@@ -206,7 +206,7 @@ pub(crate) mod tests {
     use super::*;
 
     #[test]
-    fn a_request_a_notification_and_a_response_are_told_apart() {
+    fn request_notification_and_response_differ() {
         assert!(matches!(parse(r#"{"jsonrpc":"2.0","id":1,"method":"m"}"#), Ok(Message::Request { .. })));
         assert!(matches!(parse(r#"{"jsonrpc":"2.0","method":"m","params":{}}"#), Ok(Message::Notification { .. })));
         assert!(matches!(parse(r#"{"id":"x","result":null}"#), Ok(Message::Response { result: Ok(_), .. })));
@@ -225,7 +225,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_refused() {
+    fn malformed_message_is_rejected() {
         for text in ["", "garbage", "[]", "1", "\"x\"", "{}", r#"{"params":1}"#] {
             assert!(parse(text).is_err(), "{text}");
         }
@@ -239,7 +239,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn writer_output_is_readable() {
         let text = response(&RequestId::Number(7), Err::<(), _>(&RpcError::new(METHOD_NOT_FOUND, "no such method")));
         assert_eq!(text, r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32601,"message":"no such method"}}"#);
         assert_eq!(

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_on_comes_off_and_the_message_is_untouched() {
+    fn numbers_round_trip_without_changing_the_message() {
         let message = r#"{"jsonrpc":"2.0","method":"x","params":{"_meta":{"lumilink":{"seq":9}}, "y": 1.0}}"#;
         let numbers = Numbers { seq: 7, ack: u64::MAX };
         let text = put(numbers, message);

@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_full_by_count_and_by_bytes_and_takes_one_message_whatever_its_size() {
+    fn outbox_is_full_by_count_and_bytes_and_always_takes_one() {
         let mut outbox = Outbox::new(2, 100, 0);
         assert!(!outbox.is_full());
         assert_eq!(outbox.push("large", 1000), 1);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_wants_what_is_gone_or_never_was_is_refused() {
+    fn peer_that_asks_for_unknown_messages_is_rejected() {
         let mut outbox = Outbox::new(10, 100, 5);
         for _ in 0..3 {
             outbox.push((), 1);

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_in_order_and_the_oldest_are_left_out() {
+    fn entries_are_ordered_and_the_oldest_are_dropped() {
         use EntryKind::{Flip, Note, Turn};
         let entries = || vec![(3, Note, "n"), (1, Turn, "a"), (3, Flip, "f"), (2, Turn, "b"), (2, Turn, "c")];
         let (all, cut) = timeline(entries(), 5);

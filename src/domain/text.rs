@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_seen_does_not_stay_and_what_joins_does() {
+    fn unseen_members_leave_and_joined_ones_stay() {
         assert_eq!(one_line("a\nb\tc\u{0}d\u{85}e\u{2028}f\u{1b}[31m"), "a b c d e f [31m");
         for hidden in
             "\u{202A}\u{202E}\u{2066}\u{2069}\u{200B}\u{200E}\u{FEFF}\u{AD}\u{2060}\u{E0041}\u{3164}".chars()

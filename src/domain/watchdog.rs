@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stalled_thread_is_borne_for_a_minute_and_all_of_them_are_not() {
+    fn one_stalled_thread_is_tolerated_for_a_minute() {
         let limits = WatchdogLimits::default();
         assert!(limits.is_alive(&[]));
         assert!(limits.is_alive(&[59 * SECOND, Duration::ZERO]));

@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_left_the_group_without_a_trace_dies_too_where_control_groups_are_allowed() {
+    async fn escaped_process_dies_where_control_groups_are_allowed() {
         if !ControlGroups::find(Orphans::new().run()).are_allowed() {
             // Nothing else could find it, and the module says so.
             eprintln!("NOT CHECKED: control groups may not be made here");
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_ignores_sigterm_is_killed_after_the_grace_and_the_permit_comes_back() {
+    async fn group_that_ignores_sigterm_is_killed_after_the_grace() {
         let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
         let permit = permits.clone().acquire_owned().await.unwrap();
         let script = "trap '' TERM; echo $$; while :; do sleep 1; done";
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_program_and_a_missing_folder_are_told_apart() {
+    async fn missing_program_and_missing_folder_differ() {
         let mut command = shell("", Streams::Output);
         command.program = "/no/such/program".into();
         let said = spawn(command, ()).await.unwrap_err().to_string();

@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_agent_said_before_it_died_comes_before_its_end() {
+    async fn output_of_a_dead_agent_precedes_its_end() {
         let script = r#"i=0; while [ $i -lt 300 ]; do echo "{\"method\":\"$i\"}"; i=$((i+1)); done
             printf '{"method":"last"}'; exit 3"#;
         let mut pipe = agent(script, LIMITS, None).await;
@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_for_the_door_are_taken_and_answered_there() {
+    async fn client_requests_are_intercepted_and_answered() {
         let (requests, mut taken) = mpsc::channel(4);
         let (answer, answers) = pipe::bounded(LIMITS.pipe);
         let interceptor = Interceptor { takes: |method| method.starts_with("fs/"), requests, answers };

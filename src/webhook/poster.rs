@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_answer_is_told_without_address_and_secret() {
+    async fn failed_post_is_reported_without_address_and_secret() {
         let told = |answered: Result<Answered, NoAnswer>| answered.unwrap_err().to_string();
         let silent = told(answer_within(None, Duration::from_millis(300)).await);
         assert_eq!(silent, "no answer within 0.3 s");

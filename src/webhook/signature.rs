@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_specifications_library_takes_it_under_either_secret_and_nothing_that_was_changed() {
+    fn specification_library_verifies_both_secrets_and_rejects_changes() {
         let raw = "correct-horse-battery-staple";
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let body = r#"{"type":"notification","body":"Sitzplätze: 9 von 10"}"#.as_bytes();

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_storm_that_a_restart_cut_off_goes_on_with_its_alarm_and_ends_once() {
+    async fn storm_keeps_its_alarm_over_a_restart_and_ends_once() {
         let stage = stage();
         let first = stage.start().await;
         let mut alarms = Vec::new();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn of_two_starts_that_find_a_storm_over_one_tells_its_end() {
+    async fn concurrent_starts_report_the_end_of_a_storm_once() {
         let stage = stage();
         let first = stage.start().await;
         for n in 0..5 {

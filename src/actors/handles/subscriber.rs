@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_everything_is_told_how_far_that_is_and_who_has_not_is_not() {
+    async fn only_an_up_to_date_subscriber_gets_the_head() {
         let (mut intake, mut outlet) = watched();
         intake.read_until(3);
         intake.read_until(3);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_was_let_go_has_time_as_long_as_it_takes_what_waits_but_not_for_ever() {
+    async fn evicted_subscriber_may_drain_for_a_bounded_time() {
         let cuts = Arc::new(AtomicUsize::new(0));
         let cut = {
             let cuts = cuts.clone();
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn telemetry_that_was_left_out_is_told_though_none_follows() {
+    async fn skipped_telemetry_is_reported_without_a_successor() {
         let (mut intake, mut outlet) = watched();
         tell(&mut intake, QUEUE_FRAMES / 2 + 3);
         for _ in 0..QUEUE_FRAMES / 2 {
@@ -396,7 +396,7 @@ mod tests {
 
     /// The hub finds no room; before it notes that, the subscriber has taken everything and waits.
     #[tokio::test]
-    async fn who_waits_already_is_told_of_what_was_left_out_a_moment_ago() {
+    async fn waiting_subscriber_learns_of_skipped_telemetry() {
         let (intake, mut outlet) = watched();
         let waiting = tokio::spawn(async move { outlet.next().await });
         tokio::task::yield_now().await;
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_word_of_the_hub_it_broke() {
+    async fn missing_hub_reply_means_a_break() {
         let (intake, mut outlet) = watched();
         drop(intake);
         assert!(matches!(outlet.next().await, Err(Ending::Broken)));

@@ -301,7 +301,7 @@ mod tests {
     /// A reading may outlive those for whom it was begun: the line is forgotten, and begun anew by somebody who has less,
     /// or more.
     #[actix::test]
-    async fn what_was_read_for_others_is_neither_told_twice_nor_in_the_place_of_what_is_next() {
+    async fn shared_reads_are_delivered_once_and_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let (_, telemetry) = session_progress::telemetry(Metrics::new("0", None).unwrap());

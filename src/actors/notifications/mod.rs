@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_hub_that_panics_is_replaced_and_its_subscribers_go_on_from_their_cursors() {
+    async fn panicked_hub_is_replaced_and_subscribers_resume() {
         let stage = Stage::new(5);
         for hubs in 0..3 {
             let after = 2 * hubs;
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_hub_that_panics_too_often_is_not_replaced_at_once() {
+    async fn hub_that_panics_too_often_is_replaced_later() {
         let stage = Stage::new(1);
         stage.panics().await;
         stage.panics().await;

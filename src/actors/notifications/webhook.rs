@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn posting_goes_on_after_a_panic_and_ends_when_it_is_to() {
+    async fn posting_continues_after_a_panic_and_stops_on_request() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_old_enough_goes_in_chunks_and_the_rest_stays() {
+    async fn old_rows_are_removed_in_chunks() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let at = |hours: i64| Timestamp(1_800_000_000_000_000 + hours * HOUR_US);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_to_be_posted_for_ever_is_given_up_by_one_sweep_and_goes_with_the_next() {
+    async fn endless_delivery_is_given_up_then_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(
             StoreOptions {

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_told_before_those_that_matter_less() {
+    fn skip_reasons_are_ordered_by_importance() {
         let all = [String::from("OCTO/*")];
         let mut asked = Asked {
             mode: WantedMode::None,
@@ -288,7 +288,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_left_out_without_a_repository_or_without_a_reason(
+        fn nothing_is_skipped_without_a_repository_or_a_reason(
             bits in prop::array::uniform7(any::<bool>()),
             mode in prop::sample::select(WantedMode::ALL.to_vec()),
             repository in prop::option::of(prop::sample::select(vec!["octo/hello", "octo/other", "nothing"])),
@@ -319,7 +319,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_wanted_is_told_once_in_a_session_and_the_rest_once_in_a_turn(
+        fn wanted_skips_notify_once_a_session_and_others_once_a_turn(
             session in any::<u128>(), one in any::<u128>(), two in any::<u128>(),
             detail in prop::sample::select(SkipDetail::ALL.to_vec()),
         ) {

@@ -46,7 +46,7 @@ fn fr_010_the_edges_are_exact_and_each_level_is_raised_once() {
 }
 
 #[test]
-fn a_break_of_the_calm_that_nobody_saw_begins_it_anew() {
+fn unseen_break_of_the_calm_restarts_it() {
     let mut alerts = CapacityAlerts::new(RULES, Some(AlertLevel::Warning));
     assert_eq!(seen(&mut alerts, 10, 0), []);
     assert_eq!(alerts.observe(SeatsSeen { taken: 10, peak: 700 }, at(299)), []);

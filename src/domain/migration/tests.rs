@@ -96,7 +96,7 @@ fn fr_003_a_scheduled_migration_waits_for_its_time_or_a_start() {
 }
 
 #[test]
-fn fr_003_an_automatic_migration_to_acp_waits_while_acp_is_not_healthy_and_the_way_back_does_not() {
+fn fr_003_automatic_migration_to_acp_waits_for_healthy_acp() {
     let mut automatic = run(MigrationPlan { mode: MigrationMode::Automatic, ..plan(3, 1, 0) });
     assert_eq!(automatic.next_step(at(1), false), NextStep::Wait(None));
     assert_eq!(step(&mut automatic, at(2)), [ws(0)]);
@@ -109,7 +109,7 @@ fn fr_003_an_automatic_migration_to_acp_waits_while_acp_is_not_healthy_and_the_w
 }
 
 #[test]
-fn fr_003_a_workspace_that_may_not_be_moved_is_left_out_with_the_reason() {
+fn fr_003_immovable_workspace_is_skipped_with_the_reason() {
     use MigrationSkip::*;
     let cases = [
         (WorkspaceFacts { default_route: None, ..FINE }, Some(UnknownWorkspace), Some(UnknownWorkspace)),
@@ -170,7 +170,7 @@ fn one_failure_more_than_tolerated_ends_it_and_what_was_under_way_still_counts()
 }
 
 #[test]
-fn what_cannot_be_moved_back_stays_moved_and_is_tried_again_when_asked() {
+fn failed_move_back_stays_moved_and_can_be_retried() {
     let mut run = run(plan(2, 2, 0));
     step(&mut run, at(1));
     run.roll_back(attribution(), at(2)).unwrap();
@@ -185,7 +185,7 @@ fn what_cannot_be_moved_back_stays_moved_and_is_tried_again_when_asked() {
 }
 
 #[test]
-fn what_nobody_answered_is_settled_by_where_the_workspace_is() {
+fn unanswered_move_is_settled_by_the_route() {
     let mut run = run(plan(2, 2, 0));
     run.next_step(at(0), true);
     run.begin_move(&ws(0), &FINE, at(0));
@@ -435,7 +435,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
     #[test]
-    fn fr_003_every_workspace_ends_in_one_place_pause_moves_nothing_and_a_rollback_undoes_exactly_what_was_done(
+    fn fr_003_every_workspace_ends_in_one_place_and_rollback_is_exact(
         facts in prop::collection::vec(facts(), 1..10),
         batch in 1u32..5,
         max_failures in 0u32..4,
@@ -471,7 +471,7 @@ proptest! {
 }
 
 #[test]
-fn fr_003_acp_is_healthy_without_a_storm_and_with_at_most_a_tenth_rolled_back() {
+fn fr_003_acp_is_healthy_with_at_most_a_tenth_rolled_back() {
     for (in_use, rolled_back, expected) in
         [(0, 0, true), (1, 0, true), (1, 1, false), (10, 1, true), (19, 2, false), (20, 2, true), (100, 11, false)]
     {

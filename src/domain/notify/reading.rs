@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handled_is_not_taken_again() {
+    fn handled_message_is_not_delivered_again() {
         let mut reading = Reading::from(Some(at(3)));
         assert!(!reading.takes(id(3), 3), "it is before the place");
         assert!(reading.takes(id(5), 5) && !reading.takes(id(5), 5));
@@ -150,7 +150,7 @@ mod tests {
         }
 
         #[test]
-        fn it_remembers_no_more_than_its_bound(count in 0u64..5000) {
+        fn memory_is_bounded(count in 0u64..5000) {
             let mut reading = Reading::default();
             (0..count).for_each(|n| { reading.takes_from_list(id(n)); });
             prop_assert!(reading.seen.len() <= MAX_SEEN && reading.order.len() == reading.seen.len());

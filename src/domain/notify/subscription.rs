@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_gone_on_from_or_refused_and_never_in_between() {
+    fn cursor_is_resumed_or_rejected_as_a_whole() {
         let of = |cursor, epoch: &str| start(Some((cursor, Some(epoch))), "e", 10, 4);
         assert_eq!(start(None, "e", 10, 4), Start { after: 10, reset: None });
         for cursor in 4..=10 {

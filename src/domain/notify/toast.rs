@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_less_than_a_minute_apart_is_told_together() {
+    fn causes_within_a_minute_are_merged() {
         let now = Timestamp(1_800_000_000_000_000);
         let minute = Duration::from_secs(60);
         let less = minute - Duration::from_micros(1);

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_receiver_asks_for_lengthens_a_wait_within_a_bound() {
+    fn retry_after_lengthens_a_wait_within_a_bound() {
         let asked = |seconds| Some(Answer { status: 503, retry_after: Some(Duration::from_secs(seconds)) });
         assert_eq!(RULES.judge(1, asked(60), 0.5), Verdict::Retry(Duration::from_secs(60)));
         assert_eq!(RULES.judge(8, asked(60), 0.5), Verdict::Retry(Duration::from_secs(128)));

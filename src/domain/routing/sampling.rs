@@ -122,7 +122,7 @@ mod tests {
     ];
 
     #[test]
-    fn fr_007_every_error_code_has_been_decided_about_for_turns_and_handshakes() {
+    fn fr_007_every_error_code_counts_or_not_for_turns_and_handshakes() {
         assert_eq!(AGAINST.len() + NOT_COUNTED.len(), ErrorCode::ALL.len());
         for code in ErrorCode::ALL {
             let expected = match (AGAINST.contains(code), NOT_COUNTED.contains(code)) {

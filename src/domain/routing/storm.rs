@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_ends_once_when_the_rate_has_fallen_and_the_next_raises_an_alarm_again() {
+    fn storm_ends_once_and_the_next_raises_a_new_alarm() {
         let mut storm = FlipStorm::default();
         causes(&mut storm, 0, 4, 20, at(0));
         assert_eq!((storm.wakes_at(), storm.on_tick(20, at(0))), (None, None));
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn more_live_workspaces_end_a_storm_and_a_clock_that_steps_back_does_not() {
+    fn more_live_workspaces_end_a_storm() {
         let mut storm = FlipStorm::default();
         causes(&mut storm, 0, 5, 20, at(1000));
         assert_eq!(storm.on_tick(20, at(0)), None);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_that_is_taken_up_ends_by_the_same_rule_and_raises_no_second_alarm() {
+    fn recovered_storm_ends_by_the_same_rule_without_a_second_alarm() {
         // Four before the alarm, two with it and after it; the first flipped again.
         let seconds = [0, 1, 2, 3, 100, 120, 130];
         let flips = || seconds.into_iter().enumerate().map(|(n, second)| (at(second), workspace(n % 6)));
@@ -258,7 +258,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
         #[test]
-        fn every_storm_has_one_alarm_and_one_end_and_belongs_to_what_an_exact_count_says(
+        fn every_storm_matches_an_exact_count_with_one_alarm_and_one_end(
             steps in prop::collection::vec((0usize..40, 0u64..90, any::<bool>()), 1..80),
             live in 1usize..80,
         ) {

@@ -92,7 +92,7 @@ fn the_cool_down_doubles_to_its_maximum_and_its_jitter_stays_within_bounds() {
 }
 
 #[test]
-fn a_probe_of_an_earlier_try_is_told_from_the_running_one_also_after_twenty_failures() {
+fn late_probe_differs_from_the_running_one() {
     let rules = rules();
     for times in [0, 1, 19, 20, 21, 30] {
         let (mut routing, _) = failed(times);
@@ -110,7 +110,7 @@ fn a_probe_of_an_earlier_try_is_told_from_the_running_one_also_after_twenty_fail
 }
 
 #[test]
-fn failed_tries_are_forgiven_one_by_healthy_hour_and_a_failure_begins_the_hour_anew() {
+fn healthy_hour_forgives_one_failed_attempt() {
     let (rules, (mut routing, _)) = (rules(), failed(30));
     let now = routing.next_probe_at().unwrap();
     recover(&mut routing, now);
@@ -160,7 +160,7 @@ fn a_pin_beats_the_window_until_it_is_released() {
 }
 
 #[test]
-fn a_workspace_whose_default_has_become_http_is_not_rolled_back_any_more() {
+fn workspace_with_default_http_is_no_longer_rolled_back() {
     let (mut routing, now) = failed(1);
     assert_eq!(routing.rollback().unwrap().trigger, FlipTrigger::AutoThreshold);
     assert_eq!(routing.set_default(Route::Http, attribution(), now), None);

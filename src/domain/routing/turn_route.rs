@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn fr_002_a_failed_handshake_is_bypassed_only_where_the_fallback_does_not_depend_on_it() {
+    fn fr_002_failed_handshake_uses_the_fallback_only_if_independent() {
         let nothing = Handshake { has_oneshot: false, runtime_answers: false, was_on_fallback: false };
         let oneshot = Handshake { has_oneshot: true, ..nothing };
         let answers = Handshake { runtime_answers: true, ..nothing };

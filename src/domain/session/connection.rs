@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_failure_of_the_way_itself_or_slowness_degrades_it_and_only_while_it_stands() {
+    fn only_connection_failures_or_slowness_degrade_a_connection() {
         use ConnectionStatus::*;
         assert_eq!(Connected.after(None, false), Connected);
         assert_eq!(Connected.after(Some(ErrorClass::Connection), false), Degraded);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_of_the_mission_is_legal_and_what_would_skip_the_handshake_is_not() {
+    fn mission_walk_is_legal_and_skipping_the_handshake_is_not() {
         use ConnectionStatus::*;
         let walk = [Connecting, Connected, Degraded, Error, Reconnecting, Connected];
         for pair in walk.windows(2) {

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_missed_too_much_is_told_where_the_buffer_begins() {
+    fn late_reader_gets_the_start_of_the_buffer() {
         let mut buffer = ReplayBuffer::new(2, 1000, 0);
         (0..5).for_each(|_| push(&mut buffer, 1));
         let replay = buffer.after(1);

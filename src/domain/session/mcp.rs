@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_servers_is_refused() {
+    fn malformed_server_list_is_rejected() {
         for json in ["{}", "[1]", "[{}]"] {
             assert!(check(&RawValue::from_string(json.to_owned()).unwrap()).is_err(), "{json}");
         }

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_always_ends_is_started_again_for_ever_and_no_more_often_than_the_limits_allow() {
+    fn failing_part_is_restarted_forever_within_the_limits() {
         let (mut policy, mut now, mut starts) = (policy(), Timestamp(0), 0);
         while now < Timestamp(3_600_000_000) {
             now = now.plus(policy.on_end_of_part(now));

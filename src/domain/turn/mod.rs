@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_read_where_the_agent_tells() {
+    fn usage_is_read_where_the_agent_reports_it() {
         let answer = raw(r#"{"stopReason":"end_turn","usage":{"inputTokens":3,"outputTokens":4,"x":null}}"#);
         assert_eq!(read_prompt_answer(Ok(&answer)).1, Some(Usage { input_tokens: 3, output_tokens: 4 }));
     }

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_providers_fault_is_told_from_the_agents() {
+    fn provider_fault_differs_from_agent_fault() {
         let overloaded = RpcError::new(jsonrpc::INTERNAL_ERROR, "Internal error: API Error: 529 Overloaded");
         assert_eq!(classify_agent_error(&overloaded).code, ErrorCode::ModelProvider);
         let bug = RpcError::new(jsonrpc::INTERNAL_ERROR, "Internal error: undefined is not a function");

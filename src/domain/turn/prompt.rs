@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_prompt_names_the_place() {
+    fn malformed_prompt_error_names_the_place() {
         for (json, place) in [
             ("\"  \"", "empty"),
             ("[]", "1 to 256"),

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_folders_are_made() {
+    fn written_file_is_read_and_folders_are_created() {
         let place = place();
         place.write("a/b/c.txt", "one\ntwo\nthree\n").unwrap();
         assert_eq!(place.read("a/b/c.txt").unwrap(), "one\ntwo\nthree\n");

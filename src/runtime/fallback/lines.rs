@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_who_is_behind_makes_the_agent_wait_and_one_who_comes_back_gets_what_is_held() {
+    async fn slow_reader_blocks_the_agent_and_resumes_from_the_buffer() {
         let lines = Arc::new(Lines::new(LIMITS));
         let mut slow = lines.stream(Some(0));
         (0..3).for_each(|n| lines.push(&line(n)));
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_the_end_alone_holds_nothing_up() {
+    async fn end_waiter_blocks_nobody() {
         let lines = Arc::new(Lines::new(LIMITS));
         let mut waits = lines.wait();
         for n in 0..100 {
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_is_abandoned_when_nobody_came_back_within_the_grace() {
+    async fn turn_is_abandoned_after_the_grace() {
         let lines = Arc::new(Lines::new(LIMITS));
         let grace = Duration::from_millis(200);
         let reader = lines.wait();

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_since_the_baseline_are_told_again_and_again() {
+    async fn diff_since_the_baseline_repeats() {
         let place = place();
         place.put("kept", "same\n");
         place.put("changed", "one\ntwo\n");
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_agent_wrote_for_git_is_not_run_and_does_not_hide_changes() {
+    async fn agent_git_settings_are_not_run_and_hide_nothing() {
         let place = place();
         place.put("file", "before\n");
         place.take().await;
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repository_without_a_commit_inside_the_workspace_is_left_out() {
+    async fn nested_repository_without_a_commit_is_skipped() {
         let place = place();
         let made =
             std::process::Command::new("git").args(["init", "-q"]).arg(place.workspace().join("inner")).status();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_joined_and_a_cut_entry_is_left_out() {
+    fn lists_are_joined_and_a_cut_entry_is_dropped() {
         let raw = b":000000 100644 0 1 A\0new\tname\0:100644 000000 1 0 D\0gone\0:100644 100644 1 2 M\0bin\0:1 2";
         let numstat = b"3\t0\tnew\tname\x000\t2\tgone\0-\t-\tbin\x004\t";
         let (files, more) = read_files(raw, numstat);

@@ -18,7 +18,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn no_frame_makes_the_reader_panic_and_what_is_no_message_is_a_violation(
+    fn no_frame_panics_and_malformed_ones_are_violations(
         frames in prop::collection::vec(nearly_a_frame(), 1..6),
     ) {
         let (to_us, from_agent) = bounded(PipeLimits { frames: 16, bytes: 1 << 20 });

@@ -204,7 +204,7 @@ fn update(number: u64) -> Value {
 }
 
 #[tokio::test]
-async fn a_cut_in_mid_turn_loses_and_repeats_nothing_in_either_direction() {
+async fn cut_during_a_turn_loses_and_repeats_nothing() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
     for number in 1..=3 {
@@ -299,7 +299,7 @@ async fn however_often_it_is_cut_everything_arrives_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn what_was_cut_while_it_was_sent_is_sent_again() {
+async fn message_cut_while_sent_is_sent_again() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
     let large = json!({"method": "large", "params": "x".repeat(8 * 1024 * 1024)});
@@ -315,7 +315,7 @@ async fn what_was_cut_while_it_was_sent_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_conversation_that_is_not_held_any_more_is_lost_at_once() {
+async fn evicted_conversation_is_lost_at_once() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
     socket.cut();
@@ -327,7 +327,7 @@ async fn a_conversation_that_is_not_held_any_more_is_lost_at_once() {
 }
 
 #[tokio::test]
-async fn when_the_grace_is_over_it_is_lost() {
+async fn conversation_is_lost_after_the_grace() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.resume.grace = Duration::from_millis(600);
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
@@ -340,7 +340,7 @@ async fn when_the_grace_is_over_it_is_lost() {
 }
 
 #[tokio::test]
-async fn a_break_with_a_peer_that_does_not_number_or_is_not_asked_to_is_the_end() {
+async fn break_without_numbers_ends_the_conversation() {
     for grace in [GRACE, Duration::ZERO] {
         let mut runtime = Runtime::new().await;
         runtime.endpoint.resume.grace = grace;
@@ -360,7 +360,7 @@ async fn a_break_with_a_peer_that_does_not_number_or_is_not_asked_to_is_the_end(
 }
 
 #[tokio::test]
-async fn a_half_open_line_is_noticed_in_under_15_s_and_made_again() {
+async fn half_open_connection_is_noticed_in_under_15_s() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, mut dead) = runtime.conversation().await;
     dead.send(2, 0, update(2)).await;
@@ -374,7 +374,7 @@ async fn a_half_open_line_is_noticed_in_under_15_s_and_made_again() {
 }
 
 #[tokio::test]
-async fn a_peer_that_answers_pings_is_never_taken_for_dead_however_slow_the_session_is() {
+async fn peer_that_answers_pings_is_never_dead() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_millis(400) };
     runtime.endpoint.pipe.frames = 1;
@@ -403,7 +403,7 @@ async fn a_peer_that_answers_pings_is_never_taken_for_dead_however_slow_the_sess
 }
 
 #[tokio::test]
-async fn breaks_that_heal_before_a_slow_session_looks_are_not_told_one_by_one() {
+async fn healed_breaks_are_merged_for_a_slow_session() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.pipe.frames = 1;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
@@ -426,7 +426,7 @@ async fn breaks_that_heal_before_a_slow_session_looks_are_not_told_one_by_one() 
 }
 
 #[tokio::test]
-async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
+async fn peer_that_reads_nothing_is_dropped_without_blocking_reads() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(100), silence: Duration::from_secs(1) };
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
@@ -446,7 +446,7 @@ async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
 }
 
 #[tokio::test]
-async fn the_ends_that_a_runtime_announces_are_not_tried_to_be_healed() {
+async fn ends_announced_by_the_runtime_are_not_retried() {
     for code in [
         close_code::NORMAL,
         close_code::GOING_AWAY,
@@ -472,7 +472,7 @@ async fn the_ends_that_a_runtime_announces_are_not_tried_to_be_healed() {
 }
 
 #[tokio::test]
-async fn dropping_the_session_says_everything_and_closes_with_1000() {
+async fn dropped_session_flushes_and_closes_with_1000() {
     let runtime = Runtime::new().await;
     let (Connected { pipe, .. }, mut socket) = runtime.conversation().await;
     pipe.to_agent.try_send(said(1).to_string()).unwrap();
@@ -484,7 +484,7 @@ async fn dropping_the_session_says_everything_and_closes_with_1000() {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_while_it_is_interrupted_tells_the_runtime() {
+async fn session_that_ends_while_interrupted_notifies_the_runtime() {
     for refusals in [0, 1] {
         let runtime = Runtime::new().await;
         let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
@@ -500,7 +500,7 @@ async fn a_session_that_ends_while_it_is_interrupted_tells_the_runtime() {
 }
 
 #[tokio::test]
-async fn a_closing_frame_that_is_not_confirmed_is_said_again() {
+async fn unconfirmed_close_frame_is_sent_again() {
     let runtime = Runtime::new().await;
     let (Connected { pipe, .. }, socket) = runtime.conversation().await;
     drop(pipe);
@@ -521,7 +521,7 @@ async fn a_gap_ends_the_conversation_for_both() {
 }
 
 #[tokio::test]
-async fn a_peer_that_claims_what_was_never_sent_is_not_gone_on_with() {
+async fn peer_that_claims_unsent_messages_is_rejected() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
     socket.cut();
@@ -532,7 +532,7 @@ async fn a_peer_that_claims_what_was_never_sent_is_not_gone_on_with() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_not_heard_makes_the_session_wait_and_not_this_process_grow() {
+async fn agent_that_is_not_read_waits_in_bounded_memory() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.resume.frames = 4;
     runtime.endpoint.pipe.frames = 2;
@@ -554,7 +554,7 @@ async fn an_agent_that_is_not_heard_makes_the_session_wait_and_not_this_process_
 }
 
 #[tokio::test]
-async fn acknowledgements_ride_and_go_alone_only_for_a_quarter_of_what_the_runtime_holds() {
+async fn acknowledgements_ride_on_messages_below_a_quarter_of_the_limits() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.resume.frames = 400;
     let (Connected { mut pipe, delivered, .. }, mut socket) = runtime.conversation().await;
@@ -597,7 +597,7 @@ fn transport(runtime: &Runtime) -> AcpTransport {
 }
 
 #[tokio::test]
-async fn a_handshake_asks_for_numbers_and_settles_itself_and_the_events_tell_how_far_they_came() {
+async fn handshake_asks_for_numbers_and_settles_itself() {
     let runtime = Runtime::new().await;
     let request = OpenRequest {
         session_id: SessionId(Uuid::nil()),
@@ -647,7 +647,7 @@ fn adopt_request(received: u64) -> AdoptRequest {
 }
 
 #[tokio::test]
-async fn a_new_client_goes_on_where_the_dead_one_had_come_to() {
+async fn new_client_resumes_where_the_dead_one_stopped() {
     let runtime = Runtime::new().await;
     let prompt = ResumedPrompt { prompt_id: PromptId(Uuid::nil()), call: 7, after: 40 };
     let playing = async {
@@ -685,7 +685,7 @@ async fn a_new_client_goes_on_where_the_dead_one_had_come_to() {
 }
 
 #[tokio::test]
-async fn what_is_not_held_cannot_be_adopted() {
+async fn unknown_conversation_cannot_be_adopted() {
     let runtime = Runtime::new().await;
     let transport = transport(&runtime);
     for (status, code) in
@@ -714,7 +714,7 @@ fn the_facts_come_back_from_what_was_kept_of_them() {
 }
 
 #[test]
-fn what_is_settled_only_grows() {
+fn settled_number_only_grows() {
     let delivered = Arc::<Delivered>::default();
     delivered.settle(5);
     delivered.settle(3);

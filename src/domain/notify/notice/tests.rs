@@ -83,7 +83,7 @@ fn name_of((reason, detail): (SkipReason, Option<SkipDetail>)) -> String {
 const REPOSITORY: &str = "https://github.com/octo-org/hello-world.git";
 
 #[test]
-fn every_text_is_this_one() {
+fn texts_match_the_committed_list() {
     let mut texts: Vec<String> = every_text().into_iter().map(|(name, told)| line(&name, &told)).collect();
     for skip in skips() {
         let repository = Some(REPOSITORY).filter(|_| skip.1 != Some(SkipDetail::MissingRepository));
