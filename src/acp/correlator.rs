@@ -27,7 +27,7 @@ impl<T> Correlator<T> {
         Self { next_id: 1, limit, open: HashMap::new() }
     }
 
-    /// Lets ids go on from `next_id`, after somebody else has used the ones before.
+    /// Lets ids continue from `next_id`, after somebody else has used the ones before.
     pub(crate) fn start_at(&mut self, next_id: u64) {
         self.next_id = self.next_id.max(next_id);
     }

@@ -71,7 +71,7 @@ pub(crate) enum Message<'a> {
     Response {
         /// The id of that request.
         id: RequestId,
-        /// What came of it; `null` where the result was absent.
+        /// Outcome of it; `null` where the result was absent.
         result: Result<&'a RawValue, RpcError>,
     },
 }

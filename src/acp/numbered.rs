@@ -1,4 +1,4 @@
-//! Numbers on messages, so that a connection that broke can go on where it stood.
+//! Numbers on messages, so that a connection that broke can continue where it stood.
 //!
 //! A number travels as the first member of the message: `{"_meta":{"lumilink":{"seq":7,"ack":3}},"jsonrpc":…`.
 //! Only peers that asked for numbers get them, so a plain ACP peer never sees one. The text is put ahead of the

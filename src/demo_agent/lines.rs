@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-/// What came of reading.
+/// Outcome of reading.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
     Line(String),
@@ -18,7 +18,6 @@ pub(super) enum Read {
     End,
 }
 
-/// Both ends.
 pub(super) struct Lines {
     stdin: Stdin,
     held: Vec<u8>,

@@ -14,7 +14,7 @@
 //! | `ticks N MS` | says N chunks with pauses |
 //! | `think` | thinks one thought |
 //! | `plan` | publishes a plan of three entries and completes it |
-//! | `ask` | asks for permission and says what came of it |
+//! | `ask` | asks for permission and says the outcome of it |
 //! | `mode NAME` | switches its mode by itself |
 //! | `crash` | says something, writes to stderr, exits with 42 |
 //! | `segv` | says something, kills itself by signal 11 |
@@ -72,7 +72,6 @@ pub(crate) fn run(arguments: Vec<String>) -> ExitCode {
     }
 }
 
-/// One conversation.
 struct Conversation {
     cwd: PathBuf,
     mode: String,
@@ -81,7 +80,6 @@ struct Conversation {
     said: Vec<(String, String)>,
 }
 
-/// The agent.
 struct Agent {
     flags: Flags,
     lines: Lines,

@@ -3,7 +3,6 @@
 /// One command of a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Command {
-    /// Its first word.
     pub word: String,
     /// What stands behind it.
     pub rest: String,

@@ -145,7 +145,7 @@ impl Agent {
             "segv" => {
                 self.say(turn, "about to die")?;
                 // SAFETY: neither has a precondition. The language's own handler is for stack overflows and
-                // would go on after a signal that only says that there was one.
+                // would continue after a signal that only says that there was one.
                 unsafe {
                     libc::signal(libc::SIGSEGV, libc::SIG_DFL);
                     libc::raise(libc::SIGSEGV);
@@ -222,7 +222,7 @@ impl Agent {
         Ok(())
     }
 
-    /// What may come in the middle of a turn.
+    /// What may come during a turn.
     fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
         let Ok(message) = serde_json::from_str::<Value>(line) else { return Ok(()) };
         match (message["method"].as_str(), message.get("id")) {
@@ -301,8 +301,8 @@ impl Agent {
         Ok(())
     }
 
-    /// `plan` has three steps, which are done at once; `plan N` has so many, with a pause after each, of 100 ms or as many
-    /// as stand behind it.
+    /// `plan` has three steps, which are done at once; `plan N` has so many, with a pause after each, of 100 ms or as
+    /// many as stand behind it.
     fn plan(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         let (steps, pause): (Vec<String>, _) = match command.number(0, 0) {
             0 => (["Read", "Think", "Write"].map(str::to_owned).into(), Duration::ZERO),

@@ -62,14 +62,12 @@ pub(crate) struct SeatFigures {
 pub(crate) enum SeatBound {
     /// That of the whole service.
     Service,
-    /// The tenant's share.
     Tenant,
 }
 
 /// A session that got no seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// Why.
     pub bound: SeatBound,
     /// The figures at that moment.
     pub figures: SeatFigures,
@@ -178,7 +176,7 @@ words! {
 }
 
 words! {
-    /// What becomes of a level of an alert.
+    /// Outcome of a level of an alert.
     AlertKind {
         /// It begins.
         Raised = "raised",
@@ -192,7 +190,7 @@ words! {
 pub(crate) struct CapacityChange {
     /// Of which level.
     pub level: AlertLevel,
-    /// What became of it.
+    /// Outcome of it.
     pub kind: AlertKind,
     /// Seats that were taken: the most of them where it was raised.
     pub taken: usize,
@@ -212,7 +210,7 @@ pub(crate) struct CapacityAlerts {
 }
 
 impl CapacityAlerts {
-    /// Goes on where an earlier life ended: with the highest level that was open. Its calm begins anew.
+    /// Continues where an earlier start ended: with the highest level that was open. Its calm begins anew.
     pub(crate) fn new(rules: CapacityRules, open: Option<AlertLevel>) -> Self {
         Self { rules, open, calm_since: None }
     }

@@ -36,7 +36,7 @@ pub(crate) trait Placed {
     fn place(&self) -> (Timestamp, EntryKind);
 }
 
-/// Puts entries in order, oldest first, and keeps the newest `most`. Says whether some were left out.
+/// Puts entries in order, oldest first, and keeps the newest `most`. Says whether some were skipped.
 pub(crate) fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, bool) {
     entries.sort_by_key(Placed::place);
     let left_out = entries.len().saturating_sub(most);
@@ -47,11 +47,9 @@ pub(crate) fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, 
 /// What is known of a session and its workspace now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Standing<'a> {
-    /// The session.
     pub state: SessionState,
     /// What carries its line to an agent now, or carried it last.
     pub carrier: Route,
-    /// The workspace's route.
     pub routing: &'a Routing,
     /// The share of turns that go over ACP while it is tried, in basis points.
     pub canary_share_bp: u32,

@@ -96,7 +96,6 @@ macro_rules! name_id {
 }
 
 name_id! {
-    /// The tenant.
     InstallationId = "installationId"
 }
 name_id! {
@@ -111,7 +110,6 @@ name_id! {
 /// A workspace: (tenant, workspace), everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct WorkspaceKey {
-    /// The tenant.
     pub installation_id: InstallationId,
     /// The tenant's name for the workspace.
     pub workspace_id: WorkspaceId,

@@ -26,7 +26,7 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&shapes.join("|")).unwrap_or_else(|cause| unreachable!("the shapes are a constant: {cause}"))
 });
 
-/// Text without secrets of a known shape; the only kind that goes to disk, log, toast or GitHub.
+/// Text without secrets of a known shape; the only kind that goes to disk, log, notification or GitHub.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Redacted(String);
 
@@ -46,12 +46,10 @@ impl Redacted {
         Self(change(&self.0))
     }
 
-    /// The text.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The text, owned.
     pub(crate) fn into_string(self) -> String {
         self.0
     }

@@ -18,7 +18,7 @@ pub(crate) fn cut(text: &str, max_chars: usize) -> String {
 }
 
 /// [`one_line`], and at most `max_chars` characters (Unicode scalar values, the mark included), cut only between what
-/// people take for characters: an emoji of several, or a letter and its accents, stays whole or is left out.
+/// people take for characters: an emoji of several, or a letter and its accents, stays whole or is skipped.
 pub(crate) fn plain(text: &str, max_chars: usize) -> String {
     let line = one_line(text);
     if line.chars().nth(max_chars).is_none() {
@@ -33,7 +33,8 @@ pub(crate) fn plain(text: &str, max_chars: usize) -> String {
     format!("{}{CUT_MARK}", line[..end].trim_end())
 }
 
-/// One line for people, from a text that may come from outside. It shows all that is in it, and nothing in it is markup:
+/// One line for people, from a text that may come from outside. It shows all that is in it, and nothing in it is
+/// markup:
 /// - control characters and line ends become blanks;
 /// - what is not seen is dropped, since it can hide text or turn it round: marks of direction, characters without width,
 ///   tags, fillers. A joiner stays inside what it joins to one character, and so does the choice of an emoji's form.

@@ -2,7 +2,8 @@
 //!
 //! Where this program may make control groups below its own (as root, or where the folder was delegated to it), each
 //! process group gets one of its own, which its processes cannot leave whatever they do to their session, their group
-//! or their environment. Elsewhere nothing is made, and the marks of [`orphans`](crate::process::orphans) are what there is.
+//! or their environment. Elsewhere nothing is made, and the marks of [`orphans`](crate::process::orphans) are what
+//! there is.
 
 use std::{
     fs::{self, File},
@@ -28,7 +29,6 @@ pub(crate) struct ControlGroups {
     folder: Option<Arc<Path>>,
 }
 
-/// One of them.
 #[derive(Debug)]
 pub(crate) struct ControlGroup {
     folder: PathBuf,

@@ -23,7 +23,6 @@ use crate::contract::runtime::AgentExited;
 pub(crate) struct AgentCommand {
     /// A program name or path.
     pub program: OsString,
-    /// Its arguments.
     pub args: Vec<OsString>,
     /// The whole environment, already read and filtered by the configuration: nothing is inherited.
     pub env: BTreeMap<String, SecretString>,

@@ -2,7 +2,7 @@
 //!
 //! Two tasks carry an agent: the reader never holds more than one line of at most the limit, and stops
 //! reading while nobody takes its frames; the writer writes whatever is queued in one system call. Reading
-//! goes on while writing waits, so two large messages crossing each other do not lock up.
+//! continues while writing waits, so two large messages crossing each other do not lock up.
 
 use std::{
     fs::File,
@@ -68,9 +68,7 @@ pub(crate) struct Interceptor {
 pub(crate) struct ClientRequest {
     /// To be repeated in the answer.
     pub id: RequestId,
-    /// Its method.
     pub method: String,
-    /// Its parameters.
     pub params: Box<RawValue>,
 }
 
@@ -327,7 +325,7 @@ async fn write_all(
         {
             bytes.extend_from_slice(&as_line(frame.into_text()));
         }
-        // An agent that closed its stdin may still talk: what is for it is dropped, its life goes on. One
+        // An agent that closed its stdin may still talk: what is for it is dropped, its life continues. One
         // that does not read must not keep its life when nobody is left.
         if !broken {
             tokio::select! {

@@ -48,10 +48,10 @@ use crate::{
     transport::pipe::PipeLimits,
 };
 
-/// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the
-/// connection is dropped. A socket actor is polled only while its client reads, so nothing else would end it. As long
-/// as the silence of [`Heartbeat::ACP`]: a ping goes out at most 5 s after the peer vanished, so 13 s later its socket is
-/// gone, whether or not its actor runs.
+/// How long sent bytes may stay unacknowledged, or unsent because the client does not read, before the connection is
+/// dropped. A socket actor is polled only while its client reads, so nothing else would end it. As long as the silence
+/// of [`Heartbeat::ACP`]: a ping goes out at most 5 s after the peer vanished, so 13 s later its socket is gone,
+/// whether or not its actor runs.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long the HTTP server may take for answers that are under way once every socket is closed.
 const SERVER_STOP: Duration = Duration::from_secs(5);
@@ -114,12 +114,7 @@ pub(crate) enum StartError {
     NoToken(SocketAddr),
     /// The address is taken or not ours.
     #[error("`runtime.listen` = {address}: {cause}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why not.
-        cause: io::Error,
-    },
+    Listen { address: SocketAddr, cause: io::Error },
     /// The root or an allowed path cannot be used.
     #[error("`[workspaces]`: {0}")]
     Folders(io::Error),
@@ -218,7 +213,6 @@ pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -
 }
 
 impl RunningRuntime {
-    /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }

@@ -1,4 +1,4 @@
-//! How the runtime reads a request's body and says what came of it.
+//! How the runtime reads a request's body and says the outcome of it.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -36,7 +36,7 @@ pub(crate) async fn read<T: DeserializeOwned>(
         .map_err(|cause| Failure::new(ErrorCode::InvalidRequest, format!("the body: {cause}")))
 }
 
-/// Says what came of a request.
+/// Says the outcome of a request.
 pub(crate) fn answer<T: Serialize>(result: Result<T, Failure>) -> HttpResponse {
     match result {
         Ok(value) => HttpResponse::Ok().json(value),

@@ -58,7 +58,6 @@ impl FakeAgent {
         }
     }
 
-    /// Ends the turn.
     pub(crate) async fn answer(&self, call: u64, json: &str) {
         let result = RawValue::from_string(json.to_owned()).unwrap();
         self.says.send(AgentEvent::Answered { call, result: Ok(result) }).await.unwrap();

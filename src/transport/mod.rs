@@ -47,13 +47,13 @@ pub(crate) trait Transport: Send + Sync {
     /// safe.
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>>;
 
-    /// Goes on with a conversation whose client died, if the runtime still holds it: everything of its newest turn that
+    /// Resumes a conversation whose client died, if the runtime still holds it: everything of its newest turn that
     /// is not on disk (`request.received`) comes again. A conversation that is not held any more is
     /// [`ErrorCode::ConnectionLost`](crate::domain::turn::outcome::ErrorCode). Safe to retry.
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
 }
 
-/// Which conversation to go on with.
+/// Which conversation to resume.
 #[derive(Debug, Clone)]
 pub(crate) struct AdoptRequest {
     /// [`AgentFacts::connection_id`] of it.
@@ -66,7 +66,7 @@ pub(crate) struct AdoptRequest {
     pub cookies: Option<String>,
 }
 
-/// A conversation that goes on under a new client.
+/// A conversation that continues under a new client.
 pub(crate) struct AdoptedSession {
     /// For saying things to the agent.
     pub link: Box<dyn AgentSession>,
@@ -78,7 +78,6 @@ pub(crate) struct AdoptedSession {
     pub prompt: Option<ResumedPrompt>,
 }
 
-/// What to start.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenRequest {
     /// The session of ours.
@@ -91,7 +90,7 @@ pub(crate) struct OpenRequest {
     pub cwd: String,
     /// ACP `mcpServers`, raw.
     pub mcp_servers: Box<RawValue>,
-    /// The agent's own id of an earlier conversation that is to go on.
+    /// The agent's own id of an earlier conversation that is to continue.
     pub previous: Option<String>,
     /// Cookies that the runtime set for this session before; they keep a session on its replica.
     pub cookies: Option<String>,
@@ -218,46 +217,31 @@ impl Delivered {
 pub(crate) enum AgentEvent {
     /// `session/update`: progress of the turn, raw.
     Update {
-        /// The update.
         update: Box<RawValue>,
         /// `_meta` beside it.
         meta: Option<Box<RawValue>>,
     },
     /// Any other notification, raw.
-    Notification {
-        /// Its method.
-        method: String,
-        /// Its params.
-        params: Box<RawValue>,
-    },
+    Notification { method: String, params: Box<RawValue> },
     /// A request; it has to be answered.
     Request {
         /// To be repeated in the answer.
         id: RequestId,
-        /// Its method.
         method: String,
-        /// Its params.
         params: Box<RawValue>,
     },
     /// An answer to a call of ours.
     Answered {
-        /// The call.
         call: u64,
-        /// What came of it.
+        /// Outcome of it.
         result: Result<Box<RawValue>, RpcError>,
     },
     /// A call of ours failed, and the link lives on: the next turn can be asked for.
-    Failed {
-        /// The call.
-        call: u64,
-        /// Why.
-        failure: Failure,
-    },
+    Failed { call: u64, failure: Failure },
     /// A remark about the running turn by whoever carries it.
     Remark {
         /// How bad it is.
         severity: Severity,
-        /// One sentence.
         message: String,
     },
     /// A permission request was answered by whoever carries the turn.
@@ -266,7 +250,6 @@ pub(crate) enum AgentEvent {
         option_id: Option<String>,
         /// Whether that option allows.
         allows: bool,
-        /// Who chose.
         by: String,
     },
     /// A line that is not JSON; `line` is cut.

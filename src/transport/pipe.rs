@@ -31,7 +31,6 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// The message.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }

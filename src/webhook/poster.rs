@@ -43,7 +43,6 @@ pub(crate) struct Poster {
     timeout: Duration,
 }
 
-/// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answered {
     /// The HTTP status, whatever it is.
@@ -52,8 +51,8 @@ pub(crate) struct Answered {
     pub retry_after: Option<String>,
 }
 
-/// Nothing came back, or not in time; the receiver may have the post all the same. The text names no address, is one line
-/// and has no secret in it.
+/// Nothing came back, or not in time; the receiver may have the post all the same. The text names no address, is one
+/// line and has no secret in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NoAnswer(String);
@@ -84,8 +83,8 @@ impl Poster {
         Ok(Self { client, url, signer: options.signer, timeout: options.timeout })
     }
 
-    /// Posts JSON once, signed under `id` and the time. The same id tells the receiver that it is the same message, so a
-    /// retry is safe. A dropped future may have posted.
+    /// Posts JSON once, signed under `id` and the time. The same id tells the receiver that it is the same message, so
+    /// a retry is safe. A dropped future may have posted.
     ///
     /// # Errors
     /// Where no answer came in time; [`NoAnswer`] says why.

@@ -78,7 +78,6 @@ impl CapacityGuard {
         self.seats().taken()
     }
 
-    /// Its rules.
     pub(crate) fn rules(&self) -> &CapacityRules {
         &self.0.rules
     }

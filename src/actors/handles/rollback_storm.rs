@@ -57,7 +57,7 @@ impl Storm {
         Self(Arc::new(Inner { flips: Mutex::default(), store, metrics, clock }))
     }
 
-    /// Takes up the storm of whose end an earlier life of the service did not tell: its alarm is not raised again, and is
+    /// Takes up the storm of whose end an earlier process did not tell: its alarm is not raised again, and is
     /// resolved when it is over.
     ///
     /// # Errors
@@ -76,8 +76,8 @@ impl Storm {
     }
 
     /// A workspace rolls back by itself, and this is about to be written. Gives what operators are told in place of its
-    /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it. Where
-    /// a storm begins with it, the alarm is raised, and resolved when it is over.
+    /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it.
+    /// Where a storm begins with it, the alarm is raised, and resolved when it is over.
     pub(crate) fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewNotification> {
         let (now, live) = (self.0.clock.steady(), self.live());
         let mut flips = self.flips();

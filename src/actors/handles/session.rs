@@ -35,9 +35,7 @@ use crate::{
 /// What a session is; it does not change while the session lives.
 #[derive(Debug)]
 pub(crate) struct SessionSpec {
-    /// Its id.
     pub session_id: SessionId,
-    /// Its workspace.
     pub workspace: WorkspaceKey,
     /// For whom it works.
     pub user_id: Option<UserId>,
@@ -80,7 +78,6 @@ impl SharedPolicy {
         shared
     }
 
-    /// The policy now.
     pub(crate) fn get(&self) -> PermissionPolicy {
         POLICIES.get(usize::from(self.0.load(Ordering::Acquire))).copied().unwrap_or_default()
     }
@@ -95,9 +92,8 @@ impl SharedPolicy {
 /// What can be told about a session at any time.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionView {
-    /// Where it stands.
     pub state: SessionState,
-    /// How the way to its agent is.
+    /// How the connection to its agent is.
     pub connection: ConnectionStatus,
     /// The class of the error with which the last turn failed; absent where it did not.
     pub last_failure: Option<ErrorClass>,
@@ -144,9 +140,7 @@ impl SessionView {
 /// The part of a live session that outlives its actor's restarts.
 #[derive(Debug)]
 pub(crate) struct SessionShared {
-    /// What it is.
     pub spec: Arc<SessionSpec>,
-    /// Its events.
     pub feed: EventFeed,
     view: Mutex<SessionView>,
     /// What its user is to be told with the row of the session, which is written once it is ready.
@@ -202,7 +196,7 @@ impl SessionShared {
         self.feed.announce(Some(prompt), EventKind::Progress, &json!(TurnProgress::of(progress, now)));
     }
 
-    /// How the way to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
+    /// How the connection to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
     pub(crate) fn connection_status(&self) -> ConnectionStatus {
         let is_rolled_back = self.spec.gate.route() == Route::Http;
         let view = self.view();

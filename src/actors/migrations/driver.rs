@@ -1,4 +1,4 @@
-//! Goes on with the runs that are open.
+//! Resumes the runs that are open.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// Runs that are gone on with at the same time; the others wait, the oldest goes first.
+/// Runs that are resumed at the same time; the others wait, the oldest goes first.
 const RUNS_AT_ONCE: usize = 4;
 /// After so long the open runs are looked at again, whatever is expected: another supervisor may have left one, and ACP
 /// may be healthy again.
@@ -81,7 +81,7 @@ impl Migrations {
 }
 
 impl Driver {
-    /// Goes on with what can be gone on with. Says when to look again.
+    /// Resumes what can be resumed. Says when to look again.
     async fn look(&mut self) -> Result<Instant, Failure> {
         let mut open = self.open().await?;
         if Instant::now() >= self.next_rollout {

@@ -25,22 +25,17 @@ use crate::{
 /// A workspace that is to get another default.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
-    /// The run.
     pub run_id: Uuid,
-    /// Which workspace.
     pub key: WorkspaceKey,
-    /// Which default.
     pub to: Route,
     /// Who wants it, and why.
     pub attribution: Attribution,
-    /// When it began.
     pub now: Timestamp,
 }
 
 /// How a move ended.
 #[derive(Debug)]
 pub(super) struct Moved {
-    /// Which workspace.
     pub workspace: WorkspaceId,
     /// Why it is where it was, if it is.
     pub outcome: Result<(), Redacted>,
@@ -101,7 +96,7 @@ pub(super) async fn speaks_acp(workspaces: &Workspaces) -> Result<bool, Failure>
     Ok(status.protocols.iter().any(|protocol| protocol == Route::Acp.as_str()))
 }
 
-/// The row of a workspace that is left out: the same one however often that is seen.
+/// The row of a workspace that is skipped: the same one however often that is seen.
 pub(super) fn skipped(step: &Step, from: Route, reason: MigrationSkip) -> MigrationRow {
     let name = format!("skip {}", step.key);
     let reason = serde_json::to_value(reason).ok().and_then(|word| word.as_str().map(str::to_owned));

@@ -1,6 +1,6 @@
 //! Posts what operators are told, until the receiver has it or it is given up.
 //!
-//! The rows are the truth: a commit only wakes it, and what an earlier life of the service left is found there. Which
+//! The rows are the truth: a commit only wakes it, and what an earlier process left is found there. Which
 //! answers are final and when the next try is stands in [`crate::domain::notify::webhook`].
 
 use std::{
@@ -35,7 +35,7 @@ use crate::{
 
 /// Posts that are out at a time: one that takes long holds up no other, and a receiver is not stormed.
 const MAX_OUT: usize = 4;
-/// A claim outlives its post by this, so that what became of it is on disk before somebody else tries.
+/// A claim outlives its post by this, so that the outcome of it is on disk before somebody else tries.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// So often it is looked without being woken: for what other replicas left, and clocks that were set.
 const LOOK: Duration = Duration::from_secs(30);
@@ -69,9 +69,7 @@ impl WebhookStop {
 pub(crate) struct Webhooks {
     /// Where deliveries are kept.
     pub store: Store,
-    /// What is counted.
     pub metrics: Metrics,
-    /// The time.
     pub clock: Arc<dyn Clock>,
     /// The way to the receiver.
     pub poster: Arc<Poster>,
@@ -82,8 +80,8 @@ pub(crate) struct Webhooks {
 }
 
 impl Webhooks {
-    /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease is
-    /// over. The handle ends as [`Self::run`] does.
+    /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease
+    /// is over. The handle ends as [`Self::run`] does.
     pub(crate) fn start(self, stop: WebhookStop, keeper: Keeper) -> JoinHandle<()> {
         actix::spawn(keeper.keep("webhooks", move || actix::spawn(self.clone().run(stop.clone()))))
     }

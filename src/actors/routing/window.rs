@@ -23,7 +23,7 @@ use crate::{
 /// Outcomes that wait beyond the one place that each sender owns, which is what bounds them: a turn has one sender.
 const MAILBOX: usize = 64;
 
-/// Counts what became of a workspace's turns.
+/// Counts the outcome of a workspace's turns.
 pub(crate) struct SuccessWindow {
     workspace: WorkspaceKey,
     services: Arc<Services>,
@@ -39,7 +39,7 @@ pub(crate) struct SuccessWindow {
 }
 
 impl SuccessWindow {
-    /// Goes on with what was counted before.
+    /// Resumes what was counted before.
     pub(crate) fn new(
         workspace: WorkspaceKey,
         services: Arc<Services>,

@@ -1,6 +1,6 @@
 //! Turns in whose middle the supervisor died, found again at a separate runtime, which kept their agents.
 //!
-//! A turn goes on only if the agent is known to have got its prompt: then its messages are there to the last one. A
+//! A turn continues only if the agent is known to have got its prompt: then its messages are there to the last one. A
 //! turn whose prompt may not have been handed over is interrupted; none is ever sent a second time.
 
 use std::{
@@ -34,11 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before a runtime that is not there is asked again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// A turn that can go on.
+/// A turn that can continue.
 pub(crate) struct Found {
     /// Its agent, and what is known about it.
     pub adopted: Adopted,
-    /// Its session.
     pub session: SessionRow,
 }
 
@@ -75,7 +74,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
     stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
 }
 
-/// The results of turns that do not go on, with what their agents had said as far as it is on disk.
+/// The results of turns that do not continue, with what their agents had said as far as it is on disk.
 pub(crate) async fn results_of_interrupted(
     services: &Services,
     turns: &[Unfinished],

@@ -120,7 +120,7 @@ impl Session {
             return;
         };
         let Some(ticket) = &mut turn.ticket else {
-            // The turn is still being written down; the agent speaks of something else.
+            // The turn is still being written to disk; the agent speaks of something else.
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
         };
@@ -193,7 +193,7 @@ impl Session {
         ctx.wait(writing.into_actor(self));
     }
 
-    /// Tells the readers that the way to the agent broke, or stands again.
+    /// Tells the readers that the connection to the agent broke, or stands again.
     fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
         let state = {
             let mut view = self.shared.view();
@@ -264,7 +264,7 @@ impl Session {
         }
     }
 
-    /// Answers a permission request and writes down who decided what.
+    /// Answers a permission request and writes who decided what.
     pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
         self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
         self.respond(&answer.id, Ok(answer.response), ctx);

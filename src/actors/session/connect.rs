@@ -37,7 +37,7 @@ use crate::{
 
 /// Messages of the conversation that are looked at for context; the context itself is bounded in bytes.
 const CONTEXT_MESSAGES: usize = 200;
-/// How long an agent may take to answer `session/close` before it is let go without.
+/// How long an agent may take to answer `session/close` before it is released without.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A line to an agent that is to be made.
@@ -264,7 +264,7 @@ impl Session {
         }
     }
 
-    /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it down himself.
+    /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it to disk himself.
     fn write_down_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
         let change = SessionChange {
             agent_session_id: self.agent_session_id.clone(),
@@ -281,7 +281,7 @@ impl Session {
         ctx.spawn(writing.into_actor(self));
     }
 
-    /// Goes on with an agent that an earlier life of the service left in the middle of a turn.
+    /// Resumes an agent that an earlier process left during a turn.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
         let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
@@ -340,7 +340,7 @@ impl Session {
         }));
     }
 
-    /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is let go.
+    /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is released.
     pub(super) fn release(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         let closes = matches!(cause, EndCause::Closed) && self.facts.as_ref().is_some_and(|facts| facts.can_close);
         if let (true, Some(link)) = (closes, &mut self.link)

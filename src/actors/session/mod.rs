@@ -50,7 +50,6 @@ const MAILBOX: usize = 16;
 /// Calls of ours that wait for the agent's answer: one prompt, and mode or option changes of callers.
 const MAX_CALLS: usize = 32;
 
-/// One ACP session.
 pub(crate) struct Session {
     services: Arc<Services>,
     shared: Arc<SessionShared>,
@@ -75,7 +74,7 @@ pub(crate) struct Session {
     facts: Option<Arc<AgentFacts>>,
     calls: Correlator<Call>,
     turn: Option<Turn>,
-    /// How the turn before ended, once that is written down.
+    /// How the turn before ended, once that is written to disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
     /// The conversation so far, for an agent that did not see it; goes ahead of the next prompt.
@@ -89,13 +88,13 @@ pub(crate) struct Session {
 pub(crate) struct Start {
     /// Backoff of a restart.
     pub delay: Duration,
-    /// What an earlier life left.
+    /// What an earlier start left.
     pub past: Past,
     /// Cookies of the earlier connection.
     pub cookies: Option<String>,
     /// Told when the agent is ready, or why it is not.
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
-    /// An agent that works already, in the middle of a turn.
+    /// An agent that works already, during a turn.
     pub adopted: Option<Box<Adopted>>,
 }
 

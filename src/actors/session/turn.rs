@@ -42,13 +42,12 @@ const CARRIER_MARGIN: Duration = Duration::from_secs(10);
 pub(super) struct Turn {
     handle: TurnHandle,
     idempotency: Option<Idempotency>,
-    /// Absent while the turn is being written down.
+    /// Absent while the turn is being written to disk.
     pub(super) ticket: Option<TurnTicket>,
     /// The outcome where the session ends before that.
     when_dropped: WhenDropped,
     /// Present until the agent got it.
     prompt: Option<Prompt>,
-    /// The router's choice.
     pub(super) route: TurnRoute,
     /// What is to carry it.
     pub(super) carrier: Route,
@@ -220,7 +219,7 @@ impl Session {
                     // Only this function and the end of a turn take it away, and the turn has not begun.
                     return Err(Failure::new(ErrorCode::Internal, "the turn went away as it was written").into());
                 };
-                // Where the session went over to the fallback while the turn was written down.
+                // Where the session went over to the fallback while the turn was written to disk.
                 if turn.carrier != ticket.carrier() {
                     ticket.fell_back();
                 }
@@ -370,7 +369,7 @@ impl Session {
                 self.last_end = Some(turn.handle.ended);
                 ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
             }
-            // It is still being written down; its ticket is with that future, ends with it, and has to know why.
+            // It is still being written to disk; its ticket is with that future, ends with it, and has to know why.
             None => {
                 let _ = turn.when_dropped.set(outcome);
                 return;

@@ -50,11 +50,9 @@ struct Begun {
     services: Arc<Services>,
     shared: Arc<SessionShared>,
     prompt_id: PromptId,
-    /// The router's choice.
     route: TurnRoute,
     /// What was to carry it when it was accepted: the label of its metrics.
     first_carrier: Route,
-    /// What carries it.
     carrier: Route,
     slot: EndSlot,
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
@@ -129,7 +127,7 @@ impl TurnTicket {
         }
     }
 
-    /// Drops the ticket of a turn that was not written down after all.
+    /// Drops the ticket of a turn that was not written to disk after all.
     pub(crate) fn discard(mut self) {
         self.0 = None;
     }
@@ -143,7 +141,6 @@ impl TurnTicket {
         }
     }
 
-    /// What carries it.
     pub(crate) fn carrier(&self) -> Route {
         self.0.as_ref().map_or(Route::Acp, |begun| begun.carrier)
     }
@@ -360,7 +357,8 @@ impl Begun {
         TurnReport { turn, carrier, sample: sample_of(outcome), at }
     }
 
-    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak of.
+    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak
+    /// of.
     fn skipped(&self, outcome: &TurnOutcome, now: Timestamp) -> Option<SkipRecord> {
         let (wanted, Automation::Skip { reason, detail }) = self.automation else { return None };
         if !matches!(outcome, TurnOutcome::Completed(_)) {

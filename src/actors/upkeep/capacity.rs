@@ -35,7 +35,7 @@ struct Pending {
 }
 
 impl CapacityWatch {
-    /// Takes up the alert that was open when an earlier life of the service ended: it is not raised again, and is
+    /// Takes up the alert that was open when an earlier process ended: it is not raised again, and is
     /// resolved when its time has come.
     pub(crate) async fn recover(guard: CapacityGuard, services: Arc<Services>) -> Result<Self, StoreError> {
         let open = services.store.open_capacity_alert().await?;

@@ -20,7 +20,6 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Old {
     Records(Retained),
@@ -251,7 +250,7 @@ mod tests {
         let ages = Ages::new(&day, &window);
         let removed = forget(&store, &ages, at(100)).await.unwrap();
         // The buckets of hours 0 to 6 and 50 are older than the window and a day.
-        // So are the toasts about the alerts.
+        // So are the notifications about the alerts.
         assert_eq!(removed, old as usize + 2 + 2 + 8 + 3);
         assert_eq!(left(&store).await, (1, 3, 1, 1), "0 days keep, and an open alert stays");
         assert_eq!(forget(&store, &ages, at(100)).await.unwrap(), 0);

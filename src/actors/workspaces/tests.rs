@@ -225,7 +225,7 @@ async fn actor_panic_ends_the_turn_once_and_the_session_continues() {
     assert_eq!((row.state, row.error.unwrap().code), (TurnState::Failed, ErrorCode::Internal));
     assert!(row.result.unwrap().contains("\"stopReason\":\"error\""));
 
-    // The session is the same, and its fresh agent is asked to go on.
+    // The session is the same, and its fresh agent is asked to continue.
     let begun = stage.begin(None).await;
     let mut agent = stage.agents.recv().await.unwrap();
     let call = agent.prompted().await;
@@ -378,7 +378,7 @@ async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
 }
 
-/// Makes the session wait for room in the writer's queue; it goes on when the places are dropped.
+/// Makes the session wait for room in the writer's queue; it continues when the places are dropped.
 async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
     // All places are held, not filled: what is filled the writer takes out, and the session would find room again. One
     // is held by the turn that runs.

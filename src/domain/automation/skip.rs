@@ -1,4 +1,4 @@
-//! When GitHub automation is left out on purpose, and why.
+//! When GitHub automation is skipped on purpose, and why.
 
 use uuid::Uuid;
 
@@ -10,7 +10,7 @@ use crate::domain::{
 };
 
 words! {
-    /// Why automation was left out.
+    /// Why automation was skipped.
     SkipReason {
         /// The repository is on the list of blocked ones.
         RepoBlocked = "repoBlocked",
@@ -134,11 +134,10 @@ pub(crate) struct Asked<'a> {
 /// What is to become of a turn's changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Automation {
-    /// There is no repository, so nothing is left out and nobody is told.
+    /// There is no repository, so nothing is skipped and nobody is told.
     Nothing,
-    /// It is left out on purpose, and told.
+    /// It is skipped on purpose, and told.
     Skip {
-        /// Why.
         reason: SkipReason,
         /// The finer reason, where there is one.
         detail: Option<SkipDetail>,
@@ -152,8 +151,8 @@ impl Automation {
         Self::Skip { reason: detail.reason(), detail: Some(detail) }
     }
 
-    /// Decides. Where there are several reasons, the first of these is told, from what somebody wanted for this turn, over
-    /// what holds for good, to what may be otherwise the next time:
+    /// Decides. Where there are several reasons, the first of these is told, from what somebody wanted for this turn,
+    /// over what holds for good, to what may be otherwise the next time:
     /// 1. a session without any repository: nothing;
     /// 2. the caller wants none of this turn, then: the session was opened without git;
     /// 3. the environment's kill switch, then: the configuration;
@@ -194,9 +193,9 @@ impl Automation {
 /// Names the causes of skips among all ids.
 const CAUSES: Uuid = Uuid::from_u128(0x7a1d_5c0e_93b4_5f68_8e21_d4c6_0b9a_f317);
 
-/// The id of what caused the telling of a skip; one that was told is not told again. What a session or its caller wanted
-/// to be without is told once in a session, everything else once in a turn. All who see the toast see it, so it gives
-/// neither the session's id nor the turn's away.
+/// The id of what caused the telling of a skip; one that was told is not told again. What a session or its caller
+/// wanted to be without is told once in a session, everything else once in a turn. All who see the notification see it,
+/// so it gives neither the session's id nor the turn's away.
 pub(crate) fn cause_of_skip(
     session: SessionId,
     prompt: PromptId,

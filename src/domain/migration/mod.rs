@@ -46,7 +46,6 @@ pub(crate) struct MigrationPlan {
     pub target: Route,
     /// Which ones, in this order; 1 to [`MAX_WORKSPACES`], each once.
     pub workspaces: Vec<WorkspaceId>,
-    /// When.
     pub mode: MigrationMode,
     /// How many in one step; 1 to [`MAX_BATCH`].
     pub batch_size: u32,
@@ -93,7 +92,7 @@ impl MigrationStatus {
     }
 }
 
-/// Why a workspace is left out.
+/// Why a workspace is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum MigrationSkip {
@@ -180,7 +179,7 @@ impl FleetHealth {
     }
 }
 
-/// What became of one workspace.
+/// Outcome of one workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub(crate) enum Place {
@@ -194,16 +193,10 @@ pub(crate) enum Place {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
-    /// It is left out.
-    Skipped {
-        /// Why.
-        reason: MigrationSkip,
-    },
+    /// It is skipped.
+    Skipped { reason: MigrationSkip },
     /// It could not be moved, and is where it was.
-    Failed {
-        /// Why.
-        detail: String,
-    },
+    Failed { detail: String },
     /// Its move back has begun, and nobody has said how it ended.
     MovingBack,
     /// It was moved, and has its old default again.
@@ -214,9 +207,8 @@ pub(crate) enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Entry {
-    /// Which one.
     pub workspace_id: WorkspaceId,
-    /// What became of it.
+    /// Outcome of it.
     #[serde(flatten)]
     pub place: Place,
 }
@@ -233,7 +225,7 @@ pub(crate) struct MigrationProgress {
     pub moving: usize,
     /// That have the new default.
     pub moved: usize,
-    /// That were left out.
+    /// That were skipped.
     pub skipped: usize,
     /// That could not be moved.
     pub failed: usize,

@@ -19,7 +19,6 @@ const MAX_DETAIL_CHARS: usize = 300;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a migration that is {} cannot be {wanted}", .status.as_str())]
 pub(crate) struct IllegalChange {
-    /// Where it stands.
     pub status: MigrationStatus,
     /// What was wanted: started, paused, resumed, cancelled or rolled back.
     pub wanted: &'static str,
@@ -73,7 +72,6 @@ impl MigrationRun {
         self.target
     }
 
-    /// When it moves.
     pub(crate) fn mode(&self) -> MigrationMode {
         self.mode
     }
@@ -88,7 +86,6 @@ impl MigrationRun {
         self.max_failures
     }
 
-    /// Where it stands.
     pub(crate) fn status(&self) -> MigrationStatus {
         self.status
     }
@@ -108,7 +105,6 @@ impl MigrationRun {
         self.created
     }
 
-    /// When it began.
     pub(crate) fn started(&self) -> Option<Timestamp> {
         self.started
     }
@@ -118,12 +114,12 @@ impl MigrationRun {
         self.completed
     }
 
-    /// Whether somebody has to go on with it: it has not ended, or nobody has said how its last moves did.
+    /// Whether somebody has to resume it: it has not ended, or nobody has said how its last moves did.
     pub(crate) fn is_open(&self) -> bool {
         !self.status.is_final() || self.progress().moving > 0
     }
 
-    /// Every workspace and what became of it, in the order of the plan.
+    /// Every workspace and the outcome of it, in the order of the plan.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.workspaces
     }
@@ -184,7 +180,7 @@ impl MigrationRun {
     }
 
     /// Admits a workspace that [`Self::next_step`] gave out: its move is under way from now on. An error says why it is
-    /// left out; that is noted, and the migration goes on with the next. Nothing where it may not be moved just now:
+    /// left out; that is noted, and the migration resumes the next. Nothing where it may not be moved just now:
     /// the migration was paused or ended in the meantime, or the workspace is not one whose turn it is.
     pub(crate) fn begin_move(
         &mut self,
@@ -234,7 +230,7 @@ impl MigrationRun {
     }
 
     /// Says where a workspace is about whose move nobody said how it ended. One that is where it was is moved later,
-    /// if the migration goes on. Says whether it was one.
+    /// if the migration continues. Says whether it was one.
     pub(crate) fn settle(&mut self, workspace: &WorkspaceId, default_route: Route, now: Timestamp) -> bool {
         let is_moved = default_route == self.target;
         let place = match self.place(workspace) {
@@ -264,7 +260,7 @@ impl MigrationRun {
         Ok(())
     }
 
-    /// Goes on where it was paused; one that had not begun waits for its time again.
+    /// Continues where it was paused; one that had not begun waits for its time again.
     pub(crate) fn resume(&mut self, attribution: Attribution, now: Timestamp) -> Result<(), IllegalChange> {
         self.allow(&[MigrationStatus::Paused], "resumed")?;
         self.attribution = attribution;

@@ -17,15 +17,15 @@ use crate::domain::{
     turn::outcome::ErrorCode,
 };
 
-/// Characters of a repository's name in a toast, so that the reason behind it is never cut; a note has it whole.
+/// Characters of a repository's name in a notification, so that the reason behind it is never cut; a note has it whole.
 const REPOSITORY_CHARS: usize = 32;
 
 fn notice(severity: Severity, trigger: Trigger, text: &str) -> Notice {
     Notice { severity, trigger, body: shown(text, MAX_BODY_CHARS) }
 }
 
-/// A text as people get it. Redacted before it is cut: a secret that was cut in the middle would not be known as one. And
-/// before and after it was made one line, which can both part a secret and put one together.
+/// A text as people get it. Redacted before it is cut: a secret that was cut in the middle would not be known as one.
+/// And before and after it was made one line, which can both part a secret and put one together.
 fn shown(text: &str, max_chars: usize) -> Redacted {
     let line = one_line(Redacted::new(text).as_str());
     Redacted::new(&line).map(|line| plain(line, max_chars))
@@ -109,7 +109,7 @@ pub(crate) fn of_failed_session(session: SessionId, code: ErrorCode) -> Notice {
     notice(Severity::Error, Trigger::SessionFailed, &text)
 }
 
-/// The way to an agent of a workspace is broken and is being made again, while a turn runs.
+/// The connection to an agent of a workspace is broken and is being made again, while a turn runs.
 pub(crate) fn of_reconnecting() -> Notice {
     let text = "The connection to an agent was interrupted and is being restored; the running turn continues.";
     notice(Severity::Warning, Trigger::Reconnecting, text)
@@ -125,7 +125,7 @@ pub(crate) fn of_failed_handshake(session: SessionId, code: ErrorCode) -> Notice
     notice(Severity::Error, Trigger::HandshakeFailed, &text)
 }
 
-/// Automation was left out. `repository` is the session's, in any form; one that cannot be read is not shown.
+/// Automation was skipped. `repository` is the session's, in any form; one that cannot be read is not shown.
 pub(crate) fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> Notice {
     let (why, _) = texts_of_skip(reason, detail);
     let text = skipped(why, repository, REPOSITORY_CHARS);
@@ -150,7 +150,7 @@ fn skipped(why: &str, repository: Option<&str>, max_chars: usize) -> String {
     }
 }
 
-/// Why automation was left out, and what to do about it. The detail says it where there is one.
+/// Why automation was skipped, and what to do about it. The detail says it where there is one.
 fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static str, &'static str) {
     match (detail, reason) {
         (Some(detail), _) => texts_of_detail(detail),

@@ -1,20 +1,20 @@
-//! What a reader of toasts remembers, so that it goes on where it stood and shows nothing twice.
+//! What a reader of notifications remembers, so that it continues where it stood and shows nothing twice.
 
 use std::collections::{HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Ids that are remembered: more than a reader catches up with from the list after a reset (1,000), where numbers do not
-/// tell what is known.
+/// Ids that are remembered: more than a reader catches up with from the list after a reset (1,000), where numbers do
+/// not tell what is known.
 pub(crate) const MAX_SEEN: usize = 2048;
 
-/// A place in a sequence of toasts.
+/// A place in a sequence of notifications.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// Names the database.
     pub epoch: String,
-    /// The newest toast that was handled.
+    /// The newest notification that was handled.
     pub cursor: u64,
 }
 
@@ -27,30 +27,30 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Goes on from a place, or begins wherever the server says.
+    /// Continues from a place, or begins wherever the server says.
     pub(crate) fn from(place: Option<Place>) -> Self {
         Self { place, ..Self::default() }
     }
 
-    /// Where it stands; nothing before the first welcome.
+    /// Its state; nothing before the first welcome.
     pub(crate) fn place(&self) -> Option<&Place> {
         self.place.as_ref()
     }
 
-    /// A welcome. A reader that has a place keeps it: either it goes on from there, or a reset says that it does not.
+    /// A welcome. A reader that has a place keeps it: either it continues from there, or a reset says that it does not.
     pub(crate) fn welcome(&mut self, place: Place) {
         self.place.get_or_insert(place);
     }
 
-    /// Whether a toast that came is to be shown. It counts as handled from then on.
+    /// Whether a notification that came is to be shown. It counts as handled from then on.
     pub(crate) fn takes(&mut self, id: Uuid, seq: u64) -> bool {
         let is_new = self.place.as_ref().is_none_or(|place| seq > place.cursor);
         self.reached(seq);
         self.is_first(id) && is_new
     }
 
-    /// Whether a toast that the list had is to be shown. The place stays: the list is read from the newest on, so what
-    /// was seen of it says nothing about the rest.
+    /// Whether a notification that the list had is to be shown. The place stays: the list is read from the newest on,
+    /// so what was seen of it says nothing about the rest.
     pub(crate) fn takes_from_list(&mut self, id: Uuid) -> bool {
         self.is_first(id)
     }
@@ -130,8 +130,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often a line breaks and the server sends again from a cursor that it was told: every toast once,
-        /// in order.
+        /// However often a line breaks and the server sends again from a cursor that it was told: every notification
+        /// once, in order.
         #[test]
         fn each_toast_is_taken_once_and_in_order(cuts in prop::collection::vec((0u64..10, 0u64..5), 0..20)) {
             let mut reading = Reading::from(Some(at(0)));

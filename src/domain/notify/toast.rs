@@ -1,4 +1,4 @@
-//! Toasts: what one says, to whom, in which stream it stands, and who gets it.
+//! Notifications: what one says, to whom, in which stream it stands, and who gets it.
 
 use std::{fmt, ops::Range, str::FromStr, time::Duration};
 
@@ -12,18 +12,18 @@ use crate::domain::{
     words::words,
 };
 
-/// The title of every toast (mission).
+/// The title of every notification (mission).
 pub(crate) const TITLE: &str = "Automation update";
-/// How long a toast stays on the screen, in milliseconds (mission).
+/// How long a notification stays on the screen, in milliseconds (mission).
 pub(crate) const AUTO_DISMISS_MS: u32 = 10_000;
-/// What a toast may be long (mission), in characters.
+/// What a notification may be long (mission), in characters.
 pub(crate) const MAX_BODY_CHARS: usize = 140;
 /// What a note may be long (mission), in characters.
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
-/// What befalls many sessions of a workspace within so long is one toast: where a runtime goes away, all connections to
-/// it break.
+/// What befalls many sessions of a workspace within so long is one notification: where a runtime goes away, all
+/// connections to it break.
 const TOGETHER: Duration = Duration::from_secs(60);
-/// Characters of a session's id that a toast may show (mission).
+/// Characters of a session's id that a notification may show (mission).
 const SUFFIX_CHARS: usize = 6;
 
 words! {
@@ -31,7 +31,7 @@ words! {
     Severity {
         /// Something is good again.
         Info = "info",
-        /// Automation was left out, or something needs a moment.
+        /// Automation was skipped, or something needs a moment.
         Warning = "warning",
         /// A rollback, or a session that failed for good.
         Error = "error",
@@ -39,9 +39,9 @@ words! {
 }
 
 words! {
-    /// What a toast is about.
+    /// What a notification is about.
     Trigger {
-        /// Automation was left out.
+        /// Automation was skipped.
         AutomationSkipped = "automationSkipped",
         /// The window rolled the workspace back.
         AutoThreshold = "autoThreshold",
@@ -57,7 +57,7 @@ words! {
         HandshakeFailed = "handshakeFailed",
         /// A session failed for good.
         SessionFailed = "sessionFailed",
-        /// The way to the agent is broken and is being made again.
+        /// The connection to the agent is broken and is being made again.
         Reconnecting = "reconnecting",
         /// Seats are running out, or are free again.
         Capacity = "capacity",
@@ -77,7 +77,7 @@ pub(crate) struct Notice {
     pub body: Redacted,
 }
 
-/// One sequence of toasts. Its numbers are given in the order of commits, without a hole.
+/// One sequence of notifications. Its numbers are given in the order of commits, without a hole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Stream {
     /// Of the service's operators.
@@ -111,10 +111,9 @@ impl FromStr for Stream {
     }
 }
 
-/// To whom a toast goes.
+/// To whom a notification goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Addressee {
-    /// The service's operators.
     Operators,
     /// Everyone in a workspace.
     Workspace(WorkspaceKey),
@@ -131,7 +130,6 @@ impl Addressee {
         }
     }
 
-    /// The workspace.
     pub(crate) fn workspace(&self) -> Option<&WorkspaceKey> {
         match self {
             Self::Operators => None,
@@ -139,7 +137,6 @@ impl Addressee {
         }
     }
 
-    /// The session.
     pub(crate) fn session(&self) -> Option<SessionId> {
         match self {
             Self::Session(_, session) => Some(*session),
@@ -148,38 +145,35 @@ impl Addressee {
     }
 }
 
-/// A toast that is to be written down, in the transaction of its cause.
+/// A notification that is to be written to disk, in the transaction of its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewNotification {
     /// New: a UUID of version 7.
     pub id: Uuid,
     /// For whom.
     pub to: Addressee,
-    /// What it says.
     pub notice: Notice,
-    /// What caused it; a second toast of the same cause is left out.
+    /// What caused it; a second notification of the same cause is skipped.
     pub cause_id: String,
 }
 
 impl NewNotification {
-    /// A toast; `id` is new.
+    /// A notification; `id` is new.
     pub(crate) fn new(id: Uuid, to: Addressee, notice: Notice, cause_id: impl fmt::Display) -> Self {
         Self { id, to, notice, cause_id: cause_id.to_string() }
     }
 }
 
-/// A toast about a session, and the note that stands beside it in the session's transcript: both are written, or neither
-/// where the cause was told before.
+/// A notification about a session, and the note that stands beside it in the session's transcript: both are written, or
+/// neither where the cause was told before.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionNotice {
-    /// The toast.
     pub toast: NewNotification,
-    /// Its note.
     pub note: TranscriptEntry,
 }
 
-/// When a toast was told that stands for what befalls another session of its workspace now. Both ways, since such things
-/// are not written in the order in which they happen.
+/// When a notification was told that stands for what befalls another session of its workspace now. Both ways, since
+/// such things are not written in the order in which they happen.
 pub(crate) fn told_together(now: Timestamp) -> Range<Timestamp> {
     now.minus(TOGETHER).plus(Duration::from_micros(1))..now.plus(TOGETHER)
 }
@@ -230,7 +224,7 @@ impl Scope {
     }
 }
 
-/// The part of a session's id that a toast may show.
+/// The part of a session's id that a notification may show.
 pub(crate) fn session_suffix(session: SessionId) -> String {
     let id = session.to_string();
     id[id.len() - SUFFIX_CHARS..].to_owned()

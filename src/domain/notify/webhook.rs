@@ -53,13 +53,12 @@ pub(crate) struct WebhookRules {
 /// What a receiver answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// The HTTP status.
     pub status: u16,
     /// How long it wants to be left alone.
     pub retry_after: Option<Duration>,
 }
 
-/// What becomes of a delivery.
+/// Outcome of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The receiver has it.
@@ -109,8 +108,8 @@ pub(crate) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(at.since(now))
 }
 
-/// The key that a secret stands for: what follows `whsec_` in base64, else its characters as they are. Nothing where it is
-/// shorter than [`MIN_SECRET_BYTES`], or has spaces or what is not visible ASCII.
+/// The key that a secret stands for: what follows `whsec_` in base64, else its characters as they are. Nothing where it
+/// is shorter than [`MIN_SECRET_BYTES`], or has spaces or what is not visible ASCII.
 pub(crate) fn key_of(secret: &str) -> Option<Vec<u8>> {
     let key = match secret.strip_prefix(BASE64_PREFIX) {
         Some(encoded) => BASE64.decode(encoded).ok()?,

@@ -183,7 +183,7 @@ impl Routing {
         self.flipped(before, FlipTrigger::Pin, attribution, None, now)
     }
 
-    /// Changes the route that is taken where nothing speaks against it.
+    /// Changes the route that is taken where nothing overrides it.
     pub(crate) fn set_default(&mut self, default: Route, attribution: Attribution, now: Timestamp) -> Option<Flip> {
         let before = self.route();
         self.default = default;

@@ -26,13 +26,11 @@ words! {
     Route {
         /// ACP, live.
         Acp = "acp",
-        /// The managed fallback.
         Http = "http",
     }
 }
 
 impl Route {
-    /// The other one.
     pub(crate) fn other(self) -> Self {
         match self {
             Self::Acp => Self::Http,
@@ -72,7 +70,6 @@ const MAX_ATTEMPT: u32 = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Pin {
-    /// Which route.
     pub protocol: Route,
     /// Who pinned it, and why.
     #[serde(flatten)]
@@ -108,7 +105,6 @@ enum Breaker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Rollback {
-    /// What flipped it.
     pub trigger: FlipTrigger,
     /// Why, in a sentence.
     pub reason: String,
@@ -126,13 +122,10 @@ struct Watched {
 /// A change of the route, told exactly once for each epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flip {
-    /// The route before.
     pub from: Route,
-    /// The route now.
     pub to: Route,
     /// The epoch that begins with it.
     pub epoch: u64,
-    /// Why.
     pub trigger: FlipTrigger,
     /// Who, and why in a sentence.
     pub attribution: Attribution,
@@ -218,7 +211,7 @@ impl Routing {
         self.epoch
     }
 
-    /// The route where nothing speaks against it.
+    /// The route where nothing overrides it.
     pub(crate) fn default_route(&self) -> Route {
         self.default
     }

@@ -60,7 +60,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // Nothing that another route would do better: folder and git, credentials (-32000), the model's provider.
         PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | ModelProvider => None,
-        // Our own: 429 and 503, a drain or a death in the middle of the turn, faults of ours.
+        // Our own: 429 and 503, a drain or a death during the turn, faults of ours.
         Interrupted | CapacityExhausted | Draining | DatabaseUnavailable | Stalled | Internal => None,
     }
 }

@@ -1,8 +1,8 @@
 //! When many workspaces fall back at once, the cause is none of theirs: one systemic alarm takes the place of that
-//! many toasts (mission: "Both routes bad").
+//! many notifications (mission: "Both routes bad").
 //!
-//! Pure and bounded. Each automatic flip is asked about once, before it is told of; the figures are of this process, and of
-//! the one before it where a storm outlived that.
+//! Pure and bounded. Each automatic flip is asked about once, before it is told of; the figures are of this process,
+//! and of the one before it where a storm outlived that.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -32,7 +32,7 @@ pub(crate) enum FlipCause {
 }
 
 impl FlipCause {
-    /// Whether the alarm stands for it, so that its own toast is left out.
+    /// Whether the alarm stands for it, so that its own notification is skipped.
     pub(crate) fn is_storm(self) -> bool {
         self != Self::Alone
     }
@@ -62,7 +62,7 @@ pub(crate) struct FlipStorm {
 }
 
 impl FlipStorm {
-    /// Goes on with a storm whose alarm an earlier process raised, and told no end of. `flips` are those since [`PERIOD`]
+    /// Resumes a storm whose alarm an earlier process raised, and told no end of. `flips` are those since [`PERIOD`]
     /// before the alarm, oldest first; what is later than `now`, since the clock was stepped back, counts as now.
     pub(crate) fn recover(
         since: Timestamp,
@@ -100,7 +100,7 @@ impl FlipStorm {
     }
 
     /// Time has passed. Gives a storm's end once, when the rate has fallen below: the alarm is resolved. Until it was
-    /// asked the storm goes on, so that one alarm stays one where the rate swings about the mark.
+    /// asked the storm continues, so that one alarm stays one where the rate swings about the mark.
     pub(crate) fn on_tick(&mut self, live: usize, now: Timestamp) -> Option<StormEnded> {
         self.expire(now);
         if self.is_above(live) {

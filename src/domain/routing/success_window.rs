@@ -44,7 +44,6 @@ pub(crate) struct WindowRules {
     pub min_failures: u64,
     /// The lowest rate that is well, in basis points.
     pub threshold_bp: u32,
-    /// Which rule.
     pub rule: WindowRule,
 }
 
@@ -77,7 +76,6 @@ impl WindowState {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WindowFigures {
-    /// What they say.
     pub state: WindowState,
     /// Outcomes.
     pub samples: u64,

@@ -8,11 +8,10 @@ use crate::domain::{clock::Timestamp, ids::PromptId, turn::outcome::ErrorCode};
 pub(crate) struct RouteState {
     /// What carries turns, canaries aside.
     pub route: Route,
-    /// The epoch.
     pub epoch: u64,
     /// What canaries of now belong to.
     trial: Probe,
-    /// Every how manieth turn is a canary.
+    /// Canary interval: one turn in `n` is tried over ACP.
     canary_every: Option<u64>,
     /// Whether turns are watched closely.
     is_watched: bool,
@@ -27,7 +26,7 @@ pub(crate) struct TurnRoute {
     pub route: Route,
     /// The epoch in which it began.
     pub epoch: u64,
-    /// What it belongs to, where it tries whether ACP is well again.
+    /// What it belongs to, where it tries whether ACP has recovered.
     pub canary: Option<Probe>,
     /// Whether it is one of the first after a restore.
     pub is_watched: bool,
@@ -38,7 +37,6 @@ pub(crate) struct TurnRoute {
 pub(crate) struct TurnStart {
     /// Also the id of its prompt.
     pub prompt_id: PromptId,
-    /// The router's choice.
     pub route: TurnRoute,
     /// What is to carry it: ACP where it is a canary; HTTP where its session has no ACP connection to use.
     pub carrier: Route,
@@ -49,9 +47,7 @@ pub(crate) struct TurnStart {
 /// The result of a turn or of a handshake, once that is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TurnReport {
-    /// The router's choice.
     pub turn: TurnRoute,
-    /// What carried it.
     pub carrier: Route,
     /// What it counts as, if it counts.
     pub sample: Option<Sample>,
@@ -90,7 +86,7 @@ impl RouteState {
 pub(crate) struct Handshake {
     /// Whether its agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
-    /// Whether the runtime has just been reached over HTTP, so that it is the way of ACP that is broken.
+    /// Whether the runtime has just been reached over HTTP, so that it is the connection over ACP that is broken.
     pub runtime_answers: bool,
     /// Whether the session's turns went over the fallback until now.
     pub was_on_fallback: bool,

@@ -1,4 +1,4 @@
-//! How the way to a session's agent is: its status, which status may follow which, and how healthy it was.
+//! How the connection to a session's agent is: its status, which status may follow which, and how healthy it was.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{clock::Timestamp, turn::outcome::ErrorClass, words::words};
 
 words! {
-    /// How the way to a session's agent is.
+    /// How the connection to a session's agent is.
     ConnectionStatus {
         /// For the first time.
         Connecting = "connecting",
@@ -19,7 +19,7 @@ words! {
         Reconnecting = "reconnecting",
         /// It broke for good.
         Error = "error",
-        /// It was let go: the workspace's turns go over the fallback.
+        /// It was released: the workspace's turns go over the fallback.
         RolledBack = "rolledBack",
     }
 }
@@ -28,9 +28,9 @@ impl ConnectionStatus {
     /// Whether `next` may follow. The same status again is no transition.
     ///
     /// The mission's walk is connecting → connected → degraded → error → reconnecting → connected, and any →
-    /// rolledBack. Ours takes steps of it at once: a standing line that breaks is reconnected without being an error
-    /// in between, and one that cannot be made is an error from wherever it was. A degraded one recovers with the
-    /// next good turn. After a rollback, and when a failed session is loaded, a connection begins anew; a session that ends
+    /// rolledBack. Ours takes steps of it at once: a standing line that breaks is reconnected without being an error in
+    /// between, and one that cannot be made is an error from wherever it was. A degraded one recovers with the next
+    /// good turn. After a rollback, and when a failed session is loaded, a connection begins anew; a session that ends
     /// while it is rolled back leaves an error like every other.
     #[cfg(test)]
     pub(crate) fn may_become(self, next: Self) -> bool {

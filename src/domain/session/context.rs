@@ -7,7 +7,6 @@ use crate::domain::text;
 pub(crate) struct Remark {
     /// Whether the user said it; else the agent.
     pub by_user: bool,
-    /// The text.
     pub text: String,
 }
 

@@ -13,8 +13,8 @@ use crate::domain::clock::Timestamp;
 /// Turns of a workspace from whose durations the next one is guessed: enough for a median, and few enough that it
 /// follows when the work becomes another.
 pub(crate) const PACE_TURNS: usize = 50;
-/// The shortest estimate that is told when a turn begins. A shorter one is over before anyone has read it, and would cost
-/// every short turn an event.
+/// The shortest estimate that is told when a turn begins. A shorter one is over before anyone has read it, and would
+/// cost every short turn an event.
 const SHORTEST_TOLD: Duration = Duration::from_secs(1);
 
 /// An agent's plan, counted.
@@ -90,7 +90,7 @@ impl<'de> Deserialize<'de> for Counted {
 pub(crate) struct TurnPace(VecDeque<Duration>);
 
 impl TurnPace {
-    /// From durations, the newest first; what is beyond the bound is left out.
+    /// From durations, the newest first; what is beyond the bound is skipped.
     pub(crate) fn of_newest(durations: impl IntoIterator<Item = Duration>) -> Self {
         let mut durations: VecDeque<_> = durations.into_iter().take(PACE_TURNS).collect();
         durations.make_contiguous().reverse();

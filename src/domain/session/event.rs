@@ -40,7 +40,6 @@ pub(crate) struct SessionEvent {
     pub id: u64,
     /// The turn that it belongs to, if any.
     pub prompt_id: Option<PromptId>,
-    /// What it is.
     pub kind: EventKind,
     /// `{sessionId, promptId, type, update}`, and the agent's `_meta` where it stood beside the update.
     pub data: Arc<str>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::domain::{turn::outcome::ErrorCode, words::words};
 
 words! {
-    /// Where a session stands.
+    /// State of a session.
     SessionState {
         /// Its agent is being started, for the first time or again.
         Starting = "starting",
@@ -17,7 +17,7 @@ words! {
         Hibernated = "hibernated",
         /// It was not used for so long that only a load brings it back.
         Expired = "expired",
-        /// The service stopped in the middle of its turn; a load brings it back.
+        /// The service stopped during its turn; a load brings it back.
         Interrupted = "interrupted",
         /// Its agent failed too often; a load brings it back.
         Failed = "failed",
@@ -63,7 +63,7 @@ impl SessionState {
         }
     }
 
-    /// Where a session stands that was last used so long ago: what was hibernated for `max_age` has
+    /// State of a session that was last used so long ago: what was hibernated for `max_age` has
     /// expired.
     pub(crate) fn at_age(self, unused: Duration, max_age: Duration) -> Self {
         match self {
@@ -72,8 +72,8 @@ impl SessionState {
         }
     }
 
-    /// Where a session stands after a restart of the service, given where its row says it stood. Its
-    /// agent died with the embedded runtime or was let go by the separate one.
+    /// State of a session after a restart of the service, given where its row says it stood. Its
+    /// agent died with the embedded runtime or was released by the separate one.
     pub(crate) fn after_restart(self) -> Self {
         match self {
             Self::Running => Self::Interrupted,

@@ -37,7 +37,6 @@ pub(crate) enum Received {
     Waits {
         /// The id that callers answer with.
         request_id: String,
-        /// What to publish.
         event: Value,
     },
     /// It is no permission request.
@@ -47,7 +46,6 @@ pub(crate) enum Received {
 /// An answer to the agent.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
-    /// The agent's request.
     pub id: RequestId,
     /// ACP `RequestPermissionResponse`.
     pub response: Value,

@@ -11,7 +11,6 @@ use crate::domain::clock::Timestamp;
 pub(crate) struct RestartLimits {
     /// How many restarts are allowed within the period; 0 fails at the first end.
     pub max_restarts: u32,
-    /// The period.
     pub within: Duration,
 }
 
@@ -58,8 +57,8 @@ impl RestartPolicy {
         Verdict::Restart((FIRST_DELAY * 2u32.pow(doublings)).min(LONGEST_DELAY))
     }
 
-    /// The same for a part of the service that nobody could bring back later: where a session would be given up, it waits
-    /// for the whole period instead. Gives the delay before the next start.
+    /// The same for a part of the service that nobody could bring back later: where a session would be given up, it
+    /// waits for the whole period instead. Gives the delay before the next start.
     pub(crate) fn on_end_of_part(&mut self, now: Timestamp) -> Duration {
         match self.on_end(now) {
             Verdict::Restart(delay) => delay,
@@ -78,7 +77,7 @@ impl RestartPolicy {
 const FIRST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 /// The second wait; each one after it is twice as long.
 const BASE: Duration = Duration::from_secs(1);
-/// The first wait of a reader of toasts: there may be many thousand of them, and none has a turn that waits.
+/// The first wait of a reader of notifications: there may be many thousand of them, and none has a turn that waits.
 const READER_BASE: Duration = Duration::from_millis(500);
 /// The longest wait, before the jitter.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -95,8 +94,8 @@ pub(crate) fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
     doubled(BASE, LONGEST, doublings, fraction)
 }
 
-/// The wait of a reader of toasts after `failures` tries in a row that came to nothing: 0.5 s doubling to 30 s, each
-/// ± 20 %. `fraction` as of [`reconnect_delay`].
+/// The wait of a reader of notifications after `failures` tries in a row that came to nothing: 0.5 s doubling to 30 s,
+/// each ± 20 %. `fraction` as of [`reconnect_delay`].
 pub(crate) fn reader_delay(failures: u32, fraction: f64) -> Duration {
     doubled(READER_BASE, LONGEST, failures, fraction)
 }

@@ -18,7 +18,7 @@ use crate::acp::{
 };
 
 words! {
-    /// Where a turn stands.
+    /// State of a turn.
     TurnState {
         /// On disk; the agent has not seen it.
         Accepted = "accepted",
@@ -76,7 +76,6 @@ impl TurnOutcome {
         if cancel_asked { Self::Cancelled { confirmed: false } } else { Self::Failed(failure) }
     }
 
-    /// Its metric label.
     pub(crate) fn label(&self) -> &'static str {
         self.state().as_str()
     }
@@ -189,7 +188,6 @@ pub(crate) enum Severity {
 pub(crate) struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
-    /// One sentence.
     pub message: String,
 }
 
@@ -220,7 +218,6 @@ pub(crate) struct TurnProgress {
 pub(crate) const MAX_STRAY_LINES: u32 = 10;
 
 impl TurnProgress {
-    /// Starts to gather.
     pub(crate) fn new(accepted_at: Timestamp) -> Self {
         Self {
             accepted_at,

@@ -9,7 +9,7 @@ words! {
     /// What recovers an error: connection → reconnect; protocol → renegotiate or fall back; application →
     /// the caller; system → the operator.
     ErrorClass {
-        /// The way to the agent, or the agent's process.
+        /// The connection to the agent, or the agent's process.
         Connection = "connection",
         /// What the agent says is not the protocol.
         Protocol = "protocol",
@@ -35,7 +35,6 @@ macro_rules! error_codes {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What recovers it.
             pub(crate) fn class(self) -> ErrorClass {
                 match self { $(Self::$variant => ErrorClass::$class,)* }
             }
@@ -131,7 +130,7 @@ error_codes! {
     /// The agent failed inside (JSON-RPC -32603 or an unknown code).
     AgentError = "agent_error", Protocol, true, "Send the prompt again; `detail` is what the agent said.";
 
-    /// The service was stopped in the middle of the turn.
+    /// The service was stopped during the turn.
     Interrupted = "interrupted", System, true, "Load the session and send the prompt again.";
     /// No seat or no agent process is free.
     CapacityExhausted = "capacity_exhausted", System, true, "Try again after `Retry-After`.";
@@ -160,7 +159,6 @@ impl ErrorCode {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub(crate) struct Failure {
-    /// The stable code.
     pub code: ErrorCode,
     /// One sentence about this case; it may quote the agent, so it is redacted before it is kept.
     pub detail: String,

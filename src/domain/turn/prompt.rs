@@ -122,7 +122,7 @@ impl Prompt {
     }
 
     /// The whole as text, for a command that takes nothing else: the conversation so far, and what is asked now.
-    /// Embedded resources are their text, links their address; images and audio are left out, so they are to be
+    /// Embedded resources are their text, links their address; images and audio are skipped, so they are to be
     /// refused before ([`Prompt::check_taken_by`]).
     pub(crate) fn as_text(&self, context: Option<&str>) -> String {
         let asked = self.blocks.iter().filter_map(|block| words_of_block(block)).collect::<Vec<_>>().join("\n\n");

@@ -119,7 +119,6 @@ impl TranscriptBuilder {
         }
     }
 
-    /// Ends the turn.
     pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
         self.close(out);
         if self.left_out > 0 {

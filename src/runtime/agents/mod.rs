@@ -43,7 +43,6 @@ pub(crate) struct AgentSettings {
     pub command: Vec<String>,
     /// Program and arguments of its headless command for the fallback; empty where it has none.
     pub oneshot: Vec<String>,
-    /// Its whole environment.
     pub environment: BTreeMap<String, SecretString>,
     /// User as whom it runs, by name or number.
     pub run_as: Option<String>,
@@ -66,7 +65,6 @@ pub(crate) struct AgentLimits {
     pub terminal_environment: Vec<(OsString, OsString)>,
 }
 
-/// Starts agents.
 pub(crate) struct Agents {
     agents: Vec<(AgentSettings, Option<RunAs>)>,
     seats: Arc<Semaphore>,

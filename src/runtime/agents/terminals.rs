@@ -35,7 +35,6 @@ pub(crate) struct TerminalSettings {
     pub running: usize,
     /// Variables that every command gets.
     pub inherited: Vec<(std::ffi::OsString, std::ffi::OsString)>,
-    /// The agent's user.
     pub run_as: Option<RunAs>,
     /// From SIGTERM to SIGKILL.
     pub kill_grace: Duration,

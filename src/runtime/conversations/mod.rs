@@ -1,4 +1,4 @@
-//! The conversations that can be gone on with, each looked after by a task of its own.
+//! The conversations that can be resumed, each looked after by a task of its own.
 
 pub(crate) mod attachment;
 pub(crate) mod conversation;
@@ -59,7 +59,7 @@ impl Conversations {
         self.held.lock()
     }
 
-    /// Whether a connection can be gone on with at all.
+    /// Whether a connection can be resumed at all.
     pub(crate) fn are_kept(&self) -> bool {
         !self.retention.grace.is_zero()
     }
@@ -105,8 +105,8 @@ impl Conversations {
         }
     }
 
-    /// Lets a client go on that has everything up to `received`, or has forgotten what it has, and gives what it is to
-    /// be told first.
+    /// Lets a client continue that has everything up to `received`, or has forgotten what it has, and gives what it is
+    /// to be told first.
     ///
     /// # Errors
     /// `not_found` where the connection is not held, or not what the client wants of it. Asking again is no use.

@@ -27,7 +27,7 @@ pub(crate) enum Outgoing {
     Parted(Arc<Parting>),
     /// This socket has no more part in the conversation: close code and reason.
     Over(u16, &'static str),
-    /// The client is taken for dead. It is told nothing: an end without a closing frame brings it back, if it lives.
+    /// The client is considered dead. It is told nothing: an end without a closing frame brings it back, if it lives.
     LetGo,
 }
 

@@ -1,4 +1,4 @@
-//! Connections that break and go on, from outside.
+//! Connections that break and continue, from outside.
 
 use std::time::Duration;
 
@@ -113,7 +113,7 @@ struct Broken {
 }
 
 impl Broken {
-    /// Goes on; gives what the runtime says first.
+    /// Continues; gives what the runtime says first.
     async fn resume(&self, place: &Place) -> (Peer, Value) {
         let (client, response) = self.try_resume(place).await.unwrap_or_else(|status| panic!("{status}"));
         assert_eq!(response.as_deref(), Some(self.connection.as_str()), "the same connection");

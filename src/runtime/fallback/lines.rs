@@ -52,7 +52,6 @@ pub(crate) enum Ended {
 pub(crate) enum ReaderItem {
     /// Whole lines.
     Lines(Bytes),
-    /// The end.
     Ended(Ended),
 }
 
@@ -183,7 +182,7 @@ impl Lines {
         }
     }
 
-    /// Waits until nobody has read for so long. Cancel-safe, and the time goes on between calls.
+    /// Waits until nobody has read for so long. Cancel-safe, and the time continues between calls.
     pub(crate) async fn abandoned_for(&self, grace: Duration) {
         let mut read = self.read.subscribe();
         loop {

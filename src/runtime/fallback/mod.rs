@@ -72,7 +72,7 @@ pub(crate) struct Fallback {
 /// How turns are run and kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FallbackSettings {
-    /// For how long a turn goes on that nobody waits for.
+    /// For how long a turn continues that nobody waits for.
     pub grace: Duration,
     /// What of each turn is held for its readers.
     pub lines: LineLimits,
@@ -100,10 +100,11 @@ struct Turn {
 /// How somebody wants to hear of a turn.
 #[derive(Debug, Clone, Copy)]
 enum TurnRequest {
-    /// The result alone.
     Result,
     /// Its lines after so many, or from now on.
-    Stream { after: Option<u64> },
+    Stream {
+        after: Option<u64>,
+    },
 }
 
 impl Turn {

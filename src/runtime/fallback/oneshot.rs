@@ -36,7 +36,6 @@ use crate::{
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Updates that wait for the turn; then the command is not read, and waits itself.
 const EVENTS: usize = 16;
-/// The only call.
 const CALL: u64 = 1;
 
 /// Gives the command of one turn the form of a conversation. More than `most_bytes` of output fail the turn. Dropping
@@ -147,7 +146,7 @@ impl Output {
                 biased;
                 read = stdout.read(&mut chunk) => match read {
                     Ok(read @ 1..) => self.send_text(&chunk[..read]).await?,
-                    // It may go on without an output; the turn's own limit watches over that.
+                    // It may continue without an output; the turn's own limit watches over that.
                     _ => break self.exit_of().await?,
                 },
                 ended = self.exit.wait() => {

@@ -36,7 +36,7 @@ use crate::{
     },
 };
 
-/// Answers a prompt with three updates, the last two of them once it may go on, or with what its text says.
+/// Answers a prompt with three updates, the last two of them once it may continue, or with what its text says.
 const AGENT: &str = r#"
 update() { echo "{\"method\":\"session/update\",\"params\":{\"update\":{\"n\":$1}}}"; }
 while read -r line; do

@@ -56,7 +56,6 @@ use crate::{
 pub(crate) struct Run {
     /// What was asked for.
     pub request: ProcessPrompt,
-    /// Its prompt, checked.
     pub prompt: Prompt,
     /// Where it is told.
     pub lines: Arc<Lines>,

@@ -104,7 +104,7 @@ struct Connected {
     agent_stream: SpawnHandle,
 }
 
-/// What becomes of the agent when its socket closes.
+/// Outcome of the agent when its socket closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Agent {
     Ends,
@@ -396,7 +396,7 @@ impl AcpSocket {
         if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
         }
-        // What the client has not written down is kept a while, though nothing more comes.
+        // What the client has not written to disk is kept a while, though nothing more comes.
         self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
     }
 }
@@ -404,7 +404,6 @@ impl AcpSocket {
 /// What every socket is given.
 #[derive(Clone)]
 pub(crate) struct SocketSettings {
-    /// Starts agents.
     pub agents: Arc<Agents>,
     /// Keeps those whose client is away.
     pub conversations: Arc<Conversations>,
@@ -427,7 +426,6 @@ pub(crate) struct Fragments {
 pub(crate) enum Joined {
     /// More has to come.
     Nothing,
-    /// The message.
     Whole(String),
     /// More than the limit.
     TooBig,

@@ -185,7 +185,7 @@ impl Scratch {
 }
 
 /// Puts the workspace's files into the index. git takes a repository inside the workspace as one entry,
-/// and refuses one without a commit; those are left out then.
+/// and refuses one without a commit; those are skipped then.
 async fn add_all(
     git: &Git,
     scratch: &Scratch,
@@ -237,8 +237,8 @@ fn repositories_in(workspace: &Path) -> Vec<PathBuf> {
 /// The most files that a diff lists (contract of `WorkspaceDiff`).
 const MAX_FILES: usize = 1000;
 
-/// Joins `git diff --raw -z` and `--numstat -z`; says whether files were left out. An entry that is cut
-/// in the middle is left out too.
+/// Joins `git diff --raw -z` and `--numstat -z`; says whether files were skipped. An entry that is cut
+/// in the middle is skipped too.
 pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool) {
     let mut counts = HashMap::new();
     for entry in whole_parts(numstat) {

@@ -45,7 +45,6 @@ impl AllowedFolders {
         Ok(Self { root, allow_paths })
     }
 
-    /// The workspaces' root.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -93,7 +92,6 @@ impl Folder {
         &self.path
     }
 
-    /// The open folder.
     pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }

@@ -66,7 +66,6 @@ pub(crate) struct Call<'a> {
     pub scheme: Option<Scheme>,
 }
 
-/// What git printed.
 pub(crate) struct Output {
     /// At most `max_output` bytes.
     pub bytes: Vec<u8>,

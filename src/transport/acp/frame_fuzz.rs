@@ -1,4 +1,4 @@
-//! Whatever an agent sends, its conversation goes on or ends with a reason.
+//! Whatever an agent sends, its conversation continues or ends with a reason.
 
 use std::sync::Arc;
 

@@ -29,10 +29,9 @@ use crate::{
 pub(crate) enum Peer {
     /// A runtime, which starts the agent that it is told and offers it what the client of an agent offers.
     Runtime {
-        /// Whether a connection that breaks is to go on.
+        /// Whether a connection that breaks is to continue.
         resumable: bool,
     },
-    /// The agent itself.
     Agent {
         /// `clientCapabilities` that it is offered.
         capabilities: serde_json::Value,
@@ -78,7 +77,6 @@ fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T
     })
 }
 
-/// One handshake.
 pub(crate) struct Hands {
     to_agent: FrameSender,
     events: Events,

@@ -31,7 +31,6 @@ use crate::{
 /// ACP over WebSocket: one connection per session, to one runtime.
 #[derive(Debug, Clone)]
 pub(crate) struct AcpTransport {
-    /// The runtime.
     pub endpoint: Endpoint,
     /// Limit for connecting and the whole handshake.
     pub handshake_timeout: Duration,

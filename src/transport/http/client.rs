@@ -23,7 +23,7 @@ pub(crate) struct RuntimeClient {
     cookies: Option<String>,
 }
 
-/// What becomes of connections.
+/// Outcome of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Connections {
     /// They are kept and reused: for what may be asked again.

@@ -1,7 +1,7 @@
 //! Turns over HTTP alone: each is one request, answered by a stream of lines.
 //!
 //! A turn is asked for once. A request of which it is not certain that it never left is not sent again: the runtime is
-//! asked what became of the turn, until it is known or the grace is over.
+//! asked the outcome of the turn, until it is known or the grace is over.
 
 pub(crate) mod client;
 pub(crate) mod turn;
@@ -63,7 +63,7 @@ pub(crate) struct FallbackLimits {
     pub cancel_grace: Duration,
     /// `[runtime] handshake_timeout_s`: kept by the runtime.
     pub handshake_timeout: Duration,
-    /// `[runtime] reconnect_grace_s`: for so long it is asked what became of a turn whose line broke; zero: not once.
+    /// `[runtime] reconnect_grace_s`: for so long it is asked the outcome of a turn whose line broke; zero: not once.
     pub reconnect_grace: Duration,
     /// `[limits] frame_bytes`: the largest message of an agent, in bytes.
     pub frame_bytes: usize,
@@ -245,7 +245,7 @@ impl Drop for Link {
         let Some(running) = self.running.take() else { return };
         if !running.task.is_finished() {
             running.task.abort();
-            // Nobody hears of the turn any more, so it is not to go on.
+            // Nobody hears of the turn any more, so it is not to continue.
             self.send_cancel(&running);
         }
     }

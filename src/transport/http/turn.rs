@@ -27,7 +27,7 @@ use crate::{
     transport::{AgentEvent, socket::random_fraction},
 };
 
-/// How long the runtime may say nothing before its line is taken for dead: it says that a turn lives every 5 s.
+/// How long the runtime may say nothing before its line is considered dead: it says that a turn lives every 5 s.
 const SILENCE: Duration = Duration::from_secs(15);
 /// What a line has beside a message of the agent, in bytes, and more.
 const ROOM: usize = 64 * 1024;
@@ -46,7 +46,7 @@ pub(crate) struct AskedTurn {
     received: u64,
 }
 
-/// What came of reading an answer.
+/// Outcome of reading an answer.
 enum Read {
     Over(Box<AgentEvent>),
     /// The line broke; the cause.
@@ -103,7 +103,7 @@ impl AskedTurn {
         }
     }
 
-    /// Asks what became of the turn until that is known or the grace is over. Each line that stands and breaks again
+    /// Asks the outcome of the turn until that is known or the grace is over. Each line that stands and breaks again
     /// has a grace of its own.
     async fn query_outcome(&mut self, mut cause: String) -> Option<AgentEvent> {
         let (mut until, mut attempt, mut unknown, mut told) = (Instant::now() + self.grace, 0, 0, false);

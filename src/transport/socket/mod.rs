@@ -38,7 +38,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A connection that stands.
 pub(crate) struct Connected {
-    /// The messages.
     pub pipe: Pipe,
     /// How far it has come.
     pub delivered: Arc<Delivered>,
@@ -61,7 +60,7 @@ pub(crate) async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Resul
     Ok(Connected { pipe, delivered, connection_id, cookies })
 }
 
-/// Goes on with a conversation whose client died. Tries once, and is safe to retry.
+/// Resumes a conversation whose client died. Tries once, and is safe to retry.
 pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result<(Connected, Resumed), Failure> {
     let mut peer = Peer {
         endpoint: endpoint.clone(),
@@ -107,8 +106,8 @@ struct Peer {
 }
 
 impl Peer {
-    /// Makes a socket that goes on after message `received`, or with all that the runtime holds, and reads what it got
-    /// from us.
+    /// Makes a socket that continues after message `received`, or with all that the runtime holds, and reads what it
+    /// got from us.
     async fn resume(&mut self, received: Option<u64>) -> Result<(Socket, Resumed), ConnectError> {
         let earlier = Earlier { connection_id: &self.connection_id, received };
         let upgraded = websocket::upgrade(&self.endpoint, self.cookies.as_deref(), Some(earlier)).await?;

@@ -37,7 +37,7 @@ pub(crate) struct Carrier {
     numbered: bool,
 }
 
-/// What came of a message that was read.
+/// Outcome of a message that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
     /// It is on its way, or was not for the session.
@@ -81,7 +81,7 @@ impl Carrier {
         }
     }
 
-    /// Goes on with the conversation of a client that died: messages `after` that number come again, of which those up
+    /// Resumes the conversation of a client that died: messages `after` that number come again, of which those up
     /// to `known` are known already; `sent` is what the peer got from that client.
     pub(crate) fn adopt(mut self, limits: ResumeLimits, after: u64, known: u64, sent: u64) -> Self {
         self.delivered.handle(after.max(known));
@@ -220,7 +220,7 @@ impl Carrier {
         self.outgoing.is_abandoned() && self.outbox.is_full()
     }
 
-    /// Ends when the session is gone; meanwhile it is told what waits. Cancel-safe.
+    /// Ends when the session is gone; meanwhile it gets what waits. Cancel-safe.
     pub(crate) async fn abandoned(&mut self) {
         let Self { outgoing, listener, .. } = self;
         let incoming = listener.incoming.clone();
@@ -243,7 +243,6 @@ impl Carrier {
     }
 }
 
-/// The session's ear.
 struct Listener {
     incoming: FrameSender,
     /// What the pipe had no room for; nothing is read while it waits.

@@ -36,7 +36,7 @@ pub(crate) enum End {
     },
     /// The peer ended the conversation.
     Over(CloseReason),
-    /// The conversation cannot go on, and the peer does not know it yet.
+    /// The conversation cannot continue, and the peer does not know it yet.
     Refused(CloseReason),
     /// The socket alone ended; the cause.
     Broken(String),
@@ -134,7 +134,7 @@ impl Pump<'_> {
         }
     }
 
-    /// Reads one frame; `None` is: go on.
+    /// Reads one frame; `None` is: continue.
     fn read_one(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         if self.closing.is_none() && self.carrier.is_waiting() {
             match std::task::ready!(self.carrier.poll_room(cx)) {

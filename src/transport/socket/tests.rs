@@ -67,7 +67,7 @@ impl Runtime {
         Socket::upgrade(stream).await
     }
 
-    /// A socket that goes on, to which everything from `sent` on is known to have come.
+    /// A socket that continues, to which everything from `sent` on is known to have come.
     async fn accept_again(&self, got: u64) -> Socket {
         let mut socket = self.accept().await;
         assert_eq!(socket.goes_on.as_deref(), Some("c1"));
