@@ -19,15 +19,12 @@ use crate::{
 pub(crate) struct Services {
     /// Where turns are kept.
     pub store: Store,
-    /// What is counted.
     pub metrics: Metrics,
     /// The way to agents over ACP.
     pub acp: Arc<dyn Transport>,
     /// The way over the fallback.
     pub http: Arc<dyn Transport>,
-    /// The time.
     pub clock: Arc<dyn Clock>,
-    /// The live sessions.
     pub index: SessionIndex,
     /// Rollbacks of many workspaces at once.
     pub storm: Storm,
@@ -83,7 +80,6 @@ pub(crate) struct SessionSettings {
     pub default_policy: PermissionPolicy,
     /// How long a session's actor may take nothing out of its mailbox before it is replaced.
     pub stuck_after: Duration,
-    /// The restart rule.
     pub restart: RestartLimits,
     /// When ACP counts as not well.
     pub window: WindowRules,

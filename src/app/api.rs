@@ -11,7 +11,6 @@ use crate::{
     telemetry::watchdog::Watchdog,
 };
 
-/// The API server.
 pub(super) struct HttpHandle {
     running: RunningHttp,
 }
@@ -50,7 +49,6 @@ pub(super) struct MigrationsHandle {
     driver: JoinHandle<()>,
 }
 
-/// Starts the driver.
 pub(super) fn start_migrations(migrations: Migrations) -> MigrationsHandle {
     MigrationsHandle { driver: actix::spawn(migrations.run()) }
 }

@@ -56,12 +56,7 @@ pub(crate) enum AppError {
     Webhook(String),
     /// An address cannot be bound, or a file not be written.
     #[error("{what}: {cause}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// Why not.
-        cause: io::Error,
-    },
+    Io { what: String, cause: io::Error },
     /// A step of the tour did not do what it says.
     #[error("the tour failed: {0}")]
     Demo(String),
@@ -115,7 +110,8 @@ pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
 }
 
 /// Brings the tables of a database that was restored from a backup up to date, and gives it a new epoch: cursors of
-/// before are reset. Refused while a supervisor works with a SQLite file; on PostgreSQL nobody sees that. Safe to repeat.
+/// before are reset. Refused while a supervisor works with a SQLite file; on PostgreSQL nobody sees that. Safe to
+/// repeat.
 pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;

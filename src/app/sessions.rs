@@ -50,7 +50,7 @@ pub(super) async fn start_sessions(
     let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
     let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
     let (acp, http) = transports(config, endpoint)?;
-    let storm = Storm::take_up(store.clone(), metrics.clone(), clock.clone()).await?;
+    let storm = Storm::recover(store.clone(), metrics.clone(), clock.clone()).await?;
     let services = Services {
         store,
         metrics,
@@ -64,7 +64,7 @@ pub(super) async fn start_sessions(
     };
     let services = Arc::new(services);
     let guard = CapacityGuard::new(config.capacity.rules(), services.metrics.clone());
-    let capacity = CapacityWatch::take_up(guard.clone(), services.clone()).await?;
+    let capacity = CapacityWatch::recover(guard.clone(), services.clone()).await?;
     let workspaces = Workspaces::new(services, workspace_client, guard);
     recover(&workspaces, can_resume).await?;
     let drain_timeout = Duration::from_secs(config.drain.timeout_s);
@@ -85,7 +85,7 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
     let mut resumed = Vec::new();
     for found in found {
         let session_id = found.session.session_id;
-        match workspaces.go_on(found).await {
+        match workspaces.resume(found).await {
             Ok(()) => resumed.push(session_id),
             Err(cause) => tracing::warn!(marker = "[ACP]", %session_id, %cause, "turn could not be resumed"),
         }

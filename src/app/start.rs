@@ -32,7 +32,6 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts every area.
     pub(crate) async fn start(loaded: &Loaded) -> Result<Self, AppError> {
         let config = &loaded.config;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;

@@ -13,7 +13,6 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The open store.
 pub(super) struct StoreHandle {
     pub store: Store,
     /// Released last: until then no other supervisor may use the database. `None` on PostgreSQL.

@@ -58,7 +58,6 @@ pub(crate) struct SeatFigures {
 pub(crate) enum SeatBound {
     /// The limit of the whole service.
     Service,
-    /// The tenant's share.
     Tenant,
 }
 
@@ -172,7 +171,7 @@ words! {
 }
 
 words! {
-    /// What becomes of a level of an alert.
+    /// Outcome of a level of an alert.
     AlertKind {
         /// It begins.
         Raised = "raised",

@@ -26,12 +26,11 @@ pub(crate) struct OutOfRange {
     pub asked: u64,
     /// The last number that is not held any more.
     pub from: u64,
-    /// The last number.
     pub to: u64,
 }
 
 impl<T> Outbox<T> {
-    /// Holds `max_messages` messages and about `max_bytes` bytes of them; one message always. Numbers go on after
+    /// Holds `max_messages` messages and about `max_bytes` bytes of them; one message always. Numbers continue after
     /// `last`.
     pub(crate) fn new(max_messages: usize, max_bytes: usize, last: u64) -> Self {
         Self { unacknowledged: VecDeque::new(), first: last + 1, bytes: 0, max_messages, max_bytes }
@@ -103,7 +102,6 @@ impl<T> Outbox<T> {
 /// What a number says about a message that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// The next one.
     New,
     /// One that was there before; to be dropped.
     Again,
@@ -118,7 +116,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Goes on after `last`.
+    /// Continues after `last`.
     pub(crate) fn new(last: u64) -> Self {
         Self { last }
     }
@@ -257,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_full_by_count_and_by_bytes_and_takes_one_message_whatever_its_size() {
+    fn outbox_is_full_by_count_and_bytes_and_always_takes_one() {
         let mut outbox = Outbox::new(2, 100, 0);
         assert!(!outbox.is_full());
         assert_eq!(outbox.push("large", 1000), 1);
@@ -270,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_wants_what_is_gone_or_never_was_is_refused() {
+    fn peer_that_asks_for_unknown_messages_is_rejected() {
         let mut outbox = Outbox::new(10, 100, 5);
         for _ in 0..3 {
             outbox.push((), 1);

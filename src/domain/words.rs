@@ -15,7 +15,6 @@ macro_rules! words {
             /// Every word, in the order of their definition.
             pub(crate) const ALL: [Self; [$($text),*].len()] = [$(Self::$word,)*];
 
-            /// The word's name.
             pub(crate) fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$word => $text,)*
@@ -81,7 +80,6 @@ words! {
         Capacity = "capacity",
         /// Somebody wanted it.
         Manual = "manual",
-        /// The success rate.
         Threshold = "threshold",
     }
 }

@@ -78,7 +78,6 @@ impl CapacityGuard {
         self.seats().taken()
     }
 
-    /// Its rules.
     pub(crate) fn rules(&self) -> &CapacityRules {
         &self.0.rules
     }
@@ -184,7 +183,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_panic_gives_its_seat_back_and_the_others_go_on() {
+    fn panic_returns_its_seat_and_others_continue() {
         let guard = guard(8);
         let threads = (0..8).map(|n| {
             let guard = guard.clone();
@@ -207,7 +206,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn every_change_wakes_whoever_waits_and_a_peak_is_seen_afterwards() {
+    async fn every_change_wakes_waiters_and_keeps_the_peak() {
         let guard = guard(10);
         drop([guard.admit(&tenant("a")), guard.admit(&tenant("a"))]);
         guard.changed().await;

@@ -15,7 +15,7 @@ use crate::domain::{
 /// from. Two hundred updates are some seconds of a talkative agent.
 const READER_QUEUE: usize = 256;
 
-/// The events of one session. It outlives the session's actor, so ids go on across restarts of the agent.
+/// The events of one session. It outlives the session's actor, so ids continue across restarts of the agent.
 /// Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct EventFeed {
@@ -39,7 +39,7 @@ pub(crate) struct Subscription {
 }
 
 impl EventFeed {
-    /// Starts a feed whose ids go on after `last_id`.
+    /// Starts a feed whose ids continue after `last_id`.
     pub(crate) fn new(session: SessionId, max_events: usize, max_bytes: usize, last_id: u64) -> Self {
         let inner = Inner { buffer: ReplayBuffer::new(max_events, max_bytes, last_id), readers: Vec::new() };
         Self { session, inner: Arc::new(Mutex::new(inner)) }

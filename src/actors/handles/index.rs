@@ -25,7 +25,6 @@ pub(crate) struct Mailbox {
     pub set_mode: Recipient<SetMode>,
     /// Sets an option.
     pub set_config_option: Recipient<SetConfigOption>,
-    /// Ends the session.
     pub end: Recipient<EndSession>,
     /// Asks for a sign of life.
     pub probe: Recipient<Probe>,
@@ -33,9 +32,7 @@ pub(crate) struct Mailbox {
 
 /// A live session as callers find it.
 pub(crate) struct LiveSession {
-    /// What is known.
     pub shared: Arc<SessionShared>,
-    /// Its supervisor.
     pub supervisor: Recipient<CloseSession>,
     /// Its actor now; another one after a restart. The sender is gone when the session is.
     pub mailbox: watch::Receiver<Mailbox>,

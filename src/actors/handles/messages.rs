@@ -34,19 +34,18 @@ use crate::{
 pub(crate) struct RunPrompt {
     /// The new turn's id.
     pub prompt_id: PromptId,
-    /// What is asked.
     pub prompt: Prompt,
     /// What is to become of its changes.
     pub wanted: WantedMode,
     /// Key and hash of the body, where the caller gave a key.
     pub idempotency: Option<Idempotency>,
-    /// Whether an earlier try may have been written down by an actor that died before it answered.
+    /// Whether an earlier try may have been written to disk by an actor that died before it answered.
     pub again: bool,
     /// The request's span; the turn's span is its child.
     pub span: tracing::Span,
 }
 
-/// What became of a [`RunPrompt`].
+/// Outcome of a [`RunPrompt`].
 pub(crate) enum TurnBegun {
     /// The turn is on disk and runs.
     Accepted(TurnHandle),
@@ -59,11 +58,9 @@ pub(crate) enum TurnBegun {
 /// For following a turn.
 #[derive(Clone)]
 pub(crate) struct TurnHandle {
-    /// The turn.
     pub prompt_id: PromptId,
     /// The turn's events come after this one.
     pub after_event: u64,
-    /// The session's events.
     pub feed: EventFeed,
     /// Set once, after the end is on disk; a dropped sender means that the turn never began.
     pub ended: watch::Receiver<Option<Arc<TurnEnded>>>,
@@ -72,7 +69,6 @@ pub(crate) struct TurnHandle {
 /// How a turn ended, for those who wait for it.
 #[derive(Debug)]
 pub(crate) struct TurnEnded {
-    /// The turn.
     pub prompt_id: PromptId,
     /// The state in which the turn's row ended.
     #[cfg_attr(not(test), expect(dead_code, reason = "callers read it from the result; tests look at it alone"))]
@@ -81,14 +77,13 @@ pub(crate) struct TurnEnded {
     pub result: Box<RawValue>,
     /// Why it failed, if it did.
     pub failure: Option<Failure>,
-    /// The id of its `result` event; absent where the end could not be written down.
+    /// The id of its `result` event; absent where the end could not be written to disk.
     pub event_id: Option<u64>,
 }
 
 /// Why a prompt was refused; nothing was started and nothing written.
 #[derive(Debug)]
 pub(crate) struct PromptRefused {
-    /// Why.
     pub failure: Failure,
     /// The turn that is running, for `turn_in_progress`.
     pub running: Option<PromptId>,
@@ -154,11 +149,9 @@ pub(crate) struct Probe;
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct SessionEnded {
-    /// Which one.
     pub session_id: SessionId,
     /// Which start of it; an older one's end is of no interest any more.
     pub generation: u64,
-    /// Why.
     pub cause: EndCause,
 }
 
@@ -175,7 +168,6 @@ pub(crate) enum EndCause {
     Idle,
     /// Somebody closed it.
     Closed,
-    /// The service stops.
     Drained,
 }
 
@@ -197,11 +189,9 @@ impl EndCause {
 #[derive(Message)]
 #[rtype(result = "Result<Arc<AgentFacts>, Failure>")]
 pub(crate) struct StartSession {
-    /// What to start.
     pub spec: Arc<SessionSpec>,
-    /// Restarts, event id and so on of an earlier life.
+    /// Restarts, event id and so on of an earlier start.
     pub past: Past,
-    /// Its seat.
     pub seat: super::capacity_guard::Permit,
     /// Its agent, where that works already.
     pub adopted: Option<Box<Adopted>>,
@@ -212,13 +202,12 @@ pub(crate) struct StartSession {
 #[rtype(result = "()")]
 pub(crate) struct Proven(pub SessionId, pub Arc<AgentFacts>);
 
-/// An agent that an earlier life of the service left in the middle of a turn.
+/// An agent that an earlier process left during a turn.
 pub(crate) struct Adopted {
     /// The way to it.
     pub session: AdoptedSession,
     /// What its handshake told.
     pub facts: AgentFacts,
-    /// The turn.
     pub prompt: PromptRow,
     /// The id of its request.
     pub call: u64,
@@ -241,12 +230,11 @@ pub(crate) struct Past {
     pub restarts: u32,
 }
 
-/// workspaces → supervisor: closes a session. Replies when its agent is let go and its row says so; `false`
+/// workspaces → supervisor: closes a session. Replies when its agent is released and its row says so; `false`
 /// where it was not live.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub(crate) struct CloseSession {
-    /// Which one.
     pub session_id: SessionId,
 }
 
@@ -256,15 +244,15 @@ pub(crate) struct CloseSession {
 #[rtype(result = "()")]
 pub(crate) struct DrainSessions;
 
-/// turn ticket, session → SuccessWindow: what came of a turn or a handshake, once it is on disk. Each sender is owned
+/// turn ticket, session → SuccessWindow: the outcome of a turn or a handshake, once it is on disk. Each sender is owned
 /// by one turn and so has a place of its own: it is refused only by a window that is gone.
 #[derive(Message, Debug, Clone, Copy)]
 #[rtype(result = "()")]
 pub(crate) struct OutcomeObserved(pub TurnReport);
 
-/// SuccessWindow → ProtocolRouter: the success rate is too low. Replies when that is settled and written down; `false`
-/// where a pin holds the route, or why it could not be written: then it is told again with the next outcome. Waits for
-/// room.
+/// SuccessWindow → ProtocolRouter: the success rate is too low. Replies when that is settled and written to disk;
+/// `false` where a pin holds the route, or why it could not be written: then it is told again with the next outcome.
+/// Waits for room.
 #[derive(Message, Debug)]
 #[rtype(result = "Result<bool, Failure>")]
 pub(crate) struct WindowBreached {
@@ -274,7 +262,8 @@ pub(crate) struct WindowBreached {
     pub figures: WindowFigures,
 }
 
-/// SuccessWindow → ProtocolRouter: what came of a canary, or of one of the first turns after a restore. Waits for room.
+/// SuccessWindow → ProtocolRouter: the outcome of a canary, or of one of the first turns after a restore. Waits for
+/// room.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct TurnObserved(pub TurnReport);
@@ -316,7 +305,7 @@ pub(crate) enum RouteChange {
     Restore,
     /// Pins a route, or releases the pin.
     Pin(Option<Route>),
-    /// The route where nothing speaks against it.
+    /// The route where nothing overrides it.
     Default(Route),
     /// Whether a migration may move the workspace.
     MigrationEnabled(bool),
@@ -327,7 +316,6 @@ pub(crate) enum RouteChange {
 /// A route as its router sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteView {
-    /// The machine.
     pub routing: Routing,
     /// Whether a migration may move the workspace.
     pub migration_enabled: bool,
@@ -339,7 +327,8 @@ pub(crate) struct RouteView {
     pub is_flipped: bool,
 }
 
-/// writer's wakes → Notifications: these sequences of toasts have grown. Comes as a stream, so nothing waits for it.
+/// writer's wakes → Notifications: these sequences of notifications have grown. Comes as a stream, so nothing waits for
+/// it.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct StreamGrew(pub Vec<Stream>);
@@ -350,7 +339,6 @@ pub(crate) struct StreamGrew(pub Vec<Stream>);
 pub(crate) struct Subscribe {
     /// What it wants to see.
     pub scope: Scope,
-    /// What it has.
     pub after: u64,
     /// Whether it wants telemetry too.
     pub wants_telemetry: bool,
@@ -358,14 +346,13 @@ pub(crate) struct Subscribe {
     pub cut: Cut,
 }
 
-/// What became of a [`Subscribe`].
+/// Outcome of a [`Subscribe`].
 #[derive(Debug)]
 pub(crate) enum Subscribed {
     /// It is entered: what it has missed, and everything after that.
     Joined {
         /// In order.
         missed: Vec<Arc<NotificationFrame>>,
-        /// What comes.
         outlet: Outlet,
     },
     /// Too much came meanwhile: it has to read on, and ask again.

@@ -57,17 +57,17 @@ impl Storm {
         Self(Arc::new(Inner { flips: Mutex::default(), store, metrics, clock }))
     }
 
-    /// Takes up the storm of whose end an earlier life of the service did not tell: its alarm is not raised again, and is
+    /// Takes up the storm of whose end an earlier process did not tell: its alarm is not raised again, and is
     /// resolved when it is over.
     ///
     /// # Errors
     /// Where the database cannot be read.
-    pub(crate) async fn take_up(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+    pub(crate) async fn recover(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let unended = store.unended_storm(PERIOD, MAX_REMEMBERED).await?;
         let storm = Self::new(store, metrics, clock);
         if let Some(UnendedStorm { since, alarms, flips }) = unended {
             tracing::info!(marker = "[ROLLBACK]", %since, "open mass rollback alert recovered");
-            let counted = FlipStorm::take_up(since, flips, storm.0.clock.steady());
+            let counted = FlipStorm::recover(since, flips, storm.0.clock.steady());
             *storm.flips() = Flips { counted, alarms: alarms.into_iter().map(told).collect() };
             storm.0.metrics.routes().storm(true);
             actix::spawn(storm.clone().resolve());
@@ -76,8 +76,8 @@ impl Storm {
     }
 
     /// A workspace rolls back by itself, and this is about to be written. Gives what operators are told in place of its
-    /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it. Where
-    /// a storm begins with it, the alarm is raised, and resolved when it is over.
+    /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it.
+    /// Where a storm begins with it, the alarm is raised, and resolved when it is over.
     pub(crate) fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewNotification> {
         let (now, live) = (self.0.clock.steady(), self.live());
         let mut flips = self.flips();
@@ -208,7 +208,7 @@ mod tests {
         /// What a process that starts now finds.
         async fn start(&self) -> Storm {
             let metrics = Metrics::new("test", None).unwrap();
-            Storm::take_up(self.store.clone(), metrics, self.clock.clone()).await.unwrap()
+            Storm::recover(self.store.clone(), metrics, self.clock.clone()).await.unwrap()
         }
 
         fn pass(&self, seconds: i64) {
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_storm_that_a_restart_cut_off_goes_on_with_its_alarm_and_ends_once() {
+    async fn storm_keeps_its_alarm_over_a_restart_and_ends_once() {
         let stage = stage();
         let first = stage.start().await;
         let mut alarms = Vec::new();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn of_two_starts_that_find_a_storm_over_one_tells_its_end() {
+    async fn concurrent_starts_report_the_end_of_a_storm_once() {
         let stage = stage();
         let first = stage.start().await;
         for n in 0..5 {

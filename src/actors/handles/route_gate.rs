@@ -31,7 +31,7 @@ struct Inner {
     window: Mutex<Option<Window>>,
 }
 
-/// Tells the window what came of one turn or handshake. From any thread; never blocks.
+/// Tells the window the outcome of one turn or handshake. From any thread; never blocks.
 pub(crate) type Reporter = Box<dyn FnOnce(TurnReport) + Send>;
 
 /// A window, as who reports to it sees it.
@@ -83,7 +83,6 @@ impl RouteGate {
         self.0.state.send_replace(state);
     }
 
-    /// The route now.
     pub(crate) fn state(&self) -> RouteState {
         self.0.state.borrow().clone()
     }

@@ -35,9 +35,7 @@ use crate::{
 /// What a session is; it does not change while the session lives.
 #[derive(Debug)]
 pub(crate) struct SessionSpec {
-    /// Its id.
     pub session_id: SessionId,
-    /// Its workspace.
     pub workspace: WorkspaceKey,
     /// For whom it works.
     pub user_id: Option<UserId>,
@@ -80,7 +78,6 @@ impl SharedPolicy {
         shared
     }
 
-    /// The policy now.
     pub(crate) fn get(&self) -> PermissionPolicy {
         POLICIES.get(usize::from(self.0.load(Ordering::Acquire))).copied().unwrap_or_default()
     }
@@ -95,9 +92,8 @@ impl SharedPolicy {
 /// What can be told about a session at any time.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionView {
-    /// Where it stands.
     pub state: SessionState,
-    /// How the way to its agent is.
+    /// How the connection to its agent is.
     pub connection: ConnectionStatus,
     /// The class of the error with which the last turn failed; absent where it did not.
     pub last_failure: Option<ErrorClass>,
@@ -144,29 +140,27 @@ impl SessionView {
 /// The part of a live session that outlives its actor's restarts.
 #[derive(Debug)]
 pub(crate) struct SessionShared {
-    /// What it is.
     pub spec: Arc<SessionSpec>,
-    /// Its events.
     pub feed: EventFeed,
     view: Mutex<SessionView>,
     /// What its user is to be told with the row of the session, which is written once it is ready.
-    untold: Mutex<Option<SessionNotice>>,
+    deferred_notice: Mutex<Option<SessionNotice>>,
 }
 
 impl SessionShared {
     /// Starts with a view.
     pub(crate) fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
-        Self { spec, feed, view: Mutex::new(view), untold: Mutex::default() }
+        Self { spec, feed, view: Mutex::new(view), deferred_notice: Mutex::default() }
     }
 
     /// Leaves something to be told with the row of the session.
-    pub(crate) fn tell_later(&self, session_notice: SessionNotice) {
-        *self.untold.lock() = Some(session_notice);
+    pub(crate) fn defer_notice(&self, session_notice: SessionNotice) {
+        *self.deferred_notice.lock() = Some(session_notice);
     }
 
     /// Takes what was left to be told.
-    pub(crate) fn take_untold(&self) -> Option<SessionNotice> {
-        self.untold.lock().take()
+    pub(crate) fn take_deferred_notice(&self) -> Option<SessionNotice> {
+        self.deferred_notice.lock().take()
     }
 
     /// Changes the state, counts the change, and gives the view for what goes with it.
@@ -181,28 +175,28 @@ impl SessionShared {
     pub(crate) fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
         let progress = Progress { accepted_at, plan: None, usual: self.spec.pace.median() };
         self.view().progress = Some(progress);
-        if progress.is_told_at_start(now) {
-            self.tell(prompt, &progress, now);
+        if progress.is_published_at_start(now) {
+            self.publish(prompt, &progress, now);
         }
     }
 
     /// Notes how much of its plan the agent has done, and tells the readers; `None` where it has no plan any more.
-    pub(crate) fn plan_told(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
+    pub(crate) fn on_plan(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
         let noted = {
             let mut view = self.view();
             view.progress = view.progress.map(|progress| Progress { plan, ..progress });
             view.progress
         };
         if let Some(progress) = noted {
-            self.tell(prompt, &progress, now);
+            self.publish(prompt, &progress, now);
         }
     }
 
-    fn tell(&self, prompt: PromptId, progress: &Progress, now: Timestamp) {
+    fn publish(&self, prompt: PromptId, progress: &Progress, now: Timestamp) {
         self.feed.announce(Some(prompt), EventKind::Progress, &json!(TurnProgress::of(progress, now)));
     }
 
-    /// How the way to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
+    /// How the connection to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
     pub(crate) fn connection_status(&self) -> ConnectionStatus {
         let is_rolled_back = self.spec.gate.route() == Route::Http;
         let view = self.view();

@@ -21,17 +21,14 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Frames that wait for the hub; what does not fit is left out, since a newer one follows.
+/// Frames that wait for the hub; what does not fit is skipped, since a newer one follows.
 const QUEUE: usize = 1024;
 
 /// One frame, and whom it is about.
 #[derive(Debug)]
 pub(crate) struct SessionTelemetry {
-    /// The workspace.
     pub workspace: WorkspaceKey,
-    /// The session.
     pub session: SessionId,
-    /// Its user.
     pub user: Option<UserId>,
     /// JSON.
     pub text: String,
@@ -45,7 +42,7 @@ pub(crate) struct TelemetryFeed {
     metrics: Metrics,
 }
 
-/// The hub's end. Cheap to clone: a hub that takes another one's place goes on with it.
+/// The hub's end. Cheap to clone: a hub that takes another one's place resumes it.
 #[derive(Debug, Clone)]
 pub(crate) struct TelemetrySource {
     /// How many watch.

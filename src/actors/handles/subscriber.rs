@@ -1,6 +1,7 @@
 //! What goes to one subscriber: a bounded queue between the hub and its socket.
 //!
-//! A subscriber that is behind by more than the queue holds is let go with the place to resume from; nobody waits for it.
+//! A subscriber that is behind by more than the queue holds is released with the place to resume from; nobody waits for
+//! it.
 
 use std::{
     fmt,
@@ -28,21 +29,22 @@ use crate::{
     store::{NotificationRow, StoredNotification, UnreadableNotification},
 };
 
-/// A toast as it is sent: written once, shared by all who get it.
+/// A notification as it is sent: written once, shared by all who get it.
 #[derive(Debug)]
 pub(crate) struct NotificationFrame {
     /// Its place in its sequence.
     pub seq: u64,
-    /// When it was written down.
+    /// When it was written to disk.
     pub created: Timestamp,
-    /// JSON; none where the toast cannot be read: then its readers have to be told that something is missing here.
+    /// JSON; none where the notification cannot be read: then its readers have to be told that something is missing
+    /// here.
     pub text: Option<ByteString>,
     workspace: Option<WorkspaceId>,
     session: Option<SessionId>,
     user: Option<UserId>,
 }
 
-/// A toast as clients see it.
+/// A notification as clients see it.
 pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
     Toast {
         id: row.notification_id.to_string(),
@@ -88,11 +90,11 @@ impl NotificationFrame {
 /// What waits for a subscriber.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
-    /// A toast.
+    /// A notification.
     Toast(Arc<NotificationFrame>),
     /// A frame of telemetry, as JSON.
     Telemetry(ByteString),
-    /// So many frames of telemetry were left out, and nothing more waits.
+    /// So many frames of telemetry were skipped, and nothing more waits.
     LeftOut(u64),
     /// Up to this number there is nothing more for it.
     ReadUntil(u64),
@@ -111,9 +113,8 @@ impl Item {
 /// Why nothing more comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It was let go.
+    /// It was released.
     Evicted(Eviction),
-    /// The service stops.
     Stopping,
     /// The hub broke, by a fault of ours; another one takes its place.
     Broken,
@@ -127,12 +128,11 @@ struct Gauge {
     bytes: AtomicUsize,
     taken: AtomicU64,
     left_out: AtomicU64,
-    /// Wakes a subscriber that has taken everything before it could see that something was left out.
+    /// Wakes a subscriber that has taken everything before it could see that something was skipped.
     has_left_out: Notify,
     ending: OnceLock<Ending>,
 }
 
-/// The hub's end.
 pub(crate) struct Intake {
     scope: Scope,
     wants_telemetry: bool,
@@ -162,7 +162,7 @@ pub(crate) struct Outlet {
     gauge: Arc<Gauge>,
 }
 
-/// How long a subscriber that was let go may take to close its socket, until that is broken.
+/// How long a subscriber that was released may take to close its socket, until that is broken.
 const PARTING: Duration = Duration::from_secs(4);
 
 /// A pair of ends.
@@ -185,7 +185,7 @@ pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) ->
 }
 
 impl Intake {
-    /// Hands a toast on, where it is for this subscriber and new to it. One that is too far behind is let go.
+    /// Hands a notification on, where it is for this subscriber and new to it. One that is too far behind is released.
     pub(crate) fn toast(&mut self, frame: &Arc<NotificationFrame>) {
         if frame.seq <= self.after || !frame.is_for(&self.scope) {
             return;
@@ -196,8 +196,8 @@ impl Intake {
         }
     }
 
-    /// Tells one for whom nothing waits that up to a number there is nothing more for it: what is not for it need not be
-    /// looked at again when it comes back.
+    /// Tells one for whom nothing waits that up to a number there is nothing more for it: what is not for it need not
+    /// be looked at again when it comes back.
     pub(crate) fn read_until(&mut self, seq: u64) {
         if seq > self.told && self.is_idle() && self.push(Item::ReadUntil(seq)) {
             self.told = seq;
@@ -209,7 +209,7 @@ impl Intake {
     }
 
     /// Hands telemetry on, where it is wanted. It takes half of the queue at most, so that it is never in the way of a
-    /// toast; what does not fit is counted, and nothing worse.
+    /// notification; what does not fit is counted, and nothing worse.
     pub(crate) fn telemetry(&mut self, about: (&WorkspaceId, SessionId, Option<&UserId>), text: &ByteString) {
         let (workspace, session, user) = about;
         if !self.wants_telemetry || !self.scope.takes(Some(workspace), Some(session), user) {
@@ -252,8 +252,8 @@ impl Intake {
         }
     }
 
-    /// Whether the subscriber is gone. One that takes nothing of what waits is let go, and one that was let go and neither
-    /// takes what waits nor closes its socket in time has it broken.
+    /// Whether the subscriber is gone. One that takes nothing of what waits is released, and one that was released and
+    /// neither takes what waits nor closes its socket in time has it broken.
     pub(crate) fn is_gone(&mut self, now: Instant) -> bool {
         if Arc::strong_count(&self.gauge) == 1 {
             return true;
@@ -280,7 +280,7 @@ impl Intake {
 }
 
 impl Outlet {
-    /// The next item, or why nothing more comes. Once everything is taken it says how much telemetry was left out, which
+    /// The next item, or why nothing more comes. Once everything is taken it says how much telemetry was skipped, which
     /// may have been the last of it. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Item, Ending> {
         loop {
@@ -309,7 +309,7 @@ impl Outlet {
         item
     }
 
-    /// Takes the number of frames of telemetry that were left out since it was last asked.
+    /// Takes the number of frames of telemetry that were skipped since it was last asked.
     pub(crate) fn left_out(&self) -> u64 {
         self.gauge.left_out.swap(0, Ordering::AcqRel)
     }
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_everything_is_told_how_far_that_is_and_who_has_not_is_not() {
+    async fn only_an_up_to_date_subscriber_gets_the_head() {
         let (mut intake, mut outlet) = watched();
         intake.read_until(3);
         intake.read_until(3);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_was_let_go_has_time_as_long_as_it_takes_what_waits_but_not_for_ever() {
+    async fn evicted_subscriber_may_drain_for_a_bounded_time() {
         let cuts = Arc::new(AtomicUsize::new(0));
         let cut = {
             let cuts = cuts.clone();
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn telemetry_that_was_left_out_is_told_though_none_follows() {
+    async fn skipped_telemetry_is_reported_without_a_successor() {
         let (mut intake, mut outlet) = watched();
         tell(&mut intake, QUEUE_FRAMES / 2 + 3);
         for _ in 0..QUEUE_FRAMES / 2 {
@@ -396,7 +396,7 @@ mod tests {
 
     /// The hub finds no room; before it notes that, the subscriber has taken everything and waits.
     #[tokio::test]
-    async fn who_waits_already_is_told_of_what_was_left_out_a_moment_ago() {
+    async fn waiting_subscriber_learns_of_skipped_telemetry() {
         let (intake, mut outlet) = watched();
         let waiting = tokio::spawn(async move { outlet.next().await });
         tokio::task::yield_now().await;
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_word_of_the_hub_it_broke() {
+    async fn missing_hub_reply_means_a_break() {
         let (intake, mut outlet) = watched();
         drop(intake);
         assert!(matches!(outlet.next().await, Err(Ending::Broken)));

@@ -1,4 +1,4 @@
-//! Goes on with the runs that are open.
+//! Resumes the runs that are open.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// Runs that are gone on with at the same time; the others wait, the oldest goes first.
+/// Runs that are resumed at the same time; the others wait, the oldest goes first.
 const RUNS_AT_ONCE: usize = 4;
 /// After so long the open runs are looked at again, whatever is expected: another supervisor may have left one, and ACP
 /// may be healthy again.
@@ -81,7 +81,7 @@ impl Migrations {
 }
 
 impl Driver {
-    /// Goes on with what can be gone on with. Says when to look again.
+    /// Resumes what can be resumed. Says when to look again.
     async fn look(&mut self) -> Result<Instant, Failure> {
         let mut open = self.open().await?;
         if Instant::now() >= self.next_rollout {
@@ -98,14 +98,14 @@ impl Driver {
             match self.waiting.get(&row.run_id) {
                 _ if is_running => {}
                 Some(until) if *until > now => wakes_at = wakes_at.min(*until),
-                _ if self.passes.len() < RUNS_AT_ONCE => self.go_on(row, now),
+                _ if self.passes.len() < RUNS_AT_ONCE => self.resume_run(row, now),
                 _ => {}
             }
         }
         Ok(wakes_at.max(now + SHORTEST))
     }
 
-    fn go_on(&mut self, row: MigrationRunRow, now: Instant) {
+    fn resume_run(&mut self, row: MigrationRunRow, now: Instant) {
         let since = self.seen.get(&row.run_id).map_or(now, |(_, since)| *since);
         let is_abandoned = self.migrations.0.is_alone || now.saturating_duration_since(since) >= ABANDONED;
         let run_id = row.run_id;

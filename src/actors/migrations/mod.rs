@@ -1,7 +1,7 @@
 //! Migrations of fleets: begins, changes and runs them. One driver in each supervisor; the rules are in
 //! [`crate::domain::migration`].
 //!
-//! Invariant: a run is written down before anything of it is done, guarded by its version. So of two supervisors one
+//! Invariant: a run is written to disk before anything of it is done, guarded by its version. So of two supervisors one
 //! makes a step, and what a process that died has begun is settled by whoever looks at it next.
 
 mod driver;
@@ -48,22 +48,22 @@ struct Inner {
 pub(crate) enum RunChange {
     /// Moves nothing more until it is resumed.
     Pause,
-    /// Goes on.
+    /// Continues.
     Resume,
-    /// Ends it.
     Cancel,
     /// Moves back what it moved.
     RollBack,
 }
 
 impl Migrations {
-    /// Of the workspaces of one database. `is_alone` says that no other supervisor uses it, so that what is under way at
-    /// the start is nobody's.
+    /// Of the workspaces of one database. `is_alone` says that no other supervisor uses it, so that what is under way
+    /// at the start is nobody's.
     pub(crate) fn new(workspaces: Workspaces, is_alone: bool, auto_look: Duration) -> Self {
         Self(Arc::new(Inner { workspaces, changed: Notify::new(), is_alone, auto_look }))
     }
 
-    /// Begins a run. A failure has begun nothing, or it is not known whether it has. A dropped future may have begun it.
+    /// Begins a run. A failure has begun nothing, or it is not known whether it has. A dropped future may have begun
+    /// it.
     pub(crate) async fn begin(
         &self,
         plan: MigrationPlan,
@@ -106,7 +106,7 @@ impl Migrations {
                     self.0.changed.notify_one();
                     return Ok(MigrationRunRow { version, updated: now, ..row });
                 }
-                // The driver went on in the same moment.
+                // The driver continued in the same moment.
                 SavedMigrationRun::Stale(now) => found = now.map(|row| *row),
             }
         }

@@ -26,22 +26,17 @@ use crate::{
 /// A workspace that is to get another default.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
-    /// The run.
     pub run_id: Uuid,
-    /// Which workspace.
     pub key: WorkspaceKey,
-    /// Which default.
     pub to: Route,
     /// Who wants it, and why.
     pub attribution: Attribution,
-    /// When it began.
     pub now: Timestamp,
 }
 
 /// How a move ended.
 #[derive(Debug)]
 pub(super) struct Moved {
-    /// Which workspace.
     pub workspace: WorkspaceId,
     /// Why it is where it was, if it is.
     pub outcome: Result<(), Redacted>,
@@ -61,7 +56,7 @@ pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
         }
     };
     if !was_in_use {
-        workspaces.let_go(&step.key);
+        workspaces.evict(&step.key);
     }
     // A flip leaves its own row.
     let row = match &outcome {

@@ -1,4 +1,4 @@
-//! One step of a migration: look at a batch, write down that it is under way, move it, write down how that ended.
+//! One step of a migration: look at a batch, write that it is under way, move it, write how that ended.
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ use crate::{
 
 /// Workspaces of one run that are moved at the same time: each starts an agent to shake hands with.
 const MOVES_AT_ONCE: usize = 8;
-/// How often a step that is under way is written down, so that its progress shows and others see that somebody is at it.
+/// How often a step that is under way is written to disk, so that its progress shows and others see that somebody is at
+/// it.
 const BEAT: Duration = Duration::from_secs(2);
 /// What comes after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +47,9 @@ impl Pass {
         Self { workspaces, row }
     }
 
-    /// Makes the step. `may_settle` says that nobody else is at it. A database or a runtime that is away fails it before
-    /// anything is moved; what is under way is written down in any case, once that is possible. A dropped future leaves
-    /// moves that the next start has to settle.
+    /// Makes the step. `may_settle` says that nobody else is at it. A database or a runtime that is away fails it
+    /// before anything is moved; what is under way is written to disk in any case, once that is possible. A dropped
+    /// future leaves moves that the next start has to settle.
     pub(crate) async fn run(mut self, may_settle: bool) -> Result<After, Failure> {
         let before = self.row.run.clone();
         let is_healthy = self.workspaces.fleet_health().is_healthy();
@@ -130,7 +131,7 @@ impl Pass {
         self.workspaces.services().store.record_migration(moves::skipped(&step, from, reason)).await
     }
 
-    /// Moves those that are under way, and writes down how that ended, also where it was paused, cancelled or rolled back
+    /// Moves those that are under way, and writes how that ended, also where it was paused, cancelled or rolled back
     /// meanwhile.
     async fn act(&mut self, those: Vec<WorkspaceId>, to: Route) -> Result<After, Failure> {
         let steps: Vec<_> = those.iter().map(|workspace| self.step(workspace, to)).collect();
@@ -163,7 +164,7 @@ impl Pass {
             }
             tokio::time::sleep(RETRY).await;
         }
-        self.tell();
+        self.log_progress();
         Ok(After::Again)
     }
 
@@ -196,13 +197,13 @@ impl Pass {
         }
     }
 
-    /// Writes the run down before anything is done. `false`: somebody else did in the meantime, and it is to be looked at
-    /// anew.
+    /// Writes the run down before anything is done. `false`: somebody else did in the meantime, and it is to be looked
+    /// at anew.
     async fn save(&mut self) -> Result<bool, Failure> {
         match self.try_save().await.map_err(|cause| store::failure(&cause))? {
             SavedMigrationRun::Saved(version) => {
                 self.row.version = version;
-                self.tell();
+                self.log_progress();
                 Ok(true)
             }
             SavedMigrationRun::Stale(_) => Ok(false),
@@ -230,7 +231,7 @@ impl Pass {
         self.workspaces.services().metrics.routes().migrated(step);
     }
 
-    fn tell(&self) {
+    fn log_progress(&self) {
         let (run, progress) = (&self.row.run, self.row.run.progress());
         tracing::info!(
             marker = "[MIGRATION]",

@@ -15,12 +15,12 @@ use crate::{
     store::{self, Page, RouteFilter, TenantProtocol},
 };
 
-/// Workspaces that are written down, or looked at, at once: other writes wait for some milliseconds.
+/// Workspaces that are written to disk, or looked at, at once: other writes wait for some milliseconds.
 const WORKSPACES_AT_ONCE: usize = 100;
 
 /// Keeps what a tenant wants. Where new workspaces get another route by it, those that are there keep theirs; where ACP
-/// is not wanted at all, all of them are moved to HTTP, those too that are pinned to ACP. Says how many went from ACP to
-/// HTTP. Safe to retry: what is done stays done, and the rest is done then. A dropped future may have done a part.
+/// is not wanted at all, all of them are moved to HTTP, those too that are pinned to ACP. Says how many went from ACP
+/// to HTTP. Safe to retry: what is done stays done, and the rest is done then. A dropped future may have done a part.
 pub(crate) async fn change(
     workspaces: &Workspaces,
     before: &TenantProtocol,

@@ -1,8 +1,8 @@
-//! Notifications: hands toasts to their subscribers once they are committed, and telemetry as it comes.
+//! Notifications: hands notifications to their subscribers once they are committed, and telemetry as it comes.
 //!
-//! The rows are the truth: a commit only wakes this actor, which reads what came after the newest toast that it knows,
-//! in order, and hands it on. So nothing is told before it is on disk, nothing is left out, and it does not matter which
-//! process wrote it.
+//! The rows are the truth: a commit only wakes this actor, which reads what came after the newest notification that it
+//! knows, in order, and hands it on. So nothing is told before it is on disk, nothing is skipped, and it does not
+//! matter which process wrote it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,9 +27,9 @@ use crate::{
 
 /// Subscriptions that wait to be entered; more wait with their senders.
 const MAILBOX: usize = 1024;
-/// Toasts of a sequence that are kept at hand, for those who come while others are being told.
+/// Notifications of a sequence that are kept at hand, for those who come while others are being told.
 const RECENT: usize = 256;
-/// Toasts that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
+/// Notifications that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
 const AT_ONCE: usize = 128;
 /// So often subscribers that are gone, or stand still, are looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A sequence that somebody reads.
 #[derive(Debug, Default)]
 struct FollowedStream {
-    /// The newest toast that was handed on.
+    /// The newest notification that was handed on.
     head: u64,
     /// The last of them, without a hole until `head`.
     recent: VecDeque<Arc<NotificationFrame>>,
@@ -52,13 +52,12 @@ struct FollowedStream {
 /// What a hub works with, and what outlives it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct HubServices {
-    /// Where toasts are.
     pub store: Store,
     /// How sessions are doing.
     pub telemetry: TelemetrySource,
     /// Whether others write the same database, so that it has to be looked at without being woken.
     pub is_shared: bool,
-    /// Whether subscribers are let go, and those too that still come.
+    /// Whether subscribers are released, and those too that still come.
     pub closed: Arc<watch::Sender<bool>>,
 }
 
@@ -69,7 +68,6 @@ impl HubServices {
     }
 }
 
-/// The hub.
 pub(crate) struct Notifications {
     services: HubServices,
     followed: HashMap<Stream, FollowedStream>,
@@ -103,7 +101,7 @@ impl Actor for Notifications {
 }
 
 impl Notifications {
-    /// Reads what came after the newest toast that was handed on.
+    /// Reads what came after the newest notification that was handed on.
     fn read(&mut self, stream: Stream, ctx: &mut Context<Self>) {
         let Some(followed) = self.followed.get_mut(&stream) else { return };
         if std::mem::replace(&mut followed.is_read, true) {
@@ -122,7 +120,7 @@ impl Notifications {
     }
 
     fn on_read(&mut self, stream: Stream, after: u64, read: Result<StreamPage, StoreError>, ctx: &mut Context<Self>) {
-        let Some(followed) = self.followed.get_mut(&stream).filter(|followed| followed.goes_on_after(after)) else {
+        let Some(followed) = self.followed.get_mut(&stream).filter(|followed| followed.resumes_after(after)) else {
             return;
         };
         followed.is_read = false;
@@ -176,7 +174,7 @@ impl Notifications {
 impl FollowedStream {
     /// Whether what was read after a number is what comes next. Else it was read for those who are gone: the line was
     /// forgotten meanwhile, begun anew elsewhere, and is read on its own.
-    fn goes_on_after(&self, number: u64) -> bool {
+    fn resumes_after(&self, number: u64) -> bool {
         self.head == number
     }
 
@@ -196,7 +194,7 @@ impl FollowedStream {
 }
 
 impl StreamHandler<StreamGrew> for Notifications {
-    /// The hub goes on for those who are there.
+    /// The hub continues for those who are there.
     fn finished(&mut self, _: &mut Self::Context) {}
 
     fn handle(&mut self, StreamGrew(streams): StreamGrew, ctx: &mut Self::Context) {
@@ -298,10 +296,10 @@ mod tests {
         }
     }
 
-    /// A reading may outlive those for whom it was begun: the line is forgotten, and begun anew by somebody who has less,
-    /// or more.
+    /// A reading may outlive those for whom it was begun: the line is forgotten, and begun anew by somebody who has
+    /// less, or more.
     #[actix::test]
-    async fn what_was_read_for_others_is_neither_told_twice_nor_in_the_place_of_what_is_next() {
+    async fn shared_reads_are_delivered_once_and_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let (_, telemetry) = session_progress::telemetry(Metrics::new("0", None).unwrap());

@@ -1,5 +1,5 @@
-//! The way to the hub of notifications. A hub that panics is replaced; what it told its subscribers is on disk, so they go
-//! on from their cursors.
+//! The way to the hub of notifications. A hub that panics is replaced; what it told its subscribers is on disk, so they
+//! go on from their cursors.
 
 pub(crate) mod hub;
 pub(crate) mod webhook;
@@ -22,19 +22,19 @@ use crate::{
     store::{self, StoreError},
 };
 
-/// Reads of subscribers that go on at the same time: half of the store's readers.
+/// Reads of subscribers that continue at the same time: half of the store's readers.
 const READERS: usize = 4;
-/// Looks for tickets that go on at the same time.
+/// Looks for tickets that continue at the same time.
 const STRANGERS: usize = 1;
 /// The longest wait for a turn: as long as a ticket holds, for which a page would have to ask again anyway.
 const TURN_WAIT: Duration = Duration::from_secs(30);
-/// How long a subscriber waits for a hub that is being replaced; longer than that takes unless it panics again and again.
+/// How long a subscriber waits for a hub that is being replaced; longer than that takes unless it panics again and
+/// again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The way to the hub. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct NotificationHub {
-    /// The present one.
     hub: watch::Receiver<Option<Addr<Notifications>>>,
     seats: Arc<Semaphore>,
     readers: Arc<Semaphore>,
@@ -60,8 +60,8 @@ impl NotificationHub {
         Self { hub, seats, readers, strangers, max_subscribers, closed }
     }
 
-    /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and nobody
-    /// else for them. A turn ends with its read, also where the subscriber stands still. Cancel-safe.
+    /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and
+    /// nobody else for them. A turn ends with its read, also where the subscriber stands still. Cancel-safe.
     ///
     /// # Errors
     /// Those of the read, and [`StoreError::Busy`] where the turn did not come in 30 s.
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_hub_that_panics_is_replaced_and_its_subscribers_go_on_from_their_cursors() {
+    async fn panicked_hub_is_replaced_and_subscribers_resume() {
         let stage = Stage::new(5);
         for hubs in 0..3 {
             let after = 2 * hubs;
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_hub_that_panics_too_often_is_not_replaced_at_once() {
+    async fn hub_that_panics_too_often_is_replaced_later() {
         let stage = Stage::new(1);
         stage.panics().await;
         stage.panics().await;

@@ -1,6 +1,6 @@
 //! Posts what operators are told, until the receiver has it or it is given up.
 //!
-//! The rows are the truth: a commit only wakes it, and what an earlier life of the service left is found there. Which
+//! The rows are the truth: a commit only wakes it, and what an earlier process left is found there. Which
 //! answers are final and when the next try is stands in [`crate::domain::notify::webhook`].
 
 use std::{
@@ -35,7 +35,7 @@ use crate::{
 
 /// Posts that are out at a time: one that takes long holds up no other, and a receiver is not stormed.
 const MAX_OUT: usize = 4;
-/// A claim outlives its post by this, so that what became of it is on disk before somebody else tries.
+/// A claim outlives its post by this, so that the outcome of it is on disk before somebody else tries.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// So often it is looked without being woken: for what other replicas left, and clocks that were set.
 const LOOK: Duration = Duration::from_secs(30);
@@ -69,9 +69,7 @@ impl WebhookStop {
 pub(crate) struct Webhooks {
     /// Where deliveries are kept.
     pub store: Store,
-    /// What is counted.
     pub metrics: Metrics,
-    /// The time.
     pub clock: Arc<dyn Clock>,
     /// The way to the receiver.
     pub poster: Arc<Poster>,
@@ -82,8 +80,8 @@ pub(crate) struct Webhooks {
 }
 
 impl Webhooks {
-    /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease is
-    /// over. The handle ends as [`Self::run`] does.
+    /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease
+    /// is over. The handle ends as [`Self::run`] does.
     pub(crate) fn start(self, stop: WebhookStop, keeper: Keeper) -> JoinHandle<()> {
         actix::spawn(keeper.keep("webhooks", move || actix::spawn(self.clone().run(stop.clone()))))
     }
@@ -97,12 +95,12 @@ impl Webhooks {
             tokio::select! {
                 () = stop.0.asked.notified() => {}
                 () = grown.operators() => {}
-                Some(ended) = out.join_next() => said(ended),
+                Some(ended) = out.join_next() => log_aborted(ended),
                 () = sleep(wait) => {}
             }
         }
         while let Some(ended) = out.join_next().await {
-            said(ended);
+            log_aborted(ended);
         }
     }
 
@@ -162,7 +160,7 @@ impl Webhooks {
         let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
         let verdict = self.rules.judge(attempt, answer, fraction);
         self.metrics.webhooks().tried(verdict);
-        tell(delivery_id, attempt, &notification, &answered, verdict);
+        log_result(delivery_id, attempt, &notification, &answered, verdict);
         let tried = TriedDelivery {
             delivery_id,
             lease_until,
@@ -177,14 +175,14 @@ impl Webhooks {
     }
 }
 
-fn said(ended: Result<(), tokio::task::JoinError>) {
+fn log_aborted(ended: Result<(), tokio::task::JoinError>) {
     if let Err(cause) = ended {
         tracing::error!(marker = "[ACP]", %cause, "webhook post was aborted; it is repeated");
     }
 }
 
 /// One line for each try.
-fn tell(
+fn log_result(
     delivery_id: Uuid,
     attempt: u32,
     notification: &NotificationRow,
@@ -245,7 +243,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn posting_goes_on_after_a_panic_and_ends_when_it_is_to() {
+    async fn posting_continues_after_a_panic_and_stops_on_request() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());

@@ -30,7 +30,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The route of one workspace. Cheap to clone; sessions hold it, and go on with it when its actors were replaced.
+/// The route of one workspace. Cheap to clone; sessions hold it, and resume it when its actors were replaced.
 #[derive(Clone)]
 pub(crate) struct WorkspaceRouting(Arc<Inner>);
 
@@ -61,8 +61,8 @@ impl fmt::Debug for WorkspaceRouting {
 }
 
 impl WorkspaceRouting {
-    /// Brings the route, what was counted and the pace of turns back, and starts the two actors on this thread. A workspace that was never
-    /// flipped takes its tenant's default. Safe to retry.
+    /// Brings the route, what was counted and the pace of turns back, and starts the two actors on this thread. A
+    /// workspace that was never flipped takes its tenant's default. Safe to retry.
     pub(crate) async fn start(key: WorkspaceKey, services: &Arc<Services>) -> Result<Self, Failure> {
         let (row, acp, http) = kept(&key, services).await?;
         let durations = services.store.turn_durations(key.clone(), PACE_TURNS).await;
@@ -74,7 +74,8 @@ impl WorkspaceRouting {
         Ok(Self(Arc::new(Inner { key, gate, pace, actors, metrics: services.metrics.clone() })))
     }
 
-    /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next time.
+    /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next
+    /// time.
     pub(crate) async fn look_after(self, services: Arc<Services>) {
         if self.actors().is_alive() {
             return;
@@ -108,22 +109,22 @@ impl WorkspaceRouting {
 
     /// The route as its router sees it.
     pub(crate) async fn view(&self) -> Result<RouteView, Failure> {
-        self.actors().router.send(ReadRoute).await.map_err(gone)
+        self.actors().router.send(ReadRoute).await.map_err(router_gone)
     }
 
     /// What the window holds.
     pub(crate) async fn figures(&self) -> Result<WindowFigures, Failure> {
-        self.actors().window.send(ReadWindow).await.map_err(gone)
+        self.actors().window.send(ReadWindow).await.map_err(router_gone)
     }
 
     /// Changes the route. A failure has changed nothing. A dropped future may have changed it.
     pub(crate) async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
-        self.actors().router.send(change).await.map_err(gone)?
+        self.actors().router.send(change).await.map_err(router_gone)?
     }
 
     /// Shakes hands with an agent of the workspace.
     pub(crate) async fn probe(&self) -> Result<(), Failure> {
-        self.actors().router.send(ProbeRoute).await.map_err(gone)?
+        self.actors().router.send(ProbeRoute).await.map_err(router_gone)?
     }
 
     fn actors(&self) -> Actors {
@@ -157,7 +158,7 @@ impl Actors {
     }
 }
 
-fn gone(_: actix::MailboxError) -> Failure {
+fn router_gone(_: actix::MailboxError) -> Failure {
     Failure::new(ErrorCode::Internal, "the workspace's router is gone; it is replaced in a moment")
 }
 

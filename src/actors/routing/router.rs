@@ -2,7 +2,8 @@
 //! [`crate::domain::routing`].
 //!
 //! A change counts only once it is on disk: the machine is asked on a copy, copy and flip are written in one
-//! transaction that holds only if nobody else flipped meanwhile, and then sessions, readers, metrics and log hear of it.
+//! transaction that holds only if nobody else flipped meanwhile, and then sessions, readers, metrics and log hear of
+//! it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -69,7 +70,7 @@ pub(crate) struct ProtocolRouter {
 type Saving = LocalBoxActorFuture<ProtocolRouter, Result<(), Failure>>;
 
 impl ProtocolRouter {
-    /// Goes on with a route as it was kept; what it decides is read at `gate`.
+    /// Resumes a route as it was kept; what it decides is read at `gate`.
     pub(crate) fn new(row: RouteRow, services: Arc<Services>, gate: RouteGate) -> Self {
         Self { row, services, gate, timer: None }
     }
@@ -88,7 +89,7 @@ impl ProtocolRouter {
         self.save_step(next, flip, settings, None)
     }
 
-    /// Writes down what has changed, then lets it count. `settings` are the two switches of administrators, `run_id` is
+    /// Writes what has changed, then lets it count. `settings` are the two switches of administrators, `run_id` is
     /// the migration of which it is a step.
     fn save_step(
         &mut self,
@@ -161,7 +162,7 @@ impl ProtocolRouter {
         let now = self.services.clock.now();
         for session in self.services.index.of_workspace(self.key()) {
             session.shared.feed.announce(None, EventKind::Rollback, &told);
-            // Its connection is let go, or wanted again.
+            // Its connection is released, or wanted again.
             self.services.telemetry.publish(&session.shared, now);
         }
         self.services.metrics.routes().flipped(flip.to, flip.trigger);
@@ -231,7 +232,7 @@ impl ProtocolRouter {
             let mut next = this.row.routing.clone();
             next.on_probe(probe, sample, now, fraction, &this.services.settings.recovery);
             let saving = this.save(next, None, None);
-            // What cannot be written down is made again: the probe counts as failed once its time is over.
+            // What cannot be written to disk is made again: the probe counts as failed once its time is over.
             ctx.wait(saving.map(|_, _, _| ()));
         }));
     }
@@ -369,7 +370,7 @@ pub(crate) fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteR
 }
 
 /// Starts an agent, shakes hands and lets it go; the agent is that of a live session, else the default one. Ends within
-/// `[recovery] probe_timeout_s`. What came of it is written down and counts in no window.
+/// `[recovery] probe_timeout_s`. Outcome of it is written to disk and counts in no window.
 pub(crate) async fn shake_hands(services: &Services, key: &WorkspaceKey) -> Result<(), Failure> {
     let live = services.index.of_workspace(key).into_iter().next();
     let (session_id, agent, folder) = match live {

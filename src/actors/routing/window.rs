@@ -23,7 +23,7 @@ use crate::{
 /// Outcomes that wait beyond the one place that each sender owns, which is what bounds them: a turn has one sender.
 const MAILBOX: usize = 64;
 
-/// Counts what became of a workspace's turns.
+/// Counts the outcome of a workspace's turns.
 pub(crate) struct SuccessWindow {
     workspace: WorkspaceKey,
     services: Arc<Services>,
@@ -39,7 +39,7 @@ pub(crate) struct SuccessWindow {
 }
 
 impl SuccessWindow {
-    /// Goes on with what was counted before.
+    /// Resumes what was counted before.
     pub(crate) fn new(
         workspace: WorkspaceKey,
         services: Arc<Services>,
@@ -52,7 +52,7 @@ impl SuccessWindow {
     }
 
     /// A breach is told once for each epoch, and again with the next outcome where the router could not write it down.
-    fn tell(&mut self, figures: WindowFigures, ctx: &mut Context<Self>) {
+    fn report_breach(&mut self, figures: WindowFigures, ctx: &mut Context<Self>) {
         let epoch = self.acp.epoch();
         if figures.state != WindowState::Breached || self.told == Some(epoch) {
             return;
@@ -91,7 +91,7 @@ impl Actor for SuccessWindow {
         ctx.set_mailbox_capacity(MAILBOX);
         // What was counted before a death may have gone unheard.
         let figures = self.acp.figures(self.services.clock.steady());
-        self.tell(figures, ctx);
+        self.report_breach(figures, ctx);
     }
 }
 
@@ -116,7 +116,7 @@ impl Handler<OutcomeObserved> for SuccessWindow {
             Route::Acp => {
                 self.acp.record(turn.epoch, sample, at);
                 let figures = self.acp.figures(at);
-                self.tell(figures, ctx);
+                self.report_breach(figures, ctx);
             }
             Route::Http => {
                 self.http.record(turn.epoch, sample, at);

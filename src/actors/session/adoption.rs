@@ -1,6 +1,6 @@
 //! Turns in whose middle the supervisor died, found again at a separate runtime, which kept their agents.
 //!
-//! A turn goes on only if the agent is known to have got its prompt: then its messages are there to the last one. A
+//! A turn continues only if the agent is known to have got its prompt: then its messages are there to the last one. A
 //! turn whose prompt may not have been handed over is interrupted; none is ever sent a second time.
 
 use std::{
@@ -34,11 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before a runtime that is not there is asked again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// A turn that can go on.
+/// A turn that can continue.
 pub(crate) struct Found {
     /// Its agent, and what is known about it.
     pub adopted: Adopted,
-    /// Its session.
     pub session: SessionRow,
 }
 
@@ -60,7 +59,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
             if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
                 return Ok(Err("no runtime answered".to_owned()));
             }
-            tokio::time::timeout(PATIENCE, ask(services, one, until, &answered)).await
+            tokio::time::timeout(PATIENCE, adopt_agent(services, one, until, &answered)).await
         };
         let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
         match found {
@@ -75,7 +74,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
     stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
 }
 
-/// The results of turns that do not go on, with what their agents had said as far as it is on disk.
+/// The results of turns that do not continue, with what their agents had said as far as it is on disk.
 pub(crate) async fn results_of_interrupted(
     services: &Services,
     turns: &[Unfinished],
@@ -109,7 +108,12 @@ pub(crate) async fn results_of_interrupted(
 }
 
 /// A runtime that is not there is asked again `until` then; one that answers, whatever it says, is noted.
-async fn ask(services: &Services, one: Unfinished, until: Instant, answered: &AtomicBool) -> Result<Found, String> {
+async fn adopt_agent(
+    services: &Services,
+    one: Unfinished,
+    until: Instant,
+    answered: &AtomicBool,
+) -> Result<Found, String> {
     let Unfinished { prompt, session } = one;
     let (Some(connection), Some(agent_session_id)) = (session.connection.clone(), session.agent_session_id.clone())
     else {

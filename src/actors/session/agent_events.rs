@@ -86,7 +86,7 @@ impl StreamHandler<AgentEvent> for Session {
         }
         // Whatever it was: the runtime keeps it, and reads no more from the agent once that is too much.
         match (in_turn, self.turn.is_some()) {
-            (true, true) => self.put_down(ctx),
+            (true, true) => self.save_entries(ctx),
             // What ended the turn is settled when that end is on disk.
             (true, false) => {}
             (false, _) => self.settle_outside(),
@@ -120,7 +120,7 @@ impl Session {
             return;
         };
         let Some(ticket) = &mut turn.ticket else {
-            // The turn is still being written down; the agent speaks of something else.
+            // The turn is still being written to disk; the agent speaks of something else.
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
         };
@@ -128,7 +128,7 @@ impl Session {
     }
 
     /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
-    pub(crate) fn put_down(&mut self, ctx: &mut Context<Self>) {
+    pub(crate) fn save_entries(&mut self, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         // A supervisor that comes back has to get what a person was asked and has not answered.
         let may_settle = !self.permissions.is_waiting();
@@ -193,7 +193,7 @@ impl Session {
         ctx.wait(writing.into_actor(self));
     }
 
-    /// Tells the readers that the way to the agent broke, or stands again.
+    /// Tells the readers that the connection to the agent broke, or stands again.
     fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
         let state = {
             let mut view = self.shared.view();
@@ -214,7 +214,7 @@ impl Session {
                 connection_log::changed(&self.services, spec, line, connection, cause, None, session_notice);
             }
             // Over the fallback, and in a turn that was taken over, there is no record of the line.
-            (None, Some(session_notice)) => connection_log::tell(&self.services, spec, session_notice, now),
+            (None, Some(session_notice)) => connection_log::notify(&self.services, spec, session_notice, now),
             (None, None) => {}
         }
         self.services.telemetry.publish(&self.shared, now);
@@ -264,11 +264,11 @@ impl Session {
         }
     }
 
-    /// Answers a permission request and writes down who decided what.
+    /// Answers a permission request and writes who decided what.
     pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
         self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
         self.respond(&answer.id, Ok(answer.response), ctx);
-        self.put_down(ctx);
+        self.save_entries(ctx);
     }
 
     /// Answers everything that waits for a person with `cancelled`.

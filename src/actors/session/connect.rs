@@ -37,7 +37,7 @@ use crate::{
 
 /// Messages of the conversation that are looked at for context; the context itself is bounded in bytes.
 const CONTEXT_MESSAGES: usize = 200;
-/// How long an agent may take to answer `session/close` before it is let go without.
+/// How long an agent may take to answer `session/close` before it is released without.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// A line to an agent that is to be made.
@@ -115,7 +115,8 @@ impl Session {
             if route == Route::Acp {
                 let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
-                let session_notice = this.telling_of(id, outcome.err(), runtime_answers, is_new && ready.is_some());
+                let session_notice =
+                    this.notice_of_handshake(id, outcome.err(), runtime_answers, is_new && ready.is_some());
                 connection_log::note(
                     &this.services,
                     &this.shared.spec,
@@ -153,7 +154,7 @@ impl Session {
 
     /// What the user is told of a handshake that lets the session go over to the fallback; again only once ACP was well
     /// in between. Of one that is being opened it is told with the session's row, which is not there yet.
-    fn telling_of(
+    fn notice_of_handshake(
         &self,
         handshake: Uuid,
         failure: Option<&Failure>,
@@ -165,7 +166,7 @@ impl Session {
         let spec = &self.shared.spec;
         let session_notice = notices::of_failed_handshake(spec, failure.code, handshake, self.services.clock.now());
         if is_first {
-            self.shared.tell_later(session_notice);
+            self.shared.defer_notice(session_notice);
             return None;
         }
         Some(session_notice)
@@ -263,7 +264,7 @@ impl Session {
         }
     }
 
-    /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it down himself.
+    /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it to disk himself.
     fn write_down_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
         let change = SessionChange {
             agent_session_id: self.agent_session_id.clone(),
@@ -280,7 +281,7 @@ impl Session {
         ctx.spawn(writing.into_actor(self));
     }
 
-    /// Goes on with an agent that an earlier life of the service left in the middle of a turn.
+    /// Resumes an agent that an earlier process left during a turn.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
         let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
@@ -339,8 +340,8 @@ impl Session {
         }));
     }
 
-    /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is let go.
-    pub(super) fn let_go(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
+    /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is released.
+    pub(super) fn release(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         let closes = matches!(cause, EndCause::Closed) && self.facts.as_ref().is_some_and(|facts| facts.can_close);
         if let (true, Some(link)) = (closes, &mut self.link)
             && let Ok(call) = self.calls.open(Call::Close)

@@ -28,7 +28,7 @@ use crate::{
     transport::AgentFacts,
 };
 
-/// Writes down how the handshake of a session ended under `id`, tells its user, and lets it count.
+/// Writes how the handshake of a session ended under `id`, tells its user, and lets it count.
 pub(crate) fn note(
     services: &Arc<Services>,
     spec: &SessionSpec,
@@ -52,7 +52,7 @@ pub(crate) fn note(
     });
 }
 
-/// Writes down a probe, which counts in no window.
+/// Writes a probe, which counts in no window.
 pub(crate) async fn probe(
     services: &Services,
     workspace: &WorkspaceKey,
@@ -66,7 +66,7 @@ pub(crate) async fn probe(
     }
 }
 
-/// Writes down what became of a line and how it was until then, and tells the session's user.
+/// Writes the outcome of a line and how it was until then, and tells the session's user.
 pub(crate) fn changed(
     services: &Arc<Services>,
     spec: &SessionSpec,
@@ -97,7 +97,7 @@ pub(crate) fn changed(
 }
 
 /// Tells a session's user of a break of which no record is kept.
-pub(crate) fn tell(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
+pub(crate) fn notify(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
     let (services, key, session_id) = (services.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
         if let Err(cause) = services.store.tell_session(key, session_id, session_notice, now).await {
@@ -134,7 +134,7 @@ fn of(
     }
 }
 
-/// What an agent calls itself; what cannot be read is left out.
+/// What an agent calls itself; what cannot be read is skipped.
 #[derive(Default, Deserialize)]
 struct AgentInfo {
     name: Option<String>,

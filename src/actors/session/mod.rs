@@ -50,7 +50,6 @@ const MAILBOX: usize = 16;
 /// Calls of ours that wait for the agent's answer: one prompt, and mode or option changes of callers.
 const MAX_CALLS: usize = 32;
 
-/// One ACP session.
 pub(crate) struct Session {
     services: Arc<Services>,
     shared: Arc<SessionShared>,
@@ -75,7 +74,7 @@ pub(crate) struct Session {
     facts: Option<Arc<AgentFacts>>,
     calls: Correlator<Call>,
     turn: Option<Turn>,
-    /// How the turn before ended, once that is written down.
+    /// How the turn before ended, once that is written to disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
     /// The conversation so far, for an agent that did not see it; goes ahead of the next prompt.
@@ -89,13 +88,13 @@ pub(crate) struct Session {
 pub(crate) struct Start {
     /// Backoff of a restart.
     pub delay: Duration,
-    /// What an earlier life left.
+    /// What an earlier start left.
     pub past: Past,
     /// Cookies of the earlier connection.
     pub cookies: Option<String>,
     /// Told when the agent is ready, or why it is not.
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
-    /// An agent that works already, in the middle of a turn.
+    /// An agent that works already, during a turn.
     pub adopted: Option<Box<Adopted>>,
 }
 
@@ -120,7 +119,7 @@ impl EndGuard {
         Self { supervisor: Some(supervisor), session_id, generation }
     }
 
-    fn tell(&mut self, cause: EndCause) {
+    fn report(&mut self, cause: EndCause) {
         if let Some(supervisor) = self.supervisor.take() {
             let ended = SessionEnded { session_id: self.session_id, generation: self.generation, cause };
             // Refused only by a supervisor that is gone, and then nobody is left to restart anything.
@@ -131,7 +130,7 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.tell(EndCause::Panicked);
+        self.report(EndCause::Panicked);
     }
 }
 
@@ -181,7 +180,7 @@ impl Session {
         self.link = None;
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
-        self.guard.tell(cause);
+        self.guard.report(cause);
         ctx.stop();
     }
 
@@ -229,6 +228,6 @@ impl Handler<EndSession> for Session {
             self.cancel_turn(ctx);
             return;
         }
-        self.let_go(message.cause, ctx);
+        self.release(message.cause, ctx);
     }
 }

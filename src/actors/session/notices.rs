@@ -1,4 +1,4 @@
-//! What a session's user is told unasked: a toast and its note, for the transaction of what caused them.
+//! What a session's user is told unasked: a notification and its note, for the transaction of what caused them.
 
 use serde_json::{json, to_string};
 use uuid::Uuid;
@@ -41,7 +41,8 @@ pub(crate) fn of_failed_handshake(
     session_notice(to_session(spec), notice, handshake, note)
 }
 
-/// The way to the agent of a running turn broke and is being made again. Of breaks that come together one is told.
+/// The connection to the agent of a running turn broke and is being made again. Of breaks that come together one is
+/// told.
 pub(crate) fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> SessionNotice {
     let notice = notice::of_reconnecting();
     let note = note(&notice, NoteKind::Info, None, NoteDetails::default(), now);
@@ -62,7 +63,7 @@ pub(crate) fn session_notice(
     SessionNotice { toast: NewNotification::new(Uuid::now_v7(), to, notice, cause), note }
 }
 
-/// The note that stands beside a toast in the transcript.
+/// The note that stands beside a notification in the transcript.
 pub(crate) fn note(
     notice: &Notice,
     kind: NoteKind,
@@ -84,7 +85,6 @@ pub(crate) fn note(
 
 /// A skip: what the result says, what is kept, and what the user is told.
 pub(crate) struct SkipRecord {
-    /// Why.
     pub why: (SkipReason, Option<SkipDetail>),
     /// For the result.
     pub automation: GithubAutomation,

@@ -42,13 +42,12 @@ const CARRIER_MARGIN: Duration = Duration::from_secs(10);
 pub(super) struct Turn {
     handle: TurnHandle,
     idempotency: Option<Idempotency>,
-    /// Absent while the turn is being written down.
+    /// Absent while the turn is being written to disk.
     pub(super) ticket: Option<TurnTicket>,
     /// The outcome where the session ends before that.
     when_dropped: WhenDropped,
     /// Present until the agent got it.
     prompt: Option<Prompt>,
-    /// The router's choice.
     pub(super) route: TurnRoute,
     /// What is to carry it.
     pub(super) carrier: Route,
@@ -123,7 +122,7 @@ impl Handler<RunPrompt> for Session {
                 Box::pin(
                     writing
                         .into_actor(self)
-                        .map(|(acceptance, ticket), this, ctx| this.written_down(acceptance, ticket, ctx)),
+                        .map(|(acceptance, ticket), this, ctx| this.on_accepted(acceptance, ticket, ctx)),
                 )
             }
         }
@@ -207,7 +206,7 @@ impl Session {
         self.shared.move_to(SessionState::Running, &self.services.metrics).running = Some(prompt_id);
     }
 
-    fn written_down(
+    fn on_accepted(
         &mut self,
         acceptance: Result<Acceptance, store::StoreError>,
         mut ticket: TurnTicket,
@@ -220,7 +219,7 @@ impl Session {
                     // Only this function and the end of a turn take it away, and the turn has not begun.
                     return Err(Failure::new(ErrorCode::Internal, "the turn went away as it was written").into());
                 };
-                // Where the session went over to the fallback while the turn was written down.
+                // Where the session went over to the fallback while the turn was written to disk.
                 if turn.carrier != ticket.carrier() {
                     ticket.fell_back();
                 }
@@ -247,7 +246,7 @@ impl Session {
         ticket.discard();
         self.turn = None;
         match self.ending.take() {
-            Some(cause) => self.let_go(cause, ctx),
+            Some(cause) => self.release(cause, ctx),
             None => self.arm_idle_timer(ctx),
         }
         refused
@@ -344,7 +343,7 @@ impl Session {
         let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
         let grace = self.services.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
         self.cancel_permissions();
-        self.put_down(ctx);
+        self.save_entries(ctx);
         if let Some(Err(cause)) = told {
             return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
         }
@@ -370,14 +369,14 @@ impl Session {
                 self.last_end = Some(turn.handle.ended);
                 ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
             }
-            // It is still being written down; its ticket is with that future, ends with it, and has to know why.
+            // It is still being written to disk; its ticket is with that future, ends with it, and has to know why.
             None => {
                 let _ = turn.when_dropped.set(outcome);
                 return;
             }
         }
         match self.ending.take() {
-            Some(cause) => self.let_go(cause, ctx),
+            Some(cause) => self.release(cause, ctx),
             None => self.arm_idle_timer(ctx),
         }
     }

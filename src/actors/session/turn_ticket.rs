@@ -50,11 +50,9 @@ struct Begun {
     services: Arc<Services>,
     shared: Arc<SessionShared>,
     prompt_id: PromptId,
-    /// The router's choice.
     route: TurnRoute,
     /// What was to carry it when it was accepted: the label of its metrics.
     first_carrier: Route,
-    /// What carries it.
     carrier: Route,
     slot: EndSlot,
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
@@ -129,7 +127,7 @@ impl TurnTicket {
         }
     }
 
-    /// Drops the ticket of a turn that was not written down after all.
+    /// Drops the ticket of a turn that was not written to disk after all.
     pub(crate) fn discard(mut self) {
         self.0 = None;
     }
@@ -143,7 +141,6 @@ impl TurnTicket {
         }
     }
 
-    /// What carries it.
     pub(crate) fn carrier(&self) -> Route {
         self.0.as_ref().map_or(Route::Acp, |begun| begun.carrier)
     }
@@ -176,7 +173,7 @@ impl TurnTicket {
         }
         begun.shared.feed.publish(Some(begun.prompt_id), EventKind::Update, raw, meta);
         if view.as_ref().is_some_and(|view| view.kind == "plan") {
-            begun.shared.plan_told(begun.prompt_id, PlanProgress::read(raw), now);
+            begun.shared.on_plan(begun.prompt_id, PlanProgress::read(raw), now);
             begun.services.telemetry.publish(&begun.shared, now);
         }
         if let Some(view) = view {
@@ -301,7 +298,7 @@ impl Begun {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
             log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carrier, self.progress.updates, took);
         }
-        self.come_to_rest(failure.as_ref(), now);
+        self.show_idle(failure.as_ref(), now);
         let report = self.report(&outcome);
         let bucket = bucket_start(report.at, self.services.settings.window.bucket);
         let (epoch, route) = (report.turn.epoch, report.carrier);
@@ -317,7 +314,7 @@ impl Begun {
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             now,
         };
-        let (tell_window, counted) = (self.shared.spec.gate.reporter(), self.counted);
+        let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
         let (left_out, session_id) = (skipped_for, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
@@ -335,14 +332,14 @@ impl Begun {
                 }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted {
-                    tell_window(report);
+                    report_outcome(report);
                 }
             }),
         );
     }
 
     /// Shows the session without the turn.
-    fn come_to_rest(&self, failure: Option<&Failure>, now: Timestamp) {
+    fn show_idle(&self, failure: Option<&Failure>, now: Timestamp) {
         let state = self.shared.view().state;
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
         {
@@ -360,7 +357,8 @@ impl Begun {
         TurnReport { turn, carrier, sample: sample_of(outcome), at }
     }
 
-    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak of.
+    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak
+    /// of.
     fn skipped(&self, outcome: &TurnOutcome, now: Timestamp) -> Option<SkipRecord> {
         let (wanted, Automation::Skip { reason, detail }) = self.automation else { return None };
         if !matches!(outcome, TurnOutcome::Completed(_)) {

@@ -35,9 +35,9 @@ struct Pending {
 }
 
 impl CapacityWatch {
-    /// Takes up the alert that was open when an earlier life of the service ended: it is not raised again, and is
+    /// Takes up the alert that was open when an earlier process ended: it is not raised again, and is
     /// resolved when its time has come.
-    pub(crate) async fn take_up(guard: CapacityGuard, services: Arc<Services>) -> Result<Self, StoreError> {
+    pub(crate) async fn recover(guard: CapacityGuard, services: Arc<Services>) -> Result<Self, StoreError> {
         let open = services.store.open_capacity_alert().await?;
         if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
             let alert = level.as_str();
@@ -98,7 +98,7 @@ impl CapacityWatch {
         let rows: Vec<_> = self.pending.iter().map(|pending| pending.row.clone()).collect();
         let written = self.services.store.add_capacity_alerts(&rows).await;
         for pending in self.pending.iter_mut().filter(|pending| !pending.is_told) {
-            tell(&pending.row, written.is_ok());
+            log_change(&pending.row, written.is_ok());
             self.services.metrics.capacity().changed(&pending.row.change);
             pending.is_told = true;
         }

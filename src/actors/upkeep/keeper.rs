@@ -16,9 +16,7 @@ use crate::{
 /// What it takes to start a part again.
 #[derive(Clone)]
 pub(crate) struct Keeper {
-    /// What is counted.
     pub metrics: Metrics,
-    /// The time.
     pub clock: Arc<dyn Clock>,
     /// How often.
     pub limits: RestartLimits,
@@ -31,8 +29,8 @@ impl Keeper {
     }
 
     /// Starts a part, and again after each panic: after 50 ms, 100 ms, …, and where that was more often than the limits
-    /// allow, once in their period. Returns when the part has ended in order, or with the thread. A dropped future leaves
-    /// the part alone, and starts it no more.
+    /// allow, once in their period. Returns when the part has ended in order, or with the thread. A dropped future
+    /// leaves the part alone, and starts it no more.
     pub(crate) async fn keep(self, part: &'static str, mut start: impl FnMut() -> JoinHandle<()>) {
         let mut restarts = RestartPolicy::new(self.limits);
         while let Err(cause) = start().await {

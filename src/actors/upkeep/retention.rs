@@ -20,7 +20,6 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Old {
     Records(Retained),
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_old_enough_goes_in_chunks_and_the_rest_stays() {
+    async fn old_rows_are_removed_in_chunks() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::for_tests(&folder.path().join("test.db"));
         let at = |hours: i64| Timestamp(1_800_000_000_000_000 + hours * HOUR_US);
@@ -252,7 +251,7 @@ mod tests {
         let ages = Ages::new(&day, &window);
         let removed = forget(&store, &ages, at(100)).await.unwrap();
         // The buckets of hours 0 to 6 and 50 are older than the window and a day.
-        // So are the toasts about the alerts.
+        // So are the notifications about the alerts.
         assert_eq!(removed, old as usize + 2 + 2 + 8 + 3);
         assert_eq!(left(&store).await, (1, 3, 1, 1), "0 days keep, and an open alert stays");
         assert_eq!(forget(&store, &ages, at(100)).await.unwrap(), 0);
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_to_be_posted_for_ever_is_given_up_by_one_sweep_and_goes_with_the_next() {
+    async fn endless_delivery_is_given_up_then_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(
             StoreOptions {

@@ -54,7 +54,7 @@ use crate::{
     transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
-/// Supervisors that are kept for workspaces without live sessions before they are let go: each is a few
+/// Supervisors that are kept for workspaces without live sessions before they are released: each is a few
 /// kilobytes, and more than the seats there are by default.
 const MAX_SUPERVISORS: usize = 4096;
 /// How long a caller waits for a session that is just being started again before it is told to retry.
@@ -83,9 +83,7 @@ struct Supervised {
 
 /// A session that is ready for prompts.
 pub(crate) struct ReadySession {
-    /// Its id.
     pub session_id: SessionId,
-    /// Its workspace.
     pub workspace: WorkspaceKey,
     /// Where its agent works.
     pub path: String,
@@ -104,12 +102,10 @@ impl Workspaces {
         Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, draining }))
     }
 
-    /// What sessions share.
     pub(crate) fn services(&self) -> &Arc<Services> {
         &self.0.services
     }
 
-    /// The seats.
     pub(crate) fn capacity(&self) -> &CapacityGuard {
         &self.0.capacity
     }
@@ -165,7 +161,7 @@ impl Workspaces {
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             now: services.clock.now(),
         };
-        let untold = self.live(session_id).and_then(|live| live.shared.take_untold());
+        let untold = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
         let created = match untold {
             Some(session_notice) => services.store.create_session_and_tell(new, session_notice).await,
             None => services.store.create_session(new).await,
@@ -225,8 +221,8 @@ impl Workspaces {
         Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol))
     }
 
-    /// Goes on with a turn whose agent was found again. A failure leaves the turn open and ends its agent.
-    pub(crate) async fn go_on(&self, found: Found) -> Result<(), Failure> {
+    /// Resumes a turn whose agent was found again. A failure leaves the turn open and ends its agent.
+    pub(crate) async fn resume(&self, found: Found) -> Result<(), Failure> {
         let Found { mut adopted, session } = found;
         let services = &self.0.services;
         let workspace =
@@ -404,12 +400,12 @@ fn agent_facts(facts: &AgentFacts) -> Redacted {
     Redacted::new(&facts.to_string())
 }
 
-/// How long sessions may take to be written down, beyond the grace of their cancels, when the service stops.
+/// How long sessions may take to be written to disk, beyond the grace of their cancels, when the service stops.
 const DRAIN_MARGIN: Duration = Duration::from_secs(3);
 
 impl Workspaces {
     /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
-    /// every agent is let go.
+    /// every agent is released.
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         self.0.draining.store(true, Ordering::Release);
         let mut deadline = std::pin::pin!(deadline);
@@ -459,7 +455,7 @@ impl Workspaces {
     }
 
     /// Lets go of a workspace that nobody uses, so that its next session starts it where it is served.
-    pub(crate) fn let_go(&self, key: &WorkspaceKey) {
+    pub(crate) fn evict(&self, key: &WorkspaceKey) {
         let mut supervisors = self.0.supervisors.lock();
         // Whoever is about to use it has got it under the same lock.
         let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);

@@ -1,4 +1,4 @@
-//! From a workspace's name to its folder: found, prepared by the runtime, written down.
+//! From a workspace's name to its folder: found, prepared by the runtime, written to disk.
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -19,7 +19,6 @@ use crate::{
 /// A session as it is asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenSession {
-    /// Its workspace.
     pub workspace: WorkspaceKey,
     /// For whom.
     pub user_id: Option<UserId>,
@@ -39,7 +38,7 @@ pub(crate) struct OpenSession {
     pub mcp_servers: Box<RawValue>,
 }
 
-/// The workspace, prepared and written down. It is prepared first, so that what cannot be prepared leaves no
+/// The workspace, prepared and written to disk. It is prepared first, so that what cannot be prepared leaves no
 /// row; of two callers who make the same one, the second prepares again what the first has made.
 pub(crate) async fn find_or_make(
     services: &Services,

@@ -177,7 +177,7 @@ impl WorkspaceSupervisor {
         }
     }
 
-    /// Writes down where a session ended, then forgets it: whoever looks for it finds either the live
+    /// Writes where a session ended, then forgets it: whoever looks for it finds either the live
     /// session or the row.
     fn settle(&mut self, id: SessionId, state: SessionState, failure: Option<Failure>, ctx: &mut Context<Self>) {
         let Some(child) = self.children.get(&id) else { return };
@@ -437,7 +437,7 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
     }
 }
 
-/// Writes down where a session ended; the user of one that failed for good is told in the same transaction. Where the
+/// Writes where a session ended; the user of one that failed for good is told in the same transaction. Where the
 /// database is away for longer than its patience, that is the error, and all of it is written when it is back.
 pub(crate) async fn write_down(
     services: &Services,

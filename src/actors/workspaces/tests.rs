@@ -217,7 +217,7 @@ fn crash() -> AgentEvent {
 }
 
 #[actix::test]
-async fn a_panic_in_the_actor_ends_the_turn_once_and_the_session_goes_on() {
+async fn actor_panic_ends_the_turn_once_and_the_session_continues() {
     let (mut stage, _first) = stage(|_| {}).await;
     stage.panics.store(1, std::sync::atomic::Ordering::Release);
     // The actor died before it could answer; its turn is found by the repeat, and has ended.
@@ -225,7 +225,7 @@ async fn a_panic_in_the_actor_ends_the_turn_once_and_the_session_goes_on() {
     assert_eq!((row.state, row.error.unwrap().code), (TurnState::Failed, ErrorCode::Internal));
     assert!(row.result.unwrap().contains("\"stopReason\":\"error\""));
 
-    // The session is the same, and its fresh agent is asked to go on.
+    // The session is the same, and its fresh agent is asked to continue.
     let begun = stage.begin(None).await;
     let mut agent = stage.agents.recv().await.unwrap();
     let call = agent.prompted().await;
@@ -254,7 +254,7 @@ async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back(
 }
 
 #[actix::test]
-async fn fr_013_a_session_that_failed_while_the_database_was_away_for_too_long_is_told_when_it_is_back() {
+async fn fr_013_failed_session_is_notified_once_the_database_is_back() {
     let (stage, _agent) = stage_with(Duration::from_millis(50), |_| {}).await;
     let path = stage._folder.path().join("test.db");
     let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
@@ -275,7 +275,7 @@ async fn fr_013_a_session_that_failed_while_the_database_was_away_for_too_long_i
 }
 
 #[actix::test]
-async fn nfr_002_a_session_that_panics_keeps_its_seat_while_it_is_restarted_and_gives_it_back_when_it_is_not() {
+async fn nfr_002_panicked_session_keeps_its_seat_only_while_restarted() {
     for (max_restarts, left) in [(1, 1), (0, 0)] {
         let (mut stage, _agent) = stage(|settings| settings.restart.max_restarts = max_restarts).await;
         stage.panics.store(1, std::sync::atomic::Ordering::Release);
@@ -289,7 +289,7 @@ async fn nfr_002_a_session_that_panics_keeps_its_seat_while_it_is_restarted_and_
 }
 
 #[actix::test]
-async fn a_cancel_that_is_not_confirmed_ends_cancelled_and_says_so() {
+async fn unconfirmed_cancel_ends_cancelled_and_unconfirmed() {
     let (mut stage, mut agent) = stage(|settings| settings.cancel_grace = Duration::from_millis(50)).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
@@ -378,7 +378,7 @@ async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
 }
 
-/// Makes the session wait for room in the writer's queue; it goes on when the places are dropped.
+/// Makes the session wait for room in the writer's queue; it continues when the places are dropped.
 async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
     // All places are held, not filled: what is filled the writer takes out, and the session would find room again. One
     // is held by the turn that runs.
@@ -442,7 +442,7 @@ fn chunk(text: &str) -> AgentEvent {
 }
 
 #[actix::test]
-async fn what_a_turn_said_is_kept_by_the_runtime_until_it_is_on_disk() {
+async fn runtime_keeps_output_until_it_is_on_disk() {
     let (stage, mut agent) = stage(|settings| settings.settle_messages = 3).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     let call = agent.prompted().await;
@@ -468,7 +468,7 @@ async fn what_a_turn_said_is_kept_by_the_runtime_until_it_is_on_disk() {
 }
 
 #[actix::test]
-async fn a_large_message_that_is_no_update_is_settled_in_the_middle_of_a_turn_too() {
+async fn large_message_without_update_is_settled_during_a_turn() {
     let (stage, mut agent) = stage(|settings| settings.settle_bytes = 1000).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     let call = agent.prompted().await;
@@ -496,7 +496,7 @@ async fn a_large_message_that_is_no_update_is_settled_in_the_middle_of_a_turn_to
 }
 
 #[actix::test]
-async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
+async fn agent_that_ended_unseen_is_restarted() {
     let (mut stage, mut first) = stage(|_| {}).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
@@ -522,7 +522,7 @@ async fn an_agent_that_ended_while_nobody_was_there_is_started_again() {
 }
 
 #[actix::test]
-async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
+async fn turn_continues_under_a_restarted_supervisor() {
     let (mut stage, mut first) = stage(|settings| settings.settle_messages = 1).await;
     let begun = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
     let TurnBegun::Accepted(turn) = &begun else { panic!("not begun") };
@@ -575,7 +575,7 @@ async fn a_turn_goes_on_under_a_supervisor_that_comes_back() {
 }
 
 #[actix::test]
-async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
+async fn turn_whose_prompt_never_reached_the_agent_is_not_resumed() {
     let (stage, mut agent) = stage(|_| {}).await;
     let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
@@ -587,7 +587,7 @@ async fn a_turn_whose_prompt_did_not_reach_the_agent_does_not_go_on() {
 }
 
 #[actix::test]
-async fn what_a_person_was_asked_is_kept_by_the_runtime_until_it_is_answered() {
+async fn runtime_keeps_a_permission_request_until_it_is_answered() {
     let (stage, mut agent) = stage(|settings| settings.settle_messages = 1).await;
     let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;

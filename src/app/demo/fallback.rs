@@ -17,7 +17,7 @@ const MOST_CRASHES: usize = 6;
 /// Turns after which it has to be restored; with the demo's settings three are enough.
 const MOST_TURNS: usize = 12;
 
-/// Lets an agent crash until its workspace is rolled back, goes on over the fallback, and on until ACP is restored.
+/// Lets an agent crash until its workspace is rolled back, continues over the fallback, and on until ACP is restored.
 pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
     say("5. Crash the agent repeatedly: its workspace falls back to HTTP and is restored.");
     let workspace = format!("fallback-{}", Uuid::new_v4().simple());

@@ -29,7 +29,7 @@ const USABLE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash,
 /// a fallback and the way back.
-/// Goes on serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
+/// Continues serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
 /// says.
 pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
     let service = Service::start(&loaded).await?;
@@ -47,7 +47,7 @@ pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> R
 }
 
 fn say(text: &str) {
-    // A tour that nobody sees goes on.
+    // A tour that nobody sees continues.
     let _ = writeln!(io::stdout(), "{text}");
 }
 

@@ -10,7 +10,7 @@ use crate::domain::{
 };
 
 words! {
-    /// Why automation was left out.
+    /// Why automation was skipped.
     SkipReason {
         /// The repository is on the list of blocked ones.
         RepoBlocked = "repoBlocked",

@@ -475,7 +475,7 @@ proptest! {
 }
 
 #[test]
-fn fr_003_acp_is_healthy_without_a_storm_and_with_at_most_a_tenth_rolled_back() {
+fn fr_003_acp_is_healthy_with_at_most_a_tenth_rolled_back() {
     for (in_use, rolled_back, expected) in
         [(0, 0, true), (1, 0, true), (1, 1, false), (10, 1, true), (19, 2, false), (20, 2, true), (100, 11, false)]
     {

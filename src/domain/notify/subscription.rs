@@ -3,21 +3,21 @@
 use crate::domain::words::words;
 
 words! {
-    /// Why a cursor cannot be gone on from.
+    /// Why a cursor cannot be resumed from.
     ResetReason {
-        /// Toasts after it have been removed, since they were too old.
+        /// Notifications after it have been removed, since they were too old.
         TooOld = "tooOld",
         /// It is of another database, or its epoch was not told.
         OtherEpoch = "otherEpoch",
-        /// It is after the newest toast.
+        /// It is after the newest notification.
         Ahead = "ahead",
-        /// The next toast is there and cannot be read.
+        /// The next notification is there and cannot be read.
         Unreadable = "unreadable",
     }
 }
 
 words! {
-    /// Why a subscriber was let go.
+    /// Why a subscriber was released.
     Eviction {
         /// More waited for it than it may.
         TooSlow = "tooSlow",
@@ -46,7 +46,7 @@ pub(crate) struct Start {
     pub reset: Option<ResetReason>,
 }
 
-/// Where a subscriber goes on that comes with a cursor and the epoch in which it got it, in a sequence that holds the
+/// Where a subscriber continues that comes with a cursor and the epoch in which it got it, in a sequence that holds the
 /// numbers after `tail` until `head`. Never in the middle: either everything after its cursor is there, or it has to
 /// begin anew.
 pub(crate) fn start(cursor: Option<(u64, Option<&str>)>, epoch: &str, head: u64, tail: u64) -> Start {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_gone_on_from_or_refused_and_never_in_between() {
+    fn cursor_is_resumed_or_rejected_as_a_whole() {
         let of = |cursor, epoch: &str| start(Some((cursor, Some(epoch))), "e", 10, 4);
         assert_eq!(start(None, "e", 10, 4), Start { after: 10, reset: None });
         for cursor in 4..=10 {

@@ -31,7 +31,7 @@ words! {
     Severity {
         /// Something is good again.
         Info = "info",
-        /// Automation was left out, or something needs a moment.
+        /// Automation was skipped, or something needs a moment.
         Warning = "warning",
         /// A rollback, or a session that failed for good.
         Error = "error",
@@ -39,9 +39,9 @@ words! {
 }
 
 words! {
-    /// What a toast is about.
+    /// What a notification is about.
     Trigger {
-        /// Automation was left out.
+        /// Automation was skipped.
         AutomationSkipped = "automationSkipped",
         /// The window rolled the workspace back.
         AutoThreshold = "autoThreshold",
@@ -57,7 +57,7 @@ words! {
         HandshakeFailed = "handshakeFailed",
         /// A session failed for good.
         SessionFailed = "sessionFailed",
-        /// The way to the agent is broken and is being made again.
+        /// The connection to the agent is broken and is being made again.
         Reconnecting = "reconnecting",
         /// Seats are running out, or are free again.
         Capacity = "capacity",
@@ -111,7 +111,6 @@ impl FromStr for Stream {
 /// The recipients of a notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Addressee {
-    /// The service's operators.
     Operators,
     /// All subscribers of a workspace.
     Workspace(WorkspaceKey),

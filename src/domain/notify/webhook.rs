@@ -53,7 +53,6 @@ pub(crate) struct WebhookRules {
 /// A receiver's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// The HTTP status.
     pub status: u16,
     /// The wait that the receiver asks for.
     pub retry_after: Option<Duration>,

@@ -25,7 +25,7 @@ words! {
         ManualOperator = "manualOperator",
         /// A user rolled back or restored.
         ManualUser = "manualUser",
-        /// ACP was tried and is well again.
+        /// ACP was tried and has recovered.
         Recovery = "recovery",
         /// A pin was set or released.
         Pin = "pin",

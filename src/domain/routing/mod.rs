@@ -26,13 +26,11 @@ words! {
     Route {
         /// ACP, live.
         Acp = "acp",
-        /// The managed fallback.
         Http = "http",
     }
 }
 
 impl Route {
-    /// The other one.
     pub(crate) fn other(self) -> Self {
         match self {
             Self::Acp => Self::Http,

@@ -240,7 +240,7 @@ mod tests {
         // Four flips before the alarm, one with it, one after it; then the first workspace flips again.
         let seconds = [0, 1, 2, 3, 100, 120, 130];
         let flips = || seconds.into_iter().enumerate().map(|(n, second)| (at(second), workspace(n % 6)));
-        let taken = |now| FlipStorm::take_up(at(100), flips(), at(now));
+        let taken = |now| FlipStorm::recover(at(100), flips(), at(now));
         let mut storm = taken(200);
         assert_eq!((storm.is_raging(), storm.flipped(at(200))), (true, 6));
         assert_eq!(storm.on_flip(&workspace(9), 20, at(200)), InStorm);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{clock::Timestamp, turn::outcome::ErrorClass, words::words};
 
 words! {
-    /// How the way to a session's agent is.
+    /// How the connection to a session's agent is.
     ConnectionStatus {
         /// For the first time.
         Connecting = "connecting",
@@ -19,7 +19,7 @@ words! {
         Reconnecting = "reconnecting",
         /// It broke for good.
         Error = "error",
-        /// It was let go: the workspace's turns go over the fallback.
+        /// It was released: the workspace's turns go over the fallback.
         RolledBack = "rolledBack",
     }
 }

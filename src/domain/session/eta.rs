@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(eta(Duration::MAX, plan(1, u32::MAX), None), Some(Duration::from_micros(u64::MAX)));
         let begins = |usual| {
             let progress = Progress { accepted_at: Timestamp(0), plan: None, usual };
-            progress.is_told_at_start(Timestamp(1000))
+            progress.is_published_at_start(Timestamp(1000))
         };
         assert!(begins(Some(seconds(2))) && !begins(Some(seconds(1))) && !begins(None));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::domain::{turn::outcome::ErrorCode, words::words};
 
 words! {
-    /// Where a session stands.
+    /// State of a session.
     SessionState {
         /// Its agent is being started, for the first time or again.
         Starting = "starting",
@@ -17,7 +17,7 @@ words! {
         Hibernated = "hibernated",
         /// It was not used for so long that only a load brings it back.
         Expired = "expired",
-        /// The service stopped in the middle of its turn; a load brings it back.
+        /// The service stopped during its turn; a load brings it back.
         Interrupted = "interrupted",
         /// Its agent failed too often; a load brings it back.
         Failed = "failed",

@@ -18,7 +18,7 @@ use crate::acp::{
 };
 
 words! {
-    /// Where a turn stands.
+    /// State of a turn.
     TurnState {
         /// On disk; the agent has not seen it.
         Accepted = "accepted",

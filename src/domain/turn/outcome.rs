@@ -9,7 +9,7 @@ words! {
     /// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the
     /// caller; system → the operator.
     ErrorClass {
-        /// The way to the agent, or the agent's process.
+        /// The connection to the agent, or the agent's process.
         Connection = "connection",
         /// The agent sent messages that violate the protocol.
         Protocol = "protocol",
@@ -201,7 +201,6 @@ impl ErrorCode {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub(crate) struct Failure {
-    /// The stable code.
     pub code: ErrorCode,
     /// One sentence about this case; it may quote the agent, so it is redacted before it is kept.
     pub detail: String,

@@ -80,10 +80,10 @@ impl Attachment {
     }
 
     /// Something came that is no message.
-    pub(crate) fn hear(&self) {
+    pub(crate) fn touch(&self) {
         let mut state = self.conversation.lock();
         if state.is_attached(self.generation) {
-            state.hear();
+            state.touch();
         }
     }
 
@@ -107,7 +107,7 @@ impl Attachment {
             // It came after the end of the agent, or of our patience; the acknowledgement counts.
             return Arrived::Nothing;
         }
-        state.hear();
+        state.touch();
         if was_full && !state.outbox.is_full() {
             state.wake();
         }
@@ -167,7 +167,7 @@ impl Attachment {
     }
 
     /// What is to be told to a client that has everything up to `received`.
-    pub(crate) fn told_after(&self, received: u64) -> ClientFeed {
+    pub(crate) fn feed_after(&self, received: u64) -> ClientFeed {
         ClientFeed {
             conversation: self.conversation.clone(),
             generation: self.generation,
@@ -195,7 +195,7 @@ impl Stream for ClientFeed {
         if *over {
             return Poll::Ready(None);
         }
-        if !pace.goes_on(cx) {
+        if !pace.may_continue(cx) {
             return Poll::Pending;
         }
         let mut guard = conversation.lock();
@@ -301,9 +301,9 @@ impl ToAgent {
     }
 
     /// Something came that is no message.
-    pub(crate) fn hear(&self) {
+    pub(crate) fn touch(&self) {
         if let Self::Numbered(attachment) = self {
-            attachment.hear();
+            attachment.touch();
         }
     }
 

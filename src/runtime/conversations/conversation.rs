@@ -28,7 +28,7 @@ use crate::{
 /// How long a conversation waits for its client, and how much it keeps for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
-    /// How long an agent is kept while its client is away; zero: no connection can be gone on with.
+    /// How long an agent is kept while its client is away; zero: no connection can be resumed.
     pub grace: Duration,
     /// Messages of an agent that are kept until they are acknowledged; more make the agent wait.
     pub frames: usize,
@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    pub(crate) fn hear(&mut self) {
+    pub(crate) fn touch(&mut self) {
         if let Client::Here { heard, .. } = &mut self.client {
             *heard = Instant::now();
         }
@@ -170,9 +170,9 @@ impl Conversation {
         self.state.lock()
     }
 
-    /// Lets a socket go on, whose client has everything up to `received`, or has forgotten what it has and is told all
-    /// that is held; one that stands is replaced. Gives the socket's number and what its client is to be told first.
-    /// `None` when it is over.
+    /// Lets a socket continue, whose client has everything up to `received`, or has forgotten what it has and is told
+    /// all that is held; one that stands is replaced. Gives the socket's number and what its client is to be told
+    /// first. `None` when it is over.
     pub(crate) fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
         let mut state = self.lock();
         if state.pipe.is_none() {
@@ -225,7 +225,7 @@ impl Conversation {
         }
     }
 
-    /// What is left of a dead agent has been read and has only to be written down.
+    /// What is left of a dead agent has been read and has only to be written to disk.
     pub(crate) fn hurry_locked(&self, state: &mut MutexGuard<'_, State>) {
         if let Client::Away { until } = &mut state.client {
             *until = (*until).min(Instant::now() + WRITTEN_DOWN);

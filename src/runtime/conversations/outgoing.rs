@@ -105,7 +105,7 @@ impl Stream for PlainWords {
     type Item = Outgoing;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        if !self.pace.goes_on(cx) {
+        if !self.pace.may_continue(cx) {
             return Poll::Pending;
         }
         let incoming = loop {

@@ -1,4 +1,4 @@
-//! Connections that break and go on, from outside.
+//! Connections that break and continue, from outside.
 
 use std::time::Duration;
 
@@ -53,9 +53,9 @@ impl Peer {
             "protocolVersion": 1,
             "_meta": {"lumilink": {"cwd": place.workspace(), "resumable": true}},
         });
-        client.say(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params})).await;
+        client.send(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params})).await;
         let mut peer = Self { client, connection, sent: 0, received: 0, settled: None };
-        assert!(peer.hear().await["result"].is_object());
+        assert!(peer.receive().await["result"].is_object());
         peer
     }
 
@@ -64,30 +64,30 @@ impl Peer {
         Broken { connection: self.connection, sent: self.sent, received: self.received, settled: self.settled }
     }
 
-    async fn say(&mut self, message: Value) {
+    async fn send(&mut self, message: Value) {
         self.sent += 1;
-        self.say_as(self.sent, message).await;
+        self.send_as(self.sent, message).await;
     }
 
-    async fn say_as(&mut self, seq: u64, message: Value) {
+    async fn send_as(&mut self, seq: u64, message: Value) {
         let ack = self.settled.unwrap_or(self.received);
-        self.client.say_text(&numbered::put(Numbers { seq, ack }, &message.to_string())).await;
+        self.client.send_text(&numbered::put(Numbers { seq, ack }, &message.to_string())).await;
     }
 
     async fn acknowledge(&mut self) {
-        self.say_as(0, json!({"method": "_lumilink/acknowledged"})).await;
+        self.send_as(0, json!({"method": "_lumilink/acknowledged"})).await;
     }
 
     /// The next message, without its numbers, which have to be right.
-    async fn hear(&mut self) -> Value {
-        let (numbers, message) = self.hear_numbers().await;
+    async fn receive(&mut self) -> Value {
+        let (numbers, message) = self.receive_numbers().await;
         self.received += 1;
         assert_eq!(numbers.seq, self.received, "{message}");
         assert!(numbers.ack <= self.sent, "{numbers:?}");
         message
     }
 
-    async fn hear_numbers(&mut self) -> (Numbers, Value) {
+    async fn receive_numbers(&mut self) -> (Numbers, Value) {
         match self.client.next().await {
             Message::Text(text) => {
                 let (numbers, message) = numbered::take(&text).unwrap_or_else(|| panic!("no numbers: {text}"));
@@ -113,13 +113,13 @@ struct Broken {
 }
 
 impl Broken {
-    /// Goes on; gives what the runtime says first.
+    /// Continues; gives what the runtime says first.
     async fn resume(&self, place: &Place) -> (Peer, Value) {
         let (client, response) = self.try_resume(place).await.unwrap_or_else(|status| panic!("{status}"));
         assert_eq!(response.as_deref(), Some(self.connection.as_str()), "the same connection");
         let Self { connection, sent, received, settled } = self.clone();
         let mut peer = Peer { client, connection, sent, received, settled };
-        let resumed = peer.client.hear().await;
+        let resumed = peer.client.receive().await;
         assert_eq!(resumed["method"], "_lumilink/resumed", "{resumed}");
         assert!(resumed.get("_meta").is_none(), "it has no number");
         (peer, resumed["params"].clone())
@@ -146,11 +146,11 @@ impl Broken {
 async fn only_who_asks_for_numbers_gets_them() {
     let place = place().await;
     let mut plain = Client::connect(&place).await;
-    plain.say(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}})).await;
-    assert!(plain.hear().await.get("_meta").is_none());
+    plain.send(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}})).await;
+    assert!(plain.receive().await.get("_meta").is_none());
     let mut peer = Peer::connected(&place).await;
-    peer.say(json!({"method": "x"})).await;
-    let echo = peer.hear().await;
+    peer.send(json!({"method": "x"})).await;
+    let echo = peer.receive().await;
     assert_eq!(echo["params"], json!({"method": "x"}), "the agent sees no number");
     drop(plain);
     until("the plain client's agent ends", || place.runtime.agent_processes() == 1).await;
@@ -172,12 +172,12 @@ async fn a_turn_goes_on_after_breaks_with_every_message_once_and_in_order() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
-    peer.say(json!({"method": "count"})).await;
+    peer.send(json!({"method": "count"})).await;
     let mut n = 0;
     for breaks in 1..=6 {
         for _ in 0..50 {
             n += 1;
-            assert_eq!(peer.hear().await["params"]["n"], n);
+            assert_eq!(peer.receive().await["params"]["n"], n);
         }
         let broken = peer.break_off();
         until("the break is noticed", || place.held_conversations() == 1).await;
@@ -187,13 +187,13 @@ async fn a_turn_goes_on_after_breaks_with_every_message_once_and_in_order() {
         assert_eq!(place.held_conversations(), 0);
         peer = again;
     }
-    peer.say(json!({"method": "x"})).await;
-    assert_eq!(peer.hear().await["params"]["method"], "x", "the conversation goes on");
+    peer.send(json!({"method": "x"})).await;
+    assert_eq!(peer.receive().await["params"]["method"], "x", "the conversation goes on");
     // What was told on the first socket was never settled, so it can be had again.
     let whole = Broken { received: 1, ..peer.break_off() };
     let (mut peer, _) = whole.resume(&place).await;
     for n in 1..=300 {
-        assert_eq!(peer.hear().await["params"]["n"], n);
+        assert_eq!(peer.receive().await["params"]["n"], n);
     }
 }
 
@@ -203,13 +203,13 @@ async fn the_newest_socket_replaces_one_that_stands() {
     let mut first = Peer::connected(&place).await;
     let broken = Broken { connection: first.connection.clone(), sent: 0, received: 1, settled: None };
     let (mut second, _) = broken.resume(&place).await;
-    assert_eq!(first.client.hear_close().await, close_code::REPLACED);
-    second.say(json!({"method": "x"})).await;
-    assert_eq!(second.hear().await["params"]["method"], "x");
+    assert_eq!(first.client.receive_close().await, close_code::REPLACED);
+    second.send(json!({"method": "x"})).await;
+    assert_eq!(second.receive().await["params"]["method"], "x");
     // The end of the socket that was replaced means nothing.
     drop(first);
-    second.say(json!({"method": "y"})).await;
-    assert_eq!(second.hear().await["params"]["method"], "y");
+    second.send(json!({"method": "y"})).await;
+    assert_eq!(second.receive().await["params"]["method"], "y");
     assert_eq!((place.held_conversations(), place.runtime.agent_processes()), (0, 1));
 }
 
@@ -235,13 +235,13 @@ async fn a_socket_whose_client_never_reads_does_not_hinder_the_next_one() {
     .await;
     let mut stuck = Peer::connected(&place).await;
     stuck.settled = Some(1);
-    stuck.say(json!({"method": "flood"})).await;
+    stuck.send(json!({"method": "flood"})).await;
     until_stuck(&stuck.client).await;
     let broken = Broken { connection: stuck.connection.clone(), sent: 1, received: 1, settled: Some(1) };
     let begun = tokio::time::Instant::now();
     let (mut peer, _) = broken.resume(&place).await;
     for _ in 0..2000 {
-        assert_eq!(peer.hear().await["method"], "session/update");
+        assert_eq!(peer.receive().await["method"], "session/update");
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     peer.close(close_code::NORMAL).await;
@@ -258,12 +258,12 @@ async fn a_client_that_never_reads_is_away_after_the_silence() {
     })
     .await;
     let mut stuck = Peer::connected(&place).await;
-    stuck.say(json!({"method": "flood"})).await;
+    stuck.send(json!({"method": "flood"})).await;
     until("it is taken for away", || place.held_conversations() == 1).await;
     assert_eq!(place.runtime.agent_processes(), 1);
     let broken = Broken { connection: stuck.connection.clone(), sent: 1, received: 1, settled: None };
     let (mut peer, _) = broken.resume(&place).await;
-    assert_eq!(peer.hear().await["method"], "session/update");
+    assert_eq!(peer.receive().await["method"], "session/update");
 }
 
 #[actix_web::test]
@@ -282,8 +282,8 @@ async fn a_silent_client_is_given_up_and_one_that_answers_pings_is_not() {
         pings += 1;
     }
     until("the silent one's agent ends", || place.runtime.agent_processes() == 1).await;
-    lively.say(json!({"method": "x"})).await;
-    assert_eq!(lively.hear().await["params"]["method"], "x");
+    lively.send(json!({"method": "x"})).await;
+    assert_eq!(lively.receive().await["params"]["method"], "x");
     until("nothing is heard", || place.held_conversations() == 1).await;
     drop(silent);
 }
@@ -332,8 +332,8 @@ async fn what_is_not_held_is_not_found() {
         Some(Error::Http(response)) if response.status() == 400
     ));
     let mut peer = peer;
-    peer.say(json!({"method": "x"})).await;
-    assert_eq!(peer.hear().await["params"]["method"], "x", "nothing of it disturbs the socket that stands");
+    peer.send(json!({"method": "x"})).await;
+    assert_eq!(peer.receive().await["params"]["method"], "x", "nothing of it disturbs the socket that stands");
 }
 
 #[actix_web::test]
@@ -341,29 +341,29 @@ async fn an_agent_whose_messages_are_not_acknowledged_waits() {
     let place = place_with(|options| options.retention.frames = 64).await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
-    peer.say(json!({"method": "flood"})).await;
+    peer.send(json!({"method": "flood"})).await;
     for _ in 0..64 {
-        peer.hear().await;
+        peer.receive().await;
     }
-    let more = tokio::time::timeout(Duration::from_millis(300), peer.hear_numbers()).await;
+    let more = tokio::time::timeout(Duration::from_millis(300), peer.receive_numbers()).await;
     assert!(more.is_err(), "no more than is kept: {more:?}");
     peer.settled = Some(33);
     peer.acknowledge().await;
     for _ in 0..32 {
-        peer.hear().await;
+        peer.receive().await;
     }
-    let more = tokio::time::timeout(Duration::from_millis(300), peer.hear_numbers()).await;
+    let more = tokio::time::timeout(Duration::from_millis(300), peer.receive_numbers()).await;
     assert!(more.is_err(), "no more than was acknowledged: {more:?}");
     // Nor does more gather while the client is away.
     let (mut peer, _) = Broken { received: 33, ..peer.break_off() }.resume(&place).await;
     for _ in 0..64 {
-        peer.hear().await;
+        peer.receive().await;
     }
     peer.settled = None;
     for _ in 0..50 {
         peer.acknowledge().await;
         for _ in 0..30 {
-            peer.hear().await;
+            peer.receive().await;
         }
     }
 }
@@ -372,19 +372,19 @@ async fn an_agent_whose_messages_are_not_acknowledged_waits() {
 async fn a_repeat_is_dropped_and_a_gap_is_the_end() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
-    peer.say(json!({"method": "x"})).await;
-    assert_eq!(peer.hear().await["params"]["method"], "x");
-    peer.say_as(1, json!({"method": "x"})).await;
-    peer.say(json!({"method": "y"})).await;
-    assert_eq!(peer.hear().await["params"]["method"], "y");
-    peer.say_as(4, json!({"method": "z"})).await;
-    assert_eq!(peer.client.hear_close().await, close_code::POLICY);
+    peer.send(json!({"method": "x"})).await;
+    assert_eq!(peer.receive().await["params"]["method"], "x");
+    peer.send_as(1, json!({"method": "x"})).await;
+    peer.send(json!({"method": "y"})).await;
+    assert_eq!(peer.receive().await["params"]["method"], "y");
+    peer.send_as(4, json!({"method": "z"})).await;
+    assert_eq!(peer.client.receive_close().await, close_code::POLICY);
     until("the agent ends", || place.runtime.agent_processes() == 0).await;
     assert_eq!(peer.break_off().try_resume(&place).await.err(), Some(404));
 
     let mut peer = Peer::connected(&place).await;
-    peer.client.say(json!({"method": "without a number"})).await;
-    assert_eq!(peer.client.hear_close().await, close_code::POLICY);
+    peer.client.send(json!({"method": "without a number"})).await;
+    assert_eq!(peer.client.receive_close().await, close_code::POLICY);
     until("the agent ends", || place.runtime.agent_processes() == 0).await;
 }
 
@@ -396,13 +396,13 @@ async fn the_newest_prompt_is_remembered() {
         let params = json!({"sessionId": "s", "prompt": [], "_meta": meta});
         json!({"jsonrpc": "2.0", "id": call, "method": "session/prompt", "params": params})
     };
-    peer.say(json!({"method": "x"})).await;
-    peer.hear().await;
+    peer.send(json!({"method": "x"})).await;
+    peer.receive().await;
     let id = uuid::Uuid::now_v7();
-    peer.say(prompt(7, json!({"lumilink": {"promptId": id}}))).await;
-    peer.hear().await;
-    peer.say(prompt(8, json!({"other": 1}))).await;
-    peer.hear().await;
+    peer.send(prompt(7, json!({"lumilink": {"promptId": id}}))).await;
+    peer.receive().await;
+    peer.send(prompt(8, json!({"other": 1}))).await;
+    peer.receive().await;
     let (_, resumed) = peer.break_off().resume(&place).await;
     assert_eq!(resumed, json!({"received": 3, "after": 4, "prompt": {"promptId": id, "call": 7, "after": 2}}));
 }
@@ -412,21 +412,21 @@ async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
     let place = place_with(|options| options.max_agents = 1).await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
-    peer.say(json!({"method": "die later"})).await;
-    assert_eq!(peer.hear().await["method"], "soon");
+    peer.send(json!({"method": "die later"})).await;
+    assert_eq!(peer.receive().await["method"], "soon");
     let broken = peer.break_off();
     until("it is dead", || place.runtime.agent_processes() == 0).await;
     let (mut peer, _) = broken.resume(&place).await;
-    assert_eq!(peer.hear().await["params"]["last"], true);
-    let end = peer.hear().await;
+    assert_eq!(peer.receive().await["params"]["last"], true);
+    let end = peer.receive().await;
     assert_eq!((&end["method"], &end["params"]["exitCode"]), (&json!("_lumilink/agent_exited"), &json!(42)));
-    assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
+    assert_eq!(peer.client.receive_close().await, close_code::AGENT_ENDED);
     // As long as it is not settled it can be had again.
     until("it is held", || place.held_conversations() == 1).await;
     let broken = Broken { received: 2, ..peer.break_off() };
     let (mut peer, _) = broken.resume(&place).await;
-    peer.hear().await;
-    assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
+    peer.receive().await;
+    assert_eq!(peer.receive().await["method"], "_lumilink/agent_exited");
     until("it is held again", || place.held_conversations() == 1).await;
     // It does not keep a place from an agent that runs.
     let _next = Peer::connected(&place).await;
@@ -439,14 +439,14 @@ async fn nothing_is_kept_of_a_dead_agent_once_everything_is_acknowledged() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
-    peer.say(json!({"method": "die"})).await;
-    peer.hear().await;
-    assert_eq!(peer.hear().await["method"], "_lumilink/agent_exited");
+    peer.send(json!({"method": "die"})).await;
+    peer.receive().await;
+    assert_eq!(peer.receive().await["method"], "_lumilink/agent_exited");
     let broken = peer.break_off();
     until("it is held", || place.held_conversations() == 1).await;
     // It has everything; as it comes back, that is all that it is told.
     let (mut peer, _) = broken.resume(&place).await;
-    assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
+    assert_eq!(peer.client.receive_close().await, close_code::AGENT_ENDED);
     let (mut peer, _) = Broken { settled: None, ..peer.break_off() }.resume(&place).await;
     peer.acknowledge().await;
     until("nothing is held", || place.held_conversations() == 0).await;
@@ -457,10 +457,10 @@ async fn what_a_dead_agent_said_is_kept_for_less_long_once_it_was_read() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
-    peer.say(json!({"method": "die"})).await;
-    peer.hear().await;
-    peer.hear().await;
-    assert_eq!(peer.client.hear_close().await, close_code::AGENT_ENDED);
+    peer.send(json!({"method": "die"})).await;
+    peer.receive().await;
+    peer.receive().await;
+    assert_eq!(peer.client.receive_close().await, close_code::AGENT_ENDED);
     // Reading on confirms the close.
     while futures_util::StreamExt::next(&mut peer.client.socket).await.is_some_and(|next| next.is_ok()) {}
     until("it is held", || place.held_conversations() == 1).await;
@@ -479,15 +479,15 @@ async fn sessions_begin_and_are_refused_after_a_resume_as_before() {
     let (mut peer, _) = peer.break_off().resume(&place).await;
     peer.settled = Some(1);
     let new = |cwd: String| json!({"jsonrpc": "2.0", "id": 5, "method": "session/new", "params": {"cwd": cwd, "mcpServers": []}});
-    peer.say(new("/".into())).await;
-    assert_eq!(peer.hear().await["error"]["code"], -32602);
-    peer.say(new(place.workspace())).await;
-    assert_eq!(peer.hear().await["result"]["sessionId"], "s");
+    peer.send(new("/".into())).await;
+    assert_eq!(peer.receive().await["error"]["code"], -32602);
+    peer.send(new(place.workspace())).await;
+    assert_eq!(peer.receive().await["result"]["sessionId"], "s");
     // What the runtime answered itself can be had again as well.
     let (mut peer, resumed) = Broken { received: 1, ..peer.break_off() }.resume(&place).await;
     assert_eq!(resumed["received"], 2);
-    assert_eq!(peer.hear().await["error"]["code"], -32602);
-    assert_eq!(peer.hear().await["result"]["sessionId"], "s");
+    assert_eq!(peer.receive().await["error"]["code"], -32602);
+    assert_eq!(peer.receive().await["result"]["sessionId"], "s");
 }
 
 #[actix_web::test]
@@ -495,9 +495,9 @@ async fn a_client_of_a_quiet_agent_hears_now_and_then_what_has_arrived() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
     for _ in 0..16 {
-        peer.say(json!({"method": "quiet"})).await;
+        peer.send(json!({"method": "quiet"})).await;
     }
-    let (numbers, message) = peer.hear_numbers().await;
+    let (numbers, message) = peer.receive_numbers().await;
     assert_eq!((numbers, &message["method"]), (Numbers { seq: 0, ack: 16 }, &json!("_lumilink/acknowledged")));
     assert!(message.get("params").is_none());
 }
@@ -506,12 +506,12 @@ async fn a_client_of_a_quiet_agent_hears_now_and_then_what_has_arrived() {
 async fn the_stop_ends_agents_that_are_kept() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
-    peer.say(json!({"method": "pid"})).await;
-    let pids = peer.hear().await["params"].as_array().unwrap().clone();
+    peer.send(json!({"method": "pid"})).await;
+    let pids = peer.receive().await["params"].as_array().unwrap().clone();
     drop(peer.break_off());
     until("it is held", || place.held_conversations() == 1).await;
     let mut standing = Peer::connected(&place).await;
-    let reader = actix_web::rt::spawn(async move { standing.client.hear_close().await });
+    let reader = actix_web::rt::spawn(async move { standing.client.receive_close().await });
     place.runtime.stop(Duration::from_millis(300)).await;
     assert_eq!(reader.await.unwrap(), close_code::GOING_AWAY);
     for pid in pids {

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use crate::domain::heartbeat::{Due, Heartbeat, Pulse};
 
-/// One socket's pulse.
 #[derive(Debug)]
 pub(crate) struct SocketPulse {
     opened: Instant,

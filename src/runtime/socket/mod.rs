@@ -104,7 +104,7 @@ struct Connected {
     agent_stream: SpawnHandle,
 }
 
-/// What becomes of the agent when its socket closes.
+/// Outcome of the agent when its socket closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Agent {
     Ends,
@@ -148,10 +148,10 @@ impl StreamHandler<Result<ws::Message, ProtocolError>> for AcpSocket {
             Ok(ws::Message::Continuation(part)) => self.on_part(part, ctx),
             Ok(ws::Message::Binary(_)) => self.close(close_code::POLICY, "messages are text", Agent::Ends, ctx),
             Ok(ws::Message::Ping(payload)) => {
-                self.hear();
+                self.touch();
                 ctx.pong(&payload);
             }
-            Ok(ws::Message::Pong(_) | ws::Message::Nop) => self.hear(),
+            Ok(ws::Message::Pong(_) | ws::Message::Nop) => self.touch(),
             Ok(ws::Message::Close(reason)) => self.on_close(reason, ctx),
             Err(ProtocolError::Overflow) => self.close_too_big(ctx),
             Err(cause) => {
@@ -226,9 +226,9 @@ impl AcpSocket {
     }
 
     /// Something came that is no message: the client lives.
-    fn hear(&self) {
+    fn touch(&self) {
         if let State::Connected(connected) = &self.state {
-            connected.line.hear();
+            connected.line.touch();
         }
     }
 
@@ -237,7 +237,7 @@ impl AcpSocket {
             return;
         }
         if self.pulse.receive_bytes() {
-            self.hear();
+            self.touch();
         }
         let next = loop {
             match self.pulse.due() {
@@ -254,7 +254,7 @@ impl AcpSocket {
 
     fn on_part(&mut self, part: actix_http::ws::Item, ctx: &mut Ctx) {
         use actix_http::ws::Item;
-        self.hear();
+        self.touch();
         let limit = self.settings.frame_bytes;
         let joined = match part {
             Item::FirstText(bytes) => self.fragments.begin(&bytes, limit),
@@ -366,7 +366,7 @@ impl AcpSocket {
     }
 
     fn connect(&mut self, attachment: Attachment, received: u64, ctx: &mut Ctx) {
-        let agent_stream = ctx.add_stream(attachment.told_after(received));
+        let agent_stream = ctx.add_stream(attachment.feed_after(received));
         let (workplace, line) = (attachment.workplace().clone(), ToAgent::Numbered(attachment));
         self.state = State::Connected(Connected { line, workplace, agent_stream });
     }
@@ -396,7 +396,7 @@ impl AcpSocket {
         if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
         }
-        // What the client has not written down is kept a while, though nothing more comes.
+        // What the client has not written to disk is kept a while, though nothing more comes.
         self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
     }
 }
@@ -404,7 +404,6 @@ impl AcpSocket {
 /// What every socket is given.
 #[derive(Clone)]
 pub(crate) struct SocketSettings {
-    /// Starts agents.
     pub agents: Arc<Agents>,
     /// Keeps those whose client is away.
     pub conversations: Arc<Conversations>,
@@ -427,7 +426,6 @@ pub(crate) struct Fragments {
 pub(crate) enum Joined {
     /// More has to come.
     Nothing,
-    /// The message.
     Whole(String),
     /// More than the limit.
     TooBig,

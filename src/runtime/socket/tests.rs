@@ -141,15 +141,15 @@ impl Client {
             "clientCapabilities": {"fs": {"readTextFile": false}, "terminal": true, "extra": {"a": 1}},
             "_meta": {"lumilink": meta, "theirs": 1},
         });
-        self.say(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params})).await;
-        self.hear().await
+        self.send(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params})).await;
+        self.receive().await
     }
 
-    pub(crate) async fn say(&mut self, message: Value) {
-        self.say_text(&message.to_string()).await;
+    pub(crate) async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
     }
 
-    pub(crate) async fn say_text(&mut self, text: &str) {
+    pub(crate) async fn send_text(&mut self, text: &str) {
         self.socket.send(Message::text(text)).await.unwrap();
     }
 
@@ -163,14 +163,14 @@ impl Client {
         }
     }
 
-    pub(crate) async fn hear(&mut self) -> Value {
+    pub(crate) async fn receive(&mut self) -> Value {
         match self.next().await {
             Message::Text(text) => serde_json::from_str(&text).unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
-    pub(crate) async fn hear_close(&mut self) -> u16 {
+    pub(crate) async fn receive_close(&mut self) -> u16 {
         loop {
             if let Message::Close(Some(CloseFrame { code, .. })) = self.next().await {
                 return code.into();
@@ -199,7 +199,7 @@ async fn the_handshake_starts_the_agent_and_rewrites_only_what_is_ours() {
     assert_eq!(got["_meta"], json!({"theirs": 1}));
     assert_eq!(place.runtime.agent_processes(), 1);
     // Anything else passes as it is.
-    client.say_text(r#"{"jsonrpc":"2.0","method":"_x/y","params":{"n":1.50,  "m":[1e2]}}"#).await;
+    client.send_text(r#"{"jsonrpc":"2.0","method":"_x/y","params":{"n":1.50,  "m":[1e2]}}"#).await;
     match client.next().await {
         Message::Text(text) => assert!(text.contains(r#"{"n":1.50,  "m":[1e2]}"#), "{text}"),
         other => panic!("{other:?}"),
@@ -263,24 +263,24 @@ async fn the_first_message_has_to_be_initialize() {
         ("hello", -32700),
     ] {
         let mut client = Client::connect(&place).await;
-        client.say_text(text).await;
-        assert_eq!(client.hear().await["error"]["code"], code, "{text}");
-        assert_eq!(client.hear_close().await, close_code::POLICY, "{text}");
+        client.send_text(text).await;
+        assert_eq!(client.receive().await["error"]["code"], code, "{text}");
+        assert_eq!(client.receive_close().await, close_code::POLICY, "{text}");
     }
     let mut client = Client::connect(&place).await;
     client.socket.send(Message::binary(vec![1])).await.unwrap();
-    assert_eq!(client.hear_close().await, close_code::POLICY);
+    assert_eq!(client.receive_close().await, close_code::POLICY);
 }
 
 #[actix_web::test]
 async fn what_is_no_message_is_answered_and_the_connection_goes_on() {
     let place = place().await;
     let mut client = Client::initialized(&place, "default").await;
-    client.say_text("nonsense").await;
-    assert_eq!(client.hear().await["error"]["code"], -32700);
+    client.send_text("nonsense").await;
+    assert_eq!(client.receive().await["error"]["code"], -32700);
     assert_eq!(client.initialize(json!({})).await["error"]["code"], -32600);
-    client.say(json!({"method": "x"})).await;
-    assert_eq!(client.hear().await["method"], "echo");
+    client.send(json!({"method": "x"})).await;
+    assert_eq!(client.receive().await["method"], "echo");
 }
 
 #[actix_web::test]
@@ -294,10 +294,10 @@ async fn a_message_in_several_frames_is_put_together_within_the_limit() {
     client.socket.send(part(b"{\"method\":".to_vec(), Data::Text, false)).await.unwrap();
     client.socket.send(part(b"\"in".to_vec(), Data::Continue, false)).await.unwrap();
     client.socket.send(part(b" parts\"}".to_vec(), Data::Continue, true)).await.unwrap();
-    assert_eq!(client.hear().await["params"]["method"], "in parts");
+    assert_eq!(client.receive().await["params"]["method"], "in parts");
     client.socket.send(part(vec![b' '; 700_000], Data::Text, false)).await.unwrap();
     client.socket.send(part(vec![b' '; 700_000], Data::Continue, false)).await.unwrap();
-    assert_eq!(client.hear_close().await, close_code::TOO_BIG);
+    assert_eq!(client.receive_close().await, close_code::TOO_BIG);
 }
 
 #[actix_web::test]
@@ -309,19 +309,19 @@ async fn a_session_stays_in_the_folder_that_was_named() {
     let new = |cwd: String| json!({"jsonrpc": "2.0", "id": 5, "method": "session/new", "params": {"cwd": cwd, "mcpServers": []}});
     let other = place.base.path().join("root/other").to_str().unwrap().to_owned();
     for cwd in [other.clone(), "/".into(), "relative".into(), format!("{}/../other", place.workspace())] {
-        client.say(new(cwd.clone())).await;
-        assert_eq!(client.hear().await["error"]["code"], -32602, "{cwd}");
+        client.send(new(cwd.clone())).await;
+        assert_eq!(client.receive().await["error"]["code"], -32602, "{cwd}");
     }
-    client.say(new(format!("{}/sub", place.workspace()))).await;
-    assert_eq!(client.hear().await["result"]["sessionId"], "s");
+    client.send(new(format!("{}/sub", place.workspace()))).await;
+    assert_eq!(client.receive().await["result"]["sessionId"], "s");
     // A plain client names its folder with the session alone.
     let mut plain = Client::connect(&place).await;
-    plain.say(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}})).await;
-    plain.hear().await;
-    plain.say(new(other)).await;
-    assert_eq!(plain.hear().await["result"]["sessionId"], "s");
-    plain.say(new(place.base.path().to_str().unwrap().to_owned())).await;
-    assert_eq!(plain.hear().await["error"]["code"], -32602);
+    plain.send(json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}})).await;
+    plain.receive().await;
+    plain.send(new(other)).await;
+    assert_eq!(plain.receive().await["result"]["sessionId"], "s");
+    plain.send(new(place.base.path().to_str().unwrap().to_owned())).await;
+    assert_eq!(plain.receive().await["error"]["code"], -32602);
 }
 
 #[actix_web::test]
@@ -330,11 +330,11 @@ async fn files_are_served_here_or_refused_here() {
     std::fs::write(place.base.path().join("root/ws/a.txt"), "content").unwrap();
     let answers = async |agent: &str| {
         let mut client = Client::initialized(&place, agent).await;
-        client.say(json!({"method": "read"})).await;
+        client.send(json!({"method": "read"})).await;
         // The agent echoes what it gets, the answers of the door included.
         let mut answers = BTreeMap::new();
         while answers.len() < 2 {
-            let echoed = client.hear().await;
+            let echoed = client.receive().await;
             assert_eq!(echoed["method"], "echo", "nothing of it reaches the client: {echoed}");
             answers.insert(echoed["params"]["id"].as_str().unwrap().to_owned(), echoed["params"].clone());
         }
@@ -351,27 +351,27 @@ async fn files_are_served_here_or_refused_here() {
 async fn an_agents_death_comes_after_its_last_words() {
     let place = place().await;
     let mut client = Client::initialized(&place, "default").await;
-    client.say(json!({"method": "garbage"})).await;
-    let stray = client.hear().await;
+    client.send(json!({"method": "garbage"})).await;
+    let stray = client.receive().await;
     assert_eq!(
         (&stray["method"], &stray["params"]["line"]),
         (&json!("_lumilink/stray_line"), &json!("this is not JSON"))
     );
-    client.say(json!({"method": "die"})).await;
-    assert_eq!(client.hear().await["params"]["last"], true);
-    let end = client.hear().await;
+    client.send(json!({"method": "die"})).await;
+    assert_eq!(client.receive().await["params"]["last"], true);
+    let end = client.receive().await;
     assert_eq!(end["method"], "_lumilink/agent_exited");
     assert_eq!((&end["params"]["exitCode"], &end["params"]["stderrTail"]), (&json!(42), &json!("oops\n")));
-    assert_eq!(client.hear_close().await, close_code::AGENT_ENDED);
+    assert_eq!(client.receive_close().await, close_code::AGENT_ENDED);
 }
 
 #[actix_web::test]
 async fn a_line_without_end_ends_the_agent_with_a_reason() {
     let place = place().await;
     let mut client = Client::initialized(&place, "default").await;
-    client.say(json!({"method": "endless"})).await;
-    assert_eq!(client.hear().await["params"]["code"], "frame_too_large");
-    assert_eq!(client.hear_close().await, close_code::AGENT_ENDED);
+    client.send(json!({"method": "endless"})).await;
+    assert_eq!(client.receive().await["params"]["code"], "frame_too_large");
+    assert_eq!(client.receive_close().await, close_code::AGENT_ENDED);
     until("the agent is gone", || place.runtime.agent_processes() == 0).await;
 }
 
@@ -379,9 +379,9 @@ async fn a_line_without_end_ends_the_agent_with_a_reason() {
 async fn a_flood_arrives_in_order_and_ends_with_its_client() {
     let place = place().await;
     let mut client = Client::initialized(&place, "default").await;
-    client.say(json!({"method": "flood"})).await;
+    client.send(json!({"method": "flood"})).await;
     for _ in 0..2_000 {
-        assert_eq!(client.hear().await["method"], "session/update");
+        assert_eq!(client.receive().await["method"], "session/update");
     }
     drop(client);
     until("the agent is gone", || place.runtime.agent_processes() == 0).await;
@@ -401,7 +401,7 @@ async fn a_client_that_says_more_than_the_agent_reads_is_closed() {
             break;
         }
     }
-    assert_eq!(client.hear_close().await, close_code::POLICY);
+    assert_eq!(client.receive_close().await, close_code::POLICY);
     until("the agent is gone", || place.runtime.agent_processes() == 0).await;
 }
 
@@ -409,12 +409,12 @@ async fn a_client_that_says_more_than_the_agent_reads_is_closed() {
 async fn stopping_says_goodbye_and_leaves_no_process() {
     let place = place().await;
     let mut client = Client::initialized(&place, "default").await;
-    client.say(json!({"method": "pid"})).await;
-    let pids = client.hear().await["params"].as_array().unwrap().clone();
+    client.send(json!({"method": "pid"})).await;
+    let pids = client.receive().await["params"].as_array().unwrap().clone();
     let mut flooded = Client::initialized(&place, "default").await;
-    flooded.say(json!({"method": "flood"})).await;
+    flooded.send(json!({"method": "flood"})).await;
     let started = tokio::time::Instant::now();
-    let reader = actix_web::rt::spawn(async move { client.hear_close().await });
+    let reader = actix_web::rt::spawn(async move { client.receive_close().await });
     place.runtime.stop(Duration::from_millis(300)).await;
     assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     assert_eq!(reader.await.unwrap(), u16::from(CloseCode::Away));
@@ -448,7 +448,7 @@ async fn an_agent_of_another_user_owns_its_workspace_and_what_is_written_for_it(
     let answer = client.initialize(json!({"cwd": place.workspace()})).await;
     assert_eq!(answer["result"]["uid"], nobody.uid, "{answer}");
     assert_eq!(answer["result"]["groups"], nobody.gid.to_string());
-    let written = client.hear().await;
+    let written = client.receive().await;
     assert!(written["params"]["result"].is_object(), "{written}");
     for name in ["", "sub", "sub/new", "sub/new/a"] {
         assert_eq!(std::fs::metadata(workspace.join(name)).unwrap().uid(), nobody.uid, "{name}");

@@ -32,7 +32,6 @@ pub(crate) enum Peer {
         /// True if an interrupted connection is to be resumed.
         resumable: bool,
     },
-    /// The agent itself.
     Agent {
         /// The `clientCapabilities` to offer.
         capabilities: serde_json::Value,

@@ -135,7 +135,7 @@ impl Link {
     fn refuse(&self, call: u64, what: &str) -> Result<(), SendError> {
         let detail = format!("{what} cannot be changed while turns use HTTP");
         let failure = Failure::new(ErrorCode::NotSupportedByAgent, detail);
-        self.say(AgentEvent::Failed { call, failure })
+        self.emit(AgentEvent::Failed { call, failure })
     }
 
     fn say(&self, event: AgentEvent) -> Result<(), SendError> {
@@ -233,7 +233,7 @@ impl AgentSession for Link {
 
     fn close(&mut self, call: u64) -> Result<(), SendError> {
         let nothing = serde_json::value::to_raw_value(&json!({})).unwrap_or_else(|_| RawValue::NULL.to_owned());
-        self.say(AgentEvent::Answered { call, result: Ok(nothing) })
+        self.emit(AgentEvent::Answered { call, result: Ok(nothing) })
     }
 
     /// Does nothing: no requests of an agent arrive here.

@@ -38,7 +38,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A connection that stands.
 pub(crate) struct Connected {
-    /// The messages.
     pub pipe: Pipe,
     /// How far it has come.
     pub delivered: Arc<Delivered>,
@@ -61,7 +60,7 @@ pub(crate) async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Resul
     Ok(Connected { pipe, delivered, connection_id, cookies })
 }
 
-/// Goes on with a conversation whose client died. Tries once, and is safe to retry.
+/// Resumes a conversation whose client died. Tries once, and is safe to retry.
 pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result<(Connected, Resumed), Failure> {
     let mut peer = Peer {
         endpoint: endpoint.clone(),
@@ -107,8 +106,8 @@ struct Peer {
 }
 
 impl Peer {
-    /// Makes a socket that goes on after message `received`, or with all that the runtime holds, and reads what it got
-    /// from us.
+    /// Makes a socket that continues after message `received`, or with all that the runtime holds, and reads what it
+    /// got from us.
     async fn resume(&mut self, received: Option<u64>) -> Result<(Socket, Resumed), ConnectError> {
         let earlier = Earlier { connection_id: &self.connection_id, received };
         let upgraded = websocket::upgrade(&self.endpoint, self.cookies.as_deref(), Some(earlier)).await?;
@@ -168,7 +167,7 @@ impl Peer {
     async fn farewell(&mut self, received: u64) {
         let goodbye = async {
             if let Ok((mut socket, _)) = self.resume(Some(received)).await {
-                pump::say_goodbye(&mut socket).await;
+                pump::close_gracefully(&mut socket).await;
             }
         };
         if timeout(FAREWELL, goodbye).await.is_err() {
@@ -232,7 +231,7 @@ impl Conversation {
                 End::Over(reason) => return self.carrier.close(reason).await,
                 End::Refused(reason) => {
                     // Together: the session need not wait for the runtime, nor the runtime for the session.
-                    let goodbye = pump::say_goodbye(&mut socket);
+                    let goodbye = pump::close_gracefully(&mut socket);
                     futures_util::future::join(goodbye, self.carrier.close(reason)).await;
                     return;
                 }
@@ -251,7 +250,7 @@ impl Conversation {
     async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "connection broke; reconnecting");
-        self.carrier.tell_state(ConnectionState::Interrupted(cause));
+        self.carrier.send_state(ConnectionState::Interrupted(cause));
         // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
@@ -264,11 +263,11 @@ impl Conversation {
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
                 tracing::info!(marker = "[ACP]", connection, "connection resumed");
-                self.carrier.tell_state(ConnectionState::Resumed);
+                self.carrier.send_state(ConnectionState::Resumed);
                 Ok((socket, from))
             }
             Err(out_of_range) => {
-                pump::say_goodbye(&mut socket).await;
+                pump::close_gracefully(&mut socket).await;
                 Err(Unhealed::Over(CloseReason::Lost(out_of_range.to_string())))
             }
         }

@@ -37,7 +37,7 @@ pub(crate) struct Carrier {
     numbered: bool,
 }
 
-/// What came of a message that was read.
+/// Outcome of a message that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
     /// It is on its way, or was not for the session.
@@ -81,7 +81,7 @@ impl Carrier {
         }
     }
 
-    /// Goes on with the conversation of a client that died: messages `after` that number come again, of which those up
+    /// Resumes the conversation of a client that died: messages `after` that number come again, of which those up
     /// to `known` are known already; `sent` is what the peer got from that client.
     pub(crate) fn adopt(mut self, limits: ResumeLimits, after: u64, known: u64, sent: u64) -> Self {
         self.delivered.handle(after.max(known));
@@ -201,8 +201,8 @@ impl Carrier {
     }
 
     /// Says what the line does, after everything that came before.
-    pub(crate) fn tell_state(&mut self, state: ConnectionState) {
-        self.listener.tell(state);
+    pub(crate) fn send_state(&mut self, state: ConnectionState) {
+        self.listener.queue_state(state);
     }
 
     /// Whether something waits for room in the pipe, so that nothing is read.
@@ -220,7 +220,7 @@ impl Carrier {
         self.outgoing.is_abandoned() && self.outbox.is_full()
     }
 
-    /// Ends when the session is gone; meanwhile it is told what waits. Cancel-safe.
+    /// Ends when the session is gone; meanwhile it gets what waits. Cancel-safe.
     pub(crate) async fn abandoned(&mut self) {
         let Self { outgoing, listener, .. } = self;
         let incoming = listener.incoming.clone();
@@ -243,7 +243,6 @@ impl Carrier {
     }
 }
 
-/// The session's ear.
 struct Listener {
     incoming: FrameSender,
     /// What the pipe had no room for; nothing is read while it waits.
@@ -265,19 +264,19 @@ impl Listener {
         Taken::Done
     }
 
-    fn tell(&mut self, state: ConnectionState) {
+    fn queue_state(&mut self, state: ConnectionState) {
         if self.next_state.take().is_none() {
             self.next_state = Some(state);
         }
-        self.tell_next();
+        self.send_next();
     }
 
-    fn tell_next(&mut self) {
+    fn send_next(&mut self) {
         if self.waiting.is_none()
             && let Some(state) = self.next_state.take()
         {
             let incoming = self.incoming.clone();
-            self.waiting = Some(async move { incoming.tell(state).await }.boxed());
+            self.waiting = Some(async move { incoming.send_state(state).await }.boxed());
         }
     }
 
@@ -286,7 +285,7 @@ impl Listener {
             let told = std::task::ready!(waiting.poll_unpin(cx));
             self.waiting = None;
             told?;
-            self.tell_next();
+            self.send_next();
         }
         Poll::Ready(Ok(()))
     }

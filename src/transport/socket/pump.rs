@@ -36,7 +36,7 @@ pub(crate) enum End {
     },
     /// The peer ended the conversation.
     Over(CloseReason),
-    /// The conversation cannot go on, and the peer does not know it yet.
+    /// The conversation cannot continue, and the peer does not know it yet.
     Refused(CloseReason),
     /// The socket alone ended; the cause.
     Broken(String),
@@ -72,7 +72,7 @@ pub(crate) async fn carry(
 }
 
 /// Says that our side ends the conversation, and waits for the peer to confirm it, for 2 s in all.
-pub(crate) async fn say_goodbye(socket: &mut Socket) {
+pub(crate) async fn close_gracefully(socket: &mut Socket) {
     let goodbye = async {
         if socket.send(normal_close()).await.is_ok() {
             while let Some(Ok(_)) = socket.next().await {}
@@ -134,7 +134,7 @@ impl Pump<'_> {
         }
     }
 
-    /// Reads one frame; `None` is: go on.
+    /// Reads one frame; `None` is: continue.
     fn read_one(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         if self.closing.is_none() && self.carrier.is_waiting() {
             match std::task::ready!(self.carrier.poll_room(cx)) {

@@ -67,12 +67,12 @@ impl Runtime {
         Socket::upgrade(stream).await
     }
 
-    /// A socket that goes on, to which everything from `sent` on is known to have come.
+    /// A socket that continues, to which everything from `sent` on is known to have come.
     async fn accept_again(&self, got: u64) -> Socket {
         let mut socket = self.accept().await;
         assert_eq!(socket.goes_on.as_deref(), Some("c1"));
         let resumed = Resumed { received: got, after: 0, prompt: None };
-        socket.say_text(json!({"jsonrpc": "2.0", "method": RESUMED, "params": resumed}).to_string()).await;
+        socket.send_text(json!({"jsonrpc": "2.0", "method": RESUMED, "params": resumed}).to_string()).await;
         socket
     }
 
@@ -92,8 +92,8 @@ impl Runtime {
         let (connected, mut socket) = tokio::join!(connecting, self.accept());
         let mut connected = connected.unwrap();
         connected.pipe.to_agent.try_send(json!({"id": 1, "method": "initialize"}).to_string()).unwrap();
-        assert_eq!(socket.hear().await, (None, json!({"id": 1, "method": "initialize"})));
-        socket.say(1, 0, json!({"id": 1, "result": {}})).await;
+        assert_eq!(socket.receive().await, (None, json!({"id": 1, "method": "initialize"})));
+        socket.send(1, 0, json!({"id": 1, "result": {}})).await;
         assert_eq!(message(&mut connected.pipe.from_agent).await, (1, json!({"id": 1, "result": {}})));
         (connected, socket)
     }
@@ -122,12 +122,12 @@ impl Socket {
         Self { socket, goes_on, received, pings: 0 }
     }
 
-    async fn say_text(&mut self, text: String) {
+    async fn send_text(&mut self, text: String) {
         in_time(self.socket.send(Message::text(text))).await.unwrap();
     }
 
-    async fn say(&mut self, seq: u64, ack: u64, message: Value) {
-        self.say_text(numbered::put(Numbers { seq, ack }, &message.to_string())).await;
+    async fn send(&mut self, seq: u64, ack: u64, message: Value) {
+        self.send_text(numbered::put(Numbers { seq, ack }, &message.to_string())).await;
     }
 
     async fn next(&mut self) -> Message {
@@ -140,14 +140,14 @@ impl Socket {
         }
     }
 
-    async fn hear(&mut self) -> (Option<Numbers>, Value) {
+    async fn receive(&mut self) -> (Option<Numbers>, Value) {
         let Message::Text(text) = self.next().await else { panic!("no text") };
         let (numbers, message) =
             numbered::take(&text).map_or((None, text.as_str().into()), |(numbers, rest)| (Some(numbers), rest));
         (numbers, serde_json::from_str(&message).unwrap())
     }
 
-    async fn hear_close(&mut self) -> u16 {
+    async fn receive_close(&mut self) -> u16 {
         match self.next().await {
             Message::Close(frame) => frame.unwrap().code.into(),
             other => panic!("{other:?}"),
@@ -183,7 +183,7 @@ async fn interrupted(from_agent: &mut FrameReceiver) -> String {
     }
 }
 
-async fn stands_again(from_agent: &mut FrameReceiver) {
+async fn is_connected_again(from_agent: &mut FrameReceiver) {
     let state = in_time(from_agent.recv()).await;
     assert!(matches!(state, Some(Incoming::Line(ConnectionState::Resumed))), "{state:?}");
 }
@@ -204,14 +204,14 @@ fn update(number: u64) -> Value {
 }
 
 #[tokio::test]
-async fn a_cut_in_mid_turn_loses_and_repeats_nothing_in_either_direction() {
+async fn cut_during_a_turn_loses_and_repeats_nothing() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
     for number in 1..=3 {
         pipe.to_agent.try_send(said(number).to_string()).unwrap();
-        assert_eq!(socket.hear().await, (Some(Numbers { seq: number, ack: 0 }), said(number)));
+        assert_eq!(socket.receive().await, (Some(Numbers { seq: number, ack: 0 }), said(number)));
     }
-    socket.say(2, 1, update(2)).await;
+    socket.send(2, 1, update(2)).await;
     assert_eq!(message(&mut pipe.from_agent).await, (2, update(2)));
     socket.cut();
     interrupted(&mut pipe.from_agent).await;
@@ -221,13 +221,13 @@ async fn a_cut_in_mid_turn_loses_and_repeats_nothing_in_either_direction() {
     let mut socket = runtime.accept_again(2).await;
     assert_eq!(socket.received, Some(2));
     for seq in 2..=4 {
-        socket.say(seq, 2, update(seq)).await;
+        socket.send(seq, 2, update(seq)).await;
     }
-    stands_again(&mut pipe.from_agent).await;
+    is_connected_again(&mut pipe.from_agent).await;
     assert_eq!(message(&mut pipe.from_agent).await, (3, update(3)), "what came before does not come again");
     assert_eq!(message(&mut pipe.from_agent).await, (4, update(4)));
     for number in 3..=4 {
-        assert_eq!(socket.hear().await, (Some(Numbers { seq: number, ack: 0 }), said(number)));
+        assert_eq!(socket.receive().await, (Some(Numbers { seq: number, ack: 0 }), said(number)));
     }
 }
 
@@ -269,7 +269,7 @@ async fn however_often_it_is_cut_everything_arrives_once_and_in_order() {
                     return socket;
                 }
                 if got < MESSAGES {
-                    let (numbers, message) = socket.hear().await;
+                    let (numbers, message) = socket.receive().await;
                     match numbers.unwrap().seq {
                         0 => assert_eq!(message["method"], ACKNOWLEDGED),
                         seq => {
@@ -279,7 +279,7 @@ async fn however_often_it_is_cut_everything_arrives_once_and_in_order() {
                     }
                 }
                 if next <= MESSAGES {
-                    socket.say(next, got, update(next)).await;
+                    socket.send(next, got, update(next)).await;
                     next += 1;
                 }
             }
@@ -299,7 +299,7 @@ async fn however_often_it_is_cut_everything_arrives_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn what_was_cut_while_it_was_sent_is_sent_again() {
+async fn message_cut_while_sent_is_sent_again() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
     let large = json!({"method": "large", "params": "x".repeat(8 * 1024 * 1024)});
@@ -309,13 +309,13 @@ async fn what_was_cut_while_it_was_sent_is_sent_again() {
     socket.cut();
     interrupted(&mut pipe.from_agent).await;
     let mut socket = runtime.accept_again(0).await;
-    let (numbers, message) = socket.hear().await;
+    let (numbers, message) = socket.receive().await;
     assert_eq!(numbers, Some(Numbers { seq: 1, ack: 0 }));
     assert!(message == large);
 }
 
 #[tokio::test]
-async fn a_conversation_that_is_not_held_any_more_is_lost_at_once() {
+async fn evicted_conversation_is_lost_at_once() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
     socket.cut();
@@ -327,7 +327,7 @@ async fn a_conversation_that_is_not_held_any_more_is_lost_at_once() {
 }
 
 #[tokio::test]
-async fn when_the_grace_is_over_it_is_lost() {
+async fn conversation_is_lost_after_the_grace() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.resume.grace = Duration::from_millis(600);
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
@@ -340,7 +340,7 @@ async fn when_the_grace_is_over_it_is_lost() {
 }
 
 #[tokio::test]
-async fn a_break_with_a_peer_that_does_not_number_or_is_not_asked_to_is_the_end() {
+async fn break_without_numbers_ends_the_conversation() {
     for grace in [GRACE, Duration::ZERO] {
         let mut runtime = Runtime::new().await;
         runtime.endpoint.resume.grace = grace;
@@ -348,40 +348,40 @@ async fn a_break_with_a_peer_that_does_not_number_or_is_not_asked_to_is_the_end(
         let Connected { mut pipe, .. } = connected.unwrap();
         // Without a grace, whatever looks like a number is none.
         match grace {
-            GRACE => socket.say_text(update(1).to_string()).await,
-            _ => socket.say(7, 0, update(1)).await,
+            GRACE => socket.send_text(update(1).to_string()).await,
+            _ => socket.send(7, 0, update(1)).await,
         }
         assert_eq!(message(&mut pipe.from_agent).await, (0, update(1)));
         pipe.to_agent.try_send(said(1).to_string()).unwrap();
-        assert_eq!(socket.hear().await, (None, said(1)));
+        assert_eq!(socket.receive().await, (None, said(1)));
         socket.cut();
         lost(&mut pipe.from_agent).await;
     }
 }
 
 #[tokio::test]
-async fn a_half_open_line_is_noticed_in_under_15_s_and_made_again() {
+async fn half_open_connection_is_noticed_in_under_15_s() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, mut dead) = runtime.conversation().await;
-    dead.say(2, 0, update(2)).await;
+    dead.send(2, 0, update(2)).await;
     assert_eq!(message(&mut pipe.from_agent).await, (2, update(2)));
     let begun = Instant::now();
     let cause = interrupted(&mut pipe.from_agent).await;
     assert!(cause.contains("nothing was heard"), "{cause}");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let _again = runtime.accept_again(0).await;
-    stands_again(&mut pipe.from_agent).await;
+    is_connected_again(&mut pipe.from_agent).await;
 }
 
 #[tokio::test]
-async fn a_peer_that_answers_pings_is_never_taken_for_dead_however_slow_the_session_is() {
+async fn peer_that_answers_pings_is_never_dead() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(50), silence: Duration::from_millis(400) };
     runtime.endpoint.pipe.frames = 1;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
     // The session takes none of these for longer than the patience; the pings of that time are the clock.
     for seq in 2..=5 {
-        socket.say(seq, 0, update(seq)).await;
+        socket.send(seq, 0, update(seq)).await;
     }
     let pings = socket.pings;
     while socket.pings < pings + 20 {
@@ -403,30 +403,30 @@ async fn a_peer_that_answers_pings_is_never_taken_for_dead_however_slow_the_sess
 }
 
 #[tokio::test]
-async fn breaks_that_heal_before_a_slow_session_looks_are_not_told_one_by_one() {
+async fn healed_breaks_are_merged_for_a_slow_session() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.pipe.frames = 1;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
-    socket.say(2, 0, update(2)).await;
-    socket.say(3, 0, update(3)).await;
+    socket.send(2, 0, update(2)).await;
+    socket.send(3, 0, update(3)).await;
     for _ in 0..2 {
         // A frame of ours, so that the break is noticed by one who does not read.
         pipe.to_agent.try_send("{}".into()).unwrap();
-        socket.hear().await;
+        socket.receive().await;
         socket.cut();
         pipe.to_agent.try_send("{}".into()).unwrap();
         socket = runtime.accept_again(0).await;
         assert_eq!(socket.received, Some(3));
     }
-    socket.hear().await;
-    socket.say(4, 0, update(4)).await;
+    socket.receive().await;
+    socket.send(4, 0, update(4)).await;
     assert_eq!(message(&mut pipe.from_agent).await.0, 2);
     assert_eq!(message(&mut pipe.from_agent).await.0, 3);
     assert_eq!(message(&mut pipe.from_agent).await.0, 4, "nothing happened");
 }
 
 #[tokio::test]
-async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
+async fn peer_that_reads_nothing_is_dropped_without_blocking_reads() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.heartbeat = Heartbeat { every: Duration::from_millis(100), silence: Duration::from_secs(1) };
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
@@ -435,7 +435,7 @@ async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
     let mut seq = 1;
     let cause = loop {
         seq += 1;
-        socket.say(seq, 0, update(seq)).await;
+        socket.send(seq, 0, update(seq)).await;
         match in_time(pipe.from_agent.recv()).await.unwrap() {
             Incoming::Frame(frame) => assert_eq!(frame.seq(), seq),
             Incoming::Line(ConnectionState::Interrupted(cause)) => break cause,
@@ -446,7 +446,7 @@ async fn a_peer_that_reads_nothing_does_not_hold_up_reading_and_is_left() {
 }
 
 #[tokio::test]
-async fn the_ends_that_a_runtime_announces_are_not_tried_to_be_healed() {
+async fn ends_announced_by_the_runtime_are_not_retried() {
     for code in [
         close_code::NORMAL,
         close_code::GOING_AWAY,
@@ -457,7 +457,7 @@ async fn the_ends_that_a_runtime_announces_are_not_tried_to_be_healed() {
     ] {
         let runtime = Runtime::new().await;
         let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
-        socket.say(2, 0, update(2)).await;
+        socket.send(2, 0, update(2)).await;
         let (_, cause) = tokio::join!(socket.close(code), async {
             assert_eq!(message(&mut pipe.from_agent).await, (2, update(2)));
             lost(&mut pipe.from_agent).await
@@ -472,19 +472,19 @@ async fn the_ends_that_a_runtime_announces_are_not_tried_to_be_healed() {
 }
 
 #[tokio::test]
-async fn dropping_the_session_says_everything_and_closes_with_1000() {
+async fn dropped_session_flushes_and_closes_with_1000() {
     let runtime = Runtime::new().await;
     let (Connected { pipe, .. }, mut socket) = runtime.conversation().await;
     pipe.to_agent.try_send(said(1).to_string()).unwrap();
     drop(pipe);
-    assert_eq!(socket.hear().await.1, said(1));
-    assert_eq!(socket.hear_close().await, close_code::NORMAL);
+    assert_eq!(socket.receive().await.1, said(1));
+    assert_eq!(socket.receive_close().await, close_code::NORMAL);
     // It confirms; nobody comes back.
     while let Some(Ok(_)) = in_time(socket.socket.next()).await {}
 }
 
 #[tokio::test]
-async fn a_session_that_ends_while_it_is_interrupted_tells_the_runtime() {
+async fn session_that_ends_while_interrupted_notifies_the_runtime() {
     for refusals in [0, 1] {
         let runtime = Runtime::new().await;
         let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
@@ -495,44 +495,44 @@ async fn a_session_that_ends_while_it_is_interrupted_tells_the_runtime() {
         }
         drop(pipe);
         let mut socket = runtime.accept_again(0).await;
-        assert_eq!(socket.hear_close().await, close_code::NORMAL);
+        assert_eq!(socket.receive_close().await, close_code::NORMAL);
     }
 }
 
 #[tokio::test]
-async fn a_closing_frame_that_is_not_confirmed_is_said_again() {
+async fn unconfirmed_close_frame_is_sent_again() {
     let runtime = Runtime::new().await;
     let (Connected { pipe, .. }, socket) = runtime.conversation().await;
     drop(pipe);
     in_time(socket.socket.get_ref().readable()).await.unwrap();
     socket.cut();
     let mut socket = runtime.accept_again(0).await;
-    assert_eq!(socket.hear_close().await, close_code::NORMAL);
+    assert_eq!(socket.receive_close().await, close_code::NORMAL);
 }
 
 #[tokio::test]
 async fn a_gap_ends_the_conversation_for_both() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, mut socket) = runtime.conversation().await;
-    socket.say(3, 0, update(3)).await;
-    let (cause, code) = tokio::join!(lost(&mut pipe.from_agent), socket.hear_close());
+    socket.send(3, 0, update(3)).await;
+    let (cause, code) = tokio::join!(lost(&mut pipe.from_agent), socket.receive_close());
     assert_eq!(code, close_code::NORMAL);
     assert!(cause.contains("left messages out"), "{cause}");
 }
 
 #[tokio::test]
-async fn a_peer_that_claims_what_was_never_sent_is_not_gone_on_with() {
+async fn peer_that_claims_unsent_messages_is_rejected() {
     let runtime = Runtime::new().await;
     let (Connected { mut pipe, .. }, socket) = runtime.conversation().await;
     socket.cut();
     interrupted(&mut pipe.from_agent).await;
     let mut socket = runtime.accept_again(5).await;
-    let (_, code) = tokio::join!(lost(&mut pipe.from_agent), socket.hear_close());
+    let (_, code) = tokio::join!(lost(&mut pipe.from_agent), socket.receive_close());
     assert_eq!(code, close_code::NORMAL);
 }
 
 #[tokio::test]
-async fn an_agent_that_is_not_heard_makes_the_session_wait_and_not_this_process_grow() {
+async fn agent_that_is_not_read_waits_in_bounded_memory() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.resume.frames = 4;
     runtime.endpoint.pipe.frames = 2;
@@ -541,20 +541,20 @@ async fn an_agent_that_is_not_heard_makes_the_session_wait_and_not_this_process_
         in_time(pipe.to_agent.send(said(number).to_string())).await.unwrap();
     }
     for number in 1..=4 {
-        assert_eq!(socket.hear().await.1, said(number));
+        assert_eq!(socket.receive().await.1, said(number));
     }
     assert_eq!(pipe.to_agent.try_send(said(7).to_string()), Err(SendError::Full));
-    socket.say(2, 1, update(2)).await;
+    socket.send(2, 1, update(2)).await;
     assert_eq!(message(&mut pipe.from_agent).await, (2, update(2)));
-    assert_eq!(socket.hear().await.1, said(5), "one was acknowledged, so there is room for one");
-    socket.say(0, 5, json!({"method": ACKNOWLEDGED})).await;
-    assert_eq!(socket.hear().await.1, said(6));
-    socket.say(3, 6, update(3)).await;
+    assert_eq!(socket.receive().await.1, said(5), "one was acknowledged, so there is room for one");
+    socket.send(0, 5, json!({"method": ACKNOWLEDGED})).await;
+    assert_eq!(socket.receive().await.1, said(6));
+    socket.send(3, 6, update(3)).await;
     assert_eq!(message(&mut pipe.from_agent).await, (3, update(3)), "an acknowledgement is not for the session");
 }
 
 #[tokio::test]
-async fn acknowledgements_ride_and_go_alone_only_for_a_quarter_of_what_the_runtime_holds() {
+async fn acknowledgements_ride_on_messages_below_a_quarter_of_the_limits() {
     let mut runtime = Runtime::new().await;
     runtime.endpoint.resume.frames = 400;
     let (Connected { mut pipe, delivered, .. }, mut socket) = runtime.conversation().await;
@@ -562,10 +562,10 @@ async fn acknowledgements_ride_and_go_alone_only_for_a_quarter_of_what_the_runti
     let mut seq = 1;
     for turn in 1..=50 {
         pipe.to_agent.try_send(said(turn).to_string()).unwrap();
-        assert_eq!(socket.hear().await, (Some(Numbers { seq: turn, ack: seq / 10 * 10 }), said(turn)));
+        assert_eq!(socket.receive().await, (Some(Numbers { seq: turn, ack: seq / 10 * 10 }), said(turn)));
         while seq < turn * 10 {
             seq += 1;
-            socket.say(seq, turn, update(seq)).await;
+            socket.send(seq, turn, update(seq)).await;
             assert_eq!(message(&mut pipe.from_agent).await.0, seq);
         }
         delivered.settle(seq);
@@ -573,14 +573,14 @@ async fn acknowledgements_ride_and_go_alone_only_for_a_quarter_of_what_the_runti
     // A turn of 350 messages, each settled as it comes: those of a quarter, and the 10 of the turn before.
     for _ in 0..350 {
         seq += 1;
-        socket.say(seq, 50, update(seq)).await;
+        socket.send(seq, 50, update(seq)).await;
         assert_eq!(message(&mut pipe.from_agent).await.0, seq);
         delivered.settle(seq);
     }
     pipe.to_agent.try_send(said(51).to_string()).unwrap();
     let mut alone = 0;
     loop {
-        let (numbers, message) = socket.hear().await;
+        let (numbers, message) = socket.receive().await;
         let Numbers { seq: number, ack } = numbers.unwrap();
         if number > 0 {
             assert_eq!((number, ack, message), (51, seq, said(51)));
@@ -597,7 +597,7 @@ fn transport(runtime: &Runtime) -> AcpTransport {
 }
 
 #[tokio::test]
-async fn a_handshake_asks_for_numbers_and_settles_itself_and_the_events_tell_how_far_they_came() {
+async fn handshake_asks_for_numbers_and_settles_itself() {
     let runtime = Runtime::new().await;
     let request = OpenRequest {
         session_id: SessionId(Uuid::nil()),
@@ -610,13 +610,13 @@ async fn a_handshake_asks_for_numbers_and_settles_itself_and_the_events_tell_how
     };
     let playing = async {
         let mut socket = runtime.accept().await;
-        let (numbers, initialize) = socket.hear().await;
+        let (numbers, initialize) = socket.receive().await;
         assert_eq!(numbers, None);
         assert_eq!(initialize["params"]["_meta"]["lumilink"]["resumable"], true);
-        socket.say(1, 0, json!({"id": 1, "result": {"protocolVersion": 1}})).await;
-        assert_eq!(socket.hear().await.0, Some(Numbers { seq: 1, ack: 1 }));
-        socket.say(2, 1, update(0)).await;
-        socket.say(3, 1, json!({"id": 2, "result": {"sessionId": "s"}})).await;
+        socket.send(1, 0, json!({"id": 1, "result": {"protocolVersion": 1}})).await;
+        assert_eq!(socket.receive().await.0, Some(Numbers { seq: 1, ack: 1 }));
+        socket.send(2, 1, update(0)).await;
+        socket.send(3, 1, json!({"id": 2, "result": {"sessionId": "s"}})).await;
         socket
     };
     let transport = transport(&runtime);
@@ -629,15 +629,15 @@ async fn a_handshake_asks_for_numbers_and_settles_itself_and_the_events_tell_how
     let policy = PermissionPolicy::default();
     let turn = TurnRequest { prompt_id: PromptId(Uuid::nil()), prompt: &prompt, context: None, policy };
     link.prompt(next_call, turn).unwrap();
-    assert_eq!(socket.hear().await.0, Some(Numbers { seq: 2, ack: 3 }));
-    socket.say(4, 2, update(1)).await;
+    assert_eq!(socket.receive().await.0, Some(Numbers { seq: 2, ack: 3 }));
+    socket.send(4, 2, update(1)).await;
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Update { .. })));
     assert_eq!((delivered.handled(), delivered.settled()), (4, 3));
     socket.cut();
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Interrupted(_))));
     let mut socket = runtime.accept_again(2).await;
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Resumed)));
-    socket.say(5, 2, json!({"id": next_call, "result": {"stopReason": "end_turn"}})).await;
+    socket.send(5, 2, json!({"id": next_call, "result": {"stopReason": "end_turn"}})).await;
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Answered { call, .. }) if call == next_call));
     assert_eq!(delivered.handled(), 5);
 }
@@ -647,20 +647,20 @@ fn adopt_request(received: u64) -> AdoptRequest {
 }
 
 #[tokio::test]
-async fn a_new_client_goes_on_where_the_dead_one_had_come_to() {
+async fn new_client_resumes_where_the_dead_one_stopped() {
     let runtime = Runtime::new().await;
     let prompt = ResumedPrompt { prompt_id: PromptId(Uuid::nil()), call: 7, after: 40 };
     let playing = async {
         let mut socket = runtime.accept().await;
         assert_eq!((socket.goes_on.as_deref(), socket.received), (Some("c1"), None));
         let resumed = Resumed { received: 9, after: 38, prompt: Some(prompt.clone()) };
-        socket.say_text(json!({"jsonrpc": "2.0", "method": RESUMED, "params": resumed}).to_string()).await;
+        socket.send_text(json!({"jsonrpc": "2.0", "method": RESUMED, "params": resumed}).to_string()).await;
         // Before the turn, and on disk; neither is for the session.
         for seq in 39..=41 {
-            socket.say(seq, 9, update(seq)).await;
+            socket.send(seq, 9, update(seq)).await;
         }
-        socket.say(42, 9, update(42)).await;
-        socket.say(43, 9, json!({"id": 7, "result": {"stopReason": "end_turn"}})).await;
+        socket.send(42, 9, update(42)).await;
+        socket.send(43, 9, json!({"id": 7, "result": {"stopReason": "end_turn"}})).await;
         socket
     };
     let transport = transport(&runtime);
@@ -672,20 +672,20 @@ async fn a_new_client_goes_on_where_the_dead_one_had_come_to() {
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Answered { call: 7, .. })));
     assert_eq!((link.delivered().handled(), link.delivered().settled()), (43, 41));
     link.cancel().unwrap();
-    let (numbers, message) = socket.hear().await;
+    let (numbers, message) = socket.receive().await;
     assert_eq!((numbers, message["method"].as_str()), (Some(Numbers { seq: 10, ack: 41 }), Some("session/cancel")));
     // It is as good as the first one.
     socket.cut();
     assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Interrupted(_))));
     let mut socket = runtime.accept_again(9).await;
     assert_eq!(socket.received, Some(43));
-    assert_eq!(socket.hear().await.0, Some(Numbers { seq: 10, ack: 41 }));
+    assert_eq!(socket.receive().await.0, Some(Numbers { seq: 10, ack: 41 }));
     drop(link);
-    assert_eq!(socket.hear_close().await, close_code::NORMAL);
+    assert_eq!(socket.receive_close().await, close_code::NORMAL);
 }
 
 #[tokio::test]
-async fn what_is_not_held_cannot_be_adopted() {
+async fn unknown_conversation_cannot_be_adopted() {
     let runtime = Runtime::new().await;
     let transport = transport(&runtime);
     for (status, code) in
@@ -714,7 +714,7 @@ fn the_facts_come_back_from_what_was_kept_of_them() {
 }
 
 #[test]
-fn what_is_settled_only_grows() {
+fn settled_number_only_grows() {
     let delivered = Arc::<Delivered>::default();
     delivered.settle(5);
     delivered.settle(3);

@@ -46,7 +46,7 @@ pub(crate) struct Endpoint {
     pub frame_bytes: usize,
     /// What may wait in each direction.
     pub pipe: PipeLimits,
-    /// Going on after a break.
+    /// Resuming after a break.
     pub resume: ResumeLimits,
     /// When a peer that numbers its messages counts as dead: nothing arrived, or nothing that waits could be written,
     /// for its silence. Also bounds an attempt to reconnect.
@@ -77,10 +77,9 @@ pub(crate) struct Upgraded {
     pub cookies: Option<String>,
 }
 
-/// With what an earlier connection is to go on.
+/// With what an earlier connection is to continue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Earlier<'a> {
-    /// Its id.
     pub connection_id: &'a str,
     /// The last message that arrived on it, where that is known.
     pub received: Option<u64>,
@@ -89,7 +88,7 @@ pub(crate) struct Earlier<'a> {
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// The peer does not have the connection that was to go on: trying again does not help.
+    /// The peer does not have the connection that was to continue: trying again does not help.
     #[error("the runtime does not hold the conversation any more")]
     NotHeld,
     /// Anything else; it may pass.
@@ -100,7 +99,7 @@ pub(crate) enum ConnectError {
 /// Initial read buffer; it grows with the message. Small, because a supervisor holds 1,000 of them.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Connects, for a new connection or to go on with an `earlier` one. Has no limit in time of its own; dropping the
+/// Connects, for a new connection or to resume an `earlier` one. Has no limit in time of its own; dropping the
 /// future leaves nothing behind. Safe to retry.
 pub(crate) async fn upgrade(
     endpoint: &Endpoint,
@@ -109,7 +108,7 @@ pub(crate) async fn upgrade(
 ) -> Result<Upgraded, ConnectError> {
     let request = request(endpoint, cookies, earlier).map_err(ConnectError::Failed)?;
     let (socket, response) = connect(request, endpoint.frame_bytes).await.map_err(|cause| match cause {
-        tungstenite::Error::Http(response) if earlier.is_some() && says_not_held(response.status().as_u16()) => {
+        tungstenite::Error::Http(response) if earlier.is_some() && is_not_held(response.status().as_u16()) => {
             ConnectError::NotHeld
         }
         other => ConnectError::Failed(other.to_string()),
@@ -140,7 +139,7 @@ async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Respon
 }
 
 /// 404; and what runtimes answer whose replay does not reach back.
-fn says_not_held(status: u16) -> bool {
+fn is_not_held(status: u16) -> bool {
     matches!(status, 404 | 409 | 410)
 }
 
@@ -209,7 +208,6 @@ pub(crate) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    /// Begins now.
     pub(crate) fn new(stream: S) -> Self {
         let now = Instant::now();
         Self { stream, last_read: now, last_written: now }

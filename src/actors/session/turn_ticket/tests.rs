@@ -60,7 +60,6 @@ enum Step {
 #[derive(Debug, Clone)]
 enum End {
     Outcome(TurnOutcome),
-    /// The actor died.
     Dropped,
     /// The turn was refused.
     Discarded,
