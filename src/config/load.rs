@@ -16,7 +16,7 @@ use super::{
     sources::Sources,
 };
 
-/// Switches GitHub automation off: `1` or `true` (mission).
+/// Switches GitHub automation off: `1` or `true`.
 const KILL_SWITCH_VARIABLE: &str = "GITHUB_AUTOMATION_DISABLED";
 /// Names the data folder, unless `--data-dir` does.
 const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";

@@ -148,7 +148,7 @@ pub(crate) struct ResultDiagnostic {
     pub context: Option<serde_json::Value>,
 }
 
-/// The largest result, in bytes (mission: under 32 KB).
+/// The largest result, in bytes: under 32 KB.
 pub(crate) const MAX_RESULT_BYTES: usize = 32_000;
 
 /// Facts of a result beside the course of its turn.

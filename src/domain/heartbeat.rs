@@ -16,7 +16,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// ACP over WebSocket, both ends: 5 s and 8 s (mission). One lost ping or answer is tolerated, two are not, and a
+    /// ACP over WebSocket, both ends: 5 s and 8 s. One lost ping or answer is tolerated, two are not, and a
     /// half-open connection is noticed in under 15 s.
     pub(crate) const ACP: Self = Self { every: Duration::from_secs(5), silence: Duration::from_secs(8) };
     /// A subscriber's end of a notification socket: 20 s and 30 s. The server pings a silent subscriber after 25 s.
@@ -76,9 +76,9 @@ impl Pulse {
 /// When a notification subscriber is pinged, and how long it has to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SubscriberHeartbeat {
-    /// From a sign of life to the next ping (mission: 25 s).
+    /// From a sign of life to the next ping. Default 25 s.
     pub every: Duration,
-    /// From a ping to the sign of life that answers it (mission: 8 s).
+    /// From a ping to the sign of life that answers it. Default 8 s.
     pub patience: Duration,
     /// From the first frame sent since a sign of life to the next ping. With `patience` that is under the 30 s within
     /// which a subscriber that does not read is evicted.
@@ -95,7 +95,7 @@ impl Default for SubscriberHeartbeat {
     }
 }
 
-/// How long frames may wait for a subscriber that takes none (mission: evicted within 30 s).
+/// How long frames may wait for a subscriber that takes none: a subscriber that does not read is evicted within 30 s.
 pub(crate) const STALL: Duration = Duration::from_secs(25);
 
 /// Pings a notification subscriber that is silent, and ends it when it does not answer.

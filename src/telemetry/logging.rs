@@ -18,7 +18,7 @@ use tracing_subscriber::{
 
 use crate::domain::{redaction::Redacted, text};
 
-/// The longest line with its end, in bytes (mission: under 32 KB).
+/// The longest line with its end, in bytes: under 32 KB.
 pub(crate) const MAX_LINE_BYTES: usize = 32_000;
 /// Length of each text after the first truncation of a long line, in characters.
 const FIRST_CUT_CHARS: usize = 2_000;

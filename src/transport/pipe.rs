@@ -187,7 +187,7 @@ impl FrameSender {
     ///
     /// # Cancel safety
     /// A dropped future has queued nothing.
-    pub(crate) async fn tell(&self, state: ConnectionState) -> Result<(), SendError> {
+    pub(crate) async fn send_state(&self, state: ConnectionState) -> Result<(), SendError> {
         self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
     }
 

@@ -128,7 +128,7 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-fn tell(row: &NewCapacityAlert, on_disk: bool) {
+fn log_change(row: &NewCapacityAlert, on_disk: bool) {
     let NewCapacityAlert { alert_id, change, .. } = row;
     // `level` is the level of the line.
     let (alert, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);

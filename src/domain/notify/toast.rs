@@ -12,18 +12,18 @@ use crate::domain::{
     words::words,
 };
 
-/// The title of every notification (mission).
+/// The title of every notification.
 pub(crate) const TITLE: &str = "Automation update";
-/// Time that a client shows a notification (mission).
+/// Time for which a client shows a notification.
 pub(crate) const AUTO_DISMISS_MS: u32 = 10_000;
-/// The longest body of a notification, in characters (mission).
+/// The longest body of a notification, in characters.
 pub(crate) const MAX_BODY_CHARS: usize = 140;
-/// The longest note, in characters (mission).
+/// The longest note, in characters.
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
 /// Period within which the same event of several sessions of a workspace is one notification: when a runtime goes down,
 /// all connections to it break.
 const TOGETHER: Duration = Duration::from_secs(60);
-/// Characters of a session's id that a notification may show (mission).
+/// Characters of a session's id that a notification may show.
 const SUFFIX_CHARS: usize = 6;
 
 words! {

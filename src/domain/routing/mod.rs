@@ -60,7 +60,7 @@ pub(crate) struct RecoveryRules {
     pub reopen_within: u32,
 }
 
-/// Time without a failure after which one failed attempt is forgiven, which halves the next cool-down (mission: 1 h).
+/// Time without a failure after which one failed attempt is forgiven, which halves the next cool-down: 1 h.
 const FORGIVES_AFTER: Duration = Duration::from_secs(3600);
 /// The most doublings of the cool-down: 2^20 s are 12 days, more than any cool-down may be. A restore keeps at most this
 /// many failed attempts too, so that all are forgiven within a day.

@@ -2,7 +2,7 @@
 //!
 //! The table covers every error code without a catch-all: a new code does not compile until it is classified. Errors
 //! that the fallback may avoid count against ACP. Errors that no route can avoid, and those caused by the caller or by
-//! this service, are not counted (mission: "The window and the router, exactly").
+//! this service, are not counted (FR-007).
 
 use super::success_window::Sample;
 use crate::{

@@ -1,5 +1,5 @@
 //! Detects rollback storms: when many workspaces roll back at once, the cause is common, and one systemic alarm replaces
-//! the notifications of the workspaces (mission: "Both routes bad").
+//! the notifications of the workspaces (FR-007).
 //!
 //! Pure and bounded. Each automatic rollback is recorded once, before its notification is written. The figures cover
 //! this process, and the previous one if its storm is still open.
@@ -8,11 +8,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::domain::{clock::Timestamp, ids::WorkspaceKey};
 
-/// The period during which a flip counts (mission: 5 min).
+/// The period during which a flip counts: 5 minutes.
 pub(crate) const PERIOD: Duration = Duration::from_secs(300);
-/// The fewest workspaces of a storm (mission: at least 5).
+/// The fewest workspaces of a storm, so that a small service has none.
 const MIN_FLIPPED: usize = 5;
-/// A storm needs more than one in this number of the live workspaces (mission: more than 10 %).
+/// A storm needs more than one in this number of the live workspaces: more than 10 %.
 const ONE_IN: usize = 10;
 /// Workspaces whose flip is remembered, about 100 bytes each; beyond this the oldest is dropped. A process holds 1,000
 /// live sessions, and so at most as many live workspaces; the verdict is exact below 40,960 live workspaces.
@@ -65,7 +65,7 @@ pub(crate) struct FlipStorm {
 impl FlipStorm {
     /// Resumes a storm whose alarm an earlier process raised and did not resolve. `flips` are those since [`PERIOD`]
     /// before the alarm, oldest first; times later than `now`, after a step back of the clock, count as `now`.
-    pub(crate) fn take_up(
+    pub(crate) fn recover(
         since: Timestamp,
         flips: impl IntoIterator<Item = (Timestamp, WorkspaceKey)>,
         now: Timestamp,
@@ -250,7 +250,7 @@ mod tests {
         // Resumed long after its last flip, it ends at the first tick.
         assert_eq!(taken(9000).on_tick(20, at(9000)), Some(StormEnded { since: at(100), most_flipped: 6 }));
         // After a step back of the clock it lasts no longer than one period from now.
-        let mut ahead = FlipStorm::take_up(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
+        let mut ahead = FlipStorm::recover(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
         assert_eq!((ahead.on_tick(20, at(299)), ahead.is_raging()), (None, true));
         assert_eq!(ahead.on_tick(20, at(300)), Some(StormEnded { since: at(0), most_flipped: 6 }));
     }

@@ -1,6 +1,6 @@
 //! The success window of ACP in a workspace: exact counts of outcomes over a rolling period, and the verdict on them.
 //!
-//! Counts are kept in a ring of buckets (mission: 360 of 10 s). An outcome older than the newest bucket counts in that
+//! Counts are kept in a ring of buckets, 360 of 10 s by default. An outcome older than the newest bucket counts in that
 //! bucket, so that a clock that steps back loses no outcome.
 
 use std::{collections::VecDeque, time::Duration};
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{clock::Timestamp, share::FULL_BP};
 
 /// The fewest outcomes that can breach a window below `min_samples`, so that a quiet workspace does not stay on a dead
-/// route (mission: 5).
+/// route.
 const QUIET_SAMPLES: u64 = 5;
 /// Such a window is breached if at least one outcome in this number failed.
 const QUIET_SHARE: u64 = 2;
-/// The quantile of the Wilson bound of the rule `confident` (mission: z = 2.33, one in a hundred).
+/// The quantile of the Wilson bound of the rule `confident`: a chance of one in a hundred.
 const CONFIDENT_Z: f64 = 2.33;
 /// The fewest failures within [`CONFIDENT_PERIOD`] for a breach by the rule `confident`.
 const CONFIDENT_FAILURES: u64 = 2;

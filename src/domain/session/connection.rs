@@ -27,7 +27,7 @@ words! {
 impl ConnectionStatus {
     /// Whether `next` may follow. The same status again is no transition.
     ///
-    /// The mission's walk is connecting → connected → degraded → error → reconnecting → connected, and any → rolledBack.
+    /// The usual order is connecting → connected → degraded → error → reconnecting → connected, and any → rolledBack.
     /// Sessions also skip steps: a connection that breaks goes to reconnecting without error in between, and one that
     /// cannot be established goes to error from any status. A degraded one recovers with the next successful turn. After
     /// a rollback, and when a failed session is loaded, a new connection starts as connecting; a session that fails while

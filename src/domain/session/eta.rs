@@ -154,7 +154,7 @@ impl Progress {
     }
 
     /// True if the first estimate is long enough to be published when the turn begins.
-    pub(crate) fn is_told_at_start(&self, now: Timestamp) -> bool {
+    pub(crate) fn is_published_at_start(&self, now: Timestamp) -> bool {
         self.eta(now).is_some_and(|eta| eta >= SHORTEST_PUBLISHED)
     }
 }

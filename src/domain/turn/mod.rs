@@ -161,7 +161,7 @@ pub(crate) fn stop_reason_name(reason: StopReason) -> &'static str {
 
 /// The longest `meta.message`, in bytes. It keeps a result below 32 KB, whatever the agent sends.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 * 1024;
-/// The most diagnostics of a result (mission: at most 100).
+/// The most diagnostics of a result.
 pub(crate) const MAX_DIAGNOSTICS: usize = 100;
 /// The longest message of a diagnostic, in characters; [`MAX_DIAGNOSTICS`] of them fit into a result beside the message.
 pub(crate) const MAX_DIAGNOSTIC_CHARS: usize = 300;
@@ -208,7 +208,7 @@ pub(crate) struct TurnProgress {
     pub stray_lines: u32,
 }
 
-/// Stray lines that a turn tolerates (mission: up to 10 per turn, more is a protocol failure).
+/// Stray lines that a turn tolerates; one more is a protocol violation.
 pub(crate) const MAX_STRAY_LINES: u32 = 10;
 
 impl TurnProgress {

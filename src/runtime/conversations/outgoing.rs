@@ -69,7 +69,7 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// True if this poll may take more. Otherwise the budget is reset and the task is scheduled to be polled again.
-    pub(crate) fn goes_on(&mut self, cx: &Context<'_>) -> bool {
+    pub(crate) fn may_continue(&mut self, cx: &Context<'_>) -> bool {
         if self.taken_bytes < BYTES_PER_POLL {
             return true;
         }

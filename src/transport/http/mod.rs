@@ -138,7 +138,7 @@ impl Link {
         self.emit(AgentEvent::Failed { call, failure })
     }
 
-    fn say(&self, event: AgentEvent) -> Result<(), SendError> {
+    fn emit(&self, event: AgentEvent) -> Result<(), SendError> {
         self.to_session.try_send(event).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => SendError::Full,
             mpsc::error::TrySendError::Closed(_) => SendError::Closed,
