@@ -2,38 +2,39 @@
 //!
 //! Invariant: actors do not import each other; they import [`handles::messages`] and hold recipients. Only parent →
 //! child is an import (workspaces → supervisor → session). A session never restarts itself: its supervisor does, and
-//! [`upkeep::keeper`] restarts the actors of which there is one, by the same rule.
+//! [`upkeep::keeper`] restarts singleton actors by the same rule.
 //!
 //! # Who talks to whom
 //!
-//! `send` waits for room in the receiver's mailbox, whose capacity is given once for each receiver. "Own place" is a
-//! sender that one turn or one guard owns: actix always accepts one message from each sender, so it never waits.
+//! `send` waits for room in the receiver's mailbox, whose capacity is listed once per receiver. "Own slot" is a sender
+//! that one turn or one guard owns: actix always accepts one message from each sender, so that sender never waits.
 //!
 //! | sender | message | receiver (mailbox) | reply | when full |
 //! |---|---|---|---|---|
 //! | http | `RunPrompt` | session (16) | once the turn is on disk: accepted, joined, ended, or refused | the caller waits |
-//! | http | `CancelTurn` | session | at once: whether a turn was running | the caller waits |
-//! | http | `AnswerPermission` | session | once the answer is with the agent, or why not | the caller waits |
+//! | http | `CancelTurn` | session | at once: `true` if a turn was running | the caller waits |
+//! | http | `AnswerPermission` | session | once the agent has the answer, or an error | the caller waits |
 //! | http | `SetMode`, `SetConfigOption` | session | the agent's answer | the caller waits |
 //! | supervisor | `EndSession` | session | none; `SessionEnded` follows | a task waits |
-//! | supervisor | `Probe` | session | empty; a missing reply is what it looks for | waits, and counts as silence |
-//! | session's guard | `SessionEnded` | supervisor (64) | none | own place |
-//! | workspaces | `StartSession` | supervisor | the agent's facts, or why it did not start | the caller waits |
-//! | workspaces | `CloseSession` | supervisor | once the agent is gone and the row says so | the caller waits |
-//! | workspaces | `DrainSessions` | supervisor | once every session is gone | the caller waits |
+//! | supervisor | `Probe` | session | empty; a missing reply means that the session is stuck | waits; the wait counts as silence |
+//! | session's guard | `SessionEnded` | supervisor (64) | none | own slot |
+//! | workspaces | `StartSession` | supervisor | the agent's facts, or an error | the caller waits |
+//! | workspaces | `CloseSession` | supervisor | once the agent is released and the row is updated | the caller waits |
+//! | workspaces | `DrainSessions` | supervisor | once every session has ended | the caller waits |
 //! | supervisor | `Proven` | itself | none | a task waits |
-//! | turn ticket, session | `OutcomeObserved` | success window (64) | none | own place |
+//! | turn ticket, session | `OutcomeObserved` | success window (64) | none | own slot |
 //! | success window | `WindowBreached` | protocol router (64) | once the verdict is on disk | a task waits |
 //! | success window | `TurnObserved` | protocol router | none | a task waits |
 //! | http | `ReadWindow` | success window | its figures | the caller waits |
 //! | http | `ReadRoute` | protocol router | the route | the caller waits |
 //! | migrations | `ProbeRoute` | protocol router | once the handshake ended | the caller waits |
 //! | http, migrations | `ChangeRoute` | protocol router | once the change is on disk | the caller waits |
-//! | store's writer | `StreamGrew` | notification hub (1,024) | none | a stream, which merges what waits |
-//! | notification socket | `Subscribe` | notification hub | joined, or behind | the socket waits |
-//! | app | `CloseSubscribers` | notification hub | once every subscriber is gone | the caller waits |
+//! | store's writer | `StreamGrew` | notification hub (1,024) | none | a stream, which merges pending wake-ups |
+//! | notification socket | `Subscribe` | notification hub | joined or behind | the socket waits |
+//! | app | `CloseSubscribers` | notification hub | once every subscriber is disconnected | the caller waits |
 //!
-//! The numbers have their reasons beside each `MAILBOX`. Everything else is a handle of [`handles`], which costs no hop.
+//! Each `MAILBOX` constant documents the reason for its number. All other shared state is a handle in [`handles`] and
+//! costs no hop.
 
 pub(crate) mod handles;
 pub(crate) mod migrations;

@@ -1,4 +1,4 @@
-//! What every session needs, made once by `app/`.
+//! Handles and settings of every session, created once by `app/`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,25 +17,23 @@ use crate::{
 
 /// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
 pub(crate) struct Services {
-    /// Where turns are kept.
     pub store: Store,
     pub metrics: Metrics,
-    /// The way to agents over ACP.
+    /// Transport for turns over ACP.
     pub acp: Arc<dyn Transport>,
-    /// The way over the fallback.
+    /// Transport for turns over the HTTP fallback.
     pub http: Arc<dyn Transport>,
     pub clock: Arc<dyn Clock>,
     pub index: SessionIndex,
-    /// Rollbacks of many workspaces at once.
+    /// Detects rollbacks of many workspaces at once.
     pub storm: Storm,
-    /// How sessions are doing, for those who watch.
+    /// Publishes session progress to the subscribers that asked for it.
     pub telemetry: TelemetryFeed,
-    /// Timing and bounds.
     pub settings: SessionSettings,
 }
 
 impl Services {
-    /// The way of a route.
+    /// The transport of a route.
     pub(crate) fn transport(&self, route: Route) -> &Arc<dyn Transport> {
         match route {
             Route::Acp => &self.acp,
@@ -46,7 +44,7 @@ impl Services {
 
 #[cfg(test)]
 impl Services {
-    /// Those of a test, with metrics and a clock of their own.
+    /// Services for a test, with their own metrics and clock.
     pub(crate) fn of_test(
         store: Store,
         acp: Arc<dyn Transport>,
@@ -61,44 +59,44 @@ impl Services {
     }
 }
 
-/// A session takes nothing while it waits for the database to take its transcript, at most as long as that is
-/// kept; beyond that nothing of it takes a second.
+/// Added to the database's patience to get `stuck_after`. While a session waits for the database to accept its
+/// transcript, for at most that patience, it takes no message; apart from that wait, no message takes a session more
+/// than a second.
 const STUCK_MARGIN: Duration = Duration::from_secs(30);
 
-/// Timing and bounds of sessions, from the configuration.
+/// Timeouts and limits of sessions, from the configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionSettings {
-    /// Silence after which a turn fails.
+    /// Silence of the agent after which a turn fails.
     pub inactivity_timeout: Duration,
-    /// How long a cancel may stay unconfirmed.
+    /// Time for the agent to confirm a cancel.
     pub cancel_grace: Duration,
-    /// How long a session may be idle before it hibernates.
+    /// Idle time after which a session hibernates.
     pub idle_timeout: Duration,
-    /// How long a permission request waits for a person.
+    /// Time for a person to answer a permission request.
     pub permission_timeout: Duration,
-    /// For workspaces that did not choose one.
+    /// Permission policy of workspaces that did not choose one.
     pub default_policy: PermissionPolicy,
-    /// How long a session's actor may take nothing out of its mailbox before it is replaced.
+    /// Time without taking a message from its mailbox after which a session's actor is replaced.
     pub stuck_after: Duration,
     pub restart: RestartLimits,
-    /// When ACP counts as not well.
+    /// Thresholds below which ACP is degraded.
     pub window: WindowRules,
-    /// How a workspace comes back to it.
+    /// Steps by which a workspace returns to ACP.
     pub recovery: RecoveryRules,
-    /// What is to become of an agent's changes.
+    /// Settings for turning an agent's changes into pull requests.
     pub github: Github,
-    /// Events held per session.
+    /// Events held for replay, per session.
     pub replay_events: usize,
-    /// Bytes of them.
+    /// Bytes of events held for replay, per session.
     pub replay_bytes: usize,
-    /// Messages of the agent after which what it said is put on disk, so that the runtime need not keep them.
+    /// Agent messages after which the transcript is persisted, so that the runtime can drop its copies.
     pub settle_messages: u64,
-    /// The same in bytes.
+    /// Bytes of agent messages after which the transcript is persisted.
     pub settle_bytes: usize,
 }
 
 impl SessionSettings {
-    /// Reads them from the configuration.
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             inactivity_timeout: config.turn.inactivity_timeout(),
@@ -116,7 +114,7 @@ impl SessionSettings {
             github: config.github.clone(),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
-            // A quarter of what the runtime keeps: the agent never waits for us unless the disk is slow.
+            // A quarter of the runtime's replay buffer: the agent waits for us only when the disk is slow.
             settle_messages: (config.runtime.replay_frames as u64 / 4).max(1),
             settle_bytes: (config.runtime.replay_bytes / 4).max(1),
         }

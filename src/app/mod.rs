@@ -51,7 +51,7 @@ pub(crate) enum AppError {
     /// The runtime's address cannot be used.
     #[error("{0}")]
     Interceptor(#[from] Failure),
-    /// What operators are told cannot be posted.
+    /// The webhook settings are invalid.
     #[error("webhook: {0}")]
     Webhook(String),
     /// An address cannot be bound, or a file not be written.
@@ -69,7 +69,7 @@ impl AppError {
     }
 }
 
-/// What to do beside serving.
+/// Options of serving that are not configuration.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ServeOptions {
     /// File that gets `{"http": "http://ADDR:PORT", "pid": N}` once it serves.
@@ -110,7 +110,7 @@ pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
 }
 
 /// Brings the tables of a database that was restored from a backup up to date, and gives it a new epoch: cursors of
-/// before are reset. Refused while a supervisor works with a SQLite file; on PostgreSQL nobody sees that. Safe to
+/// before are reset. Refused while a supervisor works with a SQLite file; on `PostgreSQL` nobody sees that. Safe to
 /// repeat.
 pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let url = database_url(&loaded)?;
@@ -120,7 +120,7 @@ pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     Ok(Store::renew_epoch(&url)?)
 }
 
-/// Writes the file whole or not at all: whoever waits for it reads it as soon as it is there.
+/// Writes the file atomically, because waiting processes read it as soon as it exists.
 fn announce(to: Option<&Path>, address: SocketAddr) -> Result<(), AppError> {
     let Some(to) = to else { return Ok(()) };
     let text = serde_json::json!({"http": format!("http://{address}"), "pid": std::process::id()}).to_string();

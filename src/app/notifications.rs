@@ -21,7 +21,7 @@ use crate::{
     webhook::{Poster, PosterOptions, Signer},
 };
 
-/// How long subscribers may take to close their sockets.
+/// Maximum wait for subscribers to close their sockets.
 const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
 /// The hub of subscribers.

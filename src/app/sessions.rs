@@ -29,7 +29,7 @@ pub(super) struct SessionsHandle {
     drain_timeout: Duration,
 }
 
-/// What other areas need of the sessions.
+/// Parts of the sessions that other areas need.
 pub(super) struct SessionsStart {
     pub handle: SessionsHandle,
     pub progress: TelemetrySource,

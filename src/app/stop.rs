@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal as listen};
 
 use super::Service;
 
-/// How long alerts, posts and rows may each take once every session is closed.
+/// Maximum time for each of alerts, posts and rows to be flushed once every session is closed.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Waits for SIGTERM or Ctrl-C. The next one ends the process at once, with the exit code that shells give to

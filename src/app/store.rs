@@ -15,7 +15,7 @@ use crate::{
 
 pub(super) struct StoreHandle {
     pub store: Store,
-    /// Released last: until then no other supervisor may use the database. `None` on PostgreSQL.
+    /// Released last: until then no other supervisor may use the database. `None` on `PostgreSQL`.
     pub held: Option<File>,
 }
 
@@ -49,7 +49,7 @@ pub(super) fn make_data_dir(loaded: &Loaded) -> Result<(), AppError> {
 }
 
 /// Locks a SQLite database for this process: a second supervisor would take the turns of the first one for abandoned.
-/// The system releases the lock with the process, however that ends. PostgreSQL is not locked.
+/// The system releases the lock with the process, however that ends. `PostgreSQL` is not locked.
 pub(super) fn hold(url: &DatabaseUrl) -> Result<Option<File>, AppError> {
     let DatabaseUrl::Sqlite(path) = url else { return Ok(None) };
     let mut name = path.clone().into_os_string();

@@ -29,7 +29,7 @@ pub(crate) struct Happened {
     /// Id of the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// update, permission_request, permission_resolved, status, diagnostic, progress, rollback or gap.
+    /// update, `permission_request`, `permission_resolved`, status, diagnostic, progress, rollback or gap.
     #[serde(rename = "type", default)]
     pub kind: String,
     #[serde(default)]

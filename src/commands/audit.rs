@@ -49,7 +49,7 @@ struct Period {
 
 #[derive(Debug, Args)]
 struct Form {
-    /// Most records to print, the newest first; without it all.
+    /// Prints at most this many records, newest first; without it all.
     #[arg(long, value_name = "COUNT")]
     limit: Option<usize>,
     /// Prints CSV with a header line.

@@ -17,7 +17,7 @@ pub(crate) struct DemoArgs {
     /// Exits after the tour, with 0 only if every step succeeded.
     #[arg(long)]
     once: bool,
-    /// File to write {"http": "http://ADDR:PORT", "pid": N} to once the server is ready.
+    /// Writes {"http": "http://ADDR:PORT", "pid": N} to this file once the server is ready.
     #[arg(long, value_name = "FILE")]
     announce: Option<PathBuf>,
 }

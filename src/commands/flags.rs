@@ -28,14 +28,14 @@ pub(crate) struct CommonFlags {
     /// Address to listen on, such as 127.0.0.1:8080; port 0 takes a free port.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Folder for the database and the workspaces; without it LUMILINK_DATA_DIR, else .lumilink.
+    /// Folder for the database and the workspaces; without it `LUMILINK_DATA_DIR`, else .lumilink.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// sqlite:PATH or postgres://user:password@host/name. Other users of the machine can read arguments: put a
-    /// password into LUMILINK_DATABASE__URL.
+    /// `sqlite:PATH` or `postgres://user:password@host/name`. Other users of the machine can read arguments: put a
+    /// password into `LUMILINK_DATABASE__URL`.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
-    /// Any setting, lists as JSON: turn.cancel_grace_s=9, agent.command=["goose","acp"]. May be repeated.
+    /// Any setting, lists as JSON: `turn.cancel_grace_s=9`, agent.command=["goose","acp"]. May be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = Flag::parse_set)]
     pub settings: Vec<Flag>,
     /// Values that the command prefers to the defaults; every other source overrides them.
@@ -111,10 +111,10 @@ pub(crate) fn print(line: &str) -> Result<(), CommandError> {
 /// The server, and the form of the output.
 #[derive(Debug, Args)]
 pub(crate) struct ServerFlags {
-    /// Address of the server; without it LUMILINK_URL, else http://127.0.0.1:8080.
+    /// Address of the server; without it `LUMILINK_URL`, else `http://127.0.0.1:8080`.
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
-    /// Bearer token; without it LUMILINK_TOKEN, which other users of the machine cannot read.
+    /// Bearer token. Prefer `LUMILINK_TOKEN`: other users of the machine can read arguments.
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<SecretString>,
     /// Prints JSON, one object per line, for scripts.

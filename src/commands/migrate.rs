@@ -11,8 +11,8 @@ use crate::app;
 pub(crate) struct MigrateArgs {
     #[command(flatten)]
     common: CommonFlags,
-    /// Also gives a database that was restored from a backup a new epoch: cursors of subscribers that are newer than
-    /// the backup are reset instead of skipping notifications. No supervisor may be running.
+    /// For a database that was restored from a backup: gives it a new epoch, so that subscribers that had read past the
+    /// backup are reset and miss nothing. No supervisor may be running.
     #[arg(long)]
     restored: bool,
 }

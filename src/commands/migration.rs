@@ -52,7 +52,7 @@ struct StartArgs {
     /// Default route to move to: acp or http.
     #[arg(long, value_name = "PROTOCOL", default_value = "acp")]
     target: String,
-    /// A workspace to move; may be repeated. Without it all workspaces of the tenant with another default.
+    /// A workspace to move; may be repeated. Without it every workspace of the tenant whose default differs.
     #[arg(long = "workspace", value_name = "NAME")]
     workspaces: Vec<String>,
     /// Starts at this time, RFC 3339: 2026-12-24T03:00:00Z.
@@ -61,10 +61,10 @@ struct StartArgs {
     /// Moves only while ACP is healthy, and only workspaces with automatic rollout.
     #[arg(long)]
     automatic: bool,
-    /// Workspaces per step.
+    /// Workspaces per step, 10 if not given.
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
-    /// Failed moves after which the migration fails.
+    /// Failed moves that are tolerated, 0 if not given; one more fails the migration.
     #[arg(long, value_name = "N")]
     max_failures: Option<u32>,
     #[command(flatten)]

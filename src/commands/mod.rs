@@ -40,12 +40,12 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Serves with everything embedded and shows a tour of the features.
     Demo(demo::DemoArgs),
-    /// Runs the runtime alone: agents and workspaces behind ACP over WebSocket.
+    /// Runs only the runtime, which starts agents and holds workspaces; serve connects to it.
     Runtime(runtime::RuntimeArgs),
     /// The built-in agent: speaks ACP on standard input and output.
     #[command(hide = true)]
     DemoAgent(demo_agent::DemoAgentArgs),
-    /// Upgrades the tables of the database and exits.
+    /// Upgrades the tables of the database and exits. It does not move workspaces: see lumilink migration.
     Migrate(migrate::MigrateArgs),
     /// Prints the OpenAPI document.
     Openapi,
@@ -59,14 +59,14 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Moves fleets of workspaces to another default route, in steps.
     Migration(migration::MigrationArgs),
-    /// Lists and follows notifications of a running server.
+    /// Lists and follows the notifications (toasts) of a running server.
     Toasts(notifications::NotificationsArgs),
     /// Lists and replays deliveries to the operators' webhook.
     Webhook(webhook::WebhookArgs),
 }
 
 /// Runs one command. Exit codes: 0 done, 1 failed, 2 wrong usage (from the argument parser), 78 invalid
-/// configuration.
+/// configuration, 130 ended by a second signal.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Serve(arguments) => serve::run(arguments),

@@ -41,10 +41,10 @@ pub(crate) struct NotificationsArgs {
     /// Prints notifications live until Ctrl-C; reconnects by itself.
     #[arg(long)]
     follow: bool,
-    /// Resumes after the notification with this seq; needs its epoch.
+    /// Resumes after the notification with this seq; requires --epoch. Both are in the output of --json.
     #[arg(long, value_name = "SEQ", requires = "epoch", requires = "follow")]
     since_cursor: Option<u64>,
-    /// Epoch of the cursor, from the list or the welcome with --json.
+    /// Epoch of the cursor: the identity of the database, as printed by --json.
     #[arg(long, value_name = "ID", requires = "since_cursor")]
     epoch: Option<String>,
     /// Keeps the cursor in this file, and resumes from it if the file exists.
@@ -66,10 +66,10 @@ struct Whose {
     /// Only notifications of this workspace.
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
-    /// Only notifications of this session, and those of its workspace as a whole.
+    /// Notifications of this session, and those that concern its whole workspace.
     #[arg(long, value_name = "ID")]
     session: Option<String>,
-    /// Only notifications of sessions of this user, and those of a workspace as a whole.
+    /// Notifications of this user's sessions, and those that concern a whole workspace.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     /// Notifications of operators, about the service as a whole.

@@ -88,7 +88,7 @@ fn described(source: &str) -> BTreeMap<String, Described> {
         if let Some(doc) = line.strip_prefix("///") {
             docs.push(doc.trim());
         } else if let Some(name) = line.strip_prefix("pub(crate) struct ").and_then(|rest| rest.strip_suffix(" {")) {
-            let description = docs.drain(..).collect::<Vec<_>>().join(" ");
+            let description = std::mem::take(&mut docs).join(" ");
             structs.insert(name.to_owned(), Described { description, fields: Vec::new() });
             open = Some(name.to_owned());
         } else if let Some((name, kind)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(": ")) {
@@ -138,8 +138,8 @@ fn configuration() -> String {
 const LISTED_VALUES: usize = 12;
 
 fn metrics() -> String {
-    let what = "Every metric at `/metrics`. Each combination of labels exists from the start, counters at 0; no label has \
-                an id as value. Times are in seconds, sizes in bytes.";
+    let what = "Every metric at `/metrics`. Every combination of label values is exported from the start, counters as \
+                0. No label value is an id. Times are in seconds, sizes in bytes.";
     let mut out = page("Metrics reference", what, "the metrics of the program");
     let text = Metrics::for_tests().render().unwrap();
     let of = |prefix: &str, name: &str| {
@@ -186,9 +186,10 @@ fn errors() -> String {
                 turn.";
     let mut out = page("Error codes", what, "the table of codes in `src/domain/turn/outcome.rs`");
     out.push_str(
-        "\nThe class says what recovers an error: `connection` a new connection or agent, `protocol` another agent or \
-         the fallback, `application` the caller, `system` the operator. A retryable request can succeed later without \
-         a change.\n",
+        "\nThe class determines the recovery:\n\n\
+         - `connection`: a new connection or agent, which LumiLink makes by itself.\n\
+         - `protocol`: another agent, or the fallback.\n- `application`: another request of the caller.\n\
+         - `system`: the operator.\n\nA retryable request can succeed later without a change.\n",
     );
     let rows = ErrorCode::ALL.iter().map(|it| {
         let retryable = if it.retryable() { "yes" } else { "no" };
@@ -197,7 +198,9 @@ fn errors() -> String {
         vec![code(it.as_str()), class, status, retryable.to_owned(), it.meaning().trim().to_owned()]
     });
     table(&mut out, &["code", "class", "HTTP status", "retryable", "meaning"], rows);
-    out.push_str("\n## What to do\n\nThe advice that ends `detail`, and what the command line prints instead.\n");
+    out.push_str(
+        "\n## What to do\n\nEach `detail` ends with the advice for API callers. The command line prints its own.\n",
+    );
     let rows = ErrorCode::ALL.iter().map(|it| {
         let cli = if it.cli_advice() == it.advice() { "the same" } else { it.cli_advice() };
         vec![code(it.as_str()), it.advice().to_owned(), cli.to_owned()]
@@ -210,8 +213,8 @@ fn command_line() -> String {
     let what = "Every command of `lumilink` with its arguments.";
     let mut out = page("Command line reference", what, "the definitions of the commands");
     out.push_str(
-        "\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid configuration. `--help` prints the same for one \
-         command.\n",
+        "\nExit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid configuration, 130 ended by a second \
+         signal. `--help` prints the same for one command.\n",
     );
     let common = CommonFlags::augment_args(Command::new("common"));
     let server = ServerFlags::augment_args(Command::new("server"));

@@ -11,7 +11,7 @@ use crate::{app, config::Listener};
 pub(crate) struct RuntimeArgs {
     #[command(flatten)]
     common: CommonFlags,
-    /// File to write {"http": "http://ADDR:PORT", "pid": N} to once the server is ready.
+    /// Writes {"http": "http://ADDR:PORT", "pid": N} to this file once the server is ready.
     #[arg(long, value_name = "FILE")]
     announce: Option<PathBuf>,
 }

@@ -30,7 +30,8 @@ pub(crate) struct SessionArgs {
 enum Action {
     /// Opens a session and prints its id.
     New(NewArgs),
-    /// Runs one prompt and shows the turn. Exit code 0 only for a completed turn; Ctrl-C cancels it.
+    /// Runs one prompt and shows the turn. Asks for permissions on a terminal. Exit code 0 only for a completed turn;
+    /// Ctrl-C cancels it.
     Prompt {
         /// Id of the session.
         session: String,
@@ -41,7 +42,7 @@ enum Action {
     Cancel {
         /// Id of the session.
         session: String,
-        /// Cancels this turn alone, by its promptId.
+        /// Cancels only the turn with this id, which session prompt prints.
         #[arg(long, value_name = "ID")]
         prompt: Option<String>,
     },
@@ -67,7 +68,7 @@ enum Action {
         /// Id of the session.
         session: String,
     },
-    /// Explains which protocol carries the turns of a session and why, with its history.
+    /// Explains which route carries the turns of a session and why, with its history.
     Explain {
         /// Id of the session.
         session: String,
@@ -96,7 +97,7 @@ struct NewArgs {
     /// Branch of the repository.
     #[arg(long, value_name = "NAME", requires = "repository")]
     branch: Option<String>,
-    /// Existing folder on the server, under one of workspaces.allow_paths.
+    /// Existing folder on the server, under one of `workspaces.allow_paths`.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
     /// Name of a configured agent; without it the default agent.

@@ -27,18 +27,18 @@ enum Action {
         #[command(flatten)]
         attribution: Attribution,
     },
-    /// Restores a workspace to its default route with an empty window; removes pin and cool-down.
+    /// Returns a workspace to its default route and removes pin and cool-down; the success window starts empty.
     Restore {
         #[command(flatten)]
         named: Named,
         #[command(flatten)]
         attribution: Attribution,
     },
-    /// Pins a workspace to a protocol, whatever its success rate.
+    /// Pins a workspace to a route, whatever its success rate.
     Pin {
         #[command(flatten)]
         named: Named,
-        /// acp or http.
+        /// The route: acp or http.
         protocol: String,
         #[command(flatten)]
         attribution: Attribution,
@@ -54,7 +54,7 @@ enum Action {
     Set {
         #[command(flatten)]
         named: Named,
-        /// Default protocol: acp or http.
+        /// Default route: acp or http.
         #[arg(long, value_name = "PROTOCOL")]
         default_protocol: Option<String>,
         /// Allows (true) or forbids (false) migrations to move the workspace.

@@ -35,7 +35,7 @@ pub(crate) struct ACPSessionResult {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ResultStopReason {
-    /// The agent ended the turn: end_turn, max_tokens, max_turn_requests or refusal.
+    /// The agent ended the turn: `end_turn`, `max_tokens`, `max_turn_requests` or refusal.
     Completed,
     /// The turn was cancelled.
     Cancelled,
@@ -68,10 +68,10 @@ pub(crate) struct ResultMeta {
     /// The negotiated ACP version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol_version: Option<u16>,
-    /// The agent's own stop reason: end_turn, max_tokens, max_turn_requests, refusal or cancelled.
+    /// The agent's own stop reason: `end_turn`, `max_tokens`, `max_turn_requests`, refusal or cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acp_stop_reason: Option<String>,
-    /// The text of all agent_message_chunk updates; truncated if long, the transcript has all of it.
+    /// The text of all `agent_message_chunk` updates; truncated if long, the transcript has all of it.
     pub message: String,
     /// True if `message` was truncated.
     pub message_truncated: bool,
@@ -238,7 +238,7 @@ impl ACPSessionResult {
 
     /// Serialises within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then truncates the message and sets
     /// `messageTruncated`.
-    pub(crate) fn to_bounded_json(mut self) -> Box<RawValue> {
+    pub(crate) fn into_bounded_json(mut self) -> Box<RawValue> {
         self.diagnostics.truncate(MAX_DIAGNOSTICS);
         loop {
             let json = serde_json::value::to_raw_value(&self)
@@ -299,7 +299,7 @@ mod tests {
             }),
             diagnostics: vec![diagnostic; 200],
         };
-        let json = result.to_bounded_json();
+        let json = result.into_bounded_json();
         assert!(json.get().len() <= MAX_RESULT_BYTES);
         let back: ACPSessionResult = serde_json::from_str(json.get()).unwrap();
         assert!(back.meta.unwrap().message_truncated);

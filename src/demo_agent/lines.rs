@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Results of reading.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    Line(String),
+    Text(String),
     /// The time limit expired.
     Silence,
     /// stdin has ended.
@@ -36,7 +36,7 @@ impl Lines {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Ok(Read::Line(String::from_utf8_lossy(&line).trim_end().to_owned()));
+                return Ok(Read::Text(String::from_utf8_lossy(&line).trim_end().to_owned()));
             }
             if self.ended {
                 return Ok(Read::End);

@@ -113,7 +113,7 @@ impl Agent {
 
     fn serve(mut self) -> io::Result<()> {
         self.flags.misbehave_at_start(&mut self.lines)?;
-        while let Read::Line(line) = self.lines.read(None)? {
+        while let Read::Text(line) = self.lines.read(None)? {
             let Ok(message) = serde_json::from_str::<Value>(&line) else {
                 let error = json!({"code": -32700, "message": "not JSON"});
                 self.lines.write(&json!({"jsonrpc": "2.0", "id": null, "error": error}))?;

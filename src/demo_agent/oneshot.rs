@@ -72,7 +72,7 @@ fn perform(command: &Command, ahead: Option<&str>) -> io::Result<bool> {
         }
         "crash" => {
             say("about to crash")?;
-            eprintln!("demo-agent: crashes, as it was told");
+            eprintln!("demo-agent: crashes, as requested");
             return Ok(false);
         }
         _ => say(&command.whole())?,

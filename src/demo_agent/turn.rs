@@ -139,7 +139,7 @@ impl Agent {
             "usage" => turn.usage = Some((command.number(0, 0), command.number(1, 0))),
             "crash" => {
                 self.say(turn, "about to crash")?;
-                eprintln!("demo-agent: crashes, as it was told");
+                eprintln!("demo-agent: crashes, as requested");
                 std::process::exit(42);
             }
             "segv" => {
@@ -215,7 +215,7 @@ impl Agent {
                 break;
             }
             match self.lines.read(Some(left))? {
-                Read::Line(line) => self.meanwhile(turn, &line)?,
+                Read::Text(line) => self.meanwhile(turn, &line)?,
                 Read::Silence => {}
                 Read::End => std::process::exit(0),
             }
@@ -250,7 +250,7 @@ impl Agent {
         self.lines.write(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))?;
         loop {
             match self.lines.read(None)? {
-                Read::Line(line) => {
+                Read::Text(line) => {
                     let message: Value = serde_json::from_str(&line).unwrap_or_default();
                     if message["method"].is_null() && message["id"] == id {
                         return Ok(message);

@@ -160,12 +160,12 @@ impl Seats {
 }
 
 words! {
-    /// How bad it is.
+    /// Severity of a capacity alert.
     #[derive(PartialOrd, Ord)]
     AlertLevel {
         /// The limit is near.
         Warning = "warning",
-        /// It is nearly reached.
+        /// The limit is nearly reached.
         Critical = "critical",
     }
 }
@@ -173,9 +173,9 @@ words! {
 words! {
     /// Outcome of a level of an alert.
     AlertKind {
-        /// It begins.
+        /// The alert begins.
         Raised = "raised",
-        /// It is over.
+        /// The alert is over.
         Resolved = "resolved",
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-/// What was sent and is not acknowledged, bounded by count and by bytes.
+/// Messages that were sent and are not acknowledged, bounded by count and by bytes.
 #[derive(Debug)]
 pub(crate) struct Outbox<T> {
     unacknowledged: VecDeque<(T, usize)>,
@@ -18,11 +18,11 @@ pub(crate) struct Outbox<T> {
     max_bytes: usize,
 }
 
-/// A peer wants what is gone, or what never was.
+/// The peer asks for messages that were dropped, or that were never sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the peer stands at message {asked}; held are those after {from} up to {to}")]
+#[error("the peer resumes after message {asked}; available are messages after {from} up to {to}")]
 pub(crate) struct OutOfRange {
-    /// What the peer has.
+    /// Number of the last message that the peer has.
     pub asked: u64,
     /// The last number that is not held any more.
     pub from: u64,
@@ -36,7 +36,7 @@ impl<T> Outbox<T> {
         Self { unacknowledged: VecDeque::new(), first: last + 1, bytes: 0, max_messages, max_bytes }
     }
 
-    /// Whether the next message has to wait for an acknowledgement.
+    /// True if the next message has to wait for an acknowledgement.
     pub(crate) fn is_full(&self) -> bool {
         !self.unacknowledged.is_empty()
             && (self.unacknowledged.len() >= self.max_messages || self.bytes >= self.max_bytes)
@@ -59,8 +59,8 @@ impl<T> Outbox<T> {
         self.last()
     }
 
-    /// The peer has everything up to `seq`. What it says about the past, or falsely about the future, changes
-    /// nothing.
+    /// Records that the peer has everything up to `seq`. A number that was acknowledged before, or that was never
+    /// sent, changes nothing.
     pub(crate) fn acknowledge(&mut self, seq: u64) {
         if seq > self.last() {
             return;
@@ -93,13 +93,13 @@ impl<T> Outbox<T> {
         self.unacknowledged.len()
     }
 
-    /// Whether nothing is held.
+    /// True if no message is held.
     pub(crate) fn is_empty(&self) -> bool {
         self.unacknowledged.is_empty()
     }
 }
 
-/// What a number says about a message that arrived.
+/// Result of checking the number of a message that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
     New,
@@ -109,7 +109,7 @@ pub(crate) enum Arrival {
     Gap,
 }
 
-/// How far the other end has been heard.
+/// Number of the last message that arrived from the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Inbox {
     last: u64,
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(outbox.len(), 2, "a lie about the future changes nothing");
     }
 
-    /// What happens on the line between two ends.
+    /// Events on the connection between two ends.
     #[derive(Debug, Clone)]
     enum Step {
         Send,

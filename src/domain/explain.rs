@@ -8,7 +8,7 @@ use super::{
 };
 
 words! {
-    /// What an entry of a timeline is about. Of the same microsecond, what comes first here comes first.
+    /// Kind of a timeline entry. Entries of the same microsecond are sorted in the order of this list.
     #[derive(PartialOrd, Ord)]
     EntryKind {
         /// The session was opened.
@@ -17,7 +17,7 @@ words! {
         Connection = "connection",
         /// A connection changed.
         Transition = "transition",
-        /// A turn was accepted; how it ended stands with it.
+        /// A turn was accepted; the entry includes its outcome.
         Turn = "turn",
         /// The workspace's route was flipped.
         Flip = "flip",
@@ -25,7 +25,7 @@ words! {
         Note = "note",
         /// An automation run ended.
         Automation = "automation",
-        /// Somebody was told something.
+        /// A notification was appended.
         Notification = "notification",
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-/// How one end keeps a connection alive.
+/// Intervals by which one end keeps a connection alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     /// From one ping to the next.
@@ -23,7 +23,7 @@ impl Heartbeat {
     pub(crate) const SUBSCRIBER: Self = Self { every: Duration::from_secs(20), silence: Duration::from_secs(30) };
 }
 
-/// What a connection has to do now.
+/// Action that is due on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     /// Nothing, for this long.
@@ -60,7 +60,7 @@ impl Pulse {
         self.next_ping.min(self.received + self.heartbeat.silence).saturating_sub(now)
     }
 
-    /// What is due now. Each ping is due once.
+    /// Returns the action that is due now. Each ping is due once.
     pub(crate) fn due(&mut self, now: Duration) -> Due {
         if now >= self.received + self.heartbeat.silence {
             return Due::End;
@@ -95,7 +95,7 @@ impl Default for SubscriberHeartbeat {
     }
 }
 
-/// How long frames may wait for a subscriber that takes none: a subscriber that does not read is evicted within 30 s.
+/// Maximum wait of frames for a subscriber that takes none: a subscriber that does not read is evicted within 30 s.
 pub(crate) const STALL: Duration = Duration::from_secs(25);
 
 /// Pings a notification subscriber that is silent, and ends it when it does not answer.
@@ -128,7 +128,7 @@ impl SubscriberPulse {
         self.next_ping = self.next_ping.min(now + self.heartbeat.after_frame);
     }
 
-    /// What is due now. A ping is due once, and counts as sent.
+    /// Returns the action that is due now. A ping is due once, and counts as sent.
     pub(crate) fn due(&mut self, now: Duration) -> Due {
         if let Some(pinged) = self.pinged {
             let end = pinged + self.heartbeat.patience;

@@ -32,21 +32,21 @@ macro_rules! words {
 pub(crate) use words;
 
 words! {
-    /// Where a migration of a workspace stands; a flip that was made has `succeeded`.
+    /// State of a workspace's migration; a completed flip has `succeeded`.
     MigrationStatus {
-        /// It has a time at which it begins.
+        /// The migration has a start time in the future.
         Scheduled = "scheduled",
-        /// It is being made.
+        /// The migration is running.
         InProgress = "inProgress",
-        /// Somebody stopped it for a while.
+        /// An operator paused the migration.
         Paused = "paused",
-        /// It was made.
+        /// The migration was completed.
         Succeeded = "succeeded",
-        /// It was made and taken back.
+        /// The migration was completed and rolled back.
         RolledBack = "rolledBack",
-        /// Somebody gave it up.
+        /// An operator cancelled the migration.
         Cancelled = "cancelled",
-        /// It could not be made.
+        /// The migration could not be completed.
         Failed = "failed",
     }
 }
@@ -85,11 +85,11 @@ words! {
 }
 
 words! {
-    /// What is to be done after a rollback.
+    /// Action after a rollback.
     FollowUp {
-        /// Users are told.
+        /// Users are notified.
         NotifyUsers = "notifyUsers",
-        /// Somebody looks into it.
+        /// A person reviews the rollback.
         ScheduleReview = "scheduleReview",
     }
 }

@@ -1,4 +1,4 @@
-//! The database, SQLite or PostgreSQL: workspaces and their routes, sessions, turns, transcripts, notifications and audit
+//! The database, SQLite or `PostgreSQL`: workspaces and their routes, sessions, turns, transcripts, notifications and audit
 //! records.
 //!
 //! Invariant: diesel, r2d2 and SQL are in this folder alone, and one thread writes. Writes queue for it, and their
@@ -117,7 +117,7 @@ impl From<diesel::result::Error> for StoreError {
     }
 }
 
-/// How to open a store.
+/// Settings of a store.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreOptions {
     pub url: DatabaseUrl,
@@ -125,7 +125,7 @@ pub(crate) struct StoreOptions {
     pub readers: u32,
     /// Places in the writer's queue, including those reserved for ends of running turns (`[limits] write_queue`).
     pub write_queue: usize,
-    /// How long the end of a turn may wait for an unavailable database before it is reported as not durable
+    /// Time that the end of a turn may wait for an unavailable database before it is reported as not durable
     /// (`[database] patience_s`). It is written nevertheless, as soon as that is possible.
     pub patience: Duration,
     /// The webhook's endpoint without secrets: each notification of operators gets a delivery. `None`: no deliveries.
@@ -133,7 +133,7 @@ pub(crate) struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// Reads are short; 8 at a time keep two processors busy and a small PostgreSQL calm.
+    /// Reads are short; 8 at a time keep two processors busy and a small `PostgreSQL` calm.
     pub(crate) const DEFAULT_READERS: u32 = 8;
 
     /// A SQLite file with small bounds and no webhook.
@@ -177,11 +177,11 @@ impl fmt::Debug for Store {
     }
 }
 
-/// How long a write of new work waits in the queue before it is withdrawn: a writer that waits for a stopped server or a
+/// Time that a write of new work waits in the queue before it is withdrawn: a writer that waits for a stopped server or a
 /// hanging disk takes nothing out of the queue. Longer than SQLite waits for another process's lock (5 s).
 const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
 
-/// How long [`Store::close`] waits for the queued writes and for turns that hold a reserved place for their end.
+/// Time that [`Store::close`] waits for the queued writes and for turns that hold a reserved place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Store {

@@ -1,4 +1,4 @@
-//! What is old enough to be forgotten.
+//! Retention: deletes old rows in chunks.
 
 use std::collections::BTreeMap;
 
@@ -16,25 +16,23 @@ use super::{
 };
 use crate::domain::clock::Timestamp;
 
-/// Records that are kept for a while.
+/// Kinds of rows that are deleted by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Retained {
-    /// Handshakes, and what became of the connections. A handshake goes after the last of its changes.
+    /// Handshakes and the connection events that followed. A handshake is deleted after the last of its events.
     Connections,
-    /// Migrations of workspaces, by when they began, and those of fleets that have ended, by their last change.
+    /// Migrations of workspaces, by start time, and ended migrations of fleets, by last change.
     Migrations,
-    /// Rollbacks and restores.
+    /// Rollback and restore events.
     RollbackEvents,
-    /// Counts of outcomes, by where their bucket begins.
+    /// Outcome counts, by start of the bucket.
     OutcomeBuckets,
-    /// Automation runs.
     AutomationRuns,
-    /// Notifications, except those that are still to be posted.
+    /// Notifications, except those with a pending webhook delivery.
     Notifications,
 }
 
 impl Retained {
-    /// Every kind.
     #[cfg(test)]
     pub(crate) const ALL: [Self; 6] = [
         Self::Connections,
@@ -45,7 +43,7 @@ impl Retained {
         Self::Notifications,
     ];
 
-    /// Deletes what is older than `$1`, the oldest first, at most `$2` rows by each statement.
+    /// Statements that delete rows older than `$1`, oldest first, each at most `$2` rows.
     fn statements(self) -> &'static [&'static str] {
         match self {
             Self::Connections => &[
@@ -70,7 +68,8 @@ impl Retained {
             }
             Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
-            // Readers have to see that something is gone.
+            // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the
+            // removal.
             Self::Notifications => &[],
         }
     }
@@ -90,11 +89,11 @@ fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) ->
     Ok(deleted)
 }
 
-/// Free pages that go back to the file system with each chunk that retention removes: 1 MiB at SQLite's 4 KiB a page,
-/// more than a chunk of rows frees, and some milliseconds of work.
+/// Free pages that are returned to the file system after each deleted chunk: 1 MiB at SQLite's 4 KiB a page, which is
+/// more than a chunk of rows frees and takes a few milliseconds.
 const PAGES_PER_CHUNK: u32 = 256;
 
-/// Shrinks a SQLite file by pages that are free. PostgreSQL reuses free space by itself.
+/// Shrinks a SQLite file by up to [`PAGES_PER_CHUNK`] free pages. `PostgreSQL` reuses free space by itself.
 fn release_free_pages(tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
     match &mut *tx.connection {
         AnyConnection::Sqlite(connection) => {
@@ -105,9 +104,12 @@ fn release_free_pages(tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
 }
 
 impl Store {
-    /// Deletes what is older than `before`, the oldest first: at most `limit` rows, and never more than
-    /// [`MAX_PAGE`](super::MAX_PAGE), so that nothing that is queued waits long. Says how many; as many as were
-    /// allowed mean that there may be more. Safe to retry. A dropped future may have deleted.
+    /// Deletes rows older than `before`, oldest first: at most `limit`, and never more than
+    /// [`MAX_PAGE`](super::MAX_PAGE), so that queued writes do not wait long. Returns the number of deleted rows; if
+    /// it equals the limit, there may be more. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have deleted.
     pub(crate) async fn prune(&self, what: Retained, before: Timestamp, limit: usize) -> Result<usize, StoreError> {
         self.write(move |tx| {
             let deleted = prune(tx, what, before, columns::limit(limit))?;
@@ -120,8 +122,8 @@ impl Store {
     }
 }
 
-/// Removes old notifications with all that belongs to them; not those that are still to be posted, which are given up
-/// first ([`Store::expire_deliveries`](crate::store::Store::expire_deliveries)).
+/// Deletes old notifications with their read marks and deliveries. Notifications with a pending delivery stay until
+/// [`Store::expire_deliveries`](crate::store::Store::expire_deliveries) has given up the delivery.
 pub(crate) fn prune_notifications(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
     lock_notifications(tx)?;
     let pending = webhook_deliveries::table

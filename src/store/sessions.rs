@@ -1,4 +1,4 @@
-//! The table of sessions.
+//! The `sessions` table.
 
 use std::time::Duration;
 
@@ -23,144 +23,132 @@ use crate::domain::{
     turn::outcome::Failure,
 };
 
-/// A session as it is opened.
+/// The row of a session that is being opened.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSession {
-    /// Its id.
     pub session_id: SessionId,
-    /// Its workspace.
     pub key: WorkspaceKey,
-    /// Makes the workspace in the same transaction where it does not exist; not needed after
+    /// Creates the workspace in the same transaction if it does not exist; not needed after
     /// [`Store::find_or_create_workspace`].
     pub workspace: Option<NewWorkspace>,
-    /// For whom it works.
+    /// The user on whose behalf the session runs.
     pub user_id: Option<UserId>,
-    /// The name of its agent.
     pub agent: String,
-    /// What it is for.
     pub mode: SessionMode,
-    /// Whether git may be used on its behalf.
+    /// True if git may be used on behalf of the session.
     pub enable_git_ops: bool,
-    /// Where it stands.
     pub state: SessionState,
-    /// The agent's own id of it, where it has one already.
+    /// The agent's own id of the session, if it has one already.
     pub agent_session_id: Option<String>,
-    /// The MCP servers that its agent is given, as a JSON array. Kept as it is given, since a load needs
-    /// it whole: it is the caller's part to leave secrets out.
+    /// The MCP servers that the agent gets, as a JSON array. Stored unchanged, because loading the session needs all
+    /// of it: the caller must leave secrets out.
     pub mcp_servers: String,
-    /// What carries it.
+    /// The protocol that carries the session.
     pub protocol: Route,
-    /// The negotiated version, where there was a handshake.
+    /// The negotiated version, after a handshake.
     pub protocol_version: Option<u16>,
-    /// What the agent said about itself, as a JSON object.
+    /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<Redacted>,
-    /// The connection to its agent.
+    /// The connection to the agent.
     pub connection: Option<KeptConnection>,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// By what the agent of a live session is found again after the supervisor died.
+/// Identifies the connection to the agent of a live session, so that the agent is found again after the supervisor
+/// dies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeptConnection {
-    /// As the runtime named it.
+    /// The id that the runtime assigned.
     pub id: String,
-    /// Cookies that lead to its replica.
+    /// Cookies that route requests to the runtime's replica.
     pub cookies: Option<String>,
 }
 
-/// A session as it is kept.
+/// A stored session.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SessionRow {
-    /// Its id.
     pub session_id: SessionId,
-    /// Its workspace.
     pub key: WorkspaceKey,
-    /// For whom it works.
+    /// The user on whose behalf the session runs.
     pub user_id: Option<UserId>,
-    /// The name of its agent.
     pub agent: String,
-    /// What it is for.
     pub mode: SessionMode,
-    /// Whether git may be used on its behalf.
+    /// True if git may be used on behalf of the session.
     pub enable_git_ops: bool,
-    /// Where it stands, or stood when the service stopped.
+    /// The current state, or the state in which the service stopped.
     pub state: SessionState,
-    /// Why it failed.
+    /// The reason of the failure, if the session failed.
     pub failure: Option<Failure>,
-    /// The agent's own id of it.
+    /// The agent's own id of the session.
     pub agent_session_id: Option<String>,
-    /// JSON array.
+    /// The MCP servers of the agent, as a JSON array.
     pub mcp_servers: String,
-    /// What carries it.
+    /// The protocol that carries the session.
     pub protocol: Route,
     /// The negotiated version.
     pub protocol_version: Option<u16>,
-    /// JSON object.
+    /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<String>,
-    /// How often its agent was started again.
+    /// Number of restarts of the agent.
     pub restarts: u32,
-    /// The last event that its readers got when it was last put down. A row whose state is live does not know it:
-    /// see [`SessionRow::next_event_after`].
+    /// The last event that the session's readers got, as of the last time it was written. Outdated while the state is
+    /// live: see [`SessionRow::next_event_after`].
     pub last_event_id: u64,
-    /// The newest connection to its agent.
+    /// The newest connection to the agent.
     pub connection: Option<KeptConnection>,
-    /// The number of the connection's last message whose content is known to be on disk.
+    /// Sequence number of the connection's last message whose content is known to be on disk.
     pub settled_seq: u64,
-    /// When it was opened.
     pub created: Timestamp,
-    /// When it was last used, as far as the row knows: a live session knows better.
+    /// The last use that was written; outdated while the session is live.
     pub last_used: Timestamp,
 }
 
-/// How far the ids of a session's events jump when nobody wrote down which was the last: no id may stand for two
-/// events, or a reader that comes back with `Last-Event-ID` would miss what it was not told. More than one life
-/// has (a thousand a second for a hundred days), and small enough for 900,000 such ends within the integers that
-/// JavaScript can count.
+/// The jump of a session's event ids after an end at which the last id was not written. An id must never be used for
+/// two events, or a reader that resumes with `Last-Event-ID` would miss events. More ids than one process can use (a
+/// thousand a second for a hundred days), and small enough for 900,000 such ends within the integers that JavaScript
+/// represents exactly.
 pub(super) const EVENT_ID_JUMP: i64 = 10_000_000_000;
 
 impl SessionRow {
-    /// The id after which the events of its next life are numbered.
+    /// The id after which events are numbered when the session is resumed.
     pub(crate) fn next_event_after(&self) -> u64 {
         let jump = if self.state.is_live() { EVENT_ID_JUMP.unsigned_abs() } else { 0 };
         self.last_event_id.saturating_add(jump)
     }
 
-    /// The place of this row in [`Store::list_sessions`].
+    /// The position of this row in [`Store::list_sessions`].
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.session_id.to_string() }
     }
 }
 
-/// What changed about a session; what is absent stays as it is.
+/// A partial update of a session; absent fields stay unchanged.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionChange {
-    /// Which session.
     pub session_id: SessionId,
-    /// Its new state. A new state without a failure clears the failure.
+    /// The new state. A state without a failure clears the failure.
     pub state: Option<SessionState>,
-    /// Why it failed; redacted on the way in.
+    /// The reason of the failure; redacted when it is written.
     pub failure: Option<Failure>,
-    /// The agent's own id of it.
+    /// The agent's own id of the session.
     pub agent_session_id: Option<String>,
-    /// What carries it.
+    /// The protocol that carries the session.
     pub protocol: Option<Route>,
     /// The negotiated version.
     pub protocol_version: Option<u16>,
-    /// What the agent said about itself, as a JSON object.
+    /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<Redacted>,
-    /// How often its agent was started again.
+    /// Number of restarts of the agent.
     pub restarts: Option<u32>,
-    /// A new connection to its agent.
+    /// A new connection to the agent.
     pub connection: Option<KeptConnection>,
-    /// The last event that its readers got.
+    /// The last event that the session's readers got.
     pub last_event_id: Option<u64>,
-    /// When it was last used.
     pub last_used: Option<Timestamp>,
 }
 
 impl SessionChange {
-    /// A change of nothing, to be filled in.
+    /// An update without any change.
     pub(crate) fn new(session_id: SessionId) -> Self {
         Self {
             session_id,
@@ -259,7 +247,7 @@ impl Record {
     }
 }
 
-/// The outer `Option` says whether to change, the inner one is the new value.
+/// The outer `Option` is `None` if the column stays unchanged; the inner one is the new value.
 #[derive(AsChangeset)]
 #[diesel(table_name = sessions)]
 struct Changes {
@@ -311,21 +299,21 @@ pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> R
     }
 }
 
-/// A session's row, unless it is closed: nothing of a closed one changes, whatever comes late.
+/// The row of a session that is not closed: late updates must not change a closed session.
 #[diesel::dsl::auto_type(no_type_alias)]
 fn open<'a>(session_id: &'a str) -> _ {
     let state: &'static str = "closed";
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
 }
 
-/// The sessions that have a turn that has not ended.
+/// Sessions with a turn that has not ended.
 pub(super) fn rows_with_open_turn(connection: &mut AnyConnection) -> Result<Vec<SessionRow>, StoreError> {
     let unfinished = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
     let rows: Vec<Record> = sessions::table.filter(sessions::session_id.eq_any(unfinished)).load(connection)?;
     rows.into_iter().map(Record::read).collect()
 }
 
-/// Notes up to which message of its connection everything that a session's agent said is on disk.
+/// Records that all output of a session's agent up to message `seq` of the connection is on disk.
 pub(super) fn settle(tx: &mut WriteTx<'_>, session_id: &str, seq: u64) -> Result<(), StoreError> {
     let settled = diesel::update(open(session_id)).set(sessions::settled_seq.eq(columns::signed(seq)));
     tx.rows += settled.execute(tx.connection)?;
@@ -337,7 +325,6 @@ fn exists(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryResu
     Ok(found.optional()?.is_some())
 }
 
-/// Writes a new session.
 pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
     let workspace = new.workspace.take();
     let record = Record::new(new);
@@ -354,25 +341,32 @@ pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Res
 }
 
 impl Store {
-    /// Keeps a new session, and its workspace where that is new. An id that exists, or a workspace that
-    /// does not, is a [`StoreError::Conflict`]. A dropped future may have written.
+    /// Writes a new session, and its workspace if that is new.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if the session exists, or if the workspace does not exist and is not given.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn create_session(&self, new: NewSession) -> Result<(), StoreError> {
         self.write(create(new)).await
     }
 
-    /// Changes a session. One that is unknown or closed stays as it is, which is no error. Safe to retry.
+    /// Updates a session. An unknown or closed session is left unchanged, without an error. Safe to retry.
+    ///
+    /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
         self.write(change(changed)).await
     }
 
-    /// [`Store::update_session`] for a session that has ended already: waits for room in the queue and for the commit, as
-    /// [`Store::append`] does.
+    /// [`Store::update_session`] for a session that has already ended: waits for room in the queue and for the
+    /// commit, as [`Store::append`] does.
     pub(crate) async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
         self.write_when_there_is_room(change(changed)).await
     }
 
-    /// One session. Cancel-safe.
+    /// Reads one session. Cancel-safe.
     pub(crate) async fn session(&self, session_id: SessionId) -> Result<Option<SessionRow>, StoreError> {
         self.read(move |connection| {
             let row = sessions::table.find(session_id.to_string());
@@ -385,16 +379,13 @@ impl Store {
 /// A session that has just expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExpiredSession {
-    /// Its id.
     pub session_id: SessionId,
-    /// Its workspace.
     pub key: WorkspaceKey,
-    /// When it was last used.
     pub last_used: Timestamp,
 }
 
 fn expire(tx: &mut WriteTx<'_>, unused_since: Timestamp, limit: usize) -> Result<Vec<ExpiredSession>, StoreError> {
-    // Written out, so that both databases see that the index fits.
+    // A literal, because both databases use the partial index only if they see its condition.
     let hibernated = diesel::dsl::sql::<diesel::sql_types::Bool>("state = 'hibernated'");
     let found: Vec<(String, String, String, i64)> = sessions::table
         .filter(hibernated)
@@ -421,8 +412,11 @@ fn expire(tx: &mut WriteTx<'_>, unused_since: Timestamp, limit: usize) -> Result
 }
 
 impl Store {
-    /// Moves hibernated sessions that were last used `max_age` before `now` or earlier to `expired`: at most
-    /// `limit` of them, those first that wait longest. Safe to retry. A dropped future may have written.
+    /// Moves hibernated sessions whose last use is at least `max_age` before `now` to `expired`: at most `limit` of
+    /// them, the least recently used first. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn expire_sessions(
         &self,
         now: Timestamp,
@@ -433,21 +427,21 @@ impl Store {
     }
 }
 
-/// Which sessions to list.
+/// Conditions on listed sessions; all of them must hold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionFilter {
-    /// Only those of a tenant.
+    /// Only sessions of this tenant.
     pub installation_id: Option<InstallationId>,
-    /// Only those of workspaces of this name.
+    /// Only sessions of workspaces with this id.
     pub workspace_id: Option<WorkspaceId>,
-    /// Only those of a user.
+    /// Only sessions of this user.
     pub user_id: Option<UserId>,
-    /// Only those whose row says one of these; any where empty.
+    /// Only sessions whose stored state is one of these; any state if empty.
     pub states: Vec<SessionState>,
 }
 
 impl Store {
-    /// A page of sessions, the newest first. Cancel-safe.
+    /// Reads a page of sessions, newest first. Cancel-safe.
     pub(crate) async fn list_sessions(
         &self,
         filter: SessionFilter,

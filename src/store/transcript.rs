@@ -1,4 +1,4 @@
-//! The table of what conversations left behind.
+//! The `transcript_entries` table: prompts, answers and notes of each session, in order.
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, JoinOnDsl, NullableExpressionMethods, OptionalExtension,
@@ -24,35 +24,29 @@ use crate::domain::{
     turn::transcript::TranscriptEntry,
 };
 
-/// Entries to append to a session's transcript; they are numbered when they are written.
+/// Entries to append to a session's transcript. Sequence numbers are assigned by the write.
 #[derive(Debug, Clone)]
 pub(crate) struct TranscriptAppend {
-    /// The session.
     pub session_id: SessionId,
-    /// Its workspace.
     pub key: WorkspaceKey,
-    /// The turn, where they belong to one.
+    /// The turn to which the entries belong, if any.
     pub prompt_id: Option<PromptId>,
-    /// In the order in which they happened. A NUL in their text becomes U+FFFD, because PostgreSQL takes
-    /// none.
+    /// In the order in which they happened. A NUL in a text becomes U+FFFD, because `PostgreSQL` does not store NUL.
     pub entries: Vec<TranscriptEntry>,
-    /// With these entries, everything is on disk that the session's agent said up to this message of its connection;
-    /// 0 where nothing is known about that.
+    /// Sequence number of a message of the agent's connection: with these entries, all output of the agent up to that
+    /// message is on disk. 0 if unknown.
     pub settles: u64,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// An entry as it is kept.
+/// A stored entry.
 #[derive(Debug, Clone)]
 pub(crate) struct TranscriptRow {
-    /// Counts up by one within the session, from 1.
+    /// Sequence number within the session, from 1 without gaps.
     pub seq: u64,
-    /// The turn, where it belongs to one.
+    /// The turn to which the entry belongs, if any.
     pub prompt_id: Option<PromptId>,
-    /// The entry.
     pub entry: TranscriptEntry,
-    /// When it was written.
     pub created: Timestamp,
 }
 
@@ -105,17 +99,17 @@ pub(super) struct Entries {
     entries: Vec<(String, String, Option<String>)>,
     settles: u64,
     created: Timestamp,
-    /// The number of the first one when they were written last, which may have been rolled back.
+    /// The number of the first entry in the last attempt to write, which may have been rolled back.
     first_seq: Option<i64>,
 }
 
-/// Names the insert of one entry.
+/// Identifies the insert of one entry in the cache of prepared statements.
 struct InsertEntry;
 
-/// From this many entries on, PostgreSQL gets one statement for many rows: below, prepared statements for
-/// one row each are faster. SQLite has no round trip to save.
+/// Minimum number of entries for which `PostgreSQL` gets one statement for many rows: below it, one prepared statement
+/// for each row is faster. SQLite has no round trip to save.
 const MANY: usize = 8;
-/// Rows of one such statement: 9 parameters a row, of 65,535.
+/// Rows of one such statement: each has 9 parameters, of the 65,535 that `PostgreSQL` allows in a statement.
 const ROWS_PER_STATEMENT: usize = 500;
 
 impl Entries {
@@ -150,7 +144,7 @@ impl Entries {
         })
     }
 
-    /// Numbers and writes them.
+    /// Assigns sequence numbers and writes the entries.
     pub(super) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         if self.settles > 0 {
             sessions::settle(tx, &self.session_id, self.settles)?;
@@ -179,7 +173,7 @@ impl Entries {
         Ok(())
     }
 
-    /// Whether a commit of which nothing was heard did take place.
+    /// True if an earlier commit whose outcome is unknown took place.
     fn is_written(&self, connection: &mut AnyConnection) -> diesel::QueryResult<bool> {
         let (Some(seq), Some((event_type, text, _))) = (self.first_seq, self.entries.first()) else {
             return Ok(false);
@@ -200,20 +194,19 @@ fn last_seq(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryRe
         .first(connection)
 }
 
-/// Messages that are read at once for [`Store::last_said`].
+/// Messages in each read for [`Store::last_said`].
 const SAID_PER_READ: i64 = 16;
 
-/// Which part of a conversation.
+/// A part of a conversation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// All of it.
     All,
-    /// The turns over HTTP since the last one over ACP.
+    /// The turns over HTTP since the last turn over ACP.
     OverHttpSinceAcp,
 }
 
-/// The newest messages, oldest first: at most `most`, and no more than are needed for the largest
-/// context. A turn that has begun and waits for its agent is not yet part of the conversation.
+/// The newest messages, oldest first: at most `most`, and no more than the largest context can hold. Turns that have
+/// not ended are excluded.
 fn last_said(
     connection: &mut AnyConnection,
     session_id: &str,
@@ -249,7 +242,8 @@ fn last_said(
         for (_, event_type, text, protocol) in rows {
             let by_user = event_type == "user_message";
             if part == Part::OverHttpSinceAcp && protocol != Route::Http.as_str() {
-                // With what the user said a turn begins; what an agent said may also have come late.
+                // Only a user message marks the start of a turn: an agent message may belong to an earlier turn and
+                // be late.
                 if by_user {
                     break 'newest_first;
                 }
@@ -270,10 +264,13 @@ fn append_to(mut entries: Entries) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
 }
 
 impl Store {
-    /// Appends to a transcript, without waiting for the outcome, which `done` is told on the writer's thread; it must
-    /// not block. Full queue: [`StoreError::Busy`], or [`StoreError::Closed`]; the entries come back and the failure
-    /// is observed. While the database is away they are kept and tried again for a minute.
-    // What was not taken has to come back whole.
+    /// Queues an append to a transcript and returns at once. `done` gets the outcome on the writer's thread and must
+    /// not block. While the database is unavailable, the entries stay queued and are retried for a minute.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if the queue is full, [`StoreError::Closed`] after close: the entries are returned, and
+    /// the failure is counted.
+    // The error holds the whole append, so that the caller loses no entry.
     #[allow(clippy::result_large_err)]
     pub(crate) fn try_append(
         &self,
@@ -292,15 +289,20 @@ impl Store {
         }
     }
 
-    /// Appends to a transcript: waits for room in the queue and for the commit, for about as long as
-    /// [`StoreOptions::patience`](super::StoreOptions::patience) says. Without room in that time it is
-    /// [`StoreError::Busy`] and nothing was done; after any other error it is still written when the database is
-    /// back. A retry appends once more. A dropped future may have written.
+    /// Appends to a transcript: waits for room in the queue and for the commit, for about
+    /// [`StoreOptions::patience`](super::StoreOptions::patience). A retry appends the entries once more.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if there was no room in that time, and nothing was written. After any other error, the
+    /// entries are still written when the database is available again.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn append(&self, append: TranscriptAppend) -> Result<(), StoreError> {
         self.write_when_there_is_room(append_to(Entries::new(append))).await
     }
 
-    /// A session's entries in order, after the number `after_seq` (0 for the first page). Cancel-safe.
+    /// Reads a session's entries in order, from the one after `after_seq` (0 for the first page). Cancel-safe.
     pub(crate) async fn transcript(
         &self,
         session_id: SessionId,
@@ -327,7 +329,7 @@ impl Store {
         .await
     }
 
-    /// What the agent has said in a turn so far, as far as it is on disk. Cancel-safe.
+    /// Reads the agent's messages of a turn that are on disk, in order. Cancel-safe.
     pub(crate) async fn said_in_turn(
         &self,
         session_id: SessionId,
@@ -345,7 +347,7 @@ impl Store {
         .await
     }
 
-    /// How many entries a session has. Cancel-safe.
+    /// Number of entries of a session. Cancel-safe.
     #[cfg(test)]
     pub(crate) async fn transcript_len(&self, session_id: SessionId) -> Result<u64, StoreError> {
         self.read(move |connection| {
@@ -354,14 +356,14 @@ impl Store {
         .await
     }
 
-    /// What user and agent said last, oldest first: at most `most` messages, and no more than fill the
-    /// largest context. Cancel-safe.
+    /// Reads the newest messages of user and agent, oldest first: at most `most`, and no more than the largest
+    /// context can hold. Cancel-safe.
     pub(crate) async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Remark>, StoreError> {
         self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::All)?)).await
     }
 
-    /// What user and agent said in the turns over HTTP that followed the last turn over ACP: what a live ACP agent
-    /// with a memory of its own did not see. Oldest first, bounded as [`Store::last_said`] is. Cancel-safe.
+    /// Reads the messages of user and agent in the turns over HTTP that followed the last turn over ACP, which a live
+    /// ACP agent with its own memory has not seen. Oldest first, bounded as [`Store::last_said`] is. Cancel-safe.
     pub(crate) async fn missed_by_agent(
         &self,
         session_id: SessionId,

@@ -1,4 +1,4 @@
-//! The table of workspaces.
+//! The `workspaces` table.
 
 use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
@@ -16,61 +16,58 @@ use crate::domain::{
     session::permission::PermissionPolicy,
 };
 
-/// A workspace as it is asked for.
+/// A requested workspace.
 #[derive(Debug, Clone)]
 pub(crate) struct NewWorkspace {
-    /// Which one.
     pub key: WorkspaceKey,
-    /// The folder that it gets if it is new.
+    /// The folder of the workspace if it is new.
     pub folder_id: FolderId,
-    /// What is checked out if it is new.
+    /// The repository to check out if the workspace is new.
     pub repository: Option<String>,
     /// The branch of `repository`.
     pub branch: Option<String>,
-    /// An existing folder of the caller.
+    /// An existing folder, given by the caller.
     pub path: Option<String>,
-    /// Changes the policy also of a workspace that exists.
+    /// The permission policy; also replaces the policy of an existing workspace.
     pub permission_policy: Option<PermissionPolicy>,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// A workspace as it is kept.
+/// A stored workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WorkspaceRow {
-    /// Which one.
     pub key: WorkspaceKey,
-    /// Its folder under the root; not used where `path` is given.
+    /// The folder under the root; unused if `path` is given.
     pub folder_id: FolderId,
-    /// What was checked out into it.
+    /// The repository of the checkout.
     pub repository: Option<String>,
     /// The branch of `repository`.
     pub branch: Option<String>,
-    /// The existing folder that the caller gave.
+    /// The existing folder, if the caller gave one.
     pub path: Option<String>,
-    /// The absolute path, once it was prepared.
+    /// The absolute path, once the workspace has been prepared.
     pub workspace_path: Option<String>,
-    /// Who answers its agents' permission requests, where it was chosen.
+    /// Decides how permission requests of agents are answered; unset if none was chosen.
     pub permission_policy: Option<PermissionPolicy>,
-    /// When it was first asked for.
+    /// Time of the first request.
     pub created: Timestamp,
-    /// When it was last asked for.
+    /// Time of the last request.
     pub last_used: Timestamp,
 }
 
 impl WorkspaceRow {
-    /// The place of this row in [`Store::list_workspaces`].
+    /// The position of this row in [`Store::list_workspaces`].
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.key.to_string() }
     }
 }
 
-/// Which workspaces to list.
+/// Conditions on listed workspaces; all of them must hold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct WorkspaceFilter {
-    /// Only those of a tenant.
+    /// Only workspaces of this tenant.
     pub installation_id: Option<InstallationId>,
-    /// Only those of this name.
+    /// Only workspaces with this id.
     pub workspace_id: Option<WorkspaceId>,
 }
 
@@ -112,7 +109,7 @@ fn read_all(records: Vec<Record>) -> Result<Vec<WorkspaceRow>, StoreError> {
     records.into_iter().map(Record::read).collect()
 }
 
-/// The row of a workspace, made where there is none. What exists wins, apart from the policy.
+/// Returns the row of a workspace and creates a missing one. An existing row stays unchanged, apart from the policy.
 pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result<WorkspaceRow, StoreError> {
     let (tenant, name) = (new.key.installation_id.as_str(), new.key.workspace_id.as_str());
     let found = workspaces::table.find((tenant, name)).first::<Record>(tx.connection).optional()?;
@@ -146,15 +143,23 @@ pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result
 }
 
 impl Store {
-    /// The workspace of this key, made where there is none, in one transaction: of two callers one makes
-    /// it and both get the same. The folder, path and repository of an existing one stay; its permission
-    /// policy is changed where one is given. Safe to retry. A dropped future may have written.
+    /// Returns the workspace of this key and creates a missing one, in one transaction: of two concurrent callers,
+    /// one creates the workspace and both get the same row. Folder, path and repository of an existing workspace stay
+    /// unchanged; a given permission policy replaces the old one. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn find_or_create_workspace(&self, new: NewWorkspace) -> Result<WorkspaceRow, StoreError> {
         self.write(move |tx| find_or_create(tx, &new)).await
     }
 
-    /// Notes where a workspace was prepared. An unknown workspace is a [`StoreError::Conflict`]. Safe to
-    /// retry. A dropped future may have written.
+    /// Stores the absolute path of a prepared workspace. Safe to retry.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if the workspace is unknown.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn set_workspace_path(&self, key: WorkspaceKey, path: String) -> Result<(), StoreError> {
         let path = columns::clean(path);
         self.write(move |tx| {
@@ -162,12 +167,12 @@ impl Store {
             let changed =
                 diesel::update(row).set(workspaces::workspace_path.eq(path.as_str())).execute(tx.connection)?;
             tx.rows += changed;
-            if changed == 1 { Ok(()) } else { Err(StoreError::Conflict(format!("no workspace {key}"))) }
+            if changed == 1 { Ok(()) } else { Err(StoreError::Conflict(format!("there is no workspace {key}"))) }
         })
         .await
     }
 
-    /// One workspace. Cancel-safe.
+    /// Reads one workspace. Cancel-safe.
     pub(crate) async fn workspace(&self, key: WorkspaceKey) -> Result<Option<WorkspaceRow>, StoreError> {
         self.read(move |connection| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
@@ -176,7 +181,7 @@ impl Store {
         .await
     }
 
-    /// A page of workspaces, the newest first. Cancel-safe.
+    /// Reads a page of workspaces, newest first. Cancel-safe.
     pub(crate) async fn list_workspaces(
         &self,
         filter: WorkspaceFilter,

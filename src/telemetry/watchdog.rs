@@ -113,7 +113,7 @@ impl Watchdog {
 }
 
 thread_local! {
-    /// Whether this thread already beats.
+    /// True if this thread already beats.
     static BEATS: Cell<bool> = const { Cell::new(false) };
 }
 

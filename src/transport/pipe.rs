@@ -75,7 +75,7 @@ pub(crate) enum ConnectionState {
 pub(crate) enum Incoming {
     Frame(Frame),
     /// The connection changed state between the preceding and the following message.
-    Line(ConnectionState),
+    State(ConnectionState),
     /// The end of the connection; sent once, after the last message.
     Closed(CloseReason),
 }
@@ -188,7 +188,7 @@ impl FrameSender {
     /// # Cancel safety
     /// A dropped future has queued nothing.
     pub(crate) async fn send_state(&self, state: ConnectionState) -> Result<(), SendError> {
-        self.queue.send(Incoming::Line(state)).await.map_err(|_| SendError::Closed)
+        self.queue.send(Incoming::State(state)).await.map_err(|_| SendError::Closed)
     }
 
     /// Queues the end of the connection; waits while the queue is full. Does nothing if the reader was dropped.

@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// Whether the dialect in comments, texts and test names fails the test. While it is `false`, the test only prints.
-pub(crate) const DIALECT_FAILS: bool = false;
+pub(crate) const DIALECT_FAILS: bool = true;
 
 /// Whether a dropped word in the name of a file or in an identifier fails the test.
-pub(crate) const NAMES_FAIL: bool = false;
+pub(crate) const NAMES_FAIL: bool = true;
 
 /// Characters of a test name, at most.
 pub(crate) const MAX_TEST_NAME: usize = 80;

@@ -243,7 +243,7 @@ fn cancel_is_confirmed_by_the_agent_or_by_its_exit() {
 fn agent_failures_end_the_turn_with_the_same_codes_as_over_acp() {
     let runtime = Runtime::start();
     let (code, said) = runtime.fails(&runtime.turn("crash"));
-    assert!(code == "agent_crashed" && said.contains("exit code 42") && said.contains("as it was told"), "{said}");
+    assert!(code == "agent_crashed" && said.contains("exit code 42") && said.contains("as requested"), "{said}");
     let silent = runtime.turn("hang").with("inactivityTimeoutMs", json!(500));
     assert_eq!(runtime.fails(&silent).0, "inactivity_timeout");
     for (prompt, code) in [
@@ -301,7 +301,7 @@ fn configured_headless_command_runs_the_turn() {
     assert_eq!((&result["stopReason"], &result["meta"]["acpStopReason"]), (&json!("completed"), &json!("end_turn")));
     assert_eq!(message(&runtime.result(&runtime.turn("cwd"))), runtime.prepared["path"]);
     let (code, said) = runtime.fails(&runtime.turn("crash"));
-    assert!(code == "agent_crashed" && said.contains("as it was told"), "{said}");
+    assert!(code == "agent_crashed" && said.contains("as requested"), "{said}");
     assert_eq!(runtime.fails(&runtime.turn("huge 20000000")).0, "frame_too_large");
     let silent = runtime.turn("hang").with("inactivityTimeoutMs", json!(500));
     assert_eq!(runtime.fails(&silent).0, "inactivity_timeout");

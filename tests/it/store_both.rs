@@ -1,4 +1,4 @@
-//! The same scenario on SQLite and PostgreSQL, and the start of the program on either database.
+//! The same scenario on SQLite and `PostgreSQL`, and the start of the program on either database.
 
 use crate::harness::{Program, json, program::PostgresDatabase};
 

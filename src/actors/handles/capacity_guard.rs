@@ -1,8 +1,8 @@
-//! Seats: how many sessions may hold an agent at the same time.
+//! Seats: the bound on sessions that hold an agent at the same time.
 //!
-//! A handle, not an actor: a seat is taken and given back under one short lock, without a hop and without waiting, on
-//! whatever thread. What is decided is in [`crate::domain::capacity`]; alerts are raised by the
-//! [`CapacityWatch`](crate::actors::upkeep::capacity::CapacityWatch), which is told of every change.
+//! A handle, not an actor: any thread takes or returns a seat under one short lock, without a hop and without
+//! waiting. The rules are in [`crate::domain::capacity`]; the
+//! [`CapacityWatch`](crate::actors::upkeep::capacity::CapacityWatch) is woken by every change and raises alerts.
 
 use std::sync::{
     Arc,
@@ -22,7 +22,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Hands out seats. Cheap to clone; clones are the same one.
+/// Hands out seats. Cheap to clone; clones share the same seats.
 #[derive(Debug, Clone)]
 pub(crate) struct CapacityGuard(Arc<Inner>);
 
@@ -32,12 +32,12 @@ struct Inner {
     seats: Mutex<Seats>,
     alert: Mutex<Option<OpenCapacityAlert>>,
     metrics: Metrics,
-    /// Holds one wake-up at most: what happened meanwhile is in the seats themselves, so nothing queues.
+    /// Holds at most one wake-up: the seats themselves record what changed, so nothing queues.
     changed: Notify,
     closed: AtomicBool,
 }
 
-/// A session's seat; given back on drop, on any thread, also during a panic.
+/// A session's seat; returned on drop, on any thread, also during a panic.
 #[derive(Debug)]
 pub(crate) struct Permit {
     guard: CapacityGuard,
@@ -45,7 +45,7 @@ pub(crate) struct Permit {
 }
 
 impl CapacityGuard {
-    /// Makes a guard with all seats free.
+    /// Creates a guard with all seats free.
     pub(crate) fn new(rules: CapacityRules, metrics: Metrics) -> Self {
         metrics.capacity().limit(rules.limit);
         Self(Arc::new(Inner {
@@ -58,22 +58,21 @@ impl CapacityGuard {
         }))
     }
 
-    /// A seat for a new session. Does not wait.
+    /// Takes a seat for a new session. Does not wait.
     ///
     /// # Errors
-    /// `capacity_exhausted` with the figures, where none is left in the service or in the tenant's share.
+    /// `capacity_exhausted` with the figures if the service or the tenant's share has no free seat.
     pub(crate) fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
         self.change(|seats| seats.admit(tenant)).map_err(|refused| self.refusal(refused))?;
         Ok(Permit { guard: self.clone(), tenant: tenant.clone() })
     }
 
-    /// A seat for a session that comes back; never refused, so it may go over the limits. Does not wait.
+    /// Takes a seat for a returning session. Never refused, so it may exceed the limits. Does not wait.
     pub(crate) fn admit_returning(&self, tenant: &InstallationId) -> Permit {
         self.change(|seats| seats.admit_returning(tenant));
         Permit { guard: self.clone(), tenant: tenant.clone() }
     }
 
-    /// Seats taken now.
     pub(crate) fn taken(&self) -> usize {
         self.seats().taken()
     }
@@ -82,17 +81,16 @@ impl CapacityGuard {
         &self.0.rules
     }
 
-    /// The tenants near their share and their seats, those with the most first, `most` at most.
+    /// Tenants near their share and their seats, those with the most first, at most `most`.
     pub(crate) fn near_their_share(&self, most: usize) -> Vec<(InstallationId, usize)> {
         self.seats().near_their_share(most)
     }
 
-    /// The alert that is open.
     pub(crate) fn alert(&self) -> Option<OpenCapacityAlert> {
         *self.0.alert.lock()
     }
 
-    /// Tells the watch to look a last time and end. To be called when no session is left.
+    /// Makes the watch check a last time and end. Called after the last session has ended.
     pub(crate) fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
         self.0.changed.notify_one();
@@ -102,12 +100,15 @@ impl CapacityGuard {
         self.0.closed.load(Ordering::Acquire)
     }
 
-    /// Waits until something changed since the last wait. Cancel-safe. For one who waits.
+    /// Waits for a change since the last wait. Only one caller may wait.
+    ///
+    /// # Cancel safety
+    /// No change is lost.
     pub(crate) async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
-    /// What happened since the last look. For one who looks.
+    /// Takes the peak and the current number of seats since the last call. Only one caller may use it.
     pub(crate) fn look(&self) -> SeatsSeen {
         self.seats().look()
     }
@@ -118,14 +119,14 @@ impl CapacityGuard {
     }
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
-        // Nothing under this lock can panic half-way.
+        // No code under this lock panics half-way.
         self.0.seats.lock()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Seats) -> T) -> T {
         let mut seats = self.seats();
         let changed = change(&mut seats);
-        // Under the lock, so that the gauge shows the last of two changes.
+        // Set under the lock, so that the gauge shows the later of two changes.
         self.0.metrics.capacity().taken(seats.taken());
         drop(seats);
         self.0.changed.notify_one();
@@ -157,7 +158,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// A guard of so many seats.
+    /// A guard of `limit` seats.
     pub(crate) fn guard(limit: usize) -> CapacityGuard {
         let rules = CapacityRules { limit, resolve_after: Duration::ZERO, ..Config::default().capacity.rules() };
         CapacityGuard::new(rules, Metrics::new("test", None).unwrap())

@@ -11,8 +11,8 @@ use crate::domain::{
     session::event::{EventKind, Replay, ReplayBuffer, SessionEvent, event_data},
 };
 
-/// Events that wait for one reader; a reader that is this far behind is cut off with the id to resume
-/// from. Two hundred updates are some seconds of a talkative agent.
+/// Events queued for one reader; a reader that is further behind is disconnected and resumes from its last id. An
+/// agent that streams a lot sends this many updates in a few seconds.
 const READER_QUEUE: usize = 256;
 
 /// The events of one session. It outlives the session's actor, so ids continue across restarts of the agent.
@@ -29,12 +29,12 @@ struct Inner {
     readers: Vec<mpsc::Sender<SessionEvent>>,
 }
 
-/// A reader's part: what it missed, then what comes. The receiver ends when the reader was too slow.
+/// A reader's subscription: the backlog, then live events. The receiver ends if the reader was too slow.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    /// What the feed still holds after the wanted id.
+    /// Events after the requested id that the feed still holds.
     pub replay: Replay,
-    /// What comes after that.
+    /// Events after the replay.
     pub live: mpsc::Receiver<SessionEvent>,
 }
 
@@ -45,17 +45,16 @@ impl EventFeed {
         Self { session, inner: Arc::new(Mutex::new(inner)) }
     }
 
-    /// Whose events they are.
     pub(crate) fn session(&self) -> SessionId {
         self.session
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing in here panics half-way; a poisoned feed is still whole.
+        // No code under this lock panics half-way, so the state is always consistent.
         self.inner.lock()
     }
 
-    /// Numbers an event and hands it to every reader; returns its id. Readers that are full are cut off.
+    /// Numbers an event and sends it to every reader; returns its id. Disconnects readers whose queue is full.
     pub(crate) fn publish(
         &self,
         prompt: Option<PromptId>,
@@ -72,7 +71,7 @@ impl EventFeed {
         id
     }
 
-    /// Publishes an event of ours.
+    /// Publishes an event of the service itself and returns its id.
     pub(crate) fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
         match serde_json::value::to_raw_value(update) {
             Ok(update) => self.publish(prompt, kind, &update, None),
@@ -80,7 +79,7 @@ impl EventFeed {
         }
     }
 
-    /// Everything after `after`, and everything that comes, without a gap between the two.
+    /// Subscribes to the events after `after`: backlog and live events without a gap between the two.
     pub(crate) fn subscribe(&self, after: u64) -> Subscription {
         let (sender, live) = mpsc::channel(READER_QUEUE);
         let mut inner = self.lock();
@@ -88,7 +87,7 @@ impl EventFeed {
         Subscription { replay: inner.buffer.after(after), live }
     }
 
-    /// The id of the newest event; 0 before the first.
+    /// Id of the newest event; 0 before the first.
     pub(crate) fn last_id(&self) -> u64 {
         self.lock().buffer.next_id() - 1
     }
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_cut_off_and_the_others_are_not() {
+    fn slow_reader_is_disconnected_and_others_are_not() {
         let feed = feed();
         let mut slow = feed.subscribe(7);
         for _ in 0..=READER_QUEUE {

@@ -1,8 +1,7 @@
-//! Every message on one page: who sends it to whom, what comes back, and what happens when the mailbox is
-//! full.
+//! Every message between actors: sender, receiver, reply, and behaviour when the mailbox is full.
 //!
 //! Commands are imperative, facts are past. All of them are sent with `send`, which waits for room, except
-//! [`SessionEnded`]: each guard owns a sender of its own, which always has one place.
+//! [`SessionEnded`]: each guard owns its own sender, and actix always accepts one message from each sender.
 
 use std::sync::Arc;
 
@@ -32,14 +31,13 @@ use crate::{
 #[derive(Message)]
 #[rtype(result = "Result<TurnBegun, PromptRefused>")]
 pub(crate) struct RunPrompt {
-    /// The new turn's id.
     pub prompt_id: PromptId,
     pub prompt: Prompt,
-    /// What is to become of its changes.
+    /// Requested pull request mode for the turn's changes.
     pub wanted: WantedMode,
-    /// Key and hash of the body, where the caller gave a key.
+    /// Key and hash of the body; absent if the caller sent no key.
     pub idempotency: Option<Idempotency>,
-    /// Whether an earlier try may have been written to disk by an actor that died before it answered.
+    /// True if an earlier attempt may have been written to disk by an actor that died before it replied.
     pub again: bool,
     /// The request's span; the turn's span is its child.
     pub span: tracing::Span,
@@ -49,13 +47,13 @@ pub(crate) struct RunPrompt {
 pub(crate) enum TurnBegun {
     /// The turn is on disk and runs.
     Accepted(TurnHandle),
-    /// The same key asked before, and that turn still runs.
+    /// A turn with the same idempotency key is still running.
     Joined(TurnHandle),
-    /// The same key asked before, and that turn has ended.
+    /// A turn with the same idempotency key has ended.
     Ended(Box<PromptRow>),
 }
 
-/// For following a turn.
+/// Handle for following a turn.
 #[derive(Clone)]
 pub(crate) struct TurnHandle {
     pub prompt_id: PromptId,
@@ -66,7 +64,7 @@ pub(crate) struct TurnHandle {
     pub ended: watch::Receiver<Option<Arc<TurnEnded>>>,
 }
 
-/// How a turn ended, for those who wait for it.
+/// Result of a turn, for the callers that wait for it.
 #[derive(Debug)]
 pub(crate) struct TurnEnded {
     pub prompt_id: PromptId,
@@ -75,13 +73,13 @@ pub(crate) struct TurnEnded {
     pub state: TurnState,
     /// `ACPSessionResult` as JSON.
     pub result: Box<RawValue>,
-    /// Why it failed, if it did.
+    /// Absent if the turn did not fail.
     pub failure: Option<Failure>,
     /// The id of its `result` event; absent where the end could not be written to disk.
     pub event_id: Option<u64>,
 }
 
-/// Why a prompt was refused; nothing was started and nothing written.
+/// Reason for refusing a prompt; nothing was started or written.
 #[derive(Debug)]
 pub(crate) struct PromptRefused {
     pub failure: Failure,
@@ -95,15 +93,16 @@ impl From<Failure> for PromptRefused {
     }
 }
 
-/// http → session: ends the running turn. Replies at once whether there was one.
+/// http → session: cancels the running turn. Replies at once; `true` if a turn was running.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub(crate) struct CancelTurn {
-    /// Only this turn; whichever runs where absent.
+    /// The turn to cancel; absent for any running turn.
     pub prompt_id: Option<PromptId>,
 }
 
-/// http → session: answers a permission request that waits.
+/// http → session: answers a pending permission request. Replies once the agent has the answer, or with the reason
+/// for the failure.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub(crate) struct AnswerPermission {
@@ -131,48 +130,48 @@ pub(crate) struct SetConfigOption {
     pub value: serde_json::Value,
 }
 
-/// supervisor → session: end. A running turn is cancelled first. The end is told by [`SessionEnded`].
+/// supervisor → session: ends the session, after cancelling a running turn. [`SessionEnded`] reports the end.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct EndSession {
-    /// Why: `Closed` or `Drained`.
+    /// `Closed` or `Drained`.
     pub cause: EndCause,
 }
 
-/// supervisor → session: a sign of life. Waits for room; a session that takes nothing is what it looks for.
+/// supervisor → session: liveness probe. Waits for room; a missing reply means that the session is stuck.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Probe;
 
-/// session (its guard) → supervisor: the session ended. Sent exactly once, also by a panic; always accepted,
+/// session (its guard) → supervisor: the session ended. Sent exactly once, also during a panic; always accepted,
 /// since each guard owns its sender.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct SessionEnded {
     pub session_id: SessionId,
-    /// Which start of it; an older one's end is of no interest any more.
+    /// Number of the start that ended; the supervisor ignores the end of an older one.
     pub generation: u64,
     pub cause: EndCause,
 }
 
-/// Why a session's actor ended.
+/// Cause of the end of a session's actor.
 #[derive(Debug, Clone)]
 pub(crate) enum EndCause {
     /// Its agent could not be started.
     StartFailed(Failure),
     /// Its agent crashed, hung, broke the protocol, or did not confirm a cancel.
     Broken(Failure),
-    /// A fault of ours.
+    /// The actor panicked.
     Panicked,
-    /// Nobody used it for long.
+    /// The session was idle for too long.
     Idle,
-    /// Somebody closed it.
+    /// A caller closed the session.
     Closed,
     Drained,
 }
 
 impl EndCause {
-    /// Its name in records.
+    /// Name of the cause in logs and rows.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::StartFailed(failure) | Self::Broken(failure) => failure.code.as_str(),
@@ -184,132 +183,131 @@ impl EndCause {
     }
 }
 
-/// workspaces → supervisor: starts a session, or tells about one that is live already. Replies when its agent
-/// is ready, or why it is not; then nothing is left of it.
+/// workspaces → supervisor: starts a session, or returns the facts of one that is already live. Replies when its
+/// agent is ready, or with the reason for the failure; after a failure nothing of the session remains.
 #[derive(Message)]
 #[rtype(result = "Result<Arc<AgentFacts>, Failure>")]
 pub(crate) struct StartSession {
     pub spec: Arc<SessionSpec>,
-    /// Restarts, event id and so on of an earlier start.
+    /// State from an earlier start.
     pub past: Past,
     pub seat: super::capacity_guard::Permit,
-    /// Its agent, where that works already.
+    /// An agent that is already running, if there is one to adopt.
     pub adopted: Option<Box<Adopted>>,
 }
 
-/// supervisor → itself: the first start of a session worked. Waits for room.
+/// supervisor → itself: the first start of a session succeeded. Waits for room.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Proven(pub SessionId, pub Arc<AgentFacts>);
 
-/// An agent that an earlier process left during a turn.
+/// An agent that an earlier process left behind during a turn.
 pub(crate) struct Adopted {
-    /// The way to it.
+    /// Connection to the agent.
     pub session: AdoptedSession,
-    /// What its handshake told.
+    /// Facts from its handshake.
     pub facts: AgentFacts,
     pub prompt: PromptRow,
-    /// The id of its request.
+    /// Id of the turn's request.
     pub call: u64,
-    /// The place of its end in the writer's queue.
+    /// Slot in the writer's queue for the end of the turn.
     pub slot: EndSlot,
-    /// What the agent has said in it, as far as that is on disk.
+    /// Agent messages of the turn, as far as they are on disk.
     pub said: Vec<String>,
-    /// What is to become of its changes; decided when its session is known.
+    /// Pull request automation of the turn; decided once its session is known.
     pub automation: Automation,
 }
 
-/// What a session that comes back brings along.
+/// State that a returning session resumes with.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Past {
     /// The agent's own session id.
     pub agent_session_id: Option<String>,
     /// The newest event id that clients have seen.
     pub last_event_id: u64,
-    /// Restarts so far.
     pub restarts: u32,
 }
 
-/// workspaces → supervisor: closes a session. Replies when its agent is released and its row says so; `false`
-/// where it was not live.
+/// workspaces → supervisor: closes a session. Replies when its agent is released and its row is updated; `false` if
+/// the session was not live.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub(crate) struct CloseSession {
     pub session_id: SessionId,
 }
 
-/// workspaces → supervisor: ends every session; those with a running turn are cancelled. Replies when all are
-/// gone.
+/// workspaces → supervisor: ends every session and cancels running turns. Replies when all sessions have ended.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct DrainSessions;
 
-/// turn ticket, session → SuccessWindow: the outcome of a turn or a handshake, once it is on disk. Each sender is owned
-/// by one turn and so has a place of its own: it is refused only by a window that is gone.
+/// turn ticket, session → `SuccessWindow`: the outcome of a turn or a handshake, once it is on disk. Each sender
+/// belongs to one turn and so has its own mailbox slot: only a stopped window refuses the message.
 #[derive(Message, Debug, Clone, Copy)]
 #[rtype(result = "()")]
 pub(crate) struct OutcomeObserved(pub TurnReport);
 
-/// SuccessWindow → ProtocolRouter: the success rate is too low. Replies when that is settled and written to disk;
-/// `false` where a pin holds the route, or why it could not be written: then it is told again with the next outcome.
-/// Waits for room.
+/// `SuccessWindow` → `ProtocolRouter`: the success rate is too low. Replies when the decision is on disk: `true` if the
+/// route follows it, `false` if a pin holds the route. After an error the window repeats the message with the next
+/// outcome. Waits for room.
 #[derive(Message, Debug)]
 #[rtype(result = "Result<bool, Failure>")]
 pub(crate) struct WindowBreached {
-    /// The epoch that was counted.
+    /// Epoch that the figures belong to.
     pub epoch: u64,
-    /// What the window held.
+    /// Contents of the window at the breach.
     pub figures: WindowFigures,
 }
 
-/// SuccessWindow → ProtocolRouter: the outcome of a canary, or of one of the first turns after a restore. Waits for
+/// `SuccessWindow` → `ProtocolRouter`: the outcome of a canary, or of one of the first turns after a restore. Waits for
 /// room.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct TurnObserved(pub TurnReport);
 
-/// http → SuccessWindow: what it holds now. Waits for room.
+/// http → `SuccessWindow`: reads the window's figures. Waits for room.
 #[derive(Message)]
 #[rtype(result = "WindowFigures")]
 pub(crate) struct ReadWindow;
 
-/// http → ProtocolRouter: the route now. Waits for room.
+/// http → `ProtocolRouter`: reads the current route. Waits for room.
 #[derive(Message)]
 #[rtype(result = "RouteView")]
 pub(crate) struct ReadRoute;
 
-/// migrations → ProtocolRouter: shakes hands with an agent of the workspace, whatever the route is. Waits for room.
+/// migrations → `ProtocolRouter`: performs a handshake with an agent of the workspace, whatever the route is. Waits for
+/// room.
 #[derive(Message)]
 #[rtype(result = "Result<(), Failure>")]
 pub(crate) struct ProbeRoute;
 
-/// http, migrations → ProtocolRouter: changes the route. Replies when it is on disk, or why it is not; then nothing has
-/// changed. Waits for room.
+/// http, migrations → `ProtocolRouter`: changes the route. Replies when the change is on disk; an error means that
+/// nothing has changed. Waits for room.
 #[derive(Message)]
 #[rtype(result = "Result<RouteView, Failure>")]
 pub(crate) struct ChangeRoute {
-    /// What to change; all of it is one flip.
+    /// Changes to apply; together they are one flip.
     pub changes: Vec<RouteChange>,
-    /// Who wants it, and why.
+    /// Initiator and reason.
     pub attribution: Attribution,
-    /// The migration run of which it is a step.
+    /// Migration run that this change is a step of.
     pub run_id: Option<Uuid>,
 }
 
 /// One change of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RouteChange {
-    /// To HTTP, until it is restored.
+    /// Moves the workspace to HTTP until it is restored.
     RollBack,
-    /// Back to ACP, with a fresh window.
+    /// Returns the workspace to ACP with a fresh window.
     Restore,
     /// Pins a route, or releases the pin.
     Pin(Option<Route>),
-    /// The route where nothing overrides it.
+    /// Sets the route that applies without an override.
     Default(Route),
-    /// Whether a migration may move the workspace.
+    /// True if a migration may move the workspace.
     MigrationEnabled(bool),
-    /// Whether it is moved to ACP by itself while ACP is healthy.
+    /// True if the workspace moves to ACP automatically while ACP is healthy.
     AutoRollout(bool),
 }
 
@@ -317,52 +315,52 @@ pub(crate) enum RouteChange {
 #[derive(Debug, Clone)]
 pub(crate) struct RouteView {
     pub routing: Routing,
-    /// Whether a migration may move the workspace.
+    /// True if a migration may move the workspace.
     pub migration_enabled: bool,
-    /// Whether it is moved to ACP by itself while ACP is healthy.
+    /// True if the workspace moves to ACP automatically while ACP is healthy.
     pub auto_rollout: bool,
-    /// The share of turns that go over ACP while it is tried, in basis points.
+    /// Share of turns that use ACP during a canary, in basis points.
     pub canary_share_bp: u32,
-    /// Whether the change that this answers was a flip.
+    /// True if the change that this replies to was a flip.
     pub is_flipped: bool,
 }
 
-/// writer's wakes → Notifications: these sequences of notifications have grown. Comes as a stream, so nothing waits for
-/// it.
+/// store's writer → notification hub: these notification streams have grown. Delivered as a stream, so that the
+/// writer never waits.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct StreamGrew(pub Vec<Stream>);
 
-/// socket → Notifications: enters a subscriber that has everything until a number. Waits for room.
+/// socket → notification hub: registers a subscriber that has everything up to `after`. Waits for room.
 #[derive(Message)]
 #[rtype(result = "Subscribed")]
 pub(crate) struct Subscribe {
-    /// What it wants to see.
+    /// Notifications to deliver.
     pub scope: Scope,
     pub after: u64,
-    /// Whether it wants telemetry too.
+    /// True if the subscriber also wants session progress.
     pub wants_telemetry: bool,
-    /// Breaks its socket.
+    /// Breaks the subscriber's socket.
     pub cut: Cut,
 }
 
 /// Outcome of a [`Subscribe`].
 #[derive(Debug)]
 pub(crate) enum Subscribed {
-    /// It is entered: what it has missed, and everything after that.
+    /// Registered: the notifications missed since `after`, and an outlet for later ones.
     Joined {
-        /// In order.
+        /// In ascending order.
         missed: Vec<Arc<NotificationFrame>>,
         outlet: Outlet,
     },
-    /// Too much came meanwhile: it has to read on, and ask again.
+    /// Too many notifications were written meanwhile: the socket reads more from the store and subscribes again.
     Behind,
 }
 
-/// app → Notifications: lets every subscriber go, and each that still comes. Replies when all are gone.
+/// app → notification hub: evicts every subscriber, and each one that joins later. Replies when all are disconnected.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct CloseSubscribers;
 
-/// A reply that is given later.
+/// A deferred reply.
 pub(crate) type Later<T> = oneshot::Sender<T>;

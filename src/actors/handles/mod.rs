@@ -1,7 +1,7 @@
 //! Shared state that outlives an actor and costs no hop to read, and the messages that actors exchange.
 //!
-//! Invariant: nothing here is an actor or imports one. A handle is created by the part that owns it and cloned to
-//! everybody who reads it.
+//! Invariant: nothing here is an actor or imports one. The part that owns a handle creates it; every reader holds a
+//! clone.
 
 pub(crate) mod capacity_guard;
 pub(crate) mod event_feed;

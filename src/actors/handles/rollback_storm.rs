@@ -1,4 +1,4 @@
-//! One alarm where many workspaces fall back at once; the rule is in [`crate::domain::routing::storm`].
+//! Raises one alarm when many workspaces roll back at once; the rule is in [`crate::domain::routing::storm`].
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -23,10 +23,10 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// So often the end of a storm is looked for.
+/// Interval between checks for the end of a storm.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// The automatic rollbacks of all workspaces of this process. Cheap to clone.
+/// Automatic rollbacks of all workspaces of this process. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Storm(Arc<Inner>);
 
@@ -40,8 +40,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Flips {
     counted: FlipStorm,
-    /// What operators are told of the storm that rages, each with an end of its own: one, or more where ends of earlier
-    /// ones could not be written.
+    /// Operators' notifications of the current storm, each with an end of its own: usually one, more if the ends of
+    /// earlier storms could not be written.
     alarms: Vec<NewNotification>,
 }
 
@@ -52,52 +52,53 @@ impl fmt::Debug for Storm {
 }
 
 impl Storm {
-    /// Nothing has rolled back yet.
+    /// Starts without any rollback.
     pub(crate) fn new(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Inner { flips: Mutex::default(), store, metrics, clock }))
     }
 
-    /// Takes up the storm of whose end an earlier process did not tell: its alarm is not raised again, and is
-    /// resolved when it is over.
+    /// Resumes the storm whose end an earlier process did not report: its alarm is not raised again, and is resolved
+    /// when the storm is over.
     ///
     /// # Errors
-    /// Where the database cannot be read.
+    /// If the database cannot be read.
     pub(crate) async fn recover(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let unended = store.unended_storm(PERIOD, MAX_REMEMBERED).await?;
         let storm = Self::new(store, metrics, clock);
         if let Some(UnendedStorm { since, alarms, flips }) = unended {
             tracing::info!(marker = "[ROLLBACK]", %since, "open mass rollback alert recovered");
             let counted = FlipStorm::recover(since, flips, storm.0.clock.steady());
-            *storm.flips() = Flips { counted, alarms: alarms.into_iter().map(told).collect() };
+            *storm.flips() = Flips { counted, alarms: alarms.into_iter().map(alarm_of).collect() };
             storm.0.metrics.routes().storm(true);
             actix::spawn(storm.clone().resolve());
         }
         Ok(storm)
     }
 
-    /// A workspace rolls back by itself, and this is about to be written. Gives what operators are told in place of its
-    /// users, where it is one of many: the same for all of a storm, so that whichever is written first tells of it.
-    /// Where a storm begins with it, the alarm is raised, and resolved when it is over.
+    /// Records an automatic rollback of a workspace, before it is written. If it belongs to a storm, returns the
+    /// operators' notification that replaces the one for the workspace's users: the same for every rollback of the
+    /// storm, so that the first one written announces the storm. The rollback that begins a storm raises the alarm
+    /// and schedules its end.
     pub(crate) fn on_rollback(&self, workspace: &WorkspaceKey) -> Option<NewNotification> {
         let (now, live) = (self.0.clock.steady(), self.live());
         let mut flips = self.flips();
         let cause = flips.counted.on_flip(workspace, live, now);
         if cause == FlipCause::BeginsStorm {
             let (id, flipped) = (Uuid::now_v7(), flips.counted.flipped(now));
-            let told =
+            let notification =
                 NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(flipped, live), id);
-            flips.alarms.push(told);
+            flips.alarms.push(notification);
             self.0.metrics.routes().storm(true);
             tracing::error!(
                 marker = "[ROLLBACK]",
                 workspaces = flipped,
                 live,
-                "many workspaces fall back at once, and the cause is none of theirs: look at the runtime, the network \
-                 and the agents' provider"
+                "many workspaces fall back at once, so the cause is shared: check the runtime, the network and the \
+                 agents' provider"
             );
             let storm = self.clone();
             actix::spawn(async move {
-                // The alarm itself is written first.
+                // The alarm is written before its end.
                 tokio::time::sleep(LOOK).await;
                 storm.resolve().await;
             });
@@ -105,19 +106,19 @@ impl Storm {
         flips.alarms.last().filter(|_| cause.is_storm()).cloned()
     }
 
-    /// Whether many workspaces fall back at once.
+    /// True while a storm is in progress.
     pub(crate) fn is_raging(&self) -> bool {
         self.flips().counted.is_raging()
     }
 
-    /// Waits for the end of one storm, and tells it.
+    /// Waits for the end of one storm and reports it.
     async fn resolve(self) {
         while !self.look().await {
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Whether the storm is over, of which operators are told then.
+    /// Checks for the end of the storm; returns `true` and notifies operators if it is over.
     async fn look(&self) -> bool {
         let (now, live) = (self.0.clock.steady(), self.live());
         let (ended, alarms) = {
@@ -131,9 +132,9 @@ impl Storm {
         tracing::info!(marker = "[ROLLBACK]", most_workspaces, seconds, "mass rollback is over");
         for alarm in alarms {
             let cause = format!("{}{RESOLVED}", alarm.cause_id);
-            let told =
+            let notification =
                 NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm_end(&ended), cause);
-            if let Err(cause) = self.0.store.tell(told, self.0.clock.now()).await {
+            if let Err(cause) = self.0.store.tell(notification, self.0.clock.now()).await {
                 tracing::error!(marker = "[ROLLBACK]", %cause, "end of mass rollback was not written; it is written after a restart");
             }
         }
@@ -146,13 +147,13 @@ impl Storm {
     }
 
     fn flips(&self) -> MutexGuard<'_, Flips> {
-        // Nothing in there panics half-way.
+        // No code under this lock panics half-way.
         self.0.flips.lock()
     }
 }
 
-/// What operators were told, as it was told.
-fn told(row: NotificationRow) -> NewNotification {
+/// Rebuilds the operators' notification from its row.
+fn alarm_of(row: NotificationRow) -> NewNotification {
     let NotificationRow { notification_id, severity, trigger, body, cause_id, .. } = row;
     let notice = Notice { severity, trigger, body: Redacted::new(&body) };
     NewNotification { id: notification_id, to: Addressee::Operators, notice, cause_id }
@@ -177,7 +178,7 @@ mod tests {
         store::{NotificationRow, SaveRoute, SavedRoute},
     };
 
-    /// Stands until it is moved.
+    /// A clock that moves only by hand.
     struct Moved(AtomicI64);
 
     impl Clock for Moved {
@@ -190,7 +191,7 @@ mod tests {
         }
     }
 
-    /// A database and a clock that outlive the processes that work with them.
+    /// A database and a clock that outlive the processes that use them.
     struct Stage {
         store: Store,
         clock: Arc<Moved>,
@@ -205,7 +206,7 @@ mod tests {
     }
 
     impl Stage {
-        /// What a process that starts now finds.
+        /// Starts a process on this database.
         async fn start(&self) -> Storm {
             let metrics = Metrics::new("test", None).unwrap();
             Storm::recover(self.store.clone(), metrics, self.clock.clone()).await.unwrap()
@@ -215,7 +216,7 @@ mod tests {
             self.clock.0.fetch_add(seconds * 1_000_000, Ordering::SeqCst);
         }
 
-        /// A workspace rolls back by itself; says by which alarm operators are told of it.
+        /// Rolls a workspace back automatically; returns the cause id of the operators' alarm that reports it.
         async fn falls(&self, storm: &Storm, n: usize) -> Option<String> {
             let settings = crate::actors::services::SessionSettings::new(&Config::default());
             let key = WorkspaceKey {
@@ -227,7 +228,7 @@ mod tests {
             let mut routing = Routing::new(Route::Acp);
             let flip = routing.on_breach(figures, self.clock.now(), 0.5, &settings.recovery).unwrap();
             let systemic = storm.on_rollback(&key);
-            let alarm = systemic.as_ref().map(|told| told.cause_id.clone());
+            let alarm = systemic.as_ref().map(|notification| notification.cause_id.clone());
             let now = self.clock.now();
             let flip = Some(router::of(&flip, systemic, &[], &settings.window, now));
             let (migration_enabled, auto_rollout) = (None, None);
@@ -236,14 +237,13 @@ mod tests {
             alarm
         }
 
-        /// What operators were told.
-        async fn told(&self) -> Vec<NotificationRow> {
+        /// Operators' notifications.
+        async fn notifications(&self) -> Vec<NotificationRow> {
             let page = self.store.notifications_after(Scope::all(Stream::Operators), 0, 100).await.unwrap();
             page.rows.into_iter().map(Result::unwrap).collect()
         }
     }
 
-    /// Waits until something is so.
     async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         let waiting = async {
             while !is_so().await {
@@ -262,23 +262,23 @@ mod tests {
             alarms.extend(stage.falls(&first, n).await);
             stage.pass(10);
         }
-        assert_eq!(alarms.len(), 2, "the fifth raised it, the sixth belongs to it");
+        assert_eq!(alarms.len(), 2, "the fifth rollback raises the alarm, the sixth belongs to it");
         drop(first);
-        // In the middle of it: the next one belongs to the same alarm.
+        // After a restart during the storm, the next rollback belongs to the same alarm.
         let second = stage.start().await;
         assert!(second.is_raging() && !second.look().await);
         assert_eq!(stage.falls(&second, 6).await.as_ref(), Some(&alarms[0]));
-        assert_eq!(stage.told().await.len(), 1, "it is not raised again");
-        assert!(!second.look().await, "seven within five minutes");
+        assert_eq!(stage.notifications().await.len(), 1, "the alarm is not raised again");
+        assert!(!second.look().await, "seven rollbacks within five minutes");
         stage.pass(300);
-        // It looks by itself too, but not that often.
+        // The storm also checks on its own, but less often.
         second.look().await;
-        until("the end is told", async || stage.told().await.len() > 1).await;
-        let told = stage.told().await;
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert_eq!(told[1].cause_id, format!("{}:resolved", alarms[0]));
-        assert!(told[1].body.contains("at its peak, 7 workspaces"), "{told:?}");
-        assert!(!stage.start().await.is_raging(), "it has its end");
+        until("the end is announced", async || stage.notifications().await.len() > 1).await;
+        let notifications = stage.notifications().await;
+        assert_eq!(notifications.len(), 2, "{notifications:?}");
+        assert_eq!(notifications[1].cause_id, format!("{}:resolved", alarms[0]));
+        assert!(notifications[1].body.contains("at its peak, 7 workspaces"), "{notifications:?}");
+        assert!(!stage.start().await.is_raging(), "the storm has ended");
     }
 
     #[actix::test]
@@ -291,12 +291,12 @@ mod tests {
         drop(first);
         stage.pass(3600);
         let (one, two) = tokio::join!(stage.start(), stage.start());
-        until("both see that it is over", async || !one.is_raging() && !two.is_raging()).await;
-        until("the end is told", async || stage.told().await.len() > 1).await;
-        // A write of ours stands behind those of both.
+        until("both see the end of the storm", async || !one.is_raging() && !two.is_raging()).await;
+        until("the end is announced", async || stage.notifications().await.len() > 1).await;
+        // This write is queued behind the writes of both processes.
         let behind = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), "behind");
         stage.store.tell(behind, stage.clock.now()).await.unwrap();
-        let causes: Vec<_> = stage.told().await.into_iter().map(|row| row.cause_id).collect();
+        let causes: Vec<_> = stage.notifications().await.into_iter().map(|row| row.cause_id).collect();
         assert_eq!(causes, [causes[0].clone(), format!("{}:resolved", causes[0]), "behind".to_owned()]);
     }
 }

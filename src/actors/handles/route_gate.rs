@@ -1,4 +1,4 @@
-//! Where sessions read their workspace's route, at the start of each turn and without a hop.
+//! A workspace's route, read by its sessions at the start of each turn without a hop.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -18,23 +18,23 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The route of one workspace: written by its router, read by its sessions. Cheap to clone; it outlives the router's
-/// actor, whose successor writes to the same.
+/// Route of one workspace: written by its router, read by its sessions. Cheap to clone; outlives the router's actor,
+/// whose successor writes to the same gate.
 #[derive(Clone)]
 pub(crate) struct RouteGate(Arc<Inner>);
 
 struct Inner {
     state: watch::Sender<RouteState>,
-    /// Turns since the state was set, for telling canaries.
+    /// Turns since the state was set; selects the canaries.
     turns: Mutex<u64>,
-    /// Makes reporters; none before the window is there.
+    /// Creates reporters; absent until the window has started.
     window: Mutex<Option<Window>>,
 }
 
-/// Tells the window the outcome of one turn or handshake. From any thread; never blocks.
+/// Reports the outcome of one turn or handshake to the window. From any thread; never blocks.
 pub(crate) type Reporter = Box<dyn FnOnce(TurnReport) + Send>;
 
-/// A window, as who reports to it sees it.
+/// Creates a [`Reporter`] to a window.
 pub(crate) type Window = Box<dyn Fn() -> Reporter + Send>;
 
 impl fmt::Debug for RouteGate {
@@ -50,18 +50,18 @@ impl fmt::Debug for Inner {
 }
 
 impl RouteGate {
-    /// Begins with a route.
+    /// Creates a gate with a route.
     pub(crate) fn new(routing: &Routing, rules: &RecoveryRules) -> Self {
         let state = watch::Sender::new(RouteState::of(routing, rules));
         Self(Arc::new(Inner { state, turns: Mutex::default(), window: Mutex::default() }))
     }
 
-    /// Sets where outcomes are reported from now on.
+    /// Sets the window that later outcomes are reported to.
     pub(crate) fn report_to(&self, window: Window) {
         *self.0.window.lock() = Some(window);
     }
 
-    /// For one turn or handshake, which thereby has a place of its own in the window's mailbox.
+    /// Creates a reporter for one turn or handshake, with its own slot in the window's mailbox.
     pub(crate) fn reporter(&self) -> Reporter {
         match &*self.0.window.lock() {
             Some(window) => window(),
@@ -69,7 +69,7 @@ impl RouteGate {
         }
     }
 
-    /// Sets it, and counts the workspaces on each route.
+    /// Sets the route and updates the number of workspaces on each route.
     pub(crate) fn set(&self, routing: &Routing, rules: &RecoveryRules, metrics: &Metrics) {
         let state = RouteState::of(routing, rules);
         let mut turns = self.0.turns.lock();
@@ -77,7 +77,7 @@ impl RouteGate {
         if before == state {
             return;
         }
-        // A canary of another step is counted from there on.
+        // A new state restarts the canary count.
         *turns = 0;
         metrics.routes().moved(before.route, state.route);
         self.0.state.send_replace(state);
@@ -87,12 +87,12 @@ impl RouteGate {
         self.0.state.borrow().clone()
     }
 
-    /// What carries turns now, canaries aside.
+    /// Current carrier of turns, canaries aside.
     pub(crate) fn route(&self) -> Route {
         self.0.state.borrow().route
     }
 
-    /// The way of a turn that begins now.
+    /// Route of a turn that begins now; counts it for the canaries.
     pub(crate) fn next_turn(&self) -> TurnRoute {
         let mut turns = self.0.turns.lock();
         let turn = self.0.state.borrow().turn(*turns);
@@ -100,7 +100,7 @@ impl RouteGate {
         turn
     }
 
-    /// Whether the workspace is rolled back, and why, as results tell.
+    /// Rollback state of the workspace and its reason, for a turn's result.
     pub(crate) fn rollback(&self) -> ResultRollback {
         match self.state().rollback {
             Some(rollback) => ResultRollback {
@@ -112,14 +112,15 @@ impl RouteGate {
         }
     }
 
-    /// What a handshake that is no turn counts for.
+    /// Route to which a handshake outside of a turn is attributed.
     pub(crate) fn handshake(&self) -> TurnRoute {
         let state = self.0.state.borrow();
         TurnRoute { route: state.route, epoch: state.epoch, canary: None, is_watched: false }
     }
 }
 
-/// The pace of one workspace: fed by the end of each completed turn, read where one begins. Cheap to clone.
+/// Durations of the turns of one workspace: fed by the end of each completed turn, read at the start of the next.
+/// Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct WorkspacePace(Arc<Mutex<TurnPace>>);
 
@@ -130,23 +131,23 @@ impl fmt::Debug for WorkspacePace {
 }
 
 impl WorkspacePace {
-    /// Begins with what is known.
+    /// Starts from the durations that are already known.
     pub(crate) fn new(pace: TurnPace) -> Self {
         Self(Arc::new(Mutex::new(pace)))
     }
 
-    /// A turn was completed.
+    /// Adds the duration of a completed turn.
     pub(crate) fn add(&self, took: Duration) {
         self.lock().add(took);
     }
 
-    /// How long a turn usually takes; `None` before the first.
+    /// Median duration of a turn; `None` before the first.
     pub(crate) fn median(&self) -> Option<Duration> {
         self.lock().median()
     }
 
     fn lock(&self) -> MutexGuard<'_, TurnPace> {
-        // Durations are put in and taken out one at a time, so a poisoned pace is still whole.
+        // Each duration is added or removed in one step, so the state is always consistent.
         self.0.lock()
     }
 }

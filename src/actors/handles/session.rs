@@ -1,4 +1,4 @@
-//! What is known about a live session outside its actor.
+//! State of a live session outside its actor.
 
 use std::sync::{
     Arc,
@@ -32,38 +32,38 @@ use crate::{
     transport::AgentFacts,
 };
 
-/// What a session is; it does not change while the session lives.
+/// Properties of a session that do not change while it lives.
 #[derive(Debug)]
 pub(crate) struct SessionSpec {
     pub session_id: SessionId,
     pub workspace: WorkspaceKey,
-    /// For whom it works.
+    /// User that the session belongs to.
     pub user_id: Option<UserId>,
-    /// What it is for.
+    /// Purpose of the session.
     pub mode: SessionMode,
-    /// Whether its changes are to become pull requests.
+    /// True if its changes may become pull requests.
     pub enable_git_ops: bool,
-    /// What its workspace was checked out from.
+    /// Repository that its workspace was checked out from.
     pub repository: Option<String>,
-    /// Name of its agent; the default one where absent.
+    /// Name of its agent; absent for the default agent.
     pub agent: Option<String>,
-    /// The folder in which the agent works.
+    /// Folder in which the agent works.
     pub cwd: String,
-    /// Whether that folder goes with the session.
+    /// True if that folder is deleted with the session.
     pub is_ephemeral: bool,
     /// ACP `mcpServers`, raw.
     pub mcp_servers: Box<RawValue>,
-    /// How its workspace answers permission requests.
+    /// Permission policy of its workspace.
     pub policy: SharedPolicy,
-    /// What carries its workspace's turns.
+    /// Route of its workspace.
     pub gate: RouteGate,
-    /// How long its workspace's turns take.
+    /// Durations of its workspace's turns.
     pub pace: WorkspacePace,
-    /// Whether its agent has a headless command, which needs no handshake.
+    /// True if its agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
 }
 
-/// A workspace's permission policy; one for all of its sessions, and changeable while they live.
+/// A workspace's permission policy, shared by all its sessions and changeable while they live.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedPolicy(Arc<AtomicU8>);
 
@@ -71,7 +71,6 @@ const POLICIES: [PermissionPolicy; 4] =
     [PermissionPolicy::AllowOnce, PermissionPolicy::AllowAlways, PermissionPolicy::Reject, PermissionPolicy::Ask];
 
 impl SharedPolicy {
-    /// Starts with a policy.
     pub(crate) fn new(policy: PermissionPolicy) -> Self {
         let shared = Self(Arc::default());
         shared.set(policy);
@@ -82,43 +81,43 @@ impl SharedPolicy {
         POLICIES.get(usize::from(self.0.load(Ordering::Acquire))).copied().unwrap_or_default()
     }
 
-    /// Changes it for all sessions of the workspace.
+    /// Changes the policy for all sessions of the workspace.
     pub(crate) fn set(&self, policy: PermissionPolicy) {
         let index = POLICIES.iter().position(|it| *it == policy).unwrap_or_default();
         self.0.store(u8::try_from(index).unwrap_or_default(), Ordering::Release);
     }
 }
 
-/// What can be told about a session at any time.
+/// Snapshot of the state of a session.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionView {
     pub state: SessionState,
-    /// How the connection to its agent is.
+    /// State of the connection to its agent.
     pub connection: ConnectionStatus,
-    /// The class of the error with which the last turn failed; absent where it did not.
+    /// Class of the error with which the last turn failed; absent if that turn did not fail.
     pub last_failure: Option<ErrorClass>,
-    /// The turn that runs.
+    /// The running turn.
     pub running: Option<PromptId>,
-    /// How that turn gets on, once its agent got the prompt.
+    /// Progress of the running turn, once its agent has the prompt.
     pub progress: Option<Progress>,
-    /// When its agent last said something.
+    /// Time of the last message from its agent.
     pub last_heard: Option<Timestamp>,
-    /// When it was opened, loaded, or its last turn began or ended.
+    /// Time at which the session was opened or loaded, or at which its last turn began or ended.
     pub last_used: Timestamp,
-    /// Restarts since it was created.
+    /// Restarts since the session was created.
     pub restarts: u32,
-    /// What the last line told.
+    /// Facts from the last handshake.
     pub facts: Option<Arc<AgentFacts>>,
-    /// The id under which its agent knows the conversation over ACP.
+    /// Id under which its agent knows the conversation over ACP.
     pub agent_session_id: Option<String>,
-    /// What carries its turns now.
+    /// Current carrier of its turns.
     pub carrier: Route,
-    /// Whether its turns take twice as long as they did.
+    /// True if its turns take twice as long as they used to.
     pub is_slow: bool,
 }
 
 impl SessionView {
-    /// That of a session whose agent is being started, `restarts` times so far.
+    /// View of a session whose agent is starting, after `restarts` restarts.
     pub(crate) fn starting(restarts: u32, now: Timestamp) -> Self {
         Self {
             state: SessionState::Starting,
@@ -143,27 +142,26 @@ pub(crate) struct SessionShared {
     pub spec: Arc<SessionSpec>,
     pub feed: EventFeed,
     view: Mutex<SessionView>,
-    /// What its user is to be told with the row of the session, which is written once it is ready.
+    /// Notification for its user that is written with the row of the session, once the session is ready.
     deferred_notice: Mutex<Option<SessionNotice>>,
 }
 
 impl SessionShared {
-    /// Starts with a view.
     pub(crate) fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
         Self { spec, feed, view: Mutex::new(view), deferred_notice: Mutex::default() }
     }
 
-    /// Leaves something to be told with the row of the session.
+    /// Defers a notification until the row of the session is written.
     pub(crate) fn defer_notice(&self, session_notice: SessionNotice) {
         *self.deferred_notice.lock() = Some(session_notice);
     }
 
-    /// Takes what was left to be told.
+    /// Takes the deferred notification.
     pub(crate) fn take_deferred_notice(&self) -> Option<SessionNotice> {
         self.deferred_notice.lock().take()
     }
 
-    /// Changes the state, counts the change, and gives the view for what goes with it.
+    /// Changes the state, updates the metrics, and returns the view for further changes under the same lock.
     pub(crate) fn move_to(&self, state: SessionState, metrics: &Metrics) -> MutexGuard<'_, SessionView> {
         let mut view = self.view();
         metrics.session_changed(Some(view.state), Some(state));
@@ -171,7 +169,7 @@ impl SessionShared {
         view
     }
 
-    /// Notes that the agent got a turn, and tells the readers when it is likely to have ended.
+    /// Records that the agent received a turn, and publishes the expected end to readers.
     pub(crate) fn turn_begins(&self, prompt: PromptId, accepted_at: Timestamp, now: Timestamp) {
         let progress = Progress { accepted_at, plan: None, usual: self.spec.pace.median() };
         self.view().progress = Some(progress);
@@ -180,7 +178,7 @@ impl SessionShared {
         }
     }
 
-    /// Notes how much of its plan the agent has done, and tells the readers; `None` where it has no plan any more.
+    /// Records and publishes the progress of the plan; `None` if the agent has no plan any more.
     pub(crate) fn on_plan(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
         let noted = {
             let mut view = self.view();
@@ -196,7 +194,7 @@ impl SessionShared {
         self.feed.announce(Some(prompt), EventKind::Progress, &json!(TurnProgress::of(progress, now)));
     }
 
-    /// How the connection to its agent is, as it is shown: rolled back while its next turn goes over the fallback.
+    /// Status of the connection to its agent, as clients see it: rolled back while its next turn uses the fallback.
     pub(crate) fn connection_status(&self) -> ConnectionStatus {
         let is_rolled_back = self.spec.gate.route() == Route::Http;
         let view = self.view();
@@ -207,9 +205,9 @@ impl SessionShared {
         view.connection.after(view.last_failure, view.is_slow)
     }
 
-    /// The view, to read or to change; not to be held across an await.
+    /// Locks the view for reading or changing; must not be held across an await.
     pub(crate) fn view(&self) -> MutexGuard<'_, SessionView> {
-        // Fields are set one by one and each is valid, so a poisoned view is still whole.
+        // Each field is valid on its own, so the view is always consistent.
         self.view.lock()
     }
 }

@@ -1,4 +1,4 @@
-//! How sessions are doing, for those who watch. Nobody watches, and it costs one look at a number.
+//! Session progress for subscribed clients. Without a subscriber, publishing costs one atomic load.
 
 use std::sync::{
     Arc,
@@ -21,10 +21,10 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Frames that wait for the hub; what does not fit is skipped, since a newer one follows.
+/// Frames queued for the hub; what does not fit is skipped, since a newer frame follows.
 const QUEUE: usize = 1024;
 
-/// One frame, and whom it is about.
+/// One frame, and the session that it describes.
 #[derive(Debug)]
 pub(crate) struct SessionTelemetry {
     pub workspace: WorkspaceKey,
@@ -34,7 +34,7 @@ pub(crate) struct SessionTelemetry {
     pub text: String,
 }
 
-/// The sessions' end. Cheap to clone.
+/// Sending end, held by sessions. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct TelemetryFeed {
     watchers: Arc<AtomicUsize>,
@@ -42,34 +42,37 @@ pub(crate) struct TelemetryFeed {
     metrics: Metrics,
 }
 
-/// The hub's end. Cheap to clone: a hub that takes another one's place resumes it.
+/// Receiving end, held by the hub. Cheap to clone, so that a restarted hub resumes the same queue.
 #[derive(Debug, Clone)]
 pub(crate) struct TelemetrySource {
-    /// How many watch.
+    /// Number of subscribers that want session progress.
     pub watchers: Arc<AtomicUsize>,
     queue: Arc<Mutex<mpsc::Receiver<SessionTelemetry>>>,
 }
 
 impl TelemetrySource {
-    /// The next frame; none where no session tells any more. For one waiter. Cancel-safe.
+    /// The next frame; `None` once every sending end is dropped. For one caller at a time.
+    ///
+    /// # Cancel safety
+    /// No frame is lost.
     pub(crate) async fn next(&self) -> Option<SessionTelemetry> {
         self.queue.lock().await.recv().await
     }
 }
 
-/// A pair of ends.
+/// Creates both ends.
 pub(crate) fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
     let (queue, source) = queue();
     (TelemetryFeed { watchers: source.watchers.clone(), queue, metrics }, source)
 }
 
-/// The queue between them, which nobody watches yet.
+/// Creates the queue without subscribers.
 pub(crate) fn queue() -> (mpsc::Sender<SessionTelemetry>, TelemetrySource) {
     let (queue, coming) = mpsc::channel(QUEUE);
     (queue, TelemetrySource { watchers: Arc::default(), queue: Arc::new(Mutex::new(coming)) })
 }
 
-/// How a session is doing now, as JSON.
+/// Current progress of a session, as JSON.
 fn frame(session: &SessionShared, now: Timestamp) -> String {
     let (spec, connection) = (&session.spec, session.connection_status());
     let frame = {
@@ -87,7 +90,8 @@ fn frame(session: &SessionShared, now: Timestamp) -> String {
     serde_json::to_string(&frame).unwrap_or_default()
 }
 
-/// How the live sessions of a scope are doing now, a frame each, at most `limit`; and how many more there are.
+/// Current progress of the live sessions of a scope, one frame each, at most `limit`; and the number of sessions left
+/// out.
 pub(crate) fn frames(index: &SessionIndex, scope: &Scope, limit: usize, now: Timestamp) -> (Vec<String>, usize) {
     let Stream::Tenant(tenant) = &scope.stream else { return (Vec::new(), 0) };
     let mut live = index.all();
@@ -101,7 +105,8 @@ pub(crate) fn frames(index: &SessionIndex, scope: &Scope, limit: usize, now: Tim
 }
 
 impl TelemetryFeed {
-    /// Tells how a session is doing now, if anybody watches. Never blocks.
+    /// Publishes the current progress of a session if anybody subscribed. Never blocks; counts frames that do not
+    /// fit.
     pub(crate) fn publish(&self, session: &SessionShared, now: Timestamp) {
         if self.watchers.load(Ordering::Relaxed) == 0 {
             return;

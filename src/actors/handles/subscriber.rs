@@ -1,7 +1,7 @@
-//! What goes to one subscriber: a bounded queue between the hub and its socket.
+//! The bounded queue between the notification hub and the socket of one subscriber.
 //!
-//! A subscriber that is behind by more than the queue holds is released with the place to resume from; nobody waits for
-//! it.
+//! A subscriber that is behind by more than the queue holds is evicted with the cursor to resume from; nothing waits
+//! for it.
 
 use std::{
     fmt,
@@ -29,22 +29,21 @@ use crate::{
     store::{NotificationRow, StoredNotification, UnreadableNotification},
 };
 
-/// A notification as it is sent: written once, shared by all who get it.
+/// A notification as it is sent: serialised once, shared by all its subscribers.
 #[derive(Debug)]
 pub(crate) struct NotificationFrame {
-    /// Its place in its sequence.
+    /// Position in its stream.
     pub seq: u64,
-    /// When it was written to disk.
+    /// Time of the write to disk.
     pub created: Timestamp,
-    /// JSON; none where the notification cannot be read: then its readers have to be told that something is missing
-    /// here.
+    /// JSON; `None` if the notification is unreadable: its subscribers are then notified that one is missing here.
     pub text: Option<ByteString>,
     workspace: Option<WorkspaceId>,
     session: Option<SessionId>,
     user: Option<UserId>,
 }
 
-/// A notification as clients see it.
+/// Converts a row to the notification that clients see.
 pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
     Toast {
         id: row.notification_id.to_string(),
@@ -62,7 +61,7 @@ pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
 }
 
 impl NotificationFrame {
-    /// Writes it.
+    /// Serialises a notification.
     pub(crate) fn new(toast: StoredNotification) -> Self {
         let row = match toast {
             Ok(row) => row,
@@ -81,22 +80,21 @@ impl NotificationFrame {
         }
     }
 
-    /// Whether a scope of its sequence takes it; one that cannot be read may be for any.
+    /// True if a scope of its stream includes the notification; an unreadable one may belong to any scope.
     pub(crate) fn is_for(&self, scope: &Scope) -> bool {
         self.text.is_none() || scope.takes(self.workspace.as_ref(), self.session, self.user.as_ref())
     }
 }
 
-/// What waits for a subscriber.
+/// An item in the queue of a subscriber.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
-    /// A notification.
     Toast(Arc<NotificationFrame>),
-    /// A frame of telemetry, as JSON.
+    /// Session progress, as JSON.
     Telemetry(ByteString),
-    /// So many frames of telemetry were skipped, and nothing more waits.
+    /// Number of session progress frames that were skipped while the queue was full.
     LeftOut(u64),
-    /// Up to this number there is nothing more for it.
+    /// Up to this position no further notification is for the subscriber.
     ReadUntil(u64),
 }
 
@@ -110,17 +108,17 @@ impl Item {
     }
 }
 
-/// Why nothing more comes.
+/// Reason for the end of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It was released.
+    /// The hub evicted the subscriber.
     Evicted(Eviction),
     Stopping,
-    /// The hub broke, by a fault of ours; another one takes its place.
+    /// The hub crashed; a new one takes its place.
     Broken,
 }
 
-/// Breaks a socket from outside, for a reason: a reader that does not read keeps its own actor from being run.
+/// Breaks a socket from outside, with a reason: a client that does not read can block the actor of its own socket.
 pub(crate) type Cut = Arc<dyn Fn(Ending) + Send + Sync>;
 
 #[derive(Debug, Default)]
@@ -128,7 +126,7 @@ struct Gauge {
     bytes: AtomicUsize,
     taken: AtomicU64,
     left_out: AtomicU64,
-    /// Wakes a subscriber that has taken everything before it could see that something was skipped.
+    /// Wakes a subscriber that emptied its queue before it could see that frames were skipped.
     has_left_out: Notify,
     ending: OnceLock<Ending>,
 }
@@ -136,16 +134,16 @@ struct Gauge {
 pub(crate) struct Intake {
     scope: Scope,
     wants_telemetry: bool,
-    /// What is not after this number it has already.
+    /// Notifications up to this position were received earlier.
     after: u64,
-    /// Up to this number it was told what there is.
-    told: u64,
+    /// Last position that the subscriber was sent or informed of.
+    announced: u64,
     queue: Option<mpsc::Sender<Item>>,
     gauge: Arc<Gauge>,
     cut: Cut,
-    /// What had been taken when it was last looked at, and since when that is all.
+    /// Items taken at the last check, and the time since which that count is unchanged.
     looked_at: (u64, Instant),
-    /// Since when nothing more is put in.
+    /// Time since which nothing more is queued.
     ended: Option<Instant>,
 }
 
@@ -155,17 +153,17 @@ impl fmt::Debug for Intake {
     }
 }
 
-/// The socket's end. Dropped, it is forgotten by the hub within a second.
+/// The socket's end. Once it is dropped, the hub forgets the subscriber within a second.
 #[derive(Debug)]
 pub(crate) struct Outlet {
     queue: mpsc::Receiver<Item>,
     gauge: Arc<Gauge>,
 }
 
-/// How long a subscriber that was released may take to close its socket, until that is broken.
+/// Time for an evicted subscriber to close its socket before the hub breaks it.
 const PARTING: Duration = Duration::from_secs(4);
 
-/// A pair of ends.
+/// Creates both ends.
 pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intake, Outlet) {
     let (queue, waiting) = mpsc::channel(QUEUE_FRAMES);
     let gauge = Arc::new(Gauge::default());
@@ -174,7 +172,7 @@ pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) ->
         scope,
         wants_telemetry,
         after,
-        told: after,
+        announced: after,
         queue: Some(queue),
         gauge: gauge.clone(),
         cut,
@@ -185,22 +183,23 @@ pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) ->
 }
 
 impl Intake {
-    /// Hands a notification on, where it is for this subscriber and new to it. One that is too far behind is released.
+    /// Queues a notification if the subscriber wants it and does not have it. Evicts a subscriber that is too far
+    /// behind.
     pub(crate) fn toast(&mut self, frame: &Arc<NotificationFrame>) {
         if frame.seq <= self.after || !frame.is_for(&self.scope) {
             return;
         }
-        self.told = frame.seq;
+        self.announced = frame.seq;
         if !self.push(Item::Toast(frame.clone())) {
             self.end(Ending::Evicted(Eviction::TooSlow));
         }
     }
 
-    /// Tells one for whom nothing waits that up to a number there is nothing more for it: what is not for it need not
-    /// be looked at again when it comes back.
+    /// Informs an up-to-date subscriber that no notification up to `seq` is for it, so that the range need not be
+    /// read again when it reconnects.
     pub(crate) fn read_until(&mut self, seq: u64) {
-        if seq > self.told && self.is_idle() && self.push(Item::ReadUntil(seq)) {
-            self.told = seq;
+        if seq > self.announced && self.is_idle() && self.push(Item::ReadUntil(seq)) {
+            self.announced = seq;
         }
     }
 
@@ -208,8 +207,8 @@ impl Intake {
         self.queue.as_ref().is_some_and(|queue| queue.capacity() == QUEUE_FRAMES)
     }
 
-    /// Hands telemetry on, where it is wanted. It takes half of the queue at most, so that it is never in the way of a
-    /// notification; what does not fit is counted, and nothing worse.
+    /// Queues session progress if the subscriber wants it. Session progress takes at most half of the queue, so that
+    /// it never displaces a notification; what does not fit is only counted.
     pub(crate) fn telemetry(&mut self, about: (&WorkspaceId, SessionId, Option<&UserId>), text: &ByteString) {
         let (workspace, session, user) = about;
         if !self.wants_telemetry || !self.scope.takes(Some(workspace), Some(session), user) {
@@ -235,16 +234,16 @@ impl Intake {
         }
         match queue.try_send(item) {
             Ok(()) => true,
-            // It is gone, and forgotten at the next look.
+            // The subscriber has disconnected; the next check drops it.
             Err(mpsc::error::TrySendError::Closed(_)) => true,
             Err(mpsc::error::TrySendError::Full(_)) => false,
         }
     }
 
-    /// Ends it: what waits still goes out, then the reason.
+    /// Ends the queue: pending items are still delivered, then the reason.
     pub(crate) fn end(&mut self, ending: Ending) {
         if let Some(queue) = self.queue.take() {
-            // Before the queue ends, since who sees that asks for the reason. Only the first one counts.
+            // Set before the queue ends, since the receiver then reads the reason. Only the first one counts.
             let _ = self.gauge.ending.set(ending);
             drop(queue);
             let now = Instant::now();
@@ -252,36 +251,39 @@ impl Intake {
         }
     }
 
-    /// Whether the subscriber is gone. One that takes nothing of what waits is released, and one that was released and
-    /// neither takes what waits nor closes its socket in time has it broken.
+    /// True if the subscriber has disconnected. Evicts one that takes nothing from a filled queue, and breaks the
+    /// socket of an evicted one that neither drains its queue nor closes the socket in time.
     pub(crate) fn is_gone(&mut self, now: Instant) -> bool {
         if Arc::strong_count(&self.gauge) == 1 {
             return true;
         }
         let taken = self.gauge.taken.load(Ordering::Acquire);
-        let may_go_on = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) < STALL);
-        if (taken != self.looked_at.0 && may_go_on) || self.is_idle() {
+        let may_drain = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) < STALL);
+        if (taken != self.looked_at.0 && may_drain) || self.is_idle() {
             self.looked_at = (taken, now);
         }
-        let stands_since = now.saturating_duration_since(self.looked_at.1);
-        if self.queue.is_some() && stands_since >= STALL {
+        let unchanged_for = now.saturating_duration_since(self.looked_at.1);
+        if self.queue.is_some() && unchanged_for >= STALL {
             self.end(Ending::Evicted(Eviction::Stalled));
             (self.cut)(Ending::Evicted(Eviction::Stalled));
-        } else if self.queue.is_none() && stands_since >= PARTING {
+        } else if self.queue.is_none() && unchanged_for >= PARTING {
             (self.cut)(self.gauge.ending.get().copied().unwrap_or(Ending::Stopping));
         }
         false
     }
 
-    /// Whether it wants telemetry.
+    /// True if the subscriber wants session progress.
     pub(crate) fn wants_telemetry(&self) -> bool {
         self.wants_telemetry
     }
 }
 
 impl Outlet {
-    /// The next item, or why nothing more comes. Once everything is taken it says how much telemetry was skipped, which
-    /// may have been the last of it. Cancel-safe.
+    /// The next item, or the reason for the end. Once the queue is empty, reports the number of skipped session
+    /// progress frames, since no later frame may follow.
+    ///
+    /// # Cancel safety
+    /// No item is lost.
     pub(crate) async fn next(&mut self) -> Result<Item, Ending> {
         loop {
             if let Ok(item) = self.queue.try_recv() {
@@ -294,7 +296,7 @@ impl Outlet {
             tokio::select! {
                 biased;
                 item = self.queue.recv() => {
-                    // The hub gives a reason to everyone that it lets go.
+                    // The hub sets a reason for every subscriber that it evicts.
                     let ending = || self.gauge.ending.get().copied().unwrap_or(Ending::Broken);
                     return item.map(|item| self.take(item)).ok_or_else(ending);
                 }
@@ -309,7 +311,7 @@ impl Outlet {
         item
     }
 
-    /// Takes the number of frames of telemetry that were skipped since it was last asked.
+    /// Takes the number of session progress frames skipped since the last call.
     pub(crate) fn left_out(&self) -> u64 {
         self.gauge.left_out.swap(0, Ordering::AcqRel)
     }
@@ -372,7 +374,7 @@ mod tests {
         assert!((STALL.as_secs()..=longest).contains(&seconds), "{seconds} s");
     }
 
-    fn tell(intake: &mut Intake, frames: usize) {
+    fn send_progress(intake: &mut Intake, frames: usize) {
         for _ in 0..frames {
             intake.telemetry((&"web".parse().unwrap(), SessionId(Uuid::nil()), None), &ByteString::from("{}"));
         }
@@ -381,20 +383,20 @@ mod tests {
     #[tokio::test]
     async fn skipped_telemetry_is_reported_without_a_successor() {
         let (mut intake, mut outlet) = watched();
-        tell(&mut intake, QUEUE_FRAMES / 2 + 3);
+        send_progress(&mut intake, QUEUE_FRAMES / 2 + 3);
         for _ in 0..QUEUE_FRAMES / 2 {
             assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
         }
         assert!(matches!(outlet.next().await, Ok(Item::LeftOut(3))));
-        assert!(outlet.next().now_or_never().is_none(), "told once");
-        tell(&mut intake, 1);
+        assert!(outlet.next().now_or_never().is_none(), "reported once");
+        send_progress(&mut intake, 1);
         assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
         assert_eq!(outlet.left_out(), 0);
         intake.end(Ending::Stopping);
         assert!(matches!(outlet.next().await, Err(Ending::Stopping)));
     }
 
-    /// The hub finds no room; before it notes that, the subscriber has taken everything and waits.
+    /// The queue is full; before the hub counts the skipped frame, the subscriber has taken everything and waits.
     #[tokio::test]
     async fn waiting_subscriber_learns_of_skipped_telemetry() {
         let (intake, mut outlet) = watched();
@@ -406,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn missing_hub_reply_means_a_break() {
+    async fn dropped_intake_reports_a_broken_hub() {
         let (intake, mut outlet) = watched();
         drop(intake);
         assert!(matches!(outlet.next().await, Err(Ending::Broken)));

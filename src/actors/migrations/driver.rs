@@ -1,4 +1,4 @@
-//! Resumes the runs that are open.
+//! The driver: resumes open migration runs.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -29,33 +29,36 @@ use crate::{
     },
 };
 
-/// Runs that are resumed at the same time; the others wait, the oldest goes first.
+/// Runs resumed at the same time; the others wait, oldest first.
 const RUNS_AT_ONCE: usize = 4;
-/// After so long the open runs are looked at again, whatever is expected: another supervisor may have left one, and ACP
-/// may be healthy again.
+/// Longest interval between two checks of the open runs: another supervisor may have left one, or ACP may have
+/// recovered.
 const LOOK: Duration = Duration::from_secs(5);
-/// The shortest pause between two looks where nothing has happened.
+/// Shortest pause between two checks without an event.
 const SHORTEST: Duration = Duration::from_millis(10);
-/// Where other supervisors use the database too, a step counts as left by one that died when nothing of it was written
-/// for so long; while it is made it is written every 2 s.
+/// If other supervisors use the database too, a step without a write for this long counts as left by a process that
+/// died; a live one writes every 2 s.
 const ABANDONED: Duration = Duration::from_secs(30);
-/// Runs that are read at once.
+/// Runs read per page.
 const PAGE: usize = 50;
 
-/// What the driver knows beside the rows.
+/// The driver's state beside the rows.
 struct Driver {
     migrations: Migrations,
     passes: JoinSet<Result<After, Failure>>,
     running: HashMap<Id, Uuid>,
-    /// Nothing is to be done before.
+    /// Runs with nothing to do before a time.
     waiting: HashMap<Uuid, Instant>,
-    /// The version of each open run, and since when it is that.
+    /// Version of each open run, and the time since which it is unchanged.
     seen: HashMap<Uuid, (u64, Instant)>,
     next_rollout: Instant,
 }
 
 impl Migrations {
-    /// Runs them, for ever. Dropped, it leaves what is under way to the next start.
+    /// Runs migrations; never returns.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves steps in progress to the next start.
     pub(crate) async fn run(self) {
         let mut driver = Driver {
             migrations: self,
@@ -67,7 +70,7 @@ impl Migrations {
         };
         loop {
             let wakes_at = driver.look().await.unwrap_or_else(|cause| {
-                tracing::warn!(marker = "[MIGRATION]", %cause, "migrations are delayed");
+                tracing::warn!(marker = "[MIGRATION]", %cause, "migrations could not be resumed; retrying");
                 Instant::now() + LOOK
             });
             let changed = driver.migrations.clone();
@@ -81,7 +84,7 @@ impl Migrations {
 }
 
 impl Driver {
-    /// Resumes what can be resumed. Says when to look again.
+    /// Resumes every run that is due and returns the time of the next check.
     async fn look(&mut self) -> Result<Instant, Failure> {
         let mut open = self.open().await?;
         if Instant::now() >= self.next_rollout {
@@ -120,7 +123,7 @@ impl Driver {
             Ok((id, Ok(After::Again))) => (id, None),
             Ok((id, Ok(After::Wait(until)))) => (id, Some(until)),
             Ok((id, Err(cause))) => {
-                tracing::warn!(marker = "[MIGRATION]", %cause, "migration is delayed");
+                tracing::warn!(marker = "[MIGRATION]", %cause, "migration step failed; retrying");
                 (id, Some(None))
             }
             Err(cause) => {
@@ -139,7 +142,7 @@ impl Driver {
         };
     }
 
-    /// Every open run, the oldest first.
+    /// Every open run, oldest first.
     async fn open(&self) -> Result<Vec<MigrationRunRow>, Failure> {
         let store = &self.migrations.0.workspaces.services().store;
         let filter = MigrationRunFilter { open_only: true, ..MigrationRunFilter::default() };
@@ -168,17 +171,17 @@ impl Driver {
     }
 }
 
-/// How many are moved in one step: a handful, since nobody watches.
+/// Workspaces moved in one step of an automatic run: few, since no operator watches it.
 const BATCH_SIZE: u32 = 10;
-/// Failed moves after which the run ends.
+/// Failed moves after which an automatic run ends.
 const MAX_FAILURES: u32 = 10;
-/// A workspace that could not be moved is left alone for so long.
+/// Pause before an automatic run tries a workspace again that could not be moved.
 const REST: Duration = Duration::from_secs(3600);
-/// Runs of a tenant that are looked through for those that could not be moved.
+/// Recent runs of a tenant that are searched for workspaces that could not be moved.
 const RUNS: usize = 20;
 
-/// Begins a run for each tenant that has workspaces to be moved by themselves and no such run open. Says whether there
-/// is one. Safe to retry, and while other supervisors do the same.
+/// Begins a run for each tenant that has workspaces to be moved automatically and no open automatic run. Returns
+/// `true` if it began one. Safe to retry and to call from several supervisors.
 pub(crate) async fn begin(workspaces: &Workspaces, open: &[MigrationRunRow]) -> Result<bool, Failure> {
     if !workspaces.fleet_health().is_healthy() {
         return Ok(false);
@@ -198,7 +201,8 @@ pub(crate) async fn begin(workspaces: &Workspaces, open: &[MigrationRunRow]) -> 
     Ok(has_begun)
 }
 
-/// Workspaces with the default HTTP that want to be moved by themselves, or whose tenants do.
+/// Workspaces whose default is HTTP and which are to be moved automatically, by their own setting or that of their
+/// tenant.
 async fn candidates(store: &store::Store) -> Result<BTreeMap<InstallationId, Vec<WorkspaceId>>, StoreError> {
     let mut found = BTreeMap::new();
     for tenant in store.auto_migrating_tenants().await? {
@@ -253,10 +257,10 @@ async fn begin_for(
         batch_size: BATCH_SIZE,
         max_failures: MAX_FAILURES,
     };
-    let attribution = Attribution::of_system("these workspaces are to be moved by themselves, and ACP is healthy");
+    let attribution = Attribution::of_system("automatic rollout is enabled and ACP is healthy");
     let run = MigrationRun::new(plan, attribution, services.clock.now());
     let run = run.map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?;
-    // Of two supervisors that have the same thought one is told that it is late.
+    // Two supervisors derive the same id, so the second write is stale.
     let before = runs.first().map_or(Uuid::nil(), |row| row.run_id);
     let run_id = Uuid::new_v5(&before, format!("automatic {installation_id}").as_bytes());
     let save = SaveMigrationRun { run_id, expected_version: 0, run, now: services.clock.now() };
@@ -264,7 +268,8 @@ async fn begin_for(
     Ok(true)
 }
 
-/// Workspaces that an automatic run could not move a while ago, and those that somebody kept from it.
+/// Workspaces that an automatic run recently could not move, and those that a caller excluded by cancelling or
+/// rolling back the run.
 fn resting(runs: &[MigrationRunRow], now: Timestamp) -> HashSet<WorkspaceId> {
     let lately = |row: &&MigrationRunRow| row.run.mode() == MigrationMode::Automatic && now.since(row.updated) < REST;
     let entries = runs.iter().filter(lately).flat_map(|row| row.run.entries());

@@ -1,8 +1,8 @@
-//! Migrations of fleets: begins, changes and runs them. One driver in each supervisor; the rules are in
+//! Migrations of fleets: begins, changes and runs them. One driver per supervisor; the rules are in
 //! [`crate::domain::migration`].
 //!
-//! Invariant: a run is written to disk before anything of it is done, guarded by its version. So of two supervisors one
-//! makes a step, and what a process that died has begun is settled by whoever looks at it next.
+//! Invariant: a run is written to disk, guarded by its version, before any of its steps is made. So only one of two
+//! supervisors makes a step, and the next driver that reads the run settles the steps of a process that died.
 
 mod driver;
 mod moves;
@@ -26,10 +26,10 @@ use crate::{
     store::{self, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
 };
 
-/// Pause before the database is asked again.
+/// Pause before a database operation is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Migrations of fleets. Cheap to clone.
+/// Handle to the migrations of fleets. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Migrations(Arc<Inner>);
 
@@ -37,33 +37,37 @@ struct Inner {
     workspaces: Workspaces,
     /// Wakes the driver.
     changed: Notify,
-    /// Whether no other supervisor uses the database.
+    /// True if no other supervisor uses the database.
     is_alone: bool,
-    /// How often workspaces are looked for that are to be moved by themselves.
+    /// Interval between searches for workspaces to be moved automatically.
     auto_look: Duration,
 }
 
-/// What is to be done with a run.
+/// A change of a run, requested by a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RunChange {
-    /// Moves nothing more until it is resumed.
+    /// Moves no further workspaces until the run is resumed.
     Pause,
-    /// Continues.
     Resume,
     Cancel,
-    /// Moves back what it moved.
+    /// Moves back the workspaces that the run has moved.
     RollBack,
 }
 
 impl Migrations {
-    /// Of the workspaces of one database. `is_alone` says that no other supervisor uses it, so that what is under way
-    /// at the start is nobody's.
+    /// Creates the handle for the workspaces of one database. `is_alone` means that no other supervisor uses the
+    /// database, so that steps in progress at the start belong to no live process.
     pub(crate) fn new(workspaces: Workspaces, is_alone: bool, auto_look: Duration) -> Self {
         Self(Arc::new(Inner { workspaces, changed: Notify::new(), is_alone, auto_look }))
     }
 
-    /// Begins a run. A failure has begun nothing, or it is not known whether it has. A dropped future may have begun
-    /// it.
+    /// Begins a run.
+    ///
+    /// # Errors
+    /// `invalid_request` for an invalid plan. After a database error the run may have begun.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the run begun.
     pub(crate) async fn begin(
         &self,
         plan: MigrationPlan,
@@ -84,8 +88,14 @@ impl Migrations {
         }
     }
 
-    /// Changes a run. A failure has changed nothing, or it is not known whether it has. A dropped future may have
-    /// changed it.
+    /// Changes a run.
+    ///
+    /// # Errors
+    /// `not_found`, or `migration_state` if the run does not allow the change. After a database error the change may
+    /// have been written.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the change written.
     pub(crate) async fn change(
         &self,
         run_id: Uuid,
@@ -106,14 +116,14 @@ impl Migrations {
                     self.0.changed.notify_one();
                     return Ok(MigrationRunRow { version, updated: now, ..row });
                 }
-                // The driver continued in the same moment.
+                // The driver wrote the run at the same moment.
                 SavedMigrationRun::Stale(now) => found = now.map(|row| *row),
             }
         }
     }
 
-    /// A tenant's workspaces that a migration to `target` is about where none are named: those with another default, at
-    /// most [`crate::domain::migration::MAX_WORKSPACES`]. Cancel-safe.
+    /// The workspaces that a migration to `target` applies to if it names none: the tenant's workspaces with another
+    /// default, at most [`crate::domain::migration::MAX_WORKSPACES`]. Cancel-safe.
     pub(crate) async fn with_another_default(
         &self,
         installation: &InstallationId,

@@ -1,4 +1,4 @@
-//! The move of one workspace, and the row that it leaves.
+//! The move of one workspace, and its migration row.
 
 use std::collections::HashMap;
 
@@ -23,32 +23,32 @@ use crate::{
     store::{MAX_PAGE, Page, RouteFilter, Store, StoreError, TenantProtocol, WorkspaceFilter},
 };
 
-/// A workspace that is to get another default.
+/// A workspace whose default route is to change.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
     pub run_id: Uuid,
     pub key: WorkspaceKey,
     pub to: Route,
-    /// Who wants it, and why.
+    /// Initiator and reason.
     pub attribution: Attribution,
     pub now: Timestamp,
 }
 
-/// How a move ended.
+/// Result of a move.
 #[derive(Debug)]
 pub(super) struct Moved {
     pub workspace: WorkspaceId,
-    /// Why it is where it was, if it is.
+    /// The reason if the workspace was not moved.
     pub outcome: Result<(), Redacted>,
 }
 
-/// Moves one workspace. A database that is away is waited for. Turns that run end where they began.
+/// Moves one workspace. Waits for an unavailable database. Running turns end on the route on which they began.
 pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
     let was_in_use = workspaces.is_in_use(&step.key);
     let outcome = loop {
         match attempt(&workspaces, &step).await {
             Ok(is_flipped) => break Ok(is_flipped),
-            // Nothing is said about the workspace by these.
+            // These errors do not depend on the workspace.
             Err(cause) if matches!(cause.code, ErrorCode::DatabaseUnavailable | ErrorCode::RouteChanged) => {
                 tokio::time::sleep(RETRY).await;
             }
@@ -58,7 +58,7 @@ pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
     if !was_in_use {
         workspaces.evict(&step.key);
     }
-    // A flip leaves its own row.
+    // A flip writes its own row.
     let row = match &outcome {
         Ok(true) => None,
         Ok(false) => Some(row(&step, step.to.other(), MigrationStatus::Succeeded, step.attribution.reason.clone())),
@@ -70,7 +70,7 @@ pub(super) async fn make(workspaces: Workspaces, step: Step) -> Moved {
     Moved { workspace: step.key.workspace_id, outcome: outcome.map(|_| ()) }
 }
 
-/// Whether it was a flip.
+/// Changes the default once; returns `true` if the change was a flip.
 async fn attempt(workspaces: &Workspaces, step: &Step) -> Result<bool, Failure> {
     let routing = workspaces.routing(&step.key).await?;
     if step.to == Route::Acp {
@@ -91,13 +91,13 @@ async fn record(workspaces: &Workspaces, key: &WorkspaceKey, row: MigrationItem)
     }
 }
 
-/// Whether the runtime speaks ACP.
+/// True if the runtime supports ACP.
 pub(super) async fn speaks_acp(workspaces: &Workspaces) -> Result<bool, Failure> {
     let status = workspaces.workspace_client().status().await?;
     Ok(status.protocols.iter().any(|protocol| protocol == Route::Acp.as_str()))
 }
 
-/// The row of a workspace that is left out: the same one however often that is seen.
+/// Row of a skipped workspace; its id is the same however often the skip is recorded.
 pub(super) fn skipped(step: &Step, from: Route, reason: MigrationSkip) -> MigrationItem {
     let name = format!("skip {}", step.key);
     let reason = serde_json::to_value(reason).ok().and_then(|word| word.as_str().map(str::to_owned));
@@ -127,7 +127,7 @@ fn row(step: &Step, from: Route, status: MigrationStatus, reason: String) -> Mig
     }
 }
 
-/// The facts of a workspace, as they are on disk. Cancel-safe.
+/// Facts of a workspace, as they are on disk. Cancel-safe.
 pub(crate) async fn of(
     store: &Store,
     key: &WorkspaceKey,
@@ -154,7 +154,7 @@ pub(crate) async fn of(
     })
 }
 
-/// The default route of a workspace. Cancel-safe.
+/// Default route of a workspace. Cancel-safe.
 pub(crate) async fn default_of(
     store: &Store,
     key: &WorkspaceKey,
@@ -164,8 +164,7 @@ pub(crate) async fn default_of(
     Ok(route.map_or_else(|| default_route(tenant), |row| row.routing.default_route()))
 }
 
-/// A tenant's workspaces whose default is another route than `target`, those first that were made last; at most
-/// [`MAX_WORKSPACES`]. Cancel-safe.
+/// A tenant's workspaces whose default route is not `target`, newest first; at most [`MAX_WORKSPACES`]. Cancel-safe.
 pub(crate) async fn with_another_default(
     store: &Store,
     installation: &InstallationId,
@@ -209,8 +208,8 @@ fn is_blocked(blocked: &[String], repository: &str) -> bool {
 fn name_of(repository: &str) -> String {
     let text = repository.trim_end_matches('/');
     let text = text.strip_suffix(".git").unwrap_or(text);
-    let mut services = text.rsplit(['/', ':']);
-    let (name, owner) = (services.next().unwrap_or_default(), services.next().unwrap_or_default());
+    let mut parts = text.rsplit(['/', ':']);
+    let (name, owner) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     format!("{owner}/{name}").to_lowercase()
 }
 
@@ -219,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_is_blocked_however_it_is_written() {
+    fn repository_is_blocked_in_every_spelling() {
         let blocked = ["Acme/Secret".to_owned(), "https://github.com/acme/other.git".to_owned()];
         for repository in
             ["acme/secret", "https://github.com/acme/secret", "git@github.com:acme/secret.git", "acme/other"]

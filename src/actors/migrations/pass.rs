@@ -1,4 +1,4 @@
-//! One step of a migration: look at a batch, write that it is under way, move it, write how that ended.
+//! One step of a migration: select a batch, persist that it is in progress, move it, persist the results.
 
 use std::time::Duration;
 
@@ -22,17 +22,17 @@ use crate::{
     telemetry::metrics::routing::MigrationStep,
 };
 
-/// Workspaces of one run that are moved at the same time: each starts an agent to shake hands with.
+/// Workspaces of one run moved at the same time; each starts an agent for a handshake.
 const MOVES_AT_ONCE: usize = 8;
-/// How often a step that is under way is written to disk, so that its progress shows and others see that somebody is at
-/// it.
+/// Interval at which a step in progress is written to disk, so that clients see its progress and other supervisors
+/// see that it is alive.
 const BEAT: Duration = Duration::from_secs(2);
-/// What comes after a step.
+/// The driver's next action after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
-    /// The next one, at once.
+    /// Make the next step at once.
     Again,
-    /// Nothing before this time; without a time, until something happens.
+    /// Make no step before this time; without a time, before the next change or check.
     Wait(Option<Timestamp>),
 }
 
@@ -47,9 +47,14 @@ impl Pass {
         Self { workspaces, row }
     }
 
-    /// Makes the step. `may_settle` says that nobody else is at it. A database or a runtime that is away fails it
-    /// before anything is moved; what is under way is written to disk in any case, once that is possible. A dropped
-    /// future leaves moves that the next start has to settle.
+    /// Makes the step. `may_settle` means that no other supervisor is making it.
+    ///
+    /// # Errors
+    /// If the database or the runtime is unavailable before anything is moved. Once moves are in progress, their
+    /// results are written as soon as the database is available.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves moves that the next start has to settle.
     pub(crate) async fn run(mut self, may_settle: bool) -> Result<After, Failure> {
         let before = self.row.run.clone();
         let is_healthy = self.workspaces.fleet_health().is_healthy();
@@ -63,42 +68,42 @@ impl Pass {
                 Ok(After::Wait(until))
             }
             NextStep::Unsettled(_) if !may_settle => Ok(After::Wait(None)),
-            NextStep::Unsettled(those) => self.settle(those).await,
-            NextStep::Move(those) => self.forth(those).await,
-            NextStep::MoveBack(those) => {
+            NextStep::Unsettled(batch) => self.settle(batch).await,
+            NextStep::Move(batch) => self.move_batch(batch).await,
+            NextStep::MoveBack(batch) => {
                 let to = self.row.run.target().other();
-                if self.save().await? { self.act(those, to).await } else { Ok(After::Again) }
+                if self.save().await? { self.act(batch, to).await } else { Ok(After::Again) }
             }
         }
     }
 
-    /// Finds out how moves ended of which nobody said it.
-    async fn settle(&mut self, those: Vec<WorkspaceId>) -> Result<After, Failure> {
+    /// Settles moves whose results were never written, by the defaults on disk.
+    async fn settle(&mut self, batch: Vec<WorkspaceId>) -> Result<After, Failure> {
         let services = self.workspaces.services().clone();
         let installation = self.row.run.installation_id().clone();
         let tenant = services.store.tenant_protocol(installation).await.map_err(|cause| store::failure(&cause))?;
-        for workspace in &those {
+        for workspace in &batch {
             let default = moves::default_of(&services.store, &self.key(workspace), tenant.as_ref()).await;
             let default = default.map_err(|cause| store::failure(&cause))?;
             self.row.run.settle(workspace, default, services.clock.now());
         }
-        let moves = those.len();
+        let moves = batch.len();
         if self.save().await? {
             tracing::info!(marker = "[MIGRATION]", run_id = %self.row.run_id, moves, "unfinished moves settled");
         }
         Ok(After::Again)
     }
 
-    /// Looks at a batch, and moves those that may be.
-    async fn forth(&mut self, those: Vec<WorkspaceId>) -> Result<After, Failure> {
+    /// Selects the workspaces of a batch that may be moved, and moves them.
+    async fn move_batch(&mut self, batch: Vec<WorkspaceId>) -> Result<After, Failure> {
         let services = self.workspaces.services().clone();
         let target = self.row.run.target();
         let failed = |cause: StoreError| store::failure(&cause);
         let tenant = services.store.tenant_protocol(self.row.run.installation_id().clone()).await.map_err(failed)?;
-        // A runtime that is away says nothing about the workspaces: it is waited for.
+        // An unavailable runtime is no reason to skip the workspaces: the step is retried.
         let speaks_acp = target == Route::Http || moves::speaks_acp(&self.workspaces).await?;
         let (mut moving, mut skipped) = (Vec::new(), Vec::new());
-        for workspace in those {
+        for workspace in batch {
             let facts = moves::of(&services.store, &self.key(&workspace), tenant.as_ref(), speaks_acp)
                 .await
                 .map_err(failed)?;
@@ -131,10 +136,10 @@ impl Pass {
         self.workspaces.services().store.record_migration(moves::skipped(&step, from, reason)).await
     }
 
-    /// Moves those that are under way, and writes how that ended, also where it was paused, cancelled or rolled back
+    /// Moves the workspaces in progress and writes the results, even if the run was paused, cancelled or rolled back
     /// meanwhile.
-    async fn act(&mut self, those: Vec<WorkspaceId>, to: Route) -> Result<After, Failure> {
-        let steps: Vec<_> = those.iter().map(|workspace| self.step(workspace, to)).collect();
+    async fn act(&mut self, batch: Vec<WorkspaceId>, to: Route) -> Result<After, Failure> {
+        let steps: Vec<_> = batch.iter().map(|workspace| self.step(workspace, to)).collect();
         let workspaces = self.workspaces.clone();
         let moving = steps.into_iter().map(|step| moves::make(workspaces.clone(), step));
         let mut moving = std::pin::pin!(stream::iter(moving).buffer_unordered(MOVES_AT_ONCE));
@@ -152,13 +157,13 @@ impl Pass {
                     None => break,
                 },
                 _ = beat.tick() => {
-                    // What is not taken now is at the end.
+                    // A failed write is retried at the end.
                     let _ = self.save_moves(&mut unsaved).await;
                 }
             }
         }
         while let Err(cause) = self.save_moves(&mut unsaved).await {
-            tracing::warn!(marker = "[MIGRATION]", run_id = %self.row.run_id, %cause, "migration step is not written yet");
+            tracing::warn!(marker = "[MIGRATION]", run_id = %self.row.run_id, %cause, "migration step is not written yet; retrying");
             if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
                 return Err(store::failure(&cause));
             }
@@ -176,7 +181,7 @@ impl Pass {
         };
     }
 
-    /// Writes the moves down that have ended. Where somebody paused, cancelled or rolled back meanwhile, that holds.
+    /// Writes the results of ended moves. A pause, cancel or rollback that was written meanwhile is kept.
     async fn save_moves(&mut self, unsaved: &mut Vec<Moved>) -> Result<(), StoreError> {
         loop {
             match self.try_save().await? {
@@ -197,8 +202,8 @@ impl Pass {
         }
     }
 
-    /// Writes the run down before anything is done. `false`: somebody else did in the meantime, and it is to be looked
-    /// at anew.
+    /// Writes the run before its step is made. `false` means that another writer was first and the run must be read
+    /// again.
     async fn save(&mut self) -> Result<bool, Failure> {
         match self.try_save().await.map_err(|cause| store::failure(&cause))? {
             SavedMigrationRun::Saved(version) => {
@@ -246,7 +251,7 @@ impl Pass {
             skipped = progress.skipped,
             failed = progress.failed,
             moved_back = progress.moved_back,
-            "a fleet migrates"
+            "fleet migration progress"
         );
     }
 

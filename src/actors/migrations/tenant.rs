@@ -1,4 +1,4 @@
-//! A tenant changes what it wants for its workspaces.
+//! Changes a tenant's protocol settings.
 
 use std::collections::HashSet;
 
@@ -15,12 +15,18 @@ use crate::{
     store::{self, Page, RouteFilter, TenantProtocol},
 };
 
-/// Workspaces that are written to disk, or looked at, at once: other writes wait for some milliseconds.
+/// Workspaces written or read at once; other writes wait for some milliseconds.
 const WORKSPACES_AT_ONCE: usize = 100;
 
-/// Keeps what a tenant wants. Where new workspaces get another route by it, those that are there keep theirs; where ACP
-/// is not wanted at all, all of them are moved to HTTP, those too that are pinned to ACP. Says how many went from ACP
-/// to HTTP. Safe to retry: what is done stays done, and the rest is done then. A dropped future may have done a part.
+/// Saves a tenant's protocol settings. If they change the route of new workspaces, existing workspaces keep theirs;
+/// if they disable ACP, all workspaces are moved to HTTP, including those pinned to ACP. Returns the number of
+/// workspaces that moved from ACP to HTTP.
+///
+/// # Errors
+/// If the database or a router refuses a change. Safe to retry: finished parts are kept and the rest is done.
+///
+/// # Cancel safety
+/// Dropping the future may leave a part done.
 pub(crate) async fn change(
     workspaces: &Workspaces,
     before: &TenantProtocol,
@@ -31,7 +37,8 @@ pub(crate) async fn change(
     let services = workspaces.services();
     let tenant = wanted.installation_id.clone();
     if wanted.new_route() != before.new_route() {
-        // First: from the moment on in which the tenant's wish is kept, a workspace without a route takes the new one.
+        // Existing workspaces come first: once the tenant's settings are saved, a workspace without a route takes the
+        // new one.
         let kept = before.new_route();
         while let WORKSPACES_AT_ONCE = services
             .store
@@ -57,7 +64,7 @@ pub(crate) async fn change(
     Ok(moved)
 }
 
-/// Moves the workspaces that are in use, and those whose route says ACP.
+/// Moves the live workspaces, and those whose stored route is ACP.
 async fn move_to_http(
     workspaces: &Workspaces,
     tenant: &InstallationId,
@@ -69,7 +76,7 @@ async fn move_to_http(
     for key in live.into_iter().filter(|key| key.installation_id == *tenant) {
         moved += u64::from(move_one(workspaces, &key, attribution).await?);
     }
-    // A pin to ACP may stand on a workspace whose default is HTTP already.
+    // A workspace with the default HTTP may still be pinned to ACP.
     for filter in [
         RouteFilter { default_protocol: Some(Route::Acp), ..RouteFilter::default() },
         RouteFilter { route: Some(Route::Acp), ..RouteFilter::default() },
@@ -92,7 +99,7 @@ async fn move_to_http(
     Ok(moved)
 }
 
-/// Whether it was on ACP.
+/// Moves one workspace; returns `true` if it was on ACP.
 async fn move_one(workspaces: &Workspaces, key: &WorkspaceKey, attribution: &Attribution) -> Result<bool, Failure> {
     let routing = workspaces.routing(key).await?;
     loop {
@@ -102,7 +109,7 @@ async fn move_one(workspaces: &Workspaces, key: &WorkspaceKey, attribution: &Att
         let changes = release.into_iter().chain([RouteChange::Default(Route::Http)]).collect();
         match routing.change(ChangeRoute { changes, attribution: attribution.clone(), run_id: None }).await {
             Ok(after) => return Ok(before.route() == Route::Acp && after.routing.route() == Route::Http),
-            // What somebody else wrote is read now, and this comes after it.
+            // Another writer was first: read its change and apply this one after it.
             Err(failure) if failure.code == ErrorCode::RouteChanged => {}
             Err(failure) => return Err(failure),
         }

@@ -1,8 +1,8 @@
-//! Notifications: hands notifications to their subscribers once they are committed, and telemetry as it comes.
+//! Notification hub: delivers committed notifications and live telemetry to subscribers.
 //!
-//! The rows are the truth: a commit only wakes this actor, which reads what came after the newest notification that it
-//! knows, in order, and hands it on. So nothing is told before it is on disk, nothing is skipped, and it does not
-//! matter which process wrote it.
+//! The rows are authoritative: a commit only wakes this actor, which reads the rows after the newest notification that
+//! it delivered, in order. So no notification is delivered before it is on disk, none is skipped, and any process may
+//! have written it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,44 +25,45 @@ use crate::{
     store::{Store, StoreError, StoredNotification, StreamPage},
 };
 
-/// Subscriptions that wait to be entered; more wait with their senders.
+/// Mailbox capacity for subscriptions; further senders wait.
 const MAILBOX: usize = 1024;
-/// Notifications of a sequence that are kept at hand, for those who come while others are being told.
+/// Recent notifications of a stream that are kept in memory for new subscribers.
 const RECENT: usize = 256;
-/// Notifications that are read at once: half of a subscriber's queue, so that one who reads is not let go by it.
+/// Notifications per read: half of a subscriber's queue, so that one batch cannot evict a subscriber that keeps
+/// reading.
 const AT_ONCE: usize = 128;
-/// So often subscribers that are gone, or stand still, are looked for.
+/// Interval of the check for disconnected and stalled subscribers, and the pause before a failed read is retried.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A sequence that somebody reads.
+/// A stream with at least one subscriber.
 #[derive(Debug, Default)]
 struct FollowedStream {
-    /// The newest notification that was handed on.
+    /// Sequence number of the newest delivered notification.
     head: u64,
-    /// The last of them, without a hole until `head`.
+    /// The newest notifications, without a gap up to `head`.
     recent: VecDeque<Arc<NotificationFrame>>,
-    /// What comes after this number is in `recent`.
+    /// Sequence number before the first notification of `recent`.
     recent_after: u64,
     readers: Vec<Intake>,
     is_read: bool,
-    /// Whether it grew while it was read.
+    /// True if the stream grew during a read.
     grew: bool,
 }
 
-/// What a hub works with, and what outlives it. Cheap to clone.
+/// Services of a hub, which outlive it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct HubServices {
     pub store: Store,
-    /// How sessions are doing.
+    /// Source of the sessions' telemetry.
     pub telemetry: TelemetrySource,
-    /// Whether others write the same database, so that it has to be looked at without being woken.
+    /// True if other processes write to the same database, so that it must be polled.
     pub is_shared: bool,
-    /// Whether subscribers are released, and those too that still come.
+    /// True once subscribers are being closed; new ones are closed at once.
     pub closed: Arc<watch::Sender<bool>>,
 }
 
 impl HubServices {
-    /// Those of a hub that is open.
+    /// Services of a hub that accepts subscribers.
     pub(crate) fn new(store: Store, telemetry: TelemetrySource, is_shared: bool) -> Self {
         Self { store, telemetry, is_shared, closed: Arc::default() }
     }
@@ -74,9 +75,9 @@ pub(crate) struct Notifications {
 }
 
 impl Notifications {
-    /// A hub without subscribers.
+    /// Creates a hub without subscribers.
     pub(crate) fn new(services: HubServices) -> Self {
-        // Those of an earlier hub are gone.
+        // The watchers of an earlier hub have been disconnected.
         services.telemetry.watchers.store(0, Ordering::Relaxed);
         Self { services, followed: HashMap::new() }
     }
@@ -101,7 +102,7 @@ impl Actor for Notifications {
 }
 
 impl Notifications {
-    /// Reads what came after the newest notification that was handed on.
+    /// Reads the notifications after the newest delivered one.
     fn read(&mut self, stream: Stream, ctx: &mut Context<Self>) {
         let Some(followed) = self.followed.get_mut(&stream) else { return };
         if std::mem::replace(&mut followed.is_read, true) {
@@ -138,7 +139,7 @@ impl Notifications {
         }
     }
 
-    /// Forgets who is gone, and lets go who stands still.
+    /// Drops disconnected subscribers and evicts stalled ones; polls the database if other processes write to it.
     fn look(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         let mut watchers = 0;
@@ -161,7 +162,7 @@ impl Notifications {
 }
 
 impl Notifications {
-    /// Reads what other processes have told.
+    /// Reads the streams to which other processes have appended.
     fn catch_up(&mut self, heads: Vec<(Stream, u64)>, ctx: &mut Context<Self>) {
         for (stream, head) in heads {
             if self.followed.get(&stream).is_some_and(|followed| followed.head < head) {
@@ -172,8 +173,8 @@ impl Notifications {
 }
 
 impl FollowedStream {
-    /// Whether what was read after a number is what comes next. Else it was read for those who are gone: the line was
-    /// forgotten meanwhile, begun anew elsewhere, and is read on its own.
+    /// True if a page that was read after `number` comes next. Otherwise the read was started for earlier subscribers:
+    /// the stream was dropped and followed again from another position meanwhile, and has a read of its own.
     fn resumes_after(&self, number: u64) -> bool {
         self.head == number
     }
@@ -194,7 +195,7 @@ impl FollowedStream {
 }
 
 impl StreamHandler<StreamGrew> for Notifications {
-    /// The hub continues for those who are there.
+    /// Keeps the hub running for its subscribers.
     fn finished(&mut self, _: &mut Self::Context) {}
 
     fn handle(&mut self, StreamGrew(streams): StreamGrew, ctx: &mut Self::Context) {
@@ -205,11 +206,11 @@ impl StreamHandler<StreamGrew> for Notifications {
 }
 
 impl StreamHandler<SessionTelemetry> for Notifications {
-    /// No session tells any more.
+    /// Keeps the hub running without telemetry.
     fn finished(&mut self, _: &mut Self::Context) {}
 
-    fn handle(&mut self, session_notice: SessionTelemetry, _: &mut Self::Context) {
-        let SessionTelemetry { workspace, session, user, text } = session_notice;
+    fn handle(&mut self, telemetry: SessionTelemetry, _: &mut Self::Context) {
+        let SessionTelemetry { workspace, session, user, text } = telemetry;
         let Some(followed) = self.followed.get_mut(&Stream::Tenant(workspace.installation_id)) else { return };
         let text = ByteString::from(text);
         for reader in &mut followed.readers {
@@ -239,7 +240,7 @@ impl Handler<Subscribe> for Notifications {
         if wants_telemetry {
             self.services.telemetry.watchers.fetch_add(1, Ordering::Relaxed);
         }
-        // A sequence that nobody read may have grown without notice.
+        // A stream without subscribers may have grown meanwhile.
         self.read(stream, ctx);
         MessageResult(Subscribed::Joined { missed, outlet })
     }
@@ -296,8 +297,8 @@ mod tests {
         }
     }
 
-    /// A reading may outlive those for whom it was begun: the line is forgotten, and begun anew by somebody who has
-    /// less, or more.
+    /// A read may outlive its subscribers: the stream is dropped, then followed again from an earlier or later
+    /// position.
     #[actix::test]
     async fn shared_reads_are_delivered_once_and_in_order() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The way to the hub of notifications. A hub that panics is replaced; what it told its subscribers is on disk, so they
-//! go on from their cursors.
+//! Handle of the notification hub. A hub that panics is replaced; its notifications are on disk, so subscribers resume
+//! from their cursors.
 
 pub(crate) mod hub;
 pub(crate) mod webhook;
@@ -22,30 +22,28 @@ use crate::{
     store::{self, StoreError},
 };
 
-/// Reads of subscribers that continue at the same time: half of the store's readers.
+/// Concurrent reads of subscribers: half of the store's readers.
 const READERS: usize = 4;
-/// Looks for tickets that continue at the same time.
-const STRANGERS: usize = 1;
-/// The longest wait for a turn: as long as a ticket holds, for which a page would have to ask again anyway.
+/// Concurrent ticket lookups of unauthenticated callers.
+const LOOKUPS: usize = 1;
+/// Time limit for a read to start: the lifetime of a ticket, after which a client needs a new ticket anyway.
 const TURN_WAIT: Duration = Duration::from_secs(30);
-/// How long a subscriber waits for a hub that is being replaced; longer than that takes unless it panics again and
-/// again.
+/// Time that a subscriber waits for a hub that is being replaced; enough unless the hub panics repeatedly.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The way to the hub. Cheap to clone.
+/// Handle of the hub. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct NotificationHub {
     hub: watch::Receiver<Option<Addr<Notifications>>>,
     seats: Arc<Semaphore>,
     readers: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
     max_subscribers: u32,
     closed: Arc<watch::Sender<bool>>,
 }
 
 impl NotificationHub {
-    /// Starts the hub on this thread, for at most `max_subscribers`, and another one in its place each time that it
-    /// panics.
+    /// Starts the hub on this thread, for at most `max_subscribers`, and replaces it whenever it panics.
     pub(crate) fn start(services: HubServices, keeper: Keeper, max_subscribers: usize) -> Self {
         let closed = services.closed.clone();
         let (present, hub) = watch::channel(None);
@@ -56,15 +54,15 @@ impl NotificationHub {
         }));
         let max_subscribers = u32::try_from(max_subscribers).unwrap_or(u32::MAX);
         let seats = Arc::new(Semaphore::new(usize::try_from(max_subscribers).unwrap_or(Semaphore::MAX_PERMITS)));
-        let (readers, strangers) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(STRANGERS)));
-        Self { hub, seats, readers, strangers, max_subscribers, closed }
+        let (readers, lookups) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(LOOKUPS)));
+        Self { hub, seats, readers, lookups, max_subscribers, closed }
     }
 
-    /// Runs a read of a subscriber when it is its turn: thousands that come back at once wait for each other, and
-    /// nobody else for them. A turn ends with its read, also where the subscriber stands still. Cancel-safe.
+    /// Runs a read for a subscriber; at most 4 run at once, so that thousands of reconnecting subscribers delay only
+    /// each other. The slot is released with the end of the read, even if the subscriber stalls. Cancel-safe.
     ///
     /// # Errors
-    /// Those of the read, and [`StoreError::Busy`] where the turn did not come in 30 s.
+    /// Those of the read, and [`StoreError::Busy`] if no slot is free within 30 s.
     pub(crate) fn read<T, R>(&self, reading: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
     where
         T: Send + 'static,
@@ -73,63 +71,69 @@ impl NotificationHub {
         in_turn(self.readers.clone(), reading)
     }
 
-    /// The same for those of whom it is not known yet whether they may: strangers wait for strangers.
+    /// Runs a lookup for a caller that is not authenticated yet; one runs at a time, so that such callers delay only
+    /// each other. Errors and cancel safety are those of [`Self::read`].
     pub(crate) fn look<T, R>(&self, looking: R) -> impl Future<Output = Result<T, StoreError>> + use<T, R>
     where
         T: Send + 'static,
         R: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        in_turn(self.strangers.clone(), looking)
+        in_turn(self.lookups.clone(), looking)
     }
 
-    /// Takes a subscriber's place; it is given back on drop.
+    /// Takes the seat of a subscriber; the seat is released on drop.
+    ///
+    /// # Errors
+    /// `capacity_exhausted` if all `[notifications] max_subscribers` seats are taken.
     pub(crate) fn seat(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let full = |_| Failure::new(ErrorCode::CapacityExhausted, "`[notifications] max_subscribers` are there");
+        let full =
+            |_| Failure::new(ErrorCode::CapacityExhausted, "all `[notifications] max_subscribers` seats are taken");
         self.seats.clone().try_acquire_owned().map_err(full)
     }
 
-    /// Enters a subscriber that has everything until a number. Waits up to 2 s for a hub that is being replaced.
+    /// Adds a subscriber that has every notification up to its cursor. Waits up to 2 s for a hub that is being
+    /// replaced.
     ///
     /// # Errors
-    /// `internal` where there was none, or it panicked before it answered: safe to retry after a moment.
+    /// `internal` if no hub became available, or it panicked before it answered; safe to retry.
     pub(crate) async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscribed, Failure> {
-        let gone = || Failure::new(ErrorCode::Internal, "the hub of notifications is being started again");
+        let gone = || Failure::new(ErrorCode::Internal, "the notification hub is restarting");
         let present = timeout(PATIENCE, self.present()).await.ok().flatten().ok_or_else(gone)?;
-        // Not sent to the next one: it may be what this one panicked at.
+        // Not repeated at the next hub: this message may have caused the panic.
         present.send(subscribe).await.map_err(|_| gone())
     }
 
-    /// The hub that is there, or the next one that will be; none where none will be any more. Cancel-safe.
+    /// Returns the running hub, or waits for the next one; `None` if no hub will be started any more. Cancel-safe.
     async fn present(&self) -> Option<Addr<Notifications>> {
         let mut hub = self.hub.clone();
         let is_there = |hub: &Option<Addr<Notifications>>| hub.as_ref().is_some_and(Addr::connected);
         hub.wait_for(is_there).await.ok()?.clone()
     }
 
-    /// Ends when every subscriber is to go. Cancel-safe.
+    /// Completes when all subscribers must close. Cancel-safe.
     pub(crate) fn closed(&self) -> impl Future<Output = ()> + use<> {
         let mut closed = self.closed.subscribe();
         async move {
-            // An error means that there is no hub any more.
+            // An error means that the hub no longer exists.
             let _ = closed.wait_for(|is_closed| *is_closed).await;
         }
     }
 
-    /// Lets every subscriber go, those too that have not said hello or still read what they missed, and each that still
-    /// comes; waits until their seats are given back or `patience` is over.
+    /// Closes every subscriber, including those before their hello, those that still replay missed notifications, and
+    /// those that arrive later; waits until their seats are released, at most `patience`.
     pub(crate) async fn close(&self, patience: Duration) {
-        // Also for a hub that takes this one's place.
+        // Applies also to a hub that replaces this one.
         self.closed.send_replace(true);
         let present = self.hub.borrow().clone();
         let leaving = async {
             if let Some(present) = present {
-                // An error means that there is no hub, and so nobody waits for one.
+                // An error means that the hub has exited, and its subscribers were disconnected with it.
                 let _ = present.send(CloseSubscribers).await;
             }
-            // Never closed.
+            // The semaphore is never closed.
             let _ = self.seats.acquire_many(self.max_subscribers).await;
         };
-        // Who does not go in time is cut off with the service.
+        // The end of the service disconnects subscribers that do not close in time.
         let _ = timeout(patience, leaving).await;
     }
 }
@@ -178,7 +182,7 @@ mod tests {
         type Result = ();
 
         fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
-            panic!("as the test wants");
+            panic!("intended by the test");
         }
     }
 
@@ -215,9 +219,9 @@ mod tests {
             }
         }
 
-        async fn tells(&self) {
-            let said = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Workspace(key()), said, Uuid::now_v7());
+        async fn writes_notification(&self) {
+            let notice = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
+            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Workspace(key()), notice, Uuid::now_v7());
             assert!(self.store.tell(toast, crate::domain::clock::Timestamp(0)).await.unwrap());
         }
 
@@ -245,18 +249,18 @@ mod tests {
         for hubs in 0..3 {
             let after = 2 * hubs;
             let (mut outlet, mut other) = (stage.joins(after).await, stage.joins(after).await);
-            // Nobody looks at the database without being woken: the new hub is.
-            stage.tells().await;
+            // The database is not polled here, so the commit must wake the new hub.
+            stage.writes_notification().await;
             gets_notification(&mut outlet, after + 1).await;
-            let session_notice =
+            let telemetry =
                 SessionTelemetry { workspace: key(), session: SessionId(Uuid::nil()), user: None, text: "{}".into() };
-            stage.telemetry.send(session_notice).await.unwrap();
+            stage.telemetry.send(telemetry).await.unwrap();
             assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
             stage.panics().await;
             assert!(matches!(outlet.next().await, Err(Ending::Broken)));
             gets_notification(&mut other, after + 1).await;
-            // While there is no hub.
-            stage.tells().await;
+            // Written while no hub runs.
+            stage.writes_notification().await;
             let mut again = stage.joins(after + 1).await;
             gets_notification(&mut again, after + 2).await;
         }
@@ -275,7 +279,7 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_hub_that_was_closed_stays_closed_when_it_is_replaced() {
+    async fn replaced_hub_stays_closed() {
         let stage = Stage::new(5);
         let mut outlet = stage.joins(0).await;
         let (hub, closing) = (stage.hub.clone(), Duration::from_secs(60));

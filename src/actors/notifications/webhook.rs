@@ -1,7 +1,7 @@
-//! Posts what operators are told, until the receiver has it or it is given up.
+//! Posts operators' notifications to the webhook until the receiver accepts them or they are given up.
 //!
-//! The rows are the truth: a commit only wakes it, and what an earlier process left is found there. Which
-//! answers are final and when the next try is stands in [`crate::domain::notify::webhook`].
+//! The rows are authoritative: a commit only wakes this task, and deliveries of an earlier process are found there.
+//! [`crate::domain::notify::webhook`] decides which answers are final and when the next attempt is due.
 
 use std::{
     sync::{
@@ -33,13 +33,13 @@ use crate::{
     webhook::{Answered, NoAnswer, Poster},
 };
 
-/// Posts that are out at a time: one that takes long holds up no other, and a receiver is not stormed.
+/// Concurrent posts: a slow one does not delay the others, and the receiver is not flooded.
 const MAX_OUT: usize = 4;
-/// A claim outlives its post by this, so that the outcome of it is on disk before somebody else tries.
+/// Time by which a claim outlives its post, so that the outcome is on disk before another process tries.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
-/// So often it is looked without being woken: for what other replicas left, and clocks that were set.
+/// Polling interval without a wake-up: for deliveries that other replicas left, and for changes of the clock.
 const LOOK: Duration = Duration::from_secs(30);
-/// Pause before a database is asked again that did not answer.
+/// Pause before the database is queried again after an error, or after another replica claimed the deliveries.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Stops the posting of operators' alerts. Cheap to clone.
@@ -53,7 +53,7 @@ struct Stop {
 }
 
 impl WebhookStop {
-    /// Ends [`Webhooks::run`] as soon as what is out has ended.
+    /// Stops [`Webhooks::run`] once the pending posts have ended.
     pub(crate) fn close(&self) {
         self.0.is_closed.store(true, Ordering::Release);
         self.0.asked.notify_one();
@@ -64,30 +64,31 @@ impl WebhookStop {
     }
 }
 
-/// Posts. Cheap to clone behind the parts that it holds.
+/// Poster of operators' notifications. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Webhooks {
-    /// Where deliveries are kept.
     pub store: Store,
     pub metrics: Metrics,
     pub clock: Arc<dyn Clock>,
-    /// The way to the receiver.
+    /// HTTP client of the receiver.
     pub poster: Arc<Poster>,
-    /// How often and how soon it is tried.
+    /// Number of attempts and pauses between them.
     pub rules: WebhookRules,
-    /// How long one post may take.
+    /// Time limit of one post.
     pub timeout: Duration,
 }
 
 impl Webhooks {
-    /// Runs on this thread, and begins anew each time that it panics: what was out then is posted again once its lease
-    /// is over. The handle ends as [`Self::run`] does.
+    /// Runs on this thread, and restarts after a panic: posts that were pending are repeated once their lease has
+    /// expired. The handle completes when [`Self::run`] does.
     pub(crate) fn start(self, stop: WebhookStop, keeper: Keeper) -> JoinHandle<()> {
         actix::spawn(keeper.keep("webhooks", move || actix::spawn(self.clone().run(stop.clone()))))
     }
 
-    /// Posts until the stop is closed, then waits for what is out: at most as long as one post may take, and its row. A
-    /// dropped future may have posted what is posted again, under the same id.
+    /// Posts until the stop is closed, then waits for the pending posts: at most `timeout` and the write of its row.
+    ///
+    /// # Cancel safety
+    /// Pending posts of a dropped future are repeated under the same delivery id.
     pub(crate) async fn run(self, stop: WebhookStop) {
         let (mut out, grown) = (JoinSet::new(), self.store.grown_streams());
         while !stop.is_closed() {
@@ -104,7 +105,7 @@ impl Webhooks {
         }
     }
 
-    /// Begins what is due, as far as there is room. Says when to look again.
+    /// Starts due posts up to `MAX_OUT`. Returns the wait until the next check.
     async fn send_due(&self, out: &mut JoinSet<()>) -> Duration {
         match self.begin_due(out).await {
             Ok(wait) => wait.min(LOOK),
@@ -128,7 +129,7 @@ impl Webhooks {
             let wanted = ClaimDeliveries { limit, lease: self.timeout + LEASE_MARGIN, longest_wait, now };
             let Claimed { due, given_up } = self.store.claim_deliveries(wanted).await?;
             if due.is_empty() && given_up.is_empty() {
-                // Another replica was faster.
+                // Another replica claimed them first.
                 return Ok(PAUSE);
             }
             for GivenUpDelivery { delivery_id, reason } in given_up {
@@ -181,7 +182,7 @@ fn log_aborted(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// One line for each try.
+/// Logs the result of one attempt.
 fn log_result(
     delivery_id: Uuid,
     attempt: u32,
@@ -200,15 +201,15 @@ fn log_result(
         }
         Verdict::Retry(wait) => {
             let retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            tracing::warn!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, retry_ms, "a post to the operators' webhook failed and is tried again");
+            tracing::warn!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, retry_ms, "webhook post failed; retrying");
         }
         Verdict::Dead => {
-            tracing::error!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, "a post to the operators' webhook was given up; lumilink webhook replay tries it again");
+            tracing::error!(marker = "[ACP]", %delivery_id, %notification_id, alert, attempt, answer, "webhook post was given up; `lumilink webhook replay` repeats it");
         }
     }
 }
 
-/// The same bytes for each try.
+/// Body of the post; identical bytes for each attempt.
 fn body(row: &NotificationRow) -> serde_json::Result<String> {
     let notification = notification_of(row);
     serde_json::to_string(&WebhookEvent::Notification { notification })
@@ -227,13 +228,13 @@ mod tests {
         webhook::{PosterOptions, Signer},
     };
 
-    /// Panics the first time that it is looked at, and counts.
+    /// Panics at the first reading, and counts the readings.
     #[derive(Default)]
     struct Broken(AtomicUsize);
 
     impl Clock for Broken {
         fn now(&self) -> Timestamp {
-            assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "as the test wants");
+            assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "intended by the test");
             SystemClock.now()
         }
 

@@ -1,4 +1,4 @@
-//! The route of one workspace: its gate, its SuccessWindow and its ProtocolRouter, brought back from the database.
+//! Route of one workspace: its gate, `SuccessWindow` and `ProtocolRouter`, restored from the database.
 
 pub(crate) mod router;
 pub(crate) mod window;
@@ -30,7 +30,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The route of one workspace. Cheap to clone; sessions hold it, and resume it when its actors were replaced.
+/// Route of one workspace. Cheap to clone; outlives its actors, which are replaced after a panic.
 #[derive(Clone)]
 pub(crate) struct WorkspaceRouting(Arc<Inner>);
 
@@ -61,8 +61,11 @@ impl fmt::Debug for WorkspaceRouting {
 }
 
 impl WorkspaceRouting {
-    /// Brings the route, what was counted and the pace of turns back, and starts the two actors on this thread. A
-    /// workspace that was never flipped takes its tenant's default. Safe to retry.
+    /// Restores the route, the counted outcomes and the durations of turns, and starts the two actors on this thread. A
+    /// workspace that was never flipped uses its tenant's default.
+    ///
+    /// # Errors
+    /// Those of the database reads; safe to retry.
     pub(crate) async fn start(key: WorkspaceKey, services: &Arc<Services>) -> Result<Self, Failure> {
         let (row, acp, http) = kept(&key, services).await?;
         let durations = services.store.turn_durations(key.clone(), PACE_TURNS).await;
@@ -74,8 +77,7 @@ impl WorkspaceRouting {
         Ok(Self(Arc::new(Inner { key, gate, pace, actors, metrics: services.metrics.clone() })))
     }
 
-    /// Replaces actors that are gone, which only a fault of ours can cause; what cannot be done now is done the next
-    /// time.
+    /// Restarts actors that died, which only a bug can cause. A failed restart is repeated at the next call.
     pub(crate) async fn look_after(self, services: Arc<Services>) {
         if self.actors().is_alive() {
             return;
@@ -92,37 +94,43 @@ impl WorkspaceRouting {
         }
     }
 
-    /// How many hold on to it.
+    /// Returns the number of clones of this handle.
     pub(crate) fn holders(&self) -> usize {
         Arc::strong_count(&self.0)
     }
 
-    /// Where sessions read the route.
+    /// Returns the gate at which sessions read the route.
     pub(crate) fn gate(&self) -> &RouteGate {
         &self.0.gate
     }
 
-    /// How long turns take.
+    /// Returns the recent durations of turns.
     pub(crate) fn pace(&self) -> &WorkspacePace {
         &self.0.pace
     }
 
-    /// The route as its router sees it.
+    /// Reads the route from its router.
     pub(crate) async fn view(&self) -> Result<RouteView, Failure> {
         self.actors().router.send(ReadRoute).await.map_err(router_gone)
     }
 
-    /// What the window holds.
+    /// Reads the figures of the success window.
     pub(crate) async fn figures(&self) -> Result<WindowFigures, Failure> {
         self.actors().window.send(ReadWindow).await.map_err(router_gone)
     }
 
-    /// Changes the route. A failure has changed nothing. A dropped future may have changed it.
+    /// Changes the route.
+    ///
+    /// # Errors
+    /// A failure has changed nothing.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have changed the route.
     pub(crate) async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
         self.actors().router.send(change).await.map_err(router_gone)?
     }
 
-    /// Shakes hands with an agent of the workspace.
+    /// Probes ACP with a handshake with an agent of the workspace.
     pub(crate) async fn probe(&self) -> Result<(), Failure> {
         self.actors().router.send(ProbeRoute).await.map_err(router_gone)?
     }
@@ -146,9 +154,9 @@ impl Actors {
         let window = SuccessWindow::new(key, services.clone(), acp, http, breaches, turns).start();
         let observed: Recipient<OutcomeObserved> = window.clone().recipient();
         gate.report_to(Box::new(move || {
-            let place = observed.clone();
-            // Refused only by a window that is gone, whose successor counts what is on disk.
-            Box::new(move |report| drop(place.try_send(OutcomeObserved(report))))
+            let slot = observed.clone();
+            // Fails only if the window has exited; its successor restores the outcomes from disk.
+            Box::new(move |report| drop(slot.try_send(OutcomeObserved(report))))
         }));
         Self { router, window }
     }
@@ -159,15 +167,15 @@ impl Actors {
 }
 
 fn router_gone(_: actix::MailboxError) -> Failure {
-    Failure::new(ErrorCode::Internal, "the workspace's router is gone; it is replaced in a moment")
+    Failure::new(ErrorCode::Internal, "the workspace's router has exited and is being restarted; try again")
 }
 
-/// The default route of a workspace that was never routed: that of its tenant.
+/// Returns the default route of a workspace without a route of its own: that of its tenant, else ACP.
 pub(crate) fn default_route(tenant: Option<&store::TenantProtocol>) -> Route {
     tenant.map_or(Route::Acp, |tenant| if tenant.enable_acp { tenant.default_protocol } else { Route::Http })
 }
 
-/// The route as it is kept, and the windows of its epoch.
+/// Reads the persisted route and the outcome windows of its epoch.
 async fn kept(
     key: &WorkspaceKey,
     services: &Services,

@@ -1,9 +1,9 @@
-//! ProtocolRouter: the sole writer of a workspace's route. One for each workspace in use; the machine is in
+//! `ProtocolRouter`: the sole writer of a workspace's route, one for each workspace in use. The state machine is in
 //! [`crate::domain::routing`].
 //!
-//! A change counts only once it is on disk: the machine is asked on a copy, copy and flip are written in one
-//! transaction that holds only if nobody else flipped meanwhile, and then sessions, readers, metrics and log hear of
-//! it.
+//! A change takes effect only once it is on disk: the state machine runs on a copy; copy and flip are written in one
+//! transaction, which fails if another process has flipped meanwhile; then the change is published to sessions,
+//! readers, metrics and the log.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,16 +50,16 @@ use crate::{
     transport::OpenRequest,
 };
 
-/// Changes that wait: those of administrators, the window's one, and canaries. More wait with their senders.
+/// Mailbox capacity for administrators' changes, the window's breach and canary outcomes; further senders wait.
 const MAILBOX: usize = 64;
-/// The shortest pause before time is looked at again, so that a clock that stands still does not spin.
+/// Shortest delay of the timer, so that a stopped clock does not cause a busy loop.
 const SHORTEST_WAKE: Duration = Duration::from_millis(10);
-/// After so long time is looked at again whatever is expected: a change that could not be written is tried anew.
+/// Longest delay of the timer, so that a change that could not be written is retried.
 const LONGEST_WAKE: Duration = Duration::from_secs(60);
-/// The same after a change could not be written.
+/// Delay of the timer after a change could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The route of one workspace.
+/// Actor that owns the route of one workspace.
 pub(crate) struct ProtocolRouter {
     row: RouteRow,
     services: Arc<Services>,
@@ -70,7 +70,7 @@ pub(crate) struct ProtocolRouter {
 type Saving = LocalBoxActorFuture<ProtocolRouter, Result<(), Failure>>;
 
 impl ProtocolRouter {
-    /// Resumes a route as it was kept; what it decides is read at `gate`.
+    /// Resumes a persisted route; its decisions are published at `gate`.
     pub(crate) fn new(row: RouteRow, services: Arc<Services>, gate: RouteGate) -> Self {
         Self { row, services, gate, timer: None }
     }
@@ -79,7 +79,7 @@ impl ProtocolRouter {
         &self.row.key
     }
 
-    /// Time of the machine, and a random number for its jitter.
+    /// Returns the monotonic time, and a random fraction from 0 to 1 for the jitter.
     fn moment(&self) -> (Timestamp, f64) {
         let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
         (self.services.clock.steady(), fraction)
@@ -89,8 +89,12 @@ impl ProtocolRouter {
         self.save_step(next, flip, settings, None)
     }
 
-    /// Writes what has changed, then lets it count. `settings` are the two switches of administrators, `run_id` is
-    /// the migration of which it is a step.
+    /// Persists a change, then applies and publishes it. `settings` are `migration_enabled` and `auto_rollout`,
+    /// `run_id` is the migration run of which the change is a step.
+    ///
+    /// # Errors
+    /// `RouteChanged` if another process changed the route first; the row that it wrote is adopted. Else that of the
+    /// database, and the change is not applied.
     fn save_step(
         &mut self,
         next: Routing,
@@ -105,7 +109,7 @@ impl ProtocolRouter {
         let now = self.services.clock.now();
         let sessions = self.services.index.of_workspace(self.key());
         let record_of = |flip: &Flip| {
-            // Asked before it is written, since what is told goes with it; asked again, it counts once.
+            // Reported before the write, because the notification is part of the transaction; repeats count once.
             let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
             let systemic = by_itself.then(|| self.services.storm.on_rollback(self.key())).flatten();
             let rules = &self.services.settings.window;
@@ -135,16 +139,13 @@ impl ProtocolRouter {
                 Ok(())
             }
             Ok(SavedRoute::Stale(row)) => {
-                // Another replica was faster; what it wrote is the truth.
+                // Another replica changed the route first; its row is authoritative.
                 if let Some(row) = row {
                     this.row = *row;
                     this.publish(None);
                 }
                 this.wake(ctx);
-                Err(Failure::new(
-                    ErrorCode::RouteChanged,
-                    "the route was changed by somebody else in the same moment",
-                ))
+                Err(Failure::new(ErrorCode::RouteChanged, "the route was changed concurrently"))
             }
             Err(cause) => {
                 this.wake_in(RETRY, ctx);
@@ -153,16 +154,16 @@ impl ProtocolRouter {
         }))
     }
 
-    /// The sessions read the new route at their next turn; readers, metrics and log hear of a flip.
+    /// Publishes the route: sessions read it at their next turn. A flip also goes to readers, metrics and the log.
     fn publish(&self, flip: Option<&Flip>) {
         let routing = &self.row.routing;
         self.gate.set(routing, &self.services.settings.recovery, &self.services.metrics);
         let Some(flip) = flip else { return };
-        let told = event(flip, routing);
+        let update = event(flip, routing);
         let now = self.services.clock.now();
         for session in self.services.index.of_workspace(self.key()) {
-            session.shared.feed.announce(None, EventKind::Rollback, &told);
-            // Its connection is released, or wanted again.
+            session.shared.feed.announce(None, EventKind::Rollback, &update);
+            // The flip changes the status of the session's connection.
             self.services.telemetry.publish(&session.shared, now);
         }
         self.services.metrics.routes().flipped(flip.to, flip.trigger);
@@ -217,7 +218,7 @@ impl ProtocolRouter {
         }));
     }
 
-    /// Shakes hands with an agent of the workspace, and no more. It always ends, and its end is always told.
+    /// Probes ACP with a handshake. The probe always ends, and its outcome is always reported to the state machine.
     fn probe(&mut self, probe: Probe, ctx: &mut Context<Self>) {
         let (services, key) = (self.services.clone(), self.key().clone());
         let probing = async move { shake_hands(&services, &key).await };
@@ -232,7 +233,7 @@ impl ProtocolRouter {
             let mut next = this.row.routing.clone();
             next.on_probe(probe, sample, now, fraction, &this.services.settings.recovery);
             let saving = this.save(next, None, None);
-            // What cannot be written to disk is made again: the probe counts as failed once its time is over.
+            // A failed write is not repeated: the probe counts as failed after its timeout, and a new one follows.
             ctx.wait(saving.map(|_, _, _| ()));
         }));
     }
@@ -306,7 +307,7 @@ impl Handler<ChangeRoute> for ProtocolRouter {
             let flip = apply(&mut next, change, attribution.clone(), now, &mut settings);
             last = flip.or(last);
         }
-        // Several changes are one flip, or none where they cancel out.
+        // Several changes make one flip, or no flip if they cancel out.
         let flip = if next.route() == before { None } else { last };
         let is_flipped = flip.is_some();
         AtomicResponse::new(Box::pin(
@@ -357,7 +358,7 @@ impl Handler<ProbeRoute> for ProtocolRouter {
     }
 }
 
-/// The route of a workspace that was never flipped.
+/// Creates the route of a workspace that was never flipped.
 pub(crate) fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteRow {
     RouteRow {
         key,
@@ -369,8 +370,9 @@ pub(crate) fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteR
     }
 }
 
-/// Starts an agent, shakes hands and lets it go; the agent is that of a live session, else the default one. Ends within
-/// `[recovery] probe_timeout_s`. Outcome of it is written to disk and counts in no window.
+/// Probes ACP: starts an agent, performs the handshake and releases the agent. Uses the agent of a live session, else
+/// the default agent. Ends within `[recovery] probe_timeout_s`. The outcome is persisted and counts in no success
+/// window.
 pub(crate) async fn shake_hands(services: &Services, key: &WorkspaceKey) -> Result<(), Failure> {
     let live = services.index.of_workspace(key).into_iter().next();
     let (session_id, agent, folder) = match live {
@@ -386,7 +388,7 @@ pub(crate) async fn shake_hands(services: &Services, key: &WorkspaceKey) -> Resu
     let no_folder = || Failure::new(ErrorCode::NotFound, "the workspace has no folder yet");
     let (cwd, is_ephemeral) = folder.ok_or_else(no_folder)?;
     let request = OpenRequest {
-        // A probe without a session has none; the runtime's ACP door does not look at it.
+        // A probe without a live session has no id; the runtime's ACP endpoint ignores it.
         session_id: session_id.unwrap_or(SessionId(Uuid::nil())),
         is_ephemeral,
         agent,
@@ -406,12 +408,12 @@ pub(crate) async fn shake_hands(services: &Services, key: &WorkspaceKey) -> Resu
     let took = services.clock.steady().since(begun);
     let facts = opened.as_ref().map(|opened| &opened.facts);
     connection_log::probe(services, key, session_id, facts, took).await;
-    // Dropping what was opened ends the agent.
+    // Dropping the opened session ends the agent.
     opened.map(|_| ())
 }
 
-/// The rows of a flip, and the note for the transcripts of the sessions that are live. `systemic` is what operators are
-/// told in place of the workspace's users.
+/// Builds the rows of a flip, and the note for the transcripts of the live sessions. `systemic` is the notification to
+/// operators that replaces those to the workspace's users.
 pub(crate) fn of(
     flip: &Flip,
     systemic: Option<NewNotification>,
@@ -435,7 +437,7 @@ pub(crate) fn of(
             FlipTrigger::AutoThreshold | FlipTrigger::Recovery => ReasonCode::Threshold,
             _ => ReasonCode::Manual,
         },
-        // Somebody has to look at a route that does not come back by itself.
+        // A route that does not recover automatically needs a review.
         follow_up: Some(if flip.attempt >= REVIEW_AFTER { FollowUp::ScheduleReview } else { FollowUp::NotifyUsers }),
         metrics: Redacted::new(&snapshot.to_string()),
         notes: sessions.iter().map(|live| live.shared.spec.session_id).collect(),
@@ -444,7 +446,7 @@ pub(crate) fn of(
     }
 }
 
-/// Failed tries to recover after which somebody should look at it: half an hour of cool-downs.
+/// Failed recovery attempts after which a review is scheduled: half an hour of cool-downs.
 const REVIEW_AFTER: u32 = 5;
 
 fn note(flip: &Flip, rules: &WindowRules, now: Timestamp) -> TranscriptEntry {
@@ -469,7 +471,7 @@ fn note(flip: &Flip, rules: &WindowRules, now: Timestamp) -> TranscriptEntry {
     TranscriptEntry::with_payload("rollback", &summary, &serde_json::to_string(&note).unwrap_or_default())
 }
 
-/// The event that readers of a session get.
+/// Builds the rollback event for the readers of a session.
 pub(crate) fn event(flip: &Flip, routing: &Routing) -> Value {
     json!({
         "route": flip.to,

@@ -1,4 +1,4 @@
-//! SuccessWindow: outcomes in, verdict out. One for each workspace in use; the rule is in
+//! `SuccessWindow`: counts outcomes and reports breaches, one for each workspace in use. The rule is in
 //! [`crate::domain::routing::success_window`].
 
 use std::sync::Arc;
@@ -20,26 +20,26 @@ use crate::{
     },
 };
 
-/// Outcomes that wait beyond the one place that each sender owns, which is what bounds them: a turn has one sender.
+/// Mailbox capacity beyond the slot that each sender owns. The slots bound the queue, because each turn has one sender.
 const MAILBOX: usize = 64;
 
-/// Counts the outcome of a workspace's turns.
+/// Counts the outcomes of a workspace's turns.
 pub(crate) struct SuccessWindow {
     workspace: WorkspaceKey,
     services: Arc<Services>,
     acp: OutcomeWindow,
-    /// The same of the fallback. It decides nothing; that it fails too is an alarm.
+    /// Outcomes of the fallback. They do not change the route; a breach raises an alarm.
     http: OutcomeWindow,
     router: Recipient<WindowBreached>,
     turns: Recipient<TurnObserved>,
-    /// The epoch whose breach the router has taken.
-    told: Option<u64>,
-    /// The epoch whose bad fallback was told.
+    /// Epoch whose breach was reported to the router.
+    reported: Option<u64>,
+    /// Epoch in which the failing fallback was logged.
     alarmed: Option<u64>,
 }
 
 impl SuccessWindow {
-    /// Resumes what was counted before.
+    /// Resumes from the persisted outcomes.
     pub(crate) fn new(
         workspace: WorkspaceKey,
         services: Arc<Services>,
@@ -48,20 +48,20 @@ impl SuccessWindow {
         router: Recipient<WindowBreached>,
         turns: Recipient<TurnObserved>,
     ) -> Self {
-        Self { workspace, services, acp, http, router, turns, told: None, alarmed: None }
+        Self { workspace, services, acp, http, router, turns, reported: None, alarmed: None }
     }
 
-    /// A breach is told once for each epoch, and again with the next outcome where the router could not write it down.
+    /// Reports a breach once for each epoch; reports it again with the next outcome if the router could not persist it.
     fn report_breach(&mut self, figures: WindowFigures, ctx: &mut Context<Self>) {
         let epoch = self.acp.epoch();
-        if figures.state != WindowState::Breached || self.told == Some(epoch) {
+        if figures.state != WindowState::Breached || self.reported == Some(epoch) {
             return;
         }
-        self.told = Some(epoch);
-        let session_notice = self.router.send(WindowBreached { epoch, figures });
-        ctx.wait(session_notice.into_actor(self).map(|taken, this, _| {
+        self.reported = Some(epoch);
+        let report = self.router.send(WindowBreached { epoch, figures });
+        ctx.wait(report.into_actor(self).map(|taken, this, _| {
             if !matches!(taken, Ok(Ok(true))) {
-                this.told = None;
+                this.reported = None;
             }
         }));
     }
@@ -89,7 +89,7 @@ impl Actor for SuccessWindow {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        // What was counted before a death may have gone unheard.
+        // A breach counted before a restart may not have been reported.
         let figures = self.acp.figures(self.services.clock.steady());
         self.report_breach(figures, ctx);
     }
@@ -106,9 +106,9 @@ impl Handler<OutcomeObserved> for SuccessWindow {
             self.http.reset(turn.epoch);
         }
         if turn.canary.is_some() || turn.is_watched {
-            let session_notice = self.turns.send(TurnObserved(report));
-            // A router that is gone has left its place to another, which knows what is on disk.
-            ctx.wait(session_notice.into_actor(self).map(|_, _, _| ()));
+            let sending = self.turns.send(TurnObserved(report));
+            // If the router has exited, its successor restores the state from disk.
+            ctx.wait(sending.into_actor(self).map(|_, _, _| ()));
         }
         let Some(sample) = sample else { return };
         self.services.metrics.routes().outcome(carrier, sample);

@@ -1,7 +1,7 @@
-//! Turns in whose middle the supervisor died, found again at a separate runtime, which kept their agents.
+//! Adopts turns that a crashed supervisor left running: a separate runtime kept their agents.
 //!
-//! A turn continues only if the agent is known to have got its prompt: then its messages are there to the last one. A
-//! turn whose prompt may not have been handed over is interrupted; none is ever sent a second time.
+//! A turn continues only if the agent is known to have received its prompt: then the runtime holds all of its messages.
+//! A turn whose prompt may not have been delivered is interrupted; a prompt is never sent twice.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -27,28 +27,28 @@ use crate::{
     transport::{AdoptRequest, AgentFacts},
 };
 
-/// Agents that are asked for at the same time.
+/// Adoption requests that run concurrently.
 const AT_ONCE: usize = 32;
-/// How long one agent is looked for: longer than a runtime that restarts on the same machine takes to listen.
+/// Time limit for finding one agent: longer than a runtime that restarts on the same machine needs to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause before a runtime that is not there is asked again.
+/// Pause before an unreachable runtime is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// A turn that can continue.
 pub(crate) struct Found {
-    /// Its agent, and what is known about it.
+    /// The agent and its pending turn.
     pub adopted: Adopted,
     pub session: SessionRow,
 }
 
-/// By what the agent of a connection is found again.
+/// Returns the data that identifies the agent of a connection after a restart.
 pub(crate) fn kept_connection(facts: &AgentFacts) -> KeptConnection {
     KeptConnection { id: facts.connection_id.clone(), cookies: facts.cookies.clone() }
 }
 
-/// Finds the agents of the turns that had not ended when the service last stopped. Those that are not found are
-/// logged with the reason. To be called at start, before anything else. A runtime that is not there is waited for once
-/// and not by each of them: nothing is served until this ends. Takes about 10 s where no runtime answers.
+/// Finds the agents of the turns that had not ended when the service last stopped, and logs the reason for each that is
+/// missing. Called at start, before the service accepts requests. All turns share one wait for an unreachable runtime,
+/// because nothing is served meanwhile: about 10 s if no runtime answers.
 pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>) -> Vec<Found> {
     let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
     let until = Instant::now() + PATIENCE;
@@ -74,7 +74,10 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
     stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
 }
 
-/// The results of turns that do not continue, with what their agents had said as far as it is on disk.
+/// Builds the results of interrupted turns, with the agent output that is on disk.
+///
+/// # Errors
+/// Those of the database reads; safe to retry.
 pub(crate) async fn results_of_interrupted(
     services: &Services,
     turns: &[Unfinished],
@@ -102,12 +105,13 @@ pub(crate) async fn results_of_interrupted(
         let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
         let outcome = TurnOutcome::Failed(interrupted);
         let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, services.clock.now());
-        results.push((prompt.prompt_id, Redacted::new(result.to_bounded_json().get())));
+        results.push((prompt.prompt_id, Redacted::new(result.into_bounded_json().get())));
     }
     Ok(results)
 }
 
-/// A runtime that is not there is asked again `until` then; one that answers, whatever it says, is noted.
+/// Adopts the agent of one turn. An unreachable runtime is retried until `until`; any answer of a runtime sets
+/// `answered`.
 async fn adopt_agent(
     services: &Services,
     one: Unfinished,
@@ -117,7 +121,7 @@ async fn adopt_agent(
     let Unfinished { prompt, session } = one;
     let (Some(connection), Some(agent_session_id)) = (session.connection.clone(), session.agent_session_id.clone())
     else {
-        return Err("nothing is known about its agent".into());
+        return Err("the connection of its agent is unknown".into());
     };
     let request = AdoptRequest {
         connection_id: connection.id,
@@ -129,7 +133,7 @@ async fn adopt_agent(
     let adopted = loop {
         match services.acp.adopt(request.clone()).await {
             Ok(adopted) => break adopted,
-            // It may be just starting; one that holds nothing says so.
+            // The runtime may still be starting; one that is up and holds no agent answers with another failure.
             Err(Failure { code: ErrorCode::RuntimeUnavailable, .. }) if Instant::now() < until => {
                 tokio::time::sleep(RETRY).await;
             }
@@ -140,7 +144,7 @@ async fn adopt_agent(
         }
     };
     answered.store(true, Ordering::Relaxed);
-    // Dropping what was adopted ends its agent: nobody wants it any more.
+    // Dropping an adopted connection ends its agent, which no turn uses.
     let newest = adopted.prompt.clone().filter(|newest| newest.prompt_id == prompt.prompt_id);
     let newest = newest.ok_or("its prompt did not reach the agent")?;
     let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;

@@ -1,4 +1,4 @@
-//! What the agent says, and what the session does about it.
+//! Handles the agent's events: updates, requests, answers and the state of its connection.
 
 use actix::{AsyncContext, Context, Handler, ResponseActFuture, StreamHandler, WrapFuture};
 use serde_json::{json, value::RawValue};
@@ -31,13 +31,13 @@ use crate::{
     transport::{AgentEvent, AgentSession, SendError, acp::connection::closed_in_turn},
 };
 
-/// Complete transcript entries that are written together before the turn ends.
+/// Complete transcript entries that are collected before they are written during a turn.
 const ENTRIES_PER_WRITE: usize = 32;
-/// Bytes of entries that are written before there are so many of them.
+/// Bytes of entries that are written even if there are fewer than `ENTRIES_PER_WRITE`.
 const BYTES_PER_WRITE: usize = 256 * 1024;
-/// Entries that wait for a database that is too slow before the agent has to wait as well.
+/// Entries that may wait for a slow database before the session stops reading from the agent.
 const MAX_ENTRIES_WAITING: usize = 1000;
-/// The same in bytes.
+/// Bytes that may wait for a slow database before the session stops reading from the agent.
 const MAX_BYTES_WAITING: usize = 1024 * 1024;
 
 impl StreamHandler<AgentEvent> for Session {
@@ -76,32 +76,32 @@ impl StreamHandler<AgentEvent> for Session {
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
             AgentEvent::Interrupted(cause) => {
                 let cause = crate::domain::redaction::Redacted::new(&cause);
-                self.on_line(ConnectionStatus::Reconnecting, Some(cause.as_str()));
+                self.on_connection_change(ConnectionStatus::Reconnecting, Some(cause.as_str()));
             }
             AgentEvent::Resumed => {
                 self.services.metrics.reconnected();
-                self.on_line(ConnectionStatus::Connected, None);
+                self.on_connection_change(ConnectionStatus::Connected, None);
             }
             AgentEvent::Closed(reason) => self.fail(closed_in_turn(&reason), ctx),
         }
-        // Whatever it was: the runtime keeps it, and reads no more from the agent once that is too much.
+        // The runtime keeps every message until it is settled, and stops reading from the agent when it keeps too much.
         match (in_turn, self.turn.is_some()) {
             (true, true) => self.save_entries(ctx),
-            // What ended the turn is settled when that end is on disk.
+            // The event that ended the turn is settled when the end is on disk.
             (true, false) => {}
             (false, _) => self.settle_outside(),
         }
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
-        // Every stream says `Closed` first, which has stopped the actor; this is for one that does not.
+        // A stream sends `Closed` first, which stops the actor; this handles a stream that ends without it.
         if self.link.is_some() {
-            self.fail(Failure::new(ErrorCode::ConnectionLost, "the agent's stream ended without a word"), ctx);
+            self.fail(Failure::new(ErrorCode::ConnectionLost, "the agent's events ended without a reason"), ctx);
         }
     }
 }
 
-/// The bytes of what is large in an event.
+/// Bytes of an event's payload; small fields count as zero.
 fn size_of_event(event: &AgentEvent) -> usize {
     match event {
         AgentEvent::Update { update, meta } => update.get().len() + meta.as_ref().map_or(0, |meta| meta.get().len()),
@@ -120,24 +120,26 @@ impl Session {
             return;
         };
         let Some(ticket) = &mut turn.ticket else {
-            // The turn is still being written to disk; the agent speaks of something else.
+            // The turn is still being written to disk, so the update does not belong to it.
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
         };
         ticket.on_update(update, meta, now);
     }
 
-    /// Puts on disk what there is much of, and lets the runtime forget that; what is of no turn it may forget at once.
+    /// Persists transcript entries once enough have accumulated, and lets the runtime discard the messages behind them.
+    /// Messages outside a turn are discarded at once.
     pub(crate) fn save_entries(&mut self, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
-        // A supervisor that comes back has to get what a person was asked and has not answered.
+        // Messages are kept for replay while a permission request is pending, so that a restarted supervisor receives
+        // it.
         let may_settle = !self.permissions.is_waiting();
         let Some(turn) = &mut self.turn else { return self.settle_outside() };
         let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
         let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
         let (handled, settings) = (delivered.handled(), &self.services.settings);
-        // The runtime keeps what is not known to be on disk, so a long turn is put there in parts.
+        // The runtime keeps messages until they are known to be on disk, so a long turn is persisted in parts.
         let is_much = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
             || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
         let settles = is_much && may_settle;
@@ -156,7 +158,7 @@ impl Session {
             now,
         };
         let settle = delivered.clone();
-        // Also what was told as not durable: a turn whose agent nobody reads any more would never end.
+        // Settled after a failed write too: otherwise the runtime would stop reading, and the turn would never end.
         let done = move |written: Result<(), StoreError>| {
             if settles && !matches!(written, Err(StoreError::Closed)) {
                 settle.settle(handled);
@@ -172,12 +174,12 @@ impl Session {
             Err((_, append)) => append,
         };
         let bytes: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
-        // What the runtime waits for is not put off: if it reads no more, nothing comes that would try again.
+        // A write that settles is not postponed: once the runtime stops reading, no event arrives to retry it.
         if !settles && append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
             ticket.put_back(append.entries);
             return;
         }
-        // Nothing more is read from the agent until the database has taken these.
+        // The session reads no more events until the database has accepted these entries.
         if settles {
             (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
         }
@@ -193,14 +195,14 @@ impl Session {
         ctx.wait(writing.into_actor(self));
     }
 
-    /// Tells the readers that the connection to the agent broke, or stands again.
-    fn on_line(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
+    /// Publishes that the agent connection broke or is re-established.
+    fn on_connection_change(&mut self, connection: ConnectionStatus, cause: Option<&str>) {
         let state = {
             let mut view = self.shared.view();
             view.connection = connection;
             view.state
         };
-        // Nobody is kept waiting where no turn runs.
+        // Without a running turn nobody waits, so no notification is sent.
         let is_felt = connection == ConnectionStatus::Reconnecting && self.turn.is_some();
         let connection = self.shared.connection_status();
         let spec = &self.shared.spec;
@@ -208,12 +210,12 @@ impl Session {
             connection = connection.as_str(), cause, "agent connection changed state");
         let now = self.services.clock.now();
         let session_notice = is_felt.then(|| notices::of_reconnecting(spec, now));
-        match (self.line_id, session_notice) {
-            (Some(line), session_notice) => {
-                let cause = cause.unwrap_or("connected again");
-                connection_log::changed(&self.services, spec, line, connection, cause, None, session_notice);
+        match (self.connection_row_id, session_notice) {
+            (Some(row_id), session_notice) => {
+                let cause = cause.unwrap_or("reconnected");
+                connection_log::changed(&self.services, spec, row_id, connection, cause, None, session_notice);
             }
-            // Over the fallback, and in a turn that was taken over, there is no record of the line.
+            // A connection over the fallback, or of an adopted turn, has no record.
             (None, Some(session_notice)) => connection_log::notify(&self.services, spec, session_notice, now),
             (None, None) => {}
         }
@@ -223,8 +225,8 @@ impl Session {
         self.shared.feed.announce(prompt, EventKind::Status, &update);
     }
 
-    /// Lets the runtime forget what the agent said outside a turn, unless the end of the one before is not on disk
-    /// yet. It is told when that is much.
+    /// Settles the agent's messages outside a turn, so that the runtime discards them; does nothing until the end of
+    /// the previous turn is on disk. The runtime is notified once enough messages have accumulated.
     fn settle_outside(&self) {
         if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {
             return;
@@ -241,7 +243,7 @@ impl Session {
             let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}"));
             return self.respond(&id, Err(refusal), ctx);
         }
-        // Outside a turn, or once it is being cancelled, nothing is permitted any more.
+        // Outside a turn, or while the turn is being cancelled, every request is answered as cancelled.
         let policy = match &self.turn {
             Some(turn) if !turn.is_cancelled() => self.shared.spec.policy.get(),
             _ => return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx),
@@ -249,7 +251,8 @@ impl Session {
         match self.permissions.receive(policy, id.clone(), params, Uuid::now_v7()) {
             Received::Answer(answer) => self.answer_permission("", answer, PermissionPolicy::as_str(policy), ctx),
             Received::Malformed(cause) => {
-                let refusal = RpcError::new(jsonrpc::INVALID_PARAMS, format!("not a permission request: {cause}"));
+                let refusal =
+                    RpcError::new(jsonrpc::INVALID_PARAMS, format!("malformed permission request: {cause}"));
                 self.respond(&id, Err(refusal), ctx);
             }
             Received::Waits { request_id, event } => {
@@ -264,19 +267,19 @@ impl Session {
         }
     }
 
-    /// Answers a permission request and writes who decided what.
+    /// Answers a permission request, and records the decision and who made it.
     pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
         self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
         self.respond(&answer.id, Ok(answer.response), ctx);
         self.save_entries(ctx);
     }
 
-    /// Answers everything that waits for a person with `cancelled`.
+    /// Answers all pending permission requests with `cancelled`.
     pub(crate) fn cancel_permissions(&mut self) {
         for (request_id, answer) in self.permissions.cancel_all() {
             self.write_down_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
             if let Some(link) = &mut self.link {
-                // A link that does not take it is found out by the turn itself.
+                // The turn itself detects a connection that is broken.
                 let _ = link.respond(&answer.id, Ok(answer.response));
             }
         }
@@ -340,7 +343,7 @@ impl Session {
         }
     }
 
-    /// A call failed whose link lives on: the turn ends, the session does not.
+    /// A call failed while its connection is intact: the turn ends, the session does not.
     fn on_failed(&mut self, call: u64, failure: Failure, ctx: &mut Context<Self>) {
         match self.calls.take(call) {
             Some(Call::Prompt) => {
@@ -356,7 +359,11 @@ impl Session {
         }
     }
 
-    /// Calls the agent for a caller who waits for the answer.
+    /// Sends a call to the agent and returns its answer; fails after the inactivity timeout.
+    ///
+    /// # Errors
+    /// `TurnInProgress` if too many calls are pending, `SessionClosed` while the session is closing, else the failure
+    /// of the connection, the timeout or the agent's error.
     pub(crate) fn call(
         &mut self,
         send: impl FnOnce(&mut dyn AgentSession, u64) -> Result<(), SendError>,
@@ -373,10 +380,10 @@ impl Session {
         let limit = self.services.settings.inactivity_timeout;
         let waiting = async move {
             sent?;
-            let gone = || Failure::new(ErrorCode::ConnectionLost, "the agent ended before it answered");
+            let gone = || Failure::new(ErrorCode::ConnectionLost, "the agent exited before it answered");
             match tokio::time::timeout(limit, answer).await {
                 Ok(answer) => answer.map_err(|_| gone())?,
-                Err(_) => Err(Failure::new(ErrorCode::InactivityTimeout, "the agent did not answer")),
+                Err(_) => Err(Failure::new(ErrorCode::InactivityTimeout, "the agent did not answer in time")),
             }
         };
         Box::pin(waiting.into_actor(self))
@@ -424,7 +431,7 @@ impl Handler<SetConfigOption> for Session {
     }
 }
 
-/// Why a session that is not idle and not running can do nothing else.
+/// Failure of a call while the session is starting or closing.
 pub(crate) fn not_ready(ending: Option<&EndCause>) -> Failure {
     match ending {
         Some(_) => Failure::new(ErrorCode::SessionClosed, "the session is being closed"),

@@ -1,4 +1,4 @@
-//! What is to become of a turn's changes: everything that decides it, for [`Automation::decide`].
+//! Decision about a turn's changes: gathers the input of [`Automation::decide`].
 
 use super::turn_ticket::TurnTicket;
 use crate::{
@@ -12,7 +12,8 @@ use crate::{
     store::{Acceptance, NewTurn, StoreError},
 };
 
-/// Decides. The tenant's patterns are read only where nothing that comes before them has decided already.
+/// Decides whether automation runs on the turn's changes. The tenant's blocked repositories are read only if no earlier
+/// rule decides.
 pub(crate) async fn decide(
     services: &Services,
     spec: &SessionSpec,
@@ -32,7 +33,7 @@ pub(crate) async fn decide(
         is_enabled: github.enabled,
         blocked: &github.blocked_repositories,
         blocked_by_tenant: &[],
-        // This version can be given none: no app can be configured, and no token comes with a prompt.
+        // This version has no credentials: no app can be configured, and prompts carry no token.
         credential: Credential::Missing(None),
         protocol,
         fallback_can_automate: true,
@@ -46,7 +47,7 @@ pub(crate) async fn decide(
         Automation::Run => false,
     };
     if is_settled {
-        // Nothing that the tenant says comes before it.
+        // The tenant's settings cannot override it.
         return Ok(decided);
     }
     let tenant = services.store.tenant_protocol(spec.workspace.installation_id.clone()).await?;
@@ -54,7 +55,7 @@ pub(crate) async fn decide(
     Ok(Automation::decide(&Asked { blocked_by_tenant, ..asked }))
 }
 
-/// Decides what is to become of the turn's changes, and writes the turn down.
+/// Decides about the turn's changes, then persists the turn.
 pub(crate) async fn accept(
     services: &Services,
     spec: &SessionSpec,
@@ -69,7 +70,7 @@ pub(crate) async fn accept(
     (services.store.accept_turn(new_turn).await, ticket)
 }
 
-/// The same key came with another body.
+/// Failure of a reused `Idempotency-Key` whose body differs.
 pub(crate) fn mismatch() -> Failure {
-    Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key came before with another body")
+    Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key was already used with a different body")
 }

@@ -1,4 +1,4 @@
-//! How a session gets its agent, and how it lets it go.
+//! Connects a session to its agent, and releases the agent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,29 +35,28 @@ use crate::{
     transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession},
 };
 
-/// Messages of the conversation that are looked at for context; the context itself is bounded in bytes.
+/// Messages of the conversation that are read for the context, at most; the context itself is bounded in bytes.
 const CONTEXT_MESSAGES: usize = 200;
-/// How long an agent may take to answer `session/close` before it is released without.
+/// Time limit for the agent's answer to `session/close`; the agent is released without it afterwards.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
-/// A line to an agent that is to be made.
+/// A connection to an agent that is to be opened.
 pub(super) struct Opening {
-    /// Over what.
     pub route: Route,
-    /// Backoff of a restart.
+    /// Backoff before a restart.
     pub delay: Duration,
-    /// Cookies of the earlier connection.
+    /// Cookies of the previous connection.
     pub cookies: Option<String>,
-    /// Told when the agent is ready, or why it is not.
+    /// Receives the agent's facts when it is ready, or the failure.
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
-    /// Whether nothing was ever said in this session.
+    /// True if the session has no conversation yet.
     pub is_new: bool,
-    /// Whether the runtime has just been reached.
+    /// True if the runtime has just answered.
     pub runtime_answers: bool,
 }
 
 impl Opening {
-    /// For a session that lives.
+    /// Connection of a session that is already live.
     pub(crate) fn over(route: Route) -> Self {
         Self { route, delay: Duration::ZERO, cookies: None, ready: None, is_new: false, runtime_answers: false }
     }
@@ -81,8 +80,8 @@ impl Session {
         self.open(Opening { route, delay, cookies, ready, is_new, runtime_answers }, ctx);
     }
 
-    /// Makes a line. A handshake that fails goes over to the fallback, where that does not depend on what failed;
-    /// else it ends the session.
+    /// Opens a connection. After a failed handshake the session uses the fallback if that does not depend on the failed
+    /// part; otherwise the session ends.
     pub(super) fn open(&mut self, opening: Opening, ctx: &mut Context<Self>) {
         let Opening { route, delay, cookies, ready, is_new, runtime_answers } = opening;
         let spec = self.shared.spec.clone();
@@ -125,7 +124,7 @@ impl Session {
                     took,
                     (id, session_notice),
                 );
-                this.line_id = outcome.is_ok().then_some(id);
+                this.connection_row_id = outcome.is_ok().then_some(id);
             }
             match opened {
                 Ok((opened, context)) => {
@@ -142,8 +141,8 @@ impl Session {
         }));
     }
 
-    /// What a handshake counts for. One that fails in the name of a canary is the canary's end; one that works is only
-    /// its beginning.
+    /// Returns the route for which a handshake counts. A failed handshake ends the canary that caused it; a successful
+    /// one only begins it.
     fn route_of_handshake(&self, failed: bool) -> TurnRoute {
         match &self.turn {
             Some(turn) if turn.route.canary.is_some() && failed => turn.route,
@@ -152,8 +151,9 @@ impl Session {
         }
     }
 
-    /// What the user is told of a handshake that lets the session go over to the fallback; again only once ACP was well
-    /// in between. Of one that is being opened it is told with the session's row, which is not there yet.
+    /// Returns the notification that a failed handshake moved the session to the fallback; it is repeated only after
+    /// ACP has recovered. For the first handshake it is deferred and written with the session's row, which does not
+    /// exist yet.
     fn notice_of_handshake(
         &self,
         handshake: Uuid,
@@ -172,7 +172,7 @@ impl Session {
         Some(session_notice)
     }
 
-    /// Whether a handshake over ACP that failed lets the session go over to the fallback.
+    /// True if the session uses the fallback after this failure of an ACP handshake.
     fn bypasses(&self, failure: &Failure, runtime_answers: bool) -> bool {
         let handshake = Handshake {
             has_oneshot: self.shared.spec.has_oneshot,
@@ -203,8 +203,8 @@ impl Session {
         self.stop(cause, ctx);
     }
 
-    /// From now on, for the cool-down of a rollback, this session's turns go over the fallback whatever the workspace's
-    /// route is. Its user is told.
+    /// Sends this session's turns over the fallback for the cool-down of a rollback, regardless of the workspace's
+    /// route, and notifies its user.
     fn fall_back(&mut self, failure: &Failure) {
         let until = self.services.clock.steady().plus(self.services.settings.recovery.cooldown);
         self.own_fallback = Some(until);
@@ -226,8 +226,8 @@ impl Session {
         self.shared.feed.announce(prompt, EventKind::Rollback, &update);
     }
 
-    /// What carries a turn for which the router chose `chosen`: the fallback, as long as this session is on it by
-    /// itself.
+    /// Returns the carrier of a turn for which the router chose `chosen`: the fallback while this session has fallen
+    /// back on its own.
     pub(super) fn carrier_of(&self, chosen: Route, now: Timestamp) -> Route {
         match self.own_fallback {
             Some(until) if now < until => Route::Http,
@@ -235,18 +235,18 @@ impl Session {
         }
     }
 
-    /// Lets the line go, for another one over `route`. What waits for it stays.
-    pub(super) fn change_line(&mut self, route: Route, ctx: &mut Context<Self>) {
-        self.was_on_fallback = self.line_route == Route::Http;
-        self.drop_line(ctx);
+    /// Replaces the connection with one over `route`. Pending work is kept.
+    pub(super) fn change_connection(&mut self, route: Route, ctx: &mut Context<Self>) {
+        self.was_on_fallback = self.connection_route == Route::Http;
+        self.drop_connection(ctx);
         let status = ConnectionStatus::Connecting;
         self.announce(SessionState::Starting, status);
         self.open(Opening::over(route), ctx);
     }
 
-    fn drop_line(&mut self, ctx: &mut Context<Self>) {
+    fn drop_connection(&mut self, ctx: &mut Context<Self>) {
         if let Some(stream) = self.stream.take() {
-            // What the old line still says, its end above all, is of no interest.
+            // Late events of the old connection, its end above all, must not reach the new one.
             ctx.cancel_future(stream);
         }
         self.link = None;
@@ -254,17 +254,17 @@ impl Session {
         self.close_record(status, "the workspace's route changed");
     }
 
-    /// Tells the record of the connection how it was, and that it is over.
+    /// Closes the record of the connection, with its final health.
     pub(super) fn close_record(&mut self, status: ConnectionStatus, cause: &str) {
         let health = std::mem::take(&mut self.health);
-        if let Some(line) = self.line_id.take() {
+        if let Some(connection) = self.connection_row_id.take() {
             let last_heard = self.shared.view().last_heard;
             let health = ConnectionHealth { last_heard, ..health };
-            connection_log::changed(&self.services, &self.shared.spec, line, status, cause, Some(health), None);
+            connection_log::changed(&self.services, &self.shared.spec, connection, status, cause, Some(health), None);
         }
     }
 
-    /// Notes by what the agent of a restart is found again; whoever waits for a first start writes it to disk himself.
+    /// Persists the identity of a restarted agent's connection; after a first start the waiting caller persists it.
     fn write_down_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
         let change = SessionChange {
             agent_session_id: self.agent_session_id.clone(),
@@ -274,7 +274,7 @@ impl Session {
         let services = self.services.clone();
         let writing = async move {
             if let Err(cause) = services.store.update_session(change).await {
-                // The next start would not find the agent and interrupt its turn, no more.
+                // Harmless beyond this: the next start of the service would not find the agent and interrupt its turn.
                 tracing::warn!(marker = "[ACP]", %cause, "connection was not written");
             }
         };
@@ -299,7 +299,7 @@ impl Session {
     fn connected(&mut self, route: Route, opened: OpenedSession, ctx: &mut Context<Self>) {
         self.calls.start_at(opened.next_call);
         self.link = Some(opened.link);
-        (self.line_route, self.was_on_fallback) = (route, route == Route::Http);
+        (self.connection_route, self.was_on_fallback) = (route, route == Route::Http);
         let facts = Arc::new(opened.facts);
         if route == Route::Acp {
             self.own_fallback = None;
@@ -323,8 +323,8 @@ impl Session {
         }
     }
 
-    /// Reads the conversation so far for a turn over the fallback, whose agent knows nothing of it, and hands the turn
-    /// over then.
+    /// Reads the conversation so far for a turn over the fallback, whose agent has no memory of it, then dispatches the
+    /// turn.
     pub(super) fn read_conversation(&mut self, ctx: &mut Context<Self>) {
         let (services, id) = (self.services.clone(), self.shared.spec.session_id);
         let reading = async move { services.store.last_said(id, CONTEXT_MESSAGES).await };
@@ -340,7 +340,7 @@ impl Session {
         }));
     }
 
-    /// Ends a session that has no turn: `session/close` where the agent offers it, then the agent is released.
+    /// Ends a session without a running turn: sends `session/close` if the agent supports it, then releases the agent.
     pub(super) fn release(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         let closes = matches!(cause, EndCause::Closed) && self.facts.as_ref().is_some_and(|facts| facts.can_close);
         if let (true, Some(link)) = (closes, &mut self.link)
@@ -355,8 +355,8 @@ impl Session {
     }
 }
 
-/// What an agent that has just been reached does not know of the conversation: what went over the fallback, or all of
-/// it where it remembers nothing.
+/// Returns the part of the conversation that a freshly connected agent does not know: turns over the fallback, or
+/// everything if the agent remembers nothing.
 async fn missed(services: &Services, spec: &SessionSpec, remembers: bool) -> Result<Option<String>, Failure> {
     let said = match remembers {
         true => services.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,

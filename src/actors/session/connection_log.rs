@@ -1,7 +1,7 @@
-//! What is kept about each line to an agent, and what its handshake counts for.
+//! Persists the history of agent connections, and counts their handshakes in the success window.
 //!
-//! Written beside the session and not before it: a handshake is history, and a caller who waits for a session does not
-//! wait for it. It counts in the window once it is on disk.
+//! Written asynchronously: a handshake is history, and a caller that waits for a session does not wait for this write.
+//! A handshake counts in the window once it is on disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,8 @@ use crate::{
     transport::AgentFacts,
 };
 
-/// Writes how the handshake of a session ended under `id`, tells its user, and lets it count.
+/// Persists the outcome of a session's handshake under `id`, with the notification to its user, then reports it to the
+/// success window.
 pub(crate) fn note(
     services: &Arc<Services>,
     spec: &SessionSpec,
@@ -52,7 +53,7 @@ pub(crate) fn note(
     });
 }
 
-/// Writes a probe, which counts in no window.
+/// Persists a probe; probes do not count in the success window.
 pub(crate) async fn probe(
     services: &Services,
     workspace: &WorkspaceKey,
@@ -66,11 +67,11 @@ pub(crate) async fn probe(
     }
 }
 
-/// Writes the outcome of a line and how it was until then, and tells the session's user.
+/// Persists a connection's change of state and its health until then, with the notification to the session's user.
 pub(crate) fn changed(
     services: &Arc<Services>,
     spec: &SessionSpec,
-    line: Uuid,
+    connection: Uuid,
     status: ConnectionStatus,
     cause: &str,
     health: Option<ConnectionHealth>,
@@ -79,7 +80,7 @@ pub(crate) fn changed(
     let health = health.and_then(|health| serde_json::to_string(&health).ok());
     let event = NewConnectionEvent {
         event_id: Uuid::now_v7(),
-        connection_row_id: line,
+        connection_row_id: connection,
         key: spec.workspace.clone(),
         session_id: Some(spec.session_id),
         status,
@@ -96,7 +97,7 @@ pub(crate) fn changed(
     });
 }
 
-/// Tells a session's user of a break of which no record is kept.
+/// Notifies a session's user of a break of a connection that has no record.
 pub(crate) fn notify(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
     let (services, key, session_id) = (services.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
@@ -134,7 +135,7 @@ fn of(
     }
 }
 
-/// What an agent calls itself; what cannot be read is skipped.
+/// Name and version that an agent reports; unreadable fields are skipped.
 #[derive(Default, Deserialize)]
 struct AgentInfo {
     name: Option<String>,

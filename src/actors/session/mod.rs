@@ -1,7 +1,7 @@
 //! One ACP session: one agent, one turn at a time.
 //!
-//! The actor lives as long as its agent. Whatever breaks, it ends its turn, tells its supervisor through its
-//! guard, and stops; a fresh one takes its place.
+//! The actor lives as long as its agent. On any failure it ends its turn, reports to its supervisor through its guard,
+//! and stops; the supervisor starts a fresh actor.
 
 pub(crate) mod adoption;
 pub(crate) mod agent_events;
@@ -44,10 +44,10 @@ use crate::{
     transport::{AgentFacts, AgentSession},
 };
 
-/// Messages that wait for a session: prompts, cancels and answers of its callers. More than 16 at once on one
-/// session is no use that we know; their senders wait.
+/// Mailbox capacity: prompts, cancels and answers of callers. No known use sends more than 16 at once to one session;
+/// further senders wait.
 const MAILBOX: usize = 16;
-/// Calls of ours that wait for the agent's answer: one prompt, and mode or option changes of callers.
+/// Calls to the agent that may be pending: one prompt, and mode or option changes of callers.
 const MAX_CALLS: usize = 32;
 
 pub(crate) struct Session {
@@ -56,57 +56,57 @@ pub(crate) struct Session {
     guard: EndGuard,
     start: Option<Start>,
     link: Option<Box<dyn AgentSession>>,
-    /// What the link goes over, or went over last.
-    line_route: Route,
-    /// Where the link's events come from.
+    /// Carrier of the current or last connection.
+    connection_route: Route,
+    /// Stream of the connection's events.
     stream: Option<SpawnHandle>,
-    /// The record of the line, for what becomes of it.
-    line_id: Option<Uuid>,
-    /// How the line did so far.
+    /// Id of the connection's record, for later changes of its state.
+    connection_row_id: Option<Uuid>,
+    /// Health of the current connection.
     health: ConnectionHealth,
     latency: LatencyWatch,
-    /// The id under which the agent knows the conversation over ACP; kept while turns go over the fallback.
+    /// The agent's id of the conversation over ACP; kept while turns use the fallback.
     agent_session_id: Option<String>,
-    /// Until when this session's turns go over the fallback by themselves, since a handshake failed.
+    /// End of this session's own use of the fallback after a failed handshake.
     own_fallback: Option<Timestamp>,
-    /// Whether the line before the one that is being made was the fallback.
+    /// True if the previous connection used the fallback.
     was_on_fallback: bool,
     facts: Option<Arc<AgentFacts>>,
     calls: Correlator<Call>,
     turn: Option<Turn>,
-    /// How the turn before ended, once that is written to disk.
+    /// End of the previous turn; set once it is on disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
-    /// The conversation so far, for an agent that did not see it; goes ahead of the next prompt.
+    /// The conversation so far, for an agent that does not know it; precedes the next prompt.
     context: Option<String>,
-    /// Set once the session is to end, with the reason.
+    /// Reason for the end of the session; set when it starts to end.
     ending: Option<EndCause>,
     idle_timer: Option<SpawnHandle>,
 }
 
-/// How a session's actor starts.
+/// Start parameters of a session's actor.
 pub(crate) struct Start {
-    /// Backoff of a restart.
+    /// Backoff before a restart.
     pub delay: Duration,
-    /// What an earlier start left.
+    /// State kept from an earlier start.
     pub past: Past,
-    /// Cookies of the earlier connection.
+    /// Cookies of the previous connection.
     pub cookies: Option<String>,
-    /// Told when the agent is ready, or why it is not.
+    /// Receives the agent's facts when it is ready, or the failure.
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
-    /// An agent that works already, during a turn.
+    /// An agent that already runs a turn of an earlier process.
     pub adopted: Option<Box<Adopted>>,
 }
 
-/// A call that waits for the agent's answer.
+/// A call that is pending at the agent.
 enum Call {
     Prompt,
-    /// For a caller who waits.
+    /// Sent for a caller that waits for the answer.
     Asked(Later<Result<Box<RawValue>, Failure>>),
     Close,
 }
 
-/// Tells the supervisor about the end of a session, exactly once; on drop it says that the actor panicked.
+/// Reports the end of a session to its supervisor exactly once; on drop it reports that the actor panicked.
 pub(crate) struct EndGuard {
     supervisor: Option<Recipient<SessionEnded>>,
     session_id: SessionId,
@@ -114,7 +114,7 @@ pub(crate) struct EndGuard {
 }
 
 impl EndGuard {
-    /// Makes the guard of one start of a session.
+    /// Creates the guard of one start of a session.
     pub(crate) fn new(supervisor: Recipient<SessionEnded>, session_id: SessionId, generation: u64) -> Self {
         Self { supervisor: Some(supervisor), session_id, generation }
     }
@@ -122,7 +122,7 @@ impl EndGuard {
     fn report(&mut self, cause: EndCause) {
         if let Some(supervisor) = self.supervisor.take() {
             let ended = SessionEnded { session_id: self.session_id, generation: self.generation, cause };
-            // Refused only by a supervisor that is gone, and then nobody is left to restart anything.
+            // Fails only if the supervisor has exited, and then nothing can restart the session.
             let _ = supervisor.try_send(ended);
         }
     }
@@ -135,7 +135,7 @@ impl Drop for EndGuard {
 }
 
 impl Session {
-    /// Makes the actor of a session; it connects when it is started.
+    /// Creates the actor of a session; it connects when it is started.
     pub(crate) fn new(services: Arc<Services>, shared: Arc<SessionShared>, guard: EndGuard, start: Start) -> Self {
         Self {
             services,
@@ -143,9 +143,9 @@ impl Session {
             guard,
             start: Some(start),
             link: None,
-            line_route: Route::Acp,
+            connection_route: Route::Acp,
             stream: None,
-            line_id: None,
+            connection_row_id: None,
             health: ConnectionHealth::default(),
             latency: LatencyWatch::default(),
             agent_session_id: None,
@@ -162,7 +162,7 @@ impl Session {
         }
     }
 
-    /// Ends the running turn with a failure, if there is one, and the session.
+    /// Ends the running turn, if any, with a failure, then the session.
     fn fail(&mut self, failure: Failure, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(Turn::is_cancelled);
         let outcome = TurnOutcome::of_failure(failure.clone(), cancelled);
@@ -171,7 +171,7 @@ impl Session {
         self.stop(cause, ctx);
     }
 
-    /// Lets the agent go and ends the actor.
+    /// Releases the agent and stops the actor.
     fn stop(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         let status = match &cause {
             EndCause::StartFailed(_) | EndCause::Broken(_) | EndCause::Panicked => ConnectionStatus::Error,
@@ -184,7 +184,7 @@ impl Session {
         ctx.stop();
     }
 
-    /// Publishes where the session stands.
+    /// Publishes the session's state.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
         self.shared.move_to(state, &self.services.metrics).connection = connection;
         let connection = self.shared.connection_status();

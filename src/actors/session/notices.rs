@@ -1,4 +1,5 @@
-//! What a session's user is told unasked: a notification and its note, for the transaction of what caused them.
+//! Notifications to a session's user, each with its transcript note; both are written in the transaction of their
+//! cause.
 
 use serde_json::{json, to_string};
 use uuid::Uuid;
@@ -22,14 +23,14 @@ use crate::{
     },
 };
 
-/// A session failed for good.
+/// Notification that a session failed permanently.
 pub(crate) fn of_failed_session(spec: &SessionSpec, code: ErrorCode, now: Timestamp) -> SessionNotice {
     let notice = notice::of_failed_session(spec.session_id, code);
     let note = note(&notice, NoteKind::Info, Some(NoteStatus::Error), NoteDetails::default(), now);
     session_notice(to_session(spec), notice, Uuid::now_v7(), note)
 }
 
-/// A session's handshake failed, so that it goes over the fallback by itself; `handshake` is the record of it.
+/// Notification that a session uses the fallback because its handshake failed; `handshake` is the id of that record.
 pub(crate) fn of_failed_handshake(
     spec: &SessionSpec,
     code: ErrorCode,
@@ -41,8 +42,8 @@ pub(crate) fn of_failed_handshake(
     session_notice(to_session(spec), notice, handshake, note)
 }
 
-/// The connection to the agent of a running turn broke and is being made again. Of breaks that come together one is
-/// told.
+/// Notification that the agent connection of a running turn broke and is being re-established. Breaks in quick
+/// succession are reported once.
 pub(crate) fn of_reconnecting(spec: &SessionSpec, now: Timestamp) -> SessionNotice {
     let notice = notice::of_reconnecting();
     let note = note(&notice, NoteKind::Info, None, NoteDetails::default(), now);
@@ -53,7 +54,7 @@ fn to_session(spec: &SessionSpec) -> Addressee {
     Addressee::Session(spec.workspace.clone(), spec.session_id)
 }
 
-/// Both in one; `cause` is told once.
+/// Combines a notification and its note; notifications are deduplicated by `cause`.
 pub(crate) fn session_notice(
     to: Addressee,
     notice: Notice,
@@ -63,7 +64,7 @@ pub(crate) fn session_notice(
     SessionNotice { toast: NewNotification::new(Uuid::now_v7(), to, notice, cause), note }
 }
 
-/// The note that stands beside a notification in the transcript.
+/// Builds the transcript note that accompanies a notification.
 pub(crate) fn note(
     notice: &Notice,
     kind: NoteKind,
@@ -83,7 +84,7 @@ pub(crate) fn note(
     TranscriptEntry::with_payload(event_type, summary, &to_string(&note).unwrap_or_default())
 }
 
-/// A skip: what the result says, what is kept, and what the user is told.
+/// A skipped automation: its part of the result, its audit row and its notification.
 pub(crate) struct SkipRecord {
     pub why: (SkipReason, Option<SkipDetail>),
     /// For the result.
@@ -94,7 +95,7 @@ pub(crate) struct SkipRecord {
     pub session_notice: SessionNotice,
 }
 
-/// The record of a skip; none where its parts do not fit the contract, which is a fault of ours.
+/// Builds the record of a skip. `None` if its parts violate the contract, which is a bug and is logged.
 pub(crate) fn of(
     spec: &SessionSpec,
     prompt_id: PromptId,

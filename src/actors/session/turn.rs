@@ -1,4 +1,4 @@
-//! The one turn of a session, from the prompt to its end.
+//! The current turn of a session, from the prompt to its end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,8 +34,8 @@ use crate::{
     transport::TurnRequest,
 };
 
-/// How much longer than the grace of a cancel the session waits for a link that keeps time itself: it has to hear of
-/// the cancel first, and its answer comes after the end of the agent.
+/// Added to the cancel grace for a connection that enforces time limits itself: the cancel must reach it first, and it
+/// answers only after the agent has ended.
 const CARRIER_MARGIN: Duration = Duration::from_secs(10);
 
 /// The turn that is being accepted, waits for its agent, or runs.
@@ -44,20 +44,21 @@ pub(super) struct Turn {
     idempotency: Option<Idempotency>,
     /// Absent while the turn is being written to disk.
     pub(super) ticket: Option<TurnTicket>,
-    /// The outcome where the session ends before that.
+    /// Set to the outcome if the turn ends while it is being written to disk.
     when_dropped: WhenDropped,
-    /// Present until the agent got it.
+    /// Present until it is sent to the agent.
     prompt: Option<Prompt>,
     pub(super) route: TurnRoute,
-    /// What is to carry it.
+    /// Carrier of the turn; differs from `route.route` if the session fell back on its own.
     pub(super) carrier: Route,
-    /// Whether the conversation so far was read for it.
+    /// True once the conversation so far was read for the turn.
     pub(super) knows_conversation: bool,
-    /// When the agent last said something.
+    /// Time of the agent's last message.
     pub(super) heard: Timestamp,
     cancel_asked: bool,
-    /// What the agent said since it was last put on disk: its bytes, and the number after which it said it.
+    /// Bytes that the agent sent since its messages were last persisted.
     pub(super) unsettled_bytes: usize,
+    /// Number of the last message that was persisted.
     pub(super) settled_seq: u64,
     inactivity_timer: Option<SpawnHandle>,
     grace_timer: Option<SpawnHandle>,
@@ -93,13 +94,13 @@ impl Turn {
         self.cancel_asked
     }
 
-    /// The answer to a prompt that comes while it runs.
+    /// Answers a prompt that arrives while the turn runs: joins it if key and body are the same.
     fn join(&self, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
         match (asked, &self.idempotency) {
             (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(self.handle.clone())),
             (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
             _ => Err(PromptRefused {
-                failure: Failure::new(ErrorCode::TurnInProgress, "the session's turn is still running"),
+                failure: Failure::new(ErrorCode::TurnInProgress, "another turn of the session is still running"),
                 running: Some(self.prompt_id()),
             }),
         }
@@ -181,17 +182,18 @@ impl Session {
         Begin::Write(Box::new(new_turn), wanted, ticket)
     }
 
-    /// Subscribes to the end of a turn, and to the events from now on.
+    /// Returns a handle to the end of a turn and to the events from now on.
     fn turn_handle(&self, prompt_id: PromptId, ended: watch::Receiver<Option<Arc<TurnEnded>>>) -> TurnHandle {
         let feed = self.shared.feed.clone();
         TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended }
     }
 
-    /// Resumes a turn that an earlier process left open; `output` is what its agent had sent until then.
+    /// Resumes a turn that an earlier process left open; `output` is the text that its
+    /// agent had sent until then.
     pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, output: &[String], automation: Automation) {
         let prompt_id = row.prompt_id;
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
-        // The epoch is the one in which it began. It is no canary any more: the process that probed ACP with it died.
+        // The turn keeps the epoch in which it began. It is no longer a canary: the process that ran the trial died.
         let route = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
         let start = TurnStart { prompt_id, route, carrier: row.protocol, accepted_at: row.accepted };
         let (mut ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
@@ -216,10 +218,12 @@ impl Session {
             Ok(Acceptance::Accepted) => {
                 ticket.accepted();
                 let Some(turn) = &mut self.turn else {
-                    // Only this function and the end of a turn take it away, and the turn has not begun.
-                    return Err(Failure::new(ErrorCode::Internal, "the turn went away as it was written").into());
+                    // Only this function and the end of a turn clear it, and the turn has not begun.
+                    return Err(
+                        Failure::new(ErrorCode::Internal, "the turn was removed while it was being written").into()
+                    );
                 };
-                // Where the session went over to the fallback while the turn was written to disk.
+                // The session may have switched to the fallback while the turn was being written to disk.
                 if turn.carrier != ticket.carrier() {
                     ticket.fell_back();
                 }
@@ -252,14 +256,14 @@ impl Session {
         refused
     }
 
-    /// Sends the prompt to the agent, once there is a line of the turn's own kind and the turn is on disk.
+    /// Sends the prompt to the agent once the turn is on disk and the agent is connected over the turn's carrier.
     pub(super) fn dispatch(&mut self, ctx: &mut Context<Self>) {
         let Some(turn) = &self.turn else { return };
         if self.link.is_none() || turn.ticket.is_none() || turn.prompt.is_none() {
             return;
         }
-        if turn.carrier != self.line_route {
-            return self.change_line(turn.carrier, ctx);
+        if turn.carrier != self.connection_route {
+            return self.change_connection(turn.carrier, ctx);
         }
         if turn.carrier == Route::Http && !turn.knows_conversation {
             return self.read_conversation(ctx);
@@ -283,7 +287,8 @@ impl Session {
         };
         let now = self.services.clock.now();
         turn.heard = now;
-        // Nothing before the turn is wanted any more: the end of the one before was written before this one began.
+        // Messages from before the turn need no replay: the end of the previous turn was persisted before this one
+        // began.
         let delivered = link.delivered();
         turn.settled_seq = delivered.handled();
         if turn.settled_seq > delivered.settled() {
@@ -292,33 +297,33 @@ impl Session {
         match sent {
             Ok(()) => {
                 ticket.sent(now, context.is_some());
-                // A link that keeps time says by itself when the silence was too long.
+                // A connection that enforces time limits reports the inactivity timeout itself.
                 if !link.keeps_time() {
                     self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
                 }
             }
             Err(cause) => {
-                let detail = format!("the prompt could not be handed over: {cause}");
+                let detail = format!("the prompt could not be sent to the agent: {cause}");
                 self.fail(Failure::new(ErrorCode::ConnectionLost, detail), ctx);
             }
         }
     }
 
-    /// Looks at the silence again after `wait`.
+    /// Checks the inactivity limit after `wait`.
     pub(super) fn watch_inactivity(&mut self, wait: std::time::Duration, ctx: &mut Context<Self>) {
         let timer = ctx.run_later(wait, |this, ctx| {
             let limit = this.services.settings.inactivity_timeout;
             let Some(turn) = &mut this.turn else { return };
             let now = this.services.clock.now();
             if this.permissions.is_waiting() || this.shared.view().connection == ConnectionStatus::Reconnecting {
-                // A person or the network is being waited for, each under a limit of its own.
+                // The turn waits for a person or for a reconnect; each has its own limit.
                 turn.heard = now;
             }
             let silent = now.since(turn.heard);
             if silent < limit {
                 return this.watch_inactivity(limit - silent, ctx);
             }
-            let detail = format!("the agent said nothing for {} s", limit.as_secs_f32());
+            let detail = format!("the agent sent nothing for {} s", limit.as_secs_f32());
             this.fail(Failure::new(ErrorCode::InactivityTimeout, detail), ctx);
         });
         if let Some(turn) = &mut self.turn {
@@ -326,8 +331,8 @@ impl Session {
         }
     }
 
-    /// Asks the agent to end the turn, answers what it waits for, and gives it the grace. A turn that the
-    /// agent has not seen ends at once.
+    /// Asks the agent to end the turn, answers its pending permission requests, and waits for the cancel grace. A turn
+    /// whose prompt was not sent ends at once.
     pub(super) fn cancel_turn(&mut self, ctx: &mut Context<Self>) {
         let Some(turn) = &mut self.turn else { return };
         if std::mem::replace(&mut turn.cancel_asked, true) {
@@ -339,12 +344,12 @@ impl Session {
             }
             return;
         }
-        let told = self.link.as_mut().map(|link| link.cancel());
+        let sent = self.link.as_mut().map(|link| link.cancel());
         let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
         let grace = self.services.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
         self.cancel_permissions();
         self.save_entries(ctx);
-        if let Some(Err(cause)) = told {
+        if let Some(Err(cause)) = sent {
             return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
         }
         let grace = ctx.run_later(grace, |this, ctx| {
@@ -356,7 +361,7 @@ impl Session {
         }
     }
 
-    /// Ends the turn, if there is one, with its one outcome.
+    /// Ends the running turn, if any, with its only outcome.
     pub(super) fn end_turn(&mut self, outcome: TurnOutcome, usage: Option<Usage>, ctx: &mut Context<Self>) {
         self.cancel_permissions();
         let Some(turn) = self.turn.take() else { return };
@@ -369,7 +374,8 @@ impl Session {
                 self.last_end = Some(turn.handle.ended);
                 ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
             }
-            // It is still being written to disk; its ticket is with that future, ends with it, and has to know why.
+            // The turn is still being written to disk: that future owns the ticket, and dropping it ends the turn with
+            // this outcome.
             None => {
                 let _ = turn.when_dropped.set(outcome);
                 return;
@@ -383,7 +389,7 @@ impl Session {
 }
 
 impl Session {
-    /// Counts a turn for the health of its line; whether its turns have become slow is shown.
+    /// Counts a turn in the health of the connection, and shows whether turns have become slow.
     fn note_health(&mut self, turn: &Turn, outcome: &TurnOutcome) {
         let Some(ticket) = &turn.ticket else { return };
         if let Some(sample) = sample_of(outcome) {

@@ -1,4 +1,5 @@
-//! One begun turn. Whoever drops it ends it, so a turn ends exactly once whatever happens to its actor.
+//! Ticket of a turn that has begun. Dropping the ticket ends the turn, so a turn ends exactly once whatever happens to
+//! its actor.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -51,7 +52,7 @@ struct Begun {
     shared: Arc<SessionShared>,
     prompt_id: PromptId,
     route: TurnRoute,
-    /// What was to carry it when it was accepted: the label of its metrics.
+    /// Carrier chosen when the turn was accepted: the label of its metrics.
     first_carrier: Route,
     carrier: Route,
     slot: EndSlot,
@@ -60,21 +61,21 @@ struct Begun {
     transcript: TranscriptBuilder,
     entries: Vec<TranscriptEntry>,
     context_injected: bool,
-    /// What is to become of its changes.
+    /// Decision about the turn's changes.
     automation: (WantedMode, Automation),
     counted: bool,
     span: tracing::Span,
-    /// From the moment at which the agent got the prompt.
+    /// Starts when the agent receives the prompt.
     prompt_span: Option<tracing::Span>,
     when_dropped: WhenDropped,
 }
 
-/// What a turn's outcome is when its ticket is dropped; set at most once, by whoever knows why the session ends while
-/// the ticket is elsewhere.
+/// Outcome of a turn whose ticket is dropped; set at most once, by the session if it ends while another future holds
+/// the ticket.
 pub(crate) type WhenDropped = Arc<OnceLock<TurnOutcome>>;
 
 impl TurnTicket {
-    /// Makes the ticket of a turn that is about to be written to disk, and the receiver of its end, which is set once,
+    /// Creates the ticket of a turn that is about to be persisted, and the receiver of its end, which is set once,
     /// after the end is on disk. `slot` is reserved in the writer's queue, so that the end can always be queued.
     pub(crate) fn new(
         services: Arc<Services>,
@@ -107,19 +108,20 @@ impl TurnTicket {
         (Self(Some(Box::new(begun))), watching)
     }
 
-    /// Where to say why the ticket will be dropped, for a holder that has given it away.
+    /// Returns the cell for the outcome that applies if the ticket is dropped; for an owner that has handed the ticket
+    /// over.
     pub(crate) fn when_dropped(&self) -> WhenDropped {
         self.0.as_ref().map(|begun| begun.when_dropped.clone()).unwrap_or_default()
     }
 
-    /// Notes what is to become of its changes.
+    /// Records the decision about the turn's changes.
     pub(crate) fn automate(&mut self, wanted: WantedMode, automation: Automation) {
         if let Some(begun) = &mut self.0 {
             begun.automation = (wanted, automation);
         }
     }
 
-    /// Notes that the turn is on disk; from here on it counts.
+    /// Marks the turn as persisted; from now on it counts in the metrics.
     pub(crate) fn accepted(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.counted = true;
@@ -127,13 +129,13 @@ impl TurnTicket {
         }
     }
 
-    /// Drops the ticket of a turn that was not written to disk after all.
+    /// Drops the ticket of a turn that was refused and not persisted, without an outcome.
     pub(crate) fn discard(mut self) {
         self.0 = None;
     }
 
-    /// Notes that the fallback carries it, since a handshake failed; what that means for a canary was told by the
-    /// handshake.
+    /// Switches the turn to the fallback after a failed handshake; a canary ends, because the handshake has already
+    /// reported its failure.
     pub(crate) fn fell_back(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.carrier = Route::Http;
@@ -145,12 +147,11 @@ impl TurnTicket {
         self.0.as_ref().map_or(Route::Acp, |begun| begun.carrier)
     }
 
-    /// When it was accepted.
     pub(crate) fn accepted_at(&self) -> Timestamp {
         self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
     }
 
-    /// Notes that the agent got the prompt, and tells the readers when it is likely to have ended.
+    /// Marks the prompt as sent, and publishes the progress with the expected end.
     pub(crate) fn sent(&mut self, now: Timestamp, context_injected: bool) {
         if let Some(begun) = &mut self.0 {
             begun.progress.sent_at = Some(now);
@@ -161,7 +162,7 @@ impl TurnTicket {
         }
     }
 
-    /// Notes an update of the agent and hands it to the readers.
+    /// Records an update of the agent and publishes it to the readers.
     pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
         let Some(begun) = &mut self.0 else { return };
         let view = crate::domain::turn::transcript::view_update(raw);
@@ -181,7 +182,7 @@ impl TurnTicket {
         }
     }
 
-    /// Puts an entry of ours into the transcript.
+    /// Adds an entry of the service to the transcript.
     pub(crate) fn note(&mut self, entry: TranscriptEntry) {
         if let Some(begun) = &mut self.0 {
             begun.transcript.close(&mut begun.entries);
@@ -189,7 +190,7 @@ impl TurnTicket {
         }
     }
 
-    /// Notes a remark and tells the readers.
+    /// Records a diagnostic and publishes it to the readers.
     pub(crate) fn remark(&mut self, severity: Severity, message: &str) {
         if let Some(begun) = &mut self.0 {
             begun.progress.remark(severity, message);
@@ -198,19 +199,22 @@ impl TurnTicket {
         }
     }
 
-    /// Notes a line of the agent that was no JSON; an error has to end the turn.
+    /// Records a line of the agent's output that is not JSON.
+    ///
+    /// # Errors
+    /// The failure with which the caller must end the turn.
     pub(crate) fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
         let Some(begun) = &mut self.0 else { return Ok(()) };
-        let borne = begun.progress.on_stray_line(line);
+        let counted = begun.progress.on_stray_line(line);
         if let Some(last) = begun.progress.diagnostics.last() {
             let update = json!({"severity": last.severity, "message": last.message});
             begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
         }
-        borne
+        counted
     }
 
-    /// Complete entries that can go to disk before the turn ends, once there are `at_least` of them or that many
-    /// bytes.
+    /// Takes the complete entries, to persist them before the turn ends; `None` while there are fewer than `at_least`
+    /// entries and fewer than `bytes` bytes.
     pub(crate) fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
         let begun = self.0.as_mut()?;
         let held = || begun.entries.iter().map(TranscriptEntry::size_bytes).sum::<usize>();
@@ -218,22 +222,22 @@ impl TurnTicket {
         enough.then(|| std::mem::take(&mut begun.entries))
     }
 
-    /// All of its entries so far, the one that is still growing included.
+    /// Takes all entries so far, including the one that is still growing.
     pub(crate) fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
         let Some(begun) = self.0.as_mut() else { return Vec::new() };
         begun.transcript.close(&mut begun.entries);
         std::mem::take(&mut begun.entries)
     }
 
-    /// Resumes a turn that an earlier process began; `output` is what its agent had sent until then.
+    /// Resumes a turn that an earlier process began; `output` is the text that its agent had sent until then.
     pub(crate) fn resume(&mut self, output: &[String]) {
         if let Some(begun) = &mut self.0 {
             output.iter().for_each(|text| begun.progress.on_message_text(text));
         }
-        self.remark(Severity::Info, "the service was restarted in the middle of the turn, which went on");
+        self.remark(Severity::Info, "the service restarted during the turn; the turn was resumed");
     }
 
-    /// Puts entries back that could not be queued.
+    /// Returns entries that could not be queued, ahead of newer ones.
     pub(crate) fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
         if let Some(begun) = &mut self.0 {
             entries.append(&mut begun.entries);
@@ -241,8 +245,8 @@ impl TurnTicket {
         }
     }
 
-    /// Ends the turn: result and transcript go to disk in one transaction, then everyone who waits is told, and the
-    /// runtime, which may forget what the agent said.
+    /// Ends the turn: result and transcript are written in one transaction; then waiting callers are notified, and the
+    /// runtime may discard the agent's messages that it kept for replay.
     pub(crate) fn end(
         mut self,
         outcome: TurnOutcome,
@@ -260,7 +264,7 @@ impl Drop for TurnTicket {
     fn drop(&mut self) {
         if let Some(begun) = self.0.take() {
             let died = || {
-                let detail = "the session's actor died in the middle of the turn";
+                let detail = "the session's actor died during the turn";
                 TurnOutcome::Failed(Failure::new(ErrorCode::Internal, detail))
             };
             let outcome = begun.when_dropped.get().cloned().unwrap_or_else(died);
@@ -287,7 +291,7 @@ impl Begun {
         let skipped = self.skipped(&outcome, now);
         let skipped_for = skipped.as_ref().map(|skipped| skipped.why);
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
-        let result = self.result(&outcome, automation, now).to_bounded_json();
+        let result = self.result(&outcome, automation, now).into_bounded_json();
         if self.counted {
             self.services.metrics.turn_ended(self.first_carrier, &outcome, took);
             if matches!(outcome, TurnOutcome::Completed(_)) {
@@ -338,7 +342,7 @@ impl Begun {
         );
     }
 
-    /// Shows the session without the turn.
+    /// Publishes the session without a running turn.
     fn show_idle(&self, failure: Option<&Failure>, now: Timestamp) {
         let state = self.shared.view().state;
         let state = if state == SessionState::Running { SessionState::Idle } else { state };
@@ -351,14 +355,13 @@ impl Begun {
         self.services.telemetry.publish(&self.shared, now);
     }
 
-    /// What the window hears of it.
+    /// Builds the report for the success window.
     fn report(&self, outcome: &TurnOutcome) -> TurnReport {
         let (turn, carrier, at) = (self.route, self.carrier, self.services.clock.steady());
         TurnReport { turn, carrier, sample: sample_of(outcome), at }
     }
 
-    /// What is kept and told where its changes are left where they are. A turn that did not complete has none to speak
-    /// of.
+    /// Builds the record of skipped automation; `None` if it was not skipped, or the turn did not complete.
     fn skipped(&self, outcome: &TurnOutcome, now: Timestamp) -> Option<SkipRecord> {
         let (wanted, Automation::Skip { reason, detail }) = self.automation else { return None };
         if !matches!(outcome, TurnOutcome::Completed(_)) {
@@ -428,7 +431,7 @@ fn log_ended(
     }
 }
 
-/// Logs that automation was skipped, once that is on disk.
+/// Logs that automation was skipped; called once the skip is on disk.
 fn log_skipped(session_id: SessionId, prompt_id: PromptId, (reason, detail): (SkipReason, Option<SkipDetail>)) {
     let (reason, detail) = (reason.as_str(), detail.map(SkipDetail::as_str));
     tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation skipped");

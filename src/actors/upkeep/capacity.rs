@@ -1,7 +1,8 @@
-//! Raises and resolves the alerts of capacity: each change is a row, a line of the log, a count, and shown by health.
+//! Raises and resolves capacity alerts: each change is a row, a log message, a count in the metrics, and visible in
+//! health.
 //!
-//! What is decided is in [`CapacityAlerts`]. The row comes first; while the database is away the rest does not wait for
-//! it, and the row is written as soon as that is possible.
+//! The rules are in [`CapacityAlerts`]. The row comes first; while the database is unavailable, the other outputs do
+//! not wait for it, and the row is written as soon as possible.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,13 +15,13 @@ use crate::{
     store::{NewCapacityAlert, OpenCapacityAlert, StoreError},
 };
 
-/// Changes that wait for the database. An alert has four in all, and is resolved once in `[capacity] resolve_after_s`
-/// at most. While so many wait nothing more is decided; the seats remember their peak.
+/// Changes that wait for the database. An alert has at most four changes and is resolved at most once per `[capacity]
+/// resolve_after_s`. At this limit no further change is decided; the seats remember their peak.
 const MAX_PENDING: usize = 64;
-/// Pause before the database is asked again; an alert is no hurry once it has been told.
+/// Pause before a write is retried; it is not urgent, since the change has already been logged.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Watches the seats.
+/// Watches the seats and raises alerts.
 pub(crate) struct CapacityWatch {
     guard: CapacityGuard,
     services: Arc<Services>,
@@ -31,12 +32,15 @@ pub(crate) struct CapacityWatch {
 
 struct Pending {
     row: NewCapacityAlert,
-    is_told: bool,
+    is_announced: bool,
 }
 
 impl CapacityWatch {
-    /// Takes up the alert that was open when an earlier process ended: it is not raised again, and is
-    /// resolved when its time has come.
+    /// Resumes the alert that was open when an earlier process ended: it is not raised again, and is resolved when
+    /// due.
+    ///
+    /// # Errors
+    /// If the database cannot be read. Safe to retry.
     pub(crate) async fn recover(guard: CapacityGuard, services: Arc<Services>) -> Result<Self, StoreError> {
         let open = services.store.open_capacity_alert().await?;
         if let Some(OpenCapacityAlert { alert_id, level, since }) = open {
@@ -48,10 +52,13 @@ impl CapacityWatch {
         Ok(Self { guard, services, alerts, pending: VecDeque::new(), retry_at: Instant::now() })
     }
 
-    /// Watches until the guard is closed and everything is written. A dropped future may have lost what was not.
+    /// Watches until the guard is closed and every change is written.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may lose changes that are not written yet.
     pub(crate) async fn run(mut self) {
         loop {
-            // Before the look, which then sees whatever came before the end.
+            // Read before the check, which then sees every change before the close.
             let is_last = self.guard.is_closed();
             self.look();
             self.write().await;
@@ -78,7 +85,7 @@ impl CapacityWatch {
                 (AlertKind::Raised, level) => {
                     Some(OpenCapacityAlert { alert_id, level, since: open.map_or(now, |open| open.since) })
                 }
-                // Critical goes first, and the warning at once after it.
+                // Critical is resolved first, and the warning right after it.
                 (AlertKind::Resolved, AlertLevel::Critical) => {
                     open.map(|open| OpenCapacityAlert { level: AlertLevel::Warning, ..open })
                 }
@@ -86,25 +93,25 @@ impl CapacityWatch {
             });
             let event_id = Uuid::now_v7();
             let row = NewCapacityAlert { event_id, alert_id, change, installation_id: None, created: now };
-            self.pending.push_back(Pending { row, is_told: false });
+            self.pending.push_back(Pending { row, is_announced: false });
         }
     }
 
-    /// Writes what waits, in one transaction, and tells it.
+    /// Writes pending changes in one transaction, then logs and counts them.
     async fn write(&mut self) {
         if self.pending.is_empty() || Instant::now() < self.retry_at {
             return;
         }
         let rows: Vec<_> = self.pending.iter().map(|pending| pending.row.clone()).collect();
         let written = self.services.store.add_capacity_alerts(&rows).await;
-        for pending in self.pending.iter_mut().filter(|pending| !pending.is_told) {
+        for pending in self.pending.iter_mut().filter(|pending| !pending.is_announced) {
             log_change(&pending.row, written.is_ok());
             self.services.metrics.capacity().changed(&pending.row.change);
-            pending.is_told = true;
+            pending.is_announced = true;
         }
         match written {
             Ok(()) => self.pending.clear(),
-            // A fault of ours, which another try does not cure.
+            // An internal error, which a retry does not cure.
             Err(cause @ (StoreError::Conflict(_) | StoreError::Corrupt(_))) => {
                 tracing::error!(marker = "[CAPACITY]", %cause, "capacity alert changes are not written");
                 self.pending.clear();
@@ -130,7 +137,7 @@ async fn at(time: Option<Instant>) {
 
 fn log_change(row: &NewCapacityAlert, on_disk: bool) {
     let NewCapacityAlert { alert_id, change, .. } = row;
-    // `level` is the level of the line.
+    // `level` is the level of the log message.
     let (alert, kind, taken, limit) = (change.level.as_str(), change.kind.as_str(), change.taken, change.limit);
     match change.kind {
         AlertKind::Raised => {

@@ -1,4 +1,4 @@
-//! Keeps a part of the service at work: one that panics is started again, by the restart rule.
+//! Restarts a part of the service after a panic, by the restart rule.
 
 use std::sync::Arc;
 
@@ -13,24 +13,26 @@ use crate::{
     telemetry::{Metrics, labels::RestartCause},
 };
 
-/// What it takes to start a part again.
+/// Dependencies for restarting a part.
 #[derive(Clone)]
 pub(crate) struct Keeper {
     pub metrics: Metrics,
     pub clock: Arc<dyn Clock>,
-    /// How often.
+    /// Limits on the number of restarts.
     pub limits: RestartLimits,
 }
 
 impl Keeper {
-    /// With the limits that sessions have.
+    /// Creates a keeper with the restart limits of sessions.
     pub(crate) fn new(services: &Services) -> Self {
         Self { metrics: services.metrics.clone(), clock: services.clock.clone(), limits: services.settings.restart }
     }
 
-    /// Starts a part, and again after each panic: after 50 ms, 100 ms, …, and where that was more often than the limits
-    /// allow, once in their period. Returns when the part has ended in order, or with the thread. A dropped future
-    /// leaves the part alone, and starts it no more.
+    /// Starts a part, and restarts it after each panic: after 50 ms, 100 ms, …, and beyond the limits once per
+    /// period. Returns when the part ends without a panic or its thread stops.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the part running and stops restarting it.
     pub(crate) async fn keep(self, part: &'static str, mut start: impl FnMut() -> JoinHandle<()>) {
         let mut restarts = RestartPolicy::new(self.limits);
         while let Err(cause) = start().await {

@@ -1,4 +1,4 @@
-//! Removes records that are old enough to be forgotten.
+//! Removes records that have reached their retention age.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,11 +11,12 @@ use crate::{
     store::{Retained, Store, StoreError},
 };
 
-/// How often it is looked. Ages are days, so nothing is kept much longer than it should.
+/// Interval between sweeps, one hour: ages are days, so records are kept only little longer than configured.
 const PERIOD: Duration = Duration::from_secs(3600);
-/// Rows that are removed in one transaction: it holds up other writes for some milliseconds.
+/// Rows removed in one transaction; it blocks other writes for some milliseconds.
 const ROWS_PER_WRITE: usize = 500;
-/// Between two of them turns have the database at least as long as the removal had it, and so long.
+/// Shortest pause between two of these transactions. The pause is at least as long as the removal took, so that turns
+/// get at least half of the database time.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -23,17 +24,17 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Old {
     Records(Retained),
-    /// Given up, so that the next sweep removes it with its notification.
+    /// Expired by this sweep; the next one removes them with their notifications.
     PendingDeliveries,
     CapacityAlerts,
 }
 
-/// At which age records are removed; those that have none stay.
+/// Ages at which records are removed; kinds without an age are kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Ages(Vec<(Old, Duration)>);
 
 impl Ages {
-    /// The configured ones. Counts of outcomes go a day after their window has left them behind.
+    /// Ages from the configuration. Outcome counts are removed one day after they leave their window.
     pub(crate) fn new(retention: &Retention, window: &WindowRules) -> Self {
         let days = |days: u64| Duration::from_secs(days.saturating_mul(DAY.as_secs()));
         let configured = [
@@ -52,13 +53,17 @@ impl Ages {
     }
 }
 
-/// Looks once an hour for ever, beginning now. Cancel-safe. What the database does not take now, it is asked for again.
+/// Sweeps once an hour, starting now; never returns. Removals that the database refuses are retried by the next
+/// sweep.
+///
+/// # Cancel safety
+/// Rows already removed stay removed; the next sweep continues.
 pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        match forget(&services.store, &ages, services.clock.now()).await {
+        match remove_old(&services.store, &ages, services.clock.now()).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(marker = "[ACP]", rows, "old records removed"),
             Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed; retrying"),
@@ -66,8 +71,14 @@ pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
     }
 }
 
-/// Removes everything that is old enough, chunk by chunk. Says how many rows. Safe to retry. Cancel-safe.
-async fn forget(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize, StoreError> {
+/// Removes every expired record in chunks and returns the number of rows.
+///
+/// # Errors
+/// If the database refuses a chunk. Safe to retry.
+///
+/// # Cancel safety
+/// Chunks already removed stay removed.
+async fn remove_old(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize, StoreError> {
     let mut rows = 0;
     for (old, age) in &ages.0 {
         loop {
@@ -93,8 +104,7 @@ async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Re
                 tracing::error!(
                     marker = "[ACP]",
                     deliveries,
-                    "what was to be posted to the operators' webhook was not, for as long as notifications are kept, and \
-                     was given up"
+                    "webhook deliveries expired: they were not accepted within the retention of notifications"
                 );
             }
             Ok(deliveries)
@@ -104,10 +114,13 @@ async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Re
     }
 }
 
-/// Sessions that expire in one transaction: it holds up other writes for some milliseconds.
+/// Sessions expired in one transaction; it blocks other writes for some milliseconds.
 const SESSIONS_PER_WRITE: usize = 100;
 
-/// Sweeps for ever. Cancel-safe.
+/// Expires unused sessions periodically; never returns.
+///
+/// # Cancel safety
+/// Sessions already expired stay expired.
 pub(crate) async fn sweep_expired(services: Arc<Services>, max_age: Duration) {
     let mut period = tokio::time::interval(sweep_period(max_age));
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -117,7 +130,7 @@ pub(crate) async fn sweep_expired(services: Arc<Services>, max_age: Duration) {
     }
 }
 
-/// How many expired. What the database does not take now, it is asked for again.
+/// Expires one chunk of sessions and returns their number. If the database refuses it, the next sweep retries.
 async fn expire_some(services: &Services, max_age: Duration) -> Result<usize, StoreError> {
     let now = services.clock.now();
     let expired = services.store.expire_sessions(now, max_age, SESSIONS_PER_WRITE).await?;
@@ -205,7 +218,7 @@ mod tests {
         NewCapacityAlert { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created }
     }
 
-    /// How many handshakes, migrations, changes of alerts and buckets there are.
+    /// Numbers of handshakes, migrations, alert changes and buckets.
     async fn left(store: &Store) -> (usize, usize, usize, usize) {
         let page = || Page { limit: 1000, after: None };
         let since = Timestamp(0);
@@ -223,7 +236,7 @@ mod tests {
         let store = Store::for_tests(&folder.path().join("test.db"));
         let at = |hours: i64| Timestamp(1_800_000_000_000_000 + hours * HOUR_US);
         let count = |hours| OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(hours), sample: Sample::Success };
-        // More than one chunk of each that is old, and a few that are not.
+        // More than one chunk of each expired kind, and a few recent rows.
         let old = ROWS_PER_WRITE as i64 + 3;
         for n in 0..old {
             store.record_handshake(handshake(at(0)), Some(count(n % 7))).await.unwrap();
@@ -249,21 +262,21 @@ mod tests {
         };
         let window = Config::default().window.rules();
         let ages = Ages::new(&day, &window);
-        let removed = forget(&store, &ages, at(100)).await.unwrap();
-        // The buckets of hours 0 to 6 and 50 are older than the window and a day.
-        // So are the notifications about the alerts.
+        let removed = remove_old(&store, &ages, at(100)).await.unwrap();
+        // The buckets of hours 0 to 6 and 50 have left their window more than a day ago. The notifications of the
+        // alerts have expired too.
         assert_eq!(removed, old as usize + 2 + 2 + 8 + 3);
-        assert_eq!(left(&store).await, (1, 3, 1, 1), "0 days keep, and an open alert stays");
-        assert_eq!(forget(&store, &ages, at(100)).await.unwrap(), 0);
+        assert_eq!(left(&store).await, (1, 3, 1, 1), "0 days keeps records, and an open alert is kept");
+        assert_eq!(remove_old(&store, &ages, at(100)).await.unwrap(), 0);
 
         let never = Retention { connections_days: 0, capacity_alerts_days: 0, ..day };
         let ages = Ages::new(&never, &window);
-        forget(&store, &ages, at(1_000_000)).await.unwrap();
-        assert_eq!(left(&store).await, (1, 3, 1, 0), "only counts of outcomes always go");
+        remove_old(&store, &ages, at(1_000_000)).await.unwrap();
+        assert_eq!(left(&store).await, (1, 3, 1, 0), "only outcome counts are always removed");
     }
 
     #[tokio::test]
-    async fn endless_delivery_is_given_up_then_removed() {
+    async fn undelivered_webhook_expires_and_is_then_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(
             StoreOptions {
@@ -284,7 +297,7 @@ mod tests {
         for (hours, removed, left) in
             [(24, 0, vec![DeliveryState::Pending]), (25, 0, vec![DeliveryState::Dead]), (26, 1, vec![])]
         {
-            assert_eq!(forget(&store, &ages, Timestamp(hours * HOUR_US)).await, Ok(removed), "{hours}");
+            assert_eq!(remove_old(&store, &ages, Timestamp(hours * HOUR_US)).await, Ok(removed), "{hours}");
             assert_eq!(states().await, left, "{hours}");
         }
     }

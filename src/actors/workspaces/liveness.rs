@@ -1,4 +1,4 @@
-//! Decides when a session that does not answer probes is replaced.
+//! Decides when a session that stops answering probes is replaced.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use actix::Handler;
 
 use crate::actors::{handles::messages::Probe, session::Session};
 
-/// How often a session is asked for a sign of life. Cheap: a message to the same thread.
+/// Interval between two probes of a session. A probe is cheap: one message within the same thread.
 pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(5);
 
 impl Handler<Probe> for Session {
@@ -15,27 +15,27 @@ impl Handler<Probe> for Session {
     fn handle(&mut self, _: Probe, _: &mut Self::Context) {}
 }
 
-/// What is known of one session's answers.
+/// Pending probe of one session.
 #[derive(Debug, Default)]
 pub(crate) struct ProbeState {
-    /// Since when the last probe waits for its answer.
+    /// Time of the unanswered probe, if there is one.
     waits_since: Option<Instant>,
 }
 
-/// What to do about a session.
+/// Next action for a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Ask it.
+    /// Send a probe.
     Ask,
-    /// Its answer is still waited for.
+    /// Wait for the answer to the pending probe.
     Wait,
-    /// It has not answered for too long.
+    /// Replace the session, because a probe was not answered in time.
     Replace,
 }
 
 impl ProbeState {
-    /// Decides, and notes a probe that is sent now. After `was_late`, when the asking thread itself stood still,
-    /// the wait begins anew: the session had no chance to answer.
+    /// Decides the next action, and records the probe if one is sent now. `was_late` means that the probing thread
+    /// itself was blocked: the wait restarts, because the session had no chance to answer.
     pub(crate) fn step(&mut self, now: Instant, stuck_after: Duration, was_late: bool) -> Step {
         match &mut self.waits_since {
             None => {
@@ -51,7 +51,7 @@ impl ProbeState {
         }
     }
 
-    /// Notes an answer.
+    /// Clears the pending probe after its answer.
     pub(crate) fn answered(&mut self) {
         self.waits_since = None;
     }
@@ -62,12 +62,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_is_replaced_only_when_it_had_the_time_to_answer() {
+    fn session_is_replaced_only_if_it_had_time_to_answer() {
         let (begin, second) = (Instant::now(), Duration::from_secs(1));
         let mut probe = ProbeState::default();
         assert_eq!(probe.step(begin, 9 * second, false), Step::Ask);
         assert_eq!(probe.step(begin + 5 * second, 9 * second, false), Step::Wait);
-        assert_eq!(probe.step(begin + 10 * second, 9 * second, true), Step::Wait, "nobody could answer");
+        assert_eq!(probe.step(begin + 10 * second, 9 * second, true), Step::Wait, "the session could not answer");
         assert_eq!(probe.step(begin + 15 * second, 9 * second, false), Step::Wait);
         assert_eq!(probe.step(begin + 20 * second, 9 * second, false), Step::Replace);
         probe.answered();

@@ -1,7 +1,7 @@
-//! The directory: from ids to live sessions, and from nothing to a session.
+//! Directory of workspaces: finds live sessions by id, and opens, loads and closes sessions.
 //!
-//! A handle, not an actor: finding a session costs no hop. What starts, ends or restarts a session is asked
-//! of its workspace's supervisor.
+//! A handle, not an actor: finding a session costs no hop. Starts, ends and restarts go through the supervisor of the
+//! workspace.
 
 pub(crate) mod liveness;
 pub(crate) mod open;
@@ -54,10 +54,10 @@ use crate::{
     transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
-/// Supervisors that are kept for workspaces without live sessions before they are released: each is a few
-/// kilobytes, and more than the seats there are by default.
+/// Number of supervisors at which those without live sessions are released. Each takes a few kilobytes; the number
+/// exceeds the default number of session seats.
 const MAX_SUPERVISORS: usize = 4096;
-/// How long a caller waits for a session that is just being started again before it is told to retry.
+/// Time that a caller waits for a restarting session before it must retry.
 const RESTART_WAIT: Duration = Duration::from_secs(10);
 
 /// The directory. Cheap to clone.
@@ -69,7 +69,7 @@ struct Inner {
     workspace_client: WorkspaceClient,
     capacity: CapacityGuard,
     supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
-    /// Held while a workspace is brought back, so that it has one router.
+    /// Held while a workspace is restored, so that it gets only one router.
     starting: tokio::sync::Mutex<()>,
     draining: AtomicBool,
 }
@@ -85,18 +85,18 @@ struct Supervised {
 pub(crate) struct ReadySession {
     pub session_id: SessionId,
     pub workspace: WorkspaceKey,
-    /// Where its agent works.
+    /// Working folder of the agent.
     pub path: String,
-    /// Whether that folder goes with the session.
+    /// True if the folder is removed with the session.
     pub is_ephemeral: bool,
-    /// What its handshake told.
+    /// Facts from the agent's handshake.
     pub facts: Arc<AgentFacts>,
-    /// What carries its turns.
+    /// Carrier of its turns.
     pub protocol: Route,
 }
 
 impl Workspaces {
-    /// Starts without a supervisor; each lives on the thread on which its workspace is opened.
+    /// Creates a directory without supervisors; each supervisor runs on the thread that opens its workspace.
     pub(crate) fn new(services: Arc<Services>, workspace_client: WorkspaceClient, capacity: CapacityGuard) -> Self {
         let (supervisors, starting, draining) = Default::default();
         Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, draining }))
@@ -110,12 +110,12 @@ impl Workspaces {
         &self.0.capacity
     }
 
-    /// The runtime's workspaces and status.
+    /// Client for the runtime's workspaces and status.
     pub(crate) fn workspace_client(&self) -> &WorkspaceClient {
         &self.0.workspace_client
     }
 
-    /// Refuses while the service is stopping.
+    /// Fails with `draining` while the service is shutting down.
     pub(crate) fn admission(&self) -> Result<(), Failure> {
         if self.0.draining.load(Ordering::Acquire) {
             return Err(Failure::new(ErrorCode::Draining, "the service is shutting down"));
@@ -123,8 +123,8 @@ impl Workspaces {
         Ok(())
     }
 
-    /// Creates a session: seat, workspace, agent, row, in this order; what fails leaves nothing behind but
-    /// the workspace.
+    /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the
+    /// workspace.
     pub(crate) async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
@@ -161,8 +161,8 @@ impl Workspaces {
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             now: services.clock.now(),
         };
-        let untold = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let created = match untold {
+        let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
+        let created = match deferred {
             Some(session_notice) => services.store.create_session_and_tell(new, session_notice).await,
             None => services.store.create_session(new).await,
         };
@@ -173,7 +173,7 @@ impl Workspaces {
         Ok(ready(session_id, request.workspace, prepared, facts, protocol))
     }
 
-    /// Brings a session back that is not live; tells about one that is.
+    /// Loads a session that is not live; returns the facts of one that is.
     pub(crate) async fn load(
         &self,
         row: &SessionRow,
@@ -195,7 +195,7 @@ impl Workspaces {
         let services = &self.0.services;
         let workspace = services.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
-            workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
+            workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let seat = self.0.capacity.admit_returning(&row.key.installation_id);
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
@@ -221,14 +221,14 @@ impl Workspaces {
         Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol))
     }
 
-    /// Resumes a turn whose agent was found again. A failure leaves the turn open and ends its agent.
+    /// Resumes a turn whose agent was adopted. A failure leaves the turn open and ends its agent.
     pub(crate) async fn resume(&self, found: Found) -> Result<(), Failure> {
         let Found { mut adopted, session } = found;
         let services = &self.0.services;
         let workspace =
             services.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
-            workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace is gone"))?;
+            workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let seat = self.0.capacity.admit_returning(&session.key.installation_id);
@@ -244,14 +244,14 @@ impl Workspaces {
         Ok(())
     }
 
-    /// The live session with this id.
+    /// Returns the live session with this id.
     pub(crate) fn live(&self, id: SessionId) -> Option<Arc<LiveSession>> {
         self.0.services.index.get(id)
     }
 
-    /// Sends a message to a session, waiting for its fresh actor while it is being started again. The message
-    /// is made anew for each try and told whether it is a repeat: one that was lost with a dying actor may have
-    /// had its effect. `None`: the session is not live any more.
+    /// Sends a message to a session; while the session restarts, waits up to 10 s for its fresh actor. `make` creates
+    /// the message of each try and gets `true` for a repeat: a message that was lost with a dying actor may have taken
+    /// effect. `None` if the session is no longer live or the wait is over.
     pub(crate) async fn ask<M>(
         &self,
         live: &LiveSession,
@@ -279,7 +279,7 @@ impl Workspaces {
         tokio::time::timeout(RESTART_WAIT, asking).await.ok().flatten()
     }
 
-    /// Closes a session. `false` where it was not live.
+    /// Closes a session; `false` if it was not live.
     pub(crate) async fn close(&self, id: SessionId) -> bool {
         match self.live(id) {
             Some(live) => live.supervisor.send(CloseSession { session_id: id }).await.unwrap_or(false),
@@ -287,22 +287,22 @@ impl Workspaces {
         }
     }
 
-    /// What changed in a session's workspace.
+    /// Returns the changes in a session's workspace.
     pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
         self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(row) }).await
     }
 
-    /// What carries the turns of a session that has just started.
+    /// Returns the carrier of a session that has just started.
     fn carrier_of(&self, id: SessionId) -> Route {
         self.live(id).map_or(Route::Acp, |live| live.shared.view().carrier)
     }
 
-    /// The route of a workspace, brought back from the database where it is not in use.
+    /// Returns the route of a workspace; restores it from the database if the workspace is not in use.
     pub(crate) async fn routing(&self, key: &WorkspaceKey) -> Result<WorkspaceRouting, Failure> {
         Ok(self.supervised(key).await?.routing)
     }
 
-    /// The supervisor of the workspace, made where there is none, and the spec of a session in it.
+    /// Returns the supervisor of the workspace, started if necessary, and the spec of a session in it.
     async fn place(
         &self,
         row: &WorkspaceRow,
@@ -352,8 +352,8 @@ impl Workspaces {
                 self.0.services.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
             supervisors.retain(|key, _| live.contains(key));
         }
-        // On the thread that asked, which serves HTTP: between a request and its session there is no hop, and
-        // hops are what a turn pays for. Requests are spread over the threads, and so are sessions.
+        // Runs on the calling HTTP thread: no hop separates a request from its session, and hops dominate the cost of a
+        // turn. Requests are spread over the threads, and so are sessions.
         let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.services.clone(), routing.clone()).start();
         let policy = SharedPolicy::new(self.0.services.settings.default_policy);
         let supervised = Supervised { supervisor, policy, routing };
@@ -369,7 +369,7 @@ async fn start(
     seat: Permit,
     adopted: Option<Box<Adopted>>,
 ) -> Result<Arc<AgentFacts>, Failure> {
-    let gone = |_| Failure::new(ErrorCode::Internal, "the workspace's supervisor is gone");
+    let gone = |_| Failure::new(ErrorCode::Internal, "the workspace's supervisor has exited");
     supervised.supervisor.send(StartSession { spec, past, seat, adopted }).await.map_err(gone)?
 }
 
@@ -384,12 +384,12 @@ fn ready(
     ReadySession { session_id, workspace, path, is_ephemeral, facts, protocol }
 }
 
-/// The agent's own id of the conversation; the fallback has none.
+/// Returns the agent's id of the conversation; `None` over the fallback.
 fn kept_session(facts: &AgentFacts, protocol: Route) -> Option<String> {
     (protocol == Route::Acp).then(|| facts.agent_session_id.clone())
 }
 
-/// What is kept of an agent's handshake.
+/// Serialises the facts of an agent's handshake for its row.
 fn agent_facts(facts: &AgentFacts) -> Redacted {
     let facts = serde_json::json!({
         "agentInfo": facts.info,
@@ -400,12 +400,12 @@ fn agent_facts(facts: &AgentFacts) -> Redacted {
     Redacted::new(&facts.to_string())
 }
 
-/// How long sessions may take to be written to disk, beyond the grace of their cancels, when the service stops.
+/// Time for sessions to be persisted at shutdown, added to the cancel grace.
 const DRAIN_MARGIN: Duration = Duration::from_secs(3);
 
 impl Workspaces {
-    /// Stops: admission closes, running turns may end until `deadline` passes, the rest is cancelled, and
-    /// every agent is released.
+    /// Drains: stops admission, lets running turns end until `deadline` passes, cancels the rest, and releases every
+    /// agent.
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         self.0.draining.store(true, Ordering::Release);
         let mut deadline = std::pin::pin!(deadline);
@@ -419,13 +419,13 @@ impl Workspaces {
         }
         let running = index.all().into_iter().filter(|live| live.shared.view().running.is_some());
         let cancelling = running.map(|live| live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None }));
-        // All at once, and not for ever: a session that waits for the database, or is stuck, does not listen.
+        // Concurrently and with a limit: a session that is stuck or waits for the database does not answer.
         let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(cancelling)).await;
         let supervisors: Vec<_> = {
             let supervisors = self.0.supervisors.lock();
             supervisors.values().map(|it| it.supervisor.clone()).collect()
         };
-        // All at once: each may take the grace of a cancel.
+        // Concurrently: each may take the full cancel grace.
         let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
         let patience = self.0.services.settings.cancel_grace + DRAIN_MARGIN;
         if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
@@ -434,11 +434,11 @@ impl Workspaces {
     }
 }
 
-/// A routing that nobody uses is held by the directory and by the workspace's supervisor.
+/// Holders of an idle routing: the directory and the workspace's supervisor.
 const IDLE_HOLDERS: usize = 2;
 
 impl Workspaces {
-    /// How ACP does over the workspaces in use.
+    /// Returns the health of ACP over the workspaces in use.
     pub(crate) fn fleet_health(&self) -> FleetHealth {
         let supervisors = self.0.supervisors.lock();
         let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
@@ -449,15 +449,15 @@ impl Workspaces {
         }
     }
 
-    /// Whether the workspace is in use.
+    /// True if the workspace is in use.
     pub(crate) fn is_in_use(&self, key: &WorkspaceKey) -> bool {
         self.0.supervisors.lock().contains_key(key)
     }
 
-    /// Lets go of a workspace that nobody uses, so that its next session starts it where it is served.
+    /// Evicts an idle workspace, so that its next session starts it on the thread that serves the session.
     pub(crate) fn evict(&self, key: &WorkspaceKey) {
         let mut supervisors = self.0.supervisors.lock();
-        // Whoever is about to use it has got it under the same lock.
+        // A caller that is about to use the workspace has taken its routing under the same lock.
         let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);
         if is_idle && self.0.services.index.of_workspace(key).is_empty() {
             supervisors.remove(key);

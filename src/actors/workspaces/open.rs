@@ -1,4 +1,4 @@
-//! From a workspace's name to its folder: found, prepared by the runtime, written to disk.
+//! Opens a workspace: finds or creates its row, and has the runtime prepare its folder.
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -16,30 +16,29 @@ use crate::{
     transport::http::client::WorkspaceClient,
 };
 
-/// A session as it is asked for.
+/// Request for a new session.
 #[derive(Debug, Clone)]
 pub(crate) struct OpenSession {
     pub workspace: WorkspaceKey,
-    /// For whom.
+    /// User of the session, if known.
     pub user_id: Option<UserId>,
-    /// Name of the agent; the default one where absent.
+    /// Name of the agent; default: the default agent.
     pub agent: Option<String>,
-    /// With or without git.
     pub mode: SessionMode,
-    /// Whether its changes are to become pull requests.
+    /// True if the session's changes become pull requests.
     pub enable_git_ops: bool,
-    /// What to check out into a new workspace.
+    /// Repository and branch to check out into a new workspace.
     pub checkout: Option<Checkout>,
-    /// An existing folder.
+    /// An existing folder to use.
     pub path: Option<String>,
-    /// Changes the workspace's policy.
+    /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
     /// ACP `mcpServers`, raw.
     pub mcp_servers: Box<RawValue>,
 }
 
-/// The workspace, prepared and written to disk. It is prepared first, so that what cannot be prepared leaves no
-/// row; of two callers who make the same one, the second prepares again what the first has made.
+/// Prepares a workspace and persists it. Preparation comes first, so that a failure leaves no row; if two callers
+/// create the same workspace, the second prepares the folder of the first again.
 pub(crate) async fn find_or_make(
     services: &Services,
     workspace_client: &WorkspaceClient,
@@ -81,7 +80,7 @@ pub(crate) async fn find_or_make(
     Ok((row, prepared))
 }
 
-/// Makes sure that a workspace is there.
+/// Ensures that the folder of a workspace exists.
 pub(crate) async fn prepare(
     workspace_client: &WorkspaceClient,
     row: &WorkspaceRow,
@@ -90,23 +89,23 @@ pub(crate) async fn prepare(
     workspace_client.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
 }
 
-/// A workspace is one place: what a caller says of it has to be what it is.
+/// Rejects a request whose repository or path differs from that of the existing workspace.
 fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
     let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
     let repository = request.checkout.as_ref().map(|it| &it.repository);
     if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
-        let detail = format!("the workspace {} exists with another repository or path", row.key);
+        let detail = format!("the workspace {} already exists with a different repository or path", row.key);
         return Err(Failure::new(ErrorCode::InvalidRequest, detail));
     }
     Ok(())
 }
 
-/// A workspace, as the runtime knows it.
+/// Reference by which the runtime identifies the workspace.
 pub(crate) fn reference(row: &WorkspaceRow) -> WorkspaceRef {
     WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
 }
 
-/// What a session is, beside its workspace.
+/// Properties of a session apart from its workspace.
 pub(crate) struct Placing {
     pub(crate) session_id: SessionId,
     pub(crate) user_id: Option<UserId>,
@@ -117,7 +116,7 @@ pub(crate) struct Placing {
 }
 
 impl Placing {
-    /// Of a session that comes back.
+    /// Returns the properties of a session that is loaded again.
     pub(crate) fn again(row: &SessionRow, mcp_servers: Box<RawValue>) -> Self {
         Self {
             session_id: row.session_id,

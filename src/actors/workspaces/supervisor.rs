@@ -1,4 +1,4 @@
-//! Starts, watches and restarts the sessions of one workspace. The only restart rule is here.
+//! Starts, monitors and restarts the sessions of one workspace; the only place with a restart rule.
 
 use std::{
     collections::HashMap,
@@ -49,8 +49,8 @@ use crate::{
     transport::AgentFacts,
 };
 
-/// Starts, closes and ends of one workspace's sessions that wait. Ends are always taken, since each guard has
-/// a place of its own; the others wait for room.
+/// Mailbox capacity for starts, closes and ends of sessions. Ends are always accepted, because each guard has a slot of
+/// its own; other senders wait.
 const MAILBOX: usize = 64;
 
 /// The sessions of one workspace.
@@ -60,14 +60,14 @@ pub(crate) struct WorkspaceSupervisor {
     routing: WorkspaceRouting,
     children: HashMap<SessionId, Child>,
     drained: Vec<Later<()>>,
-    /// Asks the sessions for signs of life, as long as there are any: it would keep this actor for ever.
+    /// Timer of the liveness probes; runs only while there are sessions, because it keeps this actor alive.
     probing: Option<SpawnHandle>,
-    /// When that was done last.
+    /// Time of the last probe.
     probed: Instant,
 }
 
 impl WorkspaceSupervisor {
-    /// Makes the supervisor of a workspace without sessions.
+    /// Creates the supervisor of a workspace, without sessions.
     pub(crate) fn new(workspace: WorkspaceKey, services: Arc<Services>, routing: WorkspaceRouting) -> Self {
         Self {
             workspace,
@@ -98,8 +98,8 @@ impl WorkspaceSupervisor {
         let view = SessionView::starting(past.restarts, self.services.clock.now());
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
-        // An agent that was found again has long been started; its end may be among what it said meanwhile, and then
-        // comes before anybody can note that the start worked.
+        // An adopted agent has already started; its end may be among the events that it sent meanwhile, and then
+        // arrives before the start can be recorded as successful.
         let proven = adopted.is_some();
         let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
         let (mailbox, actor) = self.spawn(&shared, 0, start, ctx);
@@ -132,7 +132,8 @@ impl WorkspaceSupervisor {
         let Some(child) = self.children.get_mut(&id) else { return };
         match child.restarts.on_end(now) {
             Verdict::GiveUp => {
-                let detail = format!("it failed too often in a short time; the last failure: {}", failure.detail);
+                let detail =
+                    format!("the session failed too often in a short time; last failure: {}", failure.detail);
                 self.settle(id, SessionState::Failed, Some(Failure::new(failure.code, detail)), ctx);
             }
             Verdict::Restart(delay) => {
@@ -177,8 +178,7 @@ impl WorkspaceSupervisor {
         }
     }
 
-    /// Writes where a session ended, then forgets it: whoever looks for it finds either the live
-    /// session or the row.
+    /// Persists the final state of a session, then removes it: a lookup finds either the live session or the row.
     fn settle(&mut self, id: SessionId, state: SessionState, failure: Option<Failure>, ctx: &mut Context<Self>) {
         let Some(child) = self.children.get(&id) else { return };
         let shared = child.shared.clone();
@@ -194,20 +194,20 @@ impl WorkspaceSupervisor {
         let writing = async move { write_down(&services, &shared, state, failure).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
-                // The row is set right by the recovery of the next start, or by the next load.
+                // Recovery at the next start, or the next load, corrects the row.
                 tracing::error!(marker = "[ACP]", session_id = %id, %cause, "end of session was not written");
             }
             this.forget(id);
         }));
     }
 
-    /// Ends a session whose first start did not work: its callers are told, nothing of it is kept.
+    /// Ends a session whose first start failed: its callers receive the failure, and nothing is persisted.
     fn give_up_start(&mut self, id: SessionId, cause: EndCause) {
         let failure = match cause {
             EndCause::StartFailed(failure) | EndCause::Broken(failure) => failure,
             EndCause::Panicked => Failure::new(ErrorCode::Internal, "the session's actor panicked"),
             EndCause::Idle | EndCause::Closed | EndCause::Drained => {
-                Failure::new(ErrorCode::SessionClosed, "the session was closed while it started")
+                Failure::new(ErrorCode::SessionClosed, "the session was closed while it was starting")
             }
         };
         self.services.metrics.error(failure.code);
@@ -231,8 +231,8 @@ impl WorkspaceSupervisor {
         }
     }
 
-    /// Asks every session for a sign of life, and drops the actor of one that has given none for too long. That
-    /// ends its turn and tells its end, as a panic does.
+    /// Probes every session, and drops the actor of one that has not answered within `stuck_after`. The drop ends its
+    /// turn and reports its end, as a panic does.
     fn probe(&mut self, ctx: &mut Context<Self>) {
         if self.children.is_empty() {
             self.probing.take().map(|probing| ctx.cancel_future(probing));
@@ -268,7 +268,7 @@ impl WorkspaceSupervisor {
     fn end(&self, id: SessionId, cause: EndCause) {
         if let Some(child) = self.children.get(&id) {
             let end = child.mailbox.borrow().end.clone();
-            // A session whose actor is gone already has told so, and is settled by that.
+            // An actor that has exited has already reported its end, which settles the session.
             actix::spawn(async move { end.send(EndSession { cause }).await });
         }
     }
@@ -286,7 +286,7 @@ impl Handler<StartSession> for WorkspaceSupervisor {
     type Result = ResponseFuture<Started>;
 
     fn handle(&mut self, message: StartSession, ctx: &mut Self::Context) -> Self::Result {
-        let closed = |_| Failure::new(ErrorCode::SessionClosed, "the session was closed while it started");
+        let closed = |_| Failure::new(ErrorCode::SessionClosed, "the session was closed while it was starting");
         let (ready, answer) = oneshot::channel();
         if let Some(child) = self.children.get_mut(&message.spec.session_id) {
             let facts = child.shared.view().facts.clone();
@@ -335,14 +335,14 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
             return self.give_up_start(id, cause);
         }
         if !child.closing.is_empty() {
-            // Whatever it ended of, it is what was asked for.
+            // The caller asked for the end, so the session counts as closed, whatever the cause.
             return self.settle(id, SessionState::Closed, None, ctx);
         }
         match cause {
             EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Broken(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
             EndCause::Panicked if child.is_stuck => {
-                tracing::error!(marker = "[ACP]", session_id = %id, "session stopped answering and is replaced");
+                tracing::error!(marker = "[ACP]", session_id = %id, "session stopped answering probes and is replaced");
                 let failure = Failure::new(ErrorCode::Internal, "the session's actor stopped answering");
                 self.on_broken(id, RestartCause::Stuck, failure, ctx);
             }
@@ -388,37 +388,34 @@ impl Handler<DrainSessions> for WorkspaceSupervisor {
     }
 }
 
-/// What a start came to.
+/// Result of a session's start.
 pub(crate) type Started = Result<Arc<AgentFacts>, Failure>;
 
 /// A live session.
 pub(crate) struct Child {
-    /// What outlives its restarts.
+    /// State that outlives restarts.
     pub shared: Arc<SessionShared>,
-    /// Its record of restarts.
     pub restarts: RestartPolicy,
-    /// Which start of it this is.
+    /// Number of this start; incremented by each restart.
     pub generation: u64,
-    /// Tells callers about a fresh actor.
+    /// Publishes the mailbox of a fresh actor to callers.
     pub mailbox: watch::Sender<Mailbox>,
-    /// Its actor, which can be dropped from here.
+    /// Task of the actor; aborted if the session is stuck.
     pub actor: JoinHandle<()>,
-    /// Whether it answers.
     pub probe: ProbeState,
-    /// Whether its actor was dropped because it did not.
+    /// True if the actor was dropped because it stopped answering probes.
     pub is_stuck: bool,
-    /// Until the first start is known to have worked, its failure is the caller's and not restarted.
+    /// True once the first start has succeeded; until then a failure is returned to the caller and not restarted.
     pub proven: bool,
-    /// Callers who asked for a start that is under way.
+    /// Callers that wait for the start.
     pub waiting: Vec<Later<Started>>,
-    /// Callers who asked for its end.
+    /// Callers that wait for the end.
     pub closing: Vec<Later<()>>,
-    /// Given back with it.
+    /// Released on drop.
     pub _seat: Permit,
 }
 
-/// Starts an actor as `Actor::start` does, and keeps a hold of it: an actor that waits for something that never
-/// ends can be dropped from outside.
+/// Starts an actor as `Actor::start` does, and returns its task, so that an actor that waits forever can be aborted.
 pub(crate) fn spawn(session: Session) -> (Mailbox, JoinHandle<()>) {
     let running = Context::new().into_future(session);
     let address = running.address();
@@ -437,8 +434,11 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
     }
 }
 
-/// Writes where a session ended; the user of one that failed for good is told in the same transaction. Where the
-/// database is away for longer than its patience, that is the error, and all of it is written when it is back.
+/// Persists the final state of a session; a permanent failure is notified to its user in the same transaction.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] if the database is down for longer than its patience; the writes stay queued and are
+/// executed once it is back.
 pub(crate) async fn write_down(
     services: &Services,
     shared: &SessionShared,
@@ -455,12 +455,12 @@ pub(crate) async fn write_down(
             ..SessionChange::new(id)
         }
     };
-    // The result of a turn that ended with the session is told once it is written, which is before the first of these
-    // two. Only then is the last event known; until the second, the row says that it is not.
+    // The result of a turn that ended with the session is published once it is written, which is before the first of
+    // these two writes. Only then is the last event id known; until the second write the row marks it as unknown.
     let kept = services.store.settle_session(kept).await;
     let last_event_id = kept.is_ok().then(|| shared.feed.last_id());
-    let told = failure.as_ref().filter(|_| state == SessionState::Failed);
-    let session_notice = told.map(|failure| notices::of_failed_session(&shared.spec, failure.code, now));
+    let notified = failure.as_ref().filter(|_| state == SessionState::Failed);
+    let session_notice = notified.map(|failure| notices::of_failed_session(&shared.spec, failure.code, now));
     let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
     let ended = match session_notice {
         Some(session_notice) => {

@@ -1,4 +1,4 @@
-//! A workspace supervisor and its session, with an agent that the test plays and a real database.
+//! Tests of a workspace supervisor and its session, with an agent played by the test and a real database.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -53,7 +53,7 @@ use crate::{
     },
 };
 
-/// Places in the writer's queue.
+/// Capacity of the writer's queue.
 const WRITE_QUEUE: usize = 64;
 
 struct Stage {
@@ -164,7 +164,7 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
 }
 
 impl Stage {
-    /// Begins a turn, at the session's fresh actor where the one before has just died.
+    /// Begins a turn; retries at the session's fresh actor if the previous one has just died.
     async fn begin(&self, key: Option<&str>) -> Result<TurnBegun, PromptRefused> {
         let mut mailbox = self.live.mailbox.clone();
         let prompt_id = PromptId(Uuid::now_v7());
@@ -208,7 +208,9 @@ impl Stage {
 }
 
 async fn ended(begun: TurnBegun) -> Arc<TurnEnded> {
-    let (TurnBegun::Accepted(mut turn) | TurnBegun::Joined(mut turn)) = begun else { panic!("it ended before") };
+    let (TurnBegun::Accepted(mut turn) | TurnBegun::Joined(mut turn)) = begun else {
+        panic!("the turn has already ended")
+    };
     turn.ended.wait_for(Option::is_some).await.unwrap().clone().unwrap()
 }
 
@@ -220,12 +222,12 @@ fn crash() -> AgentEvent {
 async fn actor_panic_ends_the_turn_once_and_the_session_continues() {
     let (mut stage, _first) = stage(|_| {}).await;
     stage.panics.store(1, std::sync::atomic::Ordering::Release);
-    // The actor died before it could answer; its turn is found by the repeat, and has ended.
+    // The actor died before it could answer; the retry finds its turn, which has ended.
     let Ok(TurnBegun::Ended(row)) = stage.begin(None).await else { panic!("not found again") };
     assert_eq!((row.state, row.error.unwrap().code), (TurnState::Failed, ErrorCode::Internal));
     assert!(row.result.unwrap().contains("\"stopReason\":\"error\""));
 
-    // The session is the same, and its fresh agent is asked to continue.
+    // The session is the same, and its fresh agent resumes the conversation.
     let begun = stage.begin(None).await;
     let mut agent = stage.agents.recv().await.unwrap();
     let call = agent.prompted().await;
@@ -238,7 +240,7 @@ async fn actor_panic_ends_the_turn_once_and_the_session_continues() {
 }
 
 #[actix::test]
-async fn a_session_that_breaks_too_often_fails_for_good_and_gives_its_seat_back() {
+async fn session_that_breaks_too_often_fails_and_releases_its_seat() {
     let (mut stage, mut agent) = stage(|settings| settings.restart.max_restarts = 2).await;
     for restarts_left in (0..=2).rev() {
         agent.says.send(crash()).await.unwrap();
@@ -259,7 +261,7 @@ async fn fr_013_failed_session_is_notified_once_the_database_is_back() {
     let path = stage._folder.path().join("test.db");
     let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
     other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
-    let failure = Failure::new(ErrorCode::AgentCrashed, "it ended");
+    let failure = Failure::new(ErrorCode::AgentCrashed, "the agent exited");
     let ending = supervisor::write_down(&stage.services, &stage.live.shared, SessionState::Failed, Some(failure));
     assert!(matches!(ending.await, Err(StoreError::Unavailable(_))));
     other.batch_execute("ROLLBACK").unwrap();
@@ -268,8 +270,8 @@ async fn fr_013_failed_session_is_notified_once_the_database_is_back() {
     while toasts().await.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let told = toasts().await;
-    let triggers: Vec<_> = told.iter().flatten().map(|row| row.trigger).collect();
+    let notified = toasts().await;
+    let triggers: Vec<_> = notified.iter().flatten().map(|row| row.trigger).collect();
     assert_eq!(triggers, [Trigger::SessionFailed]);
     assert_eq!(stage.state().await, SessionState::Failed);
 }
@@ -282,7 +284,7 @@ async fn nfr_002_panicked_session_keeps_its_seat_only_while_restarted() {
         tokio::select! {
             biased;
             () = stage.gone() => {}
-            _ = stage.begin(None) => drop(stage.agents.recv().await.expect("a fresh agent")),
+            _ = stage.begin(None) => drop(stage.agents.recv().await.expect("a fresh agent starts")),
         }
         assert_eq!(stage.capacity.taken(), left);
     }
@@ -298,13 +300,13 @@ async fn unconfirmed_cancel_ends_cancelled_and_unconfirmed() {
     let end = ended(begun).await;
     assert_eq!(end.state, TurnState::Cancelled);
     assert!(end.result.get().contains("did not confirm"), "{}", end.result);
-    stage.agents.recv().await.expect("a fresh agent");
+    stage.agents.recv().await.expect("a fresh agent starts");
     let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
-    assert!(!cancel.send(CancelTurn { prompt_id: None }).await.unwrap(), "nothing runs any more");
+    assert!(!cancel.send(CancelTurn { prompt_id: None }).await.unwrap(), "no turn is running");
 }
 
 #[actix::test]
-async fn silence_ends_a_turn_and_a_talking_agent_may_take_its_time() {
+async fn silent_agent_times_out_and_updates_extend_the_turn() {
     let (stage, mut agent) = stage(|settings| settings.inactivity_timeout = Duration::from_millis(300)).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
@@ -320,11 +322,11 @@ async fn silence_ends_a_turn_and_a_talking_agent_may_take_its_time() {
     }
     let end = ended(begun).await;
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::InactivityTimeout);
-    assert!(end.result.get().contains("xxxxxxxx"), "eight updates came first: {}", end.result);
+    assert!(end.result.get().contains("xxxxxxxx"), "eight updates arrived first: {}", end.result);
 }
 
 #[actix::test]
-async fn a_turn_that_fails_over_a_link_that_lives_on_ends_alone() {
+async fn failed_call_ends_the_turn_and_keeps_the_connection() {
     let (mut stage, mut agent) = stage(|_| {}).await;
     for (asks_for_cancel, state) in [(false, TurnState::Failed), (true, TurnState::Cancelled)] {
         let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
@@ -345,11 +347,11 @@ async fn a_turn_that_fails_over_a_link_that_lives_on_ends_alone() {
     let call = agent.prompted().await;
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     assert_eq!(ended(begun).await.state, TurnState::Completed);
-    assert!(stage.agents.try_recv().is_err(), "the same link carried all of them");
+    assert!(stage.agents.try_recv().is_err(), "the same connection carried all turns");
 }
 
 #[actix::test]
-async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
+async fn key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
     let (stage, mut agent) = stage(|_| {}).await;
     let first = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
     let TurnBegun::Joined(joined) = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused")) else {
@@ -359,7 +361,7 @@ async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
     assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnInProgress, Some(joined.prompt_id)));
     let call = agent.prompted().await;
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
-    // An answer that comes twice changes nothing.
+    // A repeated answer has no effect.
     agent.answer(call, r#"{"stopReason":"refusal"}"#).await;
     assert_eq!(ended(first).await.state, TurnState::Completed);
     assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Ended(row)) if row.prompt_id == joined.prompt_id));
@@ -367,7 +369,7 @@ async fn one_key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
 }
 
 #[actix::test]
-async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
+async fn waiting_turn_fails_with_the_failure_of_the_agent_start() {
     let (stage, agent) = stage(|_| {}).await;
     let failure = Failure::new(ErrorCode::AgentStartFailed, "no such program");
     stage.failures.lock().push(failure);
@@ -378,14 +380,14 @@ async fn a_turn_that_waits_for_an_agent_that_does_not_start_fails_with_that() {
     assert_eq!(end.failure.as_ref().unwrap().code, ErrorCode::AgentStartFailed);
 }
 
-/// Makes the session wait for room in the writer's queue; it continues when the places are dropped.
+/// Blocks the session on a full writer's queue; dropping the returned slots unblocks it.
 async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
-    // All places are held, not filled: what is filled the writer takes out, and the session would find room again. One
-    // is held by the turn that runs.
-    let mut places = Vec::new();
-    while places.len() < WRITE_QUEUE - 1 {
+    // The slots are reserved, not filled: the writer would drain filled slots and so unblock the session. The running
+    // turn holds one slot.
+    let mut slots = Vec::new();
+    while slots.len() < WRITE_QUEUE - 1 {
         match stage.services.store.reserve_end() {
-            Ok(place) => places.push(place),
+            Ok(slot) => slots.push(slot),
             Err(_) => tokio::task::yield_now().await,
         }
     }
@@ -393,27 +395,27 @@ async fn get_stuck(stage: &Stage, agent: &FakeAgent) -> Vec<EndSlot> {
     let update = format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{{"type":"text","text":"{text}"}}}}"#);
     let update = serde_json::value::RawValue::from_string(update).unwrap();
     agent.says.send(AgentEvent::Update { update, meta: None }).await.unwrap();
-    places
+    slots
 }
 
 #[actix::test]
-async fn a_session_that_does_not_answer_is_replaced_and_its_turn_ends_once() {
+async fn stuck_session_is_replaced_and_its_turn_ends_once() {
     let (mut stage, mut agent) = stage(|settings| settings.stuck_after = Duration::from_millis(100)).await;
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     let call = agent.prompted().await;
     let mut mailbox = stage.live.mailbox.clone();
     mailbox.borrow_and_update();
-    let places = get_stuck(&stage, &agent).await;
-    // The agent's answer comes too late: nobody takes it.
+    let slots = get_stuck(&stage, &agent).await;
+    // The agent's answer is too late and is ignored.
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     mailbox.changed().await.unwrap();
-    drop(places);
+    drop(slots);
     let end = ended(begun).await;
     assert_eq!((end.state, end.failure.as_ref().unwrap().code), (TurnState::Failed, ErrorCode::Internal));
     let mut fresh = stage.agents.recv().await.unwrap();
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     let call = fresh.prompted().await;
-    // Longer than it took the other one to be given up: this one answers.
+    // The fresh session answers its probes, so it outlives the time after which the stuck one was replaced.
     let mut others = stage.live.mailbox.clone();
     let replaced = tokio::time::timeout(Duration::from_millis(500), others.wait_for(|_| false));
     assert!(replaced.await.is_err());
@@ -424,11 +426,11 @@ async fn a_session_that_does_not_answer_is_replaced_and_its_turn_ends_once() {
     assert_eq!(stage.services.metrics.turns_started(Route::Acp), 2);
     assert_eq!(stage.services.metrics.turns_ended(Route::Acp, "failed"), 1);
     assert_eq!(stage.services.metrics.turns_ended(Route::Acp, "completed"), 1);
-    assert!(agent.says.is_closed(), "the agent of the stuck one was let go");
+    assert!(agent.says.is_closed(), "the agent of the stuck session was released");
 }
 
 #[actix::test]
-async fn an_idle_session_hibernates_and_gives_its_seat_back() {
+async fn idle_session_hibernates_and_releases_its_seat() {
     let (stage, _agent) = stage(|settings| settings.idle_timeout = Duration::from_millis(30)).await;
     stage.gone().await;
     assert_eq!(stage.state().await, SessionState::Hibernated);
@@ -450,7 +452,7 @@ async fn runtime_keeps_output_until_it_is_on_disk() {
         agent.delivered.handle(seq);
         agent.says.send(chunk("x")).await.unwrap();
         if seq == 2 {
-            assert_eq!(agent.delivered.settled(), 0, "neither many nor at its end");
+            assert_eq!(agent.delivered.settled(), 0, "neither enough messages nor the end of the turn");
         }
     }
     agent.delivered.settled_more().await;
@@ -461,7 +463,7 @@ async fn runtime_keeps_output_until_it_is_on_disk() {
     agent.delivered.handle(5);
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     assert_eq!(ended(begun).await.state, TurnState::Completed);
-    assert_eq!(agent.delivered.settled(), 5, "its end is on disk");
+    assert_eq!(agent.delivered.settled(), 5, "the end of the turn is on disk");
     let transcript = stage.services.store.transcript(stage.id, 0, 10).await.unwrap();
     let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
     assert_eq!(said, "xxxx");
@@ -478,21 +480,21 @@ async fn large_message_without_update_is_settled_during_a_turn() {
     agent.says.send(request).await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), agent.delivered.settled_more())
         .await
-        .expect("the agent is read on");
+        .expect("the session keeps reading from the agent");
     assert_eq!(agent.delivered.settled(), 1);
     agent.delivered.handle(2);
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     assert_eq!(ended(begun).await.state, TurnState::Completed);
     assert_eq!(agent.delivered.settled(), 2);
     agent.delivered.handle(3);
-    agent.says.send(chunk("of no turn")).await.unwrap();
+    agent.says.send(chunk("outside a turn")).await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), async {
         while agent.delivered.settled() < 3 {
             agent.delivered.settled_more().await;
         }
     })
     .await
-    .expect("what is of no turn is not kept");
+    .expect("messages outside a turn are settled");
 }
 
 #[actix::test]
@@ -517,8 +519,8 @@ async fn agent_that_ended_unseen_is_restarted() {
     let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
     supervisor.send(start).await.unwrap().unwrap();
     let again = tokio::time::timeout(Duration::from_secs(10), stage.agents.recv()).await;
-    assert!(again.expect("it is started again").is_some());
-    assert!(services.index.get(stage.id).is_some(), "it is not forgotten");
+    assert!(again.expect("the agent is restarted").is_some());
+    assert!(services.index.get(stage.id).is_some(), "the session stays in the index");
 }
 
 #[actix::test]
@@ -532,7 +534,7 @@ async fn turn_continues_under_a_restarted_supervisor() {
     first.says.send(chunk("before ")).await.unwrap();
     first.delivered.settled_more().await;
 
-    // As if that life had ended here: another one, on the same database.
+    // Simulates a crash of the service: a new supervisor on the same database.
     let held = ResumedPrompt { prompt_id, call, after: 0 };
     stage.held.lock().insert("c".into(), Some(held));
     let mut found = stage.find_again().await;
@@ -564,7 +566,7 @@ async fn turn_continues_under_a_restarted_supervisor() {
     let end = ended(joined).await;
     assert_eq!((end.state, end.prompt_id), (TurnState::Completed, prompt_id));
     assert!(end.result.get().contains("before after"), "{}", end.result);
-    assert!(end.event_id.unwrap() > 10_000_000_000, "no id of the earlier life comes again");
+    assert!(end.event_id.unwrap() > 10_000_000_000, "event ids of the earlier process are not reused");
     let transcript = stage.services.store.transcript(stage.id, 0, 10).await.unwrap();
     let said: String = transcript.iter().skip(1).map(|row| row.entry.text.as_str()).collect();
     assert_eq!(said, "before after");
@@ -583,7 +585,7 @@ async fn turn_whose_prompt_never_reached_the_agent_is_not_resumed() {
         stage.held.lock().insert("c".into(), held);
         assert!(stage.find_again().await.is_empty());
     }
-    assert!(stage.find_again().await.is_empty(), "nothing is held at all");
+    assert!(stage.find_again().await.is_empty(), "the runtime holds no agent");
 }
 
 #[actix::test]
@@ -609,7 +611,7 @@ async fn runtime_keeps_a_permission_request_until_it_is_answered() {
     agent.delivered.handle(2);
     agent.says.send(chunk("meanwhile")).await.unwrap();
     reader.live.recv().await.unwrap();
-    assert_eq!(agent.delivered.settled(), 0, "a supervisor that comes back would not know of it");
+    assert_eq!(agent.delivered.settled(), 0, "a restarted supervisor must receive the request again");
 
     let request_id = event["update"]["requestId"].as_str().unwrap().to_owned();
     let answer = stage.live.mailbox.borrow().answer_permission.clone();

@@ -22,9 +22,9 @@ use crate::{
     contract::result::{ACPSessionResult, ResultStopReason},
 };
 
-/// How long any one step may take; the slowest of them takes about a second.
+/// Maximum duration of one step; the slowest takes about a second.
 const STEP: Duration = Duration::from_secs(20);
-/// How soon a session has to be usable again after its agent crashed.
+/// Maximum time from a crash of the agent until its session is usable again.
 const USABLE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash,
@@ -73,7 +73,7 @@ fn own_name() -> String {
     here.unwrap_or(program).display().to_string()
 }
 
-/// What goes wrong in a step.
+/// Makes the error of a failed step.
 fn failed(step: &str) -> impl Fn(ClientError) -> AppError {
     move |cause| AppError::Demo(format!("{step}: {cause}"))
 }

@@ -12,7 +12,7 @@ use crate::domain::capacity::CapacityRules;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Capacity {
     /// Seats, 1 to 1,000,000. A session holds a seat while it has an agent process or starts one. Without a free seat
-    /// a new session is refused with 503; loading a session is not.
+    /// a new session is refused with 503; loading a session is not, and may exceed this number.
     pub max_sessions: usize,
     /// Share of the seats that one tenant may take, in hundredths of a percent, 0 to 10,000.
     pub tenant_share_bp: u32,

@@ -22,9 +22,10 @@ pub(crate) struct Limits {
     pub queue_bytes: usize,
     /// Events that a session keeps in memory for readers that reconnect, 1 to 1,000,000; older ones are evicted.
     pub replay_events: usize,
-    /// Bytes of those events, 1 KiB to 1 GiB. 1,000 sessions hold at most 256 MB with the default.
+    /// Bytes of events that a session keeps in memory, 1 KiB to 1 GiB. With the default 1,000 sessions hold at most 262
+    /// MB.
     pub replay_bytes: usize,
-    /// Most entries on a page of a list or transcript, 1 to 10,000.
+    /// The largest page of a list or transcript, in entries, 1 to 10,000.
     pub page_entries: usize,
     /// Writes that wait for the database before new work is refused, 2 to 10,000,000. Must be more than
     /// `capacity.max_sessions`, because each running turn reserves a place for its end.

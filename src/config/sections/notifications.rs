@@ -17,8 +17,8 @@ pub(crate) struct Notifications {
     pub max_subscribers: usize,
     /// Time for which a ticket can be used to open a WebSocket, in seconds, 1 to 300.
     pub ticket_ttl_s: u64,
-    /// Time for which a WebSocket stays open that a browser page opened with a ticket or with the token as subprotocol,
-    /// in seconds, 1 or more; then the page needs a new ticket. The default is a working day.
+    /// Longest life of a WebSocket that a browser page opened with a ticket, or with the token as subprotocol, in
+    /// seconds, 1 or more. Then the page needs a new ticket. The default is a working day.
     pub ticket_session_s: u64,
 }
 

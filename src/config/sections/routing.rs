@@ -16,18 +16,19 @@ const MAX_BUCKETS: u64 = 1440;
 /// The most steps of a canary.
 const MAX_STEPS: usize = 16;
 
-/// The success window of a workspace: when its ACP turns fail so often that it is rolled back to the HTTP fallback.
+/// The success window of a workspace: the outcomes of its turns and handshakes over ACP. When they fail too often, the
+/// workspace is rolled back to the HTTP fallback.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Window {
-    /// Length of the window, in seconds: a whole number of buckets, at most 1,440 of them.
+    /// Length of the window, in seconds: a whole number of `bucket_s`, at most 1,440 of them.
     pub length_s: u64,
-    /// Resolution of the window, in seconds, 1 or more.
+    /// Resolution of the window, in seconds, 1 or more: outcomes are counted in buckets of this length.
     pub bucket_s: u64,
-    /// Outcomes in the window below which the success rate is not judged, 1 to 1,000,000. Below it, 5 outcomes of
-    /// which half failed roll back too.
+    /// Fewest outcomes for which the success rate is compared with the threshold, 1 to 1,000,000. With 5 or more, but
+    /// fewer than this, a workspace is rolled back when half of them failed.
     pub min_samples: u64,
-    /// Failures in the window below which the success rate is not judged, 1 to 1,000,000.
+    /// Fewest failures in the window that can roll a workspace back, whatever the rate, 1 to 1,000,000.
     pub min_failures: u64,
     /// The lowest healthy success rate, in hundredths of a percent, 0 to 10,000.
     pub threshold_bp: u32,
@@ -92,11 +93,11 @@ pub(crate) struct Recovery {
     /// Time limit for a probe, in seconds, 1 or more. A probe is a handshake, which starts an agent.
     pub probe_timeout_s: u64,
     /// Shares of turns that use ACP during the canary phase, in hundredths of a percent: 1 to 16 rising values from 1
-    /// to 10,000.
+    /// to 10,000. 500 means every 20th turn.
     pub canary_steps_bp: Vec<u32>,
     /// Successful canary turns that complete a step, 1 to 1,000,000.
     pub close_after_successes: u32,
-    /// Failures among the first `reopen_within` turns after a restore that roll back again, 1 to 1,000,000.
+    /// Failures in the first `reopen_within` turns after a restore that roll the workspace back again, 1 to 1,000,000.
     pub reopen_failures: u32,
     /// Turns after a restore in which `reopen_failures` are counted, 1 to 1,000,000.
     pub reopen_within: u32,
@@ -152,7 +153,7 @@ impl Recovery {
     }
 }
 
-/// Moves of fleets to another protocol.
+/// Moves of fleets of workspaces to another default route.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Migration {

@@ -39,11 +39,11 @@ pub(crate) struct Runtime {
     /// to reconnect, in seconds. 0: a broken connection ends the turn and the agent. The default outlasts a restart of
     /// the supervisor.
     pub reconnect_grace_s: u64,
-    /// Messages of one agent that the runtime keeps until the supervisor has persisted them, 64 to 1,000,000; beyond
-    /// it the agent waits. Must be equal on both sides of a separate runtime, because the supervisor acknowledges
-    /// after a quarter of its own value. A turn of a talkative agent has some hundred.
+    /// Messages of one agent that the runtime keeps until the supervisor has persisted them, 64 to 1,000,000; at the
+    /// limit the agent waits. Must be equal on both sides of a separate runtime, because the supervisor
+    /// acknowledges after a quarter of its own value. A turn of a talkative agent has some hundreds.
     pub replay_frames: usize,
-    /// The same in bytes for each agent, 65,536 to 1 GiB. Must be equal on both sides of a separate runtime.
+    /// Bytes of those messages, for each agent, 65,536 to 1 GiB. Must be equal on both sides of a separate runtime.
     pub replay_bytes: usize,
 }
 

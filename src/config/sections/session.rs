@@ -30,7 +30,7 @@ impl Session {
     }
 }
 
-/// When a turn ends without its agent.
+/// Time limits of a turn.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Turn {
@@ -67,7 +67,7 @@ impl Turn {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Supervision {
-    /// Restarts of one session within `within_s` after which it is `failed`.
+    /// Restarts that a session may have within `within_s`; with one more it becomes `failed`.
     pub max_restarts: u32,
     /// The period in which `max_restarts` are counted, in seconds, 1 or more.
     pub within_s: u64,

@@ -30,8 +30,8 @@ pub(crate) struct Webhook {
     pub previous_secret: Option<SecretString>,
     /// Time limit for one post, in seconds, 1 to 60. A receiver should store the alert and answer at once.
     pub timeout_s: u64,
-    /// Attempts before a delivery is given up, 1 to 1,000. With the default waits the last one comes after about 19
-    /// minutes.
+    /// Attempts before a delivery is given up, 1 to 1,000. With the default waits the last attempt comes about 19
+    /// minutes after the first.
     pub max_attempts: u32,
     /// Wait after the first attempt, in seconds, 1 to `max_retry_s`; it doubles with each attempt, ± 20 %.
     pub first_retry_s: u64,

@@ -14,8 +14,8 @@ pub(crate) struct Workspaces {
     pub root: Option<PathBuf>,
     /// Folders under which a session may name an existing folder with `path`. Empty: `path` is refused.
     pub allow_paths: Vec<PathBuf>,
-    /// Hosts (`host` or `host:port`) from which repositories may be cloned; at least one. `owner/name` means the
-    /// first.
+    /// Hosts (`host` or `host:port`) from which repositories may be cloned; at least one. A repository `owner/name`
+    /// is cloned from the first.
     pub git_hosts: Vec<String>,
     /// Time limit for a clone, in seconds, 1 or more. A shallow clone of the largest public repositories takes about
     /// two minutes.

@@ -145,7 +145,7 @@ pub(crate) struct ConnectionItem {
     pub error_detail: Option<String>,
     /// Duration of the handshake in milliseconds.
     pub handshake_ms: u64,
-    /// Whether the handshake was a probe for the recovery of ACP.
+    /// True if the handshake was a probe for the recovery of ACP.
     pub is_probe: bool,
     /// When the handshake ended.
     #[schema(value_type = String, format = DateTime)]
@@ -156,7 +156,7 @@ pub(crate) struct ConnectionItem {
     pub transitions: Vec<TransitionItem>,
 }
 
-/// What automation did with the changes of a turn.
+/// Outcome of automation for the changes of a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutomationRunItem {
@@ -251,7 +251,7 @@ pub(crate) struct NotificationItem {
     pub severity: &'static str,
     /// The event that caused the notification, as a word.
     pub trigger: &'static str,
-    /// How long a client shows it, in milliseconds.
+    /// Display time in a client, in milliseconds.
     pub auto_dismiss_ms: u64,
     /// The record that caused it. Each cause is notified once.
     pub cause_id: String,

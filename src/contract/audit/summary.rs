@@ -31,7 +31,7 @@ pub(crate) struct AuditSummary {
     /// End of the period, exclusive.
     #[schema(value_type = String, format = DateTime)]
     pub until: Timestamp,
-    /// Whether the period was cut because it holds too many records; request a shorter one for the rest.
+    /// True if the period was cut because it holds too many records; request a shorter one for the rest.
     pub truncated: bool,
     /// All days together.
     pub total: SummaryTotal,
@@ -69,7 +69,7 @@ pub(crate) struct SummaryDay {
     pub http: ProtocolDay,
     /// The share of turns over ACP, 0 to 1; null without turns.
     pub acp_share: Option<f64>,
-    /// How much faster ACP was; null unless both protocols carried completed turns.
+    /// Speed gain of ACP over HTTP; null unless both protocols carried completed turns.
     pub acp_gain: Option<AcpGain>,
     /// Flips of workspaces to HTTP.
     pub flips_to_http: u64,
@@ -77,7 +77,7 @@ pub(crate) struct SummaryDay {
     pub flips_to_acp: u64,
 }
 
-/// How turns ended.
+/// Turns by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TurnCounts {
@@ -99,7 +99,7 @@ pub(crate) struct TurnCounts {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProtocolDay {
-    /// How they ended.
+    /// Turns by outcome.
     #[serde(flatten)]
     pub counts: TurnCounts,
     /// Median duration of completed turns in milliseconds.

@@ -38,7 +38,7 @@ words! {
         GitopsOff = "gitops-off",
         /// The caller asked for none.
         CallerSkip = "caller-skip",
-        /// What the session works on is no repository on GitHub.
+        /// The session does not work on a GitHub repository.
         MissingRepository = "missing-repository",
         /// The turn changed nothing.
         NoChanges = "no-changes",
@@ -76,7 +76,7 @@ impl SkipDetail {
 }
 
 words! {
-    /// What a caller wants of a turn's changes: `automation.mode`, `github` where it is absent.
+    /// Use of a turn's changes that the caller requests in `automation.mode`; `github` if the field is absent.
     WantedMode {
         /// Issue, branch, commit and pull request.
         Github = "github",

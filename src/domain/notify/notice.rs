@@ -163,7 +163,8 @@ fn texts_of_skip(reason: SkipReason, detail: Option<SkipDetail>) -> (&'static st
         (None, SkipReason::WorkspaceRollback) => texts_of_detail(SkipDetail::FallbackCannot),
         (None, SkipReason::MissingCredential) => (
             "no GitHub credential is available",
-            "This version accepts no credential yet; to avoid this note, send automation.mode none with the prompt.",
+            "This version accepts no credential yet. API clients avoid this note with automation.mode none in the \
+             prompt request.",
         ),
         (None, SkipReason::AutomationDisabled) => ("it is disabled", "An operator can enable it."),
         (None, SkipReason::RateLimited) => ("GitHub's rate limit is reached", "Prompt again in an hour."),
@@ -180,11 +181,13 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
         SkipDetail::ConfigDisabled => ("it is disabled in the configuration", "An operator can enable it there."),
         SkipDetail::GitopsOff => (
             "this session was opened without git",
-            "For pull requests, open a session of mode development with enableGitOps. This note appears once per session.",
+            "For pull requests, open a session in mode development, and without enableGitOps false in an API request. \
+             This note appears once per session.",
         ),
         SkipDetail::CallerSkip => (
             "the prompt disabled it",
-            "For a pull request, send automation.mode github with the prompt. This note appears once per session.",
+            "For a pull request, prompt again without automation.mode none; the command line never sends it. This note \
+             appears once per session.",
         ),
         SkipDetail::MissingRepository => {
             ("the session has no GitHub repository", "Open a session with a GitHub repository, such as owner/name.")
@@ -198,11 +201,11 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
         }
         SkipDetail::BlockedByPattern => (
             "the repository is blocked",
-            "A pattern in the tenant's blockedRepositories or in the configuration matches it; ask an administrator.",
+            "A pattern of the tenant's settings or of the configuration matches it; ask an administrator.",
         ),
         SkipDetail::NoInstallation => (
             "the GitHub App is not installed",
-            "Install it for the repository, or send a githubToken with the prompt.",
+            "Install it for the repository, or add a githubToken to the API request of the prompt.",
         ),
         SkipDetail::TokenRefused => (
             "GitHub rejected the token",

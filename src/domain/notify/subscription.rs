@@ -7,9 +7,9 @@ words! {
     ResetReason {
         /// Notifications after it have been removed, since they were too old.
         TooOld = "tooOld",
-        /// It is of another database, or its epoch was not told.
+        /// The cursor belongs to another database, or was sent without its epoch.
         OtherEpoch = "otherEpoch",
-        /// It is after the newest notification.
+        /// The cursor is after the newest notification.
         Ahead = "ahead",
         /// The next notification is there and cannot be read.
         Unreadable = "unreadable",
@@ -19,15 +19,15 @@ words! {
 words! {
     /// Why a subscriber was released.
     Eviction {
-        /// More waited for it than it may.
+        /// More frames waited for the subscriber than its queue may hold.
         TooSlow = "tooSlow",
-        /// It took nothing at all for too long.
+        /// The subscriber took no frame at all for too long.
         Stalled = "stalled",
-        /// It gave no sign of life.
+        /// The subscriber sent nothing for too long, not even a pong.
         Silent = "silent",
-        /// What it sent was no frame, or came at the wrong time.
+        /// The subscriber sent a malformed frame, or one at the wrong time.
         BadFrame = "badFrame",
-        /// What it was opened with holds no longer.
+        /// The credential with which the subscription was opened is no longer valid.
         Expired = "expired",
     }
 }
@@ -40,7 +40,7 @@ pub(crate) const QUEUE_BYTES: usize = 1 << 20;
 /// Where a subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Start {
-    /// What comes after this number is sent.
+    /// Notifications after this number are sent.
     pub after: u64,
     /// Why the subscriber's own cursor was of no use.
     pub reset: Option<ResetReason>,

@@ -27,7 +27,7 @@ const TOGETHER: Duration = Duration::from_secs(60);
 const SUFFIX_CHARS: usize = 6;
 
 words! {
-    /// How bad it is.
+    /// Severity of a notification.
     Severity {
         /// Something is good again.
         Info = "info",
@@ -39,7 +39,7 @@ words! {
 }
 
 words! {
-    /// What a notification is about.
+    /// Cause of a notification.
     Trigger {
         /// Automation was skipped.
         AutomationSkipped = "automationSkipped",

@@ -12,13 +12,13 @@ use time::{PrimitiveDateTime, format_description::FormatItem, macros::format_des
 use crate::domain::{clock::Timestamp, session::restart::doubled, words::words};
 
 words! {
-    /// Where a delivery stands.
+    /// State of a delivery.
     DeliveryState {
-        /// It is to be tried, or tried again.
+        /// The delivery waits for its first attempt, or for a retry.
         Pending = "pending",
         /// The receiver took it.
         Delivered = "delivered",
-        /// It was given up: the receiver refused it for good, or all tries failed.
+        /// The delivery was given up: the receiver refused it permanently, or all attempts failed.
         Dead = "dead",
     }
 }

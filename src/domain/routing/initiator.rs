@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::words::words;
 
 words! {
-    /// Who flips a route.
+    /// Initiator of a route flip.
     Initiator {
         /// The window, the recovery or a migration.
         System = "system",

@@ -22,7 +22,7 @@ use super::{clock::Timestamp, share::FULL_BP, words::words};
 pub(crate) use self::initiator::{Attribution, FlipTrigger, Initiator};
 
 words! {
-    /// What the router chose for a workspace. A turn ends on the route on which it began.
+    /// Protocol that the router chose for a workspace. A turn ends on the route on which it began.
     Route {
         /// ACP, live.
         Acp = "acp",
@@ -77,7 +77,7 @@ pub(crate) struct Pin {
 }
 
 words! {
-    /// Where the way back to ACP stands.
+    /// Progress of a workspace's return to ACP.
     Stage {
         /// ACP carries the turns.
         Closed = "closed",

@@ -7,25 +7,26 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{clock::Timestamp, turn::outcome::ErrorClass, words::words};
 
 words! {
-    /// How the connection to a session's agent is.
+    /// Status of the connection to a session's agent.
     ConnectionStatus {
-        /// For the first time.
+        /// A new connection is being established.
         Connecting = "connecting",
-        /// It stands.
+        /// The connection is up.
         Connected = "connected",
-        /// It stands, but the last turn failed by it, or its turns take twice as long as before: the next ones tell.
+        /// The connection is up, but the last turn failed because of it, or its turns take twice as long as before. The
+        /// next turns decide.
         Degraded = "degraded",
-        /// It broke, and is being made again, or the agent is being started again.
+        /// The connection broke and is being re-established, or the agent is being restarted.
         Reconnecting = "reconnecting",
-        /// It broke for good.
+        /// The connection failed permanently.
         Error = "error",
-        /// It was released: the workspace's turns go over the fallback.
+        /// The connection was released: the workspace's turns use the fallback.
         RolledBack = "rolledBack",
     }
 }
 
 impl ConnectionStatus {
-    /// Whether `next` may follow. The same status again is no transition.
+    /// True if `next` may follow. The same status again is no transition.
     ///
     /// The usual order is connecting → connected → degraded → error → reconnecting → connected, and any → rolledBack.
     /// Sessions also skip steps: a connection that breaks goes to reconnecting without error in between, and one that

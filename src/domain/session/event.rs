@@ -24,7 +24,7 @@ words! {
         Diagnostic = "diagnostic",
         /// A notification of the agent that the protocol does not know, raw.
         Notification = "notification",
-        /// How the turn gets on, and when it will have ended.
+        /// Progress of the turn, and an estimate of when it ends.
         Progress = "progress",
         /// The workspace's route was flipped: to the fallback, or back.
         Rollback = "rollback",

@@ -13,21 +13,21 @@ words! {
         Idle = "idle",
         /// A turn is running.
         Running = "running",
-        /// It was idle for long: no process, no seat; the next prompt brings it back.
+        /// The session was idle for long: no process, no seat; the next prompt wakes it.
         Hibernated = "hibernated",
-        /// It was not used for so long that only a load brings it back.
+        /// The session was unused for so long that only a load restores it.
         Expired = "expired",
-        /// The service stopped during its turn; a load brings it back.
+        /// The service stopped during a turn; a load restores the session.
         Interrupted = "interrupted",
-        /// Its agent failed too often; a load brings it back.
+        /// The agent failed too often; a load restores the session.
         Failed = "failed",
-        /// It was closed for good.
+        /// The session was closed permanently.
         Closed = "closed",
     }
 }
 
 impl SessionState {
-    /// Whether it holds a seat and an agent process.
+    /// True for states with a seat and an agent process.
     pub(crate) fn is_live(self) -> bool {
         matches!(self, Self::Starting | Self::Idle | Self::Running)
     }
@@ -95,7 +95,7 @@ pub(crate) fn sweep_period(max_age: Duration) -> Duration {
 }
 
 words! {
-    /// What a session is for.
+    /// Purpose of a session.
     #[derive(Default)]
     SessionMode {
         /// Work on the workspace's repository.

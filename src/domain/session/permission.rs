@@ -6,7 +6,7 @@ use crate::{
 };
 
 words! {
-    /// How a workspace answers `session/request_permission`.
+    /// A workspace's answer to `session/request_permission`.
     #[derive(Default)]
     PermissionPolicy {
         /// Allows each call once. The default: the container is the boundary, and nobody watches a

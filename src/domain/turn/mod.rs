@@ -36,7 +36,7 @@ words! {
 }
 
 impl TurnState {
-    /// Whether nothing more can happen to it.
+    /// True for the states in which a turn ends.
     pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Accepted | Self::Running)
     }

@@ -35,7 +35,7 @@ macro_rules! error_codes {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// The class, which says what recovers the error.
+            /// The class, which determines the kind of recovery.
             pub(crate) fn class(self) -> ErrorClass {
                 match self { $(Self::$variant => ErrorClass::$class,)* }
             }
@@ -69,9 +69,10 @@ error_codes! {
     InvalidRequest = "invalid_request", Application, false, "Correct the request and send it again."
         | "Correct the arguments.";
     /// The body is larger than the limit.
-    PayloadTooLarge = "payload_too_large", Application, false, "Send less, or raise the named limit.";
+    PayloadTooLarge = "payload_too_large", Application, false, "Send less, or raise the limit that the error names.";
     /// The body is not JSON by its `Content-Type`.
-    UnsupportedMediaType = "unsupported_media_type", Application, false, "Send `Content-Type: application/json`.";
+    UnsupportedMediaType = "unsupported_media_type", Application, false, "Send `Content-Type: application/json`."
+        | "Use a command line of the same version as the server.";
     /// No such route, session, prompt, workspace or other object.
     NotFound = "not_found", Application, false, "Check the id: it is unknown, or belongs to another tenant."
         | "Check the id or name: it is unknown, or belongs to another tenant.";
@@ -87,13 +88,14 @@ error_codes! {
         | "Set LUMILINK_TOKEN to the token of the server (`server.token`).";
     /// The `Origin` is not allowed, or the `Host` is not a name of this service.
     ForbiddenOrigin = "forbidden_origin", Application, false,
-        "Add the origin to `server.allowed_origins`, or the host to `server.allowed_hosts`.";
+        "Add the origin to `server.allowed_origins`, or the host to `server.allowed_hosts`."
+        | "Reach the server by IP address, or add its host name to `server.allowed_hosts`.";
     /// The path is outside what the configuration allows.
     PathNotAllowed = "path_not_allowed", Application, false, "Use a folder under one of `workspaces.allow_paths`.";
     /// The session is running another turn.
     TurnInProgress = "turn_in_progress", Application, true, "Wait for the running turn (`promptId`), or cancel it."
         | "Wait for the running turn, or cancel it with `lumilink session cancel`.";
-    /// The route of the workspace was changed at the same time.
+    /// Another request changed the route of the workspace at the same time.
     RouteChanged = "route_changed", Application, true, "Read the route, and repeat the request if it still applies."
         | "Look at `lumilink workspace show`, and repeat the command if it still applies.";
     /// The status of the migration does not allow this change.
@@ -111,10 +113,12 @@ error_codes! {
         | "Load it with `lumilink session load`.";
     /// The `Idempotency-Key` was used before with another body.
     IdempotencyMismatch = "idempotency_mismatch", Application, false,
-        "Use a new `Idempotency-Key` for another request.";
+        "Use a new `Idempotency-Key` for another request."
+        | "Run the command again: each run uses a new key.";
     /// No permission request with this id and option is pending.
     PermissionNotPending = "permission_not_pending", Application, false,
-        "It was answered or timed out, or the option was not offered.";
+        "Check `requestId` and `optionId`: it was answered or timed out, or the option was not offered."
+        | "It was answered or timed out, or the option was not offered.";
     /// The agent does not support the request.
     NotSupportedByAgent = "not_supported_by_agent", Application, false,
         "Look at `agentCapabilities`, `modes` and `configOptions` of the session."
@@ -128,7 +132,8 @@ error_codes! {
     AgentAuthRequired = "agent_auth_required", Application, false,
         "Give the agent its credentials with `agent.env` or `agent.inherit_env`.";
     /// The agent rejected the parameters of the request.
-    AgentRejected = "agent_rejected", Application, false, "Change the request as the answer of the agent says.";
+    AgentRejected = "agent_rejected", Application, false,
+        "The error quotes the agent: correct the request accordingly.";
     /// The model provider behind the agent failed.
     ModelProvider = "model_provider", Application, true,
         "Try again later: the model provider refused the request or is overloaded.";
@@ -170,11 +175,12 @@ error_codes! {
     /// The service ended during the turn.
     Interrupted = "interrupted", System, true, "Load the session and send the prompt again."
         | "Load the session with `lumilink session load` and send the prompt again.";
-    /// No seat or no agent process is free.
+    /// All seats are taken, the runtime runs `runtime.max_agents` agents, or `notifications.max_subscribers` WebSockets
+    /// are open.
     CapacityExhausted = "capacity_exhausted", System, true, "Try again after `Retry-After`."
         | "Try again later, or close sessions that are not needed.";
     /// The service is shutting down.
-    Draining = "draining", System, true, "Try again after `Retry-After`, at another replica."
+    Draining = "draining", System, true, "Try again after `Retry-After`."
         | "Try again in some seconds.";
     /// The database does not accept reads or writes.
     DatabaseUnavailable = "database_unavailable", System, true,
@@ -183,7 +189,7 @@ error_codes! {
     /// The fallback cannot run a turn: the agent does not speak ACP, and no headless command is configured.
     FallbackUnavailable = "fallback_unavailable", System, false,
         "Configure `agent.oneshot`, or an `agent.command` that speaks ACP.";
-    /// Threads of the service are stalled; only `/livez` answers it.
+    /// The threads that run sessions are stalled. Only `/livez` returns this code.
     Stalled = "stalled", System, true, "Restart the service if this does not pass; the log names the thread.";
     /// A bug of the service.
     Internal = "internal", System, true, "Report it with `requestId`; the log has the cause."

@@ -210,7 +210,7 @@ fn next_page(request: &HttpRequest, cursor: &str) -> String {
     format!("{}?{}", request.path(), query.finish())
 }
 
-/// Whether to answer with CSV: `format` decides; without it, `Accept` has to name `text/csv`.
+/// True if the answer is CSV: `format` decides; without it, `Accept` must name `text/csv`.
 fn is_csv(headers: &HeaderMap, format: Option<Format>) -> bool {
     let named = |range: &str| range.split(';').next().is_some_and(|it| it.trim().eq_ignore_ascii_case("text/csv"));
     match format {

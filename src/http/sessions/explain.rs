@@ -226,5 +226,5 @@ fn run(item: AutomationRunItem) -> TimelineEntry {
 }
 
 fn notification(item: NotificationItem) -> TimelineEntry {
-    entry(item.created_at, EntryKind::Notification, format!("Told: {}", item.body), record(&item))
+    entry(item.created_at, EntryKind::Notification, format!("Notified: {}", item.body), record(&item))
 }

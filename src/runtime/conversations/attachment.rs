@@ -1,4 +1,4 @@
-//! One socket's hold of a conversation: what its client says, and what it is told.
+//! One socket's hold of a conversation: the messages from its client and the messages to it.
 
 use std::{
     borrow::Cow,
@@ -134,7 +134,7 @@ impl Attachment {
         let bytes = message.len();
         if let Some(pipe) = &state.pipe {
             match pipe.to_agent.try_send(message) {
-                // An agent that is gone says so by its own way.
+                // The exit of an agent is reported separately.
                 Ok(()) | Err(SendError::Closed) => {}
                 Err(SendError::Full) => return Err(SendError::Full),
             }
@@ -166,7 +166,7 @@ impl Attachment {
         Ok(())
     }
 
-    /// What is to be told to a client that has everything up to `received`.
+    /// Returns the messages for a client that has everything up to `received`.
     pub(crate) fn feed_after(&self, received: u64) -> ClientFeed {
         ClientFeed {
             conversation: self.conversation.clone(),
@@ -178,7 +178,7 @@ impl Attachment {
     }
 }
 
-/// What one socket tells its client: first what is kept, then what comes.
+/// Messages of one socket to its client: first the held ones, then the new ones.
 pub(crate) struct ClientFeed {
     conversation: Arc<Conversation>,
     generation: u64,
@@ -212,7 +212,7 @@ impl Stream for ClientFeed {
         loop {
             while *told < state.outbox.last() {
                 *told += 1;
-                // One that was acknowledged meanwhile need not be told.
+                // A message that was acknowledged meanwhile is skipped.
                 let Some(message) = state.outbox.get(*told) else { continue };
                 let ack = state.pending_ack.acknowledge();
                 let text = numbered::put(Numbers { seq: *told, ack }, message);
@@ -236,10 +236,10 @@ impl Stream for ClientFeed {
     }
 }
 
-/// Why a socket has nothing more to tell, if so.
+/// Reason for which a socket has nothing more to send; `None` while it continues.
 fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
     if state.generation != generation {
-        return Some(Outgoing::Over(close_code::REPLACED, "another socket goes on with this connection"));
+        return Some(Outgoing::Over(close_code::REPLACED, "another socket has taken over this connection"));
     }
     if state.pipe.is_none() {
         return Some(Outgoing::Over(close_code::AGENT_ENDED, "conversation ended"));
@@ -274,7 +274,7 @@ impl ToAgent {
         }
     }
 
-    /// Hands a message on to the agent. One that is gone says so by its own way.
+    /// Passes a message to the agent. The exit of an agent is reported separately.
     pub(crate) fn deliver(
         &self,
         seq: Seq,

@@ -1,4 +1,4 @@
-//! What outlives the socket of one agent: the way to it, and what its client has not acknowledged.
+//! State of one agent that outlives its sockets: its pipe, and the messages that its client has not acknowledged.
 //!
 //! A lock instead of an actor or a task: a message goes from the agent to the socket without a hop more than on a
 //! plain connection, and another socket can take over without asking the one before, which may never run again.
@@ -25,10 +25,10 @@ use crate::{
     transport::pipe::{Incoming, Pipe},
 };
 
-/// How long a conversation waits for its client, and how much it keeps for it.
+/// Limits of the wait for a conversation's client, in time, messages and bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
-    /// How long an agent is kept while its client is away; zero: no connection can be resumed.
+    /// Maximum time that an agent is kept while its client is away; zero: no connection can be resumed.
     pub grace: Duration,
     /// Messages of an agent that are kept until they are acknowledged; more make the agent wait.
     pub frames: usize,
@@ -36,8 +36,8 @@ pub(crate) struct Retention {
     pub bytes: usize,
 }
 
-/// How long the last words of a dead agent are kept for a client that has read them. It writes them down within
-/// moments; one that is killed meanwhile is back within seconds.
+/// Maximum time that the last messages of a dead agent are kept for a client that has read them. The client persists
+/// them within moments; a client that is killed meanwhile is back within seconds.
 const WRITTEN_DOWN: Duration = Duration::from_secs(10);
 
 /// The number of the socket with which a conversation begins.
@@ -46,23 +46,23 @@ pub(crate) const FIRST_SOCKET: u64 = 0;
 /// One agent and its client, whether or not the client is there.
 pub(crate) struct Conversation {
     state: Mutex<State>,
-    /// For whoever looks after it: somebody came or went, or it is over.
+    /// Wakes the keeper of the conversation: a client attached or left, or the conversation has ended.
     changed: Notify,
     pub(crate) workplace: Workplace,
     pub(crate) retention: Retention,
     silence: Duration,
-    /// Told when the client goes (`true`) and when it is back, or is not waited for any more.
+    /// Called with `true` when the client leaves, and with `false` when it is back or no longer awaited.
     on_away: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 pub(crate) struct State {
     /// `None`: it is over. Dropping it ends the agent.
     pub(crate) pipe: Option<Pipe>,
-    /// Why the agent is gone, if it is; what it said is still to be told.
+    /// Reason for which the agent has exited, if it has; its last messages are still to be sent.
     pub(crate) parting: Option<Arc<Parting>>,
     pub(crate) outbox: Outbox<String>,
     pub(crate) inbox: Inbox,
-    /// What of it the client does not know to have arrived.
+    /// Acknowledgement that the client has not received yet.
     pub(crate) pending_ack: PendingAck,
     pub(crate) prompt: Option<ResumedPrompt>,
     /// Which socket is the newest.
@@ -127,7 +127,7 @@ impl State {
                 return Poll::Ready(());
             }
             // An agent's pipes do not come back.
-            Some(Incoming::Line(_)) => return Poll::Ready(()),
+            Some(Incoming::State(_)) => return Poll::Ready(()),
             Some(Incoming::Closed(reason)) => Some(reason),
             None => None,
         };
@@ -170,9 +170,9 @@ impl Conversation {
         self.state.lock()
     }
 
-    /// Lets a socket continue, whose client has everything up to `received`, or has forgotten what it has and is told
-    /// all that is held; one that stands is replaced. Gives the socket's number and what its client is to be told
-    /// first. `None` when it is over.
+    /// Attaches a socket whose client has everything up to `received`; without a number, all that is held is replayed.
+    /// Replaces an open socket. Returns the socket's number and the first answer to its client; `None` when the
+    /// conversation has ended.
     pub(crate) fn attach(&self, received: Option<u64>) -> Result<Option<(u64, Resumed)>, OutOfRange> {
         let mut state = self.lock();
         if state.pipe.is_none() {
@@ -183,7 +183,7 @@ impl Conversation {
         state.generation += 1;
         let here = Client::Here { heard: Instant::now(), waker: None };
         match std::mem::replace(&mut state.client, here) {
-            // The socket before may not run for long, so it is only told.
+            // The previous socket may not run for long, so it is only woken.
             Client::Here { waker, .. } => waker.into_iter().for_each(Waker::wake),
             Client::Away { .. } => (self.on_away)(false),
         }
@@ -194,7 +194,7 @@ impl Conversation {
         Ok(Some((generation, resumed)))
     }
 
-    /// Ends it, whoever is there: the agent loses its client, and what was kept is gone.
+    /// Ends the conversation even if a client is attached: the agent loses its client, and held messages are dropped.
     pub(crate) fn end(&self) {
         self.end_locked(self.lock());
     }
@@ -225,7 +225,7 @@ impl Conversation {
         }
     }
 
-    /// What is left of a dead agent has been read and has only to be written to disk.
+    /// Shortens the wait for a client that has read the last messages of a dead agent and has only to persist them.
     pub(crate) fn hurry_locked(&self, state: &mut MutexGuard<'_, State>) {
         if let Client::Away { until } = &mut state.client {
             *until = (*until).min(Instant::now() + WRITTEN_DOWN);

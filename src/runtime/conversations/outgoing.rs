@@ -111,7 +111,7 @@ impl Stream for PlainWords {
         let incoming = loop {
             match self.from_agent.poll_recv(cx) {
                 // Reports that a connection was interrupted or resumed, which cannot happen to a local pipe.
-                Poll::Ready(Some(Incoming::Line(_))) => {}
+                Poll::Ready(Some(Incoming::State(_))) => {}
                 Poll::Ready(incoming) => break incoming,
                 Poll::Pending => {
                     self.pace.rest();
@@ -126,7 +126,7 @@ impl Stream for PlainWords {
                 Some(Outgoing::Text(text))
             }
             Some(Incoming::Closed(reason)) => Some(Outgoing::Parted(Arc::new(Parting::new(Some(reason))))),
-            Some(Incoming::Line(_)) | None => None,
+            Some(Incoming::State(_)) | None => None,
         })
     }
 }

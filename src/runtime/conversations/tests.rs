@@ -41,7 +41,7 @@ struct Peer {
     connection: String,
     sent: u64,
     received: u64,
-    /// What it acknowledges; everything, if it says nothing else.
+    /// Number up to which the peer acknowledges; `None`: everything.
     settled: Option<u64>,
 }
 
@@ -103,7 +103,7 @@ impl Peer {
     }
 }
 
-/// What a client remembers.
+/// State that a client keeps across a break.
 #[derive(Debug, Clone)]
 struct Broken {
     connection: String,
@@ -168,7 +168,7 @@ async fn without_a_grace_there_are_no_numbers_and_a_break_ends_the_agent() {
 }
 
 #[actix_web::test]
-async fn a_turn_goes_on_after_breaks_with_every_message_once_and_in_order() {
+async fn a_turn_continues_after_breaks_with_every_message_once_and_in_order() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
@@ -188,8 +188,8 @@ async fn a_turn_goes_on_after_breaks_with_every_message_once_and_in_order() {
         peer = again;
     }
     peer.send(json!({"method": "x"})).await;
-    assert_eq!(peer.receive().await["params"]["method"], "x", "the conversation goes on");
-    // What was told on the first socket was never settled, so it can be had again.
+    assert_eq!(peer.receive().await["params"]["method"], "x", "the conversation continues");
+    // The messages of the first socket were never acknowledged, so they are replayed.
     let whole = Broken { received: 1, ..peer.break_off() };
     let (mut peer, _) = whole.resume(&place).await;
     for n in 1..=300 {
@@ -198,7 +198,7 @@ async fn a_turn_goes_on_after_breaks_with_every_message_once_and_in_order() {
 }
 
 #[actix_web::test]
-async fn the_newest_socket_replaces_one_that_stands() {
+async fn the_newest_socket_replaces_the_open_one() {
     let place = place().await;
     let mut first = Peer::connected(&place).await;
     let broken = Broken { connection: first.connection.clone(), sent: 0, received: 1, settled: None };
@@ -314,7 +314,7 @@ async fn a_client_that_says_it_is_over_ends_the_agent_at_once_and_another_end_do
 }
 
 #[actix_web::test]
-async fn what_is_not_held_is_not_found() {
+async fn resuming_a_conversation_or_message_that_is_not_held_answers_404() {
     let place = place().await;
     let peer = Peer::connected(&place).await;
     let here = Broken { connection: peer.connection.clone(), sent: 0, received: 1, settled: None };
@@ -333,7 +333,7 @@ async fn what_is_not_held_is_not_found() {
     ));
     let mut peer = peer;
     peer.send(json!({"method": "x"})).await;
-    assert_eq!(peer.receive().await["params"]["method"], "x", "nothing of it disturbs the socket that stands");
+    assert_eq!(peer.receive().await["params"]["method"], "x", "nothing of it disturbs the open socket");
 }
 
 #[actix_web::test]
@@ -408,7 +408,7 @@ async fn the_newest_prompt_is_remembered() {
 }
 
 #[actix_web::test]
-async fn an_agent_that_dies_while_its_client_is_away_is_told_of_afterwards() {
+async fn the_death_of_an_agent_while_its_client_is_away_is_reported_afterwards() {
     let place = place_with(|options| options.max_agents = 1).await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);
@@ -444,7 +444,7 @@ async fn nothing_is_kept_of_a_dead_agent_once_everything_is_acknowledged() {
     assert_eq!(peer.receive().await["method"], "_lumilink/agent_exited");
     let broken = peer.break_off();
     until("it is held", || place.held_conversations() == 1).await;
-    // It has everything; as it comes back, that is all that it is told.
+    // The client has everything; when it returns, it receives only the close of the socket.
     let (mut peer, _) = broken.resume(&place).await;
     assert_eq!(peer.client.receive_close().await, close_code::AGENT_ENDED);
     let (mut peer, _) = Broken { settled: None, ..peer.break_off() }.resume(&place).await;
@@ -453,7 +453,7 @@ async fn nothing_is_kept_of_a_dead_agent_once_everything_is_acknowledged() {
 }
 
 #[actix_web::test]
-async fn what_a_dead_agent_said_is_kept_for_less_long_once_it_was_read() {
+async fn messages_of_a_dead_agent_are_kept_for_less_time_once_they_were_read() {
     let place = place().await;
     let mut peer = Peer::connected(&place).await;
     peer.settled = Some(1);

@@ -363,7 +363,7 @@ impl<'a> Course<'a> {
             context_injected: request.conversation.is_some() && self.progress.sent_at.is_some(),
             automation: None,
         };
-        let result = ACPSessionResult::of_turn(&mut self.progress, &outcome, facts, now).to_bounded_json();
+        let result = ACPSessionResult::of_turn(&mut self.progress, &outcome, facts, now).into_bounded_json();
         Ended::WithResult { result: result.into(), failure }
     }
 }

@@ -38,7 +38,7 @@ impl SocketPulse {
         self.pulse.receive(self.last_bytes.get() - self.opened)
     }
 
-    /// What is due now. Each ping is due once.
+    /// Returns the action that is due now. Each ping is due once.
     pub(crate) fn due(&mut self) -> Due {
         self.pulse.due(self.opened.elapsed())
     }

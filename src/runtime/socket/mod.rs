@@ -43,7 +43,7 @@ use crate::{
     },
 };
 
-/// How long the client may take to answer our closing frame before the connection is dropped.
+/// Maximum time for the client to answer our closing frame before the connection is dropped.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// Upgrades the connection, to a new one or to `returning`, one whose client has everything up to that number or does
@@ -59,7 +59,7 @@ pub(crate) fn accept(
 ) -> Result<HttpResponse, Failure> {
     let no_upgrade =
         |cause: actix_web::Error| Failure::new(ErrorCode::InvalidRequest, format!("no WebSocket upgrade: {cause}"));
-    // First, so that what is no upgrade takes no connection away from a socket that stands.
+    // First, so that a request that is no upgrade takes no connection away from an open socket.
     ws::handshake(request).map_err(|cause| no_upgrade(cause.into()))?;
     let (connection, state) = match returning {
         None => (Uuid::now_v7(), State::Waiting),
@@ -91,7 +91,7 @@ struct AcpSocket {
 enum State {
     /// For `initialize`.
     Waiting,
-    /// With what its client is told first.
+    /// With the first answer to its client.
     Returning(Attachment, Resumed),
     Connected(Connected),
     /// The closing frame is out; a client can still end a conversation with numbers.
@@ -401,7 +401,7 @@ impl AcpSocket {
     }
 }
 
-/// What every socket is given.
+/// Settings of every socket.
 #[derive(Clone)]
 pub(crate) struct SocketSettings {
     pub agents: Arc<Agents>,
@@ -411,7 +411,7 @@ pub(crate) struct SocketSettings {
     pub stopping: watch::Receiver<bool>,
     /// The largest message, in bytes.
     pub frame_bytes: usize,
-    /// How a dead client is noticed.
+    /// Detection of dead clients.
     pub heartbeat: Heartbeat,
 }
 
@@ -421,7 +421,7 @@ pub(crate) struct Fragments {
     parts: Option<BytesMut>,
 }
 
-/// What one part makes.
+/// Result of adding one part.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
     /// More has to come.

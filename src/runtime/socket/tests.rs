@@ -1,4 +1,4 @@
-//! The ACP door from outside: a real server, real sockets, and agents that are shell scripts.
+//! The ACP endpoint from outside: a real server, real sockets, and agents that are shell scripts.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -209,7 +209,7 @@ async fn the_handshake_starts_the_agent_and_rewrites_only_what_is_ours() {
 }
 
 #[actix_web::test]
-async fn who_has_no_token_or_comes_from_a_browser_is_refused() {
+async fn requests_without_a_token_or_from_a_browser_are_refused() {
     let place = place().await;
     for (headers, status) in [
         (vec![], 401),
@@ -273,7 +273,7 @@ async fn the_first_message_has_to_be_initialize() {
 }
 
 #[actix_web::test]
-async fn what_is_no_message_is_answered_and_the_connection_goes_on() {
+async fn malformed_messages_are_answered_and_the_connection_continues() {
     let place = place().await;
     let mut client = Client::initialized(&place, "default").await;
     client.send_text("nonsense").await;
@@ -331,7 +331,7 @@ async fn files_are_served_here_or_refused_here() {
     let answers = async |agent: &str| {
         let mut client = Client::initialized(&place, agent).await;
         client.send(json!({"method": "read"})).await;
-        // The agent echoes what it gets, the answers of the door included.
+        // The agent echoes what it gets, the answers of the endpoint included.
         let mut answers = BTreeMap::new();
         while answers.len() < 2 {
             let echoed = client.receive().await;

@@ -52,7 +52,7 @@ pub(crate) struct NewConnection {
     pub failure: Option<Failure>,
     /// Duration; stored in whole milliseconds.
     pub handshake: Duration,
-    /// Whether it was a probe for the recovery of ACP.
+    /// True for a probe for the recovery of ACP.
     pub is_probe: bool,
     /// The notification and transcript note for the session's user.
     pub session_notice: Option<SessionNotice>,

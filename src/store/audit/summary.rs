@@ -29,9 +29,9 @@ pub(crate) struct TurnFigures {
     pub interrupted: u64,
     /// Not ended yet.
     pub open: u64,
-    /// How long half of the completed ones took at most.
+    /// Median duration of the completed turns.
     pub p50: Option<Duration>,
-    /// How long 95 of 100 completed ones took at most.
+    /// 95th percentile of the duration of the completed turns.
     pub p95: Option<Duration>,
 }
 
@@ -52,9 +52,9 @@ pub(crate) struct AuditDay {
     pub day: Timestamp,
     /// The tenant.
     pub installation_id: InstallationId,
-    /// What went over ACP.
+    /// Turns over ACP.
     pub acp: TurnFigures,
-    /// What went over HTTP.
+    /// Turns over HTTP.
     pub http: TurnFigures,
     /// Flips of workspaces to HTTP.
     pub flips_to_http: u64,
@@ -128,7 +128,7 @@ struct FlipsRow {
     flips: i64,
 }
 
-/// What is gathered, by day and tenant.
+/// Figures by day and tenant.
 #[derive(Default)]
 struct Days(BTreeMap<(i64, String), AuditDay>);
 
@@ -195,7 +195,7 @@ macro_rules! load {
     }};
 }
 
-/// How far the id of a turn may be from when it was accepted: its session may have had to be brought back first.
+/// Distance between the time in a turn's id and its acceptance, at most: its session may have had to be brought back first.
 const ID_SLACK_US: i64 = 60 * 60 * 1_000_000;
 
 /// The least id of a turn of a time, less or more the slack: ids are UUIDs of version 7, which begin with the time in

@@ -15,7 +15,7 @@ use crate::{
     store::StoreError,
 };
 
-/// Replaces NUL by U+FFFD: PostgreSQL rejects NUL in text, and both databases shall store the same. Valid JSON contains
+/// Replaces NUL by U+FFFD: `PostgreSQL` rejects NUL in text, and both databases shall store the same. Valid JSON contains
 /// none.
 pub(crate) fn clean(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }

@@ -24,7 +24,7 @@ use crate::store::StoreError;
 pub(crate) enum AnyConnection {
     /// SQLite, compiled in.
     Sqlite(SqliteConnection),
-    /// PostgreSQL through libpq, compiled in.
+    /// `PostgreSQL` through libpq, compiled in.
     Postgres(PgConnection),
 }
 
@@ -33,7 +33,7 @@ pub(crate) enum AnyConnection {
 pub(crate) enum DatabaseUrl {
     /// A SQLite file; the file is created if it is missing, its folder is not.
     Sqlite(PathBuf),
-    /// A PostgreSQL server.
+    /// A `PostgreSQL` server.
     Postgres(SecretString),
 }
 
@@ -72,7 +72,7 @@ pub(crate) enum Purpose {
     Upgrade,
 }
 
-/// How long SQLite waits for a lock that another process holds (backup, a second instance). All writes of this process
+/// Time that SQLite waits for a lock that another process holds (backup, a second instance). All writes of this process
 /// share one connection, so it never waits for itself.
 const SQLITE_BUSY_TIMEOUT_MS: u32 = 5000;
 
@@ -86,7 +86,7 @@ const POSTGRES_WRITE: &str = "SET statement_timeout = '30s'; SET lock_timeout = 
      SET idle_in_transaction_session_timeout = '10s';";
 const POSTGRES_READ: &str = "SET statement_timeout = '30s'; SET default_transaction_read_only = on;";
 
-/// Defaults for PostgreSQL URLs: a server that vanished silently is noticed within 15 s, not after the kernel's 15
+/// Defaults for `PostgreSQL` URLs: a server that vanished silently is noticed within 15 s, not after the kernel's 15
 /// minutes.
 const POSTGRES_PARAMETERS: [(&str, &str); 6] = [
     ("application_name", "lumilink"),
@@ -98,7 +98,7 @@ const POSTGRES_PARAMETERS: [(&str, &str); 6] = [
 ];
 
 impl DatabaseUrl {
-    /// How messages name the database: the path of the file, or server and database without user and password.
+    /// Name of the database in messages: the path of the file, or server and database without user and password.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Sqlite(path) => path.display().to_string(),
@@ -170,8 +170,8 @@ fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
     SqliteConnection::establish(text).map_err(|cause| unavailable(&cause))
 }
 
-/// Opens a SQLite file that exists so that nothing is written to it, not even by closing it. What a killed process left
-/// in the write-ahead log is read and stays there.
+/// Opens a SQLite file that exists so that nothing is written to it, not even by closing it. A write-ahead log
+/// that a killed process left is read and kept.
 pub(crate) fn open_sqlite_unchanged(path: &Path) -> Result<SqliteConnection, StoreError> {
     let unavailable = |cause: &dyn Display| sqlite_unavailable(path, cause);
     let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
@@ -252,7 +252,7 @@ impl AnyConnection {
         usable && self.is_alive()
     }
 
-    /// Whether the database answers.
+    /// True if the database answers.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.batch_execute("SELECT 1").is_ok()
     }

@@ -30,11 +30,11 @@ pub(crate) struct WriteTx<'a> {
     pub(crate) next_seq: &'a mut HashMap<SessionId, i64>,
     /// Rows written so far.
     pub(crate) rows: usize,
-    /// Whether an earlier attempt may have been committed: the connection broke during the commit.
+    /// True if an earlier attempt may have been committed: the connection broke during the commit.
     pub(crate) in_doubt: bool,
     /// Streams that got notifications, whose subscribers are notified after the commit.
     pub(crate) grown: &'a mut Vec<Stream>,
-    /// Whether the transaction holds the lock under which notifications are added.
+    /// True if the transaction holds the lock under which notifications are added.
     pub(crate) has_lock: &'a mut bool,
     /// The endpoint for the operators' notifications.
     pub(crate) webhook: Option<&'a str>,
@@ -93,7 +93,7 @@ where
     }
 }
 
-/// What to do with a write while the database is unavailable.
+/// Treatment of a write while the database is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outage {
     /// Refuse it, because it is new work.
@@ -121,7 +121,7 @@ pub(crate) struct Job {
     /// When it was queued.
     pub(crate) queued: Instant,
     pub(crate) outage: Outage,
-    /// Whether an earlier attempt may have been committed.
+    /// True if an earlier attempt may have been committed.
     pub(crate) in_doubt: bool,
 }
 
@@ -151,7 +151,7 @@ impl Job {
         self.write.run(tx)
     }
 
-    /// Whether the caller has the outcome.
+    /// True if the caller has the outcome.
     pub(crate) fn is_reported(&self) -> bool {
         self.reported
     }

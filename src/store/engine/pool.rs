@@ -11,10 +11,10 @@ use crate::store::StoreError;
 /// reads get `Busy`, because a longer queue only makes every answer late.
 const MAX_WAITING: usize = 256;
 
-/// How long a read waits for the pool to make a connection.
+/// Time that a read waits for the pool to make a connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a read may take, including the wait for a connection. Every read takes milliseconds; a stopped server never
+/// Time that a read may take, including the wait for a connection. Every read takes milliseconds; a stopped server never
 /// answers.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
 

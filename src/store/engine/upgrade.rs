@@ -25,10 +25,10 @@ const STEPS: EmbeddedMigrations = embed_migrations!();
 /// The version of the oldest step. Versions below it belong to development schemas, from before the first release.
 const BASELINE: &str = "20261129000000";
 
-/// "lumilink" in ASCII: the advisory lock of PostgreSQL under which upgrades run.
+/// "lumilink" in ASCII: the advisory lock of `PostgreSQL` under which upgrades run.
 const ADVISORY_LOCK: i64 = 0x6c75_6d69_6c69_6e6b;
 
-/// How long to wait for another process that upgrades. A step that rewrites a large table takes minutes, but then it is
+/// Time to wait for another process that upgrades. A step that rewrites a large table takes minutes, but then it is
 /// run alone by `lumilink migrate`.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between attempts to take a lock of SQLite for which it does not wait by itself.

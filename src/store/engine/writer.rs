@@ -1,6 +1,6 @@
 //! The one database writer: a thread with a connection of its own.
 //!
-//! It commits at once when it is idle; writes that queued while it was busy share the next transaction. It never waits
+//! The writer commits at once when it is idle; writes that queued while it was busy share the next transaction. It never waits
 //! for more of them. A failed write does not fail its neighbours: the transaction is rolled back, and each write is
 //! retried alone. While the database is unavailable, writes that record the past are retained and retried without a
 //! limit; their callers get an error after `[database] patience_s`.
@@ -40,9 +40,9 @@ const SLOW_REFUSAL: Duration = Duration::from_secs(1);
 /// Why a transaction was rolled back.
 struct Failed {
     error: StoreError,
-    /// Whether a write failed; else the database refused the transaction itself.
+    /// True if a write failed; otherwise the database refused the transaction itself.
     in_write: bool,
-    /// Whether the connection was lost.
+    /// True if the connection was lost.
     lost: bool,
 }
 

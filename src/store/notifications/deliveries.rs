@@ -1,5 +1,5 @@
-//! The table of what is posted to webhooks: made with each toast of operators, in its transaction; tried until the receiver
-//! has it or it is given up.
+//! The `webhook_deliveries` table. A delivery is created in the transaction of an operator notification, and retried
+//! until the receiver has accepted it or it is given up.
 
 use std::time::Duration;
 
@@ -30,63 +30,60 @@ use crate::{
     },
 };
 
-/// A delivery as it is kept.
+/// A stored delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WebhookDeliveryRow {
-    /// Its id, by which the receiver knows it again: a UUID of version 7.
+    /// The id, a UUID of version 7, by which the receiver deduplicates.
     pub delivery_id: Uuid,
-    /// What is posted.
+    /// The notification that is posted.
     pub notification_id: Uuid,
-    /// Where to, without what may be secret; where the last try went.
+    /// The endpoint of the last attempt, without parts that may be secret.
     pub endpoint: String,
-    /// Where it stands.
     pub state: DeliveryState,
-    /// Tries that were begun since it was made or replayed.
+    /// Attempts that were started since the delivery was created or replayed.
     pub attempts: u32,
-    /// When it is tried next, while it is pending. While a try is out: when that is taken for lost.
+    /// Time of the next attempt, while pending. During an attempt: end of its lease, after which it counts as lost.
     pub next_attempt: Timestamp,
-    /// The status of the last answer; none where the last try got none.
+    /// The HTTP status of the last answer; `None` if the last attempt got no answer.
     pub last_status: Option<u16>,
-    /// Why the last try got no answer, or why it was given up without one.
+    /// The error of the last attempt without an answer, or the reason why the delivery was given up without one.
     pub last_error: Option<Redacted>,
-    /// When it was made, with its toast.
+    /// Creation time, which is that of the notification.
     pub created: Timestamp,
-    /// When it was last written.
+    /// Time of the last write.
     pub updated: Timestamp,
 }
 
 impl WebhookDeliveryRow {
-    /// The place of this row in [`Store::webhook_deliveries`].
+    /// The position of this row in [`Store::webhook_deliveries`].
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.delivery_id.to_string() }
     }
 }
 
-/// What became of a try.
+/// Outcome of an attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct TriedDelivery {
-    /// Of which delivery.
     pub delivery_id: Uuid,
-    /// Until when it was the caller's.
+    /// End of the lease that [`DueDelivery::lease_until`] gave.
     pub lease_until: Timestamp,
-    /// What follows.
+    /// Consequence for the delivery.
     pub verdict: Verdict,
-    /// The status of the answer.
+    /// The HTTP status of the answer, if there was one.
     pub status: Option<u16>,
-    /// Why there was none.
+    /// The error, if there was no answer.
     pub error: Option<Redacted>,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// What there is to do.
+/// Amounts of pending and dead deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct WebhookBacklog {
-    /// Deliveries that wait for a try.
+    /// Number of deliveries that wait for an attempt.
     pub pending: u64,
-    /// Deliveries that were given up.
+    /// Number of deliveries that were given up.
     pub dead: u64,
-    /// When the first of the pending ones is due; perhaps in the past.
+    /// Due time of the first pending delivery; may be in the past.
     pub next: Option<Timestamp>,
 }
 
@@ -122,7 +119,7 @@ impl Record {
     }
 }
 
-/// Makes the delivery of a toast of operators, where they have a webhook.
+/// Creates the delivery of an operator notification if a webhook is configured.
 pub(crate) fn enqueue(tx: &mut WriteTx<'_>, notification_id: &str, now: Timestamp) -> Result<(), StoreError> {
     let Some(endpoint) = tx.webhook else { return Ok(()) };
     let record = Record {
@@ -141,15 +138,15 @@ pub(crate) fn enqueue(tx: &mut WriteTx<'_>, notification_id: &str, now: Timestam
     Ok(())
 }
 
-/// Those that wait for a try.
+/// Deliveries that wait for an attempt.
 macro_rules! pending {
     () => {
         webhook_deliveries::table.filter(webhook_deliveries::state.eq(DeliveryState::Pending.as_str()))
     };
 }
 
-/// Whether a delivery was written under a clock that was ahead: due later than any wait lasts, or written in the future. A
-/// minute is what the clocks of replicas may differ by.
+/// Condition: the delivery was written under a clock that was ahead, so it is due later than any wait lasts or was
+/// written in the future. The clocks of replicas may differ by a minute.
 macro_rules! of_another_clock {
     ($now:expr, $longest_wait:expr) => {
         webhook_deliveries::next_attempt_us
@@ -158,7 +155,7 @@ macro_rules! of_another_clock {
     };
 }
 
-/// What makes a delivery dead without a try, for a reason.
+/// Changes that mark a delivery as dead for a reason, without an attempt.
 macro_rules! dead {
     ($reason:expr, $now:expr) => {
         (
@@ -188,7 +185,7 @@ fn settle(tx: &mut WriteTx<'_>, tried: &TriedDelivery) -> Result<bool, StoreErro
     );
     let ours = webhook_deliveries::table.find(delivery_id.to_string());
     let settled = match verdict {
-        // Whatever has become of it since: the receiver has it.
+        // Always written: the receiver has accepted it, even if the lease has ended.
         Verdict::Delivered => diesel::update(ours).set(change).execute(tx.connection)?,
         _ => {
             let still = ours.filter(next_attempt_us.eq(lease_until.0));
@@ -220,7 +217,7 @@ fn backlog(
     })
 }
 
-/// What makes a delivery new again, under its old id.
+/// Changes that reset a delivery for a replay, under its old id.
 macro_rules! anew {
     ($now:expr) => {
         (
@@ -237,7 +234,7 @@ fn replay(tx: &mut WriteTx<'_>, id: &str, now: Timestamp) -> Result<Option<Webho
     let replayed = diesel::update(ours).set(anew!(now)).execute(tx.connection)?;
     tx.rows += replayed;
     if replayed > 0 {
-        // Wakes who posts, as a new toast does.
+        // Wakes the delivery worker, as a new notification does.
         tx.grown.push(Stream::Operators);
     }
     let record: Option<Record> = ours.first(tx.connection).optional()?;
@@ -253,16 +250,18 @@ fn replay_dead(tx: &mut WriteTx<'_>, now: Timestamp) -> Result<usize, StoreError
 }
 
 impl Store {
-    /// Writes down what became of a try; `false` where another try, or a replay, has taken its place, and nothing was
-    /// written. That the receiver has it is always written. Waits for room in the queue and for the commit, as
-    /// [`Store::append`] does. Safe to retry. A dropped future may have written.
+    /// Writes the outcome of an attempt. Returns `false`, and writes nothing, if another attempt or a replay has
+    /// superseded it; [`Verdict::Delivered`] is always written. Waits for room in the queue and for the commit, as
+    /// [`Store::append`] does. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn settle_delivery(&self, tried: TriedDelivery) -> Result<bool, StoreError> {
         self.write_when_there_is_room(move |tx| settle(tx, &tried)).await
     }
 
-    /// How many deliveries wait or were given up, and when the next is due; `longest_wait` as in
-    /// [`ClaimDeliveries`](crate::store::ClaimDeliveries).
-    /// Cancel-safe.
+    /// Reads the numbers of pending and dead deliveries and the next due time; `longest_wait` as in
+    /// [`ClaimDeliveries`]. Cancel-safe.
     pub(crate) async fn webhook_backlog(
         &self,
         longest_wait: Duration,
@@ -271,7 +270,7 @@ impl Store {
         self.read(move |connection| backlog(connection, longest_wait, now)).await
     }
 
-    /// A page of deliveries, the newest first. Cancel-safe.
+    /// Reads a page of deliveries, newest first. Cancel-safe.
     pub(crate) async fn webhook_deliveries(
         &self,
         wanted: Option<DeliveryState>,
@@ -289,8 +288,11 @@ impl Store {
         .await
     }
 
-    /// Makes a delivery due now with all its tries before it, whatever has become of it, and gives it; nothing where there
-    /// is none. Safe to retry. A dropped future may have written.
+    /// Makes a delivery due now with its attempts reset to 0, whatever its state, and returns it; `None` if it does
+    /// not exist. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn replay_delivery(
         &self,
         id: Uuid,
@@ -300,59 +302,60 @@ impl Store {
         self.write(move |tx| replay(tx, &id, now)).await
     }
 
-    /// The same for all that were given up; says how many. Safe to retry. A dropped future may have written.
+    /// Replays all dead deliveries as [`Store::replay_delivery`] does; returns their number. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn replay_dead_deliveries(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.write(move |tx| replay_dead(tx, now)).await
     }
 }
 
-/// Why a delivery was given up that nobody posted in time: [`WebhookDeliveryRow::last_error`](crate::store::WebhookDeliveryRow).
+/// [`WebhookDeliveryRow::last_error`] of a delivery that was not posted in time.
 const EXPIRED: &str = "expired";
 
-/// The most deliveries that one claim gives; each is under 2 KB.
+/// Maximum number of deliveries in a claim; each is under 2 KB.
 pub(crate) const MAX_CLAIM: usize = 16;
 
-/// Which deliveries are to be tried, and until when they are the caller's.
+/// A request to claim due deliveries for a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClaimDeliveries {
-    /// At most so many, and [`MAX_CLAIM`].
+    /// Maximum number of deliveries; capped at [`MAX_CLAIM`].
     pub limit: usize,
-    /// So long nobody else tries them: longer than a try takes.
+    /// Time for which no other caller claims them; must be longer than an attempt takes.
     pub lease: Duration,
-    /// Longer than any wait: what is due later than that was written under another clock, and is due now.
+    /// Upper bound of the wait between attempts: a delivery that is due later was written under another clock and
+    /// counts as due now.
     pub longest_wait: Duration,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// What a claim came to.
+/// Result of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Claimed {
-    /// What the caller is to try.
+    /// Deliveries that the caller must attempt.
     pub due: Vec<DueDelivery>,
-    /// What was due and cannot be posted, ever: it was given up.
+    /// Due deliveries that can never be posted and were given up.
     pub given_up: Vec<GivenUpDelivery>,
 }
 
-/// A delivery that was given up without a try.
+/// A delivery that was given up without an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GivenUpDelivery {
-    /// Its id, as it stands in the row.
+    /// The id as stored, which may be malformed.
     pub delivery_id: String,
-    /// Why.
     pub reason: Redacted,
 }
 
-/// A delivery that the caller is to try.
+/// A delivery that the caller must attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DueDelivery {
-    /// Its id.
     pub delivery_id: Uuid,
-    /// Which try this is, from 1.
+    /// Number of this attempt, from 1.
     pub attempt: u32,
-    /// Until when it is the caller's; by it the caller's try is known from others.
+    /// End of the lease; also identifies this attempt in [`TriedDelivery`].
     pub lease_until: Timestamp,
-    /// What to post.
+    /// The notification to post.
     pub notification: NotificationRow,
 }
 
@@ -369,7 +372,7 @@ fn claim(tx: &mut WriteTx<'_>, wanted: ClaimDeliveries) -> Result<Claimed, Store
         .select((delivery_id, attempts, next_attempt_us, webhook_deliveries::notification_id))
         .load(tx.connection)?;
     for (id, tried, seen, notification) in due {
-        // Another replica may have been faster: then it is no longer as it was seen.
+        // Matches nothing if another replica was faster.
         let ours = pending!().filter(delivery_id.eq(&id)).filter(attempts.eq(tried)).filter(next_attempt_us.eq(seen));
         let attempt = tried.saturating_add(1);
         let change = (attempts.eq(attempt), next_attempt_us.eq(lease_until.0), endpoint.eq(to), updated_us.eq(now.0));
@@ -380,7 +383,7 @@ fn claim(tx: &mut WriteTx<'_>, wanted: ClaimDeliveries) -> Result<Claimed, Store
         }
         match read(tx, &id, attempt, lease_until, &notification) {
             Ok(delivery) => claimed.due.push(delivery),
-            // It would be the same each time, and hold up what is due after it.
+            // A retry would fail again and delay the deliveries after it.
             Err(StoreError::Corrupt(reason)) => claimed.given_up.push(give_up(tx, id, &reason, now)?),
             Err(cause) => return Err(cause),
         }
@@ -388,7 +391,10 @@ fn claim(tx: &mut WriteTx<'_>, wanted: ClaimDeliveries) -> Result<Claimed, Store
     Ok(claimed)
 }
 
-/// A delivery with its toast; [`StoreError::Corrupt`] where that is gone, or either cannot be read.
+/// Reads a delivery's notification.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] if the notification is missing, or if either row is malformed.
 fn read(
     tx: &mut WriteTx<'_>,
     id: &str,
@@ -398,7 +404,7 @@ fn read(
 ) -> Result<DueDelivery, StoreError> {
     let toast: Option<NotificationRecord> =
         notifications::table.find(notification).first(tx.connection).optional()?;
-    let toast = toast.ok_or_else(|| StoreError::Corrupt("the notification is gone".into()))?;
+    let toast = toast.ok_or_else(|| StoreError::Corrupt("the notification is missing".into()))?;
     Ok(DueDelivery {
         delivery_id: columns::parse(id, "webhook_deliveries.delivery_id")?,
         attempt: u32::try_from(attempt).unwrap_or(1),
@@ -419,7 +425,7 @@ fn give_up(
     Ok(GivenUpDelivery { delivery_id, reason })
 }
 
-/// Gives up what was made before a time and still waits.
+/// Gives up pending deliveries that were created before a time.
 fn expire(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64, now: Timestamp) -> Result<usize, StoreError> {
     use webhook_deliveries::{created_us, delivery_id};
     let old: Vec<String> = pending!()
@@ -435,17 +441,23 @@ fn expire(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64, now: Timestamp) -
 }
 
 impl Store {
-    /// Takes deliveries that are due, the longest due first, so that no other caller and no other replica takes them while
-    /// the lease lasts; a caller that dies leaves them to the next one after that. Counts the try. Nothing is taken while
-    /// the database is away. What cannot be posted, since its toast is gone or cannot be read, is given up in the same
-    /// transaction. Safe to retry. A dropped future may have taken some, which are due again after the lease.
+    /// Claims due deliveries, earliest due first, so that no other caller and no other replica claims them during the
+    /// lease; the deliveries of a caller that dies are due again after it. Counts the attempt. Deliveries whose
+    /// notification is missing or malformed are given up in the same transaction. Claims nothing while the database
+    /// is unavailable. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have claimed deliveries, which are due again after the lease.
     pub(crate) async fn claim_deliveries(&self, wanted: ClaimDeliveries) -> Result<Claimed, StoreError> {
         self.write(move |tx| claim(tx, wanted)).await
     }
 
-    /// Gives up what was made before a time and still waits for a post, the oldest first, at most `limit` rows, and
-    /// [`MAX_PAGE`](crate::store::MAX_PAGE): without a webhook nobody would ever post it, and its toast would stay. Says how many.
-    /// Safe to retry. A dropped future may have written.
+    /// Gives up pending deliveries that were created before a time, oldest first: at most `limit` rows and
+    /// [`MAX_PAGE`](crate::store::MAX_PAGE). Returns their number. Without a webhook they would never be posted, and
+    /// their notifications would never be deleted. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn expire_deliveries(
         &self,
         before: Timestamp,

@@ -1,4 +1,4 @@
-//! The inbox: what a scope sees as a list, how much of it is unread, and who has read what.
+//! The inbox: pages of the notifications in a scope, unread counts and read marks; and the tickets of subscribers.
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl,
@@ -24,21 +24,21 @@ use crate::{
     },
 };
 
-/// The most unread toasts that are counted: beyond it nobody wants to know how many exactly.
+/// Maximum of an unread count: above it, users do not need the exact number.
 pub(crate) const MAX_UNREAD: u64 = 1000;
 
 /// A page of the inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct InboxRows {
-    /// The newest first, each with whether it was read.
+    /// Notifications, newest first; the flag is true if the notification was read.
     pub rows: Vec<(NotificationRow, bool)>,
-    /// Toasts of this page that cannot be read.
+    /// Number of unreadable notifications in this page.
     pub unreadable: usize,
-    /// Where the next page begins; none where this one is not full.
+    /// Cursor of the next page; `None` if this page is not full.
     pub next: Option<Cursor>,
 }
 
-/// Whether nobody who counts for the scope has read it.
+/// Condition: the notification was marked as read neither by the scope's user nor for all users.
 macro_rules! is_unread {
     ($scope:expr) => {{
         let user = $scope.user.as_ref().map_or_else(String::new, |user| user.as_str().to_owned());
@@ -58,7 +58,7 @@ fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreErr
     Ok(rows.load::<i64>(connection)?.len() as u64)
 }
 
-/// What comes after this number is looked at for what is unread.
+/// Sequence number after which notifications are searched for unread ones.
 fn newest(connection: &mut AnyConnection, scope: &Scope) -> Result<i64, StoreError> {
     Ok(columns::signed(ends(connection, &scope.stream)?.head) - LOOKED_AT)
 }
@@ -85,8 +85,8 @@ fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> R
 }
 
 impl Store {
-    /// A page of what a scope sees, the newest first, each with whether it was read; where only what is unread is wanted,
-    /// among the newest 5,000 of its sequence, as it is counted. Cancel-safe.
+    /// Reads a page of the notifications in a scope, newest first, with their read marks. `unread_only` searches the
+    /// newest 5,000 of the stream, as [`Store::unread`] does. Cancel-safe.
     pub(crate) async fn inbox(&self, scope: Scope, unread_only: bool, page: Page) -> Result<InboxRows, StoreError> {
         self.read(move |connection| {
             let mut rows = within!(&scope);
@@ -116,14 +116,17 @@ impl Store {
         .await
     }
 
-    /// How many a scope sees that its user, or everyone, has not read: [`MAX_UNREAD`] at most, among the newest 5,000 of
-    /// its sequence. Cancel-safe.
+    /// Number of notifications in a scope that were marked as read neither by its user nor for all users: at most
+    /// [`MAX_UNREAD`], among the newest 5,000 of the stream. Cancel-safe.
     pub(crate) async fn unread(&self, scope: Scope) -> Result<u64, StoreError> {
         self.read(move |connection| unread(connection, &scope)).await
     }
 
-    /// Notes that the scope's user, or everyone where it names none, has read some toasts, in one transaction; for each
-    /// whether the scope sees it. Safe to retry. A dropped future may have written.
+    /// Marks notifications as read by the scope's user, or for all users if it names none, in one transaction.
+    /// Returns for each whether it is in the scope. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn mark_read(
         &self,
         scope: Scope,
@@ -134,11 +137,15 @@ impl Store {
     }
 }
 
-/// Tickets of the past that are removed with each new one; more of them than are made cannot pile up.
+/// Maximum number of expired tickets that are deleted with each new one; more than are created, so that they cannot
+/// accumulate.
 const SWEPT_AT_ONCE: i64 = 16;
 
 impl Store {
-    /// Keeps a ticket by its hash, and what it allows. A dropped future may have written.
+    /// Stores the hash of a ticket with the scope that it grants.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn add_ticket(
         &self,
         hash: String,
@@ -166,7 +173,7 @@ impl Store {
         .await
     }
 
-    /// Whether there is such a ticket, too old or not. Cancel-safe.
+    /// True if the ticket exists, expired or not. Cancel-safe.
     pub(crate) async fn has_ticket(&self, hash: String) -> Result<bool, StoreError> {
         self.read(move |connection| {
             let kept = notification_tickets::table.find(hash).select(notification_tickets::expires_us);
@@ -175,8 +182,11 @@ impl Store {
         .await
     }
 
-    /// Takes a ticket away and says what it allowed; nothing where there is none, or none any more. Of two callers one
-    /// gets it. A dropped future may have taken it.
+    /// Deletes a ticket and returns the scope that it grants; `None` if it does not exist or has expired. Of two
+    /// concurrent callers, one gets the scope.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have deleted the ticket.
     pub(crate) async fn take_ticket(&self, hash: String, now: Timestamp) -> Result<Option<String>, StoreError> {
         self.write(move |tx| {
             let ours = notification_tickets::table.find(hash.as_str());

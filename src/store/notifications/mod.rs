@@ -44,7 +44,7 @@ pub(crate) struct NotificationRow {
     pub body: String,
     pub severity: Severity,
     pub trigger: Trigger,
-    /// How long clients show it.
+    /// Time that clients show it.
     pub auto_dismiss: Duration,
     /// The record that caused it; unique.
     pub cause_id: String,
@@ -81,7 +81,7 @@ pub(crate) struct StreamPage {
     pub rows: Vec<StoredNotification>,
     /// The rows are complete up to this number.
     pub until: u64,
-    /// Whether the stream ends at `until`.
+    /// True if the stream ends at `until`.
     pub is_last: bool,
 }
 
@@ -134,7 +134,7 @@ impl NotificationRecord {
     }
 }
 
-/// "toasts" in ASCII: the advisory lock of PostgreSQL that a transaction holds from its first notification to its end.
+/// "toasts" in ASCII: the advisory lock of `PostgreSQL` that a transaction holds from its first notification to its end.
 const NOTIFICATIONS_LOCK: i64 = 0x746f_6173_7473;
 
 /// Serialises notification writers across processes, so that transactions appending to several streams cannot deadlock.

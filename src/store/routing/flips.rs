@@ -1,4 +1,5 @@
-//! What one flip of a workspace's route leaves: a migration, a rollback event, and a note in each live session.
+//! The rows of one flip of a workspace's route: a migration, a rollback event, a notification, and a note in each
+//! live session.
 
 use std::time::Duration;
 
@@ -35,29 +36,27 @@ use crate::{
     },
 };
 
-/// A flip, and what is to be kept about it.
+/// A flip and the facts to store with it.
 #[derive(Debug, Clone)]
 pub(crate) struct FlipRecord {
-    /// New; by it a second try sees that the first one was written.
+    /// A new id; a retry detects by it that an earlier attempt was written.
     pub migration_id: Uuid,
-    /// New; for the rollback event, where the flip is one.
+    /// A new id for the rollback event, if the flip has one.
     pub event_id: Uuid,
-    /// The migration run of which it is a step.
+    /// The migration run of which the flip is a step.
     pub run_id: Option<Uuid>,
-    /// The flip.
     pub flip: Flip,
-    /// Why, as a word; for the rollback event.
+    /// The reason code of the rollback event.
     pub reason_code: ReasonCode,
-    /// What is to be done about it; for the rollback event.
+    /// The follow-up of the rollback event.
     pub follow_up: Option<FollowUp>,
-    /// What was measured, as a JSON object.
+    /// The measurements that led to the flip, as a JSON object.
     pub metrics: Redacted,
-    /// The sessions whose transcripts get the note; those that are not known are left out. At most the workspace's
-    /// live ones, which the limit of sessions bounds.
+    /// The sessions whose transcripts get the note; unknown sessions are skipped. At most the live sessions of the
+    /// workspace, which the session limit bounds.
     pub notes: Vec<SessionId>,
-    /// The note.
     pub note: TranscriptEntry,
-    /// What operators are told, where it is one of many; else the workspace's users are told of it.
+    /// The notification to operators, if the flip is one of many; otherwise the workspace's users get a notification.
     pub systemic: Option<NewNotification>,
 }
 
@@ -67,12 +66,12 @@ pub(crate) struct FlipRows {
     event: Option<RollbackRecord>,
     notes: Vec<(String, Entries)>,
     toast: NewNotification,
-    /// The rollback that it ends by itself, by the epoch that began then.
+    /// The rollback that this flip ends automatically, by the epoch that it began.
     recovers_from: Option<(WorkspaceKey, u64)>,
     now: Timestamp,
 }
 
-/// Sessions that are looked up at once; each is a parameter, of which SQLite takes 32,766.
+/// Sessions in each lookup; each is a parameter, of the 32,766 that SQLite allows in a statement.
 const SESSIONS_PER_READ: usize = 1000;
 
 impl FlipRows {
@@ -104,18 +103,17 @@ impl FlipRows {
         }
     }
 
-    /// Whether an earlier try wrote them.
+    /// True if an earlier attempt wrote the rows.
     pub(crate) fn is_written(&self, connection: &mut AnyConnection) -> diesel::QueryResult<bool> {
         self.migration.exists(connection)
     }
 
-    /// Writes all of them.
     pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         self.migration.insert(tx)?;
         if let Some(event) = &self.event {
             event.insert(tx)?;
         }
-        // Who was not told that the workspace fell is not told either that it is back.
+        // Users who got no notification of the rollback get none of the recovery.
         let is_silent = match &self.recovers_from {
             Some((key, epoch)) => has_operator_alarm(tx.connection, key, *epoch)?,
             None => false,
@@ -123,7 +121,7 @@ impl FlipRows {
         if !is_silent {
             add(tx, &self.toast, self.now)?;
         }
-        // A session that is not there must not stand in the way of a rollback.
+        // A missing session must not fail a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {
             let ids = part.iter().map(|(id, _)| id.as_str());
             let known: Vec<String> = sessions::table
@@ -162,7 +160,7 @@ fn migration_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> Migr
     }
 }
 
-/// The rollback event of a flip; a flip that is neither a rollback nor a restore has none.
+/// The rollback event of a flip; `None` if the flip is neither a rollback nor a restore.
 fn event_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> Option<RollbackRecord> {
     let FlipRecord { event_id, flip, reason_code, follow_up, metrics, systemic, .. } = record;
     let kind = if flip.is_rollback() {
@@ -210,7 +208,7 @@ pub(crate) struct MigrationRecord {
 }
 
 impl MigrationRecord {
-    /// The row of a migration; its texts are redacted here.
+    /// The row of a migration; redacts its texts.
     pub(crate) fn new(migration: MigrationItem) -> Self {
         Self {
             migration_id: migration.migration_id.to_string(),
@@ -257,7 +255,7 @@ impl MigrationRecord {
         })
     }
 
-    /// Whether there is one of this id.
+    /// True if a row with this id exists.
     pub(crate) fn exists(&self, connection: &mut AnyConnection) -> diesel::QueryResult<bool> {
         let found = protocol_migrations::table
             .find(self.migration_id.as_str())
@@ -266,7 +264,6 @@ impl MigrationRecord {
         Ok(found.optional()?.is_some())
     }
 
-    /// Writes it.
     pub(crate) fn insert(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
         tx.rows += diesel::insert_into(protocol_migrations::table).values(self).execute(tx.connection)?;
         Ok(())
@@ -274,8 +271,10 @@ impl MigrationRecord {
 }
 
 impl Store {
-    /// Adds a row about a migration run that is no flip. Safe to retry: one id is one row. A dropped future may have
-    /// written.
+    /// Adds a row of a migration run that is not a flip. Safe to retry: an existing id is left unchanged.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn record_migration(&self, step: MigrationItem) -> Result<(), StoreError> {
         let record = MigrationRecord::new(step);
         self.write(move |tx| {
@@ -287,17 +286,18 @@ impl Store {
     }
 }
 
-/// Alarms that are read. Each is followed by its end; more than one is there only where an end could not be written.
+/// Maximum number of open alarms in a read. There is more than one only if the notification of an alarm's end could
+/// not be written.
 const MAX_ALARMS: i64 = 100;
 
-/// A storm whose end nobody has told.
+/// A storm whose end has not been announced to operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UnendedStorm {
-    /// When the oldest of its alarms was raised.
+    /// Time of the oldest of its alarms.
     pub since: Timestamp,
-    /// What operators were told of it, oldest first: one alarm, or more where the ends of earlier ones are missing too.
+    /// The alarms, oldest first: more than one if the ends of earlier alarms are missing too.
     pub alarms: Vec<NotificationRow>,
-    /// Workspaces that were rolled back by themselves, and when, oldest first.
+    /// Automatic rollbacks with their time, oldest first.
     pub flips: Vec<(Timestamp, WorkspaceKey)>,
 }
 
@@ -315,7 +315,7 @@ fn unended_alarms(connection: &mut AnyConnection) -> Result<Vec<NotificationRow>
     .sql(")");
     let alarms: Vec<NotificationRecord> = notifications::table
         .filter(notifications::stream.eq(stream))
-        // The end of what stands before it may have been removed by its age.
+        // The end of an alarm before the tail may have been deleted by retention.
         .filter(notifications::seq.gt(tail.unwrap_or(0)))
         .filter(notifications::trigger.eq(Trigger::SystemicRollback.as_str()))
         .filter(notifications::cause_id.not_like(format!("%{RESOLVED}")))
@@ -323,7 +323,7 @@ fn unended_alarms(connection: &mut AnyConnection) -> Result<Vec<NotificationRow>
         .order(notifications::seq.asc())
         .limit(MAX_ALARMS)
         .load(connection)?;
-    // One that cannot be read stands in the way of no start.
+    // An unreadable alarm must not fail the start.
     Ok(alarms.into_iter().filter_map(|alarm| alarm.read_or_log().ok()).collect())
 }
 
@@ -346,8 +346,8 @@ fn automatic_rollbacks(
 }
 
 impl Store {
-    /// The storm that operators were told of and not that it is over, with the newest `max_flips` automatic rollbacks since
-    /// `before` its alarm; nothing where each alarm has its end. Cancel-safe.
+    /// Reads the storm whose end has not been announced to operators, with the newest `max_flips` automatic rollbacks
+    /// from `before` its first alarm on; `None` if each alarm has its end. Cancel-safe.
     pub(crate) async fn unended_storm(
         &self,
         before: Duration,
@@ -382,8 +382,8 @@ pub(crate) struct RollbackRecord {
 }
 
 impl RollbackRecord {
-    /// The row of a rollback event; its texts are redacted here. `alarm_id` is the cause of the alarm that operators got
-    /// in place of the workspace's users.
+    /// The row of a rollback event; redacts its texts. `alarm_id` is the cause of the alarm that operators got in
+    /// place of the workspace's users.
     fn new(event: RollbackEventItem, alarm_id: Option<String>) -> Self {
         Self {
             event_id: event.event_id.to_string(),
@@ -423,14 +423,13 @@ impl RollbackRecord {
         })
     }
 
-    /// Writes it.
     pub(crate) fn insert(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
         tx.rows += diesel::insert_into(rollback_events::table).values(self).execute(tx.connection)?;
         Ok(())
     }
 }
 
-/// Whether an epoch began with a rollback that operators were told in place of the workspace's users.
+/// True if an epoch began with a rollback that was announced to operators in place of the workspace's users.
 pub(crate) fn has_operator_alarm(
     connection: &mut AnyConnection,
     key: &WorkspaceKey,

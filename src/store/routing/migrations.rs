@@ -1,4 +1,4 @@
-//! The table of migrations of fleets: each run whole, as it stands.
+//! The `migration_runs` table: the whole state of each migration of a fleet.
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
@@ -20,57 +20,54 @@ use crate::{
     },
 };
 
-/// A migration of a fleet as it is kept.
+/// A stored migration of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MigrationRunRow {
-    /// Which one.
     pub run_id: Uuid,
-    /// The whole state; moves of a process that died are to be
-    /// [settled](crate::domain::migration::MigrationRun::settle).
+    /// The whole state; the caller must [settle](crate::domain::migration::MigrationRun::settle) moves of a process
+    /// that died.
     pub run: MigrationRun,
-    /// To be named with the next write. Counts from 1.
+    /// Version of the state, from 1; the next write must name it as [`SaveMigrationRun::expected_version`].
     pub version: u64,
-    /// When it was last written.
+    /// Time of the last write.
     pub updated: Timestamp,
 }
 
 impl MigrationRunRow {
-    /// The place of this row in [`Store::migration_runs`].
+    /// The position of this row in [`Store::migration_runs`].
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.run.created(), id: self.run_id.to_string() }
     }
 }
 
-/// A state to be written.
+/// A new state of a migration, to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct SaveMigrationRun {
-    /// Which one.
     pub run_id: Uuid,
-    /// The version of the state that it came from; 0 where nothing was written yet.
+    /// The version on which the new state is based; 0 if nothing was written yet.
     pub expected_version: u64,
-    /// The state from now on.
+    /// The new state.
     pub run: MigrationRun,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// What became of a state that was to be written.
+/// Outcome of [`Store::save_migration_run`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SavedMigrationRun {
-    /// It is on disk, under this version; also where an earlier try had written it.
+    /// The state is on disk under this version; perhaps an earlier attempt wrote it.
     Saved(u64),
-    /// Somebody else wrote in the meantime; this is what is there. Nothing was written.
+    /// Nothing was written, because another writer changed the row; this is the current row.
     Stale(Option<Box<MigrationRunRow>>),
 }
 
-/// Which migrations to list.
+/// Conditions on listed migrations; all of them must hold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MigrationRunFilter {
-    /// Only those of a tenant.
+    /// Only migrations of this tenant.
     pub installation_id: Option<InstallationId>,
-    /// Only those that stand there.
+    /// Only migrations with this status.
     pub status: Option<MigrationStatus>,
-    /// Only those with which somebody has to go on.
+    /// Only migrations that still need work, moves under way included.
     pub open_only: bool,
 }
 
@@ -87,7 +84,7 @@ struct Record {
     updated_us: i64,
 }
 
-/// The most of one page: 20 MB at worst.
+/// Maximum size of a page: 20 MB at worst.
 const MAX_RUNS: usize = 50;
 
 const RUN: &str = "migration_runs.run";
@@ -122,7 +119,7 @@ impl Record {
         let mut written = diesel::update(expected).set(self).execute(tx.connection)?;
         if written == 0 {
             match find(tx.connection, &self.run_id)? {
-                // An earlier try may have been committed although nothing was heard of it.
+                // An earlier attempt may have been committed although its outcome was lost.
                 Some(found) if found.version == self.version && found.run == self.run => {
                     return Ok(SavedMigrationRun::Saved(columns::unsigned(self.version)));
                 }
@@ -141,21 +138,23 @@ fn find(connection: &mut AnyConnection, run_id: &str) -> diesel::QueryResult<Opt
 }
 
 impl Store {
-    /// Writes a migration of a fleet as it stands now, unless somebody else wrote since `expected_version`. A database
-    /// that is away, or a full queue, refuses it: as long as nothing is written, nothing is moved. Safe to retry with
-    /// the same value after any error or a dropped future: what an earlier try has written answers
-    /// [`SavedMigrationRun::Saved`].
+    /// Writes the state of a migration of a fleet, unless another writer changed the row since `expected_version`.
+    ///
+    /// # Errors
+    /// An unavailable database or a full queue refuses the write: no workspace may be moved before it is written.
+    /// Safe to retry with the same value after any error or a dropped future: if an earlier attempt was written, the
+    /// outcome is [`SavedMigrationRun::Saved`].
     pub(crate) async fn save_migration_run(&self, save: SaveMigrationRun) -> Result<SavedMigrationRun, StoreError> {
         let record = Record::new(save)?;
         self.write(move |tx| record.save(tx)).await
     }
 
-    /// A migration of a fleet. Cancel-safe.
+    /// Reads a migration of a fleet. Cancel-safe.
     pub(crate) async fn migration_run(&self, run_id: Uuid) -> Result<Option<MigrationRunRow>, StoreError> {
         self.read(move |connection| find(connection, &run_id.to_string())?.map(Record::read).transpose()).await
     }
 
-    /// A page of migrations of fleets, the newest first; never more than 50, since each may hold 400 KB. Cancel-safe.
+    /// Reads a page of migrations of fleets, newest first; at most 50, because each may hold 400 KB. Cancel-safe.
     pub(crate) async fn migration_runs(
         &self,
         filter: MigrationRunFilter,
@@ -171,7 +170,7 @@ impl Store {
                 rows = rows.filter(status.eq(wanted.as_str()));
             }
             if filter.open_only {
-                // Written out, so that both databases see that the index fits.
+                // A literal, because both databases use the partial index only if they see its condition.
                 rows = rows.filter(diesel::dsl::sql::<diesel::sql_types::Bool>("is_open"));
             }
             let page = Page { limit: page.limit.min(MAX_RUNS), ..page };

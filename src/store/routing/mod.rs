@@ -1,4 +1,4 @@
-//! The table of routes: what carries each workspace's turns, as its router decided last.
+//! The `workspace_routes` table: the latest decision of each workspace's router.
 
 pub(crate) mod flips;
 pub(crate) mod migrations;
@@ -25,69 +25,66 @@ use crate::domain::{
     routing::{Route, Routing},
 };
 
-/// The route of a workspace as it is kept.
+/// The stored route of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteRow {
-    /// Which workspace.
     pub key: WorkspaceKey,
-    /// The whole state; of a process that died in the middle of a probe it is to be taken
+    /// The whole state; if the process died during a probe, the caller must apply
     /// [`after_restart`](Routing::after_restart).
     pub routing: Routing,
-    /// Whether it may be moved to ACP at all.
+    /// True if the workspace may be migrated to ACP at all.
     pub migration_enabled: bool,
-    /// Whether it is moved by itself while ACP is healthy.
+    /// True if the workspace is migrated automatically while ACP is healthy.
     pub auto_rollout: bool,
-    /// When it was first written.
+    /// Time of the first write.
     pub created: Timestamp,
-    /// When it was last written.
+    /// Time of the last write.
     pub updated: Timestamp,
 }
 
 impl RouteRow {
-    /// The place of this row in [`Store::routes`].
+    /// The position of this row in [`Store::routes`].
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { created: self.created, id: self.key.to_string() }
     }
 }
 
-/// Which routes to list.
+/// Conditions on listed routes; all of them must hold.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RouteFilter {
-    /// Only those of a tenant.
+    /// Only routes of this tenant.
     pub installation_id: Option<InstallationId>,
-    /// Only those that this one carries, canaries aside.
+    /// Only workspaces that are on this route; the carrier of canary turns is ignored.
     pub route: Option<Route>,
-    /// Only those whose default is this one.
+    /// Only workspaces with this default route.
     pub default_protocol: Option<Route>,
-    /// Only those that are not simply on ACP: on HTTP for whatever reason, or on the way back.
+    /// Only workspaces that are on HTTP for any reason, or are returning to ACP.
     pub off_acp_only: bool,
 }
 
-/// What a router decided.
+/// A router's decision, to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct SaveRoute {
-    /// Which workspace.
     pub key: WorkspaceKey,
-    /// The epoch in which it decided; 0 where nothing was written yet.
+    /// The epoch on which the decision is based; 0 if nothing was written yet.
     pub expected_epoch: u64,
-    /// The state from now on.
+    /// The new state.
     pub routing: Routing,
-    /// Changes whether it may be moved to ACP at all; true where nothing was ever said.
+    /// Sets [`RouteRow::migration_enabled`]; a new row without it gets `true`.
     pub migration_enabled: Option<bool>,
-    /// Changes whether it is moved by itself; false where nothing was ever said.
+    /// Sets [`RouteRow::auto_rollout`]; a new row without it gets `false`.
     pub auto_rollout: Option<bool>,
-    /// The flip, where the route is another one than before.
+    /// The flip, if the decision changes the route.
     pub flip: Option<FlipRecord>,
-    /// The time.
     pub now: Timestamp,
 }
 
-/// What became of a decision.
+/// Outcome of [`Store::save_route`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SavedRoute {
-    /// It is on disk, with everything that its flip leaves; also where an earlier try had written it.
+    /// The decision is on disk with all rows of its flip; perhaps an earlier attempt wrote them.
     Saved,
-    /// Somebody else flipped the workspace in the meantime; this is what is there. Nothing was written.
+    /// Nothing was written, because another writer flipped the workspace; this is the current row.
     Stale(Option<Box<RouteRow>>),
 }
 
@@ -123,7 +120,7 @@ struct Changes<'a> {
 }
 
 impl Record {
-    /// The route of a workspace that was never flipped and of which nothing was ever said.
+    /// The route of a workspace without flips and settings.
     pub(crate) fn fresh(
         installation_id: String,
         workspace_id: String,
@@ -159,7 +156,7 @@ impl Record {
     }
 }
 
-/// A decision, ready for SQL.
+/// A [`SaveRoute`] and its flip, converted to rows.
 pub(crate) struct Decision {
     record: Record,
     expected_epoch: i64,
@@ -212,7 +209,7 @@ impl Decision {
         if written == 0 {
             let found = find(tx.connection, key)?;
             if found.is_some() || self.expected_epoch != 0 {
-                // An earlier try may have been committed although nothing was heard of it.
+                // An earlier attempt may have been committed although its outcome was lost.
                 let is_written = match &self.flip {
                     Some(flip) => flip.is_written(tx.connection)?,
                     None => false,
@@ -238,16 +235,19 @@ fn find(connection: &mut AnyConnection, key: (&str, &str)) -> diesel::QueryResul
 }
 
 impl Store {
-    /// Writes what a router decided and everything that its flip leaves, in one transaction, unless the workspace was
-    /// flipped since `expected_epoch`. A database that is away, or a full queue, refuses it: as long as nothing is
-    /// written, nothing is decided. Safe to retry with the same value after any error or a dropped future: what an
-    /// earlier try has written answers [`SavedRoute::Saved`] and is not written again.
+    /// Writes a router's decision and all rows of its flip in one transaction, unless the workspace was flipped since
+    /// `expected_epoch`.
+    ///
+    /// # Errors
+    /// An unavailable database or a full queue refuses the write: a decision takes effect only after it is written.
+    /// Safe to retry with the same value after any error or a dropped future: if an earlier attempt was written, the
+    /// outcome is [`SavedRoute::Saved`] and nothing is written again.
     pub(crate) async fn save_route(&self, save: SaveRoute) -> Result<SavedRoute, StoreError> {
         let mut decision = Decision::new(save)?;
         self.write(move |tx| decision.save(tx)).await
     }
 
-    /// The route of a workspace; nothing where no router ever wrote one. Cancel-safe.
+    /// Reads the route of a workspace; `None` if none was ever written. Cancel-safe.
     pub(crate) async fn route(&self, key: WorkspaceKey) -> Result<Option<RouteRow>, StoreError> {
         self.read(move |connection| {
             let key = (key.installation_id.as_str(), key.workspace_id.as_str());
@@ -256,7 +256,7 @@ impl Store {
         .await
     }
 
-    /// A page of routes, those first whose workspaces were first routed last. Cancel-safe.
+    /// Reads a page of routes, newest row first. Cancel-safe.
     pub(crate) async fn routes(&self, filter: RouteFilter, page: Page) -> Result<Vec<RouteRow>, StoreError> {
         use workspace_routes::{created_us, default_protocol, installation_id, route, workspace_id};
         self.read(move |connection| {
@@ -271,7 +271,7 @@ impl Store {
                 rows = rows.filter(default_protocol.eq(wanted.as_str()));
             }
             if filter.off_acp_only {
-                // Written out, so that both databases see that the index fits.
+                // A literal, because both databases use the partial index only if they see its condition.
                 let off_acp = "(route = 'http' OR stage <> 'closed')";
                 rows = rows.filter(diesel::dsl::sql::<diesel::sql_types::Bool>(off_acp));
             }
@@ -309,9 +309,12 @@ fn settle(
 }
 
 impl Store {
-    /// Writes a route down for workspaces of a tenant that have none: from now on they keep it, whatever the tenant
-    /// wants. At most `limit` of them and [`MAX_PAGE`](crate::store::MAX_PAGE), those first that are there longest. Says how
-    /// many: as many as were allowed mean that there may be more. Safe to retry. A dropped future may have written.
+    /// Writes a route for workspaces of a tenant that have none, so that later changes of the tenant's default do not
+    /// affect them. At most `limit` workspaces and [`MAX_PAGE`](crate::store::MAX_PAGE), oldest first. Returns the
+    /// number of written routes; if it equals the limit, there may be more workspaces. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn settle_routes(
         &self,
         tenant: InstallationId,

@@ -1,4 +1,4 @@
-//! The table of what tenants want for their workspaces.
+//! The `tenant_protocols` table: the routing settings of tenants.
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
@@ -14,27 +14,26 @@ use crate::{
     },
 };
 
-/// What a tenant wants for its workspaces.
+/// The routing settings of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TenantProtocol {
-    /// Which tenant.
     pub installation_id: InstallationId,
-    /// The route of its workspaces where nothing speaks against it.
+    /// The route of new workspaces while ACP is enabled.
     pub default_protocol: Route,
-    /// Whether ACP is used at all.
+    /// True if ACP may be used at all.
     pub enable_acp: bool,
-    /// Whether its workspaces may be moved.
+    /// True if workspaces may be migrated.
     pub allow_migration: bool,
-    /// Whether they are moved by themselves.
+    /// True if workspaces are migrated automatically.
     pub auto_migration: bool,
-    /// Repositories for which nothing is automated.
+    /// Repositories for which automation is blocked.
     pub blocked_repositories: Vec<String>,
-    /// When it said so.
+    /// Time of the last write.
     pub updated: Timestamp,
 }
 
 impl TenantProtocol {
-    /// What holds for a tenant that never said anything.
+    /// The defaults of a tenant without stored settings.
     pub(crate) fn unsaid(installation_id: InstallationId, now: Timestamp) -> Self {
         Self {
             installation_id,
@@ -47,7 +46,7 @@ impl TenantProtocol {
         }
     }
 
-    /// The route of a workspace that has none of its own.
+    /// The route of a workspace without a stored route.
     pub(crate) fn new_route(&self) -> Route {
         if self.enable_acp { self.default_protocol } else { Route::Http }
     }
@@ -98,7 +97,7 @@ impl Record {
 }
 
 impl Store {
-    /// What a tenant wants; nothing where it never said anything. Cancel-safe.
+    /// Reads the settings of a tenant; `None` if they were never set. Cancel-safe.
     pub(crate) async fn tenant_protocol(&self, tenant: InstallationId) -> Result<Option<TenantProtocol>, StoreError> {
         self.read(move |connection| {
             let row = tenant_protocols::table.find(tenant.as_str());
@@ -107,7 +106,7 @@ impl Store {
         .await
     }
 
-    /// Tenants whose workspaces are moved by themselves, the first 1,000 by name. Cancel-safe.
+    /// Reads the tenants whose workspaces are migrated automatically, the first 1,000 by id. Cancel-safe.
     pub(crate) async fn auto_migrating_tenants(&self) -> Result<Vec<TenantProtocol>, StoreError> {
         self.read(move |connection| {
             let rows = tenant_protocols::table.filter(tenant_protocols::auto_migration.eq(true));
@@ -118,7 +117,10 @@ impl Store {
         .await
     }
 
-    /// Keeps what a tenant wants, in place of what it wanted before. Safe to retry. A dropped future may have written.
+    /// Writes the settings of a tenant, in place of the previous ones. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn save_tenant_protocol(&self, wanted: TenantProtocol) -> Result<(), StoreError> {
         let record = Record::new(wanted)?;
         self.write(move |tx| {

@@ -1,4 +1,4 @@
-//! What is read for an audit, its figures, and what is forgotten in time.
+//! Audit lists and their summary, retention, and the routing settings of tenants.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn all() -> Page {
     Page { limit: 1000, after: None }
 }
 
-/// Rolls a workspace back and restores it by turns, `count` times, a second apart.
+/// Rolls a workspace back and restores it alternately, `count` times, a second apart.
 async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
     let mut routing = store.route(key.clone()).await.unwrap().map_or(Routing::new(Route::Acp), |row| row.routing);
     for n in first..first + count {
@@ -139,7 +139,7 @@ fn notification(id: u32, tenant: &str, us: i64) -> String {
 }
 
 both_databases! {
-    async fn flips_are_read_in_pages_by_workspace_time_and_session(database: TestDatabase) {
+    async fn flips_are_paged_and_filtered_by_workspace_time_and_session(database: TestDatabase) {
         let store = database.open();
         let (web, api) = (key("acme", "web"), key("acme", "api"));
         flips(&store, &web, 0, 5).await;
@@ -192,7 +192,7 @@ both_databases! {
         assert_eq!(store.rollback_events(elsewhere, all()).await.unwrap(), []);
     }
 
-    async fn a_step_of_a_run_is_a_row_without_an_epoch(database: TestDatabase) {
+    async fn migration_run_step_is_a_row_without_an_epoch(database: TestDatabase) {
         let store = database.open();
         flips(&store, &key("acme", "web"), 0, 1).await;
         let flip = store.migrations(of("acme"), all()).await.unwrap().remove(0);
@@ -209,13 +209,13 @@ both_databases! {
             store.record_migration(step.clone()).await.unwrap();
         }
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap(), [step, flip.clone()]);
-        // The same flip under another id.
+        // The same flip with another id.
         let doubled = MigrationItem { migration_id: Uuid::now_v7(), ..flip };
         store.record_migration(doubled).await.unwrap();
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
     }
 
-    async fn connections_are_read_with_what_became_of_them(database: TestDatabase) {
+    async fn connections_are_read_with_their_transitions(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let good = NewConnection { session_id: Some(session), ..handshake(key("acme", "web"), 1) };
@@ -245,7 +245,7 @@ both_databases! {
         assert_eq!(store.connections(of("acme"), after).await.unwrap(), std::slice::from_ref(row));
     }
 
-    async fn automation_runs_and_notifications_are_read_in_pages(database: TestDatabase) {
+    async fn automation_runs_and_notifications_are_paged(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let rows: String = (0..7).map(|n| run(n, "acme", &session.to_string(), 1) + &notification(n, "acme", 1)).collect();
@@ -262,14 +262,14 @@ both_databases! {
         assert_eq!((first[0].seq, first[0].auto_dismiss_ms), (107, 10_000));
         let of_session = AuditFilter { session_id: Some(session), ..AuditFilter::default() };
         assert_eq!(store.automation_runs(of_session.clone(), all()).await.unwrap().len(), 8);
-        assert_eq!(store.notifications(of_session, all()).await.unwrap().len(), 7, "what concerns its whole workspace");
+        assert_eq!(store.notifications(of_session, all()).await.unwrap().len(), 7, "those of its whole workspace");
     }
 
-    async fn the_summary_tells_days_tenants_protocols_and_flips(database: TestDatabase) {
+    async fn summary_groups_turns_and_flips_by_day_tenant_and_protocol(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let midnight = at(0).0.div_euclid(DAY_US) * DAY_US - at(0).0 + DAY_US;
-        // Twenty completed turns a protocol and day, of 1 to 20 ms; over HTTP ten times as long.
+        // Twenty completed turns for each protocol and day, which take 1 to 20 ms; over HTTP ten times as long.
         for (protocol, unit) in [(Route::Acp, 1000), (Route::Http, 10_000)] {
             for day in 0..2 {
                 for n in 1..=20 {
@@ -328,13 +328,13 @@ both_databases! {
         let nothing = store.audit_summary(None, until, Timestamp(i64::MAX)).await.unwrap();
         assert_eq!(nothing.days, []);
 
-        // More turns than may be read: the oldest are left out, and it says since when the figures are whole.
+        // More turns than the limit: the oldest are left out, and `from` is the start of the complete figures.
         let cut = store.read(move |connection| crate::store::audit::summary::summary(connection, None, from, until, 40));
         let cut = cut.await.unwrap();
         assert_eq!((cut.from, cut.days), (at(midnight + DAY_US), vec![second]));
     }
 
-    async fn retention_forgets_the_oldest_first_in_chunks(database: TestDatabase) {
+    async fn retention_deletes_the_oldest_rows_first_in_chunks(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         flips(&store, &web, 0, 4).await;
@@ -354,7 +354,7 @@ both_databases! {
         let two_seconds = at(2_000_000);
         let mut pruned = Vec::new();
         for what in Retained::ALL {
-            // One after the other, and then all that is left.
+            // One row, and then all the others.
             let first = store.prune(what, two_seconds, 1).await.unwrap();
             pruned.push((first, store.prune(what, two_seconds, 1000).await.unwrap()));
             assert_eq!(store.prune(what, two_seconds, 1000).await, Ok(0));
@@ -368,7 +368,7 @@ both_databases! {
         assert_eq!(store.automation_runs(of("acme"), all()).await.unwrap().len(), 2);
     }
 
-    async fn what_a_tenant_wants_is_kept_and_replaced(database: TestDatabase) {
+    async fn tenant_settings_are_stored_and_replaced(database: TestDatabase) {
         let store = database.open();
         let mut wanted = TenantProtocol {
             installation_id: "acme".parse().unwrap(),

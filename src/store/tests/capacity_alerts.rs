@@ -1,4 +1,4 @@
-//! Alerts of capacity: each row once, pages by time, what is open, what is removed.
+//! Capacity alerts: each row once, pages by time, open alerts, pruning.
 
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ fn row(alert_id: Uuid, level: AlertLevel, kind: AlertKind, us: i64) -> NewCapaci
     NewCapacityAlert { event_id: Uuid::now_v7(), alert_id, change, installation_id: None, created: at(us) }
 }
 
-/// The row as it is read back.
+/// The expected result of reading a row back.
 fn item(row: &NewCapacityAlert) -> CapacityAlertItem {
     let NewCapacityAlert { event_id, alert_id, change, installation_id, created } = row.clone();
     let (level, kind) = (change.level.as_str(), change.kind.as_str());
@@ -22,7 +22,7 @@ fn item(row: &NewCapacityAlert) -> CapacityAlertItem {
     CapacityAlertItem { event_id, alert_id, installation_id, level, kind, taken, limit, created_at: created }
 }
 
-/// An alert that was raised, became critical, and is over.
+/// An alert that was raised, became critical and was resolved.
 fn story(alert_id: Uuid, us: i64) -> Vec<NewCapacityAlert> {
     use AlertKind::{Raised, Resolved};
     use AlertLevel::{Critical, Warning};
@@ -39,14 +39,14 @@ async fn in_pages(store: &Store, filter: &CapacityAlertFilter, limit: usize) -> 
     loop {
         let page = store.list_capacity_alerts(filter.clone(), Page { limit, after }).await.unwrap();
         let Some(last) = page.last() else { return seen };
-        // As it travels to a caller and back.
+        // A round trip through the text form that callers get.
         after = Some(last.cursor().to_string().parse().unwrap());
         seen.extend(page);
     }
 }
 
 both_databases! {
-    async fn each_change_is_kept_once_and_found_by_its_time(database: TestDatabase) {
+    async fn each_alert_change_is_stored_once_and_found_by_time(database: TestDatabase) {
         let store = database.open();
         let mut rows: Vec<_> = (0..5).flat_map(|n| story(Uuid::now_v7(), n * 10)).collect();
         rows[3].installation_id = Some("acme".parse().unwrap());
@@ -56,7 +56,7 @@ both_databases! {
         let mut twice = rows[0].clone();
         twice.event_id = Uuid::now_v7();
         let refused = store.add_capacity_alerts(&[twice]).await;
-        assert!(matches!(refused, Err(StoreError::Conflict(_))), "raised a second time: {refused:?}");
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "an alert cannot be raised twice: {refused:?}");
         rows.reverse();
         let rows: Vec<_> = rows.iter().map(item).collect();
         for limit in [1, 3, 100] {
@@ -69,7 +69,7 @@ both_databases! {
         assert_eq!(in_pages(&store, &tenant, 9).await.len(), 1);
     }
 
-    async fn what_is_open_is_found_again_until_it_is_resolved(database: TestDatabase) {
+    async fn open_alert_is_found_until_it_is_resolved(database: TestDatabase) {
         let store = database.open();
         assert_eq!(store.open_capacity_alert().await.unwrap(), None);
         store.add_capacity_alerts(&story(Uuid::now_v7(), 0)).await.unwrap();
@@ -85,7 +85,7 @@ both_databases! {
         assert_eq!(store.open_capacity_alert().await.unwrap(), None);
     }
 
-    async fn what_is_old_is_removed_in_parts_and_what_is_open_is_not(database: TestDatabase) {
+    async fn old_alerts_are_pruned_in_chunks_and_open_ones_are_kept(database: TestDatabase) {
         let store = database.open();
         let (old, new) = (story(Uuid::now_v7(), 10), story(Uuid::now_v7(), 1000));
         let open = row(Uuid::now_v7(), AlertLevel::Warning, AlertKind::Raised, 0);
@@ -98,7 +98,7 @@ both_databases! {
         assert_eq!(left.last(), Some(&item(&open)));
     }
 
-    async fn what_is_refused_in_an_outage_is_not_written_and_may_come_again(database: TestDatabase) {
+    async fn alerts_refused_in_an_outage_are_not_written_and_can_be_retried(database: TestDatabase) {
         let store = database.open();
         let rows = story(Uuid::now_v7(), 0);
         let outage = database.take_down();

@@ -1,4 +1,4 @@
-//! A database of its own for every test, and rows to put into it.
+//! A separate database for each test, and rows to write to it.
 
 use std::{
     sync::mpsc,
@@ -47,7 +47,7 @@ macro_rules! both_databases {
 }
 pub(super) use both_databases;
 
-/// No test takes this long.
+/// Maximum duration of a test.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) fn run<F: Future<Output = ()>>(make: fn() -> TestDatabase, test: fn(TestDatabase) -> F) {
@@ -61,7 +61,7 @@ enum Kind {
     Postgres { server: String, name: String },
 }
 
-/// An empty database, dropped with this.
+/// A database that starts empty and is deleted on drop.
 pub(super) struct TestDatabase {
     kind: Kind,
     pub(super) metrics: Metrics,
@@ -73,10 +73,10 @@ impl TestDatabase {
     }
 
     pub(super) fn postgres() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "it names the test's server, not a setting")]
+        #[expect(clippy::disallowed_methods, reason = "names the server of the tests and is no setting")]
         let server = std::env::var("LUMILINK_TEST_POSTGRES").unwrap_or_else(|_| {
             panic!(
-                "LUMILINK_TEST_POSTGRES has to be the URL of a PostgreSQL server, such as \
+                "LUMILINK_TEST_POSTGRES must be the URL of a PostgreSQL server, such as \
                  postgres://postgres@127.0.0.1:5432/postgres: run `tests/run`, which starts one"
             )
         });
@@ -100,12 +100,12 @@ impl TestDatabase {
         StoreOptions { url: self.url(), readers: 4, write_queue: 1024, patience: DEADLINE, webhook: None }
     }
 
-    /// Writes that failed, of all stores opened through [`Self::open`].
+    /// Number of failed writes of all stores opened with `metrics`.
     pub(super) fn failures(&self) -> usize {
         self.metrics.value("lumilink_writer_failures_total").unwrap() as usize
     }
 
-    /// Transactions that were committed, and the writes in them.
+    /// Numbers of committed transactions and of rows written in them.
     pub(super) fn commits(&self) -> (usize, usize) {
         let value = |name| self.metrics.value(name).unwrap() as usize;
         (value("lumilink_writer_commits_total"), value("lumilink_writer_rows_total"))
@@ -115,7 +115,7 @@ impl TestDatabase {
         Store::open(self.options(), self.metrics.clone()).unwrap()
     }
 
-    /// How often transactions waited for each other in vain, once all stores are dropped; on SQLite they cannot.
+    /// Number of deadlocks, counted after all stores are dropped; 0 on SQLite, which has a single writer.
     pub(super) fn deadlocks(&self) -> i64 {
         #[derive(diesel::QueryableByName)]
         struct Counted {
@@ -125,7 +125,7 @@ impl TestDatabase {
         let Kind::Postgres { server, name } = &self.kind else { return 0 };
         let mut other = PgConnection::establish(server).unwrap();
         let end = Instant::now() + DEADLINE;
-        // A connection has told what it counted when it is no longer listed.
+        // A connection has reported its counts once it is no longer listed.
         let query = format!(
             "SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}' \
              AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend')"
@@ -134,7 +134,7 @@ impl TestDatabase {
             if let Some(counted) = diesel::sql_query(&query).load::<Counted>(&mut other).unwrap().pop() {
                 return counted.deadlocks;
             }
-            assert!(Instant::now() < end, "the connections end");
+            assert!(Instant::now() < end, "the connections did not end");
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }
@@ -157,7 +157,7 @@ impl TestDatabase {
         }
     }
 
-    /// Does something that no version of ours does.
+    /// Executes statements on a connection outside the store.
     pub(super) fn execute(&self, statement: &str) {
         match &self.kind {
             Kind::Sqlite(folder) => {
@@ -173,7 +173,7 @@ impl TestDatabase {
         }
     }
 
-    /// The column `text` of a query's rows, on PostgreSQL.
+    /// Reads the column `text` of a query's rows; `PostgreSQL` only.
     pub(super) fn texts(&self, query: &str) -> Vec<String> {
         #[derive(diesel::QueryableByName)]
         struct Row {
@@ -188,7 +188,7 @@ impl TestDatabase {
         rows.into_iter().map(|row| row.text).collect()
     }
 
-    /// Ends all connections of the server to this database; on SQLite nothing can.
+    /// Terminates all connections to this database; does nothing on SQLite.
     pub(super) fn cut_connections(&self) {
         if let Kind::Postgres { server, name } = &self.kind {
             end_connections(&mut PgConnection::establish(server).unwrap(), name);
@@ -216,7 +216,7 @@ impl Drop for TestDatabase {
     }
 }
 
-/// A database that refuses writes as long as this lives.
+/// The database refuses writes until this is dropped.
 pub(super) enum Outage {
     Sqlite(SqliteConnection),
     Postgres { maintenance: PgConnection, name: String },
@@ -233,7 +233,7 @@ impl Drop for Outage {
     }
 }
 
-/// Keeps the writer busy until it is released.
+/// A write that keeps the writer busy until it is released.
 pub(super) struct Held {
     release: mpsc::SyncSender<()>,
     task: tokio::task::JoinHandle<Result<(), StoreError>>,
@@ -266,11 +266,11 @@ pub(super) async fn hold(store: &Store) -> Held {
     Held { release, task }
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds; `what` names it in the panic after [`DEADLINE`].
 pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so().await {
-        assert!(Instant::now() < deadline, "{what} did not come");
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         tokio::task::yield_now().await;
     }
 }
@@ -323,7 +323,7 @@ pub(super) async fn session(store: &Store) -> SessionId {
     id
 }
 
-/// An id as turns of that time have.
+/// An id with the timestamp of a turn that was accepted at `time`.
 pub(super) fn prompt_at(time: Timestamp) -> PromptId {
     let random = Uuid::new_v4().into_bytes();
     let ms = u64::try_from(time.0 / 1000).expect("a time after 1970");
@@ -377,7 +377,7 @@ pub(super) fn append(session_id: SessionId, texts: &[&str]) -> TranscriptAppend 
 pub(super) async fn texts(store: &Store, session_id: SessionId) -> Vec<String> {
     let rows = store.transcript(session_id, 0, 1000).await.unwrap();
     for (index, row) in rows.iter().enumerate() {
-        assert_eq!(row.seq, index as u64 + 1, "numbers without gaps");
+        assert_eq!(row.seq, index as u64 + 1, "sequence numbers must have no gaps");
     }
     rows.into_iter().map(|row| row.entry.text.into_string()).collect()
 }

@@ -1,4 +1,4 @@
-//! A database that was restored from a backup: no cursor of before is taken for one of its own.
+//! Restores from a backup: the epoch is renewed, so that older cursors are not accepted.
 
 use uuid::Uuid;
 
@@ -13,16 +13,17 @@ use crate::{
 };
 
 both_databases! {
-    async fn after_a_restore_a_cursor_of_before_is_reset(database: TestDatabase) {
+    async fn restore_resets_cursors_of_the_time_before_it(database: TestDatabase) {
         let store = database.open();
         let before = store.epoch().to_owned();
-        let tell = async |store: &Store| {
-            let told = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), Uuid::now_v7());
-            store.tell(told, at(0)).await.unwrap();
+        let notify = async |store: &Store| {
+            let (id, cause) = (Uuid::now_v7(), Uuid::now_v7());
+            let notification = NewNotification::new(id, Addressee::Operators, notice::of_storm(5, 5), cause);
+            store.tell(notification, at(0)).await.unwrap();
         };
-        tell(&store).await;
+        notify(&store).await;
         drop(store);
-        // Twice is as good as once.
+        // A second renewal must be harmless.
         let first = Store::renew_epoch(&database.url()).unwrap();
         let second = Store::renew_epoch(&database.url()).unwrap();
         assert_eq!((&first.before, &second.before), (&before, &first.now));
@@ -30,9 +31,9 @@ both_databases! {
         let store = database.open();
         assert_eq!(store.epoch(), second.now);
         for _ in 0..3 {
-            tell(&store).await;
+            notify(&store).await;
         }
-        // By its number alone the cursor of a toast that the backup does not have would be gone on from.
+        // By its number alone, a cursor of a notification that the backup lacks would be resumed.
         let ends = store.stream_ends(Stream::Operators).await.unwrap();
         assert_eq!((ends.head, ends.tail), (4, 0));
         let start = |epoch: &str| subscription::start(Some((3, Some(epoch))), store.epoch(), ends.head, ends.tail);
@@ -40,7 +41,7 @@ both_databases! {
         assert_eq!((start(&second.now).reset, start(&second.now).after), (None, 3));
     }
 
-    async fn a_database_that_was_never_opened_gets_a_name_too(database: TestDatabase) {
+    async fn epoch_of_a_database_that_was_never_opened_is_renewed(database: TestDatabase) {
         Store::upgrade_schema(&database.url()).unwrap();
         let RenewedEpoch { before, now } = Store::renew_epoch(&database.url()).unwrap();
         assert!(before != now && now.len() == 32);

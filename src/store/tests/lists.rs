@@ -1,4 +1,4 @@
-//! Lists: pages without gaps or doubles, while rows are added.
+//! Lists of sessions and workspaces: pages without gaps or duplicates while rows are added.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ async fn sessions_in_pages(store: &Store, filter: &SessionFilter, limit: usize) 
     loop {
         let page = store.list_sessions(filter.clone(), Page { limit, after }).await.unwrap();
         let Some(last) = page.last() else { return seen };
-        // As it travels to a caller and back.
+        // A round trip through the text form that callers get.
         after = Some(last.cursor().to_string().parse().unwrap());
         seen.extend(page.iter().map(|row| row.session_id.to_string()));
         store.create_session(new_session(1_000_000)).await.unwrap();
@@ -22,11 +22,11 @@ async fn sessions_in_pages(store: &Store, filter: &SessionFilter, limit: usize) 
 }
 
 both_databases! {
-    async fn pages_of_sessions_have_no_gaps_and_no_doubles(database: TestDatabase) {
+    async fn session_pages_have_no_gaps_and_no_duplicates(database: TestDatabase) {
         let store = database.open();
         let mut expected = Vec::new();
         for n in 0..57 {
-            // Many in the same microsecond.
+            // Many sessions share a microsecond.
             let new = NewSession {
                 state: if n % 3 == 0 { SessionState::Closed } else { SessionState::Idle },
                 user_id: Some(if n % 2 == 0 { "ada" } else { "bob" }.parse().unwrap()),
@@ -59,7 +59,7 @@ both_databases! {
         assert!(store.list_sessions(elsewhere, Page { limit: 9, after: None }).await.unwrap().is_empty());
     }
 
-    async fn pages_of_workspaces_have_no_gaps_and_no_doubles(database: TestDatabase) {
+    async fn workspace_pages_have_no_gaps_and_no_duplicates(database: TestDatabase) {
         let store = database.open();
         let mut expected = HashSet::new();
         for tenant in ["a", "b", "b.c", "B"] {

@@ -1,4 +1,4 @@
-//! Migrations of fleets: written by one, read back whole.
+//! Migrations of fleets: optimistic locking, lists and retention.
 
 use uuid::Uuid;
 
@@ -30,7 +30,7 @@ fn attribution(reason: &str) -> Attribution {
     Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: reason.into() }
 }
 
-/// Two workspaces; one is called like a secret.
+/// A migration of two workspaces, one of which has a name that looks like a secret.
 fn planned(tenant: &str, us: i64) -> MigrationRun {
     let plan = MigrationPlan {
         installation_id: tenant.parse().unwrap(),
@@ -43,7 +43,7 @@ fn planned(tenant: &str, us: i64) -> MigrationRun {
     MigrationRun::new(plan, attribution("as ghp_abcdefghijklmnopqrstuvwxyz0123456789 asked"), at(us)).unwrap()
 }
 
-/// Both moves under way.
+/// A run with both moves under way.
 fn begun(mut run: MigrationRun) -> MigrationRun {
     let NextStep::Move(ids) = run.next_step(at(10), true) else { panic!("nothing to move") };
     for id in &ids {
@@ -69,7 +69,7 @@ async fn listed(store: &Store, filter: MigrationRunFilter) -> Vec<Uuid> {
 }
 
 both_databases! {
-    async fn fr_003_a_migration_of_a_fleet_is_read_back_as_it_was_written(database: TestDatabase) {
+    async fn fr_003_fleet_migration_is_read_back_as_it_was_written(database: TestDatabase) {
         let store = database.open();
         let run_id = Uuid::now_v7();
         assert_eq!(store.migration_run(run_id).await.unwrap(), None);
@@ -83,12 +83,12 @@ both_databases! {
         let row = database.open().migration_run(run_id).await.unwrap().unwrap();
         let expected = MigrationRunRow { run_id, run: run.redacted(), version: 2, updated: at(14) };
         assert_eq!(row, expected);
-        assert_eq!(row.run.entries(), run.entries(), "also the workspace that is called like a secret");
+        assert_eq!(row.run.entries(), run.entries(), "workspace ids are not redacted");
         assert_eq!(row.run.attribution().reason, "as [redacted] asked");
         assert_eq!(row.run.status(), MigrationStatus::Succeeded);
     }
 
-    async fn of_two_writers_of_a_migration_one_is_told_that_it_is_late(database: TestDatabase) {
+    async fn one_of_two_concurrent_migration_writers_gets_stale(database: TestDatabase) {
         let store = database.open();
         let (run_id, planned) = (Uuid::now_v7(), planned("octo", 5));
         saved(&store, save(run_id, 0, &planned, 5)).await;
@@ -103,7 +103,7 @@ both_databases! {
         assert_eq!(winners, 1, "{outcomes:?}");
         let row = store.migration_run(run_id).await.unwrap().unwrap();
         let late = SavedMigrationRun::Stale(Some(Box::new(row.clone())));
-        assert!(outcomes.contains(&late), "the late one is told what is there");
+        assert!(outcomes.contains(&late), "the late writer gets the current row");
         let mut cancelled = planned.clone();
         cancelled.cancel(attribution("enough"), at(12)).unwrap();
         for expected in [0, 1, 3, 9] {
@@ -115,7 +115,7 @@ both_databases! {
         assert_eq!(unknown, SavedMigrationRun::Stale(None));
     }
 
-    async fn a_migration_that_is_written_again_is_written_once(database: TestDatabase) {
+    async fn repeated_migration_write_takes_effect_once(database: TestDatabase) {
         let store = database.open();
         let (run_id, run) = (Uuid::now_v7(), planned("octo", 5));
         for _ in 0..3 {
@@ -128,7 +128,7 @@ both_databases! {
         assert_eq!(store.migration_run(run_id).await.unwrap().unwrap().version, 2);
     }
 
-    async fn open_migrations_are_found_at_start_and_lists_have_pages(database: TestDatabase) {
+    async fn open_migrations_are_found_and_lists_are_paged(database: TestDatabase) {
         let store = database.open();
         let ids: Vec<Uuid> = (0..5).map(|_| Uuid::now_v7()).collect();
         let mut runs: Vec<_> = (0..5).map(|n| planned(if n < 3 { "octo" } else { "hexa" }, n)).collect();
@@ -157,7 +157,7 @@ both_databases! {
         assert_eq!(seen, [ids[4], ids[3], ids[2], ids[1], ids[0]]);
     }
 
-    async fn retention_forgets_migrations_that_have_ended_and_no_others(database: TestDatabase) {
+    async fn retention_deletes_only_ended_migrations(database: TestDatabase) {
         let store = database.open();
         let ids: Vec<Uuid> = (0..3).map(|_| Uuid::now_v7()).collect();
         let ended = |created: i64| {
@@ -174,7 +174,7 @@ both_databases! {
 }
 
 #[test]
-fn the_index_of_open_migrations_is_used() {
+fn open_migrations_are_read_through_their_index() {
     use diesel::{RunQueryDsl, sql_types::Text};
     #[derive(diesel::QueryableByName)]
     struct Step {

@@ -1,4 +1,4 @@
-//! Every test runs on both databases.
+//! Tests of the store. Almost all of them run on both databases.
 
 mod audit;
 mod capacity_alerts;

@@ -1,4 +1,5 @@
-//! What befalls many sessions of a workspace at once: one toast for those that come together, and a note for each.
+//! Events that affect many sessions of a workspace at once: one notification within a minute, and a note in each
+//! session.
 
 use uuid::Uuid;
 
@@ -27,13 +28,13 @@ fn of_break(key: &WorkspaceKey) -> SessionNotice {
     SessionNotice { toast, note: TranscriptEntry::text("info", "a break") }
 }
 
-/// The connection of a session breaks.
-async fn breaks(store: &Store, key: &WorkspaceKey, session: SessionId, us: i64) {
+/// Reports that the connection of a session broke.
+async fn report_break(store: &Store, key: &WorkspaceKey, session: SessionId, us: i64) {
     store.tell_session(key.clone(), session, of_break(key), at(us)).await.unwrap();
 }
 
-/// When the toasts of a workspace were written, after [`at`], in seconds.
-async fn told(store: &Store, key: &WorkspaceKey) -> Vec<i64> {
+/// Creation times of a workspace's notifications, in seconds after `at(0)`.
+async fn notified_at(store: &Store, key: &WorkspaceKey) -> Vec<i64> {
     let scope = Scope {
         workspace: Some(key.workspace_id.clone()),
         ..Scope::all(Stream::Tenant(key.installation_id.clone()))
@@ -43,49 +44,49 @@ async fn told(store: &Store, key: &WorkspaceKey) -> Vec<i64> {
 }
 
 both_databases! {
-    async fn breaks_within_a_minute_are_one_toast_also_across_the_mark_of_the_clock(database: TestDatabase) {
+    async fn breaks_within_a_minute_are_one_notification_across_clock_minutes(database: TestDatabase) {
         let store = database.open();
         let (web, api) = (key("acme", "web"), key("acme", "api"));
         let (one, two) = (session(&store).await, session(&store).await);
         let of_api = NewSession { key: api.clone(), workspace: Some(new_workspace(&api, 0)), ..new_session(0) };
         let elsewhere = of_api.session_id;
         store.create_session(of_api).await.unwrap();
-        // A minute of the clock begins at 60 s.
+        // A clock minute begins at 60 s.
         assert_eq!(at(0).0 % (60 * SECOND), 0);
         for (second, session) in [(55, one), (64, two), (114, one), (50, two)] {
-            breaks(&store, &web, session, second * SECOND).await;
+            report_break(&store, &web, session, second * SECOND).await;
         }
-        assert_eq!(told(&store, &web).await, [55]);
-        breaks(&store, &api, elsewhere, 60 * SECOND).await;
-        assert_eq!(told(&store, &api).await, [60], "each workspace is told");
-        breaks(&store, &web, one, 115 * SECOND).await;
-        assert_eq!(told(&store, &web).await, [55, 115], "after a minute it is news");
-        assert_eq!((texts(&store, one).await.len(), texts(&store, two).await.len()), (3, 2), "a note for each");
+        assert_eq!(notified_at(&store, &web).await, [55]);
+        report_break(&store, &api, elsewhere, 60 * SECOND).await;
+        assert_eq!(notified_at(&store, &api).await, [60], "each workspace gets a notification");
+        report_break(&store, &web, one, 115 * SECOND).await;
+        assert_eq!(notified_at(&store, &web).await, [55, 115], "a break after a minute is a new notification");
+        assert_eq!((texts(&store, one).await.len(), texts(&store, two).await.len()), (3, 2), "a note for each break");
     }
 
-    async fn breaks_that_two_processes_tell_at_once_are_one_toast(database: TestDatabase) {
+    async fn concurrent_breaks_in_two_processes_are_one_notification(database: TestDatabase) {
         let stores = [database.open(), database.open()];
         let web = key("acme", "web");
         let sessions = [session(&stores[0]).await, session(&stores[0]).await];
-        // Each round is far from the others.
+        // Rounds are 10 minutes apart, so that each is a new notification.
         const ROUNDS: i64 = 10;
         for round in 0..ROUNDS {
-            let tellers = stores.iter().cloned().zip(sessions).map(|(store, session)| {
+            let reporters = stores.iter().cloned().zip(sessions).map(|(store, session)| {
                 let web = web.clone();
-                tokio::spawn(async move { breaks(&store, &web, session, round * 600 * SECOND).await })
+                tokio::spawn(async move { report_break(&store, &web, session, round * 600 * SECOND).await })
             });
-            for teller in tellers.collect::<Vec<_>>() {
-                teller.await.unwrap();
+            for reporter in reporters.collect::<Vec<_>>() {
+                reporter.await.unwrap();
             }
         }
         let expected: Vec<_> = (0..ROUNDS).map(|round| round * 600).collect();
-        assert_eq!(told(&stores[1], &web).await, expected);
+        assert_eq!(notified_at(&stores[1], &web).await, expected);
         for session in sessions {
             assert_eq!(texts(&stores[0], session).await.len(), ROUNDS as usize);
         }
     }
 
-    async fn a_break_whose_commit_was_in_doubt_is_not_told_twice_and_is_told(database: TestDatabase) {
+    async fn break_with_a_commit_in_doubt_is_notified_exactly_once(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         let session = session(&store).await;
@@ -97,7 +98,8 @@ both_databases! {
             rows.write_for_each(tx)?;
             Ok(tx.grown.clone())
         });
-        assert_eq!(woken.await.unwrap(), [Stream::Tenant(web.installation_id.clone())], "nobody was woken before");
-        assert_eq!(told(&store, &web).await, [0]);
+        // The second attempt wakes the subscribers, because the first may have woken none.
+        assert_eq!(woken.await.unwrap(), [Stream::Tenant(web.installation_id.clone())]);
+        assert_eq!(notified_at(&store, &web).await, [0]);
     }
 }

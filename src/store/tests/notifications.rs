@@ -1,5 +1,5 @@
-//! What people are told: numbered in commit order without a hole, once for each cause, paged by scope, read by whom, and
-//! removed so that readers see it; tickets, and the database's name.
+//! Notifications: numbered in commit order without gaps, once for each cause, paged by scope, read marks, and pruning
+//! that readers can detect; tickets, and the database's epoch.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -48,8 +48,8 @@ fn tenant(name: &str) -> Stream {
     Stream::Tenant(name.parse().unwrap())
 }
 
-/// Tells something new.
-async fn tell(store: &Store, to: Addressee, us: i64) {
+/// Adds a notification with a new cause.
+async fn notify(store: &Store, to: Addressee, us: i64) {
     assert!(store.tell(toast(to, &Uuid::now_v7().to_string()), at(us)).await.unwrap());
 }
 
@@ -58,7 +58,7 @@ async fn ends(store: &Store, stream: &Stream) -> (u64, u64) {
     (head, tail)
 }
 
-/// Everything that a scope sees after a number, page by page.
+/// All notifications in a scope after a sequence number, page by page.
 async fn after(store: &Store, scope: &Scope, mut after: u64, limit: usize) -> Vec<NotificationRow> {
     let mut seen = Vec::new();
     loop {
@@ -88,7 +88,7 @@ async fn inbox(store: &Store, scope: &Scope, unread_only: bool, limit: usize) ->
         assert_eq!(unreadable, 0);
         seen.extend(rows);
         let Some(next) = next else { return seen };
-        // As it travels to a caller and back.
+        // A round trip through the text form that callers get.
         after = Some(next.to_string().parse().unwrap());
     }
 }
@@ -111,12 +111,13 @@ async fn session_of(store: &Store, workspace: &str, user: Option<&str>) -> (Work
     (key, id)
 }
 
-/// Toasts of all kinds of addressees in the sequence of `acme`, and some elsewhere; and every scope that may be asked for.
+/// Adds notifications to all kinds of addressees in the stream of `acme`, and some elsewhere. Returns all kinds of
+/// scopes.
 async fn of_all_kinds(store: &Store) -> Vec<Scope> {
     let of_ada = session_of(store, "web", Some("ada")).await;
     let of_bob = session_of(store, "web", Some("bob")).await;
-    let of_nobody = session_of(store, "api", None).await;
-    let sessions = [&of_ada, &of_bob, &of_nobody];
+    let without_user = session_of(store, "api", None).await;
+    let sessions = [&of_ada, &of_bob, &without_user];
     for n in 0..40 {
         let to = match n % 7 {
             0 => of_workspace("acme", "web"),
@@ -125,13 +126,13 @@ async fn of_all_kinds(store: &Store) -> Vec<Scope> {
             3 => Addressee::Operators,
             index => Addressee::Session(sessions[index - 4].0.clone(), sessions[index - 4].1),
         };
-        // Many in the same microsecond.
-        tell(store, to, i64::try_from(n / 10).unwrap()).await;
+        // Many notifications share a microsecond.
+        notify(store, to, i64::try_from(n / 10).unwrap()).await;
     }
     let mut scopes = vec![Scope::all(Stream::Operators), Scope::all(tenant("other")), Scope::all(tenant("nobody"))];
     for workspace in [None, Some("web"), Some("api"), Some("none")] {
         for user in [None, Some("ada"), Some("bob"), Some("eve")] {
-            for session in [None, Some(of_ada.1), Some(of_bob.1), Some(of_nobody.1)] {
+            for session in [None, Some(of_ada.1), Some(of_bob.1), Some(without_user.1)] {
                 scopes.push(Scope {
                     stream: tenant("acme"),
                     workspace: workspace.map(|it| it.parse().unwrap()),
@@ -144,7 +145,7 @@ async fn of_all_kinds(store: &Store) -> Vec<Scope> {
     scopes
 }
 
-/// Which of these a scope takes, by the rule that the hub goes by.
+/// The notifications that a scope takes, by the rule of the hub.
 fn taken<'a>(scope: &Scope, all: &'a [NotificationRow]) -> Vec<&'a NotificationRow> {
     let takes = |row: &&NotificationRow| {
         let workspace = row.key.as_ref().map(|key| &key.workspace_id);
@@ -154,21 +155,22 @@ fn taken<'a>(scope: &Scope, all: &'a [NotificationRow]) -> Vec<&'a NotificationR
 }
 
 both_databases! {
-    async fn numbers_have_no_hole_and_appear_in_their_order_whoever_writes(database: TestDatabase) {
-        const TOLD: u64 = 200;
-        // Two processes with a writer each.
+    async fn sequence_numbers_of_concurrent_writers_appear_in_order_without_gaps(database: TestDatabase) {
+        const CAUSES: u64 = 200;
+        // As two processes, each with its own writer.
         let stores = [database.open(), database.open()];
-        let told_again = Arc::new(AtomicUsize::new(0));
+        let duplicates = Arc::new(AtomicUsize::new(0));
         let mut tasks = Vec::new();
         for writer in 0..8 {
-            let (store, told_again) = (stores[writer % 2].clone(), told_again.clone());
+            let (store, duplicates) = (stores[writer % 2].clone(), duplicates.clone());
             tasks.push(tokio::spawn(async move {
-                for n in 0..TOLD / 4 {
-                    // Two sequences in each transaction; each cause is told by one writer of each process.
+                for n in 0..CAUSES / 4 {
+                    // Two streams, so that transactions append to both; each cause is written by one task of each
+                    // store.
                     for tenant in ["a", "b"] {
                         let cause = format!("{tenant} {} {n}", writer / 2);
                         let new = store.tell(toast(of_workspace(tenant, "web"), &cause), at(0)).await.unwrap();
-                        told_again.fetch_add(usize::from(!new), Ordering::SeqCst);
+                        duplicates.fetch_add(usize::from(!new), Ordering::SeqCst);
                     }
                 }
             }));
@@ -178,12 +180,12 @@ both_databases! {
             let store = stores[0].clone();
             readers.push(tokio::spawn(async move {
                 let (mut next, mut ids) = (1, HashSet::new());
-                while next <= TOLD {
+                while next <= CAUSES {
                     let page = store.notifications_after(Scope::all(tenant(name)), next - 1, 100).await.unwrap();
                     let StreamPage { rows, until, .. } = page;
                     for row in rows.iter().flatten() {
-                        assert_eq!(row.seq, next, "a number appeared after a greater one");
-                        assert!(ids.insert(row.cause_id.clone()), "told twice: {}", row.cause_id);
+                        assert_eq!(row.seq, next, "a sequence number appeared after a greater one");
+                        assert!(ids.insert(row.cause_id.clone()), "duplicate: {}", row.cause_id);
                         next += 1;
                     }
                     assert_eq!(until, next - 1);
@@ -194,16 +196,16 @@ both_databases! {
         for task in tasks.into_iter().chain(readers) {
             task.await.unwrap();
         }
-        assert_eq!(told_again.load(Ordering::SeqCst) as u64, 2 * TOLD, "each cause by one of the two");
+        assert_eq!(duplicates.load(Ordering::SeqCst) as u64, 2 * CAUSES, "one of the two stores adds each cause");
         for name in ["a", "b"] {
-            assert_eq!(ends(&stores[1], &tenant(name)).await, (TOLD, 0));
+            assert_eq!(ends(&stores[1], &tenant(name)).await, (CAUSES, 0));
         }
         assert_eq!(database.failures(), 0);
         drop(stores);
-        assert_eq!(database.deadlocks(), 0, "no two wait for each other");
+        assert_eq!(database.deadlocks(), 0, "concurrent writers must not deadlock");
     }
 
-    async fn a_cause_is_told_once_with_one_note_and_both_or_neither_are_there(database: TestDatabase) {
+    async fn one_cause_writes_one_notification_and_one_note_atomically(database: TestDatabase) {
         let store = database.open();
         let (key, session) = session_of(&store, "web", Some("ada")).await;
         let session_notice = || SessionNotice {
@@ -214,30 +216,30 @@ both_databases! {
         for _ in 0..2 {
             store.settle_session_and_tell(failed(), key.clone(), session_notice(), at(5)).await.unwrap();
         }
-        // Nor as something else, in another sequence.
+        // The same cause is also rejected in another stream.
         assert!(!store.tell(toast(Addressee::Operators, "a crash"), at(6)).await.unwrap());
         let rows = after(&store, &Scope::all(tenant("acme")), 0, 9).await;
         assert_eq!(rows.len(), 1);
         let row = &rows[0];
         assert_eq!((row.seq, row.session_id, row.created), (1, Some(session), at(5)));
-        assert_eq!(row.user_id.as_ref().map(|user| user.as_str()), Some("ada"), "whose session it is");
+        assert_eq!(row.user_id.as_ref().map(|user| user.as_str()), Some("ada"), "the user of the session");
         assert_eq!(texts(&store, session).await, ["it failed"]);
-        assert_eq!(ends(&store, &Stream::Operators).await, (0, 0), "what was not told takes no number");
-        // A note that cannot be written takes its toast with it.
-        let nobody = SessionId(Uuid::now_v7());
+        assert_eq!(ends(&store, &Stream::Operators).await, (0, 0), "a duplicate takes no sequence number");
+        // If the note cannot be written, the notification must not be written either.
+        let unknown = SessionId(Uuid::now_v7());
         let lost = SessionNotice {
-            toast: toast(Addressee::Session(key.clone(), nobody), "another"),
+            toast: toast(Addressee::Session(key.clone(), unknown), "another"),
             note: TranscriptEntry::text("info", "it failed"),
         };
         let change = SessionChange { last_used: Some(at(7)), ..SessionChange::new(session) };
-        let change = SessionChange { session_id: nobody, ..change };
+        let change = SessionChange { session_id: unknown, ..change };
         assert!(store.settle_session_and_tell(change, key.clone(), lost, at(7)).await.is_err());
         assert_eq!(ends(&store, &tenant("acme")).await, (1, 0));
-        tell(&store, of_workspace("acme", "web"), 8).await;
-        assert_eq!(ends(&store, &tenant("acme")).await, (2, 0), "no hole is left");
+        notify(&store, of_workspace("acme", "web"), 8).await;
+        assert_eq!(ends(&store, &tenant("acme")).await, (2, 0), "a rollback leaves no gap");
     }
 
-    async fn every_scope_pages_what_the_hub_would_hand_it(database: TestDatabase) {
+    async fn pages_of_every_scope_match_what_the_hub_delivers(database: TestDatabase) {
         let store = database.open();
         let scopes = of_all_kinds(&store).await;
         let mut all = Vec::new();
@@ -255,7 +257,7 @@ both_databases! {
                 let rows = after(&store, &scope, 0, limit).await;
                 assert!(rows.iter().eq(expected.iter().copied()), "{scope:?} in pages of {limit}");
             }
-            // What is not for it is passed over.
+            // Notifications outside the scope are skipped.
             let page = store.notifications_after(scope.clone(), 0, 100).await.unwrap();
             assert_eq!((page.rows.len(), page.until, page.is_last), (expected.len(), head, true), "{scope:?}");
             let half = head / 2;
@@ -263,18 +265,18 @@ both_databases! {
             let listed = inbox(&store, &scope, false, 4).await;
             let ids: BTreeSet<_> = listed.iter().map(|(row, _)| row.notification_id).collect();
             assert!(ids.iter().eq(&expected.iter().map(|row| row.notification_id).collect::<BTreeSet<_>>()), "{scope:?}");
-            assert_eq!(ids.len(), listed.len(), "none twice");
+            assert_eq!(ids.len(), listed.len(), "no duplicates");
             assert!(listed.is_sorted_by(|(a, _), (b, _)| (a.created, a.notification_id) > (b.created, b.notification_id)));
             assert_eq!(store.unread(scope.clone()).await.unwrap(), expected.len() as u64);
         }
     }
 
-    async fn what_one_user_has_read_is_unread_to_others_until_it_is_read_for_all(database: TestDatabase) {
+    async fn read_mark_of_one_user_leaves_others_unread_until_read_for_all(database: TestDatabase) {
         let store = database.open();
         for us in 0..6 {
-            tell(&store, of_workspace("acme", "web"), us).await;
+            notify(&store, of_workspace("acme", "web"), us).await;
         }
-        tell(&store, of_workspace("acme", "api"), 6).await;
+        notify(&store, of_workspace("acme", "api"), 6).await;
         let all = Scope::all(tenant("acme"));
         let of = |user: &str| Scope { user: Some(user.parse().unwrap()), ..all.clone() };
         let (ada, bob) = (of("ada"), of("bob"));
@@ -284,7 +286,7 @@ both_databases! {
         }
         assert!(mark(&store, &all, ids[3]).await);
         let of_api = Scope { workspace: Some("api".parse().unwrap()), ..bob.clone() };
-        assert!(!mark(&store, &of_api, ids[0]).await, "it does not see it");
+        assert!(!mark(&store, &of_api, ids[0]).await, "the notification is outside the scope");
         assert!(!mark(&store, &Scope::all(tenant("other")), ids[0]).await);
         assert!(!mark(&store, &all, Uuid::now_v7()).await);
         for (scope, unread) in [(&ada, vec![7, 6, 5, 3, 1]), (&bob, vec![7, 6, 5, 3, 2, 1]), (&all, vec![7, 6, 5, 3, 2, 1])] {
@@ -299,15 +301,15 @@ both_databases! {
         assert_eq!(seqs(&inbox(&store, &of_api, true, 9).await), [7]);
     }
 
-    async fn a_page_looks_at_a_part_of_a_long_sequence_whatever_the_scope_sees_of_it(database: TestDatabase) {
+    async fn page_searches_a_bounded_part_of_a_long_stream(database: TestDatabase) {
         let store = database.open();
-        tell(&store, of_workspace("acme", "web"), 0).await;
-        // As though others had been told much since.
+        notify(&store, of_workspace("acme", "web"), 0).await;
+        // As if many notifications outside the scope had followed.
         let grow = "UPDATE notification_streams SET head = 12000";
         let growing = store.write(move |tx| Ok(diesel::sql_query(grow).execute(tx.connection)?)).await;
         assert_eq!(growing, Ok(1));
-        tell(&store, of_workspace("acme", "web"), 1).await;
-        tell(&store, of_workspace("acme", "api"), 2).await;
+        notify(&store, of_workspace("acme", "web"), 1).await;
+        notify(&store, of_workspace("acme", "api"), 2).await;
         let scope = Scope { workspace: Some("web".parse().unwrap()), ..Scope::all(tenant("acme")) };
         let mut pages = Vec::new();
         let mut after = 0;
@@ -322,19 +324,19 @@ both_databases! {
         let expected = [(vec![1], 1), (vec![], 5001), (vec![], 10_001), (vec![12_001], 12_001), (vec![], 12_002)];
         assert_eq!(pages, expected);
         assert_eq!(seqs(&inbox(&store, &scope, false, 9).await), [12_001, 1]);
-        assert_eq!(seqs(&inbox(&store, &scope, true, 9).await), [12_001], "what is unread is looked for as it is counted");
+        assert_eq!(seqs(&inbox(&store, &scope, true, 9).await), [12_001], "searched as far as it is counted");
         assert_eq!(store.unread(scope).await, Ok(1));
     }
 
-    async fn so_many_that_nobody_counts_them_are_not_counted(database: TestDatabase) {
+    async fn unread_count_stops_at_its_maximum(database: TestDatabase) {
         let store = database.open();
-        let told: Vec<_> = (0..=MAX_UNREAD as i64)
+        let tasks: Vec<_> = (0..=MAX_UNREAD as i64)
             .map(|us| {
                 let store = store.clone();
-                tokio::spawn(async move { tell(&store, of_workspace("acme", "web"), us).await })
+                tokio::spawn(async move { notify(&store, of_workspace("acme", "web"), us).await })
             })
             .collect();
-        for task in told {
+        for task in tasks {
             task.await.unwrap();
         }
         let all = Scope::all(tenant("acme"));
@@ -348,25 +350,25 @@ both_databases! {
         assert_eq!(store.unread(all).await.unwrap(), MAX_UNREAD - 1);
     }
 
-    async fn readers_see_what_was_removed_and_what_is_to_be_posted_stays(database: TestDatabase) {
+    async fn pruning_moves_the_tail_and_keeps_pending_deliveries(database: TestDatabase) {
         let store = database.open();
         for us in 0..5 {
-            tell(&store, of_workspace("acme", "web"), us).await;
+            notify(&store, of_workspace("acme", "web"), us).await;
         }
-        tell(&store, Addressee::Operators, 0).await;
+        notify(&store, Addressee::Operators, 0).await;
         drop(store);
         let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
         let store = Store::open(posting, database.metrics.clone()).unwrap();
-        tell(&store, Addressee::Operators, 1).await;
+        notify(&store, Addressee::Operators, 1).await;
         drop(store);
         let store = database.open();
-        tell(&store, Addressee::Operators, 2).await;
+        notify(&store, Addressee::Operators, 2).await;
         let all = Scope::all(tenant("acme"));
         let ids: Vec<_> = after(&store, &all, 0, 9).await.iter().map(|row| row.notification_id).collect();
         for id in &ids {
             assert!(mark(&store, &all, *id).await);
         }
-        // The oldest first, in parts: two of the tenant and one of operators.
+        // Oldest first, in chunks; the first has two of the tenant and one of operators.
         assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(3));
         assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(2));
         assert_eq!(store.prune(Retained::Notifications, at(3), 3).await, Ok(0));
@@ -374,26 +376,26 @@ both_databases! {
         assert_eq!(after(&store, &all, 0, 9).await.iter().map(|row| row.seq).collect::<Vec<_>>(), [4, 5]);
         let to_be_posted = after(&store, &Scope::all(Stream::Operators), 0, 9).await;
         assert_eq!(to_be_posted.iter().map(|row| row.seq).collect::<Vec<_>>(), [2]);
-        // Who had everything until there goes on, and who had less begins anew.
+        // Cursors from the tail on are resumed, and older ones are reset.
         for (cursor, reset) in [(2, Some(ResetReason::TooOld)), (3, None), (5, None)] {
             let StreamEnds { head, tail } = store.stream_ends(all.stream.clone()).await.unwrap();
             let start = subscription::start(Some((cursor, Some(store.epoch()))), store.epoch(), head, tail);
             assert_eq!((start.reset, start.after), (reset, if reset.is_some() { 5 } else { cursor }));
         }
-        assert!(!mark(&store, &all, ids[0]).await, "it is gone");
-        assert_eq!(store.unread(all.clone()).await.unwrap(), 0, "the marks of the others are there");
-        tell(&store, of_workspace("acme", "web"), 9).await;
-        assert_eq!(ends(&store, &all.stream).await, (6, 3), "no number is given twice");
+        assert!(!mark(&store, &all, ids[0]).await, "a pruned notification cannot be marked");
+        assert_eq!(store.unread(all.clone()).await.unwrap(), 0, "the marks of the remaining notifications are kept");
+        notify(&store, of_workspace("acme", "web"), 9).await;
+        assert_eq!(ends(&store, &all.stream).await, (6, 3), "no sequence number is reused");
         assert_eq!(store.prune(Retained::Notifications, at(100), 9).await, Ok(3));
         assert_eq!(ends(&store, &all.stream).await, (6, 6));
         let nothing = StreamPage { rows: Vec::new(), until: 6, is_last: true };
         assert_eq!(store.notifications_after(all, 6, 9).await.unwrap(), nothing);
     }
 
-    async fn a_toast_that_cannot_be_read_is_told_as_such_and_the_others_are_read(database: TestDatabase) {
+    async fn unreadable_notification_is_reported_and_the_others_are_read(database: TestDatabase) {
         let store = database.open();
         for us in 1..=4 {
-            tell(&store, of_workspace("acme", "web"), us).await;
+            notify(&store, of_workspace("acme", "web"), us).await;
         }
         database.execute("UPDATE notifications SET trigger = 'ofALaterVersion' WHERE seq IN (2, 4)");
         let scope = Scope::all(tenant("acme"));
@@ -403,7 +405,7 @@ both_databases! {
         assert_eq!((seqs, until), (vec![Ok(1), Err(2), Ok(3), Err(4)], 4));
         let second = StreamPage { rows: vec![Err(UnreadableNotification { seq: 2 })], until: 2, is_last: false };
         assert_eq!(store.notifications_after(scope.clone(), 1, 1).await.unwrap(), second);
-        // The list goes on behind them, page by page.
+        // Pages of the inbox continue past unreadable rows.
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
             let page = store.inbox(scope.clone(), false, Page { limit: 1, after }).await.unwrap();
@@ -416,7 +418,7 @@ both_databases! {
         assert_eq!(seen, [(None, 1), (Some(3), 0), (None, 1), (Some(1), 0), (None, 0)]);
     }
 
-    async fn a_ticket_is_taken_once_and_in_time(database: TestDatabase) {
+    async fn ticket_is_taken_once_and_only_before_it_expires(database: TestDatabase) {
         let stores = [database.open(), database.open()];
         let add = async |name: &str, expires| {
             stores[0].add_ticket(name.into(), format!("of {name}"), at(expires), at(0)).await.unwrap();
@@ -437,9 +439,9 @@ both_databases! {
         for (taken, expected) in [(99, Some("of late".to_owned())), (100, None), (101, None)] {
             add("late", 100).await;
             assert_eq!(stores[1].take_ticket("late".into(), at(taken)).await, Ok(expected));
-            assert_eq!(stores[1].take_ticket("late".into(), at(0)).await, Ok(None), "tried once, it is gone");
+            assert_eq!(stores[1].take_ticket("late".into(), at(0)).await, Ok(None), "deleted by its first use");
         }
-        // Old ones go with new ones.
+        // Adding a ticket deletes expired ones.
         add("old", 100).await;
         add("new", 1000).await;
         stores[0].add_ticket("newer".into(), "of newer".into(), at(1000), at(100)).await.unwrap();
@@ -447,7 +449,7 @@ both_databases! {
         assert_eq!(stores[0].take_ticket("new".into(), at(100)).await, Ok(Some("of new".into())));
     }
 
-    async fn a_database_has_one_name_for_all_who_open_it(database: TestDatabase) {
+    async fn all_stores_of_a_database_see_one_epoch(database: TestDatabase) {
         let options: Vec<_> = (0..4).map(|_| (database.options(), database.metrics.clone())).collect();
         let opening = options.into_iter().map(|(options, metrics)| {
             std::thread::spawn(|| Store::open(options, metrics).unwrap())

@@ -1,4 +1,4 @@
-//! Routes and flips, counts of outcomes, handshakes: each once, whatever is tried again.
+//! Routes and flips, outcome counts and handshakes: each is written once, however often it is retried.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn attribution(who: Initiator) -> Attribution {
     }
 }
 
-/// A rollback by hand of a workspace in the state `from`, noted in `sessions`.
+/// A manual rollback of a workspace in the state `from`, with a note in `sessions`.
 fn rollback(key: &WorkspaceKey, from: &Routing, sessions: &[SessionId]) -> SaveRoute {
     let mut routing = from.clone();
     let flip = routing.roll_back(attribution(Initiator::Operator), at(5)).unwrap();
@@ -69,7 +69,7 @@ fn save(key: &WorkspaceKey, from: &Routing, routing: Routing, flip: Option<FlipR
     }
 }
 
-/// Rows of migrations, rollback events, routes.
+/// Numbers of rows: migrations, rollback events, routes.
 async fn rows(store: &Store) -> (i64, i64, i64) {
     store
         .read(|connection| {
@@ -116,7 +116,7 @@ fn count(epoch: u64, bucket: i64, sample: Sample) -> OutcomeCount {
 }
 
 both_databases! {
-    async fn a_flip_is_written_whole_and_once(database: TestDatabase) {
+    async fn flip_is_written_completely_and_once(database: TestDatabase) {
         let store = database.open();
         let (one, two) = (session(&store).await, session(&store).await);
         store.append(append(two, &["before"])).await.unwrap();
@@ -124,7 +124,7 @@ both_databases! {
         assert_eq!(store.route(web.clone()).await.unwrap(), None);
         let unknown = new_session(0).session_id;
         let decision = rollback(&web, &Routing::new(Route::Acp), &[one, unknown, two]);
-        // Nothing was heard of the first try, and the second one is another job.
+        // Each retry is a new job, as after a lost outcome.
         for _ in 0..3 {
             assert_eq!(store.save_route(decision.clone()).await, Ok(SavedRoute::Saved));
         }
@@ -146,7 +146,7 @@ both_databases! {
         assert_eq!(store.transcript_len(unknown).await.unwrap(), 0);
     }
 
-    async fn a_flip_whose_commit_was_in_doubt_is_not_written_twice(database: TestDatabase) {
+    async fn flip_with_a_commit_in_doubt_is_written_once(database: TestDatabase) {
         let store = database.open();
         let one = session(&store).await;
         let web = key("acme", "web");
@@ -162,7 +162,7 @@ both_databases! {
         assert_eq!((rows(&store).await, texts(&store, one).await.len()), ((1, 1, 1), 1));
     }
 
-    async fn of_many_that_flip_at_once_one_does_and_the_rest_see_it(database: TestDatabase) {
+    async fn one_of_many_concurrent_flips_is_saved_and_the_rest_see_it(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         let tries: Vec<_> = (0..20)
@@ -184,7 +184,7 @@ both_databases! {
         assert_eq!(rows(&store).await, (1, 1, 1));
     }
 
-    async fn two_processes_that_flip_at_once_write_one_flip(database: TestDatabase) {
+    async fn concurrent_flips_of_two_processes_write_one_flip(database: TestDatabase) {
         let stores = [database.open(), database.open()];
         let web = key("acme", "web");
         for round in 0..20 {
@@ -208,7 +208,7 @@ both_databases! {
         }
     }
 
-    async fn what_is_no_rollback_leaves_no_rollback_event_and_settings_stay(database: TestDatabase) {
+    async fn migration_flip_writes_no_rollback_event_and_keeps_settings(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         let from = Routing::new(Route::Acp);
@@ -229,7 +229,7 @@ both_databases! {
         assert_eq!((row.routing.default_route(), row.routing.epoch()), (Route::Http, 1));
     }
 
-    async fn a_failed_flip_leaves_nothing(database: TestDatabase) {
+    async fn failed_flip_writes_nothing(database: TestDatabase) {
         let store = database.open();
         let one = session(&store).await;
         let first = rollback(&key("acme", "web"), &Routing::new(Route::Acp), &[one]);
@@ -240,7 +240,7 @@ both_databases! {
         assert_eq!((rows(&store).await, texts(&store, one).await.len()), ((1, 1, 1), 1));
     }
 
-    async fn while_the_database_is_away_a_flip_is_refused_and_may_be_tried_again(database: TestDatabase) {
+    async fn flip_in_an_outage_is_refused_and_can_be_retried(database: TestDatabase) {
         let store = database.open();
         let decision = rollback(&key("acme", "web"), &Routing::new(Route::Acp), &[]);
         let outage = database.take_down();
@@ -251,7 +251,7 @@ both_databases! {
         assert_eq!(rows(&store).await, (1, 1, 1));
     }
 
-    async fn routes_are_listed_in_pages_and_by_what_carries_them(database: TestDatabase) {
+    async fn routes_are_paged_and_filtered_by_route_and_tenant(database: TestDatabase) {
         let store = database.open();
         let acp = Routing::new(Route::Acp);
         for n in 0..23 {
@@ -275,7 +275,7 @@ both_databases! {
             let all = seen.len();
             seen.sort();
             seen.dedup();
-            assert_eq!(seen.len(), all, "no doubles");
+            assert_eq!(seen.len(), all, "no duplicates");
             all
         };
         for limit in [1, 4, 100] {
@@ -289,7 +289,7 @@ both_databases! {
         assert_eq!(count(of_a, 3).await, 12);
     }
 
-    async fn an_outcome_counts_with_the_end_of_its_turn_and_once(database: TestDatabase) {
+    async fn outcome_is_counted_once_with_the_end_of_its_turn(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let web = key("acme", "web");
@@ -314,7 +314,7 @@ both_databases! {
         assert_eq!(store.window(web.clone(), 2, Route::Http, at(0)).await.unwrap(), []);
     }
 
-    async fn a_handshake_and_what_follows_are_kept_once(database: TestDatabase) {
+    async fn handshake_and_its_events_are_stored_once(database: TestDatabase) {
         let store = database.open();
         let failed = NewConnection {
             failure: Some(Failure::new(ErrorCode::AgentCrashed, "no answer\0")),
@@ -352,7 +352,7 @@ both_databases! {
         assert_eq!(count.await.unwrap(), (3, 2));
     }
 
-    async fn a_handshake_is_kept_over_an_outage(database: TestDatabase) {
+    async fn handshake_survives_an_outage(database: TestDatabase) {
         let store = Store::open(StoreOptions { write_queue: 8, ..database.options() }, database.metrics.clone()).unwrap();
         let outage = database.take_down();
         let writing = tokio::spawn({
@@ -366,7 +366,7 @@ both_databases! {
         assert_eq!(store.window(key("acme", "web"), 0, Route::Acp, at(0)).await.unwrap().len(), 1);
     }
 
-    async fn an_agent_missed_what_went_over_http_since_its_last_turn(database: TestDatabase) {
+    async fn agent_misses_the_http_turns_since_its_last_acp_turn(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let texts = async |most| -> Vec<String> {
@@ -374,12 +374,12 @@ both_databases! {
         };
         assert_eq!(texts(50).await, [""; 0]);
         ended(&store, session, Route::Http, "first", "yes", 9).await;
-        assert_eq!(texts(50).await, ["first", "yes"], "no turn over ACP: all of it");
-        // The clock of the day steps back in the middle.
+        assert_eq!(texts(50).await, ["first", "yes"], "all turns, because none was over ACP");
+        // The wall clock steps back between the turns.
         let acp = ended(&store, session, Route::Acp, "live", "seen", 5).await;
         assert_eq!(texts(50).await, [""; 0]);
         ended(&store, session, Route::Http, "second", "two", 3).await;
-        // An answer to the earlier turn that came late.
+        // A late answer of the earlier turn.
         store.append(crate::store::TranscriptAppend { prompt_id: Some(acp), ..append(session, &["late"]) }).await.unwrap();
         for n in 0..20 {
             ended(&store, session, Route::Http, &format!("u{n}"), &format!("a{n}"), 4).await;

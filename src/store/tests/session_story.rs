@@ -1,4 +1,4 @@
-//! What is told of one session beside its conversation, and routes that are written down for good.
+//! Reads about one session or workspace: newest turns and notes, durations of turns; and the settling of routes.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 both_databases! {
-    async fn the_newest_turns_and_notes_of_a_session_are_its_own(database: TestDatabase) {
+    async fn newest_turns_and_notes_are_those_of_the_session(database: TestDatabase) {
         let store = database.open();
         let (mine, other) = (session(&store).await, session(&store).await);
         let mut turns = Vec::new();
@@ -41,7 +41,7 @@ both_databases! {
         assert!(store.newest_notes(other, 100).await.unwrap().is_empty());
     }
 
-    async fn the_pace_of_a_workspace_is_that_of_its_newest_completed_turns(database: TestDatabase) {
+    async fn turn_durations_cover_the_newest_completed_turns_of_a_workspace(database: TestDatabase) {
         let store = database.open();
         let web = || key("acme", "web");
         assert_eq!(store.turn_durations(web(), 50).await, Ok(vec![]), "there is no such workspace");
@@ -58,7 +58,7 @@ both_databases! {
         };
         let other = elsewhere.session_id;
         store.create_session(elsewhere).await.unwrap();
-        assert_eq!(store.turn_durations(web(), 50).await, Ok(vec![]), "nothing was said");
+        assert_eq!(store.turn_durations(web(), 50).await, Ok(vec![]), "there are no turns");
         let ends = async |id, accepted: i64, took: i64, state| {
             let turn = NewTurn { key: if id == other { key("acme", "other") } else { web() }, ..new_turn(id, accepted) };
             let prompt_id = turn.prompt_id;
@@ -81,11 +81,11 @@ both_databases! {
         assert_eq!(store.turn_durations(key("acme", "other"), 50).await, micros(&[80]));
         let many = (0..1000).map(|_| TranscriptEntry::text("agent_message", "x")).collect();
         store.append(TranscriptAppend { entries: many, ..append(sessions[5], &[]) }).await.unwrap();
-        assert_eq!(store.turn_durations(web(), 50).await, micros(&[30]), "what lies far back is not looked for");
+        assert_eq!(store.turn_durations(web(), 50).await, micros(&[30]), "the search is bounded");
         assert_eq!(store.turn_durations(web(), 0).await, micros(&[]));
     }
 
-    async fn workspaces_without_a_route_get_one_and_the_others_keep_theirs(database: TestDatabase) {
+    async fn settling_routes_leaves_existing_routes_unchanged(database: TestDatabase) {
         let store = database.open();
         for (tenant, name) in [("acme", "a"), ("acme", "b"), ("acme", "c"), ("other", "a")] {
             store.find_or_create_workspace(new_workspace(&key(tenant, name), 0)).await.unwrap();
@@ -103,7 +103,7 @@ both_databases! {
         let tenant = || "acme".parse().unwrap();
         assert_eq!(store.settle_routes(tenant(), Route::Acp, at(2), 1).await, Ok(1));
         assert_eq!(store.settle_routes(tenant(), Route::Acp, at(2), 10).await, Ok(1));
-        assert_eq!(store.settle_routes(tenant(), Route::Http, at(3), 10).await, Ok(0), "all have one");
+        assert_eq!(store.settle_routes(tenant(), Route::Http, at(3), 10).await, Ok(0), "every workspace has a route");
         for (name, route) in [("a", Route::Acp), ("b", Route::Http), ("c", Route::Acp)] {
             let row = store.route(key("acme", name)).await.unwrap().unwrap();
             assert_eq!((row.routing.route(), row.auto_rollout), (route, name == "b"), "{name}");

@@ -1,4 +1,4 @@
-//! Sessions, workspaces and what a restart does to them.
+//! Sessions and workspaces, and their recovery after a restart.
 
 use super::fixture::*;
 use crate::store::turns::recovery::Recovered;
@@ -20,7 +20,7 @@ use crate::{
 };
 
 both_databases! {
-    async fn what_hibernates_expires_once_at_its_age_and_nothing_else_does(database: TestDatabase) {
+    async fn only_hibernated_sessions_expire_once_at_their_age(database: TestDatabase) {
         let store = database.open();
         let (age, second) = (std::time::Duration::from_secs(60), 1_000_000);
         let mut ids = Vec::new();
@@ -31,7 +31,7 @@ both_databases! {
                 store.create_session(new).await.unwrap();
             }
         }
-        // One at a time, the one first that waits longest; the second is due a microsecond later.
+        // One at a time, the least recently used first; the second is due a microsecond later.
         let expired = store.expire_sessions(at(60 * second), age, 1).await.unwrap();
         assert_eq!(expired.iter().map(|it| it.last_used).collect::<Vec<_>>(), [at(0)]);
         assert_eq!(store.expire_sessions(at(60 * second), age, 9).await.unwrap(), []);
@@ -41,11 +41,11 @@ both_databases! {
             let row = store.session(id).await.unwrap().unwrap();
             let expires = state == SessionState::Hibernated && used < second;
             assert_eq!(row.state, if expires { SessionState::Expired } else { state });
-            assert_eq!(row.last_used, at(used), "that it expired is no use of it");
+            assert_eq!(row.last_used, at(used), "expiry does not count as use");
         }
     }
 
-    async fn a_session_comes_back_as_it_was_opened(database: TestDatabase) {
+    async fn session_is_read_back_as_it_was_created(database: TestDatabase) {
         let store = database.open();
         let new = new_session(5);
         store.create_session(new.clone()).await.unwrap();
@@ -62,7 +62,7 @@ both_databases! {
         assert!(matches!(store.create_session(homeless).await, Err(StoreError::Conflict(_))));
     }
 
-    async fn a_change_changes_what_it_names_and_a_closed_session_stays_as_it_is(database: TestDatabase) {
+    async fn update_changes_only_named_fields_and_no_closed_session(database: TestDatabase) {
         let store = database.open();
         let id = session(&store).await;
         let failed = SessionChange {
@@ -75,7 +75,7 @@ both_databases! {
         let row = store.session(id).await.unwrap().unwrap();
         assert_eq!((row.state, row.restarts, row.last_used), (SessionState::Failed, 5, at(0)));
         assert_eq!(row.failure, Some(Failure::new(ErrorCode::AgentCrashed, "five times")));
-        assert_eq!(row.agent_session_id.as_deref(), Some("agent-1"), "not named, not changed");
+        assert_eq!(row.agent_session_id.as_deref(), Some("agent-1"), "an absent field stays unchanged");
 
         let loaded = SessionChange {
             state: Some(SessionState::Idle),
@@ -100,13 +100,13 @@ both_databases! {
             store.update_session(SessionChange { state: Some(state), ..SessionChange::new(id) }).await.unwrap();
         }
         assert_eq!(store.session(id).await.unwrap().unwrap().state, SessionState::Closed);
-        store.append(append(id, &["behind both"])).await.unwrap();
+        store.append(append(id, &["late"])).await.unwrap();
         assert_eq!(store.session(id).await.unwrap().unwrap().state, SessionState::Closed);
         let unknown = SessionChange { restarts: Some(1), ..SessionChange::new(new_session(0).session_id) };
         store.update_session(unknown).await.unwrap();
     }
 
-    async fn a_workspace_is_made_once_and_what_exists_wins(database: TestDatabase) {
+    async fn workspace_is_created_once_and_existing_fields_are_kept(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         let tries: Vec<_> = (0..10)
@@ -136,13 +136,13 @@ both_databases! {
         assert_eq!((row.path.as_deref(), row.workspace_path.as_deref()), (None, Some("/data/w")));
         assert_eq!((row.permission_policy, row.last_used), (Some(PermissionPolicy::Ask), at(100)));
         let row = store.find_or_create_workspace(new_workspace(&web, 101)).await.unwrap();
-        assert_eq!(row.permission_policy, Some(PermissionPolicy::Ask), "none given, none changed");
+        assert_eq!(row.permission_policy, Some(PermissionPolicy::Ask), "an absent policy stays unchanged");
 
         let unknown = store.set_workspace_path(key("acme", "none"), "/x".into()).await;
         assert!(matches!(unknown, Err(StoreError::Conflict(_))));
     }
 
-    async fn a_restart_interrupts_what_ran_and_lets_the_rest_sleep(database: TestDatabase) {
+    async fn restart_interrupts_running_sessions_and_hibernates_idle_ones(database: TestDatabase) {
         let store = database.open();
         let mut expected = Vec::new();
         for state in SessionState::ALL {
@@ -157,7 +157,7 @@ both_databases! {
         store.accept_turn(ended).await.unwrap();
         end(&store, turn_end(done, ended_id, 3)).await.unwrap();
         store.accept_turn(left).await.unwrap();
-        // As if the crash had come between two writes.
+        // As after a crash between two writes.
         let stale = SessionChange { state: Some(SessionState::Idle), ..SessionChange::new(open) };
         store.update_session(stale).await.unwrap();
         assert!(store.close().await);
@@ -174,7 +174,7 @@ both_databases! {
         assert_eq!(turn.error.map(|error| error.code), Some(ErrorCode::Interrupted));
         assert_eq!(store.prompt(ended_id).await.unwrap().unwrap().state, TurnState::Completed);
         assert_eq!(store.recover(at(51), &[], Vec::new()).await.unwrap(), Recovered::default());
-        // Nobody wrote down how many events its readers got, nor when it was last used.
+        // The last event id and the last use were not written before the stop.
         let row = store.session(done).await.unwrap().unwrap();
         assert!(row.last_event_id >= 1_000_000_000, "{}", row.last_event_id);
         assert_eq!((row.last_used, row.next_event_after()), (at(50), row.last_event_id));

@@ -1,4 +1,4 @@
-//! Which statements of a turn the database compiles.
+//! Prepared statements: each statement of a turn is compiled once.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,34 +24,34 @@ use crate::{
     },
 };
 
-/// Statements that ran, and those whose prepared form is kept since.
+/// Recorded statements: executed, and newly added to the cache of prepared statements.
 #[derive(Default)]
-struct Heard {
+struct Statements {
     ran: BTreeSet<String>,
     kept: BTreeSet<String>,
 }
 
-fn listen(connection: &mut AnyConnection) -> Arc<Mutex<Heard>> {
-    let heard = Arc::new(Mutex::new(Heard::default()));
-    let hears = heard.clone();
+fn record(connection: &mut AnyConnection) -> Arc<Mutex<Statements>> {
+    let statements = Arc::new(Mutex::new(Statements::default()));
+    let sink = statements.clone();
     connection.set_instrumentation(move |event: InstrumentationEvent<'_>| {
-        let mut heard = hears.lock();
+        let mut statements = sink.lock();
         match event {
             InstrumentationEvent::StartQuery { query, .. } => {
                 let text = query.to_string();
                 let text = text.split_once(" -- binds").map_or(text.as_str(), |(text, _)| text);
-                heard.ran.insert(text.to_owned());
+                statements.ran.insert(text.to_owned());
             }
             InstrumentationEvent::CacheQuery { sql, .. } => {
-                heard.kept.insert(sql.to_owned());
+                statements.kept.insert(sql.to_owned());
             }
             _ => {}
         }
     });
-    heard
+    statements
 }
 
-/// Writes a whole turn, which counts.
+/// Writes a whole turn with an outcome that is counted.
 fn write_turn(tx: &mut WriteTx<'_>, session: SessionId, us: i64) {
     let turn = new_turn(session, us);
     let prompt = turn.prompt_id;
@@ -61,7 +61,7 @@ fn write_turn(tx: &mut WriteTx<'_>, session: SessionId, us: i64) {
 }
 
 both_databases! {
-    async fn every_statement_of_a_turn_is_compiled_once(database: TestDatabase) {
+    async fn statements_of_a_turn_are_compiled_once(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         store.close().await;
@@ -77,14 +77,14 @@ both_databases! {
             has_lock: &mut has_lock,
             webhook: None,
         };
-        let heard = listen(tx.connection);
-        // It also reads the session's last number and begins the bucket.
+        let statements = record(tx.connection);
+        // The first turn also reads the session's last sequence number and creates the bucket.
         write_turn(&mut tx, session, 10);
-        let first = std::mem::take(&mut *heard.lock());
+        let first = std::mem::take(&mut *statements.lock());
         write_turn(&mut tx, session, 20);
         assert_eq!(tx.rows, 2 * 5);
 
-        let second = heard.lock();
+        let second = statements.lock();
         assert_eq!(second.ran.len(), 4, "{:?}", second.ran);
         assert!(second.ran.is_subset(&first.kept), "{:?}", second.ran.difference(&first.kept));
         assert!(second.kept.is_empty(), "{:?}", second.kept);

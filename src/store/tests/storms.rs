@@ -1,4 +1,5 @@
-//! Many rollbacks at once: who is told that a workspace fell is told that it is back, and an alarm without an end is found.
+//! Many rollbacks at once: only recipients of a rollback's notification are notified of the recovery, and a storm
+//! without an announced end is found.
 
 use std::time::Duration;
 
@@ -44,24 +45,24 @@ fn attribution() -> Attribution {
     Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: "a drill".into() }
 }
 
-fn falls(routing: &mut Routing, now: Timestamp) -> Flip {
+fn roll_back(routing: &mut Routing, now: Timestamp) -> Flip {
     let figures = WindowFigures { state: WindowState::Breached, samples: 20, failures: 1, length_seconds: 3600 };
     routing.on_breach(figures, now, 0.5, &rules()).unwrap()
 }
 
-fn recovers(routing: &mut Routing, now: Timestamp) -> Flip {
+fn recover(routing: &mut Routing, now: Timestamp) -> Flip {
     let probe = routing.on_tick(now, 0.5, &rules()).unwrap();
     routing.on_probe(probe, Sample::Success, now, 0.5, &rules());
     routing.on_canary(routing.trial(), Some(Sample::Success), now, 0.5, &rules()).unwrap()
 }
 
-/// What operators are told of a storm.
+/// The notification to operators about a storm.
 fn alarm(cause: &str) -> NewNotification {
     NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), cause)
 }
 
-/// Flips a workspace, with a note in a session, as it stands on the disk.
-async fn flips(
+/// Flips a workspace from its stored state, with a note in a session.
+async fn flip_workspace(
     store: &Store,
     key: &WorkspaceKey,
     session: Option<SessionId>,
@@ -90,82 +91,86 @@ async fn flips(
     assert_eq!(store.save_route(save).await, Ok(SavedRoute::Saved));
 }
 
-/// What a sequence told, by its trigger.
-async fn told(store: &Store, stream: Stream) -> Vec<&'static str> {
+/// Triggers of a stream's notifications, in order.
+async fn triggers(store: &Store, stream: Stream) -> Vec<&'static str> {
     let rows = store.notifications_after(Scope::all(stream), 0, 100).await.unwrap().rows;
     rows.iter().flatten().map(|row| row.trigger.as_str()).collect()
 }
 
 both_databases! {
-    async fn a_workspace_whose_fall_was_told_to_operators_alone_comes_back_without_a_toast(database: TestDatabase) {
+    async fn recovery_from_a_rollback_announced_only_to_operators_is_silent(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
         let session = session(&store).await;
         let users = || Stream::Tenant(web.installation_id.clone());
-        flips(&store, &web, Some(session), Some(alarm("a storm")), 0, falls).await;
-        // Whoever started last reads the same.
+        flip_workspace(&store, &web, Some(session), Some(alarm("a storm")), 0, roll_back).await;
+        // The alarm must be read back after a restart.
         drop(store);
         let store = database.open();
-        flips(&store, &web, Some(session), None, 60, recovers).await;
-        assert_eq!(told(&store, users()).await, [""; 0]);
-        assert_eq!(told(&store, Stream::Operators).await, ["systemicRollback"]);
-        assert_eq!(texts(&store, session).await.len(), 2, "a note of each");
+        flip_workspace(&store, &web, Some(session), None, 60, recover).await;
+        assert_eq!(triggers(&store, users()).await, [""; 0]);
+        assert_eq!(triggers(&store, Stream::Operators).await, ["systemicRollback"]);
+        assert_eq!(texts(&store, session).await.len(), 2, "a note for each flip");
         let alarms = store.read(|connection| {
             use crate::store::schema::rollback_events::{alarm_id, epoch, table};
             Ok(table.order(epoch.desc()).select((epoch, alarm_id)).load::<(i64, Option<String>)>(connection)?)
         });
         assert_eq!(alarms.await.unwrap(), [(2, None), (1, Some("a storm".to_owned()))]);
-        // Its next fall is its own, and so is that return.
-        flips(&store, &web, Some(session), None, 200, falls).await;
-        flips(&store, &web, Some(session), None, 260, recovers).await;
-        assert_eq!(told(&store, users()).await, ["autoThreshold", "recovered"]);
+        // The next rollback is announced to users, and so is its recovery.
+        flip_workspace(&store, &web, Some(session), None, 200, roll_back).await;
+        flip_workspace(&store, &web, Some(session), None, 260, recover).await;
+        assert_eq!(triggers(&store, users()).await, ["autoThreshold", "recovered"]);
     }
 
-    async fn what_somebody_does_after_a_storm_is_told_and_so_is_a_return_from_it(database: TestDatabase) {
+    async fn manual_flips_after_a_storm_and_their_recoveries_are_notified(database: TestDatabase) {
         let store = database.open();
         let (web, api) = (key("acme", "web"), key("other", "api"));
         for workspace in [&web, &api] {
-            flips(&store, workspace, None, Some(alarm("a storm")), 0, falls).await;
+            flip_workspace(&store, workspace, None, Some(alarm("a storm")), 0, roll_back).await;
         }
-        flips(&store, &web, None, None, 1, |routing, now| routing.restore(attribution(), now).unwrap()).await;
-        assert_eq!(told(&store, Stream::Tenant(web.installation_id)).await, ["manualOperator"]);
-        // A pin that is released puts it back on the fallback: that is told, and so its end.
-        flips(&store, &api, None, None, 1, |routing, now| routing.set_pin(Route::Acp, attribution(), now).unwrap()).await;
-        flips(&store, &api, None, None, 2, |routing, now| routing.release_pin(attribution(), now).unwrap()).await;
-        flips(&store, &api, None, None, 60, recovers).await;
+        let restore = |routing: &mut Routing, now| routing.restore(attribution(), now).unwrap();
+        flip_workspace(&store, &web, None, None, 1, restore).await;
+        assert_eq!(triggers(&store, Stream::Tenant(web.installation_id)).await, ["manualOperator"]);
+        // Releasing the pin puts the workspace back on the fallback: users are notified of that and of the recovery.
+        let pin = |routing: &mut Routing, now| routing.set_pin(Route::Acp, attribution(), now).unwrap();
+        let release = |routing: &mut Routing, now| routing.release_pin(attribution(), now).unwrap();
+        flip_workspace(&store, &api, None, None, 1, pin).await;
+        flip_workspace(&store, &api, None, None, 2, release).await;
+        flip_workspace(&store, &api, None, None, 60, recover).await;
         let all = ["manualOperator", "manualOperator", "recovered"];
-        assert_eq!(told(&store, Stream::Tenant(api.installation_id)).await, all);
-        assert_eq!(told(&store, Stream::Operators).await, ["systemicRollback"], "one for both");
+        assert_eq!(triggers(&store, Stream::Tenant(api.installation_id)).await, all);
+        assert_eq!(triggers(&store, Stream::Operators).await, ["systemicRollback"], "one alarm for both workspaces");
     }
 
-    async fn a_return_is_told_also_where_the_toast_of_the_fall_is_gone(database: TestDatabase) {
+    async fn recovery_is_notified_after_the_rollback_notification_is_pruned(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
-        flips(&store, &web, None, None, 0, falls).await;
+        flip_workspace(&store, &web, None, None, 0, roll_back).await;
         assert_eq!(store.prune(Retained::Notifications, at(SECOND), 10).await, Ok(1));
-        flips(&store, &web, None, None, 60, recovers).await;
-        assert_eq!(told(&store, Stream::Tenant(web.installation_id)).await, ["recovered"]);
+        flip_workspace(&store, &web, None, None, 60, recover).await;
+        assert_eq!(triggers(&store, Stream::Tenant(web.installation_id)).await, ["recovered"]);
     }
 
-    async fn an_alarm_is_found_until_its_end_is_told_with_the_flips_around_it(database: TestDatabase) {
+    async fn unended_storm_is_found_with_its_flips_until_its_end_is_announced(database: TestDatabase) {
         let store = database.open();
         let names = ["a", "b", "c", "d"].map(|name| key("acme", name));
         let [a, b, c, d] = &names;
         let unended = async |max| store.unended_storm(Duration::from_secs(300), max).await.unwrap();
-        flips(&store, a, None, None, 99, falls).await;
-        flips(&store, b, None, None, 100, falls).await;
-        assert_eq!(unended(10).await, None, "nothing was told yet");
-        flips(&store, c, None, Some(alarm("one")), 400, falls).await;
-        flips(&store, d, None, None, 401, |routing, now| routing.roll_back(attribution(), now).unwrap()).await;
-        flips(&store, b, None, None, 402, recovers).await;
-        flips(&store, b, None, Some(alarm("one")), 500, falls).await;
+        flip_workspace(&store, a, None, None, 99, roll_back).await;
+        flip_workspace(&store, b, None, None, 100, roll_back).await;
+        assert_eq!(unended(10).await, None, "no alarm has been raised yet");
+        flip_workspace(&store, c, None, Some(alarm("one")), 400, roll_back).await;
+        let by_hand = |routing: &mut Routing, now| routing.roll_back(attribution(), now).unwrap();
+        flip_workspace(&store, d, None, None, 401, by_hand).await;
+        flip_workspace(&store, b, None, None, 402, recover).await;
+        flip_workspace(&store, b, None, Some(alarm("one")), 500, roll_back).await;
         let found = unended(10).await.unwrap();
         let known = |us: i64, key: &WorkspaceKey| (at(us * SECOND), key.clone());
         let expected = [known(100, b), known(400, c), known(500, b)];
         assert_eq!((found.since, found.flips.as_slice()), (at(400 * SECOND), &expected[..]));
         assert_eq!(found.alarms.iter().map(|alarm| alarm.cause_id.as_str()).collect::<Vec<_>>(), ["one"]);
-        assert_eq!(unended(2).await.unwrap().flips, expected[1..], "the newest");
-        // Another one, and what else operators are told.
+        assert_eq!(unended(2).await.unwrap().flips, expected[1..], "the newest flips");
+        // A second alarm, whose end is missing too.
         assert!(store.tell(alarm("two"), at(600 * SECOND)).await.unwrap());
         assert_eq!(unended(10).await.unwrap().alarms.len(), 2);
         for cause in ["one:resolved", "two:resolved"] {
@@ -175,16 +180,16 @@ both_databases! {
         assert_eq!(unended(10).await, None);
     }
 
-    async fn an_alarm_whose_end_was_removed_by_its_age_has_one(database: TestDatabase) {
+    async fn alarm_with_a_pruned_end_counts_as_ended(database: TestDatabase) {
         let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
         let store = Store::open(posting, database.metrics.clone()).unwrap();
         store.tell(alarm("one"), at(0)).await.unwrap();
         drop(store);
-        // Still to be posted, it is not removed; its end, with which nothing is to be done, is.
+        // The alarm is kept because its delivery is pending; its end has no delivery and is pruned.
         let store = database.open();
         store.tell(alarm("one:resolved"), at(1)).await.unwrap();
         assert_eq!(store.prune(Retained::Notifications, at(2), 10).await, Ok(1));
-        assert_eq!(told(&store, Stream::Operators).await.len(), 1);
+        assert_eq!(triggers(&store, Stream::Operators).await.len(), 1);
         assert_eq!(store.unended_storm(Duration::from_secs(300), 10).await, Ok(None));
     }
 }

@@ -27,7 +27,7 @@ fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {
 }
 
 both_databases! {
-    async fn a_turn_is_accepted_and_ends_with_everything_it_left(database: TestDatabase) {
+    async fn turn_is_accepted_and_its_end_is_stored_with_its_entries(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let turn = new_turn(session, 10);
@@ -50,7 +50,7 @@ both_databases! {
         assert_eq!(entries[0].entry.payload.as_ref().map(Redacted::as_str), Some(r#"[{"type":"text"}]"#));
     }
 
-    async fn a_turn_ends_once(database: TestDatabase) {
+    async fn turn_ends_once(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
@@ -74,7 +74,7 @@ both_databases! {
         assert!(store.prompt(never_accepted).await.unwrap().is_none());
     }
 
-    async fn fr_013_a_turn_its_skip_its_toast_and_its_note_are_written_together_or_not_at_all(database: TestDatabase) {
+    async fn fr_013_turn_end_skip_notification_and_note_are_atomic(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let run = AutomationRunItem {
@@ -104,8 +104,8 @@ both_databases! {
             let prompt = turn.prompt_id;
             store.accept_turn(turn).await.unwrap();
             let to = Addressee::Session(key("acme", "web"), session);
-            let told = notice::of_skip(SkipReason::MissingCredential, None, None);
-            let toast = NewNotification::new(Uuid::now_v7(), to, told, Uuid::now_v7());
+            let notice = notice::of_skip(SkipReason::MissingCredential, None, None);
+            let toast = NewNotification::new(Uuid::now_v7(), to, notice, Uuid::now_v7());
             let session_notice = SessionNotice { toast, note: TranscriptEntry::text("automation", "left out") };
             let skipped = Some((AutomationRunItem { prompt_id: Some(prompt), ..run.clone() }, session_notice));
             let ended = end(&store, TurnEnd { skipped, ..turn_end(session, prompt, us + 1) }).await;
@@ -118,7 +118,7 @@ both_databases! {
         };
         assert_eq!(ends(1).await, (Ok(()), TurnState::Completed));
         assert_eq!(found().await, (1, 1, vec!["fix it".into(), "done".into(), "left out".into()]));
-        // The same run again cannot be written.
+        // The id of the run exists, so the whole transaction must fail.
         let (ended, state) = ends(10).await;
         assert!(matches!(ended, Err(StoreError::Conflict(_))), "{ended:?}");
         assert_eq!(state, TurnState::Accepted);
@@ -126,7 +126,7 @@ both_databases! {
         assert_eq!((runs, toasts, texts.len()), (1, 1, 4), "{texts:?}");
     }
 
-    async fn one_key_is_one_execution_for_a_day(database: TestDatabase) {
+    async fn idempotency_key_is_one_execution_for_a_day(database: TestDatabase) {
         let store = database.open();
         let (session, other) = (session(&store).await, session(&store).await);
         let first = keyed(new_turn(session, 0), "k", "h1");
@@ -139,7 +139,7 @@ both_databases! {
         let changed = keyed(new_turn(session, 6), "k", "h2");
         let Acceptance::Mismatch(row) = store.accept_turn(changed).await.unwrap() else { panic!() };
         assert_eq!(row.prompt_id, prompt);
-        assert_eq!(texts(&store, session).await.len(), 1, "neither wrote anything");
+        assert_eq!(texts(&store, session).await.len(), 1, "a repeated key writes nothing");
         let elsewhere = keyed(new_turn(other, 7), "k", "h2");
         assert_eq!(store.accept_turn(elsewhere).await.unwrap(), Acceptance::Accepted);
 
@@ -154,7 +154,7 @@ both_databases! {
         assert_eq!(held, Some(Idempotency { key: "k".into(), body_hash: "h2".into() }));
     }
 
-    async fn the_same_key_at_the_same_time_is_one_execution(database: TestDatabase) {
+    async fn concurrent_turns_with_one_idempotency_key_execute_once(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let tries: Vec<_> = (0..20)
@@ -170,7 +170,7 @@ both_databases! {
         assert_eq!((accepted, texts(&store, session).await.len()), (1, 1));
     }
 
-    async fn a_turn_of_an_unknown_session_is_a_conflict(database: TestDatabase) {
+    async fn turn_of_an_unknown_session_is_a_conflict(database: TestDatabase) {
         let store = database.open();
         let known = new_turn(session(&store).await, 1);
         let unknown = new_turn(new_session(0).session_id, 1);
@@ -179,7 +179,7 @@ both_databases! {
         assert!(matches!(store.accept_turn(known).await, Err(StoreError::Conflict(_))), "the id exists");
     }
 
-    async fn any_text_comes_back_as_it_went_in_apart_from_nul(database: TestDatabase) {
+    async fn texts_are_read_back_unchanged_apart_from_nul(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let long = "🦀é".repeat(MAX_ENTRY_BYTES / 6);
@@ -207,7 +207,7 @@ both_databases! {
         assert_eq!((row.preview.as_str(), row.result.as_deref()), ("p\u{fffd}", Some("{\u{fffd}}")));
     }
 
-    async fn many_entries_at_once_keep_their_order(database: TestDatabase) {
+    async fn bulk_append_keeps_the_order_of_entries(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let many: Vec<_> = (0..1201).map(|n| n.to_string()).collect();
@@ -222,7 +222,7 @@ both_databases! {
         assert_eq!(seen, many);
     }
 
-    async fn a_new_start_goes_on_counting_where_the_last_one_stopped(database: TestDatabase) {
+    async fn restart_continues_the_sequence_numbers_of_a_transcript(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         store.append(append(session, &["a", "b"])).await.unwrap();
@@ -232,7 +232,7 @@ both_databases! {
         assert_eq!(texts(&store, session).await, ["a", "b", "c"]);
     }
 
-    async fn what_was_said_last_is_bounded_and_oldest_first(database: TestDatabase) {
+    async fn last_messages_are_bounded_and_oldest_first(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
@@ -257,11 +257,11 @@ both_databases! {
         last.prompt_id = Some(prompt);
         store.append(last).await.unwrap();
         let said = store.last_said(session, 50).await.unwrap();
-        assert_eq!(said.len(), 3, "what does not fit the context anyway is not read");
+        assert_eq!(said.len(), 3, "messages beyond the largest context are not read");
         let begun = new_turn(session, 3);
         store.accept_turn(begun).await.unwrap();
         let said = store.last_said(session, 50).await.unwrap();
-        assert_eq!(said.last().unwrap().text, "end", "a turn that has not ended is not part of it yet");
+        assert_eq!(said.last().unwrap().text, "end", "a turn that has not ended is excluded");
         assert!(store.last_said(new_session(0).session_id, 5).await.unwrap().is_empty());
     }
 }

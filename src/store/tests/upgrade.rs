@@ -39,7 +39,7 @@ fn make(database: &TestDatabase, versions: &[&str]) {
     }
 }
 
-/// Everything that a refused upgrade must leave alone: the bytes and times of SQLite's files, or PostgreSQL's tables
+/// Everything that a refused upgrade must leave alone: the bytes and times of SQLite's files, or `PostgreSQL`'s tables
 /// and versions.
 fn state(database: &TestDatabase) -> BTreeMap<String, (String, Vec<u8>)> {
     match database.url() {
@@ -74,20 +74,20 @@ fn refusal(database: &TestDatabase) -> String {
 }
 
 both_databases! {
-    async fn a_database_from_before_the_baseline_is_refused_and_left_unchanged(database: TestDatabase) {
+    async fn database_from_before_the_baseline_is_refused_and_left_unchanged(database: TestDatabase) {
         make(&database, &BEFORE_BASELINE);
         let sentence = refusal(&database);
         assert!(sentence.contains("from before the baseline schema") && sentence.contains("a new database"), "{sentence}");
     }
 
-    async fn a_database_of_a_newer_version_is_refused_and_left_unchanged(database: TestDatabase) {
+    async fn database_of_a_newer_version_is_refused_and_left_unchanged(database: TestDatabase) {
         Store::upgrade_schema(&database.url()).unwrap();
         database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29991231000000')");
         let sentence = refusal(&database);
         assert!(sentence.contains("a newer version of lumilink, to schema 29991231000000"), "{sentence}");
     }
 
-    async fn an_upgrade_runs_each_step_once(database: TestDatabase) {
+    async fn upgrade_runs_each_step_once(database: TestDatabase) {
         assert_eq!(Store::upgrade_schema(&database.url()).unwrap(), ["2026-11-29-000000_baseline"]);
         assert_eq!(Store::upgrade_schema(&database.url()).unwrap(), [""; 0]);
     }
@@ -107,7 +107,7 @@ fn pragma(path: &Path, name: &str) -> i64 {
 }
 
 #[test]
-fn a_log_left_by_a_killed_process_survives_a_refused_upgrade() {
+fn refused_upgrade_keeps_the_wal_of_a_killed_process() {
     let database = TestDatabase::sqlite();
     let DatabaseUrl::Sqlite(path) = database.url() else { unreachable!() };
     make(&database, &[]);

@@ -1,10 +1,10 @@
-//! The writer: groups, isolation of failures, outages, bounds, closing.
+//! The writer: groups of writes, isolation of failures, outages, bounds, close; and reads that are not polled.
 
 use super::fixture::*;
 use crate::store::{Store, StoreError, StoreOptions, transcript::Entries};
 
 both_databases! {
-    async fn many_processes_that_start_at_once_migrate_once(database: TestDatabase) {
+    async fn concurrent_starts_upgrade_the_schema_once(database: TestDatabase) {
         let url = database.url();
         let threads: Vec<_> = (0..6)
             .map(|_| {
@@ -17,7 +17,7 @@ both_databases! {
         assert_eq!(Store::upgrade_schema(&url).unwrap(), Vec::<String>::new());
     }
 
-    async fn what_queued_while_the_writer_was_busy_is_one_transaction(database: TestDatabase) {
+    async fn writes_queued_behind_a_busy_writer_are_one_transaction(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let held = hold(&store).await;
@@ -27,26 +27,47 @@ both_databases! {
         }
         held.release().await;
         until("100 entries", async || store.transcript_len(session).await.unwrap() == 100).await;
-        // A reader may see a commit a moment before it is observed.
+        // A reader may see a commit shortly before the metric counts it.
         until("both commits", async || database.commits().0 >= before.0 + 2).await;
         assert_eq!(database.commits(), (before.0 + 2, before.1 + 100), "the holder's commit, then one with all writes");
         let expected: Vec<_> = (0..100).map(|n| n.to_string()).collect();
         assert_eq!(texts(&store, session).await, expected);
     }
 
-    async fn who_does_not_go_on_with_a_read_holds_up_nobody_else(database: TestDatabase) {
+    async fn unpolled_reads_do_not_block_other_reads(database: TestDatabase) {
         let store = Store::open(StoreOptions { readers: 1, ..database.options() }, database.metrics.clone()).unwrap();
+        // Holds the only connection, so that no other read completes before the release.
+        let (started, starts) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::sync_channel(1);
+        let holding = tokio::spawn({
+            let store = store.clone();
+            let hold = move || {
+                started.send(()).unwrap();
+                released.recv_timeout(DEADLINE).unwrap();
+            };
+            async move {
+                store
+                    .read(move |_| {
+                        hold();
+                        Ok(())
+                    })
+                    .await
+            }
+        });
+        starts.await.unwrap();
         let mut stalled: Vec<_> = (0..3).map(|_| Box::pin(store.ping())).collect();
         for read in &mut stalled {
             assert!(futures_util::poll!(read).is_pending());
         }
+        release.send(()).unwrap();
         assert_eq!(store.ping().await, Ok(()));
         for read in stalled {
             assert_eq!(read.await, Ok(()));
         }
+        assert_eq!(holding.await.unwrap(), Ok(()));
     }
 
-    async fn a_bad_write_does_not_hurt_its_neighbours(database: TestDatabase) {
+    async fn failed_write_does_not_affect_its_group(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let held = hold(&store).await;
@@ -76,7 +97,7 @@ both_databases! {
             }
         });
         let after = good("after");
-        until("a full queue", async || store.inner.queue.capacity() == 1024 - 5).await;
+        until("five queued writes", async || store.inner.queue.capacity() == 1024 - 5).await;
         held.release().await;
         assert!(matches!(conflict.await.unwrap(), Err(StoreError::Conflict(_))));
         assert!(matches!(panics.await.unwrap(), Err(StoreError::Corrupt(_))));
@@ -86,10 +107,10 @@ both_databases! {
         let mut seen = texts(&store, session).await;
         seen.sort();
         assert_eq!(seen, ["after", "before"]);
-        assert_eq!(database.failures(), 2, "a conflict is no failure");
+        assert_eq!(database.failures(), 2, "a conflict does not count as a failure");
     }
 
-    async fn a_full_queue_refuses_new_work_but_takes_the_ends_of_turns(database: TestDatabase) {
+    async fn full_queue_refuses_new_work_but_accepts_ends_of_turns(database: TestDatabase) {
         let store = Store::open(StoreOptions { write_queue: 4, ..database.options() }, database.metrics.clone()).unwrap();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
@@ -113,14 +134,14 @@ both_databases! {
         drop(store.reserve_end().unwrap());
     }
 
-    async fn a_cut_connection_is_made_again(database: TestDatabase) {
+    async fn terminated_connection_is_reopened(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         for round in 0..3 {
             store.ping().await.unwrap();
             database.cut_connections();
             store.append(append(session, &["still here"])).await.unwrap();
-            // And in the middle of a transaction.
+            // Also in the middle of a transaction.
             let held = hold(&store).await;
             store.try_append(append(session, &["and here"]), drop).unwrap();
             database.cut_connections();
@@ -130,7 +151,7 @@ both_databases! {
         assert_eq!(database.failures(), 0);
     }
 
-    async fn while_the_database_is_away_new_work_is_refused_and_ends_are_kept(database: TestDatabase) {
+    async fn outage_refuses_new_work_and_keeps_ends_of_turns(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
@@ -153,7 +174,7 @@ both_databases! {
         store.create_session(new_session(5)).await.unwrap();
     }
 
-    async fn an_end_that_is_told_as_not_durable_is_written_when_the_database_is_back(database: TestDatabase) {
+    async fn end_reported_as_not_durable_is_written_after_the_outage(database: TestDatabase) {
         let patience = std::time::Duration::from_millis(1);
         let store = Store::open(StoreOptions { patience, ..database.options() }, database.metrics.clone()).unwrap();
         let session = session(&store).await;
@@ -161,14 +182,14 @@ both_databases! {
         let prompt = turn.prompt_id;
         store.accept_turn(turn).await.unwrap();
         let outage = database.take_down();
-        let told = end(&store, turn_end(session, prompt, 3)).await;
-        assert!(matches!(told, Err(StoreError::Unavailable(_))), "{told:?}");
+        let outcome = end(&store, turn_end(session, prompt, 3)).await;
+        assert!(matches!(outcome, Err(StoreError::Unavailable(_))), "{outcome:?}");
         drop(outage);
         until("the end", async || store.prompt(prompt).await.is_ok_and(|row| row.unwrap().ended == Some(at(3)))).await;
         assert_eq!(texts(&store, session).await, ["fix it", "done"]);
     }
 
-    async fn closing_finishes_what_is_queued_and_what_holds_a_place(database: TestDatabase) {
+    async fn close_drains_queued_writes_and_reserved_ends(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let turn = new_turn(session, 1);
@@ -182,18 +203,18 @@ both_databases! {
             let store = store.clone();
             async move { store.close().await }
         });
-        until("the end of new work", async || store.inner.queue.is_closed()).await;
+        until("a closed queue", async || store.inner.queue.is_closed()).await;
         assert_eq!(store.append(append(session, &["late"])).await, Err(StoreError::Closed));
         assert_eq!(store.ping().await, Err(StoreError::Closed));
         slot.end_turn(turn_end(session, prompt, 2), Box::new(|result| result.unwrap()));
-        assert!(closing.await.unwrap(), "closed in order");
+        assert!(closing.await.unwrap(), "closed without loss");
         assert!(store.close().await, "closing twice is harmless");
         let store = database.open();
         assert_eq!(store.transcript_len(session).await.unwrap(), 302);
         assert_eq!(store.prompt(prompt).await.unwrap().unwrap().ended, Some(at(2)));
     }
 
-    async fn an_append_whose_commit_was_in_doubt_is_not_written_twice(database: TestDatabase) {
+    async fn append_with_a_commit_in_doubt_is_written_once(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let mut entries = Entries::new(append(session, &["once", "and once"]));
@@ -208,7 +229,7 @@ both_databases! {
         assert_eq!(texts(&store, session).await, ["once", "and once"]);
     }
 
-    async fn a_panic_in_what_is_told_goes_no_further(database: TestDatabase) {
+    async fn panic_in_an_outcome_callback_does_not_stop_the_writer(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let turn = new_turn(session, 1);

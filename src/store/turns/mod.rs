@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// How long an `Idempotency-Key` is remembered (required: 24 h). After that the key is free again, whatever the turn's
+/// Time that an `Idempotency-Key` is remembered (required: 24 h). After that the key is free again, whatever the turn's
 /// outcome.
 pub(crate) const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -62,7 +62,7 @@ pub(crate) struct NewTurn {
     pub preview: Redacted,
     /// The user's message, for the transcript.
     pub user_entry: TranscriptEntry,
-    /// Whether an earlier attempt may have written the turn; if it did, that row is returned.
+    /// True if an earlier attempt may have written the turn; if it did, that row is returned.
     pub again: bool,
     /// The workspace's route when it began.
     pub route: Route,
@@ -70,7 +70,7 @@ pub(crate) struct NewTurn {
     pub protocol: Route,
     /// The epoch of the route.
     pub epoch: u64,
-    /// Whether it is a canary: a turn over ACP in a workspace that is rolled back.
+    /// True for a canary: a turn over ACP in a workspace that is rolled back.
     pub is_canary: bool,
     /// The automation requested for its changes.
     pub wanted: WantedMode,
@@ -113,11 +113,11 @@ pub(crate) struct PromptRow {
     pub ended: Option<Timestamp>,
     /// The workspace's route when it began.
     pub route: Route,
-    /// What carried it.
+    /// Carrier of the turn.
     pub protocol: Route,
     /// The epoch of the route.
     pub epoch: u64,
-    /// Whether it tried ACP for a workspace that was rolled back.
+    /// True if the turn tried ACP for a workspace that was rolled back.
     pub is_canary: bool,
     /// The automation requested for its changes.
     pub wanted: WantedMode,

@@ -1,4 +1,4 @@
-//! What a start finds that the last stop did not finish.
+//! Recovery at start: turns and sessions that the last stop left unfinished.
 
 use std::time::Duration;
 
@@ -25,21 +25,19 @@ use crate::{
     },
 };
 
-/// What [`Store::recover`] changed.
+/// Result of [`Store::recover`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Recovered {
-    /// Turns that had not ended and are now `interrupted`.
+    /// Number of turns that had not ended and are now `interrupted`.
     pub interrupted_turns: usize,
-    /// Sessions that were live and are not any more.
+    /// Number of sessions that were live and no longer are.
     pub sessions: usize,
 }
 
-/// A turn in whose middle the service died, and its session.
+/// A turn that was open when the service died, and its session.
 #[derive(Debug, Clone)]
 pub(crate) struct Unfinished {
-    /// The turn.
     pub prompt: PromptRow,
-    /// Its session.
     pub session: SessionRow,
 }
 
@@ -54,14 +52,14 @@ fn recover(
         .filter(prompts_table::ended_us.is_null())
         .filter(prompts_table::session_id.ne_all(kept))
         .select(prompts_table::session_id);
-    // A session with an open turn was in the middle of it, whatever its row had time to say.
+    // A session with an open turn was running, even if its row was not updated in time.
     let mut recovered = diesel::update(sessions::table)
         .filter(sessions::session_id.eq_any(unfinished))
         .filter(sessions::state.eq_any(live))
         .set((
             sessions::state.eq(SessionState::Running.after_restart().as_str()),
             sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP),
-            // It was live until then; its row does not know when it was last used.
+            // The row of a live session does not hold its last use; the restart is the closest known time.
             sessions::last_used_us.eq(now.0),
         ))
         .execute(tx.connection)?;
@@ -75,7 +73,7 @@ fn recover(
             ))
             .execute(tx.connection)?;
     }
-    // What goes on counts its events from there too; another death would otherwise let it count from the same again.
+    // Kept sessions also jump, or another crash would make them reuse the same event ids.
     diesel::update(sessions::table.filter(sessions::session_id.eq_any(kept)))
         .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
         .execute(tx.connection)?;
@@ -99,7 +97,8 @@ fn recover(
 }
 
 impl Store {
-    /// The turns that had not ended when the service last stopped, at most one for each session. To be called at start, before anything else writes. Safe to retry.
+    /// Reads the turns that had not ended when the service last stopped, at most one for each session. Must be called
+    /// at start, before anything else writes. Cancel-safe.
     pub(crate) async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
         self.read(|connection| {
             let sessions = rows_with_open_turn(connection)?;
@@ -113,9 +112,13 @@ impl Store {
         .await
     }
 
-    /// Ends what was running when the service last stopped, but for the sessions that go on (`kept`): open turns
-    /// become `interrupted`, with the result that is given for them as JSON, and sessions move to where a restart leaves them. To be called once,
-    /// at start, before anything else writes, by the only replica that uses the database. Safe to retry.
+    /// Ends the turns and sessions that were live when the service last stopped, except the sessions that continue
+    /// (`kept`): open turns become `interrupted`, with the given result as JSON, and sessions move to
+    /// [`SessionState::after_restart`]. Must be called once, at start, before anything else writes, by the only
+    /// replica that uses the database. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
     pub(crate) async fn recover(
         &self,
         now: Timestamp,
@@ -129,16 +132,16 @@ impl Store {
     }
 }
 
-/// The newest sessions that are looked at: estimates are of the work of now, and a read has to end.
+/// Maximum number of sessions in a read, newest first: estimates describe recent work, and the read must be bounded.
 const MAX_SESSIONS: i64 = 10;
-/// The newest entries of each transcript that are looked at, where what users said is found.
+/// Maximum number of transcript entries of each session, newest first, that are searched for user messages.
 const MAX_ENTRIES: i64 = 1000;
 
 impl Store {
-    /// How long the newest completed turns of a workspace's newest sessions took, the newest first; at most `most` and
-    /// [`MAX_PAGE`](crate::store::MAX_PAGE). Turns are found by what the user said, as in
-    /// [`newest_turns`](Self::newest_turns), so that they need no index by workspace; what lies further back is left
-    /// out. Cancel-safe.
+    /// Reads the durations of the newest completed turns of a workspace's newest sessions, newest first; at most
+    /// `most` and [`MAX_PAGE`](crate::store::MAX_PAGE). Turns are found by their user message, as in
+    /// [`newest_turns`](Self::newest_turns), so that no index by workspace is needed; turns beyond the newest 10
+    /// sessions and the newest 1,000 entries of each are left out. Cancel-safe.
     pub(crate) async fn turn_durations(&self, key: WorkspaceKey, most: usize) -> Result<Vec<Duration>, StoreError> {
         let most = columns::limit(most);
         self.read(move |connection| {

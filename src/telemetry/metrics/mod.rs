@@ -118,7 +118,7 @@ impl All {
             )?,
             queue_depth: make.gauges(
                 "lumilink_queue_depth",
-                "Items in a bounded queue; writes: writes that wait for the database.",
+                "Entries in a queue; writes is the queue of database writes.",
                 &["queue"],
             )?,
             permissions: make.counters(

@@ -101,7 +101,7 @@ impl RouteMetrics {
         Ok(Self {
             outcomes: make.counters(
                 "lumilink_outcomes_total",
-                "Outcomes recorded in success windows, by the protocol that carried the turn.",
+                "Outcomes recorded in success windows, by route of the turn. Only those over acp can roll back.",
                 &["protocol", "outcome"],
             )?,
             flips: make.counters(
@@ -114,7 +114,11 @@ impl RouteMetrics {
                 "Probes (handshakes that test whether ACP has recovered), by outcome.",
                 &["outcome"],
             )?,
-            workspaces: make.gauges("lumilink_workspaces", "Workspaces in use.", &["route"])?,
+            workspaces: make.gauges(
+                "lumilink_workspaces",
+                "Workspaces with a session opened, loaded or prompted since the start, by current route.",
+                &["route"],
+            )?,
             both_failing: make.counter(
                 "lumilink_both_routes_failing_total",
                 "Times the fallback of a workspace failed while ACP was failing too.",

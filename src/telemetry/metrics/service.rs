@@ -34,7 +34,7 @@ impl Writer {
                 "Duration of a transaction, including its commit.",
                 &WRITER_BUCKETS,
             )?,
-            rows: make.counter("lumilink_writer_rows_total", "Writes committed.")?,
+            rows: make.counter("lumilink_writer_rows_total", "Rows written by committed transactions.")?,
             commits: make.counter("lumilink_writer_commits_total", "Transactions committed.")?,
             failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
         })
@@ -78,11 +78,11 @@ impl Arbiters {
         Ok(Self {
             stalls: make.counter(
                 "lumilink_arbiter_stalls_total",
-                "Times a thread that runs sessions did not respond for 5 s.",
+                "Times a thread that runs sessions (an arbiter) did not respond for 5 s.",
             )?,
             lag: make.real_gauge(
                 "lumilink_arbiter_lag_seconds",
-                "Delay of the heartbeat of the slowest thread that runs sessions.",
+                "Delay of the heartbeat of the slowest thread that runs sessions (an arbiter).",
             )?,
         })
     }

@@ -85,8 +85,8 @@ impl Stream for Events {
                     Some(exited) => CloseReason::AgentExited(exited),
                     None => reason,
                 })),
-                Some(Incoming::Line(ConnectionState::Interrupted(cause))) => Some(AgentEvent::Interrupted(cause)),
-                Some(Incoming::Line(ConnectionState::Resumed)) => Some(AgentEvent::Resumed),
+                Some(Incoming::State(ConnectionState::Interrupted(cause))) => Some(AgentEvent::Interrupted(cause)),
+                Some(Incoming::State(ConnectionState::Resumed)) => Some(AgentEvent::Resumed),
                 Some(Incoming::Frame(frame)) => {
                     let read = read(frame.text());
                     if frame.seq() > 0 {

@@ -32,14 +32,14 @@ use crate::{
     },
 };
 
-/// How long a session that ends while its line is broken tries to tell the runtime, which would otherwise keep the
-/// agent for its grace.
+/// Maximum time that a session which ends while its connection is broken tries to notify the runtime, which would
+/// otherwise keep the agent for its grace.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// A connection that stands.
+/// An established connection.
 pub(crate) struct Connected {
     pub pipe: Pipe,
-    /// How far it has come.
+    /// Progress of the connection: the messages that the session has handled and settled.
     pub delivered: Arc<Delivered>,
     /// `Acp-Connection-Id` of the 101; empty where the peer gives none.
     pub connection_id: String,
@@ -73,11 +73,12 @@ pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result
     })?;
     // Numbers count messages: one near the end of all numbers is none of ours.
     if resumed.received.max(resumed.after) > u64::MAX / 2 {
-        let detail = "the runtime's numbers cannot be gone on from";
+        let detail = "the runtime's message numbers are out of range";
         return Err(Failure::new(ErrorCode::ConnectionLost, detail));
     }
     let (pipe, carrier, delivered) = ends(endpoint);
-    // What is on disk comes again where it was settled and nobody told the runtime; what was before the turn has ended.
+    // The runtime replays messages that are on disk but whose acknowledgement it never received; messages from before
+    // the turn belong to ended turns.
     let known = request.received.max(resumed.prompt.as_ref().map_or(0, |prompt| prompt.after));
     let carrier = carrier.adopt(endpoint.resume, resumed.after, known, resumed.received);
     let (connection_id, cookies) = (peer.connection_id.clone(), peer.cookies.clone());
@@ -98,7 +99,7 @@ fn ends(endpoint: &Endpoint) -> (Pipe, Carrier, Arc<Delivered>) {
     (Pipe { to_agent, from_agent }, carrier, delivered)
 }
 
-/// Whom to come back to.
+/// Runtime to which a broken connection is resumed.
 struct Peer {
     endpoint: Endpoint,
     connection_id: String,
@@ -163,7 +164,7 @@ impl Peer {
         }
     }
 
-    /// Tells the runtime that a conversation whose line is broken is over.
+    /// Notifies the runtime that a conversation ended while its connection was broken.
     async fn farewell(&mut self, received: u64) {
         let goodbye = async {
             if let Ok((mut socket, _)) = self.resume(Some(received)).await {
@@ -205,7 +206,7 @@ struct Conversation {
 
 /// Why a break is not healed.
 enum Unhealed {
-    /// It cannot be.
+    /// The connection cannot be resumed.
     Over(CloseReason),
     /// The session is gone.
     LetGo,

@@ -1,5 +1,5 @@
-//! What of a conversation outlives its sockets: what was sent and may be sent again, how far the peer was heard, and
-//! the session's side of both.
+//! State of a conversation that outlives its sockets: the messages that may be replayed, the last number that arrived
+//! from the peer, and the session's side of both.
 
 use std::{
     sync::Arc,
@@ -32,7 +32,7 @@ pub(crate) struct Carrier {
     settled_more: Option<BoxFuture<'static, ()>>,
     /// Messages up to this one are not for the session, which knows them.
     known: u64,
-    /// Whether the peer was asked for numbers.
+    /// True if the peer was asked for numbers.
     asked: bool,
     numbered: bool,
 }
@@ -40,15 +40,15 @@ pub(crate) struct Carrier {
 /// Outcome of a message that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// It is on its way, or was not for the session.
+    /// The message is on its way, or was not for the session.
     Done,
-    /// One before it is missing.
+    /// An earlier message is missing.
     Gap,
     /// The session does not listen any more.
     NobodyListens,
 }
 
-/// What is to be written next.
+/// Next item to write.
 pub(crate) enum Outgoing {
     /// A message that is not kept.
     Once(Utf8Bytes),
@@ -94,7 +94,7 @@ impl Carrier {
         self
     }
 
-    /// Whether the peer numbers.
+    /// True if the peer numbers its messages.
     pub(crate) fn is_numbered(&self) -> bool {
         self.numbered
     }
@@ -205,7 +205,7 @@ impl Carrier {
         self.listener.queue_state(state);
     }
 
-    /// Whether something waits for room in the pipe, so that nothing is read.
+    /// True if a message waits for room in the pipe; nothing is read meanwhile.
     pub(crate) fn is_waiting(&self) -> bool {
         self.listener.waiting.is_some()
     }
@@ -215,7 +215,7 @@ impl Carrier {
         self.listener.poll_room(cx)
     }
 
-    /// Whether the session is gone and its last words cannot be taken, since the peer acknowledges nothing.
+    /// True if the session has ended and its last messages cannot be taken, since the peer acknowledges nothing.
     pub(crate) fn is_stuck_at_the_end(&self) -> bool {
         self.outgoing.is_abandoned() && self.outbox.is_full()
     }
@@ -245,9 +245,9 @@ impl Carrier {
 
 struct Listener {
     incoming: FrameSender,
-    /// What the pipe had no room for; nothing is read while it waits.
+    /// Message for which the pipe had no room; nothing is read while it waits.
     waiting: Option<BoxFuture<'static, Result<(), SendError>>>,
-    /// What the line did meanwhile. At most one thing: a break and its mending, both untold, are nothing.
+    /// State change of the connection to report next. At most one: an unreported break and its recovery cancel out.
     next_state: Option<ConnectionState>,
 }
 

@@ -23,10 +23,10 @@ use super::{
 };
 use crate::{domain::heartbeat::Heartbeat, transport::pipe::CloseReason};
 
-/// How long to wait for the peer's part of the closing handshake, or for what it said before a write failed.
+/// Maximum wait for the peer's part of the closing handshake, or for messages that it sent before a write failed.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
-/// How a socket ended.
+/// End of a socket.
 #[derive(Debug)]
 pub(crate) enum End {
     /// The session ended the conversation; whether the peer has confirmed it.

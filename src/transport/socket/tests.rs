@@ -178,14 +178,14 @@ async fn message(from_agent: &mut FrameReceiver) -> (u64, Value) {
 
 async fn interrupted(from_agent: &mut FrameReceiver) -> String {
     match in_time(from_agent.recv()).await {
-        Some(Incoming::Line(ConnectionState::Interrupted(cause))) => cause,
+        Some(Incoming::State(ConnectionState::Interrupted(cause))) => cause,
         other => panic!("{other:?}"),
     }
 }
 
 async fn is_connected_again(from_agent: &mut FrameReceiver) {
     let state = in_time(from_agent.recv()).await;
-    assert!(matches!(state, Some(Incoming::Line(ConnectionState::Resumed))), "{state:?}");
+    assert!(matches!(state, Some(Incoming::State(ConnectionState::Resumed))), "{state:?}");
 }
 
 async fn lost(from_agent: &mut FrameReceiver) -> String {
@@ -253,8 +253,8 @@ async fn however_often_it_is_cut_everything_arrives_once_and_in_order() {
                     delivered.settle(next);
                     next += 1;
                 }
-                Incoming::Line(ConnectionState::Interrupted(_)) => breaks += 1,
-                Incoming::Line(ConnectionState::Resumed) => {}
+                Incoming::State(ConnectionState::Interrupted(_)) => breaks += 1,
+                Incoming::State(ConnectionState::Resumed) => {}
                 Incoming::Closed(reason) => panic!("{reason:?}"),
             }
         }
@@ -346,7 +346,7 @@ async fn break_without_numbers_ends_the_conversation() {
         runtime.endpoint.resume.grace = grace;
         let (connected, mut socket) = tokio::join!(socket::connect(&runtime.endpoint, None), runtime.accept());
         let Connected { mut pipe, .. } = connected.unwrap();
-        // Without a grace, whatever looks like a number is none.
+        // Without a grace, a field that looks like a message number has no meaning.
         match grace {
             GRACE => socket.send_text(update(1).to_string()).await,
             _ => socket.send(7, 0, update(1)).await,
@@ -438,7 +438,7 @@ async fn peer_that_reads_nothing_is_dropped_without_blocking_reads() {
         socket.send(seq, 0, update(seq)).await;
         match in_time(pipe.from_agent.recv()).await.unwrap() {
             Incoming::Frame(frame) => assert_eq!(frame.seq(), seq),
-            Incoming::Line(ConnectionState::Interrupted(cause)) => break cause,
+            Incoming::State(ConnectionState::Interrupted(cause)) => break cause,
             other => panic!("{other:?}"),
         }
     };

@@ -44,7 +44,7 @@ pub(crate) struct Endpoint {
     pub token: Option<SecretString>,
     /// Largest message, in bytes.
     pub frame_bytes: usize,
-    /// What may wait in each direction.
+    /// Bounds of the queue in each direction.
     pub pipe: PipeLimits,
     /// Resuming after a break.
     pub resume: ResumeLimits,
@@ -56,7 +56,7 @@ pub(crate) struct Endpoint {
 /// `[runtime]` `reconnect_grace_s`, `replay_frames` and `replay_bytes`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ResumeLimits {
-    /// How long a break is tried to be healed; zero: a break is the end.
+    /// Maximum duration of attempts to resume after a break; zero: a break is the end.
     pub grace: Duration,
     /// Messages that either end keeps until the other has acknowledged them.
     pub frames: usize,
@@ -67,7 +67,7 @@ pub(crate) struct ResumeLimits {
 /// A socket to a runtime. Boxed: it is more than a kilobyte, and is handed on.
 pub(crate) type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
 
-/// A socket that stands.
+/// An established socket.
 pub(crate) struct Upgraded {
     /// For frames.
     pub socket: Socket,
@@ -180,8 +180,8 @@ fn cookies_of(headers: &HeaderMap) -> Option<String> {
     (!pairs.is_empty()).then(|| pairs.join("; "))
 }
 
-/// What a closing frame says, and whether it is the end of the conversation and not only of the socket. Only the
-/// codes of [`close_code`] are: others are of whatever stands between.
+/// Reads a closing frame. True if it ends the conversation and not only the socket: only the codes of [`close_code`]
+/// do; other codes come from proxies in between.
 pub(crate) fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
     let Some(frame) = frame else {
         return (false, CloseReason::Lost("the runtime closed the connection".into()));
@@ -271,7 +271,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 }
 
 /// Breaks a connection whose peer does not acknowledge what was sent, or takes nothing, for so long; also where it does
-/// not take the probes of a closed window. A descriptor that is none is left alone.
+/// not take the probes of a closed window. An invalid descriptor is ignored.
 pub(crate) fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
     let timeout_ms = libc::c_uint::try_from(timeout.as_millis()).unwrap_or(libc::c_uint::MAX);
     // SAFETY: the value lives through the call and has the length that is said; the kernel checks the descriptor.
@@ -286,7 +286,7 @@ pub(crate) fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
     }
 }
 
-/// Breaks a connection in both directions; whoever holds it sees its end. The caller knows that the descriptor is still
+/// Breaks a connection in both directions; its holder sees the end. The caller knows that the descriptor is still
 /// this connection's.
 pub(crate) fn break_off(descriptor: RawFd) {
     // SAFETY: no memory is handed over; the kernel checks the descriptor.

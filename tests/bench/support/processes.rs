@@ -122,7 +122,7 @@ fn stat(pid: u32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Parses fields as in proc_pid_stat(5). The name in parentheses may hold anything, so its end is searched from the right.
+/// Parses fields as in `proc_pid_stat(5)`. The name in parentheses may hold anything, so its end is searched from the right.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;
     // The first is field 3, the state.

@@ -44,7 +44,7 @@ pub(crate) fn sdk_example() -> InteropAgent {
     }
 }
 
-/// goose, with its OpenAI provider pointed at the stub model.
+/// goose, with its `OpenAI` provider pointed at the stub model.
 pub(crate) fn goose(model: &str, home: &Path) -> InteropAgent {
     let folder = |name: &str| home.join(name).display().to_string();
     InteropAgent {

@@ -1,4 +1,4 @@
-//! A headless Chromium, controlled over the DevTools protocol.
+//! A headless Chromium, controlled over the `DevTools` protocol.
 
 use std::{
     fs,

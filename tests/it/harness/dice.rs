@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// SplitMix64: sufficient for drawing faults, and the same sequence on every platform.
+/// `SplitMix64`: sufficient for drawing faults, and the same sequence on every platform.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(u64);
 

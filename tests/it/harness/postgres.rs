@@ -1,6 +1,6 @@
-//! Temporary PostgreSQL databases.
+//! Temporary `PostgreSQL` databases.
 
-/// A temporary database on the PostgreSQL server that `tests/run` starts. Dropping the value drops the database.
+/// A temporary database on the `PostgreSQL` server that `tests/run` starts. Dropping the value drops the database.
 #[derive(Debug)]
 pub(crate) struct PostgresDatabase {
     maintenance: String,

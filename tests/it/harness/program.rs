@@ -61,7 +61,7 @@ impl Builder {
         self
     }
 
-    /// Uses a temporary PostgreSQL database.
+    /// Uses a temporary `PostgreSQL` database.
     pub(crate) fn postgres(mut self) -> Self {
         self.postgres = Some(PostgresDatabase::create());
         self

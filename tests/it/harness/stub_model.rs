@@ -1,4 +1,4 @@
-//! A stub model on loopback with the parts of the Anthropic and OpenAI APIs that the agents use.
+//! A stub model on loopback with the parts of the Anthropic and `OpenAI` APIs that the agents use.
 //!
 //! The last user message controls it: `write-file PATH` makes it call the agent's tool for writing files, and
 //! `slowly` makes it stream for 20 s unless the caller disconnects. A request without tools, such as one for a title,

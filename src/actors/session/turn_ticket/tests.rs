@@ -1,4 +1,4 @@
-//! A turn ends once, whatever happened in it and however it ends: random turns against what they have to come to.
+//! Property test: a random turn ends exactly once, with the outcome that its steps imply.
 
 use std::sync::Arc;
 
@@ -40,9 +40,9 @@ use crate::{
     transport::fake::FakeTransport,
 };
 
-/// Random turns.
+/// Random turns in total.
 const SEQUENCES: usize = 10_000;
-/// Turns that end together, before any of them is looked at.
+/// Turns that end before the first of them is checked.
 const TOGETHER: usize = 500;
 
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ enum Step {
     Note,
     Remark,
     StrayLine,
-    /// Takes what is ready for the disk, and puts it back where the disk has no room.
+    /// Takes the complete entries; `true` returns them, as for a full queue.
     Take(bool),
 }
 
@@ -90,7 +90,7 @@ fn end() -> impl Strategy<Value = End> {
     prop_oneof![6 => outcome.prop_map(End::Outcome), 2 => Just(End::Dropped), 1 => Just(End::Discarded)]
 }
 
-/// A turn that has come to its end, and what has to be found.
+/// A turn that has ended, and the expected outcome.
 struct Over {
     watching: watch::Receiver<Option<Arc<crate::actors::handles::messages::TurnEnded>>>,
     shared: Arc<SessionShared>,
@@ -136,7 +136,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
     let (mut is_accepted, mut remarks) = (false, 0);
     for step in steps {
         match step {
-            // Once, as the session does.
+            // Only once, as in the session.
             Step::Accepted if !std::mem::replace(&mut is_accepted, true) => ticket.accepted(),
             Step::Accepted => {}
             Step::Sent => ticket.sent(now, false),
@@ -171,12 +171,12 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
 
 async fn check(mut over: Over) {
     let end = &over.end;
-    let told = over.watching.wait_for(Option::is_some).await.map(|told| told.clone().unwrap()).ok();
-    // The one who tells is gone: nothing more comes.
+    let ended = over.watching.wait_for(Option::is_some).await.map(|ended| ended.clone().unwrap()).ok();
+    // The sender is dropped: no second end can follow.
     assert!(over.watching.changed().await.is_err(), "{end:?}");
     let (state, code) = match end {
         End::Discarded => {
-            assert!(told.is_none(), "a turn that never began has no end");
+            assert!(ended.is_none(), "a turn that never began has no end");
             return;
         }
         End::Dropped => (TurnState::Failed, Some(ErrorCode::Internal)),
@@ -187,9 +187,9 @@ async fn check(mut over: Over) {
         End::Outcome(TurnOutcome::Cancelled { .. }) => (TurnState::Cancelled, None),
         End::Outcome(TurnOutcome::Completed(_)) => (TurnState::Completed, None),
     };
-    let told = told.expect("a turn that began has an end");
-    assert_eq!((told.state, told.failure.as_ref().map(|it| it.code)), (state, code));
-    let result: Value = serde_json::from_str(told.result.get()).unwrap();
+    let ended = ended.expect("a turn that began has an end");
+    assert_eq!((ended.state, ended.failure.as_ref().map(|it| it.code)), (state, code));
+    let result: Value = serde_json::from_str(ended.result.get()).unwrap();
     let stop_reason = match state {
         TurnState::Completed => "completed",
         TurnState::Cancelled => "cancelled",
@@ -197,7 +197,7 @@ async fn check(mut over: Over) {
     };
     assert_eq!(result["stopReason"], stop_reason, "{end:?}");
     assert_eq!(result["meta"]["errorCode"].as_str(), code.map(ErrorCode::as_str), "{result}");
-    assert!(told.result.get().len() <= 32 * 1024);
+    assert!(ended.result.get().len() <= 32 * 1024);
     let diagnostics = result["diagnostics"].as_array().map_or(0, Vec::len);
     assert!(diagnostics <= 100 && diagnostics >= over.remarks.min(100), "{diagnostics} of {}", over.remarks);
     let view = over.shared.view();
@@ -223,7 +223,7 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
         for _ in 0..TOGETHER {
             let (mut steps, end) = sequence.new_tree(&mut runner).unwrap().current();
             if matches!(end, End::Discarded) {
-                // What is discarded was never accepted.
+                // A discarded turn was never accepted.
                 steps.retain(|step| !matches!(step, Step::Accepted));
             }
             accepted += u64::from(steps.iter().any(|step| matches!(step, Step::Accepted)));
@@ -236,5 +236,5 @@ async fn each_of_ten_thousand_turns_has_exactly_one_outcome() {
     assert_eq!(services.metrics.turns_started(Route::Acp), accepted);
     let ended: u64 =
         TurnOutcome::LABELS.iter().map(|outcome| services.metrics.turns_ended(Route::Acp, outcome)).sum();
-    assert_eq!(ended, accepted, "turns that began and turns that ended");
+    assert_eq!(ended, accepted, "turns started equal turns ended");
 }

@@ -128,9 +128,9 @@ skip automationDisabled env-disabled: warning automationSkipped: GitHub automati
 skip automationDisabled config-disabled: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled in the configuration.
   note: GitHub automation for octo-org/hello-world was skipped: it is disabled in the configuration. An operator can enable it there. The changes stay in the workspace.
 skip automationDisabled gitops-off: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: this session was opened without git.
-  note: GitHub automation for octo-org/hello-world was skipped: this session was opened without git. For pull requests, open a session of mode development with enableGitOps. This note appears once per session. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: this session was opened without git. For pull requests, open a session in mode development, and without enableGitOps false in an API request. This note appears once per session. The changes stay in the workspace.
 skip automationDisabled caller-skip: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the prompt disabled it.
-  note: GitHub automation for octo-org/hello-world was skipped: the prompt disabled it. For a pull request, send automation.mode github with the prompt. This note appears once per session. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the prompt disabled it. For a pull request, prompt again without automation.mode none; the command line never sends it. This note appears once per session. The changes stay in the workspace.
 skip other missing-repository: warning automationSkipped: GitHub automation was skipped: the session has no GitHub repository.
   note: GitHub automation was skipped: the session has no GitHub repository. Open a session with a GitHub repository, such as owner/name. The changes stay in the workspace.
 skip other no-changes: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the turn changed nothing.
@@ -138,9 +138,9 @@ skip other no-changes: warning automationSkipped: GitHub automation for octo-org
 skip other nothing-staged: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file.
   note: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file. Check .gitignore and the files that the turn wrote. The changes stay in the workspace.
 skip repoBlocked blocked-by-pattern: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
-  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration matches it; ask an administrator. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern of the tenant's settings or of the configuration matches it; ask an administrator. The changes stay in the workspace.
 skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed.
-  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed. Install it for the repository, or send a githubToken with the prompt. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed. Install it for the repository, or add a githubToken to the API request of the prompt. The changes stay in the workspace.
 skip missingCredential token-refused: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub rejected the token.
   note: GitHub automation for octo-org/hello-world was skipped: GitHub rejected the token. Send a valid token that may write contents, issues and pull requests of the repository. The changes stay in the workspace.
 skip rateLimited primary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up.
@@ -150,9 +150,9 @@ skip rateLimited secondary-limit: warning automationSkipped: GitHub automation f
 skip workspaceRollback fallback-cannot: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it.
   note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
 skip repoBlocked -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
-  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern in the tenant's blockedRepositories or in the configuration matches it; ask an administrator. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern of the tenant's settings or of the configuration matches it; ask an administrator. The changes stay in the workspace.
 skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available.
-  note: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available. This version accepts no credential yet; to avoid this note, send automation.mode none with the prompt. The changes stay in the workspace.
+  note: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available. This version accepts no credential yet. API clients avoid this note with automation.mode none in the prompt request. The changes stay in the workspace.
 skip automationDisabled -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: it is disabled.
   note: GitHub automation for octo-org/hello-world was skipped: it is disabled. An operator can enable it. The changes stay in the workspace.
 skip rateLimited -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's rate limit is reached.
