@@ -18,7 +18,6 @@ use crate::{
             query::{AuditQuery, CapacityAlertQuery, Format},
         },
         lists::Page,
-        problem::Problem,
     },
     domain::{clock::Timestamp, turn::outcome::ErrorCode},
     store::{self, AuditFilter, CapacityAlertFilter, Listed, Store},
@@ -32,7 +31,6 @@ use crate::{
         (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<MigrationItem> = "application/json"), (String = "text/csv"),
         )),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/migrations")]
@@ -54,7 +52,6 @@ pub(crate) async fn list_migrations(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<RollbackEventItem> = "application/json"), (String = "text/csv"),
         )),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/rollback-events")]
@@ -77,7 +74,6 @@ pub(crate) async fn list_rollback_events(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<ConnectionItem> = "application/json"), (String = "text/csv"),
         )),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/connections")]
@@ -99,7 +95,6 @@ pub(crate) async fn list_connections(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<AutomationRunItem> = "application/json"), (String = "text/csv"),
         )),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/automation-runs")]
@@ -121,7 +116,6 @@ pub(crate) async fn list_automation_runs(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<NotificationItem> = "application/json"), (String = "text/csv"),
         )),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/notifications")]
@@ -143,7 +137,6 @@ pub(crate) async fn list_notifications(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
             (Page<CapacityAlertItem> = "application/json"), (String = "text/csv"),
         )),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/capacity-alerts")]

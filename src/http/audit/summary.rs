@@ -6,10 +6,7 @@ use actix_web::{get, web};
 
 use super::in_order;
 use crate::{
-    contract::{
-        audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
-        problem::Problem,
-    },
+    contract::audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
     http::{HttpState, problem::ApiError},
     store::{AuditDay, TurnFigures},
 };
@@ -25,7 +22,6 @@ const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
     params(SummaryQuery),
     responses(
         (status = 200, description = "The figures", body = AuditSummary),
-        (status = "default", description = "Why not", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/acp/audit/summary")]
