@@ -30,8 +30,12 @@ words! {
     }
 }
 
+/// Refusal that quotes the address, unless a part of it may be a credential: user information other than `git@`, a query
+/// or a fragment. The text reaches the caller and the log.
 fn bad(text: &str, why: &str) -> Failure {
-    Failure::new(ErrorCode::InvalidRequest, format!("repository `{text}`: {why}"))
+    let after_git_user = text.strip_prefix("git@").or_else(|| text.strip_prefix("ssh://git@")).unwrap_or(text);
+    let quotable = !after_git_user.contains(['@', '?', '#']);
+    Failure::new(ErrorCode::InvalidRequest, format!("repository `{}`: {why}", if quotable { text } else { "…" }))
 }
 
 impl Repository {
@@ -72,7 +76,7 @@ impl Repository {
         }
         let user_allowed = url.username().is_empty() || (scheme == Scheme::Ssh && url.username() == "git");
         if !user_allowed || url.password().is_some() {
-            return Err(bad("…", "must not contain credentials"));
+            return Err(bad(text, "must not contain credentials"));
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(bad(text, "must not have a query or a fragment"));
@@ -196,6 +200,26 @@ mod tests {
         ] {
             assert!(Repository::parse(text, &hosts()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn credentials_in_a_refused_address_are_never_quoted() {
+        for text in [
+            "https://user:secret@evil.org/a/b",
+            "https://secret@github.com:444/a/b",
+            "ftp://user:secret@github.com/a/b",
+            "http://secret@github.com/a/b",
+            "https://[secret@github.com/a/b",
+            "user:secret@github.com/a",
+            "ssh://git@user:secret@github.com/a/b",
+            "https://evil.org/a/b?token=secret",
+            "https://evil.org/a/b#secret",
+        ] {
+            let failure = Repository::parse(text, &hosts()).unwrap_err();
+            assert!(!format!("{failure:?}").contains("secret"), "{text}: {failure:?}");
+        }
+        let named = Repository::parse("git@evil.org:a/b", &hosts()).unwrap_err();
+        assert!(format!("{named:?}").contains("git@evil.org:a/b"), "an address without credentials is quoted");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) struct Facts {
     /// File system of databases and workspaces: on `tmpfs` a commit costs next to nothing.
     pub file_system: String,
     pub open_files: OpenFiles,
+    /// Path of the measured program.
+    pub program: String,
     pub version: &'static str,
     /// Commit of the program: from the build, else from the checkout around the program.
     pub commit: String,
@@ -41,6 +43,7 @@ pub(crate) fn gather(program: &Path, folder: &Path, open_files: OpenFiles) -> Fa
         load_average: load_average().unwrap_or(0.0),
         file_system: file_system(folder).unwrap_or_else(unknown),
         open_files,
+        program: program.display().to_string(),
         version: env!("CARGO_PKG_VERSION"),
         commit: option_env!("LUMILINK_COMMIT").map(str::to_owned).or_else(|| commit(program)).unwrap_or_else(unknown),
         profile: if cfg!(debug_assertions) { "debug" } else { "release" },
@@ -115,6 +118,7 @@ mod tests {
                 load_average: 0.5,
                 file_system: "tmpfs".into(),
                 open_files: OpenFiles { limit: 1024, hard_limit: 4096 },
+                program: "target/debug/lumilink".into(),
                 version: "0.1.0",
                 commit: "abc".into(),
                 profile: "debug",

@@ -32,9 +32,15 @@ const SHOWN_LOG_CHARS: usize = 1000;
 /// settings among them, must not change the measurement.
 const INHERITED: [&str; 9] = ["HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"];
 
+/// Variable with the path of the program to measure. Without it, the program that cargo built for the benchmark is
+/// measured: cargo unites the features of the dependencies of tests with the program's own, so this one differs a little
+/// from `cargo build --release`.
+pub(crate) const PROGRAM: &str = "LUMILINK_BENCH_PROGRAM";
+
 /// A temporary folder, the program, and the environment of processes.
 pub(crate) struct Workplace {
     folder: TempDir,
+    program: PathBuf,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -49,10 +55,14 @@ impl Workplace {
         };
         let folder = folder.map_err(BenchError::io("a temporary folder"))?;
         #[expect(clippy::disallowed_methods, reason = "the rule is for the program, not for its benchmarks")]
-        let variables = std::env::vars_os();
+        let (variables, program) = (std::env::vars_os(), std::env::var_os(PROGRAM));
+        let program = match program {
+            Some(path) => fs::canonicalize(&path).map_err(BenchError::io(path.display().to_string()))?,
+            None => PathBuf::from(env!("CARGO_BIN_EXE_lumilink")),
+        };
         let is_inherited = |name: &str| INHERITED.contains(&name) || name.starts_with("LC_");
         let environment = variables.filter(|(name, _)| name.to_str().is_some_and(is_inherited)).collect();
-        Ok(Self { folder, environment })
+        Ok(Self { folder, program, environment })
     }
 
     /// The folder of the whole run.
@@ -62,7 +72,7 @@ impl Workplace {
 
     /// The program under test.
     pub(crate) fn program(&self) -> &Path {
-        Path::new(env!("CARGO_BIN_EXE_lumilink"))
+        &self.program
     }
 
     /// Creates a folder below the folder of the run.

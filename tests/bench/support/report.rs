@@ -53,7 +53,7 @@ impl Head {
         let Self { facts, command, mocked, warnings } = self;
         let mut out = format!(
             "machine   {} cores ({}), {:.1} GiB, Linux {}, load {:.2} before, databases on {}\n\
-             program   lumilink {}, commit {}, {} build; open files {} (hard limit {})\n\
+             program   {}: lumilink {}, commit {}, {} build; open files {} (hard limit {})\n\
              command   {}\n\
              mocked    {mocked}\n",
             facts.cores,
@@ -62,6 +62,7 @@ impl Head {
             facts.kernel,
             facts.load_average,
             facts.file_system,
+            facts.program,
             facts.version,
             facts.commit,
             facts.profile,
