@@ -237,7 +237,6 @@ mod tests {
             alarm
         }
 
-        /// Operators' notifications.
         async fn notifications(&self) -> Vec<NotificationRow> {
             let page = self.store.notifications_after(Scope::all(Stream::Operators), 0, 100).await.unwrap();
             page.rows.into_iter().map(Result::unwrap).collect()

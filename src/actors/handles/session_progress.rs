@@ -60,7 +60,6 @@ impl TelemetrySource {
     }
 }
 
-/// Creates both ends.
 pub(crate) fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
     let (queue, source) = queue();
     (TelemetryFeed { watchers: source.watchers.clone(), queue, metrics }, source)

@@ -61,7 +61,6 @@ pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
 }
 
 impl NotificationFrame {
-    /// Serialises a notification.
     pub(crate) fn new(toast: StoredNotification) -> Self {
         let row = match toast {
             Ok(row) => row,
@@ -163,7 +162,6 @@ pub(crate) struct Outlet {
 /// Time for an evicted subscriber to close its socket before the hub breaks it.
 const PARTING: Duration = Duration::from_secs(4);
 
-/// Creates both ends.
 pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intake, Outlet) {
     let (queue, waiting) = mpsc::channel(QUEUE_FRAMES);
     let gauge = Arc::new(Gauge::default());

@@ -43,7 +43,6 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// A connection to an agent that is to be opened.
 pub(super) struct Opening {
     pub route: Route,
-    /// Backoff before a restart.
     pub delay: Duration,
     /// Cookies of the previous connection.
     pub cookies: Option<String>,

@@ -86,7 +86,6 @@ pub(crate) struct Session {
 
 /// Start parameters of a session's actor.
 pub(crate) struct Start {
-    /// Backoff before a restart.
     pub delay: Duration,
     /// State kept from an earlier start.
     pub past: Past,
@@ -184,7 +183,6 @@ impl Session {
         ctx.stop();
     }
 
-    /// Publishes the session's state.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
         self.shared.move_to(state, &self.services.metrics).connection = connection;
         let connection = self.shared.connection_status();

@@ -91,7 +91,6 @@ pub(crate) struct ReadySession {
     pub is_ephemeral: bool,
     /// Facts from the agent's handshake.
     pub facts: Arc<AgentFacts>,
-    /// Carrier of its turns.
     pub protocol: Route,
 }
 

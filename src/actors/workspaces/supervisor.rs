@@ -391,7 +391,6 @@ impl Handler<DrainSessions> for WorkspaceSupervisor {
 /// Result of a session's start.
 pub(crate) type Started = Result<Arc<AgentFacts>, Failure>;
 
-/// A live session.
 pub(crate) struct Child {
     /// State that outlives restarts.
     pub shared: Arc<SessionShared>,
