@@ -19,7 +19,6 @@ use crate::{
     telemetry::{Metrics, watchdog::Watchdog},
 };
 
-/// Everything that runs.
 pub(crate) struct Service {
     pub(super) store: StoreHandle,
     pub(super) runtime: RuntimeHandle,
@@ -65,7 +64,6 @@ impl Service {
         Ok(Self { store, runtime, sessions, upkeep, notifications, http, migrations, webhooks })
     }
 
-    /// Where the API listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.http.address()
     }
