@@ -55,16 +55,12 @@ pub(crate) enum NotificationEvent {
         epoch: String,
         /// Later notifications follow.
         cursor: u64,
-        /// Unread notifications.
         unread: u64,
     },
     /// A notification: each once, in order except after a reset.
     Toast(ReceivedNotification),
-    /// Progress of a session.
     Telemetry(Map<String, Value>),
-    /// Progress frames were dropped.
     Gap {
-        /// Number of frames.
         telemetry: u64,
     },
     /// The cursor was rejected. Missed notifications from the inbox follow, then `caughtUp`.
@@ -74,7 +70,6 @@ pub(crate) enum NotificationEvent {
     },
     /// All missed notifications of the inbox were delivered.
     CaughtUp {
-        /// Number of notifications.
         toasts: usize,
         /// Why more may be missing.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +77,6 @@ pub(crate) enum NotificationEvent {
     },
     /// The connection broke, or a reconnect failed.
     Broken {
-        /// Why.
         reason: String,
         /// Wait before the next attempt.
         again_in_ms: u64,
@@ -91,7 +85,6 @@ pub(crate) enum NotificationEvent {
     Restored {
         /// Time for which it was broken.
         after_ms: u64,
-        /// Unread notifications.
         unread: u64,
     },
 }
@@ -187,7 +180,6 @@ impl NotificationFollower {
         }
     }
 
-    /// Closes the connection.
     pub(crate) async fn close(self) {
         if let Some(connection) = self.connection {
             connection.close().await;
