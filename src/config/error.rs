@@ -26,7 +26,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One invalid setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BadSetting {
     /// Name, such as `server.listen`; empty for the configuration as a whole.
