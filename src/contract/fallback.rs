@@ -30,9 +30,7 @@ pub(crate) const AFTER: &str = "after";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProcessPrompt {
-    /// Id of the session.
     pub session_id: SessionId,
-    /// Id of the turn.
     pub prompt_id: PromptId,
     /// A string or an array of ACP content blocks, raw.
     pub prompt: Box<RawValue>,
@@ -111,7 +109,6 @@ impl TurnLine {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LineNotification {
     pub method: String,
-    /// Raw params.
     pub params: Box<RawValue>,
 }
 
@@ -128,7 +125,6 @@ pub(crate) struct LinePermission {
     pub by: String,
 }
 
-/// Why a turn failed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LineFailure {
