@@ -87,7 +87,6 @@ impl<T> Outbox<T> {
         Ok(seq + 1)
     }
 
-    /// Messages that are held.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.unacknowledged.len()

@@ -28,7 +28,6 @@ impl Heartbeat {
 pub(crate) enum Due {
     /// Nothing, for this long.
     Nothing(Duration),
-    /// Send a ping.
     Ping,
     /// End it: the peer is dead.
     End,

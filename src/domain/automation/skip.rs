@@ -94,7 +94,6 @@ impl Default for WantedMode {
     }
 }
 
-/// The credential for GitHub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential {
     /// A token, or an app that issues one.
@@ -124,7 +123,6 @@ pub(crate) struct Asked<'a> {
     /// Patterns of repositories that the tenant blocks.
     pub blocked_by_tenant: &'a [String],
     pub credential: Credential,
-    /// The turn's carrier.
     pub protocol: Route,
     pub fallback_can_automate: bool,
 }

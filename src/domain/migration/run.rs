@@ -36,7 +36,6 @@ pub(crate) enum NextStep {
     Unsettled(Vec<WorkspaceId>),
     /// Wait until this time; without a time, until an event: a resume, or ACP healthy again.
     Wait(Option<Timestamp>),
-    /// The migration has ended.
     Over,
 }
 
@@ -68,7 +67,6 @@ impl MigrationRun {
         &self.installation_id
     }
 
-    /// The new default route.
     pub(crate) fn target(&self) -> Route {
         self.target
     }
@@ -77,7 +75,6 @@ impl MigrationRun {
         self.mode
     }
 
-    /// Workspaces of one step.
     pub(crate) fn batch_size(&self) -> u32 {
         self.batch_size
     }

@@ -50,7 +50,6 @@ pub(crate) struct WebhookRules {
     pub max_retry: Duration,
 }
 
-/// A receiver's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub status: u16,

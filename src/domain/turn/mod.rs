@@ -194,7 +194,6 @@ pub(crate) struct TurnProgress {
     /// The time at which the prompt was sent to the agent.
     pub sent_at: Option<Timestamp>,
     pub first_update_at: Option<Timestamp>,
-    /// Updates so far.
     pub updates: u64,
     /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
     pub message: String,
@@ -236,7 +235,6 @@ impl TurnProgress {
         }
     }
 
-    /// Counts one update.
     pub(crate) fn on_update(&mut self, now: Timestamp) {
         self.updates += 1;
         self.first_update_at.get_or_insert(now);
