@@ -65,7 +65,6 @@ pub(crate) struct HttpState {
     guard: Guard,
 }
 
-/// The running server.
 pub(crate) struct RunningHttp {
     /// The bound address.
     pub address: SocketAddr,

@@ -37,7 +37,6 @@ pub(crate) enum Fed {
     ReadUntil(u64),
     /// The replay is complete; live notifications follow.
     Joined,
-    /// Progress of a session.
     Telemetry {
         text: ByteString,
         /// Frames that were dropped before it.
@@ -61,7 +60,6 @@ pub(crate) fn close_reason(ending: Ending) -> (u16, &'static str) {
 }
 
 enum Stage {
-    /// Replays missed notifications.
     Missed,
     /// The replay is complete; the hub takes over next.
     Joins,

@@ -404,7 +404,6 @@ const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Acknowledgements that may wait while others are written: as many as a queue of notifications.
 const MAX_ACKS: usize = QUEUE_FRAMES;
 
-/// Acknowledgements of one subscriber.
 #[derive(Debug, Default)]
 pub(crate) struct Acks {
     waiting: Vec<Uuid>,

@@ -43,7 +43,6 @@ pub(crate) fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpRespons
         .streaming(events.map(Ok::<_, actix_web::Error>))
 }
 
-/// Encodes one event.
 fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
     let mut text = String::with_capacity(data.len() + 64);
     text.push_str("event: ");
