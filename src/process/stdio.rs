@@ -63,13 +63,11 @@ pub(crate) struct Interceptor {
     pub answers: FrameReceiver,
 }
 
-/// An intercepted request.
 #[derive(Debug)]
 pub(crate) struct ClientRequest {
     /// The id to repeat in the answer.
     pub id: RequestId,
     pub method: String,
-    /// The raw parameters.
     pub params: Box<RawValue>,
 }
 
