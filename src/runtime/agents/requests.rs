@@ -60,7 +60,6 @@ impl ServedRequests {
 pub(crate) struct ClientRequestSettings {
     /// Requests that are served; the others are answered with -32601 (method not found).
     pub serves: ServedRequests,
-    /// Settings of `terminal/*`.
     pub terminals: TerminalSettings,
     /// Largest text that one `fs/read_text_file` returns, in bytes.
     pub file_bytes: usize,

@@ -250,7 +250,6 @@ fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
     }
 }
 
-/// To the agent.
 pub(crate) enum ToAgent {
     /// Dropped, the agent ends.
     Plain(FrameSender),

@@ -25,13 +25,11 @@ const PORTION_BYTES: usize = 64 * 1024;
 /// Limits of the lines that a turn holds. At either limit the agent waits for the readers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LineLimits {
-    /// Number of lines.
     pub lines: usize,
     /// Total size in bytes. The line that reaches the limit is still added, whatever its size.
     pub bytes: usize,
 }
 
-/// End of a turn.
 #[derive(Debug, Clone)]
 pub(crate) enum Ended {
     /// The turn did not begin; the same request may be sent again.
@@ -47,7 +45,6 @@ pub(crate) enum Ended {
     },
 }
 
-/// Item of a [`Reader`].
 #[derive(Debug)]
 pub(crate) enum ReaderItem {
     /// One or more whole lines.

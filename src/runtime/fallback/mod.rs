@@ -100,7 +100,7 @@ struct Turn {
 /// Form in which a client wants to receive a turn.
 #[derive(Debug, Clone, Copy)]
 enum TurnRequest {
-    /// Result only.
+    /// Only the result, once the turn has ended.
     Result,
     /// All lines after the first `after`, or only new lines if `None`; then the result.
     Stream { after: Option<u64> },

@@ -52,12 +52,10 @@ use crate::{
     },
 };
 
-/// Inputs of a turn.
 pub(crate) struct Run {
     pub request: ProcessPrompt,
     /// Checked prompt of the request.
     pub prompt: Prompt,
-    /// Receives the turn's lines.
     pub lines: Arc<Lines>,
     /// Becomes true when the turn is to be cancelled.
     pub cancelled: watch::Receiver<bool>,

@@ -401,7 +401,6 @@ impl AcpSocket {
     }
 }
 
-/// Settings of every socket.
 #[derive(Clone)]
 pub(crate) struct SocketSettings {
     pub agents: Arc<Agents>,
@@ -411,7 +410,6 @@ pub(crate) struct SocketSettings {
     pub stopping: watch::Receiver<bool>,
     /// The largest message, in bytes.
     pub frame_bytes: usize,
-    /// Detection of dead clients.
     pub heartbeat: Heartbeat,
 }
 

@@ -50,13 +50,11 @@ pub(crate) struct Git {
     inherited: BTreeMap<String, OsString>,
 }
 
-/// One invocation of git.
 pub(crate) struct Call<'a> {
     /// Arguments, without the hardening settings.
     pub args: Vec<OsString>,
     /// Environment variables that override the fixed ones.
     pub env: Vec<(&'static str, OsString)>,
-    /// Working directory.
     pub cwd: &'a Path,
     /// Time limit; git is ended when it is exceeded.
     pub timeout: Duration,
@@ -66,7 +64,6 @@ pub(crate) struct Call<'a> {
     pub scheme: Option<Scheme>,
 }
 
-/// Standard output of git.
 pub(crate) struct Output {
     /// At most `max_output` bytes.
     pub bytes: Vec<u8>,
