@@ -39,7 +39,6 @@ pub(crate) struct TranscriptAppend {
     pub now: Timestamp,
 }
 
-/// A stored entry.
 #[derive(Debug, Clone)]
 pub(crate) struct TranscriptRow {
     /// Sequence number within the session, from 1 without gaps.

@@ -50,11 +50,8 @@ impl TurnFigures {
 pub(crate) struct AuditDay {
     /// When the day begins, in UTC.
     pub day: Timestamp,
-    /// The tenant.
     pub installation_id: InstallationId,
-    /// Turns over ACP.
     pub acp: TurnFigures,
-    /// Turns over HTTP.
     pub http: TurnFigures,
     /// Flips of workspaces to HTTP.
     pub flips_to_http: u64,
@@ -62,7 +59,6 @@ pub(crate) struct AuditDay {
     pub flips_to_acp: u64,
 }
 
-/// Figures of a period.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AuditSummary {
     /// From when on the figures are whole: what was asked for, or later where there were too many turns.

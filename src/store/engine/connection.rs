@@ -33,7 +33,6 @@ pub(crate) enum AnyConnection {
 pub(crate) enum DatabaseUrl {
     /// A SQLite file; the file is created if it is missing, its folder is not.
     Sqlite(PathBuf),
-    /// A `PostgreSQL` server.
     Postgres(SecretString),
 }
 

@@ -28,7 +28,6 @@ pub(crate) struct WriteTx<'a> {
     pub(crate) connection: &'a mut AnyConnection,
     /// Next transcript number of sessions that wrote recently.
     pub(crate) next_seq: &'a mut HashMap<SessionId, i64>,
-    /// Rows written so far.
     pub(crate) rows: usize,
     /// True if an earlier attempt may have been committed: the connection broke during the commit.
     pub(crate) in_doubt: bool,
@@ -113,12 +112,10 @@ impl Claim {
     }
 }
 
-/// A queued write.
 pub(crate) struct Job {
     write: Box<dyn Write>,
     claim: Claim,
     reported: bool,
-    /// When it was queued.
     pub(crate) queued: Instant,
     pub(crate) outage: Outage,
     /// True if an earlier attempt may have been committed.

@@ -46,7 +46,6 @@ struct Failed {
     lost: bool,
 }
 
-/// The writer's thread.
 pub(crate) struct Writer {
     url: DatabaseUrl,
     connection: Option<AnyConnection>,

@@ -30,7 +30,6 @@ use crate::{
     },
 };
 
-/// A stored delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WebhookDeliveryRow {
     /// The id, a UUID of version 7, by which the receiver deduplicates.
@@ -61,13 +60,11 @@ impl WebhookDeliveryRow {
     }
 }
 
-/// Outcome of an attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct TriedDelivery {
     pub delivery_id: Uuid,
     /// End of the lease that [`DueDelivery::lease_until`] gave.
     pub lease_until: Timestamp,
-    /// Consequence for the delivery.
     pub verdict: Verdict,
     /// The HTTP status of the answer, if there was one.
     pub status: Option<u16>,
@@ -330,7 +327,6 @@ pub(crate) struct ClaimDeliveries {
     pub now: Timestamp,
 }
 
-/// Result of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Claimed {
     /// Deliveries that the caller must attempt.
@@ -355,7 +351,6 @@ pub(crate) struct DueDelivery {
     pub attempt: u32,
     /// End of the lease; also identifies this attempt in [`TriedDelivery`].
     pub lease_until: Timestamp,
-    /// The notification to post.
     pub notification: NotificationRow,
 }
 

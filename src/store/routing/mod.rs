@@ -68,7 +68,6 @@ pub(crate) struct SaveRoute {
     pub key: WorkspaceKey,
     /// The epoch on which the decision is based; 0 if nothing was written yet.
     pub expected_epoch: u64,
-    /// The new state.
     pub routing: Routing,
     /// Sets [`RouteRow::migration_enabled`]; a new row without it gets `true`.
     pub migration_enabled: Option<bool>,
@@ -79,7 +78,6 @@ pub(crate) struct SaveRoute {
     pub now: Timestamp,
 }
 
-/// Outcome of [`Store::save_route`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SavedRoute {
     /// The decision is on disk with all rows of its flip; perhaps an earlier attempt wrote them.

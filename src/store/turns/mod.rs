@@ -47,14 +47,10 @@ pub(crate) struct Idempotency {
     pub body_hash: String,
 }
 
-/// A turn to accept.
 #[derive(Debug, Clone)]
 pub(crate) struct NewTurn {
-    /// Its id, new.
     pub prompt_id: PromptId,
-    /// Its session.
     pub session_id: SessionId,
-    /// The session's workspace.
     pub key: WorkspaceKey,
     /// The caller's key, where one was sent.
     pub idempotency: Option<Idempotency>,
@@ -74,7 +70,6 @@ pub(crate) struct NewTurn {
     pub is_canary: bool,
     /// The automation requested for its changes.
     pub wanted: WantedMode,
-    /// The time.
     pub now: Timestamp,
 }
 
@@ -89,14 +84,10 @@ pub(crate) enum Acceptance {
     Mismatch(PromptRow),
 }
 
-/// A stored turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PromptRow {
-    /// Its id.
     pub prompt_id: PromptId,
-    /// Its session.
     pub session_id: SessionId,
-    /// The session's workspace.
     pub key: WorkspaceKey,
     /// The caller's key, until it expires.
     pub idempotency: Option<Idempotency>,
@@ -105,15 +96,11 @@ pub(crate) struct PromptRow {
     pub preview: String,
     /// The result as JSON; `None` while the turn runs and if it was interrupted.
     pub result: Option<String>,
-    /// Why it failed.
     pub error: Option<Failure>,
-    /// When it was accepted.
     pub accepted: Timestamp,
-    /// When it ended.
     pub ended: Option<Timestamp>,
     /// The workspace's route when it began.
     pub route: Route,
-    /// Carrier of the turn.
     pub protocol: Route,
     /// The epoch of the route.
     pub epoch: u64,
@@ -127,15 +114,11 @@ pub(crate) struct PromptRow {
 /// cost of a turn's end, and the row is written when the session opens, hibernates and ends.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnEnd {
-    /// The turn.
     pub prompt_id: PromptId,
-    /// Its session.
     pub session_id: SessionId,
-    /// The session's workspace.
     pub key: WorkspaceKey,
     /// A final state; any other one is stored as `failed`.
     pub state: TurnState,
-    /// The result as JSON.
     pub result: Option<Redacted>,
     /// Redacted when it is stored.
     pub error: Option<Failure>,
@@ -145,7 +128,6 @@ pub(crate) struct TurnEnd {
     pub skipped: Option<(AutomationRunItem, SessionNotice)>,
     /// The outcome for the workspace's success window; counted only if this write ends the turn.
     pub counts: Option<OutcomeCount>,
-    /// The time.
     pub now: Timestamp,
 }
 

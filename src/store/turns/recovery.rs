@@ -25,7 +25,6 @@ use crate::{
     },
 };
 
-/// Result of [`Store::recover`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Recovered {
     /// Number of turns that had not ended and are now `interrupted`.
