@@ -50,7 +50,6 @@ impl Frame {
 /// Reasons for the end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum CloseReason {
-    /// The agent's process exited.
     AgentExited(AgentExited),
     /// The connection broke, or the peer closed it without a reason; the text is the cause.
     Lost(String),
@@ -66,7 +65,6 @@ pub(crate) enum CloseReason {
 pub(crate) enum ConnectionState {
     /// The connection was interrupted and is being restored; the text is the cause.
     Interrupted(String),
-    /// The connection was restored.
     Resumed,
 }
 
@@ -114,7 +112,6 @@ pub(crate) enum SendError {
     /// The pipe is full because the reader is too slow. A retry is safe.
     #[error("the other side does not read")]
     Full,
-    /// The reader was dropped.
     #[error("the connection is closed")]
     Closed,
 }
@@ -238,7 +235,6 @@ impl FrameReceiver {
 pub(crate) struct Pipe {
     /// Sends to the agent. Dropping the last clone ends the session behind the pipe.
     pub to_agent: FrameSender,
-    /// Receives from the agent.
     pub from_agent: FrameReceiver,
 }
 

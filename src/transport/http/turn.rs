@@ -34,7 +34,6 @@ const ENVELOPE_BYTES: usize = 64 * 1024;
 /// Number of "unknown turn" answers after which the request is not expected to arrive any more.
 const UNKNOWN_TRIES: u32 = 3;
 
-/// A requested turn.
 pub(crate) struct RequestedTurn {
     client: RuntimeClient,
     call: u64,

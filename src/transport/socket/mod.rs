@@ -36,7 +36,6 @@ use crate::{
 /// otherwise keep the agent for its grace.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// An established connection.
 pub(crate) struct Connected {
     pub pipe: Pipe,
     /// Progress of the connection: the messages that the session has handled and settled.

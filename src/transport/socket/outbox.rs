@@ -54,7 +54,6 @@ pub(crate) enum Outgoing {
     Once(Utf8Bytes),
     /// The outbox has a new one.
     Kept,
-    /// The session is over.
     End,
 }
 

@@ -40,13 +40,11 @@ use crate::{
 pub(crate) struct Endpoint {
     /// `ws://host:port/acp` or `wss://…`.
     pub url: String,
-    /// Bearer token.
     pub token: Option<SecretString>,
     /// Largest message, in bytes.
     pub frame_bytes: usize,
     /// Bounds of the queue in each direction.
     pub pipe: PipeLimits,
-    /// Resuming after a break.
     pub resume: ResumeLimits,
     /// When a peer that numbers its messages counts as dead: nothing arrived, or nothing that waits could be written,
     /// for its silence. Also bounds an attempt to reconnect.
@@ -67,7 +65,6 @@ pub(crate) struct ResumeLimits {
 /// A socket to a runtime. Boxed: it is more than a kilobyte, and is handed on.
 pub(crate) type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
 
-/// An established socket.
 pub(crate) struct Upgraded {
     /// For frames.
     pub socket: Socket,
