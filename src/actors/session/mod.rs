@@ -164,6 +164,7 @@ impl Session {
     /// Ends the running turn, if any, with a failure, then the session.
     fn fail(&mut self, failure: Failure, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(Turn::is_cancelled);
+        // A cancelled turn may end by a failure, because the agent was killed or did not answer the cancel.
         let outcome = TurnOutcome::of_failure(failure.clone(), cancelled);
         self.end_turn(outcome, None, ctx);
         let cause = self.ending.take().unwrap_or(EndCause::Broken(failure));
@@ -179,6 +180,7 @@ impl Session {
         self.link = None;
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
+        // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.
         self.guard.report(cause);
         ctx.stop();
     }
