@@ -185,6 +185,7 @@ fn settle(tx: &mut WriteTx<'_>, tried: &TriedDelivery) -> Result<bool, StoreErro
         // Always written: the receiver has accepted it, even if the lease has ended.
         Verdict::Delivered => diesel::update(ours).set(change).execute(tx.connection)?,
         _ => {
+            // The lease identifies the attempt: after its end another replica may have claimed the delivery.
             let still = ours.filter(next_attempt_us.eq(lease_until.0));
             let still = still.filter(state.eq(DeliveryState::Pending.as_str()));
             diesel::update(still).set(change).execute(tx.connection)?
@@ -206,6 +207,7 @@ fn backlog(
     let next: Option<i64> = pending!().select(min(next_attempt_us)).first(connection)?;
     let too_far = pending!().filter(of_another_clock!(now, longest_wait));
     let too_far: i64 = too_far.count().get_result(connection)?;
+    // Due now: a delivery that was written under a clock ahead of this one would otherwise wait for years.
     let next = if too_far > 0 { Some(now.0) } else { next };
     Ok(WebhookBacklog {
         pending: columns::unsigned(pending),

@@ -205,6 +205,7 @@ impl Decision {
         };
         let mut written = diesel::update(expected).set(&changes).execute(tx.connection)?;
         if written == 0 {
+            // Either the workspace has no row yet, or another writer has flipped it.
             let found = find(tx.connection, key)?;
             if found.is_some() || self.expected_epoch != 0 {
                 // An earlier attempt may have been committed although its outcome was lost.
@@ -221,6 +222,7 @@ impl Decision {
             written = diesel::insert_into(workspace_routes::table).values(record).execute(tx.connection)?;
         }
         tx.rows += written;
+        // In the transaction of the route: a flip is never on disk without its audit row and its notification.
         if let Some(flip) = &mut self.flip {
             flip.write(tx)?;
         }
