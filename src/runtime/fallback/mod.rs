@@ -161,6 +161,7 @@ impl Fallback {
             }
             return Ok(turn.reader(turn_request));
         }
+        // Checked after the lookup: a stopping runtime still answers for turns that it knows.
         if *self.stopping.borrow() {
             return Err(Failure::new(ErrorCode::Draining, "the runtime is stopping"));
         }
