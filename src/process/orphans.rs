@@ -152,6 +152,7 @@ impl Orphans {
         for pid in pids {
             let Some((run, _)) = mark_of(pid) else { continue };
             if pid_namespace(pid) == Some(namespace)
+                // The run is checked by its start time too, because its process id may have been reused.
                 && !run_lives(&run)
                 && let Some(stat) = stat(pid)
             {
