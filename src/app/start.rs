@@ -56,6 +56,7 @@ impl Service {
             migrations: migrations.clone(),
             toasts: notifications.hub.clone(),
         };
+        // The API starts after everything that its handlers call.
         let http = start_http(config, state, watchdog, embedded)?;
         let migrations = start_migrations(migrations);
         let webhooks = start_webhooks(webhooks, keeper);
