@@ -154,6 +154,8 @@ impl NotificationFollower {
             if let Some(reset) = self.reset.clone() {
                 let (mut missed, incomplete) = self.missed(&reset).await;
                 missed.sort_by_key(|toast| toast.seq);
+                // Cleared only after the read: if a caller drops this future, the next call reads the missed
+                // notifications again.
                 self.reset = None;
                 self.catch_up(reset, missed, incomplete);
                 continue;
@@ -291,6 +293,7 @@ impl NotificationFollower {
             },
             End::Broke(reason) => (Next::Wait, reason),
         };
+        // Only a connection that lasted resets the backoff.
         if was_steady {
             self.failures = 0;
         }
