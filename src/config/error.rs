@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Not set anywhere.
+    /// The built-in default: no source sets the value.
     Default,
     /// A configuration file.
     File(PathBuf),
