@@ -160,7 +160,7 @@ words! {
     /// Severity of a capacity alert.
     #[derive(PartialOrd, Ord)]
     AlertLevel {
-        /// The limit is near.
+        /// The taken seats have reached the warning threshold.
         Warning = "warning",
         /// The limit is nearly reached.
         Critical = "critical",
@@ -170,9 +170,9 @@ words! {
 words! {
     /// Outcome of a level of an alert.
     AlertKind {
-        /// The alert begins.
+        /// The alert was raised, or its level increased.
         Raised = "raised",
-        /// The alert is over.
+        /// The alert was resolved as a whole.
         Resolved = "resolved",
     }
 }

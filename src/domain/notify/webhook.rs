@@ -16,7 +16,7 @@ words! {
     DeliveryState {
         /// The delivery waits for its first attempt, or for a retry.
         Pending = "pending",
-        /// The receiver took it.
+        /// The receiver answered with a status of success.
         Delivered = "delivered",
         /// The delivery was given up: the receiver refused it permanently, or all attempts failed.
         Dead = "dead",

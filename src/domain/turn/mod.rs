@@ -20,17 +20,17 @@ use crate::acp::{
 words! {
     /// State of a turn.
     TurnState {
-        /// On disk; the agent has not seen it.
+        /// Persisted; the prompt was not sent to the agent yet.
         Accepted = "accepted",
-        /// The agent has it.
+        /// The prompt was sent to the agent.
         Running = "running",
-        /// Ended by itself.
+        /// The agent ended the turn.
         Completed = "completed",
-        /// Ended because somebody asked for it.
+        /// Ended because a caller cancelled it.
         Cancelled = "cancelled",
         /// Ended with an error.
         Failed = "failed",
-        /// The service stopped in the middle of it.
+        /// The service stopped during the turn.
         Interrupted = "interrupted",
     }
 }
