@@ -66,7 +66,7 @@ pub(crate) struct HttpState {
 }
 
 pub(crate) struct RunningHttp {
-    /// The bound address.
+    /// The bound address, with the actual port if the configured one is 0.
     pub address: SocketAddr,
     pub handle: ServerHandle,
 }
