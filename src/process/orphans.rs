@@ -52,7 +52,7 @@ struct Live {
     leaders: HashMap<u32, u64>,
 }
 
-/// Fields of `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that identify a process and its group.
 struct Stat {
     zombie: bool,
     group: u32,
