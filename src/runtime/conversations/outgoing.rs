@@ -72,6 +72,7 @@ impl Pace {
             return true;
         }
         self.rest();
+        // Nothing else wakes the task: the source was ready when the budget ran out.
         cx.waker().wake_by_ref();
         false
     }

@@ -101,6 +101,7 @@ impl Git {
         let mut started = group::spawn(command, ()).await.map_err(|cause| failed(&cause.to_string()))?;
         let work = async {
             let mut bytes = Vec::new();
+            // One byte more than the limit shows that the output is incomplete.
             let mut output = (&mut started.output).take(max_output as u64 + 1);
             let read = output.read_to_end(&mut bytes).await;
             let cut = bytes.len() > max_output;
