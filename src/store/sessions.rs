@@ -324,6 +324,7 @@ pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Res
     let workspace = new.workspace.take();
     let record = Record::new(new);
     move |tx| {
+        // The commit of an earlier attempt reported an error and took effect nevertheless.
         if tx.in_doubt && exists(tx.connection, &record.session_id)? {
             return Ok(());
         }

@@ -19,15 +19,15 @@ use crate::{
 /// The turns of one protocol, of one tenant, on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TurnFigures {
-    /// Ended by themselves.
+    /// Turns that the agent completed.
     pub completed: u64,
     /// Ended because somebody asked for it.
     pub cancelled: u64,
-    /// Ended with an error.
+    /// Turns that ended with an error.
     pub failed: u64,
     /// Cut off by a stop of the service.
     pub interrupted: u64,
-    /// Not ended yet.
+    /// Turns that have not ended yet.
     pub open: u64,
     /// Median duration of the completed turns.
     pub p50: Option<Duration>,

@@ -63,7 +63,7 @@ impl FromStr for DatabaseUrl {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The writer's: durable commits.
+    /// For the writer: commits are durable before they are reported.
     Write,
     /// The pool's: refuses to write.
     Read,

@@ -53,6 +53,7 @@ impl WriteTx<'_> {
             None => read_last(self.connection)?.unwrap_or(0) + 1,
         };
         if self.next_seq.len() >= MAX_REMEMBERED {
+            // Emptied as a whole: finding the oldest entry would cost more than reading some numbers again.
             self.next_seq.clear();
         }
         self.next_seq.insert(session, first.saturating_add(i64::try_from(count).unwrap_or(i64::MAX)));
