@@ -55,7 +55,7 @@ pub(crate) enum CloseReason {
     Lost(String),
     /// The peer sent a message larger than the limit.
     FrameTooLarge {
-        /// The limit, in bytes.
+        /// Largest frame of the connection, in bytes.
         limit: usize,
     },
 }
@@ -138,6 +138,7 @@ pub(crate) fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
 
 impl FrameSender {
     fn share_of(&self, text: &str) -> u32 {
+        // At most the whole budget, so that a message larger than the budget can be sent when the pipe is empty.
         u32::try_from(text.len().clamp(1, self.bytes)).unwrap_or(u32::MAX)
     }
 
@@ -154,6 +155,7 @@ impl FrameSender {
 
     /// Same as [`FrameSender::send`], for a message with a sequence number.
     pub(crate) async fn send_numbered(&self, text: String, seq: u64) -> Result<(), SendError> {
+        // The budget before the place in the queue: a sender that waits for bytes must not occupy a place.
         let share = self.budget.clone().acquire_many_owned(self.share_of(&text)).await;
         let share = share.map_err(|_| SendError::Closed)?;
         let frame = Frame { text, seq, _share: Some(share) };
