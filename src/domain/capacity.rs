@@ -170,9 +170,9 @@ words! {
 words! {
     /// Outcome of a level of an alert.
     AlertKind {
-        /// The alert was raised, or its level increased.
+        /// The level was raised.
         Raised = "raised",
-        /// The alert was resolved as a whole.
+        /// The level was resolved, together with every other open level.
         Resolved = "resolved",
     }
 }

@@ -150,6 +150,8 @@ impl MigrationRun {
     /// Chooses the next action, and begins a scheduled migration at its time. No step begins before the results of the
     /// last one. An automatic migration to ACP waits while ACP is unhealthy; a rollback does not.
     pub(crate) fn next_step(&mut self, now: Timestamp, acp_is_healthy: bool) -> NextStep {
+        // Moves without a result come first, even after a pause or a cancel: their workspaces are in an unknown
+        // state.
         let unsettled = self.those(|place| matches!(place, Place::Moving | Place::MovingBack), usize::MAX);
         if !unsettled.is_empty() {
             return NextStep::Unsettled(unsettled);
