@@ -164,6 +164,8 @@ impl Following {
             };
             match next {
                 Next::Event(Some(event)) => self.take(event),
+                // The feed has disconnected this reader because it was too slow; the end of the turn is still
+                // delivered.
                 Next::Event(None) => {
                     self.reader.0.slow_reader();
                     self.live = None;
