@@ -93,9 +93,11 @@ impl ClientRequests {
             let request = tokio::select! {
                 request = queue.recv() => request,
                 () = answer.reader_gone() => None,
+                // Finished requests are removed, so that only those in progress count towards the limit.
                 Some(_) = running.join_next() => continue,
             };
             let Some(request) = request else { break };
+            // Refused and not queued, so that the agent can react.
             if running.len() >= ANSWERS_AT_ONCE {
                 let refused = RpcError::new(jsonrpc::INTERNAL_ERROR, "too many requests are in progress");
                 if answer.send(jsonrpc::response(&request.id, Err::<(), _>(&refused))).await.is_err() {
