@@ -192,6 +192,7 @@ pub(crate) fn open_sqlite_unchanged(path: &Path) -> Result<SqliteConnection, Sto
 fn with_parameters(url: &str) -> String {
     let mut url = url.to_owned();
     for (name, value) in POSTGRES_PARAMETERS {
+        // A parameter in the operator's URL takes precedence.
         if !url.contains(&format!("{name}=")) {
             url.push(if url.contains('?') { '&' } else { '?' });
             url.push_str(&format!("{name}={value}"));
