@@ -1,4 +1,4 @@
-//! Matches answers to requests.
+//! Matches answers to the requests that wait for them, by JSON-RPC id.
 
 use std::collections::HashMap;
 

@@ -55,14 +55,12 @@ pub(crate) enum Message<'a> {
     Request {
         /// The id to repeat in the answer.
         id: RequestId,
-        /// The method's spec name.
         method: Cow<'a, str>,
         /// `null` where absent.
         params: &'a RawValue,
     },
     /// A call without an answer.
     Notification {
-        /// The method's spec name.
         method: Cow<'a, str>,
         /// `null` where absent.
         params: &'a RawValue,

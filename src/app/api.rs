@@ -33,7 +33,6 @@ pub(super) fn start_http(
 }
 
 impl HttpHandle {
-    /// Where the API listens.
     pub(super) fn address(&self) -> std::net::SocketAddr {
         self.running.address
     }
@@ -44,7 +43,6 @@ impl HttpHandle {
     }
 }
 
-/// The driver of migrations.
 pub(super) struct MigrationsHandle {
     driver: JoinHandle<()>,
 }

@@ -24,7 +24,6 @@ use crate::{
 /// Maximum wait for subscribers to close their sockets.
 const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
-/// The hub of subscribers.
 pub(super) struct NotificationsHandle {
     pub hub: NotificationHub,
 }

@@ -19,7 +19,6 @@ use crate::{
     telemetry::{Metrics, watchdog::Watchdog},
 };
 
-/// Everything that runs.
 pub(crate) struct Service {
     pub(super) store: StoreHandle,
     pub(super) runtime: RuntimeHandle,
@@ -57,6 +56,7 @@ impl Service {
             migrations: migrations.clone(),
             toasts: notifications.hub.clone(),
         };
+        // The API starts after everything that its handlers call.
         let http = start_http(config, state, watchdog, embedded)?;
         let migrations = start_migrations(migrations);
         let webhooks = start_webhooks(webhooks, keeper);
@@ -65,7 +65,6 @@ impl Service {
         Ok(Self { store, runtime, sessions, upkeep, notifications, http, migrations, webhooks })
     }
 
-    /// Where the API listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.http.address()
     }

@@ -16,7 +16,6 @@ use crate::{
     config::Config,
 };
 
-/// The tasks of upkeep.
 pub(super) struct UpkeepHandle {
     capacity: JoinHandle<()>,
     expiry: JoinHandle<()>,

@@ -164,7 +164,6 @@ impl ApiClient {
         self.get(&["acp", "health"], &()).await
     }
 
-    /// Route of a workspace.
     pub(crate) async fn protocol(&self, workspace: &str, installation: Option<&str>) -> Result<Value, ClientError> {
         self.get(&["acp", "workspaces", workspace, "protocol"], &json!({"installationId": installation})).await
     }

@@ -24,7 +24,6 @@ use crate::contract::result::ResultStopReason;
 const TICK: Duration = Duration::from_millis(100);
 const SPINNER: [char; 10] = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴', '⠦', '⠧', '⠇', '⠏'];
 
-/// Output of a turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConsoleOptions {
     /// Prints one JSON object per line and asks for no permission.

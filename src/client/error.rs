@@ -3,7 +3,6 @@
 use super::sse::SseError;
 use crate::{contract::problem::Problem, domain::turn::outcome::ErrorCode};
 
-/// A call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// The server answered with a problem.

@@ -60,7 +60,6 @@ impl PromptRequest {
 /// Answer to a permission request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PermissionChoice {
-    /// An offered option.
     Option(String),
     Cancelled,
 }

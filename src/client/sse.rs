@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 /// The largest event, in bytes: twice the largest ACP message that a server accepts by default (16 MiB).
 pub(crate) const MAX_EVENT_BYTES: usize = 32 * 1024 * 1024;
 
-/// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct SseEvent {
     /// `event:`, `message` by default.
@@ -16,7 +15,6 @@ pub(crate) struct SseEvent {
     pub data: String,
 }
 
-/// A malformed stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SseError {
     /// An event is larger than the limit.
@@ -82,7 +80,6 @@ impl SseParser {
         self.grow(bytes)
     }
 
-    /// The next complete event.
     pub(crate) fn next_event(&mut self) -> Option<SseEvent> {
         self.ready.pop_front()
     }

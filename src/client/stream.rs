@@ -26,7 +26,6 @@ pub(crate) struct Accepted {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Happened {
-    /// Id of the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
     /// update, `permission_request`, `permission_resolved`, status, diagnostic, progress, rollback or gap.

@@ -1,5 +1,3 @@
-//! `lumilink audit …`
-
 use std::{io::Write, process::ExitCode};
 
 use clap::{Args, Subcommand};

@@ -1,5 +1,3 @@
-//! `lumilink config`
-
 use std::process::ExitCode;
 
 use super::flags::{CommandError, CommonFlags, print};

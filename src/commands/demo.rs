@@ -1,5 +1,3 @@
-//! `lumilink demo`
-
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;

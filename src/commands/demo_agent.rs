@@ -1,5 +1,3 @@
-//! `lumilink demo-agent`
-
 use std::process::ExitCode;
 
 use clap::Args;

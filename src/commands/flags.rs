@@ -70,7 +70,6 @@ impl CommonFlags {
     }
 }
 
-/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     /// The configuration cannot be used.

@@ -1,5 +1,3 @@
-//! `lumilink migrate`
-
 use std::process::ExitCode;
 
 use clap::Args;

@@ -1,5 +1,3 @@
-//! `lumilink migration …`
-
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};

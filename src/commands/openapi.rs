@@ -1,5 +1,3 @@
-//! `lumilink openapi`
-
 use std::process::ExitCode;
 
 use super::flags::{CommandError, print};

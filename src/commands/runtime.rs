@@ -1,5 +1,3 @@
-//! `lumilink runtime`
-
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;

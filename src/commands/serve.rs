@@ -1,5 +1,3 @@
-//! `lumilink serve`
-
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;

@@ -1,5 +1,3 @@
-//! `lumilink session …`
-
 use std::{io::Read, process::ExitCode};
 
 use clap::{Args, Subcommand};

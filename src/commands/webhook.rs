@@ -1,5 +1,3 @@
-//! `lumilink webhook …`
-
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};

@@ -1,5 +1,3 @@
-//! `lumilink workspace …`
-
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};

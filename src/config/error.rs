@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Not set anywhere.
+    /// The built-in default: no source sets the value.
     Default,
     /// A configuration file.
     File(PathBuf),
@@ -26,7 +26,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One invalid setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BadSetting {
     /// Name, such as `server.listen`; empty for the configuration as a whole.

@@ -34,7 +34,6 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// Adds a TOML file.
     pub(crate) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let origin = Origin::File(path.to_owned());
         let text = std::fs::read_to_string(path)
@@ -92,7 +91,6 @@ impl Layers {
         part.map_or(Origin::Default, |(_, origin)| origin.clone())
     }
 
-    /// The merged settings.
     pub(crate) fn extract(&self) -> Result<super::Config, ConfigError> {
         self.figment.extract_lossy().map_err(|error| {
             let problems = error.into_iter().map(|error| self.explain(&error)).collect();

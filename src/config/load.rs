@@ -23,7 +23,6 @@ const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";
 /// The default data folder, in the current folder: a trial leaves its files in one place.
 const DEFAULT_DATA_DIR: &str = ".lumilink";
 
-/// A validated configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Loaded {
     /// Every setting, paths absolute; `workspaces.root` and `database.url` are always set.

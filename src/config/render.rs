@@ -104,7 +104,6 @@ fn toml_text(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-/// One value as TOML.
 pub(crate) fn toml_value(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("[{}]", items.iter().map(toml_value).collect::<Vec<_>>().join(", ")),

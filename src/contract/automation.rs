@@ -34,7 +34,7 @@ pub(crate) struct GithubAutomation(AutomationMembers);
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationMembers {
-    /// The outcome.
+    /// Outcome of the run, which decides which other members are present.
     pub status: AutomationStatus,
     /// The requested mode.
     pub mode: AutomationMode,
@@ -46,11 +46,11 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, min_length = 1, max_length = 200)]
     pub branch: Option<String>,
-    /// The commit on it.
+    /// The commit of the turn's changes, on `branch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub commit: Option<AutomationCommit>,
-    /// The pull request.
+    /// The pull request that was opened for `branch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pull_request: Option<AutomationPullRequest>,
@@ -58,7 +58,7 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub skip_reason: Option<SkipReason>,
-    /// The finer reason.
+    /// The exact cause within `skipReason`, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub skip_detail: Option<SkipDetail>,
@@ -74,7 +74,7 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub rollback: Option<AutomationRollback>,
-    /// Details of the run.
+    /// Duration, attempts and log of the run.
     pub diagnostics: AutomationDiagnostics,
     /// The error of a failed run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,7 +82,7 @@ pub(crate) struct AutomationMembers {
     pub error: Option<AutomationError>,
 }
 
-/// Outcome of the automation.
+/// Outcome of the automation of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AutomationStatus {
@@ -102,42 +102,42 @@ pub(crate) enum AutomationMode {
     CommitOnly,
 }
 
-/// An issue.
+/// The issue that was opened for a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationIssue {
     /// Id of the issue at GitHub.
     pub id: u64,
-    /// Number in the repository.
+    /// Number in the repository, from 1, as in the web address.
     #[schema(minimum = 1)]
     pub number: u64,
-    /// Web address.
+    /// Web address at GitHub, for people.
     #[schema(format = "uri")]
     pub url: String,
     pub title: String,
 }
 
-/// A commit.
+/// The commit that holds the changes of a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationCommit {
-    /// Hash, 40 hexadecimal digits.
+    /// Hash of the commit, 40 hexadecimal digits in lower case.
     #[schema(pattern = "^[0-9a-f]{40}$")]
     pub sha: String,
     pub message: String,
 }
 
-/// A pull request.
+/// The pull request that was opened for a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationPullRequest {
-    /// Number in the repository.
+    /// Number in the repository, from 1, as in the web address.
     #[schema(minimum = 1)]
     pub number: u64,
-    /// Web address.
+    /// Web address at GitHub, for people.
     #[schema(format = "uri")]
     pub url: String,
-    /// The branch to merge.
+    /// The branch that the pull request proposes to merge.
     pub branch: String,
 }
 
@@ -155,7 +155,7 @@ pub(crate) struct AutomationRollback {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum RollbackTrigger {
-    /// The success window.
+    /// The share of successful turns fell below the threshold of the success window.
     AutoThreshold,
     ManualOperator,
     ManualUser,
@@ -173,18 +173,18 @@ pub(crate) struct RollbackThreshold {
     pub window_minutes: u32,
 }
 
-/// Details of a run.
+/// Duration, attempts and log of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationDiagnostics {
-    /// Duration in milliseconds.
+    /// Duration of the run, in milliseconds.
     pub duration_ms: u64,
-    /// Number of attempts.
+    /// Number of attempts, the successful one included.
     pub attempts: u32,
     /// Log of the run: at most 50 lines of at most 300 characters.
     #[schema(max_items = 50)]
     pub logs: Vec<String>,
-    /// The stable error code.
+    /// The stable error code; absent unless the run failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error_code: Option<String>,
@@ -194,9 +194,9 @@ pub(crate) struct AutomationDiagnostics {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AutomationError {
-    /// The stable error code.
+    /// The stable error code; absent unless the run failed.
     pub code: String,
-    /// One sentence.
+    /// Description of the error, in one sentence.
     pub message: String,
     /// True if the same run may succeed later.
     pub retryable: bool,

@@ -15,7 +15,7 @@ use crate::domain::{
 /// The most entries of an answer; a turn makes two to four.
 pub(crate) const MAX_TIMELINE: usize = 500;
 
-/// `GET /acp/session/{id}/explain`.
+/// Answer to `GET /acp/session/{id}/explain`: the protocol of a session, and the history that led to it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Explanation {
@@ -30,7 +30,7 @@ pub(crate) struct Explanation {
     /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The current state.
+    /// State of the session: starting, idle, running, hibernated, expired, interrupted, failed or closed.
     #[schema(value_type = String)]
     pub state: SessionState,
     /// Protocol that carries turns now, or carried the last one: `acp` or `http`.

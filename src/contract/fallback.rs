@@ -26,13 +26,11 @@ pub(crate) const NDJSON: &str = "application/x-ndjson";
 /// replayed as far as they are kept. Absent: new lines only.
 pub(crate) const AFTER: &str = "after";
 
-/// `POST /process-prompt`.
+/// Body of `POST /process-prompt`: a turn to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProcessPrompt {
-    /// Id of the session.
     pub session_id: SessionId,
-    /// Id of the turn.
     pub prompt_id: PromptId,
     /// A string or an array of ACP content blocks, raw.
     pub prompt: Box<RawValue>,
@@ -73,7 +71,7 @@ pub(crate) struct TurnLine {
     /// An ACP update of the agent, raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<Box<RawValue>>,
-    /// `_meta` beside it.
+    /// The `_meta` member that the agent sent beside `update`, raw.
     #[serde(default, rename = "_meta", skip_serializing_if = "Option::is_none")]
     pub meta: Option<Box<RawValue>>,
     /// Any other notification of the agent.
@@ -111,7 +109,6 @@ impl TurnLine {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LineNotification {
     pub method: String,
-    /// Raw params.
     pub params: Box<RawValue>,
 }
 
@@ -128,7 +125,6 @@ pub(crate) struct LinePermission {
     pub by: String,
 }
 
-/// Why a turn failed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LineFailure {

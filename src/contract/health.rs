@@ -5,27 +5,27 @@ use utoipa::ToSchema;
 
 use crate::domain::clock::Timestamp;
 
-/// `GET /acp/health`.
+/// Answer to `GET /acp/health`: the state of the service and of its parts.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Health {
     /// `ok`, `degraded` (a part is not ok) or `draining`.
     pub status: &'static str,
-    /// Version of the program.
+    /// Version of the program (semver).
     pub version: &'static str,
     /// Turns by protocol since the start.
     pub protocols: Protocols,
     /// Workspaces in use, and flips of their routes.
     pub workspaces: WorkspacesHealth,
-    /// Seats.
+    /// Seats that sessions take, and alerts about them.
     pub capacity: CapacityHealth,
-    /// The database.
+    /// State of the database, by a read that was made for this answer.
     pub database: PartHealth,
-    /// The runtime.
+    /// State of the runtime, as it answered to this request.
     pub runtime: RuntimeHealth,
 }
 
-/// Figures by protocol.
+/// Turns since the start of this process, by protocol.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Protocols {
@@ -39,13 +39,13 @@ pub(crate) struct Protocols {
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProtocolHealth {
-    /// Started turns.
+    /// Turns that began since the start of this process.
     pub turns_started: u64,
-    /// Completed turns.
+    /// Turns that the agent completed.
     pub turns_completed: u64,
-    /// Failed turns.
+    /// Turns that ended with an error.
     pub turns_failed: u64,
-    /// Cancelled turns.
+    /// Turns that ended because a caller cancelled them.
     pub turns_cancelled: u64,
     /// Share of all turns that this protocol carried, 0 to 1; null before the first turn.
     pub share: Option<f64>,
@@ -67,7 +67,7 @@ pub(crate) struct WorkspacesHealth {
     pub flips_to_acp: u64,
 }
 
-/// Seats.
+/// Seats that sessions take, and alerts about them.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityHealth {
@@ -113,24 +113,24 @@ pub(crate) struct TenantSeats {
 pub(crate) struct PartHealth {
     /// `ok` or `unavailable`.
     pub status: &'static str,
-    /// The error.
+    /// The error, if the part is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// The runtime.
+/// State of the runtime, as it answered to this request.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RuntimeHealth {
     /// `ok` or `unavailable`.
     pub status: &'static str,
-    /// The error.
+    /// The error, if the part is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Version of the runtime.
+    /// Version of the runtime; absent if it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Running agent processes.
+    /// Agent processes that run in the runtime; absent if it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_processes: Option<u64>,
 }

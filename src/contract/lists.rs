@@ -13,7 +13,7 @@ use crate::domain::{
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page<T> {
-    /// The entries.
+    /// The entries of the page, at most `limit`.
     pub items: Vec<T>,
     /// `cursor` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,7 +24,7 @@ pub(crate) struct Page<T> {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TranscriptPage {
-    /// The entries, oldest first.
+    /// The entries of the page, oldest first.
     pub entries: Vec<TranscriptItem>,
     /// `cursor` of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +79,7 @@ pub(crate) struct WorkspaceItem {
     pub last_used_at: String,
 }
 
-/// A configured agent.
+/// An agent of the configuration.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AgentItem {
@@ -153,6 +153,6 @@ pub(crate) struct EventsQuery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum From {
-    /// The next event.
+    /// Only events that follow the request.
     Live,
 }

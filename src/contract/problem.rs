@@ -11,20 +11,20 @@ use crate::domain::{
 /// The media type of [`Problem`].
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// `application/problem+json` (RFC 9457).
+/// Body of every error answer, as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Problem {
-    /// `urn:lumilink:problem:<code>`.
+    /// A URN that ends with the error code: `urn:lumilink:problem:<code>`.
     #[serde(rename = "type")]
     pub kind: String,
     /// A short name for the code.
     pub title: String,
-    /// The HTTP status.
+    /// The HTTP status of the answer.
     pub status: u16,
     /// Description of the failure, and what to do about it.
     pub detail: String,
-    /// The stable error code.
+    /// The stable error code, for programs to branch on.
     pub code: String,
     /// `connection`, `protocol`, `application` or `system`.
     #[schema(value_type = String)]
@@ -49,7 +49,7 @@ pub(crate) struct Problem {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProblemCapacity {
-    /// Taken seats.
+    /// Seats that sessions of all tenants take.
     pub taken: usize,
     /// Seats up to which new sessions are admitted.
     pub limit: usize,

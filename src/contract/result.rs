@@ -15,7 +15,7 @@ use crate::domain::{
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ACPSessionResult {
-    /// End of the turn.
+    /// Reason for which the turn ended.
     pub stop_reason: ResultStopReason,
     /// Tokens; 0 with `meta.usageKnown: false` if the agent does not report them.
     pub usage: ResultUsage,
@@ -31,29 +31,29 @@ pub(crate) struct ACPSessionResult {
     pub diagnostics: Vec<ResultDiagnostic>,
 }
 
-/// End of a turn.
+/// Reason for which a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ResultStopReason {
     /// The agent ended the turn: `end_turn`, `max_tokens`, `max_turn_requests` or refusal.
     Completed,
-    /// The turn was cancelled.
+    /// A caller cancelled the turn, or the session was closed.
     Cancelled,
     /// The turn failed; `meta.errorCode` has the code.
     Error,
 }
 
-/// Tokens of a turn.
+/// Token counts of a turn, as its agent reported them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultUsage {
-    /// Input tokens.
+    /// Tokens that the model read.
     pub input_tokens: u64,
-    /// Output tokens.
+    /// Tokens that the model wrote.
     pub output_tokens: u64,
 }
 
-/// `meta` of a result.
+/// Facts about a turn beside its outcome: the member `meta` of a result.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultMeta {
@@ -75,7 +75,7 @@ pub(crate) struct ResultMeta {
     pub message: String,
     /// True if `message` was truncated.
     pub message_truncated: bool,
-    /// Where the agent worked.
+    /// The folder in which the agent worked.
     pub workspace: ResultWorkspace,
     /// Rollback of the workspace, if any.
     pub rollback: ResultRollback,
@@ -89,11 +89,11 @@ pub(crate) struct ResultMeta {
     pub context_injected: bool,
     /// True if the agent reported tokens.
     pub usage_known: bool,
-    /// Timings of the turn.
+    /// Durations of the turn's phases, in milliseconds.
     pub timings: ResultTimings,
 }
 
-/// Where the agent worked.
+/// The folder in which the agent worked.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultWorkspace {
@@ -109,7 +109,7 @@ pub(crate) struct ResultWorkspace {
 pub(crate) struct ResultRollback {
     /// True if turns use HTTP.
     pub active: bool,
-    /// The reason.
+    /// The reason for the rollback, as a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Trigger of the rollback.
@@ -137,12 +137,12 @@ pub(crate) struct ResultTimings {
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultDiagnostic {
-    /// Severity.
+    /// Severity of the diagnostic: `debug`, `info`, `warn` or `error`.
     #[schema(value_type = String)]
     pub severity: Severity,
-    /// One sentence.
+    /// Description of the event, in one sentence.
     pub message: String,
-    /// Additional data, if any.
+    /// Additional data about the event, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     pub context: Option<serde_json::Value>,
@@ -164,7 +164,7 @@ pub(crate) struct TurnFacts {
     pub route: Route,
     /// The negotiated ACP version.
     pub protocol_version: Option<u16>,
-    /// Where the agent worked.
+    /// The folder in which the agent worked.
     pub workspace: ResultWorkspace,
     /// Rollback of the workspace, if any.
     pub rollback: ResultRollback,
@@ -264,7 +264,7 @@ impl ACPSessionResult {
     }
 }
 
-/// Milliseconds with three decimals.
+/// Returns the duration in milliseconds, rounded to three decimals.
 fn milliseconds(duration: std::time::Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

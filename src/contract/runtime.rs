@@ -153,7 +153,6 @@ pub(crate) struct WorkspaceRef {
     pub path: Option<String>,
 }
 
-/// A repository to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Checkout {
@@ -168,7 +167,6 @@ pub(crate) struct Checkout {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PrepareWorkspace {
-    /// The workspace.
     pub workspace: WorkspaceRef,
     /// Name of the agent; an unknown agent is refused before anything is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,7 +193,6 @@ pub(crate) struct PreparedWorkspace {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DiffWorkspace {
-    /// The workspace.
     pub workspace: WorkspaceRef,
 }
 
@@ -242,11 +239,9 @@ pub(crate) enum ChangeStatus {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RuntimeStatus {
-    /// Version of the program.
     pub version: String,
     /// Names of the configured agents; the first is the default.
     pub agents: Vec<String>,
-    /// Running agent processes.
     pub agent_processes: u64,
     /// Limit of agent processes.
     pub max_agents: u64,

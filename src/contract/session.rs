@@ -11,7 +11,7 @@ use crate::domain::{
     turn::TurnState,
 };
 
-/// `POST /acp/session/new`.
+/// Body of `POST /acp/session/new`: the workspace, the agent and the purpose of a session.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NewSessionBody {
@@ -26,7 +26,7 @@ pub(crate) struct NewSessionBody {
     pub user_id: Option<UserId>,
     /// `owner/name` or a URL to clone into a new workspace.
     pub repository: Option<String>,
-    /// Branch of `repository`.
+    /// Branch of `repository`; absent: its default branch.
     pub branch: Option<String>,
     /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
@@ -45,14 +45,14 @@ pub(crate) struct NewSessionBody {
     pub permission_policy: Option<PermissionPolicy>,
 }
 
-/// Purpose of a session.
+/// Purpose of a session, which decides about git.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// The agent works on files.
     #[default]
     Development,
-    /// A conversation without git.
+    /// The agent only talks, and git is not used.
     Conversation,
 }
 
@@ -70,10 +70,10 @@ pub(crate) struct SessionReady {
     pub protocol_version: Option<u16>,
     /// Id of the connection to the runtime.
     pub connection_id: String,
-    /// ACP `agentInfo`.
+    /// ACP `agentInfo` of the handshake, as the agent sent it.
     #[schema(value_type = Option<Object>)]
     pub agent_info: Option<Box<RawValue>>,
-    /// ACP `agentCapabilities`.
+    /// ACP `agentCapabilities` of the handshake, as the agent sent it.
     #[schema(value_type = Option<Object>)]
     pub agent_capabilities: Option<Box<RawValue>>,
     /// ACP `modes` of the session.
@@ -102,7 +102,7 @@ pub(crate) struct WorkspaceInfo {
     pub is_ephemeral: bool,
 }
 
-/// `POST /acp/session/prompt`.
+/// Body of `POST /acp/session/prompt`: a turn to run.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PromptBody {
@@ -111,7 +111,7 @@ pub(crate) struct PromptBody {
     /// A string, or an array of ACP content blocks.
     #[schema(value_type = Object, example = "write hello.txt hello")]
     pub prompt: Box<RawValue>,
-    /// Automation of the changes.
+    /// Automation that publishes the changes of the turn.
     #[serde(default)]
     pub automation: AutomationBody,
 }
@@ -139,7 +139,7 @@ pub(crate) struct PromptAccepted {
     pub duplicate: bool,
 }
 
-/// The session to close.
+/// Body of `POST /acp/session/close`: the session to close.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SessionBody {
@@ -147,7 +147,7 @@ pub(crate) struct SessionBody {
     pub session_id: String,
 }
 
-/// `POST /acp/session/load`.
+/// Body of `POST /acp/session/load`: a session that is not live.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct LoadBody {
@@ -158,7 +158,7 @@ pub(crate) struct LoadBody {
     pub mcp_servers: Option<Box<RawValue>>,
 }
 
-/// `POST /acp/session/cancel`.
+/// Body of `POST /acp/session/cancel`: the turn to cancel.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CancelBody {
@@ -168,21 +168,21 @@ pub(crate) struct CancelBody {
     pub prompt_id: Option<String>,
 }
 
-/// Answer to a cancel.
+/// Answer to `POST /acp/session/cancel`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Cancelled {
     /// True if a turn was running; it ends as `cancelled`.
     pub cancelled: bool,
 }
 
-/// Answer to a close.
+/// Answer to `POST /acp/session/close`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Closed {
     /// Id of the session.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// `closed`.
+    /// Always `closed`: the session cannot be loaded again.
     #[schema(value_type = String)]
     pub state: SessionState,
 }
@@ -205,11 +205,11 @@ pub(crate) struct PermissionBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PermissionAnswered {
-    /// Id of the request.
+    /// The `requestId` of the permission request that was answered.
     pub request_id: String,
 }
 
-/// `POST /acp/session/mode`.
+/// Body of `POST /acp/session/mode`: the mode to select.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ModeBody {
@@ -219,7 +219,7 @@ pub(crate) struct ModeBody {
     pub mode_id: String,
 }
 
-/// `POST /acp/session/config`.
+/// Body of `POST /acp/session/config`: the option to change.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ConfigBody {
@@ -236,12 +236,12 @@ pub(crate) struct ConfigBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AgentAnswer {
-    /// The raw answer.
+    /// The answer of the agent, as it was sent.
     #[schema(value_type = serde_json::Value)]
     pub answer: Box<RawValue>,
 }
 
-/// A session.
+/// A session, live or stored.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionInfo {
@@ -250,16 +250,16 @@ pub(crate) struct SessionInfo {
     /// Name of the tenant.
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// Name of the workspace.
+    /// Name of the workspace, unique within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// The user for whom the session works.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// Name of the agent.
+    /// Name of the agent in the configuration; `default` for the default agent.
     pub agent: String,
-    /// `development` or `conversation`.
+    /// Purpose of the session: `development` or `conversation`.
     pub mode: Mode,
     /// starting, idle, running, hibernated, expired, interrupted, failed or closed.
     #[schema(value_type = String)]
@@ -278,12 +278,12 @@ pub(crate) struct SessionInfo {
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_prompt_id: Option<PromptId>,
-    /// `acp` or `http`.
+    /// Protocol that carries the turns: `acp` or `http`.
     pub protocol: &'static str,
     /// The negotiated ACP version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol_version: Option<u16>,
-    /// Restarts of the agent.
+    /// Number of times that the agent was restarted after a failure.
     pub restarts: u32,
     /// Id of the newest event.
     pub last_event_id: u64,
@@ -300,17 +300,17 @@ pub(crate) struct SessionInfo {
     pub last_used_at: String,
 }
 
-/// A failure.
+/// The failure of a session or of a turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FailureInfo {
-    /// The stable error code.
+    /// The stable error code, for programs to branch on.
     pub code: String,
-    /// Description of the failure.
+    /// Description of the failure, for people.
     pub detail: String,
 }
 
-/// A turn.
+/// A turn of a session, running or ended.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PromptInfo {

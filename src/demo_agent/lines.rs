@@ -8,13 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-/// Results of reading.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
     Text(String),
     /// The time limit expired.
     Silence,
-    /// stdin has ended.
     End,
 }
 

@@ -2,7 +2,6 @@
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Command {
-    /// The first word.
     pub word: String,
     /// The text after the first word, without surrounding whitespace.
     pub rest: String,

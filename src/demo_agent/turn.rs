@@ -18,7 +18,6 @@ use crate::config::environment::{Environment, current_folder};
 /// The most steps of a plan: each step sends the whole plan again.
 const MAX_STEPS: u64 = 1000;
 
-/// A running turn.
 pub(super) struct Turn {
     pub session: String,
     pub cancelled: bool,

@@ -10,7 +10,6 @@ use super::{clock::Timestamp, ids::InstallationId, share::FULL_BP, words::words}
 /// The limits and thresholds of seats (`[capacity]`). Shares are in basis points of the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CapacityRules {
-    /// Seats of the service.
     pub limit: usize,
     /// The share that one tenant may take; at least one seat.
     pub tenant_share_bp: u32,
@@ -71,7 +70,6 @@ pub(crate) struct Refused {
 /// Observation of the seats. The peak covers the time since the previous observation, so that no short rise is missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SeatsSeen {
-    /// Seats taken now.
     pub taken: usize,
     /// The most seats taken since the previous observation, that one included.
     pub peak: usize,
@@ -87,7 +85,6 @@ pub(crate) struct Seats {
 }
 
 impl Seats {
-    /// All seats free.
     pub(crate) fn new(rules: CapacityRules) -> Self {
         Self { rules, taken: 0, peak: 0, by_tenant: HashMap::new() }
     }
@@ -163,7 +160,7 @@ words! {
     /// Severity of a capacity alert.
     #[derive(PartialOrd, Ord)]
     AlertLevel {
-        /// The limit is near.
+        /// The taken seats have reached the warning threshold.
         Warning = "warning",
         /// The limit is nearly reached.
         Critical = "critical",
@@ -173,9 +170,9 @@ words! {
 words! {
     /// Outcome of a level of an alert.
     AlertKind {
-        /// The alert begins.
+        /// The level was raised.
         Raised = "raised",
-        /// The alert is over.
+        /// The level was resolved, together with every other open level.
         Resolved = "resolved",
     }
 }
@@ -207,7 +204,6 @@ impl CapacityAlerts {
         Self { rules, open, calm_since: None }
     }
 
-    /// The highest open level.
     #[cfg(test)]
     pub(crate) fn level(&self) -> Option<AlertLevel> {
         self.open

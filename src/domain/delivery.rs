@@ -1,9 +1,9 @@
-//! Messages that survive a broken connection: each end numbers what it sends and keeps it until the other end has
-//! said that it need not be sent again.
+//! Messages that survive a broken connection: each end numbers its messages and holds each one until the other end
+//! has acknowledged it.
 //!
-//! Both ends run the same two halves. [`Outbox`] is what was sent and may have to be sent again; [`Inbox`] is how far
-//! the other end has been heard. Every message arrives exactly once and in order, however often the connection
-//! breaks, as long as both ends live.
+//! Both ends run the same two halves. [`Outbox`] holds sent messages that may have to be sent again; [`Inbox`]
+//! records the last message that arrived. Every message arrives exactly once and in order, however often the
+//! connection breaks, as long as both ends live.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(crate) struct Outbox<T> {
     unacknowledged: VecDeque<(T, usize)>,
-    /// The number of the first of them.
+    /// Number of the first unacknowledged message.
     first: u64,
     bytes: usize,
     max_messages: usize,
@@ -24,14 +24,14 @@ pub(crate) struct Outbox<T> {
 pub(crate) struct OutOfRange {
     /// Number of the last message that the peer has.
     pub asked: u64,
-    /// The last number that is not held any more.
+    /// Number of the last message that is no longer held.
     pub from: u64,
     pub to: u64,
 }
 
 impl<T> Outbox<T> {
-    /// Holds `max_messages` messages and about `max_bytes` bytes of them; one message always. Numbers continue after
-    /// `last`.
+    /// Holds at most `max_messages` messages and about `max_bytes` bytes, but always at least one message. Numbers
+    /// continue after `last`.
     pub(crate) fn new(max_messages: usize, max_bytes: usize, last: u64) -> Self {
         Self { unacknowledged: VecDeque::new(), first: last + 1, bytes: 0, max_messages, max_bytes }
     }
@@ -42,17 +42,17 @@ impl<T> Outbox<T> {
             && (self.unacknowledged.len() >= self.max_messages || self.bytes >= self.max_bytes)
     }
 
-    /// The number of the newest message; that of the beginning before the first.
+    /// Number of the newest message; before the first message, the number after which the outbox began.
     pub(crate) fn last(&self) -> u64 {
         self.first + self.unacknowledged.len() as u64 - 1
     }
 
-    /// The number of the last message that is not held any more; 0 where none ever was.
+    /// Number of the last message that is no longer held; 0 before any acknowledgement of a new conversation.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.first - 1
     }
 
-    /// Keeps a message of `bytes` bytes and gives its number. Whether there is room is the caller's question.
+    /// Holds a message of `bytes` bytes and returns its number. The caller checks [`Self::is_full`] first.
     pub(crate) fn push(&mut self, message: T, bytes: usize) -> u64 {
         self.unacknowledged.push_back((message, bytes));
         self.bytes += bytes;
@@ -62,6 +62,7 @@ impl<T> Outbox<T> {
     /// Records that the peer has everything up to `seq`. A number that was acknowledged before, or that was never
     /// sent, changes nothing.
     pub(crate) fn acknowledge(&mut self, seq: u64) {
+        // Ignored instead of clamped: a peer that is wrong about one number may be wrong about all of them.
         if seq > self.last() {
             return;
         }
@@ -79,15 +80,15 @@ impl<T> Outbox<T> {
         self.unacknowledged.get(index).map(|(message, _)| message)
     }
 
-    /// Where a peer that has everything up to `seq` is to be sent from; what it has is acknowledged by that.
+    /// Returns the number of the first message to send to a peer that has everything up to `seq`.
     pub(crate) fn resume(&mut self, seq: u64) -> Result<u64, OutOfRange> {
+        // Messages that were dropped cannot be sent again, so the caller must end the conversation.
         if seq.saturating_add(1) < self.first || seq > self.last() {
             return Err(OutOfRange { asked: seq, from: self.first - 1, to: self.last() });
         }
         Ok(seq + 1)
     }
 
-    /// Messages that are held.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.unacknowledged.len()
@@ -103,9 +104,9 @@ impl<T> Outbox<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
     New,
-    /// One that was there before; to be dropped.
+    /// The message arrived before and must be dropped.
     Again,
-    /// One or more before it are missing: the peer is not to be trusted.
+    /// Earlier messages are missing, so the peer violates the protocol.
     Gap,
 }
 
@@ -126,7 +127,7 @@ impl Inbox {
         self.last
     }
 
-    /// Takes a number.
+    /// Checks the number of a message that arrived, and records it if it is the next one.
     pub(crate) fn arrive(&mut self, seq: u64) -> Arrival {
         if seq <= self.last {
             Arrival::Again
@@ -139,17 +140,18 @@ impl Inbox {
     }
 }
 
-/// An acknowledgement is worth a message of its own at this fraction of the peer's limits …
+/// An acknowledgement is sent in a message of its own at this fraction of the peer's limits …
 const LIMIT_FRACTION: usize = 4;
-/// … or, where they are unknown, after so many messages and bytes: far less than any peer may keep. A peer that is sent
-/// nothing else for long must not have to wait; one that is sent messages gets its acknowledgements with them.
+/// … or, if the limits are unknown, after this number of messages or bytes: far less than any peer is known to hold.
+/// A peer that receives no other messages must not have to stop; one that receives messages gets its acknowledgements
+/// with them.
 const MESSAGES_BETWEEN_ACKS: u64 = 16;
-/// 16 KiB.
+/// Bytes after which an acknowledgement is sent if the peer's limits are unknown: 16 KiB.
 const BYTES_BETWEEN_ACKS: u64 = 16 * 1024;
 /// Byte counts are kept at marks, not for each message: this many between two acknowledgements.
 const MARKS: u64 = 4;
 
-/// Counts the messages that arrived, and decides when their acknowledgement is worth a message of its own.
+/// Counts the messages that arrived, and decides when their acknowledgement is sent in a message of its own.
 ///
 /// A message is acknowledged once it is *settled*: delivered, or written to disk, as the receiver needs it.
 #[derive(Debug)]
@@ -160,7 +162,7 @@ pub(crate) struct PendingAck {
     acknowledged: Mark,
     settled: Mark,
     received: Mark,
-    /// Ascending; those that are settled are taken off.
+    /// In ascending order; settled marks are removed.
     marks: VecDeque<Mark>,
     last_mark_bytes: u64,
 }
@@ -169,13 +171,14 @@ pub(crate) struct PendingAck {
 #[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     seq: u64,
-    /// All bytes up to it; of what is settled or acknowledged in part, those up to the last mark.
+    /// Bytes up to this position. If only a part of the messages is settled or acknowledged, the bytes up to the last
+    /// mark.
     bytes: u64,
 }
 
 impl PendingAck {
-    /// For a peer that keeps at most `max_messages` messages and `max_bytes` bytes, and has no acknowledgement yet.
-    /// Messages after `received` are to come.
+    /// For a peer that holds at most `max_messages` messages and `max_bytes` bytes. Numbers continue after
+    /// `received`.
     pub(crate) fn new(max_messages: usize, max_bytes: usize, received: u64) -> Self {
         let part = |limit: usize| (limit / LIMIT_FRACTION).max(1) as u64;
         Self::after(part(max_messages), part(max_bytes), received)
@@ -200,6 +203,7 @@ impl PendingAck {
 
     /// Notes a message that arrived.
     pub(crate) fn receive(&mut self, seq: u64, bytes: usize) {
+        // Marks bound the memory: sizes are exact at marks only, which is enough to decide on an acknowledgement.
         self.received = Mark { seq, bytes: self.received.bytes + bytes as u64 };
         if self.received.bytes - self.last_mark_bytes >= (self.bytes / MARKS).max(1) {
             self.last_mark_bytes = self.received.bytes;
@@ -216,6 +220,7 @@ impl PendingAck {
             self.settled.bytes = mark.bytes;
             self.marks.pop_front();
         }
+        // Everything is settled, so the exact count is known without a mark.
         if seq == self.received.seq {
             self.settled.bytes = self.received.bytes;
         }
@@ -229,15 +234,16 @@ impl PendingAck {
 
     /// Notes that the acknowledgements so far may have been lost.
     pub(crate) fn repeat(&mut self) {
+        // From 0: all settled messages count as unacknowledged again.
         self.acknowledged = Mark::default();
     }
 
-    /// True if what is settled and not acknowledged is worth a message of its own.
+    /// True if enough is settled and not acknowledged for a message of its own.
     pub(crate) fn is_due(&self) -> bool {
         self.is_worth_a_message(self.settled)
     }
 
-    /// True if it would be due once everything that arrived is settled.
+    /// True if an acknowledgement would be due once everything that arrived is settled.
     pub(crate) fn may_come_due(&self) -> bool {
         self.is_worth_a_message(self.received)
     }

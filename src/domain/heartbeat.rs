@@ -26,9 +26,8 @@ impl Heartbeat {
 /// Action that is due on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// Nothing, for this long.
+    /// Nothing is due before this time has passed.
     Nothing(Duration),
-    /// Send a ping.
     Ping,
     /// End it: the peer is dead.
     End,

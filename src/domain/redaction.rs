@@ -31,7 +31,6 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
 pub(crate) struct Redacted(String);
 
 impl Redacted {
-    /// Redacts `text`.
     pub(crate) fn new(text: &str) -> Self {
         Self(redact(text).into_owned())
     }

@@ -52,11 +52,11 @@ words! {
 }
 
 words! {
-    /// Which way a workspace went.
+    /// Direction of a flip.
     RollbackKind {
-        /// To the fallback.
+        /// From ACP to the HTTP fallback.
         Rollback = "rollback",
-        /// Back to ACP.
+        /// From the HTTP fallback back to ACP.
         Restore = "restore",
     }
 }
@@ -64,21 +64,21 @@ words! {
 words! {
     /// Why a workspace was rolled back or restored: the reasons of skips, and three of our own.
     ReasonCode {
-        /// The repository is blocked.
+        /// The tenant blocks the repository of the workspace.
         RepoBlocked = "repoBlocked",
-        /// There is no credential for it.
+        /// No credential for GitHub is configured.
         MissingCredential = "missingCredential",
         /// Automation is off.
         AutomationDisabled = "automationDisabled",
-        /// GitHub limits us.
+        /// GitHub limits the rate of requests.
         RateLimited = "rateLimited",
         /// The workspace is rolled back.
         WorkspaceRollback = "workspaceRollback",
-        /// Something else.
+        /// Any other reason, given as a sentence.
         Other = "other",
-        /// There is no room.
+        /// The service has no free seats.
         Capacity = "capacity",
-        /// Somebody wanted it.
+        /// An operator or a user requested it.
         Manual = "manual",
         Threshold = "threshold",
     }
@@ -87,7 +87,7 @@ words! {
 words! {
     /// Action after a rollback.
     FollowUp {
-        /// Users are notified.
+        /// The users of the workspace are notified.
         NotifyUsers = "notifyUsers",
         /// A person reviews the rollback.
         ScheduleReview = "scheduleReview",

@@ -61,6 +61,7 @@ impl Guard {
             return Err(ApiError::new(ErrorCode::ForbiddenOrigin, detail));
         }
         let origin = self.allowed_origin(headers, &host)?;
+        // A preflight carries no token, and has no effect.
         if request.method() == Method::OPTIONS {
             return Ok(origin);
         }

@@ -65,9 +65,8 @@ pub(crate) struct HttpState {
     guard: Guard,
 }
 
-/// The running server.
 pub(crate) struct RunningHttp {
-    /// The bound address.
+    /// The bound address, with the actual port if the configured one is 0.
     pub address: SocketAddr,
     pub handle: ServerHandle,
 }

@@ -57,7 +57,7 @@ impl FromRequest for Body {
     }
 }
 
-/// Reads a JSON body.
+/// Parses a JSON body. A malformed body fails with a message that names the place of the error.
 pub(super) fn parse_body<T: DeserializeOwned>(body: &Body) -> Result<T, ApiError> {
     serde_json::from_slice(&body.0).map_err(|cause| bad_input(&format!("body: {cause}")))
 }

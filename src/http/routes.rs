@@ -7,7 +7,6 @@ use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 use super::{audit, health, notifications, openapi, problem::ApiError, routing, sessions};
 use crate::domain::turn::outcome::ErrorCode;
 
-/// Registers every documented route.
 pub(super) fn routes(table: &mut ServiceConfig<'_>) {
     table
         .service(sessions::new_session)

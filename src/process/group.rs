@@ -82,12 +82,10 @@ pub(crate) struct Exit {
     ended: oneshot::Receiver<Ended>,
 }
 
-/// A started process group.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     /// Writes to stdin; only with [`Streams::Dialogue`].
     pub input: Option<pipe::Sender>,
-    /// Reads from stdout.
     pub output: pipe::Receiver,
     /// Ends the group when dropped.
     pub life: Life,

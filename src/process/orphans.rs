@@ -52,7 +52,7 @@ struct Live {
     leaders: HashMap<u32, u64>,
 }
 
-/// Fields of `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that identify a process and its group.
 struct Stat {
     zombie: bool,
     group: u32,
@@ -152,6 +152,7 @@ impl Orphans {
         for pid in pids {
             let Some((run, _)) = mark_of(pid) else { continue };
             if pid_namespace(pid) == Some(namespace)
+                // The run is checked by its start time too, because its process id may have been reused.
                 && !run_lives(&run)
                 && let Some(stat) = stat(pid)
             {

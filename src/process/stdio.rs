@@ -63,13 +63,11 @@ pub(crate) struct Interceptor {
     pub answers: FrameReceiver,
 }
 
-/// An intercepted request.
 #[derive(Debug)]
 pub(crate) struct ClientRequest {
     /// The id to repeat in the answer.
     pub id: RequestId,
     pub method: String,
-    /// The raw parameters.
     pub params: Box<RawValue>,
 }
 
@@ -152,6 +150,8 @@ impl LineBuffer {
     /// Reserves space for the next read and returns its size in bytes: the buffer never exceeds the limit by more
     /// than one byte.
     fn reserve(&mut self) -> usize {
+        // Releases the space of a large line: hundreds of idle agents would otherwise each retain their largest
+        // message.
         if self.bytes.is_empty() && self.bytes.capacity() > IDLE_BUFFER_BYTES {
             self.bytes = BytesMut::new();
         }
@@ -230,6 +230,7 @@ impl Reader {
             }
         };
         let mut stdout = self.lines.take_stdout();
+        // A descendant that holds the pipe open may write without end, so the read ends after one full pipe.
         let mut unread = MAX_PIPE_BYTES;
         while let Some(stdout) = &mut stdout
             && let Ok(read @ 1..) = self.lines.buffer.fill_from(stdout)
@@ -320,6 +321,7 @@ async fn write_all(
             answer = next_answer(&mut answers), if answers.is_some() => match answer {
                 Some(Incoming::Frame(frame)) => Some(frame),
                 _ => {
+                    // The interceptor has ended; the client's messages are still written.
                     answers = None;
                     None
                 }
@@ -327,6 +329,7 @@ async fn write_all(
         };
         let Some(first) = first else { continue };
         let mut bytes = as_line(first.into_text());
+        // Combines queued messages into one write, and so into one wake-up of the agent.
         while bytes.len() < CHUNK_BYTES
             && let Some(frame) = ready_frame(&mut frames).or_else(|| ready_frame(answers.as_mut()?))
         {

@@ -66,6 +66,7 @@ impl GroupWatch {
             match reaped {
                 Reaped::Leader => {
                     self.drain_stderr_after_exit();
+                    // Reported before the rest of the group is reaped, which callers need not wait for.
                     if let Some(report) = report.take() {
                         let _ = report.send(self.ended(status));
                     }
@@ -73,6 +74,8 @@ impl GroupWatch {
                 Reaped::Orphan => {}
                 Reaped::NoneYet => {
                     tokio::time::sleep(pause).await;
+                    // Killed processes usually exit within a millisecond; one in an uninterruptible system call may
+                    // take long.
                     pause = (pause * 2).min(Duration::from_millis(100));
                 }
                 Reaped::NoneLeft => break,
@@ -87,6 +90,7 @@ impl GroupWatch {
         loop {
             tokio::select! {
                 biased;
+                // The exit comes first: a leader that has exited needs no further signal.
                 () = &mut exit => return,
                 () = tokio::time::sleep_until(kill_at.unwrap_or_else(Instant::now)), if kill_at.is_some() => return,
                 _ = self.ending.recv(), if kill_at.is_none() => {
@@ -195,6 +199,7 @@ fn wait_for_member(pid: u32) -> (Reaped, ExitStatus) {
     let interrupted = || io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
     let reaped_member = match reaped {
         0 => Reaped::NoneYet,
+        // Nothing was reaped, but the caller must try again at once, as after an orphan.
         -1 if interrupted() => Reaped::Orphan,
         -1 => Reaped::NoneLeft,
         found if found as u32 == pid => Reaped::Leader,

@@ -86,7 +86,6 @@ pub(crate) enum StoreError {
     /// sentence for the operator. A retry changes nothing.
     #[error("{0}")]
     OtherSchema(String),
-    /// The store was closed.
     #[error("the store is closed")]
     Closed,
 }
@@ -117,7 +116,6 @@ impl From<diesel::result::Error> for StoreError {
     }
 }
 
-/// Settings of a store.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreOptions {
     pub url: DatabaseUrl,

@@ -23,7 +23,6 @@ pub(crate) enum Retained {
     Connections,
     /// Migrations of workspaces, by start time, and ended migrations of fleets, by last change.
     Migrations,
-    /// Rollback and restore events.
     RollbackEvents,
     /// Outcome counts, by start of the bucket.
     OutcomeBuckets,

@@ -1,5 +1,3 @@
-//! The `sessions` table.
-
 use std::time::Duration;
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
@@ -64,7 +62,6 @@ pub(crate) struct KeptConnection {
     pub cookies: Option<String>,
 }
 
-/// A stored session.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SessionRow {
     pub session_id: SessionId,
@@ -85,7 +82,6 @@ pub(crate) struct SessionRow {
     pub mcp_servers: String,
     /// The protocol that carries the session.
     pub protocol: Route,
-    /// The negotiated version.
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<String>,
@@ -134,7 +130,6 @@ pub(crate) struct SessionChange {
     pub agent_session_id: Option<String>,
     /// The protocol that carries the session.
     pub protocol: Option<Route>,
-    /// The negotiated version.
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<Redacted>,
@@ -329,6 +324,7 @@ pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Res
     let workspace = new.workspace.take();
     let record = Record::new(new);
     move |tx| {
+        // The commit of an earlier attempt reported an error and took effect nevertheless.
         if tx.in_doubt && exists(tx.connection, &record.session_id)? {
             return Ok(());
         }

@@ -39,7 +39,6 @@ pub(crate) struct TranscriptAppend {
     pub now: Timestamp,
 }
 
-/// A stored entry.
 #[derive(Debug, Clone)]
 pub(crate) struct TranscriptRow {
     /// Sequence number within the session, from 1 without gaps.
@@ -146,6 +145,7 @@ impl Entries {
 
     /// Assigns sequence numbers and writes the entries.
     pub(super) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        // In the transaction of the entries: the number promises that they are on disk.
         if self.settles > 0 {
             sessions::settle(tx, &self.session_id, self.settles)?;
         }
@@ -238,6 +238,7 @@ fn last_said(
             ))
             .load(connection)?;
         let Some((last, ..)) = rows.last() else { break };
+        // Pages by number and not by offset, because each page reads on from where the last ended.
         before = *last;
         for (_, event_type, text, protocol) in rows {
             let by_user = event_type == "user_message";

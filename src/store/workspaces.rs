@@ -1,5 +1,3 @@
-//! The `workspaces` table.
-
 use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
 use super::{
@@ -16,7 +14,6 @@ use crate::domain::{
     session::permission::PermissionPolicy,
 };
 
-/// A requested workspace.
 #[derive(Debug, Clone)]
 pub(crate) struct NewWorkspace {
     pub key: WorkspaceKey,
@@ -33,7 +30,6 @@ pub(crate) struct NewWorkspace {
     pub now: Timestamp,
 }
 
-/// A stored workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WorkspaceRow {
     pub key: WorkspaceKey,

@@ -1,5 +1,3 @@
-//! The system clock.
-
 use std::{
     sync::LazyLock,
     time::{Instant, SystemTime, UNIX_EPOCH},

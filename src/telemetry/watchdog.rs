@@ -144,6 +144,7 @@ impl Shared {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(self.limits.every) {
             let was_stopped = self.limits.was_stopped(last_check.elapsed());
             last_check = Instant::now();
+            // After a stop of the whole process all beats are late, and none of the threads is stalled.
             if !was_stopped {
                 self.check();
             }
@@ -151,6 +152,7 @@ impl Shared {
     }
 
     fn check(&self) {
+        // Copied, so that a thread that joins or ends does not wait for the log and the metrics.
         let hearts = self.hearts().clone();
         let mut lags = Vec::with_capacity(hearts.len());
         for heart in hearts {

@@ -60,7 +60,6 @@ pub(crate) trait Transport: Send + Sync {
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
 }
 
-/// The conversation to resume.
 #[derive(Debug, Clone)]
 pub(crate) struct AdoptRequest {
     /// The [`AgentFacts::connection_id`] of the conversation.
@@ -114,7 +113,6 @@ pub(crate) struct OpenedSession {
     pub events: Pin<Box<dyn Stream<Item = AgentEvent> + Send>>,
     /// The first request id that the session may use.
     pub next_call: u64,
-    /// Results of the handshake.
     pub facts: AgentFacts,
 }
 
@@ -151,7 +149,6 @@ pub(crate) struct AgentFacts {
 pub(crate) struct TurnRequest<'a> {
     /// The id of the turn.
     pub prompt_id: PromptId,
-    /// The user's prompt.
     pub prompt: &'a Prompt,
     /// The conversation so far, for an agent that did not see it. It is sent ahead of the prompt, in a form that the
     /// agent accepts.
@@ -235,25 +232,21 @@ impl Delivered {
 pub(crate) enum AgentEvent {
     /// A `session/update`: progress of the turn, raw.
     Update {
-        /// The member `update`.
         update: Box<RawValue>,
         /// The member `_meta` of the same message.
         meta: Option<Box<RawValue>>,
     },
     /// Any other notification.
     Notification {
-        /// The method.
+        /// Name of the method, as the agent sent it.
         method: String,
-        /// The raw parameters.
         params: Box<RawValue>,
     },
     /// A request, which must be answered by [`AgentSession::respond`].
     Request {
         /// The id to repeat in the answer.
         id: RequestId,
-        /// The method.
         method: String,
-        /// The raw parameters.
         params: Box<RawValue>,
     },
     /// The answer to a call.
@@ -267,7 +260,6 @@ pub(crate) enum AgentEvent {
     Failed {
         /// The number of the call.
         call: u64,
-        /// The cause.
         failure: Failure,
     },
     /// A diagnostic about the running turn from the carrier of the turn.

@@ -50,13 +50,12 @@ impl Frame {
 /// Reasons for the end of a connection.
 #[derive(Debug, Clone)]
 pub(crate) enum CloseReason {
-    /// The agent's process exited.
     AgentExited(AgentExited),
     /// The connection broke, or the peer closed it without a reason; the text is the cause.
     Lost(String),
     /// The peer sent a message larger than the limit.
     FrameTooLarge {
-        /// The limit, in bytes.
+        /// Largest frame of the connection, in bytes.
         limit: usize,
     },
 }
@@ -66,7 +65,6 @@ pub(crate) enum CloseReason {
 pub(crate) enum ConnectionState {
     /// The connection was interrupted and is being restored; the text is the cause.
     Interrupted(String),
-    /// The connection was restored.
     Resumed,
 }
 
@@ -114,7 +112,6 @@ pub(crate) enum SendError {
     /// The pipe is full because the reader is too slow. A retry is safe.
     #[error("the other side does not read")]
     Full,
-    /// The reader was dropped.
     #[error("the connection is closed")]
     Closed,
 }
@@ -141,6 +138,7 @@ pub(crate) fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
 
 impl FrameSender {
     fn share_of(&self, text: &str) -> u32 {
+        // At most the whole budget, so that a message larger than the budget can be sent when the pipe is empty.
         u32::try_from(text.len().clamp(1, self.bytes)).unwrap_or(u32::MAX)
     }
 
@@ -157,6 +155,7 @@ impl FrameSender {
 
     /// Same as [`FrameSender::send`], for a message with a sequence number.
     pub(crate) async fn send_numbered(&self, text: String, seq: u64) -> Result<(), SendError> {
+        // The budget before the place in the queue: a sender that waits for bytes must not occupy a place.
         let share = self.budget.clone().acquire_many_owned(self.share_of(&text)).await;
         let share = share.map_err(|_| SendError::Closed)?;
         let frame = Frame { text, seq, _share: Some(share) };
@@ -238,7 +237,6 @@ impl FrameReceiver {
 pub(crate) struct Pipe {
     /// Sends to the agent. Dropping the last clone ends the session behind the pipe.
     pub to_agent: FrameSender,
-    /// Receives from the agent.
     pub from_agent: FrameReceiver,
 }
 

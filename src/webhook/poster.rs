@@ -24,7 +24,6 @@ const MAX_CAUSE_CHARS: usize = 200;
 pub(crate) struct PosterOptions<'a> {
     /// The receiver's URL; may hold a user and a password, which are sent as basic authentication.
     pub url: &'a SecretString,
-    /// Signs the posts.
     pub signer: Signer,
     /// Time limit of one post until the head of the answer.
     pub timeout: Duration,

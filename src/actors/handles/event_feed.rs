@@ -66,6 +66,7 @@ impl EventFeed {
         let mut inner = self.lock();
         let event = SessionEvent { id: inner.buffer.next_id(), prompt_id: prompt, kind, data };
         let id = event.id;
+        // Under the lock, so that all readers get the events in the order of their ids.
         inner.readers.retain(|reader| reader.try_send(event.clone()).is_ok());
         inner.buffer.push(event);
         id
@@ -83,6 +84,7 @@ impl EventFeed {
     pub(crate) fn subscribe(&self, after: u64) -> Subscription {
         let (sender, live) = mpsc::channel(READER_QUEUE);
         let mut inner = self.lock();
+        // Registered and read under one lock: no event falls between the replay and the live events.
         inner.readers.push(sender);
         Subscription { replay: inner.buffer.after(after), live }
     }

@@ -1,4 +1,4 @@
-//! Index of live sessions.
+//! Index of the live sessions of this process, by session id.
 
 use std::{collections::HashMap, sync::Arc};
 

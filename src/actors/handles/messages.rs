@@ -43,7 +43,6 @@ pub(crate) struct RunPrompt {
     pub span: tracing::Span,
 }
 
-/// Outcome of a [`RunPrompt`].
 pub(crate) enum TurnBegun {
     /// The turn is on disk and runs.
     Accepted(TurnHandle),
@@ -161,7 +160,6 @@ pub(crate) enum EndCause {
     StartFailed(Failure),
     /// Its agent crashed, hung, broke the protocol, or did not confirm a cancel.
     Broken(Failure),
-    /// The actor panicked.
     Panicked,
     /// The session was idle for too long.
     Idle,
@@ -203,9 +201,7 @@ pub(crate) struct Proven(pub SessionId, pub Arc<AgentFacts>);
 
 /// An agent that an earlier process left behind during a turn.
 pub(crate) struct Adopted {
-    /// Connection to the agent.
     pub session: AdoptedSession,
-    /// Facts from its handshake.
     pub facts: AgentFacts,
     pub prompt: PromptRow,
     /// Id of the turn's request.
@@ -288,7 +284,6 @@ pub(crate) struct ProbeRoute;
 pub(crate) struct ChangeRoute {
     /// Changes to apply; together they are one flip.
     pub changes: Vec<RouteChange>,
-    /// Initiator and reason.
     pub attribution: Attribution,
     /// Migration run that this change is a step of.
     pub run_id: Option<Uuid>,
@@ -335,7 +330,6 @@ pub(crate) struct StreamGrew(pub Vec<Stream>);
 #[derive(Message)]
 #[rtype(result = "Subscribed")]
 pub(crate) struct Subscribe {
-    /// Notifications to deliver.
     pub scope: Scope,
     pub after: u64,
     /// True if the subscriber also wants session progress.
@@ -344,7 +338,6 @@ pub(crate) struct Subscribe {
     pub cut: Cut,
 }
 
-/// Outcome of a [`Subscribe`].
 #[derive(Debug)]
 pub(crate) enum Subscribed {
     /// Registered: the notifications missed since `after`, and an outlet for later ones.

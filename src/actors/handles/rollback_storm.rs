@@ -121,6 +121,7 @@ impl Storm {
     /// Checks for the end of the storm; returns `true` and notifies operators if it is over.
     async fn look(&self) -> bool {
         let (now, live) = (self.0.clock.steady(), self.live());
+        // The lock is released before the writes, which may wait for the database.
         let (ended, alarms) = {
             let mut flips = self.flips();
             let Some(ended) = flips.counted.on_tick(live, now) else { return false };
@@ -237,7 +238,6 @@ mod tests {
             alarm
         }
 
-        /// Operators' notifications.
         async fn notifications(&self) -> Vec<NotificationRow> {
             let page = self.store.notifications_after(Scope::all(Stream::Operators), 0, 100).await.unwrap();
             page.rows.into_iter().map(Result::unwrap).collect()

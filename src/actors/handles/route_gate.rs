@@ -74,6 +74,8 @@ impl RouteGate {
         let state = RouteState::of(routing, rules);
         let mut turns = self.0.turns.lock();
         let before = self.0.state.borrow().clone();
+        // The routing is also saved with each successful canary; the count of turns, which selects the next one, must
+        // survive that.
         if before == state {
             return;
         }

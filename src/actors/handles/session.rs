@@ -39,7 +39,6 @@ pub(crate) struct SessionSpec {
     pub workspace: WorkspaceKey,
     /// User that the session belongs to.
     pub user_id: Option<UserId>,
-    /// Purpose of the session.
     pub mode: SessionMode,
     /// True if its changes may become pull requests.
     pub enable_git_ops: bool,
@@ -55,7 +54,6 @@ pub(crate) struct SessionSpec {
     pub mcp_servers: Box<RawValue>,
     /// Permission policy of its workspace.
     pub policy: SharedPolicy,
-    /// Route of its workspace.
     pub gate: RouteGate,
     /// Durations of its workspace's turns.
     pub pace: WorkspacePace,
@@ -96,7 +94,6 @@ pub(crate) struct SessionView {
     pub connection: ConnectionStatus,
     /// Class of the error with which the last turn failed; absent if that turn did not fail.
     pub last_failure: Option<ErrorClass>,
-    /// The running turn.
     pub running: Option<PromptId>,
     /// Progress of the running turn, once its agent has the prompt.
     pub progress: Option<Progress>,
@@ -156,7 +153,6 @@ impl SessionShared {
         *self.deferred_notice.lock() = Some(session_notice);
     }
 
-    /// Takes the deferred notification.
     pub(crate) fn take_deferred_notice(&self) -> Option<SessionNotice> {
         self.deferred_notice.lock().take()
     }

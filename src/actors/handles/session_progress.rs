@@ -60,7 +60,6 @@ impl TelemetrySource {
     }
 }
 
-/// Creates both ends.
 pub(crate) fn telemetry(metrics: Metrics) -> (TelemetryFeed, TelemetrySource) {
     let (queue, source) = queue();
     (TelemetryFeed { watchers: source.watchers.clone(), queue, metrics }, source)
@@ -108,6 +107,7 @@ impl TelemetryFeed {
     /// Publishes the current progress of a session if anybody subscribed. Never blocks; counts frames that do not
     /// fit.
     pub(crate) fn publish(&self, session: &SessionShared, now: Timestamp) {
+        // Without a subscriber the frame is not even built: this runs several times in each turn.
         if self.watchers.load(Ordering::Relaxed) == 0 {
             return;
         }

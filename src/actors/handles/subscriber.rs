@@ -61,7 +61,6 @@ pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
 }
 
 impl NotificationFrame {
-    /// Serialises a notification.
     pub(crate) fn new(toast: StoredNotification) -> Self {
         let row = match toast {
             Ok(row) => row,
@@ -153,7 +152,7 @@ impl fmt::Debug for Intake {
     }
 }
 
-/// The socket's end. Once it is dropped, the hub forgets the subscriber within a second.
+/// The socket's end. After a drop, the hub removes the subscriber within a second.
 #[derive(Debug)]
 pub(crate) struct Outlet {
     queue: mpsc::Receiver<Item>,
@@ -163,7 +162,6 @@ pub(crate) struct Outlet {
 /// Time for an evicted subscriber to close its socket before the hub breaks it.
 const PARTING: Duration = Duration::from_secs(4);
 
-/// Creates both ends.
 pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intake, Outlet) {
     let (queue, waiting) = mpsc::channel(QUEUE_FRAMES);
     let gauge = Arc::new(Gauge::default());
@@ -186,6 +184,7 @@ impl Intake {
     /// Queues a notification if the subscriber wants it and does not have it. Evicts a subscriber that is too far
     /// behind.
     pub(crate) fn toast(&mut self, frame: &Arc<NotificationFrame>) {
+        // The replay covers everything up to `after`.
         if frame.seq <= self.after || !frame.is_for(&self.scope) {
             return;
         }
@@ -222,11 +221,13 @@ impl Intake {
 
     fn leave_out(&self) {
         self.gauge.left_out.fetch_add(1, Ordering::AcqRel);
+        // Wakes a receiver that waits on an empty queue; the permit is stored for one that is about to wait.
         self.gauge.has_left_out.notify_one();
     }
 
     fn push(&self, item: Item) -> bool {
         let Some(queue) = &self.queue else { return true };
+        // Added before the item is queued, because the receiver may take it and subtract its size at once.
         let size = item.size_bytes();
         if self.gauge.bytes.fetch_add(size, Ordering::AcqRel) + size > QUEUE_BYTES {
             self.gauge.bytes.fetch_sub(size, Ordering::AcqRel);
@@ -254,10 +255,12 @@ impl Intake {
     /// True if the subscriber has disconnected. Evicts one that takes nothing from a filled queue, and breaks the
     /// socket of an evicted one that neither drains its queue nor closes the socket in time.
     pub(crate) fn is_gone(&mut self, now: Instant) -> bool {
+        // The other reference is the outlet's, which is dropped with the socket.
         if Arc::strong_count(&self.gauge) == 1 {
             return true;
         }
         let taken = self.gauge.taken.load(Ordering::Acquire);
+        // A subscriber that takes one item at a time must not delay its eviction without limit.
         let may_drain = self.ended.is_none_or(|ended| now.saturating_duration_since(ended) < STALL);
         if (taken != self.looked_at.0 && may_drain) || self.is_idle() {
             self.looked_at = (taken, now);
@@ -265,6 +268,7 @@ impl Intake {
         let unchanged_for = now.saturating_duration_since(self.looked_at.1);
         if self.queue.is_some() && unchanged_for >= STALL {
             self.end(Ending::Evicted(Eviction::Stalled));
+            // Broken from outside: a stalled socket does not read the reason from its queue.
             (self.cut)(Ending::Evicted(Eviction::Stalled));
         } else if self.queue.is_none() && unchanged_for >= PARTING {
             (self.cut)(self.gauge.ending.get().copied().unwrap_or(Ending::Stopping));
@@ -294,6 +298,8 @@ impl Outlet {
                 frames => return Ok(Item::LeftOut(frames)),
             }
             tokio::select! {
+                // Items first, so that a count of skipped frames does not overtake the frames that were queued before
+                // it.
                 biased;
                 item = self.queue.recv() => {
                     // The hub sets a reason for every subscriber that it evicts.

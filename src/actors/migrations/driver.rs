@@ -76,6 +76,7 @@ impl Migrations {
             let changed = driver.migrations.clone();
             tokio::select! {
                 Some(ended) = driver.passes.join_next_with_id() => driver.on_end(ended),
+                // A change may make any run due, and a check of each is cheap.
                 () = changed.0.changed.notified() => driver.waiting.clear(),
                 () = sleep_until(wakes_at) => {}
             }
@@ -110,6 +111,7 @@ impl Driver {
 
     fn resume_run(&mut self, row: MigrationRunRow, now: Instant) {
         let since = self.seen.get(&row.run_id).map_or(now, |(_, since)| *since);
+        // Without other supervisors, a step in progress can only be one of an earlier process.
         let is_abandoned = self.migrations.0.is_alone || now.saturating_duration_since(since) >= ABANDONED;
         let run_id = row.run_id;
         let pass = Pass::new(self.migrations.0.workspaces.clone(), row);
@@ -156,6 +158,7 @@ impl Driver {
                 break;
             }
         }
+        // The pages are read newest first.
         open.reverse();
         Ok(open)
     }

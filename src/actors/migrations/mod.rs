@@ -35,7 +35,6 @@ pub(crate) struct Migrations(Arc<Inner>);
 
 struct Inner {
     workspaces: Workspaces,
-    /// Wakes the driver.
     changed: Notify,
     /// True if no other supervisor uses the database.
     is_alone: bool,

@@ -29,12 +29,10 @@ pub(super) struct Step {
     pub run_id: Uuid,
     pub key: WorkspaceKey,
     pub to: Route,
-    /// Initiator and reason.
     pub attribution: Attribution,
     pub now: Timestamp,
 }
 
-/// Result of a move.
 #[derive(Debug)]
 pub(super) struct Moved {
     pub workspace: WorkspaceId,

@@ -72,6 +72,7 @@ impl Pass {
             NextStep::Move(batch) => self.move_batch(batch).await,
             NextStep::MoveBack(batch) => {
                 let to = self.row.run.target().other();
+                // Written before the first move: a crash in between is then settled by the defaults on disk.
                 if self.save().await? { self.act(batch, to).await } else { Ok(After::Again) }
             }
         }
@@ -146,6 +147,7 @@ impl Pass {
         let mut unsaved = Vec::new();
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The run was written just now, so the first beat comes after a full interval.
         beat.reset();
         loop {
             tokio::select! {
@@ -164,6 +166,7 @@ impl Pass {
         }
         while let Err(cause) = self.save_moves(&mut unsaved).await {
             tracing::warn!(marker = "[MIGRATION]", run_id = %self.row.run_id, %cause, "migration step is not written yet; retrying");
+            // A retry cannot succeed; the next start settles the moves.
             if matches!(cause, StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::Closed) {
                 return Err(store::failure(&cause));
             }
@@ -191,9 +194,11 @@ impl Pass {
                     return Ok(());
                 }
                 SavedMigrationRun::Stale(Some(row)) => {
+                    // The other writer's state is kept, and the results are applied to it again.
                     self.row = *row;
                     unsaved.iter().for_each(|moved| self.apply(moved));
                 }
+                // The run was deleted, so its results have no place.
                 SavedMigrationRun::Stale(None) => {
                     unsaved.clear();
                     return Ok(());

@@ -105,6 +105,7 @@ impl Notifications {
     /// Reads the notifications after the newest delivered one.
     fn read(&mut self, stream: Stream, ctx: &mut Context<Self>) {
         let Some(followed) = self.followed.get_mut(&stream) else { return };
+        // One read for each stream at a time keeps the order; growth meanwhile causes one more read.
         if std::mem::replace(&mut followed.is_read, true) {
             followed.grew = true;
             return;
@@ -227,6 +228,7 @@ impl Handler<Subscribe> for Notifications {
         let stream = scope.stream.clone();
         let fresh = || FollowedStream { head: after, recent_after: after, ..FollowedStream::default() };
         let followed = self.followed.entry(stream.clone()).or_insert_with(fresh);
+        // The hub no longer holds everything after the cursor, so the subscriber reads a further page first.
         if after < followed.recent_after {
             return MessageResult(Subscribed::Behind);
         }
@@ -234,6 +236,8 @@ impl Handler<Subscribe> for Notifications {
             followed.recent.iter().filter(|frame| frame.seq > after && frame.is_for(&scope)).cloned().collect();
         let (mut intake, outlet) = pipe(scope, wants_telemetry, after.max(followed.head), cut);
         if *self.services.closed.borrow() {
+            // Joined and ended at once, so that the reason for the end reaches the client as for every other
+            // subscriber.
             intake.end(Ending::Stopping);
         }
         followed.readers.push(intake);

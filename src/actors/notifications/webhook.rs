@@ -92,6 +92,7 @@ impl Webhooks {
     pub(crate) async fn run(self, stop: WebhookStop) {
         let (mut out, grown) = (JoinSet::new(), self.store.grown_streams());
         while !stop.is_closed() {
+            // With all places taken, the end of a post is the next event, and it wakes the loop.
             let wait = if out.len() < MAX_OUT { self.send_due(&mut out).await } else { LOOK };
             tokio::select! {
                 () = stop.0.asked.notified() => {}
@@ -148,6 +149,7 @@ impl Webhooks {
         let answered = match body(&notification) {
             Ok(body) => self.poster.post(delivery_id, body, self.clock.now()).await,
             Err(cause) => {
+                // The delivery stays pending and is attempted again after its lease, until it expires.
                 tracing::error!(marker = "[ACP]", %delivery_id, %cause, "notification is not valid JSON");
                 return;
             }

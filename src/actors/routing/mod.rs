@@ -86,6 +86,7 @@ impl WorkspaceRouting {
         match kept(&self.0.key, &services).await {
             Ok((row, acp, http)) => {
                 let mut actors = self.0.actors.lock();
+                // Checked again under the lock: two probes may have found the same dead actors.
                 if !actors.is_alive() {
                     *actors = Actors::start(row, acp, http, &services, &self.0.gate);
                 }

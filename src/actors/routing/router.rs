@@ -119,6 +119,7 @@ impl ProtocolRouter {
         let record = flip.as_ref().map(record_of);
         let save = SaveRoute {
             key: self.key().clone(),
+            // The write succeeds only on the row from which the change was derived.
             expected_epoch: self.row.routing.epoch(),
             routing: next.clone(),
             migration_enabled: settings.map(|it| it.0),
@@ -157,6 +158,7 @@ impl ProtocolRouter {
     /// Publishes the route: sessions read it at their next turn. A flip also goes to readers, metrics and the log.
     fn publish(&self, flip: Option<&Flip>) {
         let routing = &self.row.routing;
+        // Before the flip is announced: a session that reacts to the event already finds the new route.
         self.gate.set(routing, &self.services.settings.recovery, &self.services.metrics);
         let Some(flip) = flip else { return };
         let update = event(flip, routing);
@@ -211,6 +213,8 @@ impl ProtocolRouter {
             return self.wake(ctx);
         }
         let saving = self.save(next, None, None);
+        // Waits, as the handlers do by `AtomicResponse`: no message changes the route between the decision and its
+        // write.
         ctx.wait(saving.map(move |saved, this, ctx| {
             if let (Ok(()), Some(probe)) = (saved, probe) {
                 this.probe(probe, ctx);
@@ -261,6 +265,7 @@ impl Handler<WindowBreached> for ProtocolRouter {
     fn handle(&mut self, message: WindowBreached, _: &mut Self::Context) -> Self::Result {
         let (now, fraction) = self.moment();
         let mut next = self.row.routing.clone();
+        // A breach of an earlier epoch describes turns from before the last flip.
         let flip = if message.epoch == next.epoch() {
             next.on_breach(message.figures, now, fraction, &self.services.settings.recovery)
         } else {
@@ -286,6 +291,7 @@ impl Handler<TurnObserved> for ProtocolRouter {
         };
         let workspace = self.row.key.clone();
         AtomicResponse::new(Box::pin(self.save(next, flip, None).map(move |saved, _, _| {
+            // No caller waits for this write, and the turn is recorded independently of it.
             if let Err(cause) = saved {
                 tracing::warn!(marker = "[ROLLBACK]", %workspace, %cause, "outcome was not written to the route");
             }

@@ -61,6 +61,7 @@ impl SuccessWindow {
         let report = self.router.send(WindowBreached { epoch, figures });
         ctx.wait(report.into_actor(self).map(|taken, this, _| {
             if !matches!(taken, Ok(Ok(true))) {
+                // The next outcome reports the breach again.
                 this.reported = None;
             }
         }));
@@ -101,6 +102,7 @@ impl Handler<OutcomeObserved> for SuccessWindow {
     fn handle(&mut self, message: OutcomeObserved, ctx: &mut Self::Context) {
         let OutcomeObserved(report) = message;
         let TurnReport { turn, carrier, sample, at } = report;
+        // The first outcome of a new epoch; those of older epochs are ignored by the windows.
         if turn.epoch > self.acp.epoch() {
             self.acp.reset(turn.epoch);
             self.http.reset(turn.epoch);
@@ -121,6 +123,7 @@ impl Handler<OutcomeObserved> for SuccessWindow {
             Route::Http => {
                 self.http.record(turn.epoch, sample, at);
                 let figures = self.http.figures(at);
+                // A single session that fell back on its own is no sign that the workspace's fallback fails.
                 if turn.route == Route::Http {
                     self.alarm(figures);
                 }

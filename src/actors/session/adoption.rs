@@ -56,6 +56,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
     let asking = held.map(|one| async {
         let session_id = one.session.session_id;
         let limit = async {
+            // Turns that wait for a place do not repeat the wait for a runtime that has not answered any of them.
             if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
                 return Ok(Err("no runtime answered".to_owned()));
             }
@@ -147,6 +148,7 @@ async fn adopt_agent(
     // Dropping an adopted connection ends its agent, which no turn uses.
     let newest = adopted.prompt.clone().filter(|newest| newest.prompt_id == prompt.prompt_id);
     let newest = newest.ok_or("its prompt did not reach the agent")?;
+    // As for a new turn, the end must always be recordable.
     let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
     let said =
         services.store.said_in_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;

@@ -258,6 +258,7 @@ impl Session {
             Received::Waits { request_id, event } => {
                 let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
                 self.shared.feed.announce(prompt, EventKind::PermissionRequest, &event);
+                // The timer is not cancelled when the request is answered: `time_out` then finds no request.
                 ctx.run_later(self.services.settings.permission_timeout, move |this, ctx| {
                     if let Some(answer) = this.permissions.time_out(&request_id) {
                         this.answer_permission(&request_id, answer, "timeout", ctx);
@@ -319,6 +320,7 @@ impl Session {
                 self.stop(cause, ctx);
             }
             Some(Call::Asked(later)) => {
+                // Fails only if the caller has stopped waiting.
                 let _ = later.send(result.map_err(|error| classify_agent_error(&error)));
             }
             None => {
@@ -333,6 +335,7 @@ impl Session {
     fn on_prompt_answer(&mut self, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
         let (outcome, usage) = read_prompt_end(result.as_deref().map_err(Clone::clone), cancelled);
+        // An agent that violates the protocol cannot be trusted with the next turn, so its session ends as well.
         let broken = match &outcome {
             TurnOutcome::Failed(failure) if failure.code == ErrorCode::ProtocolViolation => Some(failure.clone()),
             _ => None,
@@ -347,6 +350,7 @@ impl Session {
     fn on_failed(&mut self, call: u64, failure: Failure, ctx: &mut Context<Self>) {
         match self.calls.take(call) {
             Some(Call::Prompt) => {
+                // A failure that follows a cancel ends the turn as cancelled, so the flag decides the outcome.
                 let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
                 self.end_turn(TurnOutcome::of_failure(failure, cancelled), None, ctx);
             }

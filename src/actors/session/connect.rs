@@ -43,7 +43,6 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// A connection to an agent that is to be opened.
 pub(super) struct Opening {
     pub route: Route,
-    /// Backoff before a restart.
     pub delay: Duration,
     /// Cookies of the previous connection.
     pub cookies: Option<String>,
@@ -74,6 +73,7 @@ impl Session {
             return;
         }
         let route = self.shared.spec.gate.route();
+        // Only a session without a past has certainly no conversation that a fresh agent could miss.
         let is_new = past.agent_session_id.is_none() && past.last_event_id == 0 && past.restarts == 0;
         let runtime_answers = ready.is_some();
         self.agent_session_id = past.agent_session_id;
@@ -104,6 +104,7 @@ impl Session {
             let took = services.clock.steady().since(begun);
             let opened = match opened {
                 Ok(opened) if is_new || route == Route::Http => Ok((opened, None)),
+                // If the read fails, the start fails: the agent would continue an incomplete conversation.
                 Ok(opened) => missed(&services, &spec, opened.facts.remembers).await.map(|context| (opened, context)),
                 Err(failure) => Err(failure),
             };
@@ -285,6 +286,7 @@ impl Session {
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
         let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
+        // Before the events are read: the answer to the prompt may be among those that are replayed.
         self.calls.reopen(call, Call::Prompt);
         self.services.metrics.turn_adopted();
         self.resume_turn(&prompt, slot, &said, automation);
@@ -347,6 +349,7 @@ impl Session {
             && let Ok(call) = self.calls.open(Call::Close)
             && link.close(call).is_ok()
         {
+            // The answer to the close, or its failure, ends the session with this cause.
             self.ending = Some(cause.clone());
             ctx.run_later(CLOSE_WAIT, move |this, ctx| this.stop(cause, ctx));
             return;

@@ -44,11 +44,13 @@ pub(crate) fn note(
     let sample = sample_of_handshake(outcome.map(|_| ()));
     let bucket = bucket_start(at, services.settings.window.bucket);
     let counts = sample.map(|sample| OutcomeCount { epoch: turn.epoch, route: Route::Acp, bucket, sample });
+    // The reporter takes its slot in the mailbox now, so that the report after the write cannot be refused.
     let (services, report) = (services.clone(), spec.gate.reporter());
     actix::spawn(async move {
         if let Err(cause) = services.store.record_handshake(new, counts).await {
             tracing::warn!(marker = "[ACP]", %cause, "handshake was not written");
         }
+        // Reported even if the write failed: the route must follow what happened.
         report(TurnReport { turn, carrier: Route::Acp, sample, at });
     });
 }

@@ -86,7 +86,6 @@ pub(crate) struct Session {
 
 /// Start parameters of a session's actor.
 pub(crate) struct Start {
-    /// Backoff before a restart.
     pub delay: Duration,
     /// State kept from an earlier start.
     pub past: Past,
@@ -165,6 +164,7 @@ impl Session {
     /// Ends the running turn, if any, with a failure, then the session.
     fn fail(&mut self, failure: Failure, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(Turn::is_cancelled);
+        // A cancelled turn may end by a failure, because the agent was killed or did not answer the cancel.
         let outcome = TurnOutcome::of_failure(failure.clone(), cancelled);
         self.end_turn(outcome, None, ctx);
         let cause = self.ending.take().unwrap_or(EndCause::Broken(failure));
@@ -180,11 +180,11 @@ impl Session {
         self.link = None;
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
+        // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.
         self.guard.report(cause);
         ctx.stop();
     }
 
-    /// Publishes the session's state.
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
         self.shared.move_to(state, &self.services.metrics).connection = connection;
         let connection = self.shared.connection_status();

@@ -87,11 +87,11 @@ pub(crate) fn note(
 /// A skipped automation: its part of the result, its audit row and its notification.
 pub(crate) struct SkipRecord {
     pub why: (SkipReason, Option<SkipDetail>),
-    /// For the result.
+    /// Member `githubAutomation` of the turn's result.
     pub automation: GithubAutomation,
-    /// For the audit.
+    /// Row of the run for the audit.
     pub run: AutomationRunItem,
-    /// For the user.
+    /// Notification to the session's user.
     pub session_notice: SessionNotice,
 }
 

@@ -141,6 +141,7 @@ impl Session {
         if let Some(turn) = &self.turn {
             return Begin::Answer(turn.join(idempotency.as_ref()));
         }
+        // A closing session stops within the close wait, which would cut off a turn that was accepted now.
         if self.ending.is_some() {
             let failure = Failure::new(ErrorCode::SessionClosed, "the session is being closed");
             return Begin::Answer(Err(failure.into()));
@@ -150,10 +151,13 @@ impl Session {
         {
             return Begin::Answer(Err(failure.into()));
         }
+        // The place for the end is reserved first: a turn that is accepted can then always record its outcome,
+        // however full the queue has become.
         let slot = match self.services.store.reserve_end() {
             Ok(slot) => slot,
             Err(cause) => return Begin::Answer(Err(store::failure(&cause).into())),
         };
+        // From here on the session is in use: it must not hibernate while the turn is being written.
         self.disarm_idle_timer(ctx);
         let now = self.services.clock.now();
         let span =
@@ -161,6 +165,8 @@ impl Session {
         let route = self.shared.spec.gate.next_turn();
         let carrier = self.carrier_of(route.route, self.services.clock.steady());
         let start = TurnStart { prompt_id, route, carrier, accepted_at: now };
+        // The ticket exists before the write: if the actor dies during the write, the drop of the ticket ends the
+        // turn.
         let (ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
         let new_turn = NewTurn {
             prompt_id,
@@ -178,6 +184,8 @@ impl Session {
             now,
         };
         let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, now);
+        // Set before the write, so that a second prompt is joined or refused while the first is on its way to the
+        // disk.
         self.turn = Some(Turn { prompt: Some(prompt), ..turn });
         Begin::Write(Box::new(new_turn), wanted, ticket)
     }
@@ -198,6 +206,7 @@ impl Session {
         let start = TurnStart { prompt_id, route, carrier: row.protocol, accepted_at: row.accepted };
         let (mut ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
         ticket.automate(row.wanted, automation);
+        // Counted as started in this process too, because its end will be counted here.
         ticket.accepted();
         let now = self.services.clock.now();
         ticket.sent(now, false);
@@ -216,6 +225,7 @@ impl Session {
     ) -> Result<TurnBegun, PromptRefused> {
         let refused = match acceptance {
             Ok(Acceptance::Accepted) => {
+                // A cancel during the write finds no ticket and only leaves its mark; it takes effect below.
                 ticket.accepted();
                 let Some(turn) = &mut self.turn else {
                     // Only this function and the end of a turn clear it, and the turn has not begun.
@@ -247,6 +257,7 @@ impl Session {
             Ok(Acceptance::Mismatch(_)) => Err(mismatch().into()),
             Err(cause) => Err(PromptRefused::from(store::failure(&cause))),
         };
+        // The turn has no row, so it has no outcome and no place in the metrics.
         ticket.discard();
         self.turn = None;
         match self.ending.take() {
@@ -271,6 +282,7 @@ impl Session {
         let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
         let Some(ticket) = &mut turn.ticket else { return };
         let Some(prompt) = turn.prompt.take() else { return };
+        // Checked again: at acceptance the agent may not have been connected yet, and its facts were unknown.
         if let Err(failure) = prompt.check_taken_by(facts.takes) {
             return self.end_turn(TurnOutcome::Failed(failure), None, ctx);
         }
@@ -347,7 +359,9 @@ impl Session {
         let sent = self.link.as_mut().map(|link| link.cancel());
         let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
         let grace = self.services.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
+        // ACP requires that pending permission requests are answered as cancelled once the cancel was sent.
         self.cancel_permissions();
+        // Messages that were held back for a permission request may be settled now.
         self.save_entries(ctx);
         if let Some(Err(cause)) = sent {
             return self.fail(Failure::new(ErrorCode::ConnectionLost, cause.to_string()), ctx);
@@ -363,6 +377,7 @@ impl Session {
 
     /// Ends the running turn, if any, with its only outcome.
     pub(super) fn end_turn(&mut self, outcome: TurnOutcome, usage: Option<Usage>, ctx: &mut Context<Self>) {
+        // Before the turn is taken, because the decisions belong in its transcript.
         self.cancel_permissions();
         let Some(turn) = self.turn.take() else { return };
         for timer in [turn.inactivity_timer, turn.grace_timer].into_iter().flatten() {
@@ -371,6 +386,7 @@ impl Session {
         self.note_health(&turn, &outcome);
         match turn.ticket {
             Some(ticket) => {
+                // Messages that arrive from now on are settled only after this end is on disk, see `settle_outside`.
                 self.last_end = Some(turn.handle.ended);
                 ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
             }
@@ -396,6 +412,8 @@ impl Session {
             self.health.turns += 1;
             self.health.failures += u64::from(sample == Sample::Failure);
         }
+        // Failed and cancelled turns are left out: their duration depends on time limits and callers, not on the
+        // agent.
         if matches!(outcome, TurnOutcome::Completed(_)) {
             let took = self.services.clock.now().since(ticket.accepted_at());
             self.latency.record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));

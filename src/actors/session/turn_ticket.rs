@@ -185,6 +185,7 @@ impl TurnTicket {
     /// Adds an entry of the service to the transcript.
     pub(crate) fn note(&mut self, entry: TranscriptEntry) {
         if let Some(begun) = &mut self.0 {
+            // The note follows what the agent has said so far, so the growing entry is completed first.
             begun.transcript.close(&mut begun.entries);
             begun.entries.push(entry);
         }
@@ -225,6 +226,7 @@ impl TurnTicket {
     /// Takes all entries so far, including the one that is still growing.
     pub(crate) fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
         let Some(begun) = self.0.as_mut() else { return Vec::new() };
+        // Closes the growing entry too: everything up to the settled message must be on disk.
         begun.transcript.close(&mut begun.entries);
         std::mem::take(&mut begun.entries)
     }
@@ -292,6 +294,7 @@ impl Begun {
         let skipped_for = skipped.as_ref().map(|skipped| skipped.why);
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
         let result = self.result(&outcome, automation, now).into_bounded_json();
+        // Counted before the write, and even if the write fails: turns started and turns ended must balance.
         if self.counted {
             self.services.metrics.turn_ended(self.first_carrier, &outcome, took);
             if matches!(outcome, TurnOutcome::Completed(_)) {
@@ -325,9 +328,11 @@ impl Begun {
         self.slot.end_turn(
             end,
             Box::new(move |written| {
+                // Only after the commit: until then the runtime must be able to replay the messages of the turn.
                 if let (Ok(()), Some((seq, delivered))) = (&written, settle) {
                     delivered.settle(seq);
                 }
+                // Readers get the result only once it is on disk; callers are woken in either case.
                 let event_id =
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };

@@ -74,6 +74,8 @@ impl CapacityWatch {
     }
 
     fn look(&mut self) {
+        // Without a database the changes are not observed any more; the next look compares with the peak since the
+        // last one.
         if self.pending.len() >= MAX_PENDING {
             return;
         }
@@ -107,6 +109,7 @@ impl CapacityWatch {
         for pending in self.pending.iter_mut().filter(|pending| !pending.is_announced) {
             log_change(&pending.row, written.is_ok());
             self.services.metrics.capacity().changed(&pending.row.change);
+            // Logged and counted once, also if the write is repeated.
             pending.is_announced = true;
         }
         match written {

@@ -36,6 +36,7 @@ impl Keeper {
     pub(crate) async fn keep(self, part: &'static str, mut start: impl FnMut() -> JoinHandle<()>) {
         let mut restarts = RestartPolicy::new(self.limits);
         while let Err(cause) = start().await {
+            // The task was aborted, which is not a failure of the part.
             if !cause.is_panic() {
                 return;
             }

@@ -90,6 +90,7 @@ async fn remove_old(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize,
             if removed < ROWS_PER_WRITE {
                 break;
             }
+            // As long a pause as the write took: sweeps use at most half of the writer's time.
             sleep(began.elapsed().max(SHORTEST_PAUSE)).await;
         }
     }

@@ -25,7 +25,6 @@ pub(crate) struct ProbeState {
 /// Next action for a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Send a probe.
     Ask,
     /// Wait for the answer to the pending probe.
     Wait,

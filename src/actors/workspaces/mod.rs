@@ -91,7 +91,6 @@ pub(crate) struct ReadySession {
     pub is_ephemeral: bool,
     /// Facts from the agent's handshake.
     pub facts: Arc<AgentFacts>,
-    /// Carrier of its turns.
     pub protocol: Route,
 }
 
@@ -128,6 +127,7 @@ impl Workspaces {
     pub(crate) async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
+        // Before anything is created: a full service must refuse without side effects.
         let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
         let services = &self.0.services;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
@@ -167,6 +167,7 @@ impl Workspaces {
             None => services.store.create_session(new).await,
         };
         if let Err(cause) = created {
+            // A session without a row could not be loaded or recovered, so its agent must not survive.
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
             return Err(store::failure(&cause));
         }
@@ -196,6 +197,7 @@ impl Workspaces {
         let workspace = services.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
+        // Never refused: the session was admitted when it was opened.
         let seat = self.0.capacity.admit_returning(&row.key.installation_id);
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
@@ -270,6 +272,7 @@ impl Workspaces {
                 if let Ok(answer) = now.send(make(again)).await {
                     return Some(answer);
                 }
+                // The actor died with the message in its mailbox, or while handling it.
                 again = true;
                 if mailbox.changed().await.is_err() {
                     return None;
@@ -340,6 +343,8 @@ impl Workspaces {
         if let Some(known) = known {
             return Ok(known);
         }
+        // The map's lock cannot be held across the read of the route, so the start has a lock of its own and looks
+        // again.
         let _only_one = self.0.starting.lock().await;
         let known = found(&self.0.supervisors.lock());
         if let Some(known) = known {
@@ -350,6 +355,7 @@ impl Workspaces {
         if supervisors.len() >= MAX_SUPERVISORS {
             let live: HashSet<_> =
                 self.0.services.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
+            // Only workspaces without a session are evicted; their state is on disk.
             supervisors.retain(|key, _| live.contains(key));
         }
         // Runs on the calling HTTP thread: no hop separates a request from its session, and hops dominate the cost of a
@@ -407,6 +413,7 @@ impl Workspaces {
     /// Drains: stops admission, lets running turns end until `deadline` passes, cancels the rest, and releases every
     /// agent.
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
+        // First, so that no turn begins while the running ones are awaited.
         self.0.draining.store(true, Ordering::Release);
         let mut deadline = std::pin::pin!(deadline);
         let index = &self.0.services.index;

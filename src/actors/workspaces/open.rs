@@ -67,12 +67,14 @@ pub(crate) async fn find_or_make(
             (new.folder_id, Some(workspace_client.prepare(&prepare).await?))
         }
     };
+    // Another caller may have created the workspace meanwhile; its row wins, and is checked again below.
     let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
     same_place(request, &row)?;
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
         _ => prepare(workspace_client, &row).await?,
     };
+    // The path is the runtime's to choose and changes with its root.
     if row.workspace_path.as_deref() != Some(&prepared.path) {
         let written = store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
         written.map_err(|cause| store::failure(&cause))?;

@@ -120,9 +120,11 @@ impl WorkspaceSupervisor {
         self.children.insert(id, child);
         if self.probing.is_none() {
             self.probed = Instant::now();
+            // Not longer than `stuck_after`, so that a small setting takes effect.
             self.probing = Some(ctx.run_interval(PROBE_EVERY.min(self.services.settings.stuck_after), Self::probe));
         }
         let live = LiveSession { shared, supervisor: ctx.address().recipient(), mailbox: watching };
+        // Published last: from here on callers send to the session.
         self.services.index.insert(Arc::new(live));
         self.services.metrics.session_changed(None, Some(SessionState::Starting));
     }
@@ -138,6 +140,7 @@ impl WorkspaceSupervisor {
             }
             Verdict::Restart(delay) => {
                 self.services.metrics.restarted(cause);
+                // A late report of the previous actor carries the old number and is ignored.
                 child.generation += 1;
                 let shared = child.shared.clone();
                 let past = {
@@ -166,6 +169,8 @@ impl WorkspaceSupervisor {
                 });
                 shared.feed.announce(None, EventKind::Status, &update);
                 self.services.telemetry.publish(&shared, now);
+                // The feed in `shared` outlives the restart and continues its numbers, so the last event id is not
+                // needed.
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
                 let start = Start { delay, past, cookies, ready: None, adopted: None };
@@ -218,6 +223,7 @@ impl WorkspaceSupervisor {
     }
 
     fn forget(&mut self, id: SessionId) {
+        // First, because a caller that is woken below must no longer find the session.
         self.services.index.remove(id);
         let Some(child) = self.children.remove(&id) else { return };
         self.services.metrics.session_changed(Some(child.shared.view().state), None);
@@ -251,6 +257,7 @@ impl WorkspaceSupervisor {
                     let (id, generation) = (*id, child.generation);
                     let asking = child.mailbox.borrow().probe.send(Probe);
                     ctx.spawn(wrap_future::<_, Self>(asking).map(move |answer, this, _| {
+                        // The answer of an earlier actor does not prove that its successor is alive.
                         let child = this.children.get_mut(&id).filter(|child| child.generation == generation);
                         if let (Some(child), Ok(())) = (child, answer) {
                             child.probe.answered();
@@ -258,6 +265,7 @@ impl WorkspaceSupervisor {
                     }));
                 }
                 Step::Replace => {
+                    // Set before the abort, whose drop reports the same cause as a panic.
                     child.is_stuck = true;
                     child.actor.abort();
                 }
@@ -289,6 +297,7 @@ impl Handler<StartSession> for WorkspaceSupervisor {
         let closed = |_| Failure::new(ErrorCode::SessionClosed, "the session was closed while it was starting");
         let (ready, answer) = oneshot::channel();
         if let Some(child) = self.children.get_mut(&message.spec.session_id) {
+            // The session is live, or another caller is starting it already.
             let facts = child.shared.view().facts.clone();
             match facts {
                 Some(facts) => return Box::pin(std::future::ready(Ok(facts))),
@@ -302,6 +311,8 @@ impl Handler<StartSession> for WorkspaceSupervisor {
         Box::pin(async move {
             let started = answer.await.map_err(closed)?;
             if let Ok(facts) = &started {
+                // Awaited before the caller gets its answer: a failure that follows is then a restart and no failed
+                // start.
                 let _ = this.send(Proven(id, facts.clone())).await;
             }
             started
@@ -328,6 +339,7 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
     fn handle(&mut self, message: SessionEnded, ctx: &mut Self::Context) {
         let SessionEnded { session_id: id, generation, cause } = message;
         let Some(child) = self.children.get(&id) else { return };
+        // The actor that reports has been replaced already.
         if child.generation != generation {
             return;
         }
@@ -391,7 +403,6 @@ impl Handler<DrainSessions> for WorkspaceSupervisor {
 /// Result of a session's start.
 pub(crate) type Started = Result<Arc<AgentFacts>, Failure>;
 
-/// A live session.
 pub(crate) struct Child {
     /// State that outlives restarts.
     pub shared: Arc<SessionShared>,

@@ -61,6 +61,7 @@ impl Bookmark {
         }
         let text = serde_json::to_string(&Kept { sequence: self.sequence.clone(), place: place.clone() })?;
         let mut temporary = self.file.clone().into_os_string();
+        // The name contains the process id: two followers of one file must not write to the same temporary file.
         temporary.push(format!(".{}", std::process::id()));
         let written = write_through(Path::new(&temporary), &format!("{text}\n"));
         let written = written.and_then(|()| fs::rename(&temporary, &self.file));

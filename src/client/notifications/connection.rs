@@ -49,7 +49,6 @@ pub(crate) enum End {
     Impossible(ClientError),
 }
 
-/// An open connection.
 pub(crate) struct OpenConnection {
     socket: Box<WebSocketStream<MaybeTlsStream<TcpStream>>>,
     heartbeat: Heartbeat,
@@ -126,7 +125,6 @@ impl OpenConnection {
         }
     }
 
-    /// Closes the connection.
     pub(crate) async fn close(mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         // The result does not matter: the connection is dropped anyway.

@@ -11,7 +11,6 @@ use crate::client::{ApiClient, ClientError, api::to_query};
 /// Time limit for an acknowledgement.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A selection of notifications.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotificationScope {

@@ -55,16 +55,12 @@ pub(crate) enum NotificationEvent {
         epoch: String,
         /// Later notifications follow.
         cursor: u64,
-        /// Unread notifications.
         unread: u64,
     },
     /// A notification: each once, in order except after a reset.
     Toast(ReceivedNotification),
-    /// Progress of a session.
     Telemetry(Map<String, Value>),
-    /// Progress frames were dropped.
     Gap {
-        /// Number of frames.
         telemetry: u64,
     },
     /// The cursor was rejected. Missed notifications from the inbox follow, then `caughtUp`.
@@ -74,7 +70,6 @@ pub(crate) enum NotificationEvent {
     },
     /// All missed notifications of the inbox were delivered.
     CaughtUp {
-        /// Number of notifications.
         toasts: usize,
         /// Why more may be missing.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +77,6 @@ pub(crate) enum NotificationEvent {
     },
     /// The connection broke, or a reconnect failed.
     Broken {
-        /// Why.
         reason: String,
         /// Wait before the next attempt.
         again_in_ms: u64,
@@ -91,7 +85,6 @@ pub(crate) enum NotificationEvent {
     Restored {
         /// Time for which it was broken.
         after_ms: u64,
-        /// Unread notifications.
         unread: u64,
     },
 }
@@ -161,6 +154,8 @@ impl NotificationFollower {
             if let Some(reset) = self.reset.clone() {
                 let (mut missed, incomplete) = self.missed(&reset).await;
                 missed.sort_by_key(|toast| toast.seq);
+                // Cleared only after the read: if a caller drops this future, the next call reads the missed
+                // notifications again.
                 self.reset = None;
                 self.catch_up(reset, missed, incomplete);
                 continue;
@@ -187,7 +182,6 @@ impl NotificationFollower {
         }
     }
 
-    /// Closes the connection.
     pub(crate) async fn close(self) {
         if let Some(connection) = self.connection {
             connection.close().await;
@@ -299,6 +293,7 @@ impl NotificationFollower {
             },
             End::Broke(reason) => (Next::Wait, reason),
         };
+        // Only a connection that lasted resets the backoff.
         if was_steady {
             self.failures = 0;
         }

@@ -6,7 +6,6 @@ use crate::contract::notifications::frames::close_code;
 pub(crate) enum Next {
     /// Reconnect without a wait, unless the last connection was short.
     AtOnce,
-    /// Reconnect after a wait.
     Wait,
     /// Reconnecting would fail in the same way.
     GiveUp,

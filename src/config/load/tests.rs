@@ -245,7 +245,6 @@ fn setting() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Values, right and wrong.
 fn value() -> impl Strategy<Value = String> {
     prop_oneof![
         "-?[0-9]{0,22}(\\.[0-9])?",

@@ -79,7 +79,6 @@ impl Agent {
     }
 }
 
-/// Checks `[agents.<name>]`.
 pub(super) fn validate_named(agents: &BTreeMap<String, Agent>, check: &mut Check<'_>) {
     for (name, agent) in agents {
         let section = format!("agents.{name}");

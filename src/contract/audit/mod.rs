@@ -49,7 +49,7 @@ pub(crate) struct MigrationItem {
     pub to_protocol: Route,
     /// The epoch that began with the flip; null if nothing was flipped.
     pub epoch: Option<u64>,
-    /// `system`, `operator` or `user`.
+    /// Initiator of the flip: `system`, `operator` or `user`.
     #[schema(value_type = String)]
     pub initiated_by: Initiator,
     /// The name of the initiator.
@@ -84,7 +84,7 @@ pub(crate) struct RollbackEventItem {
     pub workspace_id: WorkspaceId,
     /// The epoch that began with the flip.
     pub epoch: u64,
-    /// `rollback` or `restore`.
+    /// Direction of the flip: `rollback` (to HTTP) or `restore` (to ACP).
     #[schema(value_type = String)]
     pub kind: RollbackKind,
     /// The reason for the flip as a word, as in migrations.
@@ -147,7 +147,7 @@ pub(crate) struct ConnectionItem {
     pub handshake_ms: u64,
     /// True if the handshake was a probe for the recovery of ACP.
     pub is_probe: bool,
-    /// When the handshake ended.
+    /// Time at which the handshake ended, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// Turns, success rate, latency and last heartbeat at the last change that was measured; null if none was.
@@ -170,22 +170,22 @@ pub(crate) struct AutomationRunItem {
     pub session_id: SessionId,
     #[schema(value_type = Option<String>)]
     pub prompt_id: Option<PromptId>,
-    /// `success`, `skipped` or `error`.
+    /// Outcome of the run: `success`, `skipped` or `error`.
     pub status: String,
-    /// `github` or `commit-only`.
+    /// Requested mode: `github` or `commit-only`.
     pub mode: String,
     pub issue_number: Option<u64>,
     pub issue_url: Option<String>,
     pub pull_request_number: Option<u64>,
     pub pull_request_url: Option<String>,
     pub branch: Option<String>,
-    /// 40 hexadecimal digits.
+    /// Hash of the commit, 40 hexadecimal digits; null without a commit.
     pub commit_sha: Option<String>,
     /// The reason for a skip as a word; null unless `status` is `skipped`.
     pub skip_reason: Option<String>,
     /// The exact cause within `skipReason`.
     pub skip_detail: Option<String>,
-    /// Duration in milliseconds.
+    /// Duration of the run, in milliseconds.
     pub duration_ms: u64,
     /// Attempts, the successful one included.
     pub attempts: u32,
@@ -193,7 +193,7 @@ pub(crate) struct AutomationRunItem {
     pub error_code: Option<String>,
     /// The log of the run: a list of lines.
     pub logs: Value,
-    /// When it ended.
+    /// Time at which the run ended, RFC 3339 in UTC.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
@@ -210,15 +210,15 @@ pub(crate) struct CapacityAlertItem {
     /// The tenant whose share the alert is about; null for the whole service.
     #[schema(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
-    /// `warning` or `critical`.
+    /// Level of the alert: `warning` or `critical`.
     #[schema(value_type = String)]
     pub level: &'static str,
-    /// `raised` or `resolved`.
+    /// Change of the alert: `raised` or `resolved`.
     #[schema(value_type = String)]
     pub kind: &'static str,
     /// Seats in use at that moment.
     pub taken: usize,
-    /// Seats in all.
+    /// Seats that the service or the tenant may use.
     pub limit: usize,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -247,7 +247,7 @@ pub(crate) struct NotificationItem {
     pub seq: u64,
     pub title: String,
     pub body: String,
-    /// `info`, `warning` or `error`.
+    /// Severity of the notification: `info`, `warning` or `error`.
     pub severity: &'static str,
     /// The event that caused the notification, as a word.
     pub trigger: &'static str,

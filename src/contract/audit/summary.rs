@@ -10,7 +10,7 @@ use crate::domain::{clock::Timestamp, ids::InstallationId};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct SummaryQuery {
-    /// Only this tenant.
+    /// Restricts the summary to this tenant; absent: all tenants.
     #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Start of the period, RFC 3339. Default: 30 days before `until`.
@@ -21,7 +21,7 @@ pub(crate) struct SummaryQuery {
     pub until: Option<Timestamp>,
 }
 
-/// `GET /acp/audit/summary`.
+/// Answer to `GET /acp/audit/summary`: turns and flips by day and tenant.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AuditSummary {
@@ -33,7 +33,7 @@ pub(crate) struct AuditSummary {
     pub until: Timestamp,
     /// True if the period was cut because it holds too many records; request a shorter one for the rest.
     pub truncated: bool,
-    /// All days together.
+    /// Sums over the listed days and tenants.
     pub total: SummaryTotal,
     /// By day (UTC) and tenant, the newest day first; days without records are omitted.
     pub days: Vec<SummaryDay>,
@@ -43,7 +43,7 @@ pub(crate) struct AuditSummary {
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SummaryTotal {
-    /// Turns over ACP.
+    /// Turns that ACP carried.
     pub acp: TurnCounts,
     /// Turns over the HTTP fallback.
     pub http: TurnCounts,
@@ -63,7 +63,7 @@ pub(crate) struct SummaryDay {
     pub day: String,
     #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    /// Turns over ACP.
+    /// Turns that ACP carried.
     pub acp: ProtocolDay,
     /// Turns over the HTTP fallback.
     pub http: ProtocolDay,
@@ -77,18 +77,18 @@ pub(crate) struct SummaryDay {
     pub flips_to_acp: u64,
 }
 
-/// Turns by outcome.
+/// Numbers of turns by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TurnCounts {
     pub turns: u64,
     pub completed: u64,
-    /// Cancelled on request.
+    /// Turns that were cancelled on request; they count neither as success nor as failure.
     pub cancelled: u64,
     pub failed: u64,
     /// Interrupted by a stop of the service.
     pub interrupted: u64,
-    /// Still running.
+    /// Turns that have not ended yet.
     pub open: u64,
     /// The share of completed turns among those that completed, failed or were interrupted, 0 to 1; null without such
     /// turns. Unlike in a workspace's success window, faults of the model's provider count.
@@ -99,7 +99,7 @@ pub(crate) struct TurnCounts {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProtocolDay {
-    /// Turns by outcome.
+    /// Numbers of turns by outcome.
     #[serde(flatten)]
     pub counts: TurnCounts,
     /// Median duration of completed turns in milliseconds.
@@ -112,9 +112,9 @@ pub(crate) struct ProtocolDay {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AcpGain {
-    /// At the median.
+    /// Gain of the median duration, as a fraction.
     pub p50: f64,
-    /// At the 95th percentile.
+    /// Gain of the 95th percentile, as a fraction.
     pub p95: f64,
 }
 

@@ -62,7 +62,7 @@ pub(crate) enum ClientFrame {
     /// Marks a notification as read, for the user of the subscription, or for everyone if it names none. Answered with
     /// `ack` once persisted; safe to repeat without an answer. At most 256 may be unanswered.
     Ack {
-        /// `id` of the notification.
+        /// The `id` of the notification, as in its frame.
         id: Uuid,
     },
     /// Answered with `pong`; for clients that cannot see control frames.
@@ -73,9 +73,9 @@ pub(crate) enum ClientFrame {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(crate) enum ServerFrame {
-    /// Answer to `hello`.
+    /// Answer to `hello`, and the first frame of the server.
     Welcome {
-        /// Version of the frames.
+        /// Version of the frames that the server sends.
         version: u32,
         /// Epoch of the database; a cursor is valid in its epoch only.
         epoch: String,
@@ -86,43 +86,43 @@ pub(crate) enum ServerFrame {
         /// Unread notifications of the selection, at most 1,000.
         unread: u64,
     },
-    /// A notification.
+    /// A notification of the selection, replayed or new.
     Toast(Toast),
     /// Progress of a session; the newest frame of a session replaces older ones.
     Telemetry(Telemetry),
     /// Frames of type `telemetry` were dropped because the client did not read fast enough. Sent ahead of the next such
     /// frame, or once the queue is empty. Notifications are never dropped.
     Gap {
-        /// Number of dropped frames.
+        /// Number of frames that were dropped since the last `gap`.
         telemetry: u64,
     },
     /// The cursor is rejected: the client has to read the inbox. The stream continues after `cursor`. Sent right after
     /// `welcome`, or later in place of a notification that cannot be read.
     Reset {
-        /// The reason.
+        /// The reason for which the cursor is rejected.
         reason: ResetReason,
-        /// Epoch of the database.
+        /// Current epoch of the database, for the next `hello`.
         epoch: String,
         /// `seq` of the newest notification, or of the unreadable one.
         cursor: u64,
     },
     /// A notification is marked as read.
     Ack {
-        /// `id` of the notification.
+        /// The `id` of the notification, as in its frame.
         id: Uuid,
         /// True if the selection has this notification.
         found: bool,
         /// Unread notifications of the selection, at most 1,000.
         unread: u64,
     },
-    /// Answer to `ping`.
+    /// Answer to the frame `ping`.
     Pong {
         /// Everything up to this `seq` has been sent.
         cursor: u64,
     },
     /// The last frame before the socket closes.
     Bye {
-        /// Close code.
+        /// The close code of the WebSocket, which follows.
         code: u16,
         /// The reason, and what to do.
         reason: String,
@@ -131,11 +131,11 @@ pub(crate) enum ServerFrame {
     },
 }
 
-/// Progress of a session.
+/// State and progress of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Telemetry {
-    /// The workspace.
+    /// Name of the session's workspace within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// Id of the session.
@@ -155,7 +155,7 @@ pub(crate) struct Telemetry {
     pub at: String,
 }
 
-/// Progress of a turn.
+/// Progress of the running turn of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TurnProgress {

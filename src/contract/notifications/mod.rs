@@ -71,7 +71,7 @@ pub(crate) struct SocketQuery {
     pub session_id: Option<SessionId>,
     /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
     pub stream: Option<StreamName>,
-    /// Ticket from `POST /acp/notifications/ticket`.
+    /// Ticket from `POST /acp/notifications/ticket`, for browsers, which cannot send an `Authorization` header.
     #[param(value_type = Option<String>)]
     pub ticket: Option<SecretString>,
 }
@@ -147,7 +147,7 @@ impl InboxQuery {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InboxPage {
-    /// The notifications.
+    /// The notifications of the page, newest first.
     pub items: Vec<InboxItem>,
     /// Notifications of this page that cannot be read and are omitted; absent if there are none.
     #[serde(skip_serializing_if = "is_zero")]
@@ -173,7 +173,7 @@ fn is_zero(count: &usize) -> bool {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InboxItem {
-    /// The notification.
+    /// The notification, as in frames of the WebSocket.
     pub toast: Toast,
     /// True if it is marked as read, by the user of the query or for everyone.
     pub read: bool,
@@ -182,11 +182,11 @@ pub(crate) struct InboxItem {
 /// `POST /acp/notifications/{id}/ack`: marks it as read for `userId`, else for everyone.
 pub(crate) type AckBody = Subscription;
 
-/// Answer to an acknowledgement.
+/// Answer to the acknowledgement of a notification.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Acknowledged {
-    /// The notification.
+    /// The notification, as in frames of the WebSocket.
     #[schema(value_type = String)]
     pub id: Uuid,
     /// Unread notifications of the selection, at most 1,000.

@@ -10,11 +10,11 @@ pub(crate) use crate::domain::notify::toast::{Severity as ToastSeverity, Trigger
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Toast {
-    /// Id of the notification.
+    /// Id of the notification, a UUID.
     pub id: String,
     /// Number in its stream, ascending: the cursor of a subscriber.
     pub seq: u64,
-    /// `Automation update`.
+    /// Always `Automation update`.
     pub title: String,
     /// At most 140 characters, without secrets.
     #[schema(min_length = 1, max_length = 140)]
@@ -49,14 +49,14 @@ pub(crate) struct TranscriptNote {
     pub timestamp: String,
     /// Kind of note.
     pub event_type: NoteKind,
-    /// Body of the notification.
+    /// Text of the note, as in the body of the notification.
     #[schema(min_length = 1, max_length = 140)]
     pub summary: String,
-    /// The outcome.
+    /// Outcome of the event, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub status: Option<NoteStatus>,
-    /// Details.
+    /// Links and reasons of the event; each member is absent if it does not apply.
     #[serde(default)]
     pub details: NoteDetails,
 }
@@ -65,13 +65,13 @@ pub(crate) struct TranscriptNote {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NoteKind {
-    /// GitHub automation.
+    /// A result of GitHub automation.
     Automation,
-    /// Repeats a notification.
+    /// Repeats the text of a notification.
     Toast,
     /// A rollback or restore of the route.
     Rollback,
-    /// Any other note.
+    /// Any other note of the service.
     Info,
 }
 
@@ -79,13 +79,13 @@ pub(crate) enum NoteKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NoteStatus {
-    /// Automation succeeded.
+    /// GitHub automation has published the changes.
     Success,
-    /// Automation was skipped.
+    /// GitHub automation was skipped on purpose.
     Skipped,
-    /// Automation failed.
+    /// GitHub automation could not publish the changes.
     Error,
-    /// A rollback is over.
+    /// A rollback has ended and ACP carries the turns again.
     Resolved,
 }
 
@@ -115,11 +115,11 @@ pub(crate) struct NoteDetails {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub threshold: Option<RollbackThreshold>,
-    /// The issue.
+    /// Web address of the issue at GitHub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, format = "uri")]
     pub issue_url: Option<String>,
-    /// The pull request.
+    /// Web address of the pull request at GitHub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, format = "uri")]
     pub pr_url: Option<String>,

@@ -34,7 +34,7 @@ pub(crate) struct WebhookDelivery {
     pub notification_id: Uuid,
     /// Scheme, host and port of the receiver.
     pub endpoint: String,
-    /// The current state.
+    /// State of the delivery: it waits for an attempt, was delivered, or was given up.
     pub state: DeliveryState,
     /// Attempts since it was created or replayed.
     pub attempts: u32,

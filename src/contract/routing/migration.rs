@@ -13,7 +13,7 @@ use crate::domain::{
 /// Workspaces per step by default.
 pub(crate) const DEFAULT_BATCH: u32 = 10;
 
-/// `POST /acp/migrations`.
+/// Body of `POST /acp/migrations`: the plan of a migration.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationBody {
@@ -60,7 +60,7 @@ pub(crate) enum When {
     Automatic,
 }
 
-/// `POST /acp/migrations/{id}/…`.
+/// Body of `POST /acp/migrations/{id}/…`: the author of a change and its reason.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationChange {
@@ -75,7 +75,7 @@ pub(crate) struct MigrationChange {
     pub initiated_by: Option<Initiator>,
 }
 
-/// A migration.
+/// A migration of the workspaces of one tenant.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Migration {
@@ -87,13 +87,13 @@ pub(crate) struct Migration {
     /// The default route to move to.
     #[schema(value_type = String)]
     pub target: Route,
-    /// When workspaces are moved.
+    /// When the migration moves workspaces: `now`, `at` or `automatic`.
     pub mode: When,
     /// Start, RFC 3339 in UTC; only with the mode `at`.
     #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
-    /// Workspaces per step.
+    /// Number of workspaces that are moved in one step.
     pub batch_size: u32,
     /// Failed moves that are tolerated.
     pub max_failures: u32,
@@ -102,14 +102,14 @@ pub(crate) struct Migration {
     pub status: MigrationStatus,
     /// True if the migration is moving workspaces back.
     pub is_going_back: bool,
-    /// Progress.
+    /// Numbers of workspaces by their progress.
     pub progress: Progress,
     /// Initiator of the last change: `operator` or `user`.
     #[schema(value_type = String)]
     pub initiated_by: Initiator,
     /// Name of the person or program that made the last change.
     pub actor: String,
-    /// The reason.
+    /// The reason for the last change, as a sentence.
     pub reason: String,
     /// Time of creation, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
@@ -134,7 +134,7 @@ pub(crate) struct Migration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Progress {
-    /// All workspaces.
+    /// Number of workspaces in the migration.
     pub total: usize,
     /// Workspaces not yet processed.
     pub untouched: usize,
@@ -142,7 +142,7 @@ pub(crate) struct Progress {
     pub moving: usize,
     /// Workspaces with the new default.
     pub moved: usize,
-    /// Skipped workspaces.
+    /// Workspaces that were skipped, for example because they are pinned.
     pub skipped: usize,
     /// Workspaces that could not be moved.
     pub failed: usize,
@@ -154,10 +154,10 @@ pub(crate) struct Progress {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationEntry {
-    /// The workspace.
+    /// Name of the workspace within its tenant.
     #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    /// The outcome.
+    /// Progress of the workspace in the migration.
     pub state: EntryState,
     /// Why it was skipped: `unknownWorkspace`, `alreadyThere`, `pinned`, `tenantForbids`, `acpDisabled`, `blocked`,
     /// `migrationDisabled`, `autoRolloutOff` or `httpOnly`.

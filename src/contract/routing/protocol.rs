@@ -14,7 +14,7 @@ pub(crate) const MAX_ACTOR_CHARS: usize = 128;
 /// The longest reason of a change, in characters: a sentence or two.
 pub(crate) const MAX_REASON_CHARS: usize = 500;
 
-/// `GET /acp/workspaces/{id}/protocol`.
+/// Answer to `GET /acp/workspaces/{id}/protocol`: the route of a workspace, and why it is used.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceProtocol {
@@ -27,7 +27,7 @@ pub(crate) struct WorkspaceProtocol {
     /// Protocol that carries the next turn, unless it is a canary: `acp` or `http`.
     #[schema(value_type = String)]
     pub route: Route,
-    /// Number of flips.
+    /// Number of flips of the workspace so far.
     pub epoch: u64,
     /// The route when the workspace is neither pinned nor rolled back.
     #[schema(value_type = String)]
@@ -43,20 +43,20 @@ pub(crate) struct WorkspaceProtocol {
     pub rollback: Option<RollbackInfo>,
     /// The success window of ACP.
     pub window: WindowInfo,
-    /// The recovery of ACP.
+    /// Progress of the recovery of ACP after a rollback.
     pub recovery: RecoveryInfo,
 }
 
-/// A pinned route.
+/// A route that an operator or a user has fixed.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PinInfo {
-    /// The pinned route.
+    /// The pinned route: `acp` or `http`.
     #[schema(value_type = String)]
     pub protocol: Route,
     /// Name of the person or program that pinned the route.
     pub actor: String,
-    /// The reason.
+    /// The reason that was given, as a sentence.
     pub reason: String,
     /// Time of the change, RFC 3339 in UTC.
     #[schema(value_type = String, format = "date-time")]
@@ -86,7 +86,7 @@ pub(crate) struct WindowInfo {
     pub state: WindowState,
     /// Outcomes of ACP turns in the window.
     pub samples: u64,
-    /// Failures among them.
+    /// Number of failures among the samples.
     pub failures: u64,
     /// Share of successes, 0 to 1; null without an outcome.
     pub success_rate: Option<f64>,
@@ -94,7 +94,7 @@ pub(crate) struct WindowInfo {
     pub length_seconds: u64,
 }
 
-/// The recovery of ACP.
+/// Progress of the recovery of ACP after a rollback.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RecoveryInfo {
@@ -147,16 +147,16 @@ pub(crate) struct ProtocolBody {
     pub initiated_by: Option<Initiator>,
 }
 
-/// A route to pin.
+/// Body of a request to pin the route of a workspace.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PinBody {
-    /// `acp` or `http`.
+    /// The route to pin: `acp` or `http`.
     #[schema(value_type = String)]
     pub protocol: Route,
 }
 
-/// `POST /acp/workspaces/{id}/rollback` and `/restore`.
+/// Body of `POST /acp/workspaces/{id}/rollback` and `/restore`: the author and the reason of the change.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlipBody {

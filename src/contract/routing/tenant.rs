@@ -9,7 +9,7 @@ use crate::domain::{
     routing::{Initiator, Route},
 };
 
-/// `GET /acp/tenants/{installationId}/protocol`.
+/// Answer to `GET /acp/tenants/{installationId}/protocol`: the defaults of a tenant's workspaces.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantProtocolInfo {
@@ -59,7 +59,7 @@ pub(crate) struct TenantProtocolBody {
     pub initiated_by: Option<Initiator>,
 }
 
-/// The changed defaults.
+/// Answer to a change of a tenant's defaults.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantProtocolChanged {

@@ -10,19 +10,19 @@ use crate::domain::{
 };
 
 words! {
-    /// Why automation was skipped.
+    /// Reason for which automation was skipped; the detail names the exact cause.
     SkipReason {
         /// The repository is on the list of blocked ones.
         RepoBlocked = "repoBlocked",
-        /// There is nothing to sign in with.
+        /// No credential for GitHub is configured.
         MissingCredential = "missingCredential",
-        /// Somebody switched it off.
+        /// Automation is disabled for the turn, the session or the service.
         AutomationDisabled = "automationDisabled",
         /// GitHub asked for a pause that is too long to wait for.
         RateLimited = "rateLimited",
         /// The workspace is rolled back, and the fallback cannot automate.
         WorkspaceRollback = "workspaceRollback",
-        /// The detail says what.
+        /// Any other reason, which the detail names.
         Other = "other",
     }
 }
@@ -30,13 +30,13 @@ words! {
 words! {
     /// The finer reason of a skip.
     SkipDetail {
-        /// By the environment's kill switch.
+        /// Disabled by the kill switch in the environment.
         EnvDisabled = "env-disabled",
-        /// By the configuration.
+        /// Disabled by the configuration of the service.
         ConfigDisabled = "config-disabled",
         /// The session was opened without git.
         GitopsOff = "gitops-off",
-        /// The caller asked for none.
+        /// The prompt requested no automation.
         CallerSkip = "caller-skip",
         /// The session does not work on a GitHub repository.
         MissingRepository = "missing-repository",
@@ -46,15 +46,15 @@ words! {
         NothingStaged = "nothing-staged",
         /// The repository matches a blocked pattern.
         BlockedByPattern = "blocked-by-pattern",
-        /// The app is not installed there.
+        /// The GitHub App is not installed on the repository.
         NoInstallation = "no-installation",
-        /// GitHub refused the token.
+        /// GitHub rejected the token as invalid or expired.
         TokenRefused = "token-refused",
         /// The hourly quota is used up.
         PrimaryLimit = "primary-limit",
-        /// GitHub's limit on bursts.
+        /// GitHub's secondary rate limit, on bursts of requests, applies.
         SecondaryLimit = "secondary-limit",
-        /// The fallback cannot automate.
+        /// The turn used the fallback, which does not support automation.
         FallbackCannot = "fallback-cannot",
     }
 }
@@ -80,9 +80,9 @@ words! {
     WantedMode {
         /// Issue, branch, commit and pull request.
         Github = "github",
-        /// The branch is pushed, no more.
+        /// The branch is pushed, without issue and pull request.
         CommitOnly = "commit-only",
-        /// Nothing.
+        /// No automation was requested.
         None = "none",
     }
 }
@@ -94,7 +94,6 @@ impl Default for WantedMode {
     }
 }
 
-/// The credential for GitHub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential {
     /// A token, or an app that issues one.
@@ -124,7 +123,6 @@ pub(crate) struct Asked<'a> {
     /// Patterns of repositories that the tenant blocks.
     pub blocked_by_tenant: &'a [String],
     pub credential: Credential,
-    /// The turn's carrier.
     pub protocol: Route,
     pub fallback_can_automate: bool,
 }

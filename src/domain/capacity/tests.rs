@@ -98,7 +98,6 @@ enum Step {
     Admit(u8),
     Return(u8),
     GiveBack(u8),
-    /// Seconds pass.
     Wait(u64),
     Look,
 }

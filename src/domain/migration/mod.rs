@@ -39,7 +39,6 @@ pub(crate) enum MigrationMode {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationPlan {
     pub installation_id: InstallationId,
-    /// The new default route.
     pub target: Route,
     /// The tenant's workspaces, moved in this order; 1 to [`MAX_WORKSPACES`], each once.
     pub workspaces: Vec<WorkspaceId>,
@@ -155,7 +154,6 @@ impl WorkspaceFacts {
 pub(crate) struct FleetHealth {
     /// True while a rollback storm is open.
     pub is_storm: bool,
-    /// Workspaces in use.
     pub in_use: usize,
     /// Workspaces in use that are rolled back to HTTP.
     pub rolled_back: usize,
@@ -212,7 +210,6 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationProgress {
-    /// Workspaces of the plan.
     pub total: usize,
     pub untouched: usize,
     /// Workspaces that are being moved, in either direction.

@@ -36,7 +36,6 @@ pub(crate) enum NextStep {
     Unsettled(Vec<WorkspaceId>),
     /// Wait until this time; without a time, until an event: a resume, or ACP healthy again.
     Wait(Option<Timestamp>),
-    /// The migration has ended.
     Over,
 }
 
@@ -68,7 +67,6 @@ impl MigrationRun {
         &self.installation_id
     }
 
-    /// The new default route.
     pub(crate) fn target(&self) -> Route {
         self.target
     }
@@ -77,7 +75,6 @@ impl MigrationRun {
         self.mode
     }
 
-    /// Workspaces of one step.
     pub(crate) fn batch_size(&self) -> u32 {
         self.batch_size
     }
@@ -153,6 +150,8 @@ impl MigrationRun {
     /// Chooses the next action, and begins a scheduled migration at its time. No step begins before the results of the
     /// last one. An automatic migration to ACP waits while ACP is unhealthy; a rollback does not.
     pub(crate) fn next_step(&mut self, now: Timestamp, acp_is_healthy: bool) -> NextStep {
+        // Moves without a result come first, even after a pause or a cancel: their workspaces are in an unknown
+        // state.
         let unsettled = self.those(|place| matches!(place, Place::Moving | Place::MovingBack), usize::MAX);
         if !unsettled.is_empty() {
             return NextStep::Unsettled(unsettled);

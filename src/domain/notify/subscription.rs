@@ -37,7 +37,6 @@ pub(crate) const QUEUE_FRAMES: usize = 256;
 /// Bytes of them (issue: 1 MiB).
 pub(crate) const QUEUE_BYTES: usize = 1 << 20;
 
-/// Where a subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Start {
     /// Notifications after this number are sent.

@@ -29,7 +29,7 @@ const SUFFIX_CHARS: usize = 6;
 words! {
     /// Severity of a notification.
     Severity {
-        /// Something is good again.
+        /// A problem has ended.
         Info = "info",
         /// Automation was skipped, or something needs a moment.
         Warning = "warning",

@@ -16,7 +16,7 @@ words! {
     DeliveryState {
         /// The delivery waits for its first attempt, or for a retry.
         Pending = "pending",
-        /// The receiver took it.
+        /// The receiver answered with a status of success.
         Delivered = "delivered",
         /// The delivery was given up: the receiver refused it permanently, or all attempts failed.
         Dead = "dead",
@@ -50,7 +50,6 @@ pub(crate) struct WebhookRules {
     pub max_retry: Duration,
 }
 
-/// A receiver's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub status: u16,

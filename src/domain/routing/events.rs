@@ -58,6 +58,7 @@ impl Routing {
             return None;
         }
         if sample == Sample::Failure {
+            // The hour without a failure starts again.
             self.well_since = Some(now);
         }
         let watched = self.watched.as_mut()?;
@@ -71,6 +72,7 @@ impl Routing {
             self.open(now, fraction, rules);
             return self.flipped(before, FlipTrigger::AutoThreshold, Attribution::of_system(reason), None, now);
         }
+        // Enough turns have succeeded; from now on only the success window decides.
         if turns >= rules.reopen_within {
             self.watched = None;
         }
@@ -94,6 +96,7 @@ impl Routing {
                 let hours = now.since(since).as_secs() / FORGIVES_AFTER.as_secs();
                 let forgiven = u32::try_from(hours).unwrap_or(u32::MAX).min(self.attempt);
                 self.attempt -= forgiven;
+                // Advanced by whole hours, so that a late tick loses no part of an hour.
                 self.well_since = Some(since.plus(FORGIVES_AFTER * forgiven));
                 None
             }
@@ -111,6 +114,7 @@ impl Routing {
         rules: &RecoveryRules,
     ) {
         let current = Probe { epoch: self.epoch, attempt: self.attempt };
+        // A late report of an attempt that was given up, or that a flip ended.
         if probe != current || !matches!(self.breaker, Breaker::HalfOpen { .. }) {
             return;
         }
@@ -151,6 +155,7 @@ impl Routing {
         }
         let before = self.route();
         self.breaker = Breaker::Closed;
+        // Each failed attempt takes an hour to forgive; without the cap, a long outage would be remembered for days.
         self.attempt = self.attempt.min(MAX_ATTEMPT);
         self.watched = (rules.reopen_failures > 0).then_some(Watched { turns: 0, failures: 0 });
         self.well_since = Some(now);

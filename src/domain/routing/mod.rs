@@ -195,6 +195,7 @@ impl Routing {
     /// The route of the next turn unless that is a canary.
     pub(crate) fn route(&self) -> Route {
         match (&self.pin, &self.breaker) {
+            // A pin overrides the breaker, whose state is kept for the time after the pin.
             (Some(pin), _) => pin.protocol,
             (None, Breaker::Closed) => self.default,
             (None, _) => Route::Http,
@@ -256,6 +257,7 @@ impl Routing {
     pub(crate) fn canary_every(&self, rules: &RecoveryRules) -> Option<u64> {
         match self.canary_share_bp(rules) {
             0 => None,
+            // Rounded up, so that the share of canaries never exceeds the setting.
             share => Some(u64::from(FULL_BP.div_ceil(share))),
         }
     }
@@ -274,6 +276,8 @@ impl Routing {
     pub(crate) fn wakes_at(&self, rules: &RecoveryRules) -> Option<Timestamp> {
         match self.breaker {
             Breaker::Open { .. } => self.next_probe_at(),
+            // Twice the limit of the probe: a probe whose report was lost is given up, and a late one is still
+            // accepted.
             Breaker::HalfOpen { since } => Some(since.plus(rules.probe_timeout * 2)),
             Breaker::Closed if self.attempt > 0 => self.well_since.map(|since| since.plus(FORGIVES_AFTER)),
             Breaker::Closed | Breaker::Recovering { .. } => None,

@@ -60,7 +60,6 @@ pub(crate) enum Sample {
 pub(crate) enum WindowState {
     /// Too few outcomes for a verdict.
     Unknown,
-    /// No outcome failed.
     Healthy,
     /// Some outcomes failed, within the rule.
     Degraded,
@@ -118,7 +117,6 @@ pub(crate) struct OutcomeWindow {
 }
 
 impl OutcomeWindow {
-    /// An empty window.
     pub(crate) fn new(rules: WindowRules, epoch: u64) -> Self {
         Self { rules, epoch, buckets: VecDeque::new(), samples: 0, failures: 0 }
     }

@@ -67,6 +67,7 @@ impl RouteState {
     /// The route of turn number `turn`, counted from 0 since this state was published. Every `n`-th turn is a canary, by
     /// count and not at random.
     pub(crate) fn turn(&self, turn: u64) -> TurnRoute {
+        // `turn + 1`, so that the first turn after a probe is no canary unless every turn is one.
         let is_canary = self.canary_every.is_some_and(|every| (turn + 1).is_multiple_of(every));
         TurnRoute {
             route: if is_canary { Route::Acp } else { self.route },

@@ -149,6 +149,7 @@ impl Progress {
                 let micros = elapsed.as_micros().saturating_mul(left) / u128::from(done);
                 Some(Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)))
             }
+            // A plan without a completed entry says nothing about the speed.
             _ => self.usual?.checked_sub(elapsed).filter(|left| !left.is_zero()),
         }
     }

@@ -16,11 +16,11 @@ words! {
         Update = "update",
         /// The agent asks for permission and somebody has to answer.
         PermissionRequest = "permission_request",
-        /// A permission request was answered, by whomever.
+        /// A permission request was answered: by a caller, by a policy, or by its time limit.
         PermissionResolved = "permission_resolved",
         /// The session's state or connection changed.
         Status = "status",
-        /// Something was tolerated.
+        /// A fault was tolerated, or output was dropped.
         Diagnostic = "diagnostic",
         /// A notification of the agent that the protocol does not know, raw.
         Notification = "notification",

@@ -101,7 +101,7 @@ words! {
         /// Work on the workspace's repository.
         #[default]
         Development = "development",
-        /// Talk only: no git.
+        /// The agent only talks; git is not used.
         Conversation = "conversation",
     }
 }

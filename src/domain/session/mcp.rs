@@ -7,7 +7,6 @@ use crate::domain::turn::outcome::{ErrorCode, Failure};
 /// The most servers of one session; each costs the agent a process or a connection.
 pub(crate) const MAX_SERVERS: usize = 32;
 
-/// The empty list.
 pub(crate) fn none() -> Box<RawValue> {
     // Cannot fail: the constant is valid JSON.
     RawValue::from_string("[]".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())

@@ -31,9 +31,7 @@ struct Waiting {
 /// The handling of a received request.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// Send this answer now.
     Answer(Answer),
-    /// The request waits.
     Waits {
         /// The id by which clients answer the request.
         request_id: String,

@@ -64,7 +64,6 @@ impl RestartPolicy {
         }
     }
 
-    /// Restarts so far.
     #[cfg(test)]
     pub(crate) fn total(&self) -> u32 {
         self.total

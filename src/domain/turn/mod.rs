@@ -20,17 +20,17 @@ use crate::acp::{
 words! {
     /// State of a turn.
     TurnState {
-        /// On disk; the agent has not seen it.
+        /// Persisted; the prompt was not sent to the agent yet.
         Accepted = "accepted",
-        /// The agent has it.
+        /// The prompt was sent to the agent.
         Running = "running",
-        /// Ended by itself.
+        /// The agent ended the turn.
         Completed = "completed",
-        /// Ended because somebody asked for it.
+        /// Ended because a caller cancelled it.
         Cancelled = "cancelled",
         /// Ended with an error.
         Failed = "failed",
-        /// The service stopped in the middle of it.
+        /// The service stopped during the turn.
         Interrupted = "interrupted",
     }
 }
@@ -194,7 +194,6 @@ pub(crate) struct TurnProgress {
     /// The time at which the prompt was sent to the agent.
     pub sent_at: Option<Timestamp>,
     pub first_update_at: Option<Timestamp>,
-    /// Updates so far.
     pub updates: u64,
     /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
     pub message: String,
@@ -236,7 +235,6 @@ impl TurnProgress {
         }
     }
 
-    /// Counts one update.
     pub(crate) fn on_update(&mut self, now: Timestamp) {
         self.updates += 1;
         self.first_update_at.get_or_insert(now);

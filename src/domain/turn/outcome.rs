@@ -197,7 +197,6 @@ error_codes! {
 }
 
 impl ErrorCode {
-    /// Reads the name back.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.as_str() == name)
     }
@@ -215,7 +214,6 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Makes a failure.
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into(), seats: None }
     }

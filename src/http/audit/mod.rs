@@ -153,7 +153,6 @@ pub(crate) async fn list_capacity_alerts(
     requested.respond(&request, items)
 }
 
-/// A requested page.
 struct PageRequest {
     page: store::Page,
     is_csv: bool,

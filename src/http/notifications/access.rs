@@ -23,7 +23,6 @@ use crate::{
     http::{HttpState, problem::ApiError, request::find_session},
 };
 
-/// Path of the WebSocket.
 pub(crate) const SOCKET_PATH: &str = "/ws/notifications";
 
 /// Characters of a ticket: 32 bytes as base64url.

@@ -37,7 +37,6 @@ pub(crate) enum Fed {
     ReadUntil(u64),
     /// The replay is complete; live notifications follow.
     Joined,
-    /// Progress of a session.
     Telemetry {
         text: ByteString,
         /// Frames that were dropped before it.
@@ -61,7 +60,6 @@ pub(crate) fn close_reason(ending: Ending) -> (u16, &'static str) {
 }
 
 enum Stage {
-    /// Replays missed notifications.
     Missed,
     /// The replay is complete; the hub takes over next.
     Joins,
@@ -143,6 +141,7 @@ impl Feed {
         }
         let toast = |row| Fed::Toast { frame: Arc::new(NotificationFrame::new(row)), is_replay: true };
         self.ready.extend(page.rows.into_iter().map(toast));
+        // Moves the client's cursor past notifications of the page that are not for it.
         self.ready.push_back(Fed::ReadUntil(page.until));
         self.after = page.until;
         Ok(())
@@ -156,6 +155,7 @@ impl Feed {
             cut: self.cut.clone(),
         };
         match self.hub.subscribe(subscribe).await? {
+            // More notifications arrived since the last page than the hub holds; they are read as further pages.
             Subscribed::Behind => self.stage = Stage::Missed,
             Subscribed::Joined { missed, outlet } => {
                 self.ready.extend(missed.into_iter().map(|frame| Fed::Toast { frame, is_replay: true }));

@@ -149,6 +149,7 @@ impl Actor for NotificationSocket {
 /// Frames from the client.
 impl StreamHandler<Result<ws::Message, ProtocolError>> for NotificationSocket {
     fn handle(&mut self, message: Result<ws::Message, ProtocolError>, ctx: &mut Ctx) {
+        // Any frame proves that the client is alive, a malformed one too.
         self.pulse.receive(self.opened.elapsed());
         match message {
             Ok(ws::Message::Text(text)) => self.on_text(&text, ctx),
@@ -178,6 +179,7 @@ impl StreamHandler<Fed> for NotificationSocket {
         let metrics = self.services.metrics.toasts();
         match fed {
             Fed::Toast { frame, is_replay } => {
+                // Advanced even for an unreadable notification, so that the cursor of the reset lies after it.
                 self.position = frame.seq;
                 let Some(text) = &frame.text else { return self.reset(ResetReason::Unreadable, ctx) };
                 if is_replay {
@@ -252,6 +254,7 @@ impl NotificationSocket {
             let unread = services.store.unread((*scope).clone()).await?;
             Ok((ends, unread))
         };
+        // Through the hub, which limits concurrent reads: after a restart all clients send `hello` at once.
         let read = hub.read(reading);
         // Nothing else is read from the client until `welcome`.
         ctx.wait(read.into_actor(self).map(move |read, socket, ctx| match read {
@@ -275,6 +278,7 @@ impl NotificationSocket {
         let epoch = self.services.store.epoch();
         let cursor = cursor.as_ref().map(|(cursor, epoch)| (*cursor, epoch.as_deref()));
         let start = subscription::start(cursor, epoch, ends.head, ends.tail);
+        // Set before anything is sent, because a reset repeats the position.
         (self.position, self.wants_telemetry) = (start.after, telemetry);
         let welcome = ServerFrame::Welcome {
             version: FRAMES_VERSION,
@@ -320,6 +324,7 @@ impl NotificationSocket {
     }
 
     fn mark(&mut self, ctx: &mut Ctx) {
+        // One write at a time: acknowledgements that arrive meanwhile share the next one.
         let Some(ids) = self.acks.begin() else { return };
         let writing = write(self.services.clone(), self.hub.clone(), self.scope.clone(), ids);
         ctx.spawn(writing.into_actor(self).map(|written, socket, ctx| {
@@ -328,6 +333,8 @@ impl NotificationSocket {
                 Ok(answers) => answers.iter().for_each(|answer| socket.send(answer, ctx)),
                 Err(cause) => tracing::warn!(%cause, "acknowledgements could not be persisted and were not answered"),
             }
+            // After a failure too: the client repeats what was not answered, and later acknowledgements must not wait
+            // for that.
             socket.mark(ctx);
         }));
     }
@@ -372,6 +379,7 @@ impl NotificationSocket {
         // The reason of a closing frame has at most 123 bytes.
         let description = Some(crate::domain::text::cut_bytes(reason, 120).to_owned());
         ctx.close(Some(ws::CloseReason { code: CloseCode::from(code), description }));
+        // A client that does not answer the closing frame must not hold its seat.
         ctx.run_later(CLOSE_WAIT, |_, ctx| ctx.stop());
     }
 
@@ -394,6 +402,7 @@ impl NotificationSocket {
                 }
             }
         };
+        // Not later than `CHECK_EVERY`, because the authorisation may expire before the next ping.
         ctx.run_later(next.min(CHECK_EVERY), Self::beat);
     }
 }
@@ -404,7 +413,6 @@ const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Acknowledgements that may wait while others are written: as many as a queue of notifications.
 const MAX_ACKS: usize = QUEUE_FRAMES;
 
-/// Acknowledgements of one subscriber.
 #[derive(Debug, Default)]
 pub(crate) struct Acks {
     waiting: Vec<Uuid>,

@@ -43,7 +43,6 @@ pub(crate) fn answer(events: impl Stream<Item = Bytes> + 'static) -> HttpRespons
         .streaming(events.map(Ok::<_, actix_web::Error>))
 }
 
-/// Encodes one event.
 fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
     let mut text = String::with_capacity(data.len() + 64);
     text.push_str("event: ");
@@ -165,6 +164,8 @@ impl Following {
             };
             match next {
                 Next::Event(Some(event)) => self.take(event),
+                // The feed has disconnected this reader because it was too slow; the end of the turn is still
+                // delivered.
                 Next::Event(None) => {
                     self.reader.0.slow_reader();
                     self.live = None;

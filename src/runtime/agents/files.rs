@@ -47,6 +47,7 @@ pub(crate) fn read(
         }
     }
     let mut bytes = Vec::new();
+    // One byte more than the limit shows that the file is too large, without reading it whole.
     let mut reader = reader.take(max_bytes as u64 + 1);
     match request.limit {
         None => drop(reader.read_to_end(&mut bytes).map_err(failed)?),
@@ -78,6 +79,7 @@ pub(crate) fn write(
 ) -> Result<(), RpcError> {
     let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
     let failed = |cause: io::Error| explain(&request.path, &cause);
+    // Assumed before the folders are created, so that they belong to the agent's user too.
     let _identity = run_as.map(FileIdentity::assume);
     if let Some(parent) = relative.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_folders(folder.dir(), parent).map_err(failed)?;

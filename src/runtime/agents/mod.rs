@@ -34,7 +34,6 @@ use crate::{
     transport::pipe::Pipe,
 };
 
-/// Configuration of one agent.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentSettings {
     /// Name by which clients select the agent.

@@ -60,7 +60,6 @@ impl ServedRequests {
 pub(crate) struct ClientRequestSettings {
     /// Requests that are served; the others are answered with -32601 (method not found).
     pub serves: ServedRequests,
-    /// Settings of `terminal/*`.
     pub terminals: TerminalSettings,
     /// Largest text that one `fs/read_text_file` returns, in bytes.
     pub file_bytes: usize,
@@ -94,9 +93,11 @@ impl ClientRequests {
             let request = tokio::select! {
                 request = queue.recv() => request,
                 () = answer.reader_gone() => None,
+                // Finished requests are removed, so that only those in progress count towards the limit.
                 Some(_) = running.join_next() => continue,
             };
             let Some(request) = request else { break };
+            // Refused and not queued, so that the agent can react.
             if running.len() >= ANSWERS_AT_ONCE {
                 let refused = RpcError::new(jsonrpc::INTERNAL_ERROR, "too many requests are in progress");
                 if answer.send(jsonrpc::response(&request.id, Err::<(), _>(&refused))).await.is_err() {

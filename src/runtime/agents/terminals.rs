@@ -109,6 +109,7 @@ impl Terminals {
         let mut made = self.made.lock().await;
         self.check_room()?;
         let cwd = self.cwd(request.cwd.as_ref())?;
+        // Variables of the request override the inherited ones.
         let mut env: HashMap<_, _> = self.settings.inherited.iter().cloned().collect();
         env.extend(request.env.into_iter().map(|variable| (variable.name.into(), variable.value.into())));
         let (program, args) = command_line(request.command, request.args);
@@ -125,6 +126,7 @@ impl Terminals {
             .await
             .map_err(|cause| RpcError::new(jsonrpc::INVALID_PARAMS, cause.to_string()))?;
         let limit = request.output_byte_limit.and_then(|limit| usize::try_from(limit).ok());
+        // The agent may ask for less, and never for more: the output is held in memory.
         let limit = limit.unwrap_or(MAX_OUTPUT_BYTES).min(MAX_OUTPUT_BYTES);
         let output = Arc::new(Mutex::new(Output { bytes: Vec::new(), limit, truncated: false }));
         let (exit_status, exited) = watch::channel(None);
@@ -176,6 +178,7 @@ impl Terminals {
     /// `RESOURCE_NOT_FOUND` for an unknown or released terminal.
     pub(crate) fn release(&self, id: &str) -> Result<(), RpcError> {
         self.kill(id)?;
+        // Callers that wait for the exit hold the terminal by its own reference and still get the status.
         self.open().remove(id);
         Ok(())
     }
@@ -245,6 +248,7 @@ async fn follow(
     while ended.is_none() {
         tokio::select! {
             biased;
+            // Output first, so that the exit is published after everything that was printed before it.
             read = pipe.read(&mut chunk) => match read {
                 Ok(read @ 1..) => keep(&chunk[..read]),
                 _ => ended = Some(exit.wait().await),

@@ -32,7 +32,7 @@ pub(crate) enum Arrived<'a> {
     Violation(&'static str),
 }
 
-/// One socket's hold of a conversation. Dropped, its client is away.
+/// The attachment of one socket to its conversation. Dropping it marks the client as away.
 pub(crate) struct Attachment {
     conversation: Arc<Conversation>,
     generation: u64,
@@ -45,17 +45,17 @@ impl Drop for Attachment {
 }
 
 impl Attachment {
-    /// Holds it as its socket of this generation.
+    /// Attaches the socket with this number.
     pub(crate) fn new(conversation: Arc<Conversation>, generation: u64) -> Self {
         Self { conversation, generation }
     }
 
-    /// Where the agent's sessions may work.
+    /// Directories in which the agent's sessions may work.
     pub(crate) fn workplace(&self) -> &Workplace {
         &self.conversation.workplace
     }
 
-    /// The client is away, if this is still its newest socket.
+    /// Marks the client as away, if this is still its newest socket.
     pub(crate) fn detach(&self) {
         let mut state = self.conversation.lock();
         if state.is_attached(self.generation) {
@@ -71,7 +71,7 @@ impl Attachment {
         }
     }
 
-    /// The client has read everything that an agent said before its end, if this is still its newest socket.
+    /// Records that the client has read the last messages of an exited agent, if this is still its newest socket.
     pub(crate) fn confirm_parting(&self) {
         let mut state = self.conversation.lock();
         if state.generation == self.generation && state.parting.is_some() {
@@ -79,7 +79,7 @@ impl Attachment {
         }
     }
 
-    /// Something came that is no message.
+    /// Records a sign of life that is not a message, such as a pong.
     pub(crate) fn touch(&self) {
         let mut state = self.conversation.lock();
         if state.is_attached(self.generation) {
@@ -87,8 +87,8 @@ impl Attachment {
         }
     }
 
-    /// Takes the numbers off a message. It has arrived only when it was delivered or answered: if the socket breaks
-    /// before that, the client sends it again.
+    /// Removes the numbers from a message. The message counts as received only once it was delivered or answered: if
+    /// the socket breaks before that, the client sends it again.
     pub(crate) fn arrive<'a>(&self, text: &'a str) -> Arrived<'a> {
         let Some((Numbers { seq, ack }, message)) = numbered::take(text) else {
             return Arrived::Violation("a message without a number on a connection with numbers");
@@ -104,14 +104,14 @@ impl Attachment {
             return Arrived::Nothing;
         }
         if !state.is_attached(self.generation) {
-            // It came after the end of the agent, or of our patience; the acknowledgement counts.
+            // The message arrived after the agent exited or the client was given up; only its acknowledgement counts.
             return Arrived::Nothing;
         }
         state.touch();
         if was_full && !state.outbox.is_full() {
             state.wake();
         }
-        // Only seen: the number counts when the message is delivered.
+        // Checked on a copy: the number counts once the message is delivered.
         let mut inbox = state.inbox;
         match inbox.arrive(seq) {
             Arrival::New => Arrived::Message(seq, message),
@@ -120,7 +120,7 @@ impl Attachment {
         }
     }
 
-    /// Hands a message on to the agent; `prompt` is the turn that it begins and its call.
+    /// Passes a message to the agent; `prompt` is the turn that the message begins, and its call.
     pub(crate) fn deliver(
         &self,
         seq: u64,
@@ -129,6 +129,7 @@ impl Attachment {
     ) -> Result<(), SendError> {
         let mut state = self.conversation.lock();
         if !state.is_attached(self.generation) {
+            // Not counted as received, so the client sends it again on its next socket.
             return Ok(());
         }
         let bytes = message.len();
@@ -141,17 +142,19 @@ impl Attachment {
         }
         state.take_in(seq, bytes);
         if let Some((prompt_id, call)) = prompt {
+            // A client that adopts the turn ignores messages up to this number, which belong to earlier turns.
             state.prompt = Some(ResumedPrompt { prompt_id, call, after: state.outbox.last() });
         }
         Ok(())
     }
 
-    /// Gives a message to the agent that its client did not number: `initialize`.
+    /// Passes a message without a number to the agent: `initialize`.
     pub(crate) fn open(&self, message: String) -> Result<(), SendError> {
         self.conversation.lock().pipe.as_ref().map_or(Ok(()), |pipe| pipe.to_agent.try_send(message))
     }
 
-    /// Answers a message here. There has to be room for the answer: the client acknowledges before it asks more.
+    /// Answers a message in the agent's place. Fails if the outbox is full: a client must acknowledge before it sends
+    /// more requests.
     pub(crate) fn answer(&self, seq: u64, answer: String) -> Result<(), SendError> {
         let mut state = self.conversation.lock();
         if !state.is_attached(self.generation) {
@@ -204,6 +207,7 @@ impl Stream for ClientFeed {
             *over = true;
             return Poll::Ready(Some(end));
         }
+        // Registered before the outbox is read and under the same lock, so that no message is missed in between.
         if let Client::Here { waker, .. } = &mut state.client
             && !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
         {
@@ -250,19 +254,18 @@ fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
     }
 }
 
-/// To the agent.
 pub(crate) enum ToAgent {
-    /// Dropped, the agent ends.
+    /// Dropping it ends the agent.
     Plain(FrameSender),
-    /// Dropped, the agent waits for its client.
+    /// Dropping it leaves the agent waiting for its client.
     Numbered(Attachment),
 }
 
-/// The number of a client's message, where it has one.
+/// Number of a client's message; `None` on a connection without numbers.
 pub(crate) type Seq = Option<u64>;
 
 impl ToAgent {
-    /// Takes a message of the client in.
+    /// Accepts a message of the client; `None` if it carries nothing for the agent.
     pub(crate) fn arrive<'a>(&self, text: &'a str) -> Result<Option<(Seq, Cow<'a, str>)>, &'static str> {
         match self {
             Self::Plain(_) => Ok(Some((None, Cow::Borrowed(text)))),
@@ -292,7 +295,7 @@ impl ToAgent {
         }
     }
 
-    /// Answers a message in the agent's place; gives the answer back where the socket sends it itself.
+    /// Answers a message in the agent's place; returns the answer if the socket has to send it itself.
     pub(crate) fn answer(&self, seq: Seq, answer: String) -> Result<Option<String>, SendError> {
         match (self, seq) {
             (Self::Numbered(attachment), Some(seq)) => attachment.answer(seq, answer).map(|()| None),
@@ -300,28 +303,29 @@ impl ToAgent {
         }
     }
 
-    /// Something came that is no message.
+    /// Records a sign of life that is not a message, such as a pong.
     pub(crate) fn touch(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.touch();
         }
     }
 
-    /// The client is away; a plain one comes not back, so its line is dropped for that.
+    /// Marks the client as away. A connection without numbers cannot be resumed, so dropping this value ends its
+    /// agent.
     pub(crate) fn detach(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.detach();
         }
     }
 
-    /// The client has read everything that an agent said before its end.
+    /// Records that the client has read the last messages of an exited agent.
     pub(crate) fn confirm_parting(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.confirm_parting();
         }
     }
 
-    /// The client wants nothing more of the agent; a plain line is dropped for that.
+    /// Ends the conversation. On a connection without numbers, dropping this value does.
     pub(crate) fn end(&self) {
         if let Self::Numbered(attachment) = self {
             attachment.end();

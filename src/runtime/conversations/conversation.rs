@@ -43,7 +43,7 @@ const WRITTEN_DOWN: Duration = Duration::from_secs(10);
 /// The number of the socket with which a conversation begins.
 pub(crate) const FIRST_SOCKET: u64 = 0;
 
-/// One agent and its client, whether or not the client is there.
+/// One agent and its client, attached or not.
 pub(crate) struct Conversation {
     state: Mutex<State>,
     /// Wakes the keeper of the conversation: a client attached or left, or the conversation has ended.
@@ -56,7 +56,7 @@ pub(crate) struct Conversation {
 }
 
 pub(crate) struct State {
-    /// `None`: it is over. Dropping it ends the agent.
+    /// `None` once the conversation has ended. Dropping the pipe ends the agent.
     pub(crate) pipe: Option<Pipe>,
     /// Reason for which the agent has exited, if it has; its last messages are still to be sent.
     pub(crate) parting: Option<Arc<Parting>>,
@@ -65,20 +65,20 @@ pub(crate) struct State {
     /// Acknowledgement that the client has not received yet.
     pub(crate) pending_ack: PendingAck,
     pub(crate) prompt: Option<ResumedPrompt>,
-    /// Which socket is the newest.
+    /// Number of the newest socket.
     pub(crate) generation: u64,
     pub(crate) client: Client,
 }
 
 pub(crate) enum Client {
     Here {
-        /// When anything came from it.
+        /// Time of the client's last message or ping.
         heard: Instant,
-        /// The socket's, while it waits.
+        /// Waker of the socket while it waits.
         waker: Option<Waker>,
     },
     Away {
-        /// When it is not waited for any more.
+        /// End of the wait for the client.
         until: Instant,
     },
 }
@@ -107,7 +107,7 @@ impl State {
 
     pub(crate) fn take_in(&mut self, seq: u64, bytes: usize) {
         self.inbox.arrive(seq);
-        // Delivered is all that the runtime promises.
+        // The runtime promises delivery to the agent only, so a delivered message is settled.
         self.pending_ack.receive(seq, bytes);
         self.pending_ack.settle(seq);
         if self.pending_ack.is_due() {
@@ -118,6 +118,7 @@ impl State {
     /// Keeps one more message of the agent, if there is room for it.
     pub(crate) fn poll_agent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pipe) = &mut self.pipe else { return Poll::Pending };
+        // A full outbox stops the reading: the agent blocks on its pipe instead of filling the memory.
         if self.parting.is_some() || self.outbox.is_full() {
             return Poll::Pending;
         }
@@ -126,7 +127,7 @@ impl State {
                 self.keep(frame.into_text());
                 return Poll::Ready(());
             }
-            // An agent's pipes do not come back.
+            // The pipes of an agent do not reconnect.
             Some(Incoming::State(_)) => return Poll::Ready(()),
             Some(Incoming::Closed(reason)) => Some(reason),
             None => None,
@@ -139,7 +140,7 @@ impl State {
 }
 
 impl Conversation {
-    /// Begins with a client that is there, on [`FIRST_SOCKET`].
+    /// Begins with an attached client, on [`FIRST_SOCKET`].
     pub(crate) fn begin(
         agent: StartedAgent,
         retention: Retention,
@@ -179,6 +180,7 @@ impl Conversation {
             return Ok(None);
         }
         let after = received.unwrap_or_else(|| state.outbox.acknowledged());
+        // Checked before anything changes: a client with an impossible number must not displace the current one.
         state.outbox.resume(after)?;
         state.generation += 1;
         let here = Client::Here { heard: Instant::now(), waker: None };
@@ -208,14 +210,15 @@ impl Conversation {
         }
         drop(state);
         self.changed.notify_one();
+        // After the lock is released, because freeing the messages and ending the agent may take long.
         drop((pipe, outbox));
     }
 
     pub(crate) fn detach_locked(&self, state: &mut MutexGuard<'_, State>) {
         if let Client::Here { waker, .. } = &mut state.client {
             let waker = waker.take();
-            // One that has said nothing since `initialize` may not know that it can come back, and if it does, it comes
-            // within moments; until then it holds a seat.
+            // A client that has sent nothing since `initialize` may not know yet that it can reconnect. If it does,
+            // it reconnects within moments; until then it holds a seat.
             let is_begun = state.inbox.last() > 0;
             let grace = if is_begun { self.retention.grace } else { self.retention.grace.min(WRITTEN_DOWN) };
             state.client = Client::Away { until: Instant::now() + grace };
@@ -233,14 +236,15 @@ impl Conversation {
         }
     }
 
-    /// When its agent ended, while its last words are still kept; `None` where it lives, or all is over.
+    /// Time at which the agent exited, while its last messages are held; `None` if the agent runs or the conversation
+    /// has ended.
     pub(crate) fn lost_its_agent(&self) -> Option<Instant> {
         let state = self.lock();
         state.pipe.as_ref()?;
         state.parting.as_ref().map(|parting| parting.at)
     }
 
-    /// When somebody has to look after it again; `None` when it is over.
+    /// Time of the next [`Self::look_after`]; `None` once the conversation has ended.
     pub(crate) fn due(&self) -> Option<Instant> {
         let state = self.lock();
         state.pipe.as_ref()?;
@@ -250,8 +254,8 @@ impl Conversation {
         })
     }
 
-    /// Does what is due: a client from which nothing comes is away, and one that is away for too long is not waited
-    /// for. A socket cannot do this for itself, since it does not run while its client does not read.
+    /// Detaches a client that has been silent for too long, and ends a conversation whose client was away for too
+    /// long. The socket cannot do this itself, because it does not run while its client does not read.
     pub(crate) fn look_after(&self) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -262,8 +266,8 @@ impl Conversation {
         }
     }
 
-    /// Ends when somebody came or went, or it is over. Meanwhile it listens to the agent of a client that is away,
-    /// which can work on as far as there is room. Cancel-safe.
+    /// Resolves when a client attached or left, or the conversation has ended. Until then it reads the agent of an
+    /// absent client, as far as the outbox has room. Cancel-safe.
     pub(crate) async fn changed(&self) {
         let listening = std::future::poll_fn(|cx| {
             let mut state = self.lock();

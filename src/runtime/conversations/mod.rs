@@ -94,6 +94,7 @@ impl Conversations {
 
     /// At the limit, ends the conversation whose agent exited first, if there is one without an agent.
     fn make_room(&self) {
+        // A conversation with an agent is never ended here: the permits for agents limit those.
         let held = self.lock();
         if held.len() < self.max {
             return;
@@ -103,6 +104,7 @@ impl Conversations {
             .filter_map(|conversation| Some((conversation.lost_its_agent()?, conversation)))
             .min_by_key(|(since, _)| *since)
             .map(|(_, conversation)| conversation.clone());
+        // `end` locks the conversation, and its task locks this map when it ends.
         drop(held);
         if let Some(conversation) = oldest {
             conversation.end();
@@ -118,6 +120,7 @@ impl Conversations {
     /// succeed.
     pub(crate) fn resume(&self, id: Uuid, received: Option<u64>) -> Result<(Attachment, Resumed), Failure> {
         let not_found = |why: String| Failure::new(ErrorCode::NotFound, format!("connection {id}: {why}"));
+        // The map's lock is released before the conversation is locked.
         let conversation = self.lock().get(&id).cloned();
         let conversation = conversation.ok_or_else(|| not_found("is not held by this runtime".into()))?;
         match conversation.attach(received) {

@@ -22,7 +22,6 @@ const BYTES_PER_POLL: usize = 64 * 1024;
 /// Item that a socket sends to its client, or acts on.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
-    /// Message for the client.
     Text(String),
     /// The agent has exited and all its messages were sent; in a resumable conversation, the notice of its exit too.
     Parted(Arc<Parting>),
@@ -32,7 +31,6 @@ pub(crate) enum Outgoing {
     LetGo,
 }
 
-/// Exit of an agent.
 #[derive(Debug)]
 pub(crate) struct Parting {
     /// Parameters of the notice to the client.
@@ -74,6 +72,7 @@ impl Pace {
             return true;
         }
         self.rest();
+        // Nothing else wakes the task: the source was ready when the budget ran out.
         cx.waker().wake_by_ref();
         false
     }

@@ -25,13 +25,11 @@ const PORTION_BYTES: usize = 64 * 1024;
 /// Limits of the lines that a turn holds. At either limit the agent waits for the readers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LineLimits {
-    /// Number of lines.
     pub lines: usize,
     /// Total size in bytes. The line that reaches the limit is still added, whatever its size.
     pub bytes: usize,
 }
 
-/// End of a turn.
 #[derive(Debug, Clone)]
 pub(crate) enum Ended {
     /// The turn did not begin; the same request may be sent again.
@@ -47,7 +45,6 @@ pub(crate) enum Ended {
     },
 }
 
-/// Item of a [`Reader`].
 #[derive(Debug)]
 pub(crate) enum ReaderItem {
     /// One or more whole lines.
@@ -162,6 +159,7 @@ impl Lines {
                 held.first += 1;
             }
         }
+        // Added above the limits if a reader lags: an event may add several lines, and none may be lost.
         held.bytes += text.len();
         held.lines.push_back(text.into());
         drop(held);
@@ -217,6 +215,7 @@ impl Lines {
     /// Drops the lines of a turn that has ended; its end is kept. Readers that lag get a `missed` line.
     pub(crate) fn forget(&self) {
         let mut held = self.lock();
+        // The numbers continue, so that a reader learns how many lines it missed.
         held.first = held.next();
         held.lines.clear();
         held.bytes = 0;
@@ -226,6 +225,7 @@ impl Lines {
     /// lines after `after` are not held any more, the reader first gets a line with their number (`missed`).
     pub(crate) fn stream(self: &Arc<Self>, after: Option<u64>) -> Reader {
         let mut held = self.lock();
+        // A number beyond the last line is no error: it is treated as the end.
         let wanted = after.unwrap_or(u64::MAX).min(held.next());
         let missed = held.first.saturating_sub(wanted);
         let id = held.next_reader;
@@ -320,6 +320,7 @@ impl Reader {
         let mut portion = BytesMut::new();
         let mut taken = 0;
         for line in held.lines.iter().skip(skip) {
+            // At least one line, however large, or the reader would never advance.
             if taken > 0 && portion.len() + line.len() > PORTION_BYTES {
                 break;
             }
@@ -327,6 +328,7 @@ impl Reader {
             taken += 1;
         }
         if taken == 0 {
+            // The end is returned only after all lines.
             return match &held.stage {
                 Stage::Ended(ended) => Some(ReaderItem::Ended(ended.clone())),
                 Stage::Admitting | Stage::Running => None,

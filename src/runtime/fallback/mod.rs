@@ -100,7 +100,7 @@ struct Turn {
 /// Form in which a client wants to receive a turn.
 #[derive(Debug, Clone, Copy)]
 enum TurnRequest {
-    /// Result only.
+    /// Only the result, once the turn has ended.
     Result,
     /// All lines after the first `after`, or only new lines if `None`; then the result.
     Stream { after: Option<u64> },
@@ -161,6 +161,7 @@ impl Fallback {
             }
             return Ok(turn.reader(turn_request));
         }
+        // Checked after the lookup: a stopping runtime still answers for turns that it knows.
         if *self.stopping.borrow() {
             return Err(Failure::new(ErrorCode::Draining, "the runtime is stopping"));
         }

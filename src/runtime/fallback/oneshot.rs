@@ -154,6 +154,7 @@ impl Output {
                     // The command may continue after closing its output; the turn's inactivity timeout limits that.
                     _ => break self.exit_of().await?,
                 },
+                // Output that was printed before the exit may still be in the pipe.
                 ended = self.exit.wait() => {
                     self.rest(stdout).await?;
                     break ended;
@@ -196,6 +197,7 @@ impl Output {
         };
         self.room = room;
         self.held.extend_from_slice(bytes);
+        // An incomplete character at the end waits for its remaining bytes.
         let begun = beginning_of_character(&self.held);
         let rest = self.held.split_off(self.held.len() - begun);
         self.flush().await?;

@@ -52,12 +52,10 @@ use crate::{
     },
 };
 
-/// Inputs of a turn.
 pub(crate) struct Run {
     pub request: ProcessPrompt,
     /// Checked prompt of the request.
     pub prompt: Prompt,
-    /// Receives the turn's lines.
     pub lines: Arc<Lines>,
     /// Becomes true when the turn is to be cancelled.
     pub cancelled: watch::Receiver<bool>,
@@ -85,6 +83,8 @@ impl Run {
             cwd: Some(self.request.workspace.path.clone()),
             resumable: false,
         };
+        // Reserved before the turn begins, so that a refusal is answered with a status and not in a body that has
+        // started.
         let place = match agents.reserve(&asked).await {
             Ok(place) => place,
             Err(failure) => return Ended::Refused(failure),
@@ -122,6 +122,7 @@ impl Run {
     }
 
     async fn open(&self, agents: &Agents, place: Place<'_>) -> Result<OpenedSession, Failure> {
+        // A headless command is preferred: it does not depend on the ACP handshake, whose failure may have led here.
         if place.has_oneshot() {
             let process = agents.start_oneshot_in(place).await?;
             return Ok(oneshot::open(process, agents.frame_bytes()));
@@ -220,6 +221,7 @@ impl<'a> Course<'a> {
                 () = is_true(run.cancelled.clone()), if !self.cancel_asked => {
                     self.cancel_asked = true;
                     grace_ends = Some(Instant::now() + Duration::from_millis(request.cancel_grace_ms));
+                    // The agent has closed its input, so it cannot confirm.
                     if link.cancel().is_err() {
                         return (TurnOutcome::Cancelled { confirmed: false }, None);
                     }

@@ -89,12 +89,13 @@ struct AcpSocket {
 }
 
 enum State {
-    /// For `initialize`.
+    /// Waits for the client's `initialize`.
     Waiting,
-    /// With the first answer to its client.
+    /// Resumes a conversation; holds the first answer to its client.
     Returning(Attachment, Resumed),
     Connected(Connected),
-    /// The closing frame is out; a client can still end a conversation with numbers.
+    /// The closing frame was sent. A client of a connection with numbers can still acknowledge or end the
+    /// conversation.
     Closing(Option<ToAgent>),
 }
 
@@ -108,7 +109,7 @@ struct Connected {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Agent {
     Ends,
-    /// For the grace, on a connection with numbers.
+    /// The agent waits for its client for the grace, on a connection with numbers.
     Waits,
 }
 
@@ -120,7 +121,7 @@ impl Actor for AcpSocket {
     fn started(&mut self, ctx: &mut Ctx) {
         let mut stopping = self.settings.stopping.clone();
         let stopped = async move {
-            // An error means that the runtime is gone, which is the same.
+            // An error means that the runtime has been dropped, which has the same effect.
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
         let goodbye = stopped.into_actor(self).map(|(), socket, ctx| {
@@ -173,7 +174,7 @@ impl StreamHandler<Outgoing> for AcpSocket {
         }
     }
 
-    /// The end has been said; the socket closes in its own time.
+    /// The closing frame was sent; the socket closes by itself.
     fn finished(&mut self, _: &mut Ctx) {}
 }
 
@@ -182,6 +183,7 @@ impl AcpSocket {
         if let State::Closing(_) = self.state {
             return;
         }
+        // A stopping runtime ends its agents too; the client must see the cause and not the consequence.
         let code = if *self.settings.stopping.borrow() { close_code::GOING_AWAY } else { code };
         if let State::Connected(connected) = std::mem::replace(&mut self.state, State::Closing(None)) {
             ctx.cancel_future(connected.agent_stream);
@@ -189,7 +191,7 @@ impl AcpSocket {
                 Agent::Ends => connected.line.end(),
                 Agent::Waits => connected.line.detach(),
             }
-            // Dropping the line of a plain client ends its agent.
+            // Dropping the connection of a client without numbers ends its agent.
             if let ToAgent::Numbered(_) = connected.line {
                 self.state = State::Closing(Some(connected.line));
             }
@@ -203,9 +205,9 @@ impl AcpSocket {
         self.close(close_code::TOO_BIG, &why, Agent::Ends, ctx);
     }
 
-    /// Without a word: there is nobody to hear it.
+    /// Stops without a closing frame, because the client is not reachable.
     fn leave(&mut self, ctx: &mut Ctx) {
-        // Dropping the line says that the client is away.
+        // Dropping the attachment marks the client as away.
         if let State::Connected(connected) = std::mem::replace(&mut self.state, State::Closing(None)) {
             ctx.cancel_future(connected.agent_stream);
         }
@@ -213,6 +215,7 @@ impl AcpSocket {
     }
 
     fn on_close(&mut self, reason: Option<ws::CloseReason>, ctx: &mut Ctx) {
+        // Only a normal close ends the conversation; proxies in between close with other codes.
         let is_over = reason.as_ref().is_some_and(|reason| reason.code == CloseCode::Normal);
         match &self.state {
             State::Connected(Connected { line, .. }) | State::Closing(Some(line)) if is_over => line.end(),
@@ -225,7 +228,7 @@ impl AcpSocket {
         self.leave(ctx);
     }
 
-    /// Something came that is no message: the client lives.
+    /// Records a sign of life that is not a message.
     fn touch(&self) {
         if let State::Connected(connected) = &self.state {
             connected.line.touch();
@@ -313,7 +316,7 @@ impl AcpSocket {
         }
     }
 
-    /// Answers in the agent's place.
+    /// Answers a request in the agent's place.
     fn refuse(&mut self, seq: Seq, id: &RequestId, error: &RpcError, ctx: &mut Ctx) {
         let answer = jsonrpc::response(id, Err::<(), _>(error));
         let answered = match &self.state {
@@ -333,9 +336,9 @@ impl AcpSocket {
             let started = agents.start(opening.meta()).await;
             (id, opening, started)
         };
-        // Nothing else is read from the client until the agent is there.
+        // Nothing else is read from the client until the agent has started.
         ctx.wait(start.into_actor(self).map(|(id, opening, started), socket, ctx| {
-            // It was not listened to.
+            // Nothing was read during the start, so that time is not counted as the client's silence.
             socket.pulse.receive();
             match started {
                 Ok(agent) => socket.on_started(&id, opening, agent, ctx),
@@ -349,7 +352,7 @@ impl AcpSocket {
 
     fn on_started(&mut self, id: &RequestId, opening: Opening, agent: StartedAgent, ctx: &mut Ctx) {
         if !matches!(self.state, State::Waiting) {
-            // Closed meanwhile: dropping the pipe ends the agent.
+            // The socket was closed during the start: dropping the pipe ends the agent.
             return;
         }
         let serves = agent.serves;
@@ -371,7 +374,7 @@ impl AcpSocket {
         self.state = State::Connected(Connected { line, workplace, agent_stream });
     }
 
-    /// Passes a session's beginning on when its folder is allowed.
+    /// Passes the request for a session to the agent if its folder is allowed.
     fn on_session(&mut self, seq: Seq, id: RequestId, params: &RawValue, text: String, ctx: &mut Ctx) {
         let State::Connected(connected) = &self.state else { return };
         let cwd = match handshake::cwd_of(params) {
@@ -380,7 +383,7 @@ impl AcpSocket {
         };
         let (agents, workplace) = (self.settings.agents.clone(), connected.workplace.clone());
         let check = async move { agents.admit(cwd, workplace).await };
-        // Waited for, so that messages stay in their order.
+        // `wait` stops the reading, so that messages keep their order.
         ctx.wait(check.into_actor(self).map(move |checked: Result<(), Failure>, socket, ctx| {
             socket.pulse.receive();
             match checked {
@@ -396,26 +399,24 @@ impl AcpSocket {
         if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));
         }
-        // What the client has not written to disk is kept a while, though nothing more comes.
+        // The messages that the client has not persisted yet are held for the grace, although no more follow.
         self.close(close_code::AGENT_ENDED, why, Agent::Waits, ctx);
     }
 }
 
-/// Settings of every socket.
 #[derive(Clone)]
 pub(crate) struct SocketSettings {
     pub agents: Arc<Agents>,
-    /// Keeps those whose client is away.
+    /// Holds the conversations whose client is away.
     pub conversations: Arc<Conversations>,
-    /// Turns true when the runtime stops.
+    /// Becomes true when the runtime stops.
     pub stopping: watch::Receiver<bool>,
     /// The largest message, in bytes.
     pub frame_bytes: usize,
-    /// Detection of dead clients.
     pub heartbeat: Heartbeat,
 }
 
-/// The parts that have come.
+/// The fragments of a message that have arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Fragments {
     parts: Option<BytesMut>,
@@ -424,23 +425,23 @@ pub(crate) struct Fragments {
 /// Result of adding one part.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Joined {
-    /// More has to come.
+    /// More fragments follow.
     Nothing,
     Whole(String),
-    /// More than the limit.
+    /// The message exceeds the limit.
     TooBig,
-    /// Bytes that are no text.
+    /// The message is not text, with the reason.
     NoText(&'static str),
 }
 
 impl Fragments {
-    /// The first part; what was left of another message is dropped.
+    /// Begins a message with its first fragment; an unfinished one is dropped.
     pub(crate) fn begin(&mut self, part: &[u8], limit: usize) -> Joined {
         self.parts = Some(BytesMut::new());
         self.add(part, limit, false)
     }
 
-    /// Adds a part; all of them have at most `limit` bytes. A part of nothing is ignored.
+    /// Adds a fragment; a message has at most `limit` bytes in total. A fragment without a begun message is ignored.
     pub(crate) fn add(&mut self, part: &[u8], limit: usize, is_last: bool) -> Joined {
         let Some(parts) = &mut self.parts else { return Joined::Nothing };
         if parts.len() + part.len() > limit {

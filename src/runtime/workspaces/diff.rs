@@ -87,6 +87,7 @@ impl Baseline {
         let tree = scratch.run(git, workspace, &objects, None, vec!["write-tree".into()], 100).await?;
         let folder = self.folder.clone();
         blocking(move || {
+            // The index is moved before the tree is written: an index without a tree does not count as a baseline.
             fs::rename(index, folder.join("index"))?;
             // Written last, because its presence marks the baseline as complete.
             fs::write(folder.join("tree"), tree.trim_ascii())
@@ -215,9 +216,11 @@ async fn add_all(
         }));
         args
     };
+    // The search for inner repositories is slow, so it is made only after a failure.
     let Err(first) = scratch.run(git, workspace, objects, kept, add(&[]), 0).await else { return Ok(()) };
     let top = workspace.to_owned();
     let inner = blocking(move || Ok(repositories_in(&top))).await?;
+    // The failure has another cause.
     if inner.is_empty() {
         return Err(first);
     }

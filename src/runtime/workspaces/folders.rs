@@ -100,7 +100,6 @@ fn is_workspace(below_root: &Path) -> bool {
 }
 
 impl Folder {
-    /// Path with links resolved.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

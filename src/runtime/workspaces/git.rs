@@ -50,13 +50,11 @@ pub(crate) struct Git {
     inherited: BTreeMap<String, OsString>,
 }
 
-/// One invocation of git.
 pub(crate) struct Call<'a> {
     /// Arguments, without the hardening settings.
     pub args: Vec<OsString>,
     /// Environment variables that override the fixed ones.
     pub env: Vec<(&'static str, OsString)>,
-    /// Working directory.
     pub cwd: &'a Path,
     /// Time limit; git is ended when it is exceeded.
     pub timeout: Duration,
@@ -66,7 +64,6 @@ pub(crate) struct Call<'a> {
     pub scheme: Option<Scheme>,
 }
 
-/// Standard output of git.
 pub(crate) struct Output {
     /// At most `max_output` bytes.
     pub bytes: Vec<u8>,
@@ -104,6 +101,7 @@ impl Git {
         let mut started = group::spawn(command, ()).await.map_err(|cause| failed(&cause.to_string()))?;
         let work = async {
             let mut bytes = Vec::new();
+            // One byte more than the limit shows that the output is incomplete.
             let mut output = (&mut started.output).take(max_output as u64 + 1);
             let read = output.read_to_end(&mut bytes).await;
             let cut = bytes.len() > max_output;

@@ -103,6 +103,7 @@ impl Workspaces {
             }
             return self.prepare_path(path).await;
         }
+        // Checked even for an existing workspace, so that the answer does not depend on its state.
         let source = checkout.map(|checkout| self.check(&checkout)).transpose()?;
         let folder = self.folder(workspace.folder_id);
         let busy = self.busy_with(&folder);
@@ -178,6 +179,7 @@ impl Workspaces {
     async fn fetch_into(&self, id: FolderId, repository: &Repository, branch: Option<String>) -> Result<(), Failure> {
         let incoming = self.allowed.root().join(INCOMING);
         let target = Incoming { folder: incoming.join(uuid::Uuid::new_v4().to_string()) };
+        // A folder of its own with mode 0700: git creates the work tree with the permissions of the umask.
         make_folder(target.folder.clone()).await?;
         let work_tree = target.folder.join("workspace");
         let mut args: Vec<OsString> =
@@ -193,6 +195,7 @@ impl Workspaces {
             scheme: Some(repository.scheme()),
         };
         self.git.run(call).await?;
+        // Taken before the rename: an existing workspace always has its baseline.
         self.baseline(id).take(&self.git, &work_tree).await?;
         let folder = self.folder(id);
         let moved = tokio::task::spawn_blocking(move || fs::rename(work_tree, folder)).await;
@@ -223,6 +226,7 @@ impl Workspaces {
         if let Some(lock) = busy.get(folder).and_then(Weak::upgrade) {
             return lock;
         }
+        // Locks without a holder are removed here, where the map grows anyway.
         busy.retain(|_, lock| lock.strong_count() > 0);
         let lock = Arc::new(AsyncMutex::new(()));
         busy.insert(folder.to_owned(), Arc::downgrade(&lock));

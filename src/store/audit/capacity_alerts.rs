@@ -49,7 +49,6 @@ pub(crate) struct OpenCapacityAlert {
     pub since: Timestamp,
 }
 
-/// Filters of the list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CapacityAlertFilter {
     /// Only alerts about a tenant's share.

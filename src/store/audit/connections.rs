@@ -40,7 +40,6 @@ pub(crate) struct NewConnection {
     /// The runtime's name for the connection.
     pub connection_id: Option<String>,
     pub protocol: Route,
-    /// The negotiated version.
     pub protocol_version: Option<u16>,
     /// As the agent reported it; redacted when it is stored.
     pub agent_name: Option<String>,

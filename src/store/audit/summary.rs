@@ -19,15 +19,15 @@ use crate::{
 /// The turns of one protocol, of one tenant, on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TurnFigures {
-    /// Ended by themselves.
+    /// Turns that the agent completed.
     pub completed: u64,
     /// Ended because somebody asked for it.
     pub cancelled: u64,
-    /// Ended with an error.
+    /// Turns that ended with an error.
     pub failed: u64,
     /// Cut off by a stop of the service.
     pub interrupted: u64,
-    /// Not ended yet.
+    /// Turns that have not ended yet.
     pub open: u64,
     /// Median duration of the completed turns.
     pub p50: Option<Duration>,
@@ -50,11 +50,8 @@ impl TurnFigures {
 pub(crate) struct AuditDay {
     /// When the day begins, in UTC.
     pub day: Timestamp,
-    /// The tenant.
     pub installation_id: InstallationId,
-    /// Turns over ACP.
     pub acp: TurnFigures,
-    /// Turns over HTTP.
     pub http: TurnFigures,
     /// Flips of workspaces to HTTP.
     pub flips_to_http: u64,
@@ -62,7 +59,6 @@ pub(crate) struct AuditDay {
     pub flips_to_acp: u64,
 }
 
-/// Figures of a period.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AuditSummary {
     /// From when on the figures are whole: what was asked for, or later where there were too many turns.

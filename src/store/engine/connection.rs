@@ -33,7 +33,6 @@ pub(crate) enum AnyConnection {
 pub(crate) enum DatabaseUrl {
     /// A SQLite file; the file is created if it is missing, its folder is not.
     Sqlite(PathBuf),
-    /// A `PostgreSQL` server.
     Postgres(SecretString),
 }
 
@@ -64,7 +63,7 @@ impl FromStr for DatabaseUrl {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The writer's: durable commits.
+    /// For the writer: commits are durable before they are reported.
     Write,
     /// The pool's: refuses to write.
     Read,
@@ -193,6 +192,7 @@ pub(crate) fn open_sqlite_unchanged(path: &Path) -> Result<SqliteConnection, Sto
 fn with_parameters(url: &str) -> String {
     let mut url = url.to_owned();
     for (name, value) in POSTGRES_PARAMETERS {
+        // A parameter in the operator's URL takes precedence.
         if !url.contains(&format!("{name}=")) {
             url.push(if url.contains('?') { '&' } else { '?' });
             url.push_str(&format!("{name}={value}"));

@@ -23,6 +23,7 @@ impl GrownStreams {
     /// Records that a stream has grown, after the commit. Never blocks.
     pub(crate) fn add(&self, stream: &Stream) {
         self.0.streams.lock().insert(stream.clone());
+        // After the insert: a waiter that is woken must find the stream.
         self.0.grown.notify_one();
         if *stream == Stream::Operators {
             self.0.operators.notify_one();

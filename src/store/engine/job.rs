@@ -28,7 +28,6 @@ pub(crate) struct WriteTx<'a> {
     pub(crate) connection: &'a mut AnyConnection,
     /// Next transcript number of sessions that wrote recently.
     pub(crate) next_seq: &'a mut HashMap<SessionId, i64>,
-    /// Rows written so far.
     pub(crate) rows: usize,
     /// True if an earlier attempt may have been committed: the connection broke during the commit.
     pub(crate) in_doubt: bool,
@@ -54,6 +53,7 @@ impl WriteTx<'_> {
             None => read_last(self.connection)?.unwrap_or(0) + 1,
         };
         if self.next_seq.len() >= MAX_REMEMBERED {
+            // Emptied as a whole: finding the oldest entry would cost more than reading some numbers again.
             self.next_seq.clear();
         }
         self.next_seq.insert(session, first.saturating_add(i64::try_from(count).unwrap_or(i64::MAX)));
@@ -113,12 +113,10 @@ impl Claim {
     }
 }
 
-/// A queued write.
 pub(crate) struct Job {
     write: Box<dyn Write>,
     claim: Claim,
     reported: bool,
-    /// When it was queued.
     pub(crate) queued: Instant,
     pub(crate) outage: Outage,
     /// True if an earlier attempt may have been committed.

@@ -115,6 +115,8 @@ impl ReadPool {
         let reading = async move {
             let running = running.acquire_owned().await.map_err(|_| StoreError::Closed)?;
             let reading = tokio::task::spawn_blocking(move || {
+                // Held by the query and not by the caller, because a query whose caller has stopped waiting still
+                // uses a connection.
                 let _places = (waiting, running);
                 let mut connection = pool.get().map_err(|cause| StoreError::Unavailable(cause.to_string()))?;
                 query(&mut connection)

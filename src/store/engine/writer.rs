@@ -46,7 +46,6 @@ struct Failed {
     lost: bool,
 }
 
-/// The writer's thread.
 pub(crate) struct Writer {
     url: DatabaseUrl,
     connection: Option<AnyConnection>,
@@ -123,12 +122,14 @@ impl Writer {
             }
         };
         let mut batch = std::mem::take(&mut self.retained);
+        // Retained writes do not count, or an outage would leave no room for new ones.
         let full = batch.len() + MAX_BATCH;
         let mut next = first;
         while let Some(message) = next {
             match message {
                 // A withdrawn write is dropped here.
                 Message::Write(job) => batch.extend(job.claim()),
+                // Refuses further writes; those in the queue are still received.
                 Message::Close => self.queue.close(),
             }
             next = if batch.len() < full { self.queue.try_recv().ok() } else { None };
@@ -143,16 +144,19 @@ impl Writer {
 
     fn write(&mut self, mut batch: Vec<Job>) {
         let mut outcome = self.attempt(&mut batch);
+        // The connection broke, for example because the server restarted: a second attempt opens a new one.
         if matches!(&outcome, Err(failed) if failed.lost) {
             outcome = self.attempt(&mut batch);
         }
         match outcome {
             Ok(()) => finish_all(batch),
+            // The transaction failed as a whole, so running each write alone would fail as well.
             Err(failed) if !failed.in_write => self.give_up(batch, &failed.error),
             // It was alone in its transaction already, and did not lose a race against another process.
             Err(failed) if batch.len() == 1 && !matches!(failed.error, StoreError::Conflict(_)) => {
                 self.give_up(batch, &failed.error);
             }
+            // One write failed and rolled back the others, which must not suffer from it.
             Err(_) => self.write_alone(batch),
         }
     }
@@ -177,6 +181,7 @@ impl Writer {
     fn attempt(&mut self, jobs: &mut [Job]) -> Result<(), Failed> {
         let started = Instant::now();
         let lag = jobs.iter().map(|job| started.saturating_duration_since(job.queued)).max().unwrap_or_default();
+        // Put back only while it is usable.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
@@ -193,6 +198,7 @@ impl Writer {
                 Ok(())
             }
             Err((error, in_write)) => {
+                // The rollback also undid the numbers that were given out; they are read again.
                 self.next_seq.clear();
                 let usable = connection.roll_back();
                 if usable {
@@ -214,7 +220,9 @@ impl Writer {
                 && self.retained.len() < self.max_retained
                 // A closed store must come to an end, because `close` waits for it.
                 && !(late && self.queue.is_closed());
+            // A late write is reported as failed and may be retained nevertheless: its caller must not wait longer.
             if late || !keep {
+                // A conflict is the caller's fault and no failure of the database.
                 if !matches!(error, StoreError::Conflict(_)) && !job.is_reported() {
                     failed += 1;
                     self.metrics.commit_failed();
@@ -260,6 +268,7 @@ fn transact(
             has_lock: &mut has_lock,
             webhook,
         };
+        // A panic in one write must not end the thread, and with it all later writes.
         match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
             Ok(Ok(())) => rows += tx.rows,
             Ok(Err(error)) => return Err((error, true)),
@@ -268,10 +277,12 @@ fn transact(
     }
     connection.commit().map_err(|cause| {
         for job in jobs.iter_mut() {
+            // A commit that reports an error may have taken effect; the next attempt checks before it inserts.
             job.in_doubt = true;
         }
         (StoreError::from(cause), false)
     })?;
+    // Each stream is announced once for each commit.
     grown.sort_unstable();
     grown.dedup();
     Ok((rows, grown))

@@ -30,7 +30,6 @@ use crate::{
     },
 };
 
-/// A stored delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WebhookDeliveryRow {
     /// The id, a UUID of version 7, by which the receiver deduplicates.
@@ -61,13 +60,11 @@ impl WebhookDeliveryRow {
     }
 }
 
-/// Outcome of an attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct TriedDelivery {
     pub delivery_id: Uuid,
     /// End of the lease that [`DueDelivery::lease_until`] gave.
     pub lease_until: Timestamp,
-    /// Consequence for the delivery.
     pub verdict: Verdict,
     /// The HTTP status of the answer, if there was one.
     pub status: Option<u16>,
@@ -188,6 +185,7 @@ fn settle(tx: &mut WriteTx<'_>, tried: &TriedDelivery) -> Result<bool, StoreErro
         // Always written: the receiver has accepted it, even if the lease has ended.
         Verdict::Delivered => diesel::update(ours).set(change).execute(tx.connection)?,
         _ => {
+            // The lease identifies the attempt: after its end another replica may have claimed the delivery.
             let still = ours.filter(next_attempt_us.eq(lease_until.0));
             let still = still.filter(state.eq(DeliveryState::Pending.as_str()));
             diesel::update(still).set(change).execute(tx.connection)?
@@ -209,6 +207,7 @@ fn backlog(
     let next: Option<i64> = pending!().select(min(next_attempt_us)).first(connection)?;
     let too_far = pending!().filter(of_another_clock!(now, longest_wait));
     let too_far: i64 = too_far.count().get_result(connection)?;
+    // Due now: a delivery that was written under a clock ahead of this one would otherwise wait for years.
     let next = if too_far > 0 { Some(now.0) } else { next };
     Ok(WebhookBacklog {
         pending: columns::unsigned(pending),
@@ -330,7 +329,6 @@ pub(crate) struct ClaimDeliveries {
     pub now: Timestamp,
 }
 
-/// Result of a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Claimed {
     /// Deliveries that the caller must attempt.
@@ -355,7 +353,6 @@ pub(crate) struct DueDelivery {
     pub attempt: u32,
     /// End of the lease; also identifies this attempt in [`TriedDelivery`].
     pub lease_until: Timestamp,
-    /// The notification to post.
     pub notification: NotificationRow,
 }
 

@@ -342,6 +342,7 @@ fn automatic_rollbacks(
         .select((created_us, installation_id, workspace_id))
         .load(connection)?;
     let read = |(at, tenant, workspace)| Ok((Timestamp(at), columns::workspace_key(tenant, workspace)?));
+    // The limit applies to the newest rows, hence the descending read; callers get ascending order.
     newest.into_iter().rev().map(read).collect()
 }
 

@@ -46,12 +46,10 @@ pub(crate) struct SaveMigrationRun {
     pub run_id: Uuid,
     /// The version on which the new state is based; 0 if nothing was written yet.
     pub expected_version: u64,
-    /// The new state.
     pub run: MigrationRun,
     pub now: Timestamp,
 }
 
-/// Outcome of [`Store::save_migration_run`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SavedMigrationRun {
     /// The state is on disk under this version; perhaps an earlier attempt wrote it.

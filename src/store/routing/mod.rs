@@ -68,7 +68,6 @@ pub(crate) struct SaveRoute {
     pub key: WorkspaceKey,
     /// The epoch on which the decision is based; 0 if nothing was written yet.
     pub expected_epoch: u64,
-    /// The new state.
     pub routing: Routing,
     /// Sets [`RouteRow::migration_enabled`]; a new row without it gets `true`.
     pub migration_enabled: Option<bool>,
@@ -79,7 +78,6 @@ pub(crate) struct SaveRoute {
     pub now: Timestamp,
 }
 
-/// Outcome of [`Store::save_route`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SavedRoute {
     /// The decision is on disk with all rows of its flip; perhaps an earlier attempt wrote them.
@@ -207,6 +205,7 @@ impl Decision {
         };
         let mut written = diesel::update(expected).set(&changes).execute(tx.connection)?;
         if written == 0 {
+            // Either the workspace has no row yet, or another writer has flipped it.
             let found = find(tx.connection, key)?;
             if found.is_some() || self.expected_epoch != 0 {
                 // An earlier attempt may have been committed although its outcome was lost.
@@ -223,6 +222,7 @@ impl Decision {
             written = diesel::insert_into(workspace_routes::table).values(record).execute(tx.connection)?;
         }
         tx.rows += written;
+        // In the transaction of the route: a flip is never on disk without its audit row and its notification.
         if let Some(flip) = &mut self.flip {
             flip.write(tx)?;
         }

@@ -47,14 +47,10 @@ pub(crate) struct Idempotency {
     pub body_hash: String,
 }
 
-/// A turn to accept.
 #[derive(Debug, Clone)]
 pub(crate) struct NewTurn {
-    /// Its id, new.
     pub prompt_id: PromptId,
-    /// Its session.
     pub session_id: SessionId,
-    /// The session's workspace.
     pub key: WorkspaceKey,
     /// The caller's key, where one was sent.
     pub idempotency: Option<Idempotency>,
@@ -74,7 +70,6 @@ pub(crate) struct NewTurn {
     pub is_canary: bool,
     /// The automation requested for its changes.
     pub wanted: WantedMode,
-    /// The time.
     pub now: Timestamp,
 }
 
@@ -89,14 +84,10 @@ pub(crate) enum Acceptance {
     Mismatch(PromptRow),
 }
 
-/// A stored turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PromptRow {
-    /// Its id.
     pub prompt_id: PromptId,
-    /// Its session.
     pub session_id: SessionId,
-    /// The session's workspace.
     pub key: WorkspaceKey,
     /// The caller's key, until it expires.
     pub idempotency: Option<Idempotency>,
@@ -105,15 +96,11 @@ pub(crate) struct PromptRow {
     pub preview: String,
     /// The result as JSON; `None` while the turn runs and if it was interrupted.
     pub result: Option<String>,
-    /// Why it failed.
     pub error: Option<Failure>,
-    /// When it was accepted.
     pub accepted: Timestamp,
-    /// When it ended.
     pub ended: Option<Timestamp>,
     /// The workspace's route when it began.
     pub route: Route,
-    /// Carrier of the turn.
     pub protocol: Route,
     /// The epoch of the route.
     pub epoch: u64,
@@ -127,15 +114,11 @@ pub(crate) struct PromptRow {
 /// cost of a turn's end, and the row is written when the session opens, hibernates and ends.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnEnd {
-    /// The turn.
     pub prompt_id: PromptId,
-    /// Its session.
     pub session_id: SessionId,
-    /// The session's workspace.
     pub key: WorkspaceKey,
     /// A final state; any other one is stored as `failed`.
     pub state: TurnState,
-    /// The result as JSON.
     pub result: Option<Redacted>,
     /// Redacted when it is stored.
     pub error: Option<Failure>,
@@ -145,7 +128,6 @@ pub(crate) struct TurnEnd {
     pub skipped: Option<(AutomationRunItem, SessionNotice)>,
     /// The outcome for the workspace's success window; counted only if this write ends the turn.
     pub counts: Option<OutcomeCount>,
-    /// The time.
     pub now: Timestamp,
 }
 
@@ -216,6 +198,7 @@ fn holder(tx: &mut WriteTx<'_>, record: &Record, key: &str) -> Result<Option<Rec
     if Timestamp(record.accepted_us).since(Timestamp(holder.accepted_us)) < IDEMPOTENCY_PERIOD {
         return Ok(Some(holder));
     }
+    // The unique index admits one turn for each key, so the expired holder must give it up.
     tx.rows += diesel::update(prompts::table.find(holder.prompt_id.as_str()))
         .set((prompts::idempotency_key.eq(None::<&str>), prompts::body_hash.eq(None::<&str>)))
         .execute(tx.connection)?;
@@ -226,6 +209,7 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
     if again && let Some(earlier) = find(tx.connection, &record.prompt_id)? {
         return Ok(Acceptance::Existing(earlier.read()?));
     }
+    // The commit of an earlier attempt reported an error and took effect nevertheless.
     if tx.in_doubt && find(tx.connection, &record.prompt_id)?.is_some() {
         return Ok(Acceptance::Accepted);
     }
@@ -300,6 +284,7 @@ impl EndSlot {
 
 /// Writes the end of a turn; may be called again after a rollback.
 pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    // Any other state would leave the turn open until the next recovery.
     let state = if end.state.is_final() { end.state } else { TurnState::Failed };
     let prompt_id = end.prompt_id.to_string();
     let result = clean_option(end.result.map(Redacted::into_string));
@@ -330,6 +315,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
         );
         let ended = Cached::<EndTurn, _>::new(Update::new(prompts::table, is_open, changes));
         let ended = execute!(tx.connection, ended)?;
+        // The turn has ended already or was never accepted; its counts and entries must not be written twice.
         if ended == 0 {
             return Ok(());
         }
@@ -388,9 +374,9 @@ impl Store {
 const NOTES: [&str; 4] = ["rollback", "toast", "automation", "info"];
 
 impl Store {
-    /// The newest turns of a session, the newest first, at most `most` and [`MAX_PAGE`](crate::store::MAX_PAGE). Found by what
-    /// the user said, which is written with each turn: turns have no index by session, which each of them would pay
-    /// for. Cancel-safe.
+    /// The newest turns of a session, the newest first, at most `most` and [`MAX_PAGE`](crate::store::MAX_PAGE). The
+    /// turns are found by their user messages in the transcript, because an index of turns by session would add a
+    /// write to each turn. Cancel-safe.
     pub(crate) async fn newest_turns(
         &self,
         session_id: SessionId,

@@ -25,7 +25,6 @@ use crate::{
     },
 };
 
-/// Result of [`Store::recover`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Recovered {
     /// Number of turns that had not ended and are now `interrupted`.
@@ -52,7 +51,8 @@ fn recover(
         .filter(prompts_table::ended_us.is_null())
         .filter(prompts_table::session_id.ne_all(kept))
         .select(prompts_table::session_id);
-    // A session with an open turn was running, even if its row was not updated in time.
+    // A session with an open turn was running, even if its row was not updated in time. The sessions are updated
+    // before the turns, because they are found by their open turns.
     let mut recovered = diesel::update(sessions::table)
         .filter(sessions::session_id.eq_any(unfinished))
         .filter(sessions::state.eq_any(live))
@@ -87,6 +87,7 @@ fn recover(
         ))
         .execute(tx.connection)?;
     for (prompt_id, result) in results {
+        // A turn that is not interrupted has its own result, which stays.
         let interrupted = prompts_table::table
             .find(prompt_id.as_str())
             .filter(prompts_table::state.eq(TurnState::Interrupted.as_str()));

@@ -108,7 +108,6 @@ impl NotificationMetrics {
         self.telemetry_left_out.inc_by(frames);
     }
 
-    /// A cursor was rejected.
     pub(crate) fn reset(&self, reason: ResetReason) {
         self.resets.add(reason, 1);
     }
@@ -118,14 +117,12 @@ impl NotificationMetrics {
     }
 }
 
-/// Metrics of webhook deliveries.
 #[derive(Debug)]
 pub(crate) struct WebhookMetrics {
     attempts: Family<Attempt, IntCounter>,
     deliveries: Family<Waiting, IntGauge>,
 }
 
-/// Result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {
     Delivered,

@@ -95,6 +95,7 @@ impl Stream for Events {
                     match read {
                         Read::Event(event) => Some(event),
                         Read::Exited(exited) => {
+                            // Kept for the close that follows, which by itself does not know how the agent ended.
                             self.exited = Some(exited);
                             continue;
                         }

@@ -186,6 +186,7 @@ impl Hands {
         let capabilities = &agent.agent_capabilities;
         if let Some(previous) = &request.previous {
             let params = json!({"sessionId": previous, "cwd": request.cwd, "mcpServers": request.mcp_servers});
+            // Resume before load: a load replays the whole conversation, which is then discarded.
             let methods = [
                 (capabilities.session_capabilities.resume.is_some(), agent_method::SESSION_RESUME),
                 (capabilities.load_session, agent_method::SESSION_LOAD),
@@ -255,6 +256,7 @@ impl Hands {
                 }
                 Some(AgentEvent::StrayLine(line)) => {
                     self.stray_lines += 1;
+                    // Some agents print a banner; a program that prints only text is no ACP agent.
                     if self.stray_lines > MAX_STRAY_LINES {
                         let detail = format!("the agent prints text that is not ACP, for example: {line}");
                         return Err(Failure::new(ErrorCode::HandshakeFailed, detail));

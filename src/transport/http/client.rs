@@ -23,7 +23,6 @@ pub(crate) struct RuntimeClient {
     cookies: Option<String>,
 }
 
-/// Reuse of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Connections {
     /// Connections are kept and reused: for requests that can be repeated.

@@ -153,6 +153,7 @@ impl Link {
         // Outside a tokio runtime the link is only dropped while the program exits.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
+            // Repeated, because a cancel that overtakes the request of its turn finds no turn.
             for _ in 0..CANCEL_TRIES {
                 if cancel_is_accepted(&client, prompt_id).await || turn.is_finished() {
                     return;
@@ -179,6 +180,7 @@ async fn cancel_is_accepted(client: &RuntimeClient, prompt_id: PromptId) -> bool
 impl AgentSession for Link {
     fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
         if self.running.as_ref().is_some_and(|running| !running.task.is_finished()) {
+            // The task of the previous turn still reports; two turns would mix their events.
             return Err(SendError::Full);
         }
         let (limits, request) = (&self.fallback.limits, &self.request);

@@ -34,7 +34,6 @@ const ENVELOPE_BYTES: usize = 64 * 1024;
 /// Number of "unknown turn" answers after which the request is not expected to arrive any more.
 const UNKNOWN_TRIES: u32 = 3;
 
-/// A requested turn.
 pub(crate) struct RequestedTurn {
     client: RuntimeClient,
     call: u64,
@@ -108,6 +107,7 @@ impl RequestedTurn {
             Ok(Err(cause)) if cause.is_connect() || cause.is_builder() => {
                 Read::Over(Box::new(self.failed(self.client.unavailable(&cause))))
             }
+            // The request may have arrived, so the turn is searched for and not sent again.
             Ok(Err(cause)) => Read::Broken(root_cause(&cause)),
             Err(_) => Read::Broken(silence_error()),
         }
@@ -123,6 +123,7 @@ impl RequestedTurn {
             }
             let wait = reconnect_delay(attempt, random_fraction());
             attempt += 1;
+            // Given up before the wait: an attempt after the grace would find no turn.
             if Instant::now() + wait >= until {
                 return Some(self.failed(self.lost(&cause)));
             }
@@ -137,6 +138,7 @@ impl RequestedTurn {
                         Read::Over(end) => return Some(*end),
                         Read::ReceiverDropped => return None,
                         Read::Broken(again) => {
+                            // The turn was found, so this is a new break with a grace of its own.
                             (cause, reported, attempt) = (again, false, 0);
                             until = Instant::now() + self.grace;
                         }
@@ -144,6 +146,7 @@ impl RequestedTurn {
                 }
                 Ok(Ok(response)) => {
                     let failure = self.client.refusal(response).await;
+                    // The request for the turn may still be on its way, so one answer is not taken as final.
                     unknown += u32::from(failure.code == ErrorCode::NotFound);
                     cause = failure.detail;
                     if unknown >= UNKNOWN_TRIES {
@@ -208,6 +211,7 @@ impl RequestedTurn {
                 return Some(Read::Over(Box::new(self.failed(failure))));
             }
         };
+        // Counted before the event is delivered: the number only selects the lines to request after a break.
         self.received += u64::from(line.is_counted());
         let event = match line {
             TurnLine { update: Some(update), meta, .. } => AgentEvent::Update { update, meta },
@@ -222,6 +226,7 @@ impl RequestedTurn {
                 AgentEvent::Permission { option_id, allows, by }
             }
             TurnLine { missed: Some(missed), .. } => {
+                // Evicted lines count as received, or the next reconnect would request them again.
                 self.received += missed;
                 let message = format!("{missed} messages of the agent were lost with the connection to the runtime");
                 AgentEvent::Remark { severity: Severity::Error, message }

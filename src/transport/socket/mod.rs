@@ -36,7 +36,6 @@ use crate::{
 /// otherwise keep the agent for its grace.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// An established connection.
 pub(crate) struct Connected {
     pub pipe: Pipe,
     /// Progress of the connection: the messages that the session has handled and settled.
@@ -47,9 +46,9 @@ pub(crate) struct Connected {
     pub cookies: Option<String>,
 }
 
-/// Connects. The conversation lives in a task of the caller's thread until [`Pipe::to_agent`] is dropped (then it
-/// closes with 1000) or the peer ends it. Has no limit in time of its own; dropping the future leaves nothing behind.
-/// Safe to retry.
+/// Connects. The conversation runs in a task on the caller's thread until [`Pipe::to_agent`] is dropped, which closes
+/// the socket with 1000, or until the peer ends it. There is no time limit. Dropping the future leaves nothing
+/// behind, and a retry is safe.
 pub(crate) async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Connected, Failure> {
     let Upgraded { socket, connection_id, cookies } =
         websocket::upgrade(endpoint, cookies, None).await.map_err(|cause| unavailable(endpoint, &cause))?;
@@ -71,7 +70,7 @@ pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result
         ConnectError::NotHeld => Failure::new(ErrorCode::ConnectionLost, cause.to_string()),
         ConnectError::Failed(_) => unavailable(endpoint, &cause),
     })?;
-    // Numbers count messages: one near the end of all numbers is none of ours.
+    // Numbers count messages, so a number near the end of the range is malformed.
     if resumed.received.max(resumed.after) > u64::MAX / 2 {
         let detail = "the runtime's message numbers are out of range";
         return Err(Failure::new(ErrorCode::ConnectionLost, detail));
@@ -107,8 +106,8 @@ struct Peer {
 }
 
 impl Peer {
-    /// Makes a socket that continues after message `received`, or with all that the runtime holds, and reads what it
-    /// got from us.
+    /// Opens a socket that continues after message `received`, or with all messages that the runtime holds, and reads
+    /// the number of the last message that the runtime received from this client.
     async fn resume(&mut self, received: Option<u64>) -> Result<(Socket, Resumed), ConnectError> {
         let earlier = Earlier { connection_id: &self.connection_id, received };
         let upgraded = websocket::upgrade(&self.endpoint, self.cookies.as_deref(), Some(earlier)).await?;
@@ -120,6 +119,7 @@ impl Peer {
         let mut socket = upgraded.socket;
         loop {
             match socket.next().await {
+                // A peer that resumes sends its position first; any other message shows that it began anew.
                 Some(Ok(Message::Text(text))) => match resumed(&text) {
                     Some(resumed) => return Ok((socket, resumed)),
                     None => return Err(ConnectError::NotHeld),
@@ -139,7 +139,7 @@ impl Peer {
         }
     }
 
-    /// Tries to come back until the grace is over.
+    /// Retries with backoff until the connection is resumed or the grace is over.
     async fn reconnect(&mut self, received: u64, attempts: &mut u32) -> Result<(Socket, Resumed), CloseReason> {
         let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.silence);
         let until = Instant::now() + grace;
@@ -196,19 +196,19 @@ pub(crate) fn random_fraction() -> f64 {
     f64::from(low as u32) / f64::from(u32::MAX)
 }
 
-/// A conversation, whatever carries it now.
+/// A conversation, which outlives its sockets.
 struct Conversation {
     carrier: Carrier,
     peer: Peer,
-    /// Tries since something was last heard or acknowledged.
+    /// Attempts to reconnect since a message or an acknowledgement last arrived.
     attempts: u32,
 }
 
-/// Why a break is not healed.
+/// Reason for which a broken connection is not resumed.
 enum Unhealed {
     /// The connection cannot be resumed.
     Over(CloseReason),
-    /// The session is gone.
+    /// The session ended during the break.
     LetGo,
 }
 
@@ -219,6 +219,8 @@ impl Conversation {
             let before = (self.carrier.received(), self.carrier.acknowledged());
             let end = pump::carry(&mut self.carrier, &mut socket, heartbeat, frame_bytes, resend).await;
             if before != (self.carrier.received(), self.carrier.acknowledged()) {
+                // Only progress resets the backoff: a connection that breaks after each handshake is retried ever
+                // more slowly.
                 self.attempts = 0;
             }
             let is_resumable = self.carrier.is_numbered() && !self.peer.connection_id.is_empty();
@@ -239,6 +241,7 @@ impl Conversation {
                 End::Broken(cause) if is_resumable => cause,
                 End::Broken(cause) => return self.carrier.close(CloseReason::Lost(cause)).await,
             };
+            // Releases the descriptor before a wait that may last for the whole grace.
             drop(socket);
             match self.heal(cause).await {
                 Ok(again) => (socket, resend) = again,
@@ -252,13 +255,14 @@ impl Conversation {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "connection broke; reconnecting");
         self.carrier.send_state(ConnectionState::Interrupted(cause));
-        // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
+        // Boxed, as the farewell is: the future of a connect is large, and every session has a task of this type.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
             reconnected = reconnecting => match reconnected {
                 Ok(stands) => stands,
                 Err(reason) => return Err(Unhealed::Over(reason)),
             },
+            // A session that ends during the break must not wait for the grace.
             () = self.carrier.abandoned() => return Err(Unhealed::LetGo),
         };
         match self.carrier.resume(resumed.received) {

@@ -40,11 +40,11 @@ pub(crate) struct Carrier {
 /// Outcome of a message that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// The message is on its way, or was not for the session.
+    /// The message was passed to the session, or was not meant for it.
     Done,
     /// An earlier message is missing.
     Gap,
-    /// The session does not listen any more.
+    /// The session has dropped its receiver.
     NobodyListens,
 }
 
@@ -52,14 +52,14 @@ pub(crate) enum Taken {
 pub(crate) enum Outgoing {
     /// A message that is not kept.
     Once(Utf8Bytes),
-    /// The outbox has a new one.
+    /// A message was added to the outbox.
     Kept,
-    /// The session is over.
     End,
 }
 
 impl Carrier {
-    /// Begins a conversation. Numbers are looked for only where there is a grace, so that the peer is asked for them.
+    /// Begins a conversation. Message numbers are expected only if there is a grace, because only then the peer is
+    /// asked for them.
     pub(crate) fn new(
         outgoing: FrameReceiver,
         incoming: FrameSender,
@@ -70,7 +70,8 @@ impl Carrier {
             outgoing,
             listener: Listener { incoming, waiting: None, next_state: None },
             delivered,
-            // The peer acknowledges by the same limits; smaller ones of our own could wait for it for ever.
+            // The peer acknowledges by the same limits. With smaller ones, this side could wait for an
+            // acknowledgement that the peer never sends.
             outbox: Outbox::new(limits.frames, limits.bytes, 0),
             inbox: Inbox::default(),
             pending_ack: PendingAck::new(limits.frames, limits.bytes, 0),
@@ -81,8 +82,9 @@ impl Carrier {
         }
     }
 
-    /// Resumes the conversation of a client that died: messages `after` that number come again, of which those up
-    /// to `known` are known already; `sent` is what the peer got from that client.
+    /// Resumes the conversation of a client that died. Messages after number `after` are replayed, of which those up
+    /// to `known` are already persisted; `sent` is the number of the last message that the peer received from that
+    /// client.
     pub(crate) fn adopt(mut self, limits: ResumeLimits, after: u64, known: u64, sent: u64) -> Self {
         self.delivered.handle(after.max(known));
         self.delivered.settle(after.max(known));
@@ -99,17 +101,18 @@ impl Carrier {
         self.numbered
     }
 
-    /// The last message that arrived.
+    /// Number of the last message that arrived.
     pub(crate) fn received(&self) -> u64 {
         self.inbox.last()
     }
 
-    /// The last message that the peer acknowledged.
+    /// Number of the last message that the peer acknowledged.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.outbox.acknowledged()
     }
 
-    /// The peer has everything up to `received`; gives the number of the first message to send again.
+    /// Records that the peer has everything up to `received`, and returns the number of the first message to send
+    /// again.
     pub(crate) fn resume(&mut self, received: u64) -> Result<u64, OutOfRange> {
         let from = self.outbox.resume(received)?;
         self.outbox.acknowledge(received);
@@ -117,12 +120,12 @@ impl Carrier {
         Ok(from)
     }
 
-    /// The next kept message from number `next` on, which moves past it.
+    /// The next held message from number `next` on; `next` is advanced past it.
     pub(crate) fn kept(&self, next: &mut u64) -> Option<Utf8Bytes> {
         while *next <= self.outbox.last() {
             let message = self.outbox.get(*next).cloned();
             *next += 1;
-            // One that was acknowledged meanwhile need not go again.
+            // A message that was acknowledged meanwhile is not sent again.
             if message.is_some() {
                 return message;
             }
@@ -130,7 +133,7 @@ impl Carrier {
         None
     }
 
-    /// The next thing that the session says, or an acknowledgement that cannot wait for that.
+    /// The next message of the session, or an acknowledgement that is due before there is one.
     pub(crate) fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<Outgoing> {
         if !self.numbered {
             return self.outgoing.poll_recv(cx).map(|incoming| match incoming {
@@ -138,6 +141,7 @@ impl Carrier {
                 _ => Outgoing::End,
             });
         }
+        // A full outbox stops reading from the session: a peer that acknowledges nothing slows the session down.
         if !self.outbox.is_full()
             && let Poll::Ready(incoming) = self.outgoing.poll_recv(cx)
         {
@@ -176,19 +180,21 @@ impl Carrier {
         Poll::Pending
     }
 
-    /// Takes a message that was read. The pipe may have no room for it: then [`Carrier::poll_room`] has to be ready
-    /// before the next one is read.
+    /// Accepts a message that was read. If the pipe has no room for it, [`Carrier::poll_room`] must be ready before
+    /// the next message is read.
     pub(crate) fn take(&mut self, text: &str) -> Taken {
         let numbers = if self.asked { numbered::peek(text) } else { None };
         let Some(Numbers { seq, ack }) = numbers else { return self.deliver(text, 0) };
         self.numbered = true;
         self.outbox.acknowledge(ack);
+        // The message carried only an acknowledgement.
         if seq == 0 {
             return Taken::Done;
         }
         match self.inbox.arrive(seq) {
             Arrival::New => {
                 self.pending_ack.receive(seq, text.len());
+                // Replayed messages that an earlier client persisted are acknowledged again and not delivered.
                 if seq > self.known { self.deliver(text, seq) } else { Taken::Done }
             }
             Arrival::Again => Taken::Done,
@@ -200,7 +206,7 @@ impl Carrier {
         self.listener.offer(text, seq)
     }
 
-    /// Says what the line does, after everything that came before.
+    /// Queues a change of the connection's state, behind all earlier messages.
     pub(crate) fn send_state(&mut self, state: ConnectionState) {
         self.listener.queue_state(state);
     }
@@ -210,17 +216,17 @@ impl Carrier {
         self.listener.waiting.is_some()
     }
 
-    /// Ready when the pipe has taken everything; an error when the session does not listen any more.
+    /// Ready when the pipe has accepted everything. Returns an error if the session has dropped its receiver.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         self.listener.poll_room(cx)
     }
 
-    /// True if the session has ended and its last messages cannot be taken, since the peer acknowledges nothing.
+    /// True if the session has ended and its last messages cannot be sent, because the peer acknowledges nothing.
     pub(crate) fn is_stuck_at_the_end(&self) -> bool {
         self.outgoing.is_abandoned() && self.outbox.is_full()
     }
 
-    /// Ends when the session is gone; meanwhile it gets what waits. Cancel-safe.
+    /// Resolves when the session has ended; until then it delivers pending messages. Cancel-safe.
     pub(crate) async fn abandoned(&mut self) {
         let Self { outgoing, listener, .. } = self;
         let incoming = listener.incoming.clone();
@@ -235,7 +241,7 @@ impl Carrier {
         }
     }
 
-    /// Says the end after everything else, and is done.
+    /// Sends the reason for the end, behind all earlier messages.
     pub(crate) async fn close(mut self, reason: CloseReason) {
         if std::future::poll_fn(|cx| self.listener.poll_room(cx)).await.is_ok() {
             self.listener.incoming.close(reason).await;

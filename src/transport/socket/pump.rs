@@ -29,9 +29,9 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// End of a socket.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The session ended the conversation; whether the peer has confirmed it.
+    /// The session ended the conversation.
     LetGo {
-        /// The peer's closing frame came.
+        /// True if the peer's closing frame arrived.
         confirmed: bool,
     },
     /// The peer ended the conversation.
@@ -42,8 +42,8 @@ pub(crate) enum End {
     Broken(String),
 }
 
-/// Carries a conversation over one socket until it ends. After a break `resend` is the number of the first message
-/// to send again. Not to be called again after it was dropped, for the same socket.
+/// Carries a conversation over one socket until it ends. After a break, `resend` is the number of the first message
+/// to send again. After a drop it must not be called again for the same socket.
 pub(crate) async fn carry(
     carrier: &mut Carrier,
     socket: &mut Socket,
@@ -71,7 +71,7 @@ pub(crate) async fn carry(
     std::future::poll_fn(|cx| line.poll(cx)).await
 }
 
-/// Says that our side ends the conversation, and waits for the peer to confirm it, for 2 s in all.
+/// Sends a closing frame and waits for the peer's, for 2 s in total.
 pub(crate) async fn close_gracefully(socket: &mut Socket) {
     let goodbye = async {
         if socket.send(normal_close()).await.is_ok() {
@@ -90,19 +90,20 @@ struct Pump<'a> {
     socket: &'a mut Socket,
     heartbeat: Heartbeat,
     frame_bytes: usize,
-    /// The number of the kept message that goes next.
+    /// Number of the next held message to send.
     next: u64,
-    /// Since when something is not written out.
+    /// Start of the pending flush.
     is_flushing: Option<Instant>,
-    /// Nothing is written any more; what the peer said before is read until the time.
+    /// Cause and deadline after a failed write: nothing more is written, and frames that the peer sent before are
+    /// read until the deadline.
     write_failed: Option<(String, Instant)>,
-    /// Our side ended the conversation; the peer has until the time to confirm it.
+    /// Deadline for the peer's closing frame, after this side ended the conversation.
     closing: Option<Instant>,
     close_said: bool,
     ping_is_due: bool,
     is_beating: bool,
     next_ping: Instant,
-    /// Silence before this was not the peer's.
+    /// Time since which frames are read; silence before it does not count against the peer.
     reading_since: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -110,6 +111,7 @@ struct Pump<'a> {
 impl Pump<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
+            // Reading comes first: an acknowledgement that has arrived frees room for the messages to write.
             while let Poll::Ready(end) = self.read_one(cx) {
                 if let Some(end) = end {
                     return Poll::Ready(end);
@@ -122,7 +124,8 @@ impl Pump<'_> {
             }
             match self.write_all(cx) {
                 Err(end) => return Poll::Ready(end),
-                // An ending session reads on without it being listened to.
+                // The session has just ended: the loop starts again, to read and discard frames until the peer
+                // closes.
                 Ok(true) => continue,
                 Ok(false) => {}
             }
@@ -134,10 +137,11 @@ impl Pump<'_> {
         }
     }
 
-    /// Reads one frame; `None` is: continue.
+    /// Reads one frame; `None` if the conversation continues.
     fn read_one(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         if self.closing.is_none() && self.carrier.is_waiting() {
             match std::task::ready!(self.carrier.poll_room(cx)) {
+                // Nothing was read while the pipe was full, so that time is not counted as the peer's silence.
                 Ok(()) => self.reading_since = Instant::now(),
                 Err(_) => self.begin_close(),
             }
@@ -146,7 +150,7 @@ impl Pump<'_> {
         Poll::Ready(match read {
             Some(Ok(Message::Text(text))) if self.closing.is_none() => self.on_text(&text),
             Some(Ok(Message::Close(frame))) => {
-                // Our part of the closing handshake, as far as it goes without waiting.
+                // Sends this side's closing frame as far as the socket takes it without waiting.
                 let _ = self.socket.poll_flush_unpin(cx);
                 Some(match closed(frame) {
                     _ if self.closing.is_some() => End::LetGo { confirmed: self.close_said },
@@ -188,13 +192,13 @@ impl Pump<'_> {
     }
 
     fn fail_write(&mut self, cause: &Error) {
-        // A peer that closed while we wrote has said why in what it sent before.
+        // A peer that closed the connection gave its reason in a frame that is still to be read.
         self.write_failed = Some((cause.to_string(), Instant::now() + CLOSE_WAIT));
         self.is_flushing = None;
         self.arm();
     }
 
-    /// Writes until the socket takes no more or there is nothing; whether the session ended meanwhile.
+    /// Writes until the socket accepts no more or nothing is left. Returns true if the session ended meanwhile.
     fn write_all(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let was_closing = self.closing.is_some();
         while self.write_failed.is_none() {
@@ -215,7 +219,7 @@ impl Pump<'_> {
             };
             match written {
                 Ok(()) => self.is_flushing = Some(Instant::now()),
-                // It would be too large on the next socket as well.
+                // The message would be too large on the next socket as well.
                 Err(Error::WriteBufferFull(_) | Error::Capacity(_)) => {
                     return Err(End::Refused(CloseReason::FrameTooLarge { limit: self.frame_bytes }));
                 }
@@ -245,7 +249,7 @@ impl Pump<'_> {
         }
     }
 
-    /// `None` is: there is something to write, or to look at again.
+    /// Returns `None` if the timer fired and the loop must run again.
     fn look_at_the_clock(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         std::task::ready!(timer.poll_unpin(cx));
@@ -266,7 +270,7 @@ impl Pump<'_> {
             }
             if self.next_ping <= now {
                 self.next_ping = now + self.heartbeat.every;
-                // Behind what does not go out it would say nothing.
+                // A ping that queues behind a pending flush proves nothing.
                 self.ping_is_due = self.is_flushing.is_none();
                 if self.carrier.is_stuck_at_the_end() {
                     self.begin_close();
@@ -277,13 +281,13 @@ impl Pump<'_> {
         Poll::Ready(None)
     }
 
-    /// Since when the peer might have said something and did not.
+    /// Start of the peer's silence; `None` while nothing is read.
     fn silent_since(&self) -> Option<Instant> {
         let listens = !self.carrier.is_waiting() || self.closing.is_some();
         listens.then(|| self.socket.get_ref().get_ref().last_read().max(self.reading_since))
     }
 
-    /// Since when nothing goes out of what is to go.
+    /// Time of the last progress of a pending flush; `None` if nothing is pending.
     fn stuck_since(&self) -> Option<Instant> {
         Some(self.socket.get_ref().get_ref().last_written().max(self.is_flushing?))
     }

@@ -40,13 +40,11 @@ use crate::{
 pub(crate) struct Endpoint {
     /// `ws://host:port/acp` or `wss://…`.
     pub url: String,
-    /// Bearer token.
     pub token: Option<SecretString>,
     /// Largest message, in bytes.
     pub frame_bytes: usize,
     /// Bounds of the queue in each direction.
     pub pipe: PipeLimits,
-    /// Resuming after a break.
     pub resume: ResumeLimits,
     /// When a peer that numbers its messages counts as dead: nothing arrived, or nothing that waits could be written,
     /// for its silence. Also bounds an attempt to reconnect.
@@ -67,7 +65,6 @@ pub(crate) struct ResumeLimits {
 /// A socket to a runtime. Boxed: it is more than a kilobyte, and is handed on.
 pub(crate) type Socket = Box<WebSocketStream<MaybeTlsStream<Watched<TcpStream>>>>;
 
-/// An established socket.
 pub(crate) struct Upgraded {
     /// For frames.
     pub socket: Socket,
@@ -77,21 +74,21 @@ pub(crate) struct Upgraded {
     pub cookies: Option<String>,
 }
 
-/// With what an earlier connection is to continue.
+/// Identifies the connection that the new socket continues.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Earlier<'a> {
     pub connection_id: &'a str,
-    /// The last message that arrived on it, where that is known.
+    /// Number of the last message that arrived on the connection, if known.
     pub received: Option<u64>,
 }
 
-/// Why there is no socket.
+/// A failed connect.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// The peer does not have the connection that was to continue: trying again does not help.
+    /// The peer does not hold the connection that was to be resumed, so a retry does not help.
     #[error("the runtime does not hold the conversation any more")]
     NotHeld,
-    /// Anything else; it may pass.
+    /// Any other failure; a retry may succeed.
     #[error("{0}")]
     Failed(String),
 }
@@ -99,8 +96,8 @@ pub(crate) enum ConnectError {
 /// Initial read buffer; it grows with the message. Small, because a supervisor holds 1,000 of them.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Connects, for a new connection or to resume an `earlier` one. Has no limit in time of its own; dropping the
-/// future leaves nothing behind. Safe to retry.
+/// Connects, for a new connection or to resume an `earlier` one. There is no time limit. Dropping the future leaves
+/// nothing behind, and a retry is safe.
 pub(crate) async fn upgrade(
     endpoint: &Endpoint,
     cookies: Option<&str>,
@@ -138,7 +135,7 @@ async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Respon
     Ok((Box::new(socket), response))
 }
 
-/// 404; and what runtimes answer whose replay does not reach back.
+/// True for 404, and for the statuses of runtimes whose replay does not reach back far enough.
 fn is_not_held(status: u16) -> bool {
     matches!(status, 404 | 409 | 410)
 }
@@ -169,7 +166,7 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
-/// The name=value parts of all `Set-Cookie` headers, as a `Cookie` header wants them.
+/// The `name=value` parts of all `Set-Cookie` headers, in the format of a `Cookie` header.
 fn cookies_of(headers: &HeaderMap) -> Option<String> {
     let pairs: Vec<_> = headers
         .get_all(header::SET_COOKIE)
@@ -199,7 +196,7 @@ pub(crate) fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
     (is_end, CloseReason::Lost(format!("the runtime closed the connection: {code} {}", frame.reason)))
 }
 
-/// The stream, and when bytes last went in and out.
+/// A stream that records the times of its last read and write.
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,
@@ -213,12 +210,12 @@ impl<S> Watched<S> {
         Self { stream, last_read: now, last_written: now }
     }
 
-    /// When the peer last sent anything.
+    /// Time of the last read that returned bytes.
     pub(crate) fn last_read(&self) -> Instant {
         self.last_read
     }
 
-    /// When the peer, or the buffers on the way to it, last took anything.
+    /// Time of the last write that the peer, or a buffer before it, accepted.
     pub(crate) fn last_written(&self) -> Instant {
         self.last_written
     }
@@ -270,11 +267,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// Breaks a connection whose peer does not acknowledge what was sent, or takes nothing, for so long; also where it does
-/// not take the probes of a closed window. An invalid descriptor is ignored.
+/// Sets the time after which the kernel breaks the connection if the peer does not acknowledge data or keeps its
+/// window closed. An invalid descriptor is ignored.
 pub(crate) fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
     let timeout_ms = libc::c_uint::try_from(timeout.as_millis()).unwrap_or(libc::c_uint::MAX);
-    // SAFETY: the value lives through the call and has the length that is said; the kernel checks the descriptor.
+    // SAFETY: the value is valid for the whole call and has the given length; the kernel checks the descriptor.
     unsafe {
         libc::setsockopt(
             descriptor,
@@ -286,10 +283,10 @@ pub(crate) fn set_user_timeout(descriptor: RawFd, timeout: Duration) {
     }
 }
 
-/// Breaks a connection in both directions; its holder sees the end. The caller knows that the descriptor is still
-/// this connection's.
+/// Shuts a connection down in both directions, so that its owner reads the end of the stream. The caller guarantees
+/// that the descriptor still belongs to this connection.
 pub(crate) fn break_off(descriptor: RawFd) {
-    // SAFETY: no memory is handed over; the kernel checks the descriptor.
+    // SAFETY: no memory is passed; the kernel checks the descriptor.
     unsafe {
         libc::shutdown(descriptor, libc::SHUT_RDWR);
     }

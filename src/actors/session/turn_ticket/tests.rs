@@ -40,7 +40,6 @@ use crate::{
     transport::fake::FakeTransport,
 };
 
-/// Random turns in total.
 const SEQUENCES: usize = 10_000;
 /// Turns that end before the first of them is checked.
 const TOGETHER: usize = 500;
@@ -61,7 +60,6 @@ enum Step {
 enum End {
     Outcome(TurnOutcome),
     Dropped,
-    /// The turn was refused.
     Discarded,
 }
 
