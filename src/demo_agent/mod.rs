@@ -26,6 +26,7 @@
 //! | `provider-error`, `auth-error` | end the turn with the error of an overloaded provider, of a missing sign-in |
 //! | `refuse`, `max-tokens` | end the turn with that stop reason |
 //! | `flood N` | sends N updates as fast as it can |
+//! | `unread N NAME` | asks N times for a file, reads no answer, and falls silent |
 //! | `huge BYTES` | says one chunk of that size |
 //! | `endless BYTES` | prints that number of bytes without a line end, and falls silent |
 //! | `grandchild` | starts `sleep 1000` and says its process id |

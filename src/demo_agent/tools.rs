@@ -50,6 +50,22 @@ impl Agent {
         }
     }
 
+    /// Sends `unread N NAME`: N requests for a file whose answers are not read.
+    pub(super) fn ask_without_reading(&mut self, command: &Command, turn: &Turn) -> io::Result<()> {
+        let name = command.rest.split_once(' ').map_or("", |(_, name)| name);
+        let path = self.absolute(turn, name);
+        for n in 0..command.number(0, 1) {
+            let params = json!({"sessionId": turn.session, "path": path});
+            self.lines.write(&json!({
+                "jsonrpc": "2.0",
+                "id": format!("unread-{n}"),
+                "method": "fs/read_text_file",
+                "params": params,
+            }))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn read_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         let path = self.absolute(turn, &command.rest);
         let tool = self.tool(turn, "read", &format!("Read {}", command.rest))?;

@@ -156,6 +156,10 @@ impl Agent {
                 self.lines.write_without_end(command.number(0, 1_000_000))?;
                 self.hang()?;
             }
+            "unread" => {
+                self.ask_without_reading(command, turn)?;
+                self.hang()?;
+            }
             "ignore-cancel" => {
                 // SAFETY: ignoring a signal installs no handler.
                 unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };

@@ -16,8 +16,12 @@ fn peak_mib(pid: i32) -> u64 {
 }
 
 /// Runs `check` and asserts that neither process's peak memory grew by more than [`MAX_GROWTH_MIB`].
-fn stays_small(prompt: &str, check: impl FnOnce(&crate::harness::Session)) {
-    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+fn stays_small(prompt: &str, inactivity_s: u32, check: impl FnOnce(&crate::harness::Session)) {
+    let mut program = Program::builder()
+        .separate_runtime("runtime-token-0123456789")
+        .set("turn.inactivity_timeout_s", inactivity_s)
+        .set("turn.cancel_grace_s", 1)
+        .start();
     let session = program.api.open("ws");
     session.completes("echo warm");
     let pids = [program.pid(), program.runtime().pid()];
@@ -33,20 +37,29 @@ fn stays_small(prompt: &str, check: impl FnOnce(&crate::harness::Session)) {
 #[test]
 fn line_of_64_mb_is_refused_without_being_buffered() {
     let prompt = "huge 64000000";
-    stays_small(prompt, |session| drop(session.prompt(prompt).problem(502, "frame_too_large")));
+    stays_small(prompt, 600, |session| drop(session.prompt(prompt).problem(502, "frame_too_large")));
 }
 
 #[test]
 fn endless_line_is_refused_without_being_buffered() {
     let prompt = "endless 64000000";
-    stays_small(prompt, |session| drop(session.prompt(prompt).problem(502, "frame_too_large")));
+    stays_small(prompt, 600, |session| drop(session.prompt(prompt).problem(502, "frame_too_large")));
 }
 
 #[test]
 fn a_million_updates_pass_without_being_buffered() {
     let prompt = "flood 1000000";
-    stays_small(prompt, |session| {
+    stays_small(prompt, 600, |session| {
         let result = session.completes(prompt);
         assert_eq!(result["meta"]["timings"]["updates"], 1_000_000, "{result}");
+    });
+}
+
+#[test]
+fn unread_answers_to_300_reads_of_2_mb_do_not_fill_the_memory() {
+    let prompt = "unread 300 big.txt";
+    stays_small(prompt, 3, |session| {
+        session.completes("run head -c 2000000 /dev/zero | tr '\\0' x > big.txt");
+        session.prompt(prompt).problem(504, "inactivity_timeout");
     });
 }

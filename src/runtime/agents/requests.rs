@@ -4,11 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
 
 use super::{
     files,
-    terminals::{TerminalSettings, Terminals},
+    terminals::{MAX_OUTPUT_BYTES, TerminalSettings, Terminals},
 };
 use crate::{
     acp::{
@@ -27,9 +30,19 @@ use crate::{
 /// take as long as its command, and no known agent waits for this many. Further requests are answered with an error,
 /// never queued.
 const ANSWERS_AT_ONCE: usize = 64;
-/// Requests that may wait to be started. Starting one takes no time, so a short queue is enough; while it is full,
+/// Requests that may wait to be started. A request can be as large as a frame, so only one waits; until it is started,
 /// the agent's output is not read.
-const REQUESTS_IN_QUEUE: usize = 16;
+const REQUESTS_IN_QUEUE: usize = 1;
+/// Memory of one agent's requests in progress, in bytes: their parameters, and their answers until the agent's queue
+/// takes them. A request that needs more than all of it runs alone. While it is used up, the agent is not read: an agent
+/// that takes no answers would otherwise fill the memory with the files that it asked for.
+const BYTES_IN_PROGRESS: u32 = 8 * 1024 * 1024;
+/// Memory of a request with a small answer, in bytes.
+const SMALL_ANSWER_BYTES: usize = 4 * 1024;
+/// Copies of a text that exist at once while it becomes an answer: the text, its JSON value, the serialised answer.
+const COPIES_OF_ANSWER: usize = 3;
+/// Copies of the parameters: as received, and parsed.
+const COPIES_OF_PARAMS: usize = 2;
 /// Time limit of a file request, so that a network file system that hangs is reported as such instead of looking like
 /// a silent agent.
 const FILE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -89,6 +102,7 @@ struct ClientRequests {
 impl ClientRequests {
     async fn serve(self: Arc<Self>, mut queue: mpsc::Receiver<ClientRequest>, answer: FrameSender) {
         let mut running = JoinSet::new();
+        let room = Arc::new(Semaphore::new(BYTES_IN_PROGRESS as usize));
         loop {
             let request = tokio::select! {
                 request = queue.recv() => request,
@@ -105,18 +119,36 @@ impl ClientRequests {
                 }
                 continue;
             }
+            let reserved = tokio::select! {
+                reserved = room.clone().acquire_many_owned(self.memory_of(&request)) => reserved,
+                () = answer.reader_gone() => break,
+            };
             let client_requests = self.clone();
             let answer = answer.clone();
             running.spawn(async move {
+                let _reserved = reserved;
                 let id = request.id.clone();
                 let result = client_requests.answer(request).await;
                 let text = jsonrpc::response(&id, result.as_ref());
+                // Freed before the wait for the agent's queue, which can be long.
+                drop(result);
                 // Fails only if the agent's connection is closed, and then nobody needs the answer.
                 let _ = answer.send(text).await;
             });
         }
         // Aborting the requests drops their clones of `self`; the last clone ends every command of the agent.
         running.shutdown().await;
+    }
+
+    /// Returns the most memory that a request and its answer take, in bytes, up to [`BYTES_IN_PROGRESS`].
+    fn memory_of(&self, request: &ClientRequest) -> u32 {
+        let answer = match request.method.as_str() {
+            client_method::FS_READ_TEXT_FILE => COPIES_OF_ANSWER * self.settings.file_bytes,
+            client_method::TERMINAL_OUTPUT => COPIES_OF_ANSWER * MAX_OUTPUT_BYTES,
+            _ => SMALL_ANSWER_BYTES,
+        };
+        let bytes = answer + COPIES_OF_PARAMS * request.params.get().len();
+        u32::try_from(bytes).unwrap_or(BYTES_IN_PROGRESS).min(BYTES_IN_PROGRESS)
     }
 
     async fn answer(self: Arc<Self>, request: ClientRequest) -> Result<serde_json::Value, RpcError> {

@@ -24,7 +24,7 @@ use crate::{
 
 /// Largest output that is kept of one command, in bytes, even if the agent requests more: the output has to fit a
 /// frame, and agents truncate it further for their model anyway.
-const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
+pub(super) const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
 /// Terminals that an agent may hold, finished ones included, as a multiple of the commands that it may run at once.
 /// At the limit it must release some before it starts another command.
 const KEPT_PER_RUNNING: usize = 8;
