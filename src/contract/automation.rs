@@ -9,6 +9,7 @@ use utoipa::{
     openapi::{RefOr, Schema, extensions::Extensions},
 };
 
+use super::words::word_schemas;
 pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
 
 /// Version of this part of the contract (semver), in `meta.githubAutomationVersion`.
@@ -23,6 +24,11 @@ pub(crate) const MAX_LOG_LINES: usize = 50;
 pub(crate) const MAX_LOG_CHARS: usize = 300;
 /// The longest name of a branch, in characters.
 pub(crate) const MAX_BRANCH_CHARS: usize = 200;
+
+word_schemas! {
+    SkipReason => "SkipReason", "Why automation was skipped.";
+    SkipDetail => "SkipDetail", "The detailed reason of a skip.";
+}
 
 /// Outcome of the automation of one turn. Only [`GithubAutomation::new`] makes one, so every value satisfies the rules
 /// between its members; they are read-only.

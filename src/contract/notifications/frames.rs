@@ -9,10 +9,13 @@ use uuid::Uuid;
 
 use super::notification::Notification;
 pub(crate) use crate::domain::notify::subscription::ResetReason;
-use crate::domain::{
-    clock::Timestamp,
-    ids::{PromptId, SessionId, WorkspaceId},
-    session::eta::Progress,
+use crate::{
+    contract::words::word_schemas,
+    domain::{
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceId},
+        session::eta::Progress,
+    },
 };
 
 /// Version of the frames; it increases with an incompatible change.
@@ -67,6 +70,10 @@ pub(crate) enum ClientFrame {
     },
     /// Answered with `pong`; for clients that cannot see control frames.
     Ping,
+}
+
+word_schemas! {
+    ResetReason => "ResetReason", "Why a cursor was rejected.";
 }
 
 /// A frame of the server.

@@ -3,8 +3,16 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::contract::automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason};
+use crate::contract::{
+    automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason},
+    words::word_schemas,
+};
 pub(crate) use crate::domain::notify::notification::{Severity, Trigger};
+
+word_schemas! {
+    Severity => "ToastSeverity", "Severity of a notification.";
+    Trigger => "ToastTrigger", "Cause of a notification.";
+}
 
 /// A notification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -9,7 +9,10 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::notification::Notification;
-use crate::domain::{clock::Timestamp, notify::webhook::DeliveryState};
+use crate::{
+    contract::words::word_schemas,
+    domain::{clock::Timestamp, notify::webhook::DeliveryState},
+};
 
 /// The body of a post. Receivers must ignore unknown members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -20,6 +23,10 @@ pub(crate) enum WebhookEvent {
         /// The notification, as in `GET /ws/notifications`.
         notification: Notification,
     },
+}
+
+word_schemas! {
+    DeliveryState => "WebhookDeliveryState", "State of a delivery to the webhook.";
 }
 
 /// A delivery of one notification.
