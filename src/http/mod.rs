@@ -103,8 +103,7 @@ pub(crate) fn serve<Routes>(
 where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
-    let beats = watchdog.clone();
-    let guard = Guard::new(&config.server);
+    let (beats, guard) = (watchdog.clone(), Guard::new(&config.server));
     let ApiState { workspaces, migrations, notifications } = api;
     let state =
         Data::new(HttpState { workspaces, migrations, notifications, config: config.clone(), watchdog, guard });
