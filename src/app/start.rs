@@ -54,7 +54,7 @@ impl Service {
         let state = ApiState {
             workspaces: workspaces.clone(),
             migrations: migrations.clone(),
-            toasts: notifications.hub.clone(),
+            notifications: notifications.hub.clone(),
         };
         // The API starts after everything that its handlers call.
         let http = start_http(config, state, watchdog, embedded)?;

@@ -9,12 +9,13 @@ use utoipa::{
     openapi::{RefOr, Schema, extensions::Extensions},
 };
 
+use super::words::word_schemas;
 pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
 
 /// Version of this part of the contract (semver), in `meta.githubAutomationVersion`.
 pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
 /// The longest notification, in characters.
-pub(crate) const MAX_TOAST_CHARS: usize = 140;
+pub(crate) const MAX_NOTIFICATION_CHARS: usize = 140;
 /// The longest transcript note, in characters.
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
 /// The most log lines of one run.
@@ -23,6 +24,11 @@ pub(crate) const MAX_LOG_LINES: usize = 50;
 pub(crate) const MAX_LOG_CHARS: usize = 300;
 /// The longest name of a branch, in characters.
 pub(crate) const MAX_BRANCH_CHARS: usize = 200;
+
+word_schemas! {
+    SkipReason => "SkipReason", "Why automation was skipped.";
+    SkipDetail => "SkipDetail", "The detailed reason of a skip.";
+}
 
 /// Outcome of the automation of one turn. Only [`GithubAutomation::new`] makes one, so every value satisfies the rules
 /// between its members; they are read-only.
@@ -267,7 +273,7 @@ impl AutomationMembers {
 
     fn check_limits(&self) -> Result<(), BadAutomation> {
         for (text, most, name) in [
-            (&self.toast_message, MAX_TOAST_CHARS, "toastMessage"),
+            (&self.toast_message, MAX_NOTIFICATION_CHARS, "toastMessage"),
             (&self.transcript_note, MAX_NOTE_CHARS, "transcriptNote"),
             (&self.branch, MAX_BRANCH_CHARS, "branch"),
         ] {

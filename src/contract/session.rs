@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::words::word_schemas;
 use crate::domain::{
     automation::skip::WantedMode,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
@@ -114,6 +115,10 @@ pub(crate) struct PromptBody {
     /// Automation that publishes the changes of the turn.
     #[serde(default)]
     pub automation: AutomationBody,
+}
+
+word_schemas! {
+    WantedMode => "WantedMode", "Requested automation of the changes of a turn.";
 }
 
 /// Automation of the changes of a turn.

@@ -1,48 +1,25 @@
 //! Schemas of the closed lists of words of the domain.
 
-use std::borrow::Cow;
-
-use utoipa::{
-    PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
-};
-
-use crate::domain::{
-    automation::skip::{SkipDetail, SkipReason, WantedMode},
-    notify::{
-        subscription::ResetReason,
-        toast::{Severity, Trigger},
-        webhook::DeliveryState,
-    },
-};
-
-macro_rules! closed {
+/// Implements the schema of lists: name in the OpenAPI document and description.
+macro_rules! word_schemas {
     ($($list:ty => $name:literal, $description:literal;)*) => {$(
-        impl PartialSchema for $list {
-            fn schema() -> RefOr<Schema> {
+        impl utoipa::PartialSchema for $list {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 let words = <$list>::ALL.iter().map(|word| word.as_str());
-                ObjectBuilder::new()
-                    .schema_type(Type::String)
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
                     .description(Some($description))
                     .enum_values(Some(words))
                     .into()
             }
         }
 
-        impl ToSchema for $list {
-            fn name() -> Cow<'static, str> {
+        impl utoipa::ToSchema for $list {
+            fn name() -> std::borrow::Cow<'static, str> {
                 $name.into()
             }
         }
     )*};
 }
 
-closed! {
-    SkipReason => "SkipReason", "Why automation was skipped.";
-    SkipDetail => "SkipDetail", "The detailed reason of a skip.";
-    WantedMode => "WantedMode", "Requested automation of the changes of a turn.";
-    ResetReason => "ResetReason", "Why a cursor was rejected.";
-    Severity => "ToastSeverity", "Severity of a notification.";
-    Trigger => "ToastTrigger", "Cause of a notification.";
-    DeliveryState => "WebhookDeliveryState", "State of a delivery to the webhook.";
-}
+pub(crate) use word_schemas;

@@ -5,6 +5,7 @@ use crate::domain::{
     routing::Route,
     session::lifecycle::SessionState,
     turn::{TurnOutcome, outcome::ErrorCode},
+    words::words,
 };
 
 /// A closed set of label values.
@@ -18,16 +19,9 @@ pub(crate) trait Label: Copy + PartialEq + 'static {
 
 macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($(#[$member_doc:meta])* $member:ident = $value:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub(crate) enum $name { $($(#[$member_doc])* $member,)* }
-
-        impl $name {
-            pub(crate) const ALL: &'static [Self] = &[$(Self::$member,)*];
-
-            pub(crate) fn as_str(self) -> &'static str {
-                match self { $(Self::$member => $value,)* }
-            }
+        words! {
+            $(#[$doc])*
+            $name { $($(#[$member_doc])* $member = $value,)* }
         }
 
         impl Label for $name {
@@ -64,7 +58,7 @@ labels! {
 impl UpdateKind {
     /// The member for the value of `sessionUpdate`.
     pub(crate) fn of(session_update: &str) -> Self {
-        Self::ALL.iter().copied().find(|kind| kind.as_str() == session_update).unwrap_or(Self::Other)
+        Self::from_name(session_update).unwrap_or(Self::Other)
     }
 }
 
@@ -194,7 +188,7 @@ labels! {
 impl HttpMethod {
     /// The member for a method's name.
     pub(crate) fn of(name: &str) -> Self {
-        Self::ALL.iter().copied().find(|method| method.as_str() == name).unwrap_or(Self::Other)
+        Self::from_name(name).unwrap_or(Self::Other)
     }
 }
 

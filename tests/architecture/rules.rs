@@ -7,13 +7,13 @@ use regex::Regex;
 use crate::{
     imports::Imports,
     lexer::{Token, tokens},
-    source::{File, Tree, Visibility},
+    source::{Tree, Visibility},
 };
 
 const MAX_FUNCTION_LINES: usize = 70;
 
-/// Modules of the library that the binary, the tests and the benchmarks may name.
-const PUBLIC_MODULES: [&str; 2] = ["commands", "bench_support"];
+/// Module of the library that the binary, the tests and the benchmarks may name.
+const PUBLIC_MODULE: &str = "commands";
 
 /// Everything that breaks a rule, as sentences that start with the file.
 pub(crate) fn violations(tree: &Tree) -> Vec<String> {
@@ -44,7 +44,7 @@ fn floor_of(unit: &str) -> Option<u8> {
         "actors" => 5,
         "http" | "runtime" | "demo_agent" | "client" => 6,
         "app" => 7,
-        "commands" | "bench_support" => 8,
+        "commands" => 8,
         "main" => 9,
         _ => return None,
     })
@@ -74,23 +74,19 @@ fn floors(tree: &Tree, found: &mut Vec<String>) {
     }
 }
 
-/// The library shows `commands` to the binary and `bench_support` to the benchmarks, and nothing else.
+/// The library shows `commands` to the binary and nothing else.
 fn public_face(tree: &Tree, found: &mut Vec<String>) {
     for file in &tree.files {
         if file.path == "lib.rs" {
             let public = file.items.iter().filter(|item| item.visibility == Visibility::Public && item.kind == "mod");
-            for item in public.filter(|item| !PUBLIC_MODULES.contains(&item.name.as_str())) {
+            for item in public.filter(|item| item.name != PUBLIC_MODULE) {
                 let (line, name) = (item.line, &item.name);
-                found
-                    .push(format!("lib.rs:{line}: `pub mod {name}`: only `commands` and `bench_support` are public"));
+                found.push(format!("lib.rs:{line}: `pub mod {name}`: only `{PUBLIC_MODULE}` is public"));
             }
-        }
-        if let Some((line, word)) = more_than_reexports(file) {
-            found.push(format!("{}:{line}: `{word}`: `bench_support` holds `pub use` declarations only", file.path));
         }
     }
     for file in tree.files.iter().filter(|file| file.path == "main.rs") {
-        for path in file.inner_paths().filter(|path| path.parts.first().is_some_and(|first| first != "commands")) {
+        for path in file.inner_paths().filter(|path| path.parts.first().is_some_and(|first| first != PUBLIC_MODULE)) {
             let (line, path) = (path.line, path.text());
             found.push(format!("main.rs:{line}: `lumilink::{path}`: main.rs names `lumilink::commands` only"));
         }
@@ -99,57 +95,13 @@ fn public_face(tree: &Tree, found: &mut Vec<String>) {
         let words = tokens(&file.all);
         for window in words.windows(3) {
             if let [(at, Token::Word("lumilink")), (_, Token::Separator), (_, Token::Word(module))] = window
-                && !PUBLIC_MODULES.contains(module)
+                && *module != PUBLIC_MODULE
             {
                 let (path, line) = (&file.path, file.line_of(*at));
                 found.push(format!("{path}:{line}: `lumilink::{module}` is private to the library"));
             }
         }
     }
-}
-
-/// The first word of `bench_support` that is no re-export, with its line.
-fn more_than_reexports(file: &File) -> Option<(usize, String)> {
-    let words = tokens(&file.code);
-    let start = match file.unit() {
-        "bench_support" => 0,
-        "lib" => {
-            3 + words.windows(4).position(|window| {
-                let opens = matches!(window[3].1, Token::Mark(b'{'));
-                opens && matches!((window[1].1, window[2].1), (Token::Word("mod"), Token::Word("bench_support")))
-            })?
-        }
-        _ => return None,
-    };
-    let inline = usize::from(file.unit() == "lib");
-    let (mut depth, mut at) = (0usize, start);
-    while let Some((offset, token)) = words.get(at) {
-        let skips_until = match token {
-            Token::Mark(b'{') => {
-                depth += 1;
-                None
-            }
-            Token::Mark(b'}') => {
-                depth = depth.saturating_sub(1);
-                if depth == 0 && inline == 1 {
-                    return None;
-                }
-                None
-            }
-            Token::Mark(b'#') => Some(b']'),
-            Token::Word("use") => Some(b';'),
-            Token::Word("mod") => Some(b'{'),
-            Token::Word("pub") => None,
-            Token::Word(word) => return Some((file.line_of(*offset), (*word).to_owned())),
-            _ => None,
-        };
-        if let Some(end) = skips_until {
-            at += words[at..].iter().position(|it| matches!(it.1, Token::Mark(mark) if mark == end)).unwrap_or(0);
-            depth += usize::from(end == b'{');
-        }
-        at += 1;
-    }
-    None
 }
 
 /// Where an outside crate may be named.

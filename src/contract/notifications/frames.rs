@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::toast::Toast;
+use super::notification::Notification;
 pub(crate) use crate::domain::notify::subscription::ResetReason;
-use crate::domain::{
-    clock::Timestamp,
-    ids::{PromptId, SessionId, WorkspaceId},
-    session::eta::Progress,
+use crate::{
+    contract::words::word_schemas,
+    domain::{
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceId},
+        session::eta::Progress,
+    },
 };
 
 /// Version of the frames; it increases with an incompatible change.
@@ -69,6 +72,10 @@ pub(crate) enum ClientFrame {
     Ping,
 }
 
+word_schemas! {
+    ResetReason => "ResetReason", "Why a cursor was rejected.";
+}
+
 /// A frame of the server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -87,7 +94,8 @@ pub(crate) enum ServerFrame {
         unread: u64,
     },
     /// A notification of the selection, replayed or new.
-    Toast(Toast),
+    #[serde(rename = "toast")]
+    Notification(Notification),
     /// Progress of a session; the newest frame of a session replaces older ones.
     Telemetry(Telemetry),
     /// Frames of type `telemetry` were dropped because the client did not read fast enough. Sent ahead of the next such

@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::toast::Toast;
-use crate::domain::{clock::Timestamp, notify::webhook::DeliveryState};
+use super::notification::Notification;
+use crate::{
+    contract::words::word_schemas,
+    domain::{clock::Timestamp, notify::webhook::DeliveryState},
+};
 
 /// The body of a post. Receivers must ignore unknown members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -18,8 +21,12 @@ pub(crate) enum WebhookEvent {
     /// A notification of operators. Posts may arrive out of order; `seq` has the order.
     Notification {
         /// The notification, as in `GET /ws/notifications`.
-        notification: Toast,
+        notification: Notification,
     },
+}
+
+word_schemas! {
+    DeliveryState => "WebhookDeliveryState", "State of a delivery to the webhook.";
 }
 
 /// A delivery of one notification.

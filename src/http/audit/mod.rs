@@ -20,7 +20,7 @@ use crate::{
         lists::Page,
     },
     domain::{clock::Timestamp, turn::outcome::ErrorCode},
-    store::{self, AuditFilter, CapacityAlertFilter, Listed, Store},
+    store::{self, AuditFilter, CapacityAlertFilter, Listed, Store, StoreError},
 };
 
 /// Lists flips of workspaces and steps of migration runs, by start time, newest first.
@@ -39,9 +39,7 @@ pub(crate) async fn list_migrations(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
-    let items = records(&state).migrations(filter, requested.page.clone()).await?;
-    requested.respond(&request, items)
+    list(&request, &state, query, Store::migrations).await
 }
 
 /// Lists rollbacks to HTTP and restores, newest first.
@@ -60,9 +58,7 @@ pub(crate) async fn list_rollback_events(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
-    let items = records(&state).rollback_events(filter, requested.page.clone()).await?;
-    requested.respond(&request, items)
+    list(&request, &state, query, Store::rollback_events).await
 }
 
 /// Lists handshakes with agents and the later changes of their connections, newest first. A page has at most the newest
@@ -82,9 +78,7 @@ pub(crate) async fn list_connections(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
-    let items = records(&state).connections(filter, requested.page.clone()).await?;
-    requested.respond(&request, items)
+    list(&request, &state, query, Store::connections).await
 }
 
 /// Lists what automation did with the changes of turns, newest first.
@@ -103,9 +97,7 @@ pub(crate) async fn list_automation_runs(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
-    let items = records(&state).automation_runs(filter, requested.page.clone()).await?;
-    requested.respond(&request, items)
+    list(&request, &state, query, Store::automation_runs).await
 }
 
 /// Lists notifications, newest first.
@@ -124,9 +116,7 @@ pub(crate) async fn list_notifications(
     state: web::Data<HttpState>,
     query: web::Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    let (requested, filter) = PageRequest::records(&request, &state, query.into_inner())?;
-    let items = records(&state).notifications(filter, requested.page.clone()).await?;
-    requested.respond(&request, items)
+    list(&request, &state, query, Store::notifications).await
 }
 
 /// Lists changes of capacity alerts, newest first.
@@ -153,19 +143,28 @@ pub(crate) async fn list_capacity_alerts(
     requested.respond(&request, items)
 }
 
+/// Answers with the page of records that `read` finds for the query.
+async fn list<T: TableRow + Listed>(
+    request: &HttpRequest,
+    state: &HttpState,
+    query: web::Query<AuditQuery>,
+    read: impl AsyncFnOnce(&Store, AuditFilter, store::Page) -> Result<Vec<T>, StoreError>,
+) -> Result<HttpResponse, ApiError> {
+    let AuditQuery { installation_id, workspace_id, session_id, from, until, limit, cursor, format } =
+        query.into_inner();
+    in_order(from, until)?;
+    let requested = PageRequest { page: page(state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
+    let filter = AuditFilter { installation_id, workspace_id, session_id, from, until };
+    let items = read(records(state), filter, requested.page.clone()).await?;
+    requested.respond(request, items)
+}
+
 struct PageRequest {
     page: store::Page,
     is_csv: bool,
 }
 
 impl PageRequest {
-    fn records(request: &HttpRequest, state: &HttpState, query: AuditQuery) -> Result<(Self, AuditFilter), ApiError> {
-        let AuditQuery { installation_id, workspace_id, session_id, from, until, limit, cursor, format } = query;
-        in_order(from, until)?;
-        let requested = Self { page: page(state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
-        Ok((requested, AuditFilter { installation_id, workspace_id, session_id, from, until }))
-    }
-
     /// Answers with the page and, if it is full, with the address of the next one.
     fn respond<T: TableRow + Listed>(&self, request: &HttpRequest, items: Vec<T>) -> Result<HttpResponse, ApiError> {
         let last = items.last().filter(|_| items.len() == self.page.limit);

@@ -106,7 +106,7 @@ impl ClientRequests {
         loop {
             let request = tokio::select! {
                 request = queue.recv() => request,
-                () = answer.reader_gone() => None,
+                () = answer.reader_dropped() => None,
                 // Finished requests are removed, so that only those in progress count towards the limit.
                 Some(_) = running.join_next() => continue,
             };
@@ -121,7 +121,7 @@ impl ClientRequests {
             }
             let reserved = tokio::select! {
                 reserved = room.clone().acquire_many_owned(self.memory_of(&request)) => reserved,
-                () = answer.reader_gone() => break,
+                () = answer.reader_dropped() => break,
             };
             let client_requests = self.clone();
             let answer = answer.clone();

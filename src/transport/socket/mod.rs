@@ -34,7 +34,7 @@ use crate::{
 
 /// Maximum time that a session which ends while its connection is broken tries to notify the runtime, which would
 /// otherwise keep the agent for its grace.
-const FAREWELL: Duration = Duration::from_secs(2);
+const REPORT_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) struct Connected {
     pub pipe: Pipe,
@@ -155,7 +155,7 @@ impl Peer {
                 return Err(CloseReason::Lost(cause));
             }
             why = match timeout(patience.min(left), self.resume(Some(received))).await {
-                Ok(Ok(stands)) => return Ok(stands),
+                Ok(Ok(reconnected)) => return Ok(reconnected),
                 Ok(Err(cause @ ConnectError::NotHeld)) => return Err(CloseReason::Lost(cause.to_string())),
                 Ok(Err(ConnectError::Failed(cause))) => cause,
                 Err(_) => "it does not answer".to_owned(),
@@ -165,13 +165,13 @@ impl Peer {
     }
 
     /// Notifies the runtime that a conversation ended while its connection was broken.
-    async fn farewell(&mut self, received: u64) {
-        let goodbye = async {
+    async fn report_close(&mut self, received: u64) {
+        let closing = async {
             if let Ok((mut socket, _)) = self.resume(Some(received)).await {
                 pump::close_gracefully(&mut socket).await;
             }
         };
-        if timeout(FAREWELL, goodbye).await.is_err() {
+        if timeout(REPORT_CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!(
                 marker = "[ACP]",
                 connection = self.connection_id,
@@ -205,11 +205,11 @@ struct Conversation {
 }
 
 /// Reason for which a broken connection is not resumed.
-enum Unhealed {
+enum ReconnectError {
     /// The connection cannot be resumed.
     Over(CloseReason),
     /// The session ended during the break.
-    LetGo,
+    Abandoned,
 }
 
 impl Conversation {
@@ -225,17 +225,17 @@ impl Conversation {
             }
             let is_resumable = self.carrier.is_numbered() && !self.peer.connection_id.is_empty();
             let cause = match end {
-                End::LetGo { confirmed } => {
+                End::Closed { confirmed } => {
                     if is_resumable && !confirmed {
-                        Box::pin(self.peer.farewell(self.carrier.received())).await;
+                        Box::pin(self.peer.report_close(self.carrier.received())).await;
                     }
                     return;
                 }
                 End::Over(reason) => return self.carrier.close(reason).await,
                 End::Refused(reason) => {
                     // Together: the session need not wait for the runtime, nor the runtime for the session.
-                    let goodbye = pump::close_gracefully(&mut socket);
-                    futures_util::future::join(goodbye, self.carrier.close(reason)).await;
+                    let closing = pump::close_gracefully(&mut socket);
+                    futures_util::future::join(closing, self.carrier.close(reason)).await;
                     return;
                 }
                 End::Broken(cause) if is_resumable => cause,
@@ -243,27 +243,29 @@ impl Conversation {
             };
             // Releases the descriptor before a wait that may last for the whole grace.
             drop(socket);
-            match self.heal(cause).await {
+            match self.reconnect(cause).await {
                 Ok(again) => (socket, resend) = again,
-                Err(Unhealed::Over(reason)) => return self.carrier.close(reason).await,
-                Err(Unhealed::LetGo) => return Box::pin(self.peer.farewell(self.carrier.received())).await,
+                Err(ReconnectError::Over(reason)) => return self.carrier.close(reason).await,
+                Err(ReconnectError::Abandoned) => {
+                    return Box::pin(self.peer.report_close(self.carrier.received())).await;
+                }
             }
         }
     }
 
-    async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
+    async fn reconnect(&mut self, cause: String) -> Result<(Socket, u64), ReconnectError> {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "connection broke; reconnecting");
         self.carrier.send_state(ConnectionState::Interrupted(cause));
-        // Boxed, as the farewell is: the future of a connect is large, and every session has a task of this type.
+        // Boxed, as `report_close` is: the future of a connect is large, and every session has a task of this type.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
             reconnected = reconnecting => match reconnected {
-                Ok(stands) => stands,
-                Err(reason) => return Err(Unhealed::Over(reason)),
+                Ok(reconnected) => reconnected,
+                Err(reason) => return Err(ReconnectError::Over(reason)),
             },
             // A session that ends during the break must not wait for the grace.
-            () = self.carrier.abandoned() => return Err(Unhealed::LetGo),
+            () = self.carrier.abandoned() => return Err(ReconnectError::Abandoned),
         };
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
@@ -273,7 +275,7 @@ impl Conversation {
             }
             Err(out_of_range) => {
                 pump::close_gracefully(&mut socket).await;
-                Err(Unhealed::Over(CloseReason::Lost(out_of_range.to_string())))
+                Err(ReconnectError::Over(CloseReason::Lost(out_of_range.to_string())))
             }
         }
     }
