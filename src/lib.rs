@@ -14,7 +14,7 @@
 //!                                      transport/http
 //! ```
 //!
-//! The HTTP fallback is the second way to an agent: one request per turn, for workspaces whose ACP is unhealthy.
+//! The HTTP fallback is the other transport: one request per turn, for workspaces whose ACP is unhealthy.
 //!
 //! When no runtime is configured, `serve` starts one in its own process, on a loopback port, and reaches it in the same
 //! way. When no agent is configured, it uses the built-in [`demo_agent`].

@@ -7,6 +7,7 @@ mod benchmarks {
     pub(crate) mod notifications;
     pub(crate) mod resume;
     pub(crate) mod route;
+    pub(crate) mod stream;
     pub(crate) mod turn;
 }
 mod support;
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 use crate::{
     benchmarks::{
         capacity::CapacityPlan, notifications::NotificationsPlan, resume::ResumePlan, route::RoutePlan,
-        turn::TurnPlan,
+        stream::StreamPlan, turn::TurnPlan,
     },
     support::cli::{self, Benchmark, Outcome},
 };
@@ -173,6 +174,15 @@ fn capacity_measures_a_full_service_that_refuses_and_loses_no_event() {
     assert!(report["events"]["published"].as_u64().is_some_and(|count| count > 40), "{report:#}");
     assert_none(&report["events"], &["lost", "doubled"]);
     assert_eq!(report["agents"]["processes"], 4, "{report:#}");
+}
+
+#[test]
+fn stream_delivers_every_event_to_its_reader_once() {
+    let report = json::<StreamPlan>(&["--sessions", "2", "--chunks", "300"]);
+    assert!(report["published"].as_u64().is_some_and(|count| count >= 600), "{report:#}");
+    assert!(report["eventsPerSecond"].as_f64().is_some_and(|rate| rate > 0.0), "{report:#}");
+    assert!(report["serverUsPerEvent"].as_f64().is_some_and(|time| time > 0.0), "{report:#}");
+    assert_none(&report, &["lost", "doubled", "errorsLogged"]);
 }
 
 #[test]

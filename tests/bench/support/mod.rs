@@ -7,6 +7,7 @@ pub(crate) mod api;
 pub(crate) mod cli;
 pub(crate) mod closed_loop;
 pub(crate) mod conversation;
+pub(crate) mod events;
 pub(crate) mod facts;
 pub(crate) mod http;
 pub(crate) mod latency;

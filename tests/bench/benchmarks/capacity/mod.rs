@@ -1,9 +1,8 @@
 //! A service that is filled to its limit and refuses further sessions, measured from outside.
 //!
 //! The sessions take every seat and work at a given load: first undisturbed, then while further sessions are requested
-//! and refused. All events of all sessions are read and counted by their ids ([`events`]).
+//! and refused. All events of all sessions are read and counted by their ids.
 
-mod events;
 mod report;
 mod trial;
 

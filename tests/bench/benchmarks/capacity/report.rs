@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::{
     CapacityPlan,
-    trial::{Events, Measured, Phase},
+    trial::{Measured, Phase},
 };
 use crate::support::{
+    events::Events,
     facts::{Facts, cores},
     latency::LatencySummary,
     processes::Memory,

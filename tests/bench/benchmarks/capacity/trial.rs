@@ -7,14 +7,15 @@ use std::{
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use tokio::time::{interval, timeout, timeout_at};
+use tokio::time::{interval, timeout_at};
 
-use super::{CapacityPlan, events::Follower};
+use super::CapacityPlan;
 use crate::support::{
     api::{self, INSTALLATION},
     cli::{progress, warm_up},
     closed_loop::{self, Tally, Window},
     conversation::{BenchError, Conversation},
+    events::{self, Events, Follower},
     http::{HttpAnswer, HttpLink},
     latency::Latencies,
     processes::{self, Memory},
@@ -25,8 +26,6 @@ use crate::support::{
 const AT_ONCE: usize = 8;
 /// Sessions that share a workspace.
 const SESSIONS_PER_WORKSPACE: usize = 10;
-/// Time limit for the last event of a session; longer than any takes on a busy machine.
-const EVENTS_LIMIT: Duration = Duration::from_secs(30);
 /// Status of a refusal.
 const REFUSED: u16 = 503;
 
@@ -63,19 +62,6 @@ pub(crate) struct Refusals {
     pub wrong: u64,
     /// The first of the other answers.
     pub sample: Option<String>,
-}
-
-/// Events, counted by their ids.
-#[derive(Debug, Default)]
-pub(crate) struct Events {
-    /// Events that sessions report as published.
-    pub published: u64,
-    /// Events that did not reach the reader.
-    pub lost: u64,
-    /// Events that arrived more than once.
-    pub doubled: u64,
-    /// Events that were no longer held when a session was read at the end: neither lost nor seen.
-    pub not_held: u64,
 }
 
 pub(crate) async fn measure(
@@ -177,33 +163,12 @@ async fn count_events(
     let live = followers.len();
     let late = sessions.iter().skip(live).map(|session| Follower::start(program.address(), session));
     let all = followers.into_iter().map(|follower| (follower, true)).chain(late.map(|follower| (follower, false)));
-    let counted = all.map(|(follower, is_live)| events_of(program, follower, is_live));
+    let counted = all.map(|(follower, is_live)| events::count(program, follower, is_live));
     let counted = stream::iter(counted).buffer_unordered(AT_ONCE);
-    let sum = |sum: Events, of: Events| async move {
-        Ok(Events {
-            published: sum.published + of.published,
-            lost: sum.lost + of.lost,
-            doubled: sum.doubled + of.doubled,
-            not_held: sum.not_held + of.not_held,
+    counted
+        .try_fold(Events::default(), async |mut sum, of| {
+            sum += of;
+            Ok(sum)
         })
-    };
-    counted.try_fold(Events::default(), sum).await
-}
-
-/// Counts the events of one session, up to the last one that it reports.
-async fn events_of(program: &Program, mut follower: Follower, is_live: bool) -> Result<Events, BenchError> {
-    let path = format!("/acp/session/{}", follower.session);
-    let answer = HttpLink::new(program.address()).get(&path).await.map_err(BenchError::Trial)?;
-    let state: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let published = state["lastEventId"].as_u64();
-    let published = published.ok_or_else(|| BenchError::Trial(format!("{path} answered {}", answer.status)))?;
-    let seen = match timeout(EVENTS_LIMIT, follower.until(published)).await {
-        Ok(seen) => seen.map_err(|why| BenchError::Trial(format!("the events of {path}: {why}")))?,
-        // An event that has not arrived by now is lost.
-        Err(_) => follower.seen(),
-    };
-    let before = seen.first.saturating_sub(1);
-    let lost = seen.missing + published.saturating_sub(seen.last);
-    let (lost, not_held) = if is_live { (lost + before, 0) } else { (lost, before) };
-    Ok(Events { published, lost, doubled: seen.doubled, not_held })
+        .await
 }

@@ -1,10 +1,14 @@
 //! Reads the events of a session and counts them by their ids, which start at 1 and have no gaps.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use tokio::{sync::watch, task::JoinHandle};
+use serde_json::Value;
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use crate::support::http::HttpLink;
+use super::{conversation::BenchError, http::HttpLink, program::Program};
+
+/// Time limit for the last event of a session; longer than any takes on a busy machine.
+const EVENTS_LIMIT: Duration = Duration::from_secs(30);
 
 /// Bytes of a line that are kept; an id has a short line of its own.
 const MAX_LINE_BYTES: usize = 64;
@@ -94,6 +98,47 @@ impl Drop for Follower {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Events, counted by their ids.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Events {
+    /// Events that sessions report as published.
+    pub published: u64,
+    /// Events that did not reach the reader.
+    pub lost: u64,
+    /// Events that arrived more than once.
+    pub doubled: u64,
+    /// Events that were no longer held when a session was read at the end: neither lost nor seen.
+    pub not_held: u64,
+}
+
+impl std::ops::AddAssign for Events {
+    fn add_assign(&mut self, other: Self) {
+        self.published += other.published;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.not_held += other.not_held;
+    }
+}
+
+/// Counts the events of one session, up to the last one that it reports. Events before the first that a reader saw are
+/// lost if it read live from the beginning, else not held.
+pub(crate) async fn count(program: &Program, mut follower: Follower, is_live: bool) -> Result<Events, BenchError> {
+    let path = format!("/acp/session/{}", follower.session);
+    let answer = HttpLink::new(program.address()).get(&path).await.map_err(BenchError::Trial)?;
+    let state: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let published = state["lastEventId"].as_u64();
+    let published = published.ok_or_else(|| BenchError::Trial(format!("{path} answered {}", answer.status)))?;
+    let seen = match timeout(EVENTS_LIMIT, follower.until(published)).await {
+        Ok(seen) => seen.map_err(|why| BenchError::Trial(format!("the events of {path}: {why}")))?,
+        // An event that has not arrived by now is lost.
+        Err(_) => follower.seen(),
+    };
+    let before = seen.first.saturating_sub(1);
+    let lost = seen.missing + published.saturating_sub(seen.last);
+    let (lost, not_held) = if is_live { (lost + before, 0) } else { (lost, before) };
+    Ok(Events { published, lost, doubled: seen.doubled, not_held })
 }
 
 #[cfg(test)]
