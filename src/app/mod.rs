@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::store::{database_url, hold, make_data_dir};
+use self::store::{database_url, lock_database, make_data_dir};
 pub(crate) use self::{demo::demo, start::Service};
 use crate::{
     config::Loaded,
@@ -115,7 +115,7 @@ pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
 pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;
-    let _held = hold(&url)?;
+    let _held = lock_database(&url)?;
     migrate(loaded).await?;
     Ok(Store::renew_epoch(&url)?)
 }

@@ -55,7 +55,7 @@ impl Service {
         let state = ApiState {
             workspaces: workspaces.clone(),
             migrations: migrations.clone(),
-            toasts: notifications.hub.clone(),
+            notifications: notifications.hub.clone(),
         };
         let http = start_http(config, state, watchdog, embedded)?;
         let migrations = start_migrations(migrations);

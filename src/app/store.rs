@@ -23,7 +23,7 @@ pub(super) struct StoreHandle {
 pub(super) fn start_store(loaded: &Loaded, metrics: Metrics) -> Result<StoreHandle, AppError> {
     make_data_dir(loaded)?;
     let url = database_url(loaded)?;
-    let held = hold(&url)?;
+    let held = lock_database(&url)?;
     let options = StoreOptions {
         url,
         readers: StoreOptions::DEFAULT_READERS,
@@ -50,7 +50,7 @@ pub(super) fn make_data_dir(loaded: &Loaded) -> Result<(), AppError> {
 
 /// Locks a SQLite database for this process: a second supervisor would take the turns of the first one for abandoned.
 /// The system releases the lock with the process, however that ends. `PostgreSQL` is not locked.
-pub(super) fn hold(url: &DatabaseUrl) -> Result<Option<File>, AppError> {
+pub(super) fn lock_database(url: &DatabaseUrl) -> Result<Option<File>, AppError> {
     let DatabaseUrl::Sqlite(path) = url else { return Ok(None) };
     let mut name = path.clone().into_os_string();
     name.push(".lock");

@@ -60,7 +60,8 @@ enum Command {
     /// Moves fleets of workspaces to another default route, in steps.
     Migration(migration::MigrationArgs),
     /// Lists and follows the notifications (toasts) of a running server.
-    Toasts(notifications::NotificationsArgs),
+    #[command(name = "toasts")]
+    Notifications(notifications::NotificationsArgs),
     /// Lists and replays deliveries to the operators' webhook.
     Webhook(webhook::WebhookArgs),
 }
@@ -80,7 +81,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
-        Command::Toasts(arguments) => notifications::run(arguments),
+        Command::Notifications(arguments) => notifications::run(arguments),
         Command::Webhook(arguments) => webhook::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)

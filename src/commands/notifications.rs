@@ -31,7 +31,7 @@ pub(crate) struct NotificationsArgs {
     #[command(flatten)]
     server: ServerFlags,
     #[command(flatten)]
-    whose: Whose,
+    scope_flags: ScopeFlags,
     /// Lists only unread notifications.
     #[arg(long, conflicts_with = "follow")]
     unread: bool,
@@ -59,7 +59,7 @@ pub(crate) struct NotificationsArgs {
 }
 
 #[derive(Debug, Args)]
-struct Whose {
+struct ScopeFlags {
     /// Tenant whose notifications are read.
     #[arg(long, value_name = "NAME")]
     installation: Option<String>,
@@ -77,23 +77,23 @@ struct Whose {
     operators: bool,
 }
 
-impl From<Whose> for NotificationScope {
-    fn from(whose: Whose) -> Self {
+impl From<ScopeFlags> for NotificationScope {
+    fn from(scope_flags: ScopeFlags) -> Self {
         Self {
-            installation_id: whose.installation,
-            workspace_id: whose.workspace,
-            user_id: whose.user,
-            session_id: whose.session,
-            operators: whose.operators,
+            installation_id: scope_flags.installation,
+            workspace_id: scope_flags.workspace,
+            user_id: scope_flags.user,
+            session_id: scope_flags.session,
+            operators: scope_flags.operators,
         }
     }
 }
 
 /// Lists or follows notifications. A follower that is stopped by a signal exits with 0.
 pub(crate) fn run(arguments: NotificationsArgs) -> Result<ExitCode, CommandError> {
-    let NotificationsArgs { server, whose, unread, limit, follow, since_cursor, epoch, state, telemetry, ack } =
+    let NotificationsArgs { server, scope_flags, unread, limit, follow, since_cursor, epoch, state, telemetry, ack } =
         arguments;
-    let (scope, json) = (NotificationScope::from(whose), server.json);
+    let (scope, json) = (NotificationScope::from(scope_flags), server.json);
     let bookmark = state.map(|file| {
         let opened = Bookmark::open(&file, &scope);
         opened.map_err(|cause| CommandError::failed(&file.display().to_string(), &cause))
@@ -129,7 +129,7 @@ impl Reader {
         let (mut entries, mut cursor, mut unread) = (Vec::new(), None, 0);
         while entries.len() < limit {
             let page = (limit - entries.len()).min(PAGE);
-            let page = self.client.toasts(&self.scope, unread_only, cursor.as_deref(), Some(page)).await?;
+            let page = self.client.notifications(&self.scope, unread_only, cursor.as_deref(), Some(page)).await?;
             entries.extend(page.items);
             (cursor, unread) = (page.next_cursor, page.unread);
             if cursor.is_none() {
@@ -143,8 +143,8 @@ impl Reader {
         if !self.json {
             notice(&format!("{unread} unread"));
         }
-        for InboxEntry { toast, .. } in entries.iter().filter(|entry| self.ack && !entry.read) {
-            self.client.ack_toast(&self.scope, toast.id).await?;
+        for InboxEntry { notification, .. } in entries.iter().filter(|entry| self.ack && !entry.read) {
+            self.client.ack_notification(&self.scope, notification.id).await?;
         }
         Ok(())
     }
@@ -184,9 +184,9 @@ impl Reader {
         let event = follower.next().await?;
         self.show(&event)?;
         keep(follower, bookmark)?;
-        if let NotificationEvent::Toast(toast) = &event
+        if let NotificationEvent::Notification(notification) = &event
             && self.ack
-            && let Err(error) = self.client.ack_toast(&self.scope, toast.id).await
+            && let Err(error) = self.client.ack_notification(&self.scope, notification.id).await
         {
             notice(&format!("not marked as read: {error}"));
         }
@@ -196,7 +196,7 @@ impl Reader {
     fn show(&self, event: &NotificationEvent) -> Result<(), CommandError> {
         match event {
             event if self.json => print_json(event),
-            NotificationEvent::Toast(toast) => print(&toast_text(toast, self.colours)),
+            NotificationEvent::Notification(notification) => print(&notification_text(notification, self.colours)),
             NotificationEvent::Telemetry(telemetry) => print(&telemetry_text(telemetry)),
             event => {
                 notice_text(event).iter().for_each(|text| notice(text));
@@ -222,8 +222,9 @@ const SEVERITY_WIDTH: usize = 7;
 const SUFFIX_CHARS: usize = 6;
 
 /// A notification on a line: time, severity, workspace, body.
-pub(crate) fn toast_text(toast: &ReceivedNotification, colours: bool) -> String {
-    let shown = |name: &str| toast.more.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
+pub(crate) fn notification_text(notification: &ReceivedNotification, colours: bool) -> String {
+    let shown =
+        |name: &str| notification.more.get(name).and_then(Value::as_str).map_or_else(|| "-".to_owned(), clean_line);
     let severity = shown("severity");
     let padding = " ".repeat(SEVERITY_WIDTH.saturating_sub(severity.chars().count()));
     let severity = match severity.as_str() {
@@ -238,7 +239,7 @@ pub(crate) fn toast_text(toast: &ReceivedNotification, colours: bool) -> String 
 /// An entry of the list: `*` marks an unread notification.
 pub(crate) fn entry_text(entry: &InboxEntry, colours: bool) -> String {
     let mark = if entry.read { ' ' } else { '*' };
-    format!("{mark} {}", toast_text(&entry.toast, colours))
+    format!("{mark} {}", notification_text(&entry.notification, colours))
 }
 
 /// The progress of a session on a line.
@@ -272,15 +273,17 @@ pub(crate) fn telemetry_text(telemetry: &Map<String, Value>) -> String {
 pub(crate) fn notice_text(event: &NotificationEvent) -> Option<String> {
     let unread = |count: &u64| if *count == 0 { "nothing unread".to_owned() } else { format!("{count} unread") };
     Some(match event {
-        NotificationEvent::Toast(_) | NotificationEvent::Telemetry(_) => return None,
+        NotificationEvent::Notification(_) | NotificationEvent::Telemetry(_) => return None,
         NotificationEvent::Welcome { unread: count, .. } => format!("connected; {}", unread(count)),
         NotificationEvent::Gap { telemetry } => format!("{telemetry} progress frames were dropped"),
         NotificationEvent::Reset { reason } => {
             format!("the cursor was rejected ({reason}); reading the missed notifications from the list")
         }
-        NotificationEvent::CaughtUp { toasts, incomplete: None } => format!("{toasts} read from the list"),
-        NotificationEvent::CaughtUp { toasts, incomplete: Some(why) } => {
-            format!("{toasts} read from the list, more may be missing: {}", clean_line(why))
+        NotificationEvent::CaughtUp { notifications, incomplete: None } => {
+            format!("{notifications} read from the list")
+        }
+        NotificationEvent::CaughtUp { notifications, incomplete: Some(why) } => {
+            format!("{notifications} read from the list, more may be missing: {}", clean_line(why))
         }
         NotificationEvent::Broken { reason, again_in_ms: 0 } => format!("{}; reconnecting", clean_line(reason)),
         NotificationEvent::Broken { reason, again_in_ms } => {
@@ -297,20 +300,20 @@ mod tests {
 
     use super::*;
 
-    fn toast(severity: &str, body: &str) -> ReceivedNotification {
-        let toast = json!({"id": "00000000-0000-0000-0000-000000000007", "seq": 7, "severity": severity, "body": body,
+    fn notification(severity: &str, body: &str) -> ReceivedNotification {
+        let notification = json!({"id": "00000000-0000-0000-0000-000000000007", "seq": 7, "severity": severity, "body": body,
         "workspaceId": "api", "createdAt": "2026-11-25T00:00:00Z"});
-        serde_json::from_value(toast).unwrap()
+        serde_json::from_value(notification).unwrap()
     }
 
     #[test]
     fn a_notification_is_one_line_without_control_characters() {
-        let evil = toast("warning", "two\nlines\u{1b}[2J");
-        assert_eq!(toast_text(&evil, false), "2026-11-25T00:00:00Z  warning  api  two lines[2J");
-        let coloured = toast_text(&toast("error", "x"), true);
+        let evil = notification("warning", "two\nlines\u{1b}[2J");
+        assert_eq!(notification_text(&evil, false), "2026-11-25T00:00:00Z  warning  api  two lines[2J");
+        let coloured = notification_text(&notification("error", "x"), true);
         assert_eq!(coloured, "2026-11-25T00:00:00Z  \u{1b}[31merror\u{1b}[0m    api  x");
-        assert_eq!(toast_text(&toast("info", "x"), false), "2026-11-25T00:00:00Z  info     api  x");
-        let entry = InboxEntry { toast: toast("info", "x"), read: false };
+        assert_eq!(notification_text(&notification("info", "x"), false), "2026-11-25T00:00:00Z  info     api  x");
+        let entry = InboxEntry { notification: notification("info", "x"), read: false };
         assert!(entry_text(&entry, false).starts_with("* 2026"));
         assert!(entry_text(&InboxEntry { read: true, ..entry }, false).starts_with("  2026"));
     }
@@ -339,6 +342,6 @@ mod tests {
             notice_text(&NotificationEvent::Restored { after_ms: 1, unread: 0 }).unwrap(),
             "reconnected; nothing unread"
         );
-        assert_eq!(notice_text(&NotificationEvent::Toast(toast("info", "x"))), None);
+        assert_eq!(notice_text(&NotificationEvent::Notification(notification("info", "x"))), None);
     }
 }

@@ -14,7 +14,7 @@ pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
 /// Version of this part of the contract (semver), in `meta.githubAutomationVersion`.
 pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
 /// The longest notification, in characters.
-pub(crate) const MAX_TOAST_CHARS: usize = 140;
+pub(crate) const MAX_NOTIFICATION_CHARS: usize = 140;
 /// The longest transcript note, in characters.
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
 /// The most log lines of one run.
@@ -267,7 +267,7 @@ impl AutomationMembers {
 
     fn check_limits(&self) -> Result<(), BadAutomation> {
         for (text, most, name) in [
-            (&self.toast_message, MAX_TOAST_CHARS, "toastMessage"),
+            (&self.toast_message, MAX_NOTIFICATION_CHARS, "toastMessage"),
             (&self.transcript_note, MAX_NOTE_CHARS, "transcriptNote"),
             (&self.branch, MAX_BRANCH_CHARS, "branch"),
         ] {

@@ -10,8 +10,8 @@ use utoipa::{
 use crate::domain::{
     automation::skip::{SkipDetail, SkipReason, WantedMode},
     notify::{
+        notification::{Severity, Trigger},
         subscription::ResetReason,
-        toast::{Severity, Trigger},
         webhook::DeliveryState,
     },
 };

@@ -10,7 +10,7 @@ use std::{
 use super::script::{Command, commands};
 use crate::{
     config::environment::{Environment, current_folder},
-    domain::turn::prompt::ASKED_NOW,
+    domain::turn::prompt::REQUEST_HEADING,
 };
 
 /// Runs the script on stdin. Returns exit code 1 if the script crashes or an input or output operation fails, else 0.
@@ -25,7 +25,7 @@ pub(super) fn run() -> ExitCode {
 
 /// Runs a script. Returns false if it crashes.
 fn play(text: &str) -> io::Result<bool> {
-    let (ahead, script) = match text.rsplit_once(ASKED_NOW) {
+    let (ahead, script) = match text.rsplit_once(REQUEST_HEADING) {
         Some((ahead, script)) => (Some(ahead.trim()), script.trim()),
         None => (None, text.trim()),
     };

@@ -234,15 +234,15 @@ impl PendingAck {
 
     /// True if what is settled and not acknowledged is worth a message of its own.
     pub(crate) fn is_due(&self) -> bool {
-        self.is_worth_a_message(self.settled)
+        self.exceeds_threshold(self.settled)
     }
 
     /// True if it would be due once everything that arrived is settled.
     pub(crate) fn may_come_due(&self) -> bool {
-        self.is_worth_a_message(self.received)
+        self.exceeds_threshold(self.received)
     }
 
-    fn is_worth_a_message(&self, upto: Mark) -> bool {
+    fn exceeds_threshold(&self, upto: Mark) -> bool {
         upto.seq.saturating_sub(self.acknowledged.seq) >= self.messages
             || upto.bytes.saturating_sub(self.acknowledged.bytes) >= self.bytes
     }

@@ -39,14 +39,14 @@ pub(crate) trait Placed {
 /// Sorts entries oldest first and keeps the newest `most`. The flag is true if older entries were dropped.
 pub(crate) fn timeline<T: Placed>(mut entries: Vec<T>, most: usize) -> (Vec<T>, bool) {
     entries.sort_by_key(Placed::place);
-    let left_out = entries.len().saturating_sub(most);
-    entries.drain(..left_out);
-    (entries, left_out > 0)
+    let excluded = entries.len().saturating_sub(most);
+    entries.drain(..excluded);
+    (entries, excluded > 0)
 }
 
 /// The current state of a session and its workspace.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Standing<'a> {
+pub(crate) struct CurrentState<'a> {
     pub state: SessionState,
     /// The route of the agent connection, or of the last one if there is none now.
     pub carrier: Route,
@@ -58,11 +58,11 @@ pub(crate) struct Standing<'a> {
 }
 
 /// States in one sentence what carries a session's turns, and why.
-pub(crate) fn answer(standing: &Standing<'_>) -> String {
-    if standing.state == SessionState::Closed {
+pub(crate) fn answer(current: &CurrentState<'_>) -> String {
+    if current.state == SessionState::Closed {
         return "The session is closed; nothing carries its turns.".to_owned();
     }
-    let routing = standing.routing;
+    let routing = current.routing;
     match routing.route() {
         Route::Http => match (routing.pin(), routing.rollback()) {
             (Some(pin), rollback) => {
@@ -73,12 +73,12 @@ pub(crate) fn answer(standing: &Standing<'_>) -> String {
                 format!(
                     "The HTTP fallback has carried this session's turns since {since}: {}; {}.",
                     reason.trim_end_matches('.'),
-                    recovery(standing)
+                    recovery(current)
                 )
             }
             (None, None) => format!("HTTP carries this session's turns: {}.", default_of(routing)),
         },
-        Route::Acp if standing.carrier == Route::Http => match standing.failed_handshake {
+        Route::Acp if current.carrier == Route::Http => match current.failed_handshake {
             Some(why) => format!(
                 "The HTTP fallback carried this session last although the workspace's route is ACP: the handshake with \
                  its agent failed ({}); the next turn tries ACP.",
@@ -125,13 +125,13 @@ fn default_of(routing: &Routing) -> &'static str {
     }
 }
 
-fn recovery(standing: &Standing<'_>) -> String {
-    let routing = standing.routing;
+fn recovery(current: &CurrentState<'_>) -> String {
+    let routing = current.routing;
     match (routing.stage(), routing.next_probe_at()) {
         (Stage::Open, Some(at)) => format!("the next ACP probe is due at {at}"),
         (Stage::HalfOpen, _) => "ACP is being probed".to_owned(),
         (Stage::Recovering, _) => {
-            format!("{} % of turns try ACP", f64::from(standing.canary_share_bp) / 100.0)
+            format!("{} % of turns try ACP", f64::from(current.canary_share_bp) / 100.0)
         }
         (Stage::Open | Stage::Closed, _) => "the workspace uses it until a restore".to_owned(),
     }
@@ -180,7 +180,7 @@ mod tests {
     fn answer_for(routing: &Routing, carrier: Route, failed: Option<&str>) -> String {
         let canary_share_bp = routing.canary_share_bp(&rules());
         let state = SessionState::Idle;
-        answer(&Standing { state, carrier, routing, canary_share_bp, failed_handshake: failed })
+        answer(&CurrentState { state, carrier, routing, canary_share_bp, failed_handshake: failed })
     }
 
     fn attribution(initiator: Initiator) -> Attribution {
@@ -230,13 +230,13 @@ mod tests {
     #[test]
     fn answer_for_a_closed_session_says_that_it_is_closed() {
         let routing = Routing::new(Route::Acp);
-        let standing = Standing {
+        let current = CurrentState {
             state: SessionState::Closed,
             carrier: Route::Acp,
             routing: &routing,
             canary_share_bp: 0,
             failed_handshake: None,
         };
-        assert!(answer(&standing).contains("closed"));
+        assert!(answer(&current).contains("closed"));
     }
 }

@@ -52,14 +52,14 @@ use crate::{
 pub(crate) struct ApiState {
     pub workspaces: Workspaces,
     pub migrations: Migrations,
-    pub toasts: NotificationHub,
+    pub notifications: NotificationHub,
 }
 
 /// The state that handlers share.
 pub(crate) struct HttpState {
     pub workspaces: Workspaces,
     pub migrations: Migrations,
-    pub toasts: NotificationHub,
+    pub notifications: NotificationHub,
     pub config: Config,
     pub watchdog: Watchdog,
     guard: Guard,
@@ -105,8 +105,9 @@ where
 {
     let beats = watchdog.clone();
     let guard = Guard::new(&config.server);
-    let ApiState { workspaces, migrations, toasts } = api;
-    let state = Data::new(HttpState { workspaces, migrations, toasts, config: config.clone(), watchdog, guard });
+    let ApiState { workspaces, migrations, notifications } = api;
+    let state =
+        Data::new(HttpState { workspaces, migrations, notifications, config: config.clone(), watchdog, guard });
     let workers = match config.server.workers {
         0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
         workers => workers,

@@ -13,7 +13,7 @@ use crate::contract::{
     automation::GithubAutomation,
     notifications::{
         frames::{ClientFrame, ServerFrame},
-        toast::{Toast, TranscriptNote},
+        notification::{Notification, TranscriptNote},
         webhook::WebhookEvent,
     },
     problem::{PROBLEM_JSON, Problem},
@@ -31,7 +31,7 @@ use crate::contract::{
     components(schemas(
         ACPSessionResult,
         GithubAutomation,
-        Toast,
+        Notification,
         TranscriptNote,
         ClientFrame,
         ServerFrame,

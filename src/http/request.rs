@@ -69,7 +69,7 @@ pub(super) fn path_id<T: FromStr>(text: &str, what: &str) -> Result<T, ApiError>
 
 /// Completes `work` even if the caller disconnects: a half-opened session would hold a seat and an agent that nobody
 /// could release.
-pub(super) async fn to_its_end<T: 'static>(
+pub(super) async fn run_to_completion<T: 'static>(
     work: impl Future<Output = Result<T, Failure>> + 'static,
 ) -> Result<T, ApiError> {
     let id = problem::request_id();

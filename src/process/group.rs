@@ -257,7 +257,7 @@ fn start(
     let stderr = child.stderr.take().and_then(|stderr| pipe::Receiver::from_owned_fd(stderr.into()).ok());
     let (end, ending) = mpsc::channel(1);
     let (report, ended) = oneshot::channel();
-    orphans.born(pid, &mark);
+    orphans.record_start(pid, &mark);
     let watch = GroupWatch::new(pid, stderr, ending, command.kill_grace);
     let orphans = orphans.clone();
     tokio::spawn(async move {

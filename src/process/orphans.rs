@@ -77,7 +77,7 @@ impl Orphans {
     }
 
     /// Records the start of a group.
-    pub(crate) fn born(&self, pid: u32, mark: &Mark) {
+    pub(crate) fn record_start(&self, pid: u32, mark: &Mark) {
         self.live().leaders.insert(pid, mark.group);
     }
 

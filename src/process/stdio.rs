@@ -226,7 +226,7 @@ impl Reader {
                     break self.exit_without_output(switch).await?;
                 },
                 exited = self.exit.wait() => break exited,
-                () = self.to_client.reader_gone() => return Err(ReceiverDropped),
+                () = self.to_client.reader_dropped() => return Err(ReceiverDropped),
             }
         };
         let mut stdout = self.lines.take_stdout();
@@ -251,12 +251,12 @@ impl Reader {
         let Self { exit, to_client, .. } = self;
         tokio::select! {
             ended = exit.wait() => return Ok(ended),
-            () = to_client.reader_gone() => return Err(ReceiverDropped),
+            () = to_client.reader_dropped() => return Err(ReceiverDropped),
             () = tokio::time::sleep(SILENT_EXIT_GRACE) => switch.end(),
         }
         tokio::select! {
             ended = exit.wait() => Ok(ended),
-            () = to_client.reader_gone() => Err(ReceiverDropped),
+            () = to_client.reader_dropped() => Err(ReceiverDropped),
         }
     }
 
@@ -339,7 +339,7 @@ async fn write_all(
             tokio::select! {
                 biased;
                 written = stdin.write_all(&bytes) => broken = written.is_err(),
-                () = frames.writers_gone() => break,
+                () = frames.writers_dropped() => break,
             }
         }
     }

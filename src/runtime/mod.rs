@@ -247,14 +247,14 @@ impl RunningRuntime {
         // Sending fails only if there is no receiver, and then there is no socket and no turn to stop.
         let _ = self.stop.send(true);
         let patience = grace.max(self.kill_grace) + STOP_MARGIN;
-        if tokio::time::timeout(patience, self.agents.all_gone()).await.is_err() {
+        if tokio::time::timeout(patience, self.agents.all_exited()).await.is_err() {
             // A client that does not read keeps its socket from closing; the server drops it below.
             tracing::warn!(agents = self.agents.running(), "agents still running after the stop grace");
         }
         if let Some((handle, _)) = &self.server {
             handle.stop(self.agents.running() == 0).await;
         }
-        let left = tokio::time::timeout(self.kill_grace + STOP_MARGIN, self.agents.all_gone()).await;
+        let left = tokio::time::timeout(self.kill_grace + STOP_MARGIN, self.agents.all_exited()).await;
         if left.is_err() {
             tracing::error!(agents = self.agents.running(), "agents still running after the runtime stopped");
         }

@@ -179,7 +179,7 @@ impl fmt::Debug for Store {
 
 /// Time that a write of new work waits in the queue before it is withdrawn: a writer that waits for a stopped server or a
 /// hanging disk takes nothing out of the queue. Longer than SQLite waits for another process's lock (5 s).
-const QUEUE_PATIENCE: Duration = Duration::from_secs(6);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Time that [`Store::close`] waits for the queued writes and for turns that hold a reserved place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -294,12 +294,12 @@ impl Store {
         });
         let claim = job.claim_of();
         place.send(job);
-        match tokio::time::timeout(QUEUE_PATIENCE, &mut answered).await {
+        match tokio::time::timeout(QUEUE_TIMEOUT, &mut answered).await {
             Ok(answer) => return answer.unwrap_or(Err(StoreError::Closed)),
             // It was withdrawn in the queue, so nothing was written.
             Err(_) if claim.take() => {
                 self.observe_failure();
-                return Err(StoreError::Unavailable(format!("the writer accepted nothing for {QUEUE_PATIENCE:?}")));
+                return Err(StoreError::Unavailable(format!("the writer accepted nothing for {QUEUE_TIMEOUT:?}")));
             }
             Err(_) => {}
         }

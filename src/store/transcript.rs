@@ -194,8 +194,8 @@ fn last_seq(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryRe
         .first(connection)
 }
 
-/// Messages in each read for [`Store::last_said`].
-const SAID_PER_READ: i64 = 16;
+/// Messages in each read for [`Store::last_messages`].
+const MESSAGES_PER_READ: i64 = 16;
 
 /// A part of a conversation.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -207,7 +207,7 @@ enum Part {
 
 /// The newest messages, oldest first: at most `most`, and no more than the largest context can hold. Turns that have
 /// not ended are excluded.
-fn last_said(
+fn last_messages(
     connection: &mut AnyConnection,
     session_id: &str,
     most: usize,
@@ -229,7 +229,7 @@ fn last_said(
                     .or(transcript_entries::event_type.eq("agent_message")),
             )
             .order(transcript_entries::seq.desc())
-            .limit(SAID_PER_READ)
+            .limit(MESSAGES_PER_READ)
             .select((
                 transcript_entries::seq,
                 transcript_entries::event_type,
@@ -330,7 +330,7 @@ impl Store {
     }
 
     /// Reads the agent's messages of a turn that are on disk, in order. Cancel-safe.
-    pub(crate) async fn said_in_turn(
+    pub(crate) async fn messages_of_turn(
         &self,
         session_id: SessionId,
         prompt_id: PromptId,
@@ -358,18 +358,20 @@ impl Store {
 
     /// Reads the newest messages of user and agent, oldest first: at most `most`, and no more than the largest
     /// context can hold. Cancel-safe.
-    pub(crate) async fn last_said(&self, session_id: SessionId, most: usize) -> Result<Vec<Remark>, StoreError> {
-        self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::All)?)).await
+    pub(crate) async fn last_messages(&self, session_id: SessionId, most: usize) -> Result<Vec<Remark>, StoreError> {
+        self.read(move |connection| Ok(last_messages(connection, &session_id.to_string(), most, Part::All)?)).await
     }
 
     /// Reads the messages of user and agent in the turns over HTTP that followed the last turn over ACP, which a live
-    /// ACP agent with its own memory has not seen. Oldest first, bounded as [`Store::last_said`] is. Cancel-safe.
+    /// ACP agent with its own memory has not seen. Oldest first, bounded as [`Store::last_messages`] is. Cancel-safe.
     pub(crate) async fn missed_by_agent(
         &self,
         session_id: SessionId,
         most: usize,
     ) -> Result<Vec<Remark>, StoreError> {
-        self.read(move |connection| Ok(last_said(connection, &session_id.to_string(), most, Part::OverHttpSinceAcp)?))
-            .await
+        self.read(move |connection| {
+            Ok(last_messages(connection, &session_id.to_string(), most, Part::OverHttpSinceAcp)?)
+        })
+        .await
     }
 }

@@ -172,7 +172,7 @@ pub(crate) trait AgentSession: Send {
     fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError>;
     /// True if the carrier of the turn enforces its limits (the agent's silence, the grace of a cancel) and reports a
     /// violation as [`AgentEvent::Failed`]. Otherwise the session enforces them.
-    fn keeps_time(&self) -> bool {
+    fn enforces_limits(&self) -> bool {
         false
     }
     /// Requests the end of the running turn.

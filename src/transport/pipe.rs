@@ -105,7 +105,7 @@ impl Drop for Writers {
 #[derive(Debug)]
 pub(crate) struct FrameReceiver {
     queue: mpsc::Receiver<Incoming>,
-    writers_gone: Arc<Notify>,
+    writers_dropped: Arc<Notify>,
 }
 
 /// Reasons why a message was not queued.
@@ -136,7 +136,7 @@ pub(crate) fn bounded(limits: PipeLimits) -> (FrameSender, FrameReceiver) {
     let gone = Arc::new(Notify::new());
     let writers = Arc::new(Writers { gone: gone.clone() });
     let sender = FrameSender { queue: sender, budget: Arc::new(Semaphore::new(bytes)), bytes, _writers: writers };
-    (sender, FrameReceiver { queue: receiver, writers_gone: gone })
+    (sender, FrameReceiver { queue: receiver, writers_dropped: gone })
 }
 
 impl FrameSender {
@@ -197,7 +197,7 @@ impl FrameSender {
     }
 
     /// Waits until the reader is dropped.
-    pub(crate) async fn reader_gone(&self) {
+    pub(crate) async fn reader_dropped(&self) {
         self.queue.closed().await;
     }
 }
@@ -216,10 +216,10 @@ impl FrameReceiver {
     ///
     /// # Cancel safety
     /// Cancel-safe: a dropped future loses no notification.
-    pub(crate) async fn writers_gone(&self) {
-        self.writers_gone.notified().await;
+    pub(crate) async fn writers_dropped(&self) {
+        self.writers_dropped.notified().await;
         // Keeps the notification for the next caller.
-        self.writers_gone.notify_one();
+        self.writers_dropped.notify_one();
     }
 
     /// True if the last sender was dropped; messages may still be queued.

@@ -321,20 +321,28 @@ fn explain_lists_in_order_why_a_session_fell_back() {
     let fine = story();
     assert!(fine["answer"].as_str().is_some_and(|it| it.starts_with("ACP carries this session")), "{fine}");
     crashes_until_it_falls_back(&session);
-    let told = wait_for(DEADLINE, "the timeline has the connection transitions", || {
-        let told = story();
-        let changes = told["timeline"].as_array().expect("a timeline").iter().filter(|it| it["kind"] == "transition");
-        (changes.count() >= 3).then_some(told)
+    let explanation = wait_for(DEADLINE, "the timeline has the connection transitions", || {
+        let explanation = story();
+        let changes =
+            explanation["timeline"].as_array().expect("a timeline").iter().filter(|it| it["kind"] == "transition");
+        (changes.count() >= 3).then_some(explanation)
     });
-    let answer = told["answer"].as_str().expect("an answer");
+    let answer = explanation["answer"].as_str().expect("an answer");
     assert!(answer.starts_with("The HTTP fallback has carried") && answer.contains("outcomes failed"), "{answer}");
-    assert_eq!((&told["route"], &told["epoch"], &told["truncated"]), (&json!("http"), &json!(1), &json!(false)));
-    let timeline = told["timeline"].as_array().expect("a timeline");
+    assert_eq!(
+        (&explanation["route"], &explanation["epoch"], &explanation["truncated"]),
+        (&json!("http"), &json!(1), &json!(false))
+    );
+    let timeline = explanation["timeline"].as_array().expect("a timeline");
     let times: Vec<_> = timeline.iter().map(|it| it["at"].as_str().expect("a time")).collect();
     assert!(times.is_sorted(), "the timeline is oldest first: {times:?}");
     let of = |kind: &str| timeline.iter().filter(|it| it["kind"] == kind).collect::<Vec<_>>();
     let position = |kind: &str| timeline.iter().position(|it| it["kind"] == kind).expect(kind);
-    assert_eq!((of("session").len(), of("turn").len(), of("flip").len(), of("note").len()), (1, 4, 1, 1), "{told}");
+    assert_eq!(
+        (of("session").len(), of("turn").len(), of("flip").len(), of("note").len()),
+        (1, 4, 1, 1),
+        "{explanation}"
+    );
     let crash = of("turn")[3];
     assert_eq!(crash["details"]["errorCode"], "agent_crashed", "{crash}");
     assert_eq!((&crash["details"]["protocol"], &crash["details"]["epoch"]), (&json!("acp"), &json!(0)), "{crash}");
@@ -346,7 +354,7 @@ fn explain_lists_in_order_why_a_session_fell_back() {
         position("session") < position("turn")
             && position("turn") < position("flip")
             && position("flip") < position("note"),
-        "{told}"
+        "{explanation}"
     );
 
     let printed = run(&program, &["session", "explain", &session.id]);

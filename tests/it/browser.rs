@@ -14,8 +14,8 @@ use crate::harness::{
     Api, Program, Value,
     browser::Browser,
     json,
+    notifications::Subscriber,
     proxy::{Mode, Proxy},
-    toasts::Subscriber,
 };
 
 const TOKEN: &str = "a-token-that-no-page-ever-has";
@@ -140,16 +140,16 @@ fn page_shows_each_notification_once_across_reconnects() {
     let mut page = browser.open(&server.url());
     page.becomes("state.welcomes === 1");
     ["rollback", "restore"].into_iter().for_each(|verb| flip(&program.api, verb));
-    page.becomes("toasts().length === 2");
+    page.becomes("notifications().length === 2");
 
     // The connection fails for a while.
     proxy.refuse();
     proxy.set_open(Mode::Reset);
     page.becomes("state.closed.length > 0");
     ["rollback", "restore", "rollback"].into_iter().for_each(|verb| flip(&program.api, verb));
-    assert_eq!(page.evaluate("toasts().length"), 2);
+    assert_eq!(page.evaluate("notifications().length"), 2);
     proxy.admit();
-    page.becomes("toasts().length === 5");
+    page.becomes("notifications().length === 5");
 
     // The service is killed and restarted.
     program.kill_supervisor();
@@ -158,8 +158,8 @@ fn page_shows_each_notification_once_across_reconnects() {
     flip(&program.api, "restore");
     proxy.target(program.address);
     flip(&program.api, "rollback");
-    page.becomes("toasts().length === 7");
-    assert_eq!(page.evaluate("toasts()"), listed(&program.api));
+    page.becomes("notifications().length === 7");
+    assert_eq!(page.evaluate("notifications()"), listed(&program.api));
     let state = page.evaluate("state");
     assert_eq!(
         (&state["welcomes"], &state["resets"], &state["doubled"]),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::harness::{
-    DEADLINE, Program, Session, Value, eventually, json, program::Builder, toasts::Subscriber, wait_for,
+    DEADLINE, Program, Session, Value, eventually, json, notifications::Subscriber, program::Builder, wait_for,
 };
 
 /// Time from a rollback to the first probe.

@@ -8,9 +8,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::harness::{
     Api, DEADLINE, Program, Session, Value, eventually, json,
+    notifications::{Closed, Refused, Subscriber},
     program::Builder,
     proxy::Mode,
-    toasts::{Closed, Refused, Subscriber},
     wait_for,
 };
 
@@ -26,7 +26,7 @@ fn flip(api: &Api, workspace: &str, verb: &str) {
     api.post(&format!("/acp/workspaces/{workspace}/{verb}"), why).expect(200);
 }
 
-/// Flips the workspace's route `count` times: one toast each.
+/// Flips the workspace's route `count` times: one notification each.
 fn flips(api: &Api, workspace: &str, count: usize) {
     for _ in 0..count {
         let route = api.get(&format!("/acp/workspaces/{workspace}/protocol?{TENANT}")).expect(200);
@@ -52,53 +52,64 @@ fn fr_007_rollback_and_restore_notify_only_subscribers_in_scope() {
     let mut others = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=other"));
     let mut strangers = Subscriber::of(&program.api, "installationId=tenant-2");
     flip(&program.api, "ws", "rollback");
-    let toast = ours.toast();
-    assert_eq!(toast["title"], "Automation update", "{toast}");
-    assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("error"), &json!("manualOperator")), "{toast}");
-    assert_eq!((&toast["workspaceId"], &toast["autoDismissMs"]), (&json!("ws"), &json!(10_000)), "{toast}");
-    assert!(toast["body"].as_str().unwrap().contains("HTTP fallback"), "{toast}");
+    let notification = ours.notification();
+    assert_eq!(notification["title"], "Automation update", "{notification}");
+    assert_eq!(
+        (&notification["severity"], &notification["trigger"]),
+        (&json!("error"), &json!("manualOperator")),
+        "{notification}"
+    );
+    assert_eq!(
+        (&notification["workspaceId"], &notification["autoDismissMs"]),
+        (&json!("ws"), &json!(10_000)),
+        "{notification}"
+    );
+    assert!(notification["body"].as_str().unwrap().contains("HTTP fallback"), "{notification}");
     flip(&program.api, "ws", "restore");
-    let end = ours.toast();
+    let end = ours.notification();
     assert_eq!((&end["severity"], &end["seq"]), (&json!("info"), &json!(2)), "{end}");
     for reader in [&mut tenants, &mut of_session] {
-        assert_eq!([reader.toast(), reader.toast()], [toast.clone(), end.clone()]);
+        assert_eq!([reader.notification(), reader.notification()], [notification.clone(), end.clone()]);
     }
-    // The first toast of the other subscribers is one of their own scope.
+    // The first notification of the other subscribers is one of their own scope.
     program.api.open("other");
     flip(&program.api, "other", "rollback");
-    assert_eq!(others.toast()["workspaceId"], "other");
+    assert_eq!(others.notification()["workspaceId"], "other");
     let elsewhere = json!({"workspaceId": "ws", "installationId": "tenant-2"});
     program.api.open_with(elsewhere);
     let why = json!({"actor": "ada", "reason": "drill"});
     program.api.post("/acp/workspaces/ws/rollback?installationId=tenant-2", why).expect(200);
-    assert_eq!(strangers.toast()["seq"], 1, "each tenant has a sequence of its own");
+    assert_eq!(strangers.notification()["seq"], 1, "each tenant has a sequence of its own");
     let rollback_notes = notes(&session, "rollback");
     assert_eq!(rollback_notes.len(), 2, "{rollback_notes:?}");
-    assert_eq!(rollback_notes[0]["payload"]["summary"], toast["body"], "note and toast have the same text");
+    assert_eq!(
+        rollback_notes[0]["payload"]["summary"], notification["body"],
+        "note and notification have the same text"
+    );
     let migrations = program.api.get("/acp/audit/migrations?workspaceId=ws&installationId=tenant-1").expect(200);
-    assert_eq!(migrations["items"][1]["migrationId"], toast["causeId"], "{migrations}");
+    assert_eq!(migrations["items"][1]["migrationId"], notification["causeId"], "{migrations}");
 }
 
 #[test]
-fn missed_toasts_are_replayed_in_order_before_live_ones() {
+fn missed_notifications_are_replayed_in_order_before_live_ones() {
     let program = held().start();
     program.api.open("ws");
     let mut first = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     let welcome = first.hello(json!({}));
     assert_eq!((&welcome["cursor"], &welcome["head"]), (&json!(0), &json!(0)), "{welcome}");
     flips(&program.api, "ws", 3);
-    let seen: Vec<_> = (0..3).map(|_| first.toast()).collect();
+    let seen: Vec<_> = (0..3).map(|_| first.notification()).collect();
     drop(first);
     flips(&program.api, "ws", 2);
-    // The cursor is older than the newest toast received, as if the client had not persisted it in time.
+    // The cursor is older than the newest notification received, as if the client had not persisted it in time.
     let mut again = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     let hello = json!({"epoch": welcome["epoch"], "cursor": 1});
     let back = again.hello(hello);
     assert_eq!((&back["cursor"], &back["head"], &back["unread"]), (&json!(1), &json!(5), &json!(5)), "{back}");
     flips(&program.api, "ws", 2);
-    let missed: Vec<_> = (0..6).map(|_| again.toast()).collect();
-    assert_eq!(missed[..2], seen[1..], "the same toasts under the same ids");
-    let seqs: Vec<_> = missed.iter().map(|toast| toast["seq"].as_u64().unwrap()).collect();
+    let missed: Vec<_> = (0..6).map(|_| again.notification()).collect();
+    assert_eq!(missed[..2], seen[1..], "the same notifications under the same ids");
+    let seqs: Vec<_> = missed.iter().map(|notification| notification["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, [2, 3, 4, 5, 6, 7]);
     again.say(&json!({"type": "ping"}));
     assert_eq!(again.next(), json!({"type": "pong", "cursor": 7}));
@@ -313,7 +324,7 @@ fn drain_sends_bye_and_its_cursor_resumes_after_a_restart() {
     let mut subscriber = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     let epoch = subscriber.hello(json!({}))["epoch"].clone();
     flips(&program.api, "ws", 1);
-    let seen = subscriber.toast();
+    let seen = subscriber.notification();
     assert_eq!(program.terminate(DEADLINE), Some(0));
     let (frames, closed) = subscriber.until_closed();
     assert_eq!(closed.code, Some(1001), "{closed:?}");
@@ -338,17 +349,17 @@ fn fr_010_capacity_alert_reaches_operators_and_no_tenant() {
     let mut operators = Subscriber::of(&program.api, "stream=operators");
     let mut tenant = Subscriber::of(&program.api, TENANT);
     let sessions: Vec<_> = (0..2).map(|n| program.api.open(&format!("ws-{n}"))).collect();
-    let warned = operators.toast();
+    let warned = operators.notification();
     assert_eq!((&warned["severity"], &warned["trigger"]), (&json!("warning"), &json!("capacity")), "{warned}");
     assert_eq!(warned["workspaceId"], Value::Null, "{warned}");
     assert!(warned["body"].as_str().unwrap().contains("2 of 4"), "{warned}");
     for session in sessions {
         program.api.post("/acp/session/close", json!({"sessionId": session.id})).expect(200);
     }
-    assert_eq!(operators.toast()["severity"], "info");
+    assert_eq!(operators.notification()["severity"], "info");
     program.api.open("ws");
     flip(&program.api, "ws", "rollback");
-    assert_eq!(tenant.toast()["trigger"], "manualOperator", "the tenant's first toast");
+    assert_eq!(tenant.notification()["trigger"], "manualOperator", "the tenant's first notification");
     let alerts = program.api.get("/acp/audit/capacity-alerts").expect(200);
     assert_eq!(alerts["items"].as_array().unwrap().last().unwrap()["eventId"], warned["causeId"], "{alerts}");
     let refused = Subscriber::open(&program.api.base(), &format!("stream=operators&{TENANT}"), &[]).err().unwrap();
@@ -356,21 +367,27 @@ fn fr_010_capacity_alert_reaches_operators_and_no_tenant() {
 }
 
 #[test]
-fn failed_session_raises_one_toast_and_one_note() {
+fn failed_session_raises_one_notification_and_one_note() {
     let program = Program::builder().set("supervision.max_restarts", 1).set("window.min_samples", 1000).start();
     let session = program.api.open_on_acp("ws");
     let mut of_user = Subscriber::of(&program.api, &format!("{TENANT}&workspaceId=ws"));
     while session.state()["state"] != "failed" {
         session.prompt("crash");
     }
-    let toast = of_user.toast();
-    assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("error"), &json!("sessionFailed")), "{toast}");
+    let notification = of_user.notification();
+    assert_eq!(
+        (&notification["severity"], &notification["trigger"]),
+        (&json!("error"), &json!("sessionFailed")),
+        "{notification}"
+    );
     let suffix = &session.id[session.id.len() - 6..];
-    assert_eq!(toast["sessionSuffix"], suffix, "{toast}");
-    let matching: Vec<_> =
-        notes(&session, "info").into_iter().filter(|note| note["payload"]["summary"] == toast["body"]).collect();
+    assert_eq!(notification["sessionSuffix"], suffix, "{notification}");
+    let matching: Vec<_> = notes(&session, "info")
+        .into_iter()
+        .filter(|note| note["payload"]["summary"] == notification["body"])
+        .collect();
     assert_eq!(matching.len(), 1, "{matching:?}");
-    assert_eq!(inbox(&program.api, TENANT)["unread"], 1, "there is no other toast");
+    assert_eq!(inbox(&program.api, TENANT)["unread"], 1, "there is no other notification");
 }
 
 /// Runs turns until the watcher receives telemetry of one. Telemetry from before the hub has registered the watcher
@@ -429,33 +446,39 @@ fn subscriber_that_ignores_bye_does_not_delay_shutdown() {
 }
 
 #[test]
-fn broken_connection_raises_a_toast_while_the_turn_continues_on_both_routes() {
+fn broken_connection_raises_a_notification_while_the_turn_continues_on_both_routes() {
     for route in ["acp", "http"] {
         let program = held().behind_proxy().start();
         let session = program.api.open("ws");
         let mut subscriber = Subscriber::of(&program.api, TENANT);
         if route == "http" {
             flip(&program.api, "ws", "rollback");
-            subscriber.toast();
+            subscriber.notification();
         }
         let mut events = program.api.events(&format!("/acp/session/{}/events?from=live", session.id));
         // The command ends when the test creates the file.
         let prompt_id = session.starts("run until test -e heard; do sleep 0.05; done");
         events.until("the agent works", |event| event.name == "update");
         program.proxy().set_open(Mode::Reset);
-        let toast = subscriber.toast();
-        assert_eq!((&toast["trigger"], &toast["severity"]), (&json!("reconnecting"), &json!("warning")), "{toast}");
+        let notification = subscriber.notification();
+        assert_eq!(
+            (&notification["trigger"], &notification["severity"]),
+            (&json!("reconnecting"), &json!("warning")),
+            "{notification}"
+        );
         fs::write(session.path().join("heard"), "").unwrap();
         let ended = session.ends(&prompt_id);
         assert_eq!((&ended["state"], &ended["result"]["meta"]["protocol"]), (&json!("completed"), &json!(route)));
-        let matching: Vec<_> =
-            notes(&session, "info").into_iter().filter(|note| note["payload"]["summary"] == toast["body"]).collect();
+        let matching: Vec<_> = notes(&session, "info")
+            .into_iter()
+            .filter(|note| note["payload"]["summary"] == notification["body"])
+            .collect();
         assert_eq!(matching.len(), 1, "{route}: {matching:?}");
     }
 }
 
 #[test]
-fn rollback_storm_is_one_operator_toast_and_one_note_per_workspace() {
+fn rollback_storm_is_one_operator_notification_and_one_note_per_workspace() {
     let mut program = held()
         .set("recovery.cooldown_s", 1)
         .set("recovery.jitter_bp", 0)
@@ -480,7 +503,7 @@ fn rollback_storm_is_one_operator_toast_and_one_note_per_workspace() {
         }
         eventually(&format!("{name} is rolled back automatically"), || route(name) == "http");
     }
-    let storm = operators.toast();
+    let storm = operators.notification();
     assert_eq!((&storm["trigger"], &storm["severity"]), (&json!("systemicRollback"), &json!("error")), "{storm}");
     assert!(storm["body"].as_str().unwrap().starts_with("5 of 6 workspaces"), "{storm}");
     assert_eq!(
@@ -488,20 +511,21 @@ fn rollback_storm_is_one_operator_toast_and_one_note_per_workspace() {
         1,
         "one for all workspaces"
     );
-    // The first four rollbacks raised a toast each; the fifth started the storm.
-    let toasted = |trigger: &str| {
+    // The first four rollbacks raised a notification each; the fifth started the storm.
+    let notified = |trigger: &str| {
         let inbox = inbox(&program.api, TENANT);
-        let toasts = inbox["items"].as_array().unwrap().iter().map(|item| &item["toast"]);
-        let of_trigger = toasts.filter(|toast| toast["trigger"] == trigger);
-        let mut names: Vec<_> = of_trigger.map(|toast| toast["workspaceId"].as_str().unwrap().to_owned()).collect();
+        let notifications = inbox["items"].as_array().unwrap().iter().map(|item| &item["toast"]);
+        let of_trigger = notifications.filter(|notification| notification["trigger"] == trigger);
+        let mut names: Vec<_> =
+            of_trigger.map(|notification| notification["workspaceId"].as_str().unwrap().to_owned()).collect();
         names.sort_unstable();
         names
     };
-    assert_eq!(toasted("autoThreshold"), names[..4]);
+    assert_eq!(notified("autoThreshold"), names[..4]);
     for session in &sessions {
         assert_eq!(notes(session, "rollback").len(), 1);
     }
-    // Only workspaces with a rollback toast get a recovery toast; the others have the note in their transcripts.
+    // Only workspaces with a rollback notification get a recovery notification; the others have the note in their transcripts.
     for (name, session) in names.iter().zip(&sessions) {
         eventually("ACP is restored", || {
             session.completes("echo hello");
@@ -509,8 +533,8 @@ fn rollback_storm_is_one_operator_toast_and_one_note_per_workspace() {
         });
         assert_eq!(notes(session, "rollback").len(), 2, "{name}");
     }
-    assert_eq!(toasted("recovered"), names[..4]);
-    assert_eq!(inbox(&program.api, TENANT)["head"], 8, "there is no other toast");
+    assert_eq!(notified("recovered"), names[..4]);
+    assert_eq!(inbox(&program.api, TENANT)["head"], 8, "there is no other notification");
 }
 
 #[test]
@@ -540,14 +564,14 @@ fn fr_004_telemetry_estimates_when_a_turn_ends() {
 }
 
 #[test]
-fn unreadable_toast_resets_subscribers_and_is_skipped_by_list_and_stream() {
+fn unreadable_notification_resets_subscribers_and_is_skipped_by_list_and_stream() {
     let mut program = held().start();
     program.expect_error("a notification cannot be read and is left out");
     program.api.open("ws");
     let mut reader = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap();
     let epoch = reader.hello(json!({}))["epoch"].clone();
     flips(&program.api, "ws", 3);
-    let seqs: Vec<_> = (0..3).map(|_| reader.toast()["seq"].as_u64().unwrap()).collect();
+    let seqs: Vec<_> = (0..3).map(|_| reader.notification()["seq"].as_u64().unwrap()).collect();
     let database = program.folder.path().join("data/lumilink.db");
     let mut other = SqliteConnection::establish(database.to_str().unwrap()).unwrap();
     let broken = format!("UPDATE notifications SET trigger = 'ofALaterVersion' WHERE seq = {}", seqs[1]);

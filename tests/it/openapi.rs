@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    harness::{Api, Program, Value, json, receiver::Receiver, toasts::Subscriber},
+    harness::{Api, Program, Value, json, notifications::Subscriber, receiver::Receiver},
     webhook,
 };
 
@@ -164,7 +164,7 @@ fn every_documented_operation_is_exercised() {
 fn read_notifications(api: &Api) {
     let of_tenant = json!({"installationId": "tenant-1"});
     let inbox = api.get("/acp/notifications?installationId=tenant-1").expect(200);
-    let id = inbox["items"][0]["toast"]["id"].as_str().expect("a rollback raised a toast").to_owned();
+    let id = inbox["items"][0]["toast"]["id"].as_str().expect("a rollback raised a notification").to_owned();
     api.post(&format!("/acp/notifications/{id}/ack"), of_tenant.clone()).expect(200);
     let ticket = api.post("/acp/notifications/ticket", of_tenant).expect(201);
     let ticket = format!("ticket={}", ticket["ticket"].as_str().expect("a ticket"));

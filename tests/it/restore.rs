@@ -8,7 +8,7 @@ use std::{
 
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 
-use crate::harness::{DEADLINE, Program, Value, json, lumilink, toasts::Subscriber};
+use crate::harness::{DEADLINE, Program, Value, json, lumilink, notifications::Subscriber};
 
 const TENANT: &str = "installationId=tenant-1";
 
@@ -39,7 +39,7 @@ fn migrate_restored(program: &Program) -> Output {
         .expect("the program runs")
 }
 
-/// Flips the workspace's route `count` times: one toast each.
+/// Flips the workspace's route `count` times: one notification each.
 fn flips(program: &Program, count: usize) {
     for _ in 0..count {
         let route = program.api.get(&format!("/acp/workspaces/ws/protocol?{TENANT}")).expect(200);
@@ -50,13 +50,13 @@ fn flips(program: &Program, count: usize) {
 }
 
 #[test]
-fn migrate_restored_resets_old_cursors_that_would_otherwise_miss_toasts() {
+fn migrate_restored_resets_old_cursors_that_would_otherwise_miss_notifications() {
     let mut program = Program::start();
     program.api.open("ws");
     flips(&program, 2);
     assert_eq!(program.terminate(DEADLINE), Some(0));
     backup(&program);
-    // A client reads three more toasts, which are not in the backup.
+    // A client reads three more notifications, which are not in the backup.
     program.start_supervisor_again();
     flips(&program, 3);
     let welcome = Subscriber::open(&program.api.base(), TENANT, &[]).unwrap().hello(json!({}));
@@ -73,7 +73,7 @@ fn migrate_restored_resets_old_cursors_that_would_otherwise_miss_toasts() {
     assert!(stderr.contains("another lumilink works with the database"), "{stderr}");
     assert_eq!(program.terminate(DEADLINE), Some(0));
 
-    // Without the command, the client receives only the last of the toasts 3 to 6 of the restored database, and no
+    // Without the command, the client receives only the last of the notifications 3 to 6 of the restored database, and no
     // reset.
     restore(&program);
     program.start_supervisor_again();

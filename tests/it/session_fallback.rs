@@ -45,24 +45,28 @@ fn lines_of(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
-/// Fails the test unless the fallback raised one toast for the session's user and one note, and the toast's cause is
+/// Fails the test unless the fallback raised one notification for the session's user and one note, and the notification's cause is
 /// the audit record of the handshake.
 fn assert_notified_once(session: &Session, workspace: &str) {
     let query = format!("installationId=tenant-1&workspaceId={workspace}&userId=ann");
     let inbox = session.api.get(&format!("/acp/notifications?{query}")).expect(200);
-    let [item] = inbox["items"].as_array().expect("items").as_slice() else { panic!("one toast: {inbox}") };
-    let toast = &item["toast"];
-    assert_eq!((&toast["trigger"], &toast["severity"]), (&json!("handshakeFailed"), &json!("error")), "{toast}");
+    let [item] = inbox["items"].as_array().expect("items").as_slice() else { panic!("one notification: {inbox}") };
+    let notification = &item["toast"];
+    assert_eq!(
+        (&notification["trigger"], &notification["severity"]),
+        (&json!("handshakeFailed"), &json!("error")),
+        "{notification}"
+    );
     let others = format!("installationId=tenant-1&workspaceId={workspace}&userId=bob");
     assert_eq!(session.api.get(&format!("/acp/notifications?{others}")).expect(200)["items"], json!([]));
     let notes: Vec<_> = session.transcript().into_iter().filter(|entry| entry["eventType"] == "rollback").collect();
     assert_eq!(notes.len(), 1, "{notes:?}");
-    assert_eq!(notes[0]["payload"]["summary"], toast["body"], "{notes:?}");
+    assert_eq!(notes[0]["payload"]["summary"], notification["body"], "{notes:?}");
     let path = format!("/acp/audit/connections?sessionId={}", session.id);
     let record = wait_for(DEADLINE, "the handshake is recorded", || {
         session.api.get(&path).expect(200)["items"].get(0).cloned()
     });
-    assert_eq!(record["connectionRowId"], toast["causeId"], "{record}");
+    assert_eq!(record["connectionRowId"], notification["causeId"], "{record}");
 }
 
 #[test]

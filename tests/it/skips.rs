@@ -1,7 +1,8 @@
-//! FR-013: skipped automation raises exactly one toast immediately, and exactly one note with the reason.
+//! FR-013: skipped automation raises exactly one notification immediately, and exactly one note with the reason.
 
 use crate::harness::{
-    DEADLINE, Program, Session, Value, git_server::GitServer, json, program::Builder, toasts::Subscriber, wait_for,
+    DEADLINE, Program, Session, Value, git_server::GitServer, json, notifications::Subscriber, program::Builder,
+    wait_for,
 };
 
 const TENANT: &str = "installationId=tenant-1";
@@ -30,8 +31,8 @@ fn notes(session: &Session) -> Vec<Value> {
     session.transcript().into_iter().filter(|entry| entry["eventType"] == "automation").collect()
 }
 
-/// All toasts of the tenant, oldest first.
-fn toasts(program: &Program) -> Vec<Value> {
+/// All notifications of the tenant, oldest first.
+fn notifications(program: &Program) -> Vec<Value> {
     let inbox = program.api.get(&format!("/acp/notifications?{TENANT}")).expect(200);
     let items = inbox["items"].as_array().unwrap().iter().rev();
     items.map(|item| item["toast"].clone()).collect()
@@ -44,7 +45,7 @@ fn reasons(result: &Value) -> (&str, &str) {
 }
 
 #[test]
-fn fr_013_missing_credential_yields_one_toast_note_run_and_result() {
+fn fr_013_missing_credential_yields_one_notification_note_run_and_result() {
     let server = GitServer::start();
     let program = with(&server).start();
     let session = open(&program, &server, json!({}));
@@ -52,16 +53,20 @@ fn fr_013_missing_credential_yields_one_toast_note_run_and_result() {
     let result = prompt(&session, None);
     assert_eq!(reasons(&result), ("missingCredential", ""));
     assert_eq!(result["meta"]["githubAutomationVersion"], "1.0.0", "{result}");
-    let toast = subscriber.toast();
-    assert_eq!((&toast["severity"], &toast["trigger"]), (&json!("warning"), &json!("automationSkipped")), "{toast}");
-    assert_eq!(toast["body"], result["githubAutomation"]["toastMessage"], "{toast}");
-    assert!(toast["body"].as_str().unwrap().contains("octo/hello"), "{toast}");
-    assert!(!toast.to_string().contains(&session.id), "other users of the tenant may see it: {toast}");
+    let notification = subscriber.notification();
+    assert_eq!(
+        (&notification["severity"], &notification["trigger"]),
+        (&json!("warning"), &json!("automationSkipped")),
+        "{notification}"
+    );
+    assert_eq!(notification["body"], result["githubAutomation"]["toastMessage"], "{notification}");
+    assert!(notification["body"].as_str().unwrap().contains("octo/hello"), "{notification}");
+    assert!(!notification.to_string().contains(&session.id), "other users of the tenant may see it: {notification}");
     let notes = notes(&session);
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert_eq!(notes[0]["text"], result["githubAutomation"]["transcriptNote"], "{notes:?}");
     let note = &notes[0]["payload"];
-    assert_eq!((&note["summary"], &note["status"]), (&toast["body"], &json!("skipped")), "{note}");
+    assert_eq!((&note["summary"], &note["status"]), (&notification["body"], &json!("skipped")), "{note}");
     assert_eq!(note["details"]["skipReason"], "missingCredential", "{note}");
     assert_eq!(notes[0]["promptId"], result["meta"]["promptId"]);
     let runs = program.api.get("/acp/audit/automation-runs").expect(200);
@@ -70,9 +75,9 @@ fn fr_013_missing_credential_yields_one_toast_note_run_and_result() {
         (&runs["items"][0]["status"], &runs["items"][0]["skipReason"]),
         (&json!("skipped"), &json!("missingCredential"))
     );
-    // Each turn raises its own toast.
+    // Each turn raises its own notification.
     prompt(&session, None);
-    assert_eq!(toasts(&program).len(), 2);
+    assert_eq!(notifications(&program).len(), 2);
     let line = wait_for(DEADLINE, "the log line", || {
         program.log().lines().find(|line| line.contains("[GITHUB-AUTO]")).map(str::to_owned)
     });
@@ -87,12 +92,12 @@ fn fr_013_automation_disabled_by_the_caller_is_reported_once_per_session() {
     for _ in 0..3 {
         assert_eq!(reasons(&prompt(&session, Some("none"))), ("automationDisabled", "caller-skip"));
     }
-    assert_eq!((toasts(&program).len(), notes(&session).len()), (1, 1));
+    assert_eq!((notifications(&program).len(), notes(&session).len()), (1, 1));
     let off = open(&program, &server, json!({"enableGitOps": false}));
     for _ in 0..2 {
         assert_eq!(reasons(&prompt(&off, None)), ("automationDisabled", "gitops-off"));
     }
-    assert_eq!((toasts(&program).len(), notes(&off).len()), (2, 1));
+    assert_eq!((notifications(&program).len(), notes(&off).len()), (2, 1));
     let runs = program.api.get("/acp/audit/automation-runs").expect(200);
     assert_eq!(runs["items"].as_array().unwrap().len(), 5, "each turn has an audit record");
 }
@@ -112,7 +117,7 @@ fn fr_013_blocked_repository_disabled_setting_and_kill_switch_are_reported() {
         let program = builder.start();
         let session = open(&program, &server, json!({}));
         assert_eq!(reasons(&prompt(&session, Some("commit-only"))), ("automationDisabled", detail));
-        assert_eq!(toasts(&program).len(), 1);
+        assert_eq!(notifications(&program).len(), 1);
     }
     let program = with(&server).set("github.blocked_repositories", "[\"*/hello\"]").start();
     let session = open(&program, &server, json!({}));
@@ -127,8 +132,10 @@ fn fr_013_skip_on_the_fallback_route_is_reported_the_same_way() {
     program.api.post("/acp/workspaces/ws/rollback", json!({"actor": "ada", "reason": "drill"})).expect(200);
     let result = prompt(&session, None);
     assert_eq!((result["meta"]["protocol"].as_str().unwrap(), reasons(&result).0), ("http", "missingCredential"));
-    let triggers: Vec<_> =
-        toasts(&program).iter().map(|toast| toast["trigger"].as_str().unwrap().to_owned()).collect();
+    let triggers: Vec<_> = notifications(&program)
+        .iter()
+        .map(|notification| notification["trigger"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(triggers, ["manualOperator", "automationSkipped"]);
 }
 
@@ -141,7 +148,7 @@ fn fr_013_session_without_repository_and_failed_turn_report_no_skip() {
     assert_eq!(result["githubAutomation"], Value::Null, "{result}");
     let session = open(&program, &server, json!({}));
     session.prompt("crash").problem(502, "agent_crashed");
-    assert_eq!(toasts(&program), Vec::<Value>::new(), "neither turn raises a toast");
+    assert_eq!(notifications(&program), Vec::<Value>::new(), "neither turn raises a notification");
     let unknown = json!({"sessionId": session.id, "prompt": "echo a", "automation": {"mode": "all"}});
     program.api.post("/acp/session/prompt", unknown).problem(400, "invalid_request");
 }
@@ -161,5 +168,5 @@ fn fr_013_turn_that_outlives_its_supervisor_keeps_its_automation_mode() {
     let ended = session.ends(&prompt_id);
     assert_eq!(ended["state"], "completed", "{ended}");
     assert_eq!(reasons(&ended["result"]), ("automationDisabled", "caller-skip"));
-    assert_eq!((toasts(&program).len(), notes(&session).len()), (1, 1));
+    assert_eq!((notifications(&program).len(), notes(&session).len()), (1, 1));
 }

@@ -19,7 +19,7 @@ use crate::{
     domain::{
         automation::skip::{Automation, WantedMode},
         ids::{PromptId, SessionId},
-        notify::toast::{Scope, Stream},
+        notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
         turn::{TurnState, outcome::Failure, prompt::Prompt},
     },

@@ -11,7 +11,7 @@ use crate::{
         ids::WorkspaceKey,
         notify::{
             notice,
-            toast::{Addressee, NewNotification, Notice},
+            notification::{Addressee, NewNotification, Notice},
         },
         redaction::Redacted,
         routing::{
@@ -107,8 +107,8 @@ impl Storm {
     }
 
     /// True while a storm is in progress.
-    pub(crate) fn is_raging(&self) -> bool {
-        self.flips().counted.is_raging()
+    pub(crate) fn is_active(&self) -> bool {
+        self.flips().counted.is_active()
     }
 
     /// Waits for the end of one storm and reports it.
@@ -134,7 +134,7 @@ impl Storm {
             let cause = format!("{}{RESOLVED}", alarm.cause_id);
             let notification =
                 NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm_end(&ended), cause);
-            if let Err(cause) = self.0.store.tell(notification, self.0.clock.now()).await {
+            if let Err(cause) = self.0.store.add_notification(notification, self.0.clock.now()).await {
                 tracing::error!(marker = "[ROLLBACK]", %cause, "end of mass rollback was not written; it is written after a restart");
             }
         }
@@ -169,7 +169,7 @@ mod tests {
         config::Config,
         domain::{
             clock::Timestamp,
-            notify::toast::{Scope, Stream},
+            notify::notification::{Scope, Stream},
             routing::{
                 Routing,
                 success_window::{WindowFigures, WindowState},
@@ -266,7 +266,7 @@ mod tests {
         drop(first);
         // After a restart during the storm, the next rollback belongs to the same alarm.
         let second = stage.start().await;
-        assert!(second.is_raging() && !second.look().await);
+        assert!(second.is_active() && !second.look().await);
         assert_eq!(stage.falls(&second, 6).await.as_ref(), Some(&alarms[0]));
         assert_eq!(stage.notifications().await.len(), 1, "the alarm is not raised again");
         assert!(!second.look().await, "seven rollbacks within five minutes");
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(notifications.len(), 2, "{notifications:?}");
         assert_eq!(notifications[1].cause_id, format!("{}:resolved", alarms[0]));
         assert!(notifications[1].body.contains("at its peak, 7 workspaces"), "{notifications:?}");
-        assert!(!stage.start().await.is_raging(), "the storm has ended");
+        assert!(!stage.start().await.is_active(), "the storm has ended");
     }
 
     #[actix::test]
@@ -291,11 +291,11 @@ mod tests {
         drop(first);
         stage.pass(3600);
         let (one, two) = tokio::join!(stage.start(), stage.start());
-        until("both see the end of the storm", async || !one.is_raging() && !two.is_raging()).await;
+        until("both see the end of the storm", async || !one.is_active() && !two.is_active()).await;
         until("the end is announced", async || stage.notifications().await.len() > 1).await;
         // This write is queued behind the writes of both processes.
         let behind = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), "behind");
-        stage.store.tell(behind, stage.clock.now()).await.unwrap();
+        stage.store.add_notification(behind, stage.clock.now()).await.unwrap();
         let causes: Vec<_> = stage.notifications().await.into_iter().map(|row| row.cause_id).collect();
         assert_eq!(causes, [causes[0].clone(), format!("{}:resolved", causes[0]), "behind".to_owned()]);
     }

@@ -17,7 +17,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{PromptId, SessionId, UserId, WorkspaceKey},
-        notify::toast::SessionNotice,
+        notify::notification::SessionNotice,
         routing::Route,
         session::{
             connection::ConnectionStatus,

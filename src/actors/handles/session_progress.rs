@@ -16,7 +16,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, UserId, WorkspaceKey},
-        notify::toast::{Scope, Stream},
+        notify::notification::{Scope, Stream},
     },
     telemetry::Metrics,
 };
@@ -112,14 +112,14 @@ impl TelemetryFeed {
             return;
         }
         let (spec, text) = (&session.spec, frame(session, now));
-        let session_notice = SessionTelemetry {
+        let progress = SessionTelemetry {
             workspace: spec.workspace.clone(),
             session: spec.session_id,
             user: spec.user_id.clone(),
             text,
         };
-        if self.queue.try_send(session_notice).is_err() {
-            self.metrics.toasts().telemetry_left_out(1);
+        if self.queue.try_send(progress).is_err() {
+            self.metrics.notifications().telemetry_dropped(1);
         }
     }
 }

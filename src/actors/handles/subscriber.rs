@@ -16,14 +16,14 @@ use bytestring::ByteString;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    contract::notifications::{frames::ServerFrame, toast::Toast},
+    contract::notifications::{frames::ServerFrame, notification::Notification},
     domain::{
         clock::Timestamp,
         heartbeat::STALL,
         ids::{SessionId, UserId, WorkspaceId},
         notify::{
+            notification::{Scope, session_suffix},
             subscription::{Eviction, QUEUE_BYTES, QUEUE_FRAMES},
-            toast::{Scope, session_suffix},
         },
     },
     store::{NotificationRow, StoredNotification, UnreadableNotification},
@@ -44,8 +44,8 @@ pub(crate) struct NotificationFrame {
 }
 
 /// Converts a row to the notification that clients see.
-pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
-    Toast {
+pub(crate) fn notification_of(row: &NotificationRow) -> Notification {
+    Notification {
         id: row.notification_id.to_string(),
         seq: row.seq,
         title: row.title.clone(),
@@ -62,14 +62,14 @@ pub(crate) fn notification_of(row: &NotificationRow) -> Toast {
 
 impl NotificationFrame {
     /// Serialises a notification.
-    pub(crate) fn new(toast: StoredNotification) -> Self {
-        let row = match toast {
+    pub(crate) fn new(notification: StoredNotification) -> Self {
+        let row = match notification {
             Ok(row) => row,
             Err(UnreadableNotification { seq }) => {
                 return Self { seq, created: Timestamp(0), text: None, workspace: None, session: None, user: None };
             }
         };
-        let frame = ServerFrame::Toast(notification_of(&row));
+        let frame = ServerFrame::Notification(notification_of(&row));
         Self {
             seq: row.seq,
             created: row.created,
@@ -89,11 +89,11 @@ impl NotificationFrame {
 /// An item in the queue of a subscriber.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
-    Toast(Arc<NotificationFrame>),
+    Notification(Arc<NotificationFrame>),
     /// Session progress, as JSON.
     Telemetry(ByteString),
     /// Number of session progress frames that were skipped while the queue was full.
-    LeftOut(u64),
+    Dropped(u64),
     /// Up to this position no further notification is for the subscriber.
     ReadUntil(u64),
 }
@@ -101,9 +101,9 @@ pub(crate) enum Item {
 impl Item {
     fn size_bytes(&self) -> usize {
         match self {
-            Self::Toast(frame) => frame.text.as_ref().map_or(0, |text| text.len()),
+            Self::Notification(frame) => frame.text.as_ref().map_or(0, |text| text.len()),
             Self::Telemetry(text) => text.len(),
-            Self::LeftOut(_) | Self::ReadUntil(_) => 0,
+            Self::Dropped(_) | Self::ReadUntil(_) => 0,
         }
     }
 }
@@ -125,9 +125,9 @@ pub(crate) type Cut = Arc<dyn Fn(Ending) + Send + Sync>;
 struct Gauge {
     bytes: AtomicUsize,
     taken: AtomicU64,
-    left_out: AtomicU64,
+    dropped: AtomicU64,
     /// Wakes a subscriber that emptied its queue before it could see that frames were skipped.
-    has_left_out: Notify,
+    has_dropped: Notify,
     ending: OnceLock<Ending>,
 }
 
@@ -161,7 +161,7 @@ pub(crate) struct Outlet {
 }
 
 /// Time for an evicted subscriber to close its socket before the hub breaks it.
-const PARTING: Duration = Duration::from_secs(4);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Creates both ends.
 pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) -> (Intake, Outlet) {
@@ -185,12 +185,12 @@ pub(crate) fn pipe(scope: Scope, wants_telemetry: bool, after: u64, cut: Cut) ->
 impl Intake {
     /// Queues a notification if the subscriber wants it and does not have it. Evicts a subscriber that is too far
     /// behind.
-    pub(crate) fn toast(&mut self, frame: &Arc<NotificationFrame>) {
+    pub(crate) fn notification(&mut self, frame: &Arc<NotificationFrame>) {
         if frame.seq <= self.after || !frame.is_for(&self.scope) {
             return;
         }
         self.announced = frame.seq;
-        if !self.push(Item::Toast(frame.clone())) {
+        if !self.push(Item::Notification(frame.clone())) {
             self.end(Ending::Evicted(Eviction::TooSlow));
         }
     }
@@ -221,8 +221,8 @@ impl Intake {
     }
 
     fn leave_out(&self) {
-        self.gauge.left_out.fetch_add(1, Ordering::AcqRel);
-        self.gauge.has_left_out.notify_one();
+        self.gauge.dropped.fetch_add(1, Ordering::AcqRel);
+        self.gauge.has_dropped.notify_one();
     }
 
     fn push(&self, item: Item) -> bool {
@@ -253,7 +253,7 @@ impl Intake {
 
     /// True if the subscriber has disconnected. Evicts one that takes nothing from a filled queue, and breaks the
     /// socket of an evicted one that neither drains its queue nor closes the socket in time.
-    pub(crate) fn is_gone(&mut self, now: Instant) -> bool {
+    pub(crate) fn has_disconnected(&mut self, now: Instant) -> bool {
         if Arc::strong_count(&self.gauge) == 1 {
             return true;
         }
@@ -266,7 +266,7 @@ impl Intake {
         if self.queue.is_some() && unchanged_for >= STALL {
             self.end(Ending::Evicted(Eviction::Stalled));
             (self.cut)(Ending::Evicted(Eviction::Stalled));
-        } else if self.queue.is_none() && unchanged_for >= PARTING {
+        } else if self.queue.is_none() && unchanged_for >= CLOSE_TIMEOUT {
             (self.cut)(self.gauge.ending.get().copied().unwrap_or(Ending::Stopping));
         }
         false
@@ -289,9 +289,9 @@ impl Outlet {
             if let Ok(item) = self.queue.try_recv() {
                 return Ok(self.take(item));
             }
-            match self.left_out() {
+            match self.take_dropped() {
                 0 => {}
-                frames => return Ok(Item::LeftOut(frames)),
+                frames => return Ok(Item::Dropped(frames)),
             }
             tokio::select! {
                 biased;
@@ -300,7 +300,7 @@ impl Outlet {
                     let ending = || self.gauge.ending.get().copied().unwrap_or(Ending::Broken);
                     return item.map(|item| self.take(item)).ok_or_else(ending);
                 }
-                () = self.gauge.has_left_out.notified() => {}
+                () = self.gauge.has_dropped.notified() => {}
             }
         }
     }
@@ -312,8 +312,8 @@ impl Outlet {
     }
 
     /// Takes the number of session progress frames skipped since the last call.
-    pub(crate) fn left_out(&self) -> u64 {
-        self.gauge.left_out.swap(0, Ordering::AcqRel)
+    pub(crate) fn take_dropped(&self) -> u64 {
+        self.gauge.dropped.swap(0, Ordering::AcqRel)
     }
 }
 
@@ -323,13 +323,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::notify::toast::Stream;
+    use crate::domain::notify::notification::Stream;
 
     fn watched() -> (Intake, Outlet) {
         pipe(Scope::all(Stream::Tenant("acme".parse().unwrap())), true, 0, Arc::new(|_| {}))
     }
 
-    fn toast(seq: u64) -> Arc<NotificationFrame> {
+    fn notification(seq: u64) -> Arc<NotificationFrame> {
         let text = Some(ByteString::from("{}"));
         Arc::new(NotificationFrame { seq, created: Timestamp(0), text, workspace: None, session: None, user: None })
     }
@@ -339,10 +339,10 @@ mod tests {
         let (mut intake, mut outlet) = watched();
         intake.read_until(3);
         intake.read_until(3);
-        intake.toast(&toast(4));
+        intake.notification(&notification(4));
         intake.read_until(9);
         assert!(matches!(outlet.next().await, Ok(Item::ReadUntil(3))));
-        assert!(matches!(outlet.next().await, Ok(Item::Toast(frame)) if frame.seq == 4));
+        assert!(matches!(outlet.next().await, Ok(Item::Notification(frame)) if frame.seq == 4));
         intake.read_until(4);
         intake.read_until(9);
         assert!(matches!(outlet.next().await, Ok(Item::ReadUntil(9))));
@@ -361,16 +361,16 @@ mod tests {
         let scope = Scope::all(Stream::Tenant("acme".parse().unwrap()));
         let (mut intake, mut outlet) = pipe(scope, false, 0, cut);
         for seq in 1..=QUEUE_FRAMES as u64 + 1 {
-            intake.toast(&toast(seq));
+            intake.notification(&notification(seq));
         }
         let begin = Instant::now();
         let mut seconds = 0;
         while cuts.load(Ordering::SeqCst) == 0 {
             seconds += 3;
-            assert!(matches!(outlet.next().await, Ok(Item::Toast(_))));
-            assert!(!intake.is_gone(begin + Duration::from_secs(seconds)));
+            assert!(matches!(outlet.next().await, Ok(Item::Notification(_))));
+            assert!(!intake.has_disconnected(begin + Duration::from_secs(seconds)));
         }
-        let longest = (STALL + PARTING).as_secs() + 3;
+        let longest = (STALL + CLOSE_TIMEOUT).as_secs() + 3;
         assert!((STALL.as_secs()..=longest).contains(&seconds), "{seconds} s");
     }
 
@@ -387,11 +387,11 @@ mod tests {
         for _ in 0..QUEUE_FRAMES / 2 {
             assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
         }
-        assert!(matches!(outlet.next().await, Ok(Item::LeftOut(3))));
+        assert!(matches!(outlet.next().await, Ok(Item::Dropped(3))));
         assert!(outlet.next().now_or_never().is_none(), "reported once");
         send_progress(&mut intake, 1);
         assert!(matches!(outlet.next().await, Ok(Item::Telemetry(_))));
-        assert_eq!(outlet.left_out(), 0);
+        assert_eq!(outlet.take_dropped(), 0);
         intake.end(Ending::Stopping);
         assert!(matches!(outlet.next().await, Err(Ending::Stopping)));
     }
@@ -404,7 +404,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         intake.leave_out();
-        assert!(matches!(waiting.await.unwrap(), Ok(Item::LeftOut(1))));
+        assert!(matches!(waiting.await.unwrap(), Ok(Item::Dropped(1))));
     }
 
     #[tokio::test]

@@ -191,7 +191,7 @@ pub(crate) async fn begin(workspaces: &Workspaces, open: &[MigrationRunRow]) -> 
         open.iter().any(|row| row.run.installation_id() == tenant && row.run.mode() == MigrationMode::Automatic)
     };
     candidates.retain(|tenant, _| !is_open(tenant));
-    if candidates.is_empty() || !moves::speaks_acp(workspaces).await? {
+    if candidates.is_empty() || !moves::supports_acp(workspaces).await? {
         return Ok(false);
     }
     let mut has_begun = false;

@@ -92,7 +92,7 @@ async fn record(workspaces: &Workspaces, key: &WorkspaceKey, row: MigrationItem)
 }
 
 /// True if the runtime supports ACP.
-pub(super) async fn speaks_acp(workspaces: &Workspaces) -> Result<bool, Failure> {
+pub(super) async fn supports_acp(workspaces: &Workspaces) -> Result<bool, Failure> {
     let status = workspaces.workspace_client().status().await?;
     Ok(status.protocols.iter().any(|protocol| protocol == Route::Acp.as_str()))
 }
@@ -132,7 +132,7 @@ pub(crate) async fn of(
     store: &Store,
     key: &WorkspaceKey,
     tenant: Option<&TenantProtocol>,
-    speaks_acp: bool,
+    supports_acp: bool,
 ) -> Result<WorkspaceFacts, StoreError> {
     let workspace = store.workspace(key.clone()).await?;
     let route = store.route(key.clone()).await?;
@@ -150,7 +150,7 @@ pub(crate) async fn of(
         is_blocked: tenant
             .zip(repository)
             .is_some_and(|(tenant, repository)| is_blocked(&tenant.blocked_repositories, repository)),
-        speaks_acp,
+        supports_acp,
     })
 }
 

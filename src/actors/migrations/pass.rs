@@ -101,10 +101,10 @@ impl Pass {
         let failed = |cause: StoreError| store::failure(&cause);
         let tenant = services.store.tenant_protocol(self.row.run.installation_id().clone()).await.map_err(failed)?;
         // An unavailable runtime is no reason to skip the workspaces: the step is retried.
-        let speaks_acp = target == Route::Http || moves::speaks_acp(&self.workspaces).await?;
+        let supports_acp = target == Route::Http || moves::supports_acp(&self.workspaces).await?;
         let (mut moving, mut skipped) = (Vec::new(), Vec::new());
         for workspace in batch {
-            let facts = moves::of(&services.store, &self.key(&workspace), tenant.as_ref(), speaks_acp)
+            let facts = moves::of(&services.store, &self.key(&workspace), tenant.as_ref(), supports_acp)
                 .await
                 .map_err(failed)?;
             match self.row.run.begin_move(&workspace, &facts, services.clock.now()) {

@@ -21,7 +21,7 @@ use crate::{
         session_progress::{SessionTelemetry, TelemetrySource},
         subscriber::{Ending, Intake, NotificationFrame, pipe},
     },
-    domain::notify::toast::{Scope, Stream},
+    domain::notify::notification::{Scope, Stream},
     store::{Store, StoreError, StoredNotification, StreamPage},
 };
 
@@ -127,7 +127,7 @@ impl Notifications {
         followed.is_read = false;
         match read {
             Ok(StreamPage { rows, until, is_last }) => {
-                followed.hand_on(rows, until);
+                followed.deliver(rows, until);
                 if !is_last || followed.grew {
                     self.read(stream, ctx);
                 }
@@ -144,7 +144,7 @@ impl Notifications {
         let now = Instant::now();
         let mut watchers = 0;
         self.followed.retain(|_, followed| {
-            followed.readers.retain_mut(|reader| !reader.is_gone(now));
+            followed.readers.retain_mut(|reader| !reader.has_disconnected(now));
             followed.readers.iter_mut().for_each(|reader| reader.read_until(followed.head));
             watchers += followed.readers.iter().filter(|reader| reader.wants_telemetry()).count();
             !followed.readers.is_empty()
@@ -179,11 +179,11 @@ impl FollowedStream {
         self.head == number
     }
 
-    fn hand_on(&mut self, toasts: Vec<StoredNotification>, until: u64) {
-        for toast in toasts {
-            let frame = Arc::new(NotificationFrame::new(toast));
+    fn deliver(&mut self, notifications: Vec<StoredNotification>, until: u64) {
+        for notification in notifications {
+            let frame = Arc::new(NotificationFrame::new(notification));
             for reader in &mut self.readers {
-                reader.toast(&frame);
+                reader.notification(&frame);
             }
             if self.recent.len() == RECENT {
                 self.recent_after = self.recent.pop_front().map_or(self.recent_after, |oldest| oldest.seq);
@@ -266,7 +266,7 @@ mod tests {
         domain::{
             clock::Timestamp,
             ids::WorkspaceKey,
-            notify::toast::{Severity, Trigger},
+            notify::notification::{Severity, Trigger},
         },
         store::NotificationRow,
         telemetry::Metrics,
@@ -326,7 +326,7 @@ mod tests {
         });
         for seq in 4..=8 {
             match outlet.next().await {
-                Ok(Item::Toast(frame)) => assert_eq!(frame.seq, seq),
+                Ok(Item::Notification(frame)) => assert_eq!(frame.seq, seq),
                 other => panic!("{seq}: {other:?}"),
             }
         }

@@ -29,7 +29,7 @@ const LOOKUPS: usize = 1;
 /// Time limit for a read to start: the lifetime of a ticket, after which a client needs a new ticket anyway.
 const TURN_WAIT: Duration = Duration::from_secs(30);
 /// Time that a subscriber waits for a hub that is being replaced; enough unless the hub panics repeatedly.
-const PATIENCE: Duration = Duration::from_secs(2);
+const HUB_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Handle of the hub. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ impl NotificationHub {
     /// `internal` if no hub became available, or it panicked before it answered; safe to retry.
     pub(crate) async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscribed, Failure> {
         let gone = || Failure::new(ErrorCode::Internal, "the notification hub is restarting");
-        let present = timeout(PATIENCE, self.present()).await.ok().flatten().ok_or_else(gone)?;
+        let present = timeout(HUB_TIMEOUT, self.present()).await.ok().flatten().ok_or_else(gone)?;
         // Not repeated at the next hub: this message may have caused the panic.
         present.send(subscribe).await.map_err(|_| gone())
     }
@@ -166,7 +166,7 @@ mod tests {
             ids::{SessionId, WorkspaceKey},
             notify::{
                 notice,
-                toast::{Addressee, NewNotification, Scope, Stream},
+                notification::{Addressee, NewNotification, Scope, Stream},
             },
             session::restart::RestartLimits,
         },
@@ -221,8 +221,9 @@ mod tests {
 
         async fn writes_notification(&self) {
             let notice = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Workspace(key()), notice, Uuid::now_v7());
-            assert!(self.store.tell(toast, crate::domain::clock::Timestamp(0)).await.unwrap());
+            let notification =
+                NewNotification::new(Uuid::now_v7(), Addressee::Workspace(key()), notice, Uuid::now_v7());
+            assert!(self.store.add_notification(notification, crate::domain::clock::Timestamp(0)).await.unwrap());
         }
 
         async fn panics(&self) {
@@ -238,7 +239,7 @@ mod tests {
 
     async fn gets_notification(outlet: &mut Outlet, seq: u64) {
         match outlet.next().await {
-            Ok(Item::Toast(frame)) => assert_eq!(frame.seq, seq),
+            Ok(Item::Notification(frame)) => assert_eq!(frame.seq, seq),
             other => panic!("{seq}: {other:?}"),
         }
     }

@@ -111,12 +111,12 @@ impl WorkspaceRouting {
 
     /// Reads the route from its router.
     pub(crate) async fn view(&self) -> Result<RouteView, Failure> {
-        self.actors().router.send(ReadRoute).await.map_err(router_gone)
+        self.actors().router.send(ReadRoute).await.map_err(router_stopped)
     }
 
     /// Reads the figures of the success window.
     pub(crate) async fn figures(&self) -> Result<WindowFigures, Failure> {
-        self.actors().window.send(ReadWindow).await.map_err(router_gone)
+        self.actors().window.send(ReadWindow).await.map_err(router_stopped)
     }
 
     /// Changes the route.
@@ -127,12 +127,12 @@ impl WorkspaceRouting {
     /// # Cancel safety
     /// A dropped future may have changed the route.
     pub(crate) async fn change(&self, change: ChangeRoute) -> Result<RouteView, Failure> {
-        self.actors().router.send(change).await.map_err(router_gone)?
+        self.actors().router.send(change).await.map_err(router_stopped)?
     }
 
     /// Probes ACP with a handshake with an agent of the workspace.
     pub(crate) async fn probe(&self) -> Result<(), Failure> {
-        self.actors().router.send(ProbeRoute).await.map_err(router_gone)?
+        self.actors().router.send(ProbeRoute).await.map_err(router_stopped)?
     }
 
     fn actors(&self) -> Actors {
@@ -166,7 +166,7 @@ impl Actors {
     }
 }
 
-fn router_gone(_: actix::MailboxError) -> Failure {
+fn router_stopped(_: actix::MailboxError) -> Failure {
     Failure::new(ErrorCode::Internal, "the workspace's router has exited and is being restarted; try again")
 }
 

@@ -26,12 +26,12 @@ use crate::{
     },
     contract::{
         automation::{RollbackThreshold, RollbackTrigger},
-        notifications::toast::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
+        notifications::notification::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
     },
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::{notice, toast::NewNotification},
+        notify::{notice, notification::NewNotification},
         redaction::Redacted,
         routing::{
             Attribution, Flip, FlipTrigger, Probe, Route, Routing,
@@ -80,7 +80,7 @@ impl ProtocolRouter {
     }
 
     /// Returns the monotonic time, and a random fraction from 0 to 1 for the jitter.
-    fn moment(&self) -> (Timestamp, f64) {
+    fn now_and_jitter(&self) -> (Timestamp, f64) {
         let fraction = (Uuid::new_v4().as_u128() >> 96) as f64 / f64::from(u32::MAX);
         (self.services.clock.steady(), fraction)
     }
@@ -167,7 +167,7 @@ impl ProtocolRouter {
             self.services.telemetry.publish(&session.shared, now);
         }
         self.services.metrics.routes().flipped(flip.to, flip.trigger);
-        let in_storm = self.services.storm.is_raging();
+        let in_storm = self.services.storm.is_active();
         let (samples, failures) = flip.figures.map_or((0, 0), |figures| (figures.samples, figures.failures));
         let reason = crate::domain::redaction::Redacted::new(&flip.attribution.reason);
         let actor = crate::domain::redaction::Redacted::new(&flip.attribution.actor);
@@ -189,7 +189,7 @@ impl ProtocolRouter {
     }
 
     fn wake(&mut self, ctx: &mut Context<Self>) {
-        let (now, _) = self.moment();
+        let (now, _) = self.now_and_jitter();
         if let Some(at) = self.row.routing.wakes_at(&self.services.settings.recovery) {
             self.wake_in(at.since(now).clamp(SHORTEST_WAKE, LONGEST_WAKE), ctx);
         }
@@ -204,7 +204,7 @@ impl ProtocolRouter {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.timer = None;
-        let (now, fraction) = self.moment();
+        let (now, fraction) = self.now_and_jitter();
         let mut next = self.row.routing.clone();
         let probe = next.on_tick(now, fraction, &self.services.settings.recovery);
         if next == self.row.routing {
@@ -221,7 +221,7 @@ impl ProtocolRouter {
     /// Probes ACP with a handshake. The probe always ends, and its outcome is always reported to the state machine.
     fn probe(&mut self, probe: Probe, ctx: &mut Context<Self>) {
         let (services, key) = (self.services.clone(), self.key().clone());
-        let probing = async move { shake_hands(&services, &key).await };
+        let probing = async move { perform_handshake(&services, &key).await };
         ctx.spawn(probing.into_actor(self).map(move |outcome, this, ctx| {
             let sample = if outcome.is_ok() { Sample::Success } else { Sample::Failure };
             this.services.metrics.routes().probed(sample);
@@ -229,7 +229,7 @@ impl ProtocolRouter {
             let cause = cause.as_deref().map(crate::domain::redaction::Redacted::new);
             tracing::info!(marker = "[ROLLBACK]", workspace = %this.row.key, epoch = probe.epoch, attempt = probe.attempt,
                 succeeded = sample == Sample::Success, cause = cause.as_ref().map(|it| it.as_str()), "ACP was probed");
-            let (now, fraction) = this.moment();
+            let (now, fraction) = this.now_and_jitter();
             let mut next = this.row.routing.clone();
             next.on_probe(probe, sample, now, fraction, &this.services.settings.recovery);
             let saving = this.save(next, None, None);
@@ -259,7 +259,7 @@ impl Handler<WindowBreached> for ProtocolRouter {
     type Result = AtomicResponse<Self, Result<bool, Failure>>;
 
     fn handle(&mut self, message: WindowBreached, _: &mut Self::Context) -> Self::Result {
-        let (now, fraction) = self.moment();
+        let (now, fraction) = self.now_and_jitter();
         let mut next = self.row.routing.clone();
         let flip = if message.epoch == next.epoch() {
             next.on_breach(message.figures, now, fraction, &self.services.settings.recovery)
@@ -276,7 +276,7 @@ impl Handler<TurnObserved> for ProtocolRouter {
 
     fn handle(&mut self, message: TurnObserved, _: &mut Self::Context) -> Self::Result {
         let TurnReport { turn, sample, at, .. } = message.0;
-        let (_, fraction) = self.moment();
+        let (_, fraction) = self.now_and_jitter();
         let rules = &self.services.settings.recovery;
         let mut next = self.row.routing.clone();
         let flip = match (turn.canary, sample) {
@@ -298,7 +298,7 @@ impl Handler<ChangeRoute> for ProtocolRouter {
 
     fn handle(&mut self, message: ChangeRoute, _: &mut Self::Context) -> Self::Result {
         let ChangeRoute { changes, attribution, run_id } = message;
-        let (now, _) = self.moment();
+        let (now, _) = self.now_and_jitter();
         let mut next = self.row.routing.clone();
         let before = next.route();
         let mut settings = (self.row.migration_enabled, self.row.auto_rollout);
@@ -354,7 +354,7 @@ impl Handler<ProbeRoute> for ProtocolRouter {
 
     fn handle(&mut self, _: ProbeRoute, _: &mut Self::Context) -> Self::Result {
         let (services, key) = (self.services.clone(), self.key().clone());
-        Box::pin(async move { shake_hands(&services, &key).await })
+        Box::pin(async move { perform_handshake(&services, &key).await })
     }
 }
 
@@ -373,7 +373,7 @@ pub(crate) fn fresh(key: WorkspaceKey, default: Route, now: Timestamp) -> RouteR
 /// Probes ACP: starts an agent, performs the handshake and releases the agent. Uses the agent of a live session, else
 /// the default agent. Ends within `[recovery] probe_timeout_s`. The outcome is persisted and counts in no success
 /// window.
-pub(crate) async fn shake_hands(services: &Services, key: &WorkspaceKey) -> Result<(), Failure> {
+pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -> Result<(), Failure> {
     let live = services.index.of_workspace(key).into_iter().next();
     let (session_id, agent, folder) = match live {
         Some(live) => {

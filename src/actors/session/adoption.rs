@@ -30,7 +30,7 @@ use crate::{
 /// Adoption requests that run concurrently.
 const AT_ONCE: usize = 32;
 /// Time limit for finding one agent: longer than a runtime that restarts on the same machine needs to listen.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ADOPTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before an unreachable runtime is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -51,7 +51,7 @@ pub(crate) fn kept_connection(facts: &AgentFacts) -> KeptConnection {
 /// because nothing is served meanwhile: about 10 s if no runtime answers.
 pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>) -> Vec<Found> {
     let held = unfinished.into_iter().filter(|one| one.session.state.is_live() && one.session.connection.is_some());
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + ADOPTION_TIMEOUT;
     let answered = AtomicBool::new(false);
     let asking = held.map(|one| async {
         let session_id = one.session.session_id;
@@ -59,7 +59,7 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
             if Instant::now() >= until && !answered.load(Ordering::Relaxed) {
                 return Ok(Err("no runtime answered".to_owned()));
             }
-            tokio::time::timeout(PATIENCE, adopt_agent(services, one, until, &answered)).await
+            tokio::time::timeout(ADOPTION_TIMEOUT, adopt_agent(services, one, until, &answered)).await
         };
         let found = limit.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
         match found {
@@ -85,7 +85,7 @@ pub(crate) async fn results_of_interrupted(
     let mut results = Vec::new();
     for Unfinished { prompt, session } in turns {
         let workspace = services.store.workspace(session.key.clone()).await?;
-        let said = services.store.said_in_turn(session.session_id, prompt.prompt_id).await?;
+        let said = services.store.messages_of_turn(session.session_id, prompt.prompt_id).await?;
         let mut progress = TurnProgress::new(prompt.accepted);
         said.iter().for_each(|text| progress.on_message_text(text));
         let facts = TurnFacts {
@@ -149,7 +149,7 @@ async fn adopt_agent(
     let newest = newest.ok_or("its prompt did not reach the agent")?;
     let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
     let said =
-        services.store.said_in_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
+        services.store.messages_of_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
     let automation = Automation::Nothing;
     let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, automation };
     Ok(Found { adopted, session })

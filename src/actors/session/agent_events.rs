@@ -70,7 +70,7 @@ impl StreamHandler<AgentEvent> for Session {
                 }
             }
             AgentEvent::Permission { option_id, allows, by } => {
-                self.write_down_permission("", option_id.as_deref(), allows, &by);
+                self.record_permission("", option_id.as_deref(), allows, &by);
             }
             AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
@@ -269,7 +269,7 @@ impl Session {
 
     /// Answers a permission request, and records the decision and who made it.
     pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
-        self.write_down_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
+        self.record_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
         self.respond(&answer.id, Ok(answer.response), ctx);
         self.save_entries(ctx);
     }
@@ -277,7 +277,7 @@ impl Session {
     /// Answers all pending permission requests with `cancelled`.
     pub(crate) fn cancel_permissions(&mut self) {
         for (request_id, answer) in self.permissions.cancel_all() {
-            self.write_down_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
+            self.record_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
             if let Some(link) = &mut self.link {
                 // The turn itself detects a connection that is broken.
                 let _ = link.respond(&answer.id, Ok(answer.response));
@@ -285,7 +285,7 @@ impl Session {
         }
     }
 
-    fn write_down_permission(&mut self, request_id: &str, option_id: Option<&str>, allows: bool, by: &str) {
+    fn record_permission(&mut self, request_id: &str, option_id: Option<&str>, allows: bool, by: &str) {
         let outcome = if option_id.is_some() { "selected" } else { "cancelled" };
         self.services.metrics.permission_settled(match (by, option_id) {
             ("timeout", _) => PermissionAnswer::TimedOut,

@@ -17,7 +17,7 @@ use crate::{
     },
     domain::{
         clock::Timestamp,
-        notify::{notice, toast::SessionNotice},
+        notify::{notice, notification::SessionNotice},
         redaction::Redacted,
         routing::{
             Route,
@@ -132,7 +132,7 @@ impl Session {
                     this.connected(route, opened, ctx);
                     match (ready, this.facts.clone()) {
                         (Some(ready), Some(facts)) => drop(ready.send(Ok(facts))),
-                        (None, Some(facts)) => this.write_down_connection(&facts, ctx),
+                        (None, Some(facts)) => this.record_connection(&facts, ctx),
                         (_, None) => {}
                     }
                 }
@@ -265,7 +265,7 @@ impl Session {
     }
 
     /// Persists the identity of a restarted agent's connection; after a first start the waiting caller persists it.
-    fn write_down_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
+    fn record_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
         let change = SessionChange {
             agent_session_id: self.agent_session_id.clone(),
             connection: Some(kept_connection(facts)),
@@ -327,7 +327,7 @@ impl Session {
     /// turn.
     pub(super) fn read_conversation(&mut self, ctx: &mut Context<Self>) {
         let (services, id) = (self.services.clone(), self.shared.spec.session_id);
-        let reading = async move { services.store.last_said(id, CONTEXT_MESSAGES).await };
+        let reading = async move { services.store.last_messages(id, CONTEXT_MESSAGES).await };
         ctx.spawn(reading.into_actor(self).map(|said, this, ctx| match said {
             Ok(said) => {
                 this.context = conversation_context(&said);
@@ -360,7 +360,7 @@ impl Session {
 async fn missed(services: &Services, spec: &SessionSpec, remembers: bool) -> Result<Option<String>, Failure> {
     let said = match remembers {
         true => services.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
-        false => services.store.last_said(spec.session_id, CONTEXT_MESSAGES).await,
+        false => services.store.last_messages(spec.session_id, CONTEXT_MESSAGES).await,
     };
     Ok(conversation_context(&said.map_err(|cause| store::failure(&cause))?))
 }

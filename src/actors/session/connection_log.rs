@@ -13,7 +13,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::toast::SessionNotice,
+        notify::notification::SessionNotice,
         redaction::Redacted,
         routing::{
             Route,
@@ -101,7 +101,7 @@ pub(crate) fn changed(
 pub(crate) fn notify(services: &Arc<Services>, spec: &SessionSpec, session_notice: SessionNotice, now: Timestamp) {
     let (services, key, session_id) = (services.clone(), spec.workspace.clone(), spec.session_id);
     actix::spawn(async move {
-        if let Err(cause) = services.store.tell_session(key, session_id, session_notice, now).await {
+        if let Err(cause) = services.store.add_session_notice(key, session_id, session_notice, now).await {
             tracing::warn!(marker = "[ACP]", %cause, "connection break was not written");
         }
     });

@@ -9,7 +9,7 @@ use crate::{
     contract::{
         audit::AutomationRunItem,
         automation::{AutomationDiagnostics, AutomationMembers, AutomationMode, AutomationStatus, GithubAutomation},
-        notifications::toast::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
+        notifications::notification::{NoteDetails, NoteKind, NoteStatus, TranscriptNote},
     },
     domain::{
         automation::skip::{self, SkipDetail, SkipReason, WantedMode},
@@ -17,7 +17,7 @@ use crate::{
         ids::PromptId,
         notify::{
             notice,
-            toast::{Addressee, NewNotification, Notice, SessionNotice},
+            notification::{Addressee, NewNotification, Notice, SessionNotice},
         },
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
@@ -61,7 +61,7 @@ pub(crate) fn session_notice(
     cause: impl std::fmt::Display,
     note: TranscriptEntry,
 ) -> SessionNotice {
-    SessionNotice { toast: NewNotification::new(Uuid::now_v7(), to, notice, cause), note }
+    SessionNotice { notification: NewNotification::new(Uuid::now_v7(), to, notice, cause), note }
 }
 
 /// Builds the transcript note that accompanies a notification.
@@ -75,7 +75,7 @@ pub(crate) fn note(
     let summary = notice.body.as_str();
     let event_type = match kind {
         NoteKind::Automation => "automation",
-        NoteKind::Toast => "toast",
+        NoteKind::Notification => "toast",
         NoteKind::Rollback => "rollback",
         NoteKind::Info => "info",
     };

@@ -298,7 +298,7 @@ impl Session {
             Ok(()) => {
                 ticket.sent(now, context.is_some());
                 // A connection that enforces time limits reports the inactivity timeout itself.
-                if !link.keeps_time() {
+                if !link.enforces_limits() {
                     self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
                 }
             }
@@ -345,8 +345,9 @@ impl Session {
             return;
         }
         let sent = self.link.as_mut().map(|link| link.cancel());
-        let keeps_time = self.link.as_ref().is_some_and(|link| link.keeps_time());
-        let grace = self.services.settings.cancel_grace + if keeps_time { CARRIER_MARGIN } else { Duration::ZERO };
+        let enforces_limits = self.link.as_ref().is_some_and(|link| link.enforces_limits());
+        let grace =
+            self.services.settings.cancel_grace + if enforces_limits { CARRIER_MARGIN } else { Duration::ZERO };
         self.cancel_permissions();
         self.save_entries(ctx);
         if let Some(Err(cause)) = sent {

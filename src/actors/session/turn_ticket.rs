@@ -319,7 +319,7 @@ impl Begun {
             now,
         };
         let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
-        let (left_out, session_id) = (skipped_for, self.shared.spec.session_id);
+        let (skip, session_id) = (skipped_for, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         self.slot.end_turn(
@@ -331,8 +331,8 @@ impl Begun {
                 let event_id =
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id };
-                if let (Ok(()), Some(left_out)) = (&written, left_out) {
-                    log_skipped(session_id, prompt_id, left_out);
+                if let (Ok(()), Some(skip)) = (&written, skip) {
+                    log_skipped(session_id, prompt_id, skip);
                 }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted {

@@ -163,7 +163,7 @@ impl Workspaces {
         };
         let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
         let created = match deferred {
-            Some(session_notice) => services.store.create_session_and_tell(new, session_notice).await,
+            Some(session_notice) => services.store.create_session_with_notice(new, session_notice).await,
             None => services.store.create_session(new).await,
         };
         if let Err(cause) = created {
@@ -443,7 +443,7 @@ impl Workspaces {
         let supervisors = self.0.supervisors.lock();
         let is_rolled_back = |route: RouteState| route.route == Route::Http && route.rollback.is_some();
         FleetHealth {
-            is_storm: self.0.services.storm.is_raging(),
+            is_storm: self.0.services.storm.is_active(),
             in_use: supervisors.len(),
             rolled_back: supervisors.values().filter(|it| is_rolled_back(it.routing.gate().state())).count(),
         }

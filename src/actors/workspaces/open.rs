@@ -57,7 +57,7 @@ pub(crate) async fn find_or_make(
     };
     let (folder_id, first) = match &found {
         Some(row) => {
-            same_place(request, row)?;
+            check_same_folder(request, row)?;
             (row.folder_id, None)
         }
         None => {
@@ -68,7 +68,7 @@ pub(crate) async fn find_or_make(
         }
     };
     let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
-    same_place(request, &row)?;
+    check_same_folder(request, &row)?;
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
         _ => prepare(workspace_client, &row).await?,
@@ -90,7 +90,7 @@ pub(crate) async fn prepare(
 }
 
 /// Rejects a request whose repository or path differs from that of the existing workspace.
-fn same_place(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
+fn check_same_folder(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
     let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
     let repository = request.checkout.as_ref().map(|it| &it.repository);
     if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {

@@ -191,7 +191,7 @@ impl WorkspaceSupervisor {
         self.services.telemetry.publish(&shared, self.services.clock.now());
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
         let services = self.services.clone();
-        let writing = async move { write_down(&services, &shared, state, failure).await };
+        let writing = async move { persist_final_state(&services, &shared, state, failure).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
             if let Err(cause) = written {
                 // Recovery at the next start, or the next load, corrects the row.
@@ -439,7 +439,7 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
 /// # Errors
 /// [`StoreError::Unavailable`] if the database is down for longer than its patience; the writes stay queued and are
 /// executed once it is back.
-pub(crate) async fn write_down(
+pub(crate) async fn persist_final_state(
     services: &Services,
     shared: &SessionShared,
     state: SessionState,
@@ -464,7 +464,7 @@ pub(crate) async fn write_down(
     let end = SessionChange { state: Some(state), failure, last_event_id, ..SessionChange::new(id) };
     let ended = match session_notice {
         Some(session_notice) => {
-            services.store.settle_session_and_tell(end, shared.spec.workspace.clone(), session_notice, now).await
+            services.store.settle_session_with_notice(end, shared.spec.workspace.clone(), session_notice, now).await
         }
         None => services.store.settle_session(end).await,
     };

@@ -32,7 +32,7 @@ use crate::{
         automation::skip::WantedMode,
         clock::Clock,
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
-        notify::toast::{Scope, Stream, Trigger},
+        notify::notification::{Scope, Stream, Trigger},
         routing::Route,
         session::{
             lifecycle::{SessionMode, SessionState},
@@ -262,15 +262,17 @@ async fn fr_013_failed_session_is_notified_once_the_database_is_back() {
     let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
     other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
     let failure = Failure::new(ErrorCode::AgentCrashed, "the agent exited");
-    let ending = supervisor::write_down(&stage.services, &stage.live.shared, SessionState::Failed, Some(failure));
+    let ending =
+        supervisor::persist_final_state(&stage.services, &stage.live.shared, SessionState::Failed, Some(failure));
     assert!(matches!(ending.await, Err(StoreError::Unavailable(_))));
     other.batch_execute("ROLLBACK").unwrap();
     let of_tenant = Scope::all(Stream::Tenant("acme".parse().unwrap()));
-    let toasts = async || stage.services.store.notifications_after(of_tenant.clone(), 0, 9).await.unwrap().rows;
-    while toasts().await.is_empty() {
+    let notifications =
+        async || stage.services.store.notifications_after(of_tenant.clone(), 0, 9).await.unwrap().rows;
+    while notifications().await.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let notified = toasts().await;
+    let notified = notifications().await;
     let triggers: Vec<_> = notified.iter().flatten().map(|row| row.trigger).collect();
     assert_eq!(triggers, [Trigger::SessionFailed]);
     assert_eq!(stage.state().await, SessionState::Failed);

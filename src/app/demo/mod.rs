@@ -25,7 +25,7 @@ use crate::{
 /// Maximum duration of one step; the slowest takes about a second.
 const STEP: Duration = Duration::from_secs(20);
 /// Maximum time from a crash of the agent until its session is usable again.
-const USABLE_AGAIN: Duration = Duration::from_secs(1);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash,
 /// a fallback and the way back.
@@ -36,7 +36,7 @@ pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> R
     announce(options.announce.as_deref(), service.address())?;
     let toured = tour(service.address(), &loaded).await;
     if toured.is_ok() {
-        say(&where_to_look(service.address(), &loaded.data_dir));
+        say(&links_text(service.address(), &loaded.data_dir));
         if !once {
             say("\nServing until Ctrl-C.");
             stop::signal().await;
@@ -51,7 +51,7 @@ fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-fn where_to_look(address: SocketAddr, data_dir: &std::path::Path) -> String {
+fn links_text(address: SocketAddr, data_dir: &std::path::Path) -> String {
     format!(
         "\nWhere to look:\n  \
          API          http://{address}/acp/sessions\n  \
@@ -122,7 +122,7 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
     let crashed = Instant::now();
     let result = tour.turn("context", false).await?;
     check(result.stop_reason == ResultStopReason::Completed, "the session was not usable after the crash")?;
-    check(crashed.elapsed() < USABLE_AGAIN, "the session was not usable within a second of the crash")?;
+    check(crashed.elapsed() < RECOVERY_LIMIT, "the session was not usable within a second of the crash")?;
     let facts = tour.client.session(&tour.session).await.map_err(failed("session"))?;
     check(facts["restarts"] == 1, "the session does not report its restart")?;
     say(&format!(
@@ -134,7 +134,7 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
 
     say("6. Close the sessions, which ends their agents.");
     tour.client.close(&tour.session).await.map_err(failed("close"))?;
-    let limit = tokio::time::timeout(STEP, tour.no_agent_left());
+    let limit = tokio::time::timeout(STEP, tour.wait_until_agents_exited());
     limit.await.map_err(|_| AppError::Demo("an agent process remains".into()))??;
     say("   no agent process remains");
     Ok(())
@@ -142,7 +142,7 @@ async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
 
 impl Tour {
     /// Waits until the runtime has reaped the agent, which ends a moment after its session.
-    async fn no_agent_left(&self) -> Result<(), AppError> {
+    async fn wait_until_agents_exited(&self) -> Result<(), AppError> {
         let mut look = tokio::time::interval(Duration::from_millis(20));
         loop {
             look.tick().await;

@@ -25,7 +25,8 @@ pub(crate) enum Incoming {
         #[serde(default)]
         unread: u64,
     },
-    Toast(ReceivedNotification),
+    #[serde(rename = "toast")]
+    Notification(ReceivedNotification),
     Telemetry(Map<String, Value>),
     Gap {
         telemetry: u64,
@@ -57,11 +58,11 @@ mod tests {
     #[test]
     fn frames_of_the_contract_are_read_and_unknown_ones_ignored() {
         let id = Uuid::from_u128(7);
-        let toast = json!({"type": "toast", "id": id, "seq": 4, "title": "t", "body": "b", "severity": "info",
+        let notification = json!({"type": "toast", "id": id, "seq": 4, "title": "t", "body": "b", "severity": "info",
             "trigger": "capacity", "autoDismissMs": 10_000, "causeId": "c", "createdAt": "2026-01-01T00:00:00Z"});
         for (frame, is_known) in [
             (json!({"type": "welcome", "version": 1, "epoch": "e", "cursor": 1, "head": 2, "unread": 3}), true),
-            (toast.clone(), true),
+            (notification.clone(), true),
             (json!({"type": "gap", "telemetry": 3}), true),
             (json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 9}), true),
             (json!({"type": "ack", "id": id, "found": true, "unread": 0}), false),
@@ -78,8 +79,10 @@ mod tests {
         }
         let read: Incoming = serde_json::from_value(json!({"type": "fireworks", "at": "midnight"})).unwrap();
         assert_eq!(read, Incoming::Other);
-        let Incoming::Toast(read) = serde_json::from_value(toast.clone()).unwrap() else { panic!("no toast") };
-        let mut without_type = toast;
+        let Incoming::Notification(read) = serde_json::from_value(notification.clone()).unwrap() else {
+            panic!("no notification")
+        };
+        let mut without_type = notification;
         without_type.as_object_mut().unwrap().remove("type");
         assert_eq!(serde_json::to_value(&read).unwrap(), without_type, "no member is lost");
         assert!(serde_json::from_value::<Incoming>(json!({"type": "toast", "id": "no id", "seq": 1})).is_err());

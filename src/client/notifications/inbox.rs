@@ -69,7 +69,8 @@ pub(crate) struct NotificationPage {
 /// An entry of the inbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct InboxEntry {
-    pub toast: ReceivedNotification,
+    #[serde(rename = "toast")]
+    pub notification: ReceivedNotification,
     /// True if it is marked as read, by the user of the selection or for everyone.
     #[serde(default)]
     pub read: bool,
@@ -77,7 +78,7 @@ pub(crate) struct InboxEntry {
 
 impl ApiClient {
     /// One page of the inbox: the newest entries, or those before `cursor`.
-    pub(crate) async fn toasts(
+    pub(crate) async fn notifications(
         &self,
         scope: &NotificationScope,
         unread_only: bool,
@@ -94,7 +95,11 @@ impl ApiClient {
     }
 
     /// Marks a notification as read for the user of the selection, or for everyone if it names none. Idempotent.
-    pub(crate) async fn ack_toast(&self, scope: &NotificationScope, id: uuid::Uuid) -> Result<Value, ClientError> {
+    pub(crate) async fn ack_notification(
+        &self,
+        scope: &NotificationScope,
+        id: uuid::Uuid,
+    ) -> Result<Value, ClientError> {
         self.post(&["acp", "notifications", &id.to_string(), "ack"], scope, Some(ACK_TIMEOUT)).await
     }
 }

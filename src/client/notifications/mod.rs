@@ -59,7 +59,8 @@ pub(crate) enum NotificationEvent {
         unread: u64,
     },
     /// A notification: each once, in order except after a reset.
-    Toast(ReceivedNotification),
+    #[serde(rename = "toast")]
+    Notification(ReceivedNotification),
     /// Progress of a session.
     Telemetry(Map<String, Value>),
     /// Progress frames were dropped.
@@ -75,7 +76,8 @@ pub(crate) enum NotificationEvent {
     /// All missed notifications of the inbox were delivered.
     CaughtUp {
         /// Number of notifications.
-        toasts: usize,
+        #[serde(rename = "toasts")]
+        notifications: usize,
         /// Why more may be missing.
         #[serde(skip_serializing_if = "Option::is_none")]
         incomplete: Option<String>,
@@ -160,7 +162,7 @@ impl NotificationFollower {
             }
             if let Some(reset) = self.reset.clone() {
                 let (mut missed, incomplete) = self.missed(&reset).await;
-                missed.sort_by_key(|toast| toast.seq);
+                missed.sort_by_key(|notification| notification.seq);
                 self.reset = None;
                 self.catch_up(reset, missed, incomplete);
                 continue;
@@ -216,7 +218,9 @@ impl NotificationFollower {
                     }
                 }
             }
-            Incoming::Toast(toast) if self.reading.takes(toast.id, toast.seq) => NotificationEvent::Toast(toast),
+            Incoming::Notification(notification) if self.reading.takes(notification.id, notification.seq) => {
+                NotificationEvent::Notification(notification)
+            }
             Incoming::Telemetry(telemetry) => NotificationEvent::Telemetry(telemetry),
             Incoming::Gap { telemetry } => NotificationEvent::Gap { telemetry },
             Incoming::Reset { reason, epoch, cursor } => {
@@ -224,7 +228,7 @@ impl NotificationFollower {
                 return;
             }
             Incoming::Pong { cursor } => return self.reading.reached(cursor),
-            Incoming::Toast(_) | Incoming::Bye { .. } | Incoming::Other => return,
+            Incoming::Notification(_) | Incoming::Bye { .. } | Incoming::Other => return,
         };
         self.ready.push_back((event, None));
     }
@@ -250,16 +254,16 @@ impl NotificationFollower {
         let after = after.map(|place| place.cursor);
         let mut cursor = None;
         loop {
-            let page = self.client.toasts(&self.scope, after.is_none(), cursor.as_deref(), None).await?;
+            let page = self.client.notifications(&self.scope, after.is_none(), cursor.as_deref(), None).await?;
             // The inbox is ordered by time, which is nearly the order of `seq`, so one page more is read. A page is empty
             // if none of its notifications can be read.
             let is_past = !page.items.is_empty()
-                && after.is_some_and(|after| page.items.iter().all(|entry| entry.toast.seq <= after));
+                && after.is_some_and(|after| page.items.iter().all(|entry| entry.notification.seq <= after));
             // The connection delivers notifications after the reset.
-            let is_missed = |toast: &ReceivedNotification| {
-                toast.seq <= reset.to.cursor && after.is_none_or(|after| toast.seq > after)
+            let is_missed = |notification: &ReceivedNotification| {
+                notification.seq <= reset.to.cursor && after.is_none_or(|after| notification.seq > after)
             };
-            missed.extend(page.items.into_iter().map(|entry| entry.toast).filter(is_missed));
+            missed.extend(page.items.into_iter().map(|entry| entry.notification).filter(is_missed));
             cursor = page.next_cursor;
             if cursor.is_none() || is_past {
                 return Ok(true);
@@ -273,15 +277,15 @@ impl NotificationFollower {
 
     fn catch_up(&mut self, reset: Reset, missed: Vec<ReceivedNotification>, incomplete: Option<String>) {
         self.ready.push_back((NotificationEvent::Reset { reason: reset.reason }, None));
-        let mut toasts = 0;
-        for toast in missed {
-            if self.reading.takes_from_list(toast.id) {
-                toasts += 1;
-                self.ready.push_back((NotificationEvent::Toast(toast), None));
+        let mut notifications = 0;
+        for notification in missed {
+            if self.reading.takes_from_list(notification.id) {
+                notifications += 1;
+                self.ready.push_back((NotificationEvent::Notification(notification), None));
             }
         }
         // The cursor moves last: a follower stopped earlier reads all of them again, rather than never.
-        self.ready.push_back((NotificationEvent::CaughtUp { toasts, incomplete }, Some(reset.to)));
+        self.ready.push_back((NotificationEvent::CaughtUp { notifications, incomplete }, Some(reset.to)));
     }
 
     fn ended(&mut self, end: End) -> Result<(), ClientError> {

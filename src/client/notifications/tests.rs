@@ -140,10 +140,10 @@ impl Socket {
         .await;
     }
 
-    async fn toast(&mut self, seq: u64) {
-        let mut toast = toast(seq);
-        toast["type"] = "toast".into();
-        self.send_frame(toast).await;
+    async fn notification(&mut self, seq: u64) {
+        let mut notification = notification(seq);
+        notification["type"] = "toast".into();
+        self.send_frame(notification).await;
     }
 
     /// The next frame of text.
@@ -161,13 +161,13 @@ impl Socket {
     }
 }
 
-fn toast(seq: u64) -> Value {
+fn notification(seq: u64) -> Value {
     json!({"id": Uuid::from_u128(seq.into()), "seq": seq, "body": format!("body {seq}")})
 }
 
 /// The same on the list: every other one was read.
 fn entry(seq: u64) -> Value {
-    json!({"toast": toast(seq), "read": seq.is_multiple_of(2)})
+    json!({"toast": notification(seq), "read": seq.is_multiple_of(2)})
 }
 
 async fn next(follower: &mut NotificationFollower) -> NotificationEvent {
@@ -176,8 +176,8 @@ async fn next(follower: &mut NotificationFollower) -> NotificationEvent {
 
 async fn next_seq(follower: &mut NotificationFollower) -> u64 {
     match next(follower).await {
-        NotificationEvent::Toast(toast) => toast.seq,
-        other => panic!("not a toast: {other:?}"),
+        NotificationEvent::Notification(notification) => notification.seq,
+        other => panic!("not a notification: {other:?}"),
     }
 }
 
@@ -215,7 +215,7 @@ async fn a_broken_connection_resumes_after_the_last_notification() {
     let mut server = Server::start().await;
     let (mut socket, mut follower) = server.welcomed(None).await;
     for seq in [6, 7, 7, 6, 8] {
-        socket.toast(seq).await;
+        socket.notification(seq).await;
     }
     for seq in [6, 7, 8] {
         assert_eq!(next_seq(&mut follower).await, seq);
@@ -228,8 +228,8 @@ async fn a_broken_connection_resumes_after_the_last_notification() {
         let (mut socket, hello) = server.accept().await;
         assert_eq!((&hello["epoch"], &hello["cursor"]), (&json!("e"), &json!(8)));
         socket.welcome("e", 8).await;
-        socket.toast(8).await;
-        socket.toast(9).await;
+        socket.notification(8).await;
+        socket.notification(9).await;
         socket
     };
     let (event, _socket) = tokio::join!(next(&mut follower), serving);
@@ -300,16 +300,16 @@ async fn a_reset_delivers_missed_notifications_before_the_cursor_moves() {
     let mut server = Server::start().await;
     server.list.lock().extend((3..=11).map(entry));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
-    socket.toast(7).await;
+    socket.notification(7).await;
     assert_eq!(next_seq(&mut follower).await, 7);
     socket.send_frame(json!({"type": "reset", "reason": "tooOld", "epoch": "e", "cursor": 10})).await;
-    socket.toast(11).await;
+    socket.notification(11).await;
     assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "tooOld".into() });
     for seq in [8, 9, 10] {
         assert_eq!(next_seq(&mut follower).await, seq, "in order, read or not");
         assert_eq!(cursor(&follower), 7, "a follower stopped here reads it again");
     }
-    assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { toasts: 3, incomplete: None });
+    assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { notifications: 3, incomplete: None });
     assert_eq!(cursor(&follower), 10);
     assert_eq!(next_seq(&mut follower).await, 11);
 }
@@ -324,14 +324,14 @@ async fn another_epoch_delivers_unread_notifications() {
         assert_eq!(hello["cursor"], 900);
         socket.welcome("new", 4).await;
         socket.send_frame(json!({"type": "reset", "reason": "otherEpoch", "epoch": "new", "cursor": 4})).await;
-        socket.toast(5).await;
+        socket.notification(5).await;
         socket
     };
     let (event, _socket) = tokio::join!(next(&mut follower), serving);
     assert!(matches!(event, NotificationEvent::Welcome { .. }), "{event:?}");
     assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "otherEpoch".into() });
     assert_eq!((next_seq(&mut follower).await, next_seq(&mut follower).await), (1, 3));
-    assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { toasts: 2, incomplete: None });
+    assert_eq!(next(&mut follower).await, NotificationEvent::CaughtUp { notifications: 2, incomplete: None });
     assert_eq!(follower.place(), Some(&Place { epoch: "new".into(), cursor: 4 }));
     assert_eq!(next_seq(&mut follower).await, 5);
 }
@@ -342,10 +342,13 @@ async fn an_unreadable_inbox_is_reported_and_the_connection_continues() {
     server.list.lock().push(json!({"read": false}));
     let (mut socket, mut follower) = server.welcomed(Some(("e", 6))).await;
     socket.send_frame(json!({"type": "reset", "reason": "ahead", "epoch": "e", "cursor": 2})).await;
-    socket.toast(3).await;
+    socket.notification(3).await;
     assert_eq!(next(&mut follower).await, NotificationEvent::Reset { reason: "ahead".into() });
     let caught_up = next(&mut follower).await;
-    assert!(matches!(&caught_up, NotificationEvent::CaughtUp { toasts: 0, incomplete: Some(_) }), "{caught_up:?}");
+    assert!(
+        matches!(&caught_up, NotificationEvent::CaughtUp { notifications: 0, incomplete: Some(_) }),
+        "{caught_up:?}"
+    );
     assert_eq!(next_seq(&mut follower).await, 3);
 }
 
@@ -366,7 +369,7 @@ async fn a_quiet_connection_is_pinged_and_stays_open_while_answered() {
             cursor += 1;
             socket.send_frame(json!({"type": "pong", "cursor": cursor})).await;
         }
-        socket.toast(cursor + 1).await;
+        socket.notification(cursor + 1).await;
         (socket, cursor)
     };
     let reading = async {
@@ -423,7 +426,7 @@ async fn a_cancelled_next_loses_no_event_and_close_sends_a_frame() {
     for seq in 6..60 {
         // Given up again and again, wherever it is.
         let _ = timeout(Duration::ZERO, follower.next()).await.map(|event| panic!("unexpected event: {event:?}"));
-        socket.toast(seq).await;
+        socket.notification(seq).await;
         assert_eq!(next_seq(&mut follower).await, seq);
     }
     let leaving = async {
@@ -438,8 +441,8 @@ async fn acknowledgements_carry_the_scope() {
     let server = Server::start().await;
     let client = ApiClient::new(&server.settings).unwrap();
     let scope = NotificationScope { user_id: Some("ann".into()), operators: true, ..NotificationScope::default() };
-    client.ack_toast(&scope, Uuid::from_u128(7)).await.unwrap();
-    client.toasts(&scope, true, Some("4"), Some(3)).await.unwrap();
+    client.ack_notification(&scope, Uuid::from_u128(7)).await.unwrap();
+    client.notifications(&scope, true, Some("4"), Some(3)).await.unwrap();
     let requests = server.requests.lock().clone();
     assert!(
         requests[0].starts_with("POST /base/acp/notifications/00000000-0000-0000-0000-000000000007/ack "),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::toast::Toast;
+use super::notification::Notification;
 pub(crate) use crate::domain::notify::subscription::ResetReason;
 use crate::domain::{
     clock::Timestamp,
@@ -87,7 +87,8 @@ pub(crate) enum ServerFrame {
         unread: u64,
     },
     /// A notification.
-    Toast(Toast),
+    #[serde(rename = "toast")]
+    Notification(Notification),
     /// Progress of a session; the newest frame of a session replaces older ones.
     Telemetry(Telemetry),
     /// Frames of type `telemetry` were dropped because the client did not read fast enough. Sent ahead of the next such

@@ -1,7 +1,7 @@
 //! The inbox of notifications, and the tickets and queries that open a WebSocket.
 
 pub(crate) mod frames;
-pub(crate) mod toast;
+pub(crate) mod notification;
 pub(crate) mod webhook;
 
 use std::fmt;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use self::toast::Toast;
+use self::notification::Notification;
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, SessionId, UserId, WorkspaceId},
@@ -174,7 +174,8 @@ fn is_zero(count: &usize) -> bool {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InboxItem {
     /// The notification.
-    pub toast: Toast,
+    #[serde(rename = "toast")]
+    pub notification: Notification,
     /// True if it is marked as read, by the user of the query or for everyone.
     pub read: bool,
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::toast::Toast;
+use super::notification::Notification;
 use crate::domain::{clock::Timestamp, notify::webhook::DeliveryState};
 
 /// The body of a post. Receivers must ignore unknown members.
@@ -18,7 +18,7 @@ pub(crate) enum WebhookEvent {
     /// A notification of operators. Posts may arrive out of order; `seq` has the order.
     Notification {
         /// The notification, as in `GET /ws/notifications`.
-        notification: Toast,
+        notification: Notification,
     },
 }
 

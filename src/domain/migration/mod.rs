@@ -126,7 +126,7 @@ pub(crate) struct WorkspaceFacts {
     /// True if the tenant blocks the workspace's repository.
     pub is_blocked: bool,
     /// True if the workspace's runtime speaks ACP.
-    pub speaks_acp: bool,
+    pub supports_acp: bool,
 }
 
 impl WorkspaceFacts {
@@ -144,7 +144,7 @@ impl WorkspaceFacts {
             (self.is_blocked, MigrationSkip::Blocked),
             (to_acp && !self.migration_enabled, MigrationSkip::MigrationDisabled),
             (is_automatic && !self.auto_rollout, MigrationSkip::AutoRolloutOff),
-            (to_acp && !self.speaks_acp, MigrationSkip::HttpOnly),
+            (to_acp && !self.supports_acp, MigrationSkip::HttpOnly),
         ];
         reasons.into_iter().find_map(|(holds, reason)| holds.then_some(reason))
     }

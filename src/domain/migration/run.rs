@@ -153,7 +153,7 @@ impl MigrationRun {
     /// Chooses the next action, and begins a scheduled migration at its time. No step begins before the results of the
     /// last one. An automatic migration to ACP waits while ACP is unhealthy; a rollback does not.
     pub(crate) fn next_step(&mut self, now: Timestamp, acp_is_healthy: bool) -> NextStep {
-        let unsettled = self.those(|place| matches!(place, Place::Moving | Place::MovingBack), usize::MAX);
+        let unsettled = self.matching(|place| matches!(place, Place::Moving | Place::MovingBack), usize::MAX);
         if !unsettled.is_empty() {
             return NextStep::Unsettled(unsettled);
         }
@@ -166,7 +166,7 @@ impl MigrationRun {
         }
         let batch = self.batch_size as usize;
         if self.is_going_back {
-            let moved = self.those(|place| matches!(place, Place::Moved { detail: None }), batch);
+            let moved = self.matching(|place| matches!(place, Place::Moved { detail: None }), batch);
             for id in &moved {
                 self.put(id, Place::MovingBack);
             }
@@ -175,7 +175,7 @@ impl MigrationRun {
         if self.mode == MigrationMode::Automatic && self.target == Route::Acp && !acp_is_healthy {
             return NextStep::Wait(None);
         }
-        NextStep::Move(self.those(|place| *place == Place::Untouched, batch))
+        NextStep::Move(self.matching(|place| *place == Place::Untouched, batch))
     }
 
     /// Begins the move of a workspace of the current step. `Some(Err)` if the workspace is skipped, which is recorded;
@@ -332,7 +332,7 @@ impl MigrationRun {
         }
     }
 
-    fn those(&self, are: impl Fn(&Place) -> bool, most: usize) -> Vec<WorkspaceId> {
+    fn matching(&self, are: impl Fn(&Place) -> bool, most: usize) -> Vec<WorkspaceId> {
         let found = self.workspaces.iter().filter(|entry| are(&entry.place));
         found.take(most).map(|entry| entry.workspace_id.clone()).collect()
     }

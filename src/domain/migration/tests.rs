@@ -40,7 +40,7 @@ const FINE: WorkspaceFacts = WorkspaceFacts {
     tenant_allows: true,
     acp_enabled: true,
     is_blocked: false,
-    speaks_acp: true,
+    supports_acp: true,
 };
 
 fn run(plan: MigrationPlan) -> MigrationRun {
@@ -124,7 +124,7 @@ fn fr_003_workspace_that_may_not_be_moved_is_skipped_with_the_reason() {
         (WorkspaceFacts { acp_enabled: false, ..FINE }, Some(AcpDisabled), Some(AlreadyThere)),
         (WorkspaceFacts { is_blocked: true, ..FINE }, Some(Blocked), Some(AlreadyThere)),
         (WorkspaceFacts { migration_enabled: false, ..FINE }, Some(MigrationDisabled), Some(AlreadyThere)),
-        (WorkspaceFacts { speaks_acp: false, ..FINE }, Some(HttpOnly), Some(AlreadyThere)),
+        (WorkspaceFacts { supports_acp: false, ..FINE }, Some(HttpOnly), Some(AlreadyThere)),
     ];
     for (facts, to_acp, to_http) in cases {
         for mode in [MigrationMode::Now, MigrationMode::At { at: at(0) }, MigrationMode::Automatic] {
@@ -142,7 +142,7 @@ fn fr_003_workspace_that_may_not_be_moved_is_skipped_with_the_reason() {
         default_route: Some(Route::Acp),
         migration_enabled: false,
         acp_enabled: false,
-        speaks_acp: false,
+        supports_acp: false,
         ..FINE
     };
     assert_eq!(leaves.skips(Route::Http, MigrationMode::Now), None);
@@ -277,7 +277,7 @@ fn facts() -> impl Strategy<Value = WorkspaceFacts> {
     let often = || prop_oneof![9 => Just(true), 1 => Just(false)];
     let route = prop_oneof![8 => Just(Some(Route::Http)), 1 => Just(Some(Route::Acp)), 1 => Just(None)];
     (route, often(), often(), often(), often(), often(), often(), often()).prop_map(
-        |(default_route, free, migration_enabled, auto_rollout, tenant_allows, acp_enabled, open, speaks_acp)| {
+        |(default_route, free, migration_enabled, auto_rollout, tenant_allows, acp_enabled, open, supports_acp)| {
             WorkspaceFacts {
                 default_route,
                 is_pinned: !free,
@@ -286,7 +286,7 @@ fn facts() -> impl Strategy<Value = WorkspaceFacts> {
                 tenant_allows,
                 acp_enabled,
                 is_blocked: !open,
-                speaks_acp,
+                supports_acp,
             }
         },
     )

@@ -3,7 +3,7 @@
 //! A text is one or two sentences without markup: the event, and its consequence. Texts about rollbacks name the HTTP
 //! fallback.
 
-use super::toast::{MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix};
+use super::notification::{MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix};
 use crate::domain::{
     automation::{
         repository_pattern::RepositoryName,

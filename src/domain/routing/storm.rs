@@ -112,7 +112,7 @@ impl FlipStorm {
     }
 
     /// True while the alarm is raised.
-    pub(crate) fn is_raging(&self) -> bool {
+    pub(crate) fn is_active(&self) -> bool {
         self.storm.is_some()
     }
 
@@ -216,13 +216,13 @@ mod tests {
         causes(&mut storm, 0, 4, 20, at(0));
         assert_eq!((storm.wakes_at(), storm.on_tick(20, at(0))), (None, None));
         assert_eq!(causes(&mut storm, 4, 2, 20, at(100)), [BeginsStorm, InStorm]);
-        assert_eq!((storm.is_raging(), storm.wakes_at()), (true, Some(at(300))));
+        assert_eq!((storm.is_active(), storm.wakes_at()), (true, Some(at(300))));
         assert_eq!(storm.on_tick(20, at(299)), None);
         // The rate has fallen, but no tick has ended the storm: it is still the same one.
         assert_eq!(storm.on_flip(&workspace(10), 20, at(300)), Alone);
         assert_eq!(causes(&mut storm, 11, 2, 20, at(310)), [Alone, InStorm]);
         assert_eq!(storm.on_tick(20, at(400)), Some(StormEnded { since: at(100), most_flipped: 6 }));
-        assert_eq!((storm.on_tick(20, at(401)), storm.is_raging(), storm.wakes_at()), (None, false, None));
+        assert_eq!((storm.on_tick(20, at(401)), storm.is_active(), storm.wakes_at()), (None, false, None));
         assert_eq!(causes(&mut storm, 30, 3, 20, at(402)), [Alone, BeginsStorm, InStorm]);
     }
 
@@ -242,7 +242,7 @@ mod tests {
         let flips = || seconds.into_iter().enumerate().map(|(n, second)| (at(second), workspace(n % 6)));
         let taken = |now| FlipStorm::recover(at(100), flips(), at(now));
         let mut storm = taken(200);
-        assert_eq!((storm.is_raging(), storm.flipped(at(200))), (true, 6));
+        assert_eq!((storm.is_active(), storm.flipped(at(200))), (true, 6));
         assert_eq!(storm.on_flip(&workspace(9), 20, at(200)), InStorm);
         assert_eq!(storm.on_tick(20, at(302)), None, "five remain");
         assert_eq!(storm.on_tick(20, at(303)), Some(StormEnded { since: at(100), most_flipped: 7 }));
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(taken(9000).on_tick(20, at(9000)), Some(StormEnded { since: at(100), most_flipped: 6 }));
         // After a step back of the clock it lasts no longer than one period from now.
         let mut ahead = FlipStorm::recover(at(5000), (0..6).map(|n| (at(5000), workspace(n))), at(0));
-        assert_eq!((ahead.on_tick(20, at(299)), ahead.is_raging()), (None, true));
+        assert_eq!((ahead.on_tick(20, at(299)), ahead.is_active()), (None, true));
         assert_eq!(ahead.on_tick(20, at(300)), Some(StormEnded { since: at(0), most_flipped: 6 }));
     }
 
@@ -286,7 +286,7 @@ mod tests {
                     prop_assert_eq!(storm.on_flip(&workspace(n), live, now), expected);
                     raging |= is_above;
                 }
-                prop_assert_eq!((storm.is_raging(), storm.flipped(now)), (raging, flipped));
+                prop_assert_eq!((storm.is_active(), storm.flipped(now)), (raging, flipped));
                 prop_assert!(storm.flips.len() <= MAX_REMEMBERED);
                 prop_assert!(!raging || storm.wakes_at().is_none_or(|at| at > now));
             }

@@ -132,7 +132,7 @@ impl Prompt {
     pub(crate) fn as_text(&self, context: Option<&str>) -> String {
         let asked = self.blocks.iter().filter_map(|block| words_of_block(block)).collect::<Vec<_>>().join("\n\n");
         match context {
-            Some(context) => format!("{context}\n{ASKED_NOW}\n\n{asked}"),
+            Some(context) => format!("{context}\n{REQUEST_HEADING}\n\n{asked}"),
             None => asked,
         }
     }
@@ -144,7 +144,7 @@ impl Prompt {
 }
 
 /// The heading between the conversation so far and the prompt in [`Prompt::as_text`].
-pub(crate) const ASKED_NOW: &str = "# The current request";
+pub(crate) const REQUEST_HEADING: &str = "# The current request";
 
 /// The text of a block, or its address; `None` for images and audio.
 fn words_of_block(block: &RawValue) -> Option<String> {

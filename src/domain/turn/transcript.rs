@@ -73,7 +73,7 @@ pub(crate) fn view_update(update: &RawValue) -> Option<UpdateView> {
 pub(crate) struct TranscriptBuilder {
     open: Option<(String, String)>,
     made: usize,
-    left_out: u64,
+    omitted: u64,
 }
 
 impl TranscriptBuilder {
@@ -119,8 +119,8 @@ impl TranscriptBuilder {
     /// Completes the open message and reports dropped entries; called once, at the end of the turn.
     pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
         self.close(out);
-        if self.left_out > 0 {
-            let text = format!("{} more entries of this turn were left out", self.left_out);
+        if self.omitted > 0 {
+            let text = format!("{} more entries of this turn were left out", self.omitted);
             out.push(TranscriptEntry::text("info", &text));
         }
     }
@@ -130,7 +130,7 @@ impl TranscriptBuilder {
             self.made += 1;
             out.push(entry);
         } else {
-            self.left_out += 1;
+            self.omitted += 1;
         }
     }
 }

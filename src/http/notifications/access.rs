@@ -17,7 +17,7 @@ use crate::{
         frames::{BEARER_SUBPROTOCOL, SUBPROTOCOL, TICKET_SUBPROTOCOL},
     },
     domain::{
-        notify::toast::{Scope, Stream},
+        notify::notification::{Scope, Stream},
         turn::outcome::ErrorCode,
     },
     http::{HttpState, problem::ApiError, request::find_session},
@@ -111,10 +111,10 @@ pub(crate) async fn redeem(
     let (services, hash) = (state.workspaces.services(), hash_of(ticket));
     let (arrived, store, hash_to_find) = (services.clock.now(), services.store.clone(), hash.clone());
     // This is reachable without a token: an invalid ticket costs one read, never a seat or a write.
-    if !is_well_formed || !state.toasts.look(async move { store.has_ticket(hash_to_find).await }).await? {
+    if !is_well_formed || !state.notifications.look(async move { store.has_ticket(hash_to_find).await }).await? {
         return Err(refused());
     }
-    let seat = state.toasts.seat()?;
+    let seat = state.notifications.seat()?;
     let kept = services.store.take_ticket(hash, arrived).await?.ok_or_else(refused)?;
     let allowed: Subscription = serde_json::from_str(&kept).map_err(|_| refused())?;
     // The query of the socket may be empty or equal to that of the ticket.

@@ -41,17 +41,17 @@ struct State {
 
 /// Held by the actor of the socket, which is dropped before its connection: afterwards the descriptor may be reused.
 #[derive(Debug)]
-pub(crate) struct Plug(ClientConnection);
+pub(crate) struct ConnectionGuard(ClientConnection);
 
 impl ClientConnection {
     /// Takes the connection of a request and sets `timeout` for unacknowledged data.
-    pub(crate) fn plug(request: &HttpRequest, timeout: Duration) -> (Self, Plug) {
+    pub(crate) fn take(request: &HttpRequest, timeout: Duration) -> (Self, ConnectionGuard) {
         let descriptor = request.conn_data::<ConnectionFd>().map(|wire| wire.0);
         if let Some(descriptor) = descriptor {
             websocket::set_user_timeout(descriptor, timeout);
         }
         let client_connection = Self(Arc::new(Mutex::new(State { descriptor, broken_for: None })));
-        (client_connection.clone(), Plug(client_connection))
+        (client_connection.clone(), ConnectionGuard(client_connection))
     }
 
     /// Breaks the connection, if the socket still lives.
@@ -67,7 +67,7 @@ impl ClientConnection {
     }
 }
 
-impl Plug {
+impl ConnectionGuard {
     /// The eviction behind a connection that ended without a closing frame: the hub broke it, or the kernel timed it out.
     /// `None` if the service is stopping or the client disconnected.
     pub(crate) fn eviction(&self, pulse: &SubscriberPulse, now: Duration) -> Option<Eviction> {
@@ -79,7 +79,7 @@ impl Plug {
     }
 }
 
-impl Drop for Plug {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.0.lock().descriptor = None;
     }

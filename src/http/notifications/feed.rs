@@ -15,7 +15,7 @@ use crate::{
     },
     contract::notifications::frames::close_code,
     domain::{
-        notify::toast::Scope,
+        notify::notification::Scope,
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, Store},
@@ -28,7 +28,7 @@ const PAGE: usize = 100;
 #[derive(Debug)]
 pub(crate) enum Fed {
     /// A notification, or the position of an unreadable one.
-    Toast {
+    Notification {
         frame: Arc<NotificationFrame>,
         /// True if it is replayed.
         is_replay: bool,
@@ -107,9 +107,11 @@ impl Feed {
             let stepped = match &mut self.stage {
                 Stage::Over => return None,
                 Stage::Live(outlet) => match outlet.next().await {
-                    Ok(Item::Toast(frame)) => return Some(Fed::Toast { frame, is_replay: false }),
-                    Ok(Item::Telemetry(text)) => return Some(Fed::Telemetry { text, dropped: outlet.left_out() }),
-                    Ok(Item::LeftOut(frames)) => return Some(Fed::Dropped(frames)),
+                    Ok(Item::Notification(frame)) => return Some(Fed::Notification { frame, is_replay: false }),
+                    Ok(Item::Telemetry(text)) => {
+                        return Some(Fed::Telemetry { text, dropped: outlet.take_dropped() });
+                    }
+                    Ok(Item::Dropped(frames)) => return Some(Fed::Dropped(frames)),
                     Ok(Item::ReadUntil(seq)) => return Some(Fed::ReadUntil(seq)),
                     Err(ending) => {
                         self.stage = Stage::Over;
@@ -141,8 +143,8 @@ impl Feed {
         if page.is_last {
             self.stage = Stage::Joins;
         }
-        let toast = |row| Fed::Toast { frame: Arc::new(NotificationFrame::new(row)), is_replay: true };
-        self.ready.extend(page.rows.into_iter().map(toast));
+        let notification = |row| Fed::Notification { frame: Arc::new(NotificationFrame::new(row)), is_replay: true };
+        self.ready.extend(page.rows.into_iter().map(notification));
         self.ready.push_back(Fed::ReadUntil(page.until));
         self.after = page.until;
         Ok(())
@@ -158,7 +160,7 @@ impl Feed {
         match self.hub.subscribe(subscribe).await? {
             Subscribed::Behind => self.stage = Stage::Missed,
             Subscribed::Joined { missed, outlet } => {
-                self.ready.extend(missed.into_iter().map(|frame| Fed::Toast { frame, is_replay: true }));
+                self.ready.extend(missed.into_iter().map(|frame| Fed::Notification { frame, is_replay: true }));
                 self.ready.push_back(Fed::Joined);
                 self.stage = Stage::Live(outlet);
             }
@@ -183,8 +185,8 @@ mod tests {
             ids::SessionId,
             notify::{
                 notice,
+                notification::{Addressee, NewNotification, Stream as Sequence},
                 subscription::Eviction,
-                toast::{Addressee, NewNotification, Stream as Sequence},
             },
             session::restart::RestartLimits,
         },
@@ -206,9 +208,9 @@ mod tests {
     }
 
     /// Notifications with an even number cannot be read.
-    fn is_toast(fed: Option<Fed>, seq: u64) {
+    fn is_notification(fed: Option<Fed>, seq: u64) {
         match fed {
-            Some(Fed::Toast { frame, .. }) => {
+            Some(Fed::Notification { frame, .. }) => {
                 assert_eq!((frame.seq, frame.text.is_some()), (seq, seq % 2 == 1));
             }
             other => panic!("{seq}: {other:?}"),
@@ -229,24 +231,26 @@ mod tests {
         let count = 2 * PAGE as u64 + 10;
         for n in 0..count {
             let notice = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, n);
-            assert!(store.tell(toast, Timestamp(n as i64)).await.unwrap());
+            let notification = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, n);
+            assert!(store.add_notification(notification, Timestamp(n as i64)).await.unwrap());
         }
         let hub = hub(&store);
         let scope = Arc::new(Scope::all(Sequence::Operators));
         let feed = feed(store.clone(), hub, scope, (0, count), false, Arc::new(|_| {}));
         let mut feed = std::pin::pin!(feed);
         for n in 1..=PAGE as u64 {
-            assert!(matches!(feed.next().await, Some(Fed::Toast { frame, is_replay: true }) if frame.seq == n));
+            assert!(
+                matches!(feed.next().await, Some(Fed::Notification { frame, is_replay: true }) if frame.seq == n)
+            );
         }
         // Removing rows that were already read is harmless.
         let prune = |until: usize| store.prune(Retained::Notifications, Timestamp(until as i64), 2 * PAGE);
         assert_eq!(prune(PAGE).await, Ok(PAGE));
         assert!(matches!(feed.next().await, Some(Fed::ReadUntil(until)) if until == PAGE as u64));
-        assert!(matches!(feed.next().await, Some(Fed::Toast { frame, .. }) if frame.seq == PAGE as u64 + 1));
+        assert!(matches!(feed.next().await, Some(Fed::Notification { frame, .. }) if frame.seq == PAGE as u64 + 1));
         assert_eq!(prune(2 * PAGE + 1).await, Ok(PAGE + 1));
         for _ in 1..PAGE {
-            assert!(matches!(feed.next().await, Some(Fed::Toast { .. })));
+            assert!(matches!(feed.next().await, Some(Fed::Notification { .. })));
         }
         assert!(matches!(feed.next().await, Some(Fed::ReadUntil(_))));
         assert!(matches!(feed.next().await, Some(Fed::Failed(_))));
@@ -260,8 +264,8 @@ mod tests {
         let store = store(&file);
         let notify = async |n: i64| {
             let notice = notice::of_failed_session(SessionId(Uuid::nil()), ErrorCode::AgentCrashed);
-            let toast = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, n);
-            assert!(store.tell(toast, Timestamp(n)).await.unwrap());
+            let notification = NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, n);
+            assert!(store.add_notification(notification, Timestamp(n)).await.unwrap());
             if n % 2 == 0 {
                 let mut other = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
                 let broken = format!("UPDATE notifications SET severity = 'info', trigger = '?' WHERE seq = {n}");
@@ -276,7 +280,7 @@ mod tests {
         let read = |after| feed(store.clone(), hub.clone(), scope.clone(), (after, 3), false, Arc::new(|_| {}));
         let mut first = std::pin::pin!(read(0));
         for seq in 1..=3 {
-            is_toast(first.next().await, seq);
+            is_notification(first.next().await, seq);
         }
         assert!(matches!(first.next().await, Some(Fed::ReadUntil(3))));
         for n in 4..=5 {
@@ -285,11 +289,11 @@ mod tests {
         // The hub reads them when the first subscriber joins, and keeps them for the second.
         assert!(matches!(first.next().await, Some(Fed::Joined)));
         for seq in 4..=5 {
-            is_toast(first.next().await, seq);
+            is_notification(first.next().await, seq);
         }
         let mut other = std::pin::pin!(read(3));
         for seq in 4..=5 {
-            is_toast(other.next().await, seq);
+            is_notification(other.next().await, seq);
         }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn subscribe(
     let is_page = ticket.is_some() || offered_token(request.headers()).is_some();
     let (allowed, seat) = match ticket {
         Some(ticket) => redeem(&state, &ticket, &requested).await?,
-        None => (requested, state.toasts.seat()?),
+        None => (requested, state.notifications.seat()?),
     };
     let now = state.workspaces.services().clock.steady();
     let expires = is_page.then(|| now.plus(state.config.notifications.ticket_session()));
@@ -90,7 +90,8 @@ pub(crate) async fn list_inbox(
     let head = store.stream_ends(scope.stream.clone()).await?.head;
     let InboxRows { rows, unreadable, next } = store.inbox(scope.clone(), query.unread_only, page).await?;
     let next_cursor = next.map(|cursor| cursor.to_string());
-    let items = rows.iter().map(|(row, read)| InboxItem { toast: notification_of(row), read: *read }).collect();
+    let items =
+        rows.iter().map(|(row, read)| InboxItem { notification: notification_of(row), read: *read }).collect();
     let unread = store.unread(scope).await?;
     Ok(web::Json(InboxPage { items, unreadable, unread, epoch: store.epoch().to_owned(), head, next_cursor }))
 }

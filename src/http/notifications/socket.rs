@@ -14,7 +14,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    connection::{ClientConnection, Plug},
+    connection::{ClientConnection, ConnectionGuard},
     feed::{self, Fed},
 };
 use crate::{
@@ -28,8 +28,8 @@ use crate::{
         clock::Timestamp,
         heartbeat::{self, Due, SubscriberHeartbeat, SubscriberPulse},
         notify::{
+            notification::Scope,
             subscription::{self, Eviction, QUEUE_FRAMES, ResetReason},
-            toast::Scope,
         },
         turn::outcome::ErrorCode,
     },
@@ -64,9 +64,9 @@ pub(crate) fn open(
     expires: Option<Timestamp>,
 ) -> Result<HttpResponse, ApiError> {
     let services = state.workspaces.services().clone();
-    let (client_connection, plug) = ClientConnection::plug(request, heartbeat::STALL + KERNEL_MARGIN);
+    let (client_connection, connection_guard) = ClientConnection::take(request, heartbeat::STALL + KERNEL_MARGIN);
     let socket = NotificationSocket {
-        hub: state.toasts.clone(),
+        hub: state.notifications.clone(),
         scope: Arc::new(scope),
         expires,
         opened: Instant::now(),
@@ -76,8 +76,8 @@ pub(crate) fn open(
         acks: Acks::default(),
         wants_telemetry: false,
         is_live: false,
-        _presence: Presence::new(services.clone(), seat),
-        plug,
+        _presence: SubscriberSeat::new(services.clone(), seat),
+        connection_guard,
         services,
     };
     let response = ws::WsResponseBuilder::new(socket, request, body).frame_size(MAX_CLIENT_FRAME_BYTES).start();
@@ -100,17 +100,17 @@ struct NotificationSocket {
     wants_telemetry: bool,
     /// True if the hub has taken over and reports evictions.
     is_live: bool,
-    _presence: Presence,
+    _presence: SubscriberSeat,
     // Last, so that the descriptor stays valid while the other fields are dropped.
-    plug: Plug,
+    connection_guard: ConnectionGuard,
 }
 
 impl Drop for NotificationSocket {
     fn drop(&mut self) {
         // A client that does not read keeps this actor from running, so it cannot evict the client itself.
-        let why = self.plug.eviction(&self.pulse, self.opened.elapsed());
+        let why = self.connection_guard.eviction(&self.pulse, self.opened.elapsed());
         if let (Stage::Subscribed, Some(why)) = (&self.stage, why) {
-            self.services.metrics.toasts().evicted(why);
+            self.services.metrics.notifications().evicted(why);
         }
     }
 }
@@ -175,9 +175,9 @@ impl StreamHandler<Fed> for NotificationSocket {
         if let Stage::Closing = self.stage {
             return;
         }
-        let metrics = self.services.metrics.toasts();
+        let metrics = self.services.metrics.notifications();
         match fed {
-            Fed::Toast { frame, is_replay } => {
+            Fed::Notification { frame, is_replay } => {
                 self.position = frame.seq;
                 let Some(text) = &frame.text else { return self.reset(ResetReason::Unreadable, ctx) };
                 if is_replay {
@@ -305,7 +305,7 @@ impl NotificationSocket {
             let now = self.services.clock.now();
             let (frames, dropped) = session_progress::frames(&self.services.index, &self.scope, SHOWN, now);
             for text in frames {
-                self.services.metrics.toasts().telemetry_sent();
+                self.services.metrics.notifications().telemetry_sent();
                 self.send_text(text.into(), ctx);
             }
             self.report_dropped(dropped as u64, ctx);
@@ -334,7 +334,7 @@ impl NotificationSocket {
 
     /// The stream continues after `position`; the client has to read earlier notifications from the inbox.
     fn reset(&mut self, reason: ResetReason, ctx: &mut Ctx) {
-        self.services.metrics.toasts().reset(reason);
+        self.services.metrics.notifications().reset(reason);
         let reset =
             ServerFrame::Reset { reason, epoch: self.services.store.epoch().to_owned(), cursor: self.position };
         self.send(&reset, ctx);
@@ -342,7 +342,7 @@ impl NotificationSocket {
 
     fn report_dropped(&mut self, frames: u64, ctx: &mut Ctx) {
         if frames > 0 {
-            self.services.metrics.toasts().telemetry_left_out(frames);
+            self.services.metrics.notifications().telemetry_dropped(frames);
             self.send(&ServerFrame::Gap { telemetry: frames }, ctx);
         }
     }
@@ -360,7 +360,7 @@ impl NotificationSocket {
 
     fn evict(&mut self, why: Eviction, code: u16, reason: &str, ctx: &mut Ctx) {
         if !matches!(self.stage, Stage::Closing) {
-            self.services.metrics.toasts().evicted(why);
+            self.services.metrics.notifications().evicted(why);
             self.close(code, reason, ctx);
         }
     }
@@ -388,7 +388,7 @@ impl NotificationSocket {
                 Due::Nothing(wait) => break wait,
                 Due::Ping => ctx.ping(b""),
                 Due::End => {
-                    self.services.metrics.toasts().evicted(Eviction::Silent);
+                    self.services.metrics.notifications().evicted(Eviction::Silent);
                     self.stage = Stage::Closing;
                     return ctx.stop();
                 }
@@ -453,20 +453,20 @@ pub(crate) async fn write(
 }
 
 /// Counts a subscriber and holds its seat while its socket lives.
-pub(crate) struct Presence {
+pub(crate) struct SubscriberSeat {
     services: Arc<Services>,
     _seat: OwnedSemaphorePermit,
 }
 
-impl Presence {
+impl SubscriberSeat {
     pub(crate) fn new(services: Arc<Services>, seat: OwnedSemaphorePermit) -> Self {
-        services.metrics.toasts().came();
+        services.metrics.notifications().subscribed();
         Self { services, _seat: seat }
     }
 }
 
-impl Drop for Presence {
+impl Drop for SubscriberSeat {
     fn drop(&mut self) {
-        self.services.metrics.toasts().went();
+        self.services.metrics.notifications().unsubscribed();
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{Body, page, parse_body, path_id, to_its_end},
+        request::{Body, page, parse_body, path_id, run_to_completion},
     },
     store::{MigrationRunFilter, MigrationRunRow},
 };
@@ -43,7 +43,7 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let mode = mode(&body)?;
     let migrations = state.migrations.clone();
-    let started = to_its_end(async move {
+    let started = run_to_completion(async move {
         let workspaces = match body.workspaces {
             Some(named) => named,
             None => migrations.with_another_default(&body.installation_id, body.target).await?,
@@ -191,7 +191,7 @@ async fn change(
     let body: MigrationChange = parse_body(body)?;
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let migrations = state.migrations.clone();
-    let row = to_its_end(async move { migrations.change(id, change, &attribution).await }).await?;
+    let row = run_to_completion(async move { migrations.change(id, change, &attribution).await }).await?;
     Ok(web::Json(migration(row, true)))
 }
 

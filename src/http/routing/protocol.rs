@@ -20,7 +20,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{Body, parse_body, to_its_end},
+        request::{Body, parse_body, run_to_completion},
     },
     store::{Page, WorkspaceFilter},
 };
@@ -137,7 +137,7 @@ async fn change(
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let workspaces = state.workspaces.clone();
     let wanted = key.clone();
-    let changed = to_its_end(async move {
+    let changed = run_to_completion(async move {
         let routing: WorkspaceRouting = workspaces.routing(&wanted).await?;
         let view = routing.change(change).await?;
         Ok((view, routing.figures().await?))

@@ -15,7 +15,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{Body, parse_body, to_its_end},
+        request::{Body, parse_body, run_to_completion},
     },
     store::TenantProtocol,
 };
@@ -75,7 +75,7 @@ pub(crate) async fn put_tenant(
     let workspaces = state.workspaces.clone();
     let now = workspaces.services().clock.now();
     let before = workspaces.services().store.tenant_protocol(tenant.clone()).await?;
-    let before = before.unwrap_or_else(|| TenantProtocol::unsaid(tenant.clone(), now));
+    let before = before.unwrap_or_else(|| TenantProtocol::with_defaults(tenant.clone(), now));
     let wanted = TenantProtocol {
         installation_id: tenant.clone(),
         default_protocol: body.default_protocol.unwrap_or(before.default_protocol),
@@ -86,7 +86,8 @@ pub(crate) async fn put_tenant(
         updated: now,
     };
     let kept = wanted.clone();
-    let moved = to_its_end(async move { tenant::change(&workspaces, &before, wanted, attribution).await }).await?;
+    let moved =
+        run_to_completion(async move { tenant::change(&workspaces, &before, wanted, attribution).await }).await?;
     Ok(web::Json(TenantProtocolChanged { protocol: info(Some(kept), tenant), moved }))
 }
 
@@ -111,7 +112,7 @@ fn check(patterns: &[String]) -> Result<(), ApiError> {
 
 fn info(kept: Option<TenantProtocol>, tenant: InstallationId) -> TenantProtocolInfo {
     let updated_at = kept.as_ref().map(|kept| kept.updated);
-    let kept = kept.unwrap_or_else(|| TenantProtocol::unsaid(tenant, Timestamp(0)));
+    let kept = kept.unwrap_or_else(|| TenantProtocol::with_defaults(tenant, Timestamp(0)));
     TenantProtocolInfo {
         installation_id: kept.installation_id,
         default_protocol: kept.default_protocol,

@@ -12,7 +12,7 @@ use crate::{
     },
     domain::{
         clock::Timestamp,
-        explain::{EntryKind, Standing, answer, timeline},
+        explain::{CurrentState, EntryKind, answer, timeline},
         ids::SessionId,
         routing::Route,
         session::lifecycle::SessionState,
@@ -43,17 +43,17 @@ pub(crate) async fn explain_session(
 ) -> Result<web::Json<Explanation>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, id).await?;
-    let standing = state.workspaces.live(id).map(|live| {
+    let session_state = state.workspaces.live(id).map(|live| {
         // Read once: the view holds a lock.
         let view = live.shared.view();
         (view.state, view.carrier)
     });
-    let (standing, carrier) = standing.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
+    let (session_state, carrier) = session_state.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
     let view = state.workspaces.routing(&row.key).await?.view().await?;
-    let records = Records::read(&state.workspaces.services().store, &row, standing).await?;
+    let records = Records::read(&state.workspaces.services().store, &row, session_state).await?;
     let failed = records.connections.first().and_then(|newest| newest.error_detail.clone());
-    let answer = answer(&Standing {
-        state: standing,
+    let answer = answer(&CurrentState {
+        state: session_state,
         carrier,
         routing: &view.routing,
         canary_share_bp: view.canary_share_bp,
@@ -65,7 +65,7 @@ pub(crate) async fn explain_session(
         session_id: id,
         installation_id: row.key.installation_id,
         workspace_id: row.key.workspace_id,
-        state: standing,
+        state: session_state,
         protocol: carrier,
         route: view.routing.route(),
         epoch: view.routing.epoch(),
@@ -86,12 +86,12 @@ struct Records {
 }
 
 impl Records {
-    async fn read(store: &Store, row: &SessionRow, standing: SessionState) -> Result<Self, StoreError> {
+    async fn read(store: &Store, row: &SessionRow, session_state: SessionState) -> Result<Self, StoreError> {
         let most = MAX_TIMELINE + 1;
         let page = || Page { limit: most, after: None };
         let session = AuditFilter { session_id: Some(row.session_id), ..AuditFilter::default() };
         // Events of the workspace after the session was closed do not belong to it.
-        let is_over = standing == SessionState::Closed;
+        let is_over = session_state == SessionState::Closed;
         let until = is_over.then(|| Timestamp(row.last_used.0.saturating_add(1)));
         let workspace = AuditFilter { until, ..session.clone() };
         Ok(Self {

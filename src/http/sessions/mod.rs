@@ -12,7 +12,7 @@ use actix_web::{HttpResponse, post, web};
 use super::{
     HttpState,
     problem::ApiError,
-    request::{Body, find_session, parse_body, path_id, to_its_end},
+    request::{Body, find_session, parse_body, path_id, run_to_completion},
 };
 use crate::{
     actors::{
@@ -75,7 +75,7 @@ pub(crate) async fn new_session(state: web::Data<HttpState>, body: Body) -> Resu
         mcp_servers,
     };
     let workspaces = state.workspaces.clone();
-    let opened = to_its_end(async move { workspaces.open(request).await }).await?;
+    let opened = run_to_completion(async move { workspaces.open(request).await }).await?;
     Ok(HttpResponse::Created().json(ready(opened)))
 }
 
@@ -126,7 +126,7 @@ pub(crate) async fn load_session(
     }
     let row = find_session(&state, id).await?;
     let workspaces = state.workspaces.clone();
-    let loaded = to_its_end(async move { workspaces.load(&row, body.mcp_servers).await }).await?;
+    let loaded = run_to_completion(async move { workspaces.load(&row, body.mcp_servers).await }).await?;
     Ok(web::Json(ready(loaded)))
 }
 

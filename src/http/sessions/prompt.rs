@@ -26,7 +26,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{Body, find_session, parse_body, path_id, to_its_end},
+        request::{Body, find_session, parse_body, path_id, run_to_completion},
     },
     store::{Idempotency, PromptRow},
 };
@@ -167,7 +167,7 @@ async fn begin(
             ApiError::new(code, format!("the session is {}{why}", current.as_str()))
         })?;
         let loading = workspaces.clone();
-        to_its_end(async move { loading.load(&row, None).await }).await?;
+        run_to_completion(async move { loading.load(&row, None).await }).await?;
     }
     Err(ApiError::new(ErrorCode::ConnectionLost, "the session could not be loaded; try again"))
 }

@@ -108,14 +108,14 @@ struct Reader(Metrics);
 
 impl Reader {
     fn new(metrics: Metrics) -> Self {
-        metrics.subscriber_came();
+        metrics.subscriber_added();
         Self(metrics)
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.subscriber_left();
+        self.0.subscriber_removed();
     }
 }
 

@@ -159,7 +159,7 @@ impl Agents {
     ///
     /// # Cancel safety
     /// Cancel-safe.
-    pub(crate) async fn all_gone(&self) {
+    pub(crate) async fn all_exited(&self) {
         let all = u32::try_from(self.limits.max_agents).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         let _ = self.seats.acquire_many(all).await;

@@ -93,7 +93,7 @@ impl ClientRequests {
         loop {
             let request = tokio::select! {
                 request = queue.recv() => request,
-                () = answer.reader_gone() => None,
+                () = answer.reader_dropped() => None,
                 Some(_) = running.join_next() => continue,
             };
             let Some(request) = request else { break };

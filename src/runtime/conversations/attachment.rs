@@ -72,10 +72,10 @@ impl Attachment {
     }
 
     /// The client has read everything that an agent said before its end, if this is still its newest socket.
-    pub(crate) fn confirm_parting(&self) {
+    pub(crate) fn confirm_agent_end(&self) {
         let mut state = self.conversation.lock();
-        if state.generation == self.generation && state.parting.is_some() {
-            self.conversation.hurry_locked(&mut state);
+        if state.generation == self.generation && state.agent_end.is_some() {
+            self.conversation.shorten_wait_locked(&mut state);
         }
     }
 
@@ -99,7 +99,7 @@ impl Attachment {
         }
         let was_full = state.outbox.is_full();
         state.outbox.acknowledge(ack);
-        if state.parting.is_some() && state.outbox.is_empty() {
+        if state.agent_end.is_some() && state.outbox.is_empty() {
             self.conversation.end_locked(state);
             return Arrived::Nothing;
         }
@@ -171,7 +171,7 @@ impl Attachment {
         ClientFeed {
             conversation: self.conversation.clone(),
             generation: self.generation,
-            told: received,
+            sent: received,
             over: false,
             pace: Pace::default(),
         }
@@ -182,7 +182,7 @@ impl Attachment {
 pub(crate) struct ClientFeed {
     conversation: Arc<Conversation>,
     generation: u64,
-    told: u64,
+    sent: u64,
     over: bool,
     pace: Pace,
 }
@@ -191,7 +191,7 @@ impl Stream for ClientFeed {
     type Item = Outgoing;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
-        let Self { conversation, generation, told, over, pace } = &mut *self;
+        let Self { conversation, generation, sent, over, pace } = &mut *self;
         if *over {
             return Poll::Ready(None);
         }
@@ -210,12 +210,12 @@ impl Stream for ClientFeed {
             *waker = Some(cx.waker().clone());
         }
         loop {
-            while *told < state.outbox.last() {
-                *told += 1;
+            while *sent < state.outbox.last() {
+                *sent += 1;
                 // A message that was acknowledged meanwhile is skipped.
-                let Some(message) = state.outbox.get(*told) else { continue };
+                let Some(message) = state.outbox.get(*sent) else { continue };
                 let ack = state.pending_ack.acknowledge();
-                let text = numbered::put(Numbers { seq: *told, ack }, message);
+                let text = numbered::put(Numbers { seq: *sent, ack }, message);
                 pace.took(text.len());
                 return Poll::Ready(Some(Outgoing::Text(text)));
             }
@@ -224,9 +224,9 @@ impl Stream for ClientFeed {
                 let nothing = format!(r#"{{"jsonrpc":"2.0","method":"{ACKNOWLEDGED}"}}"#);
                 return Poll::Ready(Some(Outgoing::Text(numbered::put(numbers, &nothing))));
             }
-            if let Some(parting) = &state.parting {
+            if let Some(agent_end) = &state.agent_end {
                 *over = true;
-                return Poll::Ready(Some(Outgoing::Parted(parting.clone())));
+                return Poll::Ready(Some(Outgoing::AgentEnded(agent_end.clone())));
             }
             if state.poll_agent(cx).is_pending() {
                 pace.rest();
@@ -246,7 +246,7 @@ fn end_of(state: &State, generation: u64) -> Option<Outgoing> {
     }
     match state.client {
         Client::Here { .. } => None,
-        Client::Away { .. } => Some(Outgoing::LetGo),
+        Client::Away { .. } => Some(Outgoing::Detached),
     }
 }
 
@@ -315,9 +315,9 @@ impl ToAgent {
     }
 
     /// The client has read everything that an agent said before its end.
-    pub(crate) fn confirm_parting(&self) {
+    pub(crate) fn confirm_agent_end(&self) {
         if let Self::Numbered(attachment) = self {
-            attachment.confirm_parting();
+            attachment.confirm_agent_end();
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     domain::delivery::{Inbox, OutOfRange, Outbox, PendingAck},
     runtime::{
         agents::{StartedAgent, Workplace},
-        conversations::outgoing::Parting,
+        conversations::outgoing::AgentEnd,
     },
     transport::pipe::{Incoming, Pipe},
 };
@@ -38,7 +38,7 @@ pub(crate) struct Retention {
 
 /// Maximum time that the last messages of a dead agent are kept for a client that has read them. The client persists
 /// them within moments; a client that is killed meanwhile is back within seconds.
-const WRITTEN_DOWN: Duration = Duration::from_secs(10);
+const PERSIST_WAIT: Duration = Duration::from_secs(10);
 
 /// The number of the socket with which a conversation begins.
 pub(crate) const FIRST_SOCKET: u64 = 0;
@@ -59,7 +59,7 @@ pub(crate) struct State {
     /// `None`: it is over. Dropping it ends the agent.
     pub(crate) pipe: Option<Pipe>,
     /// Reason for which the agent has exited, if it has; its last messages are still to be sent.
-    pub(crate) parting: Option<Arc<Parting>>,
+    pub(crate) agent_end: Option<Arc<AgentEnd>>,
     pub(crate) outbox: Outbox<String>,
     pub(crate) inbox: Inbox,
     /// Acknowledgement that the client has not received yet.
@@ -118,7 +118,7 @@ impl State {
     /// Keeps one more message of the agent, if there is room for it.
     pub(crate) fn poll_agent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pipe) = &mut self.pipe else { return Poll::Pending };
-        if self.parting.is_some() || self.outbox.is_full() {
+        if self.agent_end.is_some() || self.outbox.is_full() {
             return Poll::Pending;
         }
         let reason = match ready!(pipe.from_agent.poll_recv(cx)) {
@@ -131,9 +131,9 @@ impl State {
             Some(Incoming::Closed(reason)) => Some(reason),
             None => None,
         };
-        let parting = Parting::new(reason);
-        self.keep(jsonrpc::notification(AGENT_EXITED, &parting.exited));
-        self.parting = Some(Arc::new(parting));
+        let agent_end = AgentEnd::new(reason);
+        self.keep(jsonrpc::notification(AGENT_EXITED, &agent_end.exited));
+        self.agent_end = Some(Arc::new(agent_end));
         Poll::Ready(())
     }
 }
@@ -148,7 +148,7 @@ impl Conversation {
     ) -> Self {
         let state = State {
             pipe: Some(agent.pipe),
-            parting: None,
+            agent_end: None,
             outbox: Outbox::new(retention.frames, retention.bytes, 0),
             inbox: Inbox::default(),
             pending_ack: PendingAck::of_unknown_limits(),
@@ -217,7 +217,7 @@ impl Conversation {
             // One that has said nothing since `initialize` may not know that it can come back, and if it does, it comes
             // within moments; until then it holds a seat.
             let is_begun = state.inbox.last() > 0;
-            let grace = if is_begun { self.retention.grace } else { self.retention.grace.min(WRITTEN_DOWN) };
+            let grace = if is_begun { self.retention.grace } else { self.retention.grace.min(PERSIST_WAIT) };
             state.client = Client::Away { until: Instant::now() + grace };
             (self.on_away)(true);
             waker.into_iter().for_each(Waker::wake);
@@ -226,9 +226,9 @@ impl Conversation {
     }
 
     /// Shortens the wait for a client that has read the last messages of a dead agent and has only to persist them.
-    pub(crate) fn hurry_locked(&self, state: &mut MutexGuard<'_, State>) {
+    pub(crate) fn shorten_wait_locked(&self, state: &mut MutexGuard<'_, State>) {
         if let Client::Away { until } = &mut state.client {
-            *until = (*until).min(Instant::now() + WRITTEN_DOWN);
+            *until = (*until).min(Instant::now() + PERSIST_WAIT);
             self.changed.notify_one();
         }
     }
@@ -237,7 +237,7 @@ impl Conversation {
     pub(crate) fn lost_its_agent(&self) -> Option<Instant> {
         let state = self.lock();
         state.pipe.as_ref()?;
-        state.parting.as_ref().map(|parting| parting.at)
+        state.agent_end.as_ref().map(|agent_end| agent_end.at)
     }
 
     /// When somebody has to look after it again; `None` when it is over.

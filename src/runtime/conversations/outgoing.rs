@@ -25,16 +25,16 @@ pub(crate) enum Outgoing {
     /// Message for the client.
     Text(String),
     /// The agent has exited and all its messages were sent; in a resumable conversation, the notice of its exit too.
-    Parted(Arc<Parting>),
+    AgentEnded(Arc<AgentEnd>),
     /// This socket no longer belongs to the conversation: WebSocket close code and reason.
     Over(u16, &'static str),
     /// The client counts as dead. The socket closes without a close frame, so that a client that is alive reconnects.
-    LetGo,
+    Detached,
 }
 
 /// Exit of an agent.
 #[derive(Debug)]
-pub(crate) struct Parting {
+pub(crate) struct AgentEnd {
     /// Parameters of the notice to the client.
     pub exited: AgentExited,
     /// One sentence for the log and the close reason.
@@ -43,7 +43,7 @@ pub(crate) struct Parting {
     pub at: Instant,
 }
 
-impl Parting {
+impl AgentEnd {
     /// Converts the close reason of the agent's pipe; `None` if the pipe ended without one.
     pub(crate) fn new(reason: Option<CloseReason>) -> Self {
         let (exited, why) = match reason {
@@ -90,18 +90,18 @@ impl Pace {
 }
 
 /// Messages of an agent whose connection is not resumable, so that nothing is numbered or kept.
-pub(crate) struct PlainWords {
+pub(crate) struct PlainMessages {
     from_agent: FrameReceiver,
     pace: Pace,
 }
 
-impl PlainWords {
+impl PlainMessages {
     pub(crate) fn new(from_agent: FrameReceiver) -> Self {
         Self { from_agent, pace: Pace::default() }
     }
 }
 
-impl Stream for PlainWords {
+impl Stream for PlainMessages {
     type Item = Outgoing;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Outgoing>> {
@@ -125,7 +125,7 @@ impl Stream for PlainWords {
                 self.pace.took(text.len());
                 Some(Outgoing::Text(text))
             }
-            Some(Incoming::Closed(reason)) => Some(Outgoing::Parted(Arc::new(Parting::new(Some(reason))))),
+            Some(Incoming::Closed(reason)) => Some(Outgoing::AgentEnded(Arc::new(AgentEnd::new(Some(reason))))),
             Some(Incoming::State(_)) | None => None,
         })
     }

@@ -47,7 +47,7 @@ use crate::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, TurnRequest,
         acp::{
             connection::closed_in_turn,
-            handshake::{Peer, shake_hands},
+            handshake::{Peer, perform_handshake},
         },
     },
 };
@@ -90,7 +90,7 @@ impl Run {
             Err(failure) => return Ended::Refused(failure),
         };
         self.lines.begin();
-        let mut course = Course::new(&self);
+        let mut course = RunningTurn::new(&self);
         let opened = tokio::select! {
             opened = self.open(agents, place) => opened.map_err(TurnOutcome::Failed),
             // The prompt was not sent yet, so the cancellation needs no confirmation by the agent.
@@ -139,7 +139,7 @@ impl Run {
                 cookies: None,
             };
             let peer = Peer::Agent { capabilities: started.serves.capabilities() };
-            shake_hands(started.pipe, &opening, peer, request.auth_method.as_deref()).await
+            perform_handshake(started.pipe, &opening, peer, request.auth_method.as_deref()).await
         };
         let limit = Duration::from_millis(request.handshake_timeout_ms);
         let opened = timeout(limit, handshake).await.unwrap_or_else(|_| {
@@ -168,7 +168,7 @@ async fn is_true(mut flag: watch::Receiver<bool>) {
 }
 
 /// State of a running turn.
-struct Course<'a> {
+struct RunningTurn<'a> {
     run: &'a Run,
     progress: TurnProgress,
     protocol_version: Option<u16>,
@@ -176,7 +176,7 @@ struct Course<'a> {
     permissions: PendingPermissions,
 }
 
-impl<'a> Course<'a> {
+impl<'a> RunningTurn<'a> {
     fn new(run: &'a Run) -> Self {
         let progress = TurnProgress::new(SystemClock.now());
         Self {

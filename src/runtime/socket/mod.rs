@@ -27,7 +27,7 @@ use super::{
     conversations::{
         Conversations,
         attachment::{Attachment, Seq, ToAgent},
-        outgoing::{Outgoing, Parting, PlainWords},
+        outgoing::{AgentEnd, Outgoing, PlainMessages},
     },
 };
 use crate::{
@@ -167,9 +167,9 @@ impl StreamHandler<Outgoing> for AcpSocket {
     fn handle(&mut self, said: Outgoing, ctx: &mut Ctx) {
         match said {
             Outgoing::Text(text) => ctx.text(text),
-            Outgoing::Parted(parting) => self.on_agent_gone(&parting, ctx),
+            Outgoing::AgentEnded(agent_end) => self.on_agent_exit(&agent_end, ctx),
             Outgoing::Over(code, why) => self.close(code, why, Agent::Waits, ctx),
-            Outgoing::LetGo => self.leave(ctx),
+            Outgoing::Detached => self.leave(ctx),
         }
     }
 
@@ -216,7 +216,7 @@ impl AcpSocket {
         let is_over = reason.as_ref().is_some_and(|reason| reason.code == CloseCode::Normal);
         match &self.state {
             State::Connected(Connected { line, .. }) | State::Closing(Some(line)) if is_over => line.end(),
-            State::Closing(Some(line)) => line.confirm_parting(),
+            State::Closing(Some(line)) => line.confirm_agent_end(),
             _ => {}
         }
         if !matches!(self.state, State::Closing(_)) {
@@ -358,7 +358,7 @@ impl AcpSocket {
             self.connect(attachment, 0, ctx);
         } else {
             let StartedAgent { pipe, workplace, .. } = agent;
-            let agent_stream = ctx.add_stream(PlainWords::new(pipe.from_agent));
+            let agent_stream = ctx.add_stream(PlainMessages::new(pipe.from_agent));
             let line = ToAgent::Plain(pipe.to_agent);
             self.state = State::Connected(Connected { line, workplace, agent_stream });
         }
@@ -390,8 +390,8 @@ impl AcpSocket {
         }));
     }
 
-    fn on_agent_gone(&mut self, parting: &Parting, ctx: &mut Ctx) {
-        let Parting { exited, why, .. } = parting;
+    fn on_agent_exit(&mut self, agent_end: &AgentEnd, ctx: &mut Ctx) {
+        let AgentEnd { exited, why, .. } = agent_end;
         tracing::debug!(connection = %self.connection, exit_code = exited.exit_code, signal = exited.signal, why, "agent ended");
         if let State::Connected(Connected { line: ToAgent::Plain(_), .. }) = self.state {
             ctx.text(jsonrpc::notification(AGENT_EXITED, exited));

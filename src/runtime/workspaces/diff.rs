@@ -206,9 +206,9 @@ async fn add_all(
     objects: &Path,
     kept: Option<&Path>,
 ) -> Result<(), Failure> {
-    let add = |left_out: &[PathBuf]| -> Vec<OsString> {
+    let add = |excluded: &[PathBuf]| -> Vec<OsString> {
         let mut args: Vec<OsString> = ["add", "--all", "--", "."].map(OsString::from).to_vec();
-        args.extend(left_out.iter().map(|path| {
+        args.extend(excluded.iter().map(|path| {
             let mut spec = OsString::from(":(exclude,literal,top)");
             spec.push(path);
             spec

@@ -38,7 +38,7 @@ const BASELINES: &str = ".baselines";
 const INCOMING: &str = ".incoming";
 /// Age after which a folder in [`INCOMING`] counts as left behind by an earlier run, if the clone timeout is not
 /// longer. Everything else there is in use for minutes at most.
-const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(3600);
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// The workspaces of one runtime.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Workspaces {
         for entry in fs::read_dir(&incoming)?.flatten() {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             // Another runtime may use the same root, so only old entries are removed.
-            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > clone_timeout.max(LEFT_BEHIND_AFTER))) {
+            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > clone_timeout.max(ABANDONED_AFTER))) {
                 fs::remove_dir_all(entry.path())?;
             }
         }

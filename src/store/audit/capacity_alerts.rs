@@ -11,7 +11,7 @@ use crate::{
         ids::InstallationId,
         notify::{
             notice,
-            toast::{Addressee, NewNotification},
+            notification::{Addressee, NewNotification},
         },
     },
     store::{
@@ -170,16 +170,16 @@ impl Store {
     /// database refuses the rows, and the caller keeps them for a retry. A dropped future may have written.
     pub(crate) async fn add_capacity_alerts(&self, rows: &[NewCapacityAlert]) -> Result<(), StoreError> {
         let records: Vec<_> = rows.iter().map(Record::of).collect();
-        let toast = |row: &NewCapacityAlert| {
+        let notification = |row: &NewCapacityAlert| {
             // Alerts about a tenant's share are not for operators.
             let notice = notice::of_capacity(&row.change).filter(|_| row.installation_id.is_none())?;
             Some((NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice, row.event_id), row.created))
         };
-        let toasts: Vec<_> = rows.iter().filter_map(toast).collect();
+        let notifications: Vec<_> = rows.iter().filter_map(notification).collect();
         self.write(move |tx| {
             add(tx, &records)?;
-            for (toast, now) in &toasts {
-                notifications::add(tx, toast, *now)?;
+            for (notification, now) in &notifications {
+                notifications::add(tx, notification, *now)?;
             }
             Ok(())
         })

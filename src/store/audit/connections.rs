@@ -11,7 +11,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::toast::SessionNotice,
+        notify::notification::SessionNotice,
         redaction::Redacted,
         routing::Route,
         session::connection::ConnectionStatus,

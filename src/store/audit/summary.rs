@@ -223,8 +223,8 @@ fn since_when(
         turns = turns.filter(prompts::installation_id.eq(tenant));
     }
     let newest = turns.order(prompts::prompt_id.desc()).select(prompts::accepted_us);
-    let newest_left_out: Option<i64> = newest.offset(most).first(connection).optional()?;
-    Ok(newest_left_out.map_or(from, |at| Timestamp(at.saturating_add(1))))
+    let newest_omitted: Option<i64> = newest.offset(most).first(connection).optional()?;
+    Ok(newest_omitted.map_or(from, |at| Timestamp(at.saturating_add(1))))
 }
 
 pub(crate) fn summary(

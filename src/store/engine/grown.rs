@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::domain::notify::toast::Stream;
+use crate::domain::notify::notification::Stream;
 
 /// The streams that have grown since they were last taken, each once: at most one per tenant, and the operators'.
 /// Cheap to clone.

@@ -14,7 +14,7 @@ use std::{
 
 use super::connection::AnyConnection;
 use crate::{
-    domain::{ids::SessionId, notify::toast::Stream},
+    domain::{ids::SessionId, notify::notification::Stream},
     store::StoreError,
 };
 

@@ -30,7 +30,7 @@ const ADVISORY_LOCK: i64 = 0x6c75_6d69_6c69_6e6b;
 
 /// Time to wait for another process that upgrades. A step that rewrites a large table takes minutes, but then it is
 /// run alone by `lumilink migrate`.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between attempts to take a lock of SQLite for which it does not wait by itself.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
@@ -83,7 +83,7 @@ fn refuse_other_schema(path: &Path) -> Result<(), StoreError> {
     }
     let mut connection = AnyConnection::Sqlite(open_sqlite_unchanged(path)?);
     let mut versions = Vec::new();
-    let read = patiently(|| {
+    let read = retry_while_locked(|| {
         versions = applied(&mut connection)?;
         Ok(())
     });
@@ -158,15 +158,15 @@ fn lock(connection: &mut AnyConnection) -> diesel::QueryResult<()> {
         AnyConnection::Sqlite(connection) => {
             // Lets retention give pages back to the file system. Has an effect on an empty file only, and WAL mode
             // writes the first page, so it comes before that.
-            patiently(|| connection.batch_execute("PRAGMA auto_vacuum = INCREMENTAL"))?;
+            retry_while_locked(|| connection.batch_execute("PRAGMA auto_vacuum = INCREMENTAL"))?;
             // SQLite gives up at once on this change when another process is making it.
-            patiently(|| connection.batch_execute("PRAGMA journal_mode = WAL"))?;
+            retry_while_locked(|| connection.batch_execute("PRAGMA journal_mode = WAL"))?;
             // One transaction around all steps, with the exclusive lock: it sees the steps of another process, and a
             // failed upgrade leaves nothing half done.
-            patiently(|| begin_exclusive(connection))
+            retry_while_locked(|| begin_exclusive(connection))
         }
         AnyConnection::Postgres(connection) => {
-            let patience = LOCK_PATIENCE.as_secs();
+            let patience = LOCK_TIMEOUT.as_secs();
             connection
                 .batch_execute(&format!("SET lock_timeout = '{patience}s'; SELECT pg_advisory_lock({ADVISORY_LOCK})"))
         }
@@ -177,9 +177,9 @@ fn begin_exclusive(connection: &mut SqliteConnection) -> diesel::QueryResult<()>
     AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN EXCLUSIVE")
 }
 
-/// Repeats an attempt while another process holds the lock, for up to [`LOCK_PATIENCE`].
-fn patiently(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::QueryResult<()> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+/// Repeats an attempt while another process holds the lock, for up to [`LOCK_TIMEOUT`].
+fn retry_while_locked(mut attempt: impl FnMut() -> diesel::QueryResult<()>) -> diesel::QueryResult<()> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match attempt() {
             Err(cause) if cause.to_string().contains("locked") && Instant::now() < deadline => {

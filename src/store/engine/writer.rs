@@ -20,7 +20,7 @@ use super::{
     job::Message,
 };
 use crate::{
-    domain::{ids::SessionId, notify::toast::Stream},
+    domain::{ids::SessionId, notify::notification::Stream},
     store::StoreError,
     telemetry::{Metrics, labels::Queue},
 };

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         notify::{
-            toast::Stream,
+            notification::Stream,
             webhook::{DeliveryState, Verdict},
         },
         redaction::Redacted,
@@ -402,14 +402,14 @@ fn read(
     lease_until: Timestamp,
     notification: &str,
 ) -> Result<DueDelivery, StoreError> {
-    let toast: Option<NotificationRecord> =
+    let notification: Option<NotificationRecord> =
         notifications::table.find(notification).first(tx.connection).optional()?;
-    let toast = toast.ok_or_else(|| StoreError::Corrupt("the notification is missing".into()))?;
+    let notification = notification.ok_or_else(|| StoreError::Corrupt("the notification is missing".into()))?;
     Ok(DueDelivery {
         delivery_id: columns::parse(id, "webhook_deliveries.delivery_id")?,
         attempt: u32::try_from(attempt).unwrap_or(1),
         lease_until,
-        notification: toast.read()?,
+        notification: notification.read()?,
     })
 }
 

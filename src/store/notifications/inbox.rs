@@ -7,11 +7,11 @@ use diesel::{
 };
 use uuid::Uuid;
 
-use super::{LOOKED_AT, NotificationRecord, NotificationRow, ends, within};
+use super::{MAX_SCANNED, NotificationRecord, NotificationRow, ends, within};
 use crate::{
     domain::{
         clock::Timestamp,
-        notify::toast::{Scope, Stream},
+        notify::notification::{Scope, Stream},
     },
     store::{
         Cursor, Page, Store, StoreError,
@@ -60,7 +60,7 @@ fn unread(connection: &mut AnyConnection, scope: &Scope) -> Result<u64, StoreErr
 
 /// Sequence number after which notifications are searched for unread ones.
 fn newest(connection: &mut AnyConnection, scope: &Scope) -> Result<i64, StoreError> {
-    Ok(columns::signed(ends(connection, &scope.stream)?.head) - LOOKED_AT)
+    Ok(columns::signed(ends(connection, &scope.stream)?.head) - MAX_SCANNED)
 }
 
 fn mark_read(tx: &mut WriteTx<'_>, scope: &Scope, id: &str, now: Timestamp) -> Result<bool, StoreError> {
@@ -139,7 +139,7 @@ impl Store {
 
 /// Maximum number of expired tickets that are deleted with each new one; more than are created, so that they cannot
 /// accumulate.
-const SWEPT_AT_ONCE: i64 = 16;
+const MAX_DELETED: i64 = 16;
 
 impl Store {
     /// Stores the hash of a ticket with the scope that it grants.
@@ -157,7 +157,7 @@ impl Store {
         self.write(move |tx| {
             let old: Vec<String> = notification_tickets::table
                 .filter(notification_tickets::expires_us.le(now.0))
-                .limit(SWEPT_AT_ONCE)
+                .limit(MAX_DELETED)
                 .select(notification_tickets::ticket_hash)
                 .load(tx.connection)?;
             diesel::delete(notification_tickets::table.filter(notification_tickets::ticket_hash.eq_any(old)))

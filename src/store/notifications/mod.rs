@@ -24,7 +24,7 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{SessionId, UserId, WorkspaceKey},
-    notify::toast::{AUTO_DISMISS_MS, NewNotification, Scope, Severity, Stream, TITLE, Trigger},
+    notify::notification::{AUTO_DISMISS_MS, NewNotification, Scope, Severity, Stream, TITLE, Trigger},
 };
 
 /// A stored notification. Beside the item of the contract, because subscribers filter by its stream and user and its
@@ -72,7 +72,7 @@ pub(crate) struct StreamEnds {
 
 /// The most notifications of a stream that one read scans for a scope, and the newest ones among which unread ones are
 /// counted: some milliseconds, however long the stream is.
-pub(crate) const LOOKED_AT: i64 = 5000;
+pub(crate) const MAX_SCANNED: i64 = 5000;
 
 /// A page of a stream, as a scope sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl NotificationRecord {
     }
 }
 
-/// "toasts" in ASCII: the advisory lock of `PostgreSQL` that a transaction holds from its first notification to its end.
+/// "notifications" in ASCII: the advisory lock of `PostgreSQL` that a transaction holds from its first notification to its end.
 const NOTIFICATIONS_LOCK: i64 = 0x746f_6173_7473;
 
 /// Serialises notification writers across processes, so that transactions appending to several streams cannot deadlock.
@@ -153,8 +153,8 @@ pub(crate) fn lock_notifications(tx: &mut WriteTx<'_>) -> Result<(), StoreError>
 
 /// Appends a notification to its stream, in the transaction of its cause. `false`, and nothing is added, if the cause was
 /// notified before.
-pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
-    let (stream, cause_id) = (toast.to.stream(), super::engine::columns::clean(toast.cause_id.clone()));
+pub(crate) fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
+    let (stream, cause_id) = (notification.to.stream(), super::engine::columns::clean(notification.cause_id.clone()));
     let name = stream.to_string();
     lock_notifications(tx)?;
     let create_stream = diesel::insert_into(notification_streams::table)
@@ -180,14 +180,14 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp)
     let head: i64 = ours.select(notification_streams::head).first(tx.connection)?;
     let seq = head + 1;
     diesel::update(ours).set(notification_streams::head.eq(seq)).execute(tx.connection)?;
-    let session_id = toast.to.session().map(|id| id.to_string());
+    let session_id = notification.to.session().map(|id| id.to_string());
     let user_id: Option<Option<String>> = match &session_id {
         Some(id) => sessions::table.find(id.as_str()).select(sessions::user_id).first(tx.connection).optional()?,
         None => None,
     };
-    let workspace = toast.to.workspace();
+    let workspace = notification.to.workspace();
     let record = NotificationRecord {
-        notification_id: toast.id.to_string(),
+        notification_id: notification.id.to_string(),
         stream: name,
         seq,
         installation_id: workspace.map(|key| key.installation_id.to_string()),
@@ -195,9 +195,9 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, toast: &NewNotification, now: Timestamp)
         session_id,
         user_id: user_id.flatten(),
         title: TITLE.to_owned(),
-        body: columns::clean(toast.notice.body.as_str().to_owned()),
-        severity: toast.notice.severity.as_str().to_owned(),
-        trigger: toast.notice.trigger.as_str().to_owned(),
+        body: columns::clean(notification.notice.body.as_str().to_owned()),
+        severity: notification.notice.severity.as_str().to_owned(),
+        trigger: notification.notice.trigger.as_str().to_owned(),
         auto_dismiss_ms: i64::from(AUTO_DISMISS_MS),
         cause_id,
         created_us: now.0,
@@ -249,8 +249,12 @@ pub(crate) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<St
 impl Store {
     /// Adds a notification whose cause has no record of its own. Waits for room in the queue and for the commit, as
     /// [`Store::append`] does. `false` if the cause was notified before. Safe to retry. A dropped future may have written.
-    pub(crate) async fn tell(&self, toast: NewNotification, now: Timestamp) -> Result<bool, StoreError> {
-        self.write_when_there_is_room(move |tx| add(tx, &toast, now)).await
+    pub(crate) async fn add_notification(
+        &self,
+        notification: NewNotification,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.write_when_there_is_room(move |tx| add(tx, &notification, now)).await
     }
 
     /// The ends of a stream; both 0 for an unknown one. Cancel-safe.
@@ -285,7 +289,7 @@ impl Store {
         self.read(move |connection| {
             // Read before the rows: a concurrent commit is then among the rows or after this number.
             let head = ends(connection, &scope.stream)?.head;
-            let end = after.saturating_add(LOOKED_AT.unsigned_abs()).min(head.max(after));
+            let end = after.saturating_add(MAX_SCANNED.unsigned_abs()).min(head.max(after));
             let rows = within!(&scope)
                 .filter(notifications::seq.gt(columns::signed(after)))
                 .filter(notifications::seq.le(columns::signed(end)))

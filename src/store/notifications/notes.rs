@@ -7,7 +7,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
-        notify::toast::{NewNotification, SessionNotice, told_together},
+        notify::notification::{NewNotification, SessionNotice, coalescing_range},
     },
     store::{
         NewSession, SessionChange, Store, StoreError,
@@ -19,7 +19,7 @@ use crate::{
 
 /// The rows of a notification and its note.
 pub(crate) struct SessionNoticeRows {
-    toast: NewNotification,
+    notification: NewNotification,
     note: Entries,
     now: Timestamp,
 }
@@ -32,9 +32,9 @@ impl SessionNoticeRows {
         session_notice: SessionNotice,
         now: Timestamp,
     ) -> Self {
-        let SessionNotice { toast, note } = session_notice;
+        let SessionNotice { notification, note } = session_notice;
         let note = TranscriptAppend { session_id, key, prompt_id, entries: vec![note], settles: 0, now };
-        Self { toast, note: Entries::new(note), now }
+        Self { notification, note: Entries::new(note), now }
     }
 
     /// Writes the note, and the notification unless an equivalent one exists: for events that concern many sessions at once.
@@ -42,29 +42,29 @@ impl SessionNoticeRows {
         // Locked first, so that a notification of another process is committed before the check.
         lock_notifications(tx)?;
         if !self.has_equivalent(tx)? {
-            notifications::add(tx, &self.toast, self.now)?;
+            notifications::add(tx, &self.notification, self.now)?;
         } else if tx.in_doubt {
             // The existing one may be from an earlier attempt of this write, which notified no subscriber.
-            tx.grown.push(self.toast.to.stream());
+            tx.grown.push(self.notification.to.stream());
         }
         self.note.write(tx)
     }
 
     fn has_equivalent(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
         use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
-        let Some(key) = self.toast.to.workspace() else { return Ok(false) };
-        let together = told_together(self.now);
-        let toasts = dsl::notifications
+        let Some(key) = self.notification.to.workspace() else { return Ok(false) };
+        let together = coalescing_range(self.now);
+        let notifications = dsl::notifications
             .filter(installation_id.eq(key.installation_id.as_str()))
             .filter(workspace_id.eq(key.workspace_id.as_str()))
             .filter(created_us.ge(together.start.0).and(created_us.lt(together.end.0)))
-            .filter(trigger.eq(self.toast.notice.trigger.as_str()));
-        Ok(toasts.select(seq).first::<i64>(tx.connection).optional()?.is_some())
+            .filter(trigger.eq(self.notification.notice.trigger.as_str()));
+        Ok(notifications.select(seq).first::<i64>(tx.connection).optional()?.is_some())
     }
 
     /// Writes both, or neither if the cause was notified before.
     pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-        if notifications::add(tx, &self.toast, self.now)? {
+        if notifications::add(tx, &self.notification, self.now)? {
             self.note.write(tx)?;
         }
         Ok(())
@@ -74,7 +74,7 @@ impl SessionNoticeRows {
 impl Store {
     /// Notifies a session's user of an event without a record of its own. Waits for room in the queue and for the commit, as
     /// [`Store::append`] does. Not safe to retry: it would add the note twice. A dropped future may have written.
-    pub(crate) async fn tell_session(
+    pub(crate) async fn add_session_notice(
         &self,
         key: WorkspaceKey,
         session_id: SessionId,
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// [`Store::create_session`], and notifies the session's user in the same transaction.
-    pub(crate) async fn create_session_and_tell(
+    pub(crate) async fn create_session_with_notice(
         &self,
         new: NewSession,
         session_notice: SessionNotice,
@@ -102,7 +102,7 @@ impl Store {
     }
 
     /// [`Store::settle_session`], and notifies the session's user in the same transaction.
-    pub(crate) async fn settle_session_and_tell(
+    pub(crate) async fn settle_session_with_notice(
         &self,
         changed: SessionChange,
         key: WorkspaceKey,

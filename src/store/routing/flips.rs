@@ -16,7 +16,7 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewNotification, Stream, Trigger},
+            notification::{Addressee, NewNotification, Stream, Trigger},
         },
         redaction::Redacted,
         routing::{Flip, FlipTrigger, Initiator, Route, storm::RESOLVED},
@@ -65,7 +65,7 @@ pub(crate) struct FlipRows {
     migration: MigrationRecord,
     event: Option<RollbackRecord>,
     notes: Vec<(String, Entries)>,
-    toast: NewNotification,
+    notification: NewNotification,
     /// The rollback that this flip ends automatically, by the epoch that it began.
     recovers_from: Option<(WorkspaceKey, u64)>,
     now: Timestamp,
@@ -97,7 +97,7 @@ impl FlipRows {
             migration: MigrationRecord::new(migration),
             event,
             notes: notes.into_iter().map(note_of).collect(),
-            toast: systemic.unwrap_or_else(own),
+            notification: systemic.unwrap_or_else(own),
             recovers_from,
             now,
         }
@@ -119,7 +119,7 @@ impl FlipRows {
             None => false,
         };
         if !is_silent {
-            add(tx, &self.toast, self.now)?;
+            add(tx, &self.notification, self.now)?;
         }
         // A missing session must not fail a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {

@@ -34,7 +34,7 @@ pub(crate) struct TenantProtocol {
 
 impl TenantProtocol {
     /// The defaults of a tenant without stored settings.
-    pub(crate) fn unsaid(installation_id: InstallationId, now: Timestamp) -> Self {
+    pub(crate) fn with_defaults(installation_id: InstallationId, now: Timestamp) -> Self {
         Self {
             installation_id,
             default_protocol: Route::Acp,

@@ -6,8 +6,8 @@ use super::fixture::*;
 use crate::{
     domain::notify::{
         notice,
+        notification::{Addressee, NewNotification, Stream},
         subscription::{self, ResetReason},
-        toast::{Addressee, NewNotification, Stream},
     },
     store::{RenewedEpoch, Store},
 };
@@ -19,7 +19,7 @@ both_databases! {
         let notify = async |store: &Store| {
             let (id, cause) = (Uuid::now_v7(), Uuid::now_v7());
             let notification = NewNotification::new(id, Addressee::Operators, notice::of_storm(5, 5), cause);
-            store.tell(notification, at(0)).await.unwrap();
+            store.add_notification(notification, at(0)).await.unwrap();
         };
         notify(&store).await;
         drop(store);

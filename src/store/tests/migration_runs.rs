@@ -23,7 +23,7 @@ const FINE: WorkspaceFacts = WorkspaceFacts {
     tenant_allows: true,
     acp_enabled: true,
     is_blocked: false,
-    speaks_acp: true,
+    supports_acp: true,
 };
 
 fn attribution(reason: &str) -> Attribution {

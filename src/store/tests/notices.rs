@@ -9,7 +9,7 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewNotification, Scope, SessionNotice, Stream},
+            notification::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         turn::transcript::TranscriptEntry,
     },
@@ -19,18 +19,18 @@ use crate::{
 const SECOND: i64 = 1_000_000;
 
 fn of_break(key: &WorkspaceKey) -> SessionNotice {
-    let toast = NewNotification::new(
+    let notification = NewNotification::new(
         Uuid::now_v7(),
         Addressee::Workspace(key.clone()),
         notice::of_reconnecting(),
         Uuid::now_v7(),
     );
-    SessionNotice { toast, note: TranscriptEntry::text("info", "a break") }
+    SessionNotice { notification, note: TranscriptEntry::text("info", "a break") }
 }
 
 /// Reports that the connection of a session broke.
 async fn report_break(store: &Store, key: &WorkspaceKey, session: SessionId, us: i64) {
-    store.tell_session(key.clone(), session, of_break(key), at(us)).await.unwrap();
+    store.add_session_notice(key.clone(), session, of_break(key), at(us)).await.unwrap();
 }
 
 /// Creation times of a workspace's notifications, in seconds after `at(0)`.

@@ -19,8 +19,8 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
+            notification::{Addressee, NewNotification, Scope, SessionNotice, Stream},
             subscription::{self, ResetReason},
-            toast::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         session::lifecycle::SessionState,
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-fn toast(to: Addressee, cause: &str) -> NewNotification {
+fn notification(to: Addressee, cause: &str) -> NewNotification {
     NewNotification::new(
         Uuid::now_v7(),
         to,
@@ -50,7 +50,7 @@ fn tenant(name: &str) -> Stream {
 
 /// Adds a notification with a new cause.
 async fn notify(store: &Store, to: Addressee, us: i64) {
-    assert!(store.tell(toast(to, &Uuid::now_v7().to_string()), at(us)).await.unwrap());
+    assert!(store.add_notification(notification(to, &Uuid::now_v7().to_string()), at(us)).await.unwrap());
 }
 
 async fn ends(store: &Store, stream: &Stream) -> (u64, u64) {
@@ -169,7 +169,7 @@ both_databases! {
                     // store.
                     for tenant in ["a", "b"] {
                         let cause = format!("{tenant} {} {n}", writer / 2);
-                        let new = store.tell(toast(of_workspace(tenant, "web"), &cause), at(0)).await.unwrap();
+                        let new = store.add_notification(notification(of_workspace(tenant, "web"), &cause), at(0)).await.unwrap();
                         duplicates.fetch_add(usize::from(!new), Ordering::SeqCst);
                     }
                 }
@@ -209,15 +209,15 @@ both_databases! {
         let store = database.open();
         let (key, session) = session_of(&store, "web", Some("ada")).await;
         let session_notice = || SessionNotice {
-            toast: toast(Addressee::Session(key.clone(), session), "a crash"),
+            notification: notification(Addressee::Session(key.clone(), session), "a crash"),
             note: TranscriptEntry::text("info", "it failed"),
         };
         let failed = || SessionChange { state: Some(SessionState::Failed), ..SessionChange::new(session) };
         for _ in 0..2 {
-            store.settle_session_and_tell(failed(), key.clone(), session_notice(), at(5)).await.unwrap();
+            store.settle_session_with_notice(failed(), key.clone(), session_notice(), at(5)).await.unwrap();
         }
         // The same cause is also rejected in another stream.
-        assert!(!store.tell(toast(Addressee::Operators, "a crash"), at(6)).await.unwrap());
+        assert!(!store.add_notification(notification(Addressee::Operators, "a crash"), at(6)).await.unwrap());
         let rows = after(&store, &Scope::all(tenant("acme")), 0, 9).await;
         assert_eq!(rows.len(), 1);
         let row = &rows[0];
@@ -228,12 +228,12 @@ both_databases! {
         // If the note cannot be written, the notification must not be written either.
         let unknown = SessionId(Uuid::now_v7());
         let lost = SessionNotice {
-            toast: toast(Addressee::Session(key.clone(), unknown), "another"),
+            notification: notification(Addressee::Session(key.clone(), unknown), "another"),
             note: TranscriptEntry::text("info", "it failed"),
         };
         let change = SessionChange { last_used: Some(at(7)), ..SessionChange::new(session) };
         let change = SessionChange { session_id: unknown, ..change };
-        assert!(store.settle_session_and_tell(change, key.clone(), lost, at(7)).await.is_err());
+        assert!(store.settle_session_with_notice(change, key.clone(), lost, at(7)).await.is_err());
         assert_eq!(ends(&store, &tenant("acme")).await, (1, 0));
         notify(&store, of_workspace("acme", "web"), 8).await;
         assert_eq!(ends(&store, &tenant("acme")).await, (2, 0), "a rollback leaves no gap");
@@ -399,9 +399,9 @@ both_databases! {
         }
         database.execute("UPDATE notifications SET trigger = 'ofALaterVersion' WHERE seq IN (2, 4)");
         let scope = Scope::all(tenant("acme"));
-        let StreamPage { rows: toasts, until, .. } = store.notifications_after(scope.clone(), 0, 9).await.unwrap();
+        let StreamPage { rows: notifications, until, .. } = store.notifications_after(scope.clone(), 0, 9).await.unwrap();
         let seqs: Vec<_> =
-            toasts.iter().map(|it| it.as_ref().map(|row| row.seq).map_err(|UnreadableNotification { seq }| *seq)).collect();
+            notifications.iter().map(|it| it.as_ref().map(|row| row.seq).map_err(|UnreadableNotification { seq }| *seq)).collect();
         assert_eq!((seqs, until), (vec![Ok(1), Err(2), Ok(3), Err(4)], 4));
         let second = StreamPage { rows: vec![Err(UnreadableNotification { seq: 2 })], until: 2, is_last: false };
         assert_eq!(store.notifications_after(scope.clone(), 1, 1).await.unwrap(), second);

@@ -389,6 +389,6 @@ both_databases! {
         let all = texts(50).await;
         assert_eq!((all.len(), all[0].as_str(), all[1].as_str(), all[41].as_str()), (42, "second", "two", "a19"));
         assert_eq!(texts(3).await, ["a18", "u19", "a19"]);
-        assert_eq!(store.last_said(session, 100).await.unwrap().len(), 47);
+        assert_eq!(store.last_messages(session, 100).await.unwrap().len(), 47);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            toast::{Addressee, NewNotification, Scope, Stream},
+            notification::{Addressee, NewNotification, Scope, Stream},
         },
         redaction::Redacted,
         routing::{
@@ -171,11 +171,11 @@ both_databases! {
         assert_eq!(found.alarms.iter().map(|alarm| alarm.cause_id.as_str()).collect::<Vec<_>>(), ["one"]);
         assert_eq!(unended(2).await.unwrap().flips, expected[1..], "the newest flips");
         // A second alarm, whose end is missing too.
-        assert!(store.tell(alarm("two"), at(600 * SECOND)).await.unwrap());
+        assert!(store.add_notification(alarm("two"), at(600 * SECOND)).await.unwrap());
         assert_eq!(unended(10).await.unwrap().alarms.len(), 2);
         for cause in ["one:resolved", "two:resolved"] {
             assert!(unended(10).await.is_some());
-            assert!(store.tell(alarm(cause), at(700 * SECOND)).await.unwrap());
+            assert!(store.add_notification(alarm(cause), at(700 * SECOND)).await.unwrap());
         }
         assert_eq!(unended(10).await, None);
     }
@@ -183,11 +183,11 @@ both_databases! {
     async fn alarm_with_a_pruned_end_counts_as_ended(database: TestDatabase) {
         let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
         let store = Store::open(posting, database.metrics.clone()).unwrap();
-        store.tell(alarm("one"), at(0)).await.unwrap();
+        store.add_notification(alarm("one"), at(0)).await.unwrap();
         drop(store);
         // The alarm is kept because its delivery is pending; its end has no delivery and is pruned.
         let store = database.open();
-        store.tell(alarm("one:resolved"), at(1)).await.unwrap();
+        store.add_notification(alarm("one:resolved"), at(1)).await.unwrap();
         assert_eq!(store.prune(Retained::Notifications, at(2), 10).await, Ok(1));
         assert_eq!(triggers(&store, Stream::Operators).await.len(), 1);
         assert_eq!(store.unended_storm(Duration::from_secs(300), 10).await, Ok(None));

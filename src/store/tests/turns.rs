@@ -10,7 +10,7 @@ use crate::{
         automation::skip::SkipReason,
         notify::{
             notice,
-            toast::{Addressee, NewNotification, Scope, SessionNotice, Stream},
+            notification::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         redaction::Redacted,
         turn::{
@@ -105,16 +105,16 @@ both_databases! {
             store.accept_turn(turn).await.unwrap();
             let to = Addressee::Session(key("acme", "web"), session);
             let notice = notice::of_skip(SkipReason::MissingCredential, None, None);
-            let toast = NewNotification::new(Uuid::now_v7(), to, notice, Uuid::now_v7());
-            let session_notice = SessionNotice { toast, note: TranscriptEntry::text("automation", "left out") };
+            let notification = NewNotification::new(Uuid::now_v7(), to, notice, Uuid::now_v7());
+            let session_notice = SessionNotice { notification, note: TranscriptEntry::text("automation", "left out") };
             let skipped = Some((AutomationRunItem { prompt_id: Some(prompt), ..run.clone() }, session_notice));
             let ended = end(&store, TurnEnd { skipped, ..turn_end(session, prompt, us + 1) }).await;
             (ended, store.prompt(prompt).await.unwrap().unwrap().state)
         };
         let found = async || {
             let runs = store.automation_runs(AuditFilter::default(), Page { limit: 9, after: None }).await.unwrap();
-            let toasts = store.notifications_after(Scope::all(Stream::Tenant("acme".parse().unwrap())), 0, 9).await.unwrap();
-            (runs.len(), toasts.rows.len(), texts(&store, session).await)
+            let notifications = store.notifications_after(Scope::all(Stream::Tenant("acme".parse().unwrap())), 0, 9).await.unwrap();
+            (runs.len(), notifications.rows.len(), texts(&store, session).await)
         };
         assert_eq!(ends(1).await, (Ok(()), TurnState::Completed));
         assert_eq!(found().await, (1, 1, vec!["fix it".into(), "done".into(), "left out".into()]));
@@ -122,8 +122,8 @@ both_databases! {
         let (ended, state) = ends(10).await;
         assert!(matches!(ended, Err(StoreError::Conflict(_))), "{ended:?}");
         assert_eq!(state, TurnState::Accepted);
-        let (runs, toasts, texts) = found().await;
-        assert_eq!((runs, toasts, texts.len()), (1, 1, 4), "{texts:?}");
+        let (runs, notifications, texts) = found().await;
+        assert_eq!((runs, notifications, texts.len()), (1, 1, 4), "{texts:?}");
     }
 
     async fn idempotency_key_is_one_execution_for_a_day(database: TestDatabase) {
@@ -248,7 +248,7 @@ both_databases! {
             store.try_append(one, drop).unwrap();
         }
         until("all entries", async || store.transcript_len(session).await.unwrap() == before + 120).await;
-        let said = store.last_said(session, 50).await.unwrap();
+        let said = store.last_messages(session, 50).await.unwrap();
         let texts: Vec<_> = said.iter().map(|said| said.text.as_str()).collect();
         assert_eq!((texts.len(), texts[0], texts[49]), (50, "user 15", "agent 39"));
         assert!(said[0].by_user && !said[49].by_user);
@@ -256,12 +256,12 @@ both_databases! {
         let mut last = append(session, &[&long, &long, "end"]);
         last.prompt_id = Some(prompt);
         store.append(last).await.unwrap();
-        let said = store.last_said(session, 50).await.unwrap();
+        let said = store.last_messages(session, 50).await.unwrap();
         assert_eq!(said.len(), 3, "messages beyond the largest context are not read");
         let begun = new_turn(session, 3);
         store.accept_turn(begun).await.unwrap();
-        let said = store.last_said(session, 50).await.unwrap();
+        let said = store.last_messages(session, 50).await.unwrap();
         assert_eq!(said.last().unwrap().text, "end", "a turn that has not ended is excluded");
-        assert!(store.last_said(new_session(0).session_id, 5).await.unwrap().is_empty());
+        assert!(store.last_messages(new_session(0).session_id, 5).await.unwrap().is_empty());
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         capacity::{AlertKind, AlertLevel, CapacityChange},
         notify::{
             notice,
-            toast::{Addressee, NewNotification},
+            notification::{Addressee, NewNotification},
             webhook::{DeliveryState, Verdict},
         },
         redaction::Redacted,
@@ -35,7 +35,7 @@ fn change() -> CapacityChange {
     CapacityChange { level: AlertLevel::Warning, kind: AlertKind::Raised, taken: 9, limit: 10 }
 }
 
-fn toast(to: Addressee, cause: &str) -> NewNotification {
+fn notification(to: Addressee, cause: &str) -> NewNotification {
     NewNotification::new(Uuid::now_v7(), to, notice::of_capacity(&change()).unwrap(), cause)
 }
 
@@ -43,7 +43,7 @@ fn toast(to: Addressee, cause: &str) -> NewNotification {
 async fn notify_operators(store: &Store, times: impl IntoIterator<Item = i64>) {
     for us in times {
         let cause = Uuid::now_v7().to_string();
-        assert!(store.tell(toast(Addressee::Operators, &cause), at(us)).await.unwrap());
+        assert!(store.add_notification(notification(Addressee::Operators, &cause), at(us)).await.unwrap());
     }
 }
 
@@ -92,9 +92,9 @@ both_databases! {
         drop(store);
         let store = posting(&database);
         let workspace = Addressee::Workspace(key("acme", "web"));
-        assert!(store.tell(toast(workspace, "of the tenant"), at(2)).await.unwrap());
+        assert!(store.add_notification(notification(workspace, "of the tenant"), at(2)).await.unwrap());
         for expected in [true, false] {
-            let is_new = store.tell(toast(Addressee::Operators, "the same cause"), at(3)).await.unwrap();
+            let is_new = store.add_notification(notification(Addressee::Operators, "the same cause"), at(3)).await.unwrap();
             assert_eq!(is_new, expected);
         }
         let alert = NewCapacityAlert {
@@ -111,8 +111,8 @@ both_databases! {
         let rows = in_pages(&store, None, 9).await;
         assert_eq!(rows.iter().map(|row| row.created).collect::<Vec<_>>(), [at(4), at(3)]);
         let page = || Page { limit: 9, after: None };
-        let toasts = store.notifications(AuditFilter::default(), page()).await.unwrap();
-        let expected = toasts.iter().filter(|row| row.created_at >= at(3)).map(|row| row.notification_id);
+        let notifications = store.notifications(AuditFilter::default(), page()).await.unwrap();
+        let expected = notifications.iter().filter(|row| row.created_at >= at(3)).map(|row| row.notification_id);
         let expected: Vec<_> = expected.collect();
         assert_eq!(rows.iter().map(|row| row.notification_id).collect::<Vec<_>>(), expected);
         for row in rows {
@@ -286,12 +286,12 @@ both_databases! {
         let store = posting(&database);
         notify_operators(&store, [0, 1, 2]).await;
         let page = Page { limit: 9, after: None };
-        let toasts = store.notifications(AuditFilter::default(), page).await.unwrap();
+        let notifications = store.notifications(AuditFilter::default(), page).await.unwrap();
         database.execute(&format!(
             "UPDATE notifications SET trigger = 'ofALaterVersion' WHERE notification_id = '{}'",
-            toasts[2].notification_id
+            notifications[2].notification_id
         ));
-        let missing = toasts[1].notification_id;
+        let missing = notifications[1].notification_id;
         database.execute(&format!("DELETE FROM notifications WHERE notification_id = '{missing}'"));
         let Claimed { due, given_up } = store.claim_deliveries(wanted(MAX_CLAIM, 10)).await.unwrap();
         assert_eq!(due.iter().map(|due| due.notification.created).collect::<Vec<_>>(), [at(2)]);

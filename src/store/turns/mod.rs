@@ -27,7 +27,7 @@ use crate::{
         automation::skip::WantedMode,
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
-        notify::toast::SessionNotice,
+        notify::notification::SessionNotice,
         redaction::Redacted,
         routing::Route,
         turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},

@@ -69,7 +69,7 @@ struct All {
     sessions_expired: IntCounter,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
-    toasts: NotificationMetrics,
+    notifications: NotificationMetrics,
     webhooks: WebhookMetrics,
 }
 
@@ -139,7 +139,7 @@ impl All {
                 .counter("lumilink_sessions_expired_total", "Hibernated sessions that expired without use.")?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
-            toasts: NotificationMetrics::new(&make)?,
+            notifications: NotificationMetrics::new(&make)?,
             webhooks: WebhookMetrics::new(&make)?,
             registry,
         })
@@ -299,16 +299,16 @@ impl Metrics {
     }
 
     /// A reader of an event stream connected.
-    pub(crate) fn subscriber_came(&self) {
+    pub(crate) fn subscriber_added(&self) {
         self.all.event_subscribers.inc();
     }
 
     /// A reader of an event stream disconnected.
-    pub(crate) fn subscriber_left(&self) {
+    pub(crate) fn subscriber_removed(&self) {
         self.all.event_subscribers.dec();
     }
 
-    /// A reader was disconnected because it did not keep up; [`Self::subscriber_left`] follows.
+    /// A reader was disconnected because it did not keep up; [`Self::subscriber_removed`] follows.
     pub(crate) fn slow_reader(&self) {
         self.all.slow_readers.inc();
     }
@@ -327,8 +327,8 @@ impl Metrics {
         self.all.sessions_expired.inc_by(sessions as u64);
     }
 
-    pub(crate) fn toasts(&self) -> &NotificationMetrics {
-        &self.all.toasts
+    pub(crate) fn notifications(&self) -> &NotificationMetrics {
+        &self.all.notifications
     }
 
     pub(crate) fn capacity(&self) -> &CapacityMetrics {

@@ -43,7 +43,7 @@ pub(crate) struct NotificationMetrics {
     sent: IntCounter,
     replayed: IntCounter,
     telemetry: IntCounter,
-    telemetry_left_out: IntCounter,
+    telemetry_dropped: IntCounter,
     resets: Family<ResetReason, IntCounter>,
     evictions: Family<Eviction, IntCounter>,
     lag: Histogram,
@@ -61,7 +61,7 @@ impl NotificationMetrics {
             )?,
             telemetry: make
                 .counter("lumilink_telemetry_sent_total", "Session progress frames sent to subscribers.")?,
-            telemetry_left_out: make.counter(
+            telemetry_dropped: make.counter(
                 "lumilink_telemetry_left_out_total",
                 "Session progress frames dropped because a subscriber or the hub was behind.",
             )?,
@@ -80,12 +80,12 @@ impl NotificationMetrics {
     }
 
     /// A subscriber connected.
-    pub(crate) fn came(&self) {
+    pub(crate) fn subscribed(&self) {
         self.subscribers.inc();
     }
 
     /// A subscriber disconnected.
-    pub(crate) fn went(&self) {
+    pub(crate) fn unsubscribed(&self) {
         self.subscribers.dec();
     }
 
@@ -104,8 +104,8 @@ impl NotificationMetrics {
         self.telemetry.inc();
     }
 
-    pub(crate) fn telemetry_left_out(&self, frames: u64) {
-        self.telemetry_left_out.inc_by(frames);
+    pub(crate) fn telemetry_dropped(&self, frames: u64) {
+        self.telemetry_dropped.inc_by(frames);
     }
 
     /// A cursor was rejected.

@@ -35,10 +35,10 @@ use crate::{
 pub(crate) fn closed_in_turn(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) => match exited.code.as_deref().and_then(ErrorCode::from_name) {
-            Some(code) => Failure::new(code, format!("the agent was terminated: {}", how_it_ended(exited))),
+            Some(code) => Failure::new(code, format!("the agent was terminated: {}", exit_reason(exited))),
             None => Failure::new(
                 ErrorCode::AgentCrashed,
-                format!("the agent exited during the turn: {}", how_it_ended(exited)),
+                format!("the agent exited during the turn: {}", exit_reason(exited)),
             ),
         },
         CloseReason::Lost(cause) => Failure::new(ErrorCode::ConnectionLost, format!("the connection broke: {cause}")),
@@ -49,7 +49,7 @@ pub(crate) fn closed_in_turn(reason: &CloseReason) -> Failure {
 }
 
 /// Describes the end of an agent in a few words, with the last 500 bytes of its stderr.
-pub(crate) fn how_it_ended(exited: &AgentExited) -> String {
+pub(crate) fn exit_reason(exited: &AgentExited) -> String {
     let how = match (exited.exit_code, exited.signal) {
         (_, Some(signal)) => format!("signal {signal}"),
         (Some(code), None) => format!("exit code {code}"),

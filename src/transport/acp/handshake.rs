@@ -6,7 +6,7 @@ use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
-use super::connection::{Events, Link, closed_in_turn, how_it_ended};
+use super::connection::{Events, Link, closed_in_turn, exit_reason};
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
@@ -47,13 +47,13 @@ pub(crate) enum Peer {
 ///
 /// # Cancel safety
 /// A dropped future drops the pipe, which ends the agent.
-pub(crate) async fn shake_hands(
+pub(crate) async fn perform_handshake(
     pipe: Pipe,
     request: &OpenRequest,
     peer: Peer,
     auth_method: Option<&str>,
 ) -> Result<OpenedSession, Failure> {
-    Hands::new(pipe, Arc::default(), peer).shake(request, auth_method).await
+    Handshake::new(pipe, Arc::default(), peer).run(request, auth_method).await
 }
 
 /// Derives the accepted content blocks, and whether the agent offers `session/close`, from its capabilities.
@@ -85,7 +85,7 @@ fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T
 }
 
 /// One handshake in progress.
-pub(crate) struct Hands {
+pub(crate) struct Handshake {
     to_agent: FrameSender,
     events: Events,
     delivered: Arc<Delivered>,
@@ -94,13 +94,13 @@ pub(crate) struct Hands {
     stray_lines: u32,
 }
 
-impl Hands {
+impl Handshake {
     pub(crate) fn new(pipe: Pipe, delivered: Arc<Delivered>, peer: Peer) -> Self {
         let events = Events::new(pipe.from_agent, delivered.clone());
         Self { to_agent: pipe.to_agent, events, delivered, peer, next_call: 1, stray_lines: 0 }
     }
 
-    pub(crate) async fn shake(
+    pub(crate) async fn run(
         mut self,
         request: &OpenRequest,
         auth_method: Option<&str>,
@@ -319,7 +319,7 @@ fn closed_in_handshake(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) if exited.code.is_none() => Failure::new(
             ErrorCode::AgentStartFailed,
-            format!("the agent exited before it was ready: {}", how_it_ended(exited)),
+            format!("the agent exited before it was ready: {}", exit_reason(exited)),
         ),
         other => closed_in_turn(other),
     }

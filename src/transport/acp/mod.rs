@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use self::{
     connection::{Events, Link},
-    handshake::{Hands, Peer, abilities},
+    handshake::{Handshake, Peer, abilities},
 };
 use super::{
     AdoptRequest, AdoptedSession, AgentFacts, OpenRequest, OpenedSession, Transport,
@@ -44,7 +44,7 @@ impl Transport for AcpTransport {
         let this = self.clone();
         async move {
             let limit = this.handshake_timeout;
-            tokio::time::timeout(limit, this.connect_and_shake_hands(request)).await.unwrap_or_else(|_| {
+            tokio::time::timeout(limit, this.connect_and_handshake(request)).await.unwrap_or_else(|_| {
                 let detail = format!("the agent did not finish its handshake within {} s", limit.as_secs_f32());
                 Err(Failure::new(ErrorCode::HandshakeTimeout, detail))
             })
@@ -70,12 +70,12 @@ impl Transport for AcpTransport {
 const UNKNOWN_CALLS: u64 = 1000;
 
 impl AcpTransport {
-    async fn connect_and_shake_hands(self, request: OpenRequest) -> Result<OpenedSession, Failure> {
+    async fn connect_and_handshake(self, request: OpenRequest) -> Result<OpenedSession, Failure> {
         let auth_method = self.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned();
         let connected = socket::connect(&self.endpoint, request.cookies.as_deref()).await?;
         let peer = Peer::Runtime { resumable: !self.endpoint.resume.grace.is_zero() };
-        let hands = Hands::new(connected.pipe, connected.delivered, peer);
-        let mut opened = hands.shake(&request, auth_method.as_deref()).await?;
+        let handshake = Handshake::new(connected.pipe, connected.delivered, peer);
+        let mut opened = handshake.run(&request, auth_method.as_deref()).await?;
         opened.facts.connection_id = connected.connection_id;
         opened.facts.cookies = connected.cookies;
         Ok(opened)

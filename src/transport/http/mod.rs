@@ -212,7 +212,7 @@ impl AgentSession for Link {
     }
 
     /// The runtime enforces the limits and reports violations in the result.
-    fn keeps_time(&self) -> bool {
+    fn enforces_limits(&self) -> bool {
         true
     }
 

@@ -34,7 +34,7 @@ use crate::{
 
 /// Maximum time that a session which ends while its connection is broken tries to notify the runtime, which would
 /// otherwise keep the agent for its grace.
-const FAREWELL: Duration = Duration::from_secs(2);
+const REPORT_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An established connection.
 pub(crate) struct Connected {
@@ -155,7 +155,7 @@ impl Peer {
                 return Err(CloseReason::Lost(cause));
             }
             why = match timeout(patience.min(left), self.resume(Some(received))).await {
-                Ok(Ok(stands)) => return Ok(stands),
+                Ok(Ok(reconnected)) => return Ok(reconnected),
                 Ok(Err(cause @ ConnectError::NotHeld)) => return Err(CloseReason::Lost(cause.to_string())),
                 Ok(Err(ConnectError::Failed(cause))) => cause,
                 Err(_) => "it does not answer".to_owned(),
@@ -165,13 +165,13 @@ impl Peer {
     }
 
     /// Notifies the runtime that a conversation ended while its connection was broken.
-    async fn farewell(&mut self, received: u64) {
-        let goodbye = async {
+    async fn report_close(&mut self, received: u64) {
+        let closing = async {
             if let Ok((mut socket, _)) = self.resume(Some(received)).await {
                 pump::close_gracefully(&mut socket).await;
             }
         };
-        if timeout(FAREWELL, goodbye).await.is_err() {
+        if timeout(REPORT_CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!(
                 marker = "[ACP]",
                 connection = self.connection_id,
@@ -204,12 +204,12 @@ struct Conversation {
     attempts: u32,
 }
 
-/// Why a break is not healed.
-enum Unhealed {
+/// Why a broken connection was not resumed.
+enum ReconnectError {
     /// The connection cannot be resumed.
     Over(CloseReason),
-    /// The session is gone.
-    LetGo,
+    /// The session dropped its end.
+    Abandoned,
 }
 
 impl Conversation {
@@ -223,43 +223,45 @@ impl Conversation {
             }
             let is_resumable = self.carrier.is_numbered() && !self.peer.connection_id.is_empty();
             let cause = match end {
-                End::LetGo { confirmed } => {
+                End::Closed { confirmed } => {
                     if is_resumable && !confirmed {
-                        Box::pin(self.peer.farewell(self.carrier.received())).await;
+                        Box::pin(self.peer.report_close(self.carrier.received())).await;
                     }
                     return;
                 }
                 End::Over(reason) => return self.carrier.close(reason).await,
                 End::Refused(reason) => {
                     // Together: the session need not wait for the runtime, nor the runtime for the session.
-                    let goodbye = pump::close_gracefully(&mut socket);
-                    futures_util::future::join(goodbye, self.carrier.close(reason)).await;
+                    let closing = pump::close_gracefully(&mut socket);
+                    futures_util::future::join(closing, self.carrier.close(reason)).await;
                     return;
                 }
                 End::Broken(cause) if is_resumable => cause,
                 End::Broken(cause) => return self.carrier.close(CloseReason::Lost(cause)).await,
             };
             drop(socket);
-            match self.heal(cause).await {
+            match self.reconnect(cause).await {
                 Ok(again) => (socket, resend) = again,
-                Err(Unhealed::Over(reason)) => return self.carrier.close(reason).await,
-                Err(Unhealed::LetGo) => return Box::pin(self.peer.farewell(self.carrier.received())).await,
+                Err(ReconnectError::Over(reason)) => return self.carrier.close(reason).await,
+                Err(ReconnectError::Abandoned) => {
+                    return Box::pin(self.peer.report_close(self.carrier.received())).await;
+                }
             }
         }
     }
 
-    async fn heal(&mut self, cause: String) -> Result<(Socket, u64), Unhealed> {
+    async fn reconnect(&mut self, cause: String) -> Result<(Socket, u64), ReconnectError> {
         let connection = self.peer.connection_id.clone();
         tracing::info!(marker = "[ACP]", connection, cause, "connection broke; reconnecting");
         self.carrier.send_state(ConnectionState::Interrupted(cause));
-        // Boxed, as the farewell is: what it takes to connect is large, and there is one task for every session.
+        // Boxed, as `report_close` is: a connection attempt is a large future, and every session has one task.
         let reconnecting = Box::pin(self.peer.reconnect(self.carrier.received(), &mut self.attempts));
         let (mut socket, resumed) = tokio::select! {
             reconnected = reconnecting => match reconnected {
-                Ok(stands) => stands,
-                Err(reason) => return Err(Unhealed::Over(reason)),
+                Ok(reconnected) => reconnected,
+                Err(reason) => return Err(ReconnectError::Over(reason)),
             },
-            () = self.carrier.abandoned() => return Err(Unhealed::LetGo),
+            () = self.carrier.abandoned() => return Err(ReconnectError::Abandoned),
         };
         match self.carrier.resume(resumed.received) {
             Ok(from) => {
@@ -269,7 +271,7 @@ impl Conversation {
             }
             Err(out_of_range) => {
                 pump::close_gracefully(&mut socket).await;
-                Err(Unhealed::Over(CloseReason::Lost(out_of_range.to_string())))
+                Err(ReconnectError::Over(CloseReason::Lost(out_of_range.to_string())))
             }
         }
     }

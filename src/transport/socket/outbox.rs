@@ -45,7 +45,7 @@ pub(crate) enum Taken {
     /// An earlier message is missing.
     Gap,
     /// The session does not listen any more.
-    NobodyListens,
+    ReceiverDropped,
 }
 
 /// Next item to write.
@@ -216,7 +216,7 @@ impl Carrier {
     }
 
     /// True if the session has ended and its last messages cannot be taken, since the peer acknowledges nothing.
-    pub(crate) fn is_stuck_at_the_end(&self) -> bool {
+    pub(crate) fn is_blocked_after_end(&self) -> bool {
         self.outgoing.is_abandoned() && self.outbox.is_full()
     }
 
@@ -226,12 +226,12 @@ impl Carrier {
         let incoming = listener.incoming.clone();
         let session_notice = async {
             if std::future::poll_fn(|cx| listener.poll_room(cx)).await.is_ok() {
-                incoming.reader_gone().await;
+                incoming.reader_dropped().await;
             }
         };
         tokio::select! {
             () = session_notice => {}
-            () = outgoing.writers_gone() => {}
+            () = outgoing.writers_dropped() => {}
         }
     }
 
@@ -259,7 +259,7 @@ impl Listener {
                 let incoming = self.incoming.clone();
                 self.waiting = Some(async move { incoming.send_numbered(text, seq).await }.boxed());
             }
-            Err(Refused::Closed) => return Taken::NobodyListens,
+            Err(Refused::Closed) => return Taken::ReceiverDropped,
         }
         Taken::Done
     }
@@ -282,9 +282,9 @@ impl Listener {
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
         while let Some(waiting) = &mut self.waiting {
-            let told = std::task::ready!(waiting.poll_unpin(cx));
+            let sent = std::task::ready!(waiting.poll_unpin(cx));
             self.waiting = None;
-            told?;
+            sent?;
             self.send_next();
         }
         Poll::Ready(Ok(()))

@@ -30,7 +30,7 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) enum End {
     /// The session ended the conversation; whether the peer has confirmed it.
-    LetGo {
+    Closed {
         /// The peer's closing frame came.
         confirmed: bool,
     },
@@ -61,7 +61,7 @@ pub(crate) async fn carry(
         is_flushing: None,
         write_failed: None,
         closing: None,
-        close_said: false,
+        close_sent: false,
         ping_is_due: false,
         is_beating: false,
         next_ping: now + heartbeat.every,
@@ -98,7 +98,7 @@ struct Pump<'a> {
     write_failed: Option<(String, Instant)>,
     /// Our side ended the conversation; the peer has until the time to confirm it.
     closing: Option<Instant>,
-    close_said: bool,
+    close_sent: bool,
     ping_is_due: bool,
     is_beating: bool,
     next_ping: Instant,
@@ -126,7 +126,7 @@ impl Pump<'_> {
                 Ok(true) => continue,
                 Ok(false) => {}
             }
-            match self.look_at_the_clock(cx) {
+            match self.check_timers(cx) {
                 Poll::Ready(Some(end)) => return Poll::Ready(end),
                 Poll::Ready(None) => {}
                 Poll::Pending => return Poll::Pending,
@@ -149,7 +149,7 @@ impl Pump<'_> {
                 // Our part of the closing handshake, as far as it goes without waiting.
                 let _ = self.socket.poll_flush_unpin(cx);
                 Some(match closed(frame) {
-                    _ if self.closing.is_some() => End::LetGo { confirmed: self.close_said },
+                    _ if self.closing.is_some() => End::Closed { confirmed: self.close_sent },
                     (true, reason) => End::Over(reason),
                     (false, reason) => self.broken(lost_cause(reason)),
                 })
@@ -168,14 +168,14 @@ impl Pump<'_> {
         match self.carrier.take(text) {
             Taken::Done => {}
             Taken::Gap => return Some(End::Refused(CloseReason::Lost("the runtime left messages out".into()))),
-            Taken::NobodyListens => self.begin_close(),
+            Taken::ReceiverDropped => self.begin_close(),
         }
         None
     }
 
     fn broken(&mut self, cause: String) -> End {
         if self.closing.is_some() {
-            return End::LetGo { confirmed: false };
+            return End::Closed { confirmed: false };
         }
         End::Broken(self.write_failed.take().map_or(cause, |(first, _)| first))
     }
@@ -231,7 +231,7 @@ impl Pump<'_> {
         }
         loop {
             if self.closing.is_some() {
-                return (!std::mem::replace(&mut self.close_said, true)).then(normal_close);
+                return (!std::mem::replace(&mut self.close_sent, true)).then(normal_close);
             }
             if let Some(kept) = self.carrier.kept(&mut self.next) {
                 return Some(Message::Text(kept));
@@ -246,12 +246,12 @@ impl Pump<'_> {
     }
 
     /// `None` is: there is something to write, or to look at again.
-    fn look_at_the_clock(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
+    fn check_timers(&mut self, cx: &mut Context<'_>) -> Poll<Option<End>> {
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         std::task::ready!(timer.poll_unpin(cx));
         let now = Instant::now();
         if self.closing.is_some_and(|until| until <= now) {
-            return Poll::Ready(Some(End::LetGo { confirmed: false }));
+            return Poll::Ready(Some(End::Closed { confirmed: false }));
         }
         if self.write_failed.as_ref().is_some_and(|(_, until)| *until <= now) {
             return Poll::Ready(Some(self.broken("writing failed".into())));
@@ -268,7 +268,7 @@ impl Pump<'_> {
                 self.next_ping = now + self.heartbeat.every;
                 // Behind what does not go out it would say nothing.
                 self.ping_is_due = self.is_flushing.is_none();
-                if self.carrier.is_stuck_at_the_end() {
+                if self.carrier.is_blocked_after_end() {
                     self.begin_close();
                 }
             }

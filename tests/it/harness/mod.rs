@@ -13,6 +13,7 @@ pub(crate) mod gate;
 pub(crate) mod git_server;
 pub(crate) mod hostile;
 pub(crate) mod metrics;
+pub(crate) mod notifications;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod processes;
@@ -22,7 +23,6 @@ pub(crate) mod receiver;
 pub(crate) mod sse;
 pub(crate) mod stdio_client;
 pub(crate) mod stub_model;
-pub(crate) mod toasts;
 
 use std::{
     future::Future,

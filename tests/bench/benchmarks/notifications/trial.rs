@@ -204,14 +204,15 @@ impl<'a> Stage<'a> {
         }
         #[derive(Deserialize)]
         struct Item {
-            toast: Notification,
+            #[serde(rename = "toast")]
+            notification: Notification,
         }
         let path = format!("/acp/notifications?installationId={INSTALLATION}&workspaceId={WORKSPACE}");
         let (mut notifications, mut next) = (Vec::new(), path.clone());
         loop {
             let answer = self.link.get(&next).await.map_err(BenchError::Trial)?;
             let page: Page = read(&answer, OK).map_err(BenchError::Trial)?;
-            notifications.extend(page.items.into_iter().map(|item| item.toast));
+            notifications.extend(page.items.into_iter().map(|item| item.notification));
             let Some(cursor) = page.next_cursor else { break };
             next = format!(
                 "{path}&cursor={}",

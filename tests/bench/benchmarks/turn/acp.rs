@@ -294,7 +294,7 @@ pub(crate) struct AcpSession {
 impl AcpSession {
     async fn open(wire: Wire, folder: &str, prompt: &str) -> Result<Self, BenchError> {
         let mut session = Self { wire, prompt: Value::Null, last_call: 0 };
-        let opened = timeout(HANDSHAKE_TIMEOUT, session.shake_hands(folder, prompt)).await;
+        let opened = timeout(HANDSHAKE_TIMEOUT, session.perform_handshake(folder, prompt)).await;
         match opened.unwrap_or_else(|_| Err(TurnError::Gone("the agent did not finish its handshake".into()))) {
             Ok(()) => Ok(session),
             Err(TurnError::Failed(cause) | TurnError::Gone(cause)) => Err(BenchError::Open(cause)),
@@ -309,7 +309,7 @@ impl AcpSession {
         }
     }
 
-    async fn shake_hands(&mut self, folder: &str, prompt: &str) -> Result<(), TurnError> {
+    async fn perform_handshake(&mut self, folder: &str, prompt: &str) -> Result<(), TurnError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct New {

@@ -54,11 +54,15 @@ impl Following {
         self.printed.lock().expect("lines").iter().filter(|line| line["type"] == kind).cloned().collect()
     }
 
-    /// Waits until it has printed `count` toasts; returns their sequence numbers.
-    fn toasts(&self, count: usize) -> Vec<u64> {
-        let seqs =
-            || self.of("toast").iter().map(|toast| toast["seq"].as_u64().expect("a number")).collect::<Vec<_>>();
-        wait_for(DEADLINE, &format!("{count} toasts"), || (seqs().len() >= count).then(seqs))
+    /// Waits until it has printed `count` notifications; returns their sequence numbers.
+    fn notifications(&self, count: usize) -> Vec<u64> {
+        let seqs = || {
+            self.of("toast")
+                .iter()
+                .map(|notification| notification["seq"].as_u64().expect("a number"))
+                .collect::<Vec<_>>()
+        };
+        wait_for(DEADLINE, &format!("{count} notifications"), || (seqs().len() >= count).then(seqs))
     }
 
     fn until_welcome(&self) {
@@ -80,7 +84,7 @@ impl Drop for Following {
     }
 }
 
-/// Raises two toasts, by a rollback and a restore.
+/// Raises two notifications, by a rollback and a restore.
 fn provoke(program: &Program) {
     for verb in ["rollback", "restore"] {
         let why = json!({"actor": "alice", "reason": "drill"});
@@ -116,13 +120,13 @@ fn follower_resumes_from_its_state_file_and_rejects_one_of_another_stream() {
     let first = Following::start(&program, &base, &state);
     first.until_welcome();
     provoke(&program);
-    assert_eq!(first.toasts(2), [1, 2]);
+    assert_eq!(first.notifications(2), [1, 2]);
     first.ends();
     provoke(&program);
     let second = Following::start(&program, &base, &[&state[..], &["--ack"]].concat());
-    assert_eq!(second.toasts(2), [3, 4], "only the toasts raised meanwhile");
+    assert_eq!(second.notifications(2), [3, 4], "only the notifications raised meanwhile");
     provoke(&program);
-    assert_eq!(second.toasts(4), [3, 4, 5, 6]);
+    assert_eq!(second.notifications(4), [3, 4, 5, 6]);
     eventually("all of it is marked as read", || {
         let inbox = program.api.get("/acp/notifications?installationId=tenant-1").expect(200);
         inbox["items"]
@@ -139,7 +143,7 @@ fn follower_resumes_from_its_state_file_and_rejects_one_of_another_stream() {
 
     let cursor = ["--since-cursor", "4", "--epoch", position["epoch"].as_str().expect("an epoch")];
     let third = Following::start(&program, &base, &cursor);
-    assert_eq!(third.toasts(2), [5, 6]);
+    assert_eq!(third.notifications(2), [5, 6]);
     third.ends();
     let other = Command::new(lumilink())
         .args(["toasts", "--operators", "--follow", "--state", "place.json"])
@@ -159,7 +163,7 @@ fn follower_resumes_from_its_state_file_and_rejects_one_of_another_stream() {
 }
 
 #[test]
-fn follower_survives_cut_connections_and_a_kill_and_prints_each_toast_once() {
+fn follower_survives_cut_connections_and_a_kill_and_prints_each_notification_once() {
     let mut program = Program::start();
     program.api.open("ws");
     let proxy = Proxy::start(program.address);
@@ -171,14 +175,14 @@ fn follower_survives_cut_connections_and_a_kill_and_prints_each_toast_once() {
         proxy.set_open(fault);
         provoke(&program);
         raised += 2;
-        follower.toasts(raised);
+        follower.notifications(raised);
     }
     assert_eq!(follower.of("restored").len(), 3, "each fault is detected");
     program.kill_supervisor();
     program.start_supervisor_again();
     proxy.target(program.address);
     provoke(&program);
-    assert_eq!(follower.toasts(raised + 2), [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(follower.notifications(raised + 2), [1, 2, 3, 4, 5, 6, 7, 8]);
     assert!(follower.of("restored").len() == 4 && follower.of("reset").is_empty());
     follower.ends();
 }

@@ -1,5 +1,5 @@
 //! Notifications under faults: random disconnects, broken connections and kills of the program. A subscriber that
-//! resumes with its cursor receives each toast of its scope in order and under one id; one that stops reading is
+//! resumes with its cursor receives each notification of its scope in order and under one id; one that stops reading is
 //! evicted and delays nobody.
 //!
 //! `LUMILINK_FAULT_SEED=NUMBER` repeats the faults of an earlier run, which prints its seed. The timing of each fault
@@ -21,9 +21,9 @@ use crate::harness::{
     Api, DEADLINE, Program, Session, Value, block_on,
     dice::Dice,
     eventually, json,
+    notifications::{Closed, Subscriber},
     program::Builder,
     proxy::{Mode, Proxy, Way},
-    toasts::{Closed, Subscriber},
     wait_for,
 };
 
@@ -143,7 +143,7 @@ impl Reader {
 
     async fn hello(&mut self, connection: &mut Connection, requested: u64) -> Result<(), Closed> {
         connection.requested = requested;
-        connection.socket.tell(&json!({"type": "hello", "epoch": self.epoch, "cursor": requested})).await
+        connection.socket.try_send(&json!({"type": "hello", "epoch": self.epoch, "cursor": requested})).await
     }
 
     /// Draws the cursor of a hello: mostly the newest sequence number, in one of four cases an older one.
@@ -172,7 +172,7 @@ impl Reader {
                 connection.at = Some(seq);
                 frame.as_object_mut().expect("an object").remove("type");
                 if let Some(before) = self.seen.get(&seq) {
-                    assert_eq!(*before, frame, "{query}: another toast under the same sequence number");
+                    assert_eq!(*before, frame, "{query}: another notification under the same sequence number");
                     self.repeats += 1;
                     return;
                 }
@@ -181,7 +181,7 @@ impl Reader {
                 self.seen.insert(seq, frame);
                 self.cursor = self.cursor.max(seq);
             }
-            // Both confirm that everything up to their cursor was sent, including toasts outside the reader's scope.
+            // Both confirm that everything up to their cursor was sent, including notifications outside the reader's scope.
             Some("pong" | "bye") => {
                 let cursor = number(&frame, "cursor");
                 assert!(cursor >= at, "{query}: after {at}: {frame}");
@@ -248,7 +248,7 @@ impl Reader {
                 }
                 Err(_) => {
                     is_pinged = true;
-                    if connection.socket.tell(&json!({"type": "ping"})).await.is_err() {
+                    if connection.socket.try_send(&json!({"type": "ping"})).await.is_err() {
                         return;
                     }
                 }
@@ -268,13 +268,13 @@ impl Reader {
             let (is_first, is_pong) = (!std::mem::replace(&mut is_welcome, true), frame["type"] == "pong");
             self.receive(&mut connection, frame);
             if is_first || is_pong {
-                connection.socket.tell(&json!({"type": "ping"})).await?;
+                connection.socket.try_send(&json!({"type": "ping"})).await?;
             }
         }
         Ok(())
     }
 
-    /// Fails the test unless it has received exactly the toasts that the inbox lists for its scope.
+    /// Fails the test unless it has received exactly the notifications that the inbox lists for its scope.
     fn assert_complete(&self, api: &Api) {
         let listed = list(api, &self.query);
         let missing: Vec<_> = listed.keys().filter(|seq| !self.seen.contains_key(seq)).collect();
@@ -283,30 +283,30 @@ impl Reader {
         assert_eq!(self.seen, listed, "{}", self.query);
         let (name, value) = self.query.split_once('&').unwrap_or_default().1.split_once('=').unwrap_or_default();
         if name == "workspaceId" {
-            assert!(self.seen.values().all(|toast| toast["workspaceId"] == value), "{}", self.query);
+            assert!(self.seen.values().all(|notification| notification["workspaceId"] == value), "{}", self.query);
         }
     }
 }
 
-/// All toasts of a scope by sequence number, read from the inbox page by page.
+/// All notifications of a scope by sequence number, read from the inbox page by page.
 fn list(api: &Api, query: &str) -> BTreeMap<u64, Value> {
-    let (mut toasts, mut cursor) = (BTreeMap::new(), String::new());
+    let (mut notifications, mut cursor) = (BTreeMap::new(), String::new());
     loop {
         let page = api.get(&format!("/acp/notifications?{query}&limit=200{cursor}")).expect(200);
         for item in page["items"].as_array().expect("`items` is an array") {
-            let duplicate = toasts.insert(number(&item["toast"], "seq"), item["toast"].clone());
+            let duplicate = notifications.insert(number(&item["toast"], "seq"), item["toast"].clone());
             assert_eq!(duplicate, None, "listed twice");
         }
         match page["nextCursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
-            None => return toasts,
+            None => return notifications,
         }
     }
 }
 
 // --- Load --------------------------------------------------------------------------------------------------
 
-/// Raises toasts until it is stopped, also while the program is down.
+/// Raises notifications until it is stopped, also while the program is down.
 struct Load {
     api: Api,
     /// Two sessions of one workspace that fail repeatedly; the first is Ann's, the second Bob's.
@@ -390,10 +390,10 @@ impl Load {
         }
     }
 
-    /// Waits until each scope has a toast.
-    fn until_each_scope_has_a_toast(&self, deadline: Duration) {
+    /// Waits until each scope has a notification.
+    fn until_each_scope_has_a_notification(&self, deadline: Duration) {
         for query in self.scopes() {
-            wait_for(deadline, &format!("a toast for {query}"), || {
+            wait_for(deadline, &format!("a notification for {query}"), || {
                 let list = self.api.get(&format!("/acp/notifications?{query}&limit=1")).expect(200);
                 list["items"].get(0).map(|_| ())
             });
@@ -408,20 +408,20 @@ impl Load {
     }
 }
 
-/// Lets each reader catch up, and fails the test unless it has received exactly the listed toasts.
+/// Lets each reader catch up, and fails the test unless it has received exactly the listed notifications.
 fn assert_all_complete(api: &Api, base: &str, readers: &mut [Reader]) {
     for reader in readers {
         let head = number(&api.get(&format!("/acp/notifications?{}", reader.query)).expect(200), "head");
         wait_for(SETTLE_TIMEOUT, "a reader catches up", || block_on(reader.catch_up(base, head)).ok());
         reader.assert_complete(api);
         println!(
-            "  {}: {} toasts, {} repeats, {} broken connections",
+            "  {}: {} notifications, {} repeats, {} broken connections",
             reader.query,
             reader.seen.len(),
             reader.repeats,
             reader.broken
         );
-        assert!(!reader.seen.is_empty(), "{}: no toast", reader.query);
+        assert!(!reader.seen.is_empty(), "{}: no notification", reader.query);
     }
 }
 
@@ -438,7 +438,7 @@ fn wait_for_disconnects(disconnects: &AtomicUsize, due: usize, is_over: impl Fn(
 }
 
 #[test]
-fn thousand_disconnects_and_five_kills_lose_and_alter_no_toast() {
+fn thousand_disconnects_and_five_kills_lose_and_alter_no_notification() {
     let mut dice = Dice::of_environment("toasts");
     let mut program = program().start();
     program.turns_may_run();
@@ -474,15 +474,15 @@ fn thousand_disconnects_and_five_kills_lose_and_alter_no_toast() {
     }
     let mut readers: Vec<_> =
         readers.into_iter().map(|reader| reader.join().expect("a reader's checks hold")).collect();
-    load.until_each_scope_has_a_toast(SETTLE_TIMEOUT);
+    load.until_each_scope_has_a_notification(SETTLE_TIMEOUT);
     load.stop(makers);
     println!(
-        "toasts: {} disconnects and {KILLS} kills in {:.1?}",
+        "notifications: {} disconnects and {KILLS} kills in {:.1?}",
         disconnects.load(Ordering::SeqCst),
         begin.elapsed()
     );
     assert_all_complete(&program.api, &program.api.base(), &mut readers);
-    assert!(readers.iter().any(|reader| reader.repeats > 0), "a reader requested a replay of received toasts");
+    assert!(readers.iter().any(|reader| reader.repeats > 0), "a reader requested a replay of received notifications");
     eventually("no subscriber is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
 }
 
@@ -541,8 +541,8 @@ impl Fault {
 }
 
 #[test]
-fn every_toast_arrives_despite_random_connection_faults() {
-    let mut dice = Dice::of_environment("toasts over a faulty connection");
+fn every_notification_arrives_despite_random_connection_faults() {
+    let mut dice = Dice::of_environment("notifications over a faulty connection");
     let mut program = program().start();
     program.turns_may_run();
     let proxy = Proxy::start(program.address);
@@ -593,9 +593,9 @@ fn every_toast_arrives_despite_random_connection_faults() {
     stopped.store(true, Ordering::SeqCst);
     let mut readers: Vec<_> =
         readers.into_iter().map(|reader| reader.join().expect("a reader's checks hold")).collect();
-    load.until_each_scope_has_a_toast(SETTLE_TIMEOUT);
+    load.until_each_scope_has_a_notification(SETTLE_TIMEOUT);
     load.stop(makers);
-    println!("toasts: {CONNECTION_FAULTS} connection faults in {:.1?}", begin.elapsed());
+    println!("notifications: {CONNECTION_FAULTS} connection faults in {:.1?}", begin.elapsed());
     assert_all_complete(&program.api, &base, &mut readers);
     drop(proxy);
     eventually("no subscriber is left", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 0.0);
@@ -603,21 +603,21 @@ fn every_toast_arrives_despite_random_connection_faults() {
 
 // --- Slow and silent subscribers ---------------------------------------------------------------------------
 
-/// Receive buffer in bytes, enough for a few toasts; the kernel doubles it.
+/// Receive buffer in bytes, enough for a few notifications; the kernel doubles it.
 const SMALL_BUFFER: u32 = 4096;
-/// Workspaces that are flipped concurrently. Their flips share transactions, so that many toasts are raised before a
+/// Workspaces that are flipped concurrently. Their flips share transactions, so that many notifications are raised before a
 /// stalled subscriber is evicted.
 const FLIPPED: usize = 10;
-/// Flips of each workspace that overflow a stalled subscriber: more than its queue of 256 toasts and the kernel's
+/// Flips of each workspace that overflow a stalled subscriber: more than its queue of 256 notifications and the kernel's
 /// buffers.
 const TOO_MANY: usize = 28;
 /// Time limit of an eviction: the promised 30 s, and 6 s for a busy machine.
 const EVICTED_WITHIN: Duration = Duration::from_secs(30 + 6);
-/// Maximum latency of a toast to a reading subscriber, from the response to its cause. It takes milliseconds on an
-/// idle machine; a toast that waited for a stalled subscriber would take 25 s.
+/// Maximum latency of a notification to a reading subscriber, from the response to its cause. It takes milliseconds on an
+/// idle machine; a notification that waited for a stalled subscriber would take 25 s.
 const PROMPT: Duration = Duration::from_secs(10);
 
-/// A reading subscriber, and the flips that raise its toasts.
+/// A reading subscriber, and the flips that raise its notifications.
 struct Audience {
     api: Api,
     /// The time of the response to each flip, by workspace.
@@ -641,7 +641,7 @@ impl Audience {
                     break;
                 }
                 assert_eq!(number(&frame, "seq"), seq, "{frame}");
-                let workspace = frame["workspaceId"].as_str().expect("a toast of a workspace").to_owned();
+                let workspace = frame["workspaceId"].as_str().expect("a notification of a workspace").to_owned();
                 arrived.entry(workspace).or_default().push(Instant::now());
             }
             arrived
@@ -649,14 +649,14 @@ impl Audience {
         Self { api: api.clone(), answered, reader }
     }
 
-    /// Raises one toast.
+    /// Raises one notification.
     fn flip(&mut self) {
         if let Some((workspace, answered)) = self.answered.iter_mut().next() {
             flip(&self.api, workspace, answered);
         }
     }
 
-    /// Raises `times` toasts of each workspace.
+    /// Raises `times` notifications of each workspace.
     fn flips(&mut self, times: usize) {
         let api = &self.api;
         thread::scope(|scope| {
@@ -666,24 +666,28 @@ impl Audience {
         });
     }
 
-    /// The number of raised toasts.
+    /// The number of raised notifications.
     fn len(&self) -> usize {
         self.answered.values().map(Vec::len).sum()
     }
 
-    /// Stops the program, checks that each toast arrived, and returns the maximum latency.
+    /// Stops the program, checks that each notification arrived, and returns the maximum latency.
     fn max_latency(self, mut program: Program) -> Duration {
         assert_eq!(program.terminate(DEADLINE), Some(0));
-        let arrived = self.reader.join().expect("the toasts arrive in order");
+        let arrived = self.reader.join().expect("the notifications arrive in order");
         let mut took = Vec::new();
         for (workspace, answered) in self.answered.iter().filter(|(_, answered)| !answered.is_empty()) {
-            assert_eq!(arrived[workspace].len(), answered.len(), "each toast arrived");
+            assert_eq!(arrived[workspace].len(), answered.len(), "each notification arrived");
             let pairs = arrived[workspace].iter().zip(answered);
             took.extend(pairs.map(|(there, here)| there.saturating_duration_since(*here)));
         }
         took.sort_unstable();
         let max_latency = took[took.len() - 1];
-        println!("toasts: {} read, median {:.1?}, longest {max_latency:.1?}", took.len(), took[took.len() / 2]);
+        println!(
+            "notifications: {} read, median {:.1?}, longest {max_latency:.1?}",
+            took.len(),
+            took[took.len() / 2]
+        );
         max_latency
     }
 }
@@ -724,15 +728,15 @@ fn subscribers_that_stop_reading_are_evicted_in_30_s_and_delay_nobody() {
             "the silent subscriber is connected"
         );
         assert!(full_since.elapsed() < EVICTED_WITHIN, "{} subscribers are connected", subscribers());
-        // Too few toasts to overflow the queue of the stalled subscriber.
+        // Too few notifications to overflow the queue of the stalled subscriber.
         audience.flip();
         pause(Duration::from_millis(200));
     }
-    println!("toasts: both evicted after {:.1?}", full_since.elapsed());
+    println!("notifications: both evicted after {:.1?}", full_since.elapsed());
     assert_eq!((evicted("silent"), evicted("stalled"), evicted("tooSlow")), (1.0, 1.0, 0.0));
     drop((silent, full));
     let max_latency = audience.max_latency(program);
-    assert!(max_latency < PROMPT, "a toast took {max_latency:?}");
+    assert!(max_latency < PROMPT, "a notification took {max_latency:?}");
 }
 
 #[test]
@@ -751,7 +755,7 @@ fn slow_subscriber_is_evicted_with_a_cursor_and_resumes_without_loss() {
     again.hello(json!({"epoch": epoch, "cursor": bye["cursor"]}));
     let flips = audience.len();
     while frames.len() < flips {
-        frames.push(again.toast());
+        frames.push(again.notification());
     }
     let seqs: Vec<_> = frames.iter().map(|frame| number(frame, "seq")).collect();
     assert_eq!(seqs, (1..=flips as u64).collect::<Vec<_>>());
@@ -766,5 +770,5 @@ fn slow_subscriber_is_evicted_with_a_cursor_and_resumes_without_loss() {
     eventually("its eviction is counted", || evicted() == 2.0);
     eventually("the subscriber is removed", || program.metrics().sum("lumilink_toast_subscribers", &[]) == 1.0);
     let max_latency = audience.max_latency(program);
-    assert!(max_latency < PROMPT, "a toast took {max_latency:?}");
+    assert!(max_latency < PROMPT, "a notification took {max_latency:?}");
 }

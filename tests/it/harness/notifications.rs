@@ -105,7 +105,7 @@ impl Subscriber {
         }
     }
 
-    /// Opens a WebSocket and sends hello without a cursor, so that only new toasts arrive.
+    /// Opens a WebSocket and sends hello without a cursor, so that only new notifications arrive.
     pub(crate) fn of(api: &Api, query: &str) -> Self {
         let mut subscriber = Self::open(&api.base(), query, &[]).expect("a WebSocket");
         subscriber.hello(json!({}));
@@ -132,7 +132,7 @@ impl Subscriber {
     }
 
     /// Sends a frame from a task. Returns [`Closed`] if the connection has ended.
-    pub(crate) async fn tell(&mut self, frame: &Value) -> Result<(), Closed> {
+    pub(crate) async fn try_send(&mut self, frame: &Value) -> Result<(), Closed> {
         let sent = self.socket.send(Message::text(frame.to_string())).await;
         sent.map_err(|_| Closed { code: None, reason: String::new() })
     }
@@ -162,8 +162,8 @@ impl Subscriber {
         }
     }
 
-    /// The next toast; skips other frames.
-    pub(crate) fn toast(&mut self) -> Value {
+    /// The next notification; skips other frames.
+    pub(crate) fn notification(&mut self) -> Value {
         loop {
             let frame = self.next();
             if frame["type"] == "toast" {

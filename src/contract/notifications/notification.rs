@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::contract::automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason};
-pub(crate) use crate::domain::notify::toast::{Severity as ToastSeverity, Trigger as ToastTrigger};
+pub(crate) use crate::domain::notify::notification::{Severity, Trigger};
 
 /// A notification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Toast)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Toast {
+pub(crate) struct Notification {
     /// Id of the notification.
     pub id: String,
     /// Number in its stream, ascending: the cursor of a subscriber.
@@ -20,9 +21,9 @@ pub(crate) struct Toast {
     #[schema(min_length = 1, max_length = 140)]
     pub body: String,
     /// Severity.
-    pub severity: ToastSeverity,
+    pub severity: Severity,
     /// Cause of the notification.
-    pub trigger: ToastTrigger,
+    pub trigger: Trigger,
     /// Time for which a UI shows it, in milliseconds.
     pub auto_dismiss_ms: u32,
     /// Id of the cause, unique to this notification.
@@ -68,7 +69,8 @@ pub(crate) enum NoteKind {
     /// GitHub automation.
     Automation,
     /// Repeats a notification.
-    Toast,
+    #[serde(rename = "toast")]
+    Notification,
     /// A rollback or restore of the route.
     Rollback,
     /// Any other note.
@@ -131,10 +133,10 @@ mod tests {
     use utoipa::OpenApi;
 
     use super::*;
-    use crate::domain::notify::toast::{AUTO_DISMISS_MS, TITLE};
+    use crate::domain::notify::notification::{AUTO_DISMISS_MS, TITLE};
 
     #[derive(OpenApi)]
-    #[openapi(components(schemas(Toast, TranscriptNote)))]
+    #[openapi(components(schemas(Notification, TranscriptNote)))]
     struct Document;
 
     fn schema_takes(name: &str, value: &serde_json::Value) -> bool {
@@ -145,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn a_toast_and_its_note_fit_their_schemas() {
-        let toast = Toast {
+    fn a_notification_and_its_note_fit_their_schemas() {
+        let notification = Notification {
             id: "t1".into(),
             seq: 1,
             title: TITLE.into(),
             body: "GitHub automation was left out.".into(),
-            severity: ToastSeverity::Warning,
-            trigger: ToastTrigger::AutomationSkipped,
+            severity: Severity::Warning,
+            trigger: Trigger::AutomationSkipped,
             auto_dismiss_ms: AUTO_DISMISS_MS,
             cause_id: "c1".into(),
             workspace_id: Some("w".into()),
@@ -160,17 +162,17 @@ mod tests {
             created_at: "2026-01-01T00:00:00Z".into(),
         };
         let note = TranscriptNote {
-            timestamp: toast.created_at.clone(),
+            timestamp: notification.created_at.clone(),
             event_type: NoteKind::Automation,
-            summary: toast.body.clone(),
+            summary: notification.body.clone(),
             status: Some(AutomationStatus::Skipped.into()),
             details: NoteDetails { skip_reason: Some(SkipReason::RateLimited), ..NoteDetails::default() },
         };
-        let (toast, note) = (serde_json::to_value(toast).unwrap(), serde_json::to_value(note).unwrap());
-        assert_eq!(toast["trigger"], "automationSkipped");
+        let (notification, note) = (serde_json::to_value(notification).unwrap(), serde_json::to_value(note).unwrap());
+        assert_eq!(notification["trigger"], "automationSkipped");
         assert_eq!(note["details"], json!({"skipReason": "rateLimited"}));
-        assert!(schema_takes("Toast", &toast) && schema_takes("TranscriptNote", &note));
-        let mut long = toast.clone();
+        assert!(schema_takes("Toast", &notification) && schema_takes("TranscriptNote", &note));
+        let mut long = notification.clone();
         long["body"] = "x".repeat(141).into();
         assert!(!schema_takes("Toast", &long));
     }

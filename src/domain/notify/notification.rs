@@ -22,7 +22,7 @@ pub(crate) const MAX_BODY_CHARS: usize = 140;
 pub(crate) const MAX_NOTE_CHARS: usize = 512;
 /// Period within which the same event of several sessions of a workspace is one notification: when a runtime goes down,
 /// all connections to it break.
-const TOGETHER: Duration = Duration::from_secs(60);
+const COALESCING_PERIOD: Duration = Duration::from_secs(60);
 /// Characters of a session's id that a notification may show.
 const SUFFIX_CHARS: usize = 6;
 
@@ -164,14 +164,14 @@ impl NewNotification {
 /// was reported before.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionNotice {
-    pub toast: NewNotification,
+    pub notification: NewNotification,
     pub note: TranscriptEntry,
 }
 
 /// Times of an earlier notification that also covers an event of another session of the workspace at `now`. The range
 /// extends to both sides, since events are not written in the order in which they happen.
-pub(crate) fn told_together(now: Timestamp) -> Range<Timestamp> {
-    now.minus(TOGETHER).plus(Duration::from_micros(1))..now.plus(TOGETHER)
+pub(crate) fn coalescing_range(now: Timestamp) -> Range<Timestamp> {
+    now.minus(COALESCING_PERIOD).plus(Duration::from_micros(1))..now.plus(COALESCING_PERIOD)
 }
 
 /// The notifications that a subscriber or a reader of the inbox asks for; each filter narrows them, `None` does not.
@@ -259,8 +259,8 @@ mod tests {
             (now.plus(less), true),
             (now.plus(minute), false),
         ] {
-            assert_eq!(told_together(now).contains(&earlier), is_shared, "{earlier}");
-            assert_eq!(told_together(earlier).contains(&now), is_shared, "in either order: {earlier}");
+            assert_eq!(coalescing_range(now).contains(&earlier), is_shared, "{earlier}");
+            assert_eq!(coalescing_range(earlier).contains(&now), is_shared, "in either order: {earlier}");
         }
     }
 
