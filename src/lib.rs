@@ -56,7 +56,8 @@
 //! | behaviour | file |
 //! |---|---|
 //! | a setting gets its default and its checks | `config/sections`: one file per section |
-//! | an outcome is classified | `domain/turn/mod.rs` (`TurnOutcome`), `domain/turn/outcome.rs` (error codes), `domain/routing/sampling.rs` (success or failure of ACP) |
+//! | an outcome is classified | `domain/turn/mod.rs` (`TurnOutcome`), `domain/turn/outcome.rs` (error codes), `domain/turn/agent_error.rs` (errors of agents), `domain/routing/sampling.rs` (success or failure of ACP) |
+//! | a session waits for its runtime | `actors/handles/runtime_availability.rs` |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; what left its group `process/orphans.rs` |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
@@ -108,7 +109,7 @@
 //! 3. One database writer per process ([`store::engine::writer`]); handlers read. Acknowledged data is on disk.
 //!    While the database is blocked, new work is refused with 503, no row is lost, and no arbiter waits for it.
 //! 4. One restart rule ([`domain::session::restart`]), applied by the workspace supervisor: a fresh actor from a
-//!    factory, backoff, 5 restarts in 30 s, then `failed`. [`actors::upkeep::keeper`] applies it to the notification
+//!    factory, backoff, 5 restarts in 30 s, then `failed`. An unavailable runtime or database spends none of them. [`actors::upkeep::keeper`] applies it to the notification
 //!    hub and the webhook poster.
 //! 5. A turn has exactly one outcome: a dropped `TurnTicket` ends the turn with a failure
 //!    ([`actors::session::turn_ticket`]).
