@@ -24,8 +24,6 @@ pub(crate) const INTERNAL_ERROR: i64 = -32603;
 pub(crate) const AUTH_REQUIRED: i64 = -32000;
 /// `-32002`: the file, session or terminal does not exist.
 pub(crate) const RESOURCE_NOT_FOUND: i64 = -32002;
-/// `-32800`: the request was cancelled.
-pub(crate) const REQUEST_CANCELLED: i64 = -32800;
 
 /// The `error` member of a response.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]

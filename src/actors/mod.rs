@@ -25,6 +25,7 @@
 //! | turn ticket, session | `OutcomeObserved` | success window (64) | none | own slot |
 //! | success window | `WindowBreached` | protocol router (64) | once the verdict is on disk | a task waits |
 //! | success window | `TurnObserved` | protocol router | none | a task waits |
+//! | routing | `StopRouting` | success window, protocol router | none; the actor stops | own slot |
 //! | http | `ReadWindow` | success window | its figures | the caller waits |
 //! | http | `ReadRoute` | protocol router | the route | the caller waits |
 //! | migrations | `ProbeRoute` | protocol router | once the handshake ended | the caller waits |

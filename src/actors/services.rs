@@ -1,14 +1,25 @@
 //! Handles and settings of every session, created once by `app/`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use super::handles::{index::SessionIndex, rollback_storm::Storm, session_progress::TelemetryFeed};
+use super::handles::{
+    index::SessionIndex, rollback_storm::Storm, runtime_availability::RuntimeAvailability,
+    session_progress::TelemetryFeed,
+};
 use crate::{
     config::{Config, sections::Github},
     domain::{
         clock::Clock,
         routing::{RecoveryRules, Route, success_window::WindowRules},
         session::{permission::PermissionPolicy, restart::RestartLimits},
+        turn::{agent_error::name_credentials, outcome::Failure},
     },
     store::Store,
     telemetry::metrics::Metrics,
@@ -24,6 +35,9 @@ pub(crate) struct Services {
     /// Transport for turns over the HTTP fallback.
     pub http: Arc<dyn Transport>,
     pub clock: Arc<dyn Clock>,
+    pub runtime: RuntimeAvailability,
+    /// True from the begin of a drain on.
+    pub draining: AtomicBool,
     pub index: SessionIndex,
     /// Detects rollbacks of many workspaces at once.
     pub storm: Storm,
@@ -33,6 +47,11 @@ pub(crate) struct Services {
 }
 
 impl Services {
+    /// True while the service is stopping. Outcomes are not counted then: this process ends agents and connections.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// The transport of a route.
     pub(crate) fn transport(&self, route: Route) -> &Arc<dyn Transport> {
         match route {
@@ -52,10 +71,24 @@ impl Services {
         settings: SessionSettings,
     ) -> Self {
         let metrics = Metrics::new("test", None).unwrap();
-        let clock = Arc::new(crate::telemetry::SystemClock);
+        let clock: Arc<dyn Clock> = Arc::new(crate::telemetry::SystemClock);
         let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
+        let is_up = Arc::new(|| -> futures_util::future::BoxFuture<'static, bool> { Box::pin(async { true }) });
+        let runtime = RuntimeAvailability::new(is_up, clock.clone(), metrics.clone());
         let (telemetry, _) = super::handles::session_progress::telemetry(metrics.clone());
-        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, telemetry, settings }
+        Self {
+            store,
+            metrics,
+            acp,
+            http,
+            clock,
+            runtime,
+            draining: AtomicBool::new(false),
+            index: SessionIndex::default(),
+            storm,
+            telemetry,
+            settings,
+        }
     }
 }
 
@@ -80,10 +113,14 @@ pub(crate) struct SessionSettings {
     /// Time without taking a message from its mailbox after which a session's actor is replaced.
     pub stuck_after: Duration,
     pub restart: RestartLimits,
+    /// Time without a session after which the actors of a workspace stop.
+    pub idle_workspace: Duration,
     /// Thresholds below which ACP is degraded.
     pub window: WindowRules,
     /// Steps by which a workspace returns to ACP.
     pub recovery: RecoveryRules,
+    /// Names of the variables that each agent (`""` is the default one) gets by configuration.
+    pub variables: BTreeMap<String, Vec<String>>,
     /// Settings for turning an agent's changes into pull requests.
     pub github: Github,
     /// Events held for replay, per session.
@@ -96,7 +133,19 @@ pub(crate) struct SessionSettings {
     pub settle_bytes: usize,
 }
 
+/// The variables in `agent.env` and `agent.inherit_env` of each agent.
+fn variables(config: &Config) -> BTreeMap<String, Vec<String>> {
+    let agents = config.agents.iter().map(|(name, agent)| (name.clone(), agent));
+    let agents = agents.chain([(String::new(), &config.agent)]);
+    agents.map(|(name, agent)| (name, agent.env.keys().chain(&agent.inherit_env).cloned().collect())).collect()
+}
+
 impl SessionSettings {
+    /// Adds the names of the variables with credentials of an agent to the failure that a bad key causes.
+    pub(crate) fn name_credentials(&self, agent: Option<&str>, failure: Failure) -> Failure {
+        name_credentials(failure, self.variables.get(agent.unwrap_or_default()).map_or(&[], Vec::as_slice))
+    }
+
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             inactivity_timeout: config.turn.inactivity_timeout(),
@@ -109,8 +158,10 @@ impl SessionSettings {
                 max_restarts: config.supervision.max_restarts,
                 within: Duration::from_secs(config.supervision.within_s),
             },
+            idle_workspace: Duration::from_secs(config.supervision.idle_workspace_s),
             window: config.window.rules(),
             recovery: config.recovery.rules(),
+            variables: variables(config),
             github: config.github.clone(),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,

@@ -1,6 +1,9 @@
 //! Sessions and workspaces: the services that they share, and the recovery of what the last process left.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use super::{AppError, runtime::transports};
 use crate::{
@@ -9,6 +12,7 @@ use crate::{
             capacity_guard::CapacityGuard,
             index::SessionIndex,
             rollback_storm::Storm,
+            runtime_availability::RuntimeAvailability,
             session_progress::{self, TelemetrySource},
         },
         services::{Services, SessionSettings},
@@ -51,12 +55,20 @@ pub(super) async fn start_sessions(
     let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
     let (acp, http) = transports(config, endpoint)?;
     let storm = Storm::recover(store.clone(), metrics.clone(), clock.clone()).await?;
+    let client = workspace_client.clone();
+    let check = Arc::new(move || -> futures_util::future::BoxFuture<'static, bool> {
+        let client = client.clone();
+        Box::pin(async move { client.status().await.is_ok() })
+    });
+    let runtime = RuntimeAvailability::new(check, clock.clone(), metrics.clone());
     let services = Services {
         store,
         metrics,
         acp: Arc::new(acp),
         http: Arc::new(http),
         clock,
+        runtime,
+        draining: AtomicBool::new(false),
         index: SessionIndex::default(),
         storm,
         telemetry,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::ClientSettings,
-    contract::{problem::Problem, runtime::WorkspaceDiff},
+    contract::{keep_alive::CLIENT_KEEP_ALIVE, problem::Problem, runtime::WorkspaceDiff},
     domain::text,
 };
 
@@ -63,6 +63,7 @@ impl ApiClient {
             .default_headers(headers.clone())
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_keepalive(KEEPALIVE)
+            .pool_idle_timeout(CLIENT_KEEP_ALIVE)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .build()

@@ -130,6 +130,9 @@ pub(crate) struct RuntimeHealth {
     /// Version of the runtime; absent if it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Seconds for which sessions have been waiting for the runtime; absent while it is available.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unavailable_for_s: Option<u64>,
     /// Agent processes that run in the runtime; absent if it is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_processes: Option<u64>,
@@ -141,4 +144,7 @@ pub(crate) struct RuntimeHealth {
 pub(crate) struct Probe {
     /// `ok`.
     pub status: &'static str,
+    /// `unavailable` while sessions wait for the runtime; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<&'static str>,
 }

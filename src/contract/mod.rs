@@ -8,6 +8,7 @@ pub(crate) mod automation;
 pub(crate) mod explain;
 pub(crate) mod fallback;
 pub(crate) mod health;
+pub(crate) mod keep_alive;
 pub(crate) mod lists;
 pub(crate) mod notifications;
 pub(crate) mod problem;

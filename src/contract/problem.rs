@@ -115,6 +115,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::AgentRejected => 422,
         ErrorCode::Internal => 500,
         ErrorCode::AgentAuthRequired
+        | ErrorCode::Authentication
         | ErrorCode::ModelProvider
         | ErrorCode::AgentStartFailed
         | ErrorCode::AgentCrashed

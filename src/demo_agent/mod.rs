@@ -23,6 +23,7 @@
 //! | `garbage N` | prints N lines that are not JSON |
 //! | `bad-frame` | ends the turn with a stop reason that the protocol does not define |
 //! | `error CODE MESSAGE` | ends the turn with a JSON-RPC error |
+//! | `error-data CODE JSON` | ends the turn with a JSON-RPC error that has this `data` |
 //! | `provider-error`, `auth-error` | end the turn with the error of an overloaded provider, of a missing sign-in |
 //! | `refuse`, `max-tokens` | end the turn with that stop reason |
 //! | `flood N` | sends N updates as fast as it can |

@@ -27,6 +27,8 @@ pub(super) struct Turn {
     stop_reason: String,
     usage: Option<(u64, u64)>,
     error: Option<(i64, String)>,
+    /// `data` of the error.
+    error_data: Value,
     tools: u32,
 }
 
@@ -52,6 +54,7 @@ impl Agent {
             stop_reason: "end_turn".into(),
             usage: None,
             error: None,
+            error_data: Value::Null,
             tools: 0,
         };
         for command in commands(&script) {
@@ -65,6 +68,10 @@ impl Agent {
         }
         self.keep(&turn.session);
         let answer = match turn.error {
+            Some((code, message)) if !turn.error_data.is_null() => {
+                let error = json!({"code": code, "message": message, "data": turn.error_data});
+                return self.lines.write(&json!({"jsonrpc": "2.0", "id": id, "error": error}));
+            }
             Some(error) => Err(error),
             None => {
                 let stop_reason = if turn.cancelled { "cancelled" } else { turn.stop_reason.as_str() };
@@ -132,6 +139,11 @@ impl Agent {
             "error" => {
                 let (code, message) = command.name_and_text();
                 turn.error = Some((code.parse().unwrap_or(-32603), message.to_owned()));
+            }
+            "error-data" => {
+                let (code, data) = command.name_and_text();
+                turn.error = Some((code.parse().unwrap_or(-32603), "Internal error".into()));
+                turn.error_data = serde_json::from_str(data).unwrap_or_else(|_| data.into());
             }
             "provider-error" => turn.error = Some((-32603, "Internal error: API Error: 529 Overloaded".into())),
             "auth-error" => turn.error = Some((-32000, "Authentication required".into())),

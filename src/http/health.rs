@@ -30,16 +30,19 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
         Ok(()) => PartHealth { status: "ok", detail: None },
         Err(cause) => PartHealth { status: "unavailable", detail: Some(cause.to_string()) },
     };
+    let unavailable_for_s = workspaces.services().runtime.unavailable_for().map(|it| it.as_secs());
     let runtime = match workspaces.workspace_client().status().await {
         Ok(status) => RuntimeHealth {
             status: "ok",
             detail: None,
+            unavailable_for_s,
             version: Some(status.version),
             agent_processes: Some(status.agent_processes),
         },
         Err(failure) => RuntimeHealth {
             status: "unavailable",
             detail: Some(failure.detail),
+            unavailable_for_s,
             version: None,
             agent_processes: None,
         },
@@ -121,10 +124,11 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
     if !state.watchdog.is_alive() {
         return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions is stalled"));
     }
-    Ok(web::Json(Probe { status: "ok" }))
+    Ok(web::Json(Probe { status: "ok", runtime: None }))
 }
 
-/// Readiness probe. 503 during a drain and while the database is unavailable: send work elsewhere.
+/// Readiness probe. 503 during a drain and while the database is unavailable: send work elsewhere. A
+/// runtime that is unavailable is named and does not change the status: no other replica has another one.
 #[utoipa::path(
     tag = "operations",
     responses(
@@ -134,8 +138,9 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
 #[get("/readyz")]
 pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Probe>, ApiError> {
     state.workspaces.admission()?;
-    state.workspaces.services().store.ping().await?;
-    Ok(web::Json(Probe { status: "ok" }))
+    let services = state.workspaces.services();
+    services.store.ping().await?;
+    Ok(web::Json(Probe { status: "ok", runtime: services.runtime.unavailable_for().map(|_| "unavailable") }))
 }
 
 /// Metrics for Prometheus.

@@ -44,6 +44,7 @@ use self::{
 use crate::{
     actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
     config::Config,
+    contract::keep_alive::SERVER_KEEP_ALIVE,
     telemetry::watchdog::Watchdog,
 };
 
@@ -137,8 +138,7 @@ where
     })
     .on_connect(move |connection: &dyn Any, data| {
         let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };
-        // Without TCP_NODELAY a second small event waits for the acknowledgement of the first, up to 40 ms. A failure
-        // only costs latency.
+        // Without TCP_NODELAY a second small event waits up to 40 ms for the first. A failure only costs latency.
         let _ = stream.set_nodelay(true);
         data.insert(ConnectionFd::of(stream));
         if embedded_address.is_some() && stream.local_addr().ok() == embedded_address {
@@ -149,6 +149,7 @@ where
         }
     })
     .workers(workers)
+    .keep_alive(SERVER_KEEP_ALIVE)
     .client_request_timeout(HEADER_TIMEOUT)
     .shutdown_timeout(SHUTDOWN_S)
     .disable_signals()

@@ -44,6 +44,7 @@ pub(crate) use self::{
     conversations::conversation::Retention,
 };
 use crate::{
+    contract::keep_alive::SERVER_KEEP_ALIVE,
     domain::heartbeat::Heartbeat,
     process::{group, stdio::StdioLimits, user::RunAsError},
     telemetry::{Metrics, watchdog::Watchdog},
@@ -208,6 +209,7 @@ pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -
         App::new().configure(routes::configure(state.clone()))
     })
     .workers(workers)
+    .keep_alive(SERVER_KEEP_ALIVE)
     .on_connect(|connection: &dyn Any, _| {
         if let Some(stream) = connection.downcast_ref::<TcpStream>() {
             tune(stream);

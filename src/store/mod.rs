@@ -21,7 +21,7 @@ mod workspaces;
 use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 use crate::telemetry::Metrics;
@@ -90,6 +90,35 @@ pub(crate) enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// True for an outage by its message: a full disk, missing memory, a lock, a timeout, a server that stops. Such a
+    /// write is kept however often it is refused.
+    fn may_pass(&self) -> bool {
+        const MESSAGES: [&str; 18] = [
+            "disk is full",
+            "disk i/o",
+            "no space left",
+            "could not extend",
+            "could not write",
+            "out of memory",
+            "shared memory",
+            "locked",
+            "busy",
+            "readonly",
+            "read-only",
+            "unable to open",
+            "interrupted",
+            "canceling statement",
+            "deadlock",
+            "timeout",
+            "terminating connection",
+            "recovery mode",
+        ];
+        let message = self.to_string().to_lowercase();
+        MESSAGES.iter().any(|it| message.contains(it))
+    }
+}
+
 impl From<diesel::result::Error> for StoreError {
     fn from(cause: diesel::result::Error) -> Self {
         use diesel::result::{DatabaseErrorKind as Kind, Error};
@@ -105,6 +134,7 @@ impl From<diesel::result::Error> for StoreError {
                 _ if said.message().contains("malformed") || said.message().contains("not a database") => {
                     Self::Corrupt(said.message().to_owned())
                 }
+                _ if never_succeeds(said.message()) => Self::Corrupt(said.message().to_owned()),
                 _ => Self::Unavailable(said.message().to_owned()),
             },
             Error::DeserializationError(_)
@@ -114,6 +144,25 @@ impl From<diesel::result::Error> for StoreError {
             _ => Self::Unavailable(cause.to_string()),
         }
     }
+}
+
+/// True if the database refuses a value itself, so that a retry fails the same way. Diesel passes no SQLSTATE and no
+/// result code on, so their messages are compared: `SQLITE_TOOBIG`, `SQLITE_MISMATCH`, `SQLITE_RANGE`; SQLSTATE classes
+/// 22 (data exception) and 54 (limit exceeded). In another language a message is not recognised, and the writer
+/// quarantines the write after repeated refusals.
+fn never_succeeds(message: &str) -> bool {
+    const MESSAGES: [&str; 9] = [
+        "string or blob too big",
+        "datatype mismatch",
+        "column index out of range",
+        "too many SQL variables",
+        "invalid byte sequence",
+        "value too long",
+        "out of range",
+        "invalid input syntax",
+        "exceeds maximum",
+    ];
+    MESSAGES.iter().any(|it| message.contains(it))
 }
 
 #[derive(Debug, Clone)]
@@ -155,6 +204,8 @@ impl Place {
 struct Inner {
     epoch: String,
     queue: mpsc::Sender<Message>,
+    /// KiB of transcript entries that may still be queued.
+    room_kib: Arc<Semaphore>,
     readers: ReadPool,
     metrics: Metrics,
     grown: GrownStreams,
@@ -179,6 +230,10 @@ impl fmt::Debug for Store {
 /// hanging disk takes nothing out of the queue. Longer than SQLite waits for another process's lock (5 s).
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(6);
 
+/// Transcript entries that may wait for the database, queued and retained, in KiB: 64 MiB. In an outage they are what
+/// fills the memory; beyond this, sessions keep their entries, and then stop reading from their agents.
+const MAX_WAITING_KIB: u32 = 64 * 1024;
+
 /// Time that [`Store::close`] waits for the queued writes and for turns that hold a reserved place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -193,7 +248,8 @@ impl Store {
         let epoch = engine::upgrade::epoch(&url)?;
         let (queue, received) = mpsc::channel(write_queue.clamp(1, tokio::sync::Semaphore::MAX_PERMITS));
         let grown = GrownStreams::default();
-        let writer = Writer::new(url.clone(), webhook, received, patience, metrics.clone(), grown.clone())?;
+        let lock = notifications::lock_streams;
+        let writer = Writer::new(url.clone(), webhook, lock, received, patience, metrics.clone(), grown.clone())?;
         let (ending, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("store-writer".into())
@@ -205,7 +261,10 @@ impl Store {
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
-        Ok(Self { inner: Arc::new(Inner { epoch, queue, readers, metrics, grown, patience, writer_ended }) })
+        let room_kib = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
+        Ok(Self {
+            inner: Arc::new(Inner { epoch, queue, room_kib, readers, metrics, grown, patience, writer_ended }),
+        })
     }
 
     /// Opens a store on a SQLite file with the bounds of [`StoreOptions::for_tests`].
@@ -327,9 +386,27 @@ impl Store {
         })
     }
 
+    /// Takes the share of `bytes` of transcript entries that may wait; `Busy` if there is none.
+    fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
+        let room = self.inner.room_kib.clone().try_acquire_many_owned(kib(bytes));
+        room.map_err(|_| StoreError::Busy)
+    }
+
+    /// [`Self::share`], waiting for room as long as the patience allows.
+    async fn share_when_there_is_room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
+        let room = self.inner.room_kib.clone().acquire_many_owned(kib(bytes));
+        let room = tokio::time::timeout(self.inner.patience, room).await;
+        room.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)
+    }
+
     fn observe_failure(&self) {
         self.inner.metrics.commit_failed();
     }
+}
+
+/// KiB of an append, at least 1; one that is larger than the whole budget takes all of it.
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, MAX_WAITING_KIB)
 }
 
 /// The failure that callers of the API get for an error of the store.

@@ -11,7 +11,6 @@ use super::{
         connection::{AnyConnection, execute},
         writer::WriteTx,
     },
-    notifications::lock_notifications,
     schema::{notification_reads, notification_streams, notifications, webhook_deliveries},
 };
 use crate::domain::clock::Timestamp;
@@ -113,7 +112,7 @@ impl Store {
         self.write(move |tx| {
             let deleted = prune(tx, what, before, columns::limit(limit))?;
             if deleted > 0 {
-                release_free_pages(tx)?;
+                tx.later(Vec::new(), |tx| Ok(release_free_pages(tx)?));
             }
             Ok(deleted)
         })
@@ -124,7 +123,6 @@ impl Store {
 /// Deletes old notifications with their read marks and deliveries. Notifications with a pending delivery stay until
 /// [`Store::expire_deliveries`](crate::store::Store::expire_deliveries) has given up the delivery.
 pub(crate) fn prune_notifications(tx: &mut WriteTx<'_>, before: Timestamp, limit: i64) -> Result<usize, StoreError> {
-    lock_notifications(tx)?;
     let pending = webhook_deliveries::table
         .filter(webhook_deliveries::state.eq("pending"))
         .select(webhook_deliveries::notification_id);
@@ -135,8 +133,16 @@ pub(crate) fn prune_notifications(tx: &mut WriteTx<'_>, before: Timestamp, limit
         .limit(limit)
         .select((notifications::notification_id, notifications::stream, notifications::seq))
         .load(tx.connection)?;
+    let found = old.len();
+    let streams = old.iter().map(|(_, stream, _)| columns::parse(stream, "notifications.stream"));
+    let streams = streams.collect::<Result<Vec<_>, _>>()?;
+    tx.later(streams, move |tx| delete_notifications(tx, &old));
+    Ok(found)
+}
+
+fn delete_notifications(tx: &mut WriteTx<'_>, old: &[(String, String, i64)]) -> Result<(), StoreError> {
     let mut tails = BTreeMap::new();
-    for (_, stream, seq) in &old {
+    for (_, stream, seq) in old {
         let tail = tails.entry(stream.as_str()).or_insert(*seq);
         *tail = (*tail).max(*seq);
     }
@@ -152,5 +158,5 @@ pub(crate) fn prune_notifications(tx: &mut WriteTx<'_>, before: Timestamp, limit
     let removed = diesel::delete(notifications::table.filter(notifications::notification_id.eq_any(ids())))
         .execute(tx.connection)?;
     tx.rows += removed;
-    Ok(removed)
+    Ok(())
 }

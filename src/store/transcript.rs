@@ -260,6 +260,10 @@ fn last_messages(
     Ok(said)
 }
 
+fn size_of_entries(append: &TranscriptAppend) -> usize {
+    append.entries.iter().map(TranscriptEntry::size_bytes).sum()
+}
+
 fn append_to(mut entries: Entries) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
     move |tx| entries.write(tx)
 }
@@ -269,7 +273,7 @@ impl Store {
     /// not block. While the database is unavailable, the entries stay queued and are retried for a minute.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] if the queue is full, [`StoreError::Closed`] after close: the entries are returned, and
+    /// [`StoreError::Busy`] if the queue is full or holds its 64 MiB of entries, [`StoreError::Closed`] after close: the entries are returned, and
     /// the failure is counted.
     // The error holds the whole append, so that the caller loses no entry.
     #[allow(clippy::result_large_err)]
@@ -278,9 +282,10 @@ impl Store {
         append: TranscriptAppend,
         done: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) -> Result<(), (StoreError, TranscriptAppend)> {
-        match self.place() {
-            Ok(place) => {
-                place.send(Job::new(Outage::Keep, append_to(Entries::new(append)), done));
+        let room = self.share(size_of_entries(&append)).and_then(|share| Ok((self.place()?, share)));
+        match room {
+            Ok((place, share)) => {
+                place.send(Job::new(Outage::Keep, append_to(Entries::new(append)), done).with_share(share));
                 Ok(())
             }
             Err(error) => {
@@ -300,6 +305,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn append(&self, append: TranscriptAppend) -> Result<(), StoreError> {
+        let _share = self.share_when_there_is_room(size_of_entries(&append)).await?;
         self.write_when_there_is_room(append_to(Entries::new(append))).await
     }
 

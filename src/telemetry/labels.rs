@@ -79,6 +79,10 @@ labels! {
         Cancel = "cancel",
         /// The actor of the session stopped answering.
         Stuck = "stuck",
+        /// The runtime was unavailable; spends no restart.
+        Runtime = "runtime",
+        /// The database was unavailable; spends no restart.
+        Database = "database",
     }
 }
 
@@ -93,8 +97,11 @@ impl RestartCause {
             | ErrorCode::HandshakeTimeout
             | ErrorCode::ProtocolVersion
             | ErrorCode::AgentStartFailed
-            | ErrorCode::AgentAuthRequired => Self::Handshake,
+            | ErrorCode::AgentAuthRequired
+            | ErrorCode::Authentication => Self::Handshake,
             ErrorCode::Internal => Self::Panic,
+            ErrorCode::RuntimeUnavailable => Self::Runtime,
+            ErrorCode::DatabaseUnavailable => Self::Database,
             _ => Self::Crash,
         }
     }

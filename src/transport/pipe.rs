@@ -53,6 +53,8 @@ pub(crate) enum CloseReason {
     AgentExited(AgentExited),
     /// The connection broke, or the peer closed it without a reason; the text is the cause.
     Lost(String),
+    /// The runtime stopped, restarted, or cannot be reached; the text is the cause.
+    RuntimeUnavailable(String),
     /// The peer sent a message larger than the limit.
     FrameTooLarge {
         /// Largest frame of the connection, in bytes.

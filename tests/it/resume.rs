@@ -352,7 +352,11 @@ fn expired_grace_fails_the_turn_and_ends_the_agent() {
     reader.until_result(&prompt_id);
     program.proxy().admit();
     let turn = session.ends(&prompt_id);
-    assert_eq!((&turn["state"], &turn["failure"]["code"]), (&json!("failed"), &json!("connection_lost")), "{turn}");
+    assert_eq!(
+        (&turn["state"], &turn["failure"]["code"]),
+        (&json!("failed"), &json!("runtime_unavailable")),
+        "{turn}"
+    );
     assert_eq!(turn["result"]["stopReason"], "error");
     assert!(turn["result"]["meta"]["message"].as_str().unwrap().starts_with(&ticks(3)), "{turn}");
     ends_within(agent, Duration::from_secs(15), "the agent ends with the grace");
@@ -630,10 +634,14 @@ fn nfr_003_killed_runtime_ends_its_turn_once_and_the_session_recovers() {
     program.start_runtime_again();
     reader.until_result(&prompt_id);
     let turn = session.ends(&prompt_id);
-    assert_eq!((&turn["state"], &turn["failure"]["code"]), (&json!("failed"), &json!("connection_lost")), "{turn}");
+    assert_eq!(
+        (&turn["state"], &turn["failure"]["code"]),
+        (&json!("failed"), &json!("runtime_unavailable")),
+        "{turn}"
+    );
     assert_eq!(turn["result"]["stopReason"], "error", "{turn}");
     let repeat = session.call("ticks 2000 50").header("idempotency-key", "key").send();
-    assert_eq!(repeat.problem(502, "connection_lost")["promptId"], json!(prompt_id));
+    assert_eq!(repeat.problem(503, "runtime_unavailable")["promptId"], json!(prompt_id));
     is_usable_again(&session);
     let results = |event: &Event| event.name == "result" && event.data["promptId"] == prompt_id.as_str();
     assert_eq!(reader.count(results), 1);

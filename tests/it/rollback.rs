@@ -77,6 +77,33 @@ fn fr_007_crashing_turns_roll_back_and_the_next_prompt_keeps_context_over_http()
 }
 
 #[test]
+fn fr_007_bad_key_and_provider_faults_alone_do_not_roll_a_workspace_back() {
+    let program = held().config("[agent.env]\nDEMO_API_KEY = \"wrong\"\n").start();
+    let session = program.api.open("ws");
+    for (prompt, status, code) in [
+        ("error 401 no", 502, "authentication"),
+        ("error -31002 no key", 502, "authentication"),
+        (r#"error-data -32603 {"errorName":"APIError","statusCode":401}"#, 502, "authentication"),
+        ("error -32603 Incorrect API key provided", 502, "authentication"),
+        ("error 500 failed", 502, "model_provider"),
+        (r#"error-data -32603 {"error":{"code":503}}"#, 502, "model_provider"),
+        ("error -32603 unexpected status 500", 502, "model_provider"),
+        ("error 400 prompt is too long", 422, "agent_rejected"),
+    ] {
+        let problem = session.prompt(prompt).problem(status, code);
+        if code == "authentication" {
+            assert_eq!(problem["retryable"], false, "{problem}");
+            assert!(problem["detail"].as_str().unwrap().contains("DEMO_API_KEY"), "{problem}");
+        }
+    }
+    let healthy = route(&session);
+    assert_eq!((&healthy["route"], &healthy["window"]["failures"]), (&json!("acp"), &json!(0)), "{healthy}");
+    session.prompt("error -32603 TypeError at turn.js:429:12").problem(502, "agent_error");
+    session.prompt("error -32800 cancelled").problem(502, "agent_error");
+    eventually("failures of the agent itself count", || route(&session)["window"]["failures"] == 2);
+}
+
+#[test]
 fn fr_007_recovered_agent_is_restored_by_canaries_not_by_a_handshake() {
     let program = quick().start();
     let session = program.api.open("ws");
@@ -194,4 +221,20 @@ fn failure_of_both_routes_holds_the_route_and_raises_an_alarm() {
     assert_eq!(scrape.sum("lumilink_both_routes_failing_total", &[]), 1.0);
     assert_eq!(route(&session)["route"], "http");
     assert!(session.state()["state"] == "idle", "the session stays usable: {}", session.state());
+}
+
+#[test]
+fn actors_of_idle_workspaces_stop_and_their_routes_are_kept() {
+    let program = held().set("supervision.idle_workspace_s", 1).start();
+    let sessions: Vec<_> = ["ws", "ws-2", "ws-3"].map(|name| program.api.open(name)).into();
+    crash_until_rolled_back(&sessions[0]);
+    let actors = || program.metrics().sum("lumilink_route_actors", &[]);
+    assert_eq!(actors(), 6.0);
+    for session in &sessions {
+        session.post("close", json!({})).expect(200);
+    }
+    eventually("no actor is left", || actors() == 0.0);
+    let again = program.api.open("ws");
+    assert_eq!(again.opened["protocol"], "http", "{}", again.opened);
+    assert_eq!(route(&again)["recovery"]["stage"], "open");
 }

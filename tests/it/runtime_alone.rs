@@ -1,6 +1,6 @@
 //! Supervisor and runtime as separate processes, as on two machines.
 
-use crate::harness::{DEADLINE, Program, api::result_of, hostile::RawRequest, json, processes, wait_for};
+use crate::harness::{DEADLINE, Program, api::result_of, eventually, hostile::RawRequest, json, processes, wait_for};
 
 #[test]
 fn turn_runs_through_a_separate_runtime() {
@@ -82,4 +82,66 @@ fn unreachable_runtime_is_a_clear_problem_and_a_paused_one_is_used_again() {
     wait_for(DEADLINE, "health reports the runtime", || {
         alone.api.get("/acp/health").text.contains("untime").then_some(())
     });
+}
+
+#[test]
+fn restarted_runtime_ends_no_session_and_rolls_no_workspace_back() {
+    let settings = Program::builder().set("window.min_samples", 5).set("recovery.cooldown_s", 1800);
+    let mut program = settings.set("supervision.max_restarts", 1).behind_proxy().start();
+    let sessions: Vec<_> = (0..6).map(|_| program.api.open("ws")).collect();
+    let available = |program: &Program| program.metrics().sum("lumilink_runtime_available", &[]);
+    for kills in [false, true] {
+        let busy = sessions[0].starts("ticks 2000 50");
+        if kills {
+            program.kill_runtime();
+        } else {
+            program.stop_runtime();
+            // Its close frame (1001) reports the stop at once.
+            wait_for(DEADLINE, "the metric shows the stop", || (available(&program) == 0.0).then_some(()));
+            for session in &sessions {
+                session.becomes("starting");
+                assert_eq!(session.state()["connectionStatus"], "reconnecting");
+            }
+            let health = program.api.get("/acp/health").expect(200);
+            assert_eq!(
+                (&health["status"], &health["runtime"]["status"]),
+                (&json!("degraded"), &json!("unavailable"))
+            );
+            assert_eq!(program.api.get("/readyz").expect(200)["runtime"], "unavailable");
+        }
+        program.start_runtime_again();
+        let ended = sessions[0].ends(&busy);
+        assert_eq!(ended["failure"]["code"], "runtime_unavailable", "{ended}");
+        for session in &sessions {
+            if kills {
+                // Until then the session tries to resume its conversation, which the new runtime does not know.
+                eventually("the session has a fresh agent", || {
+                    let state = session.state();
+                    state["restarts"] == 2 && state["state"] == "idle"
+                });
+            }
+            assert_eq!(session.says("echo again"), "again", "the next prompt waits for the runtime");
+        }
+        assert_eq!(available(&program), 1.0);
+    }
+    let route = program.api.get("/acp/workspaces/ws/protocol").expect(200);
+    assert_eq!((&route["route"], &route["window"]["failures"]), (&json!("acp"), &json!(0)), "{route}");
+    assert!(program.metrics().sum("lumilink_restarts_total", &[("cause", "runtime")]) >= 12.0);
+    assert_eq!(program.metrics().sum("lumilink_restarts_total", &[("cause", "crash")]), 0.0);
+}
+
+#[test]
+fn drain_counts_no_outcome_although_agents_end_with_it() {
+    let mut program = Program::builder().set("drain.timeout_s", 1).set("turn.cancel_grace_s", 1).start();
+    let session = program.api.open("ws");
+    let prompt_id = {
+        let (prompt_id, _stream) = session.is_busy_with("echo started ; ignore-cancel");
+        prompt_id
+    };
+    program.terminate(DEADLINE);
+    program.start_supervisor_again();
+    let turn = session.ends(&prompt_id);
+    assert_eq!(turn["state"], "cancelled", "{turn}");
+    let route = program.api.get("/acp/workspaces/ws/protocol").expect(200);
+    assert_eq!(route["window"]["failures"], 0, "{route}");
 }

@@ -84,6 +84,8 @@ impl EventFeed {
     pub(crate) fn subscribe(&self, after: u64) -> Subscription {
         let (sender, live) = mpsc::channel(READER_QUEUE);
         let mut inner = self.lock();
+        // A session without events would otherwise keep every reader that has left.
+        inner.readers.retain(|reader| !reader.is_closed());
         // Registered and read under one lock: no event falls between the replay and the live events.
         inner.readers.push(sender);
         Subscription { replay: inner.buffer.after(after), live }
@@ -113,6 +115,16 @@ mod tests {
         assert_eq!(reader.replay.events.iter().map(|event| event.id).collect::<Vec<_>>(), [8]);
         assert_eq!(reader.live.try_recv().unwrap().id, 9);
         assert_eq!(feed.last_id(), 9);
+    }
+
+    #[test]
+    fn disconnected_readers_of_a_silent_session_are_dropped() {
+        let feed = feed();
+        for _ in 0..100 {
+            drop(feed.subscribe(7));
+        }
+        let _reader = feed.subscribe(7);
+        assert_eq!(feed.lock().readers.len(), 1);
     }
 
     #[test]

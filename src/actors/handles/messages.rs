@@ -21,7 +21,7 @@ use crate::{
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
-        turn::{TurnState, outcome::Failure, prompt::Prompt},
+        turn::{CancelCause, TurnState, outcome::Failure, prompt::Prompt},
     },
     store::{EndSlot, Idempotency, PromptRow},
     transport::{AdoptedSession, AgentFacts},
@@ -92,12 +92,13 @@ impl From<Failure> for PromptRefused {
     }
 }
 
-/// http → session: cancels the running turn. Replies at once; `true` if a turn was running.
+/// http, workspaces → session: cancels the running turn. Replies at once; `true` if a turn was running.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub(crate) struct CancelTurn {
     /// The turn to cancel; absent for any running turn.
     pub prompt_id: Option<PromptId>,
+    pub cause: CancelCause,
 }
 
 /// http → session: answers a pending permission request. Replies once the agent has the answer, or with the reason
@@ -260,6 +261,12 @@ pub(crate) struct WindowBreached {
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub(crate) struct TurnObserved(pub TurnReport);
+
+/// routing → `SuccessWindow`, `ProtocolRouter`: stops the actor of a workspace that is no longer in use. Sent from a
+/// drop, in a slot of its own.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopRouting;
 
 /// http → `SuccessWindow`: reads the window's figures. Waits for room.
 #[derive(Message)]

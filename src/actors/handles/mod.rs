@@ -9,6 +9,8 @@ pub(crate) mod index;
 pub(crate) mod messages;
 pub(crate) mod rollback_storm;
 pub(crate) mod route_gate;
+pub(crate) mod runtime_availability;
 pub(crate) mod session;
 pub(crate) mod session_progress;
+pub(crate) mod single_flight;
 pub(crate) mod subscriber;

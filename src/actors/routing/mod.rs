@@ -5,13 +5,13 @@ pub(crate) mod window;
 
 use std::{fmt, sync::Arc};
 
-use actix::{Actor, Addr, Recipient};
+use actix::{Actor, Addr, WeakRecipient};
 use parking_lot::Mutex;
 
 use self::{router::ProtocolRouter, window::SuccessWindow};
 use super::{
     handles::{
-        messages::{ChangeRoute, OutcomeObserved, ProbeRoute, ReadRoute, ReadWindow, RouteView},
+        messages::{ChangeRoute, OutcomeObserved, ProbeRoute, ReadRoute, ReadWindow, RouteView, StopRouting},
         route_gate::{RouteGate, WorkspacePace},
     },
     services::Services,
@@ -44,6 +44,8 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // The timers of the router would keep it alive, and it would probe beside its successor.
+        self.actors.lock().stop();
         self.metrics.routes().vanished(self.gate.route());
     }
 }
@@ -88,11 +90,18 @@ impl WorkspaceRouting {
                 let mut actors = self.0.actors.lock();
                 // Checked again under the lock: two probes may have found the same dead actors.
                 if !actors.is_alive() {
+                    // The one that is left would run beside its successor.
+                    actors.stop();
                     *actors = Actors::start(row, acp, http, &services, &self.0.gate);
                 }
             }
             Err(cause) => tracing::error!(marker = "[ROLLBACK]", %cause, "route actors could not be restarted yet"),
         }
+    }
+
+    /// Identity of this handle and its clones, as long as one of them exists.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// Returns the number of clones of this handle.
@@ -153,13 +162,24 @@ impl Actors {
         let router = ProtocolRouter::new(row, services.clone(), gate.clone()).start();
         let (breaches, turns) = (router.clone().recipient(), router.clone().recipient());
         let window = SuccessWindow::new(key, services.clone(), acp, http, breaches, turns).start();
-        let observed: Recipient<OutcomeObserved> = window.clone().recipient();
+        // Weak: the gate must not keep the window alive, nor the window the router, which holds the gate.
+        let observed: WeakRecipient<OutcomeObserved> = window.clone().recipient().downgrade();
         gate.report_to(Box::new(move || {
-            let slot = observed.clone();
+            let slot = observed.upgrade();
             // Fails only if the window has exited; its successor restores the outcomes from disk.
-            Box::new(move |report| drop(slot.try_send(OutcomeObserved(report))))
+            Box::new(move |report| {
+                if let Some(slot) = slot {
+                    let _ = slot.try_send(OutcomeObserved(report));
+                }
+            })
         }));
         Self { router, window }
+    }
+
+    /// Stops both actors; one that has exited is ignored.
+    fn stop(&self) {
+        let _ = self.router.try_send(StopRouting);
+        let _ = self.window.try_send(StopRouting);
     }
 
     fn is_alive(&self) -> bool {

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, SpawnHandle, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, AtomicResponse, Context, Handler, SpawnHandle, WrapFuture,
     fut::LocalBoxActorFuture,
 };
 use serde_json::{Value, json};
@@ -18,7 +18,9 @@ use crate::{
     actors::{
         handles::{
             index::LiveSession,
-            messages::{ChangeRoute, ProbeRoute, ReadRoute, RouteChange, RouteView, TurnObserved, WindowBreached},
+            messages::{
+                ChangeRoute, ProbeRoute, ReadRoute, RouteChange, RouteView, StopRouting, TurnObserved, WindowBreached,
+            },
             route_gate::RouteGate,
         },
         services::Services,
@@ -72,6 +74,7 @@ type Saving = LocalBoxActorFuture<ProtocolRouter, Result<(), Failure>>;
 impl ProtocolRouter {
     /// Resumes a persisted route; its decisions are published at `gate`.
     pub(crate) fn new(row: RouteRow, services: Arc<Services>, gate: RouteGate) -> Self {
+        services.metrics.routes().actor_created();
         Self { row, services, gate, timer: None }
     }
 
@@ -206,6 +209,10 @@ impl ProtocolRouter {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.timer = None;
+        if self.services.runtime.unavailable_for().is_some() {
+            // A probe would fail for a cause that is not ACP's.
+            return self.wake_in(RETRY, ctx);
+        }
         let (now, fraction) = self.now_and_jitter();
         let mut next = self.row.routing.clone();
         let probe = next.on_tick(now, fraction, &self.services.settings.recovery);
@@ -228,6 +235,7 @@ impl ProtocolRouter {
         let probing = async move { perform_handshake(&services, &key).await };
         ctx.spawn(probing.into_actor(self).map(move |outcome, this, ctx| {
             let sample = if outcome.is_ok() { Sample::Success } else { Sample::Failure };
+            outcome.as_ref().inspect_err(|failure| this.services.runtime.on_failure(failure)).ok();
             this.services.metrics.routes().probed(sample);
             let cause = outcome.err().map(|failure| failure.to_string());
             let cause = cause.as_deref().map(crate::domain::redaction::Redacted::new);
@@ -246,6 +254,12 @@ impl ProtocolRouter {
         let RouteRow { routing, migration_enabled, auto_rollout, .. } = self.row.clone();
         let canary_share_bp = routing.canary_share_bp(&self.services.settings.recovery);
         RouteView { routing, migration_enabled, auto_rollout, canary_share_bp, is_flipped: false }
+    }
+}
+
+impl Drop for ProtocolRouter {
+    fn drop(&mut self) {
+        self.services.metrics.routes().actor_dropped();
     }
 }
 
@@ -344,6 +358,14 @@ fn apply(
             settings.1 = enabled;
             None
         }
+    }
+}
+
+impl Handler<StopRouting> for ProtocolRouter {
+    type Result = ();
+
+    fn handle(&mut self, _: StopRouting, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 

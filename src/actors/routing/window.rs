@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
+use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Recipient, WrapFuture};
 
 use crate::{
     actors::{
-        handles::messages::{OutcomeObserved, ReadWindow, TurnObserved, WindowBreached},
+        handles::messages::{OutcomeObserved, ReadWindow, StopRouting, TurnObserved, WindowBreached},
         services::Services,
     },
     domain::{
@@ -48,6 +48,7 @@ impl SuccessWindow {
         router: Recipient<WindowBreached>,
         turns: Recipient<TurnObserved>,
     ) -> Self {
+        services.metrics.routes().actor_created();
         Self { workspace, services, acp, http, router, turns, reported: None, alarmed: None }
     }
 
@@ -85,6 +86,12 @@ impl SuccessWindow {
     }
 }
 
+impl Drop for SuccessWindow {
+    fn drop(&mut self) {
+        self.services.metrics.routes().actor_dropped();
+    }
+}
+
 impl Actor for SuccessWindow {
     type Context = Context<Self>;
 
@@ -107,7 +114,7 @@ impl Handler<OutcomeObserved> for SuccessWindow {
             self.acp.reset(turn.epoch);
             self.http.reset(turn.epoch);
         }
-        if turn.canary.is_some() || turn.is_watched {
+        if report.is_trial() {
             let sending = self.turns.send(TurnObserved(report));
             // If the router has exited, its successor restores the state from disk.
             ctx.wait(sending.into_actor(self).map(|_, _, _| ()));
@@ -129,6 +136,14 @@ impl Handler<OutcomeObserved> for SuccessWindow {
                 }
             }
         }
+    }
+}
+
+impl Handler<StopRouting> for SuccessWindow {
+    type Result = ();
+
+    fn handle(&mut self, _: StopRouting, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 

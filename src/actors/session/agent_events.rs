@@ -21,7 +21,8 @@ use crate::{
         },
         turn::{
             Severity, TurnOutcome,
-            outcome::{ErrorCode, Failure, classify_agent_error},
+            agent_error::classify_agent_error,
+            outcome::{ErrorCode, Failure},
             read_prompt_end,
             transcript::TranscriptEntry,
         },
@@ -402,7 +403,7 @@ impl Handler<CancelTurn> for Session {
         if !self.turn.as_ref().is_some_and(meant) {
             return false;
         }
-        self.cancel_turn(ctx);
+        self.cancel_turn(message.cause, ctx);
         true
     }
 }

@@ -28,15 +28,24 @@ use crate::{
             context::conversation_context,
             event::EventKind,
             lifecycle::SessionState,
+            restart::{doubled, reconnect_delay},
         },
-        turn::{TurnOutcome, outcome::Failure},
+        turn::{
+            TurnOutcome,
+            outcome::{ErrorCode, Failure},
+        },
     },
     store::{self, SessionChange},
-    transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession},
+    transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession, socket::random_fraction},
 };
 
 /// Messages of the conversation that are read for the context, at most; the context itself is bounded in bytes.
 const CONTEXT_MESSAGES: usize = 200;
+/// Reads of the conversation for a session whose caller waits; each takes at most the read timeout of the database.
+const READ_TRIES: u32 = 3;
+/// First wait before a read of the conversation is repeated; it doubles up to [`LONGEST_READ_WAIT`].
+const FIRST_READ_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_READ_WAIT: Duration = Duration::from_secs(2);
 /// Time limit for the agent's answer to `session/close`; the agent is released without it afterwards.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
@@ -77,6 +86,10 @@ impl Session {
         let is_new = past.agent_session_id.is_none() && past.last_event_id == 0 && past.restarts == 0;
         let runtime_answers = ready.is_some();
         self.agent_session_id = past.agent_session_id;
+        if ready.is_none() {
+            // A session that waits for its runtime may hibernate meanwhile.
+            self.arm_idle_timer(ctx);
+        }
         self.open(Opening { route, delay, cookies, ready, is_new, runtime_answers }, ctx);
     }
 
@@ -94,23 +107,25 @@ impl Session {
             previous: self.agent_session_id.clone(),
             cookies,
         };
+        // A caller that waits for the first start gets its failure; a live session waits for runtime and database.
+        let waits = ready.is_none();
         let services = self.services.clone();
         let opening = async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let begun = services.clock.steady();
-            let opened = services.transport(route).open(request).await;
-            let took = services.clock.steady().since(begun);
+            let (opened, took) = connect(&services, route, request, waits).await;
             let opened = match opened {
                 Ok(opened) if is_new || route == Route::Http => Ok((opened, None)),
-                // If the read fails, the start fails: the agent would continue an incomplete conversation.
-                Ok(opened) => missed(&services, &spec, opened.facts.remembers).await.map(|context| (opened, context)),
+                Ok(opened) => {
+                    missed(&services, &spec, opened.facts.remembers, waits).await.map(|context| (opened, context))
+                }
                 Err(failure) => Err(failure),
             };
             (opened, took)
         };
         ctx.spawn(opening.into_actor(self).map(move |(opened, took), this, ctx| {
+            let opened = opened.map_err(|failure| this.with_credentials_named(failure));
             let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
             if route == Route::Acp {
                 let counted_for = this.route_of_handshake(outcome.is_err());
@@ -142,12 +157,10 @@ impl Session {
         }));
     }
 
-    /// Returns the route for which a handshake counts. A failed handshake ends the canary that caused it; a successful
-    /// one only begins it.
+    /// Returns the route for which a handshake counts.
     fn route_of_handshake(&self, failed: bool) -> TurnRoute {
         match &self.turn {
-            Some(turn) if turn.route.canary.is_some() && failed => turn.route,
-            Some(turn) => TurnRoute { canary: None, ..turn.route },
+            Some(turn) => turn.route.of_handshake(failed),
             None => self.shared.spec.gate.handshake(),
         }
     }
@@ -242,6 +255,7 @@ impl Session {
         self.drop_connection(ctx);
         let status = ConnectionStatus::Connecting;
         self.announce(SessionState::Starting, status);
+        self.limit_runtime_wait(ctx);
         self.open(Opening::over(route), ctx);
     }
 
@@ -358,12 +372,60 @@ impl Session {
     }
 }
 
+/// Opens a connection; returns the duration of the handshake too. If `waits`, waits as long as the runtime is unavailable.
+async fn connect(
+    services: &Services,
+    route: Route,
+    request: OpenRequest,
+    waits: bool,
+) -> (Result<OpenedSession, Failure>, Duration) {
+    loop {
+        if waits && route == Route::Acp && services.runtime.unavailable_for().is_some() {
+            services.runtime.available().await;
+            // Sessions that waited together do not reconnect at once.
+            tokio::time::sleep(reconnect_delay(0, random_fraction())).await;
+        }
+        let begun = services.clock.steady();
+        let opened = services.transport(route).open(request.clone()).await;
+        let took = services.clock.steady().since(begun);
+        match &opened {
+            Err(failure) if failure.code == ErrorCode::RuntimeUnavailable => {
+                services.runtime.on_failure(failure);
+                if waits && route == Route::Acp {
+                    continue;
+                }
+            }
+            Ok(_) if route == Route::Acp => services.runtime.on_connected(),
+            _ => {}
+        }
+        return (opened, took);
+    }
+}
+
 /// Returns the part of the conversation that a freshly connected agent does not know: turns over the fallback, or
-/// everything if the agent remembers nothing.
-async fn missed(services: &Services, spec: &SessionSpec, remembers: bool) -> Result<Option<String>, Failure> {
-    let said = match remembers {
-        true => services.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
-        false => services.store.last_messages(spec.session_id, CONTEXT_MESSAGES).await,
-    };
-    Ok(conversation_context(&said.map_err(|cause| store::failure(&cause))?))
+/// everything if the agent remembers nothing. Repeats a failed read, because a database that is away is no fault of the
+/// agent: as long as necessary if `waits`, else [`READ_TRIES`] times.
+async fn missed(
+    services: &Services,
+    spec: &SessionSpec,
+    remembers: bool,
+    waits: bool,
+) -> Result<Option<String>, Failure> {
+    let mut tries = 0;
+    loop {
+        let said = match remembers {
+            true => services.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
+            false => services.store.last_messages(spec.session_id, CONTEXT_MESSAGES).await,
+        };
+        tries += 1;
+        match said {
+            Ok(said) => return Ok(conversation_context(&said)),
+            Err(cause) if !waits && tries >= READ_TRIES => return Err(store::failure(&cause)),
+            Err(cause) => {
+                let session_id = spec.session_id;
+                tracing::warn!(marker = "[ACP]", %session_id, %cause, tries, "conversation was not read; it is read again");
+                tokio::time::sleep(doubled(FIRST_READ_WAIT, LONGEST_READ_WAIT, tries, random_fraction())).await;
+            }
+        }
+    }
 }

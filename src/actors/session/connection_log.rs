@@ -41,7 +41,7 @@ pub(crate) fn note(
     let new = of(services, &spec.workspace, Some(spec.session_id), outcome, took);
     let new = NewConnection { connection_row_id: id, session_notice, ..new };
     let at = services.clock.steady();
-    let sample = sample_of_handshake(outcome.map(|_| ()));
+    let sample = sample_of_handshake(outcome.map(|_| ())).filter(|_| !services.is_draining());
     let bucket = bucket_start(at, services.settings.window.bucket);
     let counts = sample.map(|sample| OutcomeCount { epoch: turn.epoch, route: Route::Acp, bucket, sample });
     // The reporter takes its slot in the mailbox now, so that the report after the write cannot be refused.

@@ -39,7 +39,7 @@ use crate::{
             lifecycle::SessionState,
             pending_permissions::PendingPermissions,
         },
-        turn::{TurnOutcome, outcome::Failure},
+        turn::{CancelCause, TurnOutcome, outcome::Failure},
     },
     transport::{AgentFacts, AgentSession},
 };
@@ -163,6 +163,7 @@ impl Session {
 
     /// Ends the running turn, if any, with a failure, then the session.
     fn fail(&mut self, failure: Failure, ctx: &mut Context<Self>) {
+        self.services.runtime.on_failure(&failure);
         let cancelled = self.turn.as_ref().is_some_and(Turn::is_cancelled);
         // A cancelled turn may end by a failure, because the agent was killed or did not answer the cancel.
         let outcome = TurnOutcome::of_failure(failure.clone(), cancelled);
@@ -183,6 +184,11 @@ impl Session {
         // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.
         self.guard.report(cause);
         ctx.stop();
+    }
+
+    /// Names the variables of this session's agent in the failure that a bad key causes.
+    fn with_credentials_named(&self, failure: Failure) -> Failure {
+        self.services.settings.name_credentials(self.shared.spec.agent.as_deref(), failure)
     }
 
     fn announce(&self, state: SessionState, connection: ConnectionStatus) {
@@ -225,7 +231,8 @@ impl Handler<EndSession> for Session {
     fn handle(&mut self, message: EndSession, ctx: &mut Self::Context) {
         self.ending = Some(message.cause.clone());
         if self.turn.is_some() {
-            self.cancel_turn(ctx);
+            let is_drain = matches!(message.cause, EndCause::Drained);
+            self.cancel_turn(if is_drain { CancelCause::Drain } else { CancelCause::Close }, ctx);
             return;
         }
         self.release(message.cause, ctx);

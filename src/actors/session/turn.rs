@@ -11,7 +11,10 @@ use super::{
     turn_ticket::{TurnTicket, WhenDropped},
 };
 use crate::{
-    actors::handles::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
+    actors::handles::{
+        messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
+        runtime_availability::PROMPT_WAIT,
+    },
     domain::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
@@ -24,7 +27,7 @@ use crate::{
         },
         session::{connection::ConnectionStatus, lifecycle::SessionState},
         turn::{
-            TurnOutcome, Usage,
+            CancelCause, Severity, TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
             transcript::TranscriptEntry,
@@ -55,13 +58,15 @@ pub(super) struct Turn {
     pub(super) knows_conversation: bool,
     /// Time of the agent's last message.
     pub(super) heard: Timestamp,
-    cancel_asked: bool,
+    cancel_asked: Option<CancelCause>,
     /// Bytes that the agent sent since its messages were last persisted.
     pub(super) unsettled_bytes: usize,
     /// Number of the last message that was persisted.
     pub(super) settled_seq: u64,
     inactivity_timer: Option<SpawnHandle>,
     grace_timer: Option<SpawnHandle>,
+    /// Limits the wait for an unavailable runtime.
+    runtime_timer: Option<SpawnHandle>,
 }
 
 impl Turn {
@@ -82,16 +87,17 @@ impl Turn {
             ticket: None,
             prompt: None,
             heard: now,
-            cancel_asked: false,
+            cancel_asked: None,
             unsettled_bytes: 0,
             settled_seq: 0,
             inactivity_timer: None,
             grace_timer: None,
+            runtime_timer: None,
         }
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.cancel_asked
+        self.cancel_asked.is_some()
     }
 
     /// Answers a prompt that arrives while the turn runs: joins it if key and body are the same.
@@ -145,6 +151,9 @@ impl Session {
         if self.ending.is_some() {
             let failure = Failure::new(ErrorCode::SessionClosed, "the session is being closed");
             return Begin::Answer(Err(failure.into()));
+        }
+        if self.link.is_none() && self.services.runtime.unavailable_for().is_some_and(|it| it >= PROMPT_WAIT) {
+            return Begin::Answer(Err(runtime_unavailable().into()));
         }
         if let Some(facts) = &self.facts
             && let Err(failure) = prompt.check_taken_by(facts.takes)
@@ -246,7 +255,7 @@ impl Session {
                 view.last_used = self.services.clock.now();
                 drop(view);
                 self.services.telemetry.publish(&self.shared, self.services.clock.now());
-                if turn.cancel_asked {
+                if turn.is_cancelled() {
                     self.end_turn(TurnOutcome::Cancelled { confirmed: true }, None, ctx);
                 } else {
                     self.dispatch(ctx);
@@ -270,8 +279,11 @@ impl Session {
     /// Sends the prompt to the agent once the turn is on disk and the agent is connected over the turn's carrier.
     pub(super) fn dispatch(&mut self, ctx: &mut Context<Self>) {
         let Some(turn) = &self.turn else { return };
-        if self.link.is_none() || turn.ticket.is_none() || turn.prompt.is_none() {
+        if turn.ticket.is_none() || turn.prompt.is_none() {
             return;
+        }
+        if self.link.is_none() {
+            return self.limit_runtime_wait(ctx);
         }
         if turn.carrier != self.connection_route {
             return self.change_connection(turn.carrier, ctx);
@@ -321,6 +333,18 @@ impl Session {
         }
     }
 
+    /// Ends a turn that has waited for an unavailable runtime for [`PROMPT_WAIT`]; the session continues to wait.
+    pub(super) fn limit_runtime_wait(&mut self, ctx: &mut Context<Self>) {
+        let Some(turn) = &mut self.turn else { return };
+        if turn.runtime_timer.is_none() {
+            turn.runtime_timer = Some(ctx.run_later(PROMPT_WAIT, |this, ctx| {
+                if this.link.is_none() && this.services.runtime.unavailable_for().is_some() {
+                    this.end_turn(TurnOutcome::Failed(runtime_unavailable()), None, ctx);
+                }
+            }));
+        }
+    }
+
     /// Checks the inactivity limit after `wait`.
     pub(super) fn watch_inactivity(&mut self, wait: std::time::Duration, ctx: &mut Context<Self>) {
         let timer = ctx.run_later(wait, |this, ctx| {
@@ -345,10 +369,16 @@ impl Session {
 
     /// Asks the agent to end the turn, answers its pending permission requests, and waits for the cancel grace. A turn
     /// whose prompt was not sent ends at once.
-    pub(super) fn cancel_turn(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn cancel_turn(&mut self, cause: CancelCause, ctx: &mut Context<Self>) {
         let Some(turn) = &mut self.turn else { return };
-        if std::mem::replace(&mut turn.cancel_asked, true) {
+        if turn.is_cancelled() {
             return;
+        }
+        turn.cancel_asked = Some(cause);
+        let (session_id, prompt_id) = (self.shared.spec.session_id, turn.prompt_id());
+        tracing::info!(marker = "[ACP]", %session_id, %prompt_id, cause = cause.as_str(), "turn is being cancelled");
+        if let (CancelCause::Drain, Some(ticket)) = (cause, &mut turn.ticket) {
+            ticket.remark(Severity::Info, "the turn was cancelled because the service is stopping");
         }
         if turn.prompt.is_some() {
             if turn.ticket.is_some() {
@@ -381,9 +411,16 @@ impl Session {
         // Before the turn is taken, because the decisions belong in its transcript.
         self.cancel_permissions();
         let Some(turn) = self.turn.take() else { return };
-        for timer in [turn.inactivity_timer, turn.grace_timer].into_iter().flatten() {
+        for timer in [turn.inactivity_timer, turn.grace_timer, turn.runtime_timer].into_iter().flatten() {
             ctx.cancel_future(timer);
         }
+        let outcome = match outcome {
+            TurnOutcome::Failed(failure) => {
+                self.services.runtime.on_failure(&failure);
+                TurnOutcome::Failed(self.with_credentials_named(failure))
+            }
+            other => other,
+        };
         self.note_health(&turn, &outcome);
         match turn.ticket {
             Some(ticket) => {
@@ -422,4 +459,9 @@ impl Session {
             self.shared.view().is_slow = self.latency.is_doubled();
         }
     }
+}
+
+/// Failure of a prompt that the runtime's absence keeps from its agent.
+fn runtime_unavailable() -> Failure {
+    Failure::new(ErrorCode::RuntimeUnavailable, "the runtime is unavailable; the session waits for it")
 }

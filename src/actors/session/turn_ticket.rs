@@ -363,7 +363,8 @@ impl Begun {
     /// Builds the report for the success window.
     fn report(&self, outcome: &TurnOutcome) -> TurnReport {
         let (turn, carrier, at) = (self.route, self.carrier, self.services.clock.steady());
-        TurnReport { turn, carrier, sample: sample_of(outcome), at }
+        let sample = sample_of(outcome).filter(|_| !self.services.is_draining());
+        TurnReport { turn, carrier, sample, at }
     }
 
     /// Builds the record of skipped automation; `None` if it was not skipped, or the turn did not complete.

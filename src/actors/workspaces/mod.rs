@@ -9,10 +9,7 @@ pub(crate) mod supervisor;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,7 +20,7 @@ use uuid::Uuid;
 
 use self::{
     open::{OpenSession, Placing},
-    supervisor::WorkspaceSupervisor,
+    supervisor::{Release, WorkspaceSupervisor},
 };
 use super::{
     handles::{
@@ -31,6 +28,7 @@ use super::{
         index::{LiveSession, Mailbox},
         messages::{Adopted, CancelTurn, CloseSession, DrainSessions, Past, StartSession},
         session::{SessionSpec, SharedPolicy},
+        single_flight::SingleFlight,
     },
     routing::WorkspaceRouting,
     services::Services,
@@ -48,14 +46,17 @@ use crate::{
         redaction::Redacted,
         routing::{Route, turn_route::RouteState},
         session::{lifecycle::SessionState, mcp},
-        turn::outcome::{ErrorCode, Failure},
+        turn::{
+            CancelCause,
+            outcome::{ErrorCode, Failure},
+        },
     },
     store::{self, NewSession, SessionChange, SessionRow, WorkspaceRow},
     transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
-/// Number of supervisors at which those without live sessions are released. Each takes a few kilobytes; the number
-/// exceeds the default number of session seats.
+/// Number of supervisors at which those without live sessions are released at once, and not only after
+/// `supervision.idle_workspace_s`. Each takes a few kilobytes; the number exceeds the default number of session seats.
 const MAX_SUPERVISORS: usize = 4096;
 /// Time that a caller waits for a restarting session before it must retry.
 const RESTART_WAIT: Duration = Duration::from_secs(10);
@@ -69,9 +70,8 @@ struct Inner {
     workspace_client: WorkspaceClient,
     capacity: CapacityGuard,
     supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
-    /// Held while a workspace is restored, so that it gets only one router.
-    starting: tokio::sync::Mutex<()>,
-    draining: AtomicBool,
+    /// Workspaces that are being restored, so that each gets only one router.
+    starting: SingleFlight<WorkspaceKey>,
 }
 
 #[derive(Clone)]
@@ -97,8 +97,8 @@ pub(crate) struct ReadySession {
 impl Workspaces {
     /// Creates a directory without supervisors; each supervisor runs on the thread that opens its workspace.
     pub(crate) fn new(services: Arc<Services>, workspace_client: WorkspaceClient, capacity: CapacityGuard) -> Self {
-        let (supervisors, starting, draining) = Default::default();
-        Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, draining }))
+        let (supervisors, starting) = Default::default();
+        Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting }))
     }
 
     pub(crate) fn services(&self) -> &Arc<Services> {
@@ -116,7 +116,7 @@ impl Workspaces {
 
     /// Fails with `draining` while the service is shutting down.
     pub(crate) fn admission(&self) -> Result<(), Failure> {
-        if self.0.draining.load(Ordering::Acquire) {
+        if self.0.services.is_draining() {
             return Err(Failure::new(ErrorCode::Draining, "the service is shutting down"));
         }
         Ok(())
@@ -345,7 +345,7 @@ impl Workspaces {
         }
         // The map's lock cannot be held across the read of the route, so the start has a lock of its own and looks
         // again.
-        let _only_one = self.0.starting.lock().await;
+        let _only_one = self.0.starting.begin(key).await;
         let known = found(&self.0.supervisors.lock());
         if let Some(known) = known {
             return Ok(known);
@@ -356,11 +356,13 @@ impl Workspaces {
             let live: HashSet<_> =
                 self.0.services.index.all().iter().map(|live| live.shared.spec.workspace.clone()).collect();
             // Only workspaces without a session are evicted; their state is on disk.
-            supervisors.retain(|key, _| live.contains(key));
+            supervisors.retain(|key, it| live.contains(key) || !it.is_idle());
         }
         // Runs on the calling HTTP thread: no hop separates a request from its session, and hops dominate the cost of a
         // turn. Requests are spread over the threads, and so are sessions.
-        let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.services.clone(), routing.clone()).start();
+        let supervisor = WorkspaceSupervisor::new(key.clone(), self.0.services.clone(), routing.clone())
+            .stopping_when_idle(self.release(key.clone(), &routing))
+            .start();
         let policy = SharedPolicy::new(self.0.services.settings.default_policy);
         let supervised = Supervised { supervisor, policy, routing };
         supervisors.insert(key.clone(), supervised.clone());
@@ -414,7 +416,7 @@ impl Workspaces {
     /// agent.
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         // First, so that no turn begins while the running ones are awaited.
-        self.0.draining.store(true, Ordering::Release);
+        self.0.services.draining.store(true, Ordering::Release);
         let mut deadline = std::pin::pin!(deadline);
         let index = &self.0.services.index;
         let mut look = tokio::time::interval(Duration::from_millis(50));
@@ -425,7 +427,9 @@ impl Workspaces {
             }
         }
         let running = index.all().into_iter().filter(|live| live.shared.view().running.is_some());
-        let cancelling = running.map(|live| live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None }));
+        let cancelling = running.map(|live| {
+            live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None, cause: CancelCause::Drain })
+        });
         // Concurrently and with a limit: a session that is stuck or waits for the database does not answer.
         let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(cancelling)).await;
         let supervisors: Vec<_> = {
@@ -443,6 +447,14 @@ impl Workspaces {
 
 /// Holders of an idle routing: the directory and the workspace's supervisor.
 const IDLE_HOLDERS: usize = 2;
+
+impl Supervised {
+    /// True if nothing but the directory and the supervisor holds the workspace. A caller that is about to use it has
+    /// taken its routing under the lock of the directory.
+    fn is_idle(&self) -> bool {
+        self.routing.holders() <= IDLE_HOLDERS
+    }
+}
 
 impl Workspaces {
     /// Returns the health of ACP over the workspaces in use.
@@ -464,11 +476,23 @@ impl Workspaces {
     /// Evicts an idle workspace, so that its next session starts it on the thread that serves the session.
     pub(crate) fn evict(&self, key: &WorkspaceKey) {
         let mut supervisors = self.0.supervisors.lock();
-        // A caller that is about to use the workspace has taken its routing under the same lock.
-        let is_idle = supervisors.get(key).is_some_and(|it| it.routing.holders() <= IDLE_HOLDERS);
+        let is_idle = supervisors.get(key).is_some_and(Supervised::is_idle);
         if is_idle && self.0.services.index.of_workspace(key).is_empty() {
             supervisors.remove(key);
         }
+    }
+
+    /// Returns the question of an idle supervisor whether it may stop: it may once its workspace was evicted, which this
+    /// tries first.
+    fn release(&self, key: WorkspaceKey, routing: &WorkspaceRouting) -> Release {
+        let (inner, id) = (Arc::downgrade(&self.0), routing.id());
+        Box::new(move || {
+            let Some(inner) = inner.upgrade() else { return true };
+            let this = Self(inner);
+            this.evict(&key);
+            let supervisors = this.0.supervisors.lock();
+            supervisors.get(&key).is_none_or(|it| it.routing.id() != id)
+        })
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture,
-    fut::wrap_future,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle,
+    WrapFuture, fut::wrap_future,
 };
 use serde_json::json;
 use tokio::{
@@ -40,7 +40,7 @@ use crate::{
             connection::ConnectionStatus,
             event::EventKind,
             lifecycle::SessionState,
-            restart::{RestartPolicy, Verdict},
+            restart::{RestartPolicy, Verdict, runtime_delay, spends_restart},
         },
         turn::outcome::{ErrorCode, Failure},
     },
@@ -64,7 +64,13 @@ pub(crate) struct WorkspaceSupervisor {
     probing: Option<SpawnHandle>,
     /// Time of the last probe.
     probed: Instant,
+    /// Asked when there has been no session for `idle_workspace`; absent in tests.
+    release: Option<Release>,
+    idle_timer: Option<SpawnHandle>,
 }
+
+/// Evicts an idle workspace; true if its supervisor may stop.
+pub(crate) type Release = Box<dyn Fn() -> bool>;
 
 impl WorkspaceSupervisor {
     /// Creates the supervisor of a workspace, without sessions.
@@ -77,7 +83,31 @@ impl WorkspaceSupervisor {
             drained: Vec::new(),
             probing: None,
             probed: Instant::now(),
+            release: None,
+            idle_timer: None,
         }
+    }
+
+    /// Sets the question that precedes the stop of an idle supervisor.
+    pub(crate) fn stopping_when_idle(self, release: Release) -> Self {
+        Self { release: Some(release), ..self }
+    }
+
+    /// Stops this actor, and with it the route's, once the workspace had no session for `supervision.idle_workspace_s`
+    /// and no caller uses it.
+    fn arm_idle_timer(&mut self, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.idle_timer.take() {
+            ctx.cancel_future(timer);
+        }
+        self.idle_timer = Some(ctx.run_later(self.services.settings.idle_workspace, |this, ctx| {
+            if !this.children.is_empty() {
+                return;
+            }
+            match this.release.as_ref().is_some_and(|release| release()) {
+                true => ctx.stop(),
+                false => this.arm_idle_timer(ctx),
+            }
+        }));
     }
 
     fn spawn(
@@ -107,6 +137,7 @@ impl WorkspaceSupervisor {
         let child = Child {
             shared: shared.clone(),
             restarts: RestartPolicy::new(settings.restart),
+            free_restarts: 0,
             generation: 0,
             mailbox,
             actor,
@@ -132,7 +163,20 @@ impl WorkspaceSupervisor {
     fn on_broken(&mut self, id: SessionId, cause: RestartCause, failure: Failure, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         let Some(child) = self.children.get_mut(&id) else { return };
-        match child.restarts.on_end(now) {
+        let verdict = match spends_restart(failure.code) {
+            true => child.restarts.on_end(now),
+            false => {
+                child.free_restarts += 1;
+                let is_runtime = failure.code == ErrorCode::RuntimeUnavailable;
+                // The fresh session waits for the runtime itself.
+                Verdict::Restart(if is_runtime {
+                    Duration::ZERO
+                } else {
+                    runtime_delay(child.free_restarts - 1, 0.5)
+                })
+            }
+        };
+        match verdict {
             Verdict::GiveUp => {
                 let detail =
                     format!("the session failed too often in a short time; last failure: {}", failure.detail);
@@ -197,17 +241,17 @@ impl WorkspaceSupervisor {
         tracing::info!(marker = "[ACP]", session_id = %id, workspace = %self.workspace, state = state.as_str(), "session ended");
         let services = self.services.clone();
         let writing = async move { persist_final_state(&services, &shared, state, failure).await };
-        ctx.spawn(writing.into_actor(self).map(move |written, this, _| {
+        ctx.spawn(writing.into_actor(self).map(move |written, this, ctx| {
             if let Err(cause) = written {
                 // Recovery at the next start, or the next load, corrects the row.
                 tracing::error!(marker = "[ACP]", session_id = %id, %cause, "end of session was not written");
             }
-            this.forget(id);
+            this.forget(id, ctx);
         }));
     }
 
     /// Ends a session whose first start failed: its callers receive the failure, and nothing is persisted.
-    fn give_up_start(&mut self, id: SessionId, cause: EndCause) {
+    fn give_up_start(&mut self, id: SessionId, cause: EndCause, ctx: &mut Context<Self>) {
         let failure = match cause {
             EndCause::StartFailed(failure) | EndCause::Broken(failure) => failure,
             EndCause::Panicked => Failure::new(ErrorCode::Internal, "the session's actor panicked"),
@@ -219,10 +263,10 @@ impl WorkspaceSupervisor {
         for later in self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default() {
             let _ = later.send(Err(failure.clone()));
         }
-        self.forget(id);
+        self.forget(id, ctx);
     }
 
-    fn forget(&mut self, id: SessionId) {
+    fn forget(&mut self, id: SessionId, ctx: &mut Context<Self>) {
         // First, because a caller that is woken below must no longer find the session.
         self.services.index.remove(id);
         let Some(child) = self.children.remove(&id) else { return };
@@ -231,6 +275,7 @@ impl WorkspaceSupervisor {
             let _ = later.send(());
         }
         if self.children.is_empty() {
+            self.arm_idle_timer(ctx);
             for later in self.drained.drain(..) {
                 let _ = later.send(());
             }
@@ -287,6 +332,7 @@ impl Actor for WorkspaceSupervisor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.arm_idle_timer(ctx);
     }
 }
 
@@ -344,7 +390,7 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
             return;
         }
         if !child.proven {
-            return self.give_up_start(id, cause);
+            return self.give_up_start(id, cause, ctx);
         }
         if !child.closing.is_empty() {
             // The caller asked for the end, so the session counts as closed, whatever the cause.
@@ -407,6 +453,8 @@ pub(crate) struct Child {
     /// State that outlives restarts.
     pub shared: Arc<SessionShared>,
     pub restarts: RestartPolicy,
+    /// Restarts that spent nothing of the policy.
+    pub free_restarts: u32,
     /// Number of this start; incremented by each restart.
     pub generation: u64,
     /// Publishes the mailbox of a fresh actor to callers.

@@ -33,14 +33,14 @@ use crate::{
         clock::Clock,
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
         notify::notification::{Scope, Stream, Trigger},
-        routing::Route,
+        routing::{Route, success_window::Sample, turn_route::TurnReport},
         session::{
             lifecycle::{SessionMode, SessionState},
             mcp,
             permission::PermissionPolicy,
         },
         turn::{
-            Severity, TurnState,
+            CancelCause, Severity, TurnState,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
         },
@@ -279,6 +279,49 @@ async fn fr_013_failed_session_is_notified_once_the_database_is_back() {
 }
 
 #[actix::test]
+async fn failed_read_after_a_good_handshake_ends_no_agent_and_spends_no_restart() {
+    let (mut stage, agent) = stage(|settings| settings.restart.max_restarts = 1).await;
+    let path = stage._folder.path().join("test.db");
+    let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    let mut rename = |from: &str, to: &str| {
+        other.batch_execute(&format!("PRAGMA busy_timeout = 5000; ALTER TABLE {from} RENAME TO {to}")).unwrap();
+    };
+    rename("transcript_entries", "hidden");
+    agent.says.send(crash()).await.unwrap();
+    let mut agent = stage.agents.recv().await.unwrap();
+    // A second restart would end the session.
+    tokio::time::timeout(Duration::from_millis(300), stage.gone()).await.expect_err("the session waits for the read");
+    rename("hidden", "transcript_entries");
+    let begun = stage.begin(None).await;
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    assert_eq!(ended(begun.unwrap_or_else(|_| panic!("refused"))).await.state, TurnState::Completed);
+    assert_eq!(stage.live.shared.view().restarts, 1);
+}
+
+#[actix::test]
+async fn route_actors_of_a_released_workspace_stop_although_it_is_rolled_back() {
+    let (stage, _agent) = stage(|_| {}).await;
+    let services = &stage.services;
+    let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "other".parse().unwrap() };
+    let routing = WorkspaceRouting::start(key, services).await.unwrap();
+    assert_eq!(services.metrics.routes().actors(), 4);
+    // As a session holds it.
+    let gate = routing.gate().clone();
+    for _ in 0..5 {
+        let (turn, at) = (gate.handshake(), services.clock.steady());
+        gate.reporter()(TurnReport { turn, carrier: Route::Acp, sample: Some(Sample::Failure), at });
+    }
+    while gate.route() == Route::Acp {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(routing);
+    while services.metrics.routes().actors() > 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[actix::test]
 async fn nfr_002_panicked_session_keeps_its_seat_only_while_restarted() {
     for (max_restarts, left) in [(1, 1), (0, 0)] {
         let (mut stage, _agent) = stage(|settings| settings.restart.max_restarts = max_restarts).await;
@@ -298,13 +341,16 @@ async fn unconfirmed_cancel_ends_cancelled_and_unconfirmed() {
     let begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
     let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
-    assert!(cancel.send(CancelTurn { prompt_id: None }).await.unwrap());
+    assert!(cancel.send(CancelTurn { prompt_id: None, cause: CancelCause::User }).await.unwrap());
     let end = ended(begun).await;
     assert_eq!(end.state, TurnState::Cancelled);
     assert!(end.result.get().contains("did not confirm"), "{}", end.result);
     stage.agents.recv().await.expect("a fresh agent starts");
     let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
-    assert!(!cancel.send(CancelTurn { prompt_id: None }).await.unwrap(), "no turn is running");
+    assert!(
+        !cancel.send(CancelTurn { prompt_id: None, cause: CancelCause::User }).await.unwrap(),
+        "no turn is running"
+    );
 }
 
 #[actix::test]
@@ -335,7 +381,7 @@ async fn failed_call_ends_the_turn_and_keeps_the_connection() {
         let call = agent.prompted().await;
         if asks_for_cancel {
             let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
-            assert!(cancel.send(CancelTurn { prompt_id: None }).await.unwrap());
+            assert!(cancel.send(CancelTurn { prompt_id: None, cause: CancelCause::User }).await.unwrap());
         }
         let remark = AgentEvent::Remark { severity: Severity::Warn, message: "by the way".into() };
         agent.says.send(remark).await.unwrap();

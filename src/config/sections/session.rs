@@ -71,17 +71,21 @@ pub(crate) struct Supervision {
     pub max_restarts: u32,
     /// The period in which `max_restarts` are counted, in seconds, 1 or more.
     pub within_s: u64,
+    /// Time without a session after which the supervisor and the route of a workspace leave memory, in seconds, 1 or
+    /// more. The next session restores them from the database.
+    pub idle_workspace_s: u64,
 }
 
 impl Default for Supervision {
     fn default() -> Self {
-        Self { max_restarts: 5, within_s: 30 }
+        Self { max_restarts: 5, within_s: 30, idle_workspace_s: 60 }
     }
 }
 
 impl Supervision {
     pub(super) fn validate(&self, check: &mut Check<'_>) {
         check.seconds("supervision.within_s", self.within_s);
+        check.seconds("supervision.idle_workspace_s", self.idle_workspace_s);
     }
 }
 

@@ -43,12 +43,12 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
     use ErrorCode::*;
     match code {
         // No agent, or no connection to it.
-        AgentStartFailed | AgentCrashed | ConnectionLost | RuntimeUnavailable | HandshakeTimeout
-        | InactivityTimeout | CancelUnconfirmed => Some(Sample::Failure),
+        AgentStartFailed | AgentCrashed | ConnectionLost | HandshakeTimeout | InactivityTimeout
+        | CancelUnconfirmed => Some(Sample::Failure),
         // Protocol errors. AgentError covers -32603 and every code outside the protocol: the turn ended without a stop
         // reason, the codes for a wrong request are known and not counted, and an agent that fails under a code of its
         // own must not keep a workspace on a dead route. Faults of the model provider were separated before
-        // (`outcome::classify_agent_error`).
+        // (`turn::agent_error`).
         ProtocolVersion | HandshakeFailed | ProtocolViolation | FrameTooLarge | AgentError => Some(Sample::Failure),
         // Only the fallback reports this: it has no command to run the turn with.
         FallbackUnavailable => Some(Sample::Failure),
@@ -58,8 +58,10 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnInProgress
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
         | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
-        // The same on every route: folder and git, credentials (-32000), the model's provider.
-        PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | ModelProvider => None,
+        // The same on every route: folder and git, credentials, the model's provider.
+        PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | Authentication | ModelProvider => None,
+        // The runtime is stopped or cannot be reached: both routes need it.
+        RuntimeUnavailable => None,
         // Caused by this service: 429 and 503, a drain or a crash during the turn, internal errors.
         Interrupted | CapacityExhausted | Draining | DatabaseUnavailable | Stalled | Internal => None,
     }
@@ -70,14 +72,13 @@ mod tests {
     use super::*;
     use crate::{
         acp::jsonrpc::{self, RpcError},
-        domain::turn::outcome::classify_agent_error,
+        domain::turn::agent_error::classify_agent_error,
     };
 
-    const AGAINST: [ErrorCode; 13] = [
+    const AGAINST: [ErrorCode; 12] = [
         ErrorCode::AgentStartFailed,
         ErrorCode::AgentCrashed,
         ErrorCode::ConnectionLost,
-        ErrorCode::RuntimeUnavailable,
         ErrorCode::HandshakeTimeout,
         ErrorCode::InactivityTimeout,
         ErrorCode::CancelUnconfirmed,
@@ -89,7 +90,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 29] = [
+    const NOT_COUNTED: [ErrorCode; 31] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -111,8 +112,10 @@ mod tests {
         ErrorCode::UnknownAgent,
         ErrorCode::WorkspaceUnavailable,
         ErrorCode::AgentAuthRequired,
+        ErrorCode::Authentication,
         ErrorCode::AgentRejected,
         ErrorCode::ModelProvider,
+        ErrorCode::RuntimeUnavailable,
         ErrorCode::Interrupted,
         ErrorCode::CapacityExhausted,
         ErrorCode::Draining,
@@ -161,6 +164,10 @@ mod tests {
             (-32001, "an agent's own code", Some(Sample::Failure)),
             (1, "an agent's own code", Some(Sample::Failure)),
             (1, "rate limit reached", None),
+            (401, "no", None),
+            (500, "no", None),
+            (jsonrpc::INTERNAL_ERROR, "TypeError at turn.js:429:12", Some(Sample::Failure)),
+            (-32800, "cancelled, although no cancel was sent", Some(Sample::Failure)),
         ] {
             let failure = classify_agent_error(&RpcError::new(code, message));
             assert_eq!(sample_of(&TurnOutcome::Failed(failure)), expected, "{code}: {message}");

@@ -52,6 +52,22 @@ pub(crate) struct TurnReport {
     pub at: Timestamp,
 }
 
+impl TurnReport {
+    /// True if the report concerns a trial of ACP: a canary, or one of the first turns after a restore, that ACP carried.
+    /// A turn over HTTP proves nothing about ACP, whatever its stamp says.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.carrier == Route::Acp && (self.turn.canary.is_some() || self.turn.is_watched)
+    }
+}
+
+impl TurnRoute {
+    /// The stamp of a handshake during this turn. A failed handshake ends the canary that caused it; a successful one
+    /// only begins it. No handshake counts as one of the first turns after a restore: the turn itself does.
+    pub(crate) fn of_handshake(self, failed: bool) -> Self {
+        Self { canary: self.canary.filter(|_| failed), is_watched: false, ..self }
+    }
+}
+
 impl RouteState {
     pub(crate) fn of(routing: &Routing, rules: &RecoveryRules) -> Self {
         Self {
@@ -102,7 +118,9 @@ pub(crate) fn bypasses(code: ErrorCode, handshake: Handshake) -> bool {
         | ErrorCode::AgentError
         | ErrorCode::AgentCrashed
         | ErrorCode::AgentStartFailed => has_oneshot || was_on_fallback,
-        ErrorCode::RuntimeUnavailable | ErrorCode::ConnectionLost => runtime_answers || was_on_fallback,
+        ErrorCode::ConnectionLost => runtime_answers || was_on_fallback,
+        // The fallback needs the runtime too. For a first handshake the runtime has just answered a request.
+        ErrorCode::RuntimeUnavailable => runtime_answers,
         _ => false,
     }
 }
@@ -147,6 +165,20 @@ mod tests {
     }
 
     #[test]
+    fn only_a_turn_that_acp_carried_is_a_trial_and_no_handshake_is_a_watched_turn() {
+        let trial = Probe { epoch: 3, attempt: 1 };
+        let plain = TurnRoute { route: Route::Acp, epoch: 3, canary: None, is_watched: false };
+        let canary = TurnRoute { canary: Some(trial), ..plain };
+        let watched = TurnRoute { is_watched: true, ..plain };
+        let is_trial =
+            |turn, carrier| TurnReport { turn, carrier, sample: Some(Sample::Success), at: Timestamp(0) }.is_trial();
+        assert!(is_trial(canary, Route::Acp) && is_trial(watched, Route::Acp) && !is_trial(plain, Route::Acp));
+        assert!(!is_trial(canary, Route::Http) && !is_trial(watched, Route::Http));
+        assert_eq!((canary.of_handshake(true), canary.of_handshake(false)), (canary, plain));
+        assert_eq!((watched.of_handshake(true), watched.of_handshake(false)), (plain, plain));
+    }
+
+    #[test]
     fn fr_002_failed_handshake_is_bypassed_only_if_the_fallback_avoids_its_cause() {
         let nothing = Handshake { has_oneshot: false, runtime_answers: false, was_on_fallback: false };
         let oneshot = Handshake { has_oneshot: true, ..nothing };
@@ -160,7 +192,12 @@ mod tests {
             bypasses(ErrorCode::RuntimeUnavailable, answers) && !bypasses(ErrorCode::RuntimeUnavailable, oneshot)
         );
         assert!(bypasses(ErrorCode::HandshakeTimeout, was));
-        for code in [ErrorCode::AgentAuthRequired, ErrorCode::UnknownAgent, ErrorCode::CapacityExhausted] {
+        for code in [
+            ErrorCode::AgentAuthRequired,
+            ErrorCode::Authentication,
+            ErrorCode::UnknownAgent,
+            ErrorCode::CapacityExhausted,
+        ] {
             assert!(!bypasses(code, was), "{code:?}");
         }
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::domain::clock::Timestamp;
+use crate::domain::{clock::Timestamp, turn::outcome::ErrorCode};
 
 /// Restart intensity as in OTP: after more than `max_restarts` restarts within `within`, another one would not help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,12 @@ pub(crate) enum Verdict {
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// The longest delay before a restart.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// True if an unexpected end with this error spends a restart. Failures of the runtime and the database do not: a fresh
+/// agent cannot cure them, and they end by themselves.
+pub(crate) fn spends_restart(code: ErrorCode) -> bool {
+    !matches!(code, ErrorCode::RuntimeUnavailable | ErrorCode::DatabaseUnavailable)
+}
 
 /// Applies [`RestartLimits`] to one session or one part of the service.
 #[derive(Debug)]
@@ -91,6 +97,12 @@ pub(crate) fn reconnect_delay(attempt: u32, fraction: f64) -> Duration {
         return least + (most - least).mul_f64(bounded(fraction));
     };
     doubled(BASE, LONGEST, doublings, fraction)
+}
+
+/// The wait before status request `attempt` to an unavailable runtime, counted from 0: 1 s doubling to 30 s, each
+/// ± 20 %. `fraction` as in [`reconnect_delay`].
+pub(crate) fn runtime_delay(attempt: u32, fraction: f64) -> Duration {
+    doubled(BASE, LONGEST, attempt, fraction)
 }
 
 /// The wait of a notification reader after `failures` failed attempts in a row: 0.5 s doubling to 30 s, each ± 20 %.
@@ -169,6 +181,14 @@ mod tests {
         assert_eq!(reconnect_delay(0, 1.0), Duration::from_millis(250));
         assert_eq!(reconnect_delay(1, 0.0), Duration::from_millis(800));
         assert_eq!(reconnect_delay(1, 1.0), Duration::from_millis(1200));
+    }
+
+    #[test]
+    fn unavailable_runtime_is_asked_after_1_to_30_s_and_spends_no_restart() {
+        let delays: Vec<_> = (0..7).map(|attempt| runtime_delay(attempt, 0.5).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(!spends_restart(ErrorCode::RuntimeUnavailable) && !spends_restart(ErrorCode::DatabaseUnavailable));
+        assert!(spends_restart(ErrorCode::AgentCrashed) && spends_restart(ErrorCode::ConnectionLost));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One prompt turn: its states, its progress, and its one outcome.
 
+pub(crate) mod agent_error;
 pub(crate) mod outcome;
 pub(crate) mod prompt;
 pub(crate) mod transcript;
@@ -8,14 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use self::{
+    agent_error::classify_agent_error,
     outcome::{ErrorCode, Failure},
     transcript::UpdateView,
 };
 use super::{clock::Timestamp, text, words::words};
-use crate::acp::{
-    jsonrpc::{self, RpcError},
-    schema::StopReason,
-};
+use crate::acp::{jsonrpc::RpcError, schema::StopReason};
 
 words! {
     /// State of a turn.
@@ -80,6 +79,18 @@ impl TurnOutcome {
     }
 }
 
+words! {
+    /// Initiator of a cancel.
+    CancelCause {
+        /// A caller cancelled the turn.
+        User = "user",
+        /// A caller closed the session.
+        Close = "close",
+        /// The service is stopping.
+        Drain = "drain",
+    }
+}
+
 /// Token counts of a turn, if the agent reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Usage {
@@ -108,7 +119,7 @@ pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOu
 
     let answer = match answer {
         Ok(answer) => answer,
-        Err(error) => return (TurnOutcome::Failed(super::turn::outcome::classify_agent_error(&error)), None),
+        Err(error) => return (TurnOutcome::Failed(classify_agent_error(&error)), None),
     };
     let parsed: Answer = match serde_json::from_str(answer.get()) {
         Ok(parsed) => parsed,
@@ -140,9 +151,7 @@ pub(crate) fn read_prompt_end(
 ) -> (TurnOutcome, Option<Usage>) {
     match answer {
         // Some agents answer a cancelled prompt with the error of their own aborted request.
-        Err(error) if cancel_asked || error.code == jsonrpc::REQUEST_CANCELLED => {
-            (TurnOutcome::Cancelled { confirmed: true }, None)
-        }
+        Err(_) if cancel_asked => (TurnOutcome::Cancelled { confirmed: true }, None),
         answer => read_prompt_answer(answer),
     }
 }
@@ -301,6 +310,13 @@ mod tests {
             assert_eq!(read_prompt_answer(Ok(&answer)).0.state(), state, "{name}");
         }
         assert_eq!(read_prompt_answer(Ok(&raw("null"))).0.state(), TurnState::Failed);
+    }
+
+    #[test]
+    fn error_confirms_a_cancel_only_if_a_cancel_was_asked() {
+        let cancelled = || RpcError::new(-32800, "Request cancelled");
+        assert_eq!(read_prompt_end(Err(cancelled()), true).0, TurnOutcome::Cancelled { confirmed: true });
+        assert_eq!(read_prompt_end(Err(cancelled()), false).0.state(), TurnState::Failed);
     }
 
     #[test]

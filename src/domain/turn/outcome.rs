@@ -1,9 +1,6 @@
 //! Errors under stable codes, and their recovery.
 
-use crate::{
-    acp::jsonrpc::{self, RpcError},
-    domain::{capacity::SeatFigures, words::words},
-};
+use crate::domain::{capacity::SeatFigures, words::words};
 
 words! {
     /// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the
@@ -131,7 +128,10 @@ error_codes! {
     /// The agent requires credentials.
     AgentAuthRequired = "agent_auth_required", Application, false,
         "Give the agent its credentials with `agent.env` or `agent.inherit_env`.";
-    /// The agent rejected the parameters of the request.
+    /// The model provider behind the agent refused the credentials, or they are missing.
+    Authentication = "authentication", Application, false,
+        "Correct the key that the error names, in `agent.env` or `agent.inherit_env`.";
+    /// The agent, or the model provider behind it, rejected the parameters of the request.
     AgentRejected = "agent_rejected", Application, false,
         "The error quotes the agent: correct the request accordingly.";
     /// The model provider behind the agent failed.
@@ -219,41 +219,6 @@ impl Failure {
     }
 }
 
-/// Words by which a fault of the model provider behind the agent is known, in lower case. A closed
-/// table: the fallback cannot cure these.
-const PROVIDER_FAULTS: [&str; 14] = [
-    "429",
-    "500 internal server error",
-    "502 bad gateway",
-    "503 service unavailable",
-    "504 gateway",
-    "529",
-    "too many requests",
-    "rate limit",
-    "rate_limit",
-    "overloaded",
-    "quota",
-    "insufficient_quota",
-    "credit balance",
-    "api error: 5",
-];
-
-/// Classifies the error that an agent answered a prompt with.
-pub(crate) fn classify_agent_error(error: &RpcError) -> Failure {
-    let data = error.data.as_ref().map_or("", |data| data.get());
-    let said = format!("{} {data}", error.message).to_lowercase();
-    let code = match error.code {
-        jsonrpc::AUTH_REQUIRED => ErrorCode::AgentAuthRequired,
-        _ if PROVIDER_FAULTS.iter().any(|fault| said.contains(fault)) => ErrorCode::ModelProvider,
-        jsonrpc::INVALID_PARAMS | jsonrpc::RESOURCE_NOT_FOUND => ErrorCode::AgentRejected,
-        jsonrpc::METHOD_NOT_FOUND => ErrorCode::NotSupportedByAgent,
-        jsonrpc::PARSE_ERROR | jsonrpc::INVALID_REQUEST => ErrorCode::ProtocolViolation,
-        _ => ErrorCode::AgentError,
-    };
-    let data = if data.is_empty() { String::new() } else { format!(" {data}") };
-    Failure::new(code, format!("the agent answered: {}{data} (JSON-RPC {})", error.message, error.code))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,15 +228,5 @@ mod tests {
         for code in ErrorCode::ALL {
             assert_eq!(ErrorCode::from_name(code.as_str()), Some(*code));
         }
-    }
-
-    #[test]
-    fn provider_faults_differ_from_agent_errors() {
-        let overloaded = RpcError::new(jsonrpc::INTERNAL_ERROR, "Internal error: API Error: 529 Overloaded");
-        assert_eq!(classify_agent_error(&overloaded).code, ErrorCode::ModelProvider);
-        let bug = RpcError::new(jsonrpc::INTERNAL_ERROR, "Internal error: undefined is not a function");
-        assert_eq!(classify_agent_error(&bug).code, ErrorCode::AgentError);
-        let auth = RpcError::new(jsonrpc::AUTH_REQUIRED, "quota"); // the code is the stronger word
-        assert_eq!(classify_agent_error(&auth).code, ErrorCode::AgentAuthRequired);
     }
 }

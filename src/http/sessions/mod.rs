@@ -35,7 +35,7 @@ use crate::{
             lifecycle::{SessionMode, SessionState},
             mcp,
         },
-        turn::outcome::ErrorCode,
+        turn::{CancelCause, outcome::ErrorCode},
     },
     store::{SessionChange, SessionRow},
 };
@@ -169,7 +169,7 @@ pub(crate) async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Resu
     let cancelled = match state.workspaces.live(id) {
         Some(live) => state
             .workspaces
-            .ask(&live, |it| it.cancel_turn.clone(), |_| CancelTurn { prompt_id })
+            .ask(&live, |it| it.cancel_turn.clone(), |_| CancelTurn { prompt_id, cause: CancelCause::User })
             .await
             .unwrap_or(false),
         None => {

@@ -51,7 +51,7 @@ impl AgentEnd {
                 let why = format!("a line of the agent is larger than {limit} bytes");
                 (AgentExited { code, ..AgentExited::default() }, why)
             }
-            Some(CloseReason::Lost(why)) => (AgentExited::default(), why),
+            Some(CloseReason::Lost(why) | CloseReason::RuntimeUnavailable(why)) => (AgentExited::default(), why),
             None => (AgentExited::default(), "the agent's pipe ended without a reason".to_owned()),
         };
         Self { exited, why, at: Instant::now() }

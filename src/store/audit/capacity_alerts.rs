@@ -178,7 +178,7 @@ impl Store {
         self.write(move |tx| {
             add(tx, &records)?;
             for (notification, now) in &notifications {
-                notifications::add(tx, notification, *now)?;
+                notifications::add_later(tx, notification, *now);
             }
             Ok(())
         })

@@ -12,6 +12,8 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::connection::AnyConnection;
 use crate::{
     domain::{ids::SessionId, notify::notification::Stream},
@@ -33,13 +35,33 @@ pub(crate) struct WriteTx<'a> {
     pub(crate) in_doubt: bool,
     /// Streams that got notifications, whose subscribers are notified after the commit.
     pub(crate) grown: &'a mut Vec<Stream>,
-    /// True if the transaction holds the lock under which notifications are added.
-    pub(crate) has_lock: &'a mut bool,
+    /// Parts that run at the end of the transaction.
+    pub(crate) late: &'a mut Vec<Late>,
     /// The endpoint for the operators' notifications.
     pub(crate) webhook: Option<&'a str>,
 }
 
+/// A part of a write that appends to streams of notifications. It runs at the end of the transaction, after the other
+/// writes of the batch: only then are the streams locked, in sorted order, so that a stream is held for a short time and
+/// two processes cannot deadlock.
+pub(crate) struct Late {
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) in_doubt: bool,
+    pub(crate) run: LateRun,
+}
+
+type LateRun = Box<dyn FnOnce(&mut WriteTx<'_>) -> Result<(), StoreError>>;
+
 impl WriteTx<'_> {
+    /// Runs `run` at the end of this transaction, with `streams` locked. A part that is deferred by a late part is lost.
+    pub(crate) fn later(
+        &mut self,
+        streams: Vec<Stream>,
+        run: impl FnOnce(&mut WriteTx<'_>) -> Result<(), StoreError> + 'static,
+    ) {
+        self.late.push(Late { streams, in_doubt: self.in_doubt, run: Box::new(run) });
+    }
+
     /// Takes `count` transcript numbers of a session and returns the first. `read_last` reads the last number in use, if
     /// it is not cached.
     pub(crate) fn take_seqs(
@@ -121,6 +143,12 @@ pub(crate) struct Job {
     pub(crate) outage: Outage,
     /// True if an earlier attempt may have been committed.
     pub(crate) in_doubt: bool,
+    /// Refusals of this write alone, with commits of other writes between them.
+    pub(crate) refusals: u32,
+    /// Commits of the writer at the last refusal.
+    pub(crate) refused_at: Option<u64>,
+    /// Share of the bytes that may wait; returned on drop.
+    _share: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
@@ -132,7 +160,24 @@ impl Job {
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) -> Self {
         let write = Box::new(Task { run, answer: None, done: Some(done) });
-        Self { write, claim: Claim::default(), reported: false, queued: Instant::now(), outage, in_doubt: false }
+        Self {
+            write,
+            claim: Claim::default(),
+            reported: false,
+            queued: Instant::now(),
+            outage,
+            in_doubt: false,
+            refusals: 0,
+            refused_at: None,
+            _share: None,
+        }
+    }
+
+    /// Holds `share` until the write is done or dropped.
+    #[expect(clippy::used_underscore_binding, reason = "set once, and then held for its drop")]
+    pub(crate) fn with_share(mut self, share: OwnedSemaphorePermit) -> Self {
+        self._share = Some(share);
+        self
     }
 
     /// The claim by which the caller can withdraw the write while it is queued.

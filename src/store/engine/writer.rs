@@ -17,7 +17,7 @@ pub(crate) use super::job::{Job, Outage, WriteTx};
 use super::{
     connection::{AnyConnection, DatabaseUrl, Purpose},
     grown::GrownStreams,
-    job::Message,
+    job::{Late, Message},
 };
 use crate::{
     domain::{ids::SessionId, notify::notification::Stream},
@@ -34,8 +34,17 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest pause before a retry.
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
+/// Refusals of one write, each in a transaction of its own with commits of other writes between them, after which it
+/// counts as one that never succeeds. It must also be older than [`PATIENCES`] times the patience.
+const MAX_REFUSALS: u32 = 3;
+/// Age of a write that is quarantined, in patiences: 10 minutes by default, longer than a usual outage.
+const PATIENCES: u32 = 10;
+
 /// If the database takes longer than this to refuse one write, the remaining ones are not retried alone.
 const SLOW_REFUSAL: Duration = Duration::from_secs(1);
+
+/// Locks streams of notifications, which are sorted, until the end of the transaction.
+pub(crate) type LockStreams = fn(&mut AnyConnection, &[Stream]) -> Result<(), StoreError>;
 
 /// Why a transaction was rolled back.
 struct Failed {
@@ -50,6 +59,7 @@ pub(crate) struct Writer {
     url: DatabaseUrl,
     connection: Option<AnyConnection>,
     webhook: Option<String>,
+    lock_streams: LockStreams,
     queue: Receiver<Message>,
     metrics: Metrics,
     grown: GrownStreams,
@@ -57,6 +67,12 @@ pub(crate) struct Writer {
     /// Writes that the database has not accepted yet, retained for a retry. At half as many as the queue has places,
     /// nothing more is taken out of the queue.
     retained: Vec<Job>,
+    /// Retained writes that were refused repeatedly while other writes succeeded. They are retried alone, every
+    /// [`LAST_RETRY`], so that they slow no batch.
+    suspects: Vec<Job>,
+    suspects_tried: Instant,
+    /// Transactions committed so far.
+    commits: u64,
     max_retained: usize,
     patience: Duration,
     retry: Duration,
@@ -68,6 +84,7 @@ impl Writer {
     pub(crate) fn new(
         url: DatabaseUrl,
         webhook: Option<String>,
+        lock_streams: LockStreams,
         queue: Receiver<Message>,
         patience: Duration,
         metrics: Metrics,
@@ -79,6 +96,7 @@ impl Writer {
         Ok(Self {
             url,
             webhook,
+            lock_streams,
             connection: Some(connection),
             max_retained: queue.max_capacity(),
             queue,
@@ -86,6 +104,9 @@ impl Writer {
             grown,
             next_seq: HashMap::new(),
             retained: Vec::new(),
+            suspects: Vec::new(),
+            suspects_tried: Instant::now(),
+            commits: 0,
             patience,
             retry: FIRST_RETRY,
             timer,
@@ -99,12 +120,13 @@ impl Writer {
             if !batch.is_empty() {
                 self.write(batch);
             }
+            self.retry_suspects();
         }
     }
 
     /// Waits for a write and takes whatever else is queued; retained writes come first.
     fn next_batch(&mut self) -> Option<Vec<Job>> {
-        let first = if self.retained.is_empty() {
+        let first = if self.retained.is_empty() && self.suspects.is_empty() {
             Some(self.queue.blocking_recv()?)
         } else if self.retained.len() >= self.max_retained / 2 {
             // Further writes stay in the queue: when it is full it refuses new work and makes agents wait.
@@ -154,7 +176,7 @@ impl Writer {
             Err(failed) if !failed.in_write => self.give_up(batch, &failed.error),
             // It was alone in its transaction already, and did not lose a race against another process.
             Err(failed) if batch.len() == 1 && !matches!(failed.error, StoreError::Conflict(_)) => {
-                self.give_up(batch, &failed.error);
+                self.refuse_alone(batch, &failed.error);
             }
             // One write failed and rolled back the others, which must not suffer from it.
             Err(_) => self.write_alone(batch),
@@ -172,8 +194,42 @@ impl Writer {
                     alone.extend(rest.by_ref());
                     self.give_up(alone, &failed.error);
                 }
-                Err(failed) => self.give_up(alone, &failed.error),
+                Err(failed) => self.refuse_alone(alone, &failed.error),
             }
+        }
+    }
+
+    fn retry_suspects(&mut self) {
+        if !self.suspects.is_empty() && self.suspects_tried.elapsed() >= LAST_RETRY {
+            self.suspects_tried = Instant::now();
+            let suspects = std::mem::take(&mut self.suspects);
+            self.write_alone(suspects);
+        }
+    }
+
+    /// Gives up a write that failed alone and fast, although the database began its transaction. One that failed so
+    /// repeatedly while other writes succeeded is quarantined: it is dropped with an alarm.
+    fn refuse_alone(&mut self, alone: Vec<Job>, error: &StoreError) {
+        let (commits, limit, may_pass) = (self.commits, self.patience * PATIENCES, error.may_pass());
+        let never_succeeds = |mut job: Job| {
+            if !may_pass && job.refused_at.replace(commits) != Some(commits) {
+                job.refusals += 1;
+            }
+            let is_hopeless = matches!(error, StoreError::Corrupt(_))
+                || (!may_pass && job.refusals >= MAX_REFUSALS && job.queued.elapsed() >= limit);
+            (job.outage == Outage::Keep && is_hopeless, job)
+        };
+        let (hopeless, others): (Vec<_>, Vec<_>) = alone.into_iter().map(never_succeeds).partition(|it| it.0);
+        for (_, mut job) in hopeless {
+            self.metrics.write_quarantined();
+            if !job.is_reported() {
+                self.metrics.commit_failed();
+            }
+            tracing::error!(%error, refusals = job.refusals, "a write that never succeeds was quarantined");
+            job.report(Err(StoreError::Corrupt(error.to_string())));
+        }
+        if !others.is_empty() {
+            self.give_up(others.into_iter().map(|it| it.1).collect(), error);
         }
     }
 
@@ -188,11 +244,13 @@ impl Writer {
                 self.url.connect(Purpose::Write).map_err(|error| Failed { error, in_write: false, lost: false })?
             }
         };
-        let outcome = transact(&mut connection, &mut self.next_seq, self.webhook.as_deref(), jobs);
+        let settings = (self.webhook.as_deref(), self.lock_streams);
+        let outcome = transact(&mut connection, &mut self.next_seq, settings, jobs);
         match outcome {
             Ok((rows, grown)) => {
                 self.connection = Some(connection);
                 self.retry = FIRST_RETRY;
+                self.commits += 1;
                 self.metrics.committed(rows, lag, started.elapsed());
                 grown.iter().for_each(|stream| self.grown.add(stream));
                 Ok(())
@@ -217,7 +275,7 @@ impl Writer {
             let late = job.queued.elapsed() >= self.patience;
             let keep = matches!(error, StoreError::Unavailable(_))
                 && job.outage == Outage::Keep
-                && self.retained.len() < self.max_retained
+                && self.retained.len() + self.suspects.len() < self.max_retained
                 // A closed store must come to an end, because `close` waits for it.
                 && !(late && self.queue.is_closed());
             // A late write is reported as failed and may be retained nevertheless: its caller must not wait longer.
@@ -229,12 +287,14 @@ impl Writer {
                 }
                 job.report(Err(error.clone()));
             }
-            if keep {
-                self.retained.push(job);
+            match keep {
+                true if job.refusals > 1 => self.suspects.push(job),
+                true => self.retained.push(job),
+                false => {}
             }
         }
-        if failed > 0 || !self.retained.is_empty() {
-            tracing::error!(%error, failed, retained = self.retained.len(), "the database did not take writes");
+        if failed > 0 || !self.retained.is_empty() || !self.suspects.is_empty() {
+            tracing::error!(%error, failed, retained = self.retained.len() + self.suspects.len(), "the database did not take writes");
         }
     }
 }
@@ -253,11 +313,11 @@ fn finish_all(jobs: Vec<Job>) {
 fn transact(
     connection: &mut AnyConnection,
     next_seq: &mut HashMap<SessionId, i64>,
-    webhook: Option<&str>,
+    (webhook, lock_streams): (Option<&str>, LockStreams),
     jobs: &mut [Job],
 ) -> Result<(usize, Vec<Stream>), (StoreError, bool)> {
     connection.begin_write().map_err(|cause| (StoreError::from(cause), false))?;
-    let (mut rows, mut grown, mut has_lock) = (0, Vec::new(), false);
+    let (mut rows, mut grown, mut late) = (0, Vec::new(), Vec::new());
     for job in jobs.iter_mut() {
         let mut tx = WriteTx {
             connection,
@@ -265,16 +325,13 @@ fn transact(
             rows: 0,
             in_doubt: job.in_doubt,
             grown: &mut grown,
-            has_lock: &mut has_lock,
+            late: &mut late,
             webhook,
         };
-        // A panic in one write must not end the thread, and with it all later writes.
-        match catch_unwind(AssertUnwindSafe(|| job.run(&mut tx))) {
-            Ok(Ok(())) => rows += tx.rows,
-            Ok(Err(error)) => return Err((error, true)),
-            Err(_) => return Err((StoreError::Corrupt("a write panicked".into()), true)),
-        }
+        run(|| job.run(&mut tx))?;
+        rows += tx.rows;
     }
+    rows += finish_late(connection, next_seq, (webhook, lock_streams), late, &mut grown)?;
     connection.commit().map_err(|cause| {
         for job in jobs.iter_mut() {
             // A commit that reports an error may have taken effect; the next attempt checks before it inserts.
@@ -286,4 +343,34 @@ fn transact(
     grown.sort_unstable();
     grown.dedup();
     Ok((rows, grown))
+}
+
+/// Runs a part of a write; a panic is an error of the write, because it must not end the thread and all later writes.
+fn run(part: impl FnOnce() -> Result<(), StoreError>) -> Result<(), (StoreError, bool)> {
+    match catch_unwind(AssertUnwindSafe(part)) {
+        Ok(outcome) => outcome.map_err(|error| (error, true)),
+        Err(_) => Err((StoreError::Corrupt("a write panicked".into()), true)),
+    }
+}
+
+/// Runs the late parts of a transaction in their order, with all their streams locked; returns the rows written.
+fn finish_late(
+    connection: &mut AnyConnection,
+    next_seq: &mut HashMap<SessionId, i64>,
+    (webhook, lock_streams): (Option<&str>, LockStreams),
+    late: Vec<Late>,
+    grown: &mut Vec<Stream>,
+) -> Result<usize, (StoreError, bool)> {
+    let mut streams: Vec<_> = late.iter().flat_map(|part| part.streams.iter().cloned()).collect();
+    streams.sort_unstable();
+    streams.dedup();
+    lock_streams(connection, &streams).map_err(|error| (error, true))?;
+    let (mut rows, mut none) = (0, Vec::new());
+    for part in late {
+        let in_doubt = part.in_doubt;
+        let mut tx = WriteTx { connection, next_seq, rows: 0, in_doubt, grown, late: &mut none, webhook };
+        run(|| (part.run)(&mut tx))?;
+        rows += tx.rows;
+    }
+    Ok(rows)
 }

@@ -4,11 +4,16 @@ pub(crate) mod deliveries;
 pub(crate) mod inbox;
 pub(crate) mod notes;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
-    sql_types::BigInt,
 };
 use uuid::Uuid;
 
@@ -134,43 +139,49 @@ impl NotificationRecord {
     }
 }
 
-/// "notifications" in ASCII: the advisory lock of `PostgreSQL` that a transaction holds from its first notification to its end.
-const NOTIFICATIONS_LOCK: i64 = 0x746f_6173_7473;
-
-/// Serialises notification writers across processes, so that transactions appending to several streams cannot deadlock.
-/// SQLite has a single writer and needs no lock.
-pub(crate) fn lock_notifications(tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-    if std::mem::replace(tx.has_lock, true) {
-        return Ok(());
-    }
-    if let AnyConnection::Postgres(connection) = &mut *tx.connection {
-        diesel::sql_query("SELECT pg_advisory_xact_lock($1)")
-            .bind::<BigInt, _>(NOTIFICATIONS_LOCK)
-            .execute(connection)?;
+/// Creates missing streams and locks them until the end of the transaction, so that numbers of a stream are given out in
+/// commit order. `streams` are sorted, so that two processes cannot deadlock. SQLite has a single writer and needs no
+/// lock.
+pub(crate) fn lock_streams(connection: &mut AnyConnection, streams: &[Stream]) -> Result<(), StoreError> {
+    for stream in streams {
+        let name = stream.to_string();
+        let create_stream = diesel::insert_into(notification_streams::table)
+            .values((
+                notification_streams::stream.eq(name.as_str()),
+                notification_streams::head.eq(0),
+                notification_streams::tail.eq(0),
+            ))
+            .on_conflict_do_nothing();
+        execute!(connection, create_stream)?;
+        if let AnyConnection::Postgres(connection) = &mut *connection {
+            let ours = notification_streams::table.find(name.as_str());
+            diesel::update(ours)
+                .set(notification_streams::head.eq(notification_streams::head))
+                .execute(connection)?;
+        }
     }
     Ok(())
 }
 
-/// Appends a notification to its stream, in the transaction of its cause. `false`, and nothing is added, if the cause was
-/// notified before.
-pub(crate) fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
+/// Appends a notification to its stream at the end of the transaction; nothing is added if the cause was notified before.
+pub(crate) fn add_later(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) {
+    let notification = notification.clone();
+    tx.later(vec![notification.to.stream()], move |tx| add(tx, &notification, now).map(|_| ()));
+}
+
+/// True if the cause was notified before.
+fn is_notified(tx: &mut WriteTx<'_>, notification: &NewNotification) -> diesel::QueryResult<bool> {
+    let cause_id = columns::clean(notification.cause_id.clone());
+    let earlier = notifications::table.filter(notifications::cause_id.eq(cause_id));
+    Ok(earlier.select(notifications::seq).first::<i64>(tx.connection).optional()?.is_some())
+}
+
+/// Appends a notification to its stream, which is locked. `false`, and nothing is added, if the cause was notified before.
+fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (notification.to.stream(), super::engine::columns::clean(notification.cause_id.clone()));
     let name = stream.to_string();
-    lock_notifications(tx)?;
-    let create_stream = diesel::insert_into(notification_streams::table)
-        .values((
-            notification_streams::stream.eq(name.as_str()),
-            notification_streams::head.eq(0),
-            notification_streams::tail.eq(0),
-        ))
-        .on_conflict_do_nothing();
-    execute!(tx.connection, create_stream)?;
     let ours = notification_streams::table.find(name.as_str());
-    // Holds the row until the commit: other writers to the same stream wait here.
-    diesel::update(ours).set(notification_streams::head.eq(notification_streams::head)).execute(tx.connection)?;
-    let earlier = notifications::table.filter(notifications::cause_id.eq(cause_id.as_str()));
-    let earlier: Option<i64> = earlier.select(notifications::seq).first(tx.connection).optional()?;
-    if earlier.is_some() {
+    if is_notified(tx, notification)? {
         if tx.in_doubt {
             // An earlier attempt of this write may have added it without notifying subscribers.
             tx.grown.push(stream);
@@ -254,7 +265,18 @@ impl Store {
         notification: NewNotification,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        self.write_when_there_is_room(move |tx| add(tx, &notification, now)).await
+        let (stream, added) = (notification.to.stream(), Arc::new(AtomicBool::new(false)));
+        let is_added = added.clone();
+        self.write_when_there_is_room(move |tx| {
+            let (notification, added) = (notification.clone(), added.clone());
+            tx.later(vec![stream.clone()], move |tx| {
+                added.store(add(tx, &notification, now)?, Ordering::Release);
+                Ok(())
+            });
+            Ok(())
+        })
+        .await?;
+        Ok(is_added.load(Ordering::Acquire))
     }
 
     /// The ends of a stream; both 0 for an unknown one. Cancel-safe.

@@ -2,7 +2,6 @@
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
-use super::lock_notifications;
 use crate::{
     domain::{
         clock::Timestamp,
@@ -39,36 +38,40 @@ impl SessionNoticeRows {
 
     /// Writes the note, and the notification unless an equivalent one exists: for events that concern many sessions at once.
     pub(crate) fn write_for_each(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-        // Locked first, so that a notification of another process is committed before the check.
-        lock_notifications(tx)?;
-        if !self.has_equivalent(tx)? {
-            notifications::add(tx, &self.notification, self.now)?;
-        } else if tx.in_doubt {
-            // The existing one may be from an earlier attempt of this write, which notified no subscriber.
-            tx.grown.push(self.notification.to.stream());
-        }
+        let (notification, now) = (self.notification.clone(), self.now);
+        // The check needs the lock of the stream, so that a notification of another process is committed before it.
+        tx.later(vec![notification.to.stream()], move |tx| {
+            if !has_equivalent(tx, &notification, now)? {
+                notifications::add(tx, &notification, now)?;
+            } else if tx.in_doubt {
+                // The existing one may be from an earlier attempt of this write, which notified no subscriber.
+                tx.grown.push(notification.to.stream());
+            }
+            Ok(())
+        });
         self.note.write(tx)
-    }
-
-    fn has_equivalent(&self, tx: &mut WriteTx<'_>) -> diesel::QueryResult<bool> {
-        use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
-        let Some(key) = self.notification.to.workspace() else { return Ok(false) };
-        let together = coalescing_range(self.now);
-        let notifications = dsl::notifications
-            .filter(installation_id.eq(key.installation_id.as_str()))
-            .filter(workspace_id.eq(key.workspace_id.as_str()))
-            .filter(created_us.ge(together.start.0).and(created_us.lt(together.end.0)))
-            .filter(trigger.eq(self.notification.notice.trigger.as_str()));
-        Ok(notifications.select(seq).first::<i64>(tx.connection).optional()?.is_some())
     }
 
     /// Writes both, or neither if the cause was notified before.
     pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
-        if notifications::add(tx, &self.notification, self.now)? {
+        if !notifications::is_notified(tx, &self.notification)? {
             self.note.write(tx)?;
         }
+        notifications::add_later(tx, &self.notification, self.now);
         Ok(())
     }
+}
+
+fn has_equivalent(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> diesel::QueryResult<bool> {
+    use schema::notifications::{created_us, dsl, installation_id, seq, trigger, workspace_id};
+    let Some(key) = notification.to.workspace() else { return Ok(false) };
+    let together = coalescing_range(now);
+    let notifications = dsl::notifications
+        .filter(installation_id.eq(key.installation_id.as_str()))
+        .filter(workspace_id.eq(key.workspace_id.as_str()))
+        .filter(created_us.ge(together.start.0).and(created_us.lt(together.end.0)))
+        .filter(trigger.eq(notification.notice.trigger.as_str()));
+    Ok(notifications.select(seq).first::<i64>(tx.connection).optional()?.is_some())
 }
 
 impl Store {

@@ -30,7 +30,7 @@ use crate::{
             connection::{AnyConnection, execute},
             writer::WriteTx,
         },
-        notifications::{NotificationRecord, NotificationRow, add},
+        notifications::{NotificationRecord, NotificationRow, add_later},
         schema::{notification_streams, notifications, protocol_migrations, rollback_events, sessions},
         transcript::{Entries, TranscriptAppend},
     },
@@ -119,7 +119,7 @@ impl FlipRows {
             None => false,
         };
         if !is_silent {
-            add(tx, &self.notification, self.now)?;
+            add_later(tx, &self.notification, self.now);
         }
         // A missing session must not fail a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {

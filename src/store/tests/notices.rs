@@ -1,6 +1,9 @@
 //! Events that affect many sessions of a workspace at once: one notification within a minute, and a note in each
 //! session.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::fixture::*;
@@ -91,15 +94,26 @@ both_databases! {
         let web = key("acme", "web");
         let session = session(&store).await;
         let mut rows = SessionNoticeRows::new(web.clone(), session, None, of_break(&web), at(0));
-        let woken = store.write(move |tx| {
+        let woken = Arc::new(Mutex::new(Vec::new()));
+        let seen = woken.clone();
+        let writing = store.write(move |tx| {
             rows.write_for_each(tx)?;
-            tx.grown.clear();
+            tx.later(Vec::new(), |tx| {
+                tx.grown.clear();
+                Ok(())
+            });
             tx.in_doubt = true;
             rows.write_for_each(tx)?;
-            Ok(tx.grown.clone())
+            let seen = seen.clone();
+            tx.later(Vec::new(), move |tx| {
+                tx.grown.clone_into(&mut seen.lock());
+                Ok(())
+            });
+            Ok(())
         });
+        writing.await.unwrap();
         // The second attempt wakes the subscribers, because the first may have woken none.
-        assert_eq!(woken.await.unwrap(), [Stream::Tenant(web.installation_id.clone())]);
+        assert_eq!(*woken.lock(), [Stream::Tenant(web.installation_id.clone())]);
         assert_eq!(notified_at(&store, &web).await, [0]);
     }
 }

@@ -13,7 +13,10 @@ use diesel::RunQueryDsl;
 use uuid::Uuid;
 
 use super::fixture::*;
-use crate::store::notifications::inbox::MAX_UNREAD;
+use crate::store::{
+    engine::connection::{AnyConnection, Purpose},
+    notifications::{inbox::MAX_UNREAD, lock_streams},
+};
 use crate::{
     domain::{
         ids::{SessionId, WorkspaceKey},
@@ -155,6 +158,28 @@ fn taken<'a>(scope: &Scope, all: &'a [NotificationRow]) -> Vec<&'a NotificationR
 }
 
 both_databases! {
+    async fn locked_stream_of_another_process_delays_no_other_stream(database: TestDatabase) {
+        let store = database.open();
+        for name in ["a", "b"] {
+            notify(&store, of_workspace(name, "web"), 0).await;
+        }
+        let mut other = database.url().connect(Purpose::Write).unwrap();
+        if matches!(other, AnyConnection::Sqlite(_)) {
+            return; // A single writer at a time.
+        }
+        other.begin_write().unwrap();
+        lock_streams(&mut other, &[tenant("a")]).unwrap();
+        let waiting = tokio::spawn({
+            let store = database.open();
+            async move { notify(&store, of_workspace("a", "web"), 1).await }
+        });
+        notify(&store, of_workspace("b", "web"), 1).await;
+        assert!(!waiting.is_finished() && ends(&store, &tenant("b")).await.0 == 2);
+        other.commit().unwrap();
+        waiting.await.unwrap();
+        assert_eq!(ends(&store, &tenant("a")).await.0, 2);
+    }
+
     async fn sequence_numbers_of_concurrent_writers_appear_in_order_without_gaps(database: TestDatabase) {
         const CAUSES: u64 = 200;
         // As two processes, each with its own writer.

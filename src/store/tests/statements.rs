@@ -67,14 +67,14 @@ both_databases! {
         store.close().await;
         let mut connection = database.url().connect(Purpose::Write).unwrap();
         connection.begin_write().unwrap();
-        let (mut next_seq, mut grown, mut has_lock) = (HashMap::new(), Vec::new(), false);
+        let (mut next_seq, mut grown, mut late) = (HashMap::new(), Vec::new(), Vec::new());
         let mut tx = WriteTx {
             connection: &mut connection,
             next_seq: &mut next_seq,
             rows: 0,
             in_doubt: false,
             grown: &mut grown,
-            has_lock: &mut has_lock,
+            late: &mut late,
             webhook: None,
         };
         let statements = record(tx.connection);

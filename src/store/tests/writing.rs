@@ -1,7 +1,15 @@
 //! The writer: groups of writes, isolation of failures, outages, bounds, close; and reads that are not polled.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
 use super::fixture::*;
-use crate::store::{Store, StoreError, StoreOptions, transcript::Entries};
+use crate::store::{Store, StoreError, StoreOptions, engine::writer::WriteTx, transcript::Entries};
 
 both_databases! {
     async fn concurrent_starts_upgrade_the_schema_once(database: TestDatabase) {
@@ -65,6 +73,44 @@ both_databases! {
             assert_eq!(read.await, Ok(()));
         }
         assert_eq!(holding.await.unwrap(), Ok(()));
+    }
+
+    async fn write_that_never_succeeds_is_quarantined_and_slows_no_batch(database: TestDatabase) {
+        let patience = Duration::from_millis(100);
+        let store = Store::open(StoreOptions { patience, ..database.options() }, database.metrics.clone()).unwrap();
+        let session = session(&store).await;
+        let runs = Arc::new(AtomicU64::new(0));
+        let poison = tokio::spawn({
+            let (store, runs) = (store.clone(), runs.clone());
+            let odd = move |_: &mut WriteTx<'_>| {
+                runs.fetch_add(1, Ordering::SeqCst);
+                Err::<(), _>(StoreError::Unavailable("odd".into()))
+            };
+            async move { store.write_when_there_is_room(odd).await }
+        });
+        let mut others = 0;
+        until("the write is quarantined", async || {
+            store.append(append(session, &["x"])).await.unwrap();
+            others += 1;
+            database.metrics.value("lumilink_writer_quarantined_total") == Some(1.0)
+        })
+        .await;
+        assert!(poison.await.unwrap().is_err());
+        let runs = runs.load(Ordering::SeqCst);
+        assert!(runs <= 8 && others > runs, "{runs} runs beside {others} other writes");
+        assert_eq!(store.transcript_len(session).await.unwrap(), others);
+    }
+
+    async fn waiting_entries_are_bounded_in_bytes(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let held = hold(&store).await;
+        let mebibyte = "x".repeat(1 << 20);
+        let append = || store.try_append(append(session, &[&mebibyte]), drop).map_err(|it| it.0);
+        let taken = std::iter::from_fn(|| append().ok()).count();
+        assert_eq!((taken, append()), (64, Err(StoreError::Busy)));
+        held.release().await;
+        until("there is room again", async || append().is_ok()).await;
     }
 
     async fn failed_write_does_not_affect_its_group(database: TestDatabase) {

@@ -257,6 +257,11 @@ impl Metrics {
         self.all.agent_processes.dec();
     }
 
+    /// The runtime became available or unavailable.
+    pub(crate) fn runtime_available(&self, is_available: bool) {
+        self.all.connections.runtime_available.set(i64::from(is_available));
+    }
+
     /// A conversation with an agent is kept for a disconnected client.
     pub(crate) fn conversation_held(&self) {
         self.all.connections.held.inc();
@@ -284,6 +289,11 @@ impl Metrics {
         writer.rows.inc_by(rows as u64);
         writer.lag.observe(lag.as_secs_f64());
         writer.commit_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A write that never succeeds was dropped.
+    pub(crate) fn write_quarantined(&self) {
+        self.all.writer.quarantined.inc();
     }
 
     pub(crate) fn commit_failed(&self) {

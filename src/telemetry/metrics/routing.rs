@@ -14,6 +14,7 @@ pub(crate) struct RouteMetrics {
     flips: Family<Flipped, IntCounter>,
     probes: Family<Sample, IntCounter>,
     workspaces: Family<Route, IntGauge>,
+    actors: IntGauge,
     both_failing: IntCounter,
     session_fallbacks: IntCounter,
     storm: IntGauge,
@@ -119,6 +120,10 @@ impl RouteMetrics {
                 "Workspaces with a session opened, loaded or prompted since the start, by current route.",
                 &["route"],
             )?,
+            actors: make.gauge(
+                "lumilink_route_actors",
+                "Actors that run the routes of workspaces: two for each workspace in use.",
+            )?,
             both_failing: make.counter(
                 "lumilink_both_routes_failing_total",
                 "Times the fallback of a workspace failed while ACP was failing too.",
@@ -166,6 +171,22 @@ impl RouteMetrics {
     pub(crate) fn moved(&self, from: Route, to: Route) {
         self.vanished(from);
         self.appeared(to);
+    }
+
+    /// An actor of a workspace's route was created.
+    pub(crate) fn actor_created(&self) {
+        self.actors.inc();
+    }
+
+    /// An actor of a workspace's route was dropped.
+    pub(crate) fn actor_dropped(&self) {
+        self.actors.dec();
+    }
+
+    /// Actors of routes that exist.
+    #[cfg(test)]
+    pub(crate) fn actors(&self) -> i64 {
+        self.actors.get()
     }
 
     /// Workspaces in use on a route.

@@ -19,6 +19,7 @@ pub(in crate::telemetry) struct Writer {
     pub rows: IntCounter,
     pub commits: IntCounter,
     pub failures: IntCounter,
+    pub quarantined: IntCounter,
 }
 
 impl Writer {
@@ -37,6 +38,10 @@ impl Writer {
             rows: make.counter("lumilink_writer_rows_total", "Rows written by committed transactions.")?,
             commits: make.counter("lumilink_writer_commits_total", "Transactions committed.")?,
             failures: make.counter("lumilink_writer_failures_total", "Transactions that failed.")?,
+            quarantined: make.counter(
+                "lumilink_writer_quarantined_total",
+                "Writes that the database never accepts and that were dropped with an error in the log.",
+            )?,
         })
     }
 }
@@ -46,6 +51,7 @@ pub(in crate::telemetry) struct Connections {
     pub reconnects: IntCounter,
     pub adopted_turns: IntCounter,
     pub held: IntGauge,
+    pub runtime_available: IntGauge,
 }
 
 impl Connections {
@@ -62,6 +68,10 @@ impl Connections {
             held: make.gauge(
                 "lumilink_held_conversations",
                 "Conversations with agents that the embedded runtime keeps for a disconnected supervisor.",
+            )?,
+            runtime_available: make.gauge(
+                "lumilink_runtime_available",
+                "1 if the runtime is available; 0 while sessions wait for it.",
             )?,
         })
     }

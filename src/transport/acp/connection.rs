@@ -42,6 +42,7 @@ pub(crate) fn closed_in_turn(reason: &CloseReason) -> Failure {
             ),
         },
         CloseReason::Lost(cause) => Failure::new(ErrorCode::ConnectionLost, format!("the connection broke: {cause}")),
+        CloseReason::RuntimeUnavailable(cause) => Failure::new(ErrorCode::RuntimeUnavailable, cause.clone()),
         CloseReason::FrameTooLarge { limit } => {
             Failure::new(ErrorCode::FrameTooLarge, format!("a message was larger than {limit} bytes"))
         }

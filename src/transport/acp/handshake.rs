@@ -15,7 +15,8 @@ use crate::{
     contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
     domain::turn::{
         MAX_STRAY_LINES,
-        outcome::{ErrorCode, Failure, classify_agent_error},
+        agent_error::classify_agent_error,
+        outcome::{ErrorCode, Failure},
         prompt::Kinds,
     },
     transport::{
@@ -157,7 +158,10 @@ impl Handshake {
             Peer::Agent { capabilities } => params["clientCapabilities"] = capabilities.clone(),
         }
         self.call(agent_method::INITIALIZE, params).await?.map_err(|error| {
-            let code = refusal_code(&error).unwrap_or(ErrorCode::HandshakeFailed);
+            let code = refusal_code(&error).unwrap_or_else(|| match classify_agent_error(&error).code {
+                code @ (ErrorCode::AgentAuthRequired | ErrorCode::Authentication | ErrorCode::ModelProvider) => code,
+                _ => ErrorCode::HandshakeFailed,
+            });
             Failure::new(code, format!("the handshake was refused: {}", error.message))
         })
     }

@@ -8,6 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     contract::{
+        keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
         runtime::{DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RuntimeStatus, WorkspaceDiff},
     },
@@ -48,6 +49,7 @@ impl RuntimeClient {
         let base = Url::parse(&http).and_then(|url| url.join("/")).map_err(|cause| bad(cause.to_string()))?;
         let mut client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
+            .pool_idle_timeout(CLIENT_KEEP_ALIVE)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
         if connections == Connections::OneEach {
@@ -131,6 +133,8 @@ pub(crate) struct WorkspaceClient {
 
 /// Limit for requests that only read. A diff of a large checkout takes several seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Attempts of a request whose connection closes without an answer. Each failure removes one connection from the pool.
+const TRIES: u32 = 3;
 /// Added to the limit of a clone, so that the runtime's specific error arrives before this side times out.
 const PREPARE_MARGIN: Duration = Duration::from_secs(15);
 
@@ -181,12 +185,93 @@ impl WorkspaceClient {
         self.send(self.client.request(Method::POST, path).json(body).timeout(limit)).await
     }
 
+    /// Sends a request, and again if its connection closed before an answer came: the runtime may close a reused
+    /// connection while the request is on its way. Every request of this client is idempotent.
+    async fn send_again(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, reqwest::Error> {
+        for _ in 1..TRIES {
+            let Some(copy) = request.try_clone() else { break };
+            match copy.send().await {
+                Err(cause) if cause.is_request() && !cause.is_connect() && !cause.is_timeout() => {
+                    tracing::debug!(
+                        marker = "[ACP]",
+                        cause = root_cause(&cause),
+                        "request to the runtime is repeated"
+                    );
+                }
+                result => return result,
+            }
+        }
+        request.send().await
+    }
+
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, Failure> {
         let unavailable = |cause: reqwest::Error| self.client.unavailable(&cause);
-        let response = request.send().await.map_err(unavailable)?;
+        let response = self.send_again(request).await.map_err(unavailable)?;
         if response.status().is_success() {
             return response.json().await.map_err(unavailable);
         }
         Err(self.client.refusal(response).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// Reads one request without a body.
+    async fn request(stream: &mut TcpStream) {
+        let (mut seen, mut byte) = (Vec::new(), [0]);
+        while !seen.ends_with(b"\r\n\r\n") && stream.read(&mut byte).await.unwrap() == 1 {
+            seen.push(byte[0]);
+        }
+    }
+
+    async fn answer(stream: &mut TcpStream) {
+        let body = r#"{"version":"test","agents":[],"agentProcesses":0,"maxAgents":0}"#;
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn request_is_repeated_if_the_server_closes_a_reused_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/acp", listener.local_addr().unwrap());
+        let client = WorkspaceClient::new(&url, None, Duration::from_secs(1)).unwrap();
+        let server = async {
+            let (mut first, _) = listener.accept().await.unwrap();
+            request(&mut first).await;
+            answer(&mut first).await;
+            // The next request arrives in the moment of the close.
+            request(&mut first).await;
+            drop(first);
+            let (mut second, _) = listener.accept().await.unwrap();
+            request(&mut second).await;
+            answer(&mut second).await;
+            second
+        };
+        let calls = async { (client.status().await, client.status().await) };
+        let ((first, second), _open) = tokio::join!(calls, server);
+        assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    }
+
+    #[tokio::test]
+    async fn prompt_is_not_repeated_if_its_connection_closes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/acp", listener.local_addr().unwrap());
+        let client = RuntimeClient::new(&url, None, Connections::OneEach).unwrap();
+        let server = async {
+            let (mut first, _) = listener.accept().await.unwrap();
+            request(&mut first).await;
+            drop(first);
+            tokio::time::timeout(Duration::from_millis(200), listener.accept()).await
+        };
+        let (sent, second) = tokio::join!(client.request(Method::POST, "process-prompt").send(), server);
+        assert!(sent.is_err() && second.is_err(), "one request: {sent:?}");
     }
 }

@@ -51,7 +51,7 @@ pub(crate) struct Connected {
 /// behind, and a retry is safe.
 pub(crate) async fn connect(endpoint: &Endpoint, cookies: Option<&str>) -> Result<Connected, Failure> {
     let Upgraded { socket, connection_id, cookies } =
-        websocket::upgrade(endpoint, cookies, None).await.map_err(|cause| unavailable(endpoint, &cause))?;
+        websocket::upgrade(endpoint, cookies, None).await.map_err(|cause| not_connected(endpoint, &cause))?;
     let connection_id = connection_id.unwrap_or_default();
     let (pipe, carrier, delivered) = ends(endpoint);
     let peer = Peer { endpoint: endpoint.clone(), connection_id: connection_id.clone(), cookies: cookies.clone() };
@@ -68,7 +68,8 @@ pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result
     };
     let (socket, resumed) = peer.resume(None).await.map_err(|cause| match cause {
         ConnectError::NotHeld => Failure::new(ErrorCode::ConnectionLost, cause.to_string()),
-        ConnectError::Failed(_) => unavailable(endpoint, &cause),
+        // Until the grace is over the runtime may come back, whatever it answers meanwhile.
+        ConnectError::Unreachable(_) | ConnectError::Failed(_) => unavailable(endpoint, &cause),
     })?;
     // Numbers count messages, so a number near the end of the range is malformed.
     if resumed.received.max(resumed.after) > u64::MAX / 2 {
@@ -83,6 +84,17 @@ pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result
     let (connection_id, cookies) = (peer.connection_id.clone(), peer.cookies.clone());
     tokio::spawn(Conversation { carrier, peer, attempts: 0 }.run(socket, resumed.received + 1));
     Ok((Connected { pipe, delivered, connection_id, cookies }, resumed))
+}
+
+/// A runtime that answers and refuses the connection is a failure of ACP; one that does not answer is not.
+fn not_connected(endpoint: &Endpoint, cause: &ConnectError) -> Failure {
+    match cause {
+        ConnectError::Unreachable(_) => unavailable(endpoint, cause),
+        ConnectError::NotHeld | ConnectError::Failed(_) => {
+            let detail = format!("the runtime at {} refused the connection: {cause}", endpoint.url);
+            Failure::new(ErrorCode::ConnectionLost, detail)
+        }
+    }
 }
 
 fn unavailable(endpoint: &Endpoint, cause: &ConnectError) -> Failure {
@@ -126,10 +138,10 @@ impl Peer {
                 },
                 Some(Ok(Message::Close(frame))) => {
                     let (is_end, reason) = websocket::closed(frame);
-                    return Err(if is_end {
-                        ConnectError::NotHeld
-                    } else {
-                        ConnectError::Failed(format!("{reason:?}"))
+                    return Err(match (is_end, reason) {
+                        (_, CloseReason::RuntimeUnavailable(cause)) => ConnectError::Unreachable(cause),
+                        (true, _) => ConnectError::NotHeld,
+                        (false, reason) => ConnectError::Failed(format!("{reason:?}")),
                     });
                 }
                 Some(Ok(_)) => {}
@@ -143,7 +155,7 @@ impl Peer {
     async fn reconnect(&mut self, received: u64, attempts: &mut u32) -> Result<(Socket, Resumed), CloseReason> {
         let (grace, patience) = (self.endpoint.resume.grace, self.endpoint.heartbeat.silence);
         let until = Instant::now() + grace;
-        let mut why = "no try was made".to_owned();
+        let (mut why, mut is_unreachable) = ("no try was made".to_owned(), false);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let delay = reconnect_delay(*attempts, random_fraction());
@@ -152,13 +164,21 @@ impl Peer {
             let left = left.saturating_sub(delay);
             if left.is_zero() {
                 let cause = format!("the runtime did not come back within {} s: {why}", grace.as_secs_f32());
-                return Err(CloseReason::Lost(cause));
+                return Err(if is_unreachable {
+                    CloseReason::RuntimeUnavailable(cause)
+                } else {
+                    CloseReason::Lost(cause)
+                });
             }
-            why = match timeout(patience.min(left), self.resume(Some(received))).await {
+            (why, is_unreachable) = match timeout(patience.min(left), self.resume(Some(received))).await {
                 Ok(Ok(reconnected)) => return Ok(reconnected),
-                Ok(Err(cause @ ConnectError::NotHeld)) => return Err(CloseReason::Lost(cause.to_string())),
-                Ok(Err(ConnectError::Failed(cause))) => cause,
-                Err(_) => "it does not answer".to_owned(),
+                // Within the grace, only a restart makes the runtime forget a conversation.
+                Ok(Err(cause @ ConnectError::NotHeld)) => {
+                    return Err(CloseReason::RuntimeUnavailable(format!("the runtime restarted: {cause}")));
+                }
+                Ok(Err(ConnectError::Unreachable(cause))) => (cause, true),
+                Ok(Err(ConnectError::Failed(cause))) => (cause, false),
+                Err(_) => ("it does not answer".to_owned(), false),
             };
             tracing::debug!(marker = "[ACP]", connection = self.connection_id, why, "not reconnected");
         }

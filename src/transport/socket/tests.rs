@@ -190,7 +190,7 @@ async fn is_connected_again(from_agent: &mut FrameReceiver) {
 
 async fn lost(from_agent: &mut FrameReceiver) -> String {
     match in_time(from_agent.recv()).await {
-        Some(Incoming::Closed(CloseReason::Lost(cause))) => cause,
+        Some(Incoming::Closed(CloseReason::Lost(cause) | CloseReason::RuntimeUnavailable(cause))) => cause,
         other => panic!("{other:?}"),
     }
 }

@@ -22,7 +22,7 @@ use tokio_tungstenite::{
     tungstenite::{
         self,
         client::IntoClientRequest,
-        error::UrlError,
+        error::{ProtocolError, UrlError},
         handshake::client::{Request, Response},
         http::{HeaderMap, HeaderValue, header},
         protocol::{CloseFrame, WebSocketConfig},
@@ -88,6 +88,9 @@ pub(crate) enum ConnectError {
     /// The peer does not hold the connection that was to be resumed, so a retry does not help.
     #[error("the runtime does not hold the conversation any more")]
     NotHeld,
+    /// The runtime is not up: the address refuses or resets connections, or a proxy has no runtime behind it.
+    #[error("{0}")]
+    Unreachable(String),
     /// Any other failure; a retry may succeed.
     #[error("{0}")]
     Failed(String),
@@ -108,6 +111,7 @@ pub(crate) async fn upgrade(
         tungstenite::Error::Http(response) if earlier.is_some() && is_not_held(response.status().as_u16()) => {
             ConnectError::NotHeld
         }
+        other if is_unreachable(&other) => ConnectError::Unreachable(other.to_string()),
         other => ConnectError::Failed(other.to_string()),
     })?;
     let headers = response.headers();
@@ -133,6 +137,18 @@ async fn connect(request: Request, frame_bytes: usize) -> Result<(Socket, Respon
     stream.set_nodelay(true)?;
     let (socket, response) = client_async_tls_with_config(request, Watched::new(stream), Some(config), None).await?;
     Ok((Box::new(socket), response))
+}
+
+/// True if no runtime answered. 502, 503 and 504 are the answers of a proxy without a runtime, and of one that stops.
+fn is_unreachable(cause: &tungstenite::Error) -> bool {
+    match cause {
+        tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed => true,
+        tungstenite::Error::Protocol(
+            ProtocolError::HandshakeIncomplete | ProtocolError::ResetWithoutClosingHandshake,
+        ) => true,
+        tungstenite::Error::Http(response) => matches!(response.status().as_u16(), 502..=504),
+        _ => false,
+    }
 }
 
 /// True for 404, and for the statuses of runtimes whose replay does not reach back far enough.
@@ -193,7 +209,9 @@ pub(crate) fn closed(frame: Option<CloseFrame>) -> (bool, CloseReason) {
             | close_code::AGENT_ENDED
             | close_code::REPLACED
     );
-    (is_end, CloseReason::Lost(format!("the runtime closed the connection: {code} {}", frame.reason)))
+    let cause = format!("the runtime closed the connection: {code} {}", frame.reason);
+    let stops = code == close_code::GOING_AWAY;
+    (is_end, if stops { CloseReason::RuntimeUnavailable(cause) } else { CloseReason::Lost(cause) })
 }
 
 /// A stream that records the times of its last read and write.

@@ -296,6 +296,13 @@ impl Program {
         runtime.wait(DEADLINE);
     }
 
+    /// Stops the runtime with SIGTERM and waits for its exit.
+    pub(crate) fn stop_runtime(&mut self) {
+        let runtime = self.runtime.as_mut().expect("the program has a separate runtime");
+        processes::signal(runtime.pid(), libc::SIGTERM);
+        runtime.wait(DEADLINE);
+    }
+
     /// Restarts the runtime. Its address changes; the proxy follows. Requires [`Builder::behind_proxy`].
     pub(crate) fn start_runtime_again(&mut self) {
         let token = self.builder.separate_runtime.clone().expect("the program has a separate runtime");
