@@ -30,7 +30,7 @@
 //! | 7 | [`app`]: one file per area with its `start_*` and `stop`, which `start.rs` and `stop.rs` order; the tour of `demo` |
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
 //! | 5 | [`actors`]: apply the rules of `domain` to messages, rows and timers |
-//! | 4 | [`process`]: agents and commands as child processes |
+//! | 4 | [`process`]: agents and commands as child processes · [`cluster`]: supervisors that share a database |
 //! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts |
 //! | 2 | [`contract`]: wire types · [`config`]: settings, and the only reader of the environment · [`telemetry`]: metrics and logs |
 //! | 1 | [`domain`]: every rule, with the numbers that are no settings, and every notification text; pure, `now` is an argument |
@@ -218,6 +218,7 @@ mod acp;
 mod actors;
 mod app;
 mod client;
+mod cluster;
 pub mod commands;
 mod config;
 mod contract;

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::handles::{index::SessionIndex, rollback_storm::Storm, session_progress::TelemetryFeed};
 use crate::{
-    config::{Config, sections::Github},
+    cluster::membership::Membership,
+    config::{Config, Reloadable, sections::Github},
     domain::{
         clock::Clock,
         routing::{RecoveryRules, Route, success_window::WindowRules},
@@ -18,6 +19,8 @@ use crate::{
 /// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
 pub(crate) struct Services {
     pub store: Store,
+    /// Permission of this process to take work.
+    pub membership: Membership,
     pub metrics: Metrics,
     /// Transport for turns over ACP.
     pub acp: Arc<dyn Transport>,
@@ -55,7 +58,19 @@ impl Services {
         let clock = Arc::new(crate::telemetry::SystemClock);
         let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
         let (telemetry, _) = super::handles::session_progress::telemetry(metrics.clone());
-        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, telemetry, settings }
+        let membership = Membership::unlimited();
+        Self {
+            store,
+            membership,
+            metrics,
+            acp,
+            http,
+            clock,
+            index: SessionIndex::default(),
+            storm,
+            telemetry,
+            settings,
+        }
     }
 }
 
@@ -86,6 +101,8 @@ pub(crate) struct SessionSettings {
     pub recovery: RecoveryRules,
     /// Settings for turning an agent's changes into pull requests.
     pub github: Github,
+    /// Repositories that are never automated; a reload replaces them.
+    pub blocked_repositories: Reloadable<Vec<String>>,
     /// Events held for replay, per session.
     pub replay_events: usize,
     /// Bytes of events held for replay, per session.
@@ -112,6 +129,7 @@ impl SessionSettings {
             window: config.window.rules(),
             recovery: config.recovery.rules(),
             github: config.github.clone(),
+            blocked_repositories: Reloadable::new(config.github.blocked_repositories.clone()),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
             // A quarter of the runtime's replay buffer: the agent waits for us only when the disk is slow.

@@ -1,6 +1,9 @@
 //! Sessions and workspaces: the services that they share, and the recovery of what the last process left.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{AppError, runtime::transports};
 use crate::{
@@ -16,10 +19,11 @@ use crate::{
         upkeep::capacity::CapacityWatch,
         workspaces::Workspaces,
     },
+    cluster::membership::Membership,
     config::Config,
     domain::clock::Clock,
     store::Store,
-    telemetry::{Metrics, SystemClock},
+    telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
 };
 
@@ -41,11 +45,13 @@ pub(super) struct SessionsStart {
 pub(super) async fn start_sessions(
     config: &Config,
     store: Store,
+    membership: Membership,
     metrics: Metrics,
     endpoint: Endpoint,
     can_resume: bool,
 ) -> Result<SessionsStart, AppError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let asked = Instant::now();
+    let clock: Arc<dyn Clock> = Arc::new(DatabaseClock::anchored(asked, store.time().await?));
     let (telemetry, progress) = session_progress::telemetry(metrics.clone());
     let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
     let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
@@ -53,6 +59,7 @@ pub(super) async fn start_sessions(
     let storm = Storm::recover(store.clone(), metrics.clone(), clock.clone()).await?;
     let services = Services {
         store,
+        membership,
         metrics,
         acp: Arc::new(acp),
         http: Arc::new(http),
