@@ -32,7 +32,7 @@
 //! | 7 | [`app`]: one file per area with `start_*` and `stop` functions, called in order by `start.rs` and `stop.rs`; the command `demo` |
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
 //! | 5 | [`actors`]: apply the rules of `domain` to messages, rows and timers |
-//! | 4 | [`process`]: agents and commands as child processes |
+//! | 4 | [`process`]: agents and commands as child processes · [`cluster`]: supervisors that share a database |
 //! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts |
 //! | 2 | [`contract`]: wire types · [`config`]: settings, and the only reader of the environment · [`telemetry`]: metrics and logs |
 //! | 1 | [`domain`]: every rule and constant, and every notification text; pure, `now` is an argument |
@@ -237,6 +237,7 @@ mod acp;
 mod actors;
 mod app;
 mod client;
+mod cluster;
 pub mod commands;
 mod config;
 mod contract;

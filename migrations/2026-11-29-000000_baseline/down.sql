@@ -18,4 +18,6 @@ DROP TABLE transcript_entries;
 DROP TABLE prompts;
 DROP TABLE sessions;
 DROP TABLE workspaces;
+DROP TABLE replicas;
+DROP TABLE schema_compatibility;
 DROP TABLE identity;

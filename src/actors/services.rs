@@ -14,7 +14,8 @@ use super::handles::{
     session_progress::TelemetryFeed,
 };
 use crate::{
-    config::{Config, sections::Github},
+    cluster::membership::Membership,
+    config::{Config, Reloadable, sections::Github},
     domain::{
         clock::Clock,
         routing::{RecoveryRules, Route, success_window::WindowRules},
@@ -29,6 +30,8 @@ use crate::{
 /// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
 pub(crate) struct Services {
     pub store: Store,
+    /// Permission of this process to take work.
+    pub membership: Membership,
     pub metrics: Metrics,
     /// Transport for turns over ACP.
     pub acp: Arc<dyn Transport>,
@@ -76,8 +79,10 @@ impl Services {
         let is_up = Arc::new(|| -> futures_util::future::BoxFuture<'static, bool> { Box::pin(async { true }) });
         let runtime = RuntimeAvailability::new(is_up, clock.clone(), metrics.clone());
         let (telemetry, _) = super::handles::session_progress::telemetry(metrics.clone());
+        let membership = Membership::unlimited();
         Self {
             store,
+            membership,
             metrics,
             acp,
             http,
@@ -123,6 +128,8 @@ pub(crate) struct SessionSettings {
     pub variables: BTreeMap<String, Vec<String>>,
     /// Settings for turning an agent's changes into pull requests.
     pub github: Github,
+    /// Repositories that are never automated; a reload replaces them.
+    pub blocked_repositories: Reloadable<Vec<String>>,
     /// Events held for replay, per session.
     pub replay_events: usize,
     /// Bytes of events held for replay, per session.
@@ -163,6 +170,7 @@ impl SessionSettings {
             recovery: config.recovery.rules(),
             variables: variables(config),
             github: config.github.clone(),
+            blocked_repositories: Reloadable::new(config.github.blocked_repositories.clone()),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
             // A quarter of the runtime's replay buffer: the agent waits for us only when the disk is slow.

@@ -1,5 +1,7 @@
 //! The public API, and the driver of the migrations that it starts.
 
+use std::net::TcpListener;
+
 use tokio::task::JoinHandle;
 
 use super::AppError;
@@ -15,19 +17,20 @@ pub(super) struct HttpHandle {
     running: RunningHttp,
 }
 
-/// Starts the server of the API, which also serves the routes of an embedded runtime.
+/// Starts the server of the API on its bound address, which also serves the routes of an embedded runtime.
 pub(super) fn start_http(
     config: &Config,
     state: ApiState,
     watchdog: Watchdog,
     embedded: Option<EmbeddedRuntime>,
+    listener: TcpListener,
 ) -> Result<HttpHandle, AppError> {
     let beside = embedded.map(|embedded| EmbeddedListener {
         routes: embedded.routes(),
         listener: embedded.listener,
         tune: runtime::tune,
     });
-    let running = http::serve(state, config, watchdog, beside)
+    let running = http::serve(state, config, watchdog, beside, listener)
         .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
     Ok(HttpHandle { running })
 }

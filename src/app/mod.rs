@@ -5,8 +5,11 @@
 //! Invariant: no other module names all the parts. A part gets what it needs as a value; none looks for another.
 
 mod api;
+mod backup;
 mod demo;
+mod membership;
 mod notifications;
+mod reload;
 mod runtime;
 mod sessions;
 mod start;
@@ -20,13 +23,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::store::{database_url, lock_database, make_data_dir};
-pub(crate) use self::{demo::demo, start::Service};
+pub(crate) use self::{
+    backup::{CopyProgress, back_up},
+    demo::demo,
+    reload::Reload,
+    start::Service,
+};
+use self::{
+    membership::refuse_member,
+    reload::{Reloader, Targets},
+    store::{database_url, lock_database, make_data_dir},
+};
 use crate::{
     config::Loaded,
     domain::turn::outcome::Failure,
+    process::terminal::Terminal,
     runtime::{self as container, StartError},
-    store::{BadDatabaseUrl, RenewedEpoch, Store, StoreError},
+    store::{BackupError, BadDatabaseUrl, RenewedEpoch, Store, StoreError},
     telemetry::Metrics,
 };
 
@@ -40,8 +53,20 @@ pub(crate) enum AppError {
     #[error("database.url: {0}")]
     DatabaseUrl(#[from] BadDatabaseUrl),
     /// Another supervisor works with the SQLite file.
-    #[error("another lumilink works with the database {}; stop it, or choose another --data-dir", .0.display())]
-    InUse(PathBuf),
+    #[error("another lumilink works with the database {}{member}; stop it, or choose another --data-dir", path.display())]
+    InUse { path: PathBuf, member: String },
+    /// Another supervisor is the member of the database.
+    #[error("another lumilink works with the database {database}: {member}; stop it, or use another database")]
+    Member { database: String, member: String },
+    /// Another supervisor has taken over.
+    #[error("another lumilink has taken over the database")]
+    Replaced,
+    /// The database was not copied.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// Databases of this kind are copied with their own tools; holds the command.
+    #[error("lumilink copies SQLite databases; a PostgreSQL one is copied with its own tools: {0}")]
+    NotSqlite(String),
     /// The metrics cannot be made.
     #[error("metrics: {0}")]
     Metrics(#[from] crate::telemetry::metrics::MetricsError),
@@ -74,26 +99,36 @@ impl AppError {
 pub(crate) struct ServeOptions {
     /// File that gets `{"http": "http://ADDR:PORT", "pid": N}` once it serves.
     pub announce: Option<PathBuf>,
+    /// Reloads the configuration on SIGHUP. `None`: SIGHUP changes nothing.
+    pub reload: Option<Reload>,
 }
 
 /// Serves until SIGTERM or Ctrl-C, then stops cleanly. A second signal ends the process at once.
 pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    let terminal = Terminal::at_start();
     let service = Service::start(&loaded).await?;
     announce(options.announce.as_deref(), service.address())?;
-    stop::signal().await;
+    let reloader = Reloader::new(options.reload, &loaded, service.targets.clone());
+    let membership = service.membership.membership.clone();
+    let replaced = tokio::select! {
+        () = stop::signal(terminal, reloader) => Ok(()),
+        () = membership.lost() => Err(AppError::Replaced),
+    };
     service.stop().await;
-    Ok(())
+    replaced
 }
 
 /// Runs the container side alone until SIGTERM or Ctrl-C.
-pub(crate) async fn runtime(loaded: Loaded, announce_to: Option<PathBuf>) -> Result<(), AppError> {
+pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    let terminal = Terminal::at_start();
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let settings = &loaded.config.runtime;
-    let options = runtime::runtime_options(&loaded, settings.listen, settings.token.clone(), &metrics)?;
-    let running = container::start(options, Some(start::watchdog(metrics)?)).await?;
+    let parts = runtime::runtime_options(&loaded, settings.listen, settings.token.clone(), &metrics)?;
+    let running = container::start(parts, Some(start::watchdog(metrics)?)).await?;
     tracing::info!(marker = "[ACP]", address = %running.address(), "runtime started");
-    announce(announce_to.as_deref(), running.address())?;
-    stop::signal().await;
+    announce(options.announce.as_deref(), running.address())?;
+    let targets = Targets { runtime_token: Some(running.token().clone()), ..Targets::default() };
+    stop::signal(terminal, Reloader::new(options.reload, &loaded, targets)).await;
     running.stop(runtime::kill_grace(&loaded.config)).await;
     tracing::info!(marker = "[ACP]", "stopped");
     Ok(())
@@ -110,13 +145,15 @@ pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
 }
 
 /// Brings the tables of a database that was restored from a backup up to date, and gives it a new epoch: cursors of
-/// before are reset. Refused while a supervisor works with a SQLite file; on `PostgreSQL` nobody sees that. Safe to
-/// repeat.
+/// before are reset. Refused while a supervisor works with the database. Safe to repeat.
 pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;
-    let _held = lock_database(&url)?;
+    let held = lock_database(&url)?;
     migrate(loaded).await?;
+    if held.is_none() {
+        refuse_member(&url)?;
+    }
     Ok(Store::renew_epoch(&url)?)
 }
 

@@ -50,6 +50,7 @@ impl NotificationsHandle {
 /// The poster of operators' alerts.
 pub(super) struct WebhooksHandle {
     stop: WebhookStop,
+    pub(super) poster: Option<Arc<Poster>>,
     /// `None` where no webhook is configured.
     posting: Option<JoinHandle<()>>,
 }
@@ -57,8 +58,9 @@ pub(super) struct WebhooksHandle {
 /// Starts posting, where a webhook is configured.
 pub(super) fn start_webhooks(webhooks: Option<Webhooks>, keeper: Keeper) -> WebhooksHandle {
     let stop = WebhookStop::default();
+    let poster = webhooks.as_ref().map(|webhooks| webhooks.poster.clone());
     let posting = webhooks.map(|webhooks| webhooks.start(stop.clone(), keeper));
-    WebhooksHandle { stop, posting }
+    WebhooksHandle { stop, poster, posting }
 }
 
 impl WebhooksHandle {

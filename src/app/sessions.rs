@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{AppError, runtime::transports};
@@ -20,10 +20,11 @@ use crate::{
         upkeep::capacity::CapacityWatch,
         workspaces::Workspaces,
     },
+    cluster::membership::Membership,
     config::Config,
     domain::clock::Clock,
     store::Store,
-    telemetry::{Metrics, SystemClock},
+    telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
 };
 
@@ -45,11 +46,13 @@ pub(super) struct SessionsStart {
 pub(super) async fn start_sessions(
     config: &Config,
     store: Store,
+    membership: Membership,
     metrics: Metrics,
     endpoint: Endpoint,
     can_resume: bool,
 ) -> Result<SessionsStart, AppError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let asked = Instant::now();
+    let clock: Arc<dyn Clock> = Arc::new(DatabaseClock::anchored(asked, store.time().await?));
     let (telemetry, progress) = session_progress::telemetry(metrics.clone());
     let clone_timeout = Duration::from_secs(config.workspaces.clone_timeout_s);
     let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
@@ -63,6 +66,7 @@ pub(super) async fn start_sessions(
     let runtime = RuntimeAvailability::new(check, clock.clone(), metrics.clone());
     let services = Services {
         store,
+        membership,
         metrics,
         acp: Arc::new(acp),
         http: Arc::new(http),

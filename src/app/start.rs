@@ -1,11 +1,13 @@
 //! Starts the service: every area in order, those first that others need.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use super::{
     AppError,
     api::{HttpHandle, MigrationsHandle, start_http, start_migrations},
+    membership::join,
     notifications::{NotificationsHandle, WebhooksHandle, start_notifications, start_webhooks, webhooks},
+    reload::Targets,
     runtime::{RuntimeHandle, start_runtime},
     sessions::{SessionsHandle, SessionsStart, start_sessions},
     store::{StoreHandle, start_store},
@@ -13,7 +15,8 @@ use super::{
 };
 use crate::{
     actors::{migrations::Migrations, upkeep::keeper::Keeper},
-    config::Loaded,
+    cluster::membership::Renewal,
+    config::{Loaded, Reloadable},
     domain::watchdog::WatchdogLimits,
     http::ApiState,
     telemetry::{Metrics, watchdog::Watchdog},
@@ -21,6 +24,7 @@ use crate::{
 
 pub(crate) struct Service {
     pub(super) store: StoreHandle,
+    pub(super) membership: Renewal,
     pub(super) runtime: RuntimeHandle,
     pub(super) sessions: SessionsHandle,
     pub(super) upkeep: UpkeepHandle,
@@ -28,17 +32,23 @@ pub(crate) struct Service {
     pub(super) http: HttpHandle,
     pub(super) migrations: MigrationsHandle,
     pub(super) webhooks: WebhooksHandle,
+    /// The parts that a reload changes.
+    pub(super) targets: Targets,
 }
 
 impl Service {
     pub(crate) async fn start(loaded: &Loaded) -> Result<Self, AppError> {
         let config = &loaded.config;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+        // First: a taken address must not cost anything, and nothing is recovered before the address is ours.
+        let listener = bind(config.server.listen)?;
         let store = start_store(loaded, metrics.clone())?;
+        let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
         let (runtime, embedded, endpoint) = start_runtime(loaded, &metrics).await?;
         let can_resume = !runtime.is_embedded();
-        let sessions = start_sessions(config, store.store.clone(), metrics, endpoint, can_resume).await?;
+        let member = membership.membership.clone();
+        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, can_resume).await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;
         // Resumed sessions live on this thread.
@@ -51,23 +61,44 @@ impl Service {
         let webhooks = webhooks(&config.webhook, workspaces.services())?;
         let keeper = Keeper::new(workspaces.services());
         let notifications = start_notifications(config, store.store.clone(), progress, keeper.clone(), !is_alone);
+        let server_token = Reloadable::new(config.server.token.clone());
         let state = ApiState {
             workspaces: workspaces.clone(),
             migrations: migrations.clone(),
             notifications: notifications.hub.clone(),
+            token: server_token.clone(),
         };
         // The API starts after everything that its handlers call.
-        let http = start_http(config, state, watchdog, embedded)?;
+        let http = start_http(config, state, watchdog, embedded, listener)?;
         let migrations = start_migrations(migrations);
         let webhooks = start_webhooks(webhooks, keeper);
+        let targets = Targets {
+            server_token: Some(server_token),
+            runtime_token: None,
+            blocked_repositories: Some(workspaces.services().settings.blocked_repositories.clone()),
+            poster: webhooks.poster.clone(),
+        };
         let embedded_runtime = runtime.is_embedded();
         tracing::info!(marker = "[ACP]", address = %http.address(), embedded_runtime, "serves");
-        Ok(Self { store, runtime, sessions, upkeep, notifications, http, migrations, webhooks })
+        Ok(Self { store, membership, runtime, sessions, upkeep, notifications, http, migrations, webhooks, targets })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.http.address()
     }
+}
+
+/// Binds the address of the API; clients that connect before it serves wait.
+fn bind(listen: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(listen).map_err(|cause| {
+        let hint = match cause.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                " (another program listens there; --listen 127.0.0.1:0 takes a free port)"
+            }
+            _ => "",
+        };
+        AppError::Io { what: format!("server.listen {listen}{hint}"), cause }
+    })
 }
 
 /// Starts the watchdog of the threads that run actors.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::AppError;
+use super::{AppError, membership::holder};
 use crate::{
     config::Loaded,
     store::{DatabaseUrl, Store, StoreOptions},
@@ -15,6 +15,7 @@ use crate::{
 
 pub(super) struct StoreHandle {
     pub store: Store,
+    pub url: DatabaseUrl,
     /// Released last: until then no other supervisor may use the database. `None` on `PostgreSQL`.
     pub held: Option<File>,
 }
@@ -25,21 +26,22 @@ pub(super) fn start_store(loaded: &Loaded, metrics: Metrics) -> Result<StoreHand
     let url = database_url(loaded)?;
     let held = lock_database(&url)?;
     let options = StoreOptions {
-        url,
+        url: url.clone(),
         readers: StoreOptions::DEFAULT_READERS,
         write_queue: loaded.config.limits.write_queue,
         patience: Duration::from_secs(loaded.config.database.patience_s),
         webhook: loaded.config.webhook.endpoint(),
     };
-    Ok(StoreHandle { store: Store::open(options, metrics)?, held })
+    Ok(StoreHandle { store: Store::open(options, metrics)?, url, held })
 }
 
 impl StoreHandle {
-    /// Writes what is queued, for at most `flush`.
-    pub(super) async fn stop(self, flush: Duration) {
+    /// Writes what is queued, for at most `flush`. Returns the lock of the file, to be released last.
+    pub(super) async fn stop(self, flush: Duration) -> Option<File> {
         if tokio::time::timeout(flush, self.store.close()).await != Ok(true) {
             tracing::error!(marker = "[ACP]", "database closed with rows unwritten");
         }
+        self.held
     }
 }
 
@@ -58,7 +60,10 @@ pub(super) fn lock_database(url: &DatabaseUrl) -> Result<Option<File>, AppError>
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(AppError::InUse(path.clone())),
+        Err(TryLockError::WouldBlock) => {
+            let member = holder(url).map(|member| format!(": {member}")).unwrap_or_default();
+            Err(AppError::InUse { path: path.clone(), member })
+        }
         Err(TryLockError::Error(cause)) => Err(failed(cause)),
     }
 }

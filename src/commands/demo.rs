@@ -34,7 +34,7 @@ pub(crate) fn run(mut arguments: DemoArgs) -> Result<ExitCode, CommandError> {
     arguments.common.preferences = preferred.map(|(setting, value)| Flag::new("demo", setting, value)).into();
     let loaded = arguments.common.load(&[Listener::Server])?;
     flags::start_log(&loaded.config.log)?;
-    let options = ServeOptions { announce: arguments.announce };
+    let options = ServeOptions { announce: arguments.announce, reload: None };
     let shown = actix::System::new().block_on(app::demo(loaded, arguments.once, options));
     shown.map_err(|cause| CommandError::failed("demo", &cause))?;
     Ok(ExitCode::SUCCESS)

@@ -13,7 +13,7 @@ use crate::{
         environment::current_folder,
         sections::{Log, LogFormat},
     },
-    telemetry::logging::{self, LineForm},
+    telemetry::logging::{self, LineForm, LogFilter},
 };
 
 /// `EX_CONFIG` of sysexits.h.
@@ -50,6 +50,14 @@ impl CommonFlags {
     /// # Errors
     /// A source is invalid, or the current folder does not exist.
     pub(crate) fn load(&self, listeners: &[Listener]) -> Result<Loaded, CommandError> {
+        Ok(config::load(&self.sources(listeners)?)?)
+    }
+
+    /// The sources of [`Self::load`].
+    ///
+    /// # Errors
+    /// The current folder does not exist.
+    pub(crate) fn sources(&self, listeners: &[Listener]) -> Result<Sources, CommandError> {
         let listen = match listeners.first() {
             Some(Listener::Runtime) => "runtime.listen",
             _ => "server.listen",
@@ -57,7 +65,7 @@ impl CommonFlags {
         let mut flags = self.settings.clone();
         flags.extend(self.listen.iter().map(|value| Flag::new("--listen", listen, value)));
         flags.extend(self.database_url.iter().map(|value| Flag::new("--database-url", "database.url", value)));
-        let sources = Sources {
+        Ok(Sources {
             file: self.config.clone(),
             environment: Environment::of_process(),
             flags,
@@ -65,8 +73,7 @@ impl CommonFlags {
             current_folder: current_folder().map_err(|cause| CommandError::failed("the current folder", &cause))?,
             listeners: listeners.to_vec(),
             preferences: self.preferences.clone(),
-        };
-        Ok(config::load(&sources)?)
+        })
     }
 }
 
@@ -226,7 +233,7 @@ impl Attribution {
 ///
 /// # Errors
 /// The log is set up already.
-pub(crate) fn start_log(settings: &Log) -> Result<(), CommandError> {
+pub(crate) fn start_log(settings: &Log) -> Result<LogFilter, CommandError> {
     let form = match settings.format {
         LogFormat::Json => LineForm::Json,
         LogFormat::Text => LineForm::Text,

@@ -4,6 +4,7 @@
 //! else.
 
 mod audit;
+mod backup;
 mod config;
 mod demo;
 mod demo_agent;
@@ -47,6 +48,8 @@ enum Command {
     DemoAgent(demo_agent::DemoAgentArgs),
     /// Upgrades the tables of the database and exits. It does not move workspaces: see lumilink migration.
     Migrate(migrate::MigrateArgs),
+    /// Copies the live SQLite database to a new file: consistent, checked, and without stopping the server.
+    Backup(backup::BackupArgs),
     /// Prints the OpenAPI document.
     Openapi,
     /// Prints the effective configuration with the source of each value; secrets are hidden.
@@ -75,6 +78,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Runtime(arguments) => runtime::run(arguments),
         Command::DemoAgent(arguments) => return demo_agent::run(arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
         Command::Openapi => openapi::run(),
         Command::Config(flags) => config::run(&flags),
         Command::Session(arguments) => session::run(arguments),

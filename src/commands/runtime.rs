@@ -3,7 +3,10 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 
 use super::flags::{self, CommandError, CommonFlags};
-use crate::{app, config::Listener};
+use crate::{
+    app::{self, Reload, ServeOptions},
+    config::{self, Listener},
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct RuntimeArgs {
@@ -15,9 +18,11 @@ pub(crate) struct RuntimeArgs {
 }
 
 pub(crate) fn run(arguments: RuntimeArgs) -> Result<ExitCode, CommandError> {
-    let loaded = arguments.common.load(&[Listener::Runtime])?;
-    flags::start_log(&loaded.config.log)?;
-    let served = actix::System::new().block_on(app::runtime(loaded, arguments.announce));
+    let sources = arguments.common.sources(&[Listener::Runtime])?;
+    let loaded = config::load(&sources)?;
+    let log = flags::start_log(&loaded.config.log)?;
+    let options = ServeOptions { announce: arguments.announce, reload: Some(Reload { sources, log }) };
+    let served = actix::System::new().block_on(app::runtime(loaded, options));
     served.map_err(|cause| CommandError::failed("runtime", &cause))?;
     Ok(ExitCode::SUCCESS)
 }

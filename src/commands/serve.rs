@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::flags::{self, CommandError, CommonFlags};
 use crate::{
-    app::{self, ServeOptions},
-    config::Listener,
+    app::{self, Reload, ServeOptions},
+    config::{self, Listener},
 };
 
 #[derive(Debug, Args)]
@@ -18,9 +18,10 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(arguments: ServeArgs) -> Result<ExitCode, CommandError> {
-    let loaded = arguments.common.load(&[Listener::Server])?;
-    flags::start_log(&loaded.config.log)?;
-    let options = ServeOptions { announce: arguments.announce };
+    let sources = arguments.common.sources(&[Listener::Server])?;
+    let loaded = config::load(&sources)?;
+    let log = flags::start_log(&loaded.config.log)?;
+    let options = ServeOptions { announce: arguments.announce, reload: Some(Reload { sources, log }) };
     let served = actix::System::new().block_on(app::serve(loaded, options));
     served.map_err(|cause| CommandError::failed("serve", &cause))?;
     Ok(ExitCode::SUCCESS)

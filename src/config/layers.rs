@@ -7,6 +7,7 @@ use figment::{
     error::{Actual, Kind},
     value::{Dict, Map, Value},
 };
+use secrecy::SecretString;
 
 use super::error::{ConfigError, Origin};
 
@@ -98,6 +99,15 @@ impl Layers {
         })
     }
 
+    /// The text of each given value, by `section.key`. The values may be secrets.
+    pub(crate) fn given(&self) -> BTreeMap<String, SecretString> {
+        let mut given = BTreeMap::new();
+        // Merging values that were parsed before cannot fail.
+        let values: Dict = self.figment.extract().unwrap_or_default();
+        note_values(&mut given, String::new(), &values);
+        given
+    }
+
     pub(crate) fn into_origins(self) -> BTreeMap<String, Origin> {
         self.origins
     }
@@ -147,6 +157,19 @@ fn wanted_as_words(wanted: &str) -> String {
         "socket address" => "an address and a port, such as 127.0.0.1:8080".to_owned(),
         other if other.starts_with("struct ") => "a section of settings".to_owned(),
         other => other.to_owned(),
+    }
+}
+
+fn note_values(given: &mut BTreeMap<String, SecretString>, above: String, values: &Dict) {
+    for (name, value) in values {
+        let setting = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        match value {
+            Value::Dict(_, values) => note_values(given, setting, values),
+            value => {
+                let text = serde_json::to_string(value).unwrap_or_default();
+                given.insert(setting, SecretString::from(text));
+            }
+        }
     }
 }
 

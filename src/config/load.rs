@@ -33,6 +33,8 @@ pub(crate) struct Loaded {
     pub agent_environments: BTreeMap<String, BTreeMap<String, SecretString>>,
     /// The environment of git and of the commands that agents run: variables that every agent inherits.
     pub base_environment: BTreeMap<String, SecretString>,
+    /// The text of each given value, by `section.key`; for the difference to another load.
+    pub(super) given: BTreeMap<String, SecretString>,
     /// Origins of values that are not defaults, by `section.key`.
     pub origins: BTreeMap<String, Origin>,
     pub data_dir_origin: Origin,
@@ -75,6 +77,7 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         data_dir,
         agent_environments,
         base_environment,
+        given: layers.given(),
         origins: layers.into_origins(),
         data_dir_origin,
     })

@@ -2,11 +2,13 @@
 //!
 //! Invariant: no other part reads environment variables or configuration files; settings are passed as values.
 
+pub(crate) mod changes;
 pub(crate) mod client;
 pub(crate) mod environment;
 pub(crate) mod error;
 mod layers;
 pub(crate) mod load;
+mod reloadable;
 pub(crate) mod render;
 pub(crate) mod sections;
 pub(crate) mod sources;
@@ -16,6 +18,7 @@ pub(crate) use self::{
     environment::Environment,
     error::ConfigError,
     load::{Loaded, load},
+    reloadable::Reloadable,
     sections::{Config, DEFAULT_AGENT, Listener},
     sources::{Flag, Sources},
 };

@@ -61,8 +61,8 @@ pub(crate) trait Clock: Send + Sync + 'static {
     /// The time of day, for records.
     fn now(&self) -> Timestamp;
 
-    /// Monotonic time, for decisions: the time of day at the start of the process plus the time since. Steps of the
-    /// system clock do not affect it.
+    /// Monotonic time, for decisions: the time of the database at the start of the process plus the time since. Steps of
+    /// the system clock do not affect it.
     fn steady(&self) -> Timestamp;
 }
 

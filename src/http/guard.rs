@@ -24,12 +24,15 @@ use super::{
     notifications::access::{SOCKET_PATH, offered_token, ticket},
     problem::ApiError,
 };
-use crate::{config::sections::Server, domain::turn::outcome::ErrorCode};
+use crate::{
+    config::{Reloadable, sections::Server},
+    domain::turn::outcome::ErrorCode,
+};
 
 /// The rules, from `[server]`.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    token: Option<SecretString>,
+    token: Reloadable<Option<SecretString>>,
     hosts: HashSet<String>,
     origins: HashSet<String>,
 }
@@ -43,13 +46,9 @@ const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-e
 const CORS_EXPOSED: &str = "location, retry-after, x-request-id";
 
 impl Guard {
-    pub(crate) fn new(server: &Server) -> Self {
+    pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
-        Self {
-            token: server.token.clone(),
-            hosts: lower(&server.allowed_hosts),
-            origins: lower(&server.allowed_origins),
-        }
+        Self { token, hosts: lower(&server.allowed_hosts), origins: lower(&server.allowed_origins) }
     }
 
     /// Checks a request; returns its allowed origin, if it names one.
@@ -107,7 +106,8 @@ impl Guard {
     }
 
     fn check_token(&self, headers: &HeaderMap, is_socket: bool) -> Result<(), ApiError> {
-        let Some(token) = &self.token else { return Ok(()) };
+        let token = self.token.get();
+        let Some(token) = &*token else { return Ok(()) };
         let given = text(headers, header::AUTHORIZATION).unwrap_or_default();
         let given = given.strip_prefix("Bearer ").map(str::to_owned);
         // A page cannot set headers of a WebSocket.
@@ -172,12 +172,12 @@ mod tests {
     use super::*;
 
     fn guard() -> Guard {
-        Guard::new(&Server {
-            token: Some("secret".to_owned().into()),
+        let server = Server {
             allowed_hosts: vec!["acp.example.com".into()],
             allowed_origins: vec!["https://app.example.com".into()],
             ..Server::default()
-        })
+        };
+        Guard::new(&server, Reloadable::new(Some("secret".to_owned().into())))
     }
 
     fn code(request: TestRequest) -> Option<ErrorCode> {

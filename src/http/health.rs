@@ -49,9 +49,9 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
     };
     let whole = database.status == "ok" && runtime.status == "ok";
     let status = match (workspaces.admission(), whole) {
-        (Err(_), _) => "draining",
+        (Err(refusal), _) if refusal.code == ErrorCode::Draining => "draining",
         (Ok(()), true) => "ok",
-        (Ok(()), false) => "degraded",
+        _ => "degraded",
     };
     let metrics = &workspaces.services().metrics;
     web::Json(Health {

@@ -15,6 +15,7 @@ mod routes;
 pub(crate) mod routing;
 pub(crate) mod sessions;
 mod trace;
+pub(crate) mod waiting;
 
 use std::{
     any::Any,
@@ -31,6 +32,7 @@ use actix_web::{
     rt::net::TcpStream,
     web::{self, Data, ServiceConfig},
 };
+use secrecy::SecretString;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
@@ -43,7 +45,7 @@ use self::{
 };
 use crate::{
     actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
-    config::Config,
+    config::{Config, Reloadable},
     contract::keep_alive::SERVER_KEEP_ALIVE,
     telemetry::watchdog::Watchdog,
 };
@@ -54,6 +56,8 @@ pub(crate) struct ApiState {
     pub workspaces: Workspaces,
     pub migrations: Migrations,
     pub notifications: NotificationHub,
+    /// The token that clients must send.
+    pub token: Reloadable<Option<SecretString>>,
 }
 
 /// The state that handlers share.
@@ -90,27 +94,33 @@ pub(crate) struct EmbeddedListener<Routes> {
 #[derive(Clone, Copy)]
 struct IsEmbedded;
 
-/// Binds and serves.
+/// The number of threads of the API.
+fn workers_of(config: &Config) -> usize {
+    match config.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        workers => workers,
+    }
+}
+
+/// Serves on a bound address.
 ///
 /// # Errors
-/// The address cannot be bound.
+/// The listener cannot be used.
 pub(crate) fn serve<Routes>(
     api: ApiState,
     config: &Config,
     watchdog: Watchdog,
     embedded: Option<EmbeddedListener<Routes>>,
+    listener: TcpListener,
 ) -> std::io::Result<RunningHttp>
 where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
-    let (beats, guard) = (watchdog.clone(), Guard::new(&config.server));
-    let ApiState { workspaces, migrations, notifications } = api;
+    let beats = watchdog.clone();
+    let ApiState { workspaces, migrations, notifications, token } = api;
+    let guard = Guard::new(&config.server, token);
     let state =
         Data::new(HttpState { workspaces, migrations, notifications, config: config.clone(), watchdog, guard });
-    let workers = match config.server.workers {
-        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
-        workers => workers,
-    };
     let body_bytes = config.limits.body_bytes;
     let document = Arc::new(document());
     let embedded_address = embedded.as_ref().map(|it| it.listener.local_addr()).transpose()?;
@@ -148,12 +158,12 @@ where
             }
         }
     })
-    .workers(workers)
+    .workers(workers_of(config))
     .keep_alive(SERVER_KEEP_ALIVE)
     .client_request_timeout(HEADER_TIMEOUT)
     .shutdown_timeout(SHUTDOWN_S)
     .disable_signals()
-    .bind(config.server.listen)?;
+    .listen(listener)?;
     let address = server.addrs().first().copied().unwrap_or(config.server.listen);
     let server = match embedded {
         Some(embedded) => server.listen(embedded.listener)?,

@@ -1,9 +1,12 @@
-//! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment.
+//! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment. Also the identity
+//! and the terminal of this process.
 
 pub(crate) mod cgroup;
 pub(crate) mod group;
+pub(crate) mod identity;
 pub(crate) mod orphans;
 pub(crate) mod stdio;
+pub(crate) mod terminal;
 pub(crate) mod user;
 pub(crate) mod watch;
 

@@ -63,10 +63,7 @@ struct Stat {
 impl Orphans {
     /// Creates the tracker of this run, without any live group.
     pub(crate) fn new() -> Self {
-        let own = std::process::id();
-        let started = stat(own).map_or(0, |stat| stat.started);
-        let run = format!("{}.{own}.{started}", pid_namespace(own).unwrap_or(0));
-        Self { run: run.into(), live: Arc::default(), group_ended: Arc::default() }
+        Self { run: run_of_this_process().into(), live: Arc::default(), group_ended: Arc::default() }
     }
 
     /// Creates the mark of a group that is about to start.
@@ -167,6 +164,13 @@ impl Orphans {
     }
 }
 
+/// Identifies this run of the program: PID namespace, process id and start time.
+pub(super) fn run_of_this_process() -> String {
+    let own = std::process::id();
+    let started = stat(own).map_or(0, |stat| stat.started);
+    format!("{}.{own}.{started}", pid_namespace(own).unwrap_or(0))
+}
+
 /// True if the given run of this program is still alive. A run of another PID namespace counts as alive, and so does
 /// a malformed value.
 pub(crate) fn run_lives(run: &str) -> bool {
@@ -175,7 +179,7 @@ pub(crate) fn run_lives(run: &str) -> bool {
         return true;
     };
     pid_namespace(std::process::id()) != Some(namespace)
-        || u32::try_from(owner).ok().and_then(stat).is_some_and(|stat| stat.started == started)
+        || u32::try_from(owner).ok().and_then(stat).is_some_and(|stat| stat.started == started && !stat.zombie)
 }
 
 /// Sends SIGKILL to a process, and to its whole group if it is the leader.

@@ -44,6 +44,7 @@ pub(crate) use self::{
     conversations::conversation::Retention,
 };
 use crate::{
+    config::Reloadable,
     contract::keep_alive::SERVER_KEEP_ALIVE,
     domain::heartbeat::Heartbeat,
     process::{group, stdio::StdioLimits, user::RunAsError},
@@ -137,6 +138,7 @@ pub(crate) struct RunningRuntime {
     agents: Arc<Agents>,
     stop: watch::Sender<bool>,
     kill_grace: Duration,
+    token: Reloadable<Option<SecretString>>,
     /// HTTP server of this runtime; `None` if the routes are served by another server.
     server: Option<(ServerHandle, JoinHandle<io::Result<()>>)>,
 }
@@ -172,7 +174,8 @@ pub(crate) async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, E
     let address = listener.local_addr().map_err(refused)?;
     let (stop, state) = ready(options).await?;
     let agents = state.sockets.agents.clone();
-    let running = RunningRuntime { address, agents, stop, kill_grace, server: None };
+    let token = state.token.clone();
+    let running = RunningRuntime { address, agents, stop, kill_grace, token, server: None };
     Ok((running, EmbeddedRuntime { listener, state }))
 }
 
@@ -198,7 +201,7 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, RuntimeS
 pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
     let (stop, state) = ready(options).await?;
-    let agents = state.sockets.agents.clone();
+    let (agents, token) = (state.sockets.agents.clone(), state.token.clone());
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || {
         // Socket actors run on these threads, so a blocked thread would stall every socket on it.
@@ -223,13 +226,18 @@ pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -
     let server = server.run();
     let handle = server.handle();
     let server = tokio::spawn(server);
-    Ok(RunningRuntime { address, agents, stop, kill_grace, server: Some((handle, server)) })
+    Ok(RunningRuntime { address, agents, stop, kill_grace, token, server: Some((handle, server)) })
 }
 
 impl RunningRuntime {
     /// Bound address, with the real port if port 0 was configured.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The token that clients must send.
+    pub(crate) fn token(&self) -> &Reloadable<Option<SecretString>> {
+        &self.token
     }
 
     /// Number of agent processes, including those that are exiting.
@@ -309,7 +317,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
         heartbeat: options.heartbeat,
     };
     Ok(RuntimeState {
-        token: options.token,
+        token: Reloadable::new(options.token),
         sockets,
         workspaces: Arc::new(workspaces),
         fallback,

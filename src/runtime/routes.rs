@@ -21,6 +21,7 @@ use super::{
     workspaces::Workspaces,
 };
 use crate::{
+    config::Reloadable,
     contract::{
         fallback::PROCESS_PROMPT,
         runtime::{
@@ -43,7 +44,7 @@ const BODY: &str = "a request about a workspace";
 #[derive(Clone)]
 pub(super) struct RuntimeState {
     /// Bearer token that clients must send; `None` accepts requests without one.
-    pub token: Option<SecretString>,
+    pub token: Reloadable<Option<SecretString>>,
     /// Settings and shared handles of every socket.
     pub sockets: SocketSettings,
     pub workspaces: Arc<Workspaces>,
@@ -107,7 +108,8 @@ async fn guard(
 
 fn is_authorized(request: &ServiceRequest) -> bool {
     let Some(state) = request.app_data::<web::Data<RuntimeState>>() else { return false };
-    let Some(token) = &state.token else { return true };
+    let token = state.token.get();
+    let Some(token) = &*token else { return true };
     let sent =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     sent.is_some_and(|sent| sent.ct_eq(token.expose_secret().as_bytes()).into())

@@ -9,6 +9,7 @@ pub(crate) mod audit;
 pub(crate) mod automation;
 pub(crate) mod engine;
 pub(crate) mod notifications;
+mod replicas;
 mod retention;
 pub(crate) mod routing;
 #[rustfmt::skip]
@@ -23,7 +24,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::domain::{
+    clock::Timestamp,
+    turn::outcome::{ErrorCode, Failure},
+};
 use crate::telemetry::Metrics;
 
 use self::engine::{
@@ -41,6 +45,7 @@ pub(crate) use self::{
         summary::{AuditDay, TurnFigures},
     },
     engine::{
+        backup::{Backup, BackupError},
         columns::{Cursor, Listed, MAX_PAGE, Page},
         connection::{BadDatabaseUrl, DatabaseUrl},
         pool::apart,
@@ -51,6 +56,7 @@ pub(crate) use self::{
         deliveries::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, TriedDelivery, WebhookDeliveryRow},
         inbox::InboxRows,
     },
+    replicas::{Claimant, Replicas},
     retention::Retained,
     routing::{
         RouteFilter, RouteRow, SaveRoute, SavedRoute,
@@ -321,6 +327,11 @@ impl Store {
     /// The streams of notifications that have grown since they were last taken. Every caller gets the same one.
     pub(crate) fn grown_streams(&self) -> GrownStreams {
         self.inner.grown.clone()
+    }
+
+    /// Reads the time by the database's clock: of its server, or of this machine for a file. Cancel-safe.
+    pub(crate) async fn time(&self) -> Result<Timestamp, StoreError> {
+        self.read(replicas::database_time).await
     }
 
     /// Checks that the database answers, through a connection for reading. Cancel-safe.

@@ -192,6 +192,16 @@ diesel::table! {
 }
 
 diesel::table! {
+    replicas (id) {
+        id -> Text,
+        epoch -> BigInt,
+        address -> Text,
+        process -> Text,
+        expires_us -> BigInt,
+    }
+}
+
+diesel::table! {
     rollback_events (event_id) {
         event_id -> Text,
         installation_id -> Text,
@@ -326,6 +336,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     outcome_buckets,
     prompts,
     protocol_migrations,
+    replicas,
     rollback_events,
     sessions,
     tenant_protocols,

@@ -92,9 +92,7 @@ impl Record {
             branch: self.branch,
             path: self.path,
             workspace_path: self.workspace_path,
-            permission_policy: policy
-                .map(|name| columns::named(PermissionPolicy::from_name, name, "workspaces.permission_policy"))
-                .transpose()?,
+            permission_policy: policy.map(PermissionPolicy::tolerant),
             created: Timestamp(self.created_us),
             last_used: Timestamp(self.last_used_us),
         })

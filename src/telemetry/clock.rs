@@ -29,9 +29,42 @@ impl Clock for SystemClock {
     }
 }
 
+/// The system clock for records, and for decisions a monotonic time anchored at the database's clock: windows, cool-downs
+/// and deadlines that a process wrote mean the same to its successor on another machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DatabaseClock {
+    begin: Instant,
+    at: Timestamp,
+}
+
+impl DatabaseClock {
+    /// A clock for a database that read `at` between the instants `asked` and now.
+    pub(crate) fn anchored(asked: Instant, at: Timestamp) -> Self {
+        Self { begin: asked + asked.elapsed() / 2, at }
+    }
+}
+
+impl Clock for DatabaseClock {
+    fn now(&self) -> Timestamp {
+        time_of_day()
+    }
+
+    fn steady(&self) -> Timestamp {
+        self.at.plus(self.begin.elapsed())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn decisions_use_the_time_of_the_database() {
+        let clock = DatabaseClock::anchored(Instant::now(), Timestamp(5));
+        assert!(clock.steady() < Timestamp(60_000_000) && clock.now() > Timestamp(1_700_000_000_000_000));
+        let first = clock.steady();
+        assert!(first >= Timestamp(5) && clock.steady() >= first);
+    }
 
     #[test]
     fn the_clock_reads_a_plausible_time() {

@@ -6,13 +6,14 @@ use std::{fmt, str::FromStr};
 use serde_json::Value;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Registry,
     fmt::{
         FmtContext, FormatEvent, FormatFields,
         format::{Format, Json, JsonFields, Writer},
     },
     layer::SubscriberExt,
     registry::LookupSpan,
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -34,6 +35,9 @@ pub(crate) enum LoggingError {
     /// There is one log per process.
     #[error("the log is set up already: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
+    /// The filter cannot be changed.
+    #[error("the filter cannot be changed: {0}")]
+    Reload(#[from] reload::Error),
 }
 
 /// The form of log lines.
@@ -45,12 +49,27 @@ pub(crate) enum LineForm {
     Text,
 }
 
-/// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`, from the settings
-/// alone, never from `RUST_LOG`.
-///
-/// # Errors
-/// The level is not a valid filter, or the log is set up already.
-pub(crate) fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
+/// Changes the filter of the log while the process runs. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogFilter").finish_non_exhaustive()
+    }
+}
+
+impl LogFilter {
+    /// Uses another level or filter from now on.
+    ///
+    /// # Errors
+    /// The level is not a valid filter; the old one remains.
+    pub(crate) fn set(&self, level: &str) -> Result<(), LoggingError> {
+        Ok(self.0.reload(filter_of(level)?)?)
+    }
+}
+
+fn filter_of(level: &str) -> Result<EnvFilter, LoggingError> {
     let mut filter = EnvFilter::builder().parse(level)?;
     if !level.contains("actix_http") {
         // It logs malformed requests as errors; clients must not be able to cause errors in the log.
@@ -60,8 +79,19 @@ pub(crate) fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
         // It logs every thread; we log the address ourselves, once.
         filter = filter.add_directive(tracing_subscriber::filter::Directive::from_str("actix_server=warn")?);
     }
+    Ok(filter)
+}
+
+/// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`, from the settings
+/// alone, never from `RUST_LOG`.
+///
+/// # Errors
+/// The level is not a valid filter, or the log is set up already.
+pub(crate) fn init(form: LineForm, level: &str) -> Result<LogFilter, LoggingError> {
+    let (filter, handle) = reload::Layer::new(filter_of(level)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Reporting a closed terminal on itself would panic.
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     match form {
         LineForm::Json => {
             registry.with(layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()))).try_init()?;
@@ -70,7 +100,7 @@ pub(crate) fn init(form: LineForm, level: &str) -> Result<(), LoggingError> {
             registry.with(layer.with_ansi(false).event_format(BoundedText(Format::default()))).try_init()?;
         }
     }
-    Ok(())
+    Ok(LogFilter(handle))
 }
 
 fn json_format() -> Format<Json> {

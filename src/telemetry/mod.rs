@@ -9,4 +9,7 @@ pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod watchdog;
 
-pub(crate) use self::{clock::SystemClock, metrics::Metrics};
+pub(crate) use self::{
+    clock::{DatabaseClock, SystemClock},
+    metrics::Metrics,
+};

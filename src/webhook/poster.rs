@@ -10,7 +10,10 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::signature::Signer;
-use crate::domain::{clock::Timestamp, redaction::Redacted, text::plain};
+use crate::{
+    config::Reloadable,
+    domain::{clock::Timestamp, redaction::Redacted, text::plain},
+};
 
 /// Bytes read of an answer's body. They are not used, but a receiver whose answer is not read may log an error.
 const MAX_ANSWER_BYTES: usize = 4096;
@@ -38,7 +41,7 @@ pub(crate) struct SetupError(&'static str);
 pub(crate) struct Poster {
     client: Client,
     url: Url,
-    signer: Signer,
+    signer: Reloadable<Signer>,
     timeout: Duration,
 }
 
@@ -80,7 +83,12 @@ impl Poster {
             .no_proxy()
             .build()
             .map_err(|_| SetupError("the HTTP client cannot be set up: the system has no TLS roots"))?;
-        Ok(Self { client, url, signer: options.signer, timeout: options.timeout })
+        Ok(Self { client, url, signer: Reloadable::new(options.signer), timeout: options.timeout })
+    }
+
+    /// Signs later posts with other secrets.
+    pub(crate) fn sign_with(&self, signer: Signer) {
+        self.signer.set(signer);
     }
 
     /// Posts JSON once, signed with `id` and the time. Receivers deduplicate by id.
@@ -92,7 +100,7 @@ impl Poster {
     /// A dropped future may have posted; a retry with the same id is safe.
     pub(crate) async fn post(&self, id: Uuid, body: String, now: Timestamp) -> Result<Answered, NoAnswer> {
         let (id, timestamp) = (id.to_string(), now.0.div_euclid(1_000_000));
-        let signature = self.signer.sign(&id, timestamp, body.as_bytes());
+        let signature = self.signer.get().sign(&id, timestamp, body.as_bytes());
         let request = self
             .client
             .post(self.url.clone())

@@ -168,6 +168,35 @@ fn fr_007_backward_step_before_a_restart_counts_as_no_elapsed_time() {
 }
 
 #[test]
+fn fr_007_window_survives_a_successor_whose_wall_clock_differs_from_the_database() {
+    let clock = WallClock::accurate();
+    let mut program = clock.attach(quick().postgres()).start();
+    let session = program.api.open("ws");
+    assert_eq!(hours_off(&session), 0);
+    crash(&session);
+    wait_for_counts(&session, 4, 1);
+    // The next supervisor runs on a machine whose clock is two hours ahead; by the database's clock no time has passed.
+    program.kill_supervisor();
+    clock.step("+7200");
+    program.start_supervisor_again();
+    assert_eq!(counts(&session), (4, 1), "the window still has the outcomes of the last minute");
+    session.post("load", json!({})).expect(200);
+    assert_eq!(hours_off(&session), 2, "the program sees the step");
+    wait_for_counts(&session, 6, 1);
+    crash(&session);
+    wait_for(DEADLINE, "rolled back", || (route(&session)["route"] == "http").then_some(()));
+
+    // A cool-down is not over early on a machine that is ahead.
+    program.kill_supervisor();
+    clock.step("+14400");
+    let begin = Instant::now();
+    program.start_supervisor_again();
+    let stage = route(&session)["recovery"]["stage"].clone();
+    assert!(begin.elapsed() >= COOLDOWN || stage == "open", "{stage} after {:?}", begin.elapsed());
+    wait_for(DEADLINE, "a probe", || (route(&session)["recovery"]["stage"] == "recovering").then_some(()));
+}
+
+#[test]
 fn cursor_older_than_expired_notifications_is_reset_and_later_ones_resume() {
     const TENANT: &str = "installationId=tenant-1";
     let clock = WallClock::accurate();

@@ -403,7 +403,7 @@ fn fr_003_fleet_migrates_on_postgresql() {
 }
 
 #[test]
-fn fr_003_two_supervisors_on_one_database_make_each_step_once() {
+fn fr_003_supervisor_that_takes_over_makes_each_remaining_step_once() {
     let database = crate::harness::program::PostgresDatabase::create();
     let script = format!("sleep 0.2; exec {} demo-agent", crate::harness::lumilink());
     let builder = || {
@@ -411,16 +411,27 @@ fn fr_003_two_supervisors_on_one_database_make_each_step_once() {
         builder.set("agent.command", json!(["sh", "-c", script]))
     };
     const TOKEN: &str = "runtime-token-0123456789";
-    let one = builder().separate_runtime(TOKEN).start();
-    let two = builder().set("runtime.url", one.runtime_url()).set("runtime.token", TOKEN).start();
+    let mut one = builder().separate_runtime(TOKEN).start();
+    // The second supervisor waits for the database from now on.
+    let two = builder().set("runtime.url", one.runtime_url()).set("runtime.token", TOKEN);
+    let two = std::thread::spawn(move || two.start());
     fleet(&one, 4);
     let ids: Vec<_> = ["ws-0", "ws-1", "ws-2", "ws-3"].chunks(2).map(|names| json!({"workspaces": names})).collect();
-    let ids = [begun(&one, ids[0].clone()), begun(&two, ids[1].clone())];
+    let ids = [begun(&one, ids[0].clone()), begun(&one, ids[1].clone())];
+    eventually("some steps are made", || ids.iter().any(|id| shown(&one, id)["progress"]["moved"] != 0));
+    one.kill_supervisor();
+    let two = two.join().expect("the second supervisor takes over");
     for id in &ids {
-        all_are(&becomes(&one, id, "succeeded"), "moved");
-        assert_eq!(becomes(&two, id, "succeeded")["progress"]["moved"], 2);
+        let run = becomes(&two, id, "succeeded");
+        all_are(&run, "moved");
+        assert_eq!(run["progress"]["moved"], 2);
     }
-    eventually("each is counted once", || counted(&one, "moved") + counted(&two, "moved") == 4.0);
+    let flips = two.api.get("/acp/audit/migrations?installationId=tenant-1&limit=200").expect(200);
+    let flips = flips["items"].as_array().expect("a list").iter();
+    let moves = flips.filter(|flip| ids.iter().any(|id| flip["runId"] == id.as_str())).count();
+    assert_eq!(moves, 4, "each workspace was moved once");
+    drop(two);
+    one.start_supervisor_again();
 }
 
 #[test]

@@ -53,12 +53,16 @@ fn sessions_survive_a_restart_on_postgresql() {
 fn two_programs_start_on_one_empty_database_concurrently() {
     let database = PostgresDatabase::create();
     let start = || Program::builder().set("database.url", database.url());
-    let (one, two) = (start(), start());
-    let two = std::thread::spawn(move || two.start());
-    let one = one.start();
-    let two = two.join().expect("both start");
-    assert_eq!(one.api.open("a").says("echo one"), "one");
-    assert_eq!(two.api.open("b").says("echo two"), "two");
+    // Both upgrade the schema; the second one is ready when the first has stopped.
+    let (started, programs) = std::sync::mpsc::sync_channel(2);
+    for builder in [start(), start()] {
+        let started = started.clone();
+        std::thread::spawn(move || started.send(builder.start()));
+    }
+    for name in ["one", "two"] {
+        let program = programs.recv_timeout(crate::harness::DEADLINE).expect("both start");
+        assert_eq!(program.api.open(name).says(&format!("echo {name}")), name);
+    }
 }
 
 #[test]
@@ -105,6 +109,7 @@ fn second_supervisor_on_the_same_sqlite_file_is_refused_harmlessly() {
     let stderr = String::from_utf8_lossy(&second.stderr);
     assert_eq!(second.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("another lumilink") && stderr.contains("--data-dir"), "{stderr}");
+    assert!(stderr.contains(&program.address.to_string()), "{stderr}");
     let turn = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
     assert_eq!(turn["state"], "running");
     assert!(session.cancel());

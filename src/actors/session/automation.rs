@@ -23,7 +23,7 @@ pub(crate) async fn decide(
     if spec.repository.is_none() {
         return Ok(Automation::Nothing);
     }
-    let github = &services.settings.github;
+    let (github, blocked) = (&services.settings.github, services.settings.blocked_repositories.get());
     let asked = Asked {
         mode,
         enable_git_ops: spec.enable_git_ops,
@@ -31,7 +31,7 @@ pub(crate) async fn decide(
         repository: spec.repository.as_deref(),
         is_killed: github.kill_switch,
         is_enabled: github.enabled,
-        blocked: &github.blocked_repositories,
+        blocked: &blocked,
         blocked_by_tenant: &[],
         // This version has no credentials: no app can be configured, and prompts carry no token.
         credential: Credential::Missing(None),

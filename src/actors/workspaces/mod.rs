@@ -114,12 +114,13 @@ impl Workspaces {
         &self.0.workspace_client
     }
 
-    /// Fails with `draining` while the service is shutting down.
+    /// Fails with `draining` while the service is shutting down, and with `database_unavailable` while another supervisor
+    /// may take over the database.
     pub(crate) fn admission(&self) -> Result<(), Failure> {
         if self.0.services.is_draining() {
             return Err(Failure::new(ErrorCode::Draining, "the service is shutting down"));
         }
-        Ok(())
+        self.0.services.membership.admission()
     }
 
     /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the

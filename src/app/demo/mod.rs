@@ -11,7 +11,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{AppError, ServeOptions, Service, announce, stop};
+use super::{AppError, ServeOptions, Service, announce, reload::Reloader, stop};
 use crate::{
     client::{ApiClient, ClientError, NewSession, PromptRequest, TurnEvent, printer::Printer},
     config::{
@@ -20,6 +20,7 @@ use crate::{
         environment::{current_folder, current_program},
     },
     contract::result::{ACPSessionResult, ResultStopReason},
+    process::terminal::Terminal,
 };
 
 /// Maximum duration of one step; the slowest takes about a second.
@@ -32,6 +33,7 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
 /// Continues serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
 /// says.
 pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
+    let terminal = Terminal::at_start();
     let service = Service::start(&loaded).await?;
     announce(options.announce.as_deref(), service.address())?;
     let toured = tour(service.address(), &loaded).await;
@@ -39,7 +41,7 @@ pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> R
         say(&links_text(service.address(), &loaded.data_dir));
         if !once {
             say("\nServing until Ctrl-C.");
-            stop::signal().await;
+            stop::signal(terminal, Reloader::new(options.reload, &loaded, service.targets.clone())).await;
         }
     }
     service.stop().await;

@@ -17,11 +17,15 @@ pub(crate) struct Database {
     /// seconds, 1 or more. The end is written as soon as the database answers again. The default is longer than a
     /// failover takes.
     pub patience_s: u64,
+    /// Time for which a supervisor waits for another one that works with the same PostgreSQL database, in seconds, 0 or
+    /// more; meanwhile it is alive and not ready. Then it exits with the address of the other one. On SQLite it exits at
+    /// once. The default is longer than a rolling restart takes.
+    pub lock_wait_s: u64,
 }
 
 impl Default for Database {
     fn default() -> Self {
-        Self { url: None, patience_s: 60 }
+        Self { url: None, patience_s: 60, lock_wait_s: 60 }
     }
 }
 
@@ -35,6 +39,7 @@ impl Database {
             check.require(fine, "database.url", "must be sqlite:PATH (a file) or postgres://user:password@host/name");
         }
         check.seconds("database.patience_s", self.patience_s);
+        check.seconds_or_0("database.lock_wait_s", self.lock_wait_s);
     }
 }
 

@@ -192,6 +192,11 @@ impl Routing {
         }
     }
 
+    /// A workspace whose state is of a newer version: on its default route, in the epoch that it has reached.
+    pub(crate) fn in_epoch(default: Route, epoch: u64) -> Self {
+        Self { epoch, ..Self::new(default) }
+    }
+
     /// The route of the next turn unless that is a canary.
     pub(crate) fn route(&self) -> Route {
         match (&self.pin, &self.breaker) {

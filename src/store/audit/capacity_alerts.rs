@@ -96,16 +96,16 @@ impl Record {
             installation_id: tenant
                 .map(|tenant| columns::parse(tenant, "capacity_alerts.installation_id"))
                 .transpose()?,
-            level: self.level()?.as_str(),
-            kind: columns::named(AlertKind::from_name, &self.kind, "capacity_alerts.kind")?.as_str(),
+            level: self.level().as_str(),
+            kind: AlertKind::tolerant(&self.kind).as_str(),
             taken: seats(self.taken),
             limit: seats(self.seat_limit),
             created_at: Timestamp(self.created_us),
         })
     }
 
-    fn level(&self) -> Result<AlertLevel, StoreError> {
-        columns::named(AlertLevel::from_name, &self.level, "capacity_alerts.level")
+    fn level(&self) -> AlertLevel {
+        AlertLevel::tolerant(&self.level)
     }
 }
 
@@ -141,9 +141,9 @@ fn open_alert(connection: &mut AnyConnection) -> Result<Option<OpenCapacityAlert
         .limit(2)
         .load(connection)?;
     let Some(newest) = open.first() else { return Ok(None) };
-    let (mut level, mut since) = (newest.level()?, newest.created_us);
+    let (mut level, mut since) = (newest.level(), newest.created_us);
     for raised in open.iter().filter(|raised| raised.alert_id == newest.alert_id) {
-        level = level.max(raised.level()?);
+        level = level.max(raised.level());
         since = since.min(raised.created_us);
     }
     let alert_id = columns::parse(&newest.alert_id, "capacity_alerts.alert_id")?;

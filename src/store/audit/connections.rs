@@ -120,7 +120,7 @@ impl ConnectionRecord {
             workspace_id: key.workspace_id,
             session_id: self.session_id.map(|id| columns::parse(&id, "acp_connections.session_id")).transpose()?,
             connection_id: self.connection_id,
-            protocol: columns::named(Route::from_name, &self.protocol, "acp_connections.protocol")?,
+            protocol: Route::tolerant(&self.protocol),
             outcome: if error_code.is_none() { "connected" } else { "failed" },
             status: transitions.last().map_or_else(|| began.to_owned(), |change| change.status.clone()),
             protocol_version: self.protocol_version.and_then(|version| u16::try_from(version).ok()),

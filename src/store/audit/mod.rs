@@ -211,7 +211,10 @@ impl Store {
                 }
                 None => page!(connection, notifications, created_us, notification_id, filter, page)?,
             };
-            records.into_iter().map(|record| record.read().map(NotificationItem::from)).collect()
+            // A row of a newer version is left out, and logged.
+            let read =
+                |record: notifications::NotificationRecord| record.read_or_log().ok().map(NotificationItem::from);
+            Ok(records.into_iter().filter_map(read).collect())
         })
         .await
     }

@@ -143,8 +143,9 @@ impl Days {
     }
 
     fn add_turns(&mut self, row: TurnsRow) -> Result<(), StoreError> {
-        let protocol = columns::named(Route::from_name, &row.protocol, "prompts.protocol")?;
-        let state = columns::named(TurnState::from_name, &row.state, "prompts.state")?;
+        let protocol = Route::tolerant(&row.protocol);
+        // Only turns that have ended took a time.
+        let state = TurnState::tolerant(&row.state, row.p50_us.is_some());
         let day = self.of(row.day, row.installation_id)?;
         let figures = match protocol {
             Route::Acp => &mut day.acp,
@@ -154,25 +155,25 @@ impl Days {
         match state {
             TurnState::Accepted | TurnState::Running => figures.open += turns,
             TurnState::Completed => {
-                figures.completed = turns;
+                figures.completed += turns;
                 let took = |us: Option<i64>| us.map(|us| Duration::from_micros(columns::unsigned(us)));
                 (figures.p50, figures.p95) = (took(row.p50_us), took(row.p95_us));
             }
-            TurnState::Cancelled => figures.cancelled = turns,
-            TurnState::Failed => figures.failed = turns,
-            TurnState::Interrupted => figures.interrupted = turns,
+            TurnState::Cancelled => figures.cancelled += turns,
+            TurnState::Failed => figures.failed += turns,
+            TurnState::Interrupted => figures.interrupted += turns,
         }
         Ok(())
     }
 
     fn add_flips(&mut self, row: FlipsRow) -> Result<(), StoreError> {
-        let to = columns::named(Route::from_name, &row.to_protocol, "protocol_migrations.to_protocol")?;
+        let to = Route::tolerant(&row.to_protocol);
         let day = self.of(row.day, row.installation_id)?;
         let flips = match to {
             Route::Acp => &mut day.flips_to_acp,
             Route::Http => &mut day.flips_to_http,
         };
-        *flips = columns::unsigned(row.flips);
+        *flips += columns::unsigned(row.flips);
         Ok(())
     }
 }

@@ -67,6 +67,8 @@ pub(crate) enum Purpose {
     Write,
     /// The pool's: refuses to write.
     Read,
+    /// The row of this supervisor: statements that must be short.
+    Membership,
     /// Schema upgrades: statements may take minutes.
     Upgrade,
 }
@@ -84,6 +86,10 @@ const SQLITE_READ: &str = "PRAGMA query_only = ON; PRAGMA foreign_keys = ON; PRA
 const POSTGRES_WRITE: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
      SET idle_in_transaction_session_timeout = '10s';";
 const POSTGRES_READ: &str = "SET statement_timeout = '30s'; SET default_transaction_read_only = on;";
+
+/// A renewal that takes longer would be late for the life of the row.
+const POSTGRES_MEMBERSHIP: &str = "SET statement_timeout = '4s'; SET lock_timeout = '3s'; \
+     SET idle_in_transaction_session_timeout = '4s';";
 
 /// Defaults for `PostgreSQL` URLs: a server that vanished silently is noticed within 15 s, not after the kernel's 15
 /// minutes.
@@ -110,6 +116,27 @@ impl DatabaseUrl {
         }
     }
 
+    /// The URL of a `PostgreSQL` server without its password: user, host, database, and the options that say how to
+    /// connect. A SQLite file's path. Safe to print.
+    pub(crate) fn without_secrets(&self) -> String {
+        const SHOWN: [&str; 6] = ["host", "port", "dbname", "user", "sslmode", "sslrootcert"];
+        let Self::Postgres(secret) = self else { return self.name() };
+        let Ok(mut url) = url::Url::parse(secret.expose_secret()) else { return self.name() };
+        if url.password().is_some() && url.set_password(None).is_err() {
+            return self.name();
+        }
+        let shown: Vec<(String, String)> = url
+            .query_pairs()
+            .filter(|(name, _)| SHOWN.contains(&name.as_ref()))
+            .map(|it| (it.0.into(), it.1.into()))
+            .collect();
+        url.set_query(None);
+        if !shown.is_empty() {
+            url.query_pairs_mut().extend_pairs(shown);
+        }
+        url.to_string()
+    }
+
     /// Connects and sets the connection up. Blocks.
     pub(crate) fn connect(&self, purpose: Purpose) -> Result<AnyConnection, StoreError> {
         match self {
@@ -117,7 +144,7 @@ impl DatabaseUrl {
                 let mut connection = open_sqlite(path)?;
                 let setup = match purpose {
                     Purpose::Read => SQLITE_READ,
-                    Purpose::Write | Purpose::Upgrade => SQLITE_WRITE,
+                    Purpose::Write | Purpose::Membership | Purpose::Upgrade => SQLITE_WRITE,
                 };
                 connection
                     .batch_execute(&format!("PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}; {setup}"))
@@ -133,6 +160,7 @@ impl DatabaseUrl {
                 let setup = match purpose {
                     Purpose::Read => POSTGRES_READ,
                     Purpose::Write => POSTGRES_WRITE,
+                    Purpose::Membership => POSTGRES_MEMBERSHIP,
                     Purpose::Upgrade => "",
                 };
                 if !setup.is_empty() {
@@ -172,17 +200,24 @@ fn open_sqlite(path: &Path) -> Result<SqliteConnection, StoreError> {
 /// Opens a SQLite file that exists so that nothing is written to it, not even by closing it. A write-ahead log
 /// that a killed process left is read and kept.
 pub(crate) fn open_sqlite_unchanged(path: &Path) -> Result<SqliteConnection, StoreError> {
+    // A read-only connection makes the side files of WAL mode and cannot remove them. Without a log there is nothing in
+    // them to read, and `immutable` does without.
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let has_log = std::fs::metadata(log).is_ok_and(|log| log.len() > 0);
+    open_existing_sqlite(path, if has_log { "mode=ro" } else { "mode=ro&immutable=1" })
+}
+
+/// Opens a SQLite file that exists, with these parameters of a `file:` URL. `immutable=1` is only for files that no
+/// other process writes.
+pub(super) fn open_existing_sqlite(path: &Path, parameters: &str) -> Result<SqliteConnection, StoreError> {
     let unavailable = |cause: &dyn Display| sqlite_unavailable(path, cause);
     let absolute = std::path::absolute(path).map_err(|cause| unavailable(&cause))?;
     let text = absolute.to_str().ok_or_else(|| unavailable(&"the path is not UTF-8"))?;
-    // Only a URL can ask for a read-only connection; these characters end its path.
+    // Only a URL can refuse to create the file; these characters end its path.
     let path_of_url = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-    // A read-only connection makes the side files of WAL mode and cannot remove them. Without a log there is nothing in
-    // them to read, and `immutable` does without.
-    let has_log = std::fs::metadata(format!("{text}-wal")).is_ok_and(|log| log.len() > 0);
-    let mode = if has_log { "mode=ro" } else { "mode=ro&immutable=1" };
-    let mut connection =
-        SqliteConnection::establish(&format!("file:{path_of_url}?{mode}")).map_err(|cause| unavailable(&cause))?;
+    let mut connection = SqliteConnection::establish(&format!("file:{path_of_url}?{parameters}"))
+        .map_err(|cause| unavailable(&cause))?;
     connection
         .batch_execute(&format!("PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}"))
         .map_err(|cause| unavailable(&cause))?;
@@ -359,6 +394,17 @@ mod tests {
         let Err(StoreError::Unavailable(said)) = url.connect(Purpose::Read) else { panic!("nobody listens there") };
         assert!(!said.contains("heim"), "{said}");
         assert!(!format!("{url:?}").contains("heim"));
+    }
+
+    #[test]
+    fn url_for_other_tools_has_neither_password_nor_secret_options() {
+        for (url, shown) in [
+            ("postgres://u:geheim@h:5433/d?sslmode=require&password=geheim", "postgres://u@h:5433/d?sslmode=require"),
+            ("postgresql://h/d", "postgresql://h/d"),
+            ("postgres:///d?host=%2Frun%2Fpg&sslpassword=geheim", "postgres:///d?host=%2Frun%2Fpg"),
+        ] {
+            assert_eq!(url.parse::<DatabaseUrl>().unwrap().without_secrets(), shown);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here knows a table of the product, except the one that holds the database's identity.
 
+pub(crate) mod backup;
 pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod grown;

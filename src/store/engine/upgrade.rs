@@ -10,7 +10,7 @@ use diesel::{
     ExpressionMethods, OptionalExtension, QueryDsl, QueryableByName, RunQueryDsl, SqliteConnection,
     connection::{AnsiTransactionManager, SimpleConnection},
     migration::{Migration, MigrationSource},
-    sql_types::{BigInt, Text},
+    sql_types::Text,
     sqlite::Sqlite,
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
@@ -37,7 +37,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Runs the steps that have not run yet, in order, and returns their names. Blocks. Safe to retry.
 ///
 /// # Errors
-/// [`StoreError::OtherSchema`] if the database has a step that this version does not know; nothing was written then.
+/// [`StoreError::OtherSchema`] if the database has a step with which this version cannot work; nothing was written then.
 pub(crate) fn run(url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
     if let DatabaseUrl::Sqlite(path) = url {
         refuse_other_schema(path)?;
@@ -66,7 +66,7 @@ fn failed(cause: &dyn std::fmt::Display) -> StoreError {
 
 fn run_pending(connection: &mut AnyConnection, url: &DatabaseUrl) -> Result<Vec<String>, StoreError> {
     // First: asking for pending steps creates their table.
-    accept(&applied(connection).map_err(|cause| failed(&cause))?, &url.name())?;
+    accept(&Applied::read(connection).map_err(|cause| failed(&cause))?, &url.name())?;
     let mut ran = Vec::new();
     for step in connection.pending_migrations(STEPS).map_err(|cause| failed(&cause))? {
         connection.run_migration(&*step).map_err(|cause| failed(&cause))?;
@@ -82,67 +82,90 @@ fn refuse_other_schema(path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     let mut connection = AnyConnection::Sqlite(open_sqlite_unchanged(path)?);
-    let mut versions = Vec::new();
+    let mut found = Applied::default();
     let read = retry_while_locked(|| {
-        versions = applied(&mut connection)?;
+        found = Applied::read(&mut connection)?;
         Ok(())
     });
     match read {
-        Ok(()) => accept(&versions, &path.display().to_string()),
+        Ok(()) => accept(&found, &path.display().to_string()),
         // Not readable without a write, for example after a crash while it was created. The check under the lock decides.
         Err(_) => Ok(()),
     }
 }
 
-/// The versions of the steps that a database has. Writes nothing.
-fn applied(connection: &mut AnyConnection) -> diesel::QueryResult<Vec<String>> {
-    #[derive(QueryableByName)]
-    struct Tables {
-        #[diesel(sql_type = BigInt)]
-        tables: i64,
-    }
-    #[derive(QueryableByName)]
-    struct Step {
-        #[diesel(sql_type = Text)]
-        version: String,
-    }
-    const SQLITE: &str = "SELECT COUNT(*) AS tables FROM sqlite_master WHERE name = '__diesel_schema_migrations'";
-    const POSTGRES: &str = "SELECT COUNT(to_regclass('__diesel_schema_migrations')) AS tables";
-    const APPLIED: &str = "SELECT version FROM __diesel_schema_migrations ORDER BY version";
-    macro_rules! applied {
-        ($connection:expr, $tables:expr) => {{
-            let found: Vec<Tables> = diesel::sql_query($tables).load($connection)?;
-            if found.iter().any(|found| found.tables > 0) {
-                diesel::sql_query(APPLIED).load::<Step>($connection)?
-            } else {
-                Vec::new()
-            }
-        }};
-    }
-    let steps = match connection {
-        AnyConnection::Sqlite(connection) => applied!(connection, SQLITE),
-        AnyConnection::Postgres(connection) => applied!(connection, POSTGRES),
-    };
-    Ok(steps.into_iter().map(|step| step.version).collect())
+/// The schema of a database.
+#[derive(Debug, Default)]
+struct Applied {
+    /// The versions of its steps, in order.
+    versions: Vec<String>,
+    /// The oldest version whose programs may use it; `None` if the database does not say.
+    oldest: Option<String>,
 }
 
-/// Refuses a database that has steps which this version does not know.
-fn accept(applied: &[String], name: &str) -> Result<(), StoreError> {
+#[derive(QueryableByName)]
+struct Found {
+    #[diesel(sql_type = Text)]
+    text: String,
+}
+
+impl Applied {
+    /// Writes nothing.
+    fn read(connection: &mut AnyConnection) -> diesel::QueryResult<Self> {
+        let versions = applied(connection)?;
+        let oldest = texts(
+            connection,
+            "schema_compatibility",
+            "SELECT oldest AS text FROM schema_compatibility ORDER BY oldest",
+        )?;
+        Ok(Self { versions, oldest: oldest.into_iter().next_back() })
+    }
+}
+
+/// The versions of the steps that a database has. Writes nothing.
+pub(super) fn applied(connection: &mut AnyConnection) -> diesel::QueryResult<Vec<String>> {
+    const APPLIED: &str = "SELECT version AS text FROM __diesel_schema_migrations ORDER BY version";
+    texts(connection, "__diesel_schema_migrations", APPLIED)
+}
+
+/// The texts that a query finds; empty without the table.
+fn texts(connection: &mut AnyConnection, table: &str, query: &str) -> diesel::QueryResult<Vec<String>> {
+    const SQLITE: &str = "SELECT name AS text FROM sqlite_master WHERE name = $1";
+    const POSTGRES: &str = "SELECT $1 AS text WHERE to_regclass($1) IS NOT NULL";
+    macro_rules! texts {
+        ($connection:expr, $tables:expr) => {{
+            let found: Vec<Found> = diesel::sql_query($tables).bind::<Text, _>(table).load($connection)?;
+            if found.is_empty() { Vec::new() } else { diesel::sql_query(query).load::<Found>($connection)? }
+        }};
+    }
+    let found = match connection {
+        AnyConnection::Sqlite(connection) => texts!(connection, SQLITE),
+        AnyConnection::Postgres(connection) => texts!(connection, POSTGRES),
+    };
+    Ok(found.into_iter().map(|found| found.text).collect())
+}
+
+/// Refuses a database that this version cannot use: from before the baseline, or with steps that it does not know and
+/// that take something away from it. Unknown steps that only add are accepted, so that a version can run until it is
+/// replaced, and again after a return to it.
+fn accept(applied: &Applied, name: &str) -> Result<(), StoreError> {
     let known = known()?;
-    let unknown = || applied.iter().filter(|version| !known.contains(version));
+    let unknown = || applied.versions.iter().filter(|version| !known.contains(version));
     if unknown().any(|version| version.as_str() < BASELINE) {
         return Err(StoreError::OtherSchema(format!(
             "the database {name} was made by a development version from before the baseline schema; this version cannot \
              upgrade it and has left it unchanged. Start with a new database, or keep using the earlier version."
         )));
     }
-    match unknown().next_back() {
-        Some(version) => Err(StoreError::OtherSchema(format!(
-            "the database {name} was upgraded by a newer version of lumilink, to schema {version}; this version cannot \
-             use it and has left it unchanged. Start the newer version, or restore a backup from before the upgrade."
-        ))),
-        None => Ok(()),
+    let Some(version) = unknown().next_back() else { return Ok(()) };
+    if applied.oldest.as_ref().is_some_and(|oldest| known.last().is_some_and(|newest| oldest <= newest)) {
+        tracing::info!(schema = %version, "the database has the schema of a newer version, which this one can use");
+        return Ok(());
     }
+    Err(StoreError::OtherSchema(format!(
+        "the database {name} was upgraded by a newer version of lumilink, to schema {version}; this version cannot \
+         use it and has left it unchanged. Start the newer version, or restore a backup from before the upgrade."
+    )))
 }
 
 /// The versions of this version's steps, in order.

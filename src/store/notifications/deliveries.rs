@@ -105,7 +105,7 @@ impl Record {
             delivery_id: columns::parse(&self.delivery_id, "webhook_deliveries.delivery_id")?,
             notification_id: columns::parse(&self.notification_id, "webhook_deliveries.notification_id")?,
             endpoint: self.endpoint,
-            state: columns::named(DeliveryState::from_name, &self.state, "webhook_deliveries.state")?,
+            state: DeliveryState::tolerant(&self.state),
             attempts: u32::try_from(self.attempts).unwrap_or(0),
             next_attempt: Timestamp(self.next_attempt_us),
             last_status: self.last_status.and_then(|status| u16::try_from(status).ok()),

@@ -230,25 +230,20 @@ impl MigrationRecord {
     }
 
     pub(crate) fn read(self) -> Result<MigrationItem, StoreError> {
-        let named = |name: &str, column| columns::named(Route::from_name, name, column);
         let key = columns::workspace_key(self.installation_id, self.workspace_id)?;
         Ok(MigrationItem {
             migration_id: columns::parse(&self.migration_id, "protocol_migrations.migration_id")?,
             run_id: self.run_id.map(|id| columns::parse(&id, "protocol_migrations.run_id")).transpose()?,
             installation_id: key.installation_id,
             workspace_id: key.workspace_id,
-            from_protocol: named(&self.from_protocol, "protocol_migrations.from_protocol")?,
-            to_protocol: named(&self.to_protocol, "protocol_migrations.to_protocol")?,
+            from_protocol: Route::tolerant(&self.from_protocol),
+            to_protocol: Route::tolerant(&self.to_protocol),
             epoch: self.epoch.map(columns::unsigned),
-            initiated_by: columns::named(
-                Initiator::from_name,
-                &self.initiated_by,
-                "protocol_migrations.initiated_by",
-            )?,
+            initiated_by: Initiator::tolerant(&self.initiated_by),
             actor: self.actor,
-            trigger: columns::named(FlipTrigger::from_name, &self.trigger, "protocol_migrations.trigger")?,
+            trigger: FlipTrigger::tolerant(&self.trigger),
             reason: self.reason,
-            status: columns::named(MigrationStatus::from_name, &self.status, "protocol_migrations.status")?,
+            status: MigrationStatus::tolerant(&self.status),
             metrics: columns::json_or_null(&self.metrics_snapshot),
             started_at: Timestamp(self.started_us),
             completed_at: self.completed_us.map(Timestamp),
@@ -411,14 +406,12 @@ impl RollbackRecord {
             installation_id: key.installation_id,
             workspace_id: key.workspace_id,
             epoch: columns::unsigned(self.epoch),
-            kind: columns::named(RollbackKind::from_name, &self.kind, "rollback_events.kind")?,
-            trigger: columns::named(FlipTrigger::from_name, &self.trigger, "rollback_events.trigger")?,
-            reason_code: columns::named(ReasonCode::from_name, &self.reason_code, "rollback_events.reason_code")?,
+            kind: RollbackKind::tolerant(&self.kind),
+            trigger: FlipTrigger::tolerant(&self.trigger),
+            reason_code: ReasonCode::tolerant(&self.reason_code),
             actor: self.actor,
             reason: self.reason,
-            follow_up: follow_up
-                .map(|name| columns::named(FollowUp::from_name, name, "rollback_events.follow_up"))
-                .transpose()?,
+            follow_up: follow_up.and_then(FollowUp::from_name),
             metrics: columns::json_or_null(&self.metrics_snapshot),
             created_at: Timestamp(self.created_us),
         })

@@ -173,7 +173,13 @@ impl Store {
             }
             let page = Page { limit: page.limit.min(MAX_RUNS), ..page };
             let records: Vec<Record> = page_of!(rows, page, created_us, run_id).load(connection)?;
-            records.into_iter().map(Record::read).collect()
+            // A migration of a newer version does not stop those that this version can read.
+            let read = |record: Record| {
+                let id = record.run_id.clone();
+                let unreadable = |cause| tracing::warn!(marker = "[ACP]", run = id, %cause, "migration is left out");
+                record.read().map_err(unreadable).ok()
+            };
+            Ok(records.into_iter().filter_map(read).collect())
         })
         .await
     }

@@ -144,8 +144,12 @@ impl Record {
 
     fn read(self) -> Result<RouteRow, StoreError> {
         Ok(RouteRow {
+            routing: columns::json(&self.routing, "workspace_routes.routing").unwrap_or_else(|cause| {
+                let (tenant, workspace) = (self.installation_id.as_str(), self.workspace_id.as_str());
+                tracing::warn!(marker = "[ROLLBACK]", tenant, workspace, %cause, "route of a newer version is not used");
+                Routing::in_epoch(Route::tolerant(&self.default_protocol), columns::unsigned(self.epoch))
+            }),
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
-            routing: columns::json(&self.routing, "workspace_routes.routing")?,
             migration_enabled: self.migration_enabled,
             auto_rollout: self.auto_rollout,
             created: Timestamp(self.created_us),

@@ -82,11 +82,7 @@ impl Record {
     fn read(self) -> Result<TenantProtocol, StoreError> {
         Ok(TenantProtocol {
             installation_id: columns::parse(&self.installation_id, "tenant_protocols.installation_id")?,
-            default_protocol: columns::named(
-                Route::from_name,
-                &self.default_protocol,
-                "tenant_protocols.default_protocol",
-            )?,
+            default_protocol: Route::tolerant(&self.default_protocol),
             enable_acp: self.enable_acp,
             allow_migration: self.allow_migration,
             auto_migration: self.auto_migration,

@@ -8,6 +8,7 @@ mod lists;
 mod migration_runs;
 mod notices;
 mod notifications;
+mod replicas;
 mod routes;
 mod session_story;
 mod sessions;

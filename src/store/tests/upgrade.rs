@@ -83,8 +83,22 @@ both_databases! {
     async fn database_of_a_newer_version_is_refused_and_left_unchanged(database: TestDatabase) {
         Store::upgrade_schema(&database.url()).unwrap();
         database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29991231000000')");
+        database.execute("UPDATE schema_compatibility SET oldest = '29991231000000'");
         let sentence = refusal(&database);
         assert!(sentence.contains("a newer version of lumilink, to schema 29991231000000"), "{sentence}");
+    }
+
+    async fn database_of_a_newer_version_that_only_added_is_used(database: TestDatabase) {
+        Store::upgrade_schema(&database.url()).unwrap();
+        database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('29991231000000')");
+        database.execute("ALTER TABLE sessions ADD COLUMN of_the_newer_version TEXT");
+        assert_eq!(Store::upgrade_schema(&database.url()).unwrap(), [""; 0]);
+        let store = database.open();
+        store.create_session(new_session(1)).await.unwrap();
+        database.execute("DROP TABLE schema_compatibility");
+        drop(store);
+        let opened = Store::open(database.options(), database.metrics.clone());
+        assert!(matches!(opened, Err(StoreError::OtherSchema(_))), "{opened:?}");
     }
 
     async fn upgrade_runs_each_step_once(database: TestDatabase) {

@@ -162,17 +162,17 @@ impl Record {
             session_id: columns::parse(&self.session_id, "prompts.session_id")?,
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
             idempotency: idempotency.map(|(key, body_hash)| Idempotency { key, body_hash }),
-            state: columns::named(TurnState::from_name, &self.state, "prompts.state")?,
+            state: TurnState::tolerant(&self.state, self.ended_us.is_some()),
             preview: self.preview,
             result: self.result,
             error: columns::failure(self.error_code, self.error_detail),
             accepted: Timestamp(self.accepted_us),
             ended: self.ended_us.map(Timestamp),
-            route: columns::named(Route::from_name, &self.route, "prompts.route")?,
-            protocol: columns::named(Route::from_name, &self.protocol, "prompts.protocol")?,
+            route: Route::tolerant(&self.route),
+            protocol: Route::tolerant(&self.protocol),
             epoch: columns::unsigned(self.epoch),
             is_canary: self.is_canary,
-            wanted: columns::named(WantedMode::from_name, &self.automation, "prompts.automation")?,
+            wanted: WantedMode::tolerant(&self.automation),
         })
     }
 }
