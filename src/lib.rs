@@ -47,7 +47,7 @@
 //! | migrations of fleets | `http/routing/migrations` | `actors/migrations` | `domain/migration` | `store/routing/migrations` | |
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
-//! | automation | `contract/automation` | `actors/session/automation` | `domain/automation` | `store/automation` | |
+//! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | |
 //! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |
 //!
@@ -58,6 +58,8 @@
 //! | a setting gets its default and its checks | `config/sections`: one file per section |
 //! | an outcome is classified | `domain/turn/mod.rs` (`TurnOutcome`), `domain/turn/outcome.rs` (error codes), `domain/routing/sampling.rs` (success or failure of ACP) |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
+//! | a missing part of the conversation precedes a prompt | `domain/session/context.rs` (`Missing`), read in `actors/session/connect.rs` |
+//! | history that an agent replays is left out of a turn | `domain/turn/replay.rs` |
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; what left its group `process/orphans.rs` |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
@@ -70,6 +72,8 @@
 //! - **runtime**: the container side. **Transport**: code that reaches an agent over one protocol. **Route**: what a
 //!   workspace's turns use, `acp` or `http`; some members, labels and flags call it `protocol`. **Carrier**: the route
 //!   that carried one turn. A workspace is **in use** while this process holds its supervisor.
+//! - **AgentEnded**, **TurnClosed**: the two durable facts at the end of a turn, one write without automation. Between
+//!   them the turn is in the **phase** `automation`, in which no agent runs.
 //! - **outcome**: the end of a turn: completed, cancelled or failed. **Window**: a workspace's outcomes of the last
 //!   hour over ACP; a second one counts the fallback and decides nothing. **Flip**: one change of a workspace's route;
 //!   a **rollback** goes to HTTP, a **restore** back to ACP. **Epoch**: the number of flips of a workspace so far.
@@ -139,7 +143,9 @@
 //! 4. Updates come back to `actors/session/agent_events.rs`, which publishes them ([`actors::handles::event_feed`]) and
 //!    collects the transcript.
 //! 5. The end of the turn and the rest of the transcript are one transaction (`actors/session/turn_ticket.rs`). After
-//!    the commit the HTTP handler gets the result, and the runtime may drop the messages that it kept for a resume.
+//!    the commit the HTTP handler gets the result, and the runtime may drop the messages that it kept for a resume. A
+//!    completed turn names the agent's own conversation, which knows the session up to that turn. With automation the
+//!    agent's end is one transaction and the turn's end another (`actors/session/closing.rs`).
 //!
 //! **A crash of the agent**
 //! 1. `process/watch.rs` reaps the process and kills the rest of its group; `process/stdio.rs` delivers everything that
@@ -187,7 +193,8 @@
 //! **The supervisor dies**
 //! 1. At start the store lists turns without an end (`store/turns/recovery.rs`).
 //! 2. `actors/session/adoption.rs` reconnects to the agents that the runtime kept; their messages are replayed, and the
-//!    turns end under their ids. All other open turns become `interrupted`.
+//!    turns end under their ids. All other open turns become `interrupted`, except those whose agent had ended:
+//!    `actors/session/closing.rs` resumes their automation.
 //!
 //! **A subscriber of notifications**
 //! 1. `http/notifications/access.rs` checks the token or ticket before the WebSocket upgrade (101).

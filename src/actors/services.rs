@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::handles::{index::SessionIndex, rollback_storm::Storm, session_progress::TelemetryFeed};
+use super::handles::{
+    closing::{Automate, ClosingTurns},
+    index::SessionIndex,
+    rollback_storm::Storm,
+    session_progress::TelemetryFeed,
+};
 use crate::{
     config::{Config, sections::Github},
     domain::{
@@ -25,6 +30,10 @@ pub(crate) struct Services {
     pub http: Arc<dyn Transport>,
     pub clock: Arc<dyn Clock>,
     pub index: SessionIndex,
+    /// Turns whose agent has ended and whose automation runs.
+    pub closing: ClosingTurns,
+    /// Automation of the changes of turns; this version has no automation of its own.
+    pub automate: Option<Arc<dyn Automate>>,
     /// Detects rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Publishes session progress to the subscribers that asked for it.
@@ -55,7 +64,8 @@ impl Services {
         let clock = Arc::new(crate::telemetry::SystemClock);
         let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
         let (telemetry, _) = super::handles::session_progress::telemetry(metrics.clone());
-        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, telemetry, settings }
+        let (index, closing) = (SessionIndex::default(), ClosingTurns::default());
+        Self { store, metrics, acp, http, clock, index, closing, automate: None, storm, telemetry, settings }
     }
 }
 

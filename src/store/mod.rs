@@ -61,7 +61,8 @@ pub(crate) use self::{
     sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{
-        Acceptance, EndSlot, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount, recovery::Unfinished,
+        Acceptance, EndSlot, EndStep, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount,
+        recovery::Unfinished,
     },
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
@@ -86,6 +87,10 @@ pub(crate) enum StoreError {
     /// sentence for the operator. A retry changes nothing.
     #[error("{0}")]
     OtherSchema(String),
+    /// The end of a turn was not written, because the turn has another end, or is unknown: another process of the
+    /// service took it over. A retry changes nothing.
+    #[error("the turn was ended by another process of the service")]
+    Fenced,
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
@@ -338,6 +343,7 @@ impl Store {
 pub(crate) fn failure(cause: &StoreError) -> Failure {
     let code = match cause {
         StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,
+        StoreError::Fenced => ErrorCode::Fenced,
         StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::OtherSchema(_) => ErrorCode::Internal,
     };
     Failure::new(code, cause.to_string())

@@ -24,6 +24,7 @@ mod faults;
 mod flip_kills;
 mod idempotency;
 mod interop;
+mod memory;
 mod metrics;
 mod migrations;
 mod notification_faults;

@@ -61,7 +61,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         // The same on every route: folder and git, credentials (-32000), the model's provider.
         PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | ModelProvider => None,
         // Caused by this service: 429 and 503, a drain or a crash during the turn, internal errors.
-        Interrupted | CapacityExhausted | Draining | DatabaseUnavailable | Stalled | Internal => None,
+        Interrupted | CapacityExhausted | Draining | Fenced | DatabaseUnavailable | Stalled | Internal => None,
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 29] = [
+    const NOT_COUNTED: [ErrorCode; 30] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -116,6 +116,7 @@ mod tests {
         ErrorCode::Interrupted,
         ErrorCode::CapacityExhausted,
         ErrorCode::Draining,
+        ErrorCode::Fenced,
         ErrorCode::DatabaseUnavailable,
         ErrorCode::Stalled,
         ErrorCode::Internal,

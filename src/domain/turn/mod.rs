@@ -2,6 +2,7 @@
 
 pub(crate) mod outcome;
 pub(crate) mod prompt;
+pub(crate) mod replay;
 pub(crate) mod transcript;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,18 @@ words! {
         Failed = "failed",
         /// The service stopped in the middle of it.
         Interrupted = "interrupted",
+    }
+}
+
+words! {
+    /// Phase of a turn's end.
+    TurnPhase {
+        /// The agent has not ended the turn.
+        Agent = "agent",
+        /// The agent has ended the turn, and automation of its changes has not.
+        Automation = "automation",
+        /// The turn is closed.
+        Closed = "closed",
     }
 }
 
@@ -133,7 +146,8 @@ pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOu
     (outcome, usage)
 }
 
-/// Like [`read_prompt_answer`], for a turn that may have been cancelled.
+/// Like [`read_prompt_answer`], for a turn that may have been cancelled: then it ends as cancelled, whatever stop reason
+/// the agent gives. The caller of the cancel was promised that.
 pub(crate) fn read_prompt_end(
     answer: Result<&RawValue, RpcError>,
     cancel_asked: bool,
@@ -143,7 +157,10 @@ pub(crate) fn read_prompt_end(
         Err(error) if cancel_asked || error.code == jsonrpc::REQUEST_CANCELLED => {
             (TurnOutcome::Cancelled { confirmed: true }, None)
         }
-        answer => read_prompt_answer(answer),
+        answer => match read_prompt_answer(answer) {
+            (TurnOutcome::Completed(_), usage) if cancel_asked => (TurnOutcome::Cancelled { confirmed: true }, usage),
+            ended => ended,
+        },
     }
 }
 
@@ -196,6 +213,8 @@ pub(crate) struct TurnProgress {
     pub first_update_at: Option<Timestamp>,
     /// Updates so far.
     pub updates: u64,
+    /// True once the agent sent a part of an answer: text, a thought, a tool call or a plan.
+    pub has_output: bool,
     /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
     pub message: String,
     /// True once the message was cut.
@@ -208,6 +227,21 @@ pub(crate) struct TurnProgress {
     pub stray_lines: u32,
 }
 
+/// Kinds of updates that report a state or repeat the prompt.
+const NO_OUTPUT: [&str; 6] = [
+    "user_message_chunk",
+    "available_commands_update",
+    "current_mode_update",
+    "config_option_update",
+    "session_info_update",
+    "usage_update",
+];
+
+/// True if an update is part of an answer. A kind that this version does not know is.
+fn is_output(view: &UpdateView) -> bool {
+    !NO_OUTPUT.contains(&view.kind.as_str()) && view.text.as_deref() != Some("")
+}
+
 /// Stray lines that a turn tolerates; one more is a protocol violation.
 pub(crate) const MAX_STRAY_LINES: u32 = 10;
 
@@ -218,6 +252,7 @@ impl TurnProgress {
             sent_at: None,
             first_update_at: None,
             updates: 0,
+            has_output: false,
             message: String::new(),
             message_cut: false,
             usage: None,
@@ -229,6 +264,7 @@ impl TurnProgress {
     /// Counts one update and adds its text if it is a chunk of the agent's message.
     pub(crate) fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
         self.on_update(now);
+        self.has_output |= view.is_some_and(is_output);
         if let Some(UpdateView { kind, text: Some(text) }) = view
             && kind == "agent_message_chunk"
         {
@@ -303,6 +339,35 @@ mod tests {
             assert_eq!(read_prompt_answer(Ok(&answer)).0.state(), state, "{name}");
         }
         assert_eq!(read_prompt_answer(Ok(&raw("null"))).0.state(), TurnState::Failed);
+    }
+
+    #[test]
+    fn turn_whose_cancel_was_promised_ends_cancelled_with_any_stop_reason() {
+        for (name, state) in [
+            ("end_turn", TurnState::Cancelled),
+            ("refusal", TurnState::Cancelled),
+            ("cancelled", TurnState::Cancelled),
+            ("tired", TurnState::Failed),
+        ] {
+            let answer = raw(&format!(r#"{{"stopReason":"{name}","usage":{{"inputTokens":3,"outputTokens":4}}}}"#));
+            let (outcome, usage) = read_prompt_end(Ok(&answer), true);
+            assert_eq!(outcome.state(), state, "{name}");
+            assert_eq!(usage, Some(Usage { input_tokens: 3, output_tokens: 4 }), "what was used is still reported");
+        }
+    }
+
+    #[test]
+    fn state_updates_and_empty_chunks_are_no_output() {
+        let mut progress = TurnProgress::new(Timestamp(0));
+        let view = |kind: &str, text: Option<&str>| UpdateView { kind: kind.into(), text: text.map(Into::into) };
+        for (kind, text) in
+            [("usage_update", None), ("agent_message_chunk", Some("")), ("user_message_chunk", Some("prompt"))]
+        {
+            progress.take(Some(&view(kind, text)), Timestamp(1));
+            assert!(!progress.has_output, "{kind}");
+        }
+        progress.take(Some(&view("tool_call", None)), Timestamp(1));
+        assert!(progress.has_output);
     }
 
     #[test]
