@@ -49,7 +49,7 @@
 //! | migrations of fleets | `http/routing/migrations` | `actors/migrations` | `domain/migration` | `store/routing/migrations` | |
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
-//! | automation | `contract/automation` | `actors/session/automation` | `domain/automation` | `store/automation` | |
+//! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | |
 //! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |
 //!
@@ -155,7 +155,9 @@
 //! 4. Updates come back to `actors/session/agent_events.rs`, which publishes them ([`actors::handles::event_feed`]) and
 //!    collects the transcript.
 //! 5. The end of the turn and the rest of the transcript are one transaction (`actors/session/turn_ticket.rs`). After
-//!    the commit the HTTP handler gets the result, and the runtime may drop the messages that it kept for a resume.
+//!    the commit the HTTP handler gets the result, and the runtime may drop the messages that it kept for a resume. A
+//!    completed turn names the agent's own conversation, which knows the session up to that turn. With automation the
+//!    agent's end is one transaction and the turn's end another (`actors/session/closing.rs`).
 //!
 //! **A crash of the agent**
 //! 1. `process/watch.rs` reaps the process and kills the rest of its group; `process/stdio.rs` delivers everything that
@@ -205,7 +207,8 @@
 //! **The process `serve` dies**
 //! 1. At start the store lists turns without an end (`store/turns/recovery.rs`).
 //! 2. `actors/session/adoption.rs` reconnects to the agents that the runtime kept; their messages are replayed, and the
-//!    turns end under their ids. All other open turns become `interrupted`.
+//!    turns end under their ids. All other open turns become `interrupted`, except those whose agent had ended:
+//!    `actors/session/closing.rs` resumes their automation.
 //!
 //! **A subscriber of notifications**
 //! 1. `http/notifications/access.rs` checks the token or ticket before the WebSocket upgrade (101).

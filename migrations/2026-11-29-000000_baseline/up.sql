@@ -114,6 +114,13 @@ CREATE TABLE prompts (
     -- The automation that was requested for the turn's changes, so that a turn that outlives its supervisor still ends
     -- as it was requested.
     automation TEXT NOT NULL DEFAULT 'github',
+    -- The conversation, by the agent's own id, of the agent that completed the turn. That conversation knows the session
+    -- up to the newest turn that names it: a durable mark that costs no write of its own.
+    known_by TEXT,
+    -- A turn ends in two steps: in phase `automation` the agent has ended, `result` is its part of the result, and the
+    -- turn is still open. The decision about automation is taken once, when the turn is accepted.
+    phase TEXT NOT NULL DEFAULT 'agent',
+    decision TEXT NOT NULL DEFAULT 'nothing',
     CHECK ((idempotency_key IS NULL) = (body_hash IS NULL))
 );
 

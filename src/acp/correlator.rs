@@ -41,10 +41,21 @@ impl<T> Correlator<T> {
         if self.open.len() >= self.limit {
             return Err(TooManyOpen { limit: self.limit });
         }
+        Ok(self.open_reserved(purpose))
+    }
+
+    /// Like [`Self::open`], for a request that unanswered ones must not prevent. Not subject to the limit: the caller
+    /// has at most one such request open for each purpose.
+    pub(crate) fn open_reserved(&mut self, purpose: T) -> u64 {
         let id = self.next_id;
         self.next_id = self.next_id.saturating_add(1);
         self.open.insert(id, purpose);
-        Ok(id)
+        id
+    }
+
+    /// Drops every open request, because its connection has closed. Their ids are not used again.
+    pub(crate) fn clear(&mut self) {
+        self.open.clear();
     }
 
     /// Records the purpose of a request that a previous client sent under this id. Not subject to the limit.
@@ -78,5 +89,16 @@ mod tests {
         assert_eq!(correlator.open(()), Err(TooManyOpen { limit: 1 }));
         correlator.take(id);
         assert_ne!(correlator.open(()).unwrap(), id);
+    }
+
+    #[test]
+    fn reserved_request_is_possible_at_the_limit_and_a_new_connection_frees_all_slots() {
+        let mut correlator = Correlator::new(1);
+        let call = correlator.open("call").unwrap();
+        let prompt = correlator.open_reserved("prompt");
+        assert!(prompt > call && correlator.open("call").is_err());
+        correlator.clear();
+        assert_eq!((correlator.take(call), correlator.take(prompt)), (None, None));
+        assert!(correlator.open("call").unwrap() > prompt, "ids are not reused");
     }
 }

@@ -19,7 +19,7 @@
 //! | supervisor | `Probe` | session | empty; a missing reply means that the session is stuck | waits; the wait counts as silence |
 //! | session's guard | `SessionEnded` | supervisor (64) | none | own slot |
 //! | workspaces | `StartSession` | supervisor | the agent's facts, or an error | the caller waits |
-//! | workspaces | `CloseSession` | supervisor | once the agent is released and the row is updated | the caller waits |
+//! | workspaces | `CloseSession` | supervisor | once the agent is released and the row says `closed`, or an error | the caller waits |
 //! | workspaces | `DrainSessions` | supervisor | once every session has ended | the caller waits |
 //! | supervisor | `Proven` | itself | none | a task waits |
 //! | turn ticket, session | `OutcomeObserved` | success window (64) | none | own slot |

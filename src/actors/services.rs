@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::handles::{
-    index::SessionIndex, rollback_storm::Storm, runtime_availability::RuntimeAvailability,
+    closing::{Automate, ClosingTurns},
+    index::SessionIndex,
+    rollback_storm::Storm,
+    runtime_availability::RuntimeAvailability,
     session_progress::TelemetryFeed,
 };
 use crate::{
@@ -42,6 +45,10 @@ pub(crate) struct Services {
     /// True from the begin of a drain on.
     pub draining: AtomicBool,
     pub index: SessionIndex,
+    /// Turns whose agent has ended and whose automation runs.
+    pub closing: ClosingTurns,
+    /// Automation of the changes of turns; this version has no automation of its own.
+    pub automate: Option<Arc<dyn Automate>>,
     /// Detects rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Publishes session progress to the subscribers that asked for it.
@@ -90,6 +97,8 @@ impl Services {
             runtime,
             draining: AtomicBool::new(false),
             index: SessionIndex::default(),
+            closing: ClosingTurns::default(),
+            automate: None,
             storm,
             telemetry,
             settings,

@@ -10,19 +10,20 @@ use crate::{
     actors::{
         handles::{
             capacity_guard::CapacityGuard,
+            closing::ClosingTurns,
             index::SessionIndex,
             rollback_storm::Storm,
             runtime_availability::RuntimeAvailability,
             session_progress::{self, TelemetrySource},
         },
         services::{Services, SessionSettings},
-        session::adoption,
+        session::{adoption, closing},
         upkeep::capacity::CapacityWatch,
         workspaces::Workspaces,
     },
     cluster::membership::Membership,
     config::Config,
-    domain::clock::Clock,
+    domain::{clock::Clock, turn::TurnPhase},
     store::Store,
     telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
@@ -74,6 +75,8 @@ pub(super) async fn start_sessions(
         runtime,
         draining: AtomicBool::new(false),
         index: SessionIndex::default(),
+        closing: ClosingTurns::default(),
+        automate: None,
         storm,
         telemetry,
         settings: SessionSettings::new(config),
@@ -96,7 +99,8 @@ impl SessionsHandle {
 
 async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppError> {
     let services = workspaces.services();
-    let mut unfinished = services.store.unfinished().await?;
+    let mut unfinished = services.store.unfinished(TurnPhase::Agent).await?;
+    let closing = services.store.unfinished(TurnPhase::Automation).await?;
     let found = if can_resume { adoption::find_again(services, unfinished.clone()).await } else { Vec::new() };
     let mut resumed = Vec::new();
     for found in found {
@@ -109,8 +113,11 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
     unfinished.retain(|one| !resumed.contains(&one.session.session_id));
     let results = adoption::results_of_interrupted(services, &unfinished).await?;
     let recovered = services.store.recover(services.clock.now(), &resumed, results).await?;
+    let automated = closing.len();
+    closing::resume(services, closing);
     tracing::info!(
         marker = "[ACP]",
+        automated,
         turns = recovered.interrupted_turns,
         sessions = recovered.sessions,
         went_on = resumed.len(),

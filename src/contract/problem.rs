@@ -105,7 +105,8 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded
-        | ErrorCode::PermissionNotPending => 409,
+        | ErrorCode::PermissionNotPending
+        | ErrorCode::Fenced => 409,
         ErrorCode::PayloadTooLarge => 413,
         ErrorCode::UnsupportedMediaType => 415,
         ErrorCode::IdempotencyMismatch

@@ -1,5 +1,7 @@
 //! The result of a turn, the same for every route and every way to request it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -183,7 +185,13 @@ impl ACPSessionResult {
         now: Timestamp,
     ) -> Self {
         let (stop_reason, acp_stop_reason, error_code) = match outcome {
-            TurnOutcome::Completed(reason) => (ResultStopReason::Completed, Some(stop_reason_name(*reason)), None),
+            TurnOutcome::Completed(reason) => {
+                if !progress.has_output {
+                    // Some agents swallow an error of their provider.
+                    progress.remark(Severity::Warn, "the agent ended the turn without output");
+                }
+                (ResultStopReason::Completed, Some(stop_reason_name(*reason)), None)
+            }
             TurnOutcome::Cancelled { confirmed } => {
                 if !confirmed {
                     let message =
@@ -236,6 +244,26 @@ impl ACPSessionResult {
         }
     }
 
+    /// Adds a remark of the service.
+    pub(crate) fn remark(&mut self, severity: Severity, message: &str) {
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            self.diagnostics.push(ResultDiagnostic { severity, message: message.to_owned(), context: None });
+        }
+    }
+
+    /// The result of the whole turn, after the automation that followed its agent.
+    pub(crate) fn closed(mut self, automation: Option<GithubAutomation>, is_cancelled: bool, took: Duration) -> Self {
+        if is_cancelled {
+            self.stop_reason = ResultStopReason::Cancelled;
+        }
+        if let Some(meta) = &mut self.meta {
+            meta.github_automation_version = automation.as_ref().map(|_| GITHUB_AUTOMATION_VERSION.to_owned());
+            meta.timings.total_ms = milliseconds(took);
+        }
+        self.github_automation = automation;
+        self
+    }
+
     /// Serialises within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then truncates the message and sets
     /// `messageTruncated`.
     pub(crate) fn into_bounded_json(mut self) -> Box<RawValue> {
@@ -265,7 +293,7 @@ impl ACPSessionResult {
 }
 
 /// Returns the duration in milliseconds, rounded to three decimals.
-fn milliseconds(duration: std::time::Duration) -> f64 {
+fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 

@@ -19,6 +19,15 @@ pub(super) struct Flags {
     pub refuse_handshake: bool,
     /// `--require-auth`: the agent requires `authenticate` before a session.
     pub require_auth: bool,
+    /// `--late-replay`: the agent answers `session/load` before it replays; the first half of the history follows at
+    /// once, the rest with the next prompt.
+    pub late_replay: bool,
+    /// `--echo-prompts`: the agent repeats each block of a prompt as a message of the user.
+    pub echo_prompts: bool,
+    /// `--deny-cancel`: the agent answers a cancelled prompt with `end_turn`.
+    pub deny_cancel: bool,
+    /// `--mute-modes`: the agent never answers `session/set_mode`.
+    pub mute_modes: bool,
     /// `--oneshot`: the agent runs the script on stdin and exits.
     pub oneshot: bool,
     /// `--persist DIR`: the agent stores conversations there for other processes.
@@ -46,6 +55,10 @@ impl Flags {
             echo_version: false,
             refuse_handshake: false,
             require_auth: false,
+            late_replay: false,
+            echo_prompts: false,
+            deny_cancel: false,
+            mute_modes: false,
             oneshot: false,
             persist: None,
             exit_on_start: false,
@@ -64,6 +77,10 @@ impl Flags {
                 "--echo-version" => flags.echo_version = true,
                 "--refuse-handshake" => flags.refuse_handshake = true,
                 "--require-auth" => flags.require_auth = true,
+                "--late-replay" => flags.late_replay = true,
+                "--echo-prompts" => flags.echo_prompts = true,
+                "--deny-cancel" => flags.deny_cancel = true,
+                "--mute-modes" => flags.mute_modes = true,
                 "--oneshot" => flags.oneshot = true,
                 "--persist" => flags.persist = Some(value()?.into()),
                 "--exit-on-start" => flags.exit_on_start = true,

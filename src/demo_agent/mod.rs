@@ -12,6 +12,7 @@
 //! | `run COMMAND` | runs a command through `terminal/*`, and says its output |
 //! | `sleep SECONDS` | works on a tool call for that time; a cancel ends it |
 //! | `ticks N MS` | says N chunks with pauses of MS milliseconds |
+//! | `silent` | does nothing |
 //! | `think` | sends one thought |
 //! | `plan` | publishes a plan of three entries and completes it |
 //! | `ask` | asks for permission and says the chosen option |
@@ -93,6 +94,8 @@ struct Agent {
     signed_in: bool,
     next_request: u64,
     prompts_seen: u64,
+    /// The rest of a replay that follows with the next prompt, as pairs of session and update.
+    late: Vec<(String, Value)>,
 }
 
 const MODES: [(&str, &str); 2] = [("code", "Code"), ("ask", "Ask")];
@@ -110,6 +113,7 @@ impl Agent {
             runs_commands: false,
             next_request: 1,
             prompts_seen: 0,
+            late: Vec::new(),
         }
     }
 
@@ -136,8 +140,16 @@ impl Agent {
         if method == "session/prompt" {
             return self.run_turn(&id, params);
         }
+        if method == "session/set_mode" && self.flags.mute_modes {
+            return Ok(());
+        }
         let result = self.answer(method, params)?;
-        self.respond(&id, result)
+        self.respond(&id, result)?;
+        if method == "session/load" && self.flags.late_replay {
+            let half = self.late.len() / 2;
+            self.replay_late(half)?;
+        }
+        Ok(())
     }
 
     fn respond(&mut self, id: &Value, result: Result<Value, (i64, String)>) -> io::Result<()> {
@@ -285,9 +297,18 @@ impl Agent {
 
     fn replay(&mut self, id: &str) -> io::Result<()> {
         let said = self.conversations.get(id).map(|it| it.said.clone()).unwrap_or_default();
-        for (user, agent) in said {
-            self.update(id, &chunk("user_message_chunk", &user))?;
-            self.update(id, &chunk("agent_message_chunk", &agent))?;
+        let updates = said.iter().flat_map(|(user, agent)| {
+            [chunk("user_message_chunk", user), chunk("agent_message_chunk", agent)].map(|it| (id.to_owned(), it))
+        });
+        self.late.extend(updates);
+        if self.flags.late_replay { Ok(()) } else { self.replay_late(usize::MAX) }
+    }
+
+    /// Sends the first `most` updates of a replay that are left.
+    fn replay_late(&mut self, most: usize) -> io::Result<()> {
+        let most = most.min(self.late.len());
+        for (id, update) in self.late.drain(..most).collect::<Vec<_>>() {
+            self.update(&id, &update)?;
         }
         Ok(())
     }

@@ -41,6 +41,10 @@ impl Agent {
         }
         self.prompts_seen += 1;
         let blocks = params["prompt"].as_array().cloned().unwrap_or_default();
+        self.replay_late(usize::MAX)?;
+        for block in blocks.iter().filter(|_| self.flags.echo_prompts).cloned().collect::<Vec<_>>() {
+            self.update(&session, &json!({"sessionUpdate": "user_message_chunk", "content": block}))?;
+        }
         let texts = |block: &Value| {
             let text = block["text"].as_str().or_else(|| block["resource"]["text"].as_str());
             text.unwrap_or_default().to_owned()
@@ -74,7 +78,8 @@ impl Agent {
             }
             Some(error) => Err(error),
             None => {
-                let stop_reason = if turn.cancelled { "cancelled" } else { turn.stop_reason.as_str() };
+                let is_confirmed = turn.cancelled && !self.flags.deny_cancel;
+                let stop_reason = if is_confirmed { "cancelled" } else { turn.stop_reason.as_str() };
                 let mut answer = json!({"stopReason": stop_reason});
                 if let Some((input, output)) = turn.usage {
                     let total = input + output;
@@ -94,6 +99,7 @@ impl Agent {
             "run" => self.run_command(command, turn),
             "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
             "ticks" => self.tick(turn, command.number(0, 5), Duration::from_millis(command.number(1, 100))),
+            "silent" => Ok(()),
             "think" => self.update(&turn.session, &chunk("agent_thought_chunk", "Let me think about that.")),
             "plan" => self.plan(command, turn),
             "ask" => self.ask(turn),

@@ -37,8 +37,12 @@ impl ApiError {
         Failure::new(code, detail).into()
     }
 
-    /// A turn that ended, but whose end is not persisted yet.
+    /// A turn that ended, but whose end is not persisted yet, or never will be because another process ended the turn.
     pub(crate) fn not_durable(ended: &TurnEnded) -> Self {
+        if ended.is_fenced {
+            let detail = "another process of the service took over the turn and ended it";
+            return Self::new(ErrorCode::Fenced, detail).about(ended.prompt_id);
+        }
         let detail = "the turn ended, but its end is not on disk yet; `result` has the outcome";
         Self::new(ErrorCode::DatabaseUnavailable, detail)
             .about(ended.prompt_id)

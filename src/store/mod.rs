@@ -67,7 +67,8 @@ pub(crate) use self::{
     sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{
-        Acceptance, EndSlot, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount, recovery::Unfinished,
+        Acceptance, EndSlot, EndStep, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount,
+        recovery::Unfinished,
     },
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},
 };
@@ -92,6 +93,10 @@ pub(crate) enum StoreError {
     /// sentence for the operator. A retry changes nothing.
     #[error("{0}")]
     OtherSchema(String),
+    /// The end of a turn was not written, because the turn has another end, or is unknown: another process of the
+    /// service took it over. A retry changes nothing.
+    #[error("the turn was ended by another process of the service")]
+    Fenced,
     #[error("the store is closed")]
     Closed,
 }
@@ -424,6 +429,7 @@ fn kib(bytes: usize) -> u32 {
 pub(crate) fn failure(cause: &StoreError) -> Failure {
     let code = match cause {
         StoreError::Busy | StoreError::Unavailable(_) | StoreError::Closed => ErrorCode::DatabaseUnavailable,
+        StoreError::Fenced => ErrorCode::Fenced,
         StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::OtherSchema(_) => ErrorCode::Internal,
     };
     Failure::new(code, cause.to_string())

@@ -168,6 +168,9 @@ diesel::table! {
         epoch -> BigInt,
         is_canary -> Bool,
         automation -> Text,
+        known_by -> Nullable<Text>,
+        phase -> Text,
+        decision -> Text,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::domain::{
     redaction::Redacted,
     routing::Route,
     session::lifecycle::{SessionMode, SessionState},
-    turn::outcome::Failure,
+    turn::{TurnPhase, outcome::Failure},
 };
 
 /// The row of a session that is being opened.
@@ -266,7 +266,8 @@ fn columns_of(connection: Option<KeptConnection>) -> (Option<String>, Option<Str
     (clean_option(id), clean_option(cookies.flatten()))
 }
 
-pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+/// Updates a session; may be called again after a rollback. The answer is false if it is unknown or closed.
+pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> Result<bool, StoreError> {
     let failure = change.failure.as_ref().map(|failure| (failure.code.as_str(), columns::clean_detail(failure)));
     let touches_failure = failure.is_some() || change.state.is_some();
     let (code, detail) = failure.unzip();
@@ -289,8 +290,9 @@ pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> R
         settled_seq: is_new.then_some(0),
     };
     move |tx| {
-        tx.rows += diesel::update(open(&session_id)).set(&changes).execute(tx.connection)?;
-        Ok(())
+        let changed = diesel::update(open(&session_id)).set(&changes).execute(tx.connection)?;
+        tx.rows += changed;
+        Ok(changed > 0)
     }
 }
 
@@ -301,9 +303,15 @@ fn open<'a>(session_id: &'a str) -> _ {
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
 }
 
-/// Sessions with a turn that has not ended.
-pub(super) fn rows_with_open_turn(connection: &mut AnyConnection) -> Result<Vec<SessionRow>, StoreError> {
-    let unfinished = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
+/// Sessions with a turn that has not ended and is in this phase.
+pub(super) fn rows_with_open_turn(
+    connection: &mut AnyConnection,
+    phase: TurnPhase,
+) -> Result<Vec<SessionRow>, StoreError> {
+    let unfinished = prompts::table
+        .filter(prompts::ended_us.is_null())
+        .filter(prompts::phase.eq(phase.as_str()))
+        .select(prompts::session_id);
     let rows: Vec<Record> = sessions::table.filter(sessions::session_id.eq_any(unfinished)).load(connection)?;
     rows.into_iter().map(Record::read).collect()
 }
@@ -348,18 +356,19 @@ impl Store {
         self.write(create(new)).await
     }
 
-    /// Updates a session. An unknown or closed session is left unchanged, without an error. Safe to retry.
+    /// Updates a session. Returns false, without an error, for an unknown or closed session, which is left unchanged.
+    /// Safe to retry.
     ///
     /// # Cancel safety
     /// A dropped future may have written.
-    pub(crate) async fn update_session(&self, changed: SessionChange) -> Result<(), StoreError> {
+    pub(crate) async fn update_session(&self, changed: SessionChange) -> Result<bool, StoreError> {
         self.write(change(changed)).await
     }
 
     /// [`Store::update_session`] for a session that has already ended: waits for room in the queue and for the
     /// commit, as [`Store::append`] does.
     pub(crate) async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
-        self.write_when_there_is_room(change(changed)).await
+        self.write_when_there_is_room(change(changed)).await.map(drop)
     }
 
     /// Reads one session. Cancel-safe.

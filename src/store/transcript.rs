@@ -19,7 +19,6 @@ use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceKey},
     redaction::Redacted,
-    routing::Route,
     session::context::{MAX_CONTEXT_BYTES, Remark},
     turn::transcript::TranscriptEntry,
 };
@@ -197,28 +196,20 @@ fn last_seq(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryRe
 /// Messages in each read for [`Store::last_messages`].
 const MESSAGES_PER_READ: i64 = 16;
 
-/// A part of a conversation.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    All,
-    /// The turns over HTTP since the last turn over ACP.
-    OverHttpSinceAcp,
-}
-
 /// The newest messages, oldest first: at most `most`, and no more than the largest context can hold. Turns that have
-/// not ended are excluded.
+/// not ended are excluded, and so is everything up to the newest turn that `conversation`, an agent's own one, completed.
 fn last_messages(
     connection: &mut AnyConnection,
     session_id: &str,
+    conversation: Option<&str>,
     most: usize,
-    part: Part,
 ) -> diesel::QueryResult<Vec<Remark>> {
     let mut said = Vec::new();
     let mut bytes = 0;
     let mut before = i64::MAX;
     'newest_first: while said.len() < most && bytes < MAX_CONTEXT_BYTES {
         let of_turns = prompts::table.on(prompts::prompt_id.nullable().eq(transcript_entries::prompt_id));
-        let rows: Vec<(i64, String, String, String)> = transcript_entries::table
+        let rows: Vec<(i64, String, String, Option<String>)> = transcript_entries::table
             .inner_join(of_turns)
             .filter(transcript_entries::session_id.eq(session_id))
             .filter(transcript_entries::seq.lt(before))
@@ -234,15 +225,15 @@ fn last_messages(
                 transcript_entries::seq,
                 transcript_entries::event_type,
                 transcript_entries::text,
-                prompts::protocol,
+                prompts::known_by,
             ))
             .load(connection)?;
         let Some((last, ..)) = rows.last() else { break };
         // Pages by number and not by offset, because each page reads on from where the last ended.
         before = *last;
-        for (_, event_type, text, protocol) in rows {
+        for (_, event_type, text, known_by) in rows {
             let by_user = event_type == "user_message";
-            if part == Part::OverHttpSinceAcp && protocol != Route::Http.as_str() {
+            if conversation.is_some() && known_by.as_deref() == conversation {
                 // Only a user message marks the start of a turn: an agent message may belong to an earlier turn and
                 // be late.
                 if by_user {
@@ -365,19 +356,21 @@ impl Store {
 
     /// Reads the newest messages of user and agent, oldest first: at most `most`, and no more than the largest
     /// context can hold. Cancel-safe.
+    #[cfg(test)]
     pub(crate) async fn last_messages(&self, session_id: SessionId, most: usize) -> Result<Vec<Remark>, StoreError> {
-        self.read(move |connection| Ok(last_messages(connection, &session_id.to_string(), most, Part::All)?)).await
+        self.unknown_to(None, session_id, most).await
     }
 
-    /// Reads the messages of user and agent in the turns over HTTP that followed the last turn over ACP, which a live
-    /// ACP agent with its own memory has not seen. Oldest first, bounded as [`Store::last_messages`] is. Cancel-safe.
-    pub(crate) async fn missed_by_agent(
+    /// Reads the messages of user and agent after the newest turn that `conversation` completed, by the agent's own id;
+    /// `None` for an agent that knows nothing. Oldest first, bounded as [`Store::last_messages`] is. Cancel-safe.
+    pub(crate) async fn unknown_to(
         &self,
+        conversation: Option<String>,
         session_id: SessionId,
         most: usize,
     ) -> Result<Vec<Remark>, StoreError> {
         self.read(move |connection| {
-            Ok(last_messages(connection, &session_id.to_string(), most, Part::OverHttpSinceAcp)?)
+            Ok(last_messages(connection, &session_id.to_string(), conversation.as_deref(), most)?)
         })
         .await
     }

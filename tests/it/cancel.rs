@@ -68,3 +68,24 @@ fn cancel_resolves_a_pending_permission_request() {
     assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "cancelled");
     assert_eq!(session.says("echo next"), "next");
 }
+
+/// A program with a session on each route, whose agent has these flags.
+fn on_each_route(flags: &[&str]) -> (Program, [crate::harness::Session; 2]) {
+    let program = Program::builder().demo_agent(flags).start();
+    let sessions = [program.api.open("acp"), program.api.open("http")];
+    let why = json!({"actor": "test", "reason": "test"});
+    program.api.post("/acp/workspaces/http/rollback", why).expect(200);
+    (program, sessions)
+}
+
+#[test]
+fn cancelled_turn_ends_cancelled_though_the_agent_answers_end_turn() {
+    let (program, sessions) = on_each_route(&["--deny-cancel"]);
+    for session in sessions {
+        let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
+        assert!(session.cancel());
+        assert_eq!(result_of(&program.api, &stream.rest())["stopReason"], "cancelled");
+        assert_eq!(session.ends(&prompt_id)["state"], "cancelled");
+        assert_eq!(session.says("echo next"), "next");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::harness::{Answer, Program, Session, json};
+use crate::harness::{Answer, Program, Session, json, program::PostgresDatabase};
 
 fn send(session: &Session, prompt: &str, key: &str) -> Answer {
     session.call(prompt).header("idempotency-key", key).send()
@@ -66,4 +66,74 @@ fn key_survives_a_restart_of_the_program() {
     let body = json!({"sessionId": session.id, "prompt": "echo once"});
     let again = program.api.call("POST", "/acp/session/prompt").header("idempotency-key", "key").json(&body).send();
     assert_eq!(again.expect(200)["meta"]["promptId"], first["meta"]["promptId"]);
+}
+
+/// Changes a row of the database, as another process of the service would.
+fn change(database: &Option<PostgresDatabase>, program: &Program, sql: &str) {
+    use diesel::{Connection, PgConnection, SqliteConnection, connection::SimpleConnection};
+    match database {
+        Some(database) => PgConnection::establish(&database.url()).unwrap().batch_execute(sql).unwrap(),
+        None => {
+            let file = program.folder.path().join("data/lumilink.db");
+            let mut sqlite = SqliteConnection::establish(&file.display().to_string()).unwrap();
+            sqlite.batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")).unwrap();
+        }
+    }
+}
+
+fn on_both_databases(test: impl Fn(&mut Program, &Option<PostgresDatabase>)) {
+    for database in [None, Some(PostgresDatabase::create())] {
+        let builder = Program::builder();
+        let mut program = match &database {
+            Some(database) => builder.set("database.url", database.url()).start(),
+            None => builder.start(),
+        };
+        test(&mut program, &database);
+    }
+}
+
+#[test]
+fn repeat_of_a_turn_without_a_stored_end_gets_202_and_a_location() {
+    on_both_databases(|program, database| {
+        let session = program.api.open("ws");
+        let first = send(&session, "echo once", "key").expect(200);
+        let id = first["meta"]["promptId"].as_str().unwrap();
+        // The turn of another process, or of one that died and is not recovered yet.
+        let reopen = "UPDATE prompts SET state = 'accepted', ended_us = NULL, result = NULL";
+        change(database, program, reopen);
+        for is_live in [true, false] {
+            for accept in ["application/json", "text/event-stream"] {
+                let repeat = session.call("echo once").header("idempotency-key", "key").header("accept", accept);
+                let answer = repeat.send();
+                assert_eq!(answer.header("location"), format!("/acp/prompt/{id}"), "{}", answer.text);
+                let body = answer.expect(202);
+                assert_eq!((&body["promptId"], &body["duplicate"]), (&json!(id), &json!(true)));
+            }
+            if is_live {
+                session.post("close", json!({})).expect(200);
+            }
+        }
+        let recovered =
+            "UPDATE prompts SET state = 'interrupted', error_code = 'interrupted', error_detail = 'x', ended_us = 9";
+        change(database, program, recovered);
+        send(&session, "echo once", "key").problem(503, "interrupted");
+    });
+}
+
+#[test]
+fn turn_that_another_process_ended_is_answered_as_fenced() {
+    on_both_databases(|program, database| {
+        program.expect_error("turn was ended by another process");
+        let session = program.api.open("ws");
+        let (prompt_id, mut stream) = session.is_busy_with("ticks 10 100");
+        let ended =
+            "UPDATE prompts SET state = 'interrupted', error_code = 'interrupted', error_detail = 'x', ended_us = 9";
+        change(database, program, ended);
+        let events = stream.rest();
+        let last = events.last().expect("an end");
+        assert_eq!((last.name.as_str(), &last.data["code"]), ("problem", &json!("fenced")), "{last:?}");
+        assert_eq!(last.data["promptId"], json!(prompt_id));
+        assert_eq!(session.ends(&prompt_id)["state"], "interrupted", "the stored end is valid");
+        assert_eq!(session.says("echo on"), "on");
+    });
 }

@@ -25,6 +25,7 @@ mod faults;
 mod flip_kills;
 mod idempotency;
 mod interop;
+mod memory;
 mod metrics;
 mod migrations;
 mod newer;

@@ -1,6 +1,6 @@
 //! One prompt turn, from HTTP to the agent and back.
 
-use crate::harness::{Program, Value, eventually, json};
+use crate::harness::{Program, Session, Value, eventually, json};
 
 #[test]
 fn fr_001_new_session_starts_on_acp_and_reports_what_was_negotiated() {
@@ -246,4 +246,36 @@ fn probes_and_health_answer_when_the_database_is_available() {
 fn agent_text(entries: &[Value]) -> String {
     let of_agent = entries.iter().filter(|entry| entry["eventType"] == "agent_message");
     of_agent.filter_map(|entry| entry["text"].as_str()).collect()
+}
+
+/// Sessions on both routes, whose agent has these flags.
+fn on_both_routes(flags: &[&str]) -> (Program, [Session; 2]) {
+    let program = Program::builder().demo_agent(flags).start();
+    let sessions = [program.api.open("acp"), program.api.open("http")];
+    let why = json!({"actor": "test", "reason": "test"});
+    program.api.post("/acp/workspaces/http/rollback", why).expect(200);
+    (program, sessions)
+}
+
+#[test]
+fn turn_without_output_says_so_in_a_diagnostic() {
+    let (_program, sessions) = on_both_routes(&[]);
+    for session in sessions {
+        let result = session.completes("silent");
+        let diagnostics = result["diagnostics"].as_array().expect("diagnostics");
+        assert_eq!(diagnostics.len(), 1, "{result}");
+        assert_eq!(diagnostics[0]["message"], "the agent ended the turn without output");
+        assert!(session.completes("think").get("diagnostics").is_none(), "a thought is output");
+    }
+}
+
+#[test]
+fn echoed_prompt_is_stored_once() {
+    let (_program, sessions) = on_both_routes(&["--echo-prompts"]);
+    for session in sessions {
+        assert_eq!(session.says("echo hello"), "hello");
+        assert_eq!(session.says("echo again"), "again");
+        let kinds: Vec<_> = session.conversation().into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, ["user_message", "agent_message", "user_message", "agent_message"]);
+    }
 }

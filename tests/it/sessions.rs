@@ -233,3 +233,44 @@ fn list_by_state_reflects_current_states() {
     assert_eq!(listed("closed"), [idle.id.as_str()]);
     assert_eq!(listed("running"), Vec::<String>::new());
 }
+
+#[test]
+fn session_closed_while_it_loads_stays_closed() {
+    let flags = ["--start-delay-ms", "1500"];
+    let program = Program::builder().demo_agent(&flags).set("session.idle_timeout_s", 1).start();
+    let session = program.api.open("ws");
+    session.becomes("hibernated");
+    let loading = session.clone();
+    let loading = std::thread::spawn(move || loading.post("load", json!({})));
+    session.becomes("starting");
+    session.post("close", json!({})).expect(200);
+    assert_eq!(session.state()["state"], "closed");
+    loading.join().unwrap().problem(409, "session_closed");
+    session.prompt("echo a").problem(409, "session_closed");
+    let folder = program.stop();
+    let program = Program::builder().folder(&folder).start();
+    let again = crate::harness::Session { api: program.api.clone(), ..session };
+    assert_eq!(again.state()["state"], "closed", "the close is on disk");
+}
+
+#[test]
+fn forty_unanswered_calls_leave_room_for_a_prompt_and_free_their_slots() {
+    let flags = ["--mute-modes"];
+    let program = Program::builder().demo_agent(&flags).set("turn.inactivity_timeout_s", 1).start();
+    let session = program.api.open("ws");
+    let calls = |count: usize| -> Vec<u16> {
+        let call = |_| {
+            let session = session.clone();
+            std::thread::spawn(move || session.post("mode", json!({"modeId": "code"})).status)
+        };
+        let running: Vec<_> = (0..count).map(call).collect();
+        running.into_iter().map(|call| call.join().unwrap()).collect()
+    };
+    let statuses = calls(40);
+    assert!(statuses.iter().all(|status| [409, 504].contains(status)), "{statuses:?}");
+    assert!(statuses.iter().filter(|status| **status == 504).count() >= 32, "{statuses:?}");
+    assert_eq!(session.says("echo fine"), "fine");
+    assert_eq!(calls(32), [504; 32], "every slot is free again");
+    assert_eq!(session.says("echo fine"), "fine");
+    assert_eq!(session.state()["restarts"], 0);
+}

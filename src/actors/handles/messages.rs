@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
-        automation::skip::{Automation, WantedMode},
+        automation::skip::WantedMode,
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
@@ -48,8 +48,8 @@ pub(crate) enum TurnBegun {
     Accepted(TurnHandle),
     /// A turn with the same idempotency key is still running.
     Joined(TurnHandle),
-    /// A turn with the same idempotency key has ended.
-    Ended(Box<PromptRow>),
+    /// The stored turn with the same idempotency key: it has ended, or its end is not on disk yet.
+    Stored(Box<PromptRow>),
 }
 
 /// Handle for following a turn.
@@ -76,6 +76,8 @@ pub(crate) struct TurnEnded {
     pub failure: Option<Failure>,
     /// The id of its `result` event; absent where the end could not be written to disk.
     pub event_id: Option<u64>,
+    /// True if the end was not written because another process had ended the turn.
+    pub is_fenced: bool,
 }
 
 /// Reason for refusing a prompt; nothing was started or written.
@@ -211,8 +213,6 @@ pub(crate) struct Adopted {
     pub slot: EndSlot,
     /// Agent messages of the turn, as far as they are on disk.
     pub said: Vec<String>,
-    /// Pull request automation of the turn; decided once its session is known.
-    pub automation: Automation,
 }
 
 /// State that a returning session resumes with.
@@ -225,10 +225,10 @@ pub(crate) struct Past {
     pub restarts: u32,
 }
 
-/// workspaces → supervisor: closes a session. Replies when its agent is released and its row is updated; `false` if
-/// the session was not live.
+/// workspaces → supervisor: closes a session, also one that is starting or ending. Replies when its agent is released
+/// and its row says `closed`, or with the reason why that could not be written; `false` if the session was not live.
 #[derive(Message)]
-#[rtype(result = "bool")]
+#[rtype(result = "Result<bool, Failure>")]
 pub(crate) struct CloseSession {
     pub session_id: SessionId,
 }

@@ -4,6 +4,7 @@
 //! clone.
 
 pub(crate) mod capacity_guard;
+pub(crate) mod closing;
 pub(crate) mod event_feed;
 pub(crate) mod index;
 pub(crate) mod messages;

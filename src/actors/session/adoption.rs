@@ -15,7 +15,6 @@ use crate::{
     actors::{handles::messages::Adopted, services::Services},
     contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
-        automation::skip::Automation,
         ids::PromptId,
         redaction::Redacted,
         turn::{
@@ -92,8 +91,8 @@ pub(crate) async fn results_of_interrupted(
         let facts = TurnFacts {
             session_id: session.session_id,
             prompt_id: prompt.prompt_id,
-            protocol: session.protocol,
-            route: session.protocol,
+            protocol: prompt.protocol,
+            route: prompt.route,
             protocol_version: session.protocol_version,
             workspace: ResultWorkspace {
                 path: workspace.and_then(|workspace| workspace.workspace_path).unwrap_or_default(),
@@ -152,7 +151,6 @@ async fn adopt_agent(
     let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
     let said =
         services.store.messages_of_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
-    let automation = Automation::Nothing;
-    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, automation };
+    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said };
     Ok(Found { adopted, session })
 }

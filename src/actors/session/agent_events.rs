@@ -1,6 +1,6 @@
 //! Handles the agent's events: updates, requests, answers and the state of its connection.
 
-use actix::{AsyncContext, Context, Handler, ResponseActFuture, StreamHandler, WrapFuture};
+use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, StreamHandler, WrapFuture};
 use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ use crate::{
             agent_error::classify_agent_error,
             outcome::{ErrorCode, Failure},
             read_prompt_end,
-            transcript::TranscriptEntry,
+            transcript::{TranscriptEntry, view_update},
         },
     },
     store::{StoreError, TranscriptAppend},
@@ -116,6 +116,7 @@ fn size_of_event(event: &AgentEvent) -> usize {
 impl Session {
     fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>) {
         let now = self.services.clock.now();
+        let Some(is_echo) = self.origin_of(update) else { return };
         let Some(turn) = &mut self.turn else {
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
@@ -125,7 +126,25 @@ impl Session {
             self.shared.feed.publish(None, EventKind::Update, update, meta);
             return;
         };
-        ticket.on_update(update, meta, now);
+        ticket.on_update(update, meta, is_echo, now);
+    }
+
+    /// Returns whether an update repeats the running prompt; `None` if it is history that the agent replays, which is
+    /// left out.
+    fn origin_of(&mut self, update: &RawValue) -> Option<bool> {
+        const ECHO: &str = "user_message_chunk";
+        if self.replay.is_none() && !update.get().contains(ECHO) {
+            return Some(false);
+        }
+        let Some(view) = view_update(update) else { return Some(false) };
+        let context = self.missing.text();
+        let repeats = |turn: &Turn| turn.is_echoed_by(view.text.as_deref(), update, context);
+        let is_echo = view.kind == ECHO && self.turn.as_ref().is_some_and(repeats);
+        if self.replay.as_mut().is_some_and(|replay| replay.contains(&view, update, is_echo)) {
+            self.turn.iter_mut().for_each(|turn| turn.replayed += 1);
+            return None;
+        }
+        Some(is_echo)
     }
 
     /// Persists transcript entries once enough have accumulated, and lets the runtime discard the messages behind them.
@@ -327,7 +346,8 @@ impl Session {
             None => {
                 let ticket = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut());
                 if let Some(ticket) = ticket {
-                    ticket.remark(Severity::Warn, "the agent answered a request twice, or one that was never sent");
+                    let message = "the agent answered a request twice or too late, or one that was never sent";
+                    ticket.remark(Severity::Warn, message);
                 }
             }
         }
@@ -335,6 +355,12 @@ impl Session {
 
     fn on_prompt_answer(&mut self, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
+        if let Some(turn) = self.turn.as_mut().filter(|turn| turn.replayed > 0)
+            && let Some(ticket) = &mut turn.ticket
+        {
+            let message = format!("{} updates were left out: the agent replayed its history", turn.replayed);
+            ticket.remark(Severity::Info, &message);
+        }
         let (outcome, usage) = read_prompt_end(result.as_deref().map_err(Clone::clone), cancelled);
         // An agent that violates the protocol cannot be trusted with the next turn, so its session ends as well.
         let broken = match &outcome {
@@ -377,11 +403,14 @@ impl Session {
         let sent = match (&mut self.link, &self.ending) {
             (Some(link), None) => match self.calls.open(Call::Asked(later)) {
                 Ok(call) => send(link.as_mut(), call)
+                    .inspect_err(|_| drop(self.calls.take(call)))
+                    .map(|()| call)
                     .map_err(|cause| Failure::new(ErrorCode::ConnectionLost, cause.to_string())),
                 Err(cause) => Err(Failure::new(ErrorCode::TurnInProgress, cause.to_string())),
             },
             (_, ending) => Err(not_ready(ending.as_ref())),
         };
+        let call = sent.as_ref().ok().copied();
         let limit = self.services.settings.inactivity_timeout;
         let waiting = async move {
             sent?;
@@ -391,7 +420,11 @@ impl Session {
                 Err(_) => Err(Failure::new(ErrorCode::InactivityTimeout, "the agent did not answer in time")),
             }
         };
-        Box::pin(waiting.into_actor(self))
+        Box::pin(waiting.into_actor(self).map(move |answer, this, _| {
+            // A call that was not answered in time gives its slot back.
+            call.and_then(|call| this.calls.take(call));
+            answer
+        }))
     }
 }
 
@@ -400,6 +433,11 @@ impl Handler<CancelTurn> for Session {
 
     fn handle(&mut self, message: CancelTurn, ctx: &mut Self::Context) -> bool {
         let meant = |turn: &Turn| message.prompt_id.is_none_or(|wanted| wanted == turn.prompt_id());
+        let closing = self.services.closing.get(self.shared.spec.session_id);
+        if let Some(closing) = closing.filter(|it| message.prompt_id.is_none_or(|wanted| wanted == it.prompt_id)) {
+            closing.cancel();
+            return true;
+        }
         if !self.turn.as_ref().is_some_and(meant) {
             return false;
         }

@@ -34,7 +34,7 @@ pub(crate) async fn decide(
         blocked: &blocked,
         blocked_by_tenant: &[],
         // This version has no credentials: no app can be configured, and prompts carry no token.
-        credential: Credential::Missing(None),
+        credential: services.automate.as_ref().map_or(Credential::Missing(None), |_| Credential::Present),
         protocol,
         fallback_can_automate: true,
     };
@@ -55,16 +55,19 @@ pub(crate) async fn decide(
     Ok(Automation::decide(&Asked { blocked_by_tenant, ..asked }))
 }
 
-/// Decides about the turn's changes, then persists the turn.
+/// Decides about the turn's changes, then persists the turn with the decision.
 pub(crate) async fn accept(
     services: &Services,
     spec: &SessionSpec,
     wanted: WantedMode,
-    new_turn: NewTurn,
+    mut new_turn: NewTurn,
     mut ticket: TurnTicket,
 ) -> (Result<Acceptance, StoreError>, TurnTicket) {
     match decide(services, spec, wanted, new_turn.protocol).await {
-        Ok(automation) => ticket.automate(wanted, automation),
+        Ok(automation) => {
+            new_turn.decision = automation;
+            ticket.automate(wanted, automation);
+        }
         Err(cause) => return (Err(cause), ticket),
     }
     (services.store.accept_turn(new_turn).await, ticket)

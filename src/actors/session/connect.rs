@@ -25,27 +25,23 @@ use crate::{
         },
         session::{
             connection::{ConnectionHealth, ConnectionStatus},
-            context::conversation_context,
+            context::Missing,
             event::EventKind,
             lifecycle::SessionState,
-            restart::{doubled, reconnect_delay},
+            restart::reconnect_delay,
         },
         turn::{
             TurnOutcome,
             outcome::{ErrorCode, Failure},
+            replay::Replay,
         },
     },
-    store::{self, SessionChange},
+    store::{self, SessionChange, StoreError},
     transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession, socket::random_fraction},
 };
 
 /// Messages of the conversation that are read for the context, at most; the context itself is bounded in bytes.
 const CONTEXT_MESSAGES: usize = 200;
-/// Reads of the conversation for a session whose caller waits; each takes at most the read timeout of the database.
-const READ_TRIES: u32 = 3;
-/// First wait before a read of the conversation is repeated; it doubles up to [`LONGEST_READ_WAIT`].
-const FIRST_READ_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_READ_WAIT: Duration = Duration::from_secs(2);
 /// Time limit for the agent's answer to `session/close`; the agent is released without it afterwards.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
@@ -115,18 +111,16 @@ impl Session {
                 tokio::time::sleep(delay).await;
             }
             let (opened, took) = connect(&services, route, request, waits).await;
-            let opened = match opened {
-                Ok(opened) if is_new || route == Route::Http => Ok((opened, None)),
-                Ok(opened) => {
-                    missed(&services, &spec, opened.facts.remembers, waits).await.map(|context| (opened, context))
-                }
-                Err(failure) => Err(failure),
+            let (missing, replay) = match &opened {
+                Ok(_) if route == Route::Http => (Missing::Unread, None),
+                Ok(opened) if !is_new => memory(&services, &spec, remembered(&opened.facts)).await,
+                _ => (Missing::Nothing, None),
             };
-            (opened, took)
+            (opened, (missing, replay), took)
         };
-        ctx.spawn(opening.into_actor(self).map(move |(opened, took), this, ctx| {
+        ctx.spawn(opening.into_actor(self).map(move |(opened, memory, took), this, ctx| {
             let opened = opened.map_err(|failure| this.with_credentials_named(failure));
-            let outcome = opened.as_ref().map(|(opened, _)| &opened.facts);
+            let outcome = opened.as_ref().map(|opened| &opened.facts);
             if route == Route::Acp {
                 let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
@@ -143,8 +137,9 @@ impl Session {
                 this.connection_row_id = outcome.is_ok().then_some(id);
             }
             match opened {
-                Ok((opened, context)) => {
-                    this.context = context;
+                Ok(opened) => {
+                    (this.missing, this.replay) = memory;
+                    this.remembered = remembered(&opened.facts);
                     this.connected(route, opened, ctx);
                     match (ready, this.facts.clone()) {
                         (Some(ready), Some(facts)) => drop(ready.send(Ok(facts))),
@@ -265,6 +260,8 @@ impl Session {
             ctx.cancel_future(stream);
         }
         self.link = None;
+        // Its agent answers none of them any more.
+        self.calls.clear();
         let status = self.shared.connection_status();
         self.close_record(status, "the workspace's route changed");
     }
@@ -298,12 +295,14 @@ impl Session {
 
     /// Resumes an agent that an earlier process left during a turn.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
-        let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
+        let Adopted { session, facts, prompt, call, slot, said } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
         // Before the events are read: the answer to the prompt may be among those that are replayed.
         self.calls.reopen(call, Call::Prompt);
         self.services.metrics.turn_adopted();
-        self.resume_turn(&prompt, slot, &said, automation);
+        // The earlier process may have sent a part of the conversation ahead of the prompt.
+        (self.missing, self.remembered) = (Missing::Unread, remembered(&facts));
+        self.resume_turn(&prompt, slot, &said);
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
@@ -339,20 +338,24 @@ impl Session {
         }
     }
 
-    /// Reads the conversation so far for a turn over the fallback, whose agent has no memory of it, then dispatches the
-    /// turn.
+    /// Reads the part of the conversation that the agent lacks, then dispatches the turn.
     pub(super) fn read_conversation(&mut self, ctx: &mut Context<Self>) {
         let (services, id) = (self.services.clone(), self.shared.spec.session_id);
-        let reading = async move { services.store.last_messages(id, CONTEXT_MESSAGES).await };
-        ctx.spawn(reading.into_actor(self).map(|said, this, ctx| match said {
-            Ok(said) => {
-                this.context = conversation_context(&said);
-                if let Some(turn) = &mut this.turn {
-                    turn.knows_conversation = true;
-                }
-                this.dispatch(ctx);
+        let Some(prompt_id) = self.turn.as_ref().map(|turn| turn.prompt_id()) else { return };
+        let remembered = self.remembered.clone().filter(|_| self.connection_route == Route::Acp);
+        let reading = async move { services.store.unknown_to(remembered, id, CONTEXT_MESSAGES).await };
+        ctx.spawn(reading.into_actor(self).map(move |said, this, ctx| {
+            if this.turn.as_ref().is_none_or(|turn| turn.prompt_id() != prompt_id) {
+                // Cancelled meanwhile; the next turn reads for itself.
+                return;
             }
-            Err(cause) => this.end_turn(TurnOutcome::Failed(store::failure(&cause)), None, ctx),
+            match said {
+                Ok(said) => {
+                    this.missing = said.into();
+                    this.dispatch(ctx);
+                }
+                Err(cause) => this.end_turn(TurnOutcome::Failed(store::failure(&cause)), None, ctx),
+            }
         }));
     }
 
@@ -360,8 +363,7 @@ impl Session {
     pub(super) fn release(&mut self, cause: EndCause, ctx: &mut Context<Self>) {
         let closes = matches!(cause, EndCause::Closed) && self.facts.as_ref().is_some_and(|facts| facts.can_close);
         if let (true, Some(link)) = (closes, &mut self.link)
-            && let Ok(call) = self.calls.open(Call::Close)
-            && link.close(call).is_ok()
+            && link.close(self.calls.open_reserved(Call::Close)).is_ok()
         {
             // The answer to the close, or its failure, ends the session with this cause.
             self.ending = Some(cause.clone());
@@ -402,30 +404,26 @@ async fn connect(
     }
 }
 
-/// Returns the part of the conversation that a freshly connected agent does not know: turns over the fallback, or
-/// everything if the agent remembers nothing. Repeats a failed read, because a database that is away is no fault of the
-/// agent: as long as necessary if `waits`, else [`READ_TRIES`] times.
-async fn missed(
-    services: &Services,
-    spec: &SessionSpec,
-    remembers: bool,
-    waits: bool,
-) -> Result<Option<String>, Failure> {
-    let mut tries = 0;
-    loop {
-        let said = match remembers {
-            true => services.store.missed_by_agent(spec.session_id, CONTEXT_MESSAGES).await,
-            false => services.store.last_messages(spec.session_id, CONTEXT_MESSAGES).await,
+/// The agent's own conversation, if it remembers an earlier connection.
+fn remembered(facts: &AgentFacts) -> Option<String> {
+    facts.remembers.then(|| facts.agent_session_id.clone())
+}
+
+/// Reads the part of the conversation that a freshly connected agent does not know, which are the turns after the newest
+/// one that its own conversation completed, and the part that it may replay. After a failure the former is read again
+/// with the next turn, because the agent is healthy.
+async fn memory(services: &Services, spec: &SessionSpec, remembered: Option<String>) -> (Missing, Option<Replay>) {
+    let (id, store) = (spec.session_id, &services.store);
+    let read = async {
+        let said = store.unknown_to(remembered.clone(), id, CONTEXT_MESSAGES).await?;
+        let past = match remembered {
+            Some(conversation) => Some(store.replayable(id, conversation).await?),
+            None => None,
         };
-        tries += 1;
-        match said {
-            Ok(said) => return Ok(conversation_context(&said)),
-            Err(cause) if !waits && tries >= READ_TRIES => return Err(store::failure(&cause)),
-            Err(cause) => {
-                let session_id = spec.session_id;
-                tracing::warn!(marker = "[ACP]", %session_id, %cause, tries, "conversation was not read; it is read again");
-                tokio::time::sleep(doubled(FIRST_READ_WAIT, LONGEST_READ_WAIT, tries, random_fraction())).await;
-            }
-        }
-    }
+        Ok::<_, StoreError>((said.into(), past.filter(|past| !past.is_empty()).map(Replay::new)))
+    };
+    read.await.unwrap_or_else(|cause| {
+        tracing::warn!(marker = "[ACP]", session_id = %id, %cause, "conversation was not read");
+        (Missing::Unread, None)
+    })
 }

@@ -6,6 +6,7 @@
 pub(crate) mod adoption;
 pub(crate) mod agent_events;
 pub(crate) mod automation;
+pub(crate) mod closing;
 mod connect;
 pub(crate) mod connection_log;
 pub(crate) mod notices;
@@ -35,11 +36,12 @@ use crate::{
         routing::Route,
         session::{
             connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
+            context::Missing,
             event::EventKind,
             lifecycle::SessionState,
             pending_permissions::PendingPermissions,
         },
-        turn::{CancelCause, TurnOutcome, outcome::Failure},
+        turn::{CancelCause, TurnOutcome, outcome::Failure, replay::Replay},
     },
     transport::{AgentFacts, AgentSession},
 };
@@ -47,7 +49,8 @@ use crate::{
 /// Mailbox capacity: prompts, cancels and answers of callers. No known use sends more than 16 at once to one session;
 /// further senders wait.
 const MAILBOX: usize = 16;
-/// Calls to the agent that may be pending: one prompt, and mode or option changes of callers.
+/// Mode and option changes of callers that may be pending at the agent. A prompt and the close of the session have slots
+/// of their own, which unanswered changes do not take.
 const MAX_CALLS: usize = 32;
 
 pub(crate) struct Session {
@@ -77,8 +80,12 @@ pub(crate) struct Session {
     /// End of the previous turn; set once it is on disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
-    /// The conversation so far, for an agent that does not know it; precedes the next prompt.
-    context: Option<String>,
+    /// The part of the conversation that the agent lacks.
+    missing: Missing,
+    /// The agent's own conversation if it remembers turns: it knows the session up to the newest one that it completed.
+    remembered: Option<String>,
+    /// History that the agent may still replay; present from a load to the end of the first turn after it.
+    replay: Option<Replay>,
     /// Reason for the end of the session; set when it starts to end.
     ending: Option<EndCause>,
     idle_timer: Option<SpawnHandle>,
@@ -155,7 +162,9 @@ impl Session {
             turn: None,
             last_end: None,
             permissions: PendingPermissions::default(),
-            context: None,
+            missing: Missing::Nothing,
+            remembered: None,
+            replay: None,
             ending: None,
             idle_timer: None,
         }
@@ -203,6 +212,9 @@ impl Session {
         self.disarm_idle_timer(ctx);
         let idle = self.services.settings.idle_timeout;
         self.idle_timer = Some(ctx.run_later(idle, |this, ctx| {
+            if this.services.closing.get(this.shared.spec.session_id).is_some() {
+                return this.arm_idle_timer(ctx);
+            }
             if this.turn.is_none() {
                 this.stop(EndCause::Idle, ctx);
             }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, SpawnHandle, WrapFuture};
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use super::{
@@ -25,7 +26,7 @@ use crate::{
             success_window::Sample,
             turn_route::{TurnRoute, TurnStart},
         },
-        session::{connection::ConnectionStatus, lifecycle::SessionState},
+        session::{connection::ConnectionStatus, context::Missing, lifecycle::SessionState},
         turn::{
             CancelCause, Severity, TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
@@ -51,11 +52,13 @@ pub(super) struct Turn {
     when_dropped: WhenDropped,
     /// Present until it is sent to the agent.
     prompt: Option<Prompt>,
+    /// The prompt once it is sent, to recognise an echo of it.
+    sent: Option<Prompt>,
+    /// Updates that were left out because the agent replayed its history.
+    pub(super) replayed: u64,
     pub(super) route: TurnRoute,
     /// Carrier of the turn; differs from `route.route` if the session fell back on its own.
     pub(super) carrier: Route,
-    /// True once the conversation so far was read for the turn.
-    pub(super) knows_conversation: bool,
     /// Time of the agent's last message.
     pub(super) heard: Timestamp,
     cancel_asked: Option<CancelCause>,
@@ -80,12 +83,13 @@ impl Turn {
         Self {
             route: start.route,
             carrier: start.carrier,
-            knows_conversation: false,
             handle,
             idempotency,
             when_dropped,
             ticket: None,
             prompt: None,
+            sent: None,
+            replayed: 0,
             heard: now,
             cancel_asked: None,
             unsettled_bytes: 0,
@@ -96,24 +100,37 @@ impl Turn {
         }
     }
 
+    /// True if a `user_message_chunk` repeats the turn's prompt, or `context`, which preceded it.
+    pub(super) fn is_echoed_by(&self, text: Option<&str>, update: &RawValue, context: Option<&str>) -> bool {
+        self.sent.as_ref().is_some_and(|sent| sent.is_echoed_by(text, update, context))
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancel_asked.is_some()
     }
 
     /// Answers a prompt that arrives while the turn runs: joins it if key and body are the same.
     fn join(&self, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
-        match (asked, &self.idempotency) {
-            (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(self.handle.clone())),
-            (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
-            _ => Err(PromptRefused {
-                failure: Failure::new(ErrorCode::TurnInProgress, "another turn of the session is still running"),
-                running: Some(self.prompt_id()),
-            }),
-        }
+        join(&self.handle, self.idempotency.as_ref(), asked)
     }
 
     pub(super) fn prompt_id(&self) -> PromptId {
         self.handle.prompt_id
+    }
+}
+
+fn join(
+    handle: &TurnHandle,
+    running: Option<&Idempotency>,
+    asked: Option<&Idempotency>,
+) -> Result<TurnBegun, PromptRefused> {
+    match (asked, running) {
+        (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(handle.clone())),
+        (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
+        _ => Err(PromptRefused {
+            failure: Failure::new(ErrorCode::TurnInProgress, "another turn of the session is still running"),
+            running: Some(handle.prompt_id),
+        }),
     }
 }
 
@@ -152,8 +169,9 @@ impl Session {
             let failure = Failure::new(ErrorCode::SessionClosed, "the session is being closed");
             return Begin::Answer(Err(failure.into()));
         }
-        if self.link.is_none() && self.services.runtime.unavailable_for().is_some_and(|it| it >= PROMPT_WAIT) {
-            return Begin::Answer(Err(runtime_unavailable().into()));
+        if let Some(closing) = self.services.closing.get(self.shared.spec.session_id) {
+            let handle = self.turn_handle(closing.prompt_id, closing.ended);
+            return Begin::Answer(join(&handle, closing.idempotency.as_ref(), idempotency.as_ref()));
         }
         if let Some(facts) = &self.facts
             && let Err(failure) = prompt.check_taken_by(facts.takes)
@@ -190,6 +208,7 @@ impl Session {
             epoch: route.epoch,
             is_canary: route.canary.is_some(),
             wanted,
+            decision: Automation::Nothing,
             now,
         };
         let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, now);
@@ -207,18 +226,19 @@ impl Session {
 
     /// Resumes a turn that an earlier process left open; `output` is the text that its
     /// agent had sent until then.
-    pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, output: &[String], automation: Automation) {
+    pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, output: &[String]) {
         let prompt_id = row.prompt_id;
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         // The turn keeps the epoch in which it began. It is no longer a canary: the process that ran the trial died.
         let route = TurnRoute { route: row.route, epoch: row.epoch, canary: None, is_watched: false };
-        let start = TurnStart { prompt_id, route, carrier: row.protocol, accepted_at: row.accepted };
+        // Only an agent over ACP outlives its supervisor.
+        let start = TurnStart { prompt_id, route, carrier: Route::Acp, accepted_at: row.accepted };
         let (mut ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
-        ticket.automate(row.wanted, automation);
+        ticket.automate(row.wanted, row.decision);
         // Counted as started in this process too, because its end will be counted here.
         ticket.accepted();
         let now = self.services.clock.now();
-        ticket.sent(now, false);
+        ticket.sent(now, false, self.remembered.clone());
         ticket.resume(output);
         let handle = self.turn_handle(prompt_id, ended);
         let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, now);
@@ -262,7 +282,7 @@ impl Session {
                 }
                 return Ok(begun);
             }
-            Ok(Acceptance::Existing(row)) => Ok(TurnBegun::Ended(Box::new(row))),
+            Ok(Acceptance::Existing(row)) => Ok(TurnBegun::Stored(Box::new(row))),
             Ok(Acceptance::Mismatch(_)) => Err(mismatch().into()),
             Err(cause) => Err(PromptRefused::from(store::failure(&cause))),
         };
@@ -288,7 +308,7 @@ impl Session {
         if turn.carrier != self.connection_route {
             return self.change_connection(turn.carrier, ctx);
         }
-        if turn.carrier == Route::Http && !turn.knows_conversation {
+        if self.missing == Missing::Unread {
             return self.read_conversation(ctx);
         }
         let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
@@ -296,19 +316,17 @@ impl Session {
         let Some(prompt) = turn.prompt.take() else { return };
         // Checked again: at acceptance the agent may not have been connected yet, and its facts were unknown.
         if let Err(failure) = prompt.check_taken_by(facts.takes) {
+            turn.prompt = Some(prompt);
             return self.end_turn(TurnOutcome::Failed(failure), None, ctx);
         }
-        let context = self.context.take();
+        let context = self.missing.text();
         let request = TurnRequest {
             prompt_id: turn.handle.prompt_id,
             prompt: &prompt,
-            context: context.as_deref(),
+            context,
             policy: self.shared.spec.policy.get(),
         };
-        let sent = match self.calls.open(Call::Prompt) {
-            Ok(call) => link.prompt(call, request).map_err(|cause| cause.to_string()),
-            Err(cause) => Err(cause.to_string()),
-        };
+        let sent = link.prompt(self.calls.open_reserved(Call::Prompt), request);
         let now = self.services.clock.now();
         turn.heard = now;
         // Messages from before the turn need no replay: the end of the previous turn was persisted before this one
@@ -320,7 +338,9 @@ impl Session {
         }
         match sent {
             Ok(()) => {
-                ticket.sent(now, context.is_some());
+                turn.sent = Some(prompt);
+                let conversation = self.agent_session_id.clone().filter(|_| turn.carrier == Route::Acp);
+                ticket.sent(now, context.is_some(), conversation);
                 // A connection that enforces time limits reports the inactivity timeout itself.
                 if !link.enforces_limits() {
                     self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
@@ -374,6 +394,8 @@ impl Session {
         if turn.is_cancelled() {
             return;
         }
+        // Also if the actor dies before the agent answers.
+        let _ = turn.when_dropped.set(TurnOutcome::Cancelled { confirmed: false });
         turn.cancel_asked = Some(cause);
         let (session_id, prompt_id) = (self.shared.spec.session_id, turn.prompt_id());
         tracing::info!(marker = "[ACP]", %session_id, %prompt_id, cause = cause.as_str(), "turn is being cancelled");
@@ -422,11 +444,13 @@ impl Session {
             other => other,
         };
         self.note_health(&turn, &outcome);
+        self.note_memory(&turn, &outcome);
         match turn.ticket {
             Some(ticket) => {
                 // Messages that arrive from now on are settled only after this end is on disk, see `settle_outside`.
                 self.last_end = Some(turn.handle.ended);
-                ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
+                let delivered = self.link.as_ref().map(|link| link.delivered());
+                ticket.end(outcome, usage, delivered, turn.idempotency);
             }
             // The turn is still being written to disk: that future owns the ticket, and dropping it ends the turn with
             // this outcome.
@@ -443,6 +467,19 @@ impl Session {
 }
 
 impl Session {
+    /// Records what the agent knows after a turn.
+    fn note_memory(&mut self, turn: &Turn, outcome: &TurnOutcome) {
+        let (is_completed, was_sent) = (matches!(outcome, TurnOutcome::Completed(_)), turn.prompt.is_none());
+        let is_lasting = self.connection_route == Route::Acp;
+        self.missing = self.missing.after_turn(is_completed, was_sent, is_lasting);
+        if is_completed && is_lasting {
+            self.remembered = self.agent_session_id.clone();
+        }
+        if was_sent {
+            self.replay = None;
+        }
+    }
+
     /// Counts a turn in the health of the connection, and shows whether turns have become slow.
     fn note_health(&mut self, turn: &Turn, outcome: &TurnOutcome) {
         let Some(ticket) = &turn.ticket else { return };

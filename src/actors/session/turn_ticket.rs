@@ -9,10 +9,14 @@ use std::{
 use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 
-use super::notices::{self, SkipRecord};
+use super::{
+    closing,
+    notices::{self, SkipRecord},
+};
 use crate::{
     actors::{
         handles::{
+            closing::AgentEnded,
             messages::TurnEnded,
             session::{SessionShared, SessionSpec},
         },
@@ -40,7 +44,7 @@ use crate::{
             transcript::{TranscriptBuilder, TranscriptEntry},
         },
     },
-    store::{EndSlot, OutcomeCount, TurnEnd},
+    store::{EndSlot, EndStep, Idempotency, OutcomeCount, StoreError, TurnEnd},
     transport::Delivered,
 };
 
@@ -61,6 +65,8 @@ struct Begun {
     transcript: TranscriptBuilder,
     entries: Vec<TranscriptEntry>,
     context_injected: bool,
+    /// The agent's id of its conversation, once it has the prompt; absent for an agent of this turn alone.
+    conversation: Option<String>,
     /// Decision about the turn's changes.
     automation: (WantedMode, Automation),
     counted: bool,
@@ -99,6 +105,7 @@ impl TurnTicket {
             transcript: TranscriptBuilder::default(),
             entries: Vec::new(),
             context_injected: false,
+            conversation: None,
             automation: (WantedMode::Github, Automation::Nothing),
             counted: false,
             span,
@@ -151,19 +158,22 @@ impl TurnTicket {
         self.0.as_ref().map_or(Timestamp(0), |begun| begun.progress.accepted_at)
     }
 
-    /// Marks the prompt as sent, and publishes the progress with the expected end.
-    pub(crate) fn sent(&mut self, now: Timestamp, context_injected: bool) {
+    /// Marks the prompt as sent, and publishes the progress with the expected end. `conversation` is the agent's id of
+    /// its conversation; `None` for an agent that ends with the turn.
+    pub(crate) fn sent(&mut self, now: Timestamp, context_injected: bool, conversation: Option<String>) {
         if let Some(begun) = &mut self.0 {
             begun.progress.sent_at = Some(now);
             begun.context_injected = context_injected;
+            begun.conversation = conversation;
             begun.prompt_span = Some(tracing::info_span!(parent: &begun.span, "transport.prompt"));
             begun.shared.turn_begins(begun.prompt_id, begun.progress.accepted_at, now);
             begun.services.telemetry.publish(&begun.shared, now);
         }
     }
 
-    /// Records an update of the agent and publishes it to the readers.
-    pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
+    /// Records an update of the agent and publishes it to the readers. The transcript already has the text of an echo of
+    /// the prompt.
+    pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, is_echo: bool, now: Timestamp) {
         let Some(begun) = &mut self.0 else { return };
         let view = crate::domain::turn::transcript::view_update(raw);
         begun.services.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
@@ -177,7 +187,7 @@ impl TurnTicket {
             begun.shared.on_plan(begun.prompt_id, PlanProgress::read(raw), now);
             begun.services.telemetry.publish(&begun.shared, now);
         }
-        if let Some(view) = view {
+        if let Some(view) = view.filter(|_| !is_echo) {
             begun.transcript.on_update(&view, raw, &mut begun.entries);
         }
     }
@@ -235,6 +245,8 @@ impl TurnTicket {
     pub(crate) fn resume(&mut self, output: &[String]) {
         if let Some(begun) = &mut self.0 {
             output.iter().for_each(|text| begun.progress.on_message_text(text));
+            // The output so far may have been tool calls alone.
+            begun.progress.has_output = true;
         }
         self.remark(Severity::Info, "the service restarted during the turn; the turn was resumed");
     }
@@ -248,15 +260,20 @@ impl TurnTicket {
     }
 
     /// Ends the turn: result and transcript are written in one transaction; then waiting callers are notified, and the
-    /// runtime may discard the agent's messages that it kept for replay.
+    /// runtime may discard the agent's messages that it kept for replay. If automation runs on the turn's changes, this
+    /// is the end of the agent alone, and the turn closes later ([`closing`]).
     pub(crate) fn end(
         mut self,
         outcome: TurnOutcome,
         usage: Option<crate::domain::turn::Usage>,
         delivered: Option<Arc<Delivered>>,
+        idempotency: Option<Idempotency>,
     ) {
-        if let Some(mut begun) = self.0.take() {
-            begun.progress.usage = usage;
+        let Some(mut begun) = self.0.take() else { return };
+        begun.progress.usage = usage;
+        if begun.is_automated(&outcome) {
+            begun.hand_over(&outcome, delivered, idempotency);
+        } else {
             begun.finish(outcome, delivered);
         }
     }
@@ -305,21 +322,12 @@ impl Begun {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
             log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carrier, self.progress.updates, took);
         }
-        self.show_idle(failure.as_ref(), now);
+        show_idle(&self.services, &self.shared, failure.as_ref(), now);
         let report = self.report(&outcome);
-        let bucket = bucket_start(report.at, self.services.settings.window.bucket);
-        let (epoch, route) = (report.turn.epoch, report.carrier);
         let end = TurnEnd {
-            counts: report.sample.map(|sample| OutcomeCount { epoch, route, bucket, sample }),
-            prompt_id: self.prompt_id,
-            session_id: self.shared.spec.session_id,
-            key: self.shared.spec.workspace.clone(),
-            state: outcome.state(),
-            result: Some(Redacted::new(result.get())),
             error: failure.clone(),
-            entries: self.entries,
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
-            now,
+            ..self.row(EndStep::Whole, &outcome, &result, &report, now)
         };
         let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
         let (skip, session_id) = (skipped_for, self.shared.spec.session_id);
@@ -335,29 +343,93 @@ impl Begun {
                 // Readers get the result only once it is on disk; callers are woken in either case.
                 let event_id =
                     written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
-                let ending = TurnEnded { prompt_id, state, result, failure, event_id };
+                let is_fenced = written == Err(StoreError::Fenced);
+                if is_fenced && counted {
+                    tracing::error!(marker = "[ACP]", %session_id, %prompt_id, "turn was ended by another process");
+                }
+                let ending = TurnEnded { prompt_id, state, result, failure, event_id, is_fenced };
                 if let (Ok(()), Some(skip)) = (&written, skip) {
                     log_skipped(session_id, prompt_id, skip);
                 }
                 ended.send_replace(Some(Arc::new(ending)));
-                if counted {
+                if counted && !is_fenced {
                     report_outcome(report);
                 }
             }),
         );
     }
 
-    /// Publishes the session without a running turn.
-    fn show_idle(&self, failure: Option<&Failure>, now: Timestamp) {
-        let state = self.shared.view().state;
-        let state = if state == SessionState::Running { SessionState::Idle } else { state };
-        {
-            let mut view = self.shared.move_to(state, &self.services.metrics);
-            (view.running, view.progress) = (None, None);
-            view.last_used = now;
-            view.last_failure = failure.map(|failure| failure.code.class());
+    /// True if automation runs on the changes of the turn.
+    fn is_automated(&self, outcome: &TurnOutcome) -> bool {
+        let is_decided = self.automation.1 == Automation::Run && self.services.automate.is_some();
+        is_decided && matches!(outcome, TurnOutcome::Completed(_))
+    }
+
+    /// Ends the agent's part of the turn and leaves the turn to automation. The outcome counts now: it is that of the
+    /// agent.
+    fn hand_over(
+        mut self: Box<Self>,
+        outcome: &TurnOutcome,
+        delivered: Option<Arc<Delivered>>,
+        idempotency: Option<Idempotency>,
+    ) {
+        let now = self.services.clock.now();
+        self.transcript.finish(&mut self.entries);
+        let result = self.result(outcome, None, now);
+        self.shared.spec.pace.add(now.since(self.progress.accepted_at));
+        let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).clone().entered();
+        let (updates, took) = (self.progress.updates, now.since(self.progress.accepted_at));
+        log_ended(&self.shared.spec, self.prompt_id, outcome, self.carrier, updates, took);
+        let report = self.report(outcome);
+        let end = self.row(EndStep::Agent, outcome, &result.clone().into_bounded_json(), &report, now);
+        let agent = AgentEnded {
+            prompt_id: self.prompt_id,
+            session_id: end.session_id,
+            key: end.key.clone(),
+            protocol: self.carrier,
+            known_by: end.known_by.clone(),
+            accepted_at: self.progress.accepted_at,
+            result,
+        };
+        let (reporter, settle) = (self.shared.spec.gate.reporter(), delivered.map(|it| (it.handled(), it)));
+        let durable = move || {
+            settle.into_iter().for_each(|(seq, delivered)| delivered.settle(seq));
+            reporter(report);
+        };
+        let closing = self.services.closing.clone();
+        let (registered, stop) =
+            closing.register(end.session_id, self.prompt_id, idempotency, self.ended.subscribe());
+        let Self { services, shared, first_carrier, slot, ended, .. } = *self;
+        let begin = closing::Begin { services, shared, agent, first_carrier, slot, ended, registered, stop };
+        closing::begin(begin, end, durable);
+    }
+
+    /// The write that ends the turn, or its agent. Takes the rest of the transcript.
+    fn row(
+        &mut self,
+        step: EndStep,
+        outcome: &TurnOutcome,
+        result: &RawValue,
+        report: &TurnReport,
+        now: Timestamp,
+    ) -> TurnEnd {
+        let bucket = bucket_start(report.at, self.services.settings.window.bucket);
+        let (epoch, route) = (report.turn.epoch, report.carrier);
+        TurnEnd {
+            step,
+            counts: report.sample.map(|sample| OutcomeCount { epoch, route, bucket, sample }),
+            prompt_id: self.prompt_id,
+            protocol: self.carrier,
+            known_by: self.conversation.take().filter(|_| matches!(outcome, TurnOutcome::Completed(_))),
+            session_id: self.shared.spec.session_id,
+            key: self.shared.spec.workspace.clone(),
+            state: outcome.state(),
+            result: Some(Redacted::new(result.get())),
+            error: None,
+            entries: std::mem::take(&mut self.entries),
+            skipped: None,
+            now,
         }
-        self.services.telemetry.publish(&self.shared, now);
     }
 
     /// Builds the report for the success window.
@@ -396,6 +468,19 @@ impl Begun {
         };
         ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
     }
+}
+
+/// Publishes a session without a running turn.
+pub(super) fn show_idle(services: &Services, shared: &SessionShared, failure: Option<&Failure>, now: Timestamp) {
+    let state = shared.view().state;
+    let state = if state == SessionState::Running { SessionState::Idle } else { state };
+    {
+        let mut view = shared.move_to(state, &services.metrics);
+        (view.running, view.progress) = (None, None);
+        view.last_used = now;
+        view.last_failure = failure.map(|failure| failure.code.class());
+    }
+    services.telemetry.publish(shared, now);
 }
 
 /// Logs the end of a turn, with its outcome and carrier.

@@ -32,10 +32,7 @@ use super::{
     },
     routing::WorkspaceRouting,
     services::Services,
-    session::{
-        adoption::{Found, kept_connection},
-        automation,
-    },
+    session::adoption::{Found, kept_connection},
 };
 use crate::{
     config::DEFAULT_AGENT,
@@ -220,13 +217,17 @@ impl Workspaces {
             last_used: Some(services.clock.now()),
             ..SessionChange::new(row.session_id)
         };
-        services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
+        if !services.store.update_session(change).await.map_err(|cause| store::failure(&cause))? {
+            // Closed since `row` was read.
+            let _ = supervised.supervisor.send(CloseSession { session_id: row.session_id }).await;
+            return Err(Failure::new(ErrorCode::SessionClosed, "the session was closed while it was being loaded"));
+        }
         Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol))
     }
 
     /// Resumes a turn whose agent was adopted. A failure leaves the turn open and ends its agent.
     pub(crate) async fn resume(&self, found: Found) -> Result<(), Failure> {
-        let Found { mut adopted, session } = found;
+        let Found { adopted, session } = found;
         let services = &self.0.services;
         let workspace =
             services.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
@@ -241,8 +242,6 @@ impl Workspaces {
             last_event_id: session.next_event_after(),
             restarts: session.restarts,
         };
-        let automation = automation::decide(services, &spec, adopted.prompt.wanted, adopted.prompt.protocol).await;
-        adopted.automation = automation.map_err(|cause| store::failure(&cause))?;
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         Ok(())
     }
@@ -283,11 +282,27 @@ impl Workspaces {
         tokio::time::timeout(RESTART_WAIT, asking).await.ok().flatten()
     }
 
-    /// Closes a session; `false` if it was not live.
-    pub(crate) async fn close(&self, id: SessionId) -> bool {
+    /// Closes a session for good, whether it is live or not.
+    ///
+    /// # Errors
+    /// The close could not be written. A retry is safe.
+    pub(crate) async fn close(&self, id: SessionId) -> Result<(), Failure> {
+        if let Some(turn) = self.0.services.closing.get(id) {
+            turn.cancel_after(self.0.services.settings.cancel_grace).await;
+        }
+        if self.close_live(id).await? {
+            return Ok(());
+        }
+        let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
+        self.0.services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
+        // A load may have started the session meanwhile.
+        self.close_live(id).await.map(drop)
+    }
+
+    async fn close_live(&self, id: SessionId) -> Result<bool, Failure> {
         match self.live(id) {
-            Some(live) => live.supervisor.send(CloseSession { session_id: id }).await.unwrap_or(false),
-            None => false,
+            Some(live) => live.supervisor.send(CloseSession { session_id: id }).await.unwrap_or(Ok(false)),
+            None => Ok(false),
         }
     }
 
@@ -427,7 +442,11 @@ impl Workspaces {
                 _ = look.tick() => {}
             }
         }
-        let running = index.all().into_iter().filter(|live| live.shared.view().running.is_some());
+        let closing = &self.0.services.closing;
+        let with_agent = |live: &Arc<LiveSession>| {
+            live.shared.view().running.is_some() && closing.get(live.shared.spec.session_id).is_none()
+        };
+        let running = index.all().into_iter().filter(with_agent);
         let cancelling = running.map(|live| {
             live.mailbox.borrow().cancel_turn.send(CancelTurn { prompt_id: None, cause: CancelCause::Drain })
         });
@@ -439,8 +458,9 @@ impl Workspaces {
         };
         // Concurrently: each may take the full cancel grace.
         let draining = supervisors.iter().map(|supervisor| supervisor.send(DrainSessions));
+        let draining = futures_util::future::join(futures_util::future::join_all(draining), closing.drain());
         let patience = self.0.services.settings.cancel_grace + DRAIN_MARGIN;
-        if tokio::time::timeout(patience, futures_util::future::join_all(draining)).await.is_err() {
+        if tokio::time::timeout(patience, draining).await.is_err() {
             tracing::error!(marker = "[ACP]", "sessions remain after the drain; their agents end with the runtime");
         }
     }

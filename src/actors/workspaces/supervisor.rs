@@ -44,7 +44,7 @@ use crate::{
         },
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{SessionChange, StoreError},
+    store::{self, SessionChange, StoreError},
     telemetry::labels::RestartCause,
     transport::AgentFacts,
 };
@@ -242,11 +242,16 @@ impl WorkspaceSupervisor {
         let services = self.services.clone();
         let writing = async move { persist_final_state(&services, &shared, state, failure).await };
         ctx.spawn(writing.into_actor(self).map(move |written, this, ctx| {
-            if let Err(cause) = written {
+            if let Err(cause) = &written {
                 // Recovery at the next start, or the next load, corrects the row.
                 tracing::error!(marker = "[ACP]", session_id = %id, %cause, "end of session was not written");
             }
-            this.forget(id, ctx);
+            let is_closing = this.children.get(&id).is_some_and(|child| !child.closing.is_empty());
+            if is_closing && state != SessionState::Closed {
+                // The close arrived while another end was being written.
+                return this.settle(id, SessionState::Closed, None, ctx);
+            }
+            this.forget(id, written.map_err(|cause| store::failure(&cause)), ctx);
         }));
     }
 
@@ -263,16 +268,16 @@ impl WorkspaceSupervisor {
         for later in self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default() {
             let _ = later.send(Err(failure.clone()));
         }
-        self.forget(id, ctx);
+        self.forget(id, Ok(()), ctx);
     }
 
-    fn forget(&mut self, id: SessionId, ctx: &mut Context<Self>) {
+    fn forget(&mut self, id: SessionId, written: Result<(), Failure>, ctx: &mut Context<Self>) {
         // First, because a caller that is woken below must no longer find the session.
         self.services.index.remove(id);
         let Some(child) = self.children.remove(&id) else { return };
         self.services.metrics.session_changed(Some(child.shared.view().state), None);
         for later in child.closing {
-            let _ = later.send(());
+            let _ = later.send(written.clone());
         }
         if self.children.is_empty() {
             self.arm_idle_timer(ctx);
@@ -389,12 +394,13 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
         if child.generation != generation {
             return;
         }
+        if !child.closing.is_empty() {
+            // The caller asked for the end, so the session counts as closed, whatever the cause, and also if it was
+            // being loaded: callers of the load get an error when the session is removed.
+            return self.settle(id, SessionState::Closed, None, ctx);
+        }
         if !child.proven {
             return self.give_up_start(id, cause, ctx);
-        }
-        if !child.closing.is_empty() {
-            // The caller asked for the end, so the session counts as closed, whatever the cause.
-            return self.settle(id, SessionState::Closed, None, ctx);
         }
         match cause {
             EndCause::StartFailed(failure) => self.on_broken(id, RestartCause::of(failure.code), failure, ctx),
@@ -415,16 +421,17 @@ impl Handler<SessionEnded> for WorkspaceSupervisor {
 }
 
 impl Handler<CloseSession> for WorkspaceSupervisor {
-    type Result = ResponseFuture<bool>;
+    type Result = ResponseFuture<Result<bool, Failure>>;
 
     fn handle(&mut self, message: CloseSession, _: &mut Self::Context) -> Self::Result {
         let (later, closed) = oneshot::channel();
         let Some(child) = self.children.get_mut(&message.session_id) else {
-            return Box::pin(std::future::ready(false));
+            return Box::pin(std::future::ready(Ok(false)));
         };
         child.closing.push(later);
         self.end(message.session_id, EndCause::Closed);
-        Box::pin(async move { closed.await.is_ok() })
+        let stopped = |_| Failure::new(ErrorCode::Internal, "the workspace's supervisor has exited");
+        Box::pin(async move { closed.await.map_err(stopped)?.map(|()| true) })
     }
 }
 
@@ -469,7 +476,7 @@ pub(crate) struct Child {
     /// Callers that wait for the start.
     pub waiting: Vec<Later<Started>>,
     /// Callers that wait for the end.
-    pub closing: Vec<Later<()>>,
+    pub closing: Vec<Later<Result<(), Failure>>>,
     /// Released on drop.
     pub _seat: Permit,
 }

@@ -16,15 +16,20 @@ use crate::{
                 CapacityGuard,
                 tests::{guard, tenant},
             },
+            closing::Automate,
             index::LiveSession,
             messages::{
-                AnswerPermission, CancelTurn, Past, PromptRefused, RunPrompt, StartSession, TurnBegun, TurnEnded,
+                AnswerPermission, CancelTurn, CloseSession, Past, PromptRefused, RunPrompt, StartSession, TurnBegun,
+                TurnEnded,
             },
             session::{SessionSpec, SharedPolicy},
         },
         routing::WorkspaceRouting,
         services::{Services, SessionSettings},
-        session::adoption,
+        session::{
+            adoption,
+            closing::tests::{TwoSteps, until_begun},
+        },
     },
     config::Config,
     contract::runtime::ResumedPrompt,
@@ -40,7 +45,7 @@ use crate::{
             permission::PermissionPolicy,
         },
         turn::{
-            CancelCause, Severity, TurnState,
+            CancelCause, Severity, TurnPhase, TurnState,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
         },
@@ -71,10 +76,16 @@ struct Stage {
 
 /// A live session whose first agent has started.
 async fn stage(change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
-    stage_with(Duration::from_secs(60), change).await
+    stage_with(Duration::from_secs(60), None, change).await
 }
 
-async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings)) -> (Stage, FakeAgent) {
+/// With `automate` the session works on a repository, and automation runs on the changes of its turns.
+async fn stage_with(
+    patience: Duration,
+    automate: Option<Arc<dyn Automate>>,
+    change: impl FnOnce(&mut SessionSettings),
+) -> (Stage, FakeAgent) {
+    let repository = automate.is_some().then(|| "octo/hello".to_owned());
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(
         StoreOptions {
@@ -90,14 +101,15 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
     let mut settings = SessionSettings::new(&Config::default());
     change(&mut settings);
     let transport: Arc<dyn Transport> = Arc::new(transport);
-    let services = Arc::new(Services::of_test(store, transport.clone(), transport, settings));
+    let services = Services::of_test(store, transport.clone(), transport, settings);
+    let services = Arc::new(Services { automate, ..services });
     let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() };
     let id = SessionId(Uuid::now_v7());
     let now = SystemClock.now();
     let workspace = NewWorkspace {
         key: key.clone(),
         folder_id: FolderId(Uuid::now_v7()),
-        repository: None,
+        repository: repository.clone(),
         branch: None,
         path: None,
         permission_policy: None,
@@ -125,8 +137,8 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
     let spec = SessionSpec {
         user_id: None,
         mode: SessionMode::Development,
-        enable_git_ops: false,
-        repository: None,
+        enable_git_ops: repository.is_some(),
+        repository,
         gate: routing.gate().clone(),
         pace: routing.pace().clone(),
         has_oneshot: false,
@@ -193,7 +205,7 @@ impl Stage {
     }
 
     async fn find_again(&self) -> Vec<adoption::Found> {
-        let unfinished = self.services.store.unfinished().await.unwrap();
+        let unfinished = self.services.store.unfinished(TurnPhase::Agent).await.unwrap();
         adoption::find_again(&self.services, unfinished).await
     }
 
@@ -223,7 +235,7 @@ async fn actor_panic_ends_the_turn_once_and_the_session_continues() {
     let (mut stage, _first) = stage(|_| {}).await;
     stage.panics.store(1, std::sync::atomic::Ordering::Release);
     // The actor died before it could answer; the retry finds its turn, which has ended.
-    let Ok(TurnBegun::Ended(row)) = stage.begin(None).await else { panic!("not found again") };
+    let Ok(TurnBegun::Stored(row)) = stage.begin(None).await else { panic!("not found again") };
     assert_eq!((row.state, row.error.unwrap().code), (TurnState::Failed, ErrorCode::Internal));
     assert!(row.result.unwrap().contains("\"stopReason\":\"error\""));
 
@@ -257,7 +269,7 @@ async fn session_that_breaks_too_often_fails_and_releases_its_seat() {
 
 #[actix::test]
 async fn fr_013_failed_session_is_notified_once_the_database_is_back() {
-    let (stage, _agent) = stage_with(Duration::from_millis(50), |_| {}).await;
+    let (stage, _agent) = stage_with(Duration::from_millis(50), None, |_| {}).await;
     let path = stage._folder.path().join("test.db");
     let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
     other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
@@ -412,7 +424,7 @@ async fn key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
     // A repeated answer has no effect.
     agent.answer(call, r#"{"stopReason":"refusal"}"#).await;
     assert_eq!(ended(first).await.state, TurnState::Completed);
-    assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Ended(row)) if row.prompt_id == joined.prompt_id));
+    assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Stored(row)) if row.prompt_id == joined.prompt_id));
     assert_eq!(stage.services.metrics.turns_started(Route::Acp), 1);
 }
 
@@ -666,4 +678,53 @@ async fn runtime_keeps_a_permission_request_until_it_is_answered() {
     answer.send(AnswerPermission { request_id, option_id: Some("allow".into()) }).await.unwrap().unwrap();
     agent.delivered.settled_more().await;
     assert_eq!(agent.delivered.settled(), 2);
+}
+
+#[actix::test]
+async fn prompt_is_refused_while_automation_runs_and_a_cancel_closes_the_turn() {
+    let steps = TwoSteps::new(0);
+    let (permits, begun) = (steps.permits.clone(), steps.begun.clone());
+    let enable = |settings: &mut SessionSettings| settings.github.enabled = true;
+    let (stage, mut agent) = stage_with(Duration::from_secs(60), Some(Arc::new(steps)), enable).await;
+    let first = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Accepted(turn) = &first else { panic!("not begun") };
+    let prompt_id = turn.prompt_id;
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    until_begun(&begun, 1).await;
+    let Err(refused) = stage.begin(None).await else { panic!("not refused") };
+    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnInProgress, Some(prompt_id)));
+    let joined = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    assert!(matches!(&joined, TurnBegun::Joined(turn) if turn.prompt_id == prompt_id), "one key, one execution");
+    assert_eq!(stage.live.shared.view().running, Some(prompt_id));
+    let cancel = stage.live.mailbox.borrow().cancel_turn.clone();
+    assert!(cancel.send(CancelTurn { prompt_id: Some(prompt_id), cause: CancelCause::User }).await.unwrap());
+    permits.add_permits(1);
+    let end = ended(first).await;
+    assert_eq!((end.state, ended(joined).await.prompt_id), (TurnState::Cancelled, prompt_id));
+    assert!(end.result.get().contains("no-changes"), "what was made is kept: {}", end.result);
+
+    let next = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
+    permits.add_permits(2);
+    assert_eq!(ended(next).await.state, TurnState::Completed);
+}
+
+#[actix::test]
+async fn session_closed_while_it_ends_is_written_closed() {
+    let (stage, _agent) = stage(|settings| settings.idle_timeout = Duration::from_millis(50)).await;
+    // The end by the idle timeout is being written while the close arrives.
+    let path = stage._folder.path().join("test.db");
+    let mut other = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+    while stage.live.shared.view().state != SessionState::Hibernated {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let closing = stage.live.supervisor.send(CloseSession { session_id: stage.id });
+    let closing = actix::spawn(closing);
+    tokio::task::yield_now().await;
+    other.batch_execute("ROLLBACK").unwrap();
+    assert!(closing.await.unwrap().unwrap().unwrap());
+    assert_eq!(stage.state().await, SessionState::Closed);
 }

@@ -97,7 +97,6 @@ impl Default for WantedMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential {
     /// A token, or an app that issues one.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no credential can be configured yet"))]
     Present,
     /// No credential; with the cause if it is known.
     Missing(Option<SkipDetail>),
@@ -143,6 +142,31 @@ pub(crate) enum Automation {
 impl Automation {
     fn skip(detail: SkipDetail) -> Self {
         Self::Skip { reason: detail.reason(), detail: Some(detail) }
+    }
+
+    /// The stored form: `nothing`, `run`, or `skip` with the reason and the detail, if any.
+    pub(crate) fn to_stored(self) -> String {
+        match self {
+            Self::Nothing => "nothing".to_owned(),
+            Self::Run => "run".to_owned(),
+            Self::Skip { reason, detail: None } => format!("skip {}", reason.as_str()),
+            Self::Skip { reason, detail: Some(detail) } => format!("skip {} {}", reason.as_str(), detail.as_str()),
+        }
+    }
+
+    /// Reads the stored form back; `None` if a word is unknown.
+    pub(crate) fn from_stored(stored: &str) -> Option<Self> {
+        let mut words = stored.split(' ');
+        match words.next()? {
+            "nothing" => Some(Self::Nothing),
+            "run" => Some(Self::Run),
+            "skip" => {
+                let reason = SkipReason::from_name(words.next()?)?;
+                let detail = words.next().map(SkipDetail::from_name);
+                detail.is_none_or(|it| it.is_some()).then_some(Self::Skip { reason, detail: detail.flatten() })
+            }
+            _ => None,
+        }
     }
 
     /// Decides. Of several reasons the first of this list is reported; the caller's choices come first, then permanent
@@ -313,6 +337,7 @@ mod tests {
             let decided = Automation::decide(&asked);
             prop_assert_eq!(decided == Automation::Nothing, repository.is_none());
             prop_assert_eq!(decided == Automation::Run, runs);
+            prop_assert_eq!(Automation::from_stored(&decided.to_stored()), Some(decided));
             if let Automation::Skip { reason, detail } = decided {
                 prop_assert!(detail.is_none_or(|detail| detail.reason() == reason));
             }

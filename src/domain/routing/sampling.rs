@@ -63,7 +63,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         // The runtime is stopped or cannot be reached: both routes need it.
         RuntimeUnavailable => None,
         // Caused by this service: 429 and 503, a drain or a crash during the turn, internal errors.
-        Interrupted | CapacityExhausted | Draining | DatabaseUnavailable | Stalled | Internal => None,
+        Interrupted | CapacityExhausted | Draining | Fenced | DatabaseUnavailable | Stalled | Internal => None,
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 31] = [
+    const NOT_COUNTED: [ErrorCode; 32] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -119,6 +119,7 @@ mod tests {
         ErrorCode::Interrupted,
         ErrorCode::CapacityExhausted,
         ErrorCode::Draining,
+        ErrorCode::Fenced,
         ErrorCode::DatabaseUnavailable,
         ErrorCode::Stalled,
         ErrorCode::Internal,

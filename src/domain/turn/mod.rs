@@ -3,6 +3,7 @@
 pub(crate) mod agent_error;
 pub(crate) mod outcome;
 pub(crate) mod prompt;
+pub(crate) mod replay;
 pub(crate) mod transcript;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,18 @@ words! {
         Failed = "failed",
         /// The service stopped during the turn.
         Interrupted = "interrupted",
+    }
+}
+
+words! {
+    /// Phase of a turn's end.
+    TurnPhase {
+        /// The agent has not ended the turn.
+        Agent = "agent",
+        /// The agent has ended the turn, and automation of its changes has not.
+        Automation = "automation",
+        /// The turn is closed.
+        Closed = "closed",
     }
 }
 
@@ -144,7 +157,8 @@ pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOu
     (outcome, usage)
 }
 
-/// Like [`read_prompt_answer`], for a turn that may have been cancelled.
+/// Like [`read_prompt_answer`], for a turn that may have been cancelled: then it ends as cancelled, whatever stop reason
+/// the agent gives. The caller of the cancel was promised that.
 pub(crate) fn read_prompt_end(
     answer: Result<&RawValue, RpcError>,
     cancel_asked: bool,
@@ -152,7 +166,10 @@ pub(crate) fn read_prompt_end(
     match answer {
         // Some agents answer a cancelled prompt with the error of their own aborted request.
         Err(_) if cancel_asked => (TurnOutcome::Cancelled { confirmed: true }, None),
-        answer => read_prompt_answer(answer),
+        answer => match read_prompt_answer(answer) {
+            (TurnOutcome::Completed(_), usage) if cancel_asked => (TurnOutcome::Cancelled { confirmed: true }, usage),
+            ended => ended,
+        },
     }
 }
 
@@ -204,6 +221,8 @@ pub(crate) struct TurnProgress {
     pub sent_at: Option<Timestamp>,
     pub first_update_at: Option<Timestamp>,
     pub updates: u64,
+    /// True once the agent sent a part of an answer: text, a thought, a tool call or a plan.
+    pub has_output: bool,
     /// The agent's message text so far, cut at [`MAX_MESSAGE_BYTES`].
     pub message: String,
     /// True once the message was cut.
@@ -216,6 +235,21 @@ pub(crate) struct TurnProgress {
     pub stray_lines: u32,
 }
 
+/// Kinds of updates that report a state or repeat the prompt.
+const NO_OUTPUT: [&str; 6] = [
+    "user_message_chunk",
+    "available_commands_update",
+    "current_mode_update",
+    "config_option_update",
+    "session_info_update",
+    "usage_update",
+];
+
+/// True if an update is part of an answer. A kind that this version does not know is.
+fn is_output(view: &UpdateView) -> bool {
+    !NO_OUTPUT.contains(&view.kind.as_str()) && view.text.as_deref() != Some("")
+}
+
 /// Stray lines that a turn tolerates; one more is a protocol violation.
 pub(crate) const MAX_STRAY_LINES: u32 = 10;
 
@@ -226,6 +260,7 @@ impl TurnProgress {
             sent_at: None,
             first_update_at: None,
             updates: 0,
+            has_output: false,
             message: String::new(),
             message_cut: false,
             usage: None,
@@ -237,6 +272,7 @@ impl TurnProgress {
     /// Counts one update and adds its text if it is a chunk of the agent's message.
     pub(crate) fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
         self.on_update(now);
+        self.has_output |= view.is_some_and(is_output);
         if let Some(UpdateView { kind, text: Some(text) }) = view
             && kind == "agent_message_chunk"
         {
@@ -317,6 +353,35 @@ mod tests {
         let cancelled = || RpcError::new(-32800, "Request cancelled");
         assert_eq!(read_prompt_end(Err(cancelled()), true).0, TurnOutcome::Cancelled { confirmed: true });
         assert_eq!(read_prompt_end(Err(cancelled()), false).0.state(), TurnState::Failed);
+    }
+
+    #[test]
+    fn turn_whose_cancel_was_promised_ends_cancelled_with_any_stop_reason() {
+        for (name, state) in [
+            ("end_turn", TurnState::Cancelled),
+            ("refusal", TurnState::Cancelled),
+            ("cancelled", TurnState::Cancelled),
+            ("tired", TurnState::Failed),
+        ] {
+            let answer = raw(&format!(r#"{{"stopReason":"{name}","usage":{{"inputTokens":3,"outputTokens":4}}}}"#));
+            let (outcome, usage) = read_prompt_end(Ok(&answer), true);
+            assert_eq!(outcome.state(), state, "{name}");
+            assert_eq!(usage, Some(Usage { input_tokens: 3, output_tokens: 4 }), "what was used is still reported");
+        }
+    }
+
+    #[test]
+    fn state_updates_and_empty_chunks_are_no_output() {
+        let mut progress = TurnProgress::new(Timestamp(0));
+        let view = |kind: &str, text: Option<&str>| UpdateView { kind: kind.into(), text: text.map(Into::into) };
+        for (kind, text) in
+            [("usage_update", None), ("agent_message_chunk", Some("")), ("user_message_chunk", Some("prompt"))]
+        {
+            progress.take(Some(&view(kind, text)), Timestamp(1));
+            assert!(!progress.has_output, "{kind}");
+        }
+        progress.take(Some(&view("tool_call", None)), Timestamp(1));
+        assert!(progress.has_output);
     }
 
     #[test]

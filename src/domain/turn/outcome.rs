@@ -182,6 +182,9 @@ error_codes! {
     /// The service is shutting down.
     Draining = "draining", System, true, "Try again after `Retry-After`."
         | "Try again in some seconds.";
+    /// Another process of the service took over the turn and stored a different end.
+    Fenced = "fenced", System, false, "Read the turn with `GET /acp/prompt/{promptId}`: the stored end is valid."
+        | "Look at `lumilink session show` and the transcript: the stored end is valid.";
     /// The database does not accept reads or writes.
     DatabaseUnavailable = "database_unavailable", System, true,
         "Try again after `Retry-After`; with the same `Idempotency-Key` nothing runs twice."

@@ -100,6 +100,22 @@ impl Prompt {
         json
     }
 
+    /// True if a `user_message_chunk` repeats a part of what was sent: of this prompt, or of `context` ahead of it.
+    pub(crate) fn is_echoed_by(&self, text: Option<&str>, update: &RawValue, context: Option<&str>) -> bool {
+        #[derive(Deserialize)]
+        struct Update {
+            content: serde_json::Value,
+        }
+        let Some(text) = text.map(str::trim) else {
+            let update = serde_json::from_str::<Update>(update.get());
+            let is_block = |block: &RawValue, sent: &serde_json::Value| {
+                serde_json::from_str::<serde_json::Value>(block.get()).is_ok_and(|block| block == *sent)
+            };
+            return update.is_ok_and(|sent| self.blocks.iter().any(|block| is_block(block, &sent.content)));
+        };
+        !text.is_empty() && (self.text.contains(text) || context.is_some_and(|context| context.contains(text)))
+    }
+
     /// Checks the prompt against the kinds that the agent supports.
     ///
     /// # Errors
@@ -234,6 +250,20 @@ mod tests {
         assert!(sent[0].get().contains("\"resource\""));
         assert_eq!(sent[1].get(), prompt.blocks()[0].get());
         assert!(prompt.with_context(Some("before"), Kinds::default())[0].get().contains("\"type\":\"text\""));
+    }
+
+    #[test]
+    fn echo_is_any_part_of_what_was_sent() {
+        let prompt =
+            parse(r#"[{"type":"text","text":"fix the test"},{"type":"resource_link","uri":"file:///a","name":"a"}]"#);
+        let prompt = prompt.unwrap();
+        let update = |content: &str| RawValue::from_string(format!(r#"{{"content":{content}}}"#)).unwrap();
+        let text = |text: &str| prompt.is_echoed_by(Some(text), &update("null"), Some("# The conversation so far"));
+        assert!(text("fix the ") && text("test\n".trim_end_matches("\n")) && text("# The conversation"));
+        assert!(!text("another") && !text(" "));
+        let block = |content: &str| prompt.is_echoed_by(None, &update(content), None);
+        assert!(block(r#"{"name":"a","uri":"file:///a","type":"resource_link"}"#));
+        assert!(!block(r#"{"name":"b","uri":"file:///b","type":"resource_link"}"#));
     }
 
     #[test]

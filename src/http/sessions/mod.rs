@@ -17,6 +17,7 @@ use super::{
 use crate::{
     actors::{
         handles::{
+            closing::ClosingTurn,
             index::LiveSession,
             messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
         },
@@ -37,7 +38,7 @@ use crate::{
         },
         turn::{CancelCause, outcome::ErrorCode},
     },
-    store::{SessionChange, SessionRow},
+    store::SessionRow,
 };
 
 /// Creates a session in a workspace and starts its agent.
@@ -142,14 +143,11 @@ pub(crate) async fn load_session(
 pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Closed>, ApiError> {
     let body: SessionBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
-    if !state.workspaces.close(id).await {
-        let row = find_session(&state, id).await?;
-        if row.state != SessionState::Closed {
-            let services = state.workspaces.services();
-            let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
-            services.store.update_session(change).await?;
-        }
+    if state.workspaces.live(id).is_none() && find_session(&state, id).await?.state == SessionState::Closed {
+        return Ok(web::Json(Closed { session_id: id, state: SessionState::Closed }));
     }
+    let workspaces = state.workspaces.clone();
+    run_to_completion(async move { workspaces.close(id).await }).await?;
     Ok(web::Json(Closed { session_id: id, state: SessionState::Closed }))
 }
 
@@ -174,7 +172,10 @@ pub(crate) async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Resu
             .unwrap_or(false),
         None => {
             find_session(&state, id).await?;
-            false
+            // The session may have ended after its agent did, while automation still runs.
+            let closing = state.workspaces.services().closing.get(id);
+            let closing = closing.filter(|turn| prompt_id.is_none_or(|wanted| wanted == turn.prompt_id));
+            closing.inspect(ClosingTurn::cancel).is_some()
         }
     };
     Ok(web::Json(Cancelled { cancelled }))

@@ -59,7 +59,7 @@ fn answer_form(request: &HttpRequest) -> AnswerForm {
 /// Answers with the result once the turn has ended. With `Accept: text/event-stream` it streams each update as an event
 /// with an id and ends with the event `result`. With `Prefer: respond-async` it answers at once with a `Location` to
 /// poll. An `Idempotency-Key` (per session, 24 h) makes a retry safe: a repeat joins the running turn or gets the same
-/// answer. A caller that disconnects does not end the turn.
+/// answer; while the turn's end is not on disk and the turn does not run here, it gets 202 and a `Location`. A caller that disconnects does not end the turn.
 #[utoipa::path(
     tag = "turns",
     params(
@@ -89,12 +89,12 @@ pub(crate) async fn run_prompt(
     let (turn, duplicate) = match begun {
         TurnBegun::Accepted(turn) => (turn, false),
         TurnBegun::Joined(turn) => (turn, true),
-        TurnBegun::Ended(row) => return repeat(*row, &answer_form(&request)),
+        TurnBegun::Stored(row) => return repeat(*row, &answer_form(&request)),
     };
     let accepted = PromptAccepted { prompt_id: turn.prompt_id, session_id, duplicate };
     match answer_form(&request) {
         AnswerForm::Result => {
-            let ended = ended(turn).await?;
+            let ended = ended(&state, turn).await?;
             answer(&ended)
         }
         AnswerForm::Promise => Ok(promise(&accepted)),
@@ -153,7 +153,7 @@ async fn begin(
                 services.store.prompt_with_key(session_id, key.key.clone(), services.clock.now()).await?
         {
             return if before.idempotency.as_ref() == Some(key) {
-                Ok(TurnBegun::Ended(Box::new(before)))
+                Ok(TurnBegun::Stored(Box::new(before)))
             } else {
                 Err(ApiError::new(
                     ErrorCode::IdempotencyMismatch,
@@ -184,9 +184,12 @@ fn refused(refused: PromptRefused) -> ApiError {
 ///
 /// # Cancel safety
 /// The turn continues without the caller.
-async fn ended(mut turn: TurnHandle) -> Result<Arc<TurnEnded>, ApiError> {
-    let not_accepted = |_| ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be persisted");
-    let ended = turn.ended.wait_for(Option::is_some).await.map_err(not_accepted)?.clone();
+async fn ended(state: &HttpState, mut turn: TurnHandle) -> Result<Arc<TurnEnded>, ApiError> {
+    let Ok(ended) = turn.ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) else {
+        // A drain leaves a turn open whose agent has ended.
+        state.workspaces.admission().map_err(|draining| ApiError::from(draining).about(turn.prompt_id))?;
+        return Err(ApiError::new(ErrorCode::DatabaseUnavailable, "the turn could not be persisted"));
+    };
     ended.ok_or_else(|| ApiError::new(ErrorCode::Internal, "the turn ended without a result"))
 }
 
@@ -209,9 +212,13 @@ fn answer_with(
     }
 }
 
-/// Repeats the answer of a turn that ended before.
+/// Repeats the answer of a stored turn. One without an end may still be running in another process, or is about to be
+/// recovered: its caller gets a `Location` to poll, whatever the requested form.
 fn repeat(row: PromptRow, form: &AnswerForm) -> Result<HttpResponse, ApiError> {
     let accepted = PromptAccepted { prompt_id: row.prompt_id, session_id: row.session_id, duplicate: true };
+    if row.ended.is_none() {
+        return Ok(pending(&accepted));
+    }
     let result = row.result.and_then(|result| RawValue::from_string(result).ok());
     let interrupted = || Failure::new(ErrorCode::Interrupted, "the service stopped during this turn");
     match (form, result) {
@@ -222,11 +229,20 @@ fn repeat(row: PromptRow, form: &AnswerForm) -> Result<HttpResponse, ApiError> {
     }
 }
 
-fn promise(accepted: &PromptAccepted) -> HttpResponse {
+/// The answer about a turn without an end.
+fn pending(accepted: &PromptAccepted) -> HttpResponse {
     HttpResponse::Accepted()
         .insert_header((header::LOCATION, format!("/acp/prompt/{}", accepted.prompt_id)))
-        .insert_header(("Preference-Applied", "respond-async"))
         .json(accepted)
+}
+
+fn promise(accepted: &PromptAccepted) -> HttpResponse {
+    let mut answer = pending(accepted);
+    answer.headers_mut().insert(
+        header::HeaderName::from_static("preference-applied"),
+        header::HeaderValue::from_static("respond-async"),
+    );
+    answer
 }
 
 /// State of a turn, and its result once it has ended.
@@ -254,7 +270,8 @@ pub(crate) async fn get_prompt(
         // The row is `accepted` until the end; only the live session knows that the turn is running.
         state: if running && row.state == TurnState::Accepted { TurnState::Running } else { row.state },
         preview: row.preview,
-        result: row.result.and_then(|result| RawValue::from_string(result).ok()),
+        // Before the end it is the agent's part alone.
+        result: row.result.filter(|_| row.ended.is_some()).and_then(|result| RawValue::from_string(result).ok()),
         failure: row.error.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
         accepted_at: row.accepted.to_string(),
         ended_at: row.ended.map(|at| at.to_string()),

@@ -275,7 +275,7 @@ both_databases! {
                 for n in 1..=20 {
                     let began = midnight + day * DAY_US + n;
                     let turn = NewTurn { protocol, ..new_turn(session, began) };
-                    let end_of = turn_end(session, turn.prompt_id, began + n * unit);
+                    let end_of = TurnEnd { protocol, ..turn_end(session, turn.prompt_id, began + n * unit) };
                     store.accept_turn(turn).await.unwrap();
                     end(&store, end_of).await.unwrap();
                 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{
-        automation::skip::WantedMode,
+        automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
         redaction::Redacted,
@@ -19,7 +19,8 @@ use crate::{
         turn::{TurnState, transcript::TranscriptEntry},
     },
     store::{
-        DatabaseUrl, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreOptions, TranscriptAppend, TurnEnd,
+        DatabaseUrl, EndStep, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreOptions, TranscriptAppend,
+        TurnEnd,
     },
     telemetry::Metrics,
 };
@@ -343,6 +344,7 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
         epoch: 0,
         is_canary: false,
         wanted: WantedMode::Github,
+        decision: Automation::Nothing,
         user_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
         now: at(us),
     }
@@ -350,8 +352,11 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
 
 pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> TurnEnd {
     TurnEnd {
+        step: EndStep::Whole,
         skipped: None,
         prompt_id,
+        protocol: Route::Acp,
+        known_by: None,
         session_id,
         key: key("acme", "web"),
         state: TurnState::Completed,

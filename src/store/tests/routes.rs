@@ -16,6 +16,7 @@ use crate::{
         },
         session::connection::ConnectionStatus,
         turn::{
+            TurnState,
             outcome::{ErrorCode, Failure},
             transcript::TranscriptEntry,
         },
@@ -88,7 +89,8 @@ async fn ended(store: &Store, session: SessionId, protocol: Route, user: &str, a
     let prompt = turn.prompt_id;
     store.accept_turn(turn).await.unwrap();
     let entries = vec![TranscriptEntry::text("agent_message", agent)];
-    end(store, TurnEnd { entries, ..turn_end(session, prompt, us) }).await.unwrap();
+    let known_by = (protocol == Route::Acp).then(|| "agent-1".to_owned());
+    end(store, TurnEnd { entries, protocol, known_by, ..turn_end(session, prompt, us) }).await.unwrap();
     prompt
 }
 
@@ -366,11 +368,12 @@ both_databases! {
         assert_eq!(store.window(key("acme", "web"), 0, Route::Acp, at(0)).await.unwrap().len(), 1);
     }
 
-    async fn agent_misses_the_http_turns_since_its_last_acp_turn(database: TestDatabase) {
+    async fn nfr_004_agent_misses_what_its_own_conversation_did_not_complete(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
         let texts = async |most| -> Vec<String> {
-            store.missed_by_agent(session, most).await.unwrap().into_iter().map(|said| said.text).collect()
+            let said = store.unknown_to(Some("agent-1".into()), session, most).await.unwrap();
+            said.into_iter().map(|said| said.text).collect()
         };
         assert_eq!(texts(50).await, [""; 0]);
         ended(&store, session, Route::Http, "first", "yes", 9).await;
@@ -390,5 +393,12 @@ both_databases! {
         assert_eq!((all.len(), all[0].as_str(), all[1].as_str(), all[41].as_str()), (42, "second", "two", "a19"));
         assert_eq!(texts(3).await, ["a18", "u19", "a19"]);
         assert_eq!(store.last_messages(session, 100).await.unwrap().len(), 47);
+        assert_eq!(store.unknown_to(Some("agent-2".into()), session, 100).await.unwrap().len(), 47, "a fresh conversation");
+        // A turn over ACP that this conversation did not complete is missing too.
+        let turn = NewTurn { user_entry: TranscriptEntry::text("user_message", "stopped"), ..new_turn(session, 5) };
+        let cancelled = TurnEnd { state: TurnState::Cancelled, entries: vec![], ..turn_end(session, turn.prompt_id, 6) };
+        store.accept_turn(turn).await.unwrap();
+        end(&store, cancelled).await.unwrap();
+        assert_eq!(texts(2).await, ["a19", "stopped"]);
     }
 }

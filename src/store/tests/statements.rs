@@ -57,7 +57,8 @@ fn write_turn(tx: &mut WriteTx<'_>, session: SessionId, us: i64) {
     let prompt = turn.prompt_id;
     assert_eq!(turns::acceptance(turn)(tx), Ok(Acceptance::Accepted));
     let counts = OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(0), sample: Sample::Success };
-    turns::ending(TurnEnd { counts: Some(counts), ..turn_end(session, prompt, us + 1) })(tx).unwrap();
+    let end = TurnEnd { counts: Some(counts), ..turn_end(session, prompt, us + 1) };
+    assert_eq!(turns::ending(end)(tx), Ok(turns::EndStored::ThisOne));
 }
 
 both_databases! {

@@ -7,19 +7,21 @@ use crate::store::turns::IDEMPOTENCY_PERIOD;
 use crate::{
     contract::audit::AutomationRunItem,
     domain::{
-        automation::skip::SkipReason,
+        automation::skip::{Automation, SkipReason},
         notify::{
             notice,
             notification::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
         redaction::Redacted,
+        routing::{Route, success_window::Sample},
+        session::lifecycle::SessionState,
         turn::{
-            TurnState,
+            TurnPhase, TurnState,
             outcome::{ErrorCode, Failure},
             transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
         },
     },
-    store::{Acceptance, AuditFilter, Idempotency, NewTurn, Page, StoreError, TurnEnd},
+    store::{Acceptance, AuditFilter, EndStep, Idempotency, NewTurn, OutcomeCount, Page, StoreError, TurnEnd},
 };
 
 fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {
@@ -62,16 +64,78 @@ both_databases! {
             error: Some(Failure::new(ErrorCode::AgentCrashed, "with ghp_abcdefghijklmnopqrstuvwxyz0123456789")),
             ..turn_end(session, prompt, 2)
         };
-        end(&store, failed).await.unwrap();
-        end(&store, turn_end(session, prompt, 3)).await.unwrap();
+        end(&store, failed.clone()).await.unwrap();
+        assert_eq!(end(&store, turn_end(session, prompt, 3)).await, Err(StoreError::Fenced));
+        assert_eq!(end(&store, failed).await, Ok(()), "the same end may be written again");
         let row = store.prompt(prompt).await.unwrap().unwrap();
         assert_eq!((row.state, row.ended, row.result), (TurnState::Failed, Some(at(2)), None));
         assert_eq!(row.error, Some(Failure::new(ErrorCode::AgentCrashed, "with [redacted]")));
         assert_eq!(texts(&store, session).await, ["fix it", "done"]);
 
         let never_accepted = new_turn(session, 4).prompt_id;
-        end(&store, turn_end(session, never_accepted, 4)).await.unwrap();
+        assert_eq!(end(&store, turn_end(session, never_accepted, 4)).await, Err(StoreError::Fenced));
         assert!(store.prompt(never_accepted).await.unwrap().is_none());
+    }
+
+    async fn end_of_a_turn_that_recovery_interrupted_is_fenced_and_counts_nothing(database: TestDatabase) {
+        let (store, other) = (database.open(), database.open());
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        assert_eq!(other.recover(at(5), &[], Vec::new()).await.unwrap().interrupted_turns, 1);
+        let counts = OutcomeCount { epoch: 0, route: Route::Acp, bucket: at(0), sample: Sample::Success };
+        let late = TurnEnd { counts: Some(counts), ..turn_end(session, prompt, 9) };
+        let neighbour = new_turn(session, 10);
+        let (ended, accepted) = tokio::join!(end(&store, late), store.accept_turn(neighbour));
+        assert_eq!(ended, Err(StoreError::Fenced));
+        assert_eq!(accepted, Ok(Acceptance::Accepted), "the writes beside it are not affected");
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.state, row.ended), (TurnState::Interrupted, Some(at(5))));
+        assert!(store.window(key("acme", "web"), 0, Route::Acp, at(0)).await.unwrap().is_empty());
+        assert_eq!(texts(&store, session).await, ["fix it", "fix it"]);
+    }
+
+    async fn turn_whose_agent_ended_is_resumed_and_not_interrupted(database: TestDatabase) {
+        let store = database.open();
+        let (session, other) = (session(&store).await, session(&store).await);
+        let turn = NewTurn { decision: Automation::Run, ..new_turn(session, 1) };
+        let (prompt, with_agent) = (turn.prompt_id, new_turn(other, 1));
+        store.accept_turn(turn).await.unwrap();
+        store.accept_turn(with_agent).await.unwrap();
+        let agent = TurnEnd { step: EndStep::Agent, known_by: Some("c".into()), ..turn_end(session, prompt, 2) };
+        store.end_agent(agent.clone()).await.unwrap();
+        assert_eq!(store.end_agent(agent).await, Ok(()), "the same end may be written again");
+        assert_eq!(end(&store, turn_end(session, prompt, 3)).await, Err(StoreError::Fenced), "the agent has ended");
+
+        assert_eq!(store.unfinished(TurnPhase::Agent).await.unwrap()[0].session.session_id, other);
+        assert_eq!(store.recover(at(5), &[], Vec::new()).await.unwrap().interrupted_turns, 1);
+        let left = store.unfinished(TurnPhase::Automation).await.unwrap();
+        let row = &left[0].prompt;
+        assert_eq!((left.len(), row.prompt_id, row.state, row.ended), (1, prompt, TurnState::Running, None));
+        assert_eq!((row.decision, row.known_by.as_deref()), (Automation::Run, Some("c")));
+        assert_eq!(row.result.as_deref(), Some(r#"{"stopReason":"completed"}"#));
+        assert_eq!(left[0].session.state, SessionState::Hibernated, "no agent ran");
+
+        let whole = Some(Redacted::new(r#"{"stopReason":"completed","githubAutomation":{}}"#));
+        let closed = TurnEnd { step: EndStep::Turn, result: whole, entries: vec![], ..turn_end(session, prompt, 7) };
+        end(&store, closed).await.unwrap();
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.state, row.ended), (TurnState::Completed, Some(at(7))));
+        assert!(row.result.unwrap().contains("githubAutomation"));
+        assert_eq!(texts(&store, session).await, ["fix it", "done"]);
+        assert!(store.unfinished(TurnPhase::Automation).await.unwrap().is_empty());
+    }
+
+    async fn stored_turn_names_the_route_that_carried_it(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = NewTurn { protocol: Route::Acp, ..new_turn(session, 1) };
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        end(&store, TurnEnd { protocol: Route::Http, ..turn_end(session, prompt, 2) }).await.unwrap();
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.protocol, row.route), (Route::Http, Route::Acp));
     }
 
     async fn fr_013_turn_end_skip_notification_and_note_are_atomic(database: TestDatabase) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod outcomes;
 pub(crate) mod recovery;
+mod replayable;
 
 use std::time::Duration;
 
@@ -24,13 +25,13 @@ use super::{
 use crate::{
     contract::audit::AutomationRunItem,
     domain::{
-        automation::skip::WantedMode,
+        automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
         notify::notification::SessionNotice,
         redaction::Redacted,
         routing::Route,
-        turn::{TurnState, outcome::Failure, transcript::TranscriptEntry},
+        turn::{TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
     },
 };
 
@@ -70,6 +71,7 @@ pub(crate) struct NewTurn {
     pub is_canary: bool,
     /// The automation requested for its changes.
     pub wanted: WantedMode,
+    pub decision: Automation,
     pub now: Timestamp,
 }
 
@@ -108,16 +110,49 @@ pub(crate) struct PromptRow {
     pub is_canary: bool,
     /// The automation requested for its changes.
     pub wanted: WantedMode,
+    /// The decision about that automation.
+    pub decision: Automation,
+    /// The agent's own conversation that completed the turn.
+    pub known_by: Option<String>,
+}
+
+/// The part of a turn's end that a write records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndStep {
+    /// The end of the agent and of the turn, without automation between them.
+    Whole,
+    /// The end of the agent alone: the turn stays open for automation, with the agent's part of the result.
+    Agent,
+    /// The end of a turn whose agent has ended.
+    Turn,
+}
+
+impl EndStep {
+    /// The phases before and after it.
+    fn phases(self) -> (TurnPhase, TurnPhase) {
+        match self {
+            Self::Whole => (TurnPhase::Agent, TurnPhase::Closed),
+            Self::Agent => (TurnPhase::Agent, TurnPhase::Automation),
+            Self::Turn => (TurnPhase::Automation, TurnPhase::Closed),
+        }
+    }
 }
 
 /// The end of a turn, with everything that is recorded about it. The session's row is not updated: that would double the
 /// cost of a turn's end, and the row is written when the session opens, hibernates and ends.
 #[derive(Debug, Clone)]
 pub(crate) struct TurnEnd {
+    /// The part that this write records.
+    pub step: EndStep,
     pub prompt_id: PromptId,
+    /// Route that carried the turn.
+    pub protocol: Route,
+    /// The agent's id of its own conversation, which now knows the session up to this turn; only for a turn that an
+    /// agent with a memory of its own completed.
+    pub known_by: Option<String>,
     pub session_id: SessionId,
     pub key: WorkspaceKey,
-    /// A final state; any other one is stored as `failed`.
+    /// A final state; any other one is stored as `failed`. Not stored with the end of the agent alone.
     pub state: TurnState,
     pub result: Option<Redacted>,
     /// Redacted when it is stored.
@@ -152,6 +187,9 @@ pub(crate) struct Record {
     epoch: i64,
     is_canary: bool,
     automation: String,
+    known_by: Option<String>,
+    phase: String,
+    decision: String,
 }
 
 impl Record {
@@ -173,6 +211,9 @@ impl Record {
             epoch: columns::unsigned(self.epoch),
             is_canary: self.is_canary,
             wanted: WantedMode::tolerant(&self.automation),
+            // Automation that this version cannot name is left to the version that stored it.
+            decision: Automation::from_stored(&self.decision).unwrap_or(Automation::Nothing),
+            known_by: self.known_by,
         })
     }
 }
@@ -181,9 +222,10 @@ fn find(connection: &mut AnyConnection, prompt_id: &str) -> diesel::QueryResult<
     prompts::table.find(prompt_id).first(connection).optional()
 }
 
-/// The turns that have not ended.
-pub(crate) fn open_turns(connection: &mut AnyConnection) -> Result<Vec<PromptRow>, StoreError> {
-    let open: Vec<Record> = prompts::table.filter(prompts::ended_us.is_null()).load(connection)?;
+/// The turns that have not ended and are in this phase.
+pub(crate) fn open_turns(connection: &mut AnyConnection, phase: TurnPhase) -> Result<Vec<PromptRow>, StoreError> {
+    let open = prompts::table.filter(prompts::ended_us.is_null()).filter(prompts::phase.eq(phase.as_str()));
+    let open: Vec<Record> = open.load(connection)?;
     open.into_iter().map(Record::read).collect()
 }
 
@@ -248,6 +290,9 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
         epoch: columns::signed(turn.epoch),
         is_canary: turn.is_canary,
         automation: turn.wanted.as_str().to_owned(),
+        known_by: None,
+        phase: TurnPhase::Agent.as_str().to_owned(),
+        decision: turn.decision.to_stored(),
     };
     let mut said = Entries::new(TranscriptAppend {
         session_id: turn.session_id,
@@ -274,19 +319,52 @@ struct EndTurn;
 
 impl EndSlot {
     /// Queues the end of a turn. Never blocks, so it may be called from `Drop`. `done` gets the outcome on the writer's
-    /// thread, after the commit, and must not block; a panic in it is not propagated. A turn that has ended or was never
-    /// accepted stays unchanged, which is no error. While the database is unavailable the end is retained and retried;
-    /// `done` gets an error after `[database] patience_s`.
+    /// thread, after the commit, and must not block; a panic in it is not propagated. A turn that has another end or was
+    /// never accepted stays unchanged: [`StoreError::Fenced`]. While the database is unavailable the end is retained and
+    /// retried; `done` gets an error after `[database] patience_s`.
     pub(crate) fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
-        self.place.send(Job::new(Outage::Keep, ending(end), done));
+        self.place.send(Job::new(Outage::Keep, ending(end), move |stored| done(stored.and_then(EndStored::fence))));
     }
 }
 
-/// Writes the end of a turn; may be called again after a rollback.
-pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
-    // Any other state would leave the turn open until the next recovery.
-    let state = if end.state.is_final() { end.state } else { TurnState::Failed };
+/// The end of a turn that the database has after a write of an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndStored {
+    /// The written one, which an earlier attempt may have written.
+    ThisOne,
+    /// A different one, or the turn is unknown. Nothing was written.
+    AnotherOne,
+}
+
+impl EndStored {
+    /// # Errors
+    /// [`StoreError::Fenced`] for another end.
+    fn fence(self) -> Result<(), StoreError> {
+        match self {
+            Self::ThisOne => Ok(()),
+            Self::AnotherOne => Err(StoreError::Fenced),
+        }
+    }
+}
+
+/// True if the stored turn has exactly this end.
+fn is_stored(stored: Option<&Record>, state: TurnState, result: Option<&str>, ended: Option<i64>) -> bool {
+    stored.is_some_and(|row| {
+        (row.state.as_str(), row.result.as_deref(), row.ended_us) == (state.as_str(), result, ended)
+    })
+}
+
+/// Writes the end of a turn; may be called again after a rollback. The answer is no error, so that one turn that was
+/// ended elsewhere does not fail the writes that share its transaction.
+pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<EndStored, StoreError> {
+    let (before, after) = end.step.phases();
+    let (state, ended_at) = match (end.step, end.state) {
+        (EndStep::Agent, _) => (TurnState::Running, None),
+        (_, state) if state.is_final() => (state, Some(end.now.0)),
+        _ => (TurnState::Failed, Some(end.now.0)),
+    };
     let prompt_id = end.prompt_id.to_string();
+    let known_by = clean_option(end.known_by);
     let result = clean_option(end.result.map(Redacted::into_string));
     let detail = end.error.as_ref().map(columns::clean_detail);
     let code = end.error.as_ref().map(|error| error.code.as_str());
@@ -305,19 +383,27 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
         now: end.now,
     });
     move |tx| {
-        let is_open = prompts::prompt_id.eq(prompt_id.as_str()).and(prompts::ended_us.is_null());
+        let is_open = prompts::prompt_id
+            .eq(prompt_id.as_str())
+            .and(prompts::ended_us.is_null())
+            .and(prompts::phase.eq(before.as_str()));
         let changes = (
             prompts::state.eq(state.as_str()),
             prompts::result.eq(result.as_deref()),
             prompts::error_code.eq(code),
             prompts::error_detail.eq(detail.as_deref()),
-            prompts::ended_us.eq(end.now.0),
+            prompts::ended_us.eq(ended_at),
+            prompts::phase.eq(after.as_str()),
+            prompts::protocol.eq(end.protocol.as_str()),
+            prompts::known_by.eq(known_by.as_deref()),
         );
         let ended = Cached::<EndTurn, _>::new(Update::new(prompts::table, is_open, changes));
         let ended = execute!(tx.connection, ended)?;
         // The turn has ended already or was never accepted; its counts and entries must not be written twice.
         if ended == 0 {
-            return Ok(());
+            let stored = find(tx.connection, &prompt_id)?;
+            let is_this_one = is_stored(stored.as_ref(), state, result.as_deref(), ended_at);
+            return Ok(if is_this_one { EndStored::ThisOne } else { EndStored::AnotherOne });
         }
         tx.rows += ended;
         if let Some(counts) = end.counts {
@@ -328,7 +414,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<(),
             run.insert(tx)?;
             session_notice.write(tx)?;
         }
-        Ok(())
+        Ok(EndStored::ThisOne)
     }
 }
 
@@ -336,6 +422,18 @@ impl Store {
     /// Takes a place in the writer's queue for the end of a turn. Full queue: [`StoreError::Busy`].
     pub(crate) fn reserve_end(&self) -> Result<EndSlot, StoreError> {
         self.place().map(|place| EndSlot { place })
+    }
+
+    /// Writes the end of a turn's agent, after which automation runs; waits for room in the queue and for the commit.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if there was no room, and nothing was written; [`StoreError::Fenced`] if the turn has another
+    /// end. After any other error the end is still written when the database is available again.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn end_agent(&self, end: TurnEnd) -> Result<(), StoreError> {
+        self.write_when_there_is_room(ending(end)).await?.fence()
     }
 
     /// Accepts a turn: its row and the user's transcript entry, in one transaction; or

@@ -11,7 +11,7 @@ use crate::{
         ids::{PromptId, SessionId, WorkspaceKey},
         redaction::Redacted,
         session::lifecycle::SessionState,
-        turn::{TurnState, outcome::ErrorCode},
+        turn::{TurnPhase, TurnState, outcome::ErrorCode},
     },
     store::{
         Store, StoreError,
@@ -47,8 +47,11 @@ fn recover(
     results: &[(String, String)],
 ) -> Result<Recovered, StoreError> {
     let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
+    // A turn whose agent has ended is resumed, not interrupted.
+    let with_agent = || prompts_table::phase.eq(TurnPhase::Agent.as_str());
     let unfinished = prompts_table::table
         .filter(prompts_table::ended_us.is_null())
+        .filter(with_agent())
         .filter(prompts_table::session_id.ne_all(kept))
         .select(prompts_table::session_id);
     // A session with an open turn was running, even if its row was not updated in time. The sessions are updated
@@ -78,8 +81,9 @@ fn recover(
         .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
         .execute(tx.connection)?;
     let open = prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept));
-    let interrupted_turns = diesel::update(prompts_table::table.filter(open))
+    let interrupted_turns = diesel::update(prompts_table::table.filter(open).filter(with_agent()))
         .set((
+            prompts_table::phase.eq(TurnPhase::Closed.as_str()),
             prompts_table::state.eq(TurnState::Interrupted.as_str()),
             prompts_table::error_code.eq(ErrorCode::Interrupted.as_str()),
             prompts_table::error_detail.eq("the service stopped in the middle of the turn"),
@@ -98,12 +102,12 @@ fn recover(
 }
 
 impl Store {
-    /// Reads the turns that had not ended when the service last stopped, at most one for each session. Must be called
-    /// at start, before anything else writes. Cancel-safe.
-    pub(crate) async fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
-        self.read(|connection| {
-            let sessions = rows_with_open_turn(connection)?;
-            let turns = turns::open_turns(connection)?;
+    /// Reads the turns that had not ended when the service last stopped and were in `phase`, at most one for each
+    /// session. Must be called at start, before anything else writes. Cancel-safe.
+    pub(crate) async fn unfinished(&self, phase: TurnPhase) -> Result<Vec<Unfinished>, StoreError> {
+        self.read(move |connection| {
+            let sessions = rows_with_open_turn(connection, phase)?;
+            let turns = turns::open_turns(connection, phase)?;
             let with_turn = |session: SessionRow| {
                 let prompt = turns.iter().find(|turn| turn.session_id == session.session_id)?.clone();
                 Some(Unfinished { prompt, session })

@@ -137,11 +137,11 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
             // Only once, as in the session.
             Step::Accepted if !std::mem::replace(&mut is_accepted, true) => ticket.accepted(),
             Step::Accepted => {}
-            Step::Sent => ticket.sent(now, false),
+            Step::Sent => ticket.sent(now, false, None),
             Step::Update(kind, length) => {
                 let text = "y".repeat(*length);
                 let raw = format!(r#"{{"sessionUpdate":"{kind}","content":{{"type":"text","text":"{text}"}}}}"#);
-                ticket.on_update(&RawValue::from_string(raw).unwrap(), None, now);
+                ticket.on_update(&RawValue::from_string(raw).unwrap(), None, false, now);
             }
             Step::Note => ticket.note(TranscriptEntry::text("info", "noted")),
             Step::Remark => {
@@ -160,7 +160,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
         }
     }
     match end.clone() {
-        End::Outcome(outcome) => ticket.end(outcome, None, None),
+        End::Outcome(outcome) => ticket.end(outcome, None, None, None),
         End::Dropped => drop(ticket),
         End::Discarded => ticket.discard(),
     }

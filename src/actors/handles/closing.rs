@@ -1,0 +1,142 @@
+//! Turns whose agent has ended and whose automation runs: the phase of a turn in which no agent runs.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::messages::TurnEnded;
+use crate::{
+    contract::{automation::GithubAutomation, result::ACPSessionResult},
+    domain::{
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceKey},
+        routing::Route,
+    },
+    store::{Idempotency, PromptRow},
+};
+
+/// The end of a turn's agent, which is on disk before automation begins.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentEnded {
+    pub prompt_id: PromptId,
+    pub session_id: SessionId,
+    pub key: WorkspaceKey,
+    /// Carrier of the turn.
+    pub protocol: Route,
+    /// The agent's own conversation that completed the turn.
+    pub known_by: Option<String>,
+    pub accepted_at: Timestamp,
+    /// Result of the turn without its automation.
+    pub result: ACPSessionResult,
+}
+
+impl AgentEnded {
+    /// Reads the fact back from a stored turn; `None` if its result is malformed.
+    pub(crate) fn of_row(row: &PromptRow) -> Option<Self> {
+        Some(Self {
+            prompt_id: row.prompt_id,
+            session_id: row.session_id,
+            key: row.key.clone(),
+            protocol: row.protocol,
+            known_by: row.known_by.clone(),
+            accepted_at: row.accepted,
+            result: serde_json::from_str(row.result.as_deref()?).ok()?,
+        })
+    }
+}
+
+/// Runs the automation of turns, one step at a time.
+pub(crate) trait Automate: Send + Sync {
+    /// Begins the step that follows `made`, the outcome of the steps so far; `None` if nothing is left to do. A step may
+    /// run again after a crash of the service, so it must be idempotent.
+    fn step(
+        &self,
+        turn: &AgentEnded,
+        made: Option<&GithubAutomation>,
+    ) -> Option<BoxFuture<'static, GithubAutomation>>;
+}
+
+/// A request to automation, which obeys it after the running step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// No request.
+    No,
+    /// Close the turn with what was made so far.
+    Cancel,
+    /// Leave the turn open; the next start of the service resumes it.
+    Drain,
+}
+
+/// The turn of one session in this phase.
+#[derive(Clone)]
+pub(crate) struct ClosingTurn {
+    pub prompt_id: PromptId,
+    pub idempotency: Option<Idempotency>,
+    stop: Arc<watch::Sender<Stop>>,
+    /// Set once the whole end is on disk; the sender is dropped without a value in a drain.
+    pub ended: watch::Receiver<Option<Arc<TurnEnded>>>,
+}
+
+impl ClosingTurn {
+    /// Closes the turn after the running step.
+    pub(crate) fn cancel(&self) {
+        self.stop.send_replace(Stop::Cancel);
+    }
+
+    /// Waits up to `grace` for the end of the turn, then cancels it and waits for the end of the running step.
+    pub(crate) async fn cancel_after(mut self, grace: Duration) {
+        let in_time = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await.is_ok();
+        if !in_time {
+            self.cancel();
+            let _ = self.ended.wait_for(Option::is_some).await;
+        }
+    }
+}
+
+/// The turns in this phase, at most one for each session. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct ClosingTurns(Arc<Mutex<HashMap<SessionId, ClosingTurn>>>);
+
+impl ClosingTurns {
+    pub(crate) fn get(&self, session_id: SessionId) -> Option<ClosingTurn> {
+        self.0.lock().get(&session_id).cloned()
+    }
+
+    /// Registers a turn until the returned value is dropped, and returns the requests to its automation.
+    pub(crate) fn register(
+        &self,
+        session_id: SessionId,
+        prompt_id: PromptId,
+        idempotency: Option<Idempotency>,
+        ended: watch::Receiver<Option<Arc<TurnEnded>>>,
+    ) -> (Registered, watch::Receiver<Stop>) {
+        let (stop, stopped) = watch::channel(Stop::No);
+        let turn = ClosingTurn { prompt_id, idempotency, stop: Arc::new(stop), ended };
+        self.0.lock().insert(session_id, turn);
+        (Registered { turns: self.clone(), session_id }, stopped)
+    }
+
+    /// Lets the running steps end, and leaves their turns open for the next start of the service.
+    pub(crate) async fn drain(&self) {
+        let turns: Vec<_> = self.0.lock().values().cloned().collect();
+        let ending = turns.into_iter().map(|mut turn| async move {
+            turn.stop.send_replace(Stop::Drain);
+            let _ = turn.ended.wait_for(Option::is_some).await;
+        });
+        join_all(ending).await;
+    }
+}
+
+/// A registered turn; removed on drop.
+pub(crate) struct Registered {
+    turns: ClosingTurns,
+    session_id: SessionId,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.turns.0.lock().remove(&self.session_id);
+    }
+}

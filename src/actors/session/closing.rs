@@ -1,0 +1,190 @@
+//! The second step of a turn's end: automation runs after the agent has ended, then the turn closes.
+//!
+//! Both facts are durable. The agent's end is on disk before the first step, so a turn whose process dies in between is
+//! resumed by the next start. Without automation both facts are one write ([`super::turn_ticket`]).
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::turn_ticket::show_idle;
+use crate::{
+    acp::schema::StopReason,
+    actors::{
+        handles::{
+            closing::{AgentEnded, Registered, Stop},
+            messages::TurnEnded,
+            session::SessionShared,
+        },
+        services::Services,
+    },
+    contract::automation::GithubAutomation,
+    domain::{
+        redaction::Redacted,
+        routing::Route,
+        session::event::EventKind,
+        turn::{Severity, TurnOutcome},
+    },
+    store::{EndSlot, EndStep, StoreError, TurnEnd, Unfinished},
+};
+
+/// A turn whose agent has ended. Dropped in a panic of a step, it closes with what was made; dropped in any other way,
+/// it stays open for the next start.
+pub(crate) struct Closing {
+    services: Arc<Services>,
+    /// Absent for a turn of an earlier process, whose session may not be live.
+    shared: Option<Arc<SessionShared>>,
+    agent: AgentEnded,
+    /// Label of the turn's metrics.
+    first_carrier: Route,
+    made: Option<GithubAutomation>,
+    open: Option<Open>,
+}
+
+/// Present until the turn is closed.
+struct Open {
+    slot: EndSlot,
+    ended: watch::Sender<Option<Arc<TurnEnded>>>,
+    registered: Registered,
+}
+
+/// The parts of a [`Closing`] turn that begins in this process.
+pub(crate) struct Begin {
+    pub services: Arc<Services>,
+    pub shared: Arc<SessionShared>,
+    pub agent: AgentEnded,
+    pub first_carrier: Route,
+    pub slot: EndSlot,
+    pub ended: watch::Sender<Option<Arc<TurnEnded>>>,
+    pub registered: Registered,
+    pub stop: watch::Receiver<Stop>,
+}
+
+/// Writes the end of the agent, then runs automation in a task of its own, which outlives the session's actor. `durable`
+/// is called once the agent's end is on disk.
+pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 'static) {
+    let Begin { services, shared, agent, first_carrier, slot, ended, registered, stop } = begin;
+    let open = Some(Open { slot, ended, registered });
+    let turn = Closing { services: services.clone(), shared: Some(shared), agent, first_carrier, made: None, open };
+    tokio::spawn(async move {
+        let written = loop {
+            match services.store.end_agent(end.clone()).await {
+                // Nothing was written, because the queue had no room for long.
+                Err(StoreError::Busy) => continue,
+                written => break written,
+            }
+        };
+        match written {
+            Ok(()) => {
+                durable();
+                turn.run(stop).await;
+            }
+            Err(StoreError::Closed) => {}
+            Err(StoreError::Fenced) => turn.close(false, None),
+            // The write is retained, and the close after it.
+            Err(_) => turn.close(false, Some("automation was left out: the database was not available in time")),
+        }
+    });
+}
+
+/// Resumes the automation of turns that an earlier process left in this phase. A turn that cannot be resumed now stays
+/// open for the next start.
+pub(crate) fn resume(services: &Arc<Services>, turns: Vec<Unfinished>) {
+    for Unfinished { prompt, .. } in turns {
+        let (Some(agent), Ok(slot)) = (AgentEnded::of_row(&prompt), services.store.reserve_end()) else {
+            tracing::error!(marker = "[GITHUB-AUTO]", prompt_id = %prompt.prompt_id, "automation could not be resumed");
+            continue;
+        };
+        let (ended, watching) = watch::channel(None);
+        let turns = &services.closing;
+        let (registered, stop) =
+            turns.register(prompt.session_id, prompt.prompt_id, prompt.idempotency.clone(), watching);
+        services.metrics.turn_started(agent.protocol);
+        let first_carrier = agent.protocol;
+        let open = Some(Open { slot, ended, registered });
+        let turn = Closing { services: services.clone(), shared: None, agent, first_carrier, made: None, open };
+        tokio::spawn(turn.run(stop));
+    }
+}
+
+impl Closing {
+    /// Runs the steps and closes the turn; a drain leaves it open.
+    async fn run(mut self, stop: watch::Receiver<Stop>) {
+        let services = self.services.clone();
+        loop {
+            let asked = *stop.borrow();
+            match asked {
+                Stop::Drain => return,
+                Stop::Cancel => return self.close(true, None),
+                Stop::No => {}
+            }
+            let step = services.automate.as_ref().and_then(|it| it.step(&self.agent, self.made.as_ref()));
+            match step {
+                Some(step) => self.made = Some(step.await),
+                None => return self.close(false, None),
+            }
+        }
+    }
+
+    /// Writes the whole end of the turn, then notifies its callers. A cancelled turn keeps what was made.
+    fn close(mut self, is_cancelled: bool, remark: Option<&str>) {
+        self.close_once(is_cancelled, remark);
+    }
+
+    fn close_once(&mut self, is_cancelled: bool, remark: Option<&str>) {
+        let Some(Open { slot, ended, registered }) = self.open.take() else { return };
+        let now = self.services.clock.now();
+        let took = now.since(self.agent.accepted_at);
+        let mut result = self.agent.result.clone();
+        remark.into_iter().for_each(|message| result.remark(Severity::Warn, message));
+        let result = result.closed(self.made.take(), is_cancelled, took).into_bounded_json();
+        let outcome = match is_cancelled {
+            true => TurnOutcome::Cancelled { confirmed: true },
+            false => TurnOutcome::Completed(StopReason::EndTurn),
+        };
+        self.services.metrics.turn_ended(self.first_carrier, &outcome, took);
+        let (prompt_id, state) = (self.agent.prompt_id, outcome.state());
+        let end = TurnEnd {
+            step: EndStep::Turn,
+            prompt_id,
+            protocol: self.agent.protocol,
+            known_by: self.agent.known_by.clone(),
+            session_id: self.agent.session_id,
+            key: self.agent.key.clone(),
+            state,
+            result: Some(Redacted::new(result.get())),
+            error: None,
+            entries: Vec::new(),
+            skipped: None,
+            counts: None,
+            now,
+        };
+        let feed = self.shared.as_ref().map(|shared| {
+            show_idle(&self.services, shared, None, now);
+            shared.feed.clone()
+        });
+        let done = move |written: Result<(), StoreError>| {
+            let published = feed.map_or(0, |feed| match written.is_ok() {
+                true => feed.publish(Some(prompt_id), EventKind::Result, &result, None),
+                false => 0,
+            });
+            let event_id = written.is_ok().then_some(published);
+            let is_fenced = written == Err(StoreError::Fenced);
+            let ending = TurnEnded { prompt_id, state, result, failure: None, event_id, is_fenced };
+            ended.send_replace(Some(Arc::new(ending)));
+        };
+        slot.end_turn(end, Box::new(done));
+        drop(registered);
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.close_once(false, Some("automation stopped: a step panicked"));
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

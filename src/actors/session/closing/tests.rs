@@ -1,0 +1,401 @@
+//! Automation after the end of the agent: whatever happens between the two facts, the turn closes once.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use serde_json::{Value, value::RawValue};
+use tokio::sync::{Semaphore, watch};
+use uuid::Uuid;
+
+use super::resume;
+use crate::{
+    acp::schema::StopReason,
+    actors::{
+        handles::{
+            closing::{AgentEnded, Automate},
+            event_feed::EventFeed,
+            messages::TurnEnded,
+            route_gate::{RouteGate, WorkspacePace},
+            session::{SessionShared, SessionSpec, SessionView, SharedPolicy},
+        },
+        services::{Services, SessionSettings},
+        session::turn_ticket::TurnTicket,
+    },
+    config::Config,
+    contract::automation::{
+        AutomationDiagnostics, AutomationMembers, AutomationMode, AutomationStatus, GithubAutomation,
+    },
+    domain::{
+        automation::skip::{Automation, SkipDetail, WantedMode},
+        clock::Clock,
+        ids::{FolderId, PromptId, SessionId, WorkspaceKey},
+        redaction::Redacted,
+        routing::{Route, Routing, turn_route::TurnStart},
+        session::{
+            lifecycle::{SessionMode, SessionState},
+            mcp,
+            permission::PermissionPolicy,
+        },
+        turn::{TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry},
+    },
+    store::{Acceptance, NewSession, NewTurn, NewWorkspace, PromptRow, Store},
+    telemetry::SystemClock,
+    transport::fake::FakeTransport,
+};
+
+/// Deadline of a wait.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Two steps; each waits for a permit.
+pub(crate) struct TwoSteps {
+    pub permits: Arc<Semaphore>,
+    /// Steps that have begun.
+    pub begun: Arc<AtomicUsize>,
+    panics: bool,
+}
+
+impl TwoSteps {
+    pub(crate) fn new(permits: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(permits)), begun: Arc::default(), panics: false }
+    }
+}
+
+/// Waits until this number of steps has begun.
+pub(crate) async fn until_begun(begun: &AtomicUsize, count: usize) {
+    let waiting = async {
+        while begun.load(Ordering::Acquire) < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect("the step begins");
+}
+
+/// What a step made: the detail names the step.
+fn made(detail: SkipDetail) -> GithubAutomation {
+    GithubAutomation::new(AutomationMembers {
+        status: AutomationStatus::Skipped,
+        mode: AutomationMode::Github,
+        issue: None,
+        branch: None,
+        commit: None,
+        pull_request: None,
+        skip_reason: Some(detail.reason()),
+        skip_detail: Some(detail),
+        toast_message: Some("left out".into()),
+        transcript_note: Some("left out".into()),
+        rollback: None,
+        diagnostics: AutomationDiagnostics::default(),
+        error: None,
+    })
+    .unwrap()
+}
+
+impl Automate for TwoSteps {
+    fn step(
+        &self,
+        _: &AgentEnded,
+        before: Option<&GithubAutomation>,
+    ) -> Option<BoxFuture<'static, GithubAutomation>> {
+        let detail = match before.and_then(|made| made.skip_detail) {
+            None => SkipDetail::NoChanges,
+            Some(SkipDetail::NoChanges) => SkipDetail::NothingStaged,
+            Some(_) => return None,
+        };
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        let (permits, panics) = (self.permits.clone(), self.panics);
+        Some(
+            async move {
+                permits.acquire().await.unwrap().forget();
+                assert!(!panics, "a planted panic");
+                made(detail)
+            }
+            .boxed(),
+        )
+    }
+}
+
+fn services(folder: &Path, steps: TwoSteps) -> Arc<Services> {
+    let store = Store::for_tests(&folder.join("test.db"));
+    let transport = || Arc::new(FakeTransport::new().0);
+    let settings = SessionSettings::new(&Config::default());
+    let services = Services::of_test(store, transport(), transport(), settings);
+    Arc::new(Services { automate: Some(Arc::new(steps)), ..services })
+}
+
+fn key() -> WorkspaceKey {
+    WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "w".parse().unwrap() }
+}
+
+async fn new_session(services: &Services) -> SessionId {
+    let (session_id, now) = (SessionId(Uuid::now_v7()), services.clock.now());
+    let workspace = NewWorkspace {
+        key: key(),
+        folder_id: FolderId(Uuid::now_v7()),
+        repository: Some("octo/hello".into()),
+        branch: None,
+        path: None,
+        permission_policy: None,
+        now,
+    };
+    let new = NewSession {
+        session_id,
+        key: key(),
+        workspace: Some(workspace),
+        user_id: None,
+        agent: "default".into(),
+        mode: SessionMode::Development,
+        enable_git_ops: true,
+        state: SessionState::Idle,
+        agent_session_id: Some("conversation".into()),
+        mcp_servers: "[]".into(),
+        protocol: Route::Acp,
+        protocol_version: Some(1),
+        agent_facts: None,
+        connection: None,
+        now,
+    };
+    services.store.create_session(new).await.unwrap();
+    session_id
+}
+
+fn shared(services: &Services, session_id: SessionId) -> Arc<SessionShared> {
+    let spec = SessionSpec {
+        user_id: None,
+        mode: SessionMode::Development,
+        enable_git_ops: true,
+        repository: Some("octo/hello".into()),
+        gate: RouteGate::new(&Routing::new(Route::Acp), &services.settings.recovery),
+        pace: WorkspacePace::default(),
+        has_oneshot: false,
+        session_id,
+        workspace: key(),
+        agent: None,
+        cwd: "/w".into(),
+        is_ephemeral: false,
+        mcp_servers: mcp::none(),
+        policy: SharedPolicy::new(PermissionPolicy::Ask),
+    };
+    let view = SessionView { state: SessionState::Running, ..SessionView::starting(0, SystemClock.now()) };
+    Arc::new(SessionShared::new(Arc::new(spec), EventFeed::new(session_id, 1000, 1 << 20, 0), view))
+}
+
+/// A turn whose agent has just ended it with the message `done`.
+struct Turn {
+    prompt_id: PromptId,
+    session_id: SessionId,
+    shared: Arc<SessionShared>,
+    ended: watch::Receiver<Option<Arc<TurnEnded>>>,
+}
+
+async fn agent_ends(services: &Arc<Services>) -> Turn {
+    let session_id = new_session(services).await;
+    let shared = shared(services, session_id);
+    let (prompt_id, now) = (PromptId(Uuid::now_v7()), services.clock.now());
+    let route = shared.spec.gate.next_turn();
+    let turn = NewTurn {
+        again: false,
+        prompt_id,
+        session_id,
+        key: key(),
+        idempotency: None,
+        preview: Redacted::new("fix it"),
+        route: Route::Acp,
+        protocol: Route::Acp,
+        epoch: 0,
+        is_canary: false,
+        wanted: WantedMode::Github,
+        decision: Automation::Run,
+        user_entry: TranscriptEntry::text("user_message", "fix it"),
+        now,
+    };
+    let slot = services.store.reserve_end().unwrap();
+    assert_eq!(services.store.accept_turn(turn).await, Ok(Acceptance::Accepted));
+    let start = TurnStart { prompt_id, route, carrier: Route::Acp, accepted_at: now };
+    let (mut ticket, ended) = TurnTicket::new(services.clone(), shared.clone(), start, slot, tracing::Span::none());
+    ticket.automate(WantedMode::Github, Automation::Run);
+    ticket.accepted();
+    ticket.sent(now, false, Some("conversation".into()));
+    let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"done"}}"#;
+    ticket.on_update(&RawValue::from_string(update.into()).unwrap(), None, false, now);
+    ticket.end(TurnOutcome::Completed(StopReason::EndTurn), None, None, None);
+    Turn { prompt_id, session_id, shared, ended }
+}
+
+/// Waits until the row of the turn satisfies `wanted`.
+async fn row(services: &Services, prompt_id: PromptId, wanted: impl Fn(&PromptRow) -> bool) -> PromptRow {
+    let found = async {
+        loop {
+            match services.store.prompt(prompt_id).await.unwrap().filter(&wanted) {
+                Some(row) => return row,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, found).await.expect("the row")
+}
+
+/// Fails the test unless the turn is closed with the whole result, and its transcript and outcome are stored once.
+async fn is_closed(services: &Services, prompt_id: PromptId, state: TurnState, detail: Option<SkipDetail>) {
+    let row = row(services, prompt_id, |row| row.ended.is_some()).await;
+    assert_eq!((row.state, row.known_by.as_deref()), (state, Some("conversation")));
+    let result: Value = serde_json::from_str(row.result.as_deref().unwrap()).unwrap();
+    assert_eq!(result["meta"]["message"], "done", "{result}");
+    assert_eq!(result["githubAutomation"]["skipDetail"].as_str(), detail.map(SkipDetail::as_str), "{result}");
+    let stop_reason = if state == TurnState::Cancelled { "cancelled" } else { "completed" };
+    assert_eq!(result["stopReason"], stop_reason, "{result}");
+    let entries = services.store.transcript(row.session_id, 0, 10).await.unwrap();
+    let texts: Vec<_> = entries.iter().map(|row| row.entry.text.as_str()).collect();
+    assert_eq!(texts, ["fix it", "done"]);
+    assert!(services.store.unfinished(TurnPhase::Automation).await.unwrap().is_empty());
+    let metrics = &services.metrics;
+    let ended: u64 = TurnOutcome::LABELS.iter().map(|outcome| metrics.turns_ended(Route::Acp, outcome)).sum();
+    assert_eq!((metrics.turns_started(Route::Acp), ended), (1, 1), "one start and one end are counted");
+}
+
+/// The part of the service's start that concerns turns.
+async fn recover(services: &Arc<Services>) {
+    let store = &services.store;
+    assert!(store.unfinished(TurnPhase::Agent).await.unwrap().is_empty(), "no agent has to be found again");
+    let left = store.unfinished(TurnPhase::Automation).await.unwrap();
+    assert_eq!(store.recover(services.clock.now(), &[], Vec::new()).await.unwrap().interrupted_turns, 0);
+    resume(services, left);
+}
+
+#[tokio::test]
+async fn turn_closes_with_the_whole_result_after_its_automation() {
+    let folder = tempfile::tempdir().unwrap();
+    let steps = TwoSteps::new(0);
+    let permits = steps.permits.clone();
+    let services = services(folder.path(), steps);
+    let mut turn = agent_ends(&services).await;
+    let open = row(&services, turn.prompt_id, |row| row.state == TurnState::Running).await;
+    assert_eq!(open.ended, None, "the agent has ended, and the turn has not");
+    assert!(open.result.unwrap().contains("\"message\":\"done\""), "the agent's part is on disk");
+    assert!(turn.ended.borrow().is_none() && turn.shared.view().state == SessionState::Running);
+    permits.add_permits(2);
+    let ended = turn.ended.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert!(ended.event_id.is_some() && ended.result.get().contains("nothing-staged"), "{}", ended.result);
+    assert_eq!(turn.shared.view().state, SessionState::Idle);
+    assert!(services.closing.get(turn.session_id).is_none());
+    is_closed(&services, turn.prompt_id, TurnState::Completed, Some(SkipDetail::NothingStaged)).await;
+}
+
+#[tokio::test]
+async fn cancel_stops_automation_after_the_running_step_and_keeps_what_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let steps = TwoSteps::new(0);
+    let (permits, begun) = (steps.permits.clone(), steps.begun.clone());
+    let services = services(folder.path(), steps);
+    let turn = agent_ends(&services).await;
+    until_begun(&begun, 1).await;
+    services.closing.get(turn.session_id).unwrap().cancel();
+    permits.add_permits(2);
+    is_closed(&services, turn.prompt_id, TurnState::Cancelled, Some(SkipDetail::NoChanges)).await;
+    assert_eq!(begun.load(Ordering::Acquire), 1, "the second step never began");
+}
+
+#[tokio::test]
+async fn close_waits_for_automation_and_cancels_it_after_the_grace() {
+    let folder = tempfile::tempdir().unwrap();
+    let steps = TwoSteps::new(0);
+    let (permits, begun) = (steps.permits.clone(), steps.begun.clone());
+    let services = services(folder.path(), steps);
+    let turn = agent_ends(&services).await;
+    until_begun(&begun, 1).await;
+    let closing = services.closing.get(turn.session_id).unwrap();
+    let mut closing = std::pin::pin!(closing.cancel_after(Duration::from_millis(1)));
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut closing).await;
+    assert!(waits.is_err(), "the running step is not broken off");
+    permits.add_permits(2);
+    closing.await;
+    is_closed(&services, turn.prompt_id, TurnState::Cancelled, Some(SkipDetail::NoChanges)).await;
+}
+
+#[tokio::test]
+async fn drain_leaves_the_turn_open_and_the_next_start_closes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let steps = TwoSteps::new(0);
+    let (permits, begun) = (steps.permits.clone(), steps.begun.clone());
+    let first = services(folder.path(), steps);
+    let mut turn = agent_ends(&first).await;
+    until_begun(&begun, 1).await;
+    let draining = first.closing.clone();
+    let draining = tokio::spawn(async move { draining.drain().await });
+    permits.add_permits(2);
+    draining.await.unwrap();
+    assert!(turn.ended.wait_for(Option::is_some).await.is_err(), "callers learn that the turn is left open");
+    assert!(first.store.close().await);
+
+    let second = services(folder.path(), TwoSteps::new(2));
+    recover(&second).await;
+    is_closed(&second, turn.prompt_id, TurnState::Completed, Some(SkipDetail::NothingStaged)).await;
+}
+
+#[tokio::test]
+async fn panicking_step_closes_the_turn_with_a_remark() {
+    let folder = tempfile::tempdir().unwrap();
+    let services = services(folder.path(), TwoSteps { panics: true, ..TwoSteps::new(1) });
+    let mut turn = agent_ends(&services).await;
+    let ended = turn.ended.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert!(ended.result.get().contains("a step panicked"), "{}", ended.result);
+    is_closed(&services, turn.prompt_id, TurnState::Completed, None).await;
+}
+
+/// The file by which the parent starts [`child_waits_in_its_first_step`].
+const BEGIN: &str = "begin";
+/// The file by which the child answers, with the id of its turn.
+const READY: &str = "ready";
+
+#[test]
+fn turn_killed_between_the_end_of_its_agent_and_its_own_is_resumed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(BEGIN), "").unwrap();
+    let (_, name) = concat!(module_path!(), "::child_waits_in_its_first_step").split_once("::").unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--ignored"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let ready = async {
+            loop {
+                match std::fs::read_to_string(folder.path().join(READY)) {
+                    Ok(id) if id.len() == 36 => return id.parse::<Uuid>().unwrap(),
+                    _ => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        let ready = tokio::time::timeout(DEADLINE, ready).await;
+        // SIGKILL.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let prompt_id = PromptId(ready.expect("the child reaches its first step"));
+        let services = services(folder.path(), TwoSteps::new(2));
+        recover(&services).await;
+        is_closed(&services, prompt_id, TurnState::Completed, Some(SkipDetail::NothingStaged)).await;
+        assert!(services.closing.drain().now_or_never().is_some(), "nothing is left");
+    });
+}
+
+#[tokio::test]
+#[ignore = "runs as a child process of the test that kills it"]
+async fn child_waits_in_its_first_step() {
+    let here = Path::new(".");
+    if !here.join(BEGIN).exists() {
+        return;
+    }
+    let services = services(here, TwoSteps::new(0));
+    let turn = agent_ends(&services).await;
+    row(&services, turn.prompt_id, |row| row.state == TurnState::Running).await;
+    std::fs::write(here.join(READY), turn.prompt_id.to_string()).unwrap();
+    std::future::pending::<()>().await;
+}

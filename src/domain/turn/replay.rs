@@ -1,0 +1,203 @@
+//! Recognises history that an agent replays after its answer to `session/load`, so that it never becomes part of a turn.
+//!
+//! A replay is recognised by its content, not by time: it begins with a message of the user that is not the running
+//! prompt, and ends with the first output that does not continue the stored conversation. Older turns are recognised by
+//! their place: until the newest turn that the agent completed has been replayed, everything is history.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::transcript::UpdateView;
+use crate::domain::{redaction::Redacted, text};
+
+/// The end of a user's message that is compared with stored prompts, in bytes; longer prompts are not recognised, and
+/// their turns count as older than the stored part.
+const MAX_ASKED_BYTES: usize = 256 * 1024;
+
+/// A turn that the agent may replay, from the stored transcript.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PastTurn {
+    /// The text of the prompt.
+    pub asked: String,
+    /// The text of all messages of the agent.
+    pub answered: String,
+    /// The text of all thoughts of the agent.
+    pub thought: String,
+    /// The ids of the tool calls.
+    pub tool_calls: Vec<String>,
+    /// True if the agent's own conversation completed the turn; then a replay contains it.
+    pub is_known: bool,
+}
+
+/// The replay that may follow a load, from the start of the connection to the end of its first turn.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    /// The newest turns, oldest first.
+    turns: Vec<PastTurn>,
+    /// Index of the newest turn that a replay is certain to contain.
+    newest_known: Option<usize>,
+    /// Index of the turn that is being replayed; `None` before the first that was recognised.
+    place: Option<usize>,
+    /// The text of the user's message that is being replayed; empty after anything else.
+    asked: String,
+    /// Bytes of `answered` and of `thought` of the turn in `place` that were replayed.
+    replayed: (usize, usize),
+    /// True between the first message of the replay and the first output that is not part of it.
+    is_open: bool,
+}
+
+impl Replay {
+    pub(crate) fn new(turns: Vec<PastTurn>) -> Self {
+        let newest_known = turns.iter().rposition(|turn| turn.is_known);
+        Self { turns, newest_known, place: None, asked: String::new(), replayed: (0, 0), is_open: false }
+    }
+
+    /// True if the update is part of the replay. `is_echo` is true for a message of the user that repeats the running
+    /// prompt.
+    pub(crate) fn contains(&mut self, view: &UpdateView, update: &RawValue, is_echo: bool) -> bool {
+        if view.kind == "user_message_chunk" {
+            return self.contains_prompt(view.text.as_deref().unwrap_or_default(), is_echo);
+        }
+        self.asked.clear();
+        if !self.is_open {
+            return false;
+        }
+        let is_over = self.place >= self.newest_known;
+        let continues = match view.kind.as_str() {
+            "agent_message_chunk" => self.continues(view.text.as_deref(), |turn| &turn.answered, |it| &mut it.0),
+            "agent_thought_chunk" => self.continues(view.text.as_deref(), |turn| &turn.thought, |it| &mut it.1),
+            "tool_call" | "tool_call_update" => {
+                let id = tool_call_id(update.get()).unwrap_or_default();
+                self.turns.iter().any(|turn| turn.tool_calls.contains(&id))
+            }
+            // Anything else has no identity: it belongs to what precedes it.
+            _ => self.turn().is_none_or(|turn| self.replayed.0 < turn.answered.len()),
+        };
+        self.is_open = continues || !is_over;
+        self.is_open
+    }
+
+    fn contains_prompt(&mut self, text: &str, is_echo: bool) -> bool {
+        self.asked.push_str(text);
+        self.asked.drain(..self.asked.len() - text::tail_bytes(&self.asked, MAX_ASKED_BYTES).len());
+        let asked = Redacted::new(self.asked.trim());
+        let next = self.place.map_or(0, |place| place + 1);
+        // A context block may precede the prompt in the same message.
+        let is_asked = |turn: &PastTurn| !turn.asked.is_empty() && asked.as_str().ends_with(turn.asked.trim());
+        let found = self.turns.iter().skip(next).position(is_asked);
+        if is_echo && (!self.is_open || found.is_none()) {
+            self.is_open = false;
+            return false;
+        }
+        self.is_open = true;
+        if let Some(place) = found {
+            (self.place, self.replayed) = (Some(next + place), (0, 0));
+        }
+        true
+    }
+
+    fn turn(&self) -> Option<&PastTurn> {
+        self.turns.get(self.place?)
+    }
+
+    /// True if a chunk continues the stored text of the turn in `place`; then it counts as replayed.
+    fn continues(
+        &mut self,
+        chunk: Option<&str>,
+        stored: impl Fn(&PastTurn) -> &String,
+        replayed: impl Fn(&mut (usize, usize)) -> &mut usize,
+    ) -> bool {
+        let (Some(chunk), Some(turn)) = (chunk, self.place.and_then(|place| self.turns.get(place))) else {
+            return false;
+        };
+        let chunk = Redacted::new(chunk);
+        let replayed = replayed(&mut self.replayed);
+        let rest = stored(turn).get(*replayed..).unwrap_or_default();
+        let continues = rest.starts_with(chunk.as_str()) && !rest.is_empty();
+        if continues {
+            *replayed += chunk.as_str().len();
+        }
+        continues
+    }
+}
+
+/// The `toolCallId` of an update, raw or stored; `None` if it has none.
+pub(crate) fn tool_call_id(update: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Call {
+        tool_call_id: String,
+    }
+    serde_json::from_str::<Call>(update).ok().map(|call| call.tool_call_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::transcript::view_update, *};
+
+    fn turn(asked: &str, answered: &str, is_known: bool) -> PastTurn {
+        PastTurn { asked: asked.into(), answered: answered.into(), is_known, ..PastTurn::default() }
+    }
+
+    /// Whether each chunk of `said` is part of the replay; `u:` and `a:` name the speaker, `prompt` is the running one.
+    fn replayed(turns: &[PastTurn], prompt: &str, said: &[&str]) -> Vec<bool> {
+        let mut replay = Replay::new(turns.to_vec());
+        let of_chunk = |said: &&str| {
+            let (speaker, text) = said.split_once(':').unwrap();
+            let kind = if speaker == "u" { "user_message_chunk" } else { "agent_message_chunk" };
+            let json = serde_json::json!({"sessionUpdate": kind, "content": {"type": "text", "text": text}});
+            let raw = serde_json::value::to_raw_value(&json).unwrap();
+            let is_echo = speaker == "u" && !prompt.is_empty() && prompt.contains(text);
+            replay.contains(&view_update(&raw).unwrap(), &raw, is_echo)
+        };
+        said.iter().map(of_chunk).collect()
+    }
+
+    #[test]
+    fn replay_ends_where_the_stored_conversation_ends() {
+        let turns = [turn("one", "first", true), turn("two", "second answer", true)];
+        let said = ["u:one", "a:fir", "a:st", "u:two", "a:second ", "a:answer", "a:second again", "a:more"];
+        assert_eq!(replayed(&turns, "three", &said), [true, true, true, true, true, true, false, false]);
+        assert_eq!(replayed(&turns, "", &said[..6]), [true; 6], "also before the prompt was sent");
+    }
+
+    #[test]
+    fn agent_that_replays_nothing_keeps_an_answer_that_repeats_an_earlier_one() {
+        let turns = [turn("again", "done", true)];
+        assert_eq!(replayed(&turns, "again", &["a:done"]), [false]);
+        assert_eq!(replayed(&turns, "again", &["u:again", "a:done"]), [false, false], "it echoes the prompt");
+    }
+
+    #[test]
+    fn turns_older_than_the_stored_part_are_history_until_the_newest_known_turn() {
+        let turns = [turn("eight", "8", true), turn("stopped", "", false)];
+        let said = ["u:one", "a:whatever", "u:seven", "a:7", "u:eight", "a:8", "u:stopped", "a:own"];
+        assert_eq!(replayed(&turns, "nine", &said), [true, true, true, true, true, true, true, false]);
+        // The turn that was cancelled need not be replayed.
+        assert_eq!(replayed(&turns, "nine", &["u:eight", "a:8", "a:own"]), [true, true, false]);
+    }
+
+    #[test]
+    fn prompt_that_repeats_an_earlier_one_is_recognised_by_its_place() {
+        let turns = [turn("go", "1", true), turn("go", "2", true)];
+        let said = ["u:start", "u:go", "a:1", "u:go", "a:2", "u:go", "a:1"];
+        let expected = [true, true, true, true, true, false, false];
+        assert_eq!(replayed(&turns, "go", &said), expected, "the third `go` is the running prompt");
+    }
+
+    #[test]
+    fn tool_calls_of_a_replay_are_known_by_their_ids() {
+        let turns = vec![PastTurn { tool_calls: vec!["old".into()], ..turn("one", "first", true) }];
+        let mut replay = Replay::new(turns);
+        let mut contains = |json: serde_json::Value| {
+            let raw = serde_json::value::to_raw_value(&json).unwrap();
+            replay.contains(&view_update(&raw).unwrap(), &raw, false)
+        };
+        let call = |id| serde_json::json!({"sessionUpdate": "tool_call", "toolCallId": id, "title": "t"});
+        assert!(!contains(call("old")), "nothing is replayed yet");
+        let text = serde_json::json!({"type": "text", "text": "one"});
+        assert!(contains(serde_json::json!({"sessionUpdate": "user_message_chunk", "content": text})));
+        assert!(contains(call("old")));
+        assert!(!contains(call("new")));
+    }
+}

@@ -1,0 +1,100 @@
+//! The newest turns of a session that its agent may replay after a load.
+
+use diesel::{ExpressionMethods, JoinOnDsl, NullableExpressionMethods, QueryDsl, RunQueryDsl};
+
+use crate::{
+    domain::{
+        ids::SessionId,
+        routing::Route,
+        turn::replay::{PastTurn, tool_call_id},
+    },
+    store::{
+        Store, StoreError,
+        engine::connection::AnyConnection,
+        schema::{prompts, transcript_entries},
+    },
+};
+
+/// Types of entries by which a replay is recognised.
+const REPLAYED: [&str; 4] = ["user_message", "agent_message", "agent_thought", "tool_call"];
+/// Entries in each read, the newest first.
+const ENTRIES_PER_READ: i64 = 50;
+/// Reads at most: 500 entries are several turns of any known agent.
+const MAX_READS: usize = 10;
+/// Bytes of text after which no more is read.
+const MAX_BYTES: usize = 1024 * 1024;
+
+struct Entry {
+    prompt_id: String,
+    event_type: String,
+    text: String,
+    payload: Option<String>,
+    is_known: bool,
+}
+
+/// The newest entries of ended turns over ACP, the newest first.
+fn entries(connection: &mut AnyConnection, session_id: &str, conversation: &str) -> diesel::QueryResult<Vec<Entry>> {
+    let (mut entries, mut bytes, mut before) = (Vec::new(), 0, i64::MAX);
+    for _ in 0..MAX_READS {
+        let of_turns = prompts::table.on(prompts::prompt_id.nullable().eq(transcript_entries::prompt_id));
+        let rows: Vec<(i64, String, String, Option<String>, String, Option<String>)> = transcript_entries::table
+            .inner_join(of_turns)
+            .filter(transcript_entries::session_id.eq(session_id))
+            .filter(transcript_entries::seq.lt(before))
+            .filter(transcript_entries::event_type.eq_any(REPLAYED))
+            .filter(prompts::ended_us.is_not_null())
+            .filter(prompts::protocol.eq(Route::Acp.as_str()))
+            .order(transcript_entries::seq.desc())
+            .limit(ENTRIES_PER_READ)
+            .select((
+                transcript_entries::seq,
+                transcript_entries::event_type,
+                transcript_entries::text,
+                transcript_entries::payload,
+                prompts::prompt_id,
+                prompts::known_by,
+            ))
+            .load(connection)?;
+        let Some((last, ..)) = rows.last() else { break };
+        before = *last;
+        for (_, event_type, text, payload, prompt_id, known_by) in rows {
+            bytes += text.len();
+            let is_known = known_by.as_deref() == Some(conversation);
+            entries.push(Entry { prompt_id, event_type, text, payload, is_known });
+        }
+        if bytes >= MAX_BYTES {
+            break;
+        }
+    }
+    Ok(entries)
+}
+
+/// Joins entries, the newest first, to turns, oldest first. A turn whose prompt was not read is left out.
+fn turns(entries: Vec<Entry>) -> Vec<PastTurn> {
+    let mut turns: Vec<(String, PastTurn)> = Vec::new();
+    for Entry { prompt_id, event_type, text, payload, is_known } in entries.into_iter().rev() {
+        if event_type == "user_message" {
+            turns.push((prompt_id, PastTurn { asked: text, is_known, ..PastTurn::default() }));
+            continue;
+        }
+        let Some((_, turn)) = turns.iter_mut().rev().find(|(id, _)| *id == prompt_id) else { continue };
+        match event_type.as_str() {
+            "agent_message" => turn.answered.push_str(&text),
+            "agent_thought" => turn.thought.push_str(&text),
+            _ => turn.tool_calls.extend(payload.as_deref().and_then(tool_call_id)),
+        }
+    }
+    turns.into_iter().map(|(_, turn)| turn).collect()
+}
+
+impl Store {
+    /// Reads the newest turns over ACP that have ended, oldest first, as far as they fit into 500 entries and 1 MiB.
+    /// Those that `conversation`, an agent's own one, completed are marked. Cancel-safe.
+    pub(crate) async fn replayable(
+        &self,
+        session_id: SessionId,
+        conversation: String,
+    ) -> Result<Vec<PastTurn>, StoreError> {
+        self.read(move |connection| Ok(turns(entries(connection, &session_id.to_string(), &conversation)?))).await
+    }
+}
