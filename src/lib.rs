@@ -62,6 +62,9 @@
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
+//! | a second supervisor waits for the database | `app/membership.rs` claims, `cluster/membership.rs` renews, `domain/membership.rs` decides |
+//! | SIGHUP reloads a setting | `app/reload.rs` |
+//! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |
 //!
 //! # Glossary: one concept, one word
 //!
@@ -88,6 +91,7 @@
 //! - **skip**: automation that was left out on purpose, always with a reason.
 //! - **seat**: permission to run; `capacity.max_sessions` exist. **Drain**: an orderly stop. **Arbiter**: a thread of
 //!   actix that runs actors.
+//! - **membership**: permission of a supervisor to use a database, with a row that it renews. **Claim**: a request for it.
 //! - **telemetry**: metrics and logs. **Session progress**: frames about live sessions (`telemetry` in frames and
 //!   flags).
 //! - **attribution**: the initiator of a change, and the reason. **Services**: the handles that sessions share.
@@ -185,8 +189,10 @@
 //! 3. Each end sends what the other missed; the turn continues. The session sees `reconnecting`, then `connected`.
 //!
 //! **The supervisor dies**
-//! 1. At start the store lists turns without an end (`store/turns/recovery.rs`).
-//! 2. `actors/session/adoption.rs` reconnects to the agents that the runtime kept; their messages are replayed, and the
+//! 1. Its successor binds the address and claims the database (`app/membership.rs`). The row of a process that ran on the
+//!    same machine and has ended does not count; any other one is waited for until it expires.
+//! 2. The store lists turns without an end (`store/turns/recovery.rs`).
+//! 3. `actors/session/adoption.rs` reconnects to the agents that the runtime kept; their messages are replayed, and the
 //!    turns end under their ids. All other open turns become `interrupted`.
 //!
 //! **A subscriber of notifications**
@@ -201,10 +207,11 @@
 //! 2. `actors/notifications/webhook.rs` claims due deliveries for a limited time; [`webhook`] signs and posts them.
 //! 3. The row records the result: delivered, retried, or dead until it is replayed.
 //!
-//! **SIGTERM** ([`app`])
+//! **SIGTERM**, or SIGHUP after the terminal was closed ([`app`])
 //! 1. `/readyz` turns 503 and new work is refused.
 //! 2. Turns end, or are cancelled after `drain.timeout_s`; sessions hibernate.
 //! 3. Subscribers' WebSockets are closed with code 1001; then runtime, HTTP, webhook posts and store stop.
+//! 4. The membership is given back, so that a successor need not wait.
 //!
 //! # What is not here
 //!
