@@ -70,6 +70,9 @@
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
+//! | a second supervisor waits for the database | `app/membership.rs` claims, `cluster/membership.rs` renews, `domain/membership.rs` decides |
+//! | SIGHUP reloads a setting | `app/reload.rs` |
+//! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |
 //!
 //! # Glossary: one concept, one word
 //!
@@ -223,10 +226,11 @@
 //! 2. `actors/notifications/webhook.rs` claims due deliveries by a lease; [`webhook`] signs and posts them.
 //! 3. The row records the result: delivered, retried, or dead until it is replayed.
 //!
-//! **SIGTERM** ([`app`])
+//! **SIGTERM**, or SIGHUP after the terminal was closed ([`app`])
 //! 1. `/readyz` turns 503 and new work is refused.
 //! 2. Turns end, or are cancelled after `drain.timeout_s` (`config/sections/process.rs`); sessions hibernate.
 //! 3. Subscribers' WebSockets are closed with code 1001; then runtime, HTTP, webhook posts and store stop.
+//! 4. The membership is given back, so that a successor need not wait.
 //!
 //! # What is not here
 //!

@@ -60,15 +60,21 @@ impl Membership {
     pub(crate) fn admission(&self) -> Result<(), Failure> {
         let Inner { begin, takes_work_until, is_lost } = &*self.0;
         let until = takes_work_until.load(Ordering::Acquire);
-        if *is_lost.borrow() {
-            let detail = "another supervisor has taken over the database; this one is stopping";
-            return Err(Failure::new(ErrorCode::DatabaseUnavailable, detail));
+        if until == NEVER || millis(begin.elapsed()) < until {
+            return Ok(());
         }
-        if until != NEVER && millis(begin.elapsed()) >= until {
-            let detail = "this supervisor cannot renew its membership in the database, so another one may take over";
-            return Err(Failure::new(ErrorCode::DatabaseUnavailable, detail));
-        }
-        Ok(())
+        let detail = if *is_lost.borrow() {
+            "another supervisor has taken over the database; this one is stopping"
+        } else {
+            "this supervisor cannot renew its membership in the database, so another one may take over"
+        };
+        Err(Failure::new(ErrorCode::DatabaseUnavailable, detail))
+    }
+
+    /// Takes no more work, and wakes those who wait for that.
+    fn lose(&self) {
+        self.0.is_lost.send_replace(true);
+        self.0.takes_work_until.store(0, Ordering::Release);
     }
 
     /// Waits until another supervisor has taken over. Cancel-safe.
@@ -155,7 +161,7 @@ impl Renewing {
                 }
                 Ok(false) => {
                     tracing::error!(marker = "[ACP]", "another supervisor has taken over the database");
-                    self.membership.0.is_lost.send_replace(true);
+                    self.membership.lose();
                     return;
                 }
                 Err(cause) => {
@@ -189,7 +195,7 @@ mod tests {
         assert_eq!(late.admission().unwrap_err().code, ErrorCode::DatabaseUnavailable);
         late.extend(Instant::now());
         assert_eq!(late.admission(), Ok(()));
-        late.0.is_lost.send_replace(true);
+        late.lose();
         assert!(late.admission().unwrap_err().detail.contains("has taken over"));
     }
 }

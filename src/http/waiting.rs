@@ -9,7 +9,7 @@ use actix_web::{
     web::{self, Data},
 };
 
-use super::{problem::ApiError, trace::trace};
+use super::{document, problem::ApiError, trace::trace};
 use crate::{contract::health::Probe, domain::turn::outcome::ErrorCode};
 
 /// Time for answers that are being written when the wait ends, in seconds.
@@ -18,17 +18,19 @@ const SHUTDOWN_S: u64 = 1;
 /// The running server.
 pub(crate) struct WaitingHttp(ServerHandle);
 
-/// Answers `/livez` with 200 and everything else with 503 and this reason, on the address of the API. The caller's
-/// listener stays bound.
+/// Answers `/livez` and `/openapi.json` as the API does and everything else with 503 and this reason, on the address of
+/// the API. The caller's listener stays bound.
 ///
 /// # Errors
 /// The listener cannot be shared.
 pub(crate) fn wait_on(listener: &TcpListener, reason: String) -> std::io::Result<WaitingHttp> {
-    let reason = Data::from(Arc::new(reason));
+    let (reason, document) = (Data::from(Arc::new(reason)), Arc::new(document()));
     let server = HttpServer::new(move || {
+        let document = document.clone();
         App::new()
             .app_data(reason.clone())
             .route("/livez", web::get().to(async || web::Json(Probe { status: "ok", runtime: None })))
+            .route("/openapi.json", web::get().to(move || std::future::ready(web::Json(document.clone()))))
             .default_service(web::to(unready))
             .wrap(from_fn(trace))
     })
