@@ -72,8 +72,8 @@
 //! - **runtime**: the container side. **Transport**: code that reaches an agent over one protocol. **Route**: what a
 //!   workspace's turns use, `acp` or `http`; some members, labels and flags call it `protocol`. **Carrier**: the route
 //!   that carried one turn. A workspace is **in use** while this process holds its supervisor.
-//! - **AgentEnded**, **TurnClosed**: the two durable facts at the end of a turn, one write without automation. Between
-//!   them the turn is in the **phase** `automation`, in which no agent runs.
+//! - **`AgentEnded`**, **`TurnClosed`**: the two durable facts at the end of a turn, one write without automation.
+//!   Between them the turn is in the **phase** `automation`, in which no agent runs.
 //! - **outcome**: the end of a turn: completed, cancelled or failed. **Window**: a workspace's outcomes of the last
 //!   hour over ACP; a second one counts the fallback and decides nothing. **Flip**: one change of a workspace's route;
 //!   a **rollback** goes to HTTP, a **restore** back to ACP. **Epoch**: the number of flips of a workspace so far.

@@ -95,7 +95,8 @@ impl From<Failure> for PromptRefused {
     }
 }
 
-/// http → session: cancels the running turn. Replies at once; `true` if a turn was running.
+/// http → session: cancels the running turn. Replies once the request is on disk, after a second at most; `true` if a
+/// turn was running.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub(crate) struct CancelTurn {
