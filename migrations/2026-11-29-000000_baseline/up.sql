@@ -121,6 +121,8 @@ CREATE TABLE prompts (
     -- turn is still open. The decision about automation is taken once, when the turn is accepted.
     phase TEXT NOT NULL DEFAULT 'agent',
     decision TEXT NOT NULL DEFAULT 'nothing',
+    -- A caller was promised that the turn ends cancelled.
+    cancel_asked BOOLEAN NOT NULL DEFAULT FALSE,
     CHECK ((idempotency_key IS NULL) = (body_hash IS NULL))
 );
 

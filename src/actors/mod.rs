@@ -12,7 +12,7 @@
 //! | sender | message | receiver (mailbox) | reply | when full |
 //! |---|---|---|---|---|
 //! | http | `RunPrompt` | session (16) | once the turn is on disk: accepted, joined, ended, or refused | the caller waits |
-//! | http | `CancelTurn` | session | at once: `true` if a turn was running | the caller waits |
+//! | http | `CancelTurn` | session | once the request is on disk, or after 1 s: `true` if a turn was running | the caller waits |
 //! | http | `AnswerPermission` | session | once the agent has the answer, or an error | the caller waits |
 //! | http | `SetMode`, `SetConfigOption` | session | the agent's answer | the caller waits |
 //! | supervisor | `EndSession` | session | none; `SessionEnded` follows | a task waits |

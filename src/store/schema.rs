@@ -171,6 +171,7 @@ diesel::table! {
         known_by -> Nullable<Text>,
         phase -> Text,
         decision -> Text,
+        cancel_asked -> Bool,
     }
 }
 

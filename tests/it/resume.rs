@@ -522,6 +522,22 @@ fn pending_permission_can_be_answered_after_a_supervisor_restart() {
 }
 
 #[test]
+fn turn_cancelled_before_a_kill_ends_cancelled_after_the_restart() {
+    let mut program = with_proxy().demo_agent(&["--deny-cancel"]).set("turn.cancel_grace_s", 30).start();
+    let session = program.api.open("ws");
+    let mut reader = Reader::of(&session);
+    // Works for 3 s whatever it reads, then answers `end_turn`.
+    let prompt_id = session.starts("run sleep 3");
+    reader.until("the command", |event| event.data["update"]["sessionUpdate"] == "tool_call");
+    assert!(session.cancel());
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let turn = session.ends(&prompt_id);
+    assert_eq!((&turn["state"], &turn["result"]["stopReason"]), (&json!("cancelled"), &json!("cancelled")), "{turn}");
+    is_usable_again(&session);
+}
+
+#[test]
 fn nfr_004_event_ids_are_not_reused_after_a_supervisor_kill() {
     let mut program = with_proxy().start();
     let session = program.api.open("ws");

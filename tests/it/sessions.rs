@@ -240,6 +240,7 @@ fn session_closed_while_it_loads_stays_closed() {
     let program = Program::builder().demo_agent(&flags).set("session.idle_timeout_s", 1).start();
     let session = program.api.open("ws");
     session.becomes("hibernated");
+    eventually("the session is not live any more", || session.state()["connectionStatus"].is_null());
     let loading = session.clone();
     let loading = std::thread::spawn(move || loading.post("load", json!({})));
     session.becomes("starting");

@@ -49,8 +49,8 @@ impl AgentEnded {
 
 /// Runs the automation of turns, one step at a time.
 pub(crate) trait Automate: Send + Sync {
-    /// Begins the step that follows `made`, the outcome of the steps so far; `None` if nothing is left to do. A step may
-    /// run again after a crash of the service, so it must be idempotent.
+    /// Begins the step that follows `made`, the outcome of the steps so far; `None` if nothing is left to do. A step
+    /// may run again after a crash of the service, so it must be idempotent.
     fn step(
         &self,
         turn: &AgentEnded,

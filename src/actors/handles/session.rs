@@ -174,6 +174,15 @@ impl SessionShared {
         }
     }
 
+    /// Records the end of a turn, with the class of the error if it failed: no turn runs any more.
+    pub(crate) fn turn_ends(&self, failure: Option<ErrorClass>, now: Timestamp, metrics: &Metrics) {
+        let state = self.view().state;
+        let state = if state == SessionState::Running { SessionState::Idle } else { state };
+        let mut view = self.move_to(state, metrics);
+        (view.running, view.progress) = (None, None);
+        (view.last_used, view.last_failure) = (now, failure);
+    }
+
     /// Records and publishes the progress of the plan; `None` if the agent has no plan any more.
     pub(crate) fn on_plan(&self, prompt: PromptId, plan: Option<PlanProgress>, now: Timestamp) {
         let noted = {

@@ -103,7 +103,7 @@ pub(crate) async fn results_of_interrupted(
             automation: None,
         };
         let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
-        let outcome = TurnOutcome::Failed(interrupted);
+        let outcome = TurnOutcome::of_failure(interrupted, prompt.cancel_asked);
         let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, services.clock.now());
         results.push((prompt.prompt_id, Redacted::new(result.into_bounded_json().get())));
     }

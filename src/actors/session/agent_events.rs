@@ -1,6 +1,10 @@
 //! Handles the agent's events: updates, requests, answers and the state of its connection.
 
-use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, StreamHandler, WrapFuture};
+use std::time::Duration;
+
+use actix::{
+    ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, ResponseFuture, StreamHandler, WrapFuture,
+};
 use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -32,6 +36,8 @@ use crate::{
     transport::{AgentEvent, AgentSession, SendError, acp::connection::closed_in_turn},
 };
 
+/// Time that the answer to a cancel waits for its write.
+const CANCEL_WRITE: Duration = Duration::from_secs(1);
 /// Complete transcript entries that are collected before they are written during a turn.
 const ENTRIES_PER_WRITE: usize = 32;
 /// Bytes of entries that are written even if there are fewer than `ENTRIES_PER_WRITE`.
@@ -429,20 +435,29 @@ impl Session {
 }
 
 impl Handler<CancelTurn> for Session {
-    type Result = bool;
+    type Result = ResponseFuture<bool>;
 
-    fn handle(&mut self, message: CancelTurn, ctx: &mut Self::Context) -> bool {
+    fn handle(&mut self, message: CancelTurn, ctx: &mut Self::Context) -> Self::Result {
         let meant = |turn: &Turn| message.prompt_id.is_none_or(|wanted| wanted == turn.prompt_id());
         let closing = self.services.closing.get(self.shared.spec.session_id);
         if let Some(closing) = closing.filter(|it| message.prompt_id.is_none_or(|wanted| wanted == it.prompt_id)) {
             closing.cancel();
-            return true;
+            return Box::pin(std::future::ready(true));
         }
-        if !self.turn.as_ref().is_some_and(meant) {
-            return false;
-        }
+        let Some(prompt_id) = self.turn.as_ref().filter(|turn| meant(turn)).map(Turn::prompt_id) else {
+            return Box::pin(std::future::ready(false));
+        };
         self.cancel_turn(message.cause, ctx);
-        true
+        let services = self.services.clone();
+        Box::pin(async move {
+            // The agent is asked at once, and the caller is answered when a restart would keep the promise. A database
+            // that does not answer must not keep a person from stopping an agent.
+            let asked = tokio::time::timeout(CANCEL_WRITE, services.store.ask_cancel(prompt_id)).await;
+            if !matches!(asked, Ok(Ok(()))) {
+                tracing::warn!(marker = "[ACP]", %prompt_id, "cancel was not written");
+            }
+            true
+        })
     }
 }
 

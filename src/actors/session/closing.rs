@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::turn_ticket::show_idle;
 use crate::{
     acp::schema::StopReason,
     actors::{
@@ -60,8 +59,8 @@ pub(crate) struct Begin {
     pub stop: watch::Receiver<Stop>,
 }
 
-/// Writes the end of the agent, then runs automation in a task of its own, which outlives the session's actor. `durable`
-/// is called once the agent's end is on disk.
+/// Writes the end of the agent, then runs automation in a task of its own, which outlives the session's actor.
+/// `durable` is called once the agent's end is on disk.
 pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 'static) {
     let Begin { services, shared, agent, first_carrier, slot, ended, registered, stop } = begin;
     let open = Some(Open { slot, ended, registered });
@@ -160,7 +159,8 @@ impl Closing {
             now,
         };
         let feed = self.shared.as_ref().map(|shared| {
-            show_idle(&self.services, shared, None, now);
+            shared.turn_ends(None, now, &self.services.metrics);
+            self.services.telemetry.publish(shared, now);
             shared.feed.clone()
         });
         let done = move |written: Result<(), StoreError>| {

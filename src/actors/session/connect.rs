@@ -309,6 +309,10 @@ impl Session {
         }
         self.connected(Route::Acp, OpenedSession { link, events, next_call, facts }, ctx);
         self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
+        if prompt.cancel_asked {
+            // The earlier process may not have delivered the cancel.
+            self.cancel_turn(ctx);
+        }
     }
 
     fn connected(&mut self, route: Route, opened: OpenedSession, ctx: &mut Context<Self>) {

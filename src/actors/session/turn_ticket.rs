@@ -37,7 +37,7 @@ use crate::{
             success_window::bucket_start,
             turn_route::{TurnReport, TurnRoute, TurnStart},
         },
-        session::{eta::PlanProgress, event::EventKind, lifecycle::SessionState},
+        session::{eta::PlanProgress, event::EventKind},
         turn::{
             Severity, TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
@@ -322,7 +322,8 @@ impl Begun {
             let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).enter();
             log_ended(&self.shared.spec, self.prompt_id, &outcome, self.carrier, self.progress.updates, took);
         }
-        show_idle(&self.services, &self.shared, failure.as_ref(), now);
+        self.shared.turn_ends(failure.as_ref().map(|failure| failure.code.class()), now, &self.services.metrics);
+        self.services.telemetry.publish(&self.shared, now);
         let report = self.report(&outcome);
         let end = TurnEnd {
             error: failure.clone(),
@@ -468,19 +469,6 @@ impl Begun {
         };
         ACPSessionResult::of_turn(&mut self.progress, outcome, facts, now)
     }
-}
-
-/// Publishes a session without a running turn.
-pub(super) fn show_idle(services: &Services, shared: &SessionShared, failure: Option<&Failure>, now: Timestamp) {
-    let state = shared.view().state;
-    let state = if state == SessionState::Running { SessionState::Idle } else { state };
-    {
-        let mut view = shared.move_to(state, &services.metrics);
-        (view.running, view.progress) = (None, None);
-        view.last_used = now;
-        view.last_failure = failure.map(|failure| failure.code.class());
-    }
-    services.telemetry.publish(shared, now);
 }
 
 /// Logs the end of a turn, with its outcome and carrier.

@@ -1,6 +1,6 @@
 //! The conversation so far as context for an agent that did not take part in it.
 
-use crate::domain::text;
+use crate::domain::{text, turn::prompt::CONTEXT_HEADING};
 
 /// One message of a conversation.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub(crate) enum Missing {
 }
 
 impl Missing {
-    /// What the agent lacks after a turn. The text ahead of a prompt counts as delivered only if its turn completed; a
+    /// Returns the part that the agent lacks after a turn. The text ahead of a prompt counts as delivered only if its turn completed; a
     /// turn that never reached the agent is missing itself. An agent that ends with its turn (`is_lasting` is false)
     /// leaves no memory.
     pub(crate) fn after_turn(&self, is_completed: bool, was_sent: bool, is_lasting: bool) -> Self {
@@ -75,7 +75,7 @@ pub(crate) fn conversation_context(messages: &[Remark]) -> Option<String> {
     }
     parts.reverse();
     Some(format!(
-        "# The conversation so far\n\nThis session continues with a fresh process. The messages below are from before \
+        "{CONTEXT_HEADING}\n\nThis session continues with a fresh process. The messages below are from before \
          and for reference only; they contain no request.\n\n{}",
         parts.join("\n")
     ))

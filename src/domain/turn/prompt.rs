@@ -103,15 +103,17 @@ impl Prompt {
     /// True if a `user_message_chunk` repeats a part of what was sent: of this prompt, or of `context` ahead of it.
     pub(crate) fn is_echoed_by(&self, text: Option<&str>, update: &RawValue, context: Option<&str>) -> bool {
         #[derive(Deserialize)]
-        struct Update {
-            content: serde_json::Value,
+        struct Update<'a> {
+            #[serde(borrow)]
+            content: &'a RawValue,
         }
         let Some(text) = text.map(str::trim) else {
-            let update = serde_json::from_str::<Update>(update.get());
-            let is_block = |block: &RawValue, sent: &serde_json::Value| {
-                serde_json::from_str::<serde_json::Value>(block.get()).is_ok_and(|block| block == *sent)
-            };
-            return update.is_ok_and(|sent| self.blocks.iter().any(|block| is_block(block, &sent.content)));
+            let Ok(Update { content }) = serde_json::from_str(update.get()) else { return false };
+            let value = |block: &RawValue| serde_json::from_str::<serde_json::Value>(block.get()).ok();
+            let is_block = self.blocks.iter().any(|block| value(block) == value(content));
+            // The context travels as an embedded resource.
+            let words = words_of_block(content);
+            return is_block || context.zip(words).is_some_and(|(context, words)| context.contains(words.trim()));
         };
         !text.is_empty() && (self.text.contains(text) || context.is_some_and(|context| context.contains(text)))
     }
@@ -159,6 +161,8 @@ impl Prompt {
     }
 }
 
+/// The first line of the conversation so far, ahead of a prompt.
+pub(crate) const CONTEXT_HEADING: &str = "# The conversation so far";
 /// The heading between the conversation so far and the prompt in [`Prompt::as_text`].
 pub(crate) const REQUEST_HEADING: &str = "# The current request";
 
@@ -261,7 +265,8 @@ mod tests {
         let text = |text: &str| prompt.is_echoed_by(Some(text), &update("null"), Some("# The conversation so far"));
         assert!(text("fix the ") && text("test\n".trim_end_matches("\n")) && text("# The conversation"));
         assert!(!text("another") && !text(" "));
-        let block = |content: &str| prompt.is_echoed_by(None, &update(content), None);
+        let block = |content: &str| prompt.is_echoed_by(None, &update(content), Some("# So far"));
+        assert!(block(resource_block("# So far").get()) && !block(resource_block("other").get()));
         assert!(block(r#"{"name":"a","uri":"file:///a","type":"resource_link"}"#));
         assert!(!block(r#"{"name":"b","uri":"file:///b","type":"resource_link"}"#));
     }

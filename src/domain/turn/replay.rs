@@ -1,13 +1,14 @@
-//! Recognises history that an agent replays after its answer to `session/load`, so that it never becomes part of a turn.
+//! Recognises history that an agent replays after its answer to `session/load`, so that it never becomes part of a
+//! turn.
 //!
-//! A replay is recognised by its content, not by time: it begins with a message of the user that is not the running
-//! prompt, and ends with the first output that does not continue the stored conversation. Older turns are recognised by
-//! their place: until the newest turn that the agent completed has been replayed, everything is history.
+//! A replay is recognised by its content, not by time: it begins with a stored prompt that is not the running one, and
+//! ends with the first output that does not continue the stored conversation. Older turns are recognised by their place:
+//! until the newest turn that the agent completed has been replayed, everything is history.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::transcript::UpdateView;
+use super::{prompt::CONTEXT_HEADING, transcript::UpdateView};
 use crate::domain::{redaction::Redacted, text};
 
 /// The end of a user's message that is compared with stored prompts, in bytes; longer prompts are not recognised, and
@@ -32,7 +33,7 @@ pub(crate) struct PastTurn {
 /// The replay that may follow a load, from the start of the connection to the end of its first turn.
 #[derive(Debug)]
 pub(crate) struct Replay {
-    /// The newest turns, oldest first.
+    /// The first turn of the session and the newest ones, oldest first.
     turns: Vec<PastTurn>,
     /// Index of the newest turn that a replay is certain to contain.
     newest_known: Option<usize>,
@@ -85,7 +86,15 @@ impl Replay {
         // A context block may precede the prompt in the same message.
         let is_asked = |turn: &PastTurn| !turn.asked.is_empty() && asked.as_str().ends_with(turn.asked.trim());
         let found = self.turns.iter().skip(next).position(is_asked);
-        if is_echo && (!self.is_open || found.is_none()) {
+        let begins = |turn: &PastTurn| !asked.as_str().is_empty() && turn.asked.trim().starts_with(asked.as_str());
+        let is_stored = found.is_some()
+            || self.turns.iter().skip(next).any(begins)
+            || asked.as_str().starts_with(CONTEXT_HEADING);
+        let is_over = self.place >= self.newest_known;
+        // Some agents change the prompt that they echo, so an unknown message neither begins a replay nor prolongs one
+        // that is complete.
+        let is_own = if self.is_open { !is_stored && (is_echo || is_over) } else { is_echo || !is_stored };
+        if is_own {
             self.is_open = false;
             return false;
         }
@@ -139,7 +148,8 @@ mod tests {
         PastTurn { asked: asked.into(), answered: answered.into(), is_known, ..PastTurn::default() }
     }
 
-    /// Whether each chunk of `said` is part of the replay; `u:` and `a:` name the speaker, `prompt` is the running one.
+    /// Tests each chunk of `said`: true if it is part of the replay. `u:` and `a:` name the speaker, and `prompt` is the
+    /// running one.
     fn replayed(turns: &[PastTurn], prompt: &str, said: &[&str]) -> Vec<bool> {
         let mut replay = Replay::new(turns.to_vec());
         let of_chunk = |said: &&str| {
@@ -170,7 +180,7 @@ mod tests {
 
     #[test]
     fn turns_older_than_the_stored_part_are_history_until_the_newest_known_turn() {
-        let turns = [turn("eight", "8", true), turn("stopped", "", false)];
+        let turns = [turn("one", "1", true), turn("eight", "8", true), turn("stopped", "", false)];
         let said = ["u:one", "a:whatever", "u:seven", "a:7", "u:eight", "a:8", "u:stopped", "a:own"];
         assert_eq!(replayed(&turns, "nine", &said), [true, true, true, true, true, true, true, false]);
         // The turn that was cancelled need not be replayed.
@@ -178,11 +188,26 @@ mod tests {
     }
 
     #[test]
+    fn agent_that_changes_the_prompt_it_echoes_keeps_its_answer() {
+        let turns = [turn("one", "first", true)];
+        assert_eq!(replayed(&turns, "/init", &["u:expanded", "a:own"]), [false, false]);
+        let said = ["u:o", "u:ne", "a:first", "u:expanded", "a:own"];
+        assert_eq!(replayed(&turns, "/init", &said), [true, true, true, false, false], "also after a replay");
+        let context = format!("u:{CONTEXT_HEADING} and more");
+        let said = [context.as_str(), "a:old", "u:one", "a:first", "a:own"];
+        assert_eq!(replayed(&turns, "two", &said), [true, true, true, true, false], "it began with a context");
+    }
+
+    #[test]
     fn prompt_that_repeats_an_earlier_one_is_recognised_by_its_place() {
         let turns = [turn("go", "1", true), turn("go", "2", true)];
+        let said = ["u:go", "a:1", "u:go", "a:2", "u:go", "a:1"];
+        let expected = [true, true, true, true, false, false];
+        assert_eq!(replayed(&turns, "more", &said[..4]), expected[..4]);
+        // While a replay is open, the prompt of a stored turn is history, and the third `go` is the running prompt.
         let said = ["u:start", "u:go", "a:1", "u:go", "a:2", "u:go", "a:1"];
-        let expected = [true, true, true, true, true, false, false];
-        assert_eq!(replayed(&turns, "go", &said), expected, "the third `go` is the running prompt");
+        let turns = [turn("start", "", true), turn("go", "1", true), turn("go", "2", true)];
+        assert_eq!(replayed(&turns, "go", &said), [true, true, true, true, true, false, false]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
         turn::{
             TurnState,
             outcome::{ErrorCode, Failure},
+            replay::PastTurn,
             transcript::TranscriptEntry,
         },
         words::{FollowUp, ReasonCode},
@@ -366,6 +367,32 @@ both_databases! {
         drop(outage);
         writing.await.unwrap().unwrap();
         assert_eq!(store.window(key("acme", "web"), 0, Route::Acp, at(0)).await.unwrap().len(), 1);
+    }
+
+    async fn turns_that_an_agent_may_replay_are_read_with_their_tool_calls(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = NewTurn { user_entry: TranscriptEntry::text("user_message", "one"), ..new_turn(session, 1) };
+        let entries = vec![
+            TranscriptEntry::text("agent_thought", "hm"),
+            TranscriptEntry::with_payload("tool_call", "", r#"{"sessionUpdate":"tool_call","toolCallId":"t1"}"#),
+            TranscriptEntry::text("agent_message", "fir"),
+            TranscriptEntry::text("agent_message", "st"),
+        ];
+        let known = TurnEnd { entries, known_by: Some("agent-1".into()), ..turn_end(session, turn.prompt_id, 2) };
+        store.accept_turn(turn).await.unwrap();
+        end(&store, known).await.unwrap();
+        ended(&store, session, Route::Http, "over http", "not replayed", 3).await;
+        let turn = NewTurn { user_entry: TranscriptEntry::text("user_message", "stopped"), ..new_turn(session, 5) };
+        let cancelled = TurnEnd { state: TurnState::Cancelled, entries: vec![], ..turn_end(session, turn.prompt_id, 6) };
+        store.accept_turn(turn).await.unwrap();
+        end(&store, cancelled).await.unwrap();
+        let (asked, answered, thought) = ("one".into(), "first".into(), "hm".into());
+        let one = PastTurn { asked, answered, thought, tool_calls: vec!["t1".into()], is_known: true };
+        let stopped = PastTurn { asked: "stopped".into(), ..PastTurn::default() };
+        assert_eq!(store.replayable(session, "agent-1".into()).await.unwrap(), [one.clone(), stopped.clone()]);
+        let unknown = PastTurn { is_known: false, ..one };
+        assert_eq!(store.replayable(session, "agent-2".into()).await.unwrap(), [unknown, stopped]);
     }
 
     async fn nfr_004_agent_misses_what_its_own_conversation_did_not_complete(database: TestDatabase) {

@@ -127,6 +127,21 @@ both_databases! {
         assert!(store.unfinished(TurnPhase::Automation).await.unwrap().is_empty());
     }
 
+    async fn turn_whose_cancel_was_promised_is_cancelled_by_recovery(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let turn = new_turn(session, 1);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        store.ask_cancel(prompt).await.unwrap();
+        assert!(store.unfinished(TurnPhase::Agent).await.unwrap()[0].prompt.cancel_asked);
+        let results = vec![(prompt, Redacted::new("{}"))];
+        assert_eq!(store.recover(at(5), &[], results).await.unwrap().interrupted_turns, 0);
+        let row = store.prompt(prompt).await.unwrap().unwrap();
+        assert_eq!((row.state, row.ended, row.error), (TurnState::Cancelled, Some(at(5)), None));
+        assert_eq!(row.result.as_deref(), Some("{}"));
+    }
+
     async fn stored_turn_names_the_route_that_carried_it(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;

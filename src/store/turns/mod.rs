@@ -114,6 +114,8 @@ pub(crate) struct PromptRow {
     pub decision: Automation,
     /// The agent's own conversation that completed the turn.
     pub known_by: Option<String>,
+    /// True if a caller was promised that the turn ends cancelled.
+    pub cancel_asked: bool,
 }
 
 /// The part of a turn's end that a write records.
@@ -190,6 +192,7 @@ pub(crate) struct Record {
     known_by: Option<String>,
     phase: String,
     decision: String,
+    cancel_asked: bool,
 }
 
 impl Record {
@@ -214,6 +217,7 @@ impl Record {
             // Automation that this version cannot name is left to the version that stored it.
             decision: Automation::from_stored(&self.decision).unwrap_or(Automation::Nothing),
             known_by: self.known_by,
+            cancel_asked: self.cancel_asked,
         })
     }
 }
@@ -293,6 +297,7 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
         known_by: None,
         phase: TurnPhase::Agent.as_str().to_owned(),
         decision: turn.decision.to_stored(),
+        cancel_asked: false,
     };
     let mut said = Entries::new(TranscriptAppend {
         session_id: turn.session_id,
@@ -434,6 +439,20 @@ impl Store {
     /// A dropped future may have written.
     pub(crate) async fn end_agent(&self, end: TurnEnd) -> Result<(), StoreError> {
         self.write_when_there_is_room(ending(end)).await?.fence()
+    }
+
+    /// Records that a caller asked for the cancel of a turn; does nothing if the turn has ended. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn ask_cancel(&self, prompt_id: PromptId) -> Result<(), StoreError> {
+        let prompt_id = prompt_id.to_string();
+        self.write(move |tx| {
+            let open = prompts::table.find(prompt_id.as_str()).filter(prompts::ended_us.is_null());
+            tx.rows += diesel::update(open).set(prompts::cancel_asked.eq(true)).execute(tx.connection)?;
+            Ok(())
+        })
+        .await
     }
 
     /// Accepts a turn: its row and the user's transcript entry, in one transaction; or

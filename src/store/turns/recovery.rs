@@ -80,8 +80,15 @@ fn recover(
     diesel::update(sessions::table.filter(sessions::session_id.eq_any(kept)))
         .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
         .execute(tx.connection)?;
-    let open = prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept));
-    let interrupted_turns = diesel::update(prompts_table::table.filter(open).filter(with_agent()))
+    let open = || prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept)).and(with_agent());
+    let cancelled_turns = diesel::update(prompts_table::table.filter(open()).filter(prompts_table::cancel_asked))
+        .set((
+            prompts_table::phase.eq(TurnPhase::Closed.as_str()),
+            prompts_table::state.eq(TurnState::Cancelled.as_str()),
+            prompts_table::ended_us.eq(now.0),
+        ))
+        .execute(tx.connection)?;
+    let interrupted_turns = diesel::update(prompts_table::table.filter(open()))
         .set((
             prompts_table::phase.eq(TurnPhase::Closed.as_str()),
             prompts_table::state.eq(TurnState::Interrupted.as_str()),
@@ -92,12 +99,14 @@ fn recover(
         .execute(tx.connection)?;
     for (prompt_id, result) in results {
         // A turn that is not interrupted has its own result, which stays.
-        let interrupted = prompts_table::table
+        let states = [TurnState::Interrupted, TurnState::Cancelled].map(TurnState::as_str);
+        let ended = prompts_table::table
             .find(prompt_id.as_str())
-            .filter(prompts_table::state.eq(TurnState::Interrupted.as_str()));
-        diesel::update(interrupted).set(prompts_table::result.eq(result.as_str())).execute(tx.connection)?;
+            .filter(prompts_table::state.eq_any(states))
+            .filter(prompts_table::ended_us.eq(now.0));
+        diesel::update(ended).set(prompts_table::result.eq(result.as_str())).execute(tx.connection)?;
     }
-    tx.rows += recovered + interrupted_turns;
+    tx.rows += recovered + cancelled_turns + interrupted_turns;
     Ok(Recovered { interrupted_turns, sessions: recovered })
 }
 
@@ -118,7 +127,8 @@ impl Store {
     }
 
     /// Ends the turns and sessions that were live when the service last stopped, except the sessions that continue
-    /// (`kept`): open turns become `interrupted`, with the given result as JSON, and sessions move to
+    /// (`kept`): open turns become `interrupted`, or `cancelled` if a caller asked for that, with the given result as
+    /// JSON, and sessions move to
     /// [`SessionState::after_restart`]. Must be called once, at start, before anything else writes, by the only
     /// replica that uses the database. Safe to retry.
     ///

@@ -1,6 +1,6 @@
 //! The newest turns of a session that its agent may replay after a load.
 
-use diesel::{ExpressionMethods, JoinOnDsl, NullableExpressionMethods, QueryDsl, RunQueryDsl};
+use diesel::{ExpressionMethods, JoinOnDsl, NullableExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
 use crate::{
     domain::{
@@ -24,6 +24,9 @@ const MAX_READS: usize = 10;
 /// Bytes of text after which no more is read.
 const MAX_BYTES: usize = 1024 * 1024;
 
+/// Number, type, text and payload of an entry; id and knowing conversation of its turn.
+type Row = (i64, String, String, Option<String>, String, Option<String>);
+
 struct Entry {
     prompt_id: String,
     event_type: String,
@@ -32,12 +35,14 @@ struct Entry {
     is_known: bool,
 }
 
-/// The newest entries of ended turns over ACP, the newest first.
+/// The newest entries of ended turns over ACP, the newest first; after a bound, the oldest prompt follows them, with
+/// which a replay begins.
 fn entries(connection: &mut AnyConnection, session_id: &str, conversation: &str) -> diesel::QueryResult<Vec<Entry>> {
     let (mut entries, mut bytes, mut before) = (Vec::new(), 0, i64::MAX);
+    let mut is_whole = false;
     for _ in 0..MAX_READS {
         let of_turns = prompts::table.on(prompts::prompt_id.nullable().eq(transcript_entries::prompt_id));
-        let rows: Vec<(i64, String, String, Option<String>, String, Option<String>)> = transcript_entries::table
+        let rows: Vec<Row> = transcript_entries::table
             .inner_join(of_turns)
             .filter(transcript_entries::session_id.eq(session_id))
             .filter(transcript_entries::seq.lt(before))
@@ -55,7 +60,10 @@ fn entries(connection: &mut AnyConnection, session_id: &str, conversation: &str)
                 prompts::known_by,
             ))
             .load(connection)?;
-        let Some((last, ..)) = rows.last() else { break };
+        let Some((last, ..)) = rows.last() else {
+            is_whole = true;
+            break;
+        };
         before = *last;
         for (_, event_type, text, payload, prompt_id, known_by) in rows {
             bytes += text.len();
@@ -66,7 +74,36 @@ fn entries(connection: &mut AnyConnection, session_id: &str, conversation: &str)
             break;
         }
     }
+    if !is_whole {
+        entries.extend(first_prompt(connection, session_id, conversation)?.filter(|first| {
+            let is_read = |entry: &Entry| entry.prompt_id == first.prompt_id && entry.event_type == "user_message";
+            !entries.iter().any(is_read)
+        }));
+    }
     Ok(entries)
+}
+
+/// The oldest prompt of the session that ACP carried.
+fn first_prompt(
+    connection: &mut AnyConnection,
+    session_id: &str,
+    conversation: &str,
+) -> diesel::QueryResult<Option<Entry>> {
+    let of_turns = prompts::table.on(prompts::prompt_id.nullable().eq(transcript_entries::prompt_id));
+    let first: Option<(String, String, String, Option<String>)> = transcript_entries::table
+        .inner_join(of_turns)
+        .filter(transcript_entries::session_id.eq(session_id))
+        .filter(transcript_entries::event_type.eq("user_message"))
+        .filter(prompts::ended_us.is_not_null())
+        .filter(prompts::protocol.eq(Route::Acp.as_str()))
+        .order(transcript_entries::seq.asc())
+        .select((transcript_entries::event_type, transcript_entries::text, prompts::prompt_id, prompts::known_by))
+        .first(connection)
+        .optional()?;
+    Ok(first.map(|(event_type, text, prompt_id, known_by)| {
+        let is_known = known_by.as_deref() == Some(conversation);
+        Entry { prompt_id, event_type, text, payload: None, is_known }
+    }))
 }
 
 /// Joins entries, the newest first, to turns, oldest first. A turn whose prompt was not read is left out.
@@ -88,7 +125,8 @@ fn turns(entries: Vec<Entry>) -> Vec<PastTurn> {
 }
 
 impl Store {
-    /// Reads the newest turns over ACP that have ended, oldest first, as far as they fit into 500 entries and 1 MiB.
+    /// Reads the newest turns over ACP that have ended, oldest first, as far as they fit into 500 entries and 1 MiB,
+    /// after the first prompt of the session.
     /// Those that `conversation`, an agent's own one, completed are marked. Cancel-safe.
     pub(crate) async fn replayable(
         &self,

@@ -77,7 +77,7 @@ pub(crate) async fn until_begun(begun: &AtomicUsize, count: usize) {
     tokio::time::timeout(DEADLINE, waiting).await.expect("the step begins");
 }
 
-/// What a step made: the detail names the step.
+/// The outcome of a step; the detail names the step.
 fn made(detail: SkipDetail) -> GithubAutomation {
     GithubAutomation::new(AutomationMembers {
         status: AutomationStatus::Skipped,
@@ -359,7 +359,7 @@ fn turn_killed_between_the_end_of_its_agent_and_its_own_is_resumed_once() {
     std::fs::write(folder.path().join(BEGIN), "").unwrap();
     let (_, name) = concat!(module_path!(), "::child_waits_in_its_first_step").split_once("::").unwrap();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--ignored"])
+        .args([name, "--exact"])
         .current_dir(folder.path())
         .stdout(std::process::Stdio::null())
         .spawn()
@@ -386,8 +386,8 @@ fn turn_killed_between_the_end_of_its_agent_and_its_own_is_resumed_once() {
     });
 }
 
+/// Runs as a child process of the test that kills it, and passes at once otherwise.
 #[tokio::test]
-#[ignore = "runs as a child process of the test that kills it"]
 async fn child_waits_in_its_first_step() {
     let here = Path::new(".");
     if !here.join(BEGIN).exists() {
