@@ -46,7 +46,7 @@
 //! | routes and fallback | `http/routing` | `actors/routing` | `domain/routing` | `store/routing` | `transport/http`, `runtime/fallback` |
 //! | migrations of fleets | `http/routing/migrations` | `actors/migrations` | `domain/migration` | `store/routing/migrations` | |
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
-//! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
+//! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity`, `domain/retention` | `store/audit`, `store/retention`, `store/history` | `runtime/workspaces` |
 //! | automation | `contract/automation` | `actors/session/automation` | `domain/automation` | `store/automation` | |
 //! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |
@@ -59,6 +59,9 @@
 //! | an outcome is classified | `domain/turn/mod.rs` (`TurnOutcome`), `domain/turn/outcome.rs` (error codes), `domain/routing/sampling.rs` (success or failure of ACP) |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; what left its group `process/orphans.rs` |
+//! | updates of a message or tool call become one entry | `domain/turn/transcript.rs`; a large payload is cut in `domain/turn/payload.rs` |
+//! | an update outside a turn is kept | `actors/session/late_updates.rs` |
+//! | the folder of a workspace is removed | `actors/upkeep/folders.rs` |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
@@ -84,6 +87,7 @@
 //! - **notification**: one message to people (`toast` in frames, metrics and the command). **Stream**: a tenant's or
 //!   the operators' sequence of notifications. **Cursor**: a reader's place in it. **Subscriber**: a reader of it; one
 //!   that falls behind is **evicted**.
+//! - **entry**: a row of the transcript: a message, tool call, plan or other state; a **revision** changes it.
 //! - **note**: an entry of the transcript that records an event. **Session notice**: a notification and its note.
 //! - **skip**: automation that was left out on purpose, always with a reason.
 //! - **seat**: permission to run; `capacity.max_sessions` exist. **Drain**: an orderly stop. **Arbiter**: a thread of

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::handles::{index::SessionIndex, rollback_storm::Storm, session_progress::TelemetryFeed};
+use super::handles::{
+    folder_use::FolderUse, index::SessionIndex, rollback_storm::Storm, session_progress::TelemetryFeed,
+};
 use crate::{
     config::{Config, sections::Github},
     domain::{
@@ -25,6 +27,8 @@ pub(crate) struct Services {
     pub http: Arc<dyn Transport>,
     pub clock: Arc<dyn Clock>,
     pub index: SessionIndex,
+    /// Keeps the removal of folders and their use apart.
+    pub folders: FolderUse,
     /// Detects rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Publishes session progress to the subscribers that asked for it.
@@ -55,7 +59,8 @@ impl Services {
         let clock = Arc::new(crate::telemetry::SystemClock);
         let storm = Storm::new(store.clone(), metrics.clone(), clock.clone());
         let (telemetry, _) = super::handles::session_progress::telemetry(metrics.clone());
-        Self { store, metrics, acp, http, clock, index: SessionIndex::default(), storm, telemetry, settings }
+        let (index, folders) = (SessionIndex::default(), FolderUse::default());
+        Self { store, metrics, acp, http, clock, index, folders, storm, telemetry, settings }
     }
 }
 

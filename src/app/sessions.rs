@@ -7,6 +7,7 @@ use crate::{
     actors::{
         handles::{
             capacity_guard::CapacityGuard,
+            folder_use::FolderUse,
             index::SessionIndex,
             rollback_storm::Storm,
             session_progress::{self, TelemetrySource},
@@ -58,6 +59,7 @@ pub(super) async fn start_sessions(
         http: Arc::new(http),
         clock,
         index: SessionIndex::default(),
+        folders: FolderUse::default(),
         storm,
         telemetry,
         settings: SessionSettings::new(config),

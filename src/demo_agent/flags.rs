@@ -19,6 +19,8 @@ pub(super) struct Flags {
     pub refuse_handshake: bool,
     /// `--require-auth`: the agent requires `authenticate` before a session.
     pub require_auth: bool,
+    /// `--early-updates`: the agent announces its commands before it answers `session/new`.
+    pub early_updates: bool,
     /// `--oneshot`: the agent runs the script on stdin and exits.
     pub oneshot: bool,
     /// `--persist DIR`: the agent stores conversations there for other processes.
@@ -46,6 +48,7 @@ impl Flags {
             echo_version: false,
             refuse_handshake: false,
             require_auth: false,
+            early_updates: false,
             oneshot: false,
             persist: None,
             exit_on_start: false,
@@ -64,6 +67,7 @@ impl Flags {
                 "--echo-version" => flags.echo_version = true,
                 "--refuse-handshake" => flags.refuse_handshake = true,
                 "--require-auth" => flags.require_auth = true,
+                "--early-updates" => flags.early_updates = true,
                 "--oneshot" => flags.oneshot = true,
                 "--persist" => flags.persist = Some(value()?.into()),
                 "--exit-on-start" => flags.exit_on_start = true,

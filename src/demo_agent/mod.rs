@@ -12,6 +12,12 @@
 //! | `run COMMAND` | runs a command through `terminal/*`, and says its output |
 //! | `sleep SECONDS` | works on a tool call for that time; a cancel ends it |
 //! | `ticks N MS` | says N chunks with pauses of MS milliseconds |
+//! | `steps N MS` | makes N thoughts, N tool calls and N messages, in turn, with pauses of MS milliseconds |
+//! | `output N BYTES` | makes one tool call with N updates, each with all output so far, in lines of that size |
+//! | `emoji` | says an emoji in two chunks, each with one half of its surrogate pair |
+//! | `null-id TEXT` | says TEXT in an update whose `id` is null |
+//! | `message ID TEXT` | says TEXT with that `messageId` |
+//! | `late TEXT` | says TEXT 0.2 s after the answer to the prompt, with the id of the last `message` |
 //! | `think` | sends one thought |
 //! | `plan` | publishes a plan of three entries and completes it |
 //! | `ask` | asks for permission and says the chosen option |
@@ -162,7 +168,17 @@ impl Agent {
             "session/new" | "session/load" | "session/resume" if !self.signed_in => {
                 Err((-32000, "Authentication required".into()))
             }
-            "session/new" => Ok(self.begin(params)),
+            "session/new" => {
+                let answer = self.begin(params);
+                if self.flags.early_updates {
+                    let session = answer["sessionId"].as_str().unwrap_or_default();
+                    let commands = json!([{"name": "review", "description": "Reviews the changes."}]);
+                    let update = json!({"sessionUpdate": "available_commands_update", "availableCommands": commands});
+                    self.update(session, &update)?;
+                    self.update(session, &chunk("agent_message_chunk", "Welcome!"))?;
+                }
+                Ok(answer)
+            }
             "session/load" if self.flags.loads => match self.restore(&id, params) {
                 true => {
                     self.replay(&id)?;

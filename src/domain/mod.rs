@@ -13,6 +13,7 @@ pub(crate) mod ids;
 pub(crate) mod migration;
 pub(crate) mod notify;
 pub(crate) mod redaction;
+pub(crate) mod retention;
 pub(crate) mod routing;
 pub(crate) mod session;
 pub(crate) mod share;

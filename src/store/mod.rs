@@ -8,6 +8,7 @@
 pub(crate) mod audit;
 pub(crate) mod automation;
 pub(crate) mod engine;
+mod history;
 pub(crate) mod notifications;
 mod retention;
 pub(crate) mod routing;
@@ -46,6 +47,7 @@ pub(crate) use self::{
         pool::apart,
         upgrade::RenewedEpoch,
     },
+    history::{PruneHistory, Removal, UnusedFolders},
     notifications::{
         NotificationRow, StoredNotification, StreamEnds, StreamPage, UnreadableNotification,
         deliveries::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, TriedDelivery, WebhookDeliveryRow},

@@ -6,7 +6,9 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Call, Session, Start, adoption::kept_connection, connection_log, notices, turn_ticket::TurnTicket};
+use super::{
+    Call, Session, Start, adoption::kept_connection, connection_log, notices, turn::Turn, turn_ticket::TurnTicket,
+};
 use crate::{
     actors::{
         handles::{
@@ -283,11 +285,11 @@ impl Session {
 
     /// Resumes an agent that an earlier process left during a turn.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
-        let Adopted { session, facts, prompt, call, slot, said, automation } = adopted;
+        let Adopted { session, facts, prompt, call, slot, said, kept, automation } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
         self.calls.reopen(call, Call::Prompt);
         self.services.metrics.turn_adopted();
-        self.resume_turn(&prompt, slot, &said, automation);
+        self.resume_turn(&prompt, slot, (&said, &kept), automation);
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
@@ -308,11 +310,13 @@ impl Session {
         self.facts = Some(facts.clone());
         {
             let mut view = self.shared.view();
-            view.facts = Some(facts);
+            view.facts = Some(facts.clone());
             view.agent_session_id = self.agent_session_id.clone();
             view.carrier = route;
             view.last_heard = Some(self.services.clock.now());
         }
+        self.write_late_updates();
+        self.late.begin(!facts.remembers || self.turn.as_ref().is_some_and(Turn::is_sent));
         self.stream = Some(ctx.add_stream(opened.events));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };
         self.announce(state, ConnectionStatus::Connected);

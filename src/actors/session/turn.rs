@@ -27,7 +27,7 @@ use crate::{
             TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
-            transcript::TranscriptEntry,
+            transcript::{KeptEntry, TranscriptEntry},
         },
     },
     store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
@@ -109,6 +109,11 @@ impl Turn {
     pub(super) fn prompt_id(&self) -> PromptId {
         self.handle.prompt_id
     }
+
+    /// True once the agent has the prompt, so that its updates belong to this turn.
+    pub(super) fn is_sent(&self) -> bool {
+        self.ticket.is_some() && self.prompt.is_none()
+    }
 }
 
 impl Handler<RunPrompt> for Session {
@@ -188,9 +193,15 @@ impl Session {
         TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended }
     }
 
-    /// Resumes a turn that an earlier process left open; `output` is the text that its
-    /// agent had sent until then.
-    pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, output: &[String], automation: Automation) {
+    /// Resumes a turn that an earlier process left open; `output` is the text that its agent had sent until then, and
+    /// `kept` the entries on disk that may change.
+    pub(super) fn resume_turn(
+        &mut self,
+        row: &PromptRow,
+        slot: EndSlot,
+        (output, kept): (&[String], &[KeptEntry]),
+        automation: Automation,
+    ) {
         let prompt_id = row.prompt_id;
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         // The turn keeps the epoch in which it began. It is no longer a canary: the process that ran the trial died.
@@ -201,7 +212,7 @@ impl Session {
         ticket.accepted();
         let now = self.services.clock.now();
         ticket.sent(now, false);
-        ticket.resume(output);
+        ticket.resume(output, kept);
         let handle = self.turn_handle(prompt_id, ended);
         let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
@@ -287,6 +298,7 @@ impl Session {
         };
         let now = self.services.clock.now();
         turn.heard = now;
+        self.late.takes_updates = true;
         // Messages from before the turn need no replay: the end of the previous turn was persisted before this one
         // began.
         let delivered = link.delivered();
@@ -373,7 +385,9 @@ impl Session {
         match turn.ticket {
             Some(ticket) => {
                 self.last_end = Some(turn.handle.ended);
-                ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
+                let transcript = ticket.end(outcome, usage, self.link.as_ref().map(|link| link.delivered()));
+                self.write_late_updates();
+                self.late.follow(turn.handle.prompt_id, transcript);
             }
             // The turn is still being written to disk: that future owns the ticket, and dropping it ends the turn with
             // this outcome.

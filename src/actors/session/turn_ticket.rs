@@ -37,7 +37,8 @@ use crate::{
         turn::{
             Severity, TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
-            transcript::{TranscriptBuilder, TranscriptEntry},
+            transcript::{KeptEntry, TranscriptBuilder, TranscriptEntry},
+            update::UpdateView,
         },
     },
     store::{EndSlot, OutcomeCount, TurnEnd},
@@ -59,7 +60,6 @@ struct Begun {
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
     progress: TurnProgress,
     transcript: TranscriptBuilder,
-    entries: Vec<TranscriptEntry>,
     context_injected: bool,
     /// Decision about the turn's changes.
     automation: (WantedMode, Automation),
@@ -97,7 +97,6 @@ impl TurnTicket {
             ended,
             progress: TurnProgress::new(accepted_at),
             transcript: TranscriptBuilder::default(),
-            entries: Vec::new(),
             context_injected: false,
             automation: (WantedMode::Github, Automation::Nothing),
             counted: false,
@@ -162,10 +161,20 @@ impl TurnTicket {
         }
     }
 
-    /// Records an update of the agent and publishes it to the readers.
-    pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, now: Timestamp) {
+    /// True if the update changes a tool call or message of this turn.
+    pub(crate) fn knows(&self, view: &UpdateView) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.transcript.knows(view))
+    }
+
+    /// Records an update of the agent and publishes it to the readers; `view` is `None` if it has no kind.
+    pub(crate) fn on_update(
+        &mut self,
+        view: Option<UpdateView>,
+        raw: &RawValue,
+        meta: Option<&RawValue>,
+        now: Timestamp,
+    ) {
         let Some(begun) = &mut self.0 else { return };
-        let view = crate::domain::turn::transcript::view_update(raw);
         begun.services.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
         let first = begun.progress.first_update_at.is_none();
         begun.progress.take(view.as_ref(), now);
@@ -178,15 +187,14 @@ impl TurnTicket {
             begun.services.telemetry.publish(&begun.shared, now);
         }
         if let Some(view) = view {
-            begun.transcript.on_update(&view, raw, &mut begun.entries);
+            begun.transcript.on_update(&view, raw);
         }
     }
 
     /// Adds an entry of the service to the transcript.
     pub(crate) fn note(&mut self, entry: TranscriptEntry) {
         if let Some(begun) = &mut self.0 {
-            begun.transcript.close(&mut begun.entries);
-            begun.entries.push(entry);
+            begun.transcript.note(entry);
         }
     }
 
@@ -213,50 +221,43 @@ impl TurnTicket {
         counted
     }
 
-    /// Takes the complete entries, to persist them before the turn ends; `None` while there are fewer than `at_least`
-    /// entries and fewer than `bytes` bytes.
+    /// Takes every entry that was added or changed since the last call, the growing message included, to persist them
+    /// before the turn ends. `None` while fewer than `at_least` entries and fewer than `bytes` bytes wait, and while the
+    /// agent is in the middle of a character, which no entry can hold.
     pub(crate) fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
-        let begun = self.0.as_mut()?;
-        let held = || begun.entries.iter().map(TranscriptEntry::size_bytes).sum::<usize>();
-        let enough = begun.entries.len() >= at_least || held() >= bytes;
-        enough.then(|| std::mem::take(&mut begun.entries))
+        let transcript = &mut self.0.as_mut()?.transcript;
+        let enough = transcript.waiting() >= at_least || transcript.waiting_bytes() >= bytes;
+        (enough && !transcript.is_in_character()).then(|| transcript.take())
     }
 
-    /// Takes all entries so far, including the one that is still growing.
-    pub(crate) fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
-        let Some(begun) = self.0.as_mut() else { return Vec::new() };
-        begun.transcript.close(&mut begun.entries);
-        std::mem::take(&mut begun.entries)
-    }
-
-    /// Resumes a turn that an earlier process began; `output` is the text that its agent had sent until then.
-    pub(crate) fn resume(&mut self, output: &[String]) {
+    /// Resumes a turn that an earlier process began. `output` is the text that its agent had sent until then, and `kept`
+    /// has the entries on disk that later updates may change.
+    pub(crate) fn resume(&mut self, output: &[String], kept: &[KeptEntry]) {
         if let Some(begun) = &mut self.0 {
             output.iter().for_each(|text| begun.progress.on_message_text(text));
+            begun.transcript = TranscriptBuilder::resume(kept);
         }
         self.remark(Severity::Info, "the service restarted during the turn; the turn was resumed");
     }
 
     /// Returns entries that could not be queued, ahead of newer ones.
-    pub(crate) fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
+    pub(crate) fn put_back(&mut self, entries: Vec<TranscriptEntry>) {
         if let Some(begun) = &mut self.0 {
-            entries.append(&mut begun.entries);
-            begun.entries = entries;
+            begun.transcript.put_back(entries);
         }
     }
 
     /// Ends the turn: result and transcript are written in one transaction; then waiting callers are notified, and the
-    /// runtime may discard the agent's messages that it kept for replay.
+    /// runtime may discard the agent's messages that it kept for replay. Returns the transcript, for updates that follow.
     pub(crate) fn end(
         mut self,
         outcome: TurnOutcome,
         usage: Option<crate::domain::turn::Usage>,
         delivered: Option<Arc<Delivered>>,
-    ) {
-        if let Some(mut begun) = self.0.take() {
-            begun.progress.usage = usage;
-            begun.finish(outcome, delivered);
-        }
+    ) -> TranscriptBuilder {
+        let Some(mut begun) = self.0.take() else { return TranscriptBuilder::default() };
+        begun.progress.usage = usage;
+        begun.finish(outcome, delivered)
     }
 }
 
@@ -268,22 +269,22 @@ impl Drop for TurnTicket {
                 TurnOutcome::Failed(Failure::new(ErrorCode::Internal, detail))
             };
             let outcome = begun.when_dropped.get().cloned().unwrap_or_else(died);
-            begun.finish(outcome, None);
+            let _transcript = begun.finish(outcome, None);
         }
     }
 }
 
 impl Begun {
-    fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
+    fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {
         let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
-        self.transcript.finish(&mut self.entries);
+        let mut entries = self.transcript.finish();
         let failure = match &outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
         if let Some(failure) = &failure {
-            self.entries.push(TranscriptEntry::text(
+            entries.push(TranscriptEntry::text(
                 "info",
                 &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
             ));
@@ -314,7 +315,7 @@ impl Begun {
             state: outcome.state(),
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
-            entries: self.entries,
+            entries,
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             now,
         };
@@ -322,6 +323,7 @@ impl Begun {
         let (skip, session_id) = (skipped_for, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
+        let transcript = self.transcript;
         self.slot.end_turn(
             end,
             Box::new(move |written| {
@@ -340,6 +342,7 @@ impl Begun {
                 }
             }),
         );
+        transcript
     }
 
     /// Publishes the session without a running turn.

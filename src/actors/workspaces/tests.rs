@@ -101,6 +101,7 @@ async fn stage_with(patience: Duration, change: impl FnOnce(&mut SessionSettings
         branch: None,
         path: None,
         permission_policy: None,
+        is_ephemeral: false,
         now,
     };
     let new = NewSession {

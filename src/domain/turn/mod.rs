@@ -1,15 +1,17 @@
 //! One prompt turn: its states, its progress, and its one outcome.
 
 pub(crate) mod outcome;
+pub(crate) mod payload;
 pub(crate) mod prompt;
 pub(crate) mod transcript;
+pub(crate) mod update;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use self::{
     outcome::{ErrorCode, Failure},
-    transcript::UpdateView,
+    update::UpdateView,
 };
 use super::{clock::Timestamp, text, words::words};
 use crate::acp::{
@@ -200,6 +202,8 @@ pub(crate) struct TurnProgress {
     pub message: String,
     /// True once the message was cut.
     pub message_cut: bool,
+    /// The first half of a character at the end of the message.
+    message_half: Option<u16>,
     /// Token counts, once the agent has reported them.
     pub usage: Option<Usage>,
     /// At most [`MAX_DIAGNOSTICS`].
@@ -220,6 +224,7 @@ impl TurnProgress {
             updates: 0,
             message: String::new(),
             message_cut: false,
+            message_half: None,
             usage: None,
             diagnostics: Vec::new(),
             stray_lines: 0,
@@ -229,10 +234,12 @@ impl TurnProgress {
     /// Counts one update and adds its text if it is a chunk of the agent's message.
     pub(crate) fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
         self.on_update(now);
-        if let Some(UpdateView { kind, text: Some(text) }) = view
+        if let Some(UpdateView { kind, text: Some(text), .. }) = view
             && kind == "agent_message_chunk"
         {
-            self.on_message_text(text);
+            let mut half = self.message_half.take();
+            self.on_message_text(&text.after(&mut half));
+            self.message_half = half;
         }
     }
 
