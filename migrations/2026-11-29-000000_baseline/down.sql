@@ -5,6 +5,7 @@ DROP TABLE notification_reads;
 DROP TABLE notifications;
 DROP TABLE notification_streams;
 DROP TABLE capacity_alerts;
+DROP TABLE removals;
 DROP TABLE automation_runs;
 DROP TABLE connection_events;
 DROP TABLE acp_connections;

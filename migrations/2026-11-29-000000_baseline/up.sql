@@ -44,9 +44,15 @@ CREATE TABLE workspaces (
     permission_policy TEXT,
     created_us BIGINT NOT NULL,
     last_used_us BIGINT NOT NULL,
+    -- True if the folder is removed with the last session of the workspace.
+    is_ephemeral BOOLEAN NOT NULL DEFAULT FALSE,
+    -- When the folder was removed; NULL while it is there. The next session creates it again.
+    removed_us BIGINT,
     PRIMARY KEY (installation_id, workspace_id)
 );
 
+-- Folders that may be removed: the longest unused first.
+CREATE INDEX workspaces_with_folder ON workspaces (last_used_us) WHERE path IS NULL AND removed_us IS NULL;
 -- Lists, newest first: of all tenants, and of one.
 CREATE INDEX workspaces_by_age ON workspaces (created_us, installation_id, workspace_id);
 CREATE INDEX workspaces_by_tenant ON workspaces (installation_id, created_us, workspace_id);
@@ -131,7 +137,11 @@ CREATE UNIQUE INDEX prompts_by_key ON prompts (session_id, idempotency_key) WHER
 -- Turns that have not ended, for the recovery after a restart. Small, because nearly all turns have ended.
 -- A period of turns is found by the primary key, whose ids begin with their time.
 CREATE INDEX prompts_open ON prompts (session_id) WHERE ended_us IS NULL;
+-- For the removal of sessions, which would otherwise read every turn for each of them.
+CREATE INDEX prompts_by_session ON prompts (session_id);
 
+-- An entry is a state: updates of a message, a tool call or a plan change its row, with a new `revision`. Entries and
+-- changes take their numbers from one sequence per session, so that `changed` of an entry without a change is its `seq`.
 CREATE TABLE transcript_entries (
     session_id TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
     seq BIGINT NOT NULL CHECK (seq > 0),
@@ -142,8 +152,16 @@ CREATE TABLE transcript_entries (
     text TEXT NOT NULL,
     payload TEXT,
     created_us BIGINT NOT NULL,
+    revision BIGINT NOT NULL DEFAULT 1 CHECK (revision > 0),
+    changed BIGINT NOT NULL CHECK (changed >= seq),
+    -- The agent's id of a message; a tool call has its own in `payload`.
+    message_id TEXT,
     PRIMARY KEY (session_id, seq)
 );
+
+-- Changed entries, in the order of their newest change. Entries that have not changed are found by the primary key, so
+-- that most of them have no entry here.
+CREATE UNIQUE INDEX transcript_changes ON transcript_entries (session_id, changed) WHERE revision > 1;
 
 -- Routes, flips and fleet migrations -------------------------------------------------------------------------------
 
@@ -358,6 +376,23 @@ CREATE TABLE capacity_alerts (
 CREATE UNIQUE INDEX capacity_alerts_once ON capacity_alerts (alert_id, level, kind);
 -- Lists, newest first, and retention.
 CREATE INDEX capacity_alerts_by_age ON capacity_alerts (created_us, event_id);
+
+-- What retention, erasure and the end of ephemeral workspaces removed: one row for each sweep, tenant and kind, with the
+-- number of rows or folders. Folders have a row each, with their workspace.
+CREATE TABLE removals (
+    removal_id TEXT NOT NULL PRIMARY KEY,
+    installation_id TEXT NOT NULL,
+    workspace_id TEXT,
+    removed TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    amount BIGINT NOT NULL CHECK (amount > 0),
+    created_us BIGINT NOT NULL
+);
+
+CREATE INDEX removals_by_age ON removals (created_us, removal_id);
+CREATE INDEX removals_by_tenant ON removals (installation_id, created_us, removal_id);
 
 -- Notifications ----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ use std::{
 
 use super::handles::{
     closing::{Automate, ClosingTurns},
+    folder_use::FolderUse,
     index::SessionIndex,
     rollback_storm::Storm,
     runtime_availability::RuntimeAvailability,
@@ -49,6 +50,8 @@ pub(crate) struct Services {
     pub closing: ClosingTurns,
     /// Automation of the changes of turns; this version has no automation of its own.
     pub automate: Option<Arc<dyn Automate>>,
+    /// Keeps the removal of folders and their use apart.
+    pub folders: FolderUse,
     /// Detects rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Publishes session progress to the subscribers that asked for it.
@@ -99,6 +102,7 @@ impl Services {
             index: SessionIndex::default(),
             closing: ClosingTurns::default(),
             automate: None,
+            folders: FolderUse::default(),
             storm,
             telemetry,
             settings,

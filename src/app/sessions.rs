@@ -11,6 +11,7 @@ use crate::{
         handles::{
             capacity_guard::CapacityGuard,
             closing::ClosingTurns,
+            folder_use::FolderUse,
             index::SessionIndex,
             rollback_storm::Storm,
             runtime_availability::RuntimeAvailability,
@@ -77,6 +78,7 @@ pub(super) async fn start_sessions(
         index: SessionIndex::default(),
         closing: ClosingTurns::default(),
         automate: None,
+        folders: FolderUse::default(),
         storm,
         telemetry,
         settings: SessionSettings::new(config),

@@ -53,7 +53,7 @@ impl Service {
         let workspaces = &sessions.workspaces;
         // Resumed sessions live on this thread.
         watchdog.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
-        let upkeep = start_upkeep(config, workspaces.services(), capacity);
+        let upkeep = start_upkeep(config, workspaces, capacity);
         // Only a SQLite database is held for this process alone.
         let is_alone = store.held.is_some();
         let migrations = Migrations::new(workspaces.clone(), is_alone, config.migration.auto_look());

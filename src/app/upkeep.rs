@@ -1,17 +1,18 @@
 //! Work beside the sessions: alerts of capacity, expiry and retention.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
 use crate::{
     actors::{
         handles::capacity_guard::CapacityGuard,
-        services::Services,
         upkeep::{
             capacity::CapacityWatch,
+            folders::sweep_folders,
             retention::{self, Ages},
         },
+        workspaces::Workspaces,
     },
     config::Config,
 };
@@ -20,16 +21,23 @@ pub(super) struct UpkeepHandle {
     capacity: JoinHandle<()>,
     expiry: JoinHandle<()>,
     retention: JoinHandle<()>,
+    folders: JoinHandle<()>,
 }
 
-/// Starts the capacity alerts, the expiry of sessions and the removal of old rows.
-pub(super) fn start_upkeep(config: &Config, services: &Arc<Services>, capacity: CapacityWatch) -> UpkeepHandle {
+/// Starts the capacity alerts, the expiry of sessions and the removal of old rows and folders.
+pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
+    let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
     let ages = Ages::new(&config.retention, &services.settings.window);
     UpkeepHandle {
         capacity: actix::spawn(capacity.run()),
         expiry: actix::spawn(retention::sweep_expired(services.clone(), max_age)),
         retention: actix::spawn(retention::sweep(services.clone(), ages)),
+        folders: actix::spawn(sweep_folders(
+            services.clone(),
+            workspaces.workspace_client().clone(),
+            config.retention.folders(),
+        )),
     }
 }
 
@@ -38,6 +46,7 @@ impl UpkeepHandle {
     pub(super) async fn stop(self, guard: &CapacityGuard, flush: Duration) {
         self.expiry.abort();
         self.retention.abort();
+        self.folders.abort();
         guard.close();
         if tokio::time::timeout(flush, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "capacity alert changes were not written");

@@ -26,7 +26,7 @@ pub(crate) struct Page<T> {
 pub(crate) struct TranscriptPage {
     /// The entries of the page, oldest first.
     pub entries: Vec<TranscriptItem>,
-    /// `cursor` of the next page; absent on the last page.
+    /// `cursor` of the next page; absent on the last page and with `changedAfter`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -35,8 +35,13 @@ pub(crate) struct TranscriptPage {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TranscriptItem {
-    /// Number of the entry in the session, from 1.
+    /// Number of the entry in the session, from 1; entries are in its order. Changes take numbers of the same sequence, so
+    /// the numbers of entries have gaps.
     pub seq: i64,
+    /// 1 for a new entry, incremented by each change: updates of a message, a tool call or a plan change its entry.
+    pub revision: i64,
+    /// Number of the newest change, for `changedAfter`; the same as `seq` while `revision` is 1.
+    pub changed: i64,
     /// Id of the turn, if the entry belongs to one.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,7 +50,11 @@ pub(crate) struct TranscriptItem {
     pub event_type: String,
     /// The text of the entry.
     pub text: String,
-    /// The raw update, or the blocks of a prompt that is more than text.
+    /// The agent's id of the message. A message above 64 KiB has several entries with the same id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// The raw update, or the blocks of a prompt that is more than text. A tool call has the newest value of each member.
+    /// Above 64 KiB it is cut: long texts keep head and tail, and `_meta.lumilink` has `truncated` and `originalBytes`.
     #[schema(value_type = Option<serde_json::Value>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
@@ -135,8 +144,12 @@ pub(crate) struct WorkspaceQuery {
 pub(crate) struct TranscriptQuery {
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     pub limit: Option<usize>,
-    /// `nextCursor` of the previous page.
+    /// `nextCursor` of the previous page. Excludes `changedAfter`.
     pub cursor: Option<String>,
+    /// Reads entries in the order of their newest change, those with `changed` above this number: 0 reads all. Pass the
+    /// largest `changed` that was read to get what was added or changed since. An entry that changes while pages are read
+    /// is read again; none is missed.
+    pub changed_after: Option<u64>,
 }
 
 /// Where `GET /acp/session/{id}/events` starts.

@@ -2,7 +2,7 @@
 //!
 //! `GET /acp` is ACP over WebSocket, with the members of [`InitializeMeta`] and the notifications below, all of which a
 //! plain ACP peer can ignore or omit. HTTP prepares and inspects workspaces (`GET /status`, `GET /metrics`,
-//! `POST /workspace/prepare`, `POST /workspace/diff`) and runs turns without ACP between the two
+//! `POST /workspace/prepare`, `POST /workspace/diff`, `POST /workspace/remove`) and runs turns without ACP between the two
 //! ([`super::fallback`]). Both require the bearer token, if one is configured, and answer errors as
 //! [`Problem`](super::problem::Problem).
 
@@ -187,6 +187,23 @@ pub(crate) struct PreparedWorkspace {
     /// True if the agent has a headless command, so that the fallback works without ACP.
     #[serde(default)]
     pub has_oneshot: bool,
+}
+
+/// `POST /workspace/remove`. Only folders under the root can be removed: one that was given by `path` belongs to the
+/// caller. Idempotent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RemoveWorkspace {
+    /// The workspace, without `path`. No agent may work in it.
+    pub workspace: WorkspaceRef,
+}
+
+/// Answer to [`RemoveWorkspace`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RemovedWorkspace {
+    /// False if the folder did not exist.
+    pub removed: bool,
 }
 
 /// `POST /workspace/diff`.

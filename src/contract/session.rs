@@ -31,6 +31,8 @@ pub(crate) struct NewSessionBody {
     pub branch: Option<String>,
     /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
+    /// True to remove the folder of a new workspace with its last session; by default it is kept. Not with `path`.
+    pub ephemeral: Option<bool>,
     /// True if changes are to become pull requests; by default, true with `repository`.
     pub enable_git_ops: Option<bool>,
     /// `development` (default) or `conversation`, which has no git.

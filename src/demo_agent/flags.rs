@@ -28,6 +28,8 @@ pub(super) struct Flags {
     pub deny_cancel: bool,
     /// `--mute-modes`: the agent never answers `session/set_mode`.
     pub mute_modes: bool,
+    /// `--early-updates`: the agent announces its commands before it answers `session/new`.
+    pub early_updates: bool,
     /// `--oneshot`: the agent runs the script on stdin and exits.
     pub oneshot: bool,
     /// `--persist DIR`: the agent stores conversations there for other processes.
@@ -59,6 +61,7 @@ impl Flags {
             echo_prompts: false,
             deny_cancel: false,
             mute_modes: false,
+            early_updates: false,
             oneshot: false,
             persist: None,
             exit_on_start: false,
@@ -81,6 +84,7 @@ impl Flags {
                 "--echo-prompts" => flags.echo_prompts = true,
                 "--deny-cancel" => flags.deny_cancel = true,
                 "--mute-modes" => flags.mute_modes = true,
+                "--early-updates" => flags.early_updates = true,
                 "--oneshot" => flags.oneshot = true,
                 "--persist" => flags.persist = Some(value()?.into()),
                 "--exit-on-start" => flags.exit_on_start = true,

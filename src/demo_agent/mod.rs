@@ -176,7 +176,17 @@ impl Agent {
             "session/new" | "session/load" | "session/resume" if !self.signed_in => {
                 Err((-32000, "Authentication required".into()))
             }
-            "session/new" => Ok(self.begin(params)),
+            "session/new" => {
+                let answer = self.begin(params);
+                if self.flags.early_updates {
+                    let session = answer["sessionId"].as_str().unwrap_or_default();
+                    let commands = json!([{"name": "review", "description": "Reviews the changes."}]);
+                    let update = json!({"sessionUpdate": "available_commands_update", "availableCommands": commands});
+                    self.update(session, &update)?;
+                    self.update(session, &chunk("agent_message_chunk", "Welcome!"))?;
+                }
+                Ok(answer)
+            }
             "session/load" if self.flags.loads => match self.restore(&id, params) {
                 true => {
                     self.replay(&id)?;

@@ -30,7 +30,14 @@ pub(super) struct Turn {
     /// `data` of the error.
     error_data: Value,
     tools: u32,
+    /// Said after the answer to the prompt.
+    late: Option<String>,
+    /// `messageId` of the last `message`; a late text belongs to it.
+    message_id: Option<String>,
 }
+
+/// Time between the answer to a prompt and the text of `late`.
+const LATE_AFTER: Duration = Duration::from_millis(200);
 
 impl Agent {
     /// Runs a prompt and answers it.
@@ -60,6 +67,8 @@ impl Agent {
             error: None,
             error_data: Value::Null,
             tools: 0,
+            late: None,
+            message_id: None,
         };
         for command in commands(&script) {
             self.perform(&command, &mut turn)?;
@@ -71,7 +80,7 @@ impl Agent {
             conversation.said.push((script, turn.answer.clone()));
         }
         self.keep(&turn.session);
-        let answer = match turn.error {
+        let answer = match turn.error.take() {
             Some((code, message)) if !turn.error_data.is_null() => {
                 let error = json!({"code": code, "message": message, "data": turn.error_data});
                 return self.lines.write(&json!({"jsonrpc": "2.0", "id": id, "error": error}));
@@ -88,7 +97,12 @@ impl Agent {
                 Ok(answer)
             }
         };
-        self.respond(id, answer)
+        self.respond(id, answer)?;
+        if let Some(late) = turn.late.take() {
+            self.lines.wait(LATE_AFTER)?;
+            self.say_in_message(&mut turn, &late)?;
+        }
+        Ok(())
     }
 
     fn perform(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
@@ -100,6 +114,19 @@ impl Agent {
             "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
             "ticks" => self.tick(turn, command.number(0, 5), Duration::from_millis(command.number(1, 100))),
             "silent" => Ok(()),
+            "steps" => self.steps(turn, command.number(0, 5), Duration::from_millis(command.number(1, 10))),
+            "output" => self.output(turn, command.number(0, 10), command.number(1, 1000)),
+            "emoji" => self.say_in_halves(turn),
+            "null-id" => self.say_with_null_id(turn, &command.rest),
+            "message" => {
+                let (id, text) = command.name_and_text();
+                turn.message_id = Some(id.to_owned());
+                self.say_in_message(turn, text)
+            }
+            "late" => {
+                turn.late = Some(command.rest.clone());
+                Ok(())
+            }
             "think" => self.update(&turn.session, &chunk("agent_thought_chunk", "Let me think about that.")),
             "plan" => self.plan(command, turn),
             "ask" => self.ask(turn),
@@ -216,6 +243,16 @@ impl Agent {
         self.update(&turn.session, &chunk("agent_message_chunk", text))
     }
 
+    /// Says a text with the id of the current message.
+    fn say_in_message(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
+        turn.answer.push_str(text);
+        let mut update = chunk("agent_message_chunk", text);
+        if let Some(id) = &turn.message_id {
+            update["messageId"] = json!(id);
+        }
+        self.update(&turn.session, &update)
+    }
+
     fn say_in_chunks(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
         chunks(text).into_iter().try_for_each(|part| self.say(turn, part))
     }
@@ -321,6 +358,56 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Many short entries: a thought, a tool call and a message for each step.
+    fn steps(&mut self, turn: &mut Turn, count: u64, pause: Duration) -> io::Result<()> {
+        for n in 1..=count {
+            self.update(&turn.session, &chunk("agent_thought_chunk", &format!("thought {n}")))?;
+            let tool = self.tool(turn, "execute", &format!("call {n}"))?;
+            self.tool_ends(turn, &tool, true, json!([]))?;
+            self.say(turn, &format!("step {n} "))?;
+            self.pause(turn, pause)?;
+            if turn.cancelled {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One tool call with `count` updates, each of which has all output so far: lines of `bytes` bytes.
+    fn output(&mut self, turn: &mut Turn, count: u64, bytes: u64) -> io::Result<()> {
+        let tool = self.tool(turn, "execute", "Print much")?;
+        let mut output = String::new();
+        for n in 1..=count {
+            let line = format!("line {n} ");
+            let rest = usize::try_from(bytes).unwrap_or(0).saturating_sub(line.len() + 1);
+            output.push_str(&format!("{line}{}\n", "x".repeat(rest)));
+            let content = json!([{"type": "content", "content": {"type": "text", "text": output}}]);
+            let update = json!({"sessionUpdate": "tool_call_update", "toolCallId": tool, "content": content});
+            self.update(&turn.session, &update)?;
+        }
+        let update = json!({"sessionUpdate": "tool_call_update", "toolCallId": tool, "status": "completed"});
+        self.update(&turn.session, &update)?;
+        self.say(turn, "printed")
+    }
+
+    /// Says an emoji in two chunks, each with one half of its surrogate pair.
+    fn say_in_halves(&mut self, turn: &mut Turn) -> io::Result<()> {
+        for half in [r"smile \ud83d", r"\ude00 end"] {
+            let update = json!({"sessionId": turn.session, "update": chunk("agent_message_chunk", "TEXT")});
+            let message = json!({"jsonrpc": "2.0", "method": "session/update", "params": update});
+            self.lines.write_raw(&message.to_string().replace("TEXT", half))?;
+        }
+        turn.answer.push_str("smile 😀 end");
+        Ok(())
+    }
+
+    /// Says a text in an update whose `id` is null.
+    fn say_with_null_id(&mut self, turn: &mut Turn, text: &str) -> io::Result<()> {
+        turn.answer.push_str(text);
+        let params = json!({"sessionId": turn.session, "update": chunk("agent_message_chunk", text)});
+        self.lines.write(&json!({"jsonrpc": "2.0", "id": null, "method": "session/update", "params": params}))
     }
 
     /// `plan` has three steps, which complete at once. `plan N MS` has N steps with a pause of MS milliseconds

@@ -15,6 +15,7 @@ pub(crate) mod migration;
 pub(crate) mod newer;
 pub(crate) mod notify;
 pub(crate) mod redaction;
+pub(crate) mod retention;
 pub(crate) mod routing;
 pub(crate) mod session;
 pub(crate) mod share;

@@ -92,11 +92,35 @@ pub(crate) fn tail_bytes(text: &str, max_bytes: usize) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(max_bytes))..]
 }
 
+/// Cuts to at most `max_bytes` bytes, at character boundaries: keeps head and tail, with a mark between them that has the
+/// number of bytes left out. Below the length of the mark, only the tail stays.
+pub(crate) fn middle_cut(text: &str, max_bytes: usize) -> String {
+    if text.len() <= max_bytes {
+        return text.to_owned();
+    }
+    // The mark is longest if everything is left out.
+    let mark = |bytes: usize| format!("\n{CUT_MARK} {bytes} bytes left out {CUT_MARK}\n");
+    let Some(room) = max_bytes.checked_sub(mark(text.len()).len()) else {
+        return tail_bytes(text, max_bytes).to_owned();
+    };
+    let (head, tail) = (cut_bytes(text, room.div_ceil(2)), tail_bytes(text, room / 2));
+    format!("{head}{}{tail}", mark(text.len() - head.len() - tail.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn middle_cut_keeps_head_and_tail_within_its_bound() {
+        assert_eq!(middle_cut("short", 5), "short");
+        let cut = middle_cut(&format!("head{}tail", "é".repeat(500)), 100);
+        assert!(cut.len() <= 100 && cut.starts_with("head") && cut.ends_with("tail"), "{cut}");
+        assert!(cut.contains("bytes left out"), "{cut}");
+        assert_eq!(middle_cut("0123456789", 4), "6789");
+    }
 
     #[test]
     fn cut_counts_characters_and_appends_the_mark() {

@@ -25,7 +25,8 @@ use crate::{
     contract::{
         fallback::PROCESS_PROMPT,
         runtime::{
-            CONNECTION_ID_HEADER, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RECEIVED_HEADER, RuntimeStatus,
+            CONNECTION_ID_HEADER, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RECEIVED_HEADER,
+            RemoveWorkspace, RuntimeStatus,
         },
     },
     domain::{
@@ -67,6 +68,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/metrics", web::get().to(metrics)))
             .service(resource("/workspace/prepare", web::post().to(prepare)))
             .service(resource("/workspace/diff", web::post().to(diff)))
+            .service(resource("/workspace/remove", web::post().to(remove)))
             .service(resource(PROCESS_PROMPT, web::post().to(fallback::process)))
             .service(
                 resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), web::get().to(fallback::join))
@@ -181,6 +183,13 @@ async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<Runt
 async fn diff(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
     match read::<DiffWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
         Ok(asked) => answer(state.workspaces.diff(asked.workspace).await),
+        Err(failure) => answer_failure(&failure),
+    }
+}
+
+async fn remove(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    match read::<RemoveWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
+        Ok(asked) => answer(state.workspaces.remove(asked.workspace).await),
         Err(failure) => answer_failure(&failure),
     }
 }

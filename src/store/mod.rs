@@ -8,6 +8,7 @@
 pub(crate) mod audit;
 pub(crate) mod automation;
 pub(crate) mod engine;
+mod history;
 pub(crate) mod notifications;
 mod replicas;
 mod retention;
@@ -51,6 +52,7 @@ pub(crate) use self::{
         pool::apart,
         upgrade::RenewedEpoch,
     },
+    history::{PruneHistory, Removal, UnusedFolders},
     notifications::{
         NotificationRow, StoredNotification, StreamEnds, StreamPage, UnreadableNotification,
         deliveries::{ClaimDeliveries, Claimed, DueDelivery, GivenUpDelivery, TriedDelivery, WebhookDeliveryRow},

@@ -26,18 +26,21 @@ pub(crate) enum Retained {
     /// Outcome counts, by start of the bucket.
     OutcomeBuckets,
     AutomationRuns,
+    /// Records of removals.
+    Removals,
     /// Notifications, except those with a pending webhook delivery.
     Notifications,
 }
 
 impl Retained {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Connections,
         Self::Migrations,
         Self::RollbackEvents,
         Self::OutcomeBuckets,
         Self::AutomationRuns,
+        Self::Removals,
         Self::Notifications,
     ];
 
@@ -66,6 +69,8 @@ impl Retained {
             }
             Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+            Self::Removals => &["DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
+                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
             // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the
             // removal.
             Self::Notifications => &[],

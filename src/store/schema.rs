@@ -206,6 +206,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    removals (removal_id) {
+        removal_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Nullable<Text>,
+        removed -> Text,
+        cause -> Text,
+        actor -> Text,
+        reason -> Text,
+        amount -> BigInt,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
     rollback_events (event_id) {
         event_id -> Text,
         installation_id -> Text,
@@ -273,6 +287,9 @@ diesel::table! {
         text -> Text,
         payload -> Nullable<Text>,
         created_us -> BigInt,
+        revision -> BigInt,
+        changed -> BigInt,
+        message_id -> Nullable<Text>,
     }
 }
 
@@ -320,6 +337,8 @@ diesel::table! {
         permission_policy -> Nullable<Text>,
         created_us -> BigInt,
         last_used_us -> BigInt,
+        is_ephemeral -> Bool,
+        removed_us -> Nullable<BigInt>,
     }
 }
 
@@ -340,7 +359,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     outcome_buckets,
     prompts,
     protocol_migrations,
-    replicas,
+    removals,
     rollback_events,
     sessions,
     tenant_protocols,

@@ -2,14 +2,16 @@
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, JoinOnDsl, NullableExpressionMethods, OptionalExtension,
-    QueryDsl, Queryable, RunQueryDsl,
+    QueryDsl, Queryable, QueryableByName, RunQueryDsl,
+    dsl::max,
+    sql_types::{BigInt, Bool, Text},
 };
 
 use super::{
     Store, StoreError,
     engine::{
         columns::{self, clean, clean_option},
-        connection::{AnyConnection, Cached, execute},
+        connection::{AnyConnection, Cached, Update, execute},
         writer::{Job, Outage, WriteTx},
     },
     schema::{prompts, transcript_entries},
@@ -20,7 +22,7 @@ use crate::domain::{
     ids::{PromptId, SessionId, WorkspaceKey},
     redaction::Redacted,
     session::context::{MAX_CONTEXT_BYTES, Remark},
-    turn::transcript::TranscriptEntry,
+    turn::transcript::{EntryPlace, KeptEntry, TranscriptEntry},
 };
 
 /// Entries to append to a session's transcript. Sequence numbers are assigned by the write.
@@ -30,31 +32,66 @@ pub(crate) struct TranscriptAppend {
     pub key: WorkspaceKey,
     /// The turn to which the entries belong, if any.
     pub prompt_id: Option<PromptId>,
-    /// In the order in which they happened. A NUL in a text becomes U+FFFD, because `PostgreSQL` does not store NUL.
+    /// In the order in which they happened. One with a [place](TranscriptEntry::place) may change the row of an earlier
+    /// write. A NUL in a text becomes U+FFFD, because `PostgreSQL` does not store NUL.
     pub entries: Vec<TranscriptEntry>,
-    /// Sequence number of a message of the agent's connection: with these entries, all output of the agent up to that
-    /// message is on disk. 0 if unknown.
+    /// Number of a message of the agent's connection: with these entries, all output of the agent up to that message is on
+    /// disk, so that a replay starts behind it. 0 if unknown. Marks and acknowledgements use numbers of messages, never
+    /// those of entries.
     pub settles: u64,
     pub now: Timestamp,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct TranscriptRow {
-    /// Sequence number within the session, from 1 without gaps.
+    /// Number within the session: entries are in its order. Changes of entries take numbers too, so there are gaps.
     pub seq: u64,
+    /// 1 for an entry that has not changed, incremented by each change.
+    pub revision: u64,
+    /// Number of the newest change; of the same sequence as `seq`, and equal to it while the entry has not changed.
+    pub changed: u64,
     /// The turn to which the entry belongs, if any.
     pub prompt_id: Option<PromptId>,
     pub entry: TranscriptEntry,
     pub created: Timestamp,
 }
 
-#[derive(Queryable)]
+/// The columns of a [`Record`].
+pub(super) const COLUMNS: Columns = (
+    transcript_entries::seq,
+    transcript_entries::revision,
+    transcript_entries::changed,
+    transcript_entries::prompt_id,
+    transcript_entries::event_type,
+    transcript_entries::text,
+    transcript_entries::payload,
+    transcript_entries::message_id,
+    transcript_entries::created_us,
+);
+
+type Columns = (
+    transcript_entries::seq,
+    transcript_entries::revision,
+    transcript_entries::changed,
+    transcript_entries::prompt_id,
+    transcript_entries::event_type,
+    transcript_entries::text,
+    transcript_entries::payload,
+    transcript_entries::message_id,
+    transcript_entries::created_us,
+);
+
+#[derive(Queryable, QueryableByName)]
+#[diesel(table_name = transcript_entries)]
 pub(super) struct Record {
     seq: i64,
+    revision: i64,
+    changed: i64,
     prompt_id: Option<String>,
     event_type: String,
     text: String,
     payload: Option<String>,
+    message_id: Option<String>,
     created_us: i64,
 }
 
@@ -63,11 +100,15 @@ impl Record {
         let prompt_id = self.prompt_id.map(|id| columns::parse(&id, "transcript_entries.prompt_id")).transpose()?;
         Ok(TranscriptRow {
             seq: columns::unsigned(self.seq),
+            revision: columns::unsigned(self.revision),
+            changed: columns::unsigned(self.changed),
             prompt_id,
             entry: TranscriptEntry {
                 event_type: self.event_type,
                 text: Redacted::from_kept(self.text),
                 payload: self.payload.map(Redacted::from_kept),
+                message_id: self.message_id,
+                place: None,
             },
             created: Timestamp(self.created_us),
         })
@@ -86,6 +127,33 @@ struct NewRecord<'a> {
     text: &'a str,
     payload: Option<&'a str>,
     created_us: i64,
+    changed: i64,
+    message_id: Option<&'a str>,
+}
+
+/// An entry, ready for SQL.
+struct Row {
+    event_type: String,
+    text: String,
+    payload: Option<String>,
+    message_id: Option<String>,
+    place: Option<EntryPlace>,
+}
+
+impl Row {
+    fn new(entry: TranscriptEntry) -> Self {
+        Self {
+            event_type: clean(entry.event_type),
+            text: clean(entry.text.into_string()),
+            payload: clean_option(entry.payload.map(Redacted::into_string)),
+            message_id: clean_option(entry.message_id),
+            place: entry.place,
+        }
+    }
+
+    fn is_new(&self) -> bool {
+        !self.place.as_ref().is_some_and(|place| place.revises)
+    }
 }
 
 /// Entries of one session, ready for SQL.
@@ -94,55 +162,55 @@ pub(super) struct Entries {
     session_id: String,
     key: WorkspaceKey,
     prompt_id: Option<String>,
-    entries: Vec<(String, String, Option<String>)>,
+    entries: Vec<Row>,
     settles: u64,
     created: Timestamp,
-    /// The number of the first entry in the last attempt to write, which may have been rolled back.
+    /// The number of the first entry or change in the last attempt to write, which may have been rolled back.
     first_seq: Option<i64>,
 }
 
 /// Identifies the insert of one entry in the cache of prepared statements.
 struct InsertEntry;
+/// Identifies the change of one entry in the cache of prepared statements.
+struct ChangeEntry;
 
 /// Minimum number of entries for which `PostgreSQL` gets one statement for many rows: below it, one prepared statement
 /// for each row is faster. SQLite has no round trip to save.
 const MANY: usize = 8;
-/// Rows of one such statement: each has 9 parameters, of the 65,535 that `PostgreSQL` allows in a statement.
+/// Rows of one such statement: each has 11 parameters, of the 65,535 that `PostgreSQL` allows in a statement.
 const ROWS_PER_STATEMENT: usize = 500;
 
 impl Entries {
     pub(super) fn new(append: TranscriptAppend) -> Self {
-        let columns = |entry: TranscriptEntry| {
-            let payload = clean_option(entry.payload.map(Redacted::into_string));
-            (clean(entry.event_type), clean(entry.text.into_string()), payload)
-        };
         Self {
             session: append.session_id,
             session_id: append.session_id.to_string(),
             key: append.key,
             prompt_id: append.prompt_id.map(|prompt| prompt.to_string()),
-            entries: append.entries.into_iter().map(columns).collect(),
+            entries: append.entries.into_iter().map(Row::new).collect(),
             settles: append.settles,
             created: append.now,
             first_seq: None,
         }
     }
 
-    fn records(&self, first_seq: i64) -> impl Iterator<Item = NewRecord<'_>> {
-        self.entries.iter().zip(first_seq..).map(|((event_type, text, payload), seq)| NewRecord {
+    fn record<'a>(&'a self, row: &'a Row, seq: i64) -> NewRecord<'a> {
+        NewRecord {
             session_id: &self.session_id,
             seq,
             installation_id: self.key.installation_id.as_str(),
             workspace_id: self.key.workspace_id.as_str(),
             prompt_id: self.prompt_id.as_deref(),
-            event_type,
-            text,
-            payload: payload.as_deref(),
+            event_type: &row.event_type,
+            text: &row.text,
+            payload: row.payload.as_deref(),
             created_us: self.created.0,
-        })
+            changed: seq,
+            message_id: row.message_id.as_deref(),
+        }
     }
 
-    /// Assigns sequence numbers and writes the entries.
+    /// Assigns numbers and writes the entries: new rows, and changes of earlier ones.
     pub(super) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
         // In the transaction of the entries: the number promises that they are on disk.
         if self.settles > 0 {
@@ -154,15 +222,25 @@ impl Entries {
         let session_id = self.session_id.as_str();
         let first = tx.take_seqs(self.session, self.entries.len(), |connection| last_seq(connection, session_id))?;
         self.first_seq = Some(first);
+        let mut new = Vec::with_capacity(self.entries.len());
+        for (row, number) in self.entries.iter().zip(first..) {
+            let changed = if row.is_new() { 0 } else { self.change(tx, row, number)? };
+            tx.rows += changed;
+            if changed == 0 {
+                if let Some(place) = &row.place {
+                    place.assign(number);
+                }
+                new.push(self.record(row, number));
+            }
+        }
         match &mut *tx.connection {
-            AnyConnection::Postgres(connection) if self.entries.len() >= MANY => {
-                let records: Vec<_> = self.records(first).collect();
-                for part in records.chunks(ROWS_PER_STATEMENT) {
+            AnyConnection::Postgres(connection) if new.len() >= MANY => {
+                for part in new.chunks(ROWS_PER_STATEMENT) {
                     tx.rows += diesel::insert_into(transcript_entries::table).values(part).execute(connection)?;
                 }
             }
             connection => {
-                for record in self.records(first) {
+                for record in new {
                     let insert = diesel::insert_into(transcript_entries::table).values(&record);
                     let insert = Cached::<InsertEntry, _>::new(insert);
                     tx.rows += execute!(connection, insert)?;
@@ -172,25 +250,59 @@ impl Entries {
         Ok(())
     }
 
-    /// True if an earlier commit whose outcome is unknown took place.
+    /// Changes the row of an earlier write; returns 0 if that write failed or the row was removed.
+    fn change(&self, tx: &mut WriteTx<'_>, row: &Row, number: i64) -> diesel::QueryResult<usize> {
+        use transcript_entries::{changed, event_type, payload, revision, seq, session_id, text};
+        let place = row.place.as_ref().map_or(0, EntryPlace::seq);
+        // The kind is that of the row, unless a write that failed for good gave its number to another one.
+        let is_row =
+            session_id.eq(self.session_id.as_str()).and(seq.eq(place)).and(event_type.eq(row.event_type.as_str()));
+        let changes = (
+            text.eq(row.text.as_str()),
+            payload.eq(row.payload.as_deref()),
+            revision.eq(revision + 1),
+            changed.eq(number),
+        );
+        let change = Cached::<ChangeEntry, _>::new(Update::new(transcript_entries::table, is_row, changes));
+        execute!(tx.connection, change)
+    }
+
+    /// True if an earlier commit whose outcome is unknown took place. Changes alone can be written again.
     fn is_written(&self, connection: &mut AnyConnection) -> diesel::QueryResult<bool> {
-        let (Some(seq), Some((event_type, text, _))) = (self.first_seq, self.entries.first()) else {
-            return Ok(false);
-        };
+        let first_new = self.entries.iter().zip(self.first_seq.unwrap_or(0)..).find(|(row, _)| row.is_new());
+        let (Some(_), Some((row, seq))) = (self.first_seq, first_new) else { return Ok(false) };
         let found = transcript_entries::table
             .find((self.session_id.as_str(), seq))
             .select((transcript_entries::event_type, transcript_entries::text, transcript_entries::created_us))
             .first::<(String, String, i64)>(connection)
             .optional()?;
-        Ok(found.is_some_and(|found| (&found.0, &found.1, found.2) == (event_type, text, self.created.0)))
+        Ok(found.is_some_and(|found| (&found.0, &found.1, found.2) == (&row.event_type, &row.text, self.created.0)))
     }
 }
 
+/// The condition of the index of changed entries; a literal, because both databases use a partial index only if they see
+/// its condition.
+fn has_changed() -> diesel::expression::SqlLiteral<Bool> {
+    diesel::dsl::sql::<Bool>("revision > 1")
+}
+
+/// Entries of `$1` with a change after `$2`, at most `$3`: each part by its own index.
+const CHANGES: &str = "SELECT * FROM ( \
+     SELECT * FROM (SELECT seq, revision, changed, prompt_id, event_type, text, payload, message_id, created_us \
+     FROM transcript_entries WHERE session_id = $1 AND changed > $2 AND revision > 1 \
+     ORDER BY changed LIMIT $3) AS changes \
+     UNION ALL \
+     SELECT * FROM (SELECT seq, revision, changed, prompt_id, event_type, text, payload, message_id, created_us \
+     FROM transcript_entries WHERE session_id = $1 AND seq > $2 AND revision = 1 \
+     ORDER BY seq LIMIT $3) AS additions) AS found ORDER BY changed LIMIT $3";
+
+/// The newest number of a session's entries and changes.
 fn last_seq(connection: &mut AnyConnection, session_id: &str) -> diesel::QueryResult<Option<i64>> {
-    transcript_entries::table
-        .filter(transcript_entries::session_id.eq(session_id))
-        .select(diesel::dsl::max(transcript_entries::seq))
-        .first(connection)
+    let of_session = || transcript_entries::table.filter(transcript_entries::session_id.eq(session_id));
+    let entry: Option<i64> = of_session().select(max(transcript_entries::seq)).first(connection)?;
+    let change: Option<i64> =
+        of_session().filter(has_changed()).select(max(transcript_entries::changed)).first(connection)?;
+    Ok(entry.max(change))
 }
 
 /// Messages in each read for [`Store::last_messages`].
@@ -313,16 +425,77 @@ impl Store {
                 .filter(transcript_entries::seq.gt(columns::signed(after_seq)))
                 .order(transcript_entries::seq)
                 .limit(columns::limit(limit))
-                .select((
-                    transcript_entries::seq,
-                    transcript_entries::prompt_id,
-                    transcript_entries::event_type,
-                    transcript_entries::text,
-                    transcript_entries::payload,
-                    transcript_entries::created_us,
-                ))
+                .select(COLUMNS)
                 .load(connection)?;
             records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Reads a session's entries that were added or changed after the change `after` (0: all), in the order of their
+    /// newest change. An entry that changes while a reader reads page by page is read again, with a larger number; none
+    /// is missed, because changes take their numbers in the order of their commits. Cancel-safe.
+    pub(crate) async fn transcript_changes(
+        &self,
+        session_id: SessionId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<TranscriptRow>, StoreError> {
+        self.read(move |connection| {
+            let (after, limit) = (columns::signed(after), columns::limit(limit));
+            let session_id = session_id.to_string();
+            // One statement, which sees one state of the database: between two of them, an entry could change unseen
+            // and get a smaller number than one that is found.
+            macro_rules! load {
+                ($connection:expr) => {
+                    diesel::sql_query(CHANGES)
+                        .bind::<Text, _>(session_id)
+                        .bind::<BigInt, _>(after)
+                        .bind::<BigInt, _>(limit)
+                        .load::<Record>($connection)?
+                };
+            }
+            let records = match connection {
+                AnyConnection::Sqlite(connection) => load!(connection),
+                AnyConnection::Postgres(connection) => load!(connection),
+            };
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Reads the entries of a turn that its later updates may change, the oldest first: the newest `most` with a payload,
+    /// and the newest entry. Cancel-safe.
+    pub(crate) async fn changeable_entries(
+        &self,
+        session_id: SessionId,
+        prompt_id: PromptId,
+        most: usize,
+    ) -> Result<Vec<KeptEntry>, StoreError> {
+        self.read(move |connection| {
+            let of_turn = || {
+                transcript_entries::table
+                    .filter(transcript_entries::session_id.eq(session_id.to_string()))
+                    .filter(transcript_entries::prompt_id.eq(prompt_id.to_string()))
+                    .order(transcript_entries::seq.desc())
+                    .select(COLUMNS)
+            };
+            let newest: Option<Record> = of_turn().first(connection).optional()?;
+            let mut kept: Vec<Record> = of_turn()
+                .filter(transcript_entries::payload.is_not_null())
+                .limit(columns::limit(most))
+                .load(connection)?;
+            kept.reverse();
+            let last = kept.last().map_or(0, |record| record.seq);
+            kept.extend(newest.filter(|newest| newest.seq > last));
+            let entry = |record: Record| KeptEntry {
+                seq: record.seq,
+                event_type: record.event_type,
+                text: record.text,
+                payload: record.payload,
+                message_id: record.message_id,
+            };
+            Ok(kept.into_iter().map(entry).collect())
         })
         .await
     }
@@ -349,7 +522,8 @@ impl Store {
     #[cfg(test)]
     pub(crate) async fn transcript_len(&self, session_id: SessionId) -> Result<u64, StoreError> {
         self.read(move |connection| {
-            Ok(columns::unsigned(last_seq(connection, &session_id.to_string())?.unwrap_or(0)))
+            let entries = transcript_entries::table.filter(transcript_entries::session_id.eq(session_id.to_string()));
+            Ok(columns::unsigned(entries.count().first(connection)?))
         })
         .await
     }

@@ -27,6 +27,8 @@ pub(crate) struct NewWorkspace {
     pub path: Option<String>,
     /// The permission policy; also replaces the policy of an existing workspace.
     pub permission_policy: Option<PermissionPolicy>,
+    /// True if the folder is to be removed with the last session; for a workspace without a folder.
+    pub is_ephemeral: bool,
     pub now: Timestamp,
 }
 
@@ -49,6 +51,10 @@ pub(crate) struct WorkspaceRow {
     pub created: Timestamp,
     /// Time of the last request.
     pub last_used: Timestamp,
+    /// True if the folder is removed with the last session.
+    pub is_ephemeral: bool,
+    /// When the folder was removed, unless a later session created it again.
+    pub removed: Option<Timestamp>,
 }
 
 impl WorkspaceRow {
@@ -69,7 +75,7 @@ pub(crate) struct WorkspaceFilter {
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = workspaces, treat_none_as_default_value = false)]
-struct Record {
+pub(super) struct Record {
     installation_id: String,
     workspace_id: String,
     folder_id: String,
@@ -80,6 +86,8 @@ struct Record {
     permission_policy: Option<String>,
     created_us: i64,
     last_used_us: i64,
+    is_ephemeral: bool,
+    removed_us: Option<i64>,
 }
 
 impl Record {
@@ -95,11 +103,13 @@ impl Record {
             permission_policy: policy.map(PermissionPolicy::tolerant),
             created: Timestamp(self.created_us),
             last_used: Timestamp(self.last_used_us),
+            is_ephemeral: self.is_ephemeral,
+            removed: self.removed_us.map(Timestamp),
         })
     }
 }
 
-fn read_all(records: Vec<Record>) -> Result<Vec<WorkspaceRow>, StoreError> {
+pub(super) fn read_all(records: Vec<Record>) -> Result<Vec<WorkspaceRow>, StoreError> {
     records.into_iter().map(Record::read).collect()
 }
 
@@ -119,6 +129,8 @@ pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result
             permission_policy: new.permission_policy.map(|policy| policy.as_str().to_owned()),
             created_us: new.now.0,
             last_used_us: new.now.0,
+            is_ephemeral: new.is_ephemeral,
+            removed_us: None,
         };
         tx.rows += diesel::insert_into(workspaces::table).values(&record).execute(tx.connection)?;
         return record.read();
@@ -127,9 +139,15 @@ pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result
     if let Some(policy) = new.permission_policy {
         found.permission_policy = Some(policy.as_str().to_owned());
     }
+    // The caller prepares the folder, so it is there again.
+    if found.removed_us.take().is_some() {
+        found.is_ephemeral = new.is_ephemeral;
+    }
     tx.rows += diesel::update(workspaces::table.find((tenant, name)))
         .set((
             workspaces::last_used_us.eq(found.last_used_us),
+            workspaces::is_ephemeral.eq(found.is_ephemeral),
+            workspaces::removed_us.eq(None::<i64>),
             workspaces::permission_policy.eq(found.permission_policy.as_deref()),
         ))
         .execute(tx.connection)?;
@@ -147,7 +165,7 @@ impl Store {
         self.write(move |tx| find_or_create(tx, &new)).await
     }
 
-    /// Stores the absolute path of a prepared workspace. Safe to retry.
+    /// Stores the absolute path of a prepared workspace, whose folder exists again. Safe to retry.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] if the workspace is unknown.
@@ -158,8 +176,9 @@ impl Store {
         let path = columns::clean(path);
         self.write(move |tx| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
-            let changed =
-                diesel::update(row).set(workspaces::workspace_path.eq(path.as_str())).execute(tx.connection)?;
+            let changed = diesel::update(row)
+                .set((workspaces::workspace_path.eq(path.as_str()), workspaces::removed_us.eq(None::<i64>)))
+                .execute(tx.connection)?;
             tx.rows += changed;
             if changed == 1 { Ok(()) } else { Err(StoreError::Conflict(format!("there is no workspace {key}"))) }
         })

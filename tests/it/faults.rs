@@ -30,6 +30,8 @@ use crate::harness::{
 
 /// Sessions under load, in half as many workspaces.
 const SESSIONS: usize = 4;
+/// Steps of each turn: a thought, a tool call and a message each, so that a turn has hundreds of short entries.
+const STEPS: usize = 50;
 /// Length of the short form.
 const SHORT: Duration = Duration::from_secs(40);
 /// Maximum time from a fault to the end of a turn that began after it: a half-open connection is detected after 8 to
@@ -234,7 +236,7 @@ impl Load {
     fn one_turn(&self, n: usize, turn: u64) -> Answered {
         let key = format!("s{n}-{turn}-");
         let file = self.executions.display();
-        let prompt = format!("ticks 3 20 ; run echo {key} >> {file} ; ticks 3 20 ; echo {key}");
+        let prompt = format!("ticks 3 20 ; steps {STEPS} 2 ; run echo {key} >> {file} ; ticks 3 20 ; echo {key}");
         let is_async = turn.is_multiple_of(3);
         let session = &self.sessions[n];
         wait_for(RECOVERY_DEADLINE, &format!("turn {key} is answered"), || {
@@ -366,24 +368,27 @@ impl Load {
     fn check_transcripts(&self) {
         let answered = self.answered.lock().expect("a lock").clone();
         for (n, session) in self.sessions.iter().enumerate() {
-            // The user's messages and the agent's message of each turn.
-            let mut messages: BTreeMap<String, (Vec<String>, String)> = BTreeMap::new();
+            // The user's messages, the agent's message, and thoughts and tool calls of each turn.
+            let mut messages: BTreeMap<String, (Vec<String>, String, usize)> = BTreeMap::new();
             for entry in session.transcript() {
                 let Some(prompt_id) = entry["promptId"].as_str() else { continue };
-                let (user, agent) = messages.entry(prompt_id.to_owned()).or_default();
+                let (user, agent, others) = messages.entry(prompt_id.to_owned()).or_default();
                 match entry["eventType"].as_str() {
                     Some("user_message") => user.push(text(&entry, "text")),
                     Some("agent_message") => agent.push_str(&text(&entry, "text")),
+                    Some("agent_thought" | "tool_call" | "tool_call_update") => *others += 1,
                     _ => {}
                 }
             }
             for turn in answered.iter().filter(|turn| turn.session == n) {
-                let Some((user, agent)) = messages.get(&turn.prompt_id) else {
+                let Some((user, agent, others)) = messages.get(&turn.prompt_id) else {
                     panic!("not in the transcript: {turn:?}")
                 };
                 assert_eq!(user, std::slice::from_ref(&turn.prompt), "{turn:?}");
                 if turn.completed() {
                     assert_eq!(agent, &expected_message(&turn.key), "{turn:?}");
+                    // Those of the steps, and the call of `run`.
+                    assert_eq!(*others, 2 * STEPS + 1, "thoughts and tool calls of {turn:?}");
                 }
             }
         }
@@ -408,7 +413,8 @@ impl Load {
 /// Returns the agent's message in a turn of the load.
 fn expected_message(key: &str) -> String {
     let ticks = "tick 1 tick 2 tick 3 ";
-    format!("{ticks}(exit 0){ticks}{key}")
+    let steps: String = (1..=STEPS).map(|n| format!("step {n} ")).collect();
+    format!("{ticks}{steps}(exit 0){ticks}{key}")
 }
 
 fn text(value: &Value, member: &str) -> String {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 
 use crate::harness::{
-    DEADLINE, Program, Session, eventually, json, processes,
+    DEADLINE, Program, Session, Value, eventually, json, processes,
     program::Builder,
     proxy::{Mode, Way},
     sse::{Event, Sse, message_of},
@@ -470,6 +470,72 @@ fn supervisor_killed_twice_in_one_turn_recovers_it_whole() {
         assert_eq!(state, "running", "after start {start}");
     }
     is_whole(&session, &prompt_id, &ticks(400));
+}
+
+/// Kinds and texts of a turn's entries; tool calls with their title and status.
+fn entries_of(session: &Session, prompt_id: &str) -> Vec<String> {
+    let shown = |entry: &Value| {
+        let payload = &entry["payload"];
+        let call = format!("{} {}", payload["title"], payload["status"]);
+        let what = if payload["title"].is_null() { entry["text"].to_string() } else { call };
+        format!("{} {what}", entry["eventType"].as_str().expect("a string"))
+    };
+    session.transcript().iter().filter(|entry| entry["promptId"] == prompt_id).map(shown).collect()
+}
+
+/// Runs a turn of hundreds of short entries, kills the supervisor in the middle of it, `kills` times, and checks that
+/// each entry is there once.
+fn killed_turn_of_short_entries(builder: Builder, steps: usize, kills: usize) {
+    let mut program = builder.start();
+    let session = program.api.open("ws");
+    let mut reader = Reader::of(&session);
+    let prompt_id = starts_with_key(&session, &format!("steps {steps} 10"), "key");
+    for kill in 1..=kills {
+        let step = format!("step {} ", kill * steps / (kills + 1));
+        reader.until(&step, |event| event.data["update"]["content"]["text"] == step.as_str());
+        program.kill_supervisor();
+        program.start_supervisor_again();
+        let stream = program.api.events(&format!("/acp/session/{}/events", session.id));
+        reader = Reader { stream, seen: Vec::new() };
+    }
+    let message: String = (1..=steps).map(|n| format!("step {n} ")).collect();
+    is_whole(&session, &prompt_id, &message);
+    let steps = (1..=steps).flat_map(|n| {
+        [
+            format!("agent_thought \"thought {n}\""),
+            format!("tool_call \"call {n}\" \"completed\""),
+            format!("agent_message \"step {n} \""),
+        ]
+    });
+    let prompt = entries_of(&session, &prompt_id)[0].clone();
+    assert_eq!(entries_of(&session, &prompt_id), [prompt].into_iter().chain(steps).collect::<Vec<_>>());
+}
+
+#[test]
+fn short_entries_are_neither_doubled_nor_lost_by_a_supervisor_kill() {
+    killed_turn_of_short_entries(with_proxy(), 120, 1);
+}
+
+#[test]
+fn short_entries_are_whole_after_three_supervisor_kills_on_postgres() {
+    killed_turn_of_short_entries(with_proxy().set("runtime.replay_frames", 64).postgres(), 120, 3);
+}
+
+#[test]
+fn tool_call_stays_one_entry_over_a_supervisor_kill() {
+    let mut program = with_proxy().set("runtime.replay_frames", 64).start();
+    let session = program.api.open("ws");
+    let mut reader = Reader::of(&session);
+    // The call is on disk before the kill, and ends after it.
+    let prompt_id = session.starts("steps 40 1 ; sleep 2 ; echo end");
+    reader.until("the long call", |event| event.data["update"]["title"] == "Working");
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    session.ends(&prompt_id);
+    let entries = entries_of(&session, &prompt_id);
+    let calls: Vec<_> = entries.iter().filter(|entry| entry.contains("Working")).collect();
+    assert_eq!(calls, ["tool_call \"Working\" \"completed\""], "{entries:?}");
+    assert!(!entries.iter().any(|entry| entry.starts_with("tool_call_update")), "{entries:?}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::{
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
-        turn::{CancelCause, TurnState, outcome::Failure, prompt::Prompt},
+        turn::{CancelCause, TurnState, outcome::Failure, prompt::Prompt, transcript::KeptEntry},
     },
     store::{EndSlot, Idempotency, PromptRow},
     transport::{AdoptedSession, AgentFacts},
@@ -213,6 +213,8 @@ pub(crate) struct Adopted {
     pub slot: EndSlot,
     /// Agent messages of the turn, as far as they are on disk.
     pub said: Vec<String>,
+    /// Entries of the turn on disk that its later updates may change, the oldest first.
+    pub kept: Vec<KeptEntry>,
 }
 
 /// State that a returning session resumes with.

@@ -6,6 +6,7 @@
 pub(crate) mod capacity_guard;
 pub(crate) mod closing;
 pub(crate) mod event_feed;
+pub(crate) mod folder_use;
 pub(crate) mod index;
 pub(crate) mod messages;
 pub(crate) mod rollback_storm;

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU8, Ordering},
+    atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -141,11 +141,28 @@ pub(crate) struct SessionShared {
     view: Mutex<SessionView>,
     /// Notification for its user that is written with the row of the session, once the session is ready.
     deferred_notice: Mutex<Option<SessionNotice>>,
+    is_stored: AtomicBool,
 }
 
 impl SessionShared {
     pub(crate) fn new(spec: Arc<SessionSpec>, feed: EventFeed, view: SessionView) -> Self {
-        Self { spec, feed, view: Mutex::new(view), deferred_notice: Mutex::default() }
+        Self {
+            spec,
+            feed,
+            view: Mutex::new(view),
+            deferred_notice: Mutex::default(),
+            is_stored: AtomicBool::new(false),
+        }
+    }
+
+    /// Records that the session has a row, to which rows of its transcript may refer.
+    pub(crate) fn mark_stored(&self) {
+        self.is_stored.store(true, Ordering::Release);
+    }
+
+    /// True once the session has a row.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.is_stored.load(Ordering::Acquire)
     }
 
     /// Defers a notification until the row of the session is written.

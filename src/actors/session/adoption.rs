@@ -20,6 +20,7 @@ use crate::{
         turn::{
             TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
+            transcript::MAX_TRACKED,
         },
     },
     store::{self, KeptConnection, SessionRow, StoreError, Unfinished},
@@ -151,6 +152,8 @@ async fn adopt_agent(
     let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause).to_string())?;
     let said =
         services.store.messages_of_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
-    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said };
+    let kept = services.store.changeable_entries(session.session_id, prompt.prompt_id, MAX_TRACKED);
+    let kept = kept.await.map_err(|cause| cause.to_string())?;
+    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, kept };
     Ok(Found { adopted, session })
 }

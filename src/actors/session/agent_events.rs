@@ -28,7 +28,8 @@ use crate::{
             agent_error::classify_agent_error,
             outcome::{ErrorCode, Failure},
             read_prompt_end,
-            transcript::{TranscriptEntry, view_update},
+            transcript::TranscriptEntry,
+            update::{UpdateView, view_update},
         },
     },
     store::{StoreError, TranscriptAppend},
@@ -38,12 +39,12 @@ use crate::{
 
 /// Time that the answer to a cancel waits for its write.
 const CANCEL_WRITE: Duration = Duration::from_secs(1);
-/// Complete transcript entries that are collected before they are written during a turn.
+/// Transcript entries that are collected before they are written during a turn.
 const ENTRIES_PER_WRITE: usize = 32;
 /// Bytes of entries that are written even if there are fewer than `ENTRIES_PER_WRITE`.
 const BYTES_PER_WRITE: usize = 256 * 1024;
 /// Entries that may wait for a slow database before the session stops reading from the agent.
-const MAX_ENTRIES_WAITING: usize = 1000;
+pub(super) const MAX_ENTRIES_WAITING: usize = 1000;
 /// Bytes that may wait for a slow database before the session stops reading from the agent.
 const MAX_BYTES_WAITING: usize = 1024 * 1024;
 
@@ -57,7 +58,7 @@ impl StreamHandler<AgentEvent> for Session {
             turn.unsettled_bytes += size_of_event(&event);
         }
         match event {
-            AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref()),
+            AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref(), ctx),
             AgentEvent::Notification { method, params } => {
                 let update = json!({"method": method, "params": params});
                 let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
@@ -120,103 +121,95 @@ fn size_of_event(event: &AgentEvent) -> usize {
 }
 
 impl Session {
-    fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>) {
+    fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
-        let Some(is_echo) = self.origin_of(update) else { return };
-        let Some(turn) = &mut self.turn else {
-            self.shared.feed.publish(None, EventKind::Update, update, meta);
-            return;
+        let view = view_update(update);
+        let Some(is_echo) = self.origin_of(view.as_ref(), update) else { return };
+        // A tool call or message of the previous turn stays one entry, whenever its update comes.
+        let is_known = |turn: &Turn, view: &UpdateView| turn.ticket.as_ref().is_some_and(|ticket| ticket.knows(view));
+        let late = &self.late;
+        let is_late = |turn: &&mut Turn| {
+            !turn.is_sent() || view.as_ref().is_some_and(|view| late.knows(view) && !is_known(turn, view))
         };
-        let Some(ticket) = &mut turn.ticket else {
-            // The turn is still being written to disk, so the update does not belong to it.
-            self.shared.feed.publish(None, EventKind::Update, update, meta);
-            return;
-        };
-        ticket.on_update(update, meta, is_echo, now);
+        let turn = self.turn.as_mut().filter(|turn| !is_late(turn));
+        match turn.and_then(|turn| turn.ticket.as_mut()) {
+            Some(ticket) => ticket.on_update(view, update, meta, is_echo, now),
+            None => self.on_late_update(view.as_ref(), update, meta, ctx),
+        }
     }
 
     /// Returns whether an update repeats the running prompt; `None` if it is history that the agent replays, which is
     /// left out.
-    fn origin_of(&mut self, update: &RawValue) -> Option<bool> {
+    fn origin_of(&mut self, view: Option<&UpdateView>, update: &RawValue) -> Option<bool> {
         const ECHO: &str = "user_message_chunk";
-        if self.replay.is_none() && !update.get().contains(ECHO) {
-            return Some(false);
-        }
-        let Some(view) = view_update(update) else { return Some(false) };
+        let Some(view) = view.filter(|view| self.replay.is_some() || view.kind == ECHO) else { return Some(false) };
         let context = self.missing.text();
         let repeats = |turn: &Turn| turn.is_echoed_by(view.text.as_deref(), update, context);
         let is_echo = view.kind == ECHO && self.turn.as_ref().is_some_and(repeats);
-        if self.replay.as_mut().is_some_and(|replay| replay.contains(&view, update, is_echo)) {
+        if self.replay.as_mut().is_some_and(|replay| replay.contains(view, update, is_echo)) {
             self.turn.iter_mut().for_each(|turn| turn.replayed += 1);
             return None;
         }
         Some(is_echo)
     }
 
-    /// Persists transcript entries once enough have accumulated, and lets the runtime discard the messages behind them.
-    /// Messages outside a turn are discarded at once.
+    /// Persists transcript entries once enough have accumulated, and lets the runtime discard the messages behind them:
+    /// every write has all entries up to the newest message, and its number. Messages outside a turn are discarded at
+    /// once.
     pub(crate) fn save_entries(&mut self, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
-        // Messages are kept for replay while a permission request is pending, so that a restarted supervisor receives
-        // it.
-        let may_settle = !self.permissions.is_waiting();
         let Some(turn) = &mut self.turn else { return self.settle_outside() };
         let prompt_id = turn.prompt_id();
         let Some(ticket) = &mut turn.ticket else { return self.settle_outside() };
         let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
         let (handled, settings) = (delivered.handled(), &self.services.settings);
+        // Messages are kept for replay while a permission request is pending, so that a restarted supervisor receives
+        // it. Entries of these messages are not written before; the runtime's limits bound their number.
+        if handled > 0 && self.permissions.is_waiting() {
+            return;
+        }
         // The runtime keeps messages until they are known to be on disk, so a long turn is persisted in parts.
         let is_much = handled.saturating_sub(turn.settled_seq) >= settings.settle_messages
             || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
-        let settles = is_much && may_settle;
-        let entries = match settles {
-            true => Some(ticket.take_all_entries()),
-            false => ticket.take_entries(ENTRIES_PER_WRITE, BYTES_PER_WRITE),
-        };
-        let Some(entries) = entries else { return };
+        let (at_least, bytes) = if is_much { (0, 0) } else { (ENTRIES_PER_WRITE, BYTES_PER_WRITE) };
+        let Some(entries) = ticket.take_entries(at_least, bytes) else { return };
         let spec = &self.shared.spec;
         let append = TranscriptAppend {
             session_id: spec.session_id,
             key: spec.workspace.clone(),
             prompt_id: Some(prompt_id),
             entries,
-            settles: if settles { handled } else { 0 },
+            settles: handled,
             now,
         };
         let settle = delivered.clone();
         // Settled after a failed write too: otherwise the runtime would stop reading, and the turn would never end.
         let done = move |written: Result<(), StoreError>| {
-            if settles && !matches!(written, Err(StoreError::Closed)) {
+            if !matches!(written, Err(StoreError::Closed)) {
                 settle.settle(handled);
             }
         };
         let append = match self.services.store.try_append(append, done) {
             Ok(()) => {
-                if settles {
-                    (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
-                }
+                (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
                 return;
             }
             Err((_, append)) => append,
         };
-        let bytes: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
-        // A write that settles is not postponed: once the runtime stops reading, no event arrives to retry it.
-        if !settles && append.entries.len() < MAX_ENTRIES_WAITING && bytes < MAX_BYTES_WAITING {
+        let waiting: usize = append.entries.iter().map(TranscriptEntry::size_bytes).sum();
+        // A write that is due is not postponed: once the runtime stops reading, no event arrives to retry it.
+        if !is_much && append.entries.len() < MAX_ENTRIES_WAITING && waiting < MAX_BYTES_WAITING {
             ticket.put_back(append.entries);
             return;
         }
         // The session reads no more events until the database has accepted these entries.
-        if settles {
-            (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
-        }
+        (turn.settled_seq, turn.unsettled_bytes) = (handled, 0);
         let services = self.services.clone();
         let writing = async move {
             if let Err(cause) = services.store.append(append).await {
                 tracing::error!(marker = "[ACP]", %cause, "transcript entries lost");
             }
-            if settles {
-                delivered.settle(handled);
-            }
+            delivered.settle(handled);
         };
         ctx.wait(writing.into_actor(self));
     }

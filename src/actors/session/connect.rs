@@ -6,7 +6,9 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Call, Session, Start, adoption::kept_connection, connection_log, notices, turn_ticket::TurnTicket};
+use super::{
+    Call, Session, Start, adoption::kept_connection, connection_log, notices, turn::Turn, turn_ticket::TurnTicket,
+};
 use crate::{
     actors::{
         handles::{
@@ -31,7 +33,7 @@ use crate::{
             restart::reconnect_delay,
         },
         turn::{
-            TurnOutcome,
+            CancelCause, TurnOutcome,
             outcome::{ErrorCode, Failure},
             replay::Replay,
         },
@@ -295,14 +297,14 @@ impl Session {
 
     /// Resumes an agent that an earlier process left during a turn.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
-        let Adopted { session, facts, prompt, call, slot, said } = adopted;
+        let Adopted { session, facts, prompt, call, slot, said, kept } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
         // Before the events are read: the answer to the prompt may be among those that are replayed.
         self.calls.reopen(call, Call::Prompt);
         self.services.metrics.turn_adopted();
         // The earlier process may have sent a part of the conversation ahead of the prompt.
         (self.missing, self.remembered) = (Missing::Unread, remembered(&facts));
-        self.resume_turn(&prompt, slot, &said);
+        self.resume_turn(&prompt, slot, (&said, &kept));
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
@@ -311,7 +313,7 @@ impl Session {
         self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
         if prompt.cancel_asked {
             // The earlier process may not have delivered the cancel.
-            self.cancel_turn(ctx);
+            self.cancel_turn(CancelCause::User, ctx);
         }
     }
 
@@ -327,11 +329,13 @@ impl Session {
         self.facts = Some(facts.clone());
         {
             let mut view = self.shared.view();
-            view.facts = Some(facts);
+            view.facts = Some(facts.clone());
             view.agent_session_id = self.agent_session_id.clone();
             view.carrier = route;
             view.last_heard = Some(self.services.clock.now());
         }
+        self.write_late_updates();
+        self.late.begin(!facts.remembers || self.turn.as_ref().is_some_and(Turn::is_sent));
         self.stream = Some(ctx.add_stream(opened.events));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };
         self.announce(state, ConnectionStatus::Connected);

@@ -9,6 +9,7 @@ pub(crate) mod automation;
 pub(crate) mod closing;
 mod connect;
 pub(crate) mod connection_log;
+mod late_updates;
 pub(crate) mod notices;
 mod turn;
 pub(crate) mod turn_ticket;
@@ -20,7 +21,7 @@ use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use self::turn::Turn;
+use self::{late_updates::LateUpdates, turn::Turn};
 use super::{
     handles::{
         messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded, TurnEnded},
@@ -77,6 +78,8 @@ pub(crate) struct Session {
     facts: Option<Arc<AgentFacts>>,
     calls: Correlator<Call>,
     turn: Option<Turn>,
+    /// Updates outside a turn.
+    late: LateUpdates,
     /// End of the previous turn; set once it is on disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
@@ -160,6 +163,7 @@ impl Session {
             facts: None,
             calls: Correlator::new(MAX_CALLS),
             turn: None,
+            late: LateUpdates::default(),
             last_end: None,
             permissions: PendingPermissions::default(),
             missing: Missing::Nothing,
@@ -188,6 +192,7 @@ impl Session {
             EndCause::Idle | EndCause::Closed | EndCause::Drained => self.shared.connection_status(),
         };
         self.link = None;
+        self.write_late_updates();
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
         // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.

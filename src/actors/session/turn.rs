@@ -31,7 +31,7 @@ use crate::{
             CancelCause, Severity, TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
-            transcript::TranscriptEntry,
+            transcript::{KeptEntry, TranscriptEntry},
         },
     },
     store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
@@ -116,6 +116,11 @@ impl Turn {
 
     pub(super) fn prompt_id(&self) -> PromptId {
         self.handle.prompt_id
+    }
+
+    /// True once the agent has the prompt, so that its updates belong to this turn.
+    pub(super) fn is_sent(&self) -> bool {
+        self.ticket.is_some() && self.prompt.is_none()
     }
 }
 
@@ -224,9 +229,9 @@ impl Session {
         TurnHandle { prompt_id, after_event: feed.last_id(), feed, ended }
     }
 
-    /// Resumes a turn that an earlier process left open; `output` is the text that its
-    /// agent had sent until then.
-    pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, output: &[String]) {
+    /// Resumes a turn that an earlier process left open; `output` is the text that its agent had sent until then, and
+    /// `kept` the entries on disk that may change.
+    pub(super) fn resume_turn(&mut self, row: &PromptRow, slot: EndSlot, (output, kept): (&[String], &[KeptEntry])) {
         let prompt_id = row.prompt_id;
         let span = tracing::info_span!("session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         // The turn keeps the epoch in which it began. It is no longer a canary: the process that ran the trial died.
@@ -239,7 +244,7 @@ impl Session {
         ticket.accepted();
         let now = self.services.clock.now();
         ticket.sent(now, false, self.remembered.clone());
-        ticket.resume(output);
+        ticket.resume(output, kept);
         let handle = self.turn_handle(prompt_id, ended);
         let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
@@ -329,6 +334,7 @@ impl Session {
         let sent = link.prompt(self.calls.open_reserved(Call::Prompt), request);
         let now = self.services.clock.now();
         turn.heard = now;
+        self.late.takes_updates = true;
         // Messages from before the turn need no replay: the end of the previous turn was persisted before this one
         // began.
         let delivered = link.delivered();
@@ -450,7 +456,9 @@ impl Session {
                 // Messages that arrive from now on are settled only after this end is on disk, see `settle_outside`.
                 self.last_end = Some(turn.handle.ended);
                 let delivered = self.link.as_ref().map(|link| link.delivered());
-                ticket.end(outcome, usage, delivered, turn.idempotency);
+                let transcript = ticket.end(outcome, usage, delivered, turn.idempotency);
+                self.write_late_updates();
+                self.late.follow(turn.handle.prompt_id, transcript);
             }
             // The turn is still being written to disk: that future owns the ticket, and dropping it ends the turn with
             // this outcome.

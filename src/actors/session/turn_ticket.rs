@@ -41,7 +41,8 @@ use crate::{
         turn::{
             Severity, TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
-            transcript::{TranscriptBuilder, TranscriptEntry},
+            transcript::{KeptEntry, TranscriptBuilder, TranscriptEntry},
+            update::UpdateView,
         },
     },
     store::{EndSlot, EndStep, Idempotency, OutcomeCount, StoreError, TurnEnd},
@@ -63,7 +64,6 @@ struct Begun {
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
     progress: TurnProgress,
     transcript: TranscriptBuilder,
-    entries: Vec<TranscriptEntry>,
     context_injected: bool,
     /// The agent's id of its conversation, once it has the prompt; absent for an agent of this turn alone.
     conversation: Option<String>,
@@ -103,7 +103,6 @@ impl TurnTicket {
             ended,
             progress: TurnProgress::new(accepted_at),
             transcript: TranscriptBuilder::default(),
-            entries: Vec::new(),
             context_injected: false,
             conversation: None,
             automation: (WantedMode::Github, Automation::Nothing),
@@ -171,11 +170,22 @@ impl TurnTicket {
         }
     }
 
-    /// Records an update of the agent and publishes it to the readers. The transcript already has the text of an echo of
-    /// the prompt.
-    pub(crate) fn on_update(&mut self, raw: &RawValue, meta: Option<&RawValue>, is_echo: bool, now: Timestamp) {
+    /// True if the update changes a tool call or message of this turn.
+    pub(crate) fn knows(&self, view: &UpdateView) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.transcript.knows(view))
+    }
+
+    /// Records an update of the agent and publishes it to the readers; `view` is `None` if it has no kind.
+    /// The transcript already has the text of an echo of the prompt.
+    pub(crate) fn on_update(
+        &mut self,
+        view: Option<UpdateView>,
+        raw: &RawValue,
+        meta: Option<&RawValue>,
+        is_echo: bool,
+        now: Timestamp,
+    ) {
         let Some(begun) = &mut self.0 else { return };
-        let view = crate::domain::turn::transcript::view_update(raw);
         begun.services.metrics.update(view.as_ref().map_or("other", |view| &view.kind));
         let first = begun.progress.first_update_at.is_none();
         begun.progress.take(view.as_ref(), now);
@@ -188,16 +198,14 @@ impl TurnTicket {
             begun.services.telemetry.publish(&begun.shared, now);
         }
         if let Some(view) = view.filter(|_| !is_echo) {
-            begun.transcript.on_update(&view, raw, &mut begun.entries);
+            begun.transcript.on_update(&view, raw);
         }
     }
 
     /// Adds an entry of the service to the transcript.
     pub(crate) fn note(&mut self, entry: TranscriptEntry) {
         if let Some(begun) = &mut self.0 {
-            // The note follows what the agent has said so far, so the growing entry is completed first.
-            begun.transcript.close(&mut begun.entries);
-            begun.entries.push(entry);
+            begun.transcript.note(entry);
         }
     }
 
@@ -224,27 +232,21 @@ impl TurnTicket {
         counted
     }
 
-    /// Takes the complete entries, to persist them before the turn ends; `None` while there are fewer than `at_least`
-    /// entries and fewer than `bytes` bytes.
+    /// Takes every entry that was added or changed since the last call, the growing message included, to persist them
+    /// before the turn ends. `None` while fewer than `at_least` entries and fewer than `bytes` bytes wait, and while the
+    /// agent is in the middle of a character, which no entry can hold.
     pub(crate) fn take_entries(&mut self, at_least: usize, bytes: usize) -> Option<Vec<TranscriptEntry>> {
-        let begun = self.0.as_mut()?;
-        let held = || begun.entries.iter().map(TranscriptEntry::size_bytes).sum::<usize>();
-        let enough = begun.entries.len() >= at_least || held() >= bytes;
-        enough.then(|| std::mem::take(&mut begun.entries))
+        let transcript = &mut self.0.as_mut()?.transcript;
+        let enough = transcript.waiting() >= at_least || transcript.waiting_bytes() >= bytes;
+        (enough && !transcript.is_in_character()).then(|| transcript.take())
     }
 
-    /// Takes all entries so far, including the one that is still growing.
-    pub(crate) fn take_all_entries(&mut self) -> Vec<TranscriptEntry> {
-        let Some(begun) = self.0.as_mut() else { return Vec::new() };
-        // Closes the growing entry too: everything up to the settled message must be on disk.
-        begun.transcript.close(&mut begun.entries);
-        std::mem::take(&mut begun.entries)
-    }
-
-    /// Resumes a turn that an earlier process began; `output` is the text that its agent had sent until then.
-    pub(crate) fn resume(&mut self, output: &[String]) {
+    /// Resumes a turn that an earlier process began. `output` is the text that its agent had sent until then, and `kept`
+    /// has the entries on disk that later updates may change.
+    pub(crate) fn resume(&mut self, output: &[String], kept: &[KeptEntry]) {
         if let Some(begun) = &mut self.0 {
             output.iter().for_each(|text| begun.progress.on_message_text(text));
+            begun.transcript = TranscriptBuilder::resume(kept);
             // The output so far may have been tool calls alone.
             begun.progress.has_output = true;
         }
@@ -252,10 +254,9 @@ impl TurnTicket {
     }
 
     /// Returns entries that could not be queued, ahead of newer ones.
-    pub(crate) fn put_back(&mut self, mut entries: Vec<TranscriptEntry>) {
+    pub(crate) fn put_back(&mut self, entries: Vec<TranscriptEntry>) {
         if let Some(begun) = &mut self.0 {
-            entries.append(&mut begun.entries);
-            begun.entries = entries;
+            begun.transcript.put_back(entries);
         }
     }
 
@@ -268,13 +269,13 @@ impl TurnTicket {
         usage: Option<crate::domain::turn::Usage>,
         delivered: Option<Arc<Delivered>>,
         idempotency: Option<Idempotency>,
-    ) {
-        let Some(mut begun) = self.0.take() else { return };
+    ) -> TranscriptBuilder {
+        let Some(mut begun) = self.0.take() else { return TranscriptBuilder::default() };
         begun.progress.usage = usage;
         if begun.is_automated(&outcome) {
-            begun.hand_over(&outcome, delivered, idempotency);
+            begun.hand_over(&outcome, delivered, idempotency)
         } else {
-            begun.finish(outcome, delivered);
+            begun.finish(outcome, delivered)
         }
     }
 }
@@ -287,22 +288,22 @@ impl Drop for TurnTicket {
                 TurnOutcome::Failed(Failure::new(ErrorCode::Internal, detail))
             };
             let outcome = begun.when_dropped.get().cloned().unwrap_or_else(died);
-            begun.finish(outcome, None);
+            let _transcript = begun.finish(outcome, None);
         }
     }
 }
 
 impl Begun {
-    fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) {
+    fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {
         let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
-        self.transcript.finish(&mut self.entries);
+        let mut entries = self.transcript.finish();
         let failure = match &outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
         if let Some(failure) = &failure {
-            self.entries.push(TranscriptEntry::text(
+            entries.push(TranscriptEntry::text(
                 "info",
                 &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
             ));
@@ -327,6 +328,7 @@ impl Begun {
         let report = self.report(&outcome);
         let end = TurnEnd {
             error: failure.clone(),
+            entries,
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             ..self.row(EndStep::Whole, &outcome, &result, &report, now)
         };
@@ -334,6 +336,7 @@ impl Begun {
         let (skip, session_id) = (skipped_for, self.shared.spec.session_id);
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
+        let transcript = self.transcript;
         self.slot.end_turn(
             end,
             Box::new(move |written| {
@@ -358,6 +361,7 @@ impl Begun {
                 }
             }),
         );
+        transcript
     }
 
     /// True if automation runs on the changes of the turn.
@@ -373,16 +377,17 @@ impl Begun {
         outcome: &TurnOutcome,
         delivered: Option<Arc<Delivered>>,
         idempotency: Option<Idempotency>,
-    ) {
+    ) -> TranscriptBuilder {
         let now = self.services.clock.now();
-        self.transcript.finish(&mut self.entries);
+        let entries = self.transcript.finish();
         let result = self.result(outcome, None, now);
         self.shared.spec.pace.add(now.since(self.progress.accepted_at));
         let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).clone().entered();
         let (updates, took) = (self.progress.updates, now.since(self.progress.accepted_at));
         log_ended(&self.shared.spec, self.prompt_id, outcome, self.carrier, updates, took);
         let report = self.report(outcome);
-        let end = self.row(EndStep::Agent, outcome, &result.clone().into_bounded_json(), &report, now);
+        let stored = result.clone().into_bounded_json();
+        let end = TurnEnd { entries, ..self.row(EndStep::Agent, outcome, &stored, &report, now) };
         let agent = AgentEnded {
             prompt_id: self.prompt_id,
             session_id: end.session_id,
@@ -400,12 +405,13 @@ impl Begun {
         let closing = self.services.closing.clone();
         let (registered, stop) =
             closing.register(end.session_id, self.prompt_id, idempotency, self.ended.subscribe());
-        let Self { services, shared, first_carrier, slot, ended, .. } = *self;
+        let Self { services, shared, first_carrier, slot, ended, transcript, .. } = *self;
         let begin = closing::Begin { services, shared, agent, first_carrier, slot, ended, registered, stop };
         closing::begin(begin, end, durable);
+        transcript
     }
 
-    /// The write that ends the turn, or its agent. Takes the rest of the transcript.
+    /// The write that ends the turn, or its agent, without the rest of the transcript.
     fn row(
         &mut self,
         step: EndStep,
@@ -427,7 +433,7 @@ impl Begun {
             state: outcome.state(),
             result: Some(Redacted::new(result.get())),
             error: None,
-            entries: std::mem::take(&mut self.entries),
+            entries: Vec::new(),
             skipped: None,
             now,
         }

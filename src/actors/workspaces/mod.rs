@@ -128,6 +128,7 @@ impl Workspaces {
         // Before anything is created: a full service must refuse without side effects.
         let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
         let services = &self.0.services;
+        let _folder = services.folders.open(&request.workspace)?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
@@ -169,6 +170,7 @@ impl Workspaces {
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
             return Err(store::failure(&cause));
         }
+        self.mark_stored(session_id);
         Ok(ready(session_id, request.workspace, prepared, facts, protocol))
     }
 
@@ -197,7 +199,12 @@ impl Workspaces {
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         // Never refused: the session was admitted when it was opened.
         let seat = self.0.capacity.admit_returning(&row.key.installation_id);
+        let _folder = services.folders.open(&row.key)?;
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
+        if workspace.removed.is_some() {
+            let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
+            written.map_err(|cause| store::failure(&cause))?;
+        }
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, mcp_servers)).await?;
@@ -207,6 +214,7 @@ impl Workspaces {
             restarts: row.restarts,
         };
         let facts = start(&supervised, spec, past, seat, None).await?;
+        self.mark_stored(row.session_id);
         let protocol = self.carrier_of(row.session_id);
         let change = SessionChange {
             state: Some(SessionState::Idle),
@@ -243,6 +251,7 @@ impl Workspaces {
             restarts: session.restarts,
         };
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
+        self.mark_stored(session.session_id);
         Ok(())
     }
 
@@ -309,6 +318,12 @@ impl Workspaces {
     /// Returns the changes in a session's workspace.
     pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
         self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(row) }).await
+    }
+
+    fn mark_stored(&self, id: SessionId) {
+        if let Some(live) = self.live(id) {
+            live.shared.mark_stored();
+        }
     }
 
     /// Returns the carrier of a session that has just started.

@@ -31,6 +31,8 @@ pub(crate) struct OpenSession {
     pub checkout: Option<Checkout>,
     /// An existing folder to use.
     pub path: Option<String>,
+    /// True if the folder of a new workspace is to be removed with its last session.
+    pub is_ephemeral: Option<bool>,
     /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
     /// ACP `mcpServers`, raw.
@@ -45,6 +47,11 @@ pub(crate) async fn find_or_make(
     request: &OpenSession,
 ) -> Result<(WorkspaceRow, PreparedWorkspace), Failure> {
     let store = &services.store;
+    let is_ephemeral = request.is_ephemeral.unwrap_or(false);
+    if is_ephemeral && request.path.is_some() {
+        let detail = "`path` and `ephemeral` exclude each other: a given folder is never removed";
+        return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+    }
     let found = store.workspace(request.workspace.clone()).await.map_err(|cause| store::failure(&cause))?;
     let new = NewWorkspace {
         key: request.workspace.clone(),
@@ -53,6 +60,7 @@ pub(crate) async fn find_or_make(
         branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
         path: request.path.clone(),
         permission_policy: request.permission_policy,
+        is_ephemeral,
         now: services.clock.now(),
     };
     let (folder_id, first) = match &found {
@@ -79,6 +87,7 @@ pub(crate) async fn find_or_make(
         let written = store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
         written.map_err(|cause| store::failure(&cause))?;
     }
+    let prepared = PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared };
     Ok((row, prepared))
 }
 
@@ -88,7 +97,9 @@ pub(crate) async fn prepare(
     row: &WorkspaceRow,
 ) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
-    workspace_client.prepare(&PrepareWorkspace { workspace: reference(row), agent: None, checkout }).await
+    let prepare = PrepareWorkspace { workspace: reference(row), agent: None, checkout };
+    let prepared = workspace_client.prepare(&prepare).await?;
+    Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
 }
 
 /// Rejects a request whose repository or path differs from that of the existing workspace.
@@ -97,6 +108,12 @@ fn check_same_folder(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Fa
     let repository = request.checkout.as_ref().map(|it| &it.repository);
     if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
         let detail = format!("the workspace {} already exists with a different repository or path", row.key);
+        return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+    }
+    let has_folder = row.removed.is_none();
+    if has_folder && request.is_ephemeral.is_some_and(|asked| asked != row.is_ephemeral) {
+        let is = if row.is_ephemeral { "ephemeral" } else { "kept" };
+        let detail = format!("the workspace {} already exists and is {is}", row.key);
         return Err(Failure::new(ErrorCode::InvalidRequest, detail));
     }
     Ok(())

@@ -113,6 +113,7 @@ async fn stage_with(
         branch: None,
         path: None,
         permission_policy: None,
+        is_ephemeral: false,
         now,
     };
     let new = NewSession {

@@ -1,9 +1,15 @@
 //! `[database]` and `[retention]`: where and for how long records are kept.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{check::Check, hidden};
+use crate::domain::{
+    ids::InstallationId,
+    retention::{HistoryAges, HistoryPart, history_parts},
+};
 
 /// Where sessions, turns, transcripts and audit records are kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,6 +63,30 @@ pub(crate) struct Retention {
     pub automation_runs_days: u64,
     /// Notifications and their webhook deliveries. An older cursor is reset.
     pub notifications_days: u64,
+    /// Sessions without an agent, by last use, once their turns and entries are removed; then their workspaces.
+    pub sessions_days: u64,
+    /// Turns with their results, by start. A turn that runs is kept, and one is kept for the 24 hours of its
+    /// `Idempotency-Key`.
+    pub turns_days: u64,
+    /// Entries of transcripts. A fresh agent gets the conversation from them.
+    pub transcripts_days: u64,
+    /// Folders of workspaces without a live session, by last use. The next session makes the folder again. A folder that
+    /// was given by `path` is never removed.
+    pub folders_days: u64,
+    /// Records of these removals. A year and a month.
+    pub removals_days: u64,
+    /// Other ages for the sessions, turns and transcripts of a tenant: `[retention.tenants.<installationId>]` with
+    /// `sessions_days`, `turns_days` and `transcripts_days`; one that is missing has the value above.
+    pub tenants: BTreeMap<String, TenantRetention>,
+}
+
+/// Ages of a tenant's history, in days; 0 keeps it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TenantRetention {
+    pub sessions_days: Option<u64>,
+    pub turns_days: Option<u64>,
+    pub transcripts_days: Option<u64>,
 }
 
 impl Default for Retention {
@@ -67,6 +97,42 @@ impl Default for Retention {
             capacity_alerts_days: 400,
             automation_runs_days: 400,
             notifications_days: 90,
+            sessions_days: 90,
+            turns_days: 90,
+            transcripts_days: 90,
+            folders_days: 30,
+            removals_days: 400,
+            tenants: BTreeMap::new(),
+        }
+    }
+}
+
+/// `None` for 0 days.
+fn age(days: u64) -> Option<Duration> {
+    (days > 0).then(|| Duration::from_secs(days.saturating_mul(24 * 3600)))
+}
+
+impl Retention {
+    /// Time without use after which folders are removed.
+    pub(crate) fn folders(&self) -> Option<Duration> {
+        age(self.folders_days)
+    }
+
+    /// The parts of a sweep over sessions, turns and transcripts.
+    pub(crate) fn history(&self) -> Vec<HistoryPart> {
+        let ages = |own: &TenantRetention| HistoryAges {
+            transcripts: age(own.transcripts_days.unwrap_or(self.transcripts_days)),
+            turns: age(own.turns_days.unwrap_or(self.turns_days)),
+            sessions: age(own.sessions_days.unwrap_or(self.sessions_days)),
+        };
+        let own = self.tenants.iter().filter_map(|(tenant, own)| Some((tenant.parse().ok()?, ages(own)))).collect();
+        history_parts(ages(&TenantRetention::default()), &own)
+    }
+
+    pub(super) fn validate(&self, check: &mut Check<'_>) {
+        for tenant in self.tenants.keys() {
+            let is_id = tenant.parse::<InstallationId>().is_ok();
+            check.require(is_id, format!("retention.tenants.{tenant}"), "must be an installationId");
         }
     }
 }

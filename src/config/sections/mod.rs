@@ -80,6 +80,7 @@ impl Config {
         let mut check = check::Check::new(origin_of);
         self.server.validate(&mut check, listeners);
         self.database.validate(&mut check);
+        self.retention.validate(&mut check);
         self.workspaces.validate(&mut check);
         self.runtime.validate(&mut check, listeners);
         self.agent.validate(&mut check, "agent");

@@ -2,9 +2,11 @@
 
 pub(crate) mod agent_error;
 pub(crate) mod outcome;
+pub(crate) mod payload;
 pub(crate) mod prompt;
 pub(crate) mod replay;
 pub(crate) mod transcript;
+pub(crate) mod update;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -12,7 +14,7 @@ use serde_json::value::RawValue;
 use self::{
     agent_error::classify_agent_error,
     outcome::{ErrorCode, Failure},
-    transcript::UpdateView,
+    update::UpdateView,
 };
 use super::{clock::Timestamp, text, words::words};
 use crate::acp::{jsonrpc::RpcError, schema::StopReason};
@@ -227,6 +229,8 @@ pub(crate) struct TurnProgress {
     pub message: String,
     /// True once the message was cut.
     pub message_cut: bool,
+    /// The first half of a character at the end of the message.
+    message_half: Option<u16>,
     /// Token counts, once the agent has reported them.
     pub usage: Option<Usage>,
     /// At most [`MAX_DIAGNOSTICS`].
@@ -263,6 +267,7 @@ impl TurnProgress {
             has_output: false,
             message: String::new(),
             message_cut: false,
+            message_half: None,
             usage: None,
             diagnostics: Vec::new(),
             stray_lines: 0,
@@ -273,10 +278,12 @@ impl TurnProgress {
     pub(crate) fn take(&mut self, view: Option<&UpdateView>, now: Timestamp) {
         self.on_update(now);
         self.has_output |= view.is_some_and(is_output);
-        if let Some(UpdateView { kind, text: Some(text) }) = view
+        if let Some(UpdateView { kind, text: Some(text), .. }) = view
             && kind == "agent_message_chunk"
         {
-            self.on_message_text(text);
+            let mut half = self.message_half.take();
+            self.on_message_text(&text.after(&mut half));
+            self.message_half = half;
         }
     }
 

@@ -184,18 +184,6 @@ fn words_of_block(block: &RawValue) -> Option<String> {
     text.or(uri).or(embedded)
 }
 
-/// The text of a content block of type `text`; `None` for any other value.
-pub(crate) fn text_of_block(block: &RawValue) -> Option<String> {
-    #[derive(Deserialize)]
-    struct TextBlock {
-        #[serde(rename = "type")]
-        kind: String,
-        text: Option<String>,
-    }
-    let block: TextBlock = serde_json::from_str(block.get()).ok()?;
-    if block.kind == "text" { block.text } else { None }
-}
-
 fn text_block(text: &str) -> Box<RawValue> {
     to_raw(&json!({"type": "text", "text": text}))
 }

@@ -8,7 +8,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{prompt::CONTEXT_HEADING, transcript::UpdateView};
+use super::{prompt::CONTEXT_HEADING, update::UpdateView};
 use crate::domain::{redaction::Redacted, text};
 
 /// The end of a user's message that is compared with stored prompts, in bytes; longer prompts are not recognised, and

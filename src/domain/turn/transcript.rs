@@ -1,9 +1,20 @@
-//! The transcript: one entry for each message, thought, tool call or other update of a conversation.
+//! The transcript: one entry for each message, thought, tool call or other state of a conversation. Later updates of a
+//! message, tool call or plan change its entry.
 
-use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
 use serde_json::value::RawValue;
 
-use super::prompt::text_of_block;
+use super::{
+    payload::Payload,
+    update::{ChunkText, UpdateView, view_update},
+};
 use crate::domain::{redaction::Redacted, text};
 
 /// One entry, redacted and ready to be persisted.
@@ -16,12 +27,42 @@ pub(crate) struct TranscriptEntry {
     pub text: Redacted,
     /// The raw update, if it is not just text.
     pub payload: Option<Redacted>,
+    /// The agent's id of the message; longer messages have several entries.
+    pub message_id: Option<String>,
+    /// Set for an entry that later updates may change.
+    pub place: Option<EntryPlace>,
+}
+
+/// Identifies the row of an entry that is written more than once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EntryPlace {
+    seq: Arc<AtomicI64>,
+    /// True if an earlier write has the entry, so that this one changes its row.
+    pub revises: bool,
+}
+
+impl EntryPlace {
+    /// Number of the entry's row; 0 before its first write.
+    pub(crate) fn seq(&self) -> i64 {
+        self.seq.load(Ordering::Acquire)
+    }
+
+    /// Records the number of the entry's row. Only for the writer, whose writes are in the order of the changes.
+    pub(crate) fn assign(&self, seq: i64) {
+        self.seq.store(seq, Ordering::Release);
+    }
 }
 
 impl TranscriptEntry {
     /// An entry without a payload.
     pub(crate) fn text(event_type: &str, text: &str) -> Self {
-        Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: None }
+        Self {
+            event_type: event_type.to_owned(),
+            text: Redacted::new(text),
+            payload: None,
+            message_id: None,
+            place: None,
+        }
     }
 
     pub(crate) fn with_text(self, text: &str) -> Self {
@@ -34,154 +75,406 @@ impl TranscriptEntry {
     }
 
     pub(crate) fn with_payload(event_type: &str, text: &str, payload: &str) -> Self {
-        Self { event_type: event_type.to_owned(), text: Redacted::new(text), payload: Some(Redacted::new(payload)) }
+        Self { payload: Some(Redacted::new(payload)), ..Self::text(event_type, text) }
     }
 }
 
-/// The longest text of one entry, in bytes; a longer message becomes several entries. A page of 50 entries stays within a
-/// few megabytes.
+/// An entry of a turn that is on disk, as a resumed turn needs it.
+#[derive(Debug, Clone)]
+pub(crate) struct KeptEntry {
+    pub seq: i64,
+    pub event_type: String,
+    pub text: String,
+    pub payload: Option<String>,
+    pub message_id: Option<String>,
+}
+
+/// The longest text or payload of one entry, in bytes; a longer message becomes several entries, and a longer payload is
+/// cut. A page of 50 entries stays within a few megabytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 64 * 1024;
 /// The most entries of one turn; one last entry counts those that were dropped. A long turn of a real agent makes some
 /// hundreds.
 pub(crate) const MAX_ENTRIES_PER_TURN: usize = 10_000;
+/// Tool calls and other states that are kept in memory for later updates; the update of an older one becomes an entry of
+/// its own. Agents run a handful of calls at once.
+pub(crate) const MAX_TRACKED: usize = 64;
+/// Bytes of these states, at most: eight of the largest.
+const MAX_TRACKED_BYTES: usize = 8 * MAX_ENTRY_BYTES;
+/// The longest id of a message or tool call that is compared and stored, in bytes. Known agents use UUIDs and names of a
+/// few dozen characters.
+const MAX_ID_BYTES: usize = 256;
 
-/// The parts of an update that the transcript needs.
+/// Kinds of updates that replace what an earlier update of the kind said; each has one entry per turn.
+const STATES: [&str; 3] = ["plan", "usage_update", "session_info_update"];
+/// No part of a conversation: agents send the list of their commands with every session.
+const COMMANDS: &str = "available_commands_update";
+
 #[derive(Debug)]
-pub(crate) struct UpdateView {
-    /// The value of `sessionUpdate`.
-    pub kind: String,
-    /// The text of a chunk; `None` for other kinds.
-    pub text: Option<String>,
+enum Body {
+    Message {
+        text: String,
+        /// The first half of a character at the end of `text`.
+        half: Option<u16>,
+        message_id: Option<String>,
+    },
+    Call {
+        id: String,
+        payload: Payload,
+    },
+    /// One of [`STATES`].
+    State(Payload),
 }
 
-/// Parses kind and text of an update; `None` if it has no `sessionUpdate`.
-pub(crate) fn view_update(update: &RawValue) -> Option<UpdateView> {
-    #[derive(Deserialize)]
-    struct Update<'a> {
-        #[serde(rename = "sessionUpdate")]
-        kind: String,
-        #[serde(borrow)]
-        content: Option<&'a RawValue>,
+/// An entry that may change.
+#[derive(Debug)]
+struct Growing {
+    event_type: String,
+    body: Body,
+    place: EntryPlace,
+    /// True while a change waits for its write.
+    is_pending: bool,
+    /// True if the turn has too many entries, so that this one is not written.
+    is_left_out: bool,
+}
+
+impl Growing {
+    fn size_bytes(&self) -> usize {
+        match &self.body {
+            Body::Message { text, .. } => text.len(),
+            Body::Call { payload, .. } | Body::State(payload) => payload.size_bytes(),
+        }
     }
-    let update: Update<'_> = serde_json::from_str(update.get()).ok()?;
-    let text = update.kind.ends_with("_chunk").then_some(update.content).flatten().and_then(text_of_block);
-    Some(UpdateView { kind: update.kind, text })
+
+    /// The entry as of now; later ones change its row.
+    fn render(&mut self) -> TranscriptEntry {
+        let place = self.place.clone();
+        self.place.revises = true;
+        let event_type = &self.event_type;
+        let (text, payload, message_id) = match &mut self.body {
+            Body::Message { text, message_id, .. } => (text.as_str(), None, message_id.clone()),
+            Body::Call { payload, .. } | Body::State(payload) => ("", Some(payload.render(MAX_ENTRY_BYTES)), None),
+        };
+        let entry = match payload {
+            Some(payload) => TranscriptEntry::with_payload(event_type, text, &payload),
+            None => TranscriptEntry::text(event_type, text),
+        };
+        TranscriptEntry { message_id, place: Some(place), ..entry }
+    }
 }
 
-/// Converts the updates of one turn into entries; consecutive chunks of one message become one entry.
+#[derive(Debug)]
+enum Pending {
+    Entry(TranscriptEntry),
+    /// The id of a growing entry.
+    Growing(u64),
+}
+
+/// Converts the updates of one turn into entries: consecutive chunks of one message become one entry, and so do the
+/// updates of one tool call. Entries are taken for a write whenever the caller likes; a later change of one that was
+/// taken is taken again, as a revision.
 #[derive(Debug, Default)]
 pub(crate) struct TranscriptBuilder {
-    open: Option<(String, String)>,
+    growing: BTreeMap<u64, Growing>,
+    next_id: u64,
+    /// The message to which the next chunk may belong.
+    open: Option<u64>,
+    /// In the order of their first change since they were last taken.
+    pending: VecDeque<Pending>,
     made: usize,
     omitted: u64,
 }
 
 impl TranscriptBuilder {
-    /// Adds one update; entries that it completes are appended to `out`.
-    pub(crate) fn on_update(&mut self, view: &UpdateView, raw: &RawValue, out: &mut Vec<TranscriptEntry>) {
-        let Some(text) = &view.text else {
-            self.close(out);
-            // Agents send a list of commands with every session; it is no part of the conversation.
-            if view.kind != "available_commands_update" {
-                let payload = text::cut_bytes(raw.get(), MAX_ENTRY_BYTES);
-                let entry = if payload.len() < raw.get().len() {
-                    TranscriptEntry::text(&view.kind, payload)
-                } else {
-                    TranscriptEntry::with_payload(&view.kind, "", payload)
-                };
-                self.emit(entry, out);
+    /// Continues a turn of which these entries are on disk, the oldest first.
+    pub(crate) fn resume(kept: &[KeptEntry]) -> Self {
+        let mut builder = Self { made: kept.len(), ..Self::default() };
+        for (index, entry) in kept.iter().enumerate() {
+            let raw = entry.payload.as_ref().and_then(|payload| RawValue::from_string(payload.clone()).ok());
+            let call_id = raw.as_deref().and_then(view_update).and_then(|view| view.call_id);
+            let is_newest = index + 1 == kept.len();
+            let body = match (raw, call_id) {
+                (Some(raw), Some(id)) => Body::Call { id: bounded_id(&id), payload: Payload::new(&raw) },
+                (Some(raw), None) if STATES.contains(&entry.event_type.as_str()) => Body::State(Payload::new(&raw)),
+                (None, _) if is_newest && matches!(entry.event_type.as_str(), "agent_message" | "agent_thought") => {
+                    Body::Message { text: entry.text.clone(), half: None, message_id: entry.message_id.clone() }
+                }
+                _ => continue,
+            };
+            let is_message = matches!(body, Body::Message { .. });
+            let id = builder.insert(&entry.event_type, body);
+            builder.open = is_message.then_some(id);
+            if let Some(growing) = builder.growing.get_mut(&id) {
+                growing.place.assign(entry.seq);
+                growing.place.revises = true;
             }
-            return;
+        }
+        builder
+    }
+
+    /// Adds one update.
+    pub(crate) fn on_update(&mut self, view: &UpdateView, raw: &RawValue) {
+        if let Some(text) = &view.text {
+            let event_type = view.kind.strip_suffix("_chunk").unwrap_or(&view.kind);
+            return self.on_text(event_type, view.message_id.as_deref().map(bounded_id), text);
+        }
+        self.separate();
+        match &view.call_id {
+            Some(id) => self.on_call(&view.kind, &bounded_id(id), raw),
+            None if STATES.contains(&view.kind.as_str()) => self.on_state(&view.kind, raw),
+            None if view.kind == COMMANDS => {}
+            None => {
+                let payload = Payload::new(raw).render(MAX_ENTRY_BYTES);
+                self.emit(TranscriptEntry::with_payload(&view.kind, "", &payload));
+            }
+        }
+    }
+
+    /// Adds an entry of this service.
+    pub(crate) fn note(&mut self, entry: TranscriptEntry) {
+        self.separate();
+        self.pending.push_back(Pending::Entry(entry));
+    }
+
+    /// True if the update changes a tool call or message of this turn.
+    pub(crate) fn knows(&self, view: &UpdateView) -> bool {
+        if view.call_id.is_none() && view.message_id.is_none() {
+            return false;
+        }
+        let (call, message) = (view.call_id.as_deref().map(bounded_id), view.message_id.as_deref().map(bounded_id));
+        self.growing.values().any(|growing| match &growing.body {
+            Body::Call { id, .. } => call.as_ref() == Some(id),
+            Body::Message { message_id, .. } => message.is_some() && message == *message_id,
+            Body::State(_) => false,
+        })
+    }
+
+    /// Number of entries that wait for a write, without the message that still grows.
+    pub(crate) fn waiting(&self) -> usize {
+        let is_open = |pending: &Pending| matches!(pending, Pending::Growing(id) if Some(*id) == self.open);
+        self.pending.iter().filter(|pending| !is_open(pending)).count()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Bytes of the entries that wait for a write.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        let size = |pending: &Pending| match pending {
+            Pending::Entry(entry) => entry.size_bytes(),
+            Pending::Growing(id) => self.growing.get(id).map_or(0, Growing::size_bytes),
         };
-        let event_type = view.kind.strip_suffix("_chunk").unwrap_or(&view.kind);
-        if self.open.as_ref().is_some_and(|(open, _)| open != event_type) {
-            self.close(out);
-        }
-        let mut rest = text.as_str();
-        while !rest.is_empty() {
-            let (_, joined) = self.open.get_or_insert_with(|| (event_type.to_owned(), String::new()));
-            let part = text::cut_bytes(rest, MAX_ENTRY_BYTES - joined.len());
-            joined.push_str(part);
-            rest = &rest[part.len()..];
-            if !rest.is_empty() {
-                self.close(out);
+        self.pending.iter().map(size).sum()
+    }
+
+    /// True while a character is cut: its first half has no place in an entry, so that a write now would not cover the
+    /// chunk.
+    pub(crate) fn is_in_character(&self) -> bool {
+        let open = self.open.and_then(|id| self.growing.get(&id));
+        open.is_some_and(|open| matches!(open.body, Body::Message { half: Some(_), .. }))
+    }
+
+    /// Takes every entry that was added or changed since the last call, the growing message included.
+    pub(crate) fn take(&mut self) -> Vec<TranscriptEntry> {
+        let mut taken: Vec<TranscriptEntry> = Vec::with_capacity(self.pending.len());
+        let mut places = HashMap::new();
+        for pending in std::mem::take(&mut self.pending) {
+            let entry = match pending {
+                Pending::Entry(entry) => entry,
+                Pending::Growing(id) => {
+                    let Some(growing) = self.growing.get_mut(&id) else { continue };
+                    growing.is_pending = false;
+                    growing.render()
+                }
+            };
+            // An entry that was put back and then changed is written once.
+            let place = entry.place.as_ref().map(|place| Arc::as_ptr(&place.seq));
+            match place.map(|place| *places.entry(place).or_insert(taken.len())) {
+                Some(index) if index < taken.len() => {
+                    let place = taken[index].place.take();
+                    taken[index] = TranscriptEntry { place, ..entry };
+                }
+                _ => taken.push(entry),
             }
         }
+        self.forget();
+        taken
     }
 
-    /// Completes the open message, if any. Called at the end of the turn and before an entry of this service.
-    pub(crate) fn close(&mut self, out: &mut Vec<TranscriptEntry>) {
-        if let Some((event_type, text)) = self.open.take() {
-            self.emit(TranscriptEntry::text(&event_type, &text), out);
+    /// Returns entries that could not be written, ahead of newer ones.
+    pub(crate) fn put_back(&mut self, entries: Vec<TranscriptEntry>) {
+        for entry in entries.into_iter().rev() {
+            self.pending.push_front(Pending::Entry(entry));
         }
     }
 
-    /// Completes the open message and reports dropped entries; called once, at the end of the turn.
-    pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
-        self.close(out);
+    /// Reports dropped entries and takes everything; called at the end of the turn. Later updates of the turn may follow.
+    pub(crate) fn finish(&mut self) -> Vec<TranscriptEntry> {
+        self.complete_character();
         if self.omitted > 0 {
-            let text = format!("{} more entries of this turn were left out", self.omitted);
-            out.push(TranscriptEntry::text("info", &text));
+            let text = format!("{} more entries of this turn were left out", std::mem::take(&mut self.omitted));
+            self.pending.push_back(Pending::Entry(TranscriptEntry::text("info", &text)));
+        }
+        self.take()
+    }
+
+    fn on_text(&mut self, event_type: &str, message_id: Option<String>, chunk: &ChunkText) {
+        let continues = |growing: &Growing| match &growing.body {
+            Body::Message { message_id: open, .. } => growing.event_type == event_type && *open == message_id,
+            _ => false,
+        };
+        if !self.open.and_then(|id| self.growing.get(&id)).is_some_and(continues) {
+            if *chunk == ChunkText::default() {
+                return;
+            }
+            self.close();
+            self.open = Some(self.begin_message(event_type, message_id.clone()));
+        }
+        let mut half = self.set_half(None);
+        let added = chunk.after(&mut half);
+        let mut rest = added.as_ref();
+        while !rest.is_empty() {
+            let part = self.push(rest);
+            rest = &rest[part..];
+            if !rest.is_empty() {
+                self.close();
+                self.open = Some(self.begin_message(event_type, message_id.clone()));
+            }
+        }
+        self.set_half(half);
+    }
+
+    fn begin_message(&mut self, event_type: &str, message_id: Option<String>) -> u64 {
+        let is_left_out = !self.has_room();
+        let id = self.insert(event_type, Body::Message { text: String::new(), half: None, message_id });
+        if let Some(growing) = self.growing.get_mut(&id) {
+            growing.is_left_out = is_left_out;
+        }
+        id
+    }
+
+    /// Adds as much of `text` to the open message as it takes, and returns the number of bytes.
+    fn push(&mut self, text: &str) -> usize {
+        let Some(open) = self.open else { return text.len() };
+        let Some(Growing { body: Body::Message { text: joined, .. }, .. }) = self.growing.get_mut(&open) else {
+            return text.len();
+        };
+        let part = text::cut_bytes(text, MAX_ENTRY_BYTES - joined.len());
+        joined.push_str(part);
+        if !part.is_empty() {
+            self.mark(open);
+        }
+        part.len()
+    }
+
+    fn set_half(&mut self, new: Option<u16>) -> Option<u16> {
+        match self.open.and_then(|id| self.growing.get_mut(&id)) {
+            Some(Growing { body: Body::Message { half, .. }, .. }) => std::mem::replace(half, new),
+            _ => None,
         }
     }
 
-    fn emit(&mut self, entry: TranscriptEntry, out: &mut Vec<TranscriptEntry>) {
-        if self.made < MAX_ENTRIES_PER_TURN {
+    fn complete_character(&mut self) {
+        if self.set_half(None).is_some() {
+            self.push("\u{FFFD}");
+        }
+    }
+
+    /// Ends the open message.
+    fn close(&mut self) {
+        self.complete_character();
+        self.open = None;
+    }
+
+    /// Ends the open message unless it has an id: then it may continue behind the update that follows.
+    fn separate(&mut self) {
+        let has_id = |growing: &Growing| matches!(&growing.body, Body::Message { message_id: Some(_), .. });
+        if !self.open.and_then(|id| self.growing.get(&id)).is_some_and(has_id) {
+            self.close();
+        }
+    }
+
+    fn on_call(&mut self, kind: &str, call_id: &str, raw: &RawValue) {
+        let of_call = |growing: &&mut Growing| matches!(&growing.body, Body::Call { id, .. } if id == call_id);
+        if let Some(Growing { body: Body::Call { payload, .. }, .. }) = self.growing.values_mut().find(of_call) {
+            payload.merge(raw);
+        } else if self.has_room() {
+            self.insert(kind, Body::Call { id: call_id.to_owned(), payload: Payload::new(raw) });
+        }
+        let changed = self.growing.iter().find(|(_, it)| matches!(&it.body, Body::Call { id, .. } if id == call_id));
+        if let Some(id) = changed.map(|(id, _)| *id) {
+            self.mark(id);
+        }
+    }
+
+    fn on_state(&mut self, kind: &str, raw: &RawValue) {
+        let of_kind =
+            |(_, growing): &(&u64, &Growing)| growing.event_type == kind && matches!(growing.body, Body::State(_));
+        let known = self.growing.iter().find(of_kind).map(|(id, _)| *id);
+        let id = match known {
+            Some(id) => id,
+            None if self.has_room() => self.insert(kind, Body::State(Payload::new(raw))),
+            None => return,
+        };
+        if let Some(growing) = self.growing.get_mut(&id) {
+            growing.body = Body::State(Payload::new(raw));
+        }
+        self.mark(id);
+    }
+
+    fn insert(&mut self, event_type: &str, body: Body) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let (event_type, place) = (event_type.to_owned(), EntryPlace::default());
+        self.growing.insert(id, Growing { event_type, body, place, is_pending: false, is_left_out: false });
+        id
+    }
+
+    /// Marks an entry as changed.
+    fn mark(&mut self, id: u64) {
+        if let Some(growing) = self.growing.get_mut(&id).filter(|growing| !growing.is_left_out)
+            && !std::mem::replace(&mut growing.is_pending, true)
+        {
+            self.pending.push_back(Pending::Growing(id));
+        }
+    }
+
+    fn emit(&mut self, entry: TranscriptEntry) {
+        if self.has_room() {
+            self.pending.push_back(Pending::Entry(entry));
+        }
+    }
+
+    /// Counts one more entry; false if the turn has too many.
+    fn has_room(&mut self) -> bool {
+        let has_room = self.made < MAX_ENTRIES_PER_TURN;
+        if has_room {
             self.made += 1;
-            out.push(entry);
         } else {
             self.omitted += 1;
         }
+        has_room
     }
+
+    /// Drops entries that no update can change any more, and the oldest of too many others.
+    fn forget(&mut self) {
+        let open = self.open;
+        self.growing.retain(|id, growing| {
+            growing.is_pending || Some(*id) == open || !matches!(growing.body, Body::Message { .. })
+        });
+        let mut bytes: usize = self.growing.values().map(Growing::size_bytes).sum();
+        while self.growing.len() > MAX_TRACKED || bytes > MAX_TRACKED_BYTES {
+            let oldest = self.growing.iter().find(|(id, growing)| !growing.is_pending && Some(**id) != open);
+            let Some((id, size)) = oldest.map(|(id, growing)| (*id, growing.size_bytes())) else { break };
+            self.growing.remove(&id);
+            bytes -= size;
+        }
+    }
+}
+
+fn bounded_id(id: &str) -> String {
+    text::cut_bytes(id, MAX_ID_BYTES).to_owned()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feed(builder: &mut TranscriptBuilder, json: &str, out: &mut Vec<TranscriptEntry>) {
-        let raw = RawValue::from_string(json.to_owned()).unwrap();
-        builder.on_update(&view_update(&raw).unwrap(), &raw, out);
-    }
-
-    fn chunk(kind: &str, text: &str) -> String {
-        format!(r#"{{"sessionUpdate":"{kind}","content":{{"type":"text","text":"{text}"}}}}"#)
-    }
-
-    #[test]
-    fn consecutive_chunks_are_one_entry_and_other_updates_separate_them() {
-        let (mut builder, mut out) = (TranscriptBuilder::default(), Vec::new());
-        feed(&mut builder, &chunk("agent_message_chunk", "a"), &mut out);
-        feed(&mut builder, &chunk("agent_message_chunk", "b"), &mut out);
-        feed(&mut builder, &chunk("agent_thought_chunk", "hm"), &mut out);
-        feed(&mut builder, r#"{"sessionUpdate":"tool_call","toolCallId":"1","title":"t"}"#, &mut out);
-        feed(&mut builder, &chunk("agent_message_chunk", "c"), &mut out);
-        builder.finish(&mut out);
-        let seen: Vec<_> = out.iter().map(|entry| (entry.event_type.as_str(), entry.text.as_str())).collect();
-        assert_eq!(
-            seen,
-            [("agent_message", "ab"), ("agent_thought", "hm"), ("tool_call", ""), ("agent_message", "c")]
-        );
-    }
-
-    #[test]
-    fn long_message_becomes_several_entries_without_loss() {
-        let (mut builder, mut out) = (TranscriptBuilder::default(), Vec::new());
-        let long = "é".repeat(MAX_ENTRY_BYTES);
-        feed(&mut builder, &chunk("agent_message_chunk", &long), &mut out);
-        builder.finish(&mut out);
-        assert!(out.len() >= 2 && out.iter().all(|entry| entry.text.as_str().len() <= MAX_ENTRY_BYTES));
-        assert_eq!(out.iter().map(|entry| entry.text.as_str()).collect::<String>(), long);
-    }
-
-    #[test]
-    fn flood_of_updates_makes_a_bounded_number_of_entries() {
-        let (mut builder, mut out) = (TranscriptBuilder::default(), Vec::new());
-        for _ in 0..MAX_ENTRIES_PER_TURN + 5 {
-            feed(&mut builder, r#"{"sessionUpdate":"unheard_of"}"#, &mut out);
-        }
-        builder.finish(&mut out);
-        assert_eq!(out.len(), MAX_ENTRIES_PER_TURN + 1);
-        assert!(out.last().unwrap().text.as_str().starts_with("5 more"));
-    }
-}
+mod tests;

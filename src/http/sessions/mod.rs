@@ -72,6 +72,7 @@ pub(crate) async fn new_session(state: web::Data<HttpState>, body: Body) -> Resu
         enable_git_ops: enable_git_ops && body.mode == Mode::Development,
         checkout: body.repository.map(|repository| Checkout { repository, branch: body.branch }),
         path: body.path,
+        is_ephemeral: body.ephemeral,
         permission_policy: body.permission_policy,
         mcp_servers,
     };

@@ -19,7 +19,7 @@ use crate::{
         problem::ApiError,
         request::{find_session, page, page_size, path_id},
     },
-    store::{self, SessionFilter, SessionRow, WorkspaceFilter},
+    store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter},
 };
 
 /// The most pages of rows read for one page of sessions in a given state.
@@ -78,7 +78,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
     }
 }
 
-/// Persisted entries of the conversation, oldest first.
+/// Persisted entries of the conversation, oldest first, or in the order of their newest change (`changedAfter`).
 #[utoipa::path(
     get,
     path = "/acp/session/{id}/transcript",
@@ -97,19 +97,37 @@ pub(crate) async fn get_transcript(
     let id: SessionId = path_id(&id, "session")?;
     find_session(&state, id).await?;
     let limit = page_size(&state, query.limit)?;
-    let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not a cursor of this transcript");
-    let after = query.cursor.as_deref().map_or(Ok(0), str::parse::<u64>).map_err(bad)?;
-    let rows = state.workspaces.services().store.transcript(id, after, limit).await?;
-    let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.seq.to_string()) };
-    let entries = rows.into_iter().map(|row| TranscriptItem {
-        seq: i64::try_from(row.seq).unwrap_or(i64::MAX),
+    let store = &state.workspaces.services().store;
+    let (rows, next_cursor) = match (query.changed_after, query.cursor.as_deref()) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::new(ErrorCode::InvalidRequest, "cursor: not possible together with changedAfter"));
+        }
+        (Some(after), None) => (store.transcript_changes(id, after, limit).await?, None),
+        (None, cursor) => {
+            let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not a cursor of this transcript");
+            let after = cursor.map_or(Ok(0), str::parse::<u64>).map_err(bad)?;
+            let rows = store.transcript(id, after, limit).await?;
+            let next_cursor = rows.last().filter(|_| rows.len() == limit).map(|row| row.seq.to_string());
+            (rows, next_cursor)
+        }
+    };
+    let entries = rows.into_iter().map(transcript_item).collect();
+    Ok(web::Json(TranscriptPage { entries, next_cursor }))
+}
+
+fn transcript_item(row: TranscriptRow) -> TranscriptItem {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    TranscriptItem {
+        seq: number(row.seq),
+        revision: number(row.revision),
+        changed: number(row.changed),
         prompt_id: row.prompt_id,
         event_type: row.entry.event_type,
         text: row.entry.text.into_string(),
+        message_id: row.entry.message_id,
         payload: row.entry.payload.and_then(|payload| RawValue::from_string(payload.into_string()).ok()),
         created_at: row.created.to_string(),
-    });
-    Ok(web::Json(TranscriptPage { entries: entries.collect(), next_cursor }))
+    }
 }
 
 /// Changes in the workspace of a session since it was prepared.

@@ -38,7 +38,7 @@ use crate::{
             outcome::{ErrorClass, ErrorCode, Failure},
             prompt::Prompt,
             read_prompt_end,
-            transcript::view_update,
+            update::view_update,
         },
     },
     runtime::agents::{Agents, Place},

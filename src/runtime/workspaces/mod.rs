@@ -25,7 +25,9 @@ use self::{
     repository::{Repository, check_branch},
 };
 use crate::{
-    contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceDiff, WorkspaceRef},
+    contract::runtime::{
+        Checkout, PrepareWorkspace, PreparedWorkspace, RemovedWorkspace, WorkspaceDiff, WorkspaceRef,
+    },
     domain::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
@@ -143,6 +145,37 @@ impl Workspaces {
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
         baseline.diff(&self.git, &folder, self.diff_bytes).await
+    }
+
+    /// Removes a workspace with its baseline. Its files are deleted later, by a thread.
+    ///
+    /// # Errors
+    /// `path_not_allowed` for a folder that a caller gave by `path`, and `workspace_unavailable` if the file system fails.
+    /// A retry is safe.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have removed the workspace.
+    pub(crate) async fn remove(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<RemovedWorkspace, Failure> {
+        if workspace.path.is_some() {
+            let detail = "a folder that was given by `path` is never removed";
+            return Err(Failure::new(ErrorCode::PathNotAllowed, detail));
+        }
+        let folder = self.folder(workspace.folder_id);
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        let baseline = self.allowed.root().join(BASELINES).join(workspace.folder_id.to_string());
+        let incoming = self.allowed.root().join(INCOMING);
+        let mut removed = false;
+        for (path, is_workspace) in [(folder, true), (baseline, false)] {
+            if tokio::fs::symlink_metadata(&path).await.is_err() {
+                continue;
+            }
+            // Moved away first, so that the workspace is removed at once; the drop deletes it.
+            let target = Incoming { folder: incoming.join(uuid::Uuid::new_v4().to_string()) };
+            tokio::fs::rename(&path, &target.folder).await.map_err(|cause| unavailable("workspace", &cause))?;
+            removed |= is_workspace;
+        }
+        Ok(RemovedWorkspace { removed })
     }
 
     async fn prepare_path(self: &Arc<Self>, path: String) -> Result<PreparedWorkspace, Failure> {

@@ -197,7 +197,7 @@ const ID_SLACK_US: i64 = 60 * 60 * 1_000_000;
 
 /// The least id of a turn of a time, less or more the slack: ids are UUIDs of version 7, which begin with the time in
 /// milliseconds. So a period is found without an index of its own, which each turn would pay for.
-fn id_of(time: Timestamp, slack: i64) -> String {
+pub(in crate::store) fn id_of(time: Timestamp, slack: i64) -> String {
     let ms = time.0.saturating_add(slack * ID_SLACK_US).div_euclid(1000).clamp(0, (1 << 48) - 1);
     format!("{:08x}-{:04x}-0000-0000-000000000000", ms >> 16, ms & 0xffff)
 }

@@ -346,7 +346,12 @@ both_databases! {
         for us in [3, 9_000_000] {
             store.record_connection_event(event(&lasting, ConnectionStatus::Degraded, us)).await.unwrap();
         }
+        let removal = |n: i32| {
+            let at = at(i64::from(n) * 1_000_000).0;
+            format!("INSERT INTO removals VALUES ('{n}', 'acme', NULL, 'turns', 'retention', 'a', 'r', 1, {at});")
+        };
         let rows = (0..4).map(|n| run(n, "acme", "s", i64::from(n) * 1_000_000) + &notification(n, "acme", i64::from(n)));
+        let rows = rows.chain((0..4).map(removal));
         let session = new_session(0).session_id.to_string();
         let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
         sql(&store, "UPDATE notification_streams SET head = 1000;".to_owned() + &rows).await;
@@ -359,7 +364,7 @@ both_databases! {
             pruned.push((first, store.prune(what, two_seconds, 1000).await.unwrap()));
             assert_eq!(store.prune(what, two_seconds, 1000).await, Ok(0));
         }
-        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
+        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
         let left = store.connections(of("acme"), all()).await.unwrap();
         assert_eq!(left.iter().map(|row| (row.created_at, row.transitions.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);

@@ -292,6 +292,7 @@ pub(super) fn new_workspace(key: &WorkspaceKey, us: i64) -> NewWorkspace {
         branch: None,
         path: None,
         permission_policy: None,
+        is_ephemeral: false,
         now: at(us),
     }
 }

@@ -3,6 +3,7 @@
 mod audit;
 mod capacity_alerts;
 mod fixture;
+mod history;
 mod identity;
 mod lists;
 mod migration_runs;
@@ -14,6 +15,7 @@ mod session_story;
 mod sessions;
 mod statements;
 mod storms;
+mod transcript;
 mod turns;
 mod upgrade;
 mod webhook_deliveries;

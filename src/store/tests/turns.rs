@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::fixture::*;
-use crate::store::turns::IDEMPOTENCY_PERIOD;
+use crate::domain::retention::IDEMPOTENCY_PERIOD;
 use crate::{
     contract::audit::AutomationRunItem,
     domain::{

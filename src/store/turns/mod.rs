@@ -4,8 +4,6 @@ pub(crate) mod outcomes;
 pub(crate) mod recovery;
 mod replayable;
 
-use std::time::Duration;
-
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
 };
@@ -30,14 +28,11 @@ use crate::{
         ids::{PromptId, SessionId, WorkspaceKey},
         notify::notification::SessionNotice,
         redaction::Redacted,
+        retention::IDEMPOTENCY_PERIOD,
         routing::Route,
         turn::{TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
     },
 };
-
-/// Time that an `Idempotency-Key` is remembered (required: 24 h). After that the key is free again, whatever the turn's
-/// outcome.
-pub(crate) const IDEMPOTENCY_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An idempotency key with the digest of its request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -531,14 +526,7 @@ impl Store {
                 .filter(transcript_entries::event_type.eq_any(NOTES))
                 .order(transcript_entries::seq.desc())
                 .limit(columns::limit(most))
-                .select((
-                    transcript_entries::seq,
-                    transcript_entries::prompt_id,
-                    transcript_entries::event_type,
-                    transcript_entries::text,
-                    transcript_entries::payload,
-                    transcript_entries::created_us,
-                ))
+                .select(transcript::COLUMNS)
                 .load(connection)?;
             records.into_iter().map(transcript::Record::read).collect()
         })

@@ -117,6 +117,13 @@ fn read(frame: &str) -> Read {
         Ok(message) => message,
         Err(cause) => return Read::Event(AgentEvent::Violation(format!("{cause}: {}", quoted(frame)))),
     };
+    // Some agents write `"id": null` into notifications; an update has no answer, so it is one all the same.
+    let message = match message {
+        Message::Request { id: RequestId::Null, method, params } if method == client_method::SESSION_UPDATE => {
+            Message::Notification { method, params }
+        }
+        message => message,
+    };
     Read::Event(match message {
         Message::Notification { method, params } => match &*method {
             client_method::SESSION_UPDATE => match update_of(params) {

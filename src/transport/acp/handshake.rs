@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
@@ -18,6 +18,7 @@ use crate::{
         agent_error::classify_agent_error,
         outcome::{ErrorCode, Failure},
         prompt::Kinds,
+        update::view_update,
     },
     transport::{
         AgentEvent, AgentFacts, CloseReason, Delivered, OpenRequest, OpenedSession,
@@ -85,6 +86,42 @@ fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T
     })
 }
 
+/// Bytes of updates that are kept until the handshake is over, at most. Lists of commands are the largest of them, with
+/// some ten kilobytes; beyond this, further ones are discarded.
+const MAX_EARLY_BYTES: usize = 1024 * 1024;
+/// The number of these updates, at most.
+const MAX_EARLY: usize = 256;
+
+/// Kinds of updates with the state of a session: no part of a replayed conversation.
+const STATES: [&str; 4] =
+    ["available_commands_update", "current_mode_update", "config_option_update", "session_info_update"];
+
+/// Updates that come before the answer to the call that begins the conversation. Agents announce their commands and modes
+/// then.
+#[derive(Default)]
+struct Early {
+    events: Vec<AgentEvent>,
+    bytes: usize,
+}
+
+impl Early {
+    /// Keeps an update of the conversation that `method` begins. Only state is kept of another method
+    /// than `session/new`, which replays a conversation.
+    fn add(&mut self, method: &str, update: Box<RawValue>, meta: Option<Box<RawValue>>) {
+        let is_state = || view_update(&update).is_some_and(|view| STATES.contains(&view.kind.as_str()));
+        if method != agent_method::SESSION_NEW && !is_state() {
+            return;
+        }
+        let bytes = update.get().len() + meta.as_ref().map_or(0, |meta| meta.get().len());
+        if self.events.len() >= MAX_EARLY || self.bytes + bytes > MAX_EARLY_BYTES {
+            tracing::warn!(method, bytes, "update discarded: too many before the handshake is over");
+            return;
+        }
+        self.bytes += bytes;
+        self.events.push(AgentEvent::Update { update, meta });
+    }
+}
+
 /// One handshake in progress.
 pub(crate) struct Handshake {
     to_agent: FrameSender,
@@ -93,12 +130,21 @@ pub(crate) struct Handshake {
     peer: Peer,
     next_call: u64,
     stray_lines: u32,
+    early: Early,
 }
 
 impl Handshake {
     pub(crate) fn new(pipe: Pipe, delivered: Arc<Delivered>, peer: Peer) -> Self {
         let events = Events::new(pipe.from_agent, delivered.clone());
-        Self { to_agent: pipe.to_agent, events, delivered, peer, next_call: 1, stray_lines: 0 }
+        Self {
+            to_agent: pipe.to_agent,
+            events,
+            delivered,
+            peer,
+            next_call: 1,
+            stray_lines: 0,
+            early: Early::default(),
+        }
     }
 
     pub(crate) async fn run(
@@ -134,7 +180,7 @@ impl Handshake {
                 cookies: None,
             },
             link: Box::new(Link::new(self.to_agent, begun.agent_session_id, takes, self.delivered)),
-            events: Box::pin(self.events),
+            events: Box::pin(stream::iter(self.early.events).chain(self.events)),
             next_call: self.next_call,
         })
     }
@@ -235,8 +281,8 @@ impl Handshake {
         })
     }
 
-    /// Sends a request and waits for its answer. Notifications before the answer belong to an earlier conversation (a
-    /// load replays it) and are discarded; requests of the agent are refused.
+    /// Sends a request and waits for its answer. Updates before the answer are kept unless they replay an earlier
+    /// conversation; requests of the agent are refused.
     async fn call(
         &mut self,
         method: &str,
@@ -244,6 +290,8 @@ impl Handshake {
     ) -> Result<Result<Box<RawValue>, RpcError>, Failure> {
         let call = self.next_call;
         self.next_call += 1;
+        // Those of a call that failed are of no conversation.
+        self.early = Early::default();
         let closed =
             |_| Failure::new(ErrorCode::ConnectionLost, "the connection to the runtime broke during the handshake");
         self.to_agent.send(jsonrpc::request(call, method, params)).await.map_err(closed)?;
@@ -269,9 +317,9 @@ impl Handshake {
                 Some(AgentEvent::Violation(detail)) => return Err(Failure::new(ErrorCode::HandshakeFailed, detail)),
                 Some(AgentEvent::Closed(reason)) => return Err(closed_in_handshake(&reason)),
                 None => return Err(closed_in_handshake(&CloseReason::Lost("no reason was given".into()))),
+                Some(AgentEvent::Update { update, meta }) => self.early.add(method, update, meta),
                 Some(
-                    AgentEvent::Update { .. }
-                    | AgentEvent::Notification { .. }
+                    AgentEvent::Notification { .. }
                     | AgentEvent::Answered { .. }
                     | AgentEvent::Failed { .. }
                     | AgentEvent::Remark { .. }

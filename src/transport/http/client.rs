@@ -10,7 +10,10 @@ use crate::{
     contract::{
         keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
-        runtime::{DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RuntimeStatus, WorkspaceDiff},
+        runtime::{
+            DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RemoveWorkspace, RemovedWorkspace, RuntimeStatus,
+            WorkspaceDiff,
+        },
     },
     domain::turn::outcome::{ErrorCode, Failure},
 };
@@ -165,6 +168,14 @@ impl WorkspaceClient {
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. A retry is safe.
     pub(crate) async fn diff(&self, request: &DiffWorkspace) -> Result<WorkspaceDiff, Failure> {
         self.post("workspace/diff", request, READ_TIMEOUT).await
+    }
+
+    /// Removes the folder of a workspace. Takes at most 60 s.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
+    pub(crate) async fn remove(&self, request: &RemoveWorkspace) -> Result<RemovedWorkspace, Failure> {
+        self.post("workspace/remove", request, READ_TIMEOUT).await
     }
 
     /// Returns the runtime's status. Takes at most 2 s.

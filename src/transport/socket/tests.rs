@@ -625,6 +625,9 @@ async fn handshake_asks_for_numbers_and_settles_itself() {
     assert_eq!(facts.connection_id, "c1");
     let delivered = link.delivered();
     assert_eq!((delivered.handled(), delivered.settled()), (3, 3));
+    // The update before the answer to `session/new` is the first event.
+    assert!(matches!(in_time(events.next()).await, Some(AgentEvent::Update { .. })));
+    assert_eq!((delivered.handled(), delivered.settled()), (3, 3));
     let prompt = Prompt::of_text("hello");
     let policy = PermissionPolicy::default();
     let turn = TurnRequest { prompt_id: PromptId(Uuid::nil()), prompt: &prompt, context: None, policy };

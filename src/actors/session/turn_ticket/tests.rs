@@ -33,6 +33,7 @@ use crate::{
             Severity, TurnOutcome, TurnState,
             outcome::{ErrorCode, Failure},
             transcript::TranscriptEntry,
+            update::view_update,
         },
     },
     store::{Store, StoreOptions},
@@ -88,6 +89,11 @@ fn end() -> impl Strategy<Value = End> {
     prop_oneof![6 => outcome.prop_map(End::Outcome), 2 => Just(End::Dropped), 1 => Just(End::Discarded)]
 }
 
+fn update(ticket: &mut TurnTicket, raw: String, now: Timestamp) {
+    let raw = RawValue::from_string(raw).unwrap();
+    ticket.on_update(view_update(&raw), &raw, None, now);
+}
+
 /// A turn that has ended, and the expected outcome.
 struct Over {
     watching: watch::Receiver<Option<Arc<crate::actors::handles::messages::TurnEnded>>>,
@@ -141,7 +147,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
             Step::Update(kind, length) => {
                 let text = "y".repeat(*length);
                 let raw = format!(r#"{{"sessionUpdate":"{kind}","content":{{"type":"text","text":"{text}"}}}}"#);
-                ticket.on_update(&RawValue::from_string(raw).unwrap(), None, false, now);
+                update(&mut ticket, raw, now);
             }
             Step::Note => ticket.note(TranscriptEntry::text("info", "noted")),
             Step::Remark => {
@@ -160,7 +166,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
         }
     }
     match end.clone() {
-        End::Outcome(outcome) => ticket.end(outcome, None, None, None),
+        End::Outcome(outcome) => drop(ticket.end(outcome, None, None)),
         End::Dropped => drop(ticket),
         End::Discarded => ticket.discard(),
     }

@@ -1,0 +1,120 @@
+//! Updates that the agent sends outside a turn: before the first one, and after the end of one. They are events and
+//! entries of the transcript, as the updates of a turn are.
+
+use std::{collections::VecDeque, time::Duration};
+
+use actix::{AsyncContext, Context, SpawnHandle};
+use serde_json::value::RawValue;
+
+use super::{Session, agent_events::MAX_ENTRIES_WAITING};
+use crate::{
+    domain::{
+        ids::PromptId,
+        session::event::EventKind,
+        turn::{
+            transcript::{TranscriptBuilder, TranscriptEntry},
+            update::UpdateView,
+        },
+    },
+    store::TranscriptAppend,
+};
+
+/// Time that an update waits for more of them, so that a stream of them is not one write each.
+const WRITE_AFTER: Duration = Duration::from_millis(250);
+
+/// The updates outside a turn.
+#[derive(Default)]
+pub(super) struct LateUpdates {
+    /// The turn that ended last; its late text continues its entries.
+    prompt_id: Option<PromptId>,
+    transcript: TranscriptBuilder,
+    /// False while the agent may still replay a conversation that it has loaded, which the transcript has already.
+    pub(super) takes_updates: bool,
+    /// Entries that could not be queued, the oldest first.
+    waiting: VecDeque<(Option<PromptId>, Vec<TranscriptEntry>)>,
+    timer: Option<SpawnHandle>,
+}
+
+impl LateUpdates {
+    /// Continues with the transcript of a turn that has ended.
+    pub(super) fn follow(&mut self, prompt_id: PromptId, transcript: TranscriptBuilder) {
+        (self.prompt_id, self.transcript) = (Some(prompt_id), transcript);
+    }
+
+    /// Begins with a new connection, whose agent continues no turn.
+    pub(super) fn begin(&mut self, takes_updates: bool) {
+        (self.prompt_id, self.transcript, self.takes_updates) = (None, TranscriptBuilder::default(), takes_updates);
+    }
+
+    /// True if the update changes a tool call or message of the turn that ended last.
+    pub(super) fn knows(&self, view: &UpdateView) -> bool {
+        self.transcript.knows(view)
+    }
+}
+
+impl Session {
+    /// Publishes an update outside a turn, and writes it to the transcript soon.
+    pub(super) fn on_late_update(
+        &mut self,
+        view: Option<&UpdateView>,
+        update: &RawValue,
+        meta: Option<&RawValue>,
+        ctx: &mut Context<Self>,
+    ) {
+        self.shared.feed.publish(None, EventKind::Update, update, meta);
+        let Some(view) = view.filter(|_| self.late.takes_updates) else { return };
+        self.late.transcript.on_update(view, update);
+        self.arm_late_timer(ctx);
+    }
+
+    fn arm_late_timer(&mut self, ctx: &mut Context<Self>) {
+        let waits = !self.late.transcript.is_empty() || !self.late.waiting.is_empty();
+        if waits && self.late.timer.is_none() {
+            self.late.timer = Some(ctx.run_later(WRITE_AFTER, |this, ctx| {
+                this.late.timer = None;
+                this.write_late_updates();
+                this.arm_late_timer(ctx);
+            }));
+        }
+    }
+
+    /// Queues the entries outside a turn for the database. They are kept while the session has no row or the queue is
+    /// full, and dropped with the session.
+    pub(super) fn write_late_updates(&mut self) {
+        let late = &mut self.late;
+        if !late.transcript.is_empty() {
+            late.waiting.push_back((late.prompt_id, late.transcript.take()));
+        }
+        if !self.shared.is_stored() {
+            return;
+        }
+        let spec = &self.shared.spec;
+        while let Some((prompt_id, entries)) = late.waiting.pop_front() {
+            let append = TranscriptAppend {
+                session_id: spec.session_id,
+                key: spec.workspace.clone(),
+                prompt_id,
+                entries,
+                settles: 0,
+                now: self.services.clock.now(),
+            };
+            let refused = self.services.store.try_append(append, |written| {
+                if let Err(cause) = written {
+                    tracing::error!(marker = "[ACP]", %cause, "updates outside a turn were not written");
+                }
+            });
+            if let Err((_, append)) = refused {
+                late.waiting.push_front((prompt_id, append.entries));
+                break;
+            }
+        }
+        let mut kept = late.waiting.iter().map(|(_, entries)| entries.len()).sum::<usize>();
+        while kept > MAX_ENTRIES_WAITING
+            && let Some((_, dropped)) = late.waiting.pop_front()
+        {
+            kept -= dropped.len();
+            tracing::error!(marker = "[ACP]", session_id = %spec.session_id, entries = dropped.len(),
+                "updates outside a turn were dropped: the database accepts none");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn raw(json: &Value) -> Box<RawValue> {
+    RawValue::from_string(json.to_string()).unwrap()
+}
+
+fn feed(builder: &mut TranscriptBuilder, update: &Value) {
+    let raw = raw(update);
+    builder.on_update(&view_update(&raw).unwrap(), &raw);
+}
+
+fn chunk(kind: &str, text: &str) -> Value {
+    json!({"sessionUpdate": kind, "content": {"type": "text", "text": text}})
+}
+
+fn of_message(id: &str, text: &str) -> Value {
+    json!({"sessionUpdate": "agent_message_chunk", "messageId": id, "content": {"type": "text", "text": text}})
+}
+
+fn shown(entries: &[TranscriptEntry]) -> Vec<(&str, &str)> {
+    entries.iter().map(|entry| (entry.event_type.as_str(), entry.text.as_str())).collect()
+}
+
+fn payload(entry: &TranscriptEntry) -> Value {
+    serde_json::from_str(entry.payload.as_ref().unwrap().as_str()).unwrap()
+}
+
+fn revises(entries: &[TranscriptEntry]) -> Vec<bool> {
+    entries.iter().map(|entry| entry.place.as_ref().is_some_and(|place| place.revises)).collect()
+}
+
+#[test]
+fn consecutive_chunks_are_one_entry_and_other_updates_separate_them() {
+    let mut builder = TranscriptBuilder::default();
+    feed(&mut builder, &chunk("agent_message_chunk", "a"));
+    feed(&mut builder, &chunk("agent_message_chunk", "b"));
+    feed(&mut builder, &chunk("agent_thought_chunk", "hm"));
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": "1", "title": "t"}));
+    feed(&mut builder, &chunk("agent_message_chunk", "c"));
+    assert_eq!(
+        shown(&builder.finish()),
+        [("agent_message", "ab"), ("agent_thought", "hm"), ("tool_call", ""), ("agent_message", "c")]
+    );
+}
+
+#[test]
+fn message_id_separates_messages_and_joins_the_chunks_of_one() {
+    let mut builder = TranscriptBuilder::default();
+    for (id, text) in [("m1", "one "), ("m1", "message"), ("m2", "another")] {
+        feed(&mut builder, &of_message(id, text));
+    }
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": "1"}));
+    feed(&mut builder, &of_message("m2", " one"));
+    let entries = builder.finish();
+    assert_eq!(
+        shown(&entries),
+        [("agent_message", "one message"), ("agent_message", "another one"), ("tool_call", "")]
+    );
+    assert_eq!(entries[1].message_id.as_deref(), Some("m2"));
+}
+
+#[test]
+fn long_message_becomes_several_entries_without_loss() {
+    let mut builder = TranscriptBuilder::default();
+    let long = "é".repeat(MAX_ENTRY_BYTES);
+    feed(&mut builder, &chunk("agent_message_chunk", &long));
+    let out = builder.finish();
+    assert!(out.len() >= 2 && out.iter().all(|entry| entry.text.as_str().len() <= MAX_ENTRY_BYTES));
+    assert_eq!(out.iter().map(|entry| entry.text.as_str()).collect::<String>(), long);
+}
+
+#[test]
+fn flood_of_updates_makes_a_bounded_number_of_entries() {
+    let mut builder = TranscriptBuilder::default();
+    for n in 0..MAX_ENTRIES_PER_TURN + 5 {
+        feed(&mut builder, &json!({"sessionUpdate": "unheard_of"}));
+        if n >= MAX_ENTRIES_PER_TURN {
+            feed(&mut builder, &chunk("agent_message_chunk", "a"));
+        }
+    }
+    let out = builder.finish();
+    assert_eq!(out.len(), MAX_ENTRIES_PER_TURN + 1);
+    assert_eq!(out.last().unwrap().text.as_str(), "10 more entries of this turn were left out");
+}
+
+#[test]
+fn hundreds_of_cumulative_updates_of_one_command_are_one_entry_with_the_end() {
+    let mut builder = TranscriptBuilder::default();
+    feed(
+        &mut builder,
+        &json!({"sessionUpdate": "tool_call", "toolCallId": "1", "title": "make", "status": "pending"}),
+    );
+    let (mut output, mut writes) = (String::new(), 0);
+    for n in 0..300 {
+        output.push_str(&format!("line {n} of the output of the command\n"));
+        let content = json!([{"type": "content", "content": {"type": "text", "text": output.repeat(20)}}]);
+        feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "content": content}));
+        if n % 100 == 0 {
+            let taken = builder.take();
+            assert_eq!((taken.len(), revises(&taken)), (1, vec![writes > 0]), "one row, which is revised");
+            writes += 1;
+        }
+    }
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "status": "completed"}));
+    let last = builder.finish();
+    assert_eq!((last.len(), revises(&last)), (1, vec![true]));
+    let call = payload(&last[0]);
+    assert_eq!(
+        (&call["title"], &call["status"], &last[0].event_type),
+        (&json!("make"), &json!("completed"), &"tool_call".to_owned())
+    );
+    let text = call["content"][0]["content"]["text"].as_str().unwrap();
+    assert!(text.starts_with("line 0 ") && text.ends_with("line 299 of the output of the command\n"));
+    assert!(last[0].size_bytes() <= MAX_ENTRY_BYTES);
+}
+
+#[test]
+fn growing_message_is_revised_after_it_was_taken() {
+    let mut builder = TranscriptBuilder::default();
+    feed(&mut builder, &chunk("agent_message_chunk", "a"));
+    let first = builder.take();
+    assert!(builder.take().is_empty(), "nothing has changed");
+    feed(&mut builder, &chunk("agent_message_chunk", "b"));
+    let second = builder.take();
+    assert_eq!(
+        (shown(&second), revises(&first), revises(&second)),
+        (vec![("agent_message", "ab")], vec![false], vec![true])
+    );
+    first[0].place.as_ref().unwrap().assign(7);
+    assert_eq!(second[0].place.as_ref().unwrap().seq(), 7);
+}
+
+#[test]
+fn entry_that_was_put_back_and_changed_is_written_once() {
+    let mut builder = TranscriptBuilder::default();
+    feed(&mut builder, &chunk("agent_message_chunk", "a"));
+    builder.note(TranscriptEntry::text("info", "noted"));
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": "1"}));
+    let taken = builder.take();
+    builder.put_back(taken);
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "status": "completed"}));
+    let again = builder.take();
+    assert_eq!(shown(&again), [("agent_message", "a"), ("info", "noted"), ("tool_call", "")]);
+    assert_eq!(revises(&again), [false; 3]);
+    assert_eq!(payload(&again[2])["status"], "completed");
+}
+
+#[test]
+fn plan_has_one_entry_with_its_newest_steps() {
+    let mut builder = TranscriptBuilder::default();
+    feed(&mut builder, &json!({"sessionUpdate": "plan", "entries": [1]}));
+    feed(&mut builder, &chunk("agent_message_chunk", "a"));
+    feed(&mut builder, &json!({"sessionUpdate": "plan", "entries": [1, 2]}));
+    let entries = builder.finish();
+    assert_eq!(shown(&entries), [("plan", ""), ("agent_message", "a")]);
+    assert_eq!(payload(&entries[0])["entries"], json!([1, 2]));
+}
+
+#[test]
+fn text_after_the_end_continues_its_message() {
+    let mut builder = TranscriptBuilder::default();
+    feed(&mut builder, &chunk("agent_message_chunk", "the end"));
+    builder.finish();
+    feed(&mut builder, &chunk("agent_message_chunk", " came late"));
+    let late = builder.take();
+    assert_eq!((shown(&late), revises(&late)), (vec![("agent_message", "the end came late")], vec![true]));
+}
+
+#[test]
+fn half_of_a_character_waits_for_the_other_half() {
+    let mut builder = TranscriptBuilder::default();
+    for text in [r"a\ud83d", r"\ude00"] {
+        let raw = format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{{"type":"text","text":"{text}"}}}}"#);
+        let raw = RawValue::from_string(raw).unwrap();
+        builder.on_update(&view_update(&raw).unwrap(), &raw);
+        assert_eq!(builder.is_in_character(), text.starts_with('a'));
+    }
+    assert_eq!(shown(&builder.finish()), [("agent_message", "a😀")]);
+}
+
+#[test]
+fn resumed_turn_changes_the_entries_that_are_on_disk() {
+    let kept = |seq, event_type: &str, text: &str, payload: Option<Value>| KeptEntry {
+        seq,
+        event_type: event_type.to_owned(),
+        text: text.to_owned(),
+        payload: payload.map(|it| it.to_string()),
+        message_id: None,
+    };
+    let call = json!({"sessionUpdate": "tool_call", "toolCallId": "1", "title": "t"});
+    let mut builder = TranscriptBuilder::resume(&[
+        kept(2, "agent_message", "an earlier message", None),
+        kept(3, "tool_call", "", Some(call)),
+        kept(5, "agent_message", "a", None),
+    ]);
+    assert!(builder.is_empty());
+    feed(&mut builder, &chunk("agent_message_chunk", "b"));
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "status": "failed"}));
+    let entries = builder.finish();
+    let places: Vec<_> = entries.iter().map(|entry| entry.place.as_ref().unwrap().seq()).collect();
+    assert_eq!((shown(&entries), places), (vec![("agent_message", "ab"), ("tool_call", "")], vec![5, 3]));
+    assert_eq!((revises(&entries), &payload(&entries[1])["title"]), (vec![true; 2], &json!("t")));
+}
+
+#[test]
+fn many_tool_calls_take_bounded_memory() {
+    let mut builder = TranscriptBuilder::default();
+    for n in 0..1000 {
+        let text = "x".repeat(10_000);
+        feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": n.to_string(), "rawInput": text}));
+        builder.take();
+    }
+    let bytes: usize = builder.growing.values().map(Growing::size_bytes).sum();
+    assert!(builder.growing.len() <= MAX_TRACKED && bytes <= MAX_TRACKED_BYTES, "{bytes}");
+    feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "0", "status": "completed"}));
+    assert_eq!(revises(&builder.take()), [false], "the update of a forgotten call is an entry of its own");
+}
