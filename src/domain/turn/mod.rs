@@ -333,7 +333,7 @@ impl TurnProgress {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{update::view_update, *};
 
     fn raw(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.to_owned()).unwrap()
@@ -380,14 +380,14 @@ mod tests {
     #[test]
     fn state_updates_and_empty_chunks_are_no_output() {
         let mut progress = TurnProgress::new(Timestamp(0));
-        let view = |kind: &str, text: Option<&str>| UpdateView { kind: kind.into(), text: text.map(Into::into) };
-        for (kind, text) in
-            [("usage_update", None), ("agent_message_chunk", Some("")), ("user_message_chunk", Some("prompt"))]
-        {
-            progress.take(Some(&view(kind, text)), Timestamp(1));
+        let view = |kind: &str, text: &str| {
+            view_update(&raw(&format!(r#"{{"sessionUpdate":"{kind}","content":{{"type":"text","text":"{text}"}}}}"#)))
+        };
+        for (kind, text) in [("usage_update", ""), ("agent_message_chunk", ""), ("user_message_chunk", "prompt")] {
+            progress.take(view(kind, text).as_ref(), Timestamp(1));
             assert!(!progress.has_output, "{kind}");
         }
-        progress.take(Some(&view("tool_call", None)), Timestamp(1));
+        progress.take(view("tool_call", "").as_ref(), Timestamp(1));
         assert!(progress.has_output);
     }
 

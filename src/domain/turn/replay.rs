@@ -142,7 +142,7 @@ pub(crate) fn tool_call_id(update: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::transcript::view_update, *};
+    use super::{super::update::view_update, *};
 
     fn turn(asked: &str, answered: &str, is_known: bool) -> PastTurn {
         PastTurn { asked: asked.into(), answered: answered.into(), is_known, ..PastTurn::default() }

@@ -43,7 +43,7 @@ use crate::{
             mcp,
             permission::PermissionPolicy,
         },
-        turn::{TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry},
+        turn::{TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry, update::view_update},
     },
     store::{Acceptance, NewSession, NewTurn, NewWorkspace, PromptRow, Store},
     telemetry::SystemClock,
@@ -142,6 +142,7 @@ async fn new_session(services: &Services) -> SessionId {
         branch: None,
         path: None,
         permission_policy: None,
+        is_ephemeral: false,
         now,
     };
     let new = NewSession {
@@ -223,8 +224,9 @@ async fn agent_ends(services: &Arc<Services>) -> Turn {
     ticket.accepted();
     ticket.sent(now, false, Some("conversation".into()));
     let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"done"}}"#;
-    ticket.on_update(&RawValue::from_string(update.into()).unwrap(), None, false, now);
-    ticket.end(TurnOutcome::Completed(StopReason::EndTurn), None, None, None);
+    let update = RawValue::from_string(update.into()).unwrap();
+    ticket.on_update(view_update(&update), &update, None, false, now);
+    let _transcript = ticket.end(TurnOutcome::Completed(StopReason::EndTurn), None, None, None);
     Turn { prompt_id, session_id, shared, ended }
 }
 

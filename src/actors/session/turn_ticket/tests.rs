@@ -91,7 +91,7 @@ fn end() -> impl Strategy<Value = End> {
 
 fn update(ticket: &mut TurnTicket, raw: String, now: Timestamp) {
     let raw = RawValue::from_string(raw).unwrap();
-    ticket.on_update(view_update(&raw), &raw, None, now);
+    ticket.on_update(view_update(&raw), &raw, None, false, now);
 }
 
 /// A turn that has ended, and the expected outcome.
@@ -166,7 +166,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
         }
     }
     match end.clone() {
-        End::Outcome(outcome) => drop(ticket.end(outcome, None, None)),
+        End::Outcome(outcome) => drop(ticket.end(outcome, None, None, None)),
         End::Dropped => drop(ticket),
         End::Discarded => ticket.discard(),
     }
