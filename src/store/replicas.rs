@@ -1,7 +1,7 @@
 //! The `replicas` table: the supervisors that use the database, by the database's clock.
 //!
 //! On a connection of its own, because the writer's may be busy for longer than a row lives. Neither a lock nor a
-//! setting outlives a transaction, so that a pooler such as PgBouncer may be in between.
+//! setting outlives a transaction, so that a pooler such as `PgBouncer` may be in between.
 
 use std::time::Duration;
 

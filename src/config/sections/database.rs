@@ -23,7 +23,7 @@ pub(crate) struct Database {
     /// seconds, 1 or more. The end is written as soon as the database answers again. The default is longer than a
     /// failover takes.
     pub patience_s: u64,
-    /// Time for which a supervisor waits for another one that works with the same PostgreSQL database, in seconds, 0 or
+    /// Time for which a supervisor waits for another one that works with the same `PostgreSQL` database, in seconds, 0 or
     /// more; meanwhile it is alive and not ready. Then it exits with the address of the other one. On SQLite it exits at
     /// once. The default is longer than a rolling restart takes.
     pub lock_wait_s: u64,
