@@ -60,6 +60,8 @@ struct Begun {
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
     progress: TurnProgress,
     transcript: TranscriptBuilder,
+    /// The rest of the transcript, at the end of the turn.
+    entries: Vec<TranscriptEntry>,
     context_injected: bool,
     /// Decision about the turn's changes.
     automation: (WantedMode, Automation),
@@ -97,6 +99,7 @@ impl TurnTicket {
             ended,
             progress: TurnProgress::new(accepted_at),
             transcript: TranscriptBuilder::default(),
+            entries: Vec::new(),
             context_injected: false,
             automation: (WantedMode::Github, Automation::Nothing),
             counted: false,
@@ -278,13 +281,13 @@ impl Begun {
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {
         let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
-        let mut entries = self.transcript.finish();
+        self.transcript.finish(&mut self.entries);
         let failure = match &outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
         if let Some(failure) = &failure {
-            entries.push(TranscriptEntry::text(
+            self.entries.push(TranscriptEntry::text(
                 "info",
                 &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
             ));
@@ -315,7 +318,7 @@ impl Begun {
             state: outcome.state(),
             result: Some(Redacted::new(result.get())),
             error: failure.clone(),
-            entries,
+            entries: std::mem::take(&mut self.entries),
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             now,
         };
