@@ -96,8 +96,8 @@ struct Sent {
 const CRASH_KEY: &str = "crash";
 
 fn prompt_of(round: &str, key: &str, executions: &std::path::Path) -> String {
-    // Hundreds of short entries, so that a kill hits a turn of which a part is on disk.
-    format!("run echo {round}-{key} >> {} ; steps 40 1 ; echo {key}", executions.display())
+    // More short entries than one write has, so that a kill hits a turn of which a part is on disk.
+    format!("run echo {round}-{key} >> {} ; steps 12 0 ; echo {key}", executions.display())
 }
 
 fn send(session: &Session, prompt: &str, key: &str) -> Option<Answer> {
@@ -193,7 +193,7 @@ impl<'a> Round<'a> {
             assert!(count <= 1, "{} {key} ran {count} times", self.workspace);
             assert!(again.status != 200 || count == 1, "{} {key} ran {count} times", self.workspace);
             let message = again.body["meta"]["message"].as_str().unwrap_or_default();
-            let steps: String = (1..=40).map(|n| format!("step {n} ")).collect();
+            let steps: String = (1..=12).map(|n| format!("step {n} ")).collect();
             let is_whole = message == format!("(exit 0){steps}{key}");
             assert!(again.status != 200 || is_whole, "{} {key}: {message}", self.workspace);
         }

@@ -149,11 +149,14 @@ fn trace(session: &Session, prompt_id: &str, after: u64) -> Value {
     json!({"row": row, "transcript": entries, "events": events(session, prompt_id, after)})
 }
 
-/// A transcript with consecutive agent messages merged into one entry, because a long turn over ACP is written in
-/// parts.
+/// A transcript with consecutive agent messages merged into one entry and without its numbers, because a long turn over
+/// ACP is written in parts, and each change of an entry takes a number. The order of the entries is compared.
 fn merged(entries: impl Iterator<Item = Value>) -> Vec<Value> {
     let mut merged: Vec<Value> = Vec::new();
-    for entry in entries {
+    for mut entry in entries {
+        for number in ["seq", "revision", "changed"] {
+            entry.as_object_mut().and_then(|entry| entry.remove(number)).expect("a number");
+        }
         match merged.last_mut() {
             Some(last) if entry["eventType"] == "agent_message" && last["eventType"] == "agent_message" => {
                 let text =

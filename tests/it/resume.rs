@@ -489,7 +489,7 @@ fn killed_turn_of_short_entries(builder: Builder, steps: usize, kills: usize) {
     let mut program = builder.start();
     let session = program.api.open("ws");
     let mut reader = Reader::of(&session);
-    let prompt_id = starts_with_key(&session, &format!("steps {steps} 10"), "key");
+    let prompt_id = starts_with_key(&session, &format!("steps {steps} 40"), "key");
     for kill in 1..=kills {
         let step = format!("step {} ", kill * steps / (kills + 1));
         reader.until(&step, |event| event.data["update"]["content"]["text"] == step.as_str());
@@ -513,12 +513,12 @@ fn killed_turn_of_short_entries(builder: Builder, steps: usize, kills: usize) {
 
 #[test]
 fn short_entries_are_neither_doubled_nor_lost_by_a_supervisor_kill() {
-    killed_turn_of_short_entries(with_proxy(), 120, 1);
+    killed_turn_of_short_entries(with_proxy(), 80, 1);
 }
 
 #[test]
 fn short_entries_are_whole_after_three_supervisor_kills_on_postgres() {
-    killed_turn_of_short_entries(with_proxy().set("runtime.replay_frames", 64).postgres(), 120, 3);
+    killed_turn_of_short_entries(with_proxy().set("runtime.replay_frames", 64).postgres(), 100, 3);
 }
 
 #[test]

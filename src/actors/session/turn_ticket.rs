@@ -64,6 +64,8 @@ struct Begun {
     ended: watch::Sender<Option<Arc<TurnEnded>>>,
     progress: TurnProgress,
     transcript: TranscriptBuilder,
+    /// The rest of the transcript, at the end of the turn.
+    entries: Vec<TranscriptEntry>,
     context_injected: bool,
     /// The agent's id of its conversation, once it has the prompt; absent for an agent of this turn alone.
     conversation: Option<String>,
@@ -103,6 +105,7 @@ impl TurnTicket {
             ended,
             progress: TurnProgress::new(accepted_at),
             transcript: TranscriptBuilder::default(),
+            entries: Vec::new(),
             context_injected: false,
             conversation: None,
             automation: (WantedMode::Github, Automation::Nothing),
@@ -297,13 +300,13 @@ impl Begun {
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {
         let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
-        let mut entries = self.transcript.finish();
+        self.transcript.finish(&mut self.entries);
         let failure = match &outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,
         };
         if let Some(failure) = &failure {
-            entries.push(TranscriptEntry::text(
+            self.entries.push(TranscriptEntry::text(
                 "info",
                 &format!("turn failed ({}): {}", failure.code.as_str(), failure.detail),
             ));
@@ -328,7 +331,7 @@ impl Begun {
         let report = self.report(&outcome);
         let end = TurnEnd {
             error: failure.clone(),
-            entries,
+            entries: std::mem::take(&mut self.entries),
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             ..self.row(EndStep::Whole, &outcome, &result, &report, now)
         };

@@ -92,6 +92,9 @@ pub(crate) struct KeptEntry {
 /// The longest text or payload of one entry, in bytes; a longer message becomes several entries, and a longer payload is
 /// cut. A page of 50 entries stays within a few megabytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 64 * 1024;
+/// A message of this length is complete when it is written, in bytes; more of it becomes another entry. So a write repeats
+/// at most this much of a message that streams for long.
+const REWRITTEN_BYTES: usize = 8 * 1024;
 /// The most entries of one turn; one last entry counts those that were dropped. A long turn of a real agent makes some
 /// hundreds.
 pub(crate) const MAX_ENTRIES_PER_TURN: usize = 10_000;
@@ -297,6 +300,10 @@ impl TranscriptBuilder {
                 _ => taken.push(entry),
             }
         }
+        let is_long = |growing: &Growing| growing.size_bytes() >= REWRITTEN_BYTES;
+        if self.open.and_then(|id| self.growing.get(&id)).is_some_and(is_long) && !self.is_in_character() {
+            self.open = None;
+        }
         self.forget();
         taken
     }
@@ -308,14 +315,15 @@ impl TranscriptBuilder {
         }
     }
 
-    /// Reports dropped entries and takes everything; called at the end of the turn. Later updates of the turn may follow.
-    pub(crate) fn finish(&mut self) -> Vec<TranscriptEntry> {
+    /// Reports dropped entries and appends everything to `out`; called at the end of the turn. Later updates of the turn
+    /// may follow.
+    pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
         self.complete_character();
         if self.omitted > 0 {
             let text = format!("{} more entries of this turn were left out", std::mem::take(&mut self.omitted));
             self.pending.push_back(Pending::Entry(TranscriptEntry::text("info", &text)));
         }
-        self.take()
+        out.append(&mut self.take());
     }
 
     fn on_text(&mut self, event_type: &str, message_id: Option<String>, chunk: &ChunkText) {

@@ -11,6 +11,12 @@ fn feed(builder: &mut TranscriptBuilder, update: &Value) {
     builder.on_update(&view_update(&raw).unwrap(), &raw);
 }
 
+fn finish(builder: &mut TranscriptBuilder) -> Vec<TranscriptEntry> {
+    let mut entries = Vec::new();
+    builder.finish(&mut entries);
+    entries
+}
+
 fn chunk(kind: &str, text: &str) -> Value {
     json!({"sessionUpdate": kind, "content": {"type": "text", "text": text}})
 }
@@ -40,7 +46,7 @@ fn consecutive_chunks_are_one_entry_and_other_updates_separate_them() {
     feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": "1", "title": "t"}));
     feed(&mut builder, &chunk("agent_message_chunk", "c"));
     assert_eq!(
-        shown(&builder.finish()),
+        shown(&finish(&mut builder)),
         [("agent_message", "ab"), ("agent_thought", "hm"), ("tool_call", ""), ("agent_message", "c")]
     );
 }
@@ -53,7 +59,7 @@ fn message_id_separates_messages_and_joins_the_chunks_of_one() {
     }
     feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": "1"}));
     feed(&mut builder, &of_message("m2", " one"));
-    let entries = builder.finish();
+    let entries = finish(&mut builder);
     assert_eq!(
         shown(&entries),
         [("agent_message", "one message"), ("agent_message", "another one"), ("tool_call", "")]
@@ -66,7 +72,7 @@ fn long_message_becomes_several_entries_without_loss() {
     let mut builder = TranscriptBuilder::default();
     let long = "é".repeat(MAX_ENTRY_BYTES);
     feed(&mut builder, &chunk("agent_message_chunk", &long));
-    let out = builder.finish();
+    let out = finish(&mut builder);
     assert!(out.len() >= 2 && out.iter().all(|entry| entry.text.as_str().len() <= MAX_ENTRY_BYTES));
     assert_eq!(out.iter().map(|entry| entry.text.as_str()).collect::<String>(), long);
 }
@@ -80,7 +86,7 @@ fn flood_of_updates_makes_a_bounded_number_of_entries() {
             feed(&mut builder, &chunk("agent_message_chunk", "a"));
         }
     }
-    let out = builder.finish();
+    let out = finish(&mut builder);
     assert_eq!(out.len(), MAX_ENTRIES_PER_TURN + 1);
     assert_eq!(out.last().unwrap().text.as_str(), "10 more entries of this turn were left out");
 }
@@ -104,7 +110,7 @@ fn hundreds_of_cumulative_updates_of_one_command_are_one_entry_with_the_end() {
         }
     }
     feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "status": "completed"}));
-    let last = builder.finish();
+    let last = finish(&mut builder);
     assert_eq!((last.len(), revises(&last)), (1, vec![true]));
     let call = payload(&last[0]);
     assert_eq!(
@@ -133,6 +139,28 @@ fn growing_message_is_revised_after_it_was_taken() {
 }
 
 #[test]
+fn long_message_is_not_written_again_and_again() {
+    let mut builder = TranscriptBuilder::default();
+    let (mut said, mut written, mut bytes) = (String::new(), Vec::new(), 0);
+    for n in 0..1000 {
+        let text = format!("{n} {}", "x".repeat(100));
+        feed(&mut builder, &chunk("agent_message_chunk", &text));
+        said.push_str(&text);
+        if n % 10 == 9 {
+            for entry in builder.take() {
+                bytes += entry.size_bytes();
+                if !entry.place.as_ref().unwrap().revises {
+                    written.push(String::new());
+                }
+                *written.last_mut().unwrap() = entry.text.as_str().to_owned();
+            }
+        }
+    }
+    assert_eq!(written.concat(), said);
+    assert!(bytes < 6 * said.len(), "{bytes} bytes written for {}", said.len());
+}
+
+#[test]
 fn entry_that_was_put_back_and_changed_is_written_once() {
     let mut builder = TranscriptBuilder::default();
     feed(&mut builder, &chunk("agent_message_chunk", "a"));
@@ -153,7 +181,7 @@ fn plan_has_one_entry_with_its_newest_steps() {
     feed(&mut builder, &json!({"sessionUpdate": "plan", "entries": [1]}));
     feed(&mut builder, &chunk("agent_message_chunk", "a"));
     feed(&mut builder, &json!({"sessionUpdate": "plan", "entries": [1, 2]}));
-    let entries = builder.finish();
+    let entries = finish(&mut builder);
     assert_eq!(shown(&entries), [("plan", ""), ("agent_message", "a")]);
     assert_eq!(payload(&entries[0])["entries"], json!([1, 2]));
 }
@@ -162,7 +190,7 @@ fn plan_has_one_entry_with_its_newest_steps() {
 fn text_after_the_end_continues_its_message() {
     let mut builder = TranscriptBuilder::default();
     feed(&mut builder, &chunk("agent_message_chunk", "the end"));
-    builder.finish();
+    finish(&mut builder);
     feed(&mut builder, &chunk("agent_message_chunk", " came late"));
     let late = builder.take();
     assert_eq!((shown(&late), revises(&late)), (vec![("agent_message", "the end came late")], vec![true]));
@@ -177,7 +205,7 @@ fn half_of_a_character_waits_for_the_other_half() {
         builder.on_update(&view_update(&raw).unwrap(), &raw);
         assert_eq!(builder.is_in_character(), text.starts_with('a'));
     }
-    assert_eq!(shown(&builder.finish()), [("agent_message", "a😀")]);
+    assert_eq!(shown(&finish(&mut builder)), [("agent_message", "a😀")]);
 }
 
 #[test]
@@ -198,7 +226,7 @@ fn resumed_turn_changes_the_entries_that_are_on_disk() {
     assert!(builder.is_empty());
     feed(&mut builder, &chunk("agent_message_chunk", "b"));
     feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "1", "status": "failed"}));
-    let entries = builder.finish();
+    let entries = finish(&mut builder);
     let places: Vec<_> = entries.iter().map(|entry| entry.place.as_ref().unwrap().seq()).collect();
     assert_eq!((shown(&entries), places), (vec![("agent_message", "ab"), ("tool_call", "")], vec![5, 3]));
     assert_eq!((revises(&entries), &payload(&entries[1])["title"]), (vec![true; 2], &json!("t")));
