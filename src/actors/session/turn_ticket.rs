@@ -331,7 +331,6 @@ impl Begun {
         let report = self.report(&outcome);
         let end = TurnEnd {
             error: failure.clone(),
-            entries: std::mem::take(&mut self.entries),
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
             ..self.row(EndStep::Whole, &outcome, &result, &report, now)
         };
@@ -382,7 +381,7 @@ impl Begun {
         idempotency: Option<Idempotency>,
     ) -> TranscriptBuilder {
         let now = self.services.clock.now();
-        let entries = self.transcript.finish();
+        self.transcript.finish(&mut self.entries);
         let result = self.result(outcome, None, now);
         self.shared.spec.pace.add(now.since(self.progress.accepted_at));
         let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).clone().entered();
@@ -390,7 +389,7 @@ impl Begun {
         log_ended(&self.shared.spec, self.prompt_id, outcome, self.carrier, updates, took);
         let report = self.report(outcome);
         let stored = result.clone().into_bounded_json();
-        let end = TurnEnd { entries, ..self.row(EndStep::Agent, outcome, &stored, &report, now) };
+        let end = self.row(EndStep::Agent, outcome, &stored, &report, now);
         let agent = AgentEnded {
             prompt_id: self.prompt_id,
             session_id: end.session_id,
@@ -414,7 +413,7 @@ impl Begun {
         transcript
     }
 
-    /// The write that ends the turn, or its agent, without the rest of the transcript.
+    /// The write that ends the turn, or its agent. Takes the rest of the transcript.
     fn row(
         &mut self,
         step: EndStep,
@@ -436,7 +435,7 @@ impl Begun {
             state: outcome.state(),
             result: Some(Redacted::new(result.get())),
             error: None,
-            entries: Vec::new(),
+            entries: std::mem::take(&mut self.entries),
             skipped: None,
             now,
         }
