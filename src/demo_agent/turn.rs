@@ -221,6 +221,14 @@ impl Agent {
                     Process::new("sleep").arg("1000").stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn()?;
                 self.say(turn, &child.id().to_string())?;
             }
+            _ => return self.say_unknown(command, turn),
+        }
+        Ok(())
+    }
+
+    /// Sends a message that no client knows, or echoes the command.
+    fn say_unknown(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        match command.word.as_str() {
             "unknown-update" => {
                 let update = json!({"sessionUpdate": "unheard_of", "answer": 42, "_meta": {"kept": true}});
                 self.update(&turn.session, &update)?;

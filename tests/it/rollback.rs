@@ -220,7 +220,7 @@ fn failure_of_both_routes_holds_the_route_and_raises_an_alarm() {
     assert_eq!(flips(&scrape, "acp", "recovery"), 0.0, "no oscillation");
     assert_eq!(scrape.sum("lumilink_both_routes_failing_total", &[]), 1.0);
     assert_eq!(route(&session)["route"], "http");
-    assert!(session.state()["state"] == "idle", "the session stays usable: {}", session.state());
+    session.becomes("idle");
 }
 
 #[test]

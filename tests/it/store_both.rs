@@ -57,7 +57,7 @@ fn two_programs_start_on_one_empty_database_concurrently() {
     let (started, programs) = std::sync::mpsc::sync_channel(2);
     for builder in [start(), start()] {
         let started = started.clone();
-        std::thread::spawn(move || started.send(builder.start()));
+        std::thread::spawn(move || drop(started.send(builder.start())));
     }
     for name in ["one", "two"] {
         let program = programs.recv_timeout(crate::harness::DEADLINE).expect("both start");

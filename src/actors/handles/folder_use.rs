@@ -1,8 +1,9 @@
 //! Keeps the removal of a workspace's folder and its use apart, within this process.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::timeout};
 
 use crate::domain::{
     ids::WorkspaceKey,
@@ -16,9 +17,20 @@ enum Use {
     Removing,
 }
 
+/// Longest wait for a removal. The folder is renamed first, which takes milliseconds; a runtime that does not answer
+/// must not hold a caller for long.
+const REMOVAL_WAIT: Duration = Duration::from_secs(5);
+
 /// Workspaces whose folder is about to be used or removed. Cheap to clone. Holds one entry for each call in progress.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FolderUse(Arc<Mutex<HashMap<WorkspaceKey, Use>>>);
+pub(crate) struct FolderUse(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    used: Mutex<HashMap<WorkspaceKey, Use>>,
+    /// Wakes those that wait for a removal to end.
+    removed: Notify,
+}
 
 /// Ends the use or the removal when it is dropped.
 #[derive(Debug)]
@@ -28,25 +40,43 @@ pub(crate) struct FolderGuard {
 }
 
 impl FolderUse {
-    /// Holds the folder for a session that is being opened, until the session is live and has its row.
+    /// Holds the folder for a session that is being opened, until the session is live and has its row. Waits for a
+    /// removal, at most [`REMOVAL_WAIT`].
     ///
     /// # Errors
-    /// `workspace_unavailable` while the folder is being removed, which takes less than a second. A retry is safe.
-    pub(crate) fn open(&self, key: &WorkspaceKey) -> Result<FolderGuard, Failure> {
-        let mut used = self.0.lock();
-        match used.entry(key.clone()).or_insert(Use::Opening(0)) {
-            Use::Opening(count) => *count += 1,
-            Use::Removing => {
-                let detail = "the folder of the workspace is being removed; try again";
-                return Err(Failure::new(ErrorCode::WorkspaceUnavailable, detail));
+    /// `workspace_unavailable` if the removal does not end in time. A retry is safe.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn open(&self, key: &WorkspaceKey) -> Result<FolderGuard, Failure> {
+        let opened = async {
+            loop {
+                // Registered before the look, so that no end of a removal is missed.
+                let mut removed = std::pin::pin!(self.0.removed.notified());
+                removed.as_mut().enable();
+                if let Some(guard) = self.try_open(key) {
+                    return guard;
+                }
+                removed.await;
             }
+        };
+        timeout(REMOVAL_WAIT, opened).await.map_err(|_| {
+            let detail = "the folder of the workspace is being removed; try again";
+            Failure::new(ErrorCode::WorkspaceUnavailable, detail)
+        })
+    }
+
+    fn try_open(&self, key: &WorkspaceKey) -> Option<FolderGuard> {
+        match self.0.used.lock().entry(key.clone()).or_insert(Use::Opening(0)) {
+            Use::Opening(count) => *count += 1,
+            Use::Removing => return None,
         }
-        Ok(FolderGuard { of: self.clone(), key: key.clone() })
+        Some(FolderGuard { of: self.clone(), key: key.clone() })
     }
 
     /// Holds the folder for its removal; `None` while a session is being opened in it, or another removal runs.
     pub(crate) fn remove(&self, key: &WorkspaceKey) -> Option<FolderGuard> {
-        let mut used = self.0.lock();
+        let mut used = self.0.used.lock();
         if used.contains_key(key) {
             return None;
         }
@@ -57,11 +87,13 @@ impl FolderUse {
 
 impl Drop for FolderGuard {
     fn drop(&mut self) {
-        let mut used = self.of.0.lock();
+        let mut used = self.of.0.used.lock();
         match used.get_mut(&self.key) {
             Some(Use::Opening(count)) if *count > 1 => *count -= 1,
             _ => drop(used.remove(&self.key)),
         }
+        drop(used);
+        self.of.0.removed.notify_waiters();
     }
 }
 
@@ -69,18 +101,23 @@ impl Drop for FolderGuard {
 mod tests {
     use super::*;
 
-    #[test]
-    fn folder_is_not_removed_while_a_session_opens_nor_used_while_it_is_removed() {
+    #[tokio::test]
+    async fn folder_is_not_removed_while_a_session_opens_nor_used_while_it_is_removed() {
         let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "web".parse().unwrap() };
         let used = FolderUse::default();
-        let (first, second) = (used.open(&key).unwrap(), used.open(&key).unwrap());
+        let (first, second) = (used.open(&key).await.unwrap(), used.open(&key).await.unwrap());
         drop(first);
         assert!(used.remove(&key).is_none());
         drop(second);
         let removing = used.remove(&key).unwrap();
         assert!(used.remove(&key).is_none());
-        assert_eq!(used.open(&key).unwrap_err().code, ErrorCode::WorkspaceUnavailable);
+        let opening = tokio::spawn({
+            let (used, key) = (used.clone(), key.clone());
+            async move { used.open(&key).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!opening.is_finished(), "an opening waits for the removal");
         drop(removing);
-        assert!(used.open(&key).is_ok());
+        assert!(opening.await.unwrap().is_ok());
     }
 }

@@ -128,7 +128,7 @@ impl Workspaces {
         // Before anything is created: a full service must refuse without side effects.
         let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
         let services = &self.0.services;
-        let _folder = services.folders.open(&request.workspace)?;
+        let _folder = services.folders.open(&request.workspace).await?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let mcp = mcp::without_secrets(&request.mcp_servers);
@@ -199,7 +199,7 @@ impl Workspaces {
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         // Never refused: the session was admitted when it was opened.
         let seat = self.0.capacity.admit_returning(&row.key.installation_id);
-        let _folder = services.folders.open(&row.key)?;
+        let _folder = services.folders.open(&row.key).await?;
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         if workspace.removed.is_some() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;

@@ -126,9 +126,9 @@ impl Payload {
                     continue;
                 }
             };
-            let left_out = size.saturating_sub(size_of(&name, &value));
-            if left_out > 0 {
-                *self.cut.entry(name.clone()).or_default() += left_out as u64;
+            let omitted = size.saturating_sub(size_of(&name, &value));
+            if omitted > 0 {
+                *self.cut.entry(name.clone()).or_default() += omitted as u64;
             }
             limit = limit.saturating_sub(size_of(&name, &value));
             fitting.insert(name, value);
@@ -242,13 +242,13 @@ impl Cut {
             Value::Number(number) => take(number.to_string().len()),
             Value::String(text) => take(2) && take(self.escaped(text)),
             Value::Array(list) => {
-                take(2 + LEFT_OUT_BYTES)
+                take(2 + OMITTED_BYTES)
                     && self
                         .ends(list.len())
                         .all(|place| list.get(place).is_none_or(|value| self.fits(value, left)) && reduce(left, 1))
             }
             Value::Object(object) => {
-                take(2 + LEFT_OUT_BYTES)
+                take(2 + OMITTED_BYTES)
                     && object
                         .iter()
                         .take(self.members)
@@ -279,7 +279,7 @@ impl Cut {
                 let mut stay: Vec<Value> =
                     self.ends(list.len()).filter_map(|place| list.get(place)).map(|value| self.of(value)).collect();
                 if let Some(missing @ 1..) = list.len().checked_sub(stay.len()) {
-                    stay.insert(stay.len().div_ceil(2), Value::String(left_out(missing)));
+                    stay.insert(stay.len().div_ceil(2), Value::String(omitted(missing)));
                 }
                 Value::Array(stay)
             }
@@ -287,7 +287,7 @@ impl Cut {
                 let mut stay: Map<String, Value> =
                     object.iter().take(self.members).map(|(name, value)| (name.clone(), self.of(value))).collect();
                 if let Some(missing @ 1..) = object.len().checked_sub(self.members) {
-                    stay.insert("…".into(), Value::String(left_out(missing)));
+                    stay.insert("…".into(), Value::String(omitted(missing)));
                 }
                 Value::Object(stay)
             }
@@ -297,9 +297,9 @@ impl Cut {
 }
 
 /// Bytes of the text that marks left out members, with its name in an object.
-const LEFT_OUT_BYTES: usize = 64;
+const OMITTED_BYTES: usize = 64;
 
-fn left_out(members: usize) -> String {
+fn omitted(members: usize) -> String {
     format!("… {members} members left out …")
 }
 

@@ -137,7 +137,7 @@ struct Growing {
     /// True while a change waits for its write.
     is_pending: bool,
     /// True if the turn has too many entries, so that this one is not written.
-    is_left_out: bool,
+    is_omitted: bool,
 }
 
 impl Growing {
@@ -353,10 +353,10 @@ impl TranscriptBuilder {
     }
 
     fn begin_message(&mut self, event_type: &str, message_id: Option<String>) -> u64 {
-        let is_left_out = !self.has_room();
+        let is_omitted = !self.has_room();
         let id = self.insert(event_type, Body::Message { text: String::new(), half: None, message_id });
         if let Some(growing) = self.growing.get_mut(&id) {
-            growing.is_left_out = is_left_out;
+            growing.is_omitted = is_omitted;
         }
         id
     }
@@ -434,13 +434,13 @@ impl TranscriptBuilder {
         let id = self.next_id;
         self.next_id += 1;
         let (event_type, place) = (event_type.to_owned(), EntryPlace::default());
-        self.growing.insert(id, Growing { event_type, body, place, is_pending: false, is_left_out: false });
+        self.growing.insert(id, Growing { event_type, body, place, is_pending: false, is_omitted: false });
         id
     }
 
     /// Marks an entry as changed.
     fn mark(&mut self, id: u64) {
-        if let Some(growing) = self.growing.get_mut(&id).filter(|growing| !growing.is_left_out)
+        if let Some(growing) = self.growing.get_mut(&id).filter(|growing| !growing.is_omitted)
             && !std::mem::replace(&mut growing.is_pending, true)
         {
             self.pending.push_back(Pending::Growing(id));
