@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream};
+
 use super::{AppError, runtime::transports};
 use crate::{
     actors::{
@@ -25,7 +27,7 @@ use crate::{
     cluster::membership::Membership,
     config::Config,
     domain::{clock::Clock, turn::TurnPhase},
-    store::Store,
+    store::{Store, Unfinished},
     telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
 };
@@ -99,6 +101,27 @@ impl SessionsHandle {
     }
 }
 
+/// Turns that are cancelled at once.
+const CANCELS_AT_ONCE: usize = 16;
+/// Longest wait for the cancels of all turns; a runtime that does not answer ends them after its own grace.
+const CANCEL_WAIT: Duration = Duration::from_secs(5);
+
+/// Stops turns over the fallback that still run in a separate runtime, so that no agent works beside a turn that reads
+/// `interrupted`. The route of a turn that fell back is not on disk before its end, so every open turn is named.
+async fn stop_fallback_turns(runtime: &WorkspaceClient, turns: &[Unfinished]) {
+    let cancels = turns.iter().map(|one| async {
+        let prompt_id = one.prompt.prompt_id;
+        match runtime.cancel_turn(prompt_id).await {
+            Ok(true) => tracing::info!(marker = "[ACP]", %prompt_id, "turn over the fallback is being stopped"),
+            Ok(false) => {}
+            Err(cause) => tracing::warn!(marker = "[ACP]", %prompt_id, %cause, "turn could not be stopped"),
+        }
+    });
+    let all = stream::iter(cancels).buffer_unordered(CANCELS_AT_ONCE).collect::<()>();
+    // A timeout was logged for each turn that it concerns.
+    let _ = tokio::time::timeout(CANCEL_WAIT, all).await;
+}
+
 async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppError> {
     let services = workspaces.services();
     let mut unfinished = services.store.unfinished(TurnPhase::Agent).await?;
@@ -113,6 +136,9 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
         }
     }
     unfinished.retain(|one| !resumed.contains(&one.session.session_id));
+    if can_resume {
+        stop_fallback_turns(workspaces.workspace_client(), &unfinished).await;
+    }
     let results = adoption::results_of_interrupted(services, &unfinished).await?;
     let recovered = services.store.recover(services.clock.now(), &resumed, results).await?;
     let automated = closing.len();

@@ -261,3 +261,19 @@ fn killed_supervisor_interrupts_an_http_turn_that_never_runs_twice() {
         assert_eq!(session.says("echo on"), "on");
     }
 }
+
+#[test]
+fn http_turn_of_a_killed_supervisor_is_stopped_and_not_left_running_beside_its_row() {
+    // The grace is longer than the test waits, so that only the new supervisor can have stopped the agent.
+    let mut program =
+        Program::builder().separate_runtime("runtime-token-0123456789").set("runtime.reconnect_grace_s", 300).start();
+    let session = program.api.open("ws");
+    roll_back(&session);
+    let begun = session.call("ticks 100000 20").header("prefer", "respond-async").send().expect(202);
+    eventually("the agent works", || program.agents().len() == 1);
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let row = session.api.get(&format!("/acp/prompt/{}", begun["promptId"].as_str().unwrap())).expect(200);
+    assert_eq!(row["state"], "interrupted", "{row}");
+    eventually("its agent has ended", || program.agents().is_empty());
+}

@@ -8,6 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     contract::{
+        fallback::{PROCESS_PROMPT, TurnCancelled},
         keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
         runtime::{
@@ -15,7 +16,10 @@ use crate::{
             WorkspaceDiff,
         },
     },
-    domain::turn::outcome::{ErrorCode, Failure},
+    domain::{
+        ids::PromptId,
+        turn::outcome::{ErrorCode, Failure},
+    },
 };
 
 /// Sends HTTP requests to one runtime. Cheap to clone.
@@ -185,6 +189,16 @@ impl WorkspaceClient {
     pub(crate) async fn status(&self) -> Result<RuntimeStatus, Failure> {
         // Health probes depend on this answer and have short timeouts of their own.
         self.send(self.client.request(Method::GET, "status").timeout(Duration::from_secs(2))).await
+    }
+
+    /// Cancels a turn over the fallback; false if the runtime runs no such turn. Takes at most 2 s.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
+    pub(crate) async fn cancel_turn(&self, prompt_id: PromptId) -> Result<bool, Failure> {
+        let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
+        let request = self.client.request(Method::DELETE, &path).timeout(Duration::from_secs(2));
+        Ok(self.send::<TurnCancelled>(request).await?.cancelled)
     }
 
     async fn post<T: DeserializeOwned>(
