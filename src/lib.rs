@@ -70,6 +70,8 @@
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
+//! | a second supervisor on one database is refused | `cluster/membership.rs`, `store/replicas.rs` |
+//! | a reload on SIGHUP | `app/reload.rs` |
 //! | a second supervisor waits for the database | `app/membership.rs` claims, `cluster/membership.rs` renews, `domain/membership.rs` decides |
 //! | SIGHUP reloads a setting | `app/reload.rs` |
 //! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |
@@ -210,8 +212,9 @@
 //! **The process `serve` dies**
 //! 1. At start the store lists turns without an end (`store/turns/recovery.rs`).
 //! 2. `actors/session/adoption.rs` reconnects to the agents that the runtime kept; their messages are replayed, and the
-//!    turns end under their ids. All other open turns become `interrupted`, except those whose agent had ended:
-//!    `actors/session/closing.rs` resumes their automation.
+//!    turns end under their ids.
+//! 3. `app/sessions.rs` stops turns over the fallback that still run in a separate runtime. All open turns that are left
+//!    become `interrupted`, except those whose agent had ended: `actors/session/closing.rs` resumes their automation.
 //!
 //! **A subscriber of notifications**
 //! 1. `http/notifications/access.rs` checks the token or ticket before the WebSocket upgrade (101).
